@@ -1,0 +1,49 @@
+# make run: the whole pipeline. make test: the tests. The rest serves these two.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-slow lint up down status smoke clean
+
+help:
+	@echo "make run        train, distil, evaluate: the whole pipeline on the data of params.yaml"
+	@echo "make test       the tests, under 5 minutes"
+	@echo "make test-slow  the rest of them: whole pipelines, kills, real servers"
+	@echo "make up         a local Prefect server, an MLflow server and a worker;  make down  ends them"
+	@echo "make setup      only the environment in $(VENV)"
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
+	touch $(READY)
+
+run: $(READY)
+	@$(BIN)/python -m tasks run
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+up: $(READY)
+	@$(BIN)/python -m flows.services up
+
+down: $(READY)
+	@$(BIN)/python -m flows.services down
+
+status: $(READY)
+	@$(BIN)/python -m flows.services status
+
+clean:
+	rm -rf artifacts .resume .workspaces mlflow.db mlruns dvc.lock

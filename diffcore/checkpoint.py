@@ -1,0 +1,189 @@
+"""A checkpoint: a folder that diffusers opens, and its birth certificate `card.json`, written last.
+
+    unet/config.json  unet/diffusion_pytorch_model.safetensors  scheduler/scheduler_config.json  model_index.json  card.json
+
+A folder without a valid card and matching sha256s is not a checkpoint. Weights are safetensors only; nothing is unpickled.
+The card holds nothing that changes from run to run (no dates, no seconds), so equal jobs give equal bytes.
+"""
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffcore import disk, schedule
+from diffcore.denoiser import HEADS, LABELS, NetDenoiser
+from diffcore.mistake import Mistake
+from diffcore.trajectory import Trajectory
+
+SCHEMA = 1
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Card:
+    """Where a checkpoint comes from and what it is good for.
+
+    schedule: `{"name": ...}` as schedule.to_json gives it. solver: what its method samples it with, a word of SOLVERS. grid:
+    the only times it may be sampled at, null for any.
+    image: its samples' shape [c, h, w]. parent: digest of the teacher, null for none. data: digest of the shards.
+    parameters: everything params.yaml said about it. code: digest of the source that trained it. cost: iterations, images
+    and network calls. files: sha256 of each file. digest: of all these files.
+    """
+
+    schema: int
+    name: str
+    method: str
+    schedule: dict[str, Any]
+    head: str
+    solver: str
+    grid: list[float] | None
+    image: list[int]
+    weights: str
+    parent: str | None
+    data: str
+    parameters: dict[str, Any]
+    seed: int
+    code: str
+    torch: str
+    cost: dict[str, float]
+    files: dict[str, str]
+    digest: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified folder, opened."""
+
+    card: Card
+    denoiser: NetDenoiser
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[c, h, w] of a sample."""
+        return tuple(self.card.image)
+
+    def to(self, device: torch.device) -> "Checkpoint":
+        """The same on another device, laid out as convolutions like it."""
+        return Checkpoint(self.card, self.denoiser.to(device, memory_format=torch.channels_last))
+
+
+def save(folder: Path, denoiser: NetDenoiser, image: tuple[int, ...], about: dict[str, Any]) -> Card:
+    """Writes a checkpoint so that it is whole or not there. `about` gives the card's name, method, solver, weights, parent,
+    data, parameters, seed, code, torch and cost; the rest is taken from the denoiser."""
+    from safetensors.torch import save_file
+
+    with disk.folder(Path(folder)) as new:
+        (new / "unet").mkdir()
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in denoiser.net.state_dict().items()}
+        save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})
+        disk.write_json(new / "unet/config.json", denoiser.net.config_json())
+        pipeline, scheduler = _scheduler(denoiser, about["solver"])
+        disk.write_json(new / "scheduler/scheduler_config.json", scheduler)
+        disk.write_json(new / "model_index.json", _model_index(pipeline, scheduler, denoiser.net))
+        files = {str(file.relative_to(new)): disk.sha256(file) for file in sorted(new.rglob("*")) if file.is_file()}
+        card = Card(
+            schema=SCHEMA,
+            schedule=schedule.to_json(denoiser.schedule),
+            head=denoiser.head,
+            grid=list(denoiser.grid.times) if denoiser.grid else None,
+            image=list(image),
+            files=files,
+            digest=disk.digest(files),
+            **about,
+        )
+        disk.write_json(new / "card.json", asdict(card))
+    return card
+
+
+def read_card(folder: Path) -> Card:
+    """The card alone, its own fields checked; the weights are not read."""
+    path = Path(folder) / "card.json"
+    if not path.exists():
+        raise Mistake(f"{folder} is not a checkpoint: it has no card.json; run the stage that makes it")
+    try:
+        fields = json.loads(path.read_text())
+        card = Card(**fields)
+    except (ValueError, TypeError) as error:
+        raise Mistake(f"{path} is damaged ({_first_line(error)}); run the stage that makes it again") from None
+    if card.schema != SCHEMA:
+        raise Mistake(
+            f"{path} has schema {card.schema}, this version reads {SCHEMA}; run the stage that makes it again"
+        )
+    if card.head not in HEADS:
+        raise Mistake(f"{path} names the head {card.head!r}; known: {', '.join(HEADS)}")
+    if card.digest != disk.digest(card.files):
+        raise Mistake(f"{path} was changed: its digest does not fit its files; run the stage that makes it again")
+    return card
+
+
+def load(folder: Path) -> Checkpoint:
+    """Opens a checkpoint after checking every sha256; a missing, damaged or foreign folder is a Mistake."""
+    folder = Path(folder)
+    card = read_card(folder)
+    for name, digest in card.files.items():
+        file = folder / name
+        if not file.is_file():
+            raise Mistake(f"{folder} is not whole: {name} is missing; run the stage that makes it again")
+        if disk.sha256(file) != digest:
+            raise Mistake(f"{file} is damaged: its sha256 does not fit the card; run the stage that makes it again")
+    net = open_net(folder / "unet").eval().requires_grad_(False)
+    grid = Trajectory(tuple(card.grid)) if card.grid else None
+    return Checkpoint(card, NetDenoiser(net, schedule.from_json(card.schedule), card.head, grid))
+
+
+def open_net(folder: Path) -> nn.Module:
+    """The network in a folder of diffusers' format: our U-Net where it fits, else through the adapter."""
+    from diffcore.nets import open_folder
+
+    return open_folder(folder)
+
+
+def _scheduler(denoiser: NetDenoiser, solver: str) -> tuple[str, dict[str, Any]]:
+    """The diffusers pipeline and scheduler that sample as we do.
+
+    T betas with alpha-bar_j = alpha(t = (j + 1)/T)^2 and "trailing" spacing make diffusers' index j our label T t - 1, so a
+    trajectory of K even steps is exact where K divides T. A consistency student is sampled by LCM's multistep rule with its
+    boundary scalings switched off: a v network has the boundary condition built in.
+    """
+    t = torch.arange(LABELS + 1, dtype=torch.float64) / LABELS
+    alpha_bar = denoiser.schedule.alpha(t) ** 2
+    common = {
+        "_diffusers_version": "0.36.0",
+        "num_train_timesteps": LABELS,
+        "trained_betas": (1 - alpha_bar[1:] / alpha_bar[:-1]).tolist(),
+        "prediction_type": {"v": "v_prediction", "eps": "epsilon", "x0": "sample"}[denoiser.head],
+        "clip_sample": False,
+        "set_alpha_to_one": True,
+        "steps_offset": 0,
+        "timestep_spacing": "trailing",
+        "rescale_betas_zero_snr": False,
+        "thresholding": False,
+    }
+    if solver != "renoise":
+        return "DDIMPipeline", {"_class_name": "DDIMScheduler", **common}
+    own = {"original_inference_steps": 64, "timestep_scaling": 1e6}
+    return "DDPMPipeline", {"_class_name": "LCMScheduler", **common, **own}
+
+
+def _model_index(pipeline: str, scheduler: dict[str, Any], net: nn.Module) -> dict[str, Any]:
+    return {
+        "_class_name": pipeline,
+        "_diffusers_version": scheduler["_diffusers_version"],
+        "scheduler": ["diffusers", scheduler["_class_name"]],
+        "unet": ["diffusers", net.config_json()["_class_name"]],
+    }
+
+
+def code_digest() -> str:
+    """Digest of the source of every diffcore module loaded by now: the code that a training run depends on."""
+    loaded = {name: module.__file__ for name, module in sys.modules.items() if name.split(".")[0] == "diffcore"}
+    return disk.digest({name: disk.sha256(Path(file)) for name, file in loaded.items() if file})
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

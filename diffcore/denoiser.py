@@ -1,0 +1,176 @@
+"""What a network believes about x_0, and everything that can hold such a belief."""
+
+import abc
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from diffcore.schedule import Level, Schedule
+from diffcore.shapes import PerSample, Sample
+from diffcore.trajectory import Trajectory
+
+LABELS = 1024
+"""T of the label c = T t - 1 that a network is given: a power of two, so that every halving lands on an integer."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One belief about (x_0, eps) given x_t = alpha x_0 + sigma eps; four readings of it, [b, *x] each.
+
+    `v` is the velocity in the angle of the variance-preserving rescaling x_t / hypot(alpha, sigma).
+    """
+
+    x0: Sample
+    eps: Sample
+    level: Level
+
+    @property
+    def v(self) -> Sample:
+        size = torch.hypot(self.level.alpha, self.level.sigma)
+        return (self.level.alpha * self.eps - self.level.sigma * self.x0) / size
+
+    @property
+    def score(self) -> Sample:
+        """The gradient of log p_t at x_t, -eps / sigma. Infinite where sigma is 0."""
+        return -self.eps / self.level.sigma
+
+
+def from_x0(x_t: Sample, level: Level, x0: Sample) -> Prediction:
+    """Singular at sigma = 0."""
+    return Prediction(x0, (x_t - level.alpha * x0) / level.sigma, level)
+
+
+def from_eps(x_t: Sample, level: Level, eps: Sample) -> Prediction:
+    """Singular at alpha = 0."""
+    return Prediction((x_t - level.sigma * eps) / level.alpha, eps, level)
+
+
+def from_v(x_t: Sample, level: Level, v: Sample) -> Prediction:
+    """Singular nowhere: with C, S = cos, sin of the angle, x_0 = C z - S v and eps = S z + C v."""
+    size = torch.hypot(level.alpha, level.sigma)
+    c, s = level.alpha / size, level.sigma / size
+    z = x_t / size
+    return Prediction(c * z - s * v, s * z + c * v, level)
+
+
+def from_score(x_t: Sample, level: Level, score: Sample) -> Prediction:
+    """Singular at alpha = 0."""
+    return from_eps(x_t, level, -level.sigma * score)
+
+
+HEADS = {"x0": from_x0, "eps": from_eps, "v": from_v, "score": from_score}
+
+
+class Denoiser(nn.Module, abc.ABC):
+    """(x_t, t) -> Prediction.
+
+    schedule: the noise schedule that t refers to.
+    grid: None if the denoiser means what it says at every time; otherwise the only trajectory it may be sampled on (a
+    progressive student's velocity is the average over its own step).
+    """
+
+    schedule: Schedule
+    grid: Trajectory | None
+
+    @abc.abstractmethod
+    def forward(self, x_t: Sample, t: PerSample) -> Prediction:
+        """x_t: [b, *x], t: [b] in [0, 1]."""
+
+
+class NetDenoiser(Denoiser):
+    """A network `net(x_t, label) -> [b, *x]` read through a head. The label is T t - 1 with T = 1024, a float.
+
+    The network sees x_t as it is, so the schedule must be a variance-preserving one.
+    """
+
+    def __init__(self, net: nn.Module, schedule: Schedule, head: str = "v", grid: Trajectory | None = None):
+        super().__init__()
+        self.net, self.schedule, self.head, self.grid = net, schedule, head, grid
+
+    def forward(self, x_t: Sample, t: PerSample) -> Prediction:
+        out = self.net(x_t, label(t)).to(x_t.dtype)
+        return HEADS[self.head](x_t, self.schedule.level(t, x_t), out)
+
+
+def label(t: PerSample) -> PerSample:
+    """What a network is told about t, [b], float32: diffusers' index of t on a grid of T = 1024 steps."""
+    return (t.double() * LABELS - 1).float()
+
+
+class Rescaled(Denoiser):
+    """The same belief under another schedule: x_t is scaled to the inner schedule's point of equal alpha/sigma.
+
+    At times whose SNR the inner schedule never reaches its inverse is asked outside [0, 1].
+    """
+
+    def __init__(self, inner: Denoiser, schedule: Schedule):
+        super().__init__()
+        self.inner, self.schedule, self.grid = inner, schedule, inner.grid
+
+    def forward(self, x_t: Sample, t: PerSample) -> Prediction:
+        inner_t = self.inner.schedule.time(self.schedule.half_logsnr(t))
+        level, inner = self.schedule.level(t, x_t), self.inner.schedule.level(inner_t, x_t)
+        scale = torch.hypot(inner.alpha, inner.sigma) / torch.hypot(level.alpha, level.sigma)
+        belief = self.inner(x_t * scale, inner_t)
+        return Prediction(belief.x0, belief.eps, level)
+
+
+class GaussianDenoiser(Denoiser):
+    """The exact denoiser of x_0 ~ N(mean, diag(variance)): the first ruler of this project.
+
+    mean, variance: [*x]. The flow map, Gamma and every optimal variance are closed forms too.
+    """
+
+    def __init__(self, mean: Tensor, variance: Tensor, schedule: Schedule):
+        super().__init__()
+        self.mean, self.variance, self.schedule, self.grid = mean, variance, schedule, None
+
+    def forward(self, x_t: Sample, t: PerSample) -> Prediction:
+        level = self.schedule.level(t, x_t)
+        total = level.alpha**2 * self.variance + level.sigma**2
+        pull = (x_t - level.alpha * self.mean) / total
+        return Prediction(self.mean + level.alpha * self.variance * pull, level.sigma * pull, level)
+
+    def flow(self, x_t: Sample, t: PerSample, s: PerSample) -> Sample:
+        """The exact probability-flow map from t to s: the standardised x stays as it is."""
+        at, to = self.schedule.level(t, x_t), self.schedule.level(s, x_t)
+        ratio = (to.alpha**2 * self.variance + to.sigma**2) / (at.alpha**2 * self.variance + at.sigma**2)
+        return to.alpha * self.mean + ratio.sqrt() * (x_t - at.alpha * self.mean)
+
+    def gamma(self, t: PerSample) -> PerSample:
+        """Gamma = E|score|^2 / d, the mean over coordinates of 1 / (alpha^2 c^2 + sigma^2). [b], float64."""
+        flat = self.variance.double().flatten()
+        return (
+            (self.schedule.alpha(t)[:, None] ** 2 * flat + self.schedule.sigma(t)[:, None] ** 2)
+            .reciprocal()
+            .mean(1)
+        )
+
+
+class MixtureDenoiser(Denoiser):
+    """The exact denoiser of a mixture of diagonal Gaussians: exact score, no closed flow; the ruler for several modes.
+
+    weights: [k], means, variances: [k, *x].
+    """
+
+    def __init__(self, weights: Tensor, means: Tensor, variances: Tensor, schedule: Schedule):
+        super().__init__()
+        self.weights, self.means, self.variances = weights, means, variances
+        self.schedule, self.grid = schedule, None
+
+    def forward(self, x_t: Sample, t: PerSample) -> Prediction:
+        level = self.schedule.level(t, x_t)
+        alpha, sigma = level.alpha.unsqueeze(1), level.sigma.unsqueeze(1)
+        total = alpha**2 * self.variances + sigma**2  # [b, k, *x]
+        away = x_t.unsqueeze(1) - alpha * self.means
+        log_density = -0.5 * (away**2 / total + total.log()).flatten(2).sum(2)
+        share = torch.softmax(self.weights.to(x_t.dtype).log() + log_density, 1)
+        share = share.reshape(*share.shape, *([1] * (x_t.ndim - 1)))
+        x0 = (share * (self.means + alpha * self.variances * away / total)).sum(1)
+        return Prediction(x0, (share * sigma * away / total).sum(1), level)
+
+
+def per_sample(t: float, like: Sample) -> PerSample:
+    """One time for a whole batch: [b], float64, on its device."""
+    return torch.full((len(like),), t, dtype=torch.float64, device=like.device)

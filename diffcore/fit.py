@@ -1,0 +1,342 @@
+"""The training loop: batches in, weights out, on whatever device accelerate gives.
+
+A step is a pure function of (seed, step) and the weights. So a run that is killed at any instant and started again ends
+with the same bytes on a CPU, and the global batch does not depend on the number of processes.
+"""
+
+import contextlib
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from diffcore.denoiser import Denoiser, NetDenoiser
+from diffcore.draw import draw
+from diffcore.feed import Feed
+from diffcore.methods import Roles
+from diffcore.mistake import Mistake
+from diffcore.resume import Resume
+
+
+@dataclass(frozen=True)
+class Config:
+    """How long and how fast.
+
+    iterations: updates. batch: images per update over all processes. lr: AdamW's learning rate, reached after `warmup`
+    updates, then lowered to 0 along a half cosine or kept. ema: decay of the average that is the result, ramped up as
+    (1 + n)/(10 + n). clip: largest norm of the gradient, null for none. accumulate: parts a batch is split into, to save
+    memory.
+    """
+
+    iterations: int
+    batch: int
+    lr: float
+    ema: float
+    warmup: int = 0
+    decay: Literal["cosine", "none"] = "cosine"
+    weight_decay: float = 0.01
+    clip: float | None = None
+    accumulate: int = 1
+
+    def __post_init__(self):
+        for name in ("iterations", "batch", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.lr <= 0:
+            raise ValueError(f"lr must be positive, got {self.lr}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must be in [0, 1), got {self.ema}: an average with decay 1 never moves")
+        if self.warmup < 0 or self.weight_decay < 0 or (self.clip is not None and self.clip <= 0):
+            raise ValueError("warmup and weight_decay must not be negative, and clip must be positive or null")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of update `step`, counted from 0."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        if self.decay == "none":
+            return self.lr
+        done = (step - self.warmup) / max(1, self.iterations - self.warmup)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and in which numbers; changes nothing that a result is keyed by.
+
+    threads: of one process on a CPU. precision: `auto` is bf16 on a GPU that has it and float32 elsewhere. compile:
+    torch.compile the networks (minutes to start with). save_seconds: how much work a kill may cost. memory_gb: data up to
+    this size are kept in memory (on the GPU where there is one), larger ones are streamed.
+    """
+
+    threads: int
+    precision: Literal["auto", "no", "bf16"]
+    compile: bool
+    save_seconds: float
+    memory_gb: float
+
+    def __post_init__(self):
+        if self.threads < 1 or self.save_seconds <= 0 or self.memory_gb < 0:
+            raise ValueError("threads must be at least 1, save_seconds positive and memory_gb not negative")
+
+    @property
+    def device(self) -> torch.device:
+        """Where one process computes: its own GPU, or the CPU."""
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass(frozen=True)
+class Event:
+    """What is reported: loss and gradient norm are means over the steps since the event before."""
+
+    step: int
+    images: int
+    loss: float
+    grad_norm: float
+    lr: float
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: which method, for how long, on what, with which dice."""
+
+    method: ModuleType
+    method_config: Any
+    config: Config
+    feed: Feed
+    seed: int
+    events: int = 100
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The averaged network, the curve, and the seconds it took over all the processes that worked at it in turn."""
+
+    net: nn.Module
+    curve: list[Event]
+    seconds: float
+
+
+class Diverged(Mistake):
+    """A loss or gradient is not finite; nothing was updated with it, and the last good state is on disk."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop; its state is saved, and the same command goes on from there."""
+
+
+def fit(
+    job: Job,
+    student: NetDenoiser,
+    teacher: Denoiser | None,
+    compute: Compute,
+    resume: Resume | None = None,
+    on_event: Callable[[Event], None] = lambda event: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Fitted:
+    """Trains a copy of `student` by one method; returns its EMA.
+
+    `resume` holds the state of this very job, if there is any. The state is saved about every `compute.save_seconds`, at
+    the end, and when `stop()` turns true, which raises Stopped.
+    """
+    use_threads(compute.threads)
+    loop = _Loop(job, student, teacher, compute)
+    loop.restore(resume)
+    saved = time.monotonic()
+    while loop.step < job.config.iterations:
+        event = loop.update()
+        if event:
+            on_event(event)
+        stopping, due = loop.anywhere(stop(), time.monotonic() - saved > compute.save_seconds)
+        if resume and (stopping or due or loop.step == job.config.iterations):
+            loop.save(resume)
+            saved = time.monotonic()
+        if stopping and loop.step < job.config.iterations:
+            raise Stopped(f"stopped after {loop.step} of {job.config.iterations} steps")
+    return Fitted(loop.ema.cpu(), loop.curve, loop.seconds())
+
+
+class _Loop:
+    """What changes from step to step."""
+
+    def __init__(self, job: Job, student: NetDenoiser, teacher: Denoiser | None, compute: Compute):
+        self.job, self.accelerator = job, Accelerator(mixed_precision=_precision(compute.precision))
+        device = self.accelerator.device
+        self.net = copy.deepcopy(student.net).to(device, memory_format=torch.channels_last).train()
+        self.net.requires_grad_(True)
+        self.ema = _frozen(self.net)
+        decay = job.method.target_decay(job.method_config) if hasattr(job.method, "target_decay") else 0.0
+        self.target_decay, self.target = decay, _frozen(self.net) if decay else self.net
+        if teacher is not None:
+            teacher = copy.deepcopy(teacher).to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        if compute.compile:
+            for net in {id(net): net for net in (self.net, self.target, teacher) if net is not None}.values():
+                net.compile()
+        optimizer = torch.optim.AdamW(
+            self.net.parameters(), lr=job.config.lr, betas=(0.9, 0.99), weight_decay=job.config.weight_decay, fused=True
+        )
+        prepared, self.optimizer = self.accelerator.prepare(self.net, optimizer)
+        self.roles = Roles(_with(student, prepared), teacher, _with(student, self.target))
+        self.step, self.curve, self.since = 0, [], []
+        self.started, self.before = time.monotonic(), 0.0
+        self.rows = _rows(job.config, self.accelerator.process_index, self.accelerator.num_processes)
+
+    def update(self) -> Event | None:
+        """One step; an Event where the curve has a point."""
+        job, config = self.job, self.job.config
+        loss, norm = self._gradient()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise Diverged(
+                f"step {self.step + 1}: the loss is {loss} and the gradient norm {norm}; nothing was updated with it. "
+                "Lower lr, set clip, or look for odd images in the data"
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.rate(self.step)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        _average(self.ema, self.net, min(config.ema, (1 + self.step) / (10 + self.step)))
+        if self.target_decay:
+            _average(self.target, self.net, self.target_decay)
+        self.since.append((loss, norm))
+        if self.step % max(1, config.iterations // job.events) and self.step < config.iterations:
+            return None
+        return self._event()
+
+    def _gradient(self) -> tuple[float, float]:
+        """Leaves the gradient of the global batch in the parameters; its loss and norm."""
+        job, config = self.job, self.job.config
+        own = slice(self.rows[0].start, self.rows[-1].stop)
+        x0, _ = job.feed.batch(self.step, own)
+        x0 = x0.to(self.accelerator.device, memory_format=torch.channels_last)
+        dice = draw(x0, job.seed, "train", self.step, count=config.batch)
+        if _dropout(self.net):  # the one thing in torch that only a global generator feeds
+            torch.manual_seed(job.seed * 1_000_003 + self.step * 1009 + self.accelerator.process_index)
+        total, progress = torch.zeros((), device=x0.device), self.step / config.iterations
+        for number, rows in enumerate(self.rows):
+            last = number + 1 == len(self.rows)
+            with self.accelerator.autocast(), _sync(self.accelerator, self.roles.student.net, last):
+                per = job.method.loss(job.method_config, self.roles, x0[_from(rows, own)], dice[rows], progress)
+                loss = per.float().mean() / len(self.rows)
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        loss = float(self.accelerator.reduce(total, "mean"))
+        norm = nn.utils.get_total_norm([p.grad for p in self.net.parameters() if p.grad is not None])
+        if config.clip is not None:
+            nn.utils.clip_grads_with_norm_(self.net.parameters(), config.clip, norm)
+        return loss, float(norm)
+
+    def _event(self) -> Event:
+        losses, norms = zip(*self.since)
+        count, self.since = len(self.since), []
+        config = self.job.config
+        event = Event(
+            self.step, self.step * config.batch, sum(losses) / count, sum(norms) / count, config.rate(self.step - 1)
+        )
+        self.curve.append(event)
+        return event
+
+    def anywhere(self, *flags: bool) -> list[bool]:
+        """Whether each flag is up in any process, so that all act together."""
+        if self.accelerator.num_processes == 1:
+            return list(flags)
+        up = torch.tensor(flags, dtype=torch.float32, device=self.accelerator.device)
+        return [bool(flag) for flag in self.accelerator.reduce(up, "sum")]
+
+    def save(self, resume: Resume) -> None:
+        if self.accelerator.is_main_process:
+            curve = [asdict(event) for event in self.curve]
+            facts = {"curve": curve, "since": self.since, "seconds": self.seconds()}
+            resume.save(self.step, self._tensors(), facts)
+        self.accelerator.wait_for_everyone()
+
+    def restore(self, resume: Resume | None) -> None:
+        """Goes on from the newest state of this job, if there is one."""
+        found = resume.load() if resume else None
+        if found is None:
+            return
+        self.step, tensors, facts = found
+        self.curve, self.since = [Event(**event) for event in facts["curve"]], [tuple(pair) for pair in facts["since"]]
+        self.before = facts["seconds"]
+        self._start_moments()
+        for name, tensor in self._tensors().items():
+            tensor.copy_(tensors[name])
+
+    def seconds(self) -> float:
+        return self.before + time.monotonic() - self.started
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Everything a step reads, by name; the tensors themselves, not copies."""
+        nets = {"net": self.net, "ema": self.ema} | ({"target": self.target} if self.target_decay else {})
+        found = {f"{role}/{name}": p.detach() for role, net in nets.items() for name, p in net.named_parameters()}
+        for name, parameter in self.net.named_parameters():
+            moments = self.optimizer.state[parameter]
+            found |= {f"{key}/{name}": moments[key] for key in ("step", "exp_avg", "exp_avg_sq")}
+        return found
+
+    def _start_moments(self) -> None:
+        for parameter in self.net.parameters():
+            zeros = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            self.optimizer.state[parameter] = {"step": step, "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
+
+
+def _precision(word: str) -> str:
+    if word != "auto":
+        return word
+    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+
+
+def _frozen(net: nn.Module) -> nn.Module:
+    return copy.deepcopy(net).eval().requires_grad_(False)
+
+
+def _with(denoiser: NetDenoiser, net: nn.Module) -> NetDenoiser:
+    # the student's own grid restricts sampling, not training
+    return NetDenoiser(net, denoiser.schedule, denoiser.head)
+
+
+def _rows(config: Config, rank: int, processes: int) -> list[slice]:
+    """This process's parts of the global batch."""
+    parts = processes * config.accumulate
+    if config.batch % parts:
+        raise Mistake(
+            f"batch {config.batch} does not divide into {processes} processes x accumulate {config.accumulate}"
+        )
+    size = config.batch // parts
+    first = rank * config.accumulate
+    return [slice(part * size, (part + 1) * size) for part in range(first, first + config.accumulate)]
+
+
+def _from(rows: slice, own: slice) -> slice:
+    return slice(rows.start - own.start, rows.stop - own.start)
+
+
+def _sync(accelerator: Accelerator, net: nn.Module, last: bool):
+    # gradients travel between processes once a step, with the last part
+    return contextlib.nullcontext() if last else accelerator.no_sync(net)
+
+
+def _dropout(net: nn.Module) -> bool:
+    return any(isinstance(module, nn.Dropout) and module.p > 0 for module in net.modules())
+
+
+@torch.no_grad()
+def _average(average: nn.Module, net: nn.Module, decay: float) -> None:
+    torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
+
+
+def use_threads(threads: int) -> None:
+    """How many threads this process computes with on a CPU."""
+    torch.set_num_threads(threads)
+
+
+def torch_version() -> str:
+    """The release of torch without its build: what a bit-for-bit resume depends on."""
+    return torch.__version__.partition("+")[0]

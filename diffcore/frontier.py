@@ -1,0 +1,247 @@
+"""Quality against network calls: every way to sample as a point, which of them count, and which one to ship."""
+
+import csv
+import dataclasses
+import io
+import math
+import textwrap
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from diffcore.mistake import Mistake
+from diffcore.quality import RESAMPLES, Floor
+
+SCHEMA = 1
+WIDTH = 110
+"""Columns of the printed table."""
+
+SHARED = ("n", "seed", "features", "weights")
+"""What all points of a frontier have in common; numbers that differ in one of these are not comparable."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One way to sample, and what it was found to be worth.
+
+    nfe: network calls for each sample. fd, kid, fd_pixels: see diffcore/quality.py, `*_se` their standard errors.
+    rmse_teacher: against the teacher's samples from the same noise, None where there is nothing to compare. n, seed:
+    how many samples, from which noise. weights: which of the checkpoint's. features: digest of the feature network.
+    times: the trajectory's.
+    """
+
+    name: str
+    method: str
+    checkpoint: str
+    sampler: str
+    trajectory: str
+    nfe: float | int
+    fd: float
+    fd_se: float
+    kid: float
+    kid_se: float
+    fd_pixels: float
+    fd_pixels_se: float
+    rmse_teacher: float | None
+    rmse_teacher_se: float | None
+    ms_per_image: float
+    n: int
+    seed: int
+    weights: str
+    features: str
+    checkpoint_digest: str
+    times: tuple[float, ...]
+
+    def __post_init__(self):
+        numbers = {key: value for key, value in vars(self).items() if isinstance(value, int | float)}
+        for key, value in numbers.items():
+            if not math.isfinite(value):
+                raise ValueError(f"point {self.name}: {key} is {value}; a number that is not finite cannot be compared")
+        if self.nfe <= 0:
+            raise ValueError(f"point {self.name}: nfe must be positive, got {self.nfe}")
+
+    def dominates(self, other: "Point") -> bool:
+        """No worse in network calls and in fd, and better in one of them."""
+        no_worse = self.nfe <= other.nfe and self.fd <= other.fd
+        return no_worse and (self.nfe < other.nfe or self.fd < other.fd)
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The point to ship, and a sentence with the numbers that speak for it."""
+
+    point: Point
+    reason: str
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """Points measured alike: a Mistake if they differ in n, seed, feature network or kind of weights.
+
+    floor: what real images score against real ones. data: digest of the real images.
+    """
+
+    points: tuple[Point, ...]
+    floor: Floor
+    data: str
+
+    def __post_init__(self):
+        if not self.points:
+            raise Mistake("a frontier needs at least one point; evaluate something first")
+        names = [point.name for point in self.points]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise Mistake(f"two points are called {twice[0]!r}; give each way to sample a name of its own")
+        for key in SHARED:
+            _check_shared(self.points, key)
+
+    def non_dominated(self) -> tuple[Point, ...]:
+        """The points that no other dominates, by rising network calls. Of equal ones all stay."""
+        return tuple(p for p in self._sorted() if not any(q.dominates(p) for q in self.points))
+
+    def recommend(self, tolerance: float, reference: Point | None = None) -> Recommendation:
+        """The fewest network calls whose fd is at most `tolerance` times that of `reference`.
+
+        Without a reference it is the teacher's best fd, over all ways to sample the teacher; those may be recommended too.
+        Among equally many calls the lowest fd wins. If no point qualifies it is the one with the best fd, and the reason
+        says so.
+        """
+        if not tolerance > 0:
+            raise ValueError(f"tolerance must be positive, got {tolerance}")
+        whose = "the teacher's best" if reference is None else "the reference"
+        reference = reference or self._best_teacher()
+        allowed = tolerance * reference.fd
+        bar = f"{tolerance:g} times {whose} ({_told(reference)}), which allows fd {allowed:.3g}"
+        chosen = next((p for p in self._sorted() if p.fd <= allowed), None)
+        if chosen is None:
+            chosen = min(self.points, key=lambda p: (p.fd, p.nfe, p.name))
+            return Recommendation(chosen, f"{_told(chosen)}: the best fd there is, for no point is within {bar}.")
+        reason = f"{_told(chosen)}: the fewest network calls within {bar}{_doubt(chosen, reference, tolerance)}."
+        return Recommendation(chosen, reason)
+
+    def table(self) -> str:
+        """For a terminal, at most WIDTH columns: rows by rising network calls and then fd, `*` on the frontier."""
+        front = self.non_dominated()
+        rows = [_HEADINGS, *(_row(point, point in front) for point in self._sorted())]
+        return "\n".join([*_aligned(rows), "", *self._notes()]) + "\n"
+
+    def to_csv(self) -> str:
+        """A row for each point with all its fields, in the order given; `frontier` is 1 for those not dominated."""
+        front = self.non_dominated()
+        fields = [field.name for field in dataclasses.fields(Point)]
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow([*fields, "frontier"])
+        for point in self.points:
+            row = {**vars(point), "times": " ".join(map(str, point.times))}
+            writer.writerow([*(row[field] for field in fields), int(point in front)])
+        return out.getvalue()
+
+    def to_json(self, recommended: Recommendation | None = None) -> dict[str, Any]:
+        """What artifacts/frontier.json holds: schema, about, floor, points, recommended {name, reason} or None."""
+        shared = {key: getattr(self.points[0], key) for key in SHARED}
+        return {
+            "schema": SCHEMA,
+            "about": {**shared, "data": self.data, "resamples": RESAMPLES},
+            "floor": {**vars(self.floor), "n": list(self.floor.n)},
+            "points": [{**vars(point), "times": list(point.times)} for point in self.points],
+            "recommended": recommended and {"name": recommended.point.name, "reason": recommended.reason},
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Frontier":
+        """The inverse of `to_json`, exact to the last bit; a Mistake for anything else."""
+        try:
+            if value["schema"] != SCHEMA:
+                raise ValueError(f"schema {value['schema']}, this version reads {SCHEMA}")
+            points = tuple(Point(**{**row, "times": tuple(row["times"])}) for row in value["points"])
+            floor = Floor(**{**value["floor"], "n": tuple(value["floor"]["n"])})
+            return cls(points, floor, value["about"]["data"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise Mistake(f"not a frontier of this version ({error}); run the stage `evaluate` again") from error
+
+    def _sorted(self) -> list[Point]:
+        return sorted(self.points, key=lambda p: (p.nfe, p.fd, p.name))
+
+    def _best_teacher(self) -> Point:
+        teachers = [point for point in self.points if point.method == "teacher"]
+        if not teachers:
+            raise Mistake(
+                "no point samples the teacher, so nothing says what quality is enough; evaluate the teacher too"
+            )
+        return min(teachers, key=lambda p: (p.fd, p.nfe, p.name))
+
+    def _notes(self) -> list[str]:
+        first, floor = self.points[0], self.floor
+        notes = [
+            "* on the frontier: no other point has as low an fd with as few network calls",
+            f"N = {first.n} samples each, noise seed {first.seed}, {first.weights} weights, feature network "
+            f"{first.features[:12]}; +- is one standard error over the samples drawn, not over trainings",
+            f"floor, {floor.n[0]} real images against {floor.n[1]} others: fd {plus_minus(floor.fd, floor.fd_se)}, "
+            f"kid {plus_minus(floor.kid, floor.kid_se)}, fd_pixels {plus_minus(floor.fd_pixels, floor.fd_pixels_se)}",
+        ]
+        return [line for note in notes for line in textwrap.wrap(note, WIDTH, break_on_hyphens=False)]
+
+
+def plus_minus(value: float, se: float) -> str:
+    """`2.29+-0.11`: both to the second digit of the standard error, at most 6 decimals."""
+    decimals = min(max(1 - math.floor(math.log10(se)), 0), 6) if se > 0 else 4
+    return f"{value:.{decimals}f}+-{se:.{decimals}f}"
+
+
+_HEADINGS = ["", "name", "calls", "fd", "kid", "fd_pixels", "rmse_teacher", "ms/image"]
+_NAME = _HEADINGS.index("name")
+
+
+def _row(point: Point, on_frontier: bool) -> list[str]:
+    fidelity = "-" if point.rmse_teacher is None else plus_minus(point.rmse_teacher, point.rmse_teacher_se or 0.0)
+    return [
+        "*" if on_frontier else "",
+        point.name,
+        f"{point.nfe:g}",
+        plus_minus(point.fd, point.fd_se),
+        plus_minus(point.kid, point.kid_se),
+        plus_minus(point.fd_pixels, point.fd_pixels_se),
+        fidelity,
+        f"{point.ms_per_image:.3g}",
+    ]
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    """Columns two blanks apart, names to the left and numbers to the right; a name that does not fit loses its middle."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows)]
+    widths[_NAME] = min(widths[_NAME], WIDTH - 2 * (len(widths) - 1) - sum(widths) + widths[_NAME])
+    return ["  ".join(_cell(row, k, width) for k, width in enumerate(widths)).rstrip() for row in rows]
+
+
+def _cell(row: list[str], column: int, width: int) -> str:
+    return _shortened(row[column], width).ljust(width) if column == _NAME else row[column].rjust(width)
+
+
+def _shortened(name: str, width: int) -> str:
+    if len(name) <= width:
+        return name
+    head = (width - 2) // 2
+    return f"{name[:head]}..{name[len(name) - (width - 2 - head) :]}"
+
+
+def _told(point: Point) -> str:
+    calls = "1 network call" if point.nfe == 1 else f"{point.nfe:g} network calls"
+    return f"{point.name}, {calls}, fd {plus_minus(point.fd, point.fd_se)}"
+
+
+def _doubt(chosen: Point, reference: Point, tolerance: float) -> str:
+    """A clause for a margin that chance could have made; the two errors are taken as independent."""
+    margin, error = tolerance * reference.fd - chosen.fd, math.hypot(chosen.fd_se, tolerance * reference.fd_se)
+    if chosen == reference or margin >= 2 * error:
+        return ""
+    return f"; a close call, the margin of {margin:.2g} is less than two of its standard errors of {error:.2g}"
+
+
+def _check_shared(points: Iterable[Point], key: str) -> None:
+    first, *others = points
+    for other in others:
+        if getattr(other, key) != getattr(first, key):
+            raise Mistake(
+                f"{first.name} and {other.name} differ in {key} ({getattr(first, key)} and {getattr(other, key)}) "
+                "and cannot be compared; evaluate them alike"
+            )

@@ -1,0 +1,180 @@
+"""The flow `distill`: DVC's graph as Prefect tasks. Prefect says when and where a stage runs, DVC says whether."""
+
+import argparse
+import base64
+import contextlib
+import csv
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_image_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture, wait
+from prefect.states import Cancelled, Completed, Failed, State
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from diffcore.mistake import Mistake
+from flows import locks, stages
+from flows.running import Running, Say, Stopped
+from flows.stages import Stage, StageFailed
+
+FRONTIER = "artifacts/frontier.csv"
+PICTURE = "artifacts/frontier.png"
+RETRY_SECONDS = 2
+
+
+def _may_help(task, run, state: State) -> bool:
+    return isinstance(state.data, StageFailed)
+
+
+@task(
+    name="stage",
+    task_run_name="{name}",
+    cache_policy=NO_CACHE,  # DVC is the only cache
+    persist_result=False,
+    retry_delay_seconds=RETRY_SECONDS,
+    retry_condition_fn=_may_help,
+)
+def run_stage(name: str, workspace: Path, running: Running, slots: locks.Slots) -> State:
+    """One stage: Cached if DVC has nothing to do, otherwise run in a free slot. Raises Mistake or StageFailed."""
+    log = get_run_logger()
+    try:
+        if stages.up_to_date(workspace, name):
+            return Completed(name="Cached", message="up to date")
+        with slots.one(log.info, lambda: _go_on(running)) as (slot, descriptor):
+            stages.reproduce(name, workspace, running, log.info, slot.environment, keep=[descriptor])
+    except Stopped as stopped:
+        return Cancelled(message=str(stopped))
+    return Completed(message="done")
+
+
+def _go_on(running: Running) -> None:
+    if running.stopped:
+        raise Stopped("the flow run was stopped before a slot was free")
+
+
+@flow(name="distill", persist_result=False, task_runner=ThreadPoolTaskRunner())
+def distill(
+    workspace: str = ".",
+    preset: str | None = None,
+    targets: tuple[str, ...] = (),
+    retries: int = 1,
+    slots: int = 1,
+) -> State:
+    """Brings the stages of dvc.yaml up to date.
+
+    Args:
+        workspace: the folder with dvc.yaml; a relative one is meant from the project's root.
+        preset: works in .workspaces/PRESET instead, a copy with the parameters of that preset ("smoke" is the small one).
+        targets: names of stages; they and all they depend on. None for all. `distill` means every `distill@NAME`.
+        retries: further tries for a stage that crashed or was killed, never for one that reported a mistake.
+        slots: stages at the same time on a host without a GPU; with GPUs it is one for each of them.
+    """
+    try:
+        return _distill(Path(workspace).resolve(), preset, targets, retries, slots, get_run_logger().info)
+    except Mistake as mistake:
+        return Failed(message=str(mistake))
+
+
+def _distill(root: Path, preset: str | None, targets: tuple[str, ...], retries: int, slots: int, say: Say) -> State:
+    with _ready(root, preset, say) as (workspace, running):
+        todo = stages.chosen(stages.graph(workspace), targets)
+        places = locks.here(workspace / ".dvc" / "tmp", slots)
+        say(f"{len(todo)} stages in {workspace}, {len(places.all)} at a time")
+        futures = _submit(todo, workspace, running, places, retries)
+        wait(list(futures.values()))
+        states = {name: future.state for name, future in futures.items()}
+        _show(workspace, [todo[name] for name, state in states.items() if state.is_completed()])
+        return verdict(states)
+
+
+@contextlib.contextmanager
+def _ready(root: Path, preset: str | None, say: Say) -> Iterator[tuple[Path, Running]]:
+    """A checked workspace that no other run works in. At the end, however it comes, no process is left."""
+    with contextlib.ExitStack() as held:
+        workspace, keep = root, []
+        if preset is not None:  # two runs must not refresh the copy at the same time, nor one under another's feet
+            if Path(preset).name != preset:
+                raise Mistake(f"a preset is the name of a file in presets/ without .yaml, got {preset!r}")
+            workspace = root / ".workspaces" / preset
+            keep.append(held.enter_context(_alone(workspace.with_name(f".{preset}.lock"), workspace, say)))
+            _tasks(root, Running(keep), say, "workspace", str(workspace.relative_to(root)), "--preset", preset)
+        if not (workspace / ".dvc").is_dir():
+            raise Mistake(f"{workspace} is not a DVC workspace: it has no .dvc folder; start in the project's root")
+        keep.append(held.enter_context(_alone(workspace / ".dvc" / "tmp" / "flow.lock", workspace, say)))
+        running = Running(keep)
+        held.callback(running.stop)  # runs before the locks are freed
+        _tasks(workspace, running, say, "check")
+        yield workspace, running
+
+
+def _alone(lock: Path, workspace: Path, say: Say) -> contextlib.AbstractContextManager[int]:
+    return locks.hold(lock, say, f"waiting: another run works in {workspace}")
+
+
+def _tasks(folder: Path, running: Running, say: Say, *words: str) -> None:
+    ended = running.run([sys.executable, "-m", "tasks", *words], folder, say)
+    if ended.code:
+        line = ended.lines[-1].removeprefix("error: ") if ended.lines else "it said nothing"
+        raise Mistake(line if ended.code == stages.MISTAKE else f"python -m tasks {words[0]} failed: {line}")
+
+
+def _submit(
+    todo: Mapping[str, Stage], workspace: Path, running: Running, slots: locks.Slots, retries: int
+) -> dict[str, PrefectFuture]:
+    futures: dict[str, PrefectFuture] = {}
+    for name, stage in todo.items():
+        above = [futures[upstream] for upstream in stage.after]
+        futures[name] = run_stage.with_options(retries=retries).submit(name, workspace, running, slots, wait_for=above)
+    return futures
+
+
+def verdict(states: Mapping[str, State]) -> State:
+    """The state of a flow run from those of its stages, with the failed ones' own words."""
+    failed = [_reason(state) for state in states.values() if state.is_failed() or state.is_crashed()]
+    left = [name for name, state in states.items() if state.name == "NotReady"]
+    stopped = [name for name, state in states.items() if state.is_cancelled()]
+    if failed:
+        return Failed(message="; ".join(failed) + (f"; not run: {', '.join(left)}" if left else ""))
+    if stopped:
+        return Cancelled(message=f"stopped: {', '.join(stopped)}")
+    cached = sum(state.name == "Cached" for state in states.values())
+    return Completed(message=f"{len(states)} stages: {cached} up to date, {len(states) - cached} run or restored")
+
+
+def _reason(state: State) -> str:
+    reason = state.result(raise_on_failure=False)
+    return str(reason) if isinstance(reason, Mistake | StageFailed) else f"{state.message}"
+
+
+def _show(workspace: Path, completed: list[Stage]) -> None:
+    """The frontier on the run's page, if this run has brought it up to date."""
+    fresh = {path for stage in completed for path in (FRONTIER, PICTURE) if _writes(stage, path)}
+    table, picture = workspace / FRONTIER, workspace / PICTURE
+    if FRONTIER in fresh and table.is_file():
+        with open(table, newline="") as file:
+            create_table_artifact(list(csv.DictReader(file)), key="frontier", description="Quality against steps")
+    if PICTURE in fresh and picture.is_file():
+        data = base64.b64encode(picture.read_bytes()).decode()
+        create_image_artifact(f"data:image/png;base64,{data}", key="frontier-picture", description=PICTURE)
+
+
+def _writes(stage: Stage, path: str) -> bool:
+    return any(Path(path).is_relative_to(out) for out in stage.outs)
+
+
+def main(arguments: list[str]) -> int:
+    """`python -m flows.distill [--preset smoke] [STAGE ...]`: the flow here and now, without a worker."""
+    parser = argparse.ArgumentParser(prog="python -m flows.distill", description="Run the flow here, without a worker.")
+    parser.add_argument("targets", nargs="*", metavar="STAGE", help="these and all they depend on; none means all")
+    parser.add_argument("--preset", help="work in .workspaces/PRESET with the parameters of that preset")
+    asked = parser.parse_args(arguments)
+    state = distill(preset=asked.preset, targets=tuple(asked.targets), return_state=True)
+    print(f"{state.name}: {state.message}", file=sys.stdout if state.is_completed() else sys.stderr)
+    return 0 if state.is_completed() else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

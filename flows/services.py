@@ -1,0 +1,410 @@
+"""python -m flows.services up | down | status: the local servers and the worker, each a process of its own.
+
+A Prefect server, an MLflow server and a worker of Prefect's, on 127.0.0.1 only, with a log and a record each in .services/.
+"""
+
+import argparse
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from diffcore import disk
+from diffcore.mistake import Mistake
+from flows import locks
+from flows.running import surroundings
+from tasks import tracking
+
+HOST = "127.0.0.1"
+MISTAKE = 2  # the exit code for what the user can mend
+POOL = "gpu"
+PREFECT_PORT, MLFLOW_PORT = 4200, 5000
+START_SECONDS = 180  # a first start migrates a database, and a loaded machine is slow
+CANCEL_SECONDS = 40  # Prefect kills a cancelled run after 30
+END_SECONDS = 35
+TALK_SECONDS = 5
+POLL_SECONDS = 0.5
+SPEAK_SECONDS = 5
+
+
+@dataclass(frozen=True)
+class Service:
+    """A process to keep alive: what it runs, where it is seen, and how one knows that it works."""
+
+    name: str
+    command: tuple[str, ...]
+    url: str
+    healthy: Callable[[], bool]
+    environment: dict[str, str]
+    port: int | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """What .services/NAME.json says of a service. With its time of birth a pid is never mistaken for its successor."""
+
+    pid: int
+    born: float
+    url: str
+
+    def process(self) -> psutil.Process | None:
+        """The process if it still lives."""
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(self.pid)
+            if abs(process.create_time() - self.born) < 1 and process.status() != psutil.STATUS_ZOMBIE:
+                return process
+        return None
+
+
+class Folder:
+    """.services/ below the project's root: records, logs, and a lock against two at the same time."""
+
+    def __init__(self, root: Path):
+        self.root, self.path = root, root / ".services"
+
+    def alone(self) -> contextlib.AbstractContextManager[int]:
+        return locks.hold(self.path / "lock", say, "waiting: another up or down is at work here")
+
+    def log(self, name: str) -> Path:
+        return self.path / f"{name}.log"
+
+    def record(self, name: str) -> Record | None:
+        try:
+            return Record(**json.loads((self.path / f"{name}.json").read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def write(self, name: str, record: Record) -> None:
+        disk.write_json(self.path / f"{name}.json", vars(record))
+
+    def forget(self, name: str) -> None:
+        (self.path / f"{name}.json").unlink(missing_ok=True)
+
+    def alive(self, name: str) -> psutil.Process | None:
+        record = self.record(name)
+        return record.process() if record else None
+
+
+NAMES = ("prefect-server", "mlflow-server", "worker")  # in the order in which they start
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+# ---- up
+
+
+def up(root: Path, prefect_port: int, mlflow_port: int) -> None:
+    """Starts what does not run yet, deploys both flows and says what comes next. On a fault nothing new is left running."""
+    if not (root / "prefect.yaml").is_file():
+        raise Mistake(f"there is no prefect.yaml in {root}: start this in the project's root")
+    folder = Folder(root)
+    services = planned(root, prefect_port, mlflow_port)
+    with folder.alone():
+        for service in services:
+            _check(service, folder)
+        with _undone(folder) as started:
+            servers, worker = services[:-1], services[-1]
+            # a database that two make at once stays broken for good: whoever publishes just now comes before or after
+            with locks.hold(root / tracking.LOCK, say, "waiting: a stage publishes to MLflow"):
+                for service in servers:
+                    _start(service, folder, started)
+                for service in servers:
+                    _await(service, folder)
+            _start(worker, folder, started)
+            if worker.name in started:
+                _await(worker, folder)
+            _deploy(worker, folder)
+    _tell(services, prefect_port)
+
+
+def planned(root: Path, prefect_port: int, mlflow_port: int) -> list[Service]:
+    """The services in the order in which they start; no MLflow server if MLFLOW_TRACKING_URI names one already."""
+    given = os.environ.get("MLFLOW_TRACKING_URI", "")
+    elsewhere = given.startswith(("http://", "https://", "databricks"))
+    tracking = given if elsewhere else f"http://{HOST}:{mlflow_port}"
+    environment = _environment(root, prefect_port, tracking)
+    prefect = _prefect(prefect_port, environment)
+    mlflow = [] if elsewhere else [_mlflow(root, mlflow_port, given or "sqlite:///mlflow.db", environment)]
+    return [prefect, *mlflow, _worker(prefect_port, environment)]
+
+
+def _environment(root: Path, prefect_port: int, tracking: str) -> dict[str, str]:
+    without_proxy = ",".join(filter(None, (os.environ.get("NO_PROXY"), HOST)))
+    return {
+        **surroundings(),
+        "PREFECT_API_URL": f"http://{HOST}:{prefect_port}/api",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "MLFLOW_TRACKING_URI": tracking,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven more processes and 1.7 GB, for nothing used here
+        "DISTILL_ROOT": str(root),
+        "NO_PROXY": without_proxy,
+        "no_proxy": without_proxy,
+    }
+
+
+def _prefect(port: int, environment: dict[str, str]) -> Service:
+    url = f"http://{HOST}:{port}"
+    command = (sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port))
+    return Service(NAMES[0], command, url, lambda: ask(f"{url}/api/health") is True, environment, port)
+
+
+def _mlflow(root: Path, port: int, store: str, environment: dict[str, str]) -> Service:
+    url = f"http://{HOST}:{port}"
+    # clients write pictures and models into mlruns/ by themselves, whether they come by the server or by the database;
+    # with a serving server, what it names mlflow-artifacts:/ could not be read or added to once it is down
+    files = ("--no-serve-artifacts", "--default-artifact-root", str(root / "mlruns"))
+    where = ("--host", HOST, "--port", str(port), "--workers", "1", "--backend-store-uri", store)
+    command = (sys.executable, "-m", "mlflow", "server", *where, *files)
+    return Service(NAMES[1], command, url, lambda: ask(f"{url}/health", plain=True) == "OK", environment, port)
+
+
+def _worker(prefect_port: int, environment: dict[str, str]) -> Service:
+    name = f"{socket.gethostname()}-{time.time_ns() // 1_000_000:x}"  # new each time: the server remembers old ones
+    api = f"http://{HOST}:{prefect_port}/api"
+    command = (sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", name)
+
+    def online() -> bool:
+        workers = ask(f"{api}/work_pools/{POOL}/workers/filter", {}) or []
+        return any(worker["name"] == name and worker["status"] == "ONLINE" for worker in workers)
+
+    return Service(NAMES[2], command, api, online, environment)
+
+
+def _check(service: Service, folder: Folder) -> None:
+    record = folder.record(service.name)
+    if record and record.process():
+        if record.url != service.url:
+            raise Mistake(f"{service.name} is up already at {record.url}: end it with `python -m flows.services down`")
+    elif service.port is not None and not _free(service.port):
+        option = f"--{service.name.removesuffix('-server')}-port"
+        raise Mistake(
+            f"port {service.port} is taken by {_owner(service.port)}: end that, or choose another by {option}"
+        )
+
+
+def _free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def _owner(port: int) -> str:
+    with contextlib.suppress(psutil.Error):
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+                return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
+    return "another program"
+
+
+@contextlib.contextmanager
+def _undone(folder: Folder) -> Iterator[list[str]]:
+    started: list[str] = []
+    try:
+        yield started
+    except BaseException:
+        for name in reversed(started):
+            _end(name, folder)
+        raise
+
+
+def _start(service: Service, folder: Folder, started: list[str]) -> None:
+    if process := folder.alive(service.name):
+        say(f"{service.name:<15} is up already (pid {process.pid})")
+        return
+    with open(folder.log(service.name), "ab") as log:
+        child = subprocess.Popen(
+            service.command,
+            cwd=folder.root,
+            env=service.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_hear_interrupts,  # safe here: this process has one thread
+        )
+    folder.write(service.name, Record(child.pid, psutil.Process(child.pid).create_time(), service.url))
+    started.append(service.name)
+
+
+def _hear_interrupts() -> None:
+    # what a script starts in the background ignores SIGINT, and Prefect turns a worker's SIGTERM into one: it never ends
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _await(service: Service, folder: Folder) -> None:
+    begin = spoke = time.monotonic()
+    while not service.healthy():
+        now = time.monotonic()
+        if folder.alive(service.name) is None:
+            raise Mistake(f"{service.name} ended at its start: {_last_line(folder.log(service.name))}")
+        if now - begin > START_SECONDS:
+            raise Mistake(f"{service.name} does not answer after {START_SECONDS} s: see {folder.log(service.name)}")
+        if now - spoke > SPEAK_SECONDS:
+            spoke = now
+            say(f"{service.name:<15} is starting, {now - begin:.0f} s")
+        time.sleep(POLL_SECONDS)
+    say(f"{service.name:<15} answers at {service.url} ({time.monotonic() - begin:.0f} s)")
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
+    return f"{next((line.strip() for line in reversed(lines) if line.strip()), 'it said nothing')} (see {log})"
+
+
+def _deploy(worker: Service, folder: Folder) -> None:
+    say("deploying distill/full and distill/smoke")
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    with open(folder.log("deploy"), "wb") as log:
+        ended = subprocess.run(
+            command, cwd=folder.root, env=worker.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
+    if ended.returncode:
+        raise Mistake(f"prefect deploy --all failed: {_last_line(folder.log('deploy'))}")
+
+
+def _tell(services: list[Service], prefect_port: int) -> None:
+    prefect = services[0]
+    command = os.path.relpath(Path(sys.executable).with_name("prefect"))
+    address = "" if prefect_port == PREFECT_PORT else f"PREFECT_API_URL={prefect.url}/api "
+    say("")
+    say(f"Prefect  {prefect.url}")
+    say(f"MLflow   {prefect.environment['MLFLOW_TRACKING_URI']}")
+    say(f"next     {address}{command} deployment run distill/smoke --watch    (or distill/full)")
+
+
+# ---- down
+
+
+def down(root: Path) -> None:
+    """Cancels the runs that are under way, then ends exactly the processes that `up` started here."""
+    folder = Folder(root)
+    if not folder.path.is_dir():
+        say("nothing is up")
+        return
+    with folder.alone():
+        if folder.alive(NAMES[0]) and folder.alive(NAMES[2]):
+            _cancel(folder.record(NAMES[2]).url)
+        ended = [_end(name, folder) for name in reversed(NAMES)]
+    if not any(ended):
+        say("nothing is up")
+
+
+def _cancel(api: str) -> None:
+    """A worker that just ends leaves its runs "Running" on the server for ever."""
+    until, told = time.monotonic() + CANCEL_SECONDS, set()
+    # no answer is not "no runs": Prefect's server answers 503 now and then while its SQLite is busy
+    while (going := _going(api)) != [] and time.monotonic() < until:
+        for run in going or []:
+            if run["state_type"] != "CANCELLING":
+                ask(f"{api}/flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
+            if run["id"] not in told:
+                told.add(run["id"])
+                say(f"cancelling the run {run['name']}")
+        time.sleep(POLL_SECONDS)
+
+
+def _going(api: str) -> list[dict] | None:
+    states = {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}
+    return ask(f"{api}/flow_runs/filter", {"flow_runs": states, "work_pools": {"name": {"any_": [POOL]}}})
+
+
+def _end(name: str, folder: Folder) -> bool:
+    """TERM to the process, then to what it left behind, then KILL; each only if it is still the process it was."""
+    process = folder.alive(name)
+    if process is not None:
+        family = [process, *_children(process)]
+        _signal([process], psutil.Process.terminate)
+        psutil.wait_procs([process], timeout=END_SECONDS)
+        _signal(family, psutil.Process.terminate)
+        _, left = psutil.wait_procs(family, timeout=POLL_SECONDS * 10)
+        _signal(left, psutil.Process.kill)
+        psutil.wait_procs(left, timeout=POLL_SECONDS * 10)
+        say(f"{name:<15} ended (pid {process.pid})")
+    folder.forget(name)
+    return process is not None
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.children(recursive=True)
+    return []
+
+
+def _signal(processes: list[psutil.Process], how: Callable[[psutil.Process], None]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            how(process)
+
+
+# ---- status
+
+
+def status(root: Path) -> bool:
+    """Says what is up; whether all is."""
+    folder = Folder(root)
+    found = {name: folder.alive(name) for name in NAMES}
+    for name, process in found.items():
+        where = f"up    pid {process.pid:<8} {folder.record(name).url}" if process else "down"
+        say(f"{name:<15} {where}")
+    return all(found.values())
+
+
+# ---- the command line
+
+
+def ask(url: str, body: Any = None, plain: bool = False) -> Any:
+    """The answer to a GET, or with a body to a POST, as JSON or as plain text; None if there is none."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    straight = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy knows nothing of this host
+    try:
+        with straight.open(request, timeout=TALK_SECONDS) as answer:
+            text = answer.read().decode()
+        return text if plain else json.loads(text)
+    except (OSError, ValueError, http.client.HTTPException):
+        return None
+
+
+def main(arguments: list[str]) -> int:
+    """Exit code 0; 2 for a mistake, in one line; `status` exits with 1 if something is down."""
+    parser = argparse.ArgumentParser(prog="python -m flows.services", description="The local servers and the worker.")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    start = verbs.add_parser("up", help="start the servers and the worker and deploy; what is up already stays")
+    start.add_argument("--prefect-port", type=int, default=PREFECT_PORT, help="%(default)s unless told")
+    start.add_argument("--mlflow-port", type=int, default=MLFLOW_PORT, help="%(default)s unless told")
+    verbs.add_parser("down", help="end what up has started here")
+    verbs.add_parser("status", help="say what is up")
+    asked = parser.parse_args(arguments)
+    try:
+        if asked.verb == "up":
+            up(Path.cwd(), asked.prefect_port, asked.mlflow_port)
+        elif asked.verb == "down":
+            down(Path.cwd())
+        else:
+            return 0 if status(Path.cwd()) else 1
+    except Mistake as mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+        return MISTAKE
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,138 @@
+"""DVC's stages: which there are, which are stale, and how one runs. `dvc.yaml` is the only graph."""
+
+import difflib
+import graphlib
+import re
+import signal
+import sys
+import threading
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+
+from diffcore.mistake import Mistake
+from flows.running import Ended, Running, Say
+
+MISTAKE = 2  # the exit code of a stage that can only be mended by the user
+_asking = threading.Lock()  # DVC's Repo is not made for threads
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage by its name in dvc.yaml, the stages it waits for, and the paths it writes, relative to the workspace."""
+
+    name: str
+    after: tuple[str, ...]
+    outs: tuple[str, ...]
+
+
+class StageFailed(Exception):
+    """A stage crashed or was killed: another try may help. The message holds the last line it wrote."""
+
+
+def graph(workspace: Path) -> dict[str, Stage]:
+    """All stages that run a command, each after those it depends on. Mistake if DVC cannot read the workspace."""
+    try:
+        with _asking, Repo(str(workspace)) as repo:
+            edges = repo.index.graph
+            found = {_name(s): _stage(s, edges, repo.root_dir) for s in edges if s.cmd}
+    except DvcException as error:
+        raise Mistake(f"DVC cannot read {workspace}: {_one_line(error)}") from error
+    if not found:
+        raise Mistake(f"{workspace}/dvc.yaml has no stages")
+    order = graphlib.TopologicalSorter({name: stage.after for name, stage in found.items()}).static_order()
+    return {name: found[name] for name in order}
+
+
+def _stage(stage, edges, root: str) -> Stage:
+    outs = (Path(out.fs_path) for out in stage.outs)
+    return Stage(
+        _name(stage),
+        tuple(sorted(_name(above) for above in edges.successors(stage) if above.cmd)),
+        tuple(str(path.relative_to(root) if path.is_relative_to(root) else path) for path in outs),
+    )
+
+
+def _name(stage) -> str:
+    # not stage.addressing: that is relative to the current directory, which need not be the workspace
+    return stage.name if stage.path_in_repo == "dvc.yaml" else f"{stage.path_in_repo}:{stage.name}"
+
+
+def _one_line(error: DvcException) -> str:
+    causes = f"{error}" + (f" ({error.__cause__})" if error.__cause__ else "")
+    return " ".join(causes.split())
+
+
+def chosen(stages: Mapping[str, Stage], targets: Collection[str]) -> dict[str, Stage]:
+    """The targets with all they depend on; all stages for no targets. `distill` stands for every `distill@NAME`."""
+    wanted: set[str] = set()
+    pending = [name for target in targets for name in _named(stages, target)]
+    while pending:
+        name = pending.pop()
+        if name not in wanted:
+            wanted.add(name)
+            pending += stages[name].after
+    return {name: stage for name, stage in stages.items() if name in wanted or not targets}
+
+
+def _named(stages: Mapping[str, Stage], target: str) -> list[str]:
+    found = [name for name in stages if target in (name, name.partition("@")[0])]
+    if not found:
+        near = difflib.get_close_matches(target, stages, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(stages)}"
+        raise Mistake(f"dvc.yaml has no stage {target!r}: {hint}")
+    return found
+
+
+def up_to_date(workspace: Path, name: str) -> bool:
+    """Whether DVC finds nothing changed. Costs a tenth of a second instead of a process."""
+    with _asking, Repo(str(workspace), _wait_for_lock=True) as repo:
+        file, _, stage = name.rpartition(":")
+        # a bare name would be looked up in the current directory's dvc.yaml, whatever the repository
+        return not repo.status(targets=[f"{workspace / (file or 'dvc.yaml')}:{stage}"])
+
+
+def reproduce(
+    name: str,
+    workspace: Path,
+    running: Running,
+    say: Say,
+    environment: Mapping[str, str] | None = None,
+    keep: Collection[int] = (),
+) -> None:
+    """Runs one stage through DVC, or restores it from DVC's cache.
+
+    Raises Mistake if the stage exits with 2, StageFailed if it ends in any other way but well.
+    """
+    # --single-item: otherwise a stage takes write locks on its upstream's outputs, and of two arms at once one fails.
+    # --wait-for-lock: otherwise finished work is thrown away if another stage writes dvc.lock at that moment.
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
+    ended = running.run(command, workspace, say, environment, keep)
+    if ended.code:
+        code, line = cause(ended)
+        raise Mistake(f"{name}: {line}") if code == MISTAKE else StageFailed(f"{name} {_how(code)}: {line}")
+
+
+def cause(ended: Ended) -> tuple[int, str]:
+    """The stage's own exit code and its last line, which DVC hides behind its own code 255 and its own last line."""
+    said = [line for line in ended.lines if not line.startswith("ERROR: failed to reproduce")]
+    told = [line for line in ended.lines if line.startswith("ERROR: failed to reproduce")]
+    codes = re.findall(r", exited with (-?\d+)$", told[-1]) if told else []
+    if codes:
+        return int(codes[0]), _last(said)
+    return ended.code, _last([line for line in ended.lines if line.startswith("ERROR")] or list(ended.lines))
+
+
+def _last(lines: Sequence[str]) -> str:
+    return lines[-1].strip().removeprefix("error: ") if lines else "it said nothing"
+
+
+def _how(code: int) -> str:
+    number = -code if code < 0 else code - 128
+    try:
+        return f"was ended by {signal.Signals(number).name}"
+    except ValueError:
+        return f"exited with {code}"

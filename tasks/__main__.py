@@ -1,0 +1,135 @@
+"""The command line: `python -m tasks STAGE`. Each stage imports only what it uses.
+
+A mistake of the user's is one line (or one line each) on stderr and exit code 2, without a traceback.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # stages side by side must not spin on each other's cores
+
+
+def main(arguments: list[str] | None = None) -> int:
+    from tasks import lifeline
+
+    options = _parser().parse_args(arguments)
+    lifeline.die_with_parent()
+    from diffcore.mistake import Mistake
+
+    try:
+        return options.run(options) or 0
+    except Mistake as mistake:
+        for line in str(mistake).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tasks", description="The stages of the pipeline, one at a time.")
+    verbs = parser.add_subparsers(required=True, metavar="STAGE")
+
+    def add(name: str, run, text: str) -> argparse.ArgumentParser:
+        verb = verbs.add_parser(name, help=text, description=text)
+        verb.set_defaults(run=run)
+        return verb
+
+    add("shard", _shard, "read the images of data.source and write them as shards")
+    add("features", _features, "train the small network in whose features quality is measured")
+    add("teacher", _teacher, "train the teacher")
+    add("distill", _distill, "train one student").add_argument("name", help="a key of `distill` in params.yaml")
+    add("gamma", _gamma, "estimate Gamma and the covariance of x_0 for Analytic-DPM")
+    add("search", _search, "search the least-cost trajectories")
+    add("evaluate", _evaluate, "measure every way to sample: the frontier")
+    add("publish", _publish, "show the frontier and the students in MLflow")
+    add("check", _check, "check params.yaml and say what is wrong with it")
+    add("run", _run, "the whole pipeline: check, dvc repro, report")
+    add("report", _report, "print the frontier, the recommended checkpoint and where the pictures are")
+    workspace = add("workspace", _workspace, "make a folder with a pipeline of its own (a preset, a second data set)")
+    workspace.add_argument("folder", type=Path)
+    workspace.add_argument("--preset", help="a file of presets/ without .yaml")
+    workspace.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="one parameter, in YAML")
+    return parser
+
+
+def _shard(options) -> None:
+    from tasks import params, shard
+
+    shard.shard(params.read())
+
+
+def _features(options) -> None:
+    from tasks import features, params
+
+    features.train(params.read())
+
+
+def _teacher(options) -> int:
+    from tasks import params, train
+
+    return train.until_stopped(train.teacher, params.read())
+
+
+def _distill(options) -> int:
+    from tasks import params, train
+
+    return train.until_stopped(train.distill, params.read(), options.name)
+
+
+def _gamma(options) -> None:
+    from tasks import estimate, params
+
+    estimate.estimate(params.read())
+
+
+def _search(options) -> None:
+    from tasks import estimate, params
+
+    estimate.search_paths(params.read())
+
+
+def _evaluate(options) -> None:
+    from tasks import evaluate, params
+
+    evaluate.evaluate(params.read())
+
+
+def _publish(options) -> None:
+    from tasks import params, publish
+
+    publish.publish(params.read())
+
+
+def _check(options) -> None:
+    from tasks import params
+    from tasks.progress import say
+
+    found = params.read()
+    say(f"params.yaml: {len(found.distill)} students ({', '.join(found.distill)}); all sections are in order")
+
+
+def _run(options) -> int:
+    from tasks import report
+
+    return report.run()
+
+
+def _report(options) -> None:
+    from tasks import report
+
+    report.report()
+
+
+def _workspace(options) -> None:
+    from tasks import workspace
+    from tasks.progress import say
+
+    workspace.make(options.folder, options.preset, options.set)
+    say(f"workspace {options.folder}: cd there and run ./stage run")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

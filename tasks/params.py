@@ -1,0 +1,266 @@
+"""The one reader of params.yaml: strict, and all faults at once, each with its path and the nearest right word."""
+
+import difflib
+import json
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from diffcore import features, fit, gamma, methods, sources
+from diffcore.mistake import Mistake
+from diffcore.nets import unet
+from diffcore.solver import SOLVERS
+from diffcore.trajectory import Trajectory
+from tasks import paths
+
+ROOT = "teacher"
+"""The name of the checkpoint that every chain begins with."""
+
+
+@dataclass(frozen=True)
+class Distill:
+    """One line of `distill`: a student, its method, and which checkpoint teaches it."""
+
+    name: str
+    teacher: str
+    method: ModuleType
+    config: Any
+    fit: fit.Config
+
+
+@dataclass(frozen=True)
+class Search:
+    """Which estimate of the covariance costs and variances are made of, and the most steps to search for."""
+
+    estimator: Literal["norm", "residual"]
+    most: int
+
+    def __post_init__(self):
+        if self.most < 1:
+            raise ValueError(f"most must be at least 1, got {self.most}")
+
+
+@dataclass(frozen=True)
+class Way:
+    """Some points of the frontier: one sampler on one kind of trajectory at several numbers of steps."""
+
+    sampler: str
+    trajectory: Literal["even", "quadratic", "searched"]
+    steps: list[int]
+
+    def __post_init__(self):
+        known = [*SOLVERS, "analytic"]
+        if self.sampler not in known:
+            raise ValueError(f"sampler {self.sampler!r} is unknown{_nearest(self.sampler, known)}")
+        if not self.steps or min(self.steps) < 1:
+            raise ValueError("steps must be a list of numbers of at least 1")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """How many images, with which noise, and which ways to sample.
+
+    teacher: ways for the teacher; the first way's largest number of steps is what fidelity compares with. anytime: ways for
+    students that are valid at any time. A student with steps of its own is sampled on just these.
+    """
+
+    images: int
+    seed: int
+    batch: int
+    teacher: list[Way]
+    anytime: list[Way]
+
+    def __post_init__(self):
+        if self.images < 10 or self.batch < 1:
+            raise ValueError("images must be at least 10 and batch at least 1")
+        if not self.teacher:
+            raise ValueError("teacher must name at least one way to sample: students are compared with it")
+
+
+@dataclass(frozen=True)
+class Publish:
+    """The names in MLflow. tolerance: the recommended point is the one of fewest network calls whose Frechet distance is
+    at most this many times the teacher's best."""
+
+    experiment: str
+    model: str
+    tolerance: float
+
+    def __post_init__(self):
+        if self.tolerance < 1:
+            raise ValueError(f"tolerance must be at least 1, got {self.tolerance}")
+
+
+@dataclass(frozen=True)
+class Params:
+    """All of params.yaml."""
+
+    seed: int
+    compute: fit.Compute
+    data: sources.Config
+    network: unet.Shape
+    features: features.Config
+    teacher: fit.Config
+    distill: dict[str, Distill]
+    gamma: gamma.Config
+    search: Search
+    evaluate: Evaluate
+    publish: Publish
+    raw: dict[str, Any]
+
+
+def read(path: Path = paths.PARAMS) -> Params:
+    """Parses and checks the whole file; every fault in one Mistake, a line each."""
+    raw = load_yaml(path)
+    kinds = {field.name: field.type for field in fields(Params) if field.name != "raw"}
+    faults = [f"{key}: unknown section{_nearest(key, kinds)}" for key in raw if key not in kinds and key[:2] != "x-"]
+    found: dict[str, Any] = {}
+    for key, kind in kinds.items():
+        if key not in raw:
+            faults.append(f"{key}: missing section")
+        elif key == "distill":
+            found[key] = _distill(raw[key], faults)
+        else:
+            found[key] = _typed(kind, raw[key], key, faults)
+    if not faults:
+        _chains(found["distill"], faults)
+    if faults:
+        raise Mistake("\n".join(f"{path}: {fault}" for fault in faults))
+    return Params(**found, raw=raw)
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file."""
+    if not Path(path).exists():
+        raise Mistake(f"{path} is missing; run from the folder that holds it")
+    raw = parse_yaml(Path(path).read_text(), str(path))
+    if not isinstance(raw, dict):
+        raise Mistake(f"{path} must be a mapping of sections")
+    return raw
+
+
+def parse_yaml(text: str, whose: str) -> Any:
+    """YAML 1.2, read as DVC reads it (PyYAML's dialect would take 1e-4 for a string and `on` for true)."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        raise Mistake(f"{whose} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def dump_yaml(value: dict[str, Any], path: Path) -> None:
+    """Writes a mapping as YAML, in its own order."""
+    from ruamel.yaml import YAML
+
+    yaml = YAML(typ="safe", pure=True)
+    yaml.sort_base_mapping_type_on_output = False
+    yaml.default_flow_style = None
+    with open(path, "w") as file:
+        yaml.dump(value, file)
+
+
+def _distill(raw: Any, faults: list[str]) -> dict[str, Distill]:
+    if not isinstance(raw, dict):
+        faults.append("distill: must map names to students")
+        return {}
+    found = {}
+    for name, line in raw.items():
+        where = f"distill.{name}"
+        if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in (ROOT, "real"):
+            faults.append(
+                f"{where}: a student's name must be lower-case letters, digits and _, and not {ROOT!r} or 'real'"
+            )
+        elif student := _student(name, line, where, faults):
+            found[name] = student
+    return found
+
+
+def _student(name: str, line: Any, where: str, faults: list[str]) -> Distill | None:
+    if not isinstance(line, dict):
+        faults.append(f"{where}: must be a mapping with method, teacher and their numbers")
+        return None
+    missing = [key for key in ("method", "teacher") if not isinstance(line.get(key), str)]
+    if missing:
+        faults.extend(f"{where}.{key}: missing" for key in missing)
+        return None
+    if line["method"] not in methods.names():
+        faults.append(f"{where}.method: {line['method']!r} is unknown{_nearest(line['method'], methods.names())}")
+        return None
+    method = methods.load(line["method"])
+    own, shared = _names(method.Config), _names(fit.Config)
+    before = len(faults)
+    for key in line:
+        if key not in {"method", "teacher", *own, *shared}:
+            faults.append(f"{where}.{key}: unknown key{_nearest(key, ['method', 'teacher', *own, *shared])}")
+    config = _typed(method.Config, {key: line[key] for key in own if key in line}, where, faults)
+    fitting = _typed(fit.Config, {key: line[key] for key in shared if key in line}, where, faults)
+    return Distill(name, line["teacher"], method, config, fitting) if len(faults) == before else None
+
+
+def _chains(students: dict[str, Distill], faults: list[str]) -> None:
+    """Every teacher exists, every chain begins at the root, and every method accepts its teacher."""
+    known = [ROOT, *students]
+    for name, student in students.items():
+        if student.teacher not in known:
+            faults.append(
+                f"distill.{name}.teacher: no checkpoint {student.teacher!r}{_nearest(student.teacher, known)}"
+            )
+        elif _in_circle(name, students):
+            faults.append(f"distill.{name}.teacher: the chain {student.teacher!r} comes from goes round in a circle")
+        elif hasattr(student.method, "check"):
+            try:
+                student.method.check(student.config, grid_of(student.teacher, students))
+            except Mistake as mistake:
+                faults.append(f"distill.{name}: {mistake}")
+
+
+def grid_of(name: str, students: dict[str, Distill]) -> Trajectory | None:
+    """The only trajectory the checkpoint `name` will be valid on; None for any."""
+    return None if name == ROOT else students[name].method.grid(students[name].config)
+
+
+def _in_circle(name: str, students: dict[str, Distill]) -> bool:
+    seen = set()
+    while name in students:
+        if name in seen:
+            return True
+        seen.add(name)
+        name = students[name].teacher
+    return False
+
+
+def _typed(kind: Any, section: Any, where: str, faults: list[str]) -> Any:
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(section), strict=True, extra="forbid")
+    except ValidationError as error:
+        for fault in error.errors(include_url=False):
+            faults.append(_line(kind, where, fault))
+    except TypeError as error:  # dates and the like, which are not JSON
+        faults.append(f"{where}: {error}")
+    return None
+
+
+def _line(kind: Any, where: str, fault: dict[str, Any]) -> str:
+    path = ".".join([where, *(str(part) for part in fault["loc"])])
+    if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"{path}: unknown key{_nearest(str(fault['loc'][-1]), _names(kind))}"
+    if fault["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+        return f"{path}: missing"
+    given = json.dumps(fault["input"]) if not isinstance(fault["input"], dict) else ""
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{path}: {message}" + (f", got {given}" if given and given not in message else "")
+
+
+def _names(kind: Any) -> list[str]:
+    return [field.name for field in fields(kind)] if hasattr(kind, "__dataclass_fields__") else []
+
+
+def _nearest(word: Any, known: Any) -> str:
+    near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}" if known else ""

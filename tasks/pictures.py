@@ -1,0 +1,408 @@
+"""Pictures, made from files and never inside a training loop: the frontier, sample grids, contact sheets, curves.
+
+The same content gives the same bytes, so that DVC sees a change only where there is one.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffcore import disk
+from diffcore.mistake import Mistake
+
+# Okabe and Ito's palette, which people with any common colour blindness can tell apart: strong colours for students,
+# calm ones for the teacher's samplers. Markers differ too, so that no line depends on its colour alone.
+STUDENT = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#000000")
+TEACHER = ("#5B6770", "#56B4E9", "#8C7AA9", "#A8A06B", "#9AA5AD", "#3F7F93")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
+INK, FAINT = "#22282D", "#8A949B"
+GAP = 2  # pixels between the tiles of a grid, so that 8x8 images do not run into each other
+TILE = 48  # small images are enlarged to about this many pixels
+
+
+def way(point: dict[str, Any]) -> str:
+    """How a point was sampled, as one word or three: "progressive", "teacher ddim even"."""
+    if point["method"] == "teacher":
+        return f"teacher {point['sampler']} {point['trajectory']}"
+    return point["method"]
+
+
+def ways(points: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The points of each way to sample, by rising network calls; a curve has one point for each number of calls.
+
+    Where a method has two students with the same number of calls, the checkpoint's name splits it into two ways, and
+    where one student is sampled in two manners, these do.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for first, alike in _grouped(points, way).items():
+        fields = (lambda p: way(p), lambda p: f"{way(p)} {p['checkpoint']}", _in_full)
+        fine = next((f for f in fields if not _clash(alike, f)), lambda p: p["name"])
+        groups |= _grouped(alike, fine) if _clash(alike, way) else {first: alike}
+    return {name: sorted(group, key=lambda p: p["nfe"]) for name, group in groups.items()}
+
+
+def frontier(table: dict[str, Any], path: Path) -> None:
+    """The frontier as a 1200 x 800 PNG: Frechet distance against network calls, both logarithmic.
+
+    table: the content of frontier.json. Bars are one standard error either side. Students have filled markers and thick
+    lines, the teacher's samplers open ones and thin dashes; the grey steps are the best that so many calls can buy.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    figure = Figure(figsize=(12, 8), dpi=100, facecolor="white")
+    axes = figure.add_axes((0.075, 0.13, 0.63, 0.74))
+    groups = ways(table["points"])
+    axes.set(
+        xscale="log", yscale="log", xlabel="network calls for one image", ylabel="Frechet distance (lower is better)"
+    )
+    _frame(axes)
+    low, high = _span([p["nfe"] for p in table["points"]], 1.35)
+    axes.set_xlim(low, high)
+    _y_axis(axes, [*_bars(table["points"]), table["floor"]["fd"]])
+    ticks = [2**k for k in range(16) if low <= 2**k <= high]
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticklabels([str(tick) for tick in ticks])
+    _front(axes, table["points"], high)
+    _floor(axes, table["floor"])
+    for (name, group), style in zip(groups.items(), _styles(groups)):
+        _line(axes, name, group, style)
+    _recommended(axes, table)
+    axes.legend(
+        loc="upper left", bbox_to_anchor=(1.015, 1.0), frameon=False, fontsize=11, labelspacing=0.75, labelcolor=INK
+    )
+    _words(figure, table)
+    _save(figure, path)
+
+
+def grid(images: np.ndarray, path: Path, columns: int = 8, scale: int | None = None) -> None:
+    """Images uint8 [n, h, w, c], c = 1 or 3, as a PNG of `columns` columns, each pixel `scale` pixels wide (None: so many
+    that an image is about 48 wide).
+
+    The file says how it was cut up, so that `tiles` gets the same images back.
+    """
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    n, h, w, c = _checked(images).shape
+    scale, rows = scale or _scale(h, w), -(-n // columns)
+    sheet = np.full((rows * (h * scale + GAP) + GAP, columns * (w * scale + GAP) + GAP, c), 255, np.uint8)
+    for i, image in enumerate(images):
+        top, left = (GAP + place * (side * scale + GAP) for place, side in zip(divmod(i, columns), (h, w)))
+        sheet[top : top + h * scale, left : left + w * scale] = _enlarged(image, scale)
+    about = PngInfo()
+    about.add_text("tiles", json.dumps({"shape": [n, h, w, c], "columns": columns, "scale": scale}))
+    _write_png(Image.fromarray(sheet[..., 0] if c == 1 else sheet), path, pnginfo=about)
+
+
+def tiles(path: Path) -> np.ndarray:
+    """The images uint8 [n, h, w, c] of a PNG that `grid` wrote; another PNG is a Mistake."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            about, sheet = json.loads(picture.text["tiles"]), np.asarray(picture)
+    except (OSError, KeyError, AttributeError) as error:
+        raise Mistake(f"{path} is not a grid of samples ({error!r}); run the evaluate stage again") from None
+    (n, h, w, c), columns, scale = about["shape"], about["columns"], about["scale"]
+    sheet = sheet.reshape(*sheet.shape[:2], c)
+    corners = [
+        (GAP + row * (h * scale + GAP), GAP + left * (w * scale + GAP))
+        for row, left in (divmod(i, columns) for i in range(n))
+    ]
+    return np.stack([sheet[top : top + h * scale : scale, left : left + w * scale : scale] for top, left in corners])
+
+
+def contact_sheet(rows: list[tuple[str, np.ndarray]], path: Path) -> None:
+    """Rows of samples with their labels at the left: (label, uint8 [n, h, w, c]) for each point, top to bottom.
+
+    A column shows one noise throughout, so that only as many columns are shown as the shortest row has
+    (16 at most, fewer of large images).
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    h, w = rows[0][1].shape[1:3]
+    scale = _scale(h, w)
+    columns = min(16, max(4, 1600 // (w * scale)), *(len(_checked(images)) for _, images in rows))
+    font = ImageFont.load_default(size=max(13, min(18, h * scale // 3)))
+    margin = 16 + max(int(font.getlength(label)) for label, _ in rows) + 14
+    width, pitch = margin + columns * (w * scale + GAP) + 16, h * scale + 3 * GAP
+    sheet = Image.new("RGB", (width, 32 + len(rows) * pitch), "white")
+    pen = ImageDraw.Draw(sheet)
+    for k, (label, images) in enumerate(rows):
+        top = 16 + k * pitch
+        pen.text((16, top + h * scale // 2), label, fill=INK, font=font, anchor="lm")
+        for i, image in enumerate(images[:columns]):
+            sheet.paste(Image.fromarray(_rgb(_enlarged(image, scale))), (margin + i * (w * scale + GAP), top))
+    _write_png(sheet, path)
+
+
+def curves(csvs: dict[str, Path], path: Path) -> None:
+    """Training losses against images seen, one line for each csv (columns step, images, loss), 1200 x 800.
+
+    The pale line is the loss as logged, the strong one its running mean over a fortieth of the run.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 8), dpi=100, facecolor="white")
+    axes = figure.add_axes((0.085, 0.09, 0.74, 0.77))
+    axes.set(xlabel="images seen (thousands)", ylabel="loss", yscale="log")
+    _plain_ticks(axes)
+    _frame(axes)
+    for k, (name, file) in enumerate(csvs.items()):
+        images, loss = _columns(file)
+        colour = (*STUDENT, *TEACHER)[k % 12]
+        axes.plot(images / 1000, loss, color=colour, alpha=0.18, linewidth=0.8)
+        axes.plot(
+            images / 1000,
+            _running_mean(loss),
+            color=colour,
+            linewidth=2,
+            linestyle=("-", "--")[k // 12 % 2],
+            label=name,
+        )
+    axes.legend(
+        loc="upper left", bbox_to_anchor=(1.015, 1.0), frameon=False, fontsize=11, labelspacing=0.75, labelcolor=INK
+    )
+    figure.text(0.085, 0.94, "Training losses", fontsize=18, fontweight="bold", color=INK)
+    note = "Each student has its own target: a lower curve is not a better student. The frontier compares them."
+    figure.text(0.085, 0.902, note, fontsize=12, color=FAINT)
+    _save(figure, path)
+
+
+def front(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The points that no other beats in both network calls and Frechet distance, by rising calls."""
+    best: list[dict[str, Any]] = []
+    for point in sorted(points, key=lambda p: (p["nfe"], p["fd"])):
+        if not best or point["fd"] < best[-1]["fd"]:
+            best.append(point)
+    return best
+
+
+def _grouped(points: list[dict[str, Any]], name: Callable[[dict[str, Any]], str]) -> dict[str, list[dict[str, Any]]]:
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for point in points:
+        groups.setdefault(name(point), []).append(point)
+    return groups
+
+
+def _clash(points: list[dict[str, Any]], name: Callable[[dict[str, Any]], str]) -> bool:
+    return any(len({p["nfe"] for p in group}) < len(group) for group in _grouped(points, name).values())
+
+
+def _in_full(point: dict[str, Any]) -> str:
+    return f"{point['method']} {point['checkpoint']} {point['sampler']} {point['trajectory']}"
+
+
+def _frame(axes: Any) -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(FAINT)
+    axes.tick_params(colors=INK, labelsize=12, which="both")
+    axes.xaxis.label.set(size=13, color=INK)
+    axes.yaxis.label.set(size=13, color=INK)
+    axes.grid(True, which="major", color="#E6E9EB", linewidth=0.9)
+    axes.set_axisbelow(True)
+
+
+def _bars(points: list[dict[str, Any]]) -> list[float]:
+    return [end for p in points for end in (p["fd"], p["fd"] + p["fd_se"], p["fd"] - p["fd_se"])]
+
+
+def _span(values: list[float], factor: float) -> tuple[float, float]:
+    """Limits of a logarithmic axis with room at both ends; values that are not positive have no place on one."""
+    positive = [value for value in values if value > 0] or [1.0]
+    return min(positive) / factor, max(positive) * factor
+
+
+def _y_axis(axes: Any, values: list[float]) -> None:
+    axes.set_ylim(*_span(values, 1.5))
+    _plain_ticks(axes)
+
+
+def _plain_ticks(axes: Any) -> None:
+    """0.1 0.2 0.5 1 2 5 up the left side instead of powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=20))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _styles(groups: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Colour and marker of each way, by its place in the table, so that they stay the same from picture to picture."""
+    styles, counts = [], {True: 0, False: 0}
+    for k, group in enumerate(groups.values()):
+        teacher = group[0]["method"] == "teacher"
+        palette = TEACHER if teacher else STUDENT
+        colour = palette[counts[teacher] % len(palette)]
+        counts[teacher] += 1
+        look = (
+            {"linewidth": 1.5, "linestyle": (0, (4, 2)), "markerfacecolor": "white"} if teacher else {"linewidth": 2.6}
+        )
+        styles.append(
+            {"color": colour, "marker": MARKERS[k % len(MARKERS)], "markersize": 8, "zorder": 3 if teacher else 4}
+            | look
+        )
+    return styles
+
+
+def _line(axes: Any, name: str, group: list[dict[str, Any]], style: dict[str, Any]) -> None:
+    x, y, bars = zip(*((p["nfe"], p["fd"], p["fd_se"]) for p in group))
+    # a bar that reaches zero would end nowhere on a logarithmic axis: it is drawn down to a thousandth of its value
+    below = [min(bar, value * 0.999) if value > 0 else 0.0 for value, bar in zip(y, bars)]
+    axes.errorbar(x, y, yerr=(below, bars), label=name, capsize=3.5, elinewidth=1.3, markeredgewidth=1.5, **style)
+
+
+def _front(axes: Any, points: list[dict[str, Any]], right: float) -> None:
+    best = front(points)
+    x, y = [p["nfe"] for p in best], [p["fd"] for p in best]
+    label = "frontier: best within so many calls"
+    axes.plot(
+        [*x, right],
+        [*y, y[-1]],
+        drawstyle="steps-post",
+        color="#C9CFD3",
+        linewidth=6,
+        zorder=1,
+        label=label,
+        solid_joinstyle="miter",
+    )
+
+
+def _floor(axes: Any, floor: dict[str, Any]) -> None:
+    fd, error = floor["fd"], floor["fd_se"]
+    if fd <= 0:  # an unbiased or lucky floor has no place on a logarithmic axis; the footer still names it
+        return
+    axes.axhspan(max(fd - error, fd / 1000), fd + error, color=FAINT, alpha=0.15, linewidth=0)
+    axes.axhline(
+        fd, color=INK, linestyle=(0, (6, 3)), linewidth=1.2, label=f"real against real: {fd:.2g} $\\pm$ {error:.1g}"
+    )
+
+
+def _recommended(axes: Any, table: dict[str, Any]) -> None:
+    point = next((p for p in table["points"] if p["name"] == table["recommended"]["name"]), None)
+    if point is None:
+        raise Mistake(
+            f"the frontier recommends {table['recommended']['name']!r}, none of its points; run the evaluate stage again"
+        )
+    axes.plot(
+        point["nfe"],
+        point["fd"],
+        "o",
+        markersize=21,
+        markerfacecolor="none",
+        markeredgecolor=INK,
+        markeredgewidth=2,
+        zorder=6,
+    )
+    calls = "1 network call" if point["nfe"] == 1 else f"{point['nfe']:g} network calls"
+    text = f"recommended: {point['name']}\n{calls}, distance {point['fd']:.3g} $\\pm$ {point['fd_se']:.1g}"
+    place, across, down = _empty_place(axes, table, point)
+    axes.annotate(
+        text,
+        (point["nfe"], point["fd"]),
+        place,
+        textcoords="axes fraction",
+        ha=across,
+        va=down,
+        fontsize=12.5,
+        color=INK,
+        linespacing=1.5,
+        bbox={"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": INK, "linewidth": 1.2},
+        arrowprops={
+            "arrowstyle": "-",
+            "color": INK,
+            "linewidth": 1.1,
+            "shrinkB": 11,
+            "connectionstyle": "arc3,rad=0.12",
+        },
+        zorder=7,
+    )
+
+
+def _empty_place(axes: Any, table: dict[str, Any], point: dict[str, Any]) -> tuple[tuple[float, float], str, str]:
+    """Where a label hides nothing: between the curves and the floor if there is room, else at the top right, where
+    curves that fall leave some."""
+
+    def height(fd: float) -> float:
+        low, high = np.log(axes.get_ylim())
+        return float((np.log(fd) - low) / (high - low)) if fd > 0 else 0.0
+
+    low, high = np.log(axes.get_xlim())
+    x = float(np.clip((np.log(point["nfe"]) - low) / (high - low), 0.24, 0.76))
+    above, below = min(height(p["fd"]) for p in table["points"]), height(table["floor"]["fd"] + table["floor"]["fd_se"])
+    if above - below > 0.17:
+        return (x, (above + below) / 2), "center", "center"
+    return (0.985, 0.955), "right", "top"
+
+
+def _words(figure: Any, table: dict[str, Any]) -> None:
+    about, left = table["about"], 0.075
+    figure.text(left, 0.94, "Quality against network calls", fontsize=18, fontweight="bold", color=INK)
+    subtitle = (
+        "Frechet distance to the real images in the features of a small network trained on the same data (not FID)"
+    )
+    figure.text(left, 0.902, subtitle, fontsize=12, color=FAINT)
+    footer = (
+        f"N = {about['n']} images for each point, the same noise (seed {about['seed']}) throughout, {about['weights']} "
+        f"weights; feature network {about['features'][:12]}, data {about['data'][:12]}.\n"
+        f"Bars: one standard error, bootstrap with {about['resamples']} resamples of the generated images; it does not cover "
+        f"training again. Floor: {' against '.join(str(n) for n in table['floor']['n'])} real images."
+    )
+    figure.text(left, 0.022, footer, fontsize=10, color=FAINT, linespacing=1.5)
+
+
+def _columns(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    with open(file, newline="") as opened:
+        rows = [(float(row["images"]), float(row["loss"])) for row in csv.DictReader(opened)]
+    if not rows:
+        raise Mistake(f"{file} has no rows; run the stage that writes it again")
+    images, loss = np.array(rows).T
+    return images, loss
+
+
+def _running_mean(values: np.ndarray) -> np.ndarray:
+    """The mean of the values within half a window on either side, as many as there are at the ends."""
+    half = max(1, len(values) // 80)
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    first = np.maximum(np.arange(len(values)) - half, 0)
+    last = np.minimum(np.arange(len(values)) + half + 1, len(values))
+    return (total[last] - total[first]) / (last - first)
+
+
+def _checked(images: np.ndarray) -> np.ndarray:
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or not len(images):
+        raise ValueError(f"images must be uint8 [n, h, w, 1 or 3] with n > 0, not {images.dtype} {list(images.shape)}")
+    return images
+
+
+def _scale(h: int, w: int) -> int:
+    return max(1, TILE // max(h, w))
+
+
+def _enlarged(image: np.ndarray, scale: int) -> np.ndarray:
+    return image.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def _rgb(image: np.ndarray) -> np.ndarray:
+    return np.broadcast_to(image, (*image.shape[:2], 3)).copy()
+
+
+def _save(figure: Any, path: Path) -> None:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", metadata={"Software": None})
+    disk.write(Path(path), content.getvalue())
+
+
+def _write_png(picture: Any, path: Path, **options: Any) -> None:
+    content = io.BytesIO()
+    picture.save(content, format="PNG", **options)
+    disk.write(Path(path), content.getvalue())

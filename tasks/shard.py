@@ -1,0 +1,16 @@
+"""The stage `shard`: the user's images as shards with a manifest."""
+
+from diffcore import shards
+from tasks import paths
+from tasks.params import Params
+from tasks.progress import Progress, say
+
+
+def shard(params: Params) -> None:
+    manifest = shards.write(params.data, paths.DATA, params.compute.threads, Progress("shard", "images"))
+    height = "x".join(map(str, manifest.shape[1:]))
+    classes = f"{len(manifest.classes)} classes" if manifest.classes else "no labels"
+    say(
+        f"shard: {manifest.images} images of {height}, {manifest.shape[0]} channels, {classes}, "
+        f"{len(manifest.quarantined)} quarantined; data {manifest.digest[:12]}"
+    )

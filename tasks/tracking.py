@@ -1,0 +1,564 @@
+"""The frontier in MLflow: a view of the files that the stages wrote, published so that twice is the same as once.
+
+One run for each way to sample, its numbers logged with step = network calls, so that the UI draws the frontier by itself;
+sample grids by step; one logged model for each point; a run "train NAME" for each curve; a run "frontier" with table and
+picture; the recommended point registered under the alias `challenger`. A person sets `production`; nothing here does.
+
+Every run carries the digest of what it shows. What MLflow already has is found by that digest and left alone; what is no
+longer in the frontier stays, tagged current = false.
+"""
+
+import contextlib
+import csv
+import fcntl
+import io
+import json
+import logging
+import os
+import re
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from diffcore import disk
+from diffcore.mistake import Mistake
+from tasks import pictures
+
+LOCAL = "sqlite:///mlflow.db"
+LOCK = Path(".mlflow.lock")
+CHALLENGER = "challenger"
+CURVE_ROWS = 100  # of each training curve; the whole csv lies beside them. A thousand metrics take SQLite half a second
+METRICS = (
+    "fd",
+    "fd_se",
+    "kid",
+    "kid_se",
+    "fd_pixels",
+    "fd_pixels_se",
+    "rmse_teacher",
+    "rmse_teacher_se",
+    "ms_per_image",
+)
+VALUE = 500  # characters of a parameter's or tag's value that MLflow's older stores take
+CHART = "#/experiments/{}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    # a server that hangs should cost seconds, not MLflow's own seven retries of two minutes each
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
+
+Point = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Files:
+    """What the stages left: the frontier's table, the cards of its checkpoints, and params.yaml."""
+
+    folder: Path
+    table: dict[str, Any]
+    cards: dict[str, dict[str, Any]]
+    parameters: dict[str, Any]
+
+    @property
+    def shown(self) -> tuple[Path, ...]:
+        """What the run "frontier" shows as files."""
+        names = ("frontier.json", "frontier.csv", "frontier.png", "samples/all.png")
+        return tuple(self.folder / name for name in names)
+
+    def samples(self, point: Point) -> Path:
+        return self.folder / "samples" / f"{point['name']}.png"
+
+    def checkpoint(self, point: Point) -> Path:
+        return self.folder / "checkpoints" / point["checkpoint"]
+
+    @property
+    def recommended(self) -> Point:
+        return next(p for p in self.table["points"] if p["name"] == self.table["recommended"]["name"])
+
+
+@dataclass(frozen=True)
+class Page:
+    """A run to be: `content` is all that it shows, and `fill` logs it into the active run."""
+
+    kind: str
+    name: str
+    content: Any
+    fill: Callable[[str], None]
+
+    @property
+    def digest(self) -> str:
+        return disk.digest([self.kind, self.name, self.content])
+
+
+@dataclass(frozen=True)
+class Book:
+    """One MLflow experiment, open."""
+
+    client: Any
+    experiment: str
+
+
+def publish(artifacts: Path, experiment: str, model: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Brings MLflow to what the files under `artifacts` say, and returns a receipt.
+
+    The tracking URI is MLFLOW_TRACKING_URI, else mlflow.db in the working directory. Publishing the same files again
+    creates nothing; after a change only the ways that changed get new runs. `model` is the registered model's name,
+    `parameters` all of params.yaml, shown with the frontier's run. The files are only read.
+
+    Receipt: tracking_uri, experiment_id, runs {way: run id}, train {checkpoint: run id}, frontier (run id), models
+    {point: model id}, version {name, version, alias, point}, ui (a link's path below the server's address).
+    Raises Mistake if MLflow does not answer or a file is missing.
+    """
+    files = _read(Path(artifacts), parameters)
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or LOCAL
+    _ask(uri)
+    with _alone(LOCK), _explained(uri):
+        book = _open(uri, experiment)
+        pages = [*_way_pages(book, files), _frontier_page(book, files), _floor_page(book, files)]
+        pages += _train_pages(book, files)
+        runs = _enter(book, pages)
+        models = _models(book, set(runs.values()))
+        models |= _weighed(files, models)
+        number = _register(book, files, model, models)
+        _note(book, files, model, number)
+    ids = {
+        kind: {page.name: runs[page.digest] for page in pages if page.kind == kind}
+        for kind in ("way", "train", "frontier")
+    }
+    return {
+        "tracking_uri": uri,
+        "experiment_id": book.experiment,
+        "runs": ids["way"],
+        "train": ids["train"],
+        "frontier": ids["frontier"]["frontier"],
+        "models": {name: found.model_id for name, found in models.items()},
+        "version": {"name": model, "version": number, "alias": CHALLENGER, "point": files.recommended["name"]},
+        "ui": CHART.format(book.experiment),
+    }
+
+
+def how_to_open(receipt: dict[str, Any]) -> str:
+    """A line or two that tell a person where to see what `publish` published."""
+    uri = receipt["tracking_uri"]
+    if uri.startswith(("http://", "https://")):
+        return f"MLflow: {uri.rstrip('/')}/{receipt['ui']}"
+    command = f".venv/bin/mlflow server --workers 1 --backend-store-uri {uri}"
+    return f"MLflow: {command}\n        then open http://127.0.0.1:5000/{receipt['ui']}"
+
+
+def _read(folder: Path, parameters: dict[str, Any]) -> Files:
+    path = folder / "frontier.json"
+    if not path.exists():
+        raise Mistake(f"{path} is missing; run the evaluate stage first")
+    table = json.loads(path.read_text())
+    if table["recommended"]["name"] not in {point["name"] for point in table["points"]}:
+        raise Mistake(
+            f"{path} recommends {table['recommended']['name']!r}, none of its points; run the evaluate stage again"
+        )
+    cards = {name: _card(folder / "checkpoints" / name) for name in sorted({p["checkpoint"] for p in table["points"]})}
+    files = Files(folder, table, cards, parameters)
+    for needed in (*files.shown, *(files.samples(point) for point in table["points"])):
+        if not needed.exists():
+            raise Mistake(f"{needed} is missing; run the evaluate stage again")
+    return files
+
+
+def _card(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "card.json").read_text())
+    except (OSError, ValueError):
+        raise Mistake(f"{folder} has no readable card.json; run the stage that makes it again") from None
+
+
+def _ask(uri: str) -> None:
+    """Finds out in three seconds whether a server is there: MLflow itself would try for minutes."""
+    if not uri.startswith(("http://", "https://")):
+        return
+    try:
+        urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=3).close()
+    except urllib.error.HTTPError as error:
+        error.close()  # it answers; what it thinks of us, MLflow's client will say
+    except OSError as error:
+        raise _silent(uri, error) from None
+
+
+def _silent(uri: str, error: Exception) -> Mistake:
+    reason = str(getattr(error, "reason", error)).splitlines()[0]
+    return Mistake(f"MLflow at {uri} does not answer: {reason}; run `make up` or unset MLFLOW_TRACKING_URI")
+
+
+@contextlib.contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """One publisher at a time in this folder: two that create a fresh database at once break it for good, and two that
+    look before either writes would both write."""
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _explained(uri: str) -> Iterator[None]:
+    """MLflow's chatter goes nowhere, and a server lost on the way is the user's to mend, not a stack trace."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    except (MlflowException, RequestException) as error:
+        if "Connection" not in str(error) and not isinstance(error, RequestException):
+            raise
+        raise _silent(uri, error) from error
+
+
+def _open(uri: str, name: str) -> Book:
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)
+    client = mlflow.MlflowClient()
+    found = client.get_experiment_by_name(name)
+    if found is not None and found.lifecycle_stage == "deleted":
+        raise Mistake(f"the MLflow experiment {name!r} was deleted; restore it or choose another publish.experiment")
+    # without this tag the UI opens in its mode for language models, where runs and checkpoints have other names
+    kind = {"mlflow.experimentKind": "custom_model_development"}
+    return Book(client, found.experiment_id if found else client.create_experiment(name, tags=kind))
+
+
+def _enter(book: Book, pages: list[Page]) -> dict[str, str]:
+    """The run of each page, by the page's digest: the one that is there, or a new one. All others are not current."""
+    known = list(_all(lambda token: book.client.search_runs([book.experiment], page_token=token)))
+    finished = {run.data.tags.get("digest"): run for run in reversed(known) if run.info.status == "FINISHED"}
+    runs = {}
+    for page in pages:
+        run = finished.get(page.digest)
+        runs[page.digest] = run.info.run_id if run else _new_run(book, page)
+        if run and run.data.tags["current"] == "false":  # an earlier frontier is back
+            _mark(book, run, "true")
+    for run in known:
+        if run.info.run_id not in runs.values() and run.data.tags.get("current") == "true":
+            _mark(book, run, "false")
+    return runs
+
+
+def _new_run(book: Book, page: Page) -> str:
+    import mlflow
+
+    tags = {"kind": page.kind, "digest": page.digest, "current": "true"}
+    with mlflow.start_run(experiment_id=book.experiment, run_name=page.name, tags=tags) as run:
+        page.fill(run.info.run_id)
+    return run.info.run_id
+
+
+def _mark(book: Book, run: Any, current: str) -> None:
+    if run.info.status == "RUNNING":  # its publisher was killed: the lock says that no other is at work
+        book.client.set_terminated(run.info.run_id, "KILLED")
+    book.client.set_tag(run.info.run_id, "current", current)
+    for found in _logged(book, f"source_run_id = '{run.info.run_id}'"):
+        book.client.set_logged_model_tags(found.model_id, {"current": current})
+
+
+def _models(book: Book, runs: set[str]) -> dict[str, Any]:
+    """The current logged model of each point; where a point has one with weights and one without, that with weights."""
+    found = [model for model in _logged(book, "tags.current = 'true'") if model.source_run_id in runs]
+    return {model.tags["point"]: model for model in sorted(found, key=lambda model: model.tags["weights"] == "here")}
+
+
+def _weighed(files: Files, models: dict[str, Any]) -> dict[str, Any]:
+    """The recommended point's model with weights, where an earlier frontier recommended another and left it without."""
+    import mlflow
+
+    point = files.recommended
+    found = models[point["name"]]
+    if found.tags["weights"] == "here":
+        return {}
+    with mlflow.start_run(run_id=found.source_run_id):
+        return {point["name"]: mlflow.get_logged_model(_with_weights(files, point))}
+
+
+def _logged(book: Book, condition: str) -> Iterator[Any]:
+    def search(token: str | None) -> Any:
+        return book.client.search_logged_models([book.experiment], filter_string=condition, page_token=token)
+
+    return _all(search)
+
+
+def _all(search: Callable[[str | None], Any]) -> Iterator[Any]:
+    page = search(None)
+    yield from page
+    while page.token:
+        page = search(page.token)
+        yield from page
+
+
+def _way_pages(book: Book, files: Files) -> list[Page]:
+    about = files.table["about"]
+    pages = []
+    for name, points in pictures.ways(files.table["points"]).items():
+        cards = {point["checkpoint"]: files.cards[point["checkpoint"]] for point in points}
+        images = {point["name"]: disk.sha256(files.samples(point)) for point in points}
+        content = {"points": points, "about": about, "cards": cards, "images": images}
+        pages.append(
+            Page(
+                "way", name, content, lambda run, points=points, cards=cards: _fill_way(book, files, points, cards, run)
+            )
+        )
+    return pages
+
+
+def _fill_way(book: Book, files: Files, points: list[Point], cards: dict[str, dict[str, Any]], run: str) -> None:
+    metrics = []
+    for point in points:
+        carries = _carries(files, point)
+        model = _with_weights(files, point) if carries else _without_weights(book, point, run)
+        metrics += _metrics({key: point[key] for key in (*METRICS, "nfe")}, round(point["nfe"]), model)
+    about = {f"evaluate/{key}": value for key, value in files.table["about"].items()}
+    trained = {
+        f"{name}/{key}": value for name, card in cards.items() for key, value in _flat(card["parameters"]).items()
+    }
+    tags = {"method": points[0]["method"], **{f"digest {name}": card["digest"] for name, card in cards.items()}}
+    _log(book, run, metrics, about | trained, tags)
+    _log_images(book, files, points, run)
+
+
+def _carries(files: Files, point: Point) -> bool:
+    """Whether this point's logged model holds weights: they are copied once for each student's checkpoint, with its
+    recommended point or else its best, and for the teacher only if one of its points is recommended."""
+    if files.recommended["checkpoint"] == point["checkpoint"]:
+        return point["name"] == files.recommended["name"]
+    alike = [p for p in files.table["points"] if p["checkpoint"] == point["checkpoint"]]
+    return point["method"] != "teacher" and point["name"] == min(alike, key=lambda p: p["fd"])["name"]
+
+
+def _with_weights(files: Files, point: Point) -> str:
+    """Logs a point's checkpoint, this package's code and sampler_model.py as a model that MLflow can serve."""
+    from mlflow import pyfunc
+
+    artifacts = {"checkpoint": str(files.checkpoint(point).resolve())}
+    config = {"sampler": point["sampler"], "times": list(point["times"])}
+    if point["sampler"] == "analytic":  # its variance is read from Gamma
+        artifacts["gamma"] = str((files.folder / "gamma.json").resolve())
+        config["estimator"] = files.parameters["search"]["estimator"]
+    logged = pyfunc.log_model(
+        name=_model_name(point),
+        python_model=str(Path(__file__).with_name("sampler_model.py")),
+        artifacts=artifacts,
+        code_paths=[str(Path(disk.__file__).parent)],
+        model_config=config,
+        signature=_signature(files.cards[point["checkpoint"]]["image"]),
+        pip_requirements=[_pin(package) for package in ("mlflow", "torch", "numpy", "safetensors")],
+        params=_model_params(point),
+        tags=_model_tags(point) | {"weights": "here"},
+        model_type="sampler",
+        step=round(point["nfe"]),
+    )
+    return logged.model_id
+
+
+def _without_weights(book: Book, point: Point, run: str) -> str:
+    """Records a point whose weights are another model's: its numbers and where it came from, nothing copied."""
+    import mlflow
+
+    return mlflow.create_external_model(
+        name=_model_name(point),
+        source_run_id=run,
+        experiment_id=book.experiment,
+        params=_model_params(point),
+        tags=_model_tags(point) | {"weights": f"not here: checkpoints/{point['checkpoint']}"},
+        model_type="sampler",
+    ).model_id
+
+
+def _model_name(point: Point) -> str:
+    return re.sub(r"[^\w-]+", "-", point["name"])
+
+
+def _model_params(point: Point) -> dict[str, str]:
+    return {key: str(point[key]) for key in ("method", "checkpoint", "sampler", "trajectory", "nfe", "seed", "n")}
+
+
+def _model_tags(point: Point) -> dict[str, str]:
+    identity = {key: str(value) for key, value in _identity(point).items()}
+    return identity | {"point": point["name"], "method": point["method"], "fd": f"{point['fd']:.4g}", "current": "true"}
+
+
+def _identity(point: Point) -> dict[str, Any]:
+    """What makes two points the same thing to ship."""
+    names = {"digest": "checkpoint_digest", "sampler": "sampler", "trajectory": "trajectory", "nfe": "nfe"}
+    return {tag: f"{point[key]:g}" if tag == "nfe" else point[key] for tag, key in names.items()}
+
+
+def _signature(image: list[int]) -> Any:
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
+
+    c, h, w = image
+    return ModelSignature(
+        inputs=Schema([ColSpec("long", "num_images")]),
+        outputs=Schema([TensorSpec(np.dtype("uint8"), (-1, h, w, c))]),
+        params=ParamSchema([ParamSpec("seed", "long", 0)]),
+    )
+
+
+def _pin(package: str) -> str:
+    # without the local part ("+cpu"), which no index serves
+    return f"{package}=={version(package).split('+')[0]}"
+
+
+def _log_images(book: Book, files: Files, points: list[Point], run: str) -> None:
+    """The grids by step, and at step 0, where the UI's slider starts, all of the way's points one below the other."""
+    from PIL import Image
+
+    rows = [(point["name"], pictures.tiles(files.samples(point))) for point in reversed(points)]
+    with tempfile.TemporaryDirectory() as folder:
+        sheet = Path(folder) / "sheet.png"
+        pictures.contact_sheet(rows, sheet)
+        for step, path in [(0, sheet), *((round(point["nfe"]), files.samples(point)) for point in points)]:
+            with Image.open(path) as picture:
+                book.client.log_image(run, picture.convert("RGB"), key="samples", step=step)
+
+
+def _frontier_page(book: Book, files: Files) -> Page:
+    """The whole table: its files and pictures, the recommendation and every parameter."""
+    table = files.table
+
+    def fill(run: str) -> None:
+        floor = {f"floor_{key}": value for key, value in table["floor"].items() if isinstance(value, float | int)}
+        tags = {"recommended": table["recommended"]["name"], "reason": table["recommended"]["reason"]}
+        _log(book, run, _metrics(floor, 0), _flat(files.parameters), tags)
+        for path in files.shown:
+            book.client.log_artifact(run, str(path))
+
+    content = {"parameters": files.parameters, "files": {path.name: disk.sha256(path) for path in files.shown}}
+    return Page("frontier", "frontier", content, fill)
+
+
+def _floor_page(book: Book, files: Files) -> Page:
+    """The real-against-real floor as a way of its own: a level line under the others in every chart."""
+    floor = {key: files.table["floor"][key] for key in METRICS if key in files.table["floor"]}
+    steps = sorted({round(point["nfe"]) for point in files.table["points"]})
+    content = {"floor": floor, "steps": steps, "about": files.table["about"]}
+
+    def fill(run: str) -> None:
+        _log(book, run, [metric for step in steps for metric in _metrics(floor, step)], {}, {})
+
+    return Page("floor", "real against real", content, fill)
+
+
+def _train_pages(book: Book, files: Files) -> list[Page]:
+    pages = []
+    for path in sorted((files.folder / "curves").glob("*.csv")):
+        name = path.stem
+        card = _card(files.folder / "checkpoints" / name)
+        cost = _cost(files.folder / "cost" / f"{name}.json")
+        content = {"curve": disk.sha256(path), "digest": card["digest"], "cost": cost}
+        pages.append(Page("train", f"train {name}", content, _train_filler(book, path, card, cost)))
+    return pages
+
+
+def _train_filler(book: Book, path: Path, card: dict[str, Any], cost: dict[str, Any]) -> Callable[[str], None]:
+    def fill(run: str) -> None:
+        rows = _thinned(path)
+        metrics = [metric for row in rows for metric in _metrics(_curve_values(row), int(row["step"]))]
+        last = int(rows[-1]["step"]) if rows else 0
+        metrics += _metrics({f"cost/{key}": value for key, value in cost.items()}, last)
+        tags = {key: card[key] or "none" for key in ("method", "digest", "parent", "data")}
+        _log(book, run, metrics, _flat(card["parameters"]) | {"seed": card["seed"]}, tags)
+        book.client.log_artifact(run, str(path))
+
+    return fill
+
+
+def _curve_values(row: dict[str, float]) -> dict[str, float]:
+    return {f"train/{key}": row[key] for key in ("loss", "grad_norm", "lr")}
+
+
+def _thinned(path: Path) -> list[dict[str, float]]:
+    """A curve as at most CURVE_ROWS rows: each the mean of as many neighbours, at the step of the last of them."""
+    with open(path, newline="") as file:
+        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    width = -(-len(rows) // CURVE_ROWS) or 1
+    cells = [rows[first : first + width] for first in range(0, len(rows), width)]
+    return [
+        {key: sum(row[key] for row in cell) / len(cell) for key in cell[0]} | {"step": cell[-1]["step"]}
+        for cell in cells
+    ]
+
+
+def _cost(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _metrics(values: dict[str, float | None], step: int, model: str | None = None) -> list[Any]:
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    return [Metric(key, float(value), now, step, model_id=model) for key, value in values.items() if value is not None]
+
+
+def _log(book: Book, run: str, metrics: list[Any], params: dict[str, Any], tags: dict[str, str]) -> None:
+    from mlflow.entities import Param, RunTag
+
+    book.client.log_batch(
+        run,
+        metrics=metrics,
+        params=[Param(_key(key), str(value)[:VALUE]) for key, value in params.items()],
+        tags=[RunTag(_key(key), str(value)[:VALUE]) for key, value in tags.items()],
+    )
+
+
+def _key(key: str) -> str:
+    return re.sub(r"[^\w\-. :/]", "_", key)[:250]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _register(book: Book, files: Files, model: str, models: dict[str, Any]) -> str:
+    """The version that holds the recommended point, new only if there is none, and the alias moved to it."""
+    import mlflow
+
+    point = files.recommended
+    wanted = _identity(point)
+    versions = list(_all(lambda token: book.client.search_model_versions(f"name = '{model}'", page_token=token)))
+    same = [v for v in versions if all(v.tags.get(key) == value for key, value in wanted.items())]
+    if same:
+        number = max(same, key=lambda v: int(v.version)).version
+    else:
+        source = models[point["name"]].model_id
+        tags = {**wanted, "method": point["method"], "fd": f"{point['fd']:.4g}", "point": point["name"]}
+        number = mlflow.register_model(f"models:/{source}", model, await_registration_for=0, tags=tags).version
+    if book.client.get_registered_model(model).aliases.get(CHALLENGER) != str(number):
+        book.client.set_registered_model_alias(model, CHALLENGER, str(number))
+    return str(number)
+
+
+def _note(book: Book, files: Files, model: str, number: str) -> None:
+    """The table and the recommendation on the experiment's own page."""
+    lines = ["| point | calls | distance | ms/image |", "|---|---|---|---|"]
+    for p in sorted(files.table["points"], key=lambda p: (p["nfe"], p["fd"])):
+        lines.append(f"| {p['name']} | {p['nfe']:g} | {p['fd']:.3g} +- {p['fd_se']:.1g} | {p['ms_per_image']:.3g} |")
+    recommended = files.table["recommended"]
+    head = f"Recommended: **{recommended['name']}** ({model} version {number}). {recommended['reason']}"
+    note = "\n".join([head, "", *lines])
+    if book.client.get_experiment(book.experiment).tags.get("mlflow.note.content") != note:
+        book.client.set_experiment_tag(book.experiment, "mlflow.note.content", note)

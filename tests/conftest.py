@@ -1,0 +1,66 @@
+"""Toys that many tests share: small exact denoisers and the schedules of the registry."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from diffcore.denoiser import GaussianDenoiser, MixtureDenoiser, NetDenoiser
+from diffcore.schedule import SCHEDULES, Cosine, Discrete, Schedule
+
+DDPM_BETAS = tuple(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64).tolist())
+
+
+def make_schedule(name: str) -> Schedule:
+    return Discrete(DDPM_BETAS) if name == "discrete" else SCHEDULES[name]()
+
+
+@pytest.fixture(params=list(SCHEDULES))
+def schedule(request) -> Schedule:
+    return make_schedule(request.param)
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    torch.set_num_threads(2)
+
+
+def dice(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=dice(seed), dtype=torch.float64)
+
+
+def gaussian(schedule: Schedule | None = None) -> GaussianDenoiser:
+    """Anisotropic Gaussian data on [2, 3] samples."""
+    mean = torch.tensor([[0.3, -0.2, 0.0], [0.1, 0.5, -0.4]], dtype=torch.float64)
+    variance = torch.tensor([[0.25, 1.0, 0.04], [2.0, 0.5, 0.09]], dtype=torch.float64)
+    return GaussianDenoiser(mean, variance, schedule or Cosine())
+
+
+def mixture(schedule: Schedule | None = None) -> MixtureDenoiser:
+    """Two well separated blobs on [2] samples."""
+    weights = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    means = torch.tensor([[-0.8, 0.2], [0.7, -0.1]], dtype=torch.float64)
+    return MixtureDenoiser(weights, means, torch.full((2, 2), 0.05, dtype=torch.float64), schedule or Cosine())
+
+
+class ToyNet(nn.Module):
+    """A tiny network with a time input, for training tests: [b, c, h, w] in and out, deterministic weights."""
+
+    def __init__(self, channels: int = 1, width: int = 8, seed: int = 0):
+        super().__init__()
+        self.conv_in = nn.Conv2d(channels + 1, width, 3, padding=1)
+        self.conv_out = nn.Conv2d(width, channels, 3, padding=1)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=dice(seed)))
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        plane = (label / 1024).to(x.dtype)[:, None, None, None].expand(-1, 1, *x.shape[2:])
+        return self.conv_out(torch.nn.functional.silu(self.conv_in(torch.cat([x, plane], 1))))
+
+
+def toy_denoiser(seed: int = 0) -> NetDenoiser:
+    return NetDenoiser(ToyNet(seed=seed), Cosine())

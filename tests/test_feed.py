@@ -1,0 +1,203 @@
+"""Batch k is a function of (data, seed, k): after a jump, on any machine, in any number of processes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffcore import feed as feeds
+from diffcore import shards
+from diffcore.feed import Order, ResidentFeed, StreamFeed, feed, to_float, to_uint8
+from diffcore.mistake import Mistake
+from diffcore.shards import Config, Images, Manifest, load_resident
+
+COUNT = 101
+
+
+@pytest.fixture(scope="module", params=["block", "image"])
+def data(request, tmp_path_factory) -> Path:
+    """101 images in many shards: number i has i in every pixel of its left half, 255 - i in its right, and label i % 2."""
+    root = tmp_path_factory.mktemp(request.param)
+    for number in range(COUNT):
+        pixels = np.full((4, 4, 3), number, np.uint8)
+        pixels[:, 2:] = 255 - number
+        path = root / "in" / str(number % 2) / f"{number:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "BLOCK", 5)
+        config = Config(f"folder:{root}/in", members=request.param)
+        manifest = shards.write(config, root / "out", shard_bytes=200)
+    assert len(manifest.shards) > 2 * feeds.GROUP
+    return root / "out"
+
+
+def stream(data: Path, batch_size: int = 8, seed: int = 0, flip: bool = False) -> StreamFeed:
+    return StreamFeed(data, Manifest.read(data), batch_size, seed, flip)
+
+
+def resident(data: Path, batch_size: int = 8, seed: int = 0, flip: bool = False) -> ResidentFeed:
+    return ResidentFeed(load_resident(data), batch_size, seed, flip)
+
+
+def numbers(x0: torch.Tensor) -> list[int]:
+    """Which images these are, mirrored or not."""
+    pixels = to_uint8(x0)[:, 0, 0].int()
+    return torch.minimum(pixels[:, 0], pixels[:, -1]).tolist()
+
+
+def test_pixels_and_floats_invert_each_other():
+    levels = torch.arange(256, dtype=torch.uint8).reshape(4, 1, 8, 8)
+    x0 = to_float(levels)
+    assert (x0.dtype, float(x0.min()), float(x0.max())) == (torch.float32, -1.0, 1.0)
+    assert torch.equal(to_uint8(x0), levels)
+    assert torch.equal(to_uint8(x0 + 0.003), levels)
+    assert to_uint8(torch.tensor([-1.5, 1.5])).tolist() == [0, 255]
+    exact = levels.double() / 127.5 - 1
+    assert (x0.double() - exact).abs().max() < 1.2e-7
+
+
+@pytest.mark.parametrize("make", [stream, resident])
+@pytest.mark.parametrize("batch_size", [1, 7, 101, 230])
+def test_each_image_comes_once_in_each_epoch(data, make, batch_size):
+    made = make(data, batch_size)
+    steps = -(-3 * COUNT // batch_size)
+    batches = [made.batch(step) for step in range(steps)]
+    seen = [number for x0, _ in batches for number in numbers(x0)]
+    for epoch in range(3):
+        assert sorted(seen[epoch * COUNT : (epoch + 1) * COUNT]) == list(range(COUNT))
+    assert seen[:COUNT] != seen[COUNT : 2 * COUNT]
+    labels = torch.cat([labels for _, labels in batches])
+    assert labels.tolist() == [number % 2 for number in seen]
+    assert batches[0][0].shape == (batch_size, 3, 4, 4)
+
+
+def test_both_feeds_give_the_same_batches(data):
+    with stream(data, flip=True) as one:
+        two = resident(data, flip=True)
+        for step in (0, 1, 2, 12, 13, 25, 3):
+            for a, b in zip(one.batch(step), two.batch(step)):
+                assert torch.equal(a, b)
+        assert (one.images, one.shape, one.classes) == (two.images, two.shape, two.classes)
+
+
+@pytest.mark.parametrize("make", [stream, resident])
+def test_a_batch_after_a_jump_is_the_one_in_sequence(data, make):
+    walked = make(data, flip=True)
+    batches = [walked.batch(step) for step in range(30)]
+    for step in (29, 11, 0, 12):
+        jumped = make(data, flip=True)
+        assert torch.equal(jumped.batch(step)[0], batches[step][0])
+        assert torch.equal(walked.batch(step)[1], batches[step][1])
+
+
+@pytest.mark.parametrize("make", [stream, resident])
+def test_processes_share_one_global_batch(data, make):
+    whole, labels = make(data, 12, flip=True).batch(17)
+    for world in (2, 3):
+        size = 12 // world
+        parts = [make(data, 12, flip=True).batch(17, slice(r * size, (r + 1) * size)) for r in range(world)]
+        assert torch.equal(torch.cat([x0 for x0, _ in parts]), whole)
+        assert torch.equal(torch.cat([label for _, label in parts]), labels)
+
+
+def test_seeds_and_flips(data):
+    plain = resident(data, 64)
+    assert not torch.equal(plain.batch(0)[0], resident(data, 64, seed=1).batch(0)[0])
+    x0, mirrored = plain.batch(3)[0], resident(data, 64, flip=True).batch(3)[0]
+    kept = (x0 == mirrored).flatten(1).all(1)
+    turned = (x0.flip(-1) == mirrored).flatten(1).all(1)
+    assert torch.equal(kept, ~turned)
+    assert 16 <= int(turned.sum()) <= 48  # 32 expected, 4 standard deviations
+    again = (plain.batch(4)[0] == resident(data, 64, flip=True).batch(4)[0]).flatten(1).all(1)
+    assert not torch.equal(kept, again)
+
+
+def test_nothing_is_drawn_from_the_global_generator(data):
+    before = torch.get_rng_state()
+    stream(data, flip=True).batch(0)
+    resident(data, flip=True).batch(0)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_an_epoch_mixes_all_its_images():
+    # one group: a uniform permutation has displacement n/3 on average, and keeps 1 of n in place
+    order = Order([50] * 4, 0)
+    rows = np.concatenate([place.shards * 50 + place.rows for place in order.at(0, 200)])
+    assert sorted(rows) == list(range(200))
+    assert abs(np.abs(rows - np.arange(200)).mean() - 200 / 3) < 20
+    assert (rows == np.arange(200)).sum() < 8
+
+
+def test_the_images_of_one_shard_change_their_order_with_the_epoch():
+    order = Order([50], 0)
+    assert not np.array_equal(order.at(0, 50)[0].rows, order.at(50, 100)[0].rows)
+
+
+def test_groups_change_with_the_epoch_and_hold_few_shards():
+    order = Order([3] * 40, 7)
+    groups = [[place.group for place in order.at(epoch * 120, (epoch + 1) * 120)] for epoch in range(2)]
+    assert all(len(group) <= feeds.GROUP for group in groups[0] + groups[1])
+    assert len(groups[0]) == 5
+    assert {frozenset(group) for group in groups[0]} != {frozenset(group) for group in groups[1]}
+    for epoch in range(2):
+        assert sorted(shard for group in groups[epoch] for shard in group) == list(range(40))
+    assert order.after(0) == groups[0][1]
+    assert order.after(119) == groups[1][0]
+
+
+def test_a_stream_holds_only_the_groups_it_needs_and_reads_the_next_ahead(data, monkeypatch):
+    read = []
+    real = feeds.open_shard
+
+    def spy(folder, manifest, index):
+        read.append(index)
+        return real(folder, manifest, index)
+
+    monkeypatch.setattr(feeds, "open_shard", spy)
+    order = Order([shard.images for shard in Manifest.read(data).shards], 0)
+    with stream(data, 2) as made:
+        made.batch(40)
+        made._preparing.submit(int).result()
+        made._reading.submit(int).result()
+        places = order.at(80, 84)
+        needed = [shard for place in places for shard in place.group]
+        assert read[: len(needed)] == needed
+        assert set(order.after(83)) <= set(read) < set(range(len(order.counts)))
+        for step in range(41, 80):
+            made.batch(step)
+        made._preparing.submit(int).result()
+        assert len(made._opened) < len(order.counts)
+
+
+def test_memory_chooses_the_feed_and_nothing_else(data):
+    small, large = feed(data, 8, 0, True, COUNT * 48 - 1), feed(data, 8, 0, True, COUNT * 48)
+    assert (type(small), type(large)) == (StreamFeed, ResidentFeed)
+    assert torch.equal(small.batch(5)[0], large.batch(5)[0])
+    small.close()
+
+
+def test_a_shard_that_changes_while_streaming_is_named(data, tmp_path):
+    for path in data.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    made = stream(tmp_path, COUNT)
+    content = bytearray((tmp_path / "000003.tar").read_bytes())
+    content[600] ^= 1
+    (tmp_path / "000003.tar").write_bytes(content)
+    with pytest.raises(Mistake, match=r"000003\.tar is missing or not what"):
+        made.batch(0)
+    made.close()
+
+
+def test_images_without_labels_or_shards():
+    pixels = torch.arange(10, dtype=torch.uint8).reshape(10, 1, 1, 1)
+    made = ResidentFeed(Images(pixels, None, None), 10, 0, False)
+    x0, labels = made.batch(0)
+    assert labels is None
+    assert sorted(to_uint8(x0).flatten().tolist()) == list(range(10))
+    with pytest.raises(ValueError, match="batch_size"):
+        ResidentFeed(Images(pixels, None, None), 0, 0, False)
+    with pytest.raises(ValueError, match="no images"):
+        ResidentFeed(Images(pixels[:0], None, None), 1, 0, False)

@@ -1,0 +1,186 @@
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from diffcore import fit, methods
+from diffcore.denoiser import NetDenoiser
+from diffcore.feed import ResidentFeed
+from diffcore.fit import Compute, Config, Diverged, Job, Stopped
+from diffcore.mistake import Mistake
+from diffcore.resume import Resume
+from diffcore.schedule import Cosine
+from diffcore.shards import Images
+from tests.conftest import ToyNet, dice, toy_denoiser
+from tests.test_methods import CASES
+
+COMPUTE = Compute(threads=1, precision="no", compile=False, save_seconds=1e9, memory_gb=1.0)
+SHORT = Config(iterations=6, batch=8, lr=1e-2, ema=0.9, weight_decay=0.0)
+
+
+def feed(batch: int = 8, seed: int = 0) -> ResidentFeed:
+    pixels = torch.randint(0, 256, (40, 1, 4, 4), generator=dice(9)).to(torch.uint8)
+    return ResidentFeed(Images(pixels, None, None), batch, seed, flip=False)
+
+
+def job(name: str = "denoising", method_config=None, config: Config = SHORT, seed: int = 0) -> Job:
+    method = methods.load(name)
+    return Job(method, method_config or method.Config(), config, feed(config.batch), seed)
+
+
+def run(job: Job, resume: Resume | None = None, compute: Compute = COMPUTE, **more) -> fit.Fitted:
+    teacher = None if job.method.__name__.endswith("denoising") else toy_denoiser(1)
+    return fit.fit(job, toy_denoiser(), teacher, compute, resume, **more)
+
+
+def same(one: fit.Fitted, other: fit.Fitted) -> bool:
+    pairs = zip(one.net.state_dict().values(), other.net.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs) and one.curve == other.curve
+
+
+def stop_at(calls: int):
+    """A stop flag that is up at its `calls`-th question."""
+    count = iter(range(1, 1_000_000))
+    return lambda: next(count) == calls
+
+
+@CASES
+@pytest.mark.parametrize("stopped_after", [1, 4])
+def test_a_stopped_run_goes_on_to_the_same_bytes(name, config, stopped_after, tmp_path):
+    whole, resume = run(job(name, config)), Resume(tmp_path, "x", "f" * 64)
+    with pytest.raises(Stopped, match=f"after {stopped_after} of 6"):
+        run(job(name, config), resume, stop=stop_at(stopped_after))
+    steps = []
+    resumed = run(job(name, config), resume, on_event=lambda event: steps.append(event.step))
+    assert steps[0] == stopped_after + 1
+    assert same(whole, resumed)
+
+
+def test_a_finished_run_started_again_only_reads(tmp_path):
+    resume = Resume(tmp_path, "x", "f" * 64)
+    first = run(job(), resume)
+    assert same(first, run(job(), resume, on_event=lambda event: pytest.fail("nothing is left to do")))
+
+
+def test_when_the_state_is_saved_changes_nothing(tmp_path):
+    often = dataclasses.replace(COMPUTE, save_seconds=1e-9)
+    assert same(run(job()), run(job(), Resume(tmp_path, "x", "f" * 64), often))
+    assert len(list(tmp_path.glob("x-*/step-*"))) == 2  # the newest two
+
+
+def test_another_job_does_not_resume(tmp_path):
+    run(job(), Resume(tmp_path, "x", "a" * 64))
+    fresh = run(job(seed=1), Resume(tmp_path, "x", "b" * 64))
+    assert same(fresh, run(job(seed=1)))
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_a_damaged_state_gives_way_to_the_one_before(tmp_path, damage):
+    resume = Resume(tmp_path, "x", "f" * 64)
+    whole = run(job(), resume, dataclasses.replace(COMPUTE, save_seconds=1e-9))
+    newest = sorted(tmp_path.glob("x-*/step-*/state.safetensors"))[-1]
+    content = bytearray(newest.read_bytes())
+    content[-3] ^= 64
+    newest.unlink() if damage == "remove" else newest.write_bytes(content[: 50 if damage == "truncate" else None])
+    assert resume.load()[0] == 5
+    assert same(whole, run(job(), resume))
+
+
+def test_two_processes_do_not_train_one_job(tmp_path):
+    resume = Resume(tmp_path, "x", "f" * 64)
+    with (
+        resume.lock(),
+        pytest.raises(Mistake, match="another process is training this very job"),
+        resume.lock(patience=0.2),
+    ):
+        pass
+
+
+def test_states_of_old_jobs_are_pruned(tmp_path):
+    for word in "abcde":
+        run(job(config=dataclasses.replace(SHORT, iterations=1)), Resume(tmp_path, "x", word * 64))
+    assert len(list(tmp_path.glob("x-*"))) == 3
+    assert list(tmp_path.glob("x-eeee*"))
+
+
+@pytest.mark.parametrize("lr", [1e20])
+def test_what_is_not_finite_stops_before_the_update(tmp_path, lr):
+    resume = Resume(tmp_path, "x", "f" * 64)
+    often = dataclasses.replace(COMPUTE, save_seconds=1e-9)
+    with pytest.raises(Diverged, match=r"step \d: the loss is .* Lower lr"):
+        run(job(config=dataclasses.replace(SHORT, lr=lr)), resume, often)
+    step, tensors, _ = resume.load()
+    assert step >= 1
+    assert all(torch.isfinite(tensor).all() for name, tensor in tensors.items() if name.startswith(("net", "exp_avg/")))
+
+
+def test_parts_of_a_batch_add_up_to_the_whole():
+    whole = run(job(config=dataclasses.replace(SHORT, iterations=1)))
+    parts = run(job(config=dataclasses.replace(SHORT, iterations=1, accumulate=4)))
+    assert whole.curve[0].loss == pytest.approx(parts.curve[0].loss, rel=1e-6)
+    assert whole.curve[0].grad_norm == pytest.approx(parts.curve[0].grad_norm, rel=1e-5)
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    with pytest.raises(Mistake, match="batch 8 does not divide into 1 processes x accumulate 3"):
+        run(job(config=dataclasses.replace(SHORT, accumulate=3)))
+
+
+def test_the_first_update_by_hand():
+    """AdamW's first step moves every weight by lr against the sign of its gradient; the EMA follows by 1 - 2/11."""
+    config = dataclasses.replace(SHORT, iterations=1, lr=1e-3, ema=0.999)
+    start = toy_denoiser().net.state_dict()
+    moved = run(job(config=config)).net.state_dict()
+    for name, value in start.items():
+        step = (moved[name] - value).abs()
+        torch.testing.assert_close(step, torch.full_like(step, 1e-3 * (1 - 2 / 11)), rtol=2e-2, atol=1e-6)
+
+
+def test_clipping_bounds_the_gradient_but_reports_it_whole():
+    free, clipped = (run(job(config=dataclasses.replace(SHORT, clip=clip))) for clip in (None, 1e-9))
+    assert clipped.curve[0].grad_norm == pytest.approx(free.curve[0].grad_norm)
+    assert not same(free, clipped)
+
+
+def test_the_learning_rate_by_hand():
+    config = dataclasses.replace(SHORT, iterations=10, lr=2.0, warmup=2)
+    assert [config.rate(step) for step in (0, 1, 2)] == [1.0, 2.0, 2.0]
+    assert config.rate(6) == pytest.approx(1 + math.cos(math.pi / 2))
+    assert dataclasses.replace(config, decay="none").rate(9) == 2.0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"iterations": 0}, {"lr": 0.0}, {"ema": 1.0}, {"clip": 0.0}, {"accumulate": 0}, {"warmup": -1}, {"batch": 0}],
+)
+def test_impossible_numbers_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        dataclasses.replace(SHORT, **wrong)
+
+
+def test_the_loss_falls_and_the_argument_is_left_alone():
+    student = NetDenoiser(ToyNet(), Cosine())
+    before = {name: value.clone() for name, value in student.net.state_dict().items()}
+    fitted = fit.fit(job(config=dataclasses.replace(SHORT, iterations=200, lr=1e-2)), student, None, COMPUTE)
+    assert fitted.curve[-1].loss < 0.8 * fitted.curve[0].loss
+    assert all(torch.equal(before[name], value) for name, value in student.net.state_dict().items())
+
+
+def test_dropout_draws_from_the_steps_own_dice(tmp_path):
+    class Dropped(ToyNet):
+        def __init__(self):
+            super().__init__()
+            self.drop = torch.nn.Dropout(0.3)
+
+        def forward(self, x, label):
+            return super().forward(self.drop(x), label)
+
+    def train(**more):
+        return fit.fit(job(), NetDenoiser(Dropped(), Cosine()), None, COMPUTE, **more)
+
+    whole, resume = train(), Resume(tmp_path, "x", "f" * 64)
+    torch.rand(7)  # what others drew in between
+    with pytest.raises(Stopped):
+        train(resume=resume, stop=stop_at(3))
+    assert same(whole, train(resume=resume))

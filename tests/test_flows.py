@@ -1,0 +1,684 @@
+"""Orchestration on a toy pipeline: the order, the slots, the words of a failure, and that nothing is left running.
+
+The quick tests need no server. The slow ones start the real Prefect server, MLflow server and worker on free ports.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from prefect.logging import disable_run_logger
+from prefect.states import Cancelled, Completed, Failed, Pending
+
+from diffcore.mistake import Mistake
+from flows import distill, locks, services, stages
+from flows.running import Ended, Running, Stopped
+
+ROOT = Path(__file__).resolve().parents[1]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:_NoneStep.value will soon raise:DeprecationWarning"),  # DVC's own
+]
+
+# a stage does what params.yaml says of it: ok, exit N, kill once, sleep SECONDS
+TOY_TASKS = """
+import json, os, pathlib, shutil, signal, subprocess, sys, time
+
+def check():
+    if "typo" in json.loads(pathlib.Path("params.yaml").read_text()):
+        print("error: params.yaml: typo: unknown key, did you mean 'work'?")
+        sys.exit(2)
+
+def workspace(folder, _, preset):
+    if preset != "smoke":
+        print(f"error: no preset {preset!r}: there is smoke")
+        sys.exit(2)
+    for part in ("tasks", ".dvc", "dvc.yaml", "params.yaml"):
+        copy = shutil.copytree if pathlib.Path(part).is_dir() else shutil.copy
+        pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+        copy(part, pathlib.Path(folder, part), **({"dirs_exist_ok": True} if copy is shutil.copytree else {}))
+
+def work(name, out):
+    action, *more = json.loads(pathlib.Path("params.yaml").read_text())["work"][name].split()
+    print(f"{name} begins with GPU {os.environ.get('CUDA_VISIBLE_DEVICES')}", flush=True)
+    with open("log.txt", "a") as log:
+        log.write(f"{name} {time.time()}\\n")
+    if action == "exit":
+        print(f"error: {name} fails on purpose", file=sys.stderr)
+        sys.exit(int(more[0]))
+    if action == "kill" and not pathlib.Path("killed").exists():
+        pathlib.Path("killed").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if action in ("sleep", "deaf"):
+        if action == "deaf":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        own = subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({more[0]})"], start_new_session=True)
+        pathlib.Path("pids.txt").write_text(f"{os.getpid()} {own.pid}\\n")
+        time.sleep(float(more[0]))
+    pathlib.Path(out).parent.mkdir(parents=True, exist_ok=True)
+    pathlib.Path(out).write_text("name,fd\\nteacher,1.5\\n")
+
+{"check": check, "workspace": workspace, "work": work}[sys.argv[1]](*sys.argv[2:])
+"""
+
+TOY_PIPELINE = {
+    "stages": {
+        "shard": {
+            "cmd": "python -m tasks work shard artifacts/shard",
+            "params": ["work.shard"],
+            "outs": ["artifacts/shard"],
+        },
+        "arm": {
+            "foreach": ["left", "right"],
+            "do": {
+                "cmd": "python -m tasks work ${item} artifacts/${item}",
+                "params": ["work.${item}"],
+                "deps": ["artifacts/shard"],
+                "outs": ["artifacts/${item}"],
+            },
+        },
+        "evaluate": {
+            "cmd": "python -m tasks work evaluate artifacts/frontier.csv",
+            "params": ["work.evaluate"],
+            "deps": ["artifacts/left", "artifacts/right"],
+            "outs": ["artifacts/frontier.csv"],
+        },
+    }
+}
+
+CONFIG = "[core]\n    analytics = false\n    check_update = false\n    no_scm = true\n"
+
+
+def toy(folder: Path, **actions: str) -> Path:
+    """A project of four stages: shard, two arms on it, and evaluate on both."""
+    (folder / "tasks").mkdir(parents=True)
+    (folder / "tasks" / "__main__.py").write_text(TOY_TASKS)
+    (folder / ".dvc").mkdir()
+    (folder / ".dvc" / "config").write_text(CONFIG)
+    (folder / "dvc.yaml").write_text(json.dumps(TOY_PIPELINE))
+    behave(folder, **actions)
+    return folder
+
+
+def behave(folder: Path, **actions: str) -> None:
+    work = dict.fromkeys(("shard", "left", "right", "evaluate"), "ok") | actions
+    (folder / "params.yaml").write_text(json.dumps({"work": work}))
+
+
+def starts(folder: Path) -> list[str]:
+    """The names of the stages in the order in which they began."""
+    log = folder / "log.txt"
+    return [line.split()[0] for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def until(true, seconds: float = 10.0) -> bool:
+    limit = time.monotonic() + seconds
+    while not true() and time.monotonic() < limit:
+        time.sleep(0.05)
+    return bool(true())
+
+
+def gone(pid: int) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    return True
+
+
+def pids(folder: Path) -> list[int]:
+    assert until(lambda: len((folder / "pids.txt").read_text().split()) == 2 if (folder / "pids.txt").exists() else 0)
+    return [int(word) for word in (folder / "pids.txt").read_text().split()]
+
+
+# ---- the graph
+
+
+def test_the_graph_is_dvc_s_and_every_stage_comes_after_those_it_needs(tmp_path):
+    found = stages.graph(toy(tmp_path))
+    assert {name: stage.after for name, stage in found.items()} == {
+        "shard": (),
+        "arm@left": ("shard",),
+        "arm@right": ("shard",),
+        "evaluate": ("arm@left", "arm@right"),
+    }
+    order = list(found)
+    assert all(order.index(above) < order.index(name) for name, stage in found.items() for above in stage.after)
+    assert found["evaluate"].outs == ("artifacts/frontier.csv",)
+
+
+def test_targets_bring_what_they_depend_on_and_no_more(tmp_path):
+    found = stages.graph(toy(tmp_path))
+    assert list(stages.chosen(found, ["arm@left"])) == ["shard", "arm@left"]
+    assert set(stages.chosen(found, ["arm"])) == {"shard", "arm@left", "arm@right"}
+    assert stages.chosen(found, []) == found
+    with pytest.raises(Mistake, match=r"no stage 'evaluat': did you mean 'evaluate'\?"):
+        stages.chosen(found, ["evaluat"])
+
+
+@pytest.mark.parametrize("broken", ["no repository", "no stages", "bad yaml"])
+def test_a_workspace_that_dvc_cannot_read_is_a_mistake_in_one_line(tmp_path, broken):
+    if broken != "no repository":
+        (toy(tmp_path) / "dvc.yaml").write_text("stages: {}" if broken == "no stages" else "stages: {a: {cmd: ")
+    with pytest.raises(Mistake) as caught:
+        stages.graph(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+
+
+# ---- one stage
+
+
+def task(folder: Path, name: str, running: Running | None = None, **environment: str):
+    slots = locks.Slots([locks.Slot(folder / ".dvc" / "tmp" / "slot.lock", environment)])
+    with disable_run_logger():
+        return distill.run_stage.fn(name, folder, running or Running(), slots)
+
+
+def test_a_stage_runs_once_and_is_then_cached_without_a_process(tmp_path, monkeypatch):
+    toy(tmp_path)
+    assert task(tmp_path, "shard").name == "Completed"
+    monkeypatch.setattr(Running, "run", lambda *a, **k: pytest.fail("a process was started"))
+    state = task(tmp_path, "shard")
+    assert (state.name, state.is_completed()) == ("Cached", True)
+    assert starts(tmp_path) == ["shard"]
+
+
+@pytest.mark.parametrize(
+    ("action", "error", "line"),
+    [
+        ("exit 2", Mistake, "shard: shard fails on purpose"),
+        ("exit 1", stages.StageFailed, "shard exited with 1: shard fails on purpose"),
+        ("kill", stages.StageFailed, "shard was ended by SIGKILL: shard begins with GPU None"),
+    ],
+)
+def test_a_failed_stage_tells_its_own_code_and_its_own_last_line(tmp_path, monkeypatch, action, error, line):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(error) as caught:
+        task(toy(tmp_path, shard=action), "shard")
+    assert str(caught.value) == line
+
+
+def test_only_a_crash_is_tried_again():
+    def again(error: Exception) -> bool:
+        return distill._may_help(None, None, Failed(data=error))
+
+    assert again(stages.StageFailed("was ended by SIGKILL"))
+    assert not again(Mistake("a typo"))
+    assert not again(Stopped("the run is cancelled"))
+
+
+def test_the_cause_when_dvc_itself_fails():
+    lines = ("Running stage 'a':", "ERROR: 'artifacts/x' is busy", "see the documentation")
+    assert stages.cause(Ended(255, lines)) == (255, "ERROR: 'artifacts/x' is busy")
+    assert stages.cause(Ended(255, ())) == (255, "it said nothing")
+
+
+# ---- processes
+
+
+def start(function, *arguments):
+    """Runs a function in a thread: gives the future."""
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(function, *arguments)
+    pool.shutdown(wait=False)
+    return future
+
+
+@pytest.mark.parametrize("action", ["sleep 60", "deaf 60"])
+def test_lines_stream_and_stop_ends_the_whole_tree(tmp_path, action):
+    toy(tmp_path, shard=action)
+    running, heard = Running(grace=2), []
+    future = start(stages.reproduce, "shard", tmp_path, running, heard.append, {"CUDA_VISIBLE_DEVICES": "GPU-7"})
+    tree = pids(tmp_path)  # the stage, and a process of its own session below it
+    assert until(lambda: "shard begins with GPU GPU-7" in heard)
+    assert not future.done()
+    running.stop()
+    assert isinstance(future.exception(5), Stopped)
+    assert all(map(gone, tree))
+    with pytest.raises(Stopped):
+        running.run(["true"], tmp_path, heard.append)
+    behave(tmp_path)
+    assert task(tmp_path, "shard").name == "Completed"  # no lock of DVC's is left behind
+
+
+def test_a_stopped_stage_is_cancelled_not_failed(tmp_path):
+    toy(tmp_path, shard="sleep 60")
+    running = Running(grace=2)
+    future = start(task, tmp_path, "shard", running)
+    pids(tmp_path)
+    running.stop()
+    assert future.result(5).is_cancelled()
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from flows import locks
+from flows.running import Running
+folder = Path(sys.argv[1])
+descriptor = locks.take(folder / "lock")
+Running(keep=[descriptor], grace=2).run([sys.executable, "-m", "tasks", "work", "shard", "out"], folder, print)
+"""
+
+
+@pytest.mark.parametrize("action", ["sleep 60", "deaf 60"])
+def test_a_flow_killed_with_9_leaves_no_process_and_its_lock_lasts_as_long_as_they_do(tmp_path, action):
+    toy(tmp_path, shard=action)
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], cwd=ROOT, stdout=subprocess.DEVNULL) as flow:
+        stage, own = pids(tmp_path)
+        flow.kill()
+    freed = None
+    while freed is None:  # whenever the lock is free, the processes are gone
+        freed = locks.take(tmp_path / "lock")
+        time.sleep(0.02)
+    os.close(freed)
+    assert gone(stage)
+    assert gone(own)
+
+
+def test_what_a_command_leaves_running_is_ended(tmp_path):
+    script = "import subprocess, sys; print(subprocess.Popen(['sleep', '60'], start_new_session=True).pid)"
+    ended = Running().run([sys.executable, "-c", script], tmp_path, lambda line: None)
+    assert ended.code == 0
+    assert gone(int(ended.lines[-1]))
+
+
+def test_a_silent_command_does_not_make_the_runner_deaf(tmp_path):
+    """Prefect's time-outs and cancellations are exceptions raised into the thread; they must arrive in time."""
+    running = Running(grace=2)
+    thread_id: list[int] = []
+
+    def run():
+        thread_id.append(threading.get_ident())
+        running.run(["sleep", "60"], tmp_path, lambda line: None)
+
+    future = start(run)
+    assert until(lambda: running._leashes)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id[0]), ctypes.py_object(TimeoutError))
+    assert isinstance(future.exception(5), TimeoutError)
+    assert not running._leashes
+
+
+def test_the_exit_code_is_passed_on(tmp_path):
+    codes = [Running().run(["sh", "-c", word], tmp_path, print).code for word in ("exit 7", "kill -9 $$", "true")]
+    assert codes == [7, 137, 0]
+
+
+# ---- locks and slots
+
+
+def test_the_second_waits_says_so_once_and_goes_on(tmp_path):
+    said = []
+
+    def second():
+        with locks.hold(tmp_path / "lock", said.append, "waiting: another run"):
+            return "inside"
+
+    with locks.hold(tmp_path / "lock", said.append, "waiting: another run"):
+        assert said == []
+        future = start(second)
+        assert until(lambda: said)
+        time.sleep(3 * locks.POLL_SECONDS)
+        assert not future.done()
+    assert future.result(5) == "inside"
+    assert said == ["waiting: another run"]
+
+
+def test_no_more_stages_than_slots_and_each_has_its_own(tmp_path):
+    slots = locks.Slots([locks.Slot(tmp_path / name, {"CUDA_VISIBLE_DEVICES": name}) for name in "ab"])
+    said, inside, most = [], [], []
+
+    def stage(_):
+        with slots.one(said.append, lambda: None) as (slot, _descriptor):
+            inside.append(slot.environment["CUDA_VISIBLE_DEVICES"])
+            most.append(sorted(inside))
+            time.sleep(0.2)
+            inside.remove(slot.environment["CUDA_VISIBLE_DEVICES"])
+
+    with ThreadPoolExecutor(5) as pool:
+        list(pool.map(stage, range(5)))
+    assert max(most, key=len) == ["a", "b"]
+    assert all(len(names) == len(set(names)) for names in most)
+    assert set(said) == {"waiting: all 2 slots are taken"}
+
+
+def test_a_stage_that_waits_for_a_slot_can_be_stopped(tmp_path):
+    running = Running()
+    slots = locks.Slots([locks.Slot(tmp_path / "slot", {})])
+    toy(tmp_path / "toy")
+    with slots.one(print, lambda: None), disable_run_logger():
+        future = start(distill.run_stage.fn, "shard", tmp_path / "toy", running, slots)
+        time.sleep(0.5)
+        running.stop()
+        assert future.result(10).is_cancelled()
+    assert starts(tmp_path / "toy") == []
+
+
+LISTING = """GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-aaaa-1)
+GPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-bbbb-2)
+  MIG 1g.10gb     Device  0: (UUID: MIG-cccc-3)
+  MIG 1g.10gb     Device  1: (UUID: MIG-dddd-4)
+"""
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        (None, ["GPU-aaaa-1", "MIG-cccc-3", "MIG-dddd-4"]),
+        ("", []),
+        ("0", ["GPU-aaaa-1"]),
+        ("MIG-dddd-4, GPU-aaaa", ["MIG-dddd-4", "GPU-aaaa-1"]),
+        ("0,-1,1", ["GPU-aaaa-1"]),
+        ("9", []),
+    ],
+)
+def test_the_devices_are_those_that_cuda_would_show(wanted, expected):
+    assert locks.visible(LISTING, wanted) == expected
+
+
+def test_without_a_gpu_there_are_as_many_slots_as_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "gpus", list)
+    assert len(locks.here(tmp_path, 3).all) == 3
+    with pytest.raises(Mistake, match="slots must be at least 1"):
+        locks.here(tmp_path, 0)
+
+
+# ---- the flow's own parts
+
+
+def test_a_typo_in_the_parameters_stops_the_flow_before_any_stage(tmp_path):
+    toy(tmp_path)
+    (tmp_path / "params.yaml").write_text('{"typo": 1}')
+    with pytest.raises(Mistake, match=r"^params.yaml: typo: unknown key"), distill._ready(tmp_path, None, print):
+        pytest.fail("it went on")
+
+
+def test_a_preset_works_in_a_workspace_of_its_own(tmp_path):
+    toy(tmp_path)
+    with distill._ready(tmp_path, "smoke", print) as (workspace, _):
+        assert workspace == tmp_path / ".workspaces" / "smoke"
+        assert set(stages.graph(workspace)) == {"shard", "arm@left", "arm@right", "evaluate"}
+    assert set(stages.graph(tmp_path)) == set(stages.graph(workspace))
+    with pytest.raises(Mistake, match="no preset 'smok': there is smoke"), distill._ready(tmp_path, "smok", print):
+        pytest.fail("it went on")
+
+
+@pytest.mark.parametrize("preset", [None, "smoke"])
+def test_two_runs_in_one_workspace_come_one_after_the_other(tmp_path, preset):
+    toy(tmp_path)
+    said = []
+
+    def second():
+        with distill._ready(tmp_path, preset, said.append):
+            return time.monotonic()
+
+    with distill._ready(tmp_path, preset, lambda line: None) as (workspace, _):
+        future = start(second)
+        assert until(lambda: f"waiting: another run works in {workspace}" in said)
+        time.sleep(0.5)
+        end = time.monotonic()
+    assert future.result(20) > end
+
+
+def test_the_verdict_keeps_the_words_of_what_failed_and_names_what_did_not_run():
+    crash, typo = stages.StageFailed("left exited with 1: out of memory"), Mistake("right: no such key")
+    failed = {"shard": Completed(name="Cached"), "left": Failed(data=crash), "right": Failed(data=typo)}
+    state = distill.verdict({**failed, "evaluate": Pending(name="NotReady")})
+    assert state.is_failed()
+    assert state.message == "left exited with 1: out of memory; right: no such key; not run: evaluate"
+    done = distill.verdict({"shard": Completed(name="Cached"), "left": Completed()})
+    assert done.is_completed()
+    assert done.message == "2 stages: 1 up to date, 1 run or restored"
+    assert distill.verdict({"shard": Cancelled()}).is_cancelled()
+
+
+def test_the_frontier_is_shown_only_by_a_run_that_made_it(tmp_path, monkeypatch):
+    tables, images = [], []
+    monkeypatch.setattr(distill, "create_table_artifact", lambda table, **_: tables.append(table))
+    monkeypatch.setattr(distill, "create_image_artifact", lambda url, **_: images.append(url))
+    (tmp_path / "artifacts").mkdir()
+    (tmp_path / "artifacts" / "frontier.csv").write_text("name,fd\nteacher,1.5\n")
+    (tmp_path / "artifacts" / "frontier.png").write_bytes(b"png")
+    distill._show(tmp_path, [stages.Stage("shard", (), ("artifacts/data",))])
+    assert (tables, images) == ([], [])
+    distill._show(tmp_path, [stages.Stage("evaluate", (), ("artifacts/frontier.csv", "artifacts/frontier.png"))])
+    assert tables == [[{"name": "teacher", "fd": "1.5"}]]
+    assert images == ["data:image/png;base64,cG5n"]
+
+
+# ---- the services
+
+
+def services_command(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "flows.services", *words]
+    return subprocess.run(command, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True)
+
+
+def project(folder: Path, **actions: str) -> Path:
+    """The toy with the real flows."""
+    toy(folder, **actions)
+    (folder / "tasks" / "tracking.py").write_text('from pathlib import Path\n\nLOCK = Path(".mlflow.lock")\n')
+    for part in ("flows", "diffcore", "prefect.yaml", "prefect.toml"):
+        (folder / part).symlink_to(ROOT / part)
+    return folder
+
+
+def test_a_port_in_other_hands_is_one_line_and_starts_nothing(tmp_path):
+    project(tmp_path)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        ended = services_command(tmp_path, "up", "--prefect-port", str(free_port()), "--mlflow-port", str(port))
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert re.fullmatch(
+        rf"error: port {port} is taken by .*: end that, or choose another by --mlflow-port\n", ended.stderr
+    )
+    assert not list((tmp_path / ".services").glob("*.json"))
+
+
+def test_a_recycled_pid_is_never_killed(tmp_path, capsys):
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        born = psutil.Process(stranger.pid).create_time()
+        folder = services.Folder(tmp_path)
+        folder.write("worker", services.Record(stranger.pid, born - 100, "http://127.0.0.1:1/api"))
+        services.down(tmp_path)
+        assert stranger.poll() is None
+        assert capsys.readouterr().out == "nothing is up\n"
+        folder.write("worker", services.Record(stranger.pid, born, "http://127.0.0.1:1/api"))
+        services.down(tmp_path)
+        assert f"ended (pid {stranger.pid})" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")  # they are to outlive us
+def test_what_dies_at_its_start_is_reported_and_the_rest_ended_again(tmp_path, monkeypatch):
+    project(tmp_path)
+    born = []
+
+    def plan(root, prefect_port, mlflow_port):
+        lives = services.Service("prefect-server", ("sleep", "60"), "http://a", lambda: True, dict(os.environ))
+        dies = services.Service("mlflow-server", ("sh", "-c", "echo no memory; exit 3"), "", lambda: False, {})
+        return [lives, dies, lives]
+
+    real = services._start
+    monkeypatch.setattr(services, "planned", plan)
+    monkeypatch.setattr(services, "_start", lambda *a: (real(*a), born.append(a[1].record(a[0].name).pid)))
+    with pytest.raises(Mistake, match="mlflow-server ended at its start: no memory"):
+        services.up(tmp_path, 1, 2)
+    assert len(born) == 2
+    assert all(map(gone, born))
+    assert not list((tmp_path / ".services").glob("*.json"))
+
+
+def test_a_worker_can_be_ended_though_its_starter_ignored_interrupts():
+    """A script's background jobs ignore SIGINT; Prefect turns a worker's SIGTERM into SIGINT, so it would never end."""
+    script = "import signal; print(signal.getsignal(signal.SIGINT) == signal.default_int_handler)"
+    command = "import signal, subprocess, sys; from flows import services; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+    command += f"; subprocess.run([sys.executable, '-c', {script!r}], preexec_fn=services._hear_interrupts)"
+    ended = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert ended.stdout == "True\n"
+
+
+def test_nothing_committed_names_a_folder_of_this_machine():
+    for name in ("prefect.yaml", "prefect.toml", ".dvc/config", ".dvcignore"):
+        assert str(ROOT) not in (ROOT / name).read_text()
+    assert "__pycache__/" in (ROOT / ".dvcignore").read_text().splitlines()
+
+
+# ---- with the real servers
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory):
+    """A toy project that is up; at the end `down` must leave none of its processes."""
+    folder = project(tmp_path_factory.mktemp("live") / "project")
+    monkey = pytest.MonkeyPatch()
+    monkey.setenv("PREFECT_HOME", str(folder / ".prefect"))
+    monkey.delenv("MLFLOW_TRACKING_URI", raising=False)
+    ports = {"--prefect-port": str(free_port()), "--mlflow-port": str(free_port())}
+    monkey.setenv("PREFECT_API_URL", f"http://127.0.0.1:{ports['--prefect-port']}/api")
+    words = ["up", *(word for pair in ports.items() for word in pair)]
+    try:
+        ended = services_command(folder, *words)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        yield Live(folder, words)
+    finally:
+        leaders = [services.Folder(folder).alive(name) for name in services.NAMES]
+        family = [process for leader in leaders if leader for process in (leader, *leader.children(recursive=True))]
+        ended = services_command(folder, "down")
+        monkey.undo()
+    assert len(family) >= 3
+    assert "ended" in ended.stdout
+    assert until(lambda: all(gone(process.pid) for process in family))
+    assert all(_free_now(int(port)) for port in ports.values())
+
+
+def _free_now(port: int) -> bool:
+    return until(lambda: services._free(port), 5)
+
+
+@dataclass(frozen=True)
+class Live:
+    folder: Path
+    words: list[str]
+
+    def api(self, path: str, body=None):
+        answers: list = []  # a busy SQLite makes Prefect's server answer 503 now and then
+        url = f"{os.environ['PREFECT_API_URL']}/{path}"
+        assert until(lambda: answers.append(services.ask(url, body)) or answers[-1] is not None), f"no answer: {path}"
+        return answers[-1]
+
+    def go(self, name: str, **parameters) -> str:
+        """Starts a deployment and gives the id of its run."""
+        deployment = self.api(f"deployments/name/distill/{name}")
+        run = self.api(f"deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})
+        return run["id"]
+
+    def state(self, run: str) -> dict:
+        return self.api(f"flow_runs/{run}")["state"]
+
+    def done(self, run: str) -> dict:
+        final = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+        assert until(lambda: self.state(run)["type"] in final, 120), self.state(run)
+        return self.state(run)
+
+    def stages(self, run: str) -> dict[str, str]:
+        """The state's name of each stage; the server hears of them a moment after the run's end."""
+        asked = {"flow_runs": {"id": {"any_": [run]}}}
+        time.sleep(2)
+        return {one["name"]: one["state"]["name"] for one in self.api("task_runs/filter", asked)}
+
+
+ALL = ("shard", "arm@left", "arm@right", "evaluate")
+
+
+@pytest.mark.slow
+def test_a_deployed_run_completes_shows_the_frontier_and_the_next_one_finds_all_cached(live):
+    behave(live.folder)
+    run = live.go("full")
+    state = live.done(run)
+    assert (state["type"], state["message"]) == ("COMPLETED", "4 stages: 0 up to date, 4 run or restored")
+    assert live.stages(run) == dict.fromkeys(ALL, "Completed")
+    order = starts(live.folder)
+    assert (order[0], set(order[1:3]), order[3]) == ("shard", {"left", "right"}, "evaluate")
+    assert live.api("artifacts/frontier/latest")["data"] == '[{"name": "teacher", "fd": "1.5"}]'
+    again = live.go("full")
+    assert live.done(again)["message"] == "4 stages: 4 up to date, 0 run or restored"
+    assert live.stages(again) == dict.fromkeys(ALL, "Cached")
+
+
+@pytest.mark.slow
+def test_up_again_keeps_all_and_status_sees_them(live):
+    before = {name: services.Folder(live.folder).alive(name).pid for name in services.NAMES}
+    assert services_command(live.folder, *live.words).returncode == 0
+    assert {name: services.Folder(live.folder).alive(name).pid for name in services.NAMES} == before
+    assert services_command(live.folder, "status").returncode == 0
+
+
+@pytest.mark.slow
+def test_a_failed_arm_fails_what_needs_it_and_the_other_arm_finishes(live):
+    behave(live.folder, left="exit 2", right="kill", shard="ok again")
+    (live.folder / "killed").unlink(missing_ok=True)
+    begun = len(starts(live.folder))
+    run = live.go("full")
+    state = live.done(run)
+    assert state["type"] == "FAILED"
+    assert state["message"] == "arm@left: left fails on purpose; not run: evaluate"
+    seen = live.stages(run)
+    assert (seen["arm@left"], seen["arm@right"], seen["evaluate"]) == ("Failed", "Completed", "NotReady")
+    tried = starts(live.folder)[begun:]
+    assert (tried.count("left"), tried.count("right")) == (1, 2)  # a mistake is not tried again, a killed stage is
+
+
+@pytest.mark.slow
+def test_cancelling_a_run_ends_the_training_process(live):
+    behave(live.folder, shard="sleep 300")
+    (live.folder / "pids.txt").unlink(missing_ok=True)
+    run = live.go("full")
+    assert until((live.folder / "pids.txt").exists, 60)
+    tree = pids(live.folder)
+    live.api(f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
+    assert live.done(run)["type"] == "CANCELLED"
+    assert all(map(gone, tree))
+    behave(live.folder)
+    assert live.done(live.go("full"))["type"] == "COMPLETED"  # no lock is left behind
+
+
+@pytest.mark.slow
+def test_the_smoke_deployment_works_in_its_workspace(live):
+    behave(live.folder)
+    assert live.done(live.go("smoke"))["type"] == "COMPLETED"
+    assert (live.folder / ".workspaces" / "smoke" / "artifacts" / "frontier.csv").is_file()
+
+
+@pytest.mark.slow
+def test_down_cancels_what_is_under_way_and_a_later_up_starts_clean(live):
+    behave(live.folder, shard="sleep 300")
+    (live.folder / "pids.txt").unlink(missing_ok=True)
+    run = live.go("full")
+    assert until((live.folder / "pids.txt").exists, 60)
+    tree = pids(live.folder)
+    ended = services_command(live.folder, "down")
+    assert "cancelling the run" in ended.stdout
+    assert all(map(gone, tree))
+    assert services_command(live.folder, "down").stdout == "nothing is up\n"
+    assert services_command(live.folder, "status").returncode == 1
+    assert services_command(live.folder, *live.words).returncode == 0
+    assert live.state(run)["type"] == "CANCELLED"

@@ -1,0 +1,247 @@
+"""Pictures: what they show is read back from the pixels and from matplotlib's own objects, not from golden files."""
+
+import csv
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffcore.mistake import Mistake
+from tasks import pictures
+
+
+def point(method: str, nfe: int, fd: float, **other) -> dict:
+    """A row of frontier.json; everything that a test does not care about follows from the method and the calls."""
+    checkpoint = {"teacher": "teacher", "progressive": f"pd{nfe}", "consistency": "cd"}[method]
+    row = {"method": method, "checkpoint": checkpoint, "sampler": "ddim", "trajectory": "even", "nfe": nfe} | other
+    manner = f"{row['sampler']}-{row['trajectory']}-{nfe}"
+    fidelity = None if method == "teacher" else 0.3 / nfe
+    return {
+        "name": f"{row['checkpoint']}-{manner}",
+        **row,
+        "fd": fd,
+        "fd_se": abs(fd) / 25,
+        "kid": fd / 100,
+        "kid_se": abs(fd) / 2000,
+        "fd_pixels": fd / 2,
+        "fd_pixels_se": abs(fd) / 60,
+        "rmse_teacher": fidelity,
+        "rmse_teacher_se": fidelity and fidelity / 50,
+        "ms_per_image": 0.04 * nfe,
+        "n": 1000,
+        "seed": 0,
+        "weights": "ema",
+        "features": "feed" * 16,
+        "checkpoint_digest": f"{sum(map(ord, row['checkpoint'])):064d}",
+        "times": [k / nfe for k in range(nfe, -1, -1)],
+    }
+
+
+def table(points: list[dict], recommended: str, floor: float = 0.3) -> dict:
+    measures = {"fd": floor, "fd_se": 0.02, "kid": 0.0, "kid_se": 1e-4, "fd_pixels": 0.1, "n": [898, 899]}
+    about = {"n": 1000, "seed": 0, "features": "feed" * 16, "weights": "ema", "data": "da7a" * 16, "resamples": 200}
+    chosen = {"name": recommended, "reason": "the fewest calls within 1.6 times the teacher"}
+    return {"schema": 1, "about": about, "floor": measures, "points": points, "recommended": chosen}
+
+
+def small_table() -> dict:
+    points = [point("teacher", k, 52 / k) for k in (64, 4, 1)]
+    points += [point("teacher", k, 40 / k, trajectory="searched") for k in (64, 4)]
+    points += [point("progressive", k, 2.4 / math.sqrt(k)) for k in (4, 2, 1)]
+    points += [point("consistency", k, 2.2 / k**0.3) for k in (1, 2)]
+    return table(points, "pd4-ddim-even-4")
+
+
+def pixels(path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+def ramp(n: int, h: int, w: int, c: int) -> np.ndarray:
+    """Images of which no two pixels in a row are alike."""
+    return (np.arange(n * h * w * c, dtype=np.int64) * 37 % 251).astype(np.uint8).reshape(n, h, w, c)
+
+
+def test_a_way_is_the_method_or_the_teachers_sampler():
+    groups = pictures.ways(small_table()["points"])
+    assert list(groups) == ["teacher ddim even", "teacher ddim searched", "progressive", "consistency"]
+    assert [p["nfe"] for p in groups["teacher ddim even"]] == [1, 4, 64]
+
+
+def test_two_students_with_the_same_calls_are_two_ways():
+    points = [
+        point("consistency", 1, 2.0),
+        point("consistency", 1, 1.5, checkpoint="cd-long"),
+        point("consistency", 2, 1.4, checkpoint="cd-long"),
+    ]
+    groups = pictures.ways(points)
+    assert {name: [p["nfe"] for p in group] for name, group in groups.items()} == {
+        "consistency cd": [1],
+        "consistency cd-long": [1, 2],
+    }
+
+
+def test_one_student_sampled_in_two_manners_is_two_ways():
+    points = [point("consistency", 2, 2.0), point("consistency", 2, 1.5, trajectory="searched")]
+    assert list(pictures.ways(points)) == ["consistency cd ddim even", "consistency cd ddim searched"]
+
+
+def test_no_point_is_lost_between_the_ways():
+    points = small_table()["points"]
+    assert sorted(p["name"] for group in pictures.ways(points).values() for p in group) == sorted(
+        p["name"] for p in points
+    )
+
+
+def test_the_front_is_what_brute_force_finds():
+    dice = np.random.default_rng(3)
+    points = [{"nfe": int(2 ** dice.integers(0, 5)), "fd": float(dice.integers(1, 30)), "name": k} for k in range(60)]
+
+    def beaten(p: dict) -> bool:
+        return any(
+            q["nfe"] <= p["nfe"] and q["fd"] <= p["fd"] and (q["nfe"], q["fd"]) != (p["nfe"], p["fd"]) for q in points
+        )
+
+    expected = sorted({(p["nfe"], p["fd"]) for p in points if not beaten(p)})
+    assert [(p["nfe"], p["fd"]) for p in pictures.front(points)] == expected
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The axes of the last picture."""
+    kept = []
+    save = pictures._save
+    monkeypatch.setattr(pictures, "_save", lambda figure, path: (kept.append(figure), save(figure, path)))
+    return lambda: kept[-1].axes[0]
+
+
+def test_the_frontier_shows_every_point_with_its_error_bar(tmp_path, drawn):
+    shown = small_table()
+    pictures.frontier(shown, tmp_path / "frontier.png")
+    assert pixels(tmp_path / "frontier.png").shape[:2] == (800, 1200)
+    bars = {container.get_label(): container for container in drawn().containers}
+    for name, group in pictures.ways(shown["points"]).items():
+        line, _, (segments,) = bars[name].lines
+        assert line.get_xydata().tolist() == [[p["nfe"], p["fd"]] for p in group]
+        ends = [segment[:, 1].tolist() for segment in segments.get_segments()]
+        assert np.allclose(ends, [[p["fd"] - p["fd_se"], p["fd"] + p["fd_se"]] for p in group])
+
+
+def test_the_frontier_names_the_recommended_point_the_floor_and_the_terms(tmp_path, drawn):
+    shown = small_table()
+    pictures.frontier(shown, tmp_path / "frontier.png")
+    axes = drawn()
+    texts = " ".join(t.get_text() for t in [*axes.texts, *axes.figure.texts, *axes.get_legend().get_texts()])
+    for word in (
+        "recommended: pd4-ddim-even-4",
+        "real against real: 0.3",
+        "N = 1000",
+        "feedfeedfeed",
+        "seed 0",
+        "standard error",
+    ):
+        assert word in texts
+    ring = [line for line in axes.lines if line.get_markerfacecolor() == "none"]
+    assert [line.get_xydata().tolist() for line in ring] == [[[4.0, 1.2]]]
+
+
+@pytest.mark.parametrize("fd", [0.0, -0.01])
+def test_a_distance_that_is_not_positive_does_not_spoil_the_axis(tmp_path, drawn, fd):
+    points = [point("teacher", 8, 3.0), point("progressive", 4, 1.0), point("progressive", 2, fd)]
+    pictures.frontier(table(points, points[1]["name"], floor=fd), tmp_path / "frontier.png")
+    low, high = drawn().get_ylim()
+    assert 0.1 < low < 1
+    assert 3 < high < 10
+
+
+def test_an_unknown_recommendation_is_a_mistake(tmp_path):
+    with pytest.raises(Mistake, match="recommends 'nobody'"):
+        pictures.frontier(table([point("teacher", 1, 2.0)], "nobody"), tmp_path / "frontier.png")
+    assert not (tmp_path / "frontier.png").exists()
+
+
+def test_the_same_table_gives_the_same_bytes(tmp_path):
+    for name in ("a.png", "b.png"):
+        pictures.frontier(small_table(), tmp_path / name)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize(("n", "h", "w", "c"), [(7, 8, 8, 1), (6, 5, 9, 3), (1, 4, 4, 1)])
+def test_a_grid_gives_its_images_back(tmp_path, n, h, w, c):
+    images = ramp(n, h, w, c)
+    pictures.grid(images, tmp_path / "grid.png", columns=3, scale=4)
+    assert np.array_equal(pictures.tiles(tmp_path / "grid.png"), images)
+
+
+def test_a_grid_runs_along_its_rows(tmp_path):
+    images = np.stack([np.full((2, 2, 1), k, np.uint8) for k in (10, 20, 30)])
+    pictures.grid(images, tmp_path / "grid.png", columns=2, scale=3)
+    sheet = pixels(tmp_path / "grid.png")
+    pitch, edge = 2 * 3 + pictures.GAP, pictures.GAP
+    assert sheet.shape == (2 * pitch + edge, 2 * pitch + edge)
+    assert [int(sheet[edge + r * pitch, edge + k * pitch]) for r, k in ((0, 0), (0, 1), (1, 0), (1, 1))] == [
+        10,
+        20,
+        30,
+        255,
+    ]
+
+
+@pytest.mark.parametrize("images", [np.zeros((2, 4, 4, 2), np.uint8), np.zeros((2, 4, 4, 1), np.float32)])
+def test_a_grid_refuses_what_is_not_images(tmp_path, images):
+    with pytest.raises(ValueError, match="uint8"):
+        pictures.grid(images, tmp_path / "grid.png", columns=2, scale=1)
+
+
+def test_a_foreign_png_is_a_mistake(tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "foreign.png")
+    with pytest.raises(Mistake, match=r"foreign\.png is not a grid"):
+        pictures.tiles(tmp_path / "foreign.png")
+
+
+def test_a_contact_sheet_keeps_columns_and_order(tmp_path):
+    rows = [(f"row {k}", np.stack([np.full((8, 8, 1), 40 * k + i, np.uint8) for i in range(5 - k)])) for k in range(3)]
+    pictures.contact_sheet(rows, tmp_path / "sheet.png")
+    sheet = pixels(tmp_path / "sheet.png")[..., 0]
+    scale = pictures.TILE // 8
+    pitch = 8 * scale + 3 * pictures.GAP
+    shown = [sheet[16 + k * pitch + 4 * scale] for k in range(3)]
+    right = sheet.shape[1] - 16 - pictures.GAP - 4 * scale
+    across = [right - (2 - i) * (8 * scale + pictures.GAP) for i in range(3)]
+    # three columns: as many as the shortest row has, the first images of each
+    assert [[int(line[x]) for x in across] for line in shown] == [[40 * k + i for i in range(3)] for k in range(3)]
+
+
+def test_a_contact_sheet_of_large_images_stays_a_sheet(tmp_path):
+    pictures.contact_sheet([("a", ramp(16, 256, 256, 3))], tmp_path / "sheet.png")
+    assert pixels(tmp_path / "sheet.png").shape[1] < 2000
+
+
+def write_curve(path, rows: int) -> None:
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["step", "images", "loss", "grad_norm", "lr"])
+        writer.writerows([[k, 128 * k, 1 / k, 1.0, 1e-3] for k in range(1, rows + 1)])
+
+
+def test_curves_show_every_run_as_logged_and_smoothed(tmp_path, drawn):
+    for name, rows in (("teacher", 300), ("pd4", 40)):
+        write_curve(tmp_path / f"{name}.csv", rows)
+    pictures.curves({name: tmp_path / f"{name}.csv" for name in ("teacher", "pd4")}, tmp_path / "curves.png")
+    axes = drawn()
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["teacher", "pd4"]
+    assert [len(line.get_xdata()) for line in axes.lines] == [300, 300, 40, 40]
+    assert axes.lines[1].get_xdata()[-1] == pytest.approx(38.4)
+
+
+def test_a_running_mean_keeps_constants_and_straight_lines():
+    assert np.allclose(pictures._running_mean(np.full(500, 3.0)), 3)
+    line = np.arange(500.0)
+    assert np.allclose(pictures._running_mean(line)[10:-10], line[10:-10])
+
+
+def test_an_empty_curve_is_a_mistake(tmp_path):
+    write_curve(tmp_path / "empty.csv", 0)
+    with pytest.raises(Mistake, match="has no rows"):
+        pictures.curves({"empty": tmp_path / "empty.csv"}, tmp_path / "curves.png")

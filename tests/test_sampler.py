@@ -1,0 +1,55 @@
+import pytest
+import torch
+
+from diffcore.denoiser import NetDenoiser
+from diffcore.mistake import Mistake
+from diffcore.sampler import Sampler
+from diffcore.schedule import VE, Cosine
+from diffcore.solver import SOLVERS
+from diffcore.trajectory import Trajectory, even
+from tests.conftest import ToyNet, gaussian, toy_denoiser
+
+
+def sampler(name: str = "ddpm", steps: int = 3, **about) -> Sampler:
+    return Sampler(toy_denoiser(**about), SOLVERS[name], even(steps))
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_sample_i_depends_on_the_seed_and_i_alone(name):
+    one = sampler(name).draw((1, 4, 4), 10, seed=3, batch=10)
+    other = sampler(name).draw((1, 4, 4), 7, seed=3, batch=2)
+    torch.testing.assert_close(one[:7], other, rtol=0, atol=1e-6)
+    assert not torch.equal(one, sampler(name).draw((1, 4, 4), 10, seed=4))
+
+
+def test_all_samplers_begin_with_the_same_noise():
+    def start(name):
+        seen = []
+        denoiser = toy_denoiser()
+        denoiser.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
+        Sampler(denoiser, SOLVERS[name], even(2)).draw((1, 4, 4), 5, seed=0)
+        return seen[0]
+
+    for name in SOLVERS:
+        assert torch.equal(start(name), start("ddim"))
+
+
+def test_a_student_is_refused_on_anothers_trajectory():
+    student = NetDenoiser(ToyNet(), Cosine(), grid=even(4))
+    Sampler(student, SOLVERS["ddim"], even(4))
+    with pytest.raises(Mistake, match=r"valid only on its own 4 steps at t = 1, 0\.75, 0\.5, 0\.25, 0"):
+        Sampler(student, SOLVERS["ddim"], even(2))
+    with pytest.raises(Mistake, match="own 4 steps"):
+        Sampler(student, SOLVERS["ddim"], Trajectory((1.0, 0.8, 0.5, 0.25, 0.0)))
+
+
+def test_a_noisy_solver_asks_for_noise():
+    with pytest.raises(Mistake, match="needs noise"):
+        sampler("ddpm").sample(torch.zeros(1, 1, 4, 4))
+
+
+def test_a_variance_exploding_start_has_its_scale():
+    """DDIM from t = 1 to t just below it must leave the start almost as it is, on the scale sigma_max."""
+    denoiser = gaussian(VE(0.01, 50.0))
+    x = Sampler(denoiser, SOLVERS["ddim"], Trajectory((1.0, 1 - 1e-9))).draw((2, 3), 2000, seed=0)
+    assert float(x.std()) == pytest.approx(50, rel=0.05)

@@ -1,0 +1,96 @@
+import math
+
+import pytest
+import torch
+
+from diffcore.mistake import Mistake
+from diffcore.schedule import SCHEDULES, VE, Cosine, Discrete, Linear, from_json, to_json
+from tests.conftest import DDPM_BETAS, make_schedule, randn
+
+TIMES = torch.linspace(0.001, 0.999, 401, dtype=torch.float64)
+
+
+def test_signal_falls_against_noise(schedule):
+    assert (schedule.half_logsnr(TIMES).diff() < 0).all()
+
+
+def test_time_inverts_half_logsnr(schedule):
+    torch.testing.assert_close(schedule.time(schedule.half_logsnr(TIMES)), TIMES, rtol=0, atol=1e-9)
+
+
+def test_variance_is_preserved_unless_it_explodes(schedule):
+    total = schedule.alpha(TIMES) ** 2 + schedule.sigma(TIMES) ** 2
+    if isinstance(schedule, VE):
+        assert (total > 1).all()
+    else:
+        torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-14)
+
+
+def test_angle_is_that_of_alpha_and_sigma(schedule):
+    phi, size = schedule.angle(TIMES), torch.hypot(schedule.alpha(TIMES), schedule.sigma(TIMES))
+    torch.testing.assert_close(size * phi.cos(), schedule.alpha(TIMES), rtol=0, atol=1e-13)
+    torch.testing.assert_close(size * phi.sin(), schedule.sigma(TIMES), rtol=1e-14, atol=1e-14)
+
+
+def test_json_round_trip(schedule):
+    assert from_json(to_json(schedule)) == schedule
+
+
+def test_level_is_lifted_in_the_samples_dtype(schedule):
+    level = schedule.level(TIMES[:3], randn(3, 2, 5, 5).float())
+    assert level.alpha.shape == (3, 1, 1, 1)
+    assert level.sigma.dtype == torch.float32
+
+
+def test_cosine_by_hand():
+    ends = Cosine().level(torch.tensor([0.0, 0.5, 1.0]), randn(3, 1))
+    half = math.sqrt(0.5)
+    torch.testing.assert_close(ends.alpha.flatten(), torch.tensor([1, half, 0.0], dtype=torch.float64), rtol=0, atol=1e-15)
+    assert ends.alpha[2] == 0  # exactly: students start from pure noise
+    assert ends.sigma[0] == 0
+
+
+def test_discrete_is_ddpm_at_its_steps():
+    alpha_bar = torch.cumprod(1 - torch.tensor(DDPM_BETAS, dtype=torch.float64), 0)
+    n = torch.tensor([1, 10, 500, 1000])
+    torch.testing.assert_close(Discrete(DDPM_BETAS).alpha(n / 1000), alpha_bar[n - 1].sqrt(), rtol=1e-9, atol=0)
+
+
+def test_discrete_takes_a_zero_terminal_snr():
+    zero = Discrete((0.1, 0.5, 1.0))
+    assert abs(float(zero.alpha(torch.ones(1)))) < 1e-16
+    assert torch.isfinite(zero.angle(torch.linspace(0, 1, 50))).all()
+
+
+def test_linear_by_hand():
+    # beta(t) = 0.1 + 19.9 t integrates to 10.05 at t = 1
+    assert float(Linear().alpha(torch.ones(1))) == pytest.approx(math.exp(-10.05 / 2), rel=1e-12)
+
+
+def test_ve_by_hand():
+    torch.testing.assert_close(VE(0.01, 50.0).sigma(torch.tensor([0.0, 1.0])), torch.tensor([0.01, 50.0]).double())
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Linear(0.0, 1.0), lambda: VE(2.0, 1.0), lambda: Discrete(()), lambda: Discrete((0.0, 0.1))]
+)
+def test_impossible_numbers_are_refused(make):
+    with pytest.raises(ValueError, match="schedule"):
+        make()
+
+
+def test_an_unknown_name_lists_the_known():
+    with pytest.raises(Mistake, match="known: " + ", ".join(SCHEDULES)):
+        from_json({"name": "cosin"})
+
+
+def test_the_batch_law(schedule):
+    x = randn(5, 5, 5, 5)
+    t = torch.linspace(0.1, 0.9, 5)
+    whole = schedule.level(t, x).sigma * x
+    parts = [schedule.level(t[i : i + 1], x[i : i + 1]).sigma * x[i : i + 1] for i in range(5)]
+    torch.testing.assert_close(whole, torch.cat(parts), rtol=0, atol=0)
+
+
+def test_make_schedule_knows_every_name():
+    assert {type(make_schedule(name)) for name in SCHEDULES} == set(SCHEDULES.values())

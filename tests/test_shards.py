@@ -1,0 +1,362 @@
+"""Shards are written whole or not at all, the same bytes each time, and read only if nothing about them has changed."""
+
+import io
+import json
+import os
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffcore import disk, shards, sources
+from diffcore.mistake import Mistake
+from diffcore.shards import Config, Manifest, load_resident, write
+
+
+def picture(number: int, side: int = 6, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(number).integers(0, 256, (side, side, channels), dtype=np.uint8)
+
+
+def album(root: Path, count: int, side: int = 6, channels: int = 3) -> Path:
+    """`count` pictures in three classes: number i is picture(i), of class i % 3."""
+    for number in range(count):
+        path = root / "abc"[number % 3] / f"{number:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(number, side, channels).squeeze()).save(path)
+    return root
+
+
+def rows(pixels: torch.Tensor) -> list[bytes]:
+    return [row.permute(1, 2, 0).numpy().tobytes() for row in pixels]
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {path.name: disk.sha256(path) for path in sorted(folder.iterdir())}
+
+
+def resealed(folder: Path, members: list[tuple[str, bytes]]) -> Manifest:
+    """Puts a tar of `members` in the place of the only shard, with a manifest that vouches for it."""
+    with tarfile.open(folder / "000000.tar", "w") as tar:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    value = json.loads((folder / "manifest.json").read_text())
+    value["shards"][0] |= {
+        "sha256": disk.sha256(folder / "000000.tar"),
+        "bytes": os.path.getsize(folder / "000000.tar"),
+    }
+    seen = ("schema", "images", "shape", "classes", "members", "shards")
+    value["digest"] = disk.digest({name: value[name] for name in seen})
+    disk.write_json(folder / "manifest.json", value)
+    return Manifest.read(folder)
+
+
+class Bomb:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("members", ["block", "image"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_image_comes_back_exactly_with_its_label(tmp_path, members, channels):
+    album(tmp_path / "in", 70, channels=channels)
+    seen = []
+    manifest = write(
+        Config(f"folder:{tmp_path}/in", members=members),
+        tmp_path / "out",
+        on_progress=lambda done, total: seen.append((done, total)),
+        shard_bytes=3000,
+    )
+    assert (manifest.found, manifest.images, manifest.shape) == (70, 70, (channels, 6, 6))
+    assert sum(shard.images for shard in manifest.shards) == 70
+    assert Manifest.read(tmp_path / "out") == manifest
+    assert seen[-1] == (70, 70)
+    assert len(seen) > 1
+    images = load_resident(tmp_path / "out")
+    labels = {picture(number, channels=channels).tobytes(): number % 3 for number in range(70)}
+    assert len(images) == len(labels) == 70
+    assert {row: int(label) for row, label in zip(rows(images.pixels), images.labels)} == labels
+    assert images.classes == ("a", "b", "c")
+    assert images.counts == tuple(shard.images for shard in manifest.shards)
+
+
+def test_digits_are_the_default_and_go_in_blocks(tmp_path):
+    manifest = write(Config("digits", license="CC BY 4.0"), tmp_path / "out")
+    images = load_resident(tmp_path / "out")
+    assert (manifest.images, manifest.shape, manifest.members, manifest.license) == (
+        1797,
+        (1, 8, 8),
+        "block",
+        "CC BY 4.0",
+    )
+    assert manifest.classes == tuple("0123456789")
+    assert images.labels.bincount().tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    # the mean of scikit-learn's table is 4.884 of 16 levels
+    assert images.pixels.double().mean() / 255 * 16 == pytest.approx(4.884, abs=0.01)
+    with tarfile.open(tmp_path / "out/000000.tar") as tar:
+        assert len(tar.getnames()) == 2 * 8  # 1797 images in blocks of 256
+
+
+def test_a_limit_is_the_beginning_of_the_whole(tmp_path):
+    write(Config("digits"), tmp_path / "whole")
+    assert write(Config("digits", limit=300), tmp_path / "part").images == 300
+    assert torch.equal(load_resident(tmp_path / "part").pixels, load_resident(tmp_path / "whole").pixels[:300])
+
+
+def test_auto_takes_blocks_for_small_images_only(tmp_path):
+    album(tmp_path / "in", 3, side=65)
+    assert write(Config(f"folder:{tmp_path}/in"), tmp_path / "65").members == "image"
+    assert write(Config(f"folder:{tmp_path}/in", size=64), tmp_path / "64").members == "block"
+
+
+def test_a_rerun_with_any_number_of_threads_gives_the_same_bytes(tmp_path, monkeypatch):
+    album(tmp_path / "in", 150)
+    album(tmp_path / "elsewhere", 150)
+    monkeypatch.setattr(shards, "BLOCK", 50)
+    for members in ("block", "image"):
+        first = write(Config(f"folder:{tmp_path}/in", members=members), tmp_path / "1", workers=1, shard_bytes=9000)
+        monkeypatch.setattr("time.time", lambda: 2e9)
+        write(Config(f"folder:{tmp_path}/in", members=members), tmp_path / "2", workers=3, shard_bytes=9000)
+        third = write(Config(f"folder:{tmp_path}/elsewhere", members=members), tmp_path / "3", shard_bytes=9000)
+        assert len(first.shards) > 1
+        assert content(tmp_path / "1") == content(tmp_path / "2")
+        assert (first.digest, first.shards) == (third.digest, third.shards)
+
+
+def test_the_digest_is_of_what_training_sees(tmp_path):
+    album(tmp_path / "in", 12)
+    config = f"folder:{tmp_path}/in"
+    digests = [
+        write(each, tmp_path / "out").digest
+        for each in (
+            Config(config),
+            Config(config, limit=11),
+            Config(config, channels=1),
+            Config(config, size=5),
+            Config(config, size=5, filter="box"),
+            Config(config, members="image"),
+        )
+    ]
+    assert len(set(digests)) == len(digests)
+    assert write(Config(config, flip=True, license="mine"), tmp_path / "out").digest == digests[0]
+    os.rename(tmp_path / "in/a", tmp_path / "in/d")
+    assert write(Config(config), tmp_path / "out").digest not in digests
+
+
+@pytest.mark.parametrize("members", ["block", "image"])
+def test_our_shards_are_a_source_and_webdataset_reads_them(tmp_path, members):
+    from webdataset.tariterators import group_by_keys, tar_file_expander
+
+    album(tmp_path / "in", 40)
+    first = write(Config(f"folder:{tmp_path}/in", members=members), tmp_path / "1")
+    again = write(Config(f"shards:{tmp_path}/1/*.tar", members=members), tmp_path / "2")
+    assert again.shards == first.shards
+    assert again.classes == ("0", "1", "2")
+    with open(tmp_path / "1/000000.tar", "rb") as stream:
+        samples = list(group_by_keys(tar_file_expander([{"url": "000000.tar", "stream": stream}])))
+    parts = {name for sample in samples for name in sample if not name.startswith("_")}
+    assert len(samples) == (1 if members == "block" else 40)
+    assert parts == ({"npy", "cls.npy"} if members == "block" else {"webp", "cls"})
+
+
+def test_unreadable_images_are_quarantined_by_name(tmp_path):
+    album(tmp_path / "in", 200)
+    whole = (tmp_path / "in/c/0005.png").read_bytes()
+    (tmp_path / "in/c/0005.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "in/a/0006.png").write_bytes(b"")
+    manifest = write(Config(f"folder:{tmp_path}/in"), tmp_path / "out")
+    assert (manifest.found, manifest.images) == (200, 198)
+    assert sorted(each["name"] for each in manifest.quarantined) == ["a/0006.png", "c/0005.png"]
+    assert all(each["reason"] and each["images"] == 1 for each in manifest.quarantined)
+    assert len(load_resident(tmp_path / "out")) == 198
+
+
+def test_more_than_one_in_a_hundred_is_the_sources_fault(tmp_path):
+    album(tmp_path / "in", 199)
+    for name in ("c/0005.png", "a/0006.png"):
+        (tmp_path / "in" / name).write_bytes(b"no image")
+    with pytest.raises(Mistake, match=r"2 of 199 images cannot be read \(.*0005.*\)") as caught:
+        write(Config(f"folder:{tmp_path}/in"), tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad/0.png").write_bytes(b"")
+    with pytest.raises(Mistake, match="none of its 1 images"):
+        write(Config(f"folder:{tmp_path}/bad"), tmp_path / "out")
+
+
+def test_all_images_are_labelled_or_none(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name, data in (("0.npy", None), ("0.cls", b"1"), ("1.npy", None)):
+            file = io.BytesIO()
+            np.save(file, picture(0))
+            member = tarfile.TarInfo(name)
+            member.size = len(data or file.getvalue())
+            tar.addfile(member, io.BytesIO(data or file.getvalue()))
+    with pytest.raises(Mistake, match="label all images or none"):
+        write(Config(f"shards:{tmp_path}/x.tar"), tmp_path / "out")
+
+
+def test_enlarged_images_are_counted(tmp_path):
+    album(tmp_path / "in", 9, side=4)
+    album(tmp_path / "in", 3, side=6)
+    assert write(Config(f"folder:{tmp_path}/in", size=5), tmp_path / "out").enlarged == 6
+
+
+def test_a_writer_that_dies_leaves_nothing_and_keeps_what_was_there(tmp_path, monkeypatch):
+    album(tmp_path / "in", 100)
+
+    def die(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(Config(f"folder:{tmp_path}/in"), tmp_path / "out", on_progress=die)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+    before = write(Config(f"folder:{tmp_path}/in"), tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt):
+        write(Config(f"folder:{tmp_path}/in", size=3), tmp_path / "out", on_progress=die)
+    assert Manifest.read(tmp_path / "out") == before
+
+
+def test_the_manifest_is_written_last(tmp_path, monkeypatch):
+    album(tmp_path / "in", 100)
+    there = []
+    real = disk.write_json
+
+    def spy(path: Path, value: object) -> None:
+        there.extend(sorted(each.name for each in path.parent.iterdir()))
+        real(path, value)
+
+    monkeypatch.setattr(disk, "write_json", spy)
+    manifest = write(Config(f"folder:{tmp_path}/in", members="image"), tmp_path / "out", shard_bytes=4000)
+    assert there == [shard.name for shard in manifest.shards]
+
+
+def test_counts_that_do_not_add_up_stop_the_writer(tmp_path, monkeypatch):
+    album(tmp_path / "in", 10)
+    monkeypatch.setattr(shards, "_chunks", lambda entries: iter([entries[:-1]]))
+    with pytest.raises(RuntimeError, match="10 images found, 9 read"):
+        write(Config(f"folder:{tmp_path}/in"), tmp_path / "out")
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "grow", "remove"])
+def test_a_changed_shard_is_named(tmp_path, harm):
+    album(tmp_path / "in", 60)
+    write(Config(f"folder:{tmp_path}/in", members="image"), tmp_path / "out", shard_bytes=4000)
+    path = tmp_path / "out/000001.tar"
+    whole = bytearray(path.read_bytes())
+    if harm == "remove":
+        path.unlink()
+    elif harm == "flip":
+        whole[700] ^= 1
+        path.write_bytes(whole)
+    else:
+        path.write_bytes(whole[:-512] if harm == "cut" else whole + bytes(512))
+    for read in (Manifest.read, load_resident):
+        with pytest.raises(Mistake, match=r"000001\.tar is .*run the shard stage again"):
+            read(tmp_path / "out")
+    if harm == "flip":
+        assert Manifest.read(tmp_path / "out", verify=False).images == 60
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("images", 4),
+        ("classes", None),
+        ("shape", [1, 6, 6]),
+        ("digest", "0"),
+        ("schema", 2),
+        ("more", 1),
+        ("shards", {}),
+    ],
+)
+def test_a_changed_manifest_is_refused(tmp_path, key, value):
+    album(tmp_path / "in", 5)
+    write(Config(f"folder:{tmp_path}/in"), tmp_path / "out")
+    path = tmp_path / "out/manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(Mistake, match=r"manifest\.json (was changed|is not a manifest)"):
+        Manifest.read(tmp_path / "out")
+
+
+def test_a_folder_without_a_manifest_holds_no_data(tmp_path):
+    with pytest.raises(Mistake, match="holds no manifest"):
+        load_resident(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"schema": 1,')
+    with pytest.raises(Mistake, match="not JSON"):
+        load_resident(tmp_path)
+
+
+def test_shard_names_stay_in_the_folder(tmp_path):
+    album(tmp_path / "in", 5)
+    write(Config(f"folder:{tmp_path}/in"), tmp_path / "out")
+    path = tmp_path / "out/manifest.json"
+    value = json.loads(path.read_text())
+    value["shards"][0]["name"] = "../000000.tar"
+    value["digest"] = disk.digest({n: value[n] for n in ("schema", "images", "shape", "classes", "members", "shards")})
+    path.write_text(json.dumps(value))
+    os.rename(tmp_path / "out/000000.tar", tmp_path / "000000.tar")
+    with pytest.raises(Mistake, match="was changed"):
+        Manifest.read(tmp_path / "out")
+
+
+@pytest.mark.parametrize("extension", ["pyd", "pkl", "pickle", "pth", "npz", "py", "cbor"])
+def test_foreign_members_are_refused_and_nothing_is_executed(tmp_path, extension):
+    album(tmp_path / "in", 5)
+    write(Config(f"folder:{tmp_path}/in"), tmp_path / "out")
+    with tarfile.open(tmp_path / "out/000000.tar") as tar:
+        members = [(member.name, tar.extractfile(member).read()) for member in tar]
+    bomb = pickle.dumps(Bomb(tmp_path / "executed"))
+    resealed(tmp_path / "out", [*members, (f"000000000.{extension}", bomb)])
+    with pytest.raises(Mistake, match=f"{extension}' is of an unknown kind"):
+        load_resident(tmp_path / "out")
+    resealed(tmp_path / "out", [("000000000.npy", bomb)])
+    with pytest.raises(Mistake, match="cannot be read"):
+        load_resident(tmp_path / "out")
+    assert not (tmp_path / "executed").exists()
+    pickle.loads(bomb)  # the bomb was live
+    assert (tmp_path / "executed").exists()
+
+
+def test_a_vouched_shard_of_other_counts_or_shape_is_refused(tmp_path):
+    album(tmp_path / "in", 5)
+    write(Config(f"folder:{tmp_path}/in"), tmp_path / "out")
+    labels = shards._npy(np.zeros(5, "<i8"))
+    four, other = np.stack([picture(i) for i in range(4)]), np.zeros((5, 6, 7, 3), np.uint8)
+    for block, names, said in (
+        (four, labels[:-8].replace(b"(5,)", b"(4,)"), "holds 4 images, the manifest says 5"),
+        (four, labels, "5 labels for 4 images"),
+        (other, labels, r"its images are \[6, 7, 3\]"),
+    ):
+        resealed(tmp_path / "out", [("0.cls.npy", names), ("0.npy", shards._npy(block))])
+        with pytest.raises(Mistake, match=said):
+            load_resident(tmp_path / "out")
+    resealed(tmp_path / "out", [("0.npy", shards._npy(other[:, :, :6]))])
+    with pytest.raises(Mistake, match="has no labels"):
+        load_resident(tmp_path / "out")
+
+
+def test_a_vouched_image_that_does_not_decode_is_named(tmp_path):
+    album(tmp_path / "in", 1)
+    write(Config(f"folder:{tmp_path}/in", members="image"), tmp_path / "out")
+    resealed(tmp_path / "out", [("0.cls", b"0"), ("0.webp", b"RIFF")])
+    with pytest.raises(Mistake, match=r"image 0 of .* cannot be read"):
+        load_resident(tmp_path / "out")
+
+
+def test_the_source_is_named_by_its_words_not_by_a_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    album(tmp_path / "in", 5)
+    write(Config("folder:~/in"), tmp_path / "out")
+    assert str(tmp_path) not in (tmp_path / "out/manifest.json").read_text()
+    assert Manifest.read(tmp_path / "out").source == "folder:~/in"
+    assert shards.Config is sources.Config

@@ -1,0 +1,343 @@
+"""What becomes of a user's picture, and what is said when there is none."""
+
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffcore import sources, tars
+from diffcore.mistake import Mistake
+from diffcore.sources import Config
+
+
+def dice(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def png(pixels: np.ndarray, mode: str | None = None) -> bytes:
+    file = io.BytesIO()
+    picture = Image.fromarray(pixels)
+    (picture.convert(mode) if mode else picture).save(file, "PNG")
+    return file.getvalue()
+
+
+def npy(values: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, values)
+    return file.getvalue()
+
+
+def put(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    with tarfile.open(path, "w") as file:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            file.addfile(member, io.BytesIO(content))
+    return path
+
+
+def fitted(picture, shape=(3, 4, 4), **stated) -> np.ndarray:
+    form = sources.Form(shape, stated.get("size"), True, stated.get("filter", "lanczos"))
+    return sources.fit(picture, form, "it")[0]
+
+
+def opened(config: Config) -> tuple[np.ndarray, list[int | None]]:
+    source = sources.find(config)
+    form = sources.form(config, source)
+    pixels, labels = [], []
+    for entry in source.entries:
+        pictures, names = entry.read()
+        pixels += [sources.fit(picture, form, entry.name)[0] for picture in pictures[: entry.images]]
+        labels += names[: entry.images]
+    return np.stack(pixels), labels
+
+
+def test_digits_keep_every_level():
+    from sklearn.datasets import load_digits
+
+    pixels, labels = opened(Config("digits"))
+    bunch = load_digits()
+    assert pixels.shape == (1797, 8, 8, 1)
+    assert np.array_equal(np.rint(pixels[..., 0] / 255 * 16), bunch.images)
+    assert set(np.unique(pixels)) >= {0, 128, 255}
+    assert labels == bunch.target.tolist()
+    assert sources.find(Config("digits", limit=100)).images == 100
+
+
+@pytest.mark.parametrize("filter", ["lanczos", "bicubic", "bilinear", "box"])
+def test_the_resize_is_pillows_and_the_crop_the_middle(filter):
+    picture = Image.fromarray(dice(31, 50, 3))
+    wide = picture.resize((round(50 * 12 / 31), 12), Image.Resampling[filter.upper()])
+    left = (wide.width - 12) // 2
+    expected = np.asarray(wide)[:, left : left + 12]
+    assert np.array_equal(fitted(picture, (3, 12, 12), size=12, filter=filter), expected)
+    picture = picture.transpose(Image.Transpose.TRANSPOSE)
+    tall = np.asarray(picture.resize((12, wide.width), Image.Resampling[filter.upper()]))[left : left + 12]
+    assert np.array_equal(fitted(picture, (3, 12, 12), size=12, filter=filter), tall)
+
+
+def test_a_picture_of_the_right_size_is_not_resampled():
+    pixels = dice(4, 4, 3)
+    assert np.array_equal(fitted(Image.fromarray(pixels), size=4), pixels)
+    assert np.array_equal(fitted(Image.fromarray(dice(4, 10, 3)), size=4), dice(4, 10, 3)[:, 3:7])
+
+
+def test_sixteen_bits_are_scaled_not_clipped():
+    deep = np.array([[0, 128, 257], [32768, 65278, 65535]], dtype=np.uint16)
+    picture = tars.decode(png(deep), "png")
+    assert picture.mode.startswith("I;16")
+    assert fitted(picture, (1, 2, 3))[..., 0].tolist() == [[0, 0, 1], [128, 254, 255]]
+
+
+def test_transparency_lies_on_white():
+    pixels = np.array([[[10, 20, 30, 255], [10, 20, 30, 0]]], dtype=np.uint8)
+    picture = tars.decode(png(pixels), "png")
+    assert fitted(picture, (3, 1, 2)).tolist() == [[[10, 20, 30], [255, 255, 255]]]
+    grey = tars.decode(png(np.array([[[7, 255], [7, 0]]], dtype=np.uint8)), "png")
+    assert grey.mode == "LA"
+    assert fitted(grey, (1, 1, 2))[..., 0].tolist() == [[7, 255]]
+
+
+def test_palette_grey_bits_and_colour():
+    palette = Image.fromarray(dice(4, 4, 3)).quantize(16)
+    file = io.BytesIO()
+    palette.save(file, "GIF")
+    assert np.array_equal(fitted(tars.decode(file.getvalue(), "any")), np.asarray(palette.convert("RGB")))
+    grey = dice(4, 4)
+    assert np.array_equal(fitted(Image.fromarray(grey)), np.repeat(grey[..., None], 3, 2))
+    bits = Image.fromarray(grey > 99)
+    assert np.array_equal(fitted(bits, (1, 4, 4))[..., 0], (grey > 99) * np.uint8(255))
+    luma = np.asarray(Image.fromarray(dice(4, 4, 3)).convert("L"))
+    assert np.array_equal(fitted(Image.fromarray(dice(4, 4, 3)), (1, 4, 4))[..., 0], luma)
+    assert np.array_equal(fitted(dice(4, 4, 1)), np.repeat(dice(4, 4, 1), 3, 2))
+
+
+def test_pictures_stand_upright():
+    picture = Image.fromarray(dice(2, 3, 3))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    picture.save(file, "PNG", exif=exif)
+    assert tars.decode(file.getvalue(), "png").size == (2, 3)
+
+
+def test_32_bit_pixels_and_foreign_formats_are_refused():
+    file = io.BytesIO()
+    Image.fromarray(np.ones((2, 2), np.float32)).save(file, "TIFF")
+    with pytest.raises(ValueError, match="32-bit"):
+        tars.decode(file.getvalue(), "any")
+    with pytest.raises(OSError, match="cannot identify"):
+        tars.decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "any")
+    with pytest.raises(OSError, match="cannot identify"):
+        tars.decode(png(dice(2, 2, 3)), "jpg")
+
+
+def test_a_folder_has_its_subfolders_as_classes(tmp_path):
+    for name, value in (("dog/2.PNG", 1), ("dog/1.jpg", 1), ("ape/deep/x.png", 0), ("emu/y.bmp", 2)):
+        put(tmp_path / name, png(np.full((2, 2, 3), value, np.uint8)))
+    put(tmp_path / "notes.txt", b"")
+    put(tmp_path / "dog/.DS_Store", b"")
+    put(tmp_path / "empty/readme.md", b"")
+    source = sources.find(Config(f"folder:{tmp_path}"))
+    assert (source.classes, source.images, source.ignored, source.splits) == (["ape", "dog", "emu"], 4, 3, None)
+    pixels, labels = opened(Config(f"folder:{tmp_path}"))
+    assert pixels[:, 0, 0, 0].tolist() == labels
+    assert sorted(labels) == [0, 1, 1, 2]
+
+
+def test_train_and_test_are_splits_not_classes(tmp_path):
+    for name in ("train/a/0.png", "train/a/1.png", "train/b/0.png", "test/b/0.png"):
+        put(tmp_path / name, png(dice(2, 2, 3)))
+    source = sources.find(Config(f"folder:{tmp_path}"))
+    assert (source.classes, source.splits) == (["a", "b"], {"test": 1, "train": 3})
+    assert sources.find(Config(f"folder:{tmp_path}/train")).splits is None
+    put(tmp_path / "other/0.png", png(dice(2, 2, 3)))
+    assert sources.find(Config(f"folder:{tmp_path}")).classes == ["other", "test", "train"]
+
+
+def test_a_folder_without_subfolders_has_no_labels_and_one_order(tmp_path):
+    for number in range(20):
+        put(tmp_path / f"{number:02d}.png", png(np.full((2, 2, 3), number, np.uint8)))
+    first, labels = opened(Config(f"folder:{tmp_path}"))
+    again, _ = opened(Config(f"folder:{tmp_path}", limit=7))
+    assert labels == [None] * 20
+    order = first[:, 0, 0, 0].tolist()
+    assert sorted(order) == list(range(20))
+    assert order != list(range(20))
+    assert again[:, 0, 0, 0].tolist() == order[:7]
+
+
+def test_linked_folders_are_followed_once(tmp_path):
+    put(tmp_path / "real/a/0.png", png(dice(2, 2, 3)))
+    os.symlink(tmp_path / "real", tmp_path / "real/a/loop")
+    os.symlink(tmp_path / "real", tmp_path / "link")
+    assert sources.find(Config(f"folder:{tmp_path}/link")).images == 1
+
+
+def test_tilde_is_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    put(tmp_path / "pictures/0.png", png(dice(2, 2, 3)))
+    assert sources.find(Config("folder:~/pictures")).images == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nowhere", "there is no folder"),
+        ("empty", "it is empty"),
+        ("texts", "only 1 other files"),
+        ("stray", r"also 0\.png"),
+    ],
+)
+def test_folders_without_images_are_named(tmp_path, name, said):
+    (tmp_path / "empty").mkdir()
+    put(tmp_path / "texts/a.txt", b"")
+    put(tmp_path / "stray/0.png", png(dice(2, 2, 3)))
+    put(tmp_path / "stray/a/0.png", png(dice(2, 2, 3)))
+    with pytest.raises(Mistake, match=said) as caught:
+        sources.find(Config(f"folder:{tmp_path / name}"))
+    assert "\n" not in str(caught.value)
+
+
+def test_pictures_that_do_not_go_together_are_named(tmp_path):
+    put(tmp_path / "a/0.png", png(dice(2, 2, 3)))
+    put(tmp_path / "a/1.png", png(dice(2, 2)))
+    with pytest.raises(Mistake, match=r"data\.channels"):
+        opened(Config(f"folder:{tmp_path}/a"))
+    put(tmp_path / "b/0.png", png(dice(2, 2, 3)))
+    put(tmp_path / "b/1.png", png(dice(2, 3, 3)))
+    with pytest.raises(Mistake, match=r"data\.size"):
+        opened(Config(f"folder:{tmp_path}/b"))
+    assert opened(Config(f"folder:{tmp_path}/a", channels=1))[0].shape == (2, 2, 2, 1)
+    assert opened(Config(f"folder:{tmp_path}/b", size=2))[0].shape == (2, 2, 2, 3)
+
+
+def test_shards_in_all_their_kinds(tmp_path):
+    pixels = dice(5, 6, 6, 3)
+    members = [
+        ("a/0.png", png(pixels[0])),
+        ("a/0.cls", b"3\n"),
+        ("../../b.json", json.dumps({"label": 1}).encode()),
+        ("../../b.npy", npy(pixels[1])),
+        ("/etc/c.cls", b"0"),
+        ("/etc/c.npy", npy(pixels[2:3])),
+        ("d.cls.npy", npy(np.array([2, 4]))),
+        ("d.npy", npy(pixels[3:])),
+    ]
+    tar(tmp_path / "x-000.tar", members[:4])
+    tar(tmp_path / "x-001.tar", members[4:])
+    found, labels = opened(Config(f"shards:{tmp_path}/x-{{000..001}}.tar"))
+    assert np.array_equal(found, pixels)
+    assert labels == [3, 1, 0, 2, 4]
+    limited, labels = opened(Config(f"shards:{tmp_path}/*.tar", limit=4))
+    assert np.array_equal(limited, pixels[:4])
+    assert sorted(path.name for path in tmp_path.parent.iterdir() if path.name.startswith("b.")) == []
+
+
+def test_a_limit_counts_images_not_blocks(tmp_path):
+    pixels = dice(12, 2, 2, 3)
+    tar(tmp_path / "x.tar", [(f"{i}.npy", npy(pixels[i : i + 5])) for i in (0, 5, 10)])
+    found, _ = opened(Config(f"shards:{tmp_path}/x.tar", limit=7))
+    assert np.array_equal(found, pixels[:7])
+
+
+def test_braces_expand_as_in_a_shell():
+    assert list(sources._braces("{a,b}-{08..10}.tar")) == [f"{w}-{n}.tar" for w in "ab" for n in ("08", "09", "10")]
+    assert list(sources._braces("{9..11}")) == ["9", "10", "11"]
+
+
+@pytest.mark.parametrize("keep", [0.2, 0.5, 0.9])
+def test_a_truncated_tar_is_refused(tmp_path, keep):
+    whole = tar(tmp_path / "x.tar", [(f"{i}.png", png(dice(20, 20, 3))) for i in range(9)]).read_bytes()
+    (tmp_path / "x.tar").write_bytes(whole[: int(len(whole) * keep)])
+    with pytest.raises(Mistake, match=r"x\.tar cannot be read"):
+        sources.find(Config(f"shards:{tmp_path}/x.tar"))
+
+
+def test_a_tar_that_stops_between_two_members_or_goes_on_after_its_end(tmp_path):
+    first = tar(tmp_path / "x.tar", [("0.npy", npy(dice(2, 2, 3)))]).read_bytes()
+    (tmp_path / "x.tar").write_bytes(first[:1024])
+    with pytest.raises(Mistake, match="ends early"):
+        sources.find(Config(f"shards:{tmp_path}/x.tar"))
+    (tmp_path / "x.tar").write_bytes(first + first)
+    with pytest.raises(Mistake, match="more after its end"):
+        sources.find(Config(f"shards:{tmp_path}/x.tar"))
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        (["0.png", "0.pyd"], "unknown kind"),
+        (["0.png", "0.pkl"], "unknown kind"),
+        (["0.png", "0.pth"], "unknown kind"),
+        (["0.png", "1.png", "0.cls"], "side by side"),
+        (["0.cls"], "must have one part"),
+        (["0.png", "0.jpg"], "must have one part"),
+        (["0.png", "0.PNG"], "two parts"),
+        ([], "hold no images"),
+    ],
+)
+def test_faulty_tars_are_named(tmp_path, members, said):
+    tar(tmp_path / "x.tar", [(name, png(dice(2, 2, 3))) for name in members])
+    with pytest.raises(Mistake, match=said) as caught:
+        sources.find(Config(f"shards:{tmp_path}/x.tar"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_shard_a_link_and_a_compressed_tar(tmp_path):
+    tar(tmp_path / "x-0.tar", [("0.png", png(dice(2, 2, 3)))])
+    for pattern, said in (("x-{0,1}.tar", r"no shard .*x-1\.tar"), ("y-*.tar", "no shard")):
+        with pytest.raises(Mistake, match=said):
+            sources.find(Config(f"shards:{tmp_path}/{pattern}"))
+    link = tarfile.TarInfo("0.png")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    with tarfile.open(tmp_path / "link.tar", "w") as file:
+        file.addfile(link)
+    with pytest.raises(Mistake, match="link or a device"):
+        sources.find(Config(f"shards:{tmp_path}/link.tar"))
+    with tarfile.open(tmp_path / "z.tar", "w:gz") as file:
+        file.add(tmp_path / "x-0.tar", "0.png")
+    with pytest.raises(Mistake, match="uncompressed"):
+        sources.find(Config(f"shards:{tmp_path}/z.tar"))
+
+
+def test_arrays_hold_whole_numbers_or_nothing_is_read():
+    assert np.array_equal(tars.array(npy(dice(3, 2))), dice(3, 2))
+    objects = io.BytesIO()
+    np.save(objects, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    for bad in (objects.getvalue(), npy(np.ones(3)), npy(dice(9))[:-1], npy(dice(9)) + b"0", b"PK\x03\x04", b""):
+        with pytest.raises(ValueError, match=r"."):
+            tars.array(bad)
+
+
+@pytest.mark.parametrize("label", [b"-1", b"70000", b"cat", b"1.5", b""])
+def test_labels_are_whole_numbers_from_zero(label):
+    with pytest.raises(ValueError, match=r"label|invalid literal"):
+        tars.labels_of({"png": b"", "cls": label}, 1)
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["pipe:cat x", "shards:pipe:cat x", "shards:a{,pipe:b}", "shards:s3://bucket/a.tar", "folder:", "digit", ""],
+)
+def test_sources_that_are_no_place_on_the_disk_are_refused(source):
+    with pytest.raises(ValueError, match="source"):
+        Config(source)
+
+
+def test_numbers_below_one_are_refused():
+    with pytest.raises(ValueError, match="size"):
+        Config("digits", size=0)
+    with pytest.raises(ValueError, match="limit"):
+        Config("digits", limit=0)
