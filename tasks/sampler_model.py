@@ -9,6 +9,7 @@ before it is asked for a sample.
 """
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,20 +19,6 @@ import numpy as np
 
 Draw = Callable[[int, int], np.ndarray]
 """(count, seed) -> uint8 [count, h, w, c]."""
-
-
-class SamplerModel(mlflow.pyfunc.PythonModel):
-    """One point of the frontier: a checkpoint with the solver and the times it was measured at."""
-
-    def load_context(self, context: Any) -> None:
-        self._draw = _open(context.artifacts, context.model_config)
-
-    def predict(self, context, model_input, params=None):
-        """uint8 [n, h, w, c], n the sum of the column `num_images`; `seed` (a parameter) chooses the noise."""
-        count = int(np.sum(np.asarray(model_input["num_images"])))
-        if count < 1:
-            raise ValueError(f"num_images must be at least 1, got {count}")
-        return self._draw(count, int((params or {}).get("seed", 0)))
 
 
 def _open(artifacts: dict[str, str], config: dict[str, Any]) -> Draw:
@@ -58,6 +45,24 @@ def _solver(artifacts: dict[str, str], config: dict[str, Any]) -> Any:
         return SOLVERS[config["sampler"]]
     found = gamma.Gamma.from_json(json.loads(Path(artifacts["gamma"]).read_text()))
     return ancestral.analytic(found, config["estimator"])
+
+
+# MLflow advises type hints at this point, which would replace the signature that the model is logged with; it resets the
+# filters first, so that only a recorder keeps the advice from whoever serves the model
+with warnings.catch_warnings(record=True):
+
+    class SamplerModel(mlflow.pyfunc.PythonModel):
+        """One point of the frontier: a checkpoint with the solver and the times it was measured at."""
+
+        def load_context(self, context: Any) -> None:
+            self._draw = _open(context.artifacts, context.model_config)
+
+        def predict(self, context, model_input, params=None):
+            """uint8 [n, h, w, c], n the sum of the column `num_images`; `seed` (a parameter) chooses the noise."""
+            count = int(np.sum(np.asarray(model_input["num_images"])))
+            if count < 1:
+                raise ValueError(f"num_images must be at least 1, got {count}")
+            return self._draw(count, int((params or {}).get("seed", 0)))
 
 
 mlflow.models.set_model(SamplerModel())

@@ -20,6 +20,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -345,27 +346,41 @@ def _carries(files: Files, point: Point) -> bool:
 
 def _with_weights(files: Files, point: Point) -> str:
     """Logs a point's checkpoint, this package's code and sampler_model.py as a model that MLflow can serve."""
-    from mlflow import pyfunc
-
     artifacts = {"checkpoint": str(files.checkpoint(point).resolve())}
     config = {"sampler": point["sampler"], "times": list(point["times"])}
     if point["sampler"] == "analytic":  # its variance is read from Gamma
         artifacts["gamma"] = str((files.folder / "gamma.json").resolve())
         config["estimator"] = files.parameters["search"]["estimator"]
-    logged = pyfunc.log_model(
-        name=_model_name(point),
-        python_model=str(Path(__file__).with_name("sampler_model.py")),
-        artifacts=artifacts,
-        code_paths=[str(Path(disk.__file__).parent)],
-        model_config=config,
-        signature=_signature(files.cards[point["checkpoint"]]["image"]),
-        pip_requirements=[_pin(package) for package in ("mlflow", "torch", "numpy", "safetensors")],
-        params=_model_params(point),
-        tags=_model_tags(point) | {"weights": "here"},
-        model_type="sampler",
-        step=round(point["nfe"]),
-    )
+    with _unadvised():
+        from mlflow import pyfunc  # warns of its own type hints
+
+        logged = pyfunc.log_model(
+            name=_model_name(point),
+            python_model=str(Path(__file__).with_name("sampler_model.py")),
+            artifacts=artifacts,
+            code_paths=[str(Path(disk.__file__).parent)],
+            model_config=config,
+            signature=_signature(files.cards[point["checkpoint"]]["image"]),
+            pip_requirements=[_pin(package) for package in ("mlflow", "torch", "numpy", "safetensors")],
+            params=_model_params(point),
+            tags=_model_tags(point) | {"weights": "here"},
+            model_type="sampler",
+            step=round(point["nfe"]),
+        )
     return logged.model_id
+
+
+@contextlib.contextmanager
+def _unadvised() -> Iterator[None]:
+    """MLflow would have the signature inferred by running the model; ours is given."""
+    with warnings.catch_warnings():
+        for advice in (
+            "An input example was not provided",
+            "Add type hints to the `predict`",
+            "Any type hint is inferred",
+        ):
+            warnings.filterwarnings("ignore", f".*{advice}", UserWarning)
+        yield
 
 
 def _without_weights(book: Book, point: Point, run: str) -> str:
@@ -476,7 +491,9 @@ def _train_filler(book: Book, path: Path, card: dict[str, Any], cost: dict[str, 
         metrics = [metric for row in rows for metric in _metrics(_curve_values(row), int(row["step"]))]
         last = int(rows[-1]["step"]) if rows else 0
         metrics += _metrics({f"cost/{key}": value for key, value in cost.items()}, last)
-        tags = {key: card[key] or "none" for key in ("method", "digest", "parent", "data")}
+        tags = {key: card[key] or "none" for key in ("method", "parent", "data")} | {
+            f"digest {path.stem}": card["digest"]
+        }
         _log(book, run, metrics, _flat(card["parameters"]) | {"seed": card["seed"]}, tags)
         book.client.log_artifact(run, str(path))
 

@@ -1,41 +1,59 @@
-"""Networks in diffusers' format."""
+"""Networks in diffusers' format: our U-Net where it fits, anything else through the adapter."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from diffcore.mistake import Mistake
+from diffcore.nets import unet
 
+CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def open_folder(folder: Path) -> nn.Module:
-    """The network in a folder with config.json and safetensors: our U-Net where it fits, else diffusers' own model.
+    """The network in a local folder of config.json and safetensors; forward(x [b, c, h, w], label [b], class_label).
 
-    Weights in any other format are refused: reading a pickle can run code.
+    Raises Mistake if anything is missing, damaged or pickled. diffusers is imported only for what our U-Net lacks.
     """
-    from diffcore.nets import unet
-
     folder = Path(folder)
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise Mistake(f"{folder}/config.json cannot be read ({error}); give a folder that diffusers saved") from None
-    if not (folder / WEIGHTS).is_file():
-        raise Mistake(f"{folder} has no {WEIGHTS}; save it again with safe_serialization=True")
-    try:
-        if config.get("_class_name") != unet.FORMAT:
-            raise Mistake("another model")
-        net = unet.UNet(unet.from_json(config))
-    except Mistake:  # our U-Net does not know it, diffusers may
-        from diffcore.nets import foreign
+    content = read_config(folder)
+    if content["_class_name"] == unet.FORMAT and (folder / WEIGHTS).is_file():
+        try:
+            config = unet.from_json(content)
+        except unet.Unsupported:
+            pass
+        else:
+            return _ours(config, folder / WEIGHTS)
+    from diffcore.nets import foreign
 
-        return foreign.load(folder)
+    return foreign.load(folder)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a network's folder, which must name its class."""
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        raise Mistake(f"{folder} holds no network: {CONFIG} is missing; give a local folder in diffusers' format")
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise Mistake(f"{path} is not valid JSON ({error}); fetch or write it again") from None
+    if not isinstance(content, dict) or not isinstance(content.get("_class_name"), str):
+        raise Mistake(f"{path} does not say which network it is: it needs _class_name, as diffusers writes it")
+    return content
+
+
+def _ours(config: unet.UNetConfig, weights: Path) -> unet.UNet:
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    net = unet.UNet(config)
     try:
-        net.load_state_dict(load_file(folder / WEIGHTS))
-    except (RuntimeError, ValueError) as error:
-        raise Mistake(f"{folder / WEIGHTS} does not fit its config.json ({str(error).splitlines()[0]})") from None
+        net.load_state_dict(unet.modern_names(load_file(weights)))
+    except (SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise Mistake(f"{weights} does not hold this network's weights ({reason[:300]}); fetch it again") from None
     return net

@@ -11,6 +11,7 @@ reader of the format reproduces.
 """
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -29,6 +30,11 @@ FORMAT = "UNet2DModel"
 WRITTEN_AS = "0.36.0"
 """The release of diffusers that the written config.json names: the oldest one supported."""
 
+
+class Unsupported(Mistake):
+    """A part of UNet2DModel that this network leaves to the adapter."""
+
+
 DOWN, ATTENTION_DOWN = "DownBlock2D", "AttnDownBlock2D"
 UP, ATTENTION_UP = "UpBlock2D", "AttnUpBlock2D"
 MAX_PERIOD = 10000
@@ -38,7 +44,7 @@ MAX_PERIOD = 10000
 class UNetConfig:
     """The keys of a UNet2DModel's config.json, with diffusers' defaults for keys that a file leaves out.
 
-    Raises Mistake for a value that this network does not know; the adapter to diffusers takes those.
+    Raises Unsupported for a value that this network does not know, and Mistake for numbers that do not fit together.
     """
 
     sample_size: int | tuple[int, ...] | None = None
@@ -47,18 +53,18 @@ class UNetConfig:
     center_input_sample: bool = False
     time_embedding_type: str = "positional"
     time_embedding_dim: int | None = None
-    freq_shift: float = 0
+    freq_shift: int | float = 0
     flip_sin_to_cos: bool = True
     down_block_types: tuple[str, ...] = (DOWN, ATTENTION_DOWN, ATTENTION_DOWN, ATTENTION_DOWN)
     mid_block_type: str | None = "UNetMidBlock2D"
     up_block_types: tuple[str, ...] = (ATTENTION_UP, ATTENTION_UP, ATTENTION_UP, UP)
     block_out_channels: tuple[int, ...] = (224, 448, 672, 896)
     layers_per_block: int = 2
-    mid_block_scale_factor: float = 1
+    mid_block_scale_factor: int | float = 1
     downsample_padding: int = 1
     downsample_type: str = "conv"
     upsample_type: str = "conv"
-    dropout: float = 0.0
+    dropout: int | float = 0.0
     act_fn: str = "silu"
     attention_head_dim: int | None = 8
     norm_num_groups: int = 32
@@ -75,7 +81,7 @@ class UNetConfig:
             given = getattr(self, key)
             for value in given if isinstance(given, tuple) else (given,):
                 if value not in known:
-                    raise Mistake(f"{key} {value!r} is not one that our U-Net knows; {ADAPTER}")
+                    raise Unsupported(f"{key} {value!r} is not one that our U-Net knows; {ADAPTER}")
         levels = {len(self.down_block_types), len(self.up_block_types), len(self.block_out_channels)}
         if len(levels) > 1:
             raise Mistake("down_block_types, up_block_types and block_out_channels must be of equal length")
@@ -186,12 +192,25 @@ def config_json(config: UNetConfig) -> dict[str, Any]:
 
 
 def from_json(content: dict[str, Any]) -> UNetConfig:
-    """The inverse of `config_json`; keys that begin with _ are notes. Raises Mistake for an unknown key or value."""
+    """The inverse of `config_json`; keys that begin with _ are notes. Raises Unsupported for an unknown key or value."""
     given = {key: value for key, value in content.items() if not key.startswith("_")}
-    for key in given:
-        if key not in {field.name for field in fields(UNetConfig)}:
-            raise Mistake(f"config.json has the key {key!r}, which our U-Net does not know; {ADAPTER}")
+    defaults = {field.name: field.default for field in fields(UNetConfig)}
+    for key, value in given.items():
+        if key not in defaults:
+            raise Unsupported(f"config.json has the key {key!r}, which our U-Net does not know; {ADAPTER}")
+        many = isinstance(value, list)
+        if many != isinstance(defaults[key], tuple) and not (many and key == "sample_size"):
+            raise Unsupported(f"config.json has {key} {value!r}, which our U-Net does not know; {ADAPTER}")
     return UNetConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
+
+
+def modern_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights saved before diffusers 0.15 call attention's layers query, key, value and proj_attn: renamed as now."""
+    return {LEGACY.sub(lambda match: f".{RENAMED[match[1]]}.", name): tensor for name, tensor in state.items()}
+
+
+RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+LEGACY = re.compile(r"(?<=\d)\.(query|key|value|proj_attn)\.(?=weight$|bias$)")
 
 
 class UNet(nn.Module):
@@ -262,7 +281,7 @@ class UNet(nn.Module):
         return h if self.mid_block is None else self.mid_block(h, embedding)
 
     def up(self, h: Tensor, skips: list[Tensor], embedding: Tensor, until: int = 0) -> Tensor:
-        """The last len(skips) steps of the way up, each of which takes the last skip left; stops with `until` of them left."""
+        """The last len(skips) steps of the way up, each of which takes the last skip left; stops at `until` left."""
         steps = [step for block in self.up_blocks for step in block.steps()][-len(skips) :]
         for step, skip in zip(steps[: len(skips) - until], reversed(skips)):
             h = step(h, skip, embedding)
@@ -300,14 +319,14 @@ class TimeEmbedding(nn.Module):
         return self.linear_2(F.silu(self.linear_1(used.to(weight.dtype))))
 
 
-def frequencies(features: int, shift: float, device: torch.device | str = "cpu") -> Tensor:
+def frequencies(features: int, shift: int | float, device: torch.device | str = "cpu") -> Tensor:
     """w_k = 10000^(-k / (n - shift)), k < n = features // 2, in radians per unit of the label; [n], float32."""
     half = features // 2
     exponents = -math.log(MAX_PERIOD) * torch.arange(half, dtype=torch.float32, device=device)
     return torch.exp(exponents / (half - shift))
 
 
-def sinusoids(label: PerSample, features: int, shift: float, flip: bool) -> Tensor:
+def sinusoids(label: PerSample, features: int, shift: int | float, flip: bool) -> Tensor:
     """(sin, cos) of label * w_k, or (cos, sin) if `flip`; [b, features], float32 (Vaswani et al. 2017, 1706.03762)."""
     phase = label.float()[:, None] * frequencies(features, shift, label.device)
     parts = (phase.cos(), phase.sin()) if flip else (phase.sin(), phase.cos())
@@ -317,7 +336,7 @@ def sinusoids(label: PerSample, features: int, shift: float, flip: bool) -> Tens
 class Resnet(nn.Module):
     """A residual block: norm, act, conv, time, norm, act, conv; a 1x1 convolution beside it where the width changes."""
 
-    def __init__(self, config: UNetConfig, width: int, out_width: int, scale_factor: float = 1):
+    def __init__(self, config: UNetConfig, width: int, out_width: int, scale_factor: int | float = 1):
         super().__init__()
         groups, eps = config.norm_num_groups, config.norm_eps
         self.scale_shift, self.scale_factor = config.resnet_time_scale_shift == "scale_shift", scale_factor
@@ -345,7 +364,7 @@ class Resnet(nn.Module):
 class Attention(nn.Module):
     """Self-attention over the pixels, added to its input."""
 
-    def __init__(self, config: UNetConfig, width: int, groups: int | None, scale_factor: float = 1):
+    def __init__(self, config: UNetConfig, width: int, groups: int | None, scale_factor: int | float = 1):
         super().__init__()
         size = config.attention_head_dim or width
         self.heads, self.scale_factor = width // size, scale_factor

@@ -1,0 +1,96 @@
+"""Any other network of diffusers, behind the forward of our own. diffusers is imported when one is opened."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from diffcore.mistake import Mistake
+from diffcore.nets import read_config
+from diffcore.shapes import PerSample, Sample
+
+TIME, CLASS = "timestep", "class_labels"
+
+
+class Foreign(nn.Module):
+    """(x, label) -> [b, c, h, w]. Its state_dict and config.json are the network's own, so diffusers opens what is saved.
+
+    Of an output with twice the input's channels (a learned variance, Nichol & Dhariwal 2021, arXiv 2102.09672) the first
+    half, the mean, is kept.
+    """
+
+    def __init__(self, net: nn.Module, content: dict[str, Any]):
+        super().__init__()
+        self.net, self.content = net, content
+        self.takes_class = CLASS in inspect.signature(net.forward).parameters
+
+    def forward(self, x: Sample, label: PerSample, class_label: Tensor | None = None) -> Sample:
+        """x: [b, c, h, w]; label: [b], c = T t - 1 with T = 1024; class_label: [b], int, where the network takes classes."""
+        if class_label is not None and not self.takes_class:
+            raise Mistake(f"{self.content['_class_name']} knows no classes: leave class_label out")
+        classes = {} if class_label is None else {CLASS: class_label}
+        out = self.net(x, timestep=label, **classes).sample
+        return out[:, : x.shape[1]] if out.shape[1] == 2 * x.shape[1] else out
+
+    def config_json(self) -> dict[str, Any]:
+        """The content of config.json, as it was read."""
+        return self.content
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        return self.net.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state: dict[str, Tensor], strict: bool = True, assign: bool = False) -> Any:
+        return self.net.load_state_dict(state, strict, assign)
+
+
+def load(folder: Path) -> Foreign:
+    """The network in a local folder that diffusers wrote, in float32.
+
+    Only classes of diffusers itself and only safetensors: no code or pickle of the folder runs. Raises Mistake for anything
+    else, and for networks that need more than an image, a time and a class.
+    """
+    folder = Path(folder)
+    content = read_config(folder)
+    _check_weights(folder)
+    kind = _kind(content["_class_name"])
+    _check_forward(kind)
+    if content.get("time_embedding_type") == "fourier":
+        raise Mistake(f"{folder}: a Fourier network is told the noise scale sigma, not a time; give one with a time")
+    try:
+        net = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise Mistake(f"{folder}: diffusers cannot open it ({reason[:300]}); fetch or write it again") from None
+    for layer in net.modules():
+        if hasattr(layer, "dropout_prob"):  # dropping labels would draw from the global generator
+            layer.dropout_prob = 0.0
+    return Foreign(net.float(), content)
+
+
+def _check_weights(folder: Path) -> None:
+    if any(folder.glob("*.safetensors")):
+        return
+    if any(folder.glob("*.bin")):
+        raise Mistake(f"{folder} holds pickled weights only, which can run code; save it again with safe_serialization")
+    raise Mistake(f"{folder} holds no .safetensors; fetch or write it again")
+
+
+def _kind(name: str) -> Any:
+    import diffusers.models
+
+    kind = getattr(diffusers.models, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, diffusers.models.ModelMixin)):
+        raise Mistake(
+            f"_class_name {name!r} is not a network of diffusers {diffusers.__version__}; no other code is run"
+        )
+    return kind
+
+
+def _check_forward(kind: Any) -> None:
+    _, first, *others = inspect.signature(kind.forward).parameters.values()
+    if TIME not in {parameter.name for parameter in others}:
+        raise Mistake(f"{kind.__name__} is told no time, so it is no denoiser of images; give another network")
+    needed = [p.name for p in others if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD and p.name != TIME]
+    if needed:
+        raise Mistake(f"{kind.__name__} needs {', '.join(needed)} besides an image, a time and a class; not supported")
