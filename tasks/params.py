@@ -147,7 +147,7 @@ def parse_yaml(text: str, whose: str) -> Any:
     from ruamel.yaml.error import YAMLError
 
     try:
-        return YAML(typ="safe", pure=True).load(text)
+        return YAML(typ="safe").load(text)
     except YAMLError as error:
         raise Mistake(f"{whose} is not valid YAML: {' '.join(str(error).split())}") from None
 
@@ -156,9 +156,9 @@ def dump_yaml(value: dict[str, Any], path: Path) -> None:
     """Writes a mapping as YAML, in its own order."""
     from ruamel.yaml import YAML
 
-    yaml = YAML(typ="safe", pure=True)
+    yaml = YAML(typ="safe")
     yaml.sort_base_mapping_type_on_output = False
-    yaml.default_flow_style = None
+    yaml.default_flow_style = False
     with open(path, "w") as file:
         yaml.dump(value, file)
 

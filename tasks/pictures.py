@@ -5,6 +5,7 @@ The same content gives the same bytes, so that DVC sees a change only where ther
 
 import csv
 import io
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -152,15 +153,15 @@ def curves(csvs: dict[str, Path], path: Path) -> None:
 
     figure = Figure(figsize=(12, 8), dpi=100, facecolor="white")
     axes = figure.add_axes((0.085, 0.09, 0.74, 0.77))
-    axes.set(xlabel="images seen (thousands)", ylabel="loss", yscale="log")
-    _plain_ticks(axes)
+    axes.set(xlabel="images seen", ylabel="loss", xscale="log", yscale="log")
+    _plain_ticks(axes.yaxis)
     _frame(axes)
     for k, (name, file) in enumerate(csvs.items()):
         images, loss = _columns(file)
         colour = (*STUDENT, *TEACHER)[k % 12]
-        axes.plot(images / 1000, loss, color=colour, alpha=0.18, linewidth=0.8)
+        axes.plot(images, loss, color=colour, alpha=0.18, linewidth=0.8)
         axes.plot(
-            images / 1000,
+            images,
             _running_mean(loss),
             color=colour,
             linewidth=2,
@@ -224,16 +225,16 @@ def _span(values: list[float], factor: float) -> tuple[float, float]:
 
 def _y_axis(axes: Any, values: list[float]) -> None:
     axes.set_ylim(*_span(values, 1.5))
-    _plain_ticks(axes)
+    _plain_ticks(axes.yaxis)
 
 
-def _plain_ticks(axes: Any) -> None:
-    """0.1 0.2 0.5 1 2 5 up the left side instead of powers of ten."""
+def _plain_ticks(axis: Any) -> None:
+    """0.1 0.2 0.5 1 2 5 along a logarithmic axis instead of powers of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=20))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=20))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _styles(groups: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -283,7 +284,7 @@ def _floor(axes: Any, floor: dict[str, Any]) -> None:
         return
     axes.axhspan(max(fd - error, fd / 1000), fd + error, color=FAINT, alpha=0.15, linewidth=0)
     axes.axhline(
-        fd, color=INK, linestyle=(0, (6, 3)), linewidth=1.2, label=f"real against real: {fd:.2g} $\\pm$ {error:.1g}"
+        fd, color=INK, linestyle=(0, (6, 3)), linewidth=1.2, label=f"real against real: {_plus_minus(fd, error)}"
     )
 
 
@@ -304,44 +305,60 @@ def _recommended(axes: Any, table: dict[str, Any]) -> None:
         zorder=6,
     )
     calls = "1 network call" if point["nfe"] == 1 else f"{point['nfe']:g} network calls"
-    text = f"recommended: {point['name']}\n{calls}, distance {point['fd']:.3g} $\\pm$ {point['fd_se']:.1g}"
-    place, across, down = _empty_place(axes, table, point)
+    text = f"recommended: {point['name']}\n{calls}, distance {_plus_minus(point['fd'], point['fd_se'])}"
     axes.annotate(
         text,
         (point["nfe"], point["fd"]),
-        place,
+        _empty_place(axes, table, point),
         textcoords="axes fraction",
-        ha=across,
-        va=down,
+        ha="center",
+        va="center",
         fontsize=12.5,
         color=INK,
         linespacing=1.5,
         bbox={"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": INK, "linewidth": 1.2},
-        arrowprops={
-            "arrowstyle": "-",
-            "color": INK,
-            "linewidth": 1.1,
-            "shrinkB": 11,
-            "connectionstyle": "arc3,rad=0.12",
-        },
+        arrowprops={"arrowstyle": "-", "color": INK, "linewidth": 1.1, "shrinkB": 11},
         zorder=7,
     )
 
 
-def _empty_place(axes: Any, table: dict[str, Any], point: dict[str, Any]) -> tuple[tuple[float, float], str, str]:
-    """Where a label hides nothing: between the curves and the floor if there is room, else at the top right, where
-    curves that fall leave some."""
+def _empty_place(axes: Any, table: dict[str, Any], point: dict[str, Any]) -> tuple[float, float]:
+    """The centre, in fractions of the axes, from which a label covers least and its leader crosses least and is shortest."""
+    half = np.array([0.25, 0.075])  # of the label, with some air
+    ink = [_fractions(axes, group) for group in ways(table["points"]).values()]
+    floor = _fractions(axes, [{"nfe": x, "fd": table["floor"]["fd"]} for x in axes.get_xlim()])
+    dots = np.concatenate([_dotted(line) for line in (*ink, floor)])
+    (tip,) = _fractions(axes, [point])
 
-    def height(fd: float) -> float:
-        low, high = np.log(axes.get_ylim())
-        return float((np.log(fd) - low) / (high - low)) if fd > 0 else 0.0
+    def price(centre: np.ndarray) -> float:
+        covered = np.all(np.abs(dots - centre) < half, axis=1).sum()
+        leader = _dotted(np.stack([tip + 0.15 * (centre - tip), centre]))
+        near = np.linalg.norm(dots[:, None] - leader, axis=2).min(axis=1) < 0.012
+        return float(covered + 0.2 * near.sum() + 3 * np.linalg.norm(centre - tip))
 
-    low, high = np.log(axes.get_xlim())
-    x = float(np.clip((np.log(point["nfe"]) - low) / (high - low), 0.24, 0.76))
-    above, below = min(height(p["fd"]) for p in table["points"]), height(table["floor"]["fd"] + table["floor"]["fd_se"])
-    if above - below > 0.17:
-        return (x, (above + below) / 2), "center", "center"
-    return (0.985, 0.955), "right", "top"
+    places = np.stack(np.meshgrid(np.linspace(0.26, 0.74, 25), np.linspace(0.09, 0.91, 42)), axis=-1).reshape(-1, 2)
+    best = min(places, key=price)
+    return float(best[0]), float(best[1])
+
+
+def _fractions(axes: Any, points: list[dict[str, Any]]) -> np.ndarray:
+    """[n, 2]: where points lie in the axes, 0 to 1."""
+    (left, right), (low, high) = np.log(axes.get_xlim()), np.log(axes.get_ylim())
+    x = [(np.log(p["nfe"]) - left) / (right - left) for p in points]
+    y = [(np.log(p["fd"]) - low) / (high - low) if p["fd"] > 0 else 0.0 for p in points]
+    return np.stack([x, y], axis=1)
+
+
+def _dotted(line: np.ndarray) -> np.ndarray:
+    """A polyline [n, 2] as dots, 40 for each of its pieces."""
+    along = np.linspace(0, 1, 40)[:, None]
+    return np.concatenate([line[:1], *(a + along * (b - a) for a, b in itertools.pairwise(line))])
+
+
+def _plus_minus(value: float, error: float) -> str:
+    """A number with as many decimals as its standard error has, and that with two digits: 0.56 +- 0.13."""
+    decimals = max(0, 1 - int(np.floor(np.log10(error)))) if error > 0 else 3
+    return f"{value:.{decimals}f} $\\pm$ {error:.{decimals}f}"
 
 
 def _words(figure: Any, table: dict[str, Any]) -> None:

@@ -135,7 +135,7 @@ def test_the_frontier_names_the_recommended_point_the_floor_and_the_terms(tmp_pa
     texts = " ".join(t.get_text() for t in [*axes.texts, *axes.figure.texts, *axes.get_legend().get_texts()])
     for word in (
         "recommended: pd4-ddim-even-4",
-        "real against real: 0.3",
+        "real against real: 0.300",
         "N = 1000",
         "feedfeedfeed",
         "seed 0",
@@ -144,6 +144,22 @@ def test_the_frontier_names_the_recommended_point_the_floor_and_the_terms(tmp_pa
         assert word in texts
     ring = [line for line in axes.lines if line.get_markerfacecolor() == "none"]
     assert [line.get_xydata().tolist() for line in ring] == [[[4.0, 1.2]]]
+
+
+def test_the_label_of_the_recommended_point_hides_no_point(tmp_path, drawn):
+    shown = small_table()
+    pictures.frontier(shown, tmp_path / "frontier.png")
+    axes = drawn()
+    label = next(text for text in axes.texts if "recommended" in text.get_text())
+    box = label.get_bbox_patch().get_window_extent().transformed(axes.transAxes.inverted())
+    for x, y in pictures._fractions(axes, shown["points"]):
+        assert not (box.x0 < x < box.x1 and box.y0 < y < box.y1)
+    assert 0 < box.x0 < box.x1 < 1
+
+
+def test_a_number_has_the_decimals_of_its_error():
+    shown = [pictures._plus_minus(*pair) for pair in ((0.5646, 0.1307), (52.31, 2.04), (1234.5, 123.0), (0.5, 0.0))]
+    assert shown == [r"0.56 $\pm$ 0.13", r"52.3 $\pm$ 2.0", r"1234 $\pm$ 123", r"0.500 $\pm$ 0.000"]
 
 
 @pytest.mark.parametrize("fd", [0.0, -0.01])
@@ -232,7 +248,7 @@ def test_curves_show_every_run_as_logged_and_smoothed(tmp_path, drawn):
     axes = drawn()
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["teacher", "pd4"]
     assert [len(line.get_xdata()) for line in axes.lines] == [300, 300, 40, 40]
-    assert axes.lines[1].get_xdata()[-1] == pytest.approx(38.4)
+    assert axes.lines[1].get_xdata()[-1] == 38400
 
 
 def test_a_running_mean_keeps_constants_and_straight_lines():

@@ -31,7 +31,10 @@ class Foreign(nn.Module):
             raise Mistake(f"{self.content['_class_name']} knows no classes: leave class_label out")
         classes = {} if class_label is None else {CLASS: class_label}
         out = self.net(x, timestep=label, **classes).sample
-        return out[:, : x.shape[1]] if out.shape[1] == 2 * x.shape[1] else out
+        if out.shape[1] not in (x.shape[1], 2 * x.shape[1]):
+            name, channels = self.content["_class_name"], out.shape[1]
+            raise Mistake(f"{name} makes {channels} channels of {x.shape[1]}; it must keep their number, or double it")
+        return out[:, : x.shape[1]]
 
     def config_json(self) -> dict[str, Any]:
         """The content of config.json, as it was read."""
@@ -88,7 +91,7 @@ def _kind(name: str) -> Any:
 
 
 def _check_forward(kind: Any) -> None:
-    _, first, *others = inspect.signature(kind.forward).parameters.values()
+    others = list(inspect.signature(kind.forward).parameters.values())[2:]  # after self and the image
     if TIME not in {parameter.name for parameter in others}:
         raise Mistake(f"{kind.__name__} is told no time, so it is no denoiser of images; give another network")
     needed = [p.name for p in others if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD and p.name != TIME]

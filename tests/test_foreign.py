@@ -1,0 +1,168 @@
+"""Networks of diffusers that ours is not, and folders that must not be opened."""
+
+import json
+
+import pytest
+import torch
+
+from diffcore.mistake import Mistake
+from diffcore.nets import foreign, open_folder, unet
+from tests.conftest import dice
+
+diffusers = pytest.importorskip("diffusers")
+OURS = unet.config_json(unet.default_config((1, 8, 8)))
+LABEL = torch.tensor([-1.0, 300.5, 1023.0])
+TINY = {
+    "sample_size": 8,
+    "in_channels": 1,
+    "out_channels": 1,
+    "down_block_types": ["ResnetDownsampleBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "ResnetUpsampleBlock2D"],
+    "block_out_channels": [8, 16],
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "add_attention": False,
+}
+
+
+@pytest.fixture(autouse=True)
+def keep_the_global_generator():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+def images(channels: int = 1):
+    return torch.randn(3, channels, 8, 8, generator=dice())
+
+
+def tiny(**change):
+    return diffusers.UNet2DModel(**{**TINY, **change}).eval()
+
+
+def test_a_network_that_ours_is_not(tmp_path):
+    net = tiny()
+    net.save_pretrained(tmp_path)
+    found = open_folder(tmp_path).eval()
+    assert isinstance(found, foreign.Foreign)
+    assert torch.equal(found(images(), LABEL), net(images(), LABEL).sample)
+    assert not torch.equal(found(images(), LABEL), found(images(), LABEL.flip(0)))
+
+
+def test_what_is_saved_of_it_is_what_was_read(tmp_path):
+    tiny().save_pretrained(tmp_path)
+    found = open_folder(tmp_path)
+    assert found.config_json() == json.loads((tmp_path / "config.json").read_text())
+    assert found.state_dict().keys() == tiny().state_dict().keys()
+    nested = torch.nn.ModuleDict({"net": found}).state_dict()
+    assert nested.keys() == {f"net.{name}" for name in tiny().state_dict()}
+    found.load_state_dict(found.state_dict())
+
+
+def test_classes_pass_through(tmp_path):
+    net = tiny(num_class_embeds=4)
+    net.save_pretrained(tmp_path)
+    found, classes = open_folder(tmp_path).eval(), torch.tensor([0, 3, 2])
+    assert torch.equal(found(images(), LABEL, classes), net(images(), LABEL, classes).sample)
+
+
+def test_a_transformer_and_the_mean_of_a_learned_variance(tmp_path):
+    net = diffusers.DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=2, out_channels=4, num_layers=1,
+        sample_size=8, num_embeds_ada_norm=5, norm_num_groups=2,
+    )  # fmt: skip
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.normal_(0, 0.1)
+    net.eval().save_pretrained(tmp_path)
+    found, classes = open_folder(tmp_path), torch.tensor([0, 3, 2])
+    out = found(images(2), LABEL, classes)
+    assert out.shape == (3, 2, 8, 8)
+    expected = net(images(2), LABEL, class_labels=classes).sample
+    assert expected.shape[1] == 4
+    assert torch.equal(out, expected[:, :2])
+    trained = [found.train()(images(2), LABEL, classes) for _ in range(8)]
+    assert all(torch.equal(again, out) for again in trained)  # no label is ever dropped
+
+
+@pytest.mark.parametrize("change", [{}, {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}])
+def test_a_u_net_with_a_learned_variance(tmp_path, change):
+    net = tiny(in_channels=3, out_channels=6, **change)
+    net.save_pretrained(tmp_path)
+    found = open_folder(tmp_path)
+    assert torch.equal(found(images(3), LABEL), net(images(3), LABEL).sample[:, :3])
+
+
+def test_other_numbers_of_channels_are_refused(tmp_path):
+    tiny(in_channels=3, out_channels=1).save_pretrained(tmp_path)
+    with pytest.raises(Mistake, match="UNet2DModel makes 1 channels of 3"):
+        open_folder(tmp_path)(images(3), LABEL)
+
+
+def test_pickled_weights_are_refused(tmp_path):
+    tiny().save_pretrained(tmp_path, safe_serialization=False)
+    with pytest.raises(Mistake, match=r"pickled weights only.*safe_serialization"):
+        open_folder(tmp_path)
+
+
+def test_pickled_weights_are_refused_for_ours_too(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(OURS))
+    (tmp_path / "diffusion_pytorch_model.bin").write_bytes(b"never read")
+    with pytest.raises(Mistake, match="pickled weights only"):
+        open_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("os.system", "not a network of diffusers"),
+        ("MyOwnNet", "not a network of diffusers"),
+        ("DDIMScheduler", "not a network of diffusers"),
+        ("AutoencoderKL", "told no time"),
+        ("UNet2DConditionModel", "needs encoder_hidden_states"),
+    ],
+)
+def test_only_networks_of_diffusers_that_need_an_image_and_a_time(tmp_path, name, words):
+    tiny().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": name, "auto_map": {"AutoModel": "evil.Net"}}))
+    (tmp_path / "evil.py").write_text("raise SystemExit('code of the folder ran')")
+    with pytest.raises(Mistake, match=words):
+        open_folder(tmp_path)
+
+
+def test_a_fourier_network_is_refused(tmp_path):
+    tiny(time_embedding_type="fourier").save_pretrained(tmp_path)
+    with pytest.raises(Mistake, match="told the noise scale sigma"):
+        open_folder(tmp_path)
+
+
+def test_folders_that_hold_no_network(tmp_path):
+    with pytest.raises(Mistake, match=r"config.json is missing"):
+        open_folder(tmp_path / "google" / "ddpm-cifar10-32")
+    for text, words in (
+        ("{", "not valid JSON"),
+        ("[]", "_class_name"),
+        ('{"_class_name": "UNet2DModel"}', "no .safetensors"),
+    ):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(Mistake, match=words):
+            open_folder(tmp_path)
+
+
+@pytest.mark.parametrize("which", ["ours", "foreign"])
+def test_damaged_weights_are_named(tmp_path, which):
+    net = tiny() if which == "foreign" else diffusers.UNet2DModel.from_config(OURS)
+    net.save_pretrained(tmp_path)
+    weights = tmp_path / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(Mistake, match="again"):
+        open_folder(tmp_path)
+
+
+def test_weights_of_another_network_are_named(tmp_path):
+    diffusers.UNet2DModel.from_config(OURS).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(
+        json.dumps(unet.config_json(unet.default_config((1, 8, 8), channels=(8, 16))))
+    )
+    with pytest.raises(Mistake, match="does not hold this network's weights"):
+        open_folder(tmp_path)

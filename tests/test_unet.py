@@ -1,0 +1,385 @@
+"""Our U-Net against diffusers' own, and what ours adds: a slow time embedding, seeds, seams."""
+
+import copy
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffcore.mistake import Mistake
+from diffcore.nets import open_folder, unet
+from diffcore.nets.unet import UNet, UNetConfig
+from tests.conftest import dice
+
+DEFAULT = unet.default_config((1, 8, 8))
+ATTENTION = unet.default_config((1, 8, 8), attention=True)
+BARE = UNetConfig(  # diffusers' own defaults at every key that is not about size
+    sample_size=8,
+    down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+    up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    block_out_channels=(16, 32),
+    norm_num_groups=8,
+)
+FAMILY = {
+    "default": DEFAULT,
+    "attention": ATTENTION,
+    "bare": BARE,
+    "one level": unet.default_config((2, 5, 7), channels=(12,), groups=3),
+    "three levels, two layers": unet.default_config((3, 8, 12), channels=(8, 16, 24), layers=2, groups=4),
+    "three levels, all attend": replace(
+        unet.default_config((1, 8, 8), channels=(8, 16, 16), attention=True, groups=4),
+        down_block_types=("AttnDownBlock2D",) * 3,
+        up_block_types=("AttnUpBlock2D",) * 3,
+    ),
+    "classes": unet.default_config((1, 8, 8), classes=5),
+    "default conditioning": replace(DEFAULT, resnet_time_scale_shift="default"),
+    "default conditioning, attention": replace(ATTENTION, resnet_time_scale_shift="default"),
+    "sin before cos": replace(DEFAULT, flip_sin_to_cos=False),
+    "shifted frequencies": replace(DEFAULT, freq_shift=1),
+    "padding 0": replace(DEFAULT, downsample_padding=0),
+    "odd features": replace(DEFAULT, block_out_channels=(9, 18), norm_num_groups=9),
+    "heads 4 wide": replace(ATTENTION, attention_head_dim=4),
+    "heads that do not divide": replace(ATTENTION, attention_head_dim=5),
+    "one head": replace(ATTENTION, attention_head_dim=None),
+    "middle attention unnormed": replace(ATTENTION, attn_norm_num_groups=None),
+    "middle scaled": replace(ATTENTION, mid_block_scale_factor=1.5),
+    "no middle": replace(DEFAULT, mid_block_type=None),
+    "centred, wide embedding, eps": replace(DEFAULT, center_input_sample=True, time_embedding_dim=24, norm_eps=1e-3),
+}
+SOME = ["default", "attention", "classes", "three levels, two layers", "default conditioning, attention"]
+
+
+@pytest.fixture(params=FAMILY)
+def config(request) -> UNetConfig:
+    return FAMILY[request.param]
+
+
+def theirs(config: UNetConfig, ours: UNet):
+    diffusers = pytest.importorskip("diffusers")
+    net = diffusers.UNet2DModel.from_config(unet.config_json(config))
+    net.load_state_dict(ours.state_dict())
+    return net.eval()
+
+
+def stirred(config: UNetConfig, seed: int = 0, max_phase: float | None = 12.0) -> UNet:
+    """A network none of whose parts is zero or one, but for the columns that are switched off."""
+    net = unet.build(config, seed, max_phase)
+    source = dice(seed)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            noise = torch.randn(parameter.shape, generator=source)
+            off = (parameter == 0).all(0) if parameter is net.time_embedding.linear_1.weight else False
+            parameter.add_((0.05 * noise).masked_fill(torch.as_tensor(off), 0))
+    return net.eval()
+
+
+def batch(config: UNetConfig, count: int = 3) -> tuple[Tensor, Tensor, Tensor | None]:
+    size = config.sample_size if isinstance(config.sample_size, tuple) else (config.sample_size,) * 2
+    x = torch.randn(count, config.in_channels, *size, generator=dice(1))
+    label = 1024 * torch.linspace(0, 1, count) - 1
+    classes = None if config.num_class_embeds is None else torch.arange(count) % config.num_class_embeds
+    return x, label, classes
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 1e-5):
+    size = float(b.detach().abs().max())
+    torch.testing.assert_close(a, b, rtol=0, atol=tolerance * max(1.0, size))
+
+
+# the same function as diffusers'
+
+
+def test_output_names_and_gradients_are_diffusers(config):
+    ours = stirred(config)
+    other = theirs(config, ours)
+    assert {name: p.shape for name, p in ours.named_parameters()} == {n: p.shape for n, p in other.named_parameters()}
+    assert list(ours.state_dict().keys() ^ other.state_dict().keys()) == []
+    x, label, classes = batch(config)
+    a, b = ours(x, label, classes), other(x, label, classes).sample
+    assert float(b.detach().std()) > 1e-3
+    close(a, b)
+    (a - 1).square().sum().backward()
+    (b - 1).square().sum().backward()
+    gradients = dict(other.named_parameters())
+    off = (ours.time_embedding.linear_1.weight == 0).all(0)
+    for name, parameter in ours.named_parameters():
+        expected = gradients[name].grad
+        if name == "time_embedding.linear_1.weight":  # only ours knows which columns are to stay zero
+            assert off.any()
+            expected = expected.masked_fill(off, 0)
+        close(parameter.grad, expected, 1e-4)
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_both_train_alike_where_no_column_is_off(name):
+    ours = stirred(FAMILY[name], max_phase=None)
+    other = theirs(FAMILY[name], ours)
+    x, label, classes = batch(FAMILY[name])
+    ours(x, label, classes).square().sum().backward()
+    other(x, label, classes).sample.square().sum().backward()
+    close(ours.time_embedding.linear_1.weight.grad, other.time_embedding.linear_1.weight.grad, 1e-4)
+
+
+def test_layout_in_memory_changes_nothing():
+    net, (x, label, _) = stirred(ATTENTION), batch(ATTENTION)
+    last = copy.deepcopy(net).to(memory_format=torch.channels_last)
+    close(last(x.to(memory_format=torch.channels_last), label), net(x, label))
+
+
+# config.json
+
+
+def test_config_goes_to_json_and_back(config):
+    assert unet.from_json(json.loads(json.dumps(unet.config_json(config)))) == config
+
+
+def test_defaults_are_diffusers():
+    diffusers = pytest.importorskip("diffusers")
+    import inspect
+
+    parameters = inspect.signature(diffusers.UNet2DModel.__init__).parameters
+    known = {name: parameter.default for name, parameter in parameters.items() if name != "self"}
+    ours = {field: getattr(UNetConfig, field) for field in UNetConfig.__dataclass_fields__}
+    assert ours == known
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_a_folder_of_diffusers_opens_here(name, tmp_path):
+    config = FAMILY[name]
+    net = stirred(config)
+    theirs(config, net).save_pretrained(tmp_path)
+    found = open_folder(tmp_path)
+    assert isinstance(found, UNet)
+    assert found.config == config
+    assert torch.equal(found.eval()(*batch(config)), net(*batch(config)))
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_a_folder_of_ours_opens_in_diffusers(name, tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    from safetensors.torch import save_file
+
+    net = stirred(FAMILY[name])
+    tensors = {key: tensor.contiguous() for key, tensor in net.state_dict().items()}
+    save_file(tensors, tmp_path / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text(json.dumps(net.config_json()))
+    other, facts = diffusers.UNet2DModel.from_pretrained(tmp_path, use_safetensors=True, output_loading_info=True)
+    assert not any(facts.values())
+    x, label, classes = batch(FAMILY[name])
+    close(net(x, label, classes), other(x, label, classes).sample)
+
+
+def test_the_old_names_of_attention_are_read():
+    new = unet.build(BARE, 0).state_dict()
+    backwards = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    old = dict(new)
+    for name in new:
+        for now, then in backwards.items():
+            if f".{now}." in name:
+                old[name.replace(f".{now}.", f".{then}.")] = old.pop(name)
+    assert old.keys() != new.keys()
+    assert unet.modern_names(old).keys() == new.keys()
+
+
+# laws
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_batch_law(name):
+    """f(batch) == cat(f(sample)), with as many samples as pixels a side."""
+    net, (x, label, classes) = stirred(FAMILY[name]), batch(FAMILY[name], 8)
+    alone = [net(x[i : i + 1], label[i : i + 1], None if classes is None else classes[i : i + 1]) for i in range(8)]
+    close(net(x, label, classes), torch.cat(alone))
+
+
+def test_time_and_class_reach_every_sample():
+    config = FAMILY["classes"]
+    net, (x, label, classes) = stirred(config), batch(config)
+    out = net(x, label, classes)
+    assert ((net(x, label.flip(0), classes) - out).abs().amax((1, 2, 3)) > 1e-4).tolist() == [True, False, True]
+    assert ((net(x, label, (classes + 1) % 5) - out).abs().amax((1, 2, 3)) > 1e-4).all()
+
+
+def test_weights_come_from_the_seed_alone():
+    state = torch.get_rng_state()
+    first = unet.build(ATTENTION, 3).state_dict()
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(5)
+    again, other = unet.build(ATTENTION, 3).state_dict(), unet.build(ATTENTION, 4).state_dict()
+    torch.set_rng_state(state)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["conv_in.weight"], other["conv_in.weight"])
+    assert not torch.equal(first["up_blocks.1.resnets.0.conv1.bias"], first["up_blocks.1.resnets.1.conv1.bias"])
+
+
+def test_a_new_network_says_nothing_yet_and_learns():
+    """The last convolutions start at zero; every parameter moves within three updates."""
+    net = unet.build(ATTENTION, 0)
+    x, label, _ = batch(ATTENTION)
+    assert not net(x, label).any()
+    before = copy.deepcopy(net.state_dict())
+    _train(net, ATTENTION, 3, weight_decay=0.0)
+    still = [name for name, tensor in net.state_dict().items() if torch.equal(tensor, before[name])]
+    assert still == []
+
+
+def _train(net: UNet, config: UNetConfig, updates: int, weight_decay: float = 0.1) -> None:
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=weight_decay)
+    x, label, classes = batch(config)
+    for _ in range(updates):
+        (net(x, label, classes) - x.flip(0)[:, : config.out_channels]).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_dropout_acts_in_training_only():
+    net, (x, label, _) = stirred(replace(DEFAULT, dropout=0.5)), batch(DEFAULT)
+    assert torch.equal(net(x, label), net(x, label))
+    with torch.random.fork_rng():
+        assert not torch.equal(net.train()(x, label), net.eval()(x, label))
+
+
+# slow time embedding
+
+
+def test_only_slow_frequencies_take_part():
+    """w_k = 10^(-k/2) for 16 features: 1024 w <= 12 from k = 4 on."""
+    off = (unet.build(DEFAULT, 0).time_embedding.linear_1.weight == 0).all(0)
+    assert off.tolist() == ([True] * 4 + [False] * 4) * 2
+    assert not (unet.build(DEFAULT, 0, None).time_embedding.linear_1.weight == 0).any()
+    assert (unet.build(DEFAULT, 0, 4.0).time_embedding.linear_1.weight == 0).all(0).sum() == 10
+
+
+def test_sinusoids_in_closed_form():
+    label = torch.tensor([-1.0, 0.5, 1023.0])
+    w = 10000 ** (-torch.arange(4, dtype=torch.float64) / (4 - 1))
+    phase = label.double()[:, None] * w
+    expected = torch.cat([phase.sin(), phase.cos(), torch.zeros(3, 1)], 1)
+    close(unet.sinusoids(label, 9, 1, False).double(), expected, 1e-4)
+
+
+@pytest.mark.parametrize("name", ["default", "sin before cos", "odd features"])
+def test_what_is_off_stays_off_in_training(name):
+    config = FAMILY[name]
+    net = unet.build(config, 0)
+    opened = UNet(config)
+    opened.load_state_dict(net.state_dict())  # nothing but the weights says which are off
+    off = (net.time_embedding.linear_1.weight == 0).all(0)
+    for trained in (net, copy.deepcopy(opened)):
+        before = trained.time_embedding.linear_1.weight.detach().clone()
+        _train(trained, config, 5)
+        weight = trained.time_embedding.linear_1.weight
+        assert not weight[:, off].any()
+        moved = (weight != before).any(0)
+        assert torch.equal(moved[: 2 * (len(moved) // 2)], ~off[: 2 * (len(moved) // 2)])
+        x, label, classes = batch(config)
+        close(trained(x, label, classes), theirs(config, trained)(x, label, classes).sample)
+
+
+def test_times_are_told_apart_under_autocast():
+    """The embedding is made in float32: in bfloat16 labels 1000 and 1001 would be one."""
+    net = stirred(DEFAULT)
+    label = torch.tensor([1000.0, 1001.0])
+    exact = net.embed(label)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        embedding = net.embed(label)
+        assert net(batch(DEFAULT, 2)[0], label).dtype == torch.bfloat16
+    assert torch.equal(embedding, exact)
+    assert not torch.equal(embedding[0], embedding[1])
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_autocast_is_near(name):
+    net, (x, label, classes) = stirred(FAMILY[name]), batch(FAMILY[name])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        close(net(x, label, classes).float(), net(x, label, classes).float(), 0)
+        near = net(x, label, classes).float()
+    close(near, net(x, label, classes), 0.05)
+
+
+# seams
+
+
+@pytest.mark.parametrize("name", ["default", "three levels, two layers", "three levels, all attend"])
+def test_every_cut_gives_the_same_output(name):
+    """What a cache keeps at a cut, continued with the skips above the cut, is the whole forward pass."""
+    net, (x, label, _) = stirred(FAMILY[name]), batch(FAMILY[name])
+    whole, embedding = net(x, label), net.embed(label)
+    skips = net.down(x, embedding)
+    assert len(skips) == sum(len(block.resnets) for block in net.up_blocks)
+    deep = net.mid(skips[-1], embedding)
+    for cut in range(1, len(skips)):
+        kept = net.up(deep, skips, embedding, until=cut)
+        shallow = net.down(x, embedding, cut)
+        assert len(shallow) == cut
+        assert torch.equal(net.out(net.up(kept, shallow, embedding)), whole)
+
+
+def test_a_cached_step_does_only_the_shallow_work():
+    net, (x, label, _) = stirred(DEFAULT), batch(DEFAULT)
+    calls = []
+    for place, layer in net.named_modules():
+        if isinstance(layer, unet.Resnet):
+            layer.register_forward_pre_hook(lambda *_, place=place: calls.append(place))
+    embedding = net.embed(label)
+    kept = net.up(net.mid(net.down(x, embedding)[-1], embedding), net.down(x, embedding), embedding, until=1)
+    calls.clear()
+    net.up(kept, net.down(x, embedding, 1), embedding)
+    assert calls == ["up_blocks.1.resnets.1"]
+
+
+# mistakes
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"time_embedding_type": "fourier"}, "time_embedding_type 'fourier'.*adapter"),
+        ({"down_block_types": ["DownBlock2D", "SkipDownBlock2D"]}, "down_block_types 'SkipDownBlock2D'.*adapter"),
+        ({"up_block_types": ["SkipUpBlock2D", "UpBlock2D"]}, "up_block_types 'SkipUpBlock2D'.*adapter"),
+        ({"downsample_type": "resnet"}, "downsample_type 'resnet'.*adapter"),
+        ({"upsample_type": "resnet"}, "upsample_type 'resnet'.*adapter"),
+        ({"act_fn": "gelu"}, "act_fn 'gelu'.*adapter"),
+        ({"resnet_time_scale_shift": "spatial"}, "resnet_time_scale_shift 'spatial'.*adapter"),
+        ({"class_embed_type": "identity"}, "class_embed_type 'identity'.*adapter"),
+        ({"mid_block_type": "UNetMidBlock2DCrossAttn"}, "mid_block_type.*adapter"),
+        ({"out_channels": 2}, "out_channels 2.*adapter"),
+        ({"layers_per_block": [1, 2]}, "layers_per_block.*adapter"),
+        ({"dropuot": 0.1}, "'dropuot'.*adapter"),
+        ({"block_out_channels": [16, 32, 64]}, "equal length"),
+        ({"block_out_channels": [16, 33]}, "33 channels do not divide into 8 groups"),
+        ({"attention_head_dim": 64, "add_attention": True}, "attention_head_dim 64"),
+    ],
+)
+def test_a_config_that_is_not_ours_is_named(change, words):
+    with pytest.raises(Mistake, match=words):
+        unet.from_json({**unet.config_json(DEFAULT), **change})
+
+
+def test_mistakes_in_the_shape_of_images():
+    with pytest.raises(Mistake, match="9 x 8 cannot be halved 1 times"):
+        unet.default_config((1, 9, 8))
+    with pytest.raises(Mistake, match="10 channels do not divide into 4 groups"):
+        unet.default_config((1, 8, 8), channels=(10, 20), groups=4)
+    with pytest.raises(Mistake, match=r"max_phase 0\.1 leaves no frequency"):
+        unet.build(DEFAULT, 0, 0.1)
+
+
+@pytest.mark.parametrize(
+    "change", [{"channels": ()}, {"groups": 5}, {"layers": 0}, {"dropout": 1.0}, {"max_phase": 0.0}, {"groups": 0}]
+)
+def test_shape_refuses(change):
+    good = {"channels": (16, 32), "layers": 1, "attention": False, "groups": 8, "dropout": 0.0, "max_phase": 12.0}
+    assert unet.Shape(**good).config([1, 8, 8]) == DEFAULT
+    with pytest.raises(ValueError, match=r"must|at least"):
+        unet.Shape(**{**good, **change})
+
+
+def test_classes_must_fit_the_table():
+    x, label, classes = batch(FAMILY["classes"])
+    with pytest.raises(Mistake, match="give class_label"):
+        stirred(FAMILY["classes"])(x, label)
+    with pytest.raises(Mistake, match="leave class_label out"):
+        stirred(DEFAULT)(x, label, classes)
