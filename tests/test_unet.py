@@ -211,7 +211,7 @@ def test_weights_come_from_the_seed_alone():
     torch.set_rng_state(state)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["conv_in.weight"], other["conv_in.weight"])
-    assert not torch.equal(first["up_blocks.1.resnets.0.conv1.bias"], first["up_blocks.1.resnets.1.conv1.bias"])
+    assert not torch.equal(first["mid_block.resnets.0.conv1.bias"], first["mid_block.resnets.1.conv1.bias"])
 
 
 def test_a_new_network_says_nothing_yet_and_learns():

@@ -216,7 +216,7 @@ LEGACY = re.compile(r"(?<=\d)\.(query|key|value|proj_attn)\.(?=weight$|bias$)")
 
 
 class UNet(nn.Module):
-    """(x, label) -> [b, c, h, w]. Its weights are unset until `build` or `load_state_dict` sets them.
+    """(x, label) -> [b, c, h, w]. Its weights mean nothing until `build` or `load_state_dict` sets them.
 
     A forward pass is embed, down, mid, up, out. A wrapper that scales skips acts between down and up; one that caches the
     deep part keeps what `up(..., until=k)` gives and goes on with `up(kept, down(x, embedding, k), embedding)`.
@@ -225,11 +225,10 @@ class UNet(nn.Module):
     def __init__(self, config: UNetConfig):
         super().__init__()
         self.config = config
-        with torch.device(
-            "meta"
-        ):  # torch's own initialisation would draw from the global generator, only to be overwritten
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # torch's layers draw their start, soon overwritten, from the global one
             self._layers(config)
-        self.to_empty(device="cpu")
 
     def _layers(self, config: UNetConfig) -> None:
         widths, last = config.block_out_channels, len(config.block_out_channels) - 1
