@@ -7,7 +7,6 @@ The card holds nothing that changes from run to run (no dates, no seconds), so e
 """
 
 import json
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -177,12 +176,6 @@ def _model_index(pipeline: str, scheduler: dict[str, Any], net: nn.Module) -> di
         "scheduler": ["diffusers", scheduler["_class_name"]],
         "unet": ["diffusers", net.config_json()["_class_name"]],
     }
-
-
-def code_digest() -> str:
-    """Digest of the source of every diffcore module loaded by now: the code that a training run depends on."""
-    loaded = {name: module.__file__ for name, module in sys.modules.items() if name.split(".")[0] == "diffcore"}
-    return disk.digest({name: disk.sha256(Path(file)) for name, file in loaded.items() if file})
 
 
 def _first_line(error: Exception) -> str:

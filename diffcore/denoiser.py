@@ -141,11 +141,7 @@ class GaussianDenoiser(Denoiser):
     def gamma(self, t: PerSample) -> PerSample:
         """Gamma = E|score|^2 / d, the mean over coordinates of 1 / (alpha^2 c^2 + sigma^2). [b], float64."""
         flat = self.variance.double().flatten()
-        return (
-            (self.schedule.alpha(t)[:, None] ** 2 * flat + self.schedule.sigma(t)[:, None] ** 2)
-            .reciprocal()
-            .mean(1)
-        )
+        return (self.schedule.alpha(t)[:, None] ** 2 * flat + self.schedule.sigma(t)[:, None] ** 2).reciprocal().mean(1)
 
 
 class MixtureDenoiser(Denoiser):

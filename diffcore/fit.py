@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from diffcore import threads
 from diffcore.denoiser import Denoiser, NetDenoiser
 from diffcore.draw import draw
 from diffcore.feed import Feed
@@ -145,7 +146,7 @@ def fit(
     `resume` holds the state of this very job, if there is any. The state is saved about every `compute.save_seconds`, at
     the end, and when `stop()` turns true, which raises Stopped.
     """
-    use_threads(compute.threads)
+    threads.use(compute.threads)
     loop = _Loop(job, student, teacher, compute)
     loop.restore(resume)
     saved = time.monotonic()
@@ -330,11 +331,6 @@ def _dropout(net: nn.Module) -> bool:
 @torch.no_grad()
 def _average(average: nn.Module, net: nn.Module, decay: float) -> None:
     torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
-
-
-def use_threads(threads: int) -> None:
-    """How many threads this process computes with on a CPU."""
-    torch.set_num_threads(threads)
 
 
 def torch_version() -> str:

@@ -76,9 +76,7 @@ class Linear(Schedule):
 
     def __post_init__(self):
         if not 0 < self.beta_min < self.beta_max:
-            raise ValueError(
-                f"linear schedule: 0 < beta_min < beta_max, got {self.beta_min} and {self.beta_max}"
-            )
+            raise ValueError(f"linear schedule: 0 < beta_min < beta_max, got {self.beta_min} and {self.beta_max}")
 
     def _log_alpha(self, t: PerSample) -> PerSample:
         t = t.double()
@@ -150,9 +148,7 @@ class VE(Schedule):
 
     def __post_init__(self):
         if not 0 < self.sigma_min < self.sigma_max:
-            raise ValueError(
-                f"ve schedule: 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}"
-            )
+            raise ValueError(f"ve schedule: 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}")
 
     def alpha(self, t: PerSample) -> PerSample:
         return torch.ones_like(t, dtype=torch.float64)

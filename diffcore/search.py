@@ -54,9 +54,7 @@ def cost(sigma2: np.ndarray, cov: np.ndarray, eta: float = 1.0) -> np.ndarray:
     sigma2, cov: [N], at n = 1..N. Only eta = 1: with eta = 0 lambda is 0 and every jump costs infinitely much.
     """
     if eta != 1:
-        raise Mistake(
-            f"the cost of a trajectory is known for eta = 1 only, got {eta}; search with eta 1"
-        )
+        raise Mistake(f"the cost of a trajectory is known for eta = 1 only, got {eta}; search with eta 1")
     sigma2, cov = np.asarray(sigma2, np.float64), np.asarray(cov, np.float64)
     if sigma2.shape != cov.shape or sigma2.ndim != 1 or (cov < 0).any() or (np.diff(sigma2) <= 0).any():
         raise ValueError("sigma2 must rise strictly and cov must not be negative, both of one length")

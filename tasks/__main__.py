@@ -80,15 +80,15 @@ def _distill(options) -> int:
 
 
 def _gamma(options) -> None:
-    from tasks import estimate, params
+    from tasks import gamma, params
 
-    estimate.estimate(params.read())
+    gamma.estimate(params.read())
 
 
 def _search(options) -> None:
-    from tasks import estimate, params
+    from tasks import params, search
 
-    estimate.search_paths(params.read())
+    search.find(params.read())
 
 
 def _evaluate(options) -> None:

@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Iterator
 
-from diffcore import ancestral, checkpoint, disk, features, feed, fit, gamma, quality, shards, trajectory
+from diffcore import ancestral, checkpoint, disk, features, feed, gamma, quality, shards, threads, trajectory
 from diffcore.frontier import Frontier, Point
 from diffcore.mistake import Mistake
 from diffcore.sampler import Sampler
@@ -33,8 +33,9 @@ class Plan:
 
 
 def evaluate(params: Params) -> None:
-    fit.use_threads(params.compute.threads)
+    threads.use(params.compute.threads)
     images, network = shards.load_resident(paths.DATA), features.load(paths.FEATURES)
+    say(f"evaluate: looking at {len(images)} real images")
     reference = quality.Reference.of(images.pixels, network)
     floor = quality.floor(reference, params.evaluate.images, params.evaluate.seed)
     opened = {name: _open(name, params) for name in (ROOT, *params.distill)}

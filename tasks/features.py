@@ -1,13 +1,13 @@
 """The stage `features`: the small network in whose features quality is measured, trained on the same data."""
 
-from diffcore import features, fit, shards
+from diffcore import features, shards, threads
 from tasks import paths
 from tasks.params import Params
 from tasks.progress import Progress, say
 
 
 def train(params: Params) -> None:
-    fit.use_threads(params.compute.threads)
+    threads.use(params.compute.threads)
     images, shown = shards.load_resident(paths.DATA), Progress("features", "it")
     network = features.train(
         images.pixels,

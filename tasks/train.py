@@ -13,7 +13,7 @@ from diffcore.nets import unet
 from diffcore.resume import Resume
 from diffcore.schedule import Cosine
 from diffcore.shards import Manifest
-from tasks import lifeline, paths
+from tasks import graph, lifeline, paths
 from tasks.params import ROOT, Distill, Params
 from tasks.progress import Progress, say
 
@@ -64,7 +64,7 @@ def _train(
         "data": manifest.digest,
         "parameters": {**parameters, "flip": params.data.flip},
         "seed": params.seed,
-        "code": checkpoint.code_digest(),
+        "code": graph.code_digest(ROOT if parent is None else "distill", methods.word(method)),
         "torch": fit.torch_version(),
     }
     resume, stop = Resume(paths.RESUME, name, disk.digest(about)), lifeline.StopFlag()

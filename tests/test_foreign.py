@@ -118,6 +118,7 @@ def test_pickled_weights_are_refused_for_ours_too(tmp_path):
         ("os.system", "not a network of diffusers"),
         ("MyOwnNet", "not a network of diffusers"),
         ("DDIMScheduler", "not a network of diffusers"),
+        ("modeling_utils", "not a network of diffusers"),
         ("AutoencoderKL", "told no time"),
         ("UNet2DConditionModel", "needs encoder_hidden_states"),
     ],

@@ -45,7 +45,9 @@ def test_level_is_lifted_in_the_samples_dtype(schedule):
 def test_cosine_by_hand():
     ends = Cosine().level(torch.tensor([0.0, 0.5, 1.0]), randn(3, 1))
     half = math.sqrt(0.5)
-    torch.testing.assert_close(ends.alpha.flatten(), torch.tensor([1, half, 0.0], dtype=torch.float64), rtol=0, atol=1e-15)
+    torch.testing.assert_close(
+        ends.alpha.flatten(), torch.tensor([1, half, 0.0], dtype=torch.float64), rtol=0, atol=1e-15
+    )
     assert ends.alpha[2] == 0  # exactly: students start from pure noise
     assert ends.sigma[0] == 0
 

@@ -219,6 +219,8 @@ def test_a_new_network_says_nothing_yet_and_learns():
     net = unet.build(ATTENTION, 0)
     x, label, _ = batch(ATTENTION)
     assert not net(x, label).any()
+    blocks = [layer for layer in net.modules() if isinstance(layer, unet.Resnet)]
+    assert not any(block.conv2.weight.any() or block.conv2.bias.any() for block in blocks)
     before = copy.deepcopy(net.state_dict())
     _train(net, ATTENTION, 3, weight_decay=0.0)
     still = [name for name, tensor in net.state_dict().items() if torch.equal(tensor, before[name])]

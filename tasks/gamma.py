@@ -1,0 +1,18 @@
+"""The stage `gamma`: the Monte-Carlo estimate of Gamma and of the covariance of x_0, at every time of the grid."""
+
+from diffcore import checkpoint, disk, feed, gamma, shards, threads
+from tasks import paths
+from tasks.params import ROOT, Params
+from tasks.progress import Progress, say
+
+
+def estimate(params: Params) -> None:
+    """By both estimators, from the teacher and `gamma.images` of the images."""
+    threads.use(params.compute.threads)
+    teacher = checkpoint.load(paths.CHECKPOINTS / ROOT).to(params.compute.device)
+    pixels = shards.load_resident(paths.DATA).pixels
+    x0 = feed.to_float(pixels[gamma.pick(len(pixels), params.gamma)])
+    found = gamma.estimate(teacher.denoiser, x0, params.gamma, Progress("gamma", "calls"))
+    about = {"checkpoint": ROOT, "checkpoint_digest": teacher.card.digest, "data": teacher.card.data}
+    disk.write_json(paths.GAMMA, {"about": about, **found.to_json()})
+    say(f"gamma: {found.images} images at {found.steps} times; {found.told()}")

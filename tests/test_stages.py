@@ -1,0 +1,140 @@
+"""What the graph says is what the code does."""
+
+import re
+from pathlib import Path
+
+import grimp
+import pytest
+from ruamel.yaml import YAML
+
+from diffcore import methods
+from tasks import params, paths
+
+ROOT = Path(__file__).parent.parent
+
+ENTRIES = {
+    "shard": {"tasks.shard"},
+    "features": {"tasks.features"},
+    "teacher": {"tasks.train", "diffcore.methods.denoising"},
+    "distill": {"tasks.train"},
+    "gamma": {"tasks.gamma"},
+    "search": {"tasks.search"},
+    "evaluate": {"tasks.evaluate"},
+    "publish": {"tasks.publish", "tasks.sampler_model"},
+}
+
+METHODS = [f"diffcore.methods.{name}" for name in methods.names()]
+
+QUIET = {
+    "tasks.params",  # it imports every Config to parse it, and parsing cannot change a result
+    "tasks.paths",
+    "tasks.progress",
+    "tasks.lifeline",
+    "tasks.graph",
+    "diffcore.mistake",
+    "diffcore.shapes",  # names of shapes
+    "diffcore.threads",
+}
+"""Modules that a stage may import but that cannot change what it writes."""
+
+
+@pytest.fixture(scope="module")
+def graph() -> grimp.ImportGraph:
+    return grimp.build_graph("tasks", "diffcore")
+
+
+@pytest.fixture(scope="module")
+def stages() -> dict:
+    return YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
+
+
+def closure(graph: grimp.ImportGraph, stage: str) -> set[str]:
+    """Files that can change what a stage writes: all it imports, not through QUIET modules."""
+    found, waiting = set(), set(ENTRIES[stage])
+    if stage == "distill":  # which method is loaded is known only at run time: what any of them imports counts
+        of_methods = {imported for m in METHODS for imported in graph.find_modules_directly_imported_by(m)}
+        waiting |= of_methods - QUIET
+    while waiting:
+        module = waiting.pop()
+        found.add(module)
+        waiting |= graph.find_modules_directly_imported_by(module) - found - QUIET
+    # a package's __init__ runs on the way to its modules
+    found |= {"diffcore.nets", "diffcore.methods"} & {m.rpartition(".")[0] for m in found}
+    return {file_of(module) for module in found}
+
+
+def file_of(module: str) -> str:
+    path = Path(*module.split("."))
+    return str(path / "__init__.py" if (ROOT / path).is_dir() else path.with_suffix(".py"))
+
+
+@pytest.mark.parametrize("stage", ENTRIES)
+def test_a_stage_depends_on_the_code_it_runs_and_on_no_other(graph, stages, stage):
+    body = stages[stage].get("do", stages[stage])
+    named = {dep for dep in body["deps"] if not dep.startswith("artifacts/")}
+    wanted = closure(graph, stage)
+    if stage == "distill":
+        wanted.add("diffcore/methods/${item.method}.py")
+    assert named == wanted, f"dvc.yaml, {stage}.deps should be:\n" + "\n".join(
+        f"      - {dep}" for dep in sorted(wanted)
+    )
+
+
+def test_every_stage_is_checked(stages):
+    assert set(stages) == set(ENTRIES)
+
+
+def test_a_change_of_the_evaluation_trains_nothing_again(graph):
+    training = closure(graph, "teacher") | closure(graph, "distill")
+    assert not training & {"diffcore/quality.py", "diffcore/frontier.py", "diffcore/sampler.py", "tasks/evaluate.py"}
+    assert {"diffcore/fit.py", "diffcore/angle.py", "diffcore/feed.py", "diffcore/nets/unet.py"} <= training
+
+
+@pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # in a library of dvc's
+def test_every_line_of_distill_is_a_stage_after_its_teacher(monkeypatch):
+    from dvc.repo import Repo
+
+    monkeypatch.chdir(ROOT)
+    students = params.read().distill
+    with Repo(".") as repo:
+        graph = repo.index.graph
+        after = {stage.addressing: {dep.addressing for dep in graph.successors(stage)} for stage in graph}
+    assert {name for name in after if name.startswith("distill@")} == {f"distill@{name}" for name in students}
+    for name, student in students.items():
+        parent = "teacher" if student.teacher == "teacher" else f"distill@{student.teacher}"
+        assert parent in after[f"distill@{name}"]
+
+
+READS = {
+    "shard": {"data.source", "data.size", "data.channels", "data.filter", "data.crop", "data.limit", "data.license"},
+    "features": {"features"},
+    "teacher": {"seed", "network", "teacher", "data.flip"},
+    "distill": {"seed", "distill.${key}", "data.flip"},
+    "gamma": {"gamma"},
+    "search": {"search"},
+    "evaluate": {"distill", "evaluate", "search.estimator", "publish.tolerance"},
+    "publish": {"publish"},
+}
+"""The parameters whose change must run a stage again."""
+
+
+@pytest.mark.parametrize("stage", READS)
+def test_a_stage_depends_on_the_parameters_it_reads(stages, stage):
+    body = stages[stage].get("do", stages[stage])
+    assert READS[stage] <= set(body["params"])
+
+
+def test_stages_name_only_parameters_that_are_there(stages):
+    raw = params.load_yaml(ROOT / paths.PARAMS)
+    for stage in stages.values():
+        for name in stage.get("do", stage)["params"]:
+            section, _, key = name.partition(".")
+            assert section in raw
+            assert not key or key == "${key}" or key in raw[section]
+
+
+def test_commands_are_stages_of_the_command_line(stages):
+    known = (ROOT / "tasks/__main__.py").read_text()
+    for stage in stages.values():
+        word = re.fullmatch(r"\./stage (\w+)( \$\{key\})?", stage.get("do", stage)["cmd"])[1]
+        assert f'add("{word}"' in known
