@@ -49,7 +49,7 @@ class Card:
     seed: int
     code: str
     torch: str
-    cost: dict[str, float]
+    cost: dict[str, float | int]
     files: dict[str, str]
     digest: str
 

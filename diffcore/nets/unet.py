@@ -225,9 +225,8 @@ class UNet(nn.Module):
     def __init__(self, config: UNetConfig):
         super().__init__()
         self.config = config
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # torch's layers draw their start, soon overwritten, from the global one
+        # torch's layers draw a start, soon overwritten, from the global generator: it is put back as it was
+        with torch.random.fork_rng(devices=[]):
             self._layers(config)
 
     def _layers(self, config: UNetConfig) -> None:

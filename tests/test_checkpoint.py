@@ -1,0 +1,194 @@
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from diffcore import checkpoint
+from diffcore.denoiser import NetDenoiser
+from diffcore.feed import to_uint8
+from diffcore.mistake import Mistake
+from diffcore.nets import unet
+from diffcore.sampler import Sampler
+from diffcore.schedule import Cosine
+from diffcore.solver import SOLVERS
+from diffcore.trajectory import even
+from tests.conftest import dice
+
+IMAGE = (1, 8, 8)
+ABOUT = {
+    "name": "pd4",
+    "method": "progressive",
+    "solver": "ddim",
+    "weights": "ema",
+    "parent": "a" * 64,
+    "data": "b" * 64,
+    "parameters": {"steps": 4},
+    "seed": 0,
+    "code": "c" * 64,
+    "torch": "2.13.0",
+    "cost": {"iterations": 1, "images": 8, "network_calls": 40.0},
+}
+
+
+def network() -> torch.nn.Module:
+    """A small network whose output is not small: fresh ones begin at zero."""
+    net = unet.build(unet.default_config(IMAGE, (8, 16)), seed=3)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=dice(1))
+    return net.eval()
+
+
+def student(steps: int | None = 4) -> NetDenoiser:
+    return NetDenoiser(network(), Cosine(), "v", even(steps) if steps else None)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    checkpoint.save(tmp_path / "pd4", student(), IMAGE, ABOUT)
+    return tmp_path / "pd4"
+
+
+def test_what_is_loaded_is_what_was_saved(folder):
+    opened, x, t = checkpoint.load(folder), torch.randn(3, *IMAGE, generator=dice()), torch.tensor([0.1, 0.5, 1.0])
+    assert torch.equal(opened.denoiser(x, t).x0, student()(x, t).x0)
+    assert opened.denoiser.grid == even(4)
+    assert opened.shape == IMAGE
+    assert opened.card.parameters == {"steps": 4}
+    assert checkpoint.load(folder).card == opened.card
+
+
+def test_equal_jobs_give_equal_bytes(folder, tmp_path):
+    checkpoint.save(tmp_path / "again", student(), IMAGE, ABOUT)
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    assert len(files) == 5
+    for name in files:
+        assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+
+
+def test_the_digest_vouches_for_every_file(folder):
+    card = checkpoint.read_card(folder)
+    assert set(card.files) == {
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "scheduler/scheduler_config.json",
+        "model_index.json",
+    }
+
+
+def rewrite(folder, **changes):
+    card = json.loads((folder / "card.json").read_text())
+    (folder / "card.json").write_text(json.dumps({**card, **changes}))
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-7] ^= 16
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "no card": (lambda f: (f / "card.json").unlink(), "is not a checkpoint: it has no card.json"),
+    "half a card": (lambda f: (f / "card.json").write_text((f / "card.json").read_text()[:100]), "is damaged"),
+    "a key too many": (lambda f: rewrite(f, colour="red"), "is damaged .*colour"),
+    "a schema to come": (lambda f: rewrite(f, schema=99), "has schema 99, this version reads 1"),
+    "another head": (lambda f: rewrite(f, head="w"), "names the head 'w'; known: "),
+    "another digest": (lambda f: rewrite(f, digest="0" * 64), "was changed: its digest does not fit its files"),
+    "another file list": (lambda f: rewrite(f, files={}), "was changed: its digest does not fit its files"),
+    "a bit of the weights": (lambda f: flip(f / checkpoint.WEIGHTS), "is damaged: its sha256 does not fit the card"),
+    "weights cut short": (lambda f: (f / checkpoint.WEIGHTS).write_bytes(b"x"), "is damaged: its sha256"),
+    "no scheduler": (
+        lambda f: (f / "scheduler/scheduler_config.json").unlink(),
+        "is not whole: scheduler/.* is missing",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_named_in_one_line(folder, damage):
+    break_it, message = DAMAGE[damage]
+    break_it(folder)
+    with pytest.raises(Mistake, match=message) as caught:
+        checkpoint.load(folder)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_pickled_weights_are_refused(folder):
+    (folder / checkpoint.WEIGHTS).rename(folder / "unet/diffusion_pytorch_model.bin")
+    with pytest.raises(Mistake, match="safe_serialization"):
+        checkpoint.open_net(folder / "unet")
+
+
+def test_saving_that_fails_leaves_what_was_there(folder):
+    before = (folder / "card.json").read_bytes()
+    with pytest.raises(TypeError):
+        checkpoint.save(folder, student(), IMAGE, {**ABOUT, "unknown": 1})
+    assert (folder / "card.json").read_bytes() == before
+    assert [path.name for path in folder.parent.iterdir()] == ["pd4"]
+    checkpoint.load(folder)
+
+
+# ------------------------------------------------------------------------------- plain diffusers
+
+
+@pytest.fixture(scope="module")
+def diffusers():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import diffusers
+
+        diffusers.logging.set_verbosity_error()
+        return diffusers
+
+
+def run(pipeline, noises: list[torch.Tensor], steps: int) -> np.ndarray:
+    """The pipeline's own images [n, h, w, c] in [0, 1], with our noise in place of what it would draw."""
+    supply = iter(noises)
+    module = __import__(type(pipeline).__module__, fromlist=["randn_tensor"])
+    schedulers = __import__(type(pipeline.scheduler).__module__, fromlist=["randn_tensor"])
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for place in (module, schedulers):
+            patch.setattr(place, "randn_tensor", lambda *_, **__: next(supply).clone())
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline(batch_size=len(noises[0]), num_inference_steps=steps, output_type="np").images
+
+
+def ours(denoiser: NetDenoiser, solver: str, noises: list[torch.Tensor], steps: int) -> torch.Tensor:
+    return Sampler(denoiser, SOLVERS[solver], even(steps)).sample(noises[0], lambda k: noises[k + 1])
+
+
+def compare(theirs: np.ndarray, samples: torch.Tensor) -> None:
+    expected = ((samples / 2 + 0.5).clamp(0, 1)).permute(0, 2, 3, 1).numpy()
+    assert np.abs(theirs - expected).max() < 2e-5
+    eight_bit = (theirs * 255).round().astype("uint8")
+    differing = (eight_bit != to_uint8(samples).permute(0, 2, 3, 1).numpy()).mean()
+    assert differing < 1e-3  # only a value within rounding of a half may fall to either side
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+def test_a_progressive_student_in_plain_diffusers_gives_our_images(diffusers, tmp_path, steps):
+    checkpoint.save(tmp_path / "s", student(steps), IMAGE, ABOUT)
+    noises = [torch.randn(16, *IMAGE, generator=dice(5))]
+    pipeline = diffusers.DDIMPipeline.from_pretrained(tmp_path / "s", local_files_only=True)
+    compare(run(pipeline, noises, steps), ours(checkpoint.load(tmp_path / "s").denoiser, "ddim", noises, steps))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_a_consistency_student_in_plain_diffusers_gives_our_images(diffusers, tmp_path, steps):
+    checkpoint.save(tmp_path / "s", student(None), IMAGE, {**ABOUT, "method": "consistency", "solver": "renoise"})
+    noises = [torch.randn(16, *IMAGE, generator=dice(seed)) for seed in range(steps + 1)]
+    pipeline = diffusers.DDPMPipeline.from_pretrained(tmp_path / "s", local_files_only=True)
+    assert type(pipeline.scheduler).__name__ == "LCMScheduler"
+    compare(run(pipeline, noises, steps), ours(checkpoint.load(tmp_path / "s").denoiser, "renoise", noises, steps))
+
+
+def test_another_number_of_steps_gives_other_images(diffusers, tmp_path):
+    """The comparison above can fail."""
+    checkpoint.save(tmp_path / "s", student(4), IMAGE, ABOUT)
+    noises = [torch.randn(16, *IMAGE, generator=dice(5))]
+    pipeline = diffusers.DDIMPipeline.from_pretrained(tmp_path / "s", local_files_only=True)
+    with pytest.raises(AssertionError):
+        compare(run(pipeline, noises, 2), ours(checkpoint.load(tmp_path / "s").denoiser, "ddim", noises, 4))
