@@ -1,0 +1,80 @@
+"""The rooms keep their doors: import contracts, and a diffcore that runs on a bare GPU box."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+BARE = """
+import sys
+
+HIDDEN = "prefect dvc mlflow diffusers webdataset sklearn PIL matplotlib pydantic ruamel jaxtyping beartype".split()
+
+class Hiding:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def find_spec(self, name, path=None, target=None):
+        return None if name.split(".")[0] in HIDDEN else self.finder.find_spec(name, path, target)
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+sys.meta_path[:] = [Hiding(finder) for finder in sys.meta_path]
+"""
+
+EVERYTHING = """
+import importlib, pkgutil, diffcore
+for module in pkgutil.walk_packages(diffcore.__path__, "diffcore."):
+    importlib.import_module(module.name)
+"""
+
+
+def run(code: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_diffcore_needs_only_torch_accelerate_numpy_and_safetensors():
+    done = run(BARE + EVERYTHING)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["mlflow", "jaxtyping", "PIL"])
+def test_the_test_above_can_fail(name):
+    assert f"No module named '{name}'" in run(BARE + f"import {name}").stderr
+
+
+def lint(folder: Path) -> subprocess.CompletedProcess:
+    command = [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"]
+    return subprocess.run(command, cwd=folder, env={"PYTHONPATH": str(folder)}, capture_output=True, text=True)
+
+
+def test_the_contracts_hold():
+    done = lint(ROOT)
+    assert done.returncode == 0, done.stdout
+
+
+PLANTED = {
+    "diffcore/quality.py": "import mlflow",
+    "diffcore/solver.py": "from tasks import params",
+    "tasks/shard.py": "import torch",
+    "tasks/report.py": "from flows import distill",
+    "diffcore/gamma.py": "import accelerate",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", PLANTED)
+def test_a_planted_import_breaks_one(tmp_path, file):
+    for name in ("diffcore", "tasks", "flows"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    with open(tmp_path / file, "a") as source:
+        source.write(f"\n{PLANTED[file]}\n")
+    done = lint(tmp_path)
+    assert done.returncode == 1, done.stdout
+    assert "BROKEN" in done.stdout

@@ -1,0 +1,155 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from diffcore.mistake import Mistake
+from diffcore.trajectory import even
+from tasks import params, workspace
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = (ROOT / "params.yaml").read_text()
+
+
+def read(tmp_path, text: str = SHIPPED):
+    (tmp_path / "params.yaml").write_text(text)
+    return params.read(tmp_path / "params.yaml")
+
+
+def faults(tmp_path, *changes: tuple[str, str]) -> list[str]:
+    text = SHIPPED
+    for old, new in changes:
+        assert re.search(old, text), f"{old} is not in params.yaml"
+        text = re.sub(old, new, text, count=1)
+    with pytest.raises(Mistake) as caught:
+        read(tmp_path, text)
+    return [line.partition("params.yaml: ")[2] for line in str(caught.value).splitlines()]
+
+
+def test_the_shipped_file_is_in_order(tmp_path):
+    found = read(tmp_path)
+    chain = ["pd16", "pd8", "pd4", "pd2", "pd1"]
+    assert list(found.distill) == [*chain, "cd"]
+    assert [found.distill[name].config.steps for name in chain] == [16, 8, 4, 2, 1]
+    assert params.grid_of("pd4", found.distill) == even(4)
+    assert params.grid_of("cd", found.distill) is None
+    assert found.distill["pd4"].fit.iterations > found.distill["pd8"].fit.iterations  # the last rounds are longer
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in (ROOT / "presets").glob("*.yaml")))
+def test_every_preset_is_in_order(preset, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    merged = params.load_yaml(ROOT / "params.yaml")
+    workspace._merge(merged, workspace._preset(preset), preset)
+    params.dump_yaml(merged, tmp_path / "params.yaml")
+    assert params.read(tmp_path / "params.yaml").distill
+
+
+# ruff: noqa: E501
+
+WRONG = {
+    "an unknown section": (("teacher:", "techer:"), "techer: unknown section; did you mean 'teacher'?"),
+    "an unknown key": (("max_phase", "max_fase"), "network.max_fase: unknown key; did you mean 'max_phase'?"),
+    "an unknown key of a student": (("target_ema", "target_emma"), "distill.cd.target_emma: unknown key; did you mean 'target_ema'?"),
+    "a string for a number": (("teacher: {iterations: 1000", 'teacher: {iterations: "1000"'), "teacher.iterations: Input should be a valid integer"),
+    "true for a number": (("groups: 8", "groups: true"), "network.groups: Input should be a valid integer"),
+    "a fraction for a count": (("layers: 1", "layers: 1.5"), "network.layers: Input should be a valid integer"),
+    "a missing key": ((r"\n  layers: 1", ""), "network.layers: missing"),
+    "a missing section": (("search: {.*}", ""), "search: missing section"),
+    "a missing key of a student": ((", target_ema: 0.5", ""), "distill.cd.target_ema: missing"),
+    "a number out of range": (("ema: 0.995", "ema: 1.0"), "teacher: ema must be in [0, 1), got 1.0: an average with decay 1 never moves"),
+    "an unknown method": (("method: consistency", "method: consistancy"), "distill.cd.method: 'consistancy' is unknown; did you mean 'consistency'?"),
+    "an unknown sampler": (("sampler: renoise", "sampler: renoize"), "sampler 'renoize' is unknown; did you mean 'renoise'?"),
+    "an unknown trajectory": (("trajectory: searched", "trajectory: serched"), "'even', 'quadratic' or 'searched'"),
+    "an unknown teacher": (("teacher: pd16", "teacher: pd_16"), "distill.pd8.teacher: no checkpoint 'pd_16'; did you mean 'pd16'?"),
+    "a circle": (("teacher: teacher, steps: 16", "teacher: pd1, steps: 16"), "goes round in a circle"),
+    "a round that does not halve": (("pd16, steps: 8", "pd16, steps: 5"), "distill.pd8: steps 5 needs a teacher of 10 steps or one valid at any time, but its teacher has 16; set steps to 8"),
+    "a teacher that cannot": (("method: consistency, teacher: teacher", "method: consistency, teacher: pd4"), "distill.cd: consistency needs a teacher valid at any time"),
+    "no name": ((r"  pd16: \{", "  PD-16: {"), "distill.PD-16: a student's name must be"),
+    "no steps": ((r"steps: \[4, 2, 1\]", "steps: []"), "steps must be a list of numbers of at least 1"),
+    "a pipe": (("source: digits", 'source: "shards:pipe:cat x.tar"'), "data: source names a pipe:"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_fault_is_named_with_its_path_and_the_nearest_word(tmp_path, case):
+    change, message = WRONG[case]
+    found = faults(tmp_path, change)
+    assert any(message in line for line in found), found
+
+
+def test_all_faults_come_at_once(tmp_path):
+    found = faults(tmp_path, ("groups: 8", "groups: x"), ("most: 64", "most: 0"), ("seed: 0", "sead: 0"))
+    assert len(found) == 4  # seed is unknown under its new name and missing under its own
+    assert {line.split(":")[0] for line in found} == {"network.groups", "search", "sead", "seed"}
+
+
+def test_numbers_read_as_dvc_reads_them(tmp_path):
+    assert read(tmp_path, SHIPPED.replace("lr: 3.0e-3", "lr: 3e-3")).teacher.lr == 0.003
+    assert params.parse_yaml("[1e-4, on, yes]", "x") == [1e-4, "on", "yes"]
+
+
+@pytest.mark.parametrize("text", ["a: 1\na: 2", "a: [1, 2", "- 1"])
+def test_what_is_no_mapping_is_one_line(tmp_path, text):
+    with pytest.raises(Mistake) as caught:
+        read(tmp_path, text)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_missing_file_says_where_to_run_from(tmp_path):
+    with pytest.raises(Mistake, match="run from the folder that holds it"):
+        params.read(tmp_path / "params.yaml")
+
+
+def test_the_command_line_exits_with_2_and_no_traceback(tmp_path):
+    (tmp_path / "params.yaml").write_text(SHIPPED.replace("groups: 8", "groups: eight"))
+    command = [sys.executable, "-m", "tasks", "check"]
+    done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: params.yaml: network.groups: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+# ------------------------------------------------------------------------------- workspaces
+
+
+@pytest.fixture
+def merged(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    return params.load_yaml(ROOT / "params.yaml")
+
+
+def test_a_change_touches_one_number(merged):
+    before = params.load_yaml(ROOT / "params.yaml")
+    workspace._merge(merged, workspace._change("distill.pd4.iterations=5"), "x")
+    assert merged["distill"]["pd4"].pop("iterations") == 5
+    before["distill"]["pd4"].pop("iterations")
+    assert merged == before
+
+
+def test_a_presets_students_take_the_place_of_all(merged):
+    workspace._merge(merged, workspace._preset("smoke"), "x")
+    assert list(merged["distill"]) == ["pd4", "pd2", "pd1", "cd"]
+
+
+def test_a_change_of_what_is_not_there_is_a_mistake(merged):
+    with pytest.raises(Mistake, match=r"params\.yaml has no network\.chanels"):
+        workspace._merge(merged, workspace._change("network.chanels=[8]"), "x")
+    with pytest.raises(Mistake, match="write it as section"):
+        workspace._change("network.channels")
+    with pytest.raises(Mistake, match="no preset 'smoky'; known: smoke"):
+        workspace._preset("smoky")
+
+
+def test_a_workspace_made_again_has_new_code_and_old_artifacts(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    workspace.make(tmp_path / "w", "smoke", ["data.source=folder:/nowhere"])
+    assert (tmp_path / "w/stage").stat().st_mode & 0o100
+    (tmp_path / "w/artifacts/kept.txt").write_text("x")
+    (tmp_path / "w/diffcore/angle.py").write_text("old")
+    workspace.make(tmp_path / "w", "smoke", [])
+    assert (tmp_path / "w/artifacts/kept.txt").exists()
+    assert (tmp_path / "w/diffcore/angle.py").read_text() == (ROOT / "diffcore/angle.py").read_text()
+    assert params.read(tmp_path / "w/params.yaml").data.source == "digits"
