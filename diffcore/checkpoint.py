@@ -7,7 +7,7 @@ The card holds nothing that changes from run to run (no dates, no seconds), so e
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ class Card:
     the only times it may be sampled at, null for any.
     image: its samples' shape [c, h, w]. parent: digest of the teacher, null for none. data: digest of the shards.
     parameters: everything params.yaml said about it. code: digest of the source that trained it. cost: iterations, images
-    and network calls. files: sha256 of each file. digest: of all these files.
+    and network calls. files: sha256 of each file. digest: of all these files. seal: digest of the rest of the card.
     """
 
     schema: int
@@ -52,6 +52,11 @@ class Card:
     cost: dict[str, float | int]
     files: dict[str, str]
     digest: str
+    seal: str = ""
+
+    def sealed(self) -> str:
+        """What `seal` must be."""
+        return disk.digest({key: value for key, value in asdict(self).items() if key != "seal"})
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,7 @@ def save(folder: Path, denoiser: NetDenoiser, image: tuple[int, ...], about: dic
             digest=disk.digest(files),
             **about,
         )
+        card = replace(card, seal=card.sealed())
         disk.write_json(new / "card.json", asdict(card))
     return card
 
@@ -115,8 +121,8 @@ def read_card(folder: Path) -> Card:
         )
     if card.head not in HEADS:
         raise Mistake(f"{path} names the head {card.head!r}; known: {', '.join(HEADS)}")
-    if card.digest != disk.digest(card.files):
-        raise Mistake(f"{path} was changed: its digest does not fit its files; run the stage that makes it again")
+    if card.seal != card.sealed() or card.digest != disk.digest(card.files):
+        raise Mistake(f"{path} was changed since it was written; run the stage that makes it again")
     return card
 
 

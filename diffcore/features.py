@@ -89,7 +89,7 @@ class Stage(nn.Module):
         self.conv2 = nn.Conv2d(outside, outside, 3, padding=1)
         self.shortcut = nn.Conv2d(inside, outside, 1)
 
-    def forward(self, x: Sample) -> Sample:
+    def forward(self, x: Sample) -> Tensor:
         inner = self.conv1(F.silu(self.norm1(x)))
         return self.shortcut(x) + self.conv2(F.silu(self.norm2(inner)))
 
@@ -114,10 +114,10 @@ class Features(nn.Module):
         self.register_buffer("centre", torch.zeros(card.config.dimension))
         self.register_buffer("scale", torch.ones(()))
 
-    def forward(self, x: Sample) -> Sample:
+    def forward(self, x: Sample) -> Tensor:
         return (self._embedding(x) - self.centre) * self.scale
 
-    def logits(self, x: Sample) -> Sample:
+    def logits(self, x: Sample) -> Tensor:
         """What the network was trained by, [b, outputs]."""
         return self.head(F.silu(self._embedding(x)))
 
@@ -135,7 +135,7 @@ class Features(nn.Module):
     def device(self) -> torch.device:
         return self.centre.device
 
-    def _embedding(self, x: Sample) -> Sample:
+    def _embedding(self, x: Sample) -> Tensor:
         x = self.stem(x.contiguous(memory_format=torch.channels_last))
         for level, stage in enumerate(self.stages):
             x = stage(F.avg_pool2d(x, 2, ceil_mode=True) if level else x)
@@ -165,7 +165,7 @@ def train(
     return features.eval().requires_grad_(False)
 
 
-def extract(features: Features, x: Sample, batch: int = 256) -> Sample:
+def extract(features: Features, x: Sample, batch: int = 256) -> Tensor:
     """The features of images [n, c, h, w] in [-1, 1]: [n, dimension], float64, on the CPU.
 
     `batch` bounds the memory and changes nothing beyond float32 rounding.

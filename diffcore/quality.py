@@ -56,7 +56,7 @@ class Moments:
         return cls(0, torch.zeros(dimension).double(), torch.zeros(dimension, dimension).double())
 
     @classmethod
-    def of(cls, rows: Sample, repeats: PerSample | None = None) -> "Moments":
+    def of(cls, rows: Tensor, repeats: PerSample | None = None) -> "Moments":
         """Of rows [n, d], row i counted repeats[i] times (once each if None)."""
         rows = rows.double()
         repeats = torch.ones(len(rows)).double() if repeats is None else repeats.double()
@@ -103,12 +103,12 @@ def _frechet(a: Moments, b: Moments, root_b: Tensor) -> float:
     return max((apart - 2 * overlap).item(), 0.0)  # 0 up to rounding for equal moments
 
 
-def kernel(x: Sample, y: Sample) -> Tensor:
+def kernel(x: Tensor, y: Tensor) -> Tensor:
     """(x.y / d + 1)^3 for every pair of rows (arXiv 1801.01401, section 4). [n, d], [m, d] -> [n, m]."""
     return (x @ y.T / x.shape[1] + 1) ** 3
 
 
-def kid(x: Sample, y: Sample) -> float:
+def kid(x: Tensor, y: Tensor) -> float:
     """The unbiased estimate of the squared MMD under `kernel`; below 0 as often as above if x and y are alike.
 
     x: [n, d], y: [m, d], n and m at least 2. No row is paired with itself.
@@ -116,17 +116,17 @@ def kid(x: Sample, y: Sample) -> float:
     return _kid(x, y, _mean_of_pairs(y))
 
 
-def _kid(x: Sample, y: Sample, pairs_y: float) -> float:
+def _kid(x: Tensor, y: Tensor, pairs_y: float) -> float:
     return _mean_of_pairs(x) + pairs_y - 2 * _affinity(x, y).mean().item()
 
 
-def _mean_of_pairs(x: Sample) -> float:
+def _mean_of_pairs(x: Tensor) -> float:
     """The mean kernel over the pairs of distinct rows; the upper triangle, a block of rows at a time."""
     blocks = [kernel(x[first : first + ROWS], x[first:]).triu_(1).sum() for first in range(0, len(x), ROWS)]
     return (2 * sum(blocks) / (len(x) * (len(x) - 1))).item()
 
 
-def _affinity(x: Sample, y: Sample) -> PerSample:
+def _affinity(x: Tensor, y: Tensor) -> PerSample:
     """Each row's mean kernel with all of y, [n]."""
     return torch.cat([kernel(rows, y).mean(1) for rows in x.split(ROWS)])
 
@@ -138,13 +138,13 @@ def resamples(count: int, seed: int) -> Tensor:
     return torch.zeros(RESAMPLES, count).double().scatter_add_(1, drawn, torch.ones(drawn.shape).double())
 
 
-def frechet_spread(x: Sample, b: Moments, repeats: Tensor) -> float:
+def frechet_spread(x: Tensor, b: Moments, repeats: Tensor) -> float:
     """The bootstrap standard error of frechet(Moments.of(x), b): x [n, d] resampled by `repeats` [r, n], b fixed."""
     root_b = root(b.covariance)
     return _deviation(torch.tensor([_frechet(Moments.of(x, again), b, root_b) for again in repeats]).double())
 
 
-def kid_spread(x: Sample, y: Sample, repeats: Tensor) -> float:
+def kid_spread(x: Tensor, y: Tensor, repeats: Tensor) -> float:
     """The bootstrap standard error of kid(x, y): x [n, d] resampled by `repeats` [r, n], y [m, d] fixed.
 
     A resample holds some samples twice; such pairs are left out, as kid leaves out a sample paired with itself.
@@ -190,8 +190,8 @@ class Floor:
 class Seen:
     """A set of images as the measures see it. features: [n, dimension], pixels: [n, c * side * side], both float64."""
 
-    features: Sample
-    pixels: Sample
+    features: Tensor
+    pixels: Tensor
 
     def __getitem__(self, rows: Tensor) -> "Seen":
         return Seen(self.features[rows], self.pixels[rows])
@@ -288,7 +288,7 @@ def to_8bit(x: Sample) -> Sample:
     return to_float(to_uint8(x))
 
 
-def pooled(x: Sample) -> Sample:
+def pooled(x: Tensor) -> Tensor:
     """Pixels [n, c, h, w] averaged down to at most SIDE x SIDE for each channel, as rows [n, c * side * side], float64.
 
     A covariance of full-sized images would need far more samples than are drawn. Images of up to 8x8 are taken as they
@@ -298,7 +298,7 @@ def pooled(x: Sample) -> Sample:
     return F.adaptive_avg_pool2d(x.double(), side).flatten(1).cpu()
 
 
-def _look(x: Sample, features: Features) -> Seen:
+def _look(x: Tensor, features: Features) -> Seen:
     return Seen(extract(features, x), pooled(x))
 
 

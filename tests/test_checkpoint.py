@@ -95,8 +95,9 @@ DAMAGE = {
     "a key too many": (lambda f: rewrite(f, colour="red"), "is damaged .*colour"),
     "a schema to come": (lambda f: rewrite(f, schema=99), "has schema 99, this version reads 1"),
     "another head": (lambda f: rewrite(f, head="w"), "names the head 'w'; known: "),
-    "another digest": (lambda f: rewrite(f, digest="0" * 64), "was changed: its digest does not fit its files"),
-    "another file list": (lambda f: rewrite(f, files={}), "was changed: its digest does not fit its files"),
+    "another digest": (lambda f: rewrite(f, digest="0" * 64), "was changed since it was written"),
+    "another file list": (lambda f: rewrite(f, files={}), "was changed since it was written"),
+    "another seed": (lambda f: rewrite(f, seed=1), "was changed since it was written"),
     "a bit of the weights": (lambda f: flip(f / checkpoint.WEIGHTS), "is damaged: its sha256 does not fit the card"),
     "weights cut short": (lambda f: (f / checkpoint.WEIGHTS).write_bytes(b"x"), "is damaged: its sha256"),
     "no scheduler": (
