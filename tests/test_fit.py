@@ -1,11 +1,13 @@
 import dataclasses
 import math
+import types
 
 import pytest
 import torch
 
 from diffcore import fit, methods
 from diffcore.denoiser import NetDenoiser
+from diffcore.draw import draw
 from diffcore.feed import ResidentFeed
 from diffcore.fit import Compute, Config, Diverged, Job, Stopped
 from diffcore.mistake import Mistake
@@ -165,6 +167,24 @@ def test_the_loss_falls_and_the_argument_is_left_alone():
     fitted = fit.fit(job(config=dataclasses.replace(SHORT, iterations=200, lr=1e-2)), student, None, COMPUTE)
     assert fitted.curve[-1].loss < 0.8 * fitted.curve[0].loss
     assert all(torch.equal(before[name], value) for name, value in student.net.state_dict().items())
+
+
+def test_every_step_throws_its_own_dice():
+    seen, method = [], types.ModuleType("spied")
+    vars(method).update({name: value for name, value in vars(methods.load("denoising")).items() if name[:2] != "__"})
+
+    def loss(config, roles, x0, dice, progress):
+        seen.append((dice.u, dice.noise, progress))
+        return methods.load("denoising").loss(config, roles, x0, dice, progress)
+
+    method.loss = loss
+    fit.fit(Job(method, method.Config(), SHORT, feed(), 7), toy_denoiser(), None, COMPUTE)
+    for step, (u, noise, progress) in enumerate(seen):
+        expected = draw(torch.zeros(8, 1, 4, 4), 7, "train", step)
+        assert torch.equal(u, expected.u)
+        assert torch.equal(noise, expected.noise)
+        assert progress == step / 6
+    assert not torch.equal(seen[0][1], seen[1][1])
 
 
 def test_dropout_draws_from_the_steps_own_dice(tmp_path):
