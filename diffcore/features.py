@@ -98,8 +98,8 @@ class Features(nn.Module):
     """Images [b, c, h, w] in [-1, 1] -> features [b, dimension]; one image's features do not depend on its batch.
 
     Centred and scaled by one number, so that over the images it learned from a feature has mean 0 and, on average over
-    the dimensions, variance 1: a Frechet distance of `dimension` is then that of samples which are all the mean image's
-    like. Takes any height and width (global average pooling), but its c only. Made by `train` or `load`.
+    the dimensions, variance 1: samples that all have the mean feature are then `dimension` away in Frechet distance.
+    Takes any height and width (global average pooling), but its c only. Made by `train` or `load`.
     """
 
     def __init__(self, card: Card):
@@ -259,7 +259,7 @@ def _card(images: Tensor, classes: Tensor | None, config: Config, held_out: int)
 
 
 def _widths(card: Card) -> list[int]:
-    halvings = max(1, math.ceil(math.log2(min(card.shape[1:]) / SMALLEST))) if min(card.shape[1:]) > SMALLEST else 1
+    halvings = max(1, math.ceil(math.log2(min(card.shape[1:]) / SMALLEST)))
     return [card.config.channels * 2 ** min(level, 2) for level in range(halvings + 1)]
 
 

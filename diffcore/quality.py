@@ -141,7 +141,8 @@ def resamples(count: int, seed: int) -> Tensor:
 def frechet_spread(x: Tensor, b: Moments, repeats: Tensor) -> float:
     """The bootstrap standard error of frechet(Moments.of(x), b): x [n, d] resampled by `repeats` [r, n], b fixed."""
     root_b = root(b.covariance)
-    return _deviation(torch.tensor([_frechet(Moments.of(x, again), b, root_b) for again in repeats]).double())
+    again = [_frechet(Moments.of(x, row), b, root_b) for row in repeats]
+    return torch.tensor(again, dtype=torch.float64).std().item()
 
 
 def kid_spread(x: Tensor, y: Tensor, repeats: Tensor) -> float:
@@ -152,11 +153,7 @@ def kid_spread(x: Tensor, y: Tensor, repeats: Tensor) -> float:
     within = kernel(x, x).fill_diagonal_(0)
     pairs = repeats.sum(1) ** 2 - repeats.square().sum(1)
     alike = ((repeats @ within) * repeats).sum(1) / pairs
-    return _deviation(alike - 2 * (repeats @ _affinity(x, y)) / repeats.sum(1))
-
-
-def _deviation(values: PerSample) -> float:
-    return values.std().item()
+    return (alike - 2 * (repeats @ _affinity(x, y)) / repeats.sum(1)).std().item()
 
 
 @dataclass(frozen=True)

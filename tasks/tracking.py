@@ -125,15 +125,16 @@ def publish(artifacts: Path, experiment: str, model: str, parameters: dict[str, 
     _ask(uri)
     with _alone(LOCK), _explained(uri):
         book = _open(uri, experiment)
-        pages = [*_way_pages(book, files), _frontier_page(book, files), _floor_page(book, files)]
-        pages += _train_pages(book, files)
+        # the page opens with the newest ten runs in its charts, so the ways come last, the teacher's own last of all
+        pages = [*_train_pages(book, files), _frontier_page(book, files), _floor_page(book, files)]
+        pages += reversed(_way_pages(book, files))
         runs = _enter(book, pages)
         models = _models(book, set(runs.values()))
         models |= _weighed(files, models)
         number = _register(book, files, model, models)
         _note(book, files, model, number)
     ids = {
-        kind: {page.name: runs[page.digest] for page in pages if page.kind == kind}
+        kind: {page.name: runs[page.digest] for page in reversed(pages) if page.kind == kind}
         for kind in ("way", "train", "frontier")
     }
     return {
@@ -489,19 +490,18 @@ def _train_filler(book: Book, path: Path, card: dict[str, Any], cost: dict[str, 
     def fill(run: str) -> None:
         rows = _thinned(path)
         metrics = [metric for row in rows for metric in _metrics(_curve_values(row), int(row["step"]))]
-        last = int(rows[-1]["step"]) if rows else 0
-        metrics += _metrics({f"cost/{key}": value for key, value in cost.items()}, last)
         tags = {key: card[key] or "none" for key in ("method", "parent", "data")} | {
             f"digest {path.stem}": card["digest"]
         }
-        _log(book, run, metrics, _flat(card["parameters"]) | {"seed": card["seed"]}, tags)
+        spent = {f"cost.{key}": value for key, value in cost.items()}  # one number each: as a metric, an empty chart
+        _log(book, run, metrics, _flat(card["parameters"]) | {"seed": card["seed"]} | spent, tags)
         book.client.log_artifact(run, str(path))
 
     return fill
 
 
 def _curve_values(row: dict[str, float]) -> dict[str, float]:
-    return {f"train/{key}": row[key] for key in ("loss", "grad_norm", "lr")}
+    return {f"train_{key}": row[key] for key in ("loss", "grad_norm", "lr")}
 
 
 def _thinned(path: Path) -> list[dict[str, float]]:

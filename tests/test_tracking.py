@@ -149,9 +149,9 @@ def test_the_sample_grids_lie_at_their_steps_and_a_sheet_at_step_0(receipt):
 def test_training_curves_have_runs_of_their_own(receipt):
     assert list(receipt["train"]) == ["train cd", "train pd1", "train pd2", "train teacher"]
     run = client().get_run(receipt["train"]["train pd2"])
-    losses = client().get_metric_history(run.info.run_id, "train/loss")
+    losses = client().get_metric_history(run.info.run_id, "train_loss")
     assert {m.step: m.value for m in losses} == {k: 1 / k for k in range(1, 51)}
-    assert run.data.metrics["cost/seconds"] == 3.5
+    assert run.data.params["cost.seconds"] == "3.5"
     assert run.data.params["fit.iterations"] == "50"
 
 
