@@ -126,7 +126,7 @@ def publish(artifacts: Path, experiment: str, model: str, parameters: dict[str, 
     with _alone(LOCK), _explained(uri):
         book = _open(uri, experiment)
         # the page opens with the newest ten runs in its charts, so the ways come last, the teacher's own last of all
-        pages = [*_train_pages(book, files), _frontier_page(book, files), _floor_page(book, files)]
+        pages = [*reversed(_train_pages(book, files)), _frontier_page(book, files), _floor_page(book, files)]
         pages += reversed(_way_pages(book, files))
         runs = _enter(book, pages)
         models = _models(book, set(runs.values()))
