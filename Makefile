@@ -5,12 +5,12 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow lint up down status smoke clean
+.PHONY: help setup run test test-slow test-server lint up down status smoke clean
 
 help:
 	@echo "make run        train, distil, evaluate: the whole pipeline on the data of params.yaml"
 	@echo "make test       the tests, under 5 minutes"
-	@echo "make test-slow  the rest of them: whole pipelines, kills, real servers"
+	@echo "make test-slow  the rest of them: whole pipelines, kills;  make test-server  real servers"
 	@echo "make up         a local Prefect server, an MLflow server and a worker;  make down  ends them"
 	@echo "make setup      only the environment in $(VENV)"
 
@@ -26,10 +26,13 @@ run: $(READY)
 	@$(BIN)/python -m tasks run
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not server"
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+test-server: $(READY)
+	$(BIN)/python -m pytest -m server
 
 lint: $(READY)
 	$(BIN)/ruff check .

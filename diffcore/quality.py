@@ -10,7 +10,8 @@ Three distances between a set of generated images and the real ones, and one bet
 A Frechet distance of n samples is too large by about dimension^2 / (4 n) at unit variance, so it is compared only at equal
 n; kid is not biased. Samples are measured as the 8-bit images they will be kept as, statistics are in float64, and every
 standard error covers the drawing of the n samples against a fixed reference: not the training, whose seed moves the
-numbers too, nor the choice of the real images.
+numbers too, nor the choice of the real images. It is a bootstrap's: right where samples differ from the data, and up to
+about 1.7 times too large where they do not (measured on Gaussians), since squared distances lose their slope there.
 """
 
 import dataclasses
@@ -86,15 +87,17 @@ def frechet(a: Moments, b: Moments) -> float:
     """|mean_a - mean_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2): the squared W2 distance of two Gaussians.
 
     The last trace is the sum of the singular values of A^1/2 B^1/2. Taken as the roots of the eigenvalues of A B
-    instead, zeros that come out as 1e-17 would count as 3e-9 each; so near-singular covariances keep their digits.
+    instead, or with eigenvalues of A and B that rounding alone keeps from 0, a zero that comes out as 1e-17 would count
+    as 3e-9; so near-singular covariances keep their digits.
     """
     return _frechet(a, b, root(b.covariance))
 
 
 def root(covariance: Tensor) -> Tensor:
-    """The symmetric square root of a positive semidefinite matrix [d, d]; eigenvalues that rounding made negative are 0."""
+    """The symmetric square root of a positive semidefinite matrix [d, d]; eigenvalues within rounding of 0 are 0."""
     values, vectors = torch.linalg.eigh(covariance)
-    return vectors * values.clamp(min=0).sqrt() @ vectors.T
+    rounding = torch.finfo(values.dtype).eps * len(values) * values.max()
+    return vectors * torch.where(values > rounding, values, 0).sqrt() @ vectors.T
 
 
 def _frechet(a: Moments, b: Moments, root_b: Tensor) -> float:

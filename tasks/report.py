@@ -4,7 +4,9 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+from diffcore import disk
 from diffcore.frontier import Frontier
 from diffcore.mistake import Mistake
 from tasks import lifeline, params, paths, tracking
@@ -14,6 +16,7 @@ from tasks.progress import say
 def run() -> int:
     """`check`, `dvc repro`, `report`. The exit code is 2 for a mistake in params.yaml, else DVC's."""
     params.read()
+    _forget_the_dead()
     started = time.monotonic()
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro"]
     code = subprocess.run(command, preexec_fn=lifeline.die_with_parent).returncode
@@ -23,6 +26,30 @@ def run() -> int:
     say(f"\npipeline: {time.monotonic() - started:.0f} s\n")
     report()
     return 0
+
+
+def _forget_the_dead() -> None:
+    """Takes killed processes out of DVC's lock file.
+
+    DVC does so itself for processes that are gone, but one that nobody has waited for yet (in a container without an
+    init, nobody ever does) still counts as running there, and its stage as busy.
+    """
+    import psutil
+
+    lock = Path(".dvc/tmp/rwlock")
+    if not lock.exists() or not (text := lock.read_text().strip()):
+        return
+
+    def dead(holder: dict) -> bool:
+        try:
+            return psutil.Process(holder["pid"]).status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+    held = json.loads(text)
+    write = {path: holder for path, holder in held.get("write", {}).items() if not dead(holder)}
+    read = {path: [holder for holder in holders if not dead(holder)] for path, holders in held.get("read", {}).items()}
+    disk.write(lock, json.dumps({"write": write, "read": {path: holders for path, holders in read.items() if holders}}))
 
 
 def report() -> None:

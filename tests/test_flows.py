@@ -609,7 +609,7 @@ class Live:
 ALL = ("shard", "arm@left", "arm@right", "evaluate")
 
 
-@pytest.mark.slow
+@pytest.mark.server
 def test_a_deployed_run_completes_shows_the_frontier_and_the_next_one_finds_all_cached(live):
     behave(live.folder)
     run = live.go("full")
@@ -624,7 +624,7 @@ def test_a_deployed_run_completes_shows_the_frontier_and_the_next_one_finds_all_
     assert live.stages(again) == dict.fromkeys(ALL, "Cached")
 
 
-@pytest.mark.slow
+@pytest.mark.server
 def test_up_again_keeps_all_and_status_sees_them(live):
     before = {name: services.Folder(live.folder).alive(name).pid for name in services.NAMES}
     assert services_command(live.folder, *live.words).returncode == 0
@@ -632,7 +632,7 @@ def test_up_again_keeps_all_and_status_sees_them(live):
     assert services_command(live.folder, "status").returncode == 0
 
 
-@pytest.mark.slow
+@pytest.mark.server
 def test_a_failed_arm_fails_what_needs_it_and_the_other_arm_finishes(live):
     behave(live.folder, left="exit 2", right="kill", shard="ok again")
     (live.folder / "killed").unlink(missing_ok=True)
@@ -647,7 +647,7 @@ def test_a_failed_arm_fails_what_needs_it_and_the_other_arm_finishes(live):
     assert (tried.count("left"), tried.count("right")) == (1, 2)  # a mistake is not tried again, a killed stage is
 
 
-@pytest.mark.slow
+@pytest.mark.server
 def test_cancelling_a_run_ends_the_training_process(live):
     behave(live.folder, shard="sleep 300")
     (live.folder / "pids.txt").unlink(missing_ok=True)
@@ -661,14 +661,14 @@ def test_cancelling_a_run_ends_the_training_process(live):
     assert live.done(live.go("full"))["type"] == "COMPLETED"  # no lock is left behind
 
 
-@pytest.mark.slow
+@pytest.mark.server
 def test_the_smoke_deployment_works_in_its_workspace(live):
     behave(live.folder)
     assert live.done(live.go("smoke"))["type"] == "COMPLETED"
     assert (live.folder / ".workspaces" / "smoke" / "artifacts" / "frontier.csv").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.server
 def test_down_cancels_what_is_under_way_and_a_later_up_starts_clean(live):
     behave(live.folder, shard="sleep 300")
     (live.folder / "pids.txt").unlink(missing_ok=True)

@@ -1,119 +1,307 @@
+"""The frontier: brute force for who is dominated, the rule for what to ship, and files that lose nothing."""
+
 import csv
+import dataclasses
+import io
 import json
-import random
+import math
 
 import pytest
+import torch
 
 from diffcore.frontier import WIDTH, Frontier, Point, plus_minus
 from diffcore.mistake import Mistake
-from diffcore.quality import Floor
+from diffcore.quality import RESAMPLES, Floor
+from tests.conftest import dice
 
-FLOOR = Floor(0.3, 0.1, 0.001, 0.002, 0.2, 0.01, (500, 500))
+FLOOR = Floor(fd=0.321, fd_se=0.045, kid=0.0011, kid_se=0.0004, fd_pixels=0.31, fd_pixels_se=0.02, n=(898, 899))
 
 
-def point(
-    name: str, nfe: float = 4, fd: float = 1.0, fd_se: float = 0.01, method: str = "progressive", **more
-) -> Point:
+def point(name: str, nfe: float | int, fd: float, **changes) -> Point:
     fields = {
-        "checkpoint": name, "sampler": "ddim", "trajectory": "even", "kid": 0.1, "kid_se": 0.01, "fd_pixels": 0.5,
-        "fd_pixels_se": 0.02, "rmse_teacher": 0.2, "rmse_teacher_se": 0.003, "ms_per_image": 1.5, "n": 1000, "seed": 0,
-        "weights": "ema", "features": "f" * 64, "checkpoint_digest": "c" * 64, "times": (1.0, 0.0),
-    }  # fmt: skip
-    return Point(name=name, method=method, nfe=nfe, fd=fd, fd_se=fd_se, **{**fields, **more})
+        "name": name,
+        "method": "progressive",
+        "checkpoint": name,
+        "sampler": "ddim",
+        "trajectory": "own",
+        "nfe": nfe,
+        "fd": fd,
+        "fd_se": fd / 20,
+        "kid": fd / 300,
+        "kid_se": fd / 4000,
+        "fd_pixels": fd / 3,
+        "fd_pixels_se": fd / 50,
+        "rmse_teacher": 0.1234,
+        "rmse_teacher_se": 0.0056,
+        "ms_per_image": 0.1 / 3 * nfe,
+        "n": 1000,
+        "seed": 3,
+        "weights": "ema",
+        "features": "0123456789abcdef" * 4,
+        "checkpoint_digest": "fedcba9876543210" * 4,
+        "times": (1.0, 1 / 3, 0.0),
+    }
+    return Point(**{**fields, **changes})
+
+
+def teacher(nfe: int, fd: float, **changes) -> Point:
+    alone = {"rmse_teacher": None, "rmse_teacher_se": None} if nfe == 64 else {}
+    fields = {"method": "teacher", "checkpoint": "teacher", "trajectory": "even", **alone, **changes}
+    return point(f"teacher-ddim-even-{nfe}", nfe, fd, **fields)
 
 
 def frontier(*points: Point) -> Frontier:
     return Frontier(points, FLOOR, "d" * 64)
 
 
-TEACHER = point("teacher", 64, 1.0, method="teacher", rmse_teacher=None, rmse_teacher_se=None)
+# the numbers of a real run on digits (fd of DDIM, of progressive rounds and of a consistency student)
+DIGITS = frontier(
+    *(teacher(nfe, fd) for nfe, fd in [(64, 1.0), (8, 1.49), (4, 2.68), (2, 9.51), (1, 52.4)]),
+    *(point(f"pd{nfe}", nfe, fd) for nfe, fd in [(8, 1.15), (4, 1.36), (2, 1.66), (1, 2.29)]),
+    *(point(f"cd-{nfe}", nfe, fd, method="consistency") for nfe, fd in [(1, 1.91), (2, 1.65), (4, 1.55)]),
+)
 
 
-def test_dominance_is_that_of_brute_force():
-    dice = random.Random(0)
-    for _ in range(50):
-        points = [point(f"p{i}", dice.choice([1, 2, 4, 8]), dice.choice([1.0, 2.0, 3.0, 4.0])) for i in range(12)]
-        brute = {
-            p.name for p in points
-            if not any((q.nfe < p.nfe and q.fd <= p.fd) or (q.nfe <= p.nfe and q.fd < p.fd) for q in points)
-        }  # fmt: skip
-        assert {p.name for p in frontier(*points).non_dominated()} == brute
+def names(points) -> list[str]:
+    return [each.name for each in points]
 
 
-def test_the_fewest_calls_within_the_tolerance_are_recommended():
-    table = frontier(TEACHER, point("a", 1, 2.3), point("b", 2, 1.4), point("c", 4, 1.2))
-    assert table.recommend(1.5).point.name == "b"
-    assert table.recommend(3.0).point.name == "a"
-    assert table.recommend(1.0).point.name == "teacher"
-    reason = table.recommend(1.5).reason
-    for word in ("b", "2 network calls", "1.400+-0.010", "1.5 times", "64 network calls"):
-        assert word in reason
+# --- dominance
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_dominance_is_brute_force(seed):
+    # few values, so that there are many ties in one, the other and both
+    nfe = torch.randint(1, 6, (25,), generator=dice(seed)).tolist()
+    fd = (torch.randint(1, 8, (25,), generator=dice(100 + seed)) / 4).tolist()
+    points = [point(f"p{k}", calls, distance) for k, (calls, distance) in enumerate(zip(nfe, fd))]
+    want = set()
+    for one in points:
+        beaten = False
+        for other in points:
+            fewer_or_as_many, as_good = other.nfe <= one.nfe, other.fd <= one.fd
+            same = other.nfe == one.nfe and other.fd == one.fd
+            beaten |= fewer_or_as_many and as_good and not same
+        if not beaten:
+            want.add(one.name)
+    found = frontier(*points).non_dominated()
+    assert set(names(found)) == want
+    assert [(p.nfe, -p.fd) for p in found] == sorted((p.nfe, -p.fd) for p in found)
+
+
+def test_equal_points_stay_and_do_not_dominate_each_other():
+    twins = point("a", 2, 1.0), point("b", 2, 1.0)
+    assert names(frontier(*twins, point("worse", 2, 1.1), point("slower", 3, 1.0)).non_dominated()) == ["a", "b"]
+    assert not twins[0].dominates(twins[1])
+
+
+def test_the_digits_frontier():
+    assert names(DIGITS.non_dominated()) == ["cd-1", "cd-2", "pd4", "pd8", "teacher-ddim-even-64"]
+
+
+# --- what to ship
+
+
+def test_recommends_the_fewest_calls_within_tolerance_of_the_teacher():
+    for tolerance, name in [(2.0, "cd-1"), (1.9, "cd-2"), (1.5, "pd4"), (1.2, "pd8"), (1.1, "teacher-ddim-even-64")]:
+        assert DIGITS.recommend(tolerance).point.name == name
+
+
+def test_the_reason_holds_the_numbers_and_their_errors():
+    reason = DIGITS.recommend(1.5).reason
+    for words in ["pd4, 4 network calls, fd 1.360+-0.068", "1.5 times the teacher's best", "fd 1.000+-0.050", "fd 1.5"]:
+        assert words in reason
+    assert "1 network call," in DIGITS.recommend(50.0).reason
+
+
+def test_the_bar_itself_is_within():
+    points = teacher(8, 2.0), point("exactly", 4, 3.0), point("beyond", 2, math.nextafter(3.0, 4.0))
+    assert frontier(*points).recommend(1.5).point.name == "exactly"
+
+
+def test_a_way_to_sample_the_teacher_may_be_recommended():
+    points = teacher(64, 1.0), teacher(8, 1.1), point("pd4", 4, 5.0)
+    assert frontier(*points).recommend(1.2).point.name == "teacher-ddim-even-8"
+
+
+def test_the_teachers_best_is_the_bar_wherever_it_lies():
+    # ancestral sampling with few calls beats the 64 steps here, and sets the bar
+    points = teacher(64, 2.0), teacher(8, 1.0), point("pd4", 4, 1.9)
+    assert frontier(*points).recommend(1.5).point.name == "teacher-ddim-even-8"
+
+
+def test_among_equally_many_calls_the_lowest_distance_wins():
+    points = teacher(64, 1.0), point("good", 2, 1.3), point("better", 2, 1.2), point("best", 4, 1.1)
+    assert frontier(*points).recommend(1.5).point.name == "better"
 
 
 def test_a_close_call_is_called_one():
-    table = frontier(point("teacher", 64, 1.0, 0.2, method="teacher"), point("b", 2, 1.4, 0.2))
-    assert "a close call" in table.recommend(1.5).reason
-    assert "a close call" not in frontier(TEACHER, point("b", 2, 1.1)).recommend(1.5).reason
+    assert "close call" in frontier(teacher(64, 1.0), point("near", 1, 1.45)).recommend(1.5).reason
+    # margin 0.15, error hypot(0.0675, 0.075) = 0.101: one and a half of them
+    assert "close call" in frontier(teacher(64, 1.0), point("doubtful", 1, 1.35)).recommend(1.5).reason
+    assert "close call" not in frontier(teacher(64, 1.0), point("far", 1, 0.9)).recommend(1.5).reason
+    # margin 0.3, error hypot(0.06, 0.075) = 0.096: three of them
+    assert "close call" not in frontier(teacher(64, 1.0), point("mid", 1, 1.2)).recommend(1.5).reason
 
 
-def test_if_nothing_qualifies_the_best_is_named_and_it_says_so():
-    reference = point("other", 64, 0.1, method="teacher")
-    chosen = frontier(TEACHER, point("a", 1, 2.3)).recommend(1.5, reference)
-    assert chosen.point == TEACHER
-    assert "no point is within" in chosen.reason
+def test_when_none_qualifies_it_is_the_best_and_says_so():
+    given = point("elsewhere", 64, 0.2)
+    found = DIGITS.recommend(1.5, reference=given)
+    assert found.point.name == "teacher-ddim-even-64"
+    assert "no point is within 1.5 times the reference (elsewhere, 64 network calls, fd 0.200+-0.010)" in found.reason
+    assert DIGITS.recommend(10.0, reference=given).point.name == "cd-1"
 
 
-def test_without_a_teacher_nothing_can_be_recommended():
+def test_recommend_needs_a_teacher_and_a_tolerance():
     with pytest.raises(Mistake, match="evaluate the teacher too"):
-        frontier(point("a")).recommend(1.5)
+        frontier(point("pd1", 1, 2.0)).recommend(1.5)
+    for tolerance in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="tolerance must be positive"):
+            DIGITS.recommend(tolerance)
 
 
-def test_json_gives_the_same_frontier_back():
-    table = frontier(TEACHER, point("a", 1, 2.3, kid=1 / 3))
-    value = json.loads(json.dumps(table.to_json(table.recommend(1.5))))
-    assert Frontier.from_json(value) == table
-    assert value["recommended"]["name"] == "teacher"
-    for wrong in ({}, {**value, "schema": 9}, {**value, "points": [{"name": "x"}]}):
-        with pytest.raises(Mistake, match="run the stage `evaluate` again"):
-            Frontier.from_json(wrong)
+# --- files
 
 
-def test_csv_has_a_row_for_each_point_with_exact_numbers():
-    rows = list(csv.DictReader(frontier(TEACHER, point("a", 1, 1 / 3)).to_csv().splitlines()))
-    assert [row["name"] for row in rows] == ["teacher", "a"]
-    assert float(rows[1]["fd"]) == 1 / 3
-    assert [row["frontier"] for row in rows] == ["0", "1"]
+def test_json_round_trip_is_exact():
+    odd = dataclasses.replace(DIGITS.points[0], name="odd", fd=0.1 + 0.2, nfe=2.5, kid=-1e-17, times=(1.0, 1 / 7, 0.0))
+    whole = frontier(*DIGITS.points, odd)
+    again = Frontier.from_json(json.loads(json.dumps(whole.to_json())))
+    assert again == whole
+    assert [type(p.nfe) for p in again.points] == [type(p.nfe) for p in whole.points]
 
 
-def test_the_table_fits_a_terminal_and_tells_how_its_numbers_came_about():
-    table = frontier(TEACHER, point("a-name-that-is-far-too-long-for-any-terminal-" * 3, 1, 2.3)).table()
-    lines = table.splitlines()
+def test_json_holds_what_others_read():
+    chosen = DIGITS.recommend(1.5)
+    value = DIGITS.to_json(chosen)
+    assert list(value) == ["schema", "about", "floor", "points", "recommended"]
+    assert value["about"] == {
+        "n": 1000,
+        "seed": 3,
+        "features": DIGITS.points[0].features,
+        "weights": "ema",
+        "data": "d" * 64,
+        "resamples": RESAMPLES,
+    }
+    assert value["floor"]["n"] == [898, 899]
+    assert value["recommended"] == {"name": "pd4", "reason": chosen.reason}
+    assert value["points"][0]["times"] == [1.0, 1 / 3, 0.0]
+    assert DIGITS.to_json()["recommended"] is None
+
+
+def test_json_of_another_kind_is_a_mistake():
+    value = DIGITS.to_json()
+    for broken in [
+        {},
+        {**value, "schema": 2},
+        {**value, "points": [{"name": "x"}]},
+        {key: value[key] for key in ("schema", "about", "floor")},
+        {**value, "points": [{**value["points"][0], "extra": 1}]},
+        {**value, "points": [{**value["points"][0], "fd": math.nan}]},
+        {**value, "floor": {"fd": 1.0, "n": [1, 2]}},
+    ]:
+        with pytest.raises(Mistake, match="not a frontier of this version"):
+            Frontier.from_json(broken)
+
+
+def test_csv_holds_every_field_to_the_last_digit():
+    rows = list(csv.DictReader(io.StringIO(DIGITS.to_csv())))
+    assert len(rows) == len(DIGITS.points)
+    wanted = [
+        "name",
+        "method",
+        "sampler",
+        "trajectory",
+        "nfe",
+        "fd",
+        "fd_se",
+        "kid",
+        "kid_se",
+        "fd_pixels",
+        "ms_per_image",
+    ]
+    assert set(wanted) <= rows[0].keys()
+    for row, each in zip(rows, DIGITS.points):
+        for field in dataclasses.fields(Point):
+            value = getattr(each, field.name)
+            if field.name == "times":
+                assert tuple(map(float, row["times"].split())) == value
+            elif isinstance(value, float):
+                assert float(row[field.name]) == value
+            else:
+                assert row[field.name] == ("" if value is None else str(value))
+    assert [row["name"] for row in rows if row["frontier"] == "1"] == names(
+        p for p in DIGITS.points if p in DIGITS.non_dominated()
+    )
+
+
+# --- the table
+
+
+def test_the_table_is_sorted_marked_and_complete():
+    lines = DIGITS.table().splitlines()
+    rows = lines[1 : 1 + len(DIGITS.points)]
+    assert [line[1:].split()[0] for line in rows] == names(sorted(DIGITS.points, key=lambda p: (p.nfe, p.fd)))
+    assert {line[1:].split()[0] for line in rows if line.startswith("*")} == set(names(DIGITS.non_dominated()))
+    by_name = {each.name: each for each in DIGITS.points}
+    for line in rows:
+        each = by_name[line[1:].split()[0]]
+        for key in ("fd", "kid", "fd_pixels"):
+            assert plus_minus(getattr(each, key), getattr(each, f"{key}_se")) in line.split()
+        told = "-" if each.rmse_teacher is None else plus_minus(each.rmse_teacher, each.rmse_teacher_se)
+        assert told in line.split()
+    notes = " ".join(lines[1 + len(rows) :])
+    for words in ["N = 1000", "noise seed 3", "ema weights", "feature network 0123456789ab", "not over trainings"]:
+        assert words in notes
+    assert "floor, 898 real images against 899 others: fd 0.321+-0.045, kid 0.00110+-0.00040" in notes
+
+
+def test_the_table_fits_a_terminal():
+    long = point("students/of-a-very-long-name-that-nobody-wants-to-type-twice-in-one-day-or-ever", 1, 123.456)
+    lines = frontier(*DIGITS.points, long).table().splitlines()
     assert max(map(len, lines)) <= WIDTH
-    assert lines[1].startswith("*")
-    for word in ("1.000+-0.010", "N = 1000", "seed 0", "ema", "ffffffffffff", "500 real images", "0.30+-0.10"):
-        assert word in table
+    assert any("students/of" in line and "or-ever" in line for line in lines)
 
 
-def test_points_measured_differently_do_not_go_together():
-    with pytest.raises(Mistake, match=r"differ in n \(1000 and 500\)"):
-        frontier(TEACHER, point("a", n=500))
-    with pytest.raises(Mistake, match="differ in features"):
-        frontier(TEACHER, point("a", features="0" * 64))
+def test_columns_are_aligned():
+    lines = DIGITS.table().splitlines()[: 1 + len(DIGITS.points)]
+    assert len({len(line) for line in lines}) == 1
+    ends = lines[0].index("calls") + len("calls")
+    assert all(line[ends - 1] != " " and line[ends] == " " for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("value", "se", "text"),
+    [
+        (52.3712, 0.814, "52.37+-0.81"),
+        (2.2912, 0.1149, "2.29+-0.11"),
+        (1234.5, 67.8, "1234+-68"),
+        (-0.00123, 0.000456, "-0.00123+-0.00046"),
+        (0.5, 0.0, "0.5000+-0.0000"),
+        (1.0, 1e-9, "1.000000+-0.000000"),
+    ],
+)
+def test_a_number_ends_where_its_error_begins(value, se, text):
+    assert plus_minus(value, se) == text
+
+
+# --- what may not be compared
+
+
+@pytest.mark.parametrize(("key", "value"), [("n", 500), ("seed", 4), ("features", "f" * 64), ("weights", "raw")])
+def test_points_that_were_not_measured_alike_are_refused(key, value):
+    with pytest.raises(Mistake, match=f"differ in {key}"):
+        frontier(point("a", 1, 1.0), point("b", 2, 1.0), point("c", 4, 1.0, **{key: value}))
+
+
+def test_two_points_of_one_name_and_no_point_are_refused():
     with pytest.raises(Mistake, match="two points are called 'a'"):
-        frontier(point("a"), point("a"))
+        frontier(point("a", 1, 1.0), point("b", 2, 1.0), point("a", 4, 1.0))
     with pytest.raises(Mistake, match="at least one point"):
         frontier()
 
 
-def test_a_number_that_is_not_finite_is_no_point():
-    with pytest.raises(ValueError, match="fd is nan"):
-        point("a", fd=float("nan"))
-    with pytest.raises(ValueError, match="nfe must be positive"):
-        point("a", nfe=0)
-
-
-@pytest.mark.parametrize(
-    ("value", "se", "text"), [(2.2949, 0.11, "2.29+-0.11"), (104.2, 0.17, "104.20+-0.17"), (0.5, 0.0, "0.5000+-0.0000")]
-)
-def test_numbers_are_shown_to_the_second_digit_of_their_error(value, se, text):
-    assert plus_minus(value, se) == text
+@pytest.mark.parametrize("change", [{"fd": math.nan}, {"kid_se": math.inf}, {"nfe": 0}, {"rmse_teacher": -math.inf}])
+def test_a_point_has_finite_numbers_and_costs_something(change):
+    with pytest.raises(ValueError, match=f"point p: {next(iter(change))}"):
+        dataclasses.replace(point("p", 1, 1.0), **change)

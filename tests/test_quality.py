@@ -1,190 +1,399 @@
+"""The quality measures against closed forms, brute force and their own spread over independent sets."""
+
+import dataclasses
 import itertools
 import math
 
-import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from diffcore import quality
-from diffcore.features import Card, Config, _build
+from diffcore.features import Config, Features, extract, train
+from diffcore.feed import to_float
 from diffcore.mistake import Mistake
-from diffcore.quality import (
-    Moments,
-    Reference,
-    fidelity,
-    floor,
-    frechet,
-    frechet_spread,
-    kernel,
-    kid,
-    kid_spread,
-    measure,
-)
+from diffcore.quality import Moments, Reference, fidelity, floor, frechet, kid, measure
 from tests.conftest import dice, randn
 
 
-def sets(n: int = 200, d: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
-    return randn(n, d, seed=1) @ randn(d, d, seed=2), 0.5 + randn(n, d, seed=3) @ randn(d, d, seed=4)
+def f64(*values: float | list[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
 
 
-def gaussian(mean: torch.Tensor, covariance: torch.Tensor) -> Moments:
-    return Moments(1001, mean, covariance * 1000)
+def moments(mean: Tensor, covariance: Tensor) -> Moments:
+    return Moments(11, mean.double(), covariance.double() * 10)
 
 
-def test_frechet_in_one_dimension_by_hand():
-    a, b = (gaussian(torch.tensor([m]).double(), torch.tensor([[s * s]]).double()) for m, s in ((1.0, 2.0), (4.0, 0.5)))
-    assert frechet(a, b) == pytest.approx(9 + 2.25, rel=1e-12)
+def rotation(d: int, seed: int = 0) -> Tensor:
+    return torch.linalg.qr(randn(d, d, seed=seed)).Q
 
 
-def test_frechet_of_diagonal_gaussians_by_hand():
-    s, r = randn(5, seed=1).square() + 0.1, randn(5, seed=2).square() + 0.1
-    a, b = gaussian(torch.zeros(5).double(), s.diag()), gaussian(torch.ones(5).double(), r.diag())
-    assert frechet(a, b) == pytest.approx(float(5 + (s.sqrt() - r.sqrt()).square().sum()), rel=1e-12)
+# --- moments
 
 
-def test_frechet_is_that_of_the_matrix_formula():
-    scipy = pytest.importorskip("scipy.linalg")
-    a, b = (Moments.of(x) for x in sets())
-    cross = scipy.sqrtm((a.covariance @ b.covariance).numpy()).real
-    by_formula = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * np.trace(cross)
-    assert frechet(a, b) == pytest.approx(float(by_formula), rel=1e-9)
+def test_moments_are_mean_and_covariance():
+    x = randn(50, 4)
+    torch.testing.assert_close(Moments.of(x).mean, x.mean(0), rtol=0, atol=1e-14)
+    torch.testing.assert_close(Moments.of(x).covariance, x.T.cov(), rtol=0, atol=1e-14)
 
 
-def test_frechet_is_symmetric_zero_on_equal_sets_and_blind_to_rotation():
-    x, y = sets()
-    turn = torch.linalg.qr(randn(6, 6, seed=9)).Q
-    assert frechet(Moments.of(x), Moments.of(y)) == pytest.approx(frechet(Moments.of(y), Moments.of(x)), rel=1e-9)
-    assert frechet(Moments.of(x), Moments.of(x)) < 1e-9
-    turned = frechet(Moments.of(x @ turn), Moments.of(y @ turn))
-    assert turned == pytest.approx(frechet(Moments.of(x), Moments.of(y)), rel=1e-9)
-
-
-def test_near_singular_covariances_keep_their_digits():
-    x = torch.cat([randn(100, 2), torch.zeros(100, 30).double()], 1)
-    assert frechet(Moments.of(x), Moments.of(x)) < 1e-10
-
-
-def test_moments_merge_in_any_grouping():
-    x = 1e4 + randn(90, 3)
-    a, b, c = (Moments.of(part) for part in x.split(30))
+def test_merged_parts_are_the_whole_in_any_grouping():
+    x = randn(60, 3) + torch.tensor([1e6, 0.0, -3.0])  # raw second moments would keep 4 digits of the first variance
+    parts = [Moments.of(part) for part in x.split([1, 22, 0, 37])]
     whole = Moments.of(x)
-    for merged in ((a + b) + c, a + (b + c), c + a + b, Moments.empty(3) + whole):
-        torch.testing.assert_close(merged.mean, whole.mean, rtol=1e-13, atol=0)
-        torch.testing.assert_close(merged.covariance, whole.covariance, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(whole.covariance, torch.from_numpy(np.cov(x.numpy().T)), rtol=1e-9, atol=0)
+    a, b, c, d = parts
+    for merged in [((a + b) + c) + d, a + (b + (c + d)), (d + b) + (a + c), sum(parts, Moments.empty(3))]:
+        assert merged.count == 60
+        torch.testing.assert_close(merged.mean, whole.mean, rtol=1e-15, atol=1e-14)
+        torch.testing.assert_close(merged.scatter, whole.scatter, rtol=1e-9, atol=1e-7)
 
 
-def test_kid_is_the_double_loop():
-    x, y = (z[:12] for z in sets())
+def test_nothing_and_nothing_is_nothing():
+    assert (Moments.empty(2) + Moments.empty(2)).count == 0
+    with pytest.raises(ValueError, match="at least 2 rows"):
+        _ = Moments.of(randn(1, 2)).covariance
 
+
+def test_repeats_are_repeated_rows():
+    x, repeats = randn(6, 3), torch.tensor([0, 2, 1, 0, 4, 1])
+    found, want = Moments.of(x, repeats.double()), Moments.of(x.repeat_interleave(repeats, 0))
+    assert found.count == want.count == 8
+    torch.testing.assert_close(found.mean, want.mean, rtol=0, atol=1e-14)
+    torch.testing.assert_close(found.scatter, want.scatter, rtol=0, atol=1e-13)
+
+
+# --- Frechet distance
+
+
+def test_frechet_in_one_dimension():
+    a, b = moments(f64(0.3), f64([4.0])), moments(f64(-0.5), f64([0.25]))
+    assert frechet(a, b) == pytest.approx(0.8**2 + (2 - 0.5) ** 2, abs=1e-14)
+
+
+def test_frechet_of_commuting_covariances():
+    va, vb = f64(1.0, 4.0, 0.09), f64(2.0, 0.25, 1.0)
+    gap = randn(3)
+    want = (gap.square().sum() + (va.sqrt() - vb.sqrt()).square().sum()).item()
+    for q in (torch.eye(3).double(), rotation(3)):
+        a, b = moments(gap, q * va @ q.T), moments(torch.zeros(3), q * vb @ q.T)
+        assert frechet(a, b) == pytest.approx(want, abs=1e-13)
+
+
+def test_frechet_of_covariances_that_do_not_commute():
+    # in two dimensions tr (A B)^1/2 = sqrt(tr AB + 2 sqrt(det A det B))
+    a = f64([2.0, 0.7], [0.7, 1.0])
+    b = f64([0.5, -0.3], [-0.3, 3.0])
+    assert (a @ b - b @ a).abs().max() > 0.5
+    trace = ((a @ b).trace() + 2 * (a.det() * b.det()).sqrt()).sqrt()
+    zero = torch.zeros(2)
+    want = (a.trace() + b.trace() - 2 * trace).item()
+    assert frechet(moments(zero, a), moments(zero, b)) == pytest.approx(want, abs=1e-14)
+
+
+def test_frechet_is_that_of_the_matrix_formula_and_symmetric():
+    scipy = pytest.importorskip("scipy.linalg")
+    a, b = (
+        Moments.of(randn(200, 6) @ randn(6, 6, seed=1)),
+        Moments.of(randn(200, 6, seed=2) @ randn(6, 6, seed=3) + 0.5),
+    )
+    cross = scipy.sqrtm((a.covariance @ b.covariance).numpy()).real.trace()
+    apart = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace()
+    assert frechet(a, b) == pytest.approx(float(apart - 2 * cross), rel=1e-9)
+    assert frechet(b, a) == pytest.approx(frechet(a, b), rel=1e-12)
+
+
+@pytest.mark.parametrize(("n", "d"), [(100, 8), (5, 40)])
+def test_equal_moments_are_at_distance_zero(n, d):
+    x = randn(n, d) * torch.logspace(-6, 2, d).double()
+    x[:, ::3] = 0.5  # as the corners of digits: no variance at all
+    assert frechet(Moments.of(x), Moments.of(x)) < 1e-13 * Moments.of(x).covariance.trace().item()
+
+
+@pytest.mark.parametrize("variance", [1e-3, 1e-6, 1e-10])
+def test_frechet_keeps_its_digits_where_covariances_are_singular(variance):
+    # the roots of A B's eigenvalues would be wrong by 1e-8 here, more than the last distance
+    q = rotation(6)
+    flat = f64(1.0, 0.5, 2.0, 0.0, 0.0, 0.0)
+    more = f64(1.0, 0.5, 2.0, 0.0, 0.0, variance)
+    a, b = moments(torch.zeros(6), q * flat @ q.T), moments(torch.zeros(6), q * more @ q.T)
+    for one, other in ((a, b), (b, a)):
+        assert frechet(one, other) == pytest.approx(variance, abs=2e-14)
+
+
+def test_rotating_the_features_changes_nothing():
+    x, y, q = randn(80, 5), randn(70, 5, seed=1) * 1.5 + 0.3, rotation(5, seed=2)
+    assert frechet(Moments.of(x @ q), Moments.of(y @ q)) == pytest.approx(
+        frechet(Moments.of(x), Moments.of(y)), rel=1e-12
+    )
+    assert kid(x @ q, y @ q) == pytest.approx(kid(x, y), rel=1e-11)
+
+
+def test_frechet_of_few_samples_is_too_large_by_what_the_page_says():
+    d, n = 32, 1000
+    exact = moments(torch.zeros(d), torch.eye(d))
+    found = sum(frechet(Moments.of(randn(n, d, seed=seed)), exact) for seed in range(20)) / 20
+    assert found == pytest.approx(d**2 / (4 * n) + d / n, rel=0.1)
+
+
+# --- kernel distance
+
+
+def brute_kid(x: Tensor, y: Tensor) -> float:
     def k(a, b):
-        return (float(a @ b) / 6 + 1) ** 3
+        return (float(a @ b) / len(a) + 1) ** 3
 
-    within = sum(k(a, b) for z in (x, y) for a, b in itertools.permutations(z, 2)) / (12 * 11)
-    across = sum(k(a, b) for a in x for b in y) / 144
-    assert kid(x, y) == pytest.approx(within - 2 * across, rel=1e-10)
-    assert kernel(x, y).shape == (12, 12)
+    xx = [k(x[i], x[j]) for i, j in itertools.permutations(range(len(x)), 2)]
+    yy = [k(y[i], y[j]) for i, j in itertools.permutations(range(len(y)), 2)]
+    xy = [k(a, b) for a in x for b in y]
+    return sum(xx) / len(xx) + sum(yy) / len(yy) - 2 * sum(xy) / len(xy)
+
+
+@pytest.mark.parametrize("rows", [4, 2048])
+def test_kid_is_the_double_loop(monkeypatch, rows):
+    monkeypatch.setattr(quality, "ROWS", rows)  # several blocks, the last one short; or all in one
+    x, y = randn(7, 3), randn(9, 3, seed=1) + 0.5
+    assert kid(x, y) == pytest.approx(brute_kid(x, y), abs=1e-13)
 
 
 def test_kid_is_unbiased():
-    """Two sets of one distribution score 0 on average, however small they are."""
-    scores = [kid(randn(30, 4, seed=2 * i), randn(50, 4, seed=2 * i + 1)) for i in range(400)]
-    assert abs(np.mean(scores)) < 4 * np.std(scores) / 20
+    # in one dimension the squared MMD of the cubic kernel is |dm3|^2 + 3 |dm2|^2 + 3 |dm1|^2 of the raw moments m
+    gap, scale = 0.4, 1.3
+    m1, m2, m3 = gap, gap**2 + scale**2 - 1, gap**3 + 3 * gap * scale**2
+    for want, shift, factor in [(0.0, 0.0, 1.0), (m3**2 + 3 * m2**2 + 3 * m1**2, gap, scale)]:
+        x, y = randn(4000, 12, 1), randn(4000, 12, 1, seed=1) * factor + shift
+        found = torch.tensor([kid(a, b) for a, b in zip(x, y)], dtype=torch.float64)
+        error = found.std().item() / math.sqrt(len(found))
+        assert abs(found.mean().item() - want) < 3 * error
+        assert error < 0.3 * diagonal_bias()  # so that a forgotten diagonal would show
 
 
-def test_bootstrap_errors_are_those_of_fresh_sets():
-    reference = randn(2000, 4, seed=10**6)
-    moments = Moments.of(reference)
-    fresh = [randn(300, 4, seed=i) * 1.2 + 0.2 for i in range(150)]
-    repeats = quality.resamples(300, 0)
-    spread = np.std([frechet(Moments.of(x), moments) for x in fresh])
-    claimed = np.mean([frechet_spread(x, moments, repeats) for x in fresh[:10]])
-    assert claimed == pytest.approx(spread, rel=0.3)
-    spread = np.std([kid(x, reference) for x in fresh])
-    claimed = np.mean([kid_spread(x, reference, repeats) for x in fresh[:10]])
-    assert claimed == pytest.approx(spread, rel=0.3)
+def diagonal_bias() -> float:
+    # what 12 pairs (x, x) on the diagonals would add: (E k(x, x) - E k(x, x')) / 12 on either side, x standard normal
+    return 2 * ((15 + 9 + 3 + 1) - 4) / 12
 
 
-# ------------------------------------------------------------------------------- images
+def test_kid_of_many_splits_of_one_set_is_zero():
+    x = randn(400, 6) ** 3  # far from Gaussian
+    found = torch.empty(200).double()
+    for k in range(200):
+        order = torch.randperm(400, generator=dice(k))
+        found[k] = kid(x[order[:200]], x[order[200:]])
+    # halves of one finite set are a little anticorrelated, which widens the spread but cannot move the mean far
+    assert abs(found.mean()) < 4 * found.std() / math.sqrt(200)
 
 
-@pytest.fixture(scope="module")
-def network():
-    """An untrained feature network: the measures do not care how good it is."""
-    config = Config(channels=8, dimension=8, iterations=1, batch=8, lr=1e-3, seed=0)
-    return _build(Card(config, (1, 8, 8), "classes", 10, 100, 10, 0.5)).eval().requires_grad_(False)
+# --- standard errors
 
 
-def pixels(n: int = 200, seed: int = 0) -> torch.Tensor:
-    return torch.randint(0, 256, (n, 1, 8, 8), generator=dice(seed)).to(torch.uint8)
+def test_resamples_are_draws_with_replacement():
+    repeats = quality.resamples(500, seed=3)
+    assert repeats.shape == (quality.RESAMPLES, 500)
+    assert (repeats.sum(1) == 500).all()
+    assert repeats.var().item() == pytest.approx(1 - 1 / 500, rel=0.03)  # multinomial counts
+    assert torch.equal(repeats, quality.resamples(500, seed=3))
+    assert not torch.equal(repeats, quality.resamples(500, seed=4))
 
 
-def floats(n: int = 200, seed: int = 0) -> torch.Tensor:
-    return pixels(n, seed).float() / 127.5 - 1
+def test_spread_of_frechet_is_that_of_resampled_sets():
+    x, y, repeats = randn(20, 3), Moments.of(randn(30, 3, seed=1)), quality.resamples(20, 0)[:7]
+    sets = [x.repeat_interleave(row.long(), 0) for row in repeats]
+    want = torch.tensor([frechet(Moments.of(one), y) for one in sets], dtype=torch.float64).std().item()
+    assert quality.frechet_spread(x, y, repeats) == pytest.approx(want, rel=1e-11)
 
 
-@pytest.fixture(scope="module")
-def reference(network):
-    return Reference.of(pixels(400, 5), network)
+def test_spread_of_kid_leaves_out_pairs_of_one_sample():
+    x, y, repeats = randn(8, 3), randn(9, 3, seed=1), quality.resamples(8, 0)[:5]
+
+    def once(row):
+        chosen = [i for i in range(8) for _ in range(int(row[i]))]
+        pairs = [quality.kernel(x[[i]], x[[j]]).item() for i in chosen for j in chosen if i != j]
+        return sum(pairs) / len(pairs) - 2 * quality.kernel(x[chosen], y).mean().item()
+
+    want = torch.tensor([once(row) for row in repeats], dtype=torch.float64).std().item()
+    assert quality.kid_spread(x, y, repeats) == pytest.approx(want, rel=1e-11)
 
 
-def test_the_real_images_score_nothing_against_themselves(network, reference):
-    found = measure(floats(400, 5), reference, network, 0)
-    assert found.fd < 1e-6
-    assert found.fd_pixels < 1e-6
-    assert found.n == 400
+@pytest.mark.parametrize(
+    ("shift", "factor", "low", "high"),
+    [
+        (0.5, 1.0, 0.8, 1.25),
+        (0.0, 1.4, 0.8, 1.4),
+        (0.0, 1.0, 1.0, 2.2),
+    ],  # the last: real samples, where it is too large
+)
+def test_standard_errors_are_the_spread_over_independent_sets(monkeypatch, shift, factor, low, high):
+    monkeypatch.setattr(quality, "RESAMPLES", 100)
+    real, sets = randn(1000, 4, seed=99), 60  # a spread of 60 sets is itself known to 9 %
+    against = Moments.of(real)
+    fd, fd_se, kd, kd_se = torch.empty(4, sets).double()
+    for k in range(sets):
+        x = randn(250, 4, seed=k) * factor + shift
+        repeats = quality.resamples(250, k)
+        fd[k], fd_se[k] = frechet(Moments.of(x), against), quality.frechet_spread(x, against, repeats)
+        kd[k], kd_se[k] = kid(x, real), quality.kid_spread(x, real, repeats)
+    assert low < (fd_se.mean() / fd.std()).item() < high
+    assert low < (kd_se.mean() / kd.std()).item() < high
 
 
-def test_more_noise_is_further_away(network, reference):
-    scores = [measure((1 - a) * floats(300, 6), reference, network, 0) for a in (0.0, 0.3, 0.6)]
-    for name in ("fd", "kid", "fd_pixels"):
-        values = [getattr(score, name) for score in scores]
-        assert values == sorted(values)
+# --- pixels and fidelity
 
 
-def test_numbers_come_with_the_errors_of_their_seed(network, reference):
-    one, same, other = (measure(floats(100, 7), reference, network, seed) for seed in (0, 0, 1))
-    assert one == same
-    assert one.fd == other.fd
-    assert one.fd_se != other.fd_se
-    assert one.fd_se == pytest.approx(other.fd_se, rel=0.4)
+def test_pixels_of_small_images_are_taken_as_they_are():
+    x = randn(3, 2, 8, 8)
+    assert torch.equal(quality.pooled(x), x.flatten(1))
+    assert quality.pooled(randn(3, 1, 5, 12)).shape == (3, 5 * 8)
 
 
-def test_samples_are_measured_as_8_bit_images(network, reference):
-    soft = floats(100, 7) + 0.4 / 255
-    assert measure(soft, reference, network, 0).fd == measure(floats(100, 7), reference, network, 0).fd
-
-
-def test_the_floor_compares_disjoint_real_images(reference):
-    assert floor(reference, 100, 0).n == (100, 300)
-    assert floor(reference, 1000, 0).n == (200, 200)
-    assert floor(reference, 100, 0).fd > 0
-    assert abs(floor(reference, 100, 0).kid) < 5 * floor(reference, 100, 0).kid_se
+def test_pixels_of_large_images_are_averaged():
+    x = randn(3, 3, 32, 32)
+    want = x.reshape(3, 3, 8, 4, 8, 4).mean((3, 5)).flatten(1)
+    torch.testing.assert_close(quality.pooled(x), want, rtol=0, atol=1e-14)
 
 
 def test_fidelity_by_hand():
-    a = randn(50, 1, 4, 4)
-    found = fidelity(a, a + 0.1)
-    assert found.rmse == pytest.approx(0.1)
-    assert found.se == pytest.approx(0, abs=1e-12)
-    assert fidelity(a, a).rmse == 0
-    b = randn(5000, 1, 2, 2, seed=3)
-    assert fidelity(b, torch.zeros_like(b)).rmse == pytest.approx(1, abs=5 * fidelity(b, torch.zeros_like(b)).se)
-    assert fidelity(b, torch.zeros_like(b)).se == pytest.approx(math.sqrt(2 / 4 / 5000) / 2, rel=0.1)
+    x = randn(6, 1, 4, 4).float()
+    assert fidelity(x, x) == quality.Fidelity(0.0, 0.0)
+    found = fidelity(x + 0.25, x)
+    assert found.rmse == pytest.approx(0.25, abs=1e-6)
+    assert found.se == pytest.approx(0, abs=1e-7)
+    uneven = x.clone()
+    uneven[0] += 1.2
+    assert fidelity(uneven, x).rmse == pytest.approx(math.sqrt(1.2**2 / 6), rel=1e-5)
+    # the mean square of 4 normal numbers has variance 2 / 4
+    normal = randn(5000, 1, 2, 2)
+    assert fidelity(normal, torch.zeros_like(normal)).se == pytest.approx(math.sqrt(2 / 4 / 5000) / 2, rel=0.1)
 
 
-def test_large_images_are_averaged_down():
-    x = randn(2, 3, 32, 32)
-    assert quality.pooled(x).shape == (2, 3 * 64)
-    torch.testing.assert_close(quality.pooled(x)[0, 0], x[0, 0, :4, :4].mean())
+def test_standard_error_of_fidelity_is_the_spread_over_independent_noises():
+    found = [fidelity(randn(100, 6, seed=k).cumsum(1), torch.zeros(100, 6).double()) for k in range(300)]
+    spread = torch.tensor([one.rmse for one in found], dtype=torch.float64).std().item()
+    assert sum(one.se for one in found) / 300 == pytest.approx(spread, rel=0.15)
 
 
-def test_what_cannot_be_measured_is_a_mistake(network, reference):
-    broken = floats(20, 1)
-    broken[3, 0, 2, 2] = float("nan")
-    with pytest.raises(Mistake, match="1 of 20 samples are not finite"):
-        measure(broken, reference, network, 0)
-    with pytest.raises(Mistake, match=r"of shape \[1, 8, 8\]"):
-        measure(torch.zeros(5, 3, 8, 8), reference, network, 0)
+def test_fidelity_wants_pairs():
+    with pytest.raises(ValueError, match="two equal shapes"):
+        fidelity(randn(1, 3), randn(1, 3))
+    with pytest.raises(Mistake, match="1 of 4 samples are not finite"):
+        fidelity(torch.tensor([[0.0], [1.0], [math.inf], [0.0]]), torch.zeros(4, 1))
+
+
+# --- the whole
+
+
+def blobs(count: int, seed: int = 0) -> Tensor:
+    """Grey 8x8 pictures of one soft spot each, uint8: somewhere, of some brightness."""
+    place = torch.rand(count, 2, 1, 1, generator=dice(seed)) * 4 + 2
+    bright = torch.rand(count, 1, 1, generator=dice(seed + 1000)) * 100 + 155
+    axis = torch.arange(8.0)
+    spot = bright * torch.exp(-((axis[:, None] - place[:, 0]) ** 2 + (axis - place[:, 1]) ** 2) / 3)
+    return spot.round().to(torch.uint8)[:, None]
+
+
+@pytest.fixture(scope="module")
+def network() -> Features:
+    torch.set_num_threads(2)
+    images = blobs(400)
+    return train(images, None, Config(channels=8, dimension=8, iterations=60, batch=32, lr=4e-3, seed=0))
+
+
+@pytest.fixture(scope="module")
+def reference(network) -> Reference:
+    return Reference.of(blobs(400), network)
+
+
+def test_real_images_are_at_distance_zero_of_themselves(network, reference):
+    found = measure(to_float(blobs(400)), reference, network, 0)
+    assert found.n == reference.count == 400
+    assert found.fd < 1e-9
+    assert found.fd_pixels < 1e-9
+
+
+def test_measure_is_made_of_its_parts(network, reference):
+    x, real = to_float(blobs(100, seed=5)), to_float(blobs(400))
+    found, seen, against = measure(x, reference, network, 0), extract(network, x), extract(network, real)
+    assert found.fd == pytest.approx(frechet(Moments.of(seen), Moments.of(against)), rel=1e-6)
+    assert found.kid == pytest.approx(kid(seen, against), rel=1e-5, abs=1e-8)
+    pixels = frechet(Moments.of(x.flatten(1)), Moments.of(real.flatten(1)))
+    assert found.fd_pixels == pytest.approx(pixels, rel=1e-9)
+    repeats = quality.resamples(100, 0)
+    assert found.fd_se == pytest.approx(quality.frechet_spread(seen, Moments.of(against), repeats), rel=1e-5)
+    assert found.kid_se == pytest.approx(quality.kid_spread(seen, against, repeats), rel=1e-5)
+    assert found.fd_pixels_se > 0
+
+
+def test_every_distance_grows_with_noise(network, reference):
+    x, noise = to_float(blobs(300, seed=5)), randn(300, 1, 8, 8).float()
+    found = [measure(x + level * noise, reference, network, 0) for level in (0.0, 0.1, 0.2, 0.4, 0.8)]
+    for name in ("fd", "kid", "fd_pixels"):
+        values = [getattr(one, name) for one in found]
+        assert values == sorted(values), name
+        assert values[-1] - values[0] > 10 * getattr(found[0], f"{name}_se"), name
+
+
+def test_same_numbers_for_any_batch(monkeypatch, network, reference):
+    x = to_float(blobs(50, seed=5))
+    whole = dataclasses.asdict(measure(x, reference, network, 0))
+    monkeypatch.setattr(quality, "extract", lambda features, x: extract(features, x, batch=7))
+    monkeypatch.setattr(quality, "ROWS", 64)
+    parts = dataclasses.asdict(measure(x, Reference.of(blobs(400), network), network, 0))
+    assert parts == pytest.approx(whole, rel=1e-4, abs=1e-6)
+
+
+def test_the_bootstrap_has_its_seed(network, reference):
+    x = to_float(blobs(50, seed=5))
+    first, again, other = (measure(x, reference, network, seed) for seed in (0, 0, 1))
+    assert first == again
+    assert first.fd == other.fd
+    assert first.fd_se != other.fd_se
+
+
+def test_samples_are_measured_as_8_bit_images(network, reference):
+    x = to_float(blobs(50, seed=5))
+    dusty = x + 0.9 / 255 * (2 * torch.rand(x.shape, generator=dice()) - 1)  # less than half a level either way
+    beyond = torch.where(x > 0.5, x + 5, x)
+    assert measure(dusty, reference, network, 0) == measure(x, reference, network, 0)
+    assert measure(beyond, reference, network, 0) == measure(beyond.clamp(max=1), reference, network, 0)
+
+
+def test_the_floor_compares_disjoint_real_images(monkeypatch, network, reference):
+    seen = {}
+
+    def spy(part, against, seed):
+        seen["rows"] = torch.cat([part.pixels, against.seen.pixels])
+        seen["sizes"] = len(part), against.count
+        return compare(part, against, seed)
+
+    compare = quality._compare
+    monkeypatch.setattr(quality, "_compare", spy)
+    for count, sizes in [(100, (100, 300)), (1000, (200, 200))]:
+        found = floor(reference, count, 0)
+        assert found.n == seen["sizes"] == sizes
+        every, again = (sorted(map(tuple, rows.tolist())) for rows in (reference.seen.pixels, seen["rows"]))
+        assert every == again
+        assert found == floor(reference, count, 0)
+        assert found != floor(reference, count, 1)
+    noisy = measure(to_float(blobs(200, seed=5)) + 0.3 * randn(200, 1, 8, 8).float(), reference, network, 0)
+    assert 0 < found.fd < noisy.fd / 3
+    assert 0 < found.fd_pixels < noisy.fd_pixels / 3
+
+
+def test_the_digest_of_a_reference_covers_images_and_network(network, reference):
+    assert Reference.of(blobs(400), network).digest == reference.digest
+    assert Reference.of(blobs(400).flip(0), network).digest != reference.digest
+    other = train(blobs(40), None, dataclasses.replace(network.card.config, iterations=1))
+    assert Reference.of(blobs(400), other).digest != reference.digest
+    with pytest.raises(ValueError, match="another feature network"):
+        measure(to_float(blobs(10)), reference, other, 0)
+
+
+def test_mistakes(network, reference):
+    x = to_float(blobs(10))
+    x[3, 0, 0, 0] = math.nan
+    with pytest.raises(Mistake, match="1 of 10 samples are not finite"):
+        measure(x, reference, network, 0)
+    with pytest.raises(Mistake, match=r"shape \[1, 8, 8\]"):
+        measure(torch.zeros(10, 1, 9, 9), reference, network, 0)
+    with pytest.raises(Mistake, match="at least 2 samples"):
+        measure(x[:1], reference, network, 0)
     with pytest.raises(Mistake, match="at least 4 real images"):
-        Reference.of(pixels(3), network)
+        Reference.of(blobs(3), network)
