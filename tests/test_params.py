@@ -58,7 +58,7 @@ WRONG = {
     "a fraction for a count": (("layers: 1", "layers: 1.5"), "network.layers: Input should be a valid integer"),
     "a missing key": ((r"\n  layers: 1", ""), "network.layers: missing"),
     "a missing section": (("search: {.*}", ""), "search: missing section"),
-    "a missing key of a student": ((", target_ema: 0.8", ""), "distill.cd.target_ema: missing"),
+    "a missing key of a student": ((", target_ema: 0.5", ""), "distill.cd.target_ema: missing"),
     "a number out of range": (("ema: 0.995", "ema: 1.0"), "teacher: ema must be in [0, 1), got 1.0: an average with decay 1 never moves"),
     "an unknown method": (("method: consistency", "method: consistancy"), "distill.cd.method: 'consistancy' is unknown; did you mean 'consistency'?"),
     "an unknown sampler": (("sampler: renoise", "sampler: renoize"), "sampler 'renoize' is unknown; did you mean 'renoise'?"),
