@@ -41,12 +41,13 @@ def main() -> None:
         jumps = costs(steps)
         ours, paths = min((seconds(search.shortest, jumps, most) for _ in range(2)), key=lambda pair: pair[0])
         whole = min(seconds(search.shortest, jumps, sample)[0] for _ in range(2))
-        floor, expected = seconds(plain, jumps, sample)
+        floor, expected = min((seconds(plain, jumps, sample) for _ in range(2)), key=lambda pair: pair[0])
         assert np.allclose(paths.costs[2 : sample + 1], expected[2:], rtol=1e-12)
         print(
             f"search N={steps} every K up to {most}: {ours:.2f} s; up to {sample}: {whole:.3f} s, "
             f"plain recurrence {floor:.3f} s, ratio {floor / whole:.1f}x (same costs)"
         )
+    print("CPU, 1 thread (numpy's sums and argmin use no more), the better of 2 runs each")
 
 
 if __name__ == "__main__":

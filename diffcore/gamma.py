@@ -105,7 +105,7 @@ class Gamma:
             if estimator == "residual"
             else self.sigma2 / self.alpha2 * (1 - self.moments.mean[NORM])
         )
-        unknown = raw.isnan() | (self.alpha2 == 0) & (estimator == "norm")
+        unknown = (self.alpha2 == 0) & (estimator == "norm")
         raw = torch.where(unknown, torch.inf, raw)
         return Covariance(raw.clamp(0, BOUND), int((raw < 0).sum()), int((raw > BOUND).sum()))
 
@@ -157,7 +157,7 @@ def estimate(
     """Both estimates from the images x0 [m, *x], in one pass whose batches mix the times.
 
     first: the place of x0[0] among all images, for a worker that has only a part of them; its noise depends on that alone.
-    Costs m N network inputs.
+    Costs m N network inputs. Raises Mistake if the network gives a number that is not finite.
     """
     device = next((p.device for p in denoiser.parameters()), x0.device)
     steps, m = config.steps, len(x0)
@@ -168,6 +168,7 @@ def estimate(
         pair = torch.arange(start, min(start + config.batch, pairs), device=device)
         moments.add(pair % steps, _errors(denoiser, x0[pair // steps], eps[pair // steps], (pair % steps + 1) / steps))
         on_progress(min(start + config.batch, pairs), pairs)
+    _check_finite(moments.total)
     t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
     alpha2, sigma2 = denoiser.schedule.alpha(t) ** 2, denoiser.schedule.sigma(t) ** 2
     return Gamma(steps, config.seed, alpha2, sigma2, Moments(moments.total.cpu(), moments.square.cpu(), m))
@@ -181,6 +182,15 @@ class _Sums:
     def add(self, places: Tensor, values: Tensor) -> None:
         self.total.index_add_(1, places, values)
         self.square.index_add_(1, places, values**2)
+
+
+def _check_finite(total: Tensor) -> None:
+    # once, after the last batch: asking in each would make a GPU wait
+    bad = (~total.isfinite()).any(0).nonzero().flatten().tolist()
+    if bad:
+        t = (bad[0] + 1) / total.shape[1]
+        where = f"{len(bad)} of {total.shape[1]} times, the first t = {t:g}"
+        raise Mistake(f"gamma: the network's output is not finite at {where}; train this checkpoint again")
 
 
 @torch.inference_mode()

@@ -56,8 +56,8 @@ def cost(sigma2: np.ndarray, cov: np.ndarray, eta: float = 1.0) -> np.ndarray:
     if eta != 1:
         raise Mistake(f"the cost of a trajectory is known for eta = 1 only, got {eta}; search with eta 1")
     sigma2, cov = np.asarray(sigma2, np.float64), np.asarray(cov, np.float64)
-    if sigma2.shape != cov.shape or sigma2.ndim != 1 or (cov < 0).any() or (np.diff(sigma2) <= 0).any():
-        raise ValueError("sigma2 must rise strictly and cov must not be negative, both of one length")
+    if sigma2.shape != cov.shape or sigma2.ndim != 1 or not (cov >= 0).all() or not (np.diff(sigma2) > 0).all():
+        raise ValueError("sigma2 must rise strictly and cov be numbers that are not negative, both of one length")
     upper = np.triu(np.ones((len(cov), len(cov)), bool), 1)
     jumps = np.full(upper.shape, np.inf)
     return np.log1p((1 / sigma2[:, None] - 1 / sigma2[None, :]) * cov[None, :], where=upper, out=jumps)

@@ -122,7 +122,8 @@ def cause(ended: Ended) -> tuple[int, str]:
     told = [line for line in ended.lines if line.startswith("ERROR: failed to reproduce")]
     codes = re.findall(r", exited with (-?\d+)$", told[-1]) if told else []
     if codes:
-        return int(codes[0]), _last(said)
+        code = int(codes[0])
+        return code, _last([line for line in said if not _of_the_shell(line, code)])
     return ended.code, _last([line for line in ended.lines if line.startswith("ERROR")] or list(ended.lines))
 
 
@@ -130,9 +131,19 @@ def _last(lines: Sequence[str]) -> str:
     return lines[-1].strip().removeprefix("error: ") if lines else "it said nothing"
 
 
+def _of_the_shell(line: str, code: int) -> bool:
+    # some shells remark on a command that a signal ended: "Killed", "sh: line 1: 4711 Killed    ./stage shard"
+    killer = _signal(code)
+    return killer is not None and re.search(rf"(^|\d+ +){signal.strsignal(killer)}\b", line) is not None
+
+
 def _how(code: int) -> str:
-    number = -code if code < 0 else code - 128
+    killer = _signal(code)
+    return f"exited with {code}" if killer is None else f"was ended by {killer.name}"
+
+
+def _signal(code: int) -> signal.Signals | None:
     try:
-        return f"was ended by {signal.Signals(number).name}"
+        return signal.Signals(-code if code < 0 else code - 128)
     except ValueError:
-        return f"exited with {code}"
+        return None

@@ -193,6 +193,7 @@ def test_a_stage_runs_once_and_is_then_cached_without_a_process(tmp_path, monkey
     assert starts(tmp_path) == ["shard"]
 
 
+@pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])  # DVC takes $SHELL, and they remark differently
 @pytest.mark.parametrize(
     ("action", "error", "line"),
     [
@@ -201,7 +202,8 @@ def test_a_stage_runs_once_and_is_then_cached_without_a_process(tmp_path, monkey
         ("kill", stages.StageFailed, "shard was ended by SIGKILL: shard begins with GPU None"),
     ],
 )
-def test_a_failed_stage_tells_its_own_code_and_its_own_last_line(tmp_path, monkeypatch, action, error, line):
+def test_a_failed_stage_tells_its_own_code_and_its_own_last_line(tmp_path, monkeypatch, action, error, line, shell):
+    monkeypatch.setenv("SHELL", shell)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     with pytest.raises(error) as caught:
         task(toy(tmp_path, shard=action), "shard")

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from diffcore import gamma
+from diffcore.denoiser import GaussianDenoiser, Prediction
 from diffcore.gamma import BOUND, Config, Gamma, Moments, estimate, pick
 from diffcore.mistake import Mistake
 from diffcore.schedule import Cosine, Linear
@@ -34,6 +35,10 @@ def test_both_estimators_agree_with_the_closed_form(word):
     assert z.abs().max() < 4.5
     z = (found.moments.mean[gamma.X0] - exact_cov) / found.moments.stderr[gamma.X0]
     assert z.abs().max() < 4.5
+    exact_eps = 1 - found.sigma2 * exact_gamma
+    z = (found.moments.mean[gamma.EPS] - exact_eps) / found.moments.stderr[gamma.EPS]
+    assert z[found.moments.stderr[gamma.EPS] > 1e-12].abs().max() < 4.5
+    torch.testing.assert_close(found.moments.mean[gamma.EPS], exact_eps, rtol=0.2, atol=1e-9)
     finite = found.alpha2 > 1e-3
     by_norm = (found.sigma2 / found.alpha2 * (1 - found.moments.mean[gamma.NORM]))[finite]
     error = (found.sigma2 / found.alpha2 * found.moments.stderr[gamma.NORM])[finite]
@@ -41,12 +46,12 @@ def test_both_estimators_agree_with_the_closed_form(word):
 
 
 def test_standard_errors_are_those_of_independent_repeats():
-    denoiser, config = gaussian(Linear()), Config(steps=5, images=50, batch=250, seed=0)
+    denoiser = gaussian(Linear())
     runs = [estimate(denoiser, data(50, denoiser, seed), Config(5, 50, 250, seed)) for seed in range(200)]
     means = torch.stack([run.moments.mean for run in runs])
     claimed = torch.stack([run.moments.stderr for run in runs]).mean(0)
     torch.testing.assert_close(means.std(0), claimed, rtol=0.25, atol=0)
-    assert config.images == runs[0].images
+    assert runs[0].images == 50
 
 
 def test_two_workers_see_what_one_sees():
@@ -84,6 +89,51 @@ def given(norm: list[float], x0: list[float], sigma2: list[float]) -> Gamma:
     return Gamma(len(norm), 0, 1 - sigma2, sigma2, Moments(rows * 10, rows**2 * 10, 10))
 
 
+def test_the_standard_error_by_hand():
+    """Three images that gave 1, 2 and 6: variance 7 with the count less one, and over images."""
+    values = torch.tensor([1.0, 2.0, 6.0], dtype=torch.float64)
+    moments = Moments(values.sum().expand(3, 2), values.square().sum().expand(3, 2), 3)
+    torch.testing.assert_close(
+        moments.stderr, torch.full((3, 2), 7 / 3, dtype=torch.float64).sqrt(), rtol=1e-14, atol=0
+    )
+
+
+def test_merging_is_associative():
+    a, b, c = (Moments(randn(3, 4, seed=k), randn(3, 4, seed=k + 9).square(), k + 1) for k in range(3))
+    left, right = (a + b) + c, a + (b + c)
+    torch.testing.assert_close(left.total, right.total, rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(left.square, right.square, rtol=1e-14, atol=1e-14)
+    assert left.count == right.count == 6
+
+
+def test_progress_counts_network_inputs():
+    denoiser, heard = gaussian(), []
+    estimate(denoiser, data(5, denoiser), Config(4, 5, 8, 0), lambda done, total: heard.append((done, total)))
+    assert heard == [(8, 20), (16, 20), (20, 20)]
+
+
+def test_the_norm_says_nothing_where_alpha_is_zero():
+    """0.9 would give an infinite covariance, 1.1 a negative one: both are the bound, and count as above."""
+    for norm in (0.9, 1.0, 1.1):
+        found = given(norm=[norm], x0=[0.4], sigma2=[1.0]).covariance("norm")
+        assert (found.values.tolist(), found.below, found.above) == ([BOUND], 0, 1)
+
+
+class Broken(GaussianDenoiser):
+    """Not a number from t = 0.7 on."""
+
+    def forward(self, x_t, t):
+        belief = super().forward(x_t, t)
+        return Prediction(torch.where(t[:, None, None] > 0.65, torch.nan, belief.x0), belief.eps, belief.level)
+
+
+def test_a_network_that_is_not_finite_is_refused():
+    """It must not pass for a covariance beyond the bound."""
+    exact = gaussian()
+    with pytest.raises(Mistake, match=r"not finite at 4 of 10 times, the first t = 0\.7; train"):
+        estimate(Broken(exact.mean, exact.variance, exact.schedule), data(3, exact), Config(10, 3, 8, 0))
+
+
 def test_impossible_values_are_moved_to_the_bounds_and_counted():
     found = given(norm=[0.5, 1.2, 0.1, 1.0], x0=[0.2, 0.3, 1.5, 0.4], sigma2=[0.5, 0.5, 0.9, 1.0])
     by_norm, residual = found.covariance("norm"), found.covariance("residual")
@@ -96,18 +146,17 @@ def test_impossible_values_are_moved_to_the_bounds_and_counted():
 
 def test_json_gives_the_same_numbers_back():
     denoiser = gaussian()
-    found = estimate(denoiser, data(10, denoiser), Config(6, 10, 7, 0))
+    found = estimate(denoiser, data(10, denoiser), Config(6, 10, 7, 3))
     again = Gamma.from_json(json.loads(json.dumps(found.to_json())))
     for name in ("total", "square"):
         assert torch.equal(getattr(found.moments, name), getattr(again.moments, name))
     assert torch.equal(found.sigma2, again.sigma2)
-    assert (found.steps, found.images, found.seed) == (again.steps, again.images, again.seed)
+    assert torch.equal(found.alpha2, again.alpha2)
+    assert (found.steps, found.images, found.seed) == (again.steps, again.images, again.seed) == (6, 10, 3)
 
 
 def test_gamma_reference_values():
     """samples of x_0 with mean 0.5 sin(i) and variance 1e-4 5000^(i/63), d = 64, linear-1000 betas."""
-    from diffcore.denoiser import GaussianDenoiser
-
     i = torch.arange(64, dtype=torch.float64)
     denoiser = GaussianDenoiser(0.5 * i.sin(), 1e-4 * 5000 ** (i / 63), make_schedule("discrete"))
     known = {1: 840.4516937, 10: 186.3841444, 100: 7.766128241, 500: 1.079698511, 1000: 1.000037867}
@@ -117,6 +166,8 @@ def test_gamma_reference_values():
 
 def test_too_few_images_are_refused():
     assert len(set(pick(50, Config(5, 50, 10, 0)).tolist())) == 50
+    first, again, other = (pick(50, Config(5, 50, 10, seed)).tolist() for seed in (0, 0, 1))
+    assert first == again != other
     with pytest.raises(Mistake, match=r"gamma\.images is 51, but the data have only 50"):
         pick(50, Config(5, 51, 10, 0))
 
