@@ -1,6 +1,7 @@
 """What a network believes about x_0, and everything that can hold such a belief."""
 
 import abc
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -18,12 +19,14 @@ LABELS = 1024
 class Prediction:
     """One belief about (x_0, eps) given x_t = alpha x_0 + sigma eps; four readings of it, [b, *x] each.
 
-    `v` is the velocity in the angle of the variance-preserving rescaling x_t / hypot(alpha, sigma).
+    `v` is the velocity in the angle of the variance-preserving rescaling x_t / hypot(alpha, sigma). cost: the work it took,
+    in network calls per sample: 2 for two calls, a fraction where part of the network was not run.
     """
 
     x0: Sample
     eps: Sample
     level: Level
+    cost: float = 1.0
 
     @property
     def v(self) -> Sample:
@@ -77,6 +80,13 @@ class Denoiser(nn.Module, abc.ABC):
     def forward(self, x_t: Sample, t: PerSample) -> Prediction:
         """x_t: [b, *x], t: [b] in [0, 1]."""
 
+    def begin(self, calls: int | None) -> "Denoiser":
+        """What a sampling run uses: itself, or for a denoiser that remembers, one of the same kind with an empty memory.
+
+        calls: how often the run will call it; None if the data decide.
+        """
+        return self
+
 
 class NetDenoiser(Denoiser):
     """A network `net(x_t, label) -> [b, *x]` read through a head. The label is T t - 1 with T = 1024, a float.
@@ -113,7 +123,10 @@ class Rescaled(Denoiser):
         level, inner = self.schedule.level(t, x_t), self.inner.schedule.level(inner_t, x_t)
         scale = torch.hypot(inner.alpha, inner.sigma) / torch.hypot(level.alpha, level.sigma)
         belief = self.inner(x_t * scale, inner_t)
-        return Prediction(belief.x0, belief.eps, level)
+        return dataclasses.replace(belief, level=level)
+
+    def begin(self, calls: int | None) -> Denoiser:
+        return Rescaled(self.inner.begin(calls), self.schedule)
 
 
 class GaussianDenoiser(Denoiser):

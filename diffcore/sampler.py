@@ -1,52 +1,64 @@
 """A sampler is a denoiser, a solver and a trajectory."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from diffcore.denoiser import Denoiser, per_sample
+from diffcore.denoiser import Denoiser, Prediction
 from diffcore.draw import noises
 from diffcore.mistake import Mistake
-from diffcore.shapes import Sample
+from diffcore.schedule import Schedule
+from diffcore.shapes import PerSample, Sample
 from diffcore.solver import Solver
 from diffcore.trajectory import Trajectory
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """Draws samples; refuses a trajectory on which its denoiser is not valid (a Mistake)."""
+    """Draws samples; refuses a trajectory on which its denoiser is not valid, or which is too short for its solver."""
 
     denoiser: Denoiser
     solver: Solver
     trajectory: Trajectory
 
     def __post_init__(self):
+        check_steps(self.solver, self.trajectory.steps)
         grid = self.denoiser.grid
-        if grid is not None and grid != self.trajectory:
+        if grid is None:
+            return
+        if grid != self.trajectory:
             raise Mistake(
                 f"this student is valid only on its own {grid.steps} steps at t = {_short(grid)}, "
                 f"not on {self.trajectory.steps} steps at t = {_short(self.trajectory)}; sample it on its own trajectory"
             )
+        if self.solver.adaptive or set(self.looks) - set(grid.times):
+            raise Mistake(
+                f"this student is valid only at its own times t = {_short(grid)}, and {name(self.solver)} looks between "
+                "them; sample it with ddim"
+            )
+
+    @property
+    def looks(self) -> tuple[float, ...]:
+        """The times of its network calls, in their order; a Mistake for a solver whose times the data decide."""
+        return rehearse(self.solver, self.trajectory, self.denoiser.schedule)
 
     @property
     def nfe(self) -> int:
-        """Network calls for one batch of samples."""
-        return self.solver.nfe * self.trajectory.steps
+        """Network calls for one batch of samples; a Mistake for a solver whose number the data decide."""
+        return len(self.looks)
 
     @torch.inference_mode()
     def sample(self, start: Sample, noise: Callable[[int], Sample] | None = None) -> Sample:
-        """From `start` at the trajectory's first time to its last. `noise(k)` gives step k's noise to a noisy solver.
+        """From `start` at the trajectory's first time to its last. `noise(k)` gives a noisy solver its k-th draw.
 
         start: [b, *x], already on the scale of the first time (standard normal for a variance-preserving schedule at 1).
         """
         if self.solver.noisy and noise is None:
-            raise Mistake("a noisy solver needs noise; give Sampler.sample a function of the step")
-        x = start
-        for k, (t, s) in enumerate(self.trajectory.pairs):
-            fresh = noise(k) if self.solver.noisy else None
-            x = self.solver.step(self.denoiser, x, per_sample(t, x), per_sample(s, x), fresh)
-        return x
+            raise Mistake("a noisy solver needs noise; give Sampler.sample a function of the draw's number")
+        denoiser = self.denoiser.begin(None if self.solver.adaptive else self.nfe)
+        return self.solver.solve(denoiser, start, self.trajectory, _numbered(noise))
 
     def draw(self, shape: tuple[int, ...], count: int, seed: int, batch: int = 250) -> Sample:
         """`count` samples `[count, *shape]`, on the CPU. Sample i depends on (seed, i) alone, not on `batch`.
@@ -66,6 +78,68 @@ class Sampler:
         # the standard deviation of unit-variance data at the first time: 1 unless the variance explodes
         t = torch.tensor(self.trajectory.times[:1], dtype=torch.float64)
         return float(torch.hypot(self.denoiser.schedule.alpha(t), self.denoiser.schedule.sigma(t)))
+
+
+@dataclass
+class Meter:
+    """What beliefs have cost, in network calls times samples."""
+
+    spent: float = 0.0
+
+
+class Metered(Denoiser):
+    """A denoiser whose cost is added up."""
+
+    def __init__(self, inner: Denoiser, meter: Meter):
+        super().__init__()
+        self.inner, self.meter, self.schedule, self.grid = inner, meter, inner.schedule, inner.grid
+
+    def forward(self, x_t: Sample, t: PerSample) -> Prediction:
+        belief = self.inner(x_t, t)
+        self.meter.spent += belief.cost * len(x_t)
+        return belief
+
+    def begin(self, calls: int | None) -> Denoiser:
+        return Metered(self.inner.begin(calls), self.meter)
+
+
+def rehearse(solver: Solver, trajectory: Trajectory, schedule: Schedule) -> tuple[float, ...]:
+    """The times at which a solver calls the network on a trajectory, in their order, seen by running it on nothing."""
+    if solver.adaptive:
+        raise Mistake(f"how often {name(solver)} calls the network depends on the data; count it while sampling")
+    blank = _Blank(schedule)
+    solver.solve(blank, torch.zeros(1, 1, dtype=torch.float64), trajectory, lambda: torch.zeros(1, 1).double())
+    return tuple(blank.looks)
+
+
+class _Blank(Denoiser):
+    """Believes in nothing and keeps the times at which it is asked."""
+
+    def __init__(self, schedule: Schedule):
+        super().__init__()
+        self.schedule, self.grid, self.looks = schedule, None, []
+
+    def forward(self, x_t: Sample, t: PerSample) -> Prediction:
+        self.looks.append(float(t[0]))
+        return Prediction(torch.zeros_like(x_t), x_t, self.schedule.level(t, x_t))
+
+
+def check_steps(solver: Solver, steps: int) -> None:
+    """A Mistake if the solver needs more steps than these."""
+    if steps < solver.least:
+        raise Mistake(f"{name(solver)} needs at least {solver.least} steps, got {steps}; ask for more, or for ddim")
+
+
+def name(solver: Solver) -> str:
+    """The word for a solver in params.yaml."""
+    from diffcore.solvers import SOLVERS
+
+    return next((word for word, kind in SOLVERS.items() if type(solver) is kind), type(solver).__name__)
+
+
+def _numbered(noise: Callable[[int], Sample] | None) -> Callable[[], Sample]:
+    numbers = itertools.count()
+    return lambda: noise(next(numbers))
 
 
 def _short(trajectory: Trajectory) -> str:

@@ -1,63 +1,101 @@
-"""One step x_t -> x_s.
+"""From x at a trajectory's first time to x at its last.
 
-A solver is a function and its declaration: the order with which it converges to the probability flow (None if it does not
-aim there), its network calls per step, and whether it draws noise. A new solver is one function and one line of SOLVERS.
+A solver is a frozen dataclass: its fields are its options in params.yaml, its properties declare what it promises. The ways
+to make one step x_t -> x_s derive from `Stepwise`; those that remember earlier calls, choose their own times or make
+several calls in a step write `solve` themselves. The known ones are in diffcore.solvers.
 """
 
+import abc
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from diffcore.denoiser import Denoiser, Prediction
-from diffcore.schedule import Level
+from diffcore.denoiser import Denoiser, Prediction, per_sample
+from diffcore.mistake import Mistake
+from diffcore.schedule import Level, Schedule
 from diffcore.shapes import PerSample, Sample
+from diffcore.trajectory import Trajectory
 
-Step = Callable[[Denoiser, Sample, PerSample, PerSample, Sample | None], Sample]
+Noise = Callable[[], Sample]
+"""The next draw of standard normal noise, of the batch's shape."""
+
+
+class Solver(abc.ABC):
+    """order: the error against the probability flow falls as h^order on even steps; None if it does not aim there.
+
+    noisy: whether it draws noise. adaptive: whether the data decide how often it calls the network. least: the fewest steps
+    it can make.
+    """
+
+    order: int | None = None
+    noisy: bool = False
+    adaptive: bool = False
+    least: int = 1
+
+    @abc.abstractmethod
+    def solve(self, denoiser: Denoiser, x: Sample, trajectory: Trajectory, noise: Noise) -> Sample:
+        """x: [b, *x] at the first time; returns it at the last. Sample i must not depend on the others in the batch."""
+
+
+class Stepwise(Solver):
+    """A solver that forgets: each step is made of x_t alone."""
+
+    @abc.abstractmethod
+    def step(self, denoiser: Denoiser, x_t: Sample, t: PerSample, s: PerSample, noise: Sample | None) -> Sample:
+        """x_t -> x_s with 0 <= s < t <= 1; `noise` is None for a deterministic solver. t, s: [b]."""
+
+    def solve(self, denoiser: Denoiser, x: Sample, trajectory: Trajectory, noise: Noise) -> Sample:
+        for t, s in trajectory.pairs:
+            x = self.step(denoiser, x, per_sample(t, x), per_sample(s, x), noise() if self.noisy else None)
+        return x
 
 
 @dataclass(frozen=True)
-class Solver:
-    """step(denoiser, x_t, t, s, noise) -> x_s with 0 <= s < t <= 1; `noise` is None for a deterministic solver."""
+class Mark:
+    """A time with its coefficients as plain float64 numbers. lam: log(alpha/sigma), -inf and inf where one of them is 0."""
 
-    step: Step
-    order: int | None
-    nfe: int
-    noisy: bool
+    t: float
+    alpha: float
+    sigma: float
+    lam: float
 
 
-def ddim(denoiser: Denoiser, x_t: Sample, t: PerSample, s: PerSample, noise: Sample | None) -> Sample:
-    """alpha_s x_0 + sigma_s eps (Song et al. 2020, arXiv 2010.02502, eq. 12 with eta = 0)."""
-    belief, to = denoiser(x_t, t), denoiser.schedule.level(s, x_t)
+def mark(schedule: Schedule, t: float) -> Mark:
+    """The coefficients at t."""
+    alpha, sigma = (float(f(_one(t))) for f in (schedule.alpha, schedule.sigma))
+    lam = -math.inf if alpha == 0 else math.inf if sigma == 0 else math.log(alpha / sigma)
+    return Mark(t, alpha, sigma, lam)
+
+
+def at_half_logsnr(schedule: Schedule, lam: float) -> Mark:
+    """The time at which log(alpha/sigma) is `lam`, for solvers that look between the trajectory's times."""
+    return mark(schedule, float(schedule.time(_one(lam))))
+
+
+def believe(denoiser: Denoiser, x: Sample, at: Mark) -> Prediction:
+    """One network call for a batch that is all at one time."""
+    return denoiser(x, per_sample(at.t, x))
+
+
+def land(belief: Prediction, to: Mark) -> Sample:
+    """alpha_s x_0 + sigma_s eps: the DDIM step, exact in first order in every parametrisation and singular nowhere."""
     return to.alpha * belief.x0 + to.sigma * belief.eps
 
 
-def ddpm(denoiser: Denoiser, x_t: Sample, t: PerSample, s: PerSample, noise: Sample | None) -> Sample:
-    """Ancestral sampling with the posterior's own variance, the small one (Ho et al. 2020, arXiv 2006.11239)."""
-    belief, to = denoiser(x_t, t), denoiser.schedule.level(s, x_t)
-    small = posterior_variance(belief.level, to)
-    return mean(belief, to, small) + small.sqrt() * noise
+def _one(value: float) -> Tensor:
+    return torch.tensor([value], dtype=torch.float64)
 
 
-def ddpm_large(denoiser: Denoiser, x_t: Sample, t: PerSample, s: PerSample, noise: Sample | None) -> Sample:
-    """Ancestral sampling with the forward process's variance, the large one; the last step returns the mean."""
-    belief, to = denoiser(x_t, t), denoiser.schedule.level(s, x_t)
-    large = forward_variance(belief.level, to) * (to.sigma > 0)
-    return mean(belief, to, posterior_variance(belief.level, to)) + large.sqrt() * noise
-
-
-def renoise(denoiser: Denoiser, x_t: Sample, t: PerSample, s: PerSample, noise: Sample | None) -> Sample:
-    """Multistep consistency sampling: jump to the data, add fresh noise (Song et al. 2023, arXiv 2303.01469, alg. 1)."""
-    belief, to = denoiser(x_t, t), denoiser.schedule.level(s, x_t)
-    return to.alpha * belief.x0 + to.sigma * noise
-
-
-SOLVERS = {
-    "ddim": Solver(ddim, order=1, nfe=1, noisy=False),
-    "ddpm": Solver(ddpm, order=None, nfe=1, noisy=True),
-    "ddpm_large": Solver(ddpm_large, order=None, nfe=1, noisy=True),
-    "renoise": Solver(renoise, order=None, nfe=1, noisy=True),
-}
+def need_signal(solver: str, schedule: Schedule, trajectory: Trajectory) -> None:
+    """Refuses a trajectory that begins at alpha = 0, where x / alpha means nothing (a Mistake)."""
+    if mark(schedule, trajectory.times[0]).alpha == 0:
+        raise Mistake(
+            f"{solver} cannot begin at t = {trajectory.times[0]:g}, where this schedule has no signal left; "
+            "sample it on the trajectory karras or logsnr"
+        )
 
 
 def forward_variance(at: Level, to: Level) -> Tensor:

@@ -1,9 +1,15 @@
 """The times at which a sampler looks."""
 
 import itertools
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from diffcore.mistake import Mistake
+from diffcore.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,42 @@ def quadratic(steps: int) -> Trajectory:
     """t = (k/K)^2: small steps near the data (DDIM's, arXiv 2010.02502, appendix D.2)."""
     _check(steps)
     return Trajectory(tuple((k / steps) ** 2 for k in range(steps, -1, -1)))
+
+
+def logsnr(steps: int, schedule: Schedule) -> Trajectory:
+    """Equal steps in log(alpha/sigma) between the `ends` of the schedule, then 0 (DPM-Solver's, arXiv 2206.00927)."""
+    _check(steps)
+    return _through(
+        schedule, torch.linspace(*(math.log(end) for end in ends(schedule)), steps, dtype=torch.float64).exp()
+    )
+
+
+def karras(steps: int, schedule: Schedule, rho: float = 7.0) -> Trajectory:
+    """Equal steps in (sigma/alpha)^(1/rho) between the `ends` of the schedule, then 0 (arXiv 2206.00364, eq. 5)."""
+    _check(steps)
+    first, last = (end ** (1 / rho) for end in ends(schedule))
+    return _through(schedule, torch.linspace(first, last, steps, dtype=torch.float64) ** rho)
+
+
+def ends(schedule: Schedule) -> tuple[float, float]:
+    """The largest and the smallest sigma/alpha of `karras` and `logsnr`: 80 and 0.002, or what t = 1 and 0.001 have."""
+    t = torch.tensor([1.0, 1e-3], dtype=torch.float64)
+    noisiest, cleanest = (schedule.sigma(t) / schedule.alpha(t)).tolist()
+    return min(80.0, noisiest), max(0.002, cleanest)
+
+
+def _through(schedule: Schedule, ratios: Tensor) -> Trajectory:
+    times = schedule.time(-ratios.log()).clamp(max=1.0).tolist()
+    return Trajectory((*times, 0.0))
+
+
+TRAJECTORIES: dict[str, Callable[[int, Schedule], Trajectory]] = {
+    "even": lambda steps, schedule: even(steps),
+    "quadratic": lambda steps, schedule: quadratic(steps),
+    "logsnr": logsnr,
+    "karras": karras,
+}
+"""Those that need nothing but a schedule, by their words in params.yaml."""
 
 
 def nodes(places: list[int], total: int) -> Trajectory:

@@ -5,12 +5,14 @@ import json
 import time
 from collections.abc import Iterator
 
-from diffcore import ancestral, checkpoint, disk, features, feed, gamma, quality, shards, threads, trajectory
+from diffcore import checkpoint, disk, features, feed, gamma, quality, shards, threads, trajectory
 from diffcore.frontier import Frontier, Point
 from diffcore.mistake import Mistake
 from diffcore.sampler import Sampler
 from diffcore.shapes import Sample
-from diffcore.solver import SOLVERS, Solver
+from diffcore.solver import Solver
+from diffcore.solvers import SOLVERS
+from diffcore.solvers.analytic import Analytic
 from diffcore.trajectory import Trajectory
 from tasks import paths, pictures
 from tasks.params import ROOT, Params, Way
@@ -91,9 +93,11 @@ def _times(kind: str, steps: int) -> Trajectory:
 
 
 def _solver(word: str, params: Params) -> Solver:
-    if word in SOLVERS:
-        return SOLVERS[word]
-    return ancestral.analytic(gamma.Gamma.from_json(json.loads(paths.GAMMA.read_text())), params.search.estimator)
+    if word != "analytic":
+        return SOLVERS[word]()
+    return Analytic(estimator=params.search.estimator).knowing(
+        gamma.Gamma.from_json(json.loads(paths.GAMMA.read_text()))
+    )
 
 
 def _open(name: str, params: Params) -> checkpoint.Checkpoint:

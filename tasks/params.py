@@ -11,7 +11,7 @@ from typing import Any, Literal
 from diffcore import features, fit, gamma, methods, sources
 from diffcore.mistake import Mistake
 from diffcore.nets import unet
-from diffcore.solver import SOLVERS
+from diffcore.solvers import SOLVERS
 from diffcore.trajectory import Trajectory
 from tasks import paths
 
@@ -51,7 +51,7 @@ class Way:
     steps: list[int]
 
     def __post_init__(self):
-        known = [*SOLVERS, "analytic"]
+        known = list(SOLVERS)
         if self.sampler not in known:
             raise ValueError(f"sampler {self.sampler!r} is unknown{_nearest(self.sampler, known)}")
         if not self.steps or min(self.steps) < 1:

@@ -38,13 +38,13 @@ def _open(artifacts: dict[str, str], config: dict[str, Any]) -> Draw:
 
 
 def _solver(artifacts: dict[str, str], config: dict[str, Any]) -> Any:
-    from diffcore import ancestral, gamma
-    from diffcore.solver import SOLVERS
+    from diffcore import gamma
+    from diffcore.solvers import SOLVERS
 
-    if config["sampler"] in SOLVERS:
-        return SOLVERS[config["sampler"]]
+    if config["sampler"] != "analytic":
+        return SOLVERS[config["sampler"]]()
     found = gamma.Gamma.from_json(json.loads(Path(artifacts["gamma"]).read_text()))
-    return ancestral.analytic(found, config["estimator"])
+    return SOLVERS["analytic"](estimator=config["estimator"]).knowing(found)
 
 
 # MLflow advises type hints at this point, which would replace the signature that the model is logged with; it resets the

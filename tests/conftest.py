@@ -5,7 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from diffcore.denoiser import GaussianDenoiser, MixtureDenoiser, NetDenoiser
+from diffcore.gamma import Gamma, Moments
 from diffcore.schedule import SCHEDULES, Cosine, Discrete, Schedule
+from diffcore.solver import Solver
+from diffcore.solvers import SOLVERS
 
 DDPM_BETAS = tuple(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64).tolist())
 
@@ -37,6 +40,22 @@ def gaussian(schedule: Schedule | None = None) -> GaussianDenoiser:
     mean = torch.tensor([[0.3, -0.2, 0.0], [0.1, 0.5, -0.4]], dtype=torch.float64)
     variance = torch.tensor([[0.25, 1.0, 0.04], [2.0, 0.5, 0.09]], dtype=torch.float64)
     return GaussianDenoiser(mean, variance, schedule or Cosine())
+
+
+def exact_gamma(denoiser: GaussianDenoiser, steps: int = 1000) -> Gamma:
+    """What `gamma.estimate` aims at, in closed form: the means over the coordinates of Gaussian data."""
+    t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+    alpha2, sigma2 = denoiser.schedule.alpha(t) ** 2, denoiser.schedule.sigma(t) ** 2
+    c2 = denoiser.variance.flatten()
+    total = alpha2[:, None] * c2 + sigma2[:, None]
+    rows = torch.stack([sigma2[:, None] / total, alpha2[:, None] * c2 / total, c2 * sigma2[:, None] / total]).mean(2)
+    return Gamma(steps, 0, alpha2, sigma2, Moments(rows * 4, rows**2 * 4, 4))
+
+
+def make_solver(name: str, denoiser: GaussianDenoiser | None = None) -> Solver:
+    """A solver of the registry with its default options, and with the exact Gamma if it needs one."""
+    solver = SOLVERS[name]()
+    return solver.knowing(exact_gamma(denoiser or gaussian())) if name == "analytic" else solver
 
 
 def mixture(schedule: Schedule | None = None) -> MixtureDenoiser:

@@ -12,7 +12,7 @@ from diffcore.mistake import Mistake
 from diffcore.nets import unet
 from diffcore.sampler import Sampler
 from diffcore.schedule import Cosine
-from diffcore.solver import SOLVERS
+from diffcore.solvers import SOLVERS
 from diffcore.trajectory import even
 from tests.conftest import dice
 
@@ -158,7 +158,7 @@ def run(pipeline, noises: list[torch.Tensor], steps: int) -> np.ndarray:
 
 
 def ours(denoiser: NetDenoiser, solver: str, noises: list[torch.Tensor], steps: int) -> torch.Tensor:
-    return Sampler(denoiser, SOLVERS[solver], even(steps)).sample(noises[0], lambda k: noises[k + 1])
+    return Sampler(denoiser, SOLVERS[solver](), even(steps)).sample(noises[0], lambda k: noises[k + 1])
 
 
 def compare(theirs: np.ndarray, samples: torch.Tensor) -> None:

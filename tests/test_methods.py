@@ -16,7 +16,7 @@ from diffcore.methods import Roles, consistency, denoising, progressive
 from diffcore.mistake import Mistake
 from diffcore.sampler import Sampler
 from diffcore.schedule import Cosine
-from diffcore.solver import SOLVERS
+from diffcore.solvers import SOLVERS
 from diffcore.trajectory import even
 from tasks import params
 from tests.conftest import ToyNet, gaussian, randn
@@ -185,7 +185,7 @@ def test_a_chain_of_exact_students_is_the_teachers_ddim():
     """1024 -> 512 -> ... -> 1, each round exact: one call of the last equals 1024 DDIM steps of the first."""
     first = teacher = on_grid(gaussian(), 1024)
     start = randn(6, 2, 3)
-    slow = Sampler(first, SOLVERS["ddim"], even(1024)).sample(start)
+    slow = Sampler(first, SOLVERS["ddim"](), even(1024)).sample(start)
     while len(teacher.gains) > 1:
         student = halved(teacher)
         x0, dice = randn(64, 2, 3, seed=7), draw(randn(64, 2, 3).float(), 0)
@@ -193,7 +193,7 @@ def test_a_chain_of_exact_students_is_the_teachers_ddim():
         loss = progressive.loss(config, Roles(student, teacher, student), x0, Draw(dice.u, dice.noise.double()), 0.0)
         assert float(loss.max()) < 1e-20  # the method's own target agrees, at every time that was drawn
         teacher = student
-    fast = Sampler(teacher, SOLVERS["ddim"], even(1)).sample(start)
+    fast = Sampler(teacher, SOLVERS["ddim"](), even(1)).sample(start)
     torch.testing.assert_close(fast, slow, rtol=0, atol=1e-12)
 
 
@@ -205,7 +205,7 @@ def test_progressive_loss_by_hand(i, weight):
     t, m, s = (torch.tensor([j / n]).double() for j in (i, i - 0.5, i - 1))
     phi_t, phi_s = math.pi / 2 * i / n, math.pi / 2 * (i - 1) / n
     z = math.cos(phi_t) * x0 + math.sin(phi_t) * noise
-    ddim = SOLVERS["ddim"].step
+    ddim = SOLVERS["ddim"]().step
     z_s = ddim(exact, ddim(exact, z, t, m, None), m, s, None)
     ratio = math.sin(phi_s) / math.sin(phi_t)
     x_aim = (z_s - ratio * z) / (math.cos(phi_s) - ratio * math.cos(phi_t))

@@ -5,13 +5,13 @@ from diffcore.denoiser import NetDenoiser
 from diffcore.mistake import Mistake
 from diffcore.sampler import Sampler
 from diffcore.schedule import VE, Cosine
-from diffcore.solver import SOLVERS
-from diffcore.trajectory import Trajectory, even
-from tests.conftest import ToyNet, gaussian, toy_denoiser
+from diffcore.solvers import SOLVERS
+from diffcore.trajectory import Trajectory, even, karras
+from tests.conftest import ToyNet, gaussian, make_solver, toy_denoiser
 
 
 def sampler(name: str = "ddpm", steps: int = 3, **about) -> Sampler:
-    return Sampler(toy_denoiser(**about), SOLVERS[name], even(steps))
+    return Sampler(toy_denoiser(**about), make_solver(name), karras(steps, Cosine()))
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -27,7 +27,7 @@ def test_all_samplers_begin_with_the_same_noise():
         seen = []
         denoiser = toy_denoiser()
         denoiser.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
-        Sampler(denoiser, SOLVERS[name], even(2)).draw((1, 4, 4), 5, seed=0)
+        Sampler(denoiser, make_solver(name), karras(2, Cosine())).draw((1, 4, 4), 5, seed=0)
         return seen[0]
 
     for name in SOLVERS:
@@ -36,11 +36,11 @@ def test_all_samplers_begin_with_the_same_noise():
 
 def test_a_student_is_refused_on_anothers_trajectory():
     student = NetDenoiser(ToyNet(), Cosine(), grid=even(4))
-    Sampler(student, SOLVERS["ddim"], even(4))
+    Sampler(student, SOLVERS["ddim"](), even(4))
     with pytest.raises(Mistake, match=r"valid only on its own 4 steps at t = 1, 0\.75, 0\.5, 0\.25, 0"):
-        Sampler(student, SOLVERS["ddim"], even(2))
+        Sampler(student, SOLVERS["ddim"](), even(2))
     with pytest.raises(Mistake, match="own 4 steps"):
-        Sampler(student, SOLVERS["ddim"], Trajectory((1.0, 0.8, 0.5, 0.25, 0.0)))
+        Sampler(student, SOLVERS["ddim"](), Trajectory((1.0, 0.8, 0.5, 0.25, 0.0)))
 
 
 def test_a_noisy_solver_asks_for_noise():
@@ -51,5 +51,5 @@ def test_a_noisy_solver_asks_for_noise():
 def test_a_variance_exploding_start_has_its_scale():
     """DDIM from t = 1 to t just below it must leave the start almost as it is, on the scale sigma_max."""
     denoiser = gaussian(VE(0.01, 50.0))
-    x = Sampler(denoiser, SOLVERS["ddim"], Trajectory((1.0, 1 - 1e-9))).draw((2, 3), 2000, seed=0)
+    x = Sampler(denoiser, SOLVERS["ddim"](), Trajectory((1.0, 1 - 1e-9))).draw((2, 3), 2000, seed=0)
     assert float(x.std()) == pytest.approx(50, rel=0.05)

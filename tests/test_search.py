@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from diffcore import ancestral, search
+from diffcore import search
 from diffcore.denoiser import GaussianDenoiser
 from diffcore.mistake import Mistake
 from diffcore.schedule import Level
 from diffcore.solver import posterior_variance
+from diffcore.solvers.analytic import optimal_variance
 from tests.conftest import DDPM_BETAS, make_schedule
 
 
@@ -100,7 +101,7 @@ def test_the_cost_is_that_of_the_optimal_variance(word):
     for s, t in ((1, 2), (1, 100), (40, 55), (99, 100)):
         to, at = (Level(schedule.alpha(u), schedule.sigma(u)) for u in torch.tensor([[s], [t]]).double() / 100)
         lam2 = posterior_variance(at, to)
-        variance = ancestral.optimal_variance(at, to, torch.from_numpy(cov[t - 1 : t]), lam2)
+        variance = optimal_variance(at, to, torch.from_numpy(cov[t - 1 : t]), lam2)
         assert costs[s - 1, t - 1] == pytest.approx(float((variance / lam2).log()), rel=1e-9)
 
 

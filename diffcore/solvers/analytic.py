@@ -1,5 +1,7 @@
 """Ancestral sampling with the optimal reverse variance of Analytic-DPM (Bao et al. 2022, arXiv 2201.06503)."""
 
+import dataclasses
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -10,7 +12,8 @@ from diffcore.gamma import Gamma
 from diffcore.mistake import Mistake
 from diffcore.schedule import Level
 from diffcore.shapes import PerSample, Sample, lift
-from diffcore.solver import Solver, forward_variance, mean, posterior_variance
+from diffcore.solver import Stepwise, forward_variance, mean, posterior_variance
+from diffcore.solvers.ancestral import check_eta
 
 
 def optimal_variance(at: Level, to: Level, cov: Tensor, lam2: Tensor) -> Tensor:
@@ -33,22 +36,37 @@ def ddpm_variances(at: Level, to: Level) -> tuple[Tensor, Tensor]:
     return posterior_variance(at, to), forward_variance(at, to)
 
 
-def analytic(gamma: Gamma, estimator: Literal["norm", "residual"], eta: float = 1.0) -> Solver:
-    """A solver that adds noise of the optimal variance around the DDIM-eta mean; eta = 1 is DDPM's.
+@dataclass(frozen=True)
+class Analytic(Stepwise):
+    """Noise of the optimal variance around the DDIM-eta mean; eta = 1 is DDPM's.
 
-    cov is looked up at t and interpolated linearly between the grid's times. The last step returns the mean.
+    cov is looked up at t and interpolated linearly between the grid's times. The last step returns the mean. It needs to be
+    told what Gamma was estimated: `Analytic(...).knowing(gamma)`.
     """
-    if not 0 <= eta <= 1:
-        raise Mistake(f"eta must be in 0..1, got {eta}")
-    table = gamma.covariance(estimator).values
 
-    def step(denoiser: Denoiser, x_t: Sample, t: PerSample, s: PerSample, noise: Sample | None) -> Sample:
+    eta: float = 1.0
+    estimator: Literal["norm", "residual"] = "residual"
+
+    noisy = True
+    _table = None
+
+    def __post_init__(self):
+        check_eta(self.eta)
+
+    def knowing(self, gamma: Gamma) -> "Analytic":
+        """This solver with the covariances that an estimate gives."""
+        known = dataclasses.replace(self)
+        object.__setattr__(known, "_table", gamma.covariance(self.estimator).values)  # frozen for everybody else
+        return known
+
+    def step(self, denoiser: Denoiser, x_t: Sample, t: PerSample, s: PerSample, noise: Sample | None) -> Sample:
+        if self._table is None:
+            raise Mistake("analytic knows no covariances yet; give it an estimate with knowing(gamma)")
         belief, to = denoiser(x_t, t), denoiser.schedule.level(s, x_t)
-        lam2 = eta**2 * posterior_variance(belief.level, to)
-        variance = optimal_variance(belief.level, to, lift(_look_up(table, t), x_t), lam2) * (to.sigma > 0)
+        lam2 = self.eta**2 * posterior_variance(belief.level, to)
+        cov = lift(_look_up(self._table, t), x_t)
+        variance = optimal_variance(belief.level, to, cov, lam2) * (to.sigma > 0)
         return mean(belief, to, lam2) + variance.sqrt() * noise
-
-    return Solver(step, order=None, nfe=1, noisy=True)
 
 
 def _look_up(table: Tensor, t: PerSample) -> PerSample:

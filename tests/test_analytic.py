@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from diffcore import ancestral
 from diffcore.denoiser import GaussianDenoiser, per_sample
 from diffcore.gamma import Gamma, Moments
-from diffcore.mistake import Mistake
 from diffcore.sampler import Sampler
 from diffcore.schedule import Level
 from diffcore.solver import forward_variance, posterior_variance
+from diffcore.solvers import analytic
+from diffcore.solvers.analytic import Analytic
 from diffcore.trajectory import even
 from tests.conftest import make_schedule, randn
 
@@ -39,7 +39,7 @@ def test_it_is_theorem_1(word, t, s, eta):
     lam2 = eta**2 * posterior_variance(at, to)
     root = at.sigma * to.alpha / at.alpha - (to.sigma**2 - lam2).sqrt()
     published = lam2 + root**2 * (1 - at.sigma**2 * gamma)
-    torch.testing.assert_close(ancestral.optimal_variance(at, to, cov, lam2), published, rtol=1e-11, atol=0)
+    torch.testing.assert_close(analytic.optimal_variance(at, to, cov, lam2), published, rtol=1e-11, atol=0)
 
 
 @pytest.mark.parametrize(("t", "s"), [(1000, 500), (500, 499), (20, 1)])
@@ -52,7 +52,7 @@ def test_for_ddpm_it_is_the_exact_posterior_variance(t, s):
     beta = 1 - ratio**2
     corollary = beta / ratio**2 * (1 - beta / var_t)
     cov = c2 * at.sigma**2 / var_t
-    found = ancestral.optimal_variance(at, to, cov, posterior_variance(at, to))
+    found = analytic.optimal_variance(at, to, cov, posterior_variance(at, to))
     torch.testing.assert_close(found, posterior, rtol=1e-9, atol=0)
     torch.testing.assert_close(found, corollary, rtol=1e-9, atol=0)
 
@@ -66,7 +66,7 @@ def test_the_papers_table_of_bounds(steps, upper, lower):
     second = round(1 + (N - 1) / (steps - 1))
     at, to = level("discrete", second), level("discrete", 1)
     small = posterior_variance(at, to)
-    found = torch.minimum(ancestral.upper_bound(at, to, small), ancestral.data_bound(at, to, small, -1.0, 1.0))
+    found = torch.minimum(analytic.upper_bound(at, to, small), analytic.data_bound(at, to, small, -1.0, 1.0))
     assert float(f"{float(found):.2e}") == upper
     assert float(f"{float(small):.2e}") == lower
 
@@ -78,7 +78,7 @@ def test_the_bound_of_data_in_a_range():
     root = to.alpha - (to.sigma**2 - lam2).sqrt() * at.alpha / at.sigma
     for low, high in ((-1.0, 1.0), (0.0, 1.0), (-0.5, 3.5)):
         coin = torch.tensor([low, high]).double().var(correction=0)
-        torch.testing.assert_close(ancestral.data_bound(at, to, lam2, low, high), lam2 + root**2 * coin)
+        torch.testing.assert_close(analytic.data_bound(at, to, lam2, low, high), lam2 + root**2 * coin)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_reference_variances(n, eta, known):
     """Data with variances 1e-4 5000^(i/63), d = 64; the step n -> n - 1 of the linear betas."""
     at, to, c2 = level("discrete", n), level("discrete", n - 1), 1e-4 * 5000 ** (torch.arange(64).double() / 63)
     cov = (c2 * at.sigma**2 / (at.alpha**2 * c2 + at.sigma**2)).mean(0, keepdim=True)
-    found = ancestral.optimal_variance(at, to, cov, eta**2 * posterior_variance(at, to))
+    found = analytic.optimal_variance(at, to, cov, eta**2 * posterior_variance(at, to))
     assert float(found) == pytest.approx(known, rel=1e-11)
 
 
@@ -100,13 +100,13 @@ def test_the_bounds_hold(t, eta):
     lam2 = eta**2 * posterior_variance(at, to)
     for c2 in (1e-4, 0.3, 1.0):
         cov = c2 * at.sigma**2 / (at.alpha**2 * c2 + at.sigma**2)
-        found = ancestral.optimal_variance(at, to, cov, lam2)
-        assert lam2 <= found <= ancestral.upper_bound(at, to, lam2) * (1 + 1e-12)
-        assert found <= ancestral.data_bound(at, to, lam2, -1.0, 1.0) * (1 + 1e-12)
+        found = analytic.optimal_variance(at, to, cov, lam2)
+        assert lam2 <= found <= analytic.upper_bound(at, to, lam2) * (1 + 1e-12)
+        assert found <= analytic.data_bound(at, to, lam2, -1.0, 1.0) * (1 + 1e-12)
     if eta == 1:
-        small, large = ancestral.ddpm_variances(at, to)
+        small, large = analytic.ddpm_variances(at, to)
         assert small <= found <= large / (at.alpha / to.alpha) ** 2
-        torch.testing.assert_close(ancestral.upper_bound(at, to, lam2), large / (at.alpha / to.alpha) ** 2)
+        torch.testing.assert_close(analytic.upper_bound(at, to, lam2), large / (at.alpha / to.alpha) ** 2)
         torch.testing.assert_close(large, forward_variance(at, to))
 
 
@@ -115,7 +115,7 @@ def test_samples_have_the_variance_of_the_data():
     for word in ("cosine", "linear"):
         schedule = make_schedule(word)
         denoiser = GaussianDenoiser(torch.zeros(2).double(), torch.full((2,), 0.3).double(), schedule)
-        solver, steps, count = ancestral.analytic(exact_table(schedule, 0.3), "residual"), 4, 100_000
+        solver, steps, count = Analytic(1.0, "residual").knowing(exact_table(schedule, 0.3)), 4, 100_000
         start = randn(count, 2, seed=1)
         noise = [randn(count, 2, seed=10 + k) for k in range(steps)]
         x = Sampler(denoiser, solver, even(steps)).sample(start, lambda k, noise=noise: noise[k])
@@ -142,7 +142,7 @@ def test_one_step_by_hand(word, eta):
     """Mean alpha_s x_0 + sqrt(sigma_s^2 - lam^2) eps, and the optimal variance of the covariance at t, not at s."""
     schedule, t, s, x = make_schedule(word), 0.6, 0.35, randn(2, 3)
     denoiser = GaussianDenoiser(torch.zeros(3).double(), VARIANCES, schedule)
-    solver = ancestral.analytic(anisotropic_table(schedule), "residual", eta)
+    solver = Analytic(eta, "residual").knowing(anisotropic_table(schedule))
     a, b, a_s, b_s = (float(f(per_sample(u, x[:1]))) for u in (t, s) for f in (schedule.alpha, schedule.sigma))
     total = a**2 * VARIANCES + b**2
     lam2 = eta**2 * (b**2 - (a / a_s) ** 2 * b_s**2) * b_s**2 / b**2
@@ -159,7 +159,7 @@ def test_samples_of_unlike_coordinates_have_the_variance_in_closed_form(eta):
     schedule, steps, count = make_schedule("cosine"), 5, 60_000
     denoiser = GaussianDenoiser(torch.zeros(3).double(), VARIANCES, schedule)
     table = anisotropic_table(schedule)
-    solver = ancestral.analytic(table, "residual", eta)
+    solver = Analytic(eta, "residual").knowing(table)
     noise = [randn(count, 3, seed=10 + k) for k in range(steps)]
     x = Sampler(denoiser, solver, even(steps)).sample(randn(count, 3, seed=1), lambda k: noise[k])
     expected = torch.ones(3).double()
@@ -167,7 +167,7 @@ def test_samples_of_unlike_coordinates_have_the_variance_in_closed_form(eta):
         at, to = (Level(schedule.alpha(u), schedule.sigma(u)) for u in torch.tensor([[t], [s]], dtype=torch.float64))
         lam2 = eta**2 * posterior_variance(at, to)
         gain = to.alpha * at.alpha * VARIANCES + (to.sigma**2 - lam2).sqrt() * at.sigma
-        added = ancestral.optimal_variance(at, to, table.moments.mean[2, [round(t * N) - 1]], lam2) * (s > 0)
+        added = analytic.optimal_variance(at, to, table.moments.mean[2, [round(t * N) - 1]], lam2) * (s > 0)
         expected = (gain / (at.alpha**2 * VARIANCES + at.sigma**2)) ** 2 * expected + added
     torch.testing.assert_close(x.var(0), expected, rtol=4.5 * (2 / count) ** 0.5, atol=0)
 
@@ -175,7 +175,7 @@ def test_samples_of_unlike_coordinates_have_the_variance_in_closed_form(eta):
 @pytest.mark.parametrize("eta", [0.3, 1.0])
 def test_the_batch_law(eta):
     schedule = make_schedule("cosine")
-    solver = ancestral.analytic(exact_table(schedule, 0.3), "norm", eta)
+    solver = Analytic(eta, "norm").knowing(exact_table(schedule, 0.3))
     denoiser = GaussianDenoiser(randn(3, 3, 3), randn(3, 3, 3, seed=1).square() + 0.1, schedule)
     x, noise = randn(3, 3, 3, 3, seed=2), randn(3, 3, 3, 3, seed=3)
     t, s = torch.tensor([1.0, 0.61234, 0.3]).double(), torch.tensor([0.7, 0.2, 0.0]).double()
@@ -186,10 +186,10 @@ def test_the_batch_law(eta):
 def test_between_the_grids_times_the_covariance_is_interpolated():
     table = torch.tensor([1.0, 2.0, 4.0, 8.0]).double()
     t = torch.tensor([0.1, 0.25, 0.375, 0.5, 1.0]).double()
-    torch.testing.assert_close(ancestral._look_up(table, t), torch.tensor([1.0, 1.0, 1.5, 2.0, 8.0]).double())
+    torch.testing.assert_close(analytic._look_up(table, t), torch.tensor([1.0, 1.0, 1.5, 2.0, 8.0]).double())
 
 
 @pytest.mark.parametrize("eta", [-0.1, 1.1])
 def test_eta_outside_its_range_is_refused(eta):
-    with pytest.raises(Mistake, match=r"eta must be in 0\.\.1"):
-        ancestral.analytic(exact_table(make_schedule("cosine"), 0.3), "residual", eta)
+    with pytest.raises(ValueError, match=r"eta must be in 0\.\.1"):
+        Analytic(eta, "residual").knowing(exact_table(make_schedule("cosine"), 0.3))
