@@ -19,7 +19,7 @@ from diffcore.denoiser import HEADS, LABELS, NetDenoiser
 from diffcore.mistake import Mistake
 from diffcore.trajectory import Trajectory
 
-SCHEMA = 1
+SCHEMA = 2
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
@@ -28,8 +28,9 @@ class Card:
     """Where a checkpoint comes from and what it is good for.
 
     schedule: `{"name": ...}` as schedule.to_json gives it. solver: what its method samples it with, a word of SOLVERS. grid:
-    the only times it may be sampled at, null for any.
-    image: its samples' shape [c, h, w]. parent: digest of the teacher, null for none. data: digest of the shards.
+    the only times it may be sampled at, null for any. classes: names of the classes it tells apart, null for none. guidance:
+    the weights of classifier-free guidance that it was trained for, null for none, see `Guidance`. image: its samples' shape
+    [c, h, w]. parent: digest of the teacher, null for none. data: digest of the shards.
     parameters: everything params.yaml said about it. code: digest of the source that trained it. cost: iterations, images
     and network calls. files: sha256 of each file. digest: of all these files. seal: digest of the rest of the card.
     """
@@ -41,6 +42,8 @@ class Card:
     head: str
     solver: str
     grid: list[float] | None
+    classes: list[str] | None
+    guidance: dict[str, Any] | None
     image: list[int]
     weights: str
     parent: str | None
@@ -60,6 +63,28 @@ class Card:
 
 
 @dataclass(frozen=True)
+class Guidance:
+    """What a student knows of classifier-free guidance: unconditional + g (conditional - unconditional), in one network call.
+
+    low, high: the weights g it was trained for. They are equal where the guidance is built in; otherwise g is an input.
+    """
+
+    low: float
+    high: float
+    convention: str = "unconditional + g (conditional - unconditional)"
+
+    @property
+    def is_input(self) -> bool:
+        return self.low < self.high
+
+    def check(self, weight: float) -> None:
+        """A Mistake for a weight that the student was not trained for."""
+        if not self.low <= weight <= self.high:
+            trained = f"{self.low:g} to {self.high:g}" if self.is_input else f"{self.low:g} alone"
+            raise Mistake(f"this student was trained for a guidance weight of {trained}, not for {weight:g}")
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A verified folder, opened."""
 
@@ -71,6 +96,11 @@ class Checkpoint:
         """[c, h, w] of a sample."""
         return tuple(self.card.image)
 
+    @property
+    def guidance(self) -> Guidance | None:
+        """The guidance weights that it was trained for."""
+        return Guidance(**self.card.guidance) if self.card.guidance else None
+
     def to(self, device: torch.device) -> "Checkpoint":
         """The same on another device, laid out as convolutions like it."""
         return Checkpoint(self.card, self.denoiser.to(device, memory_format=torch.channels_last))
@@ -78,7 +108,11 @@ class Checkpoint:
 
 def save(folder: Path, denoiser: NetDenoiser, image: tuple[int, ...], about: dict[str, Any]) -> Card:
     """Writes a checkpoint so that it is whole or not there. `about` gives the card's name, method, solver, weights, parent,
-    data, parameters, seed, code, torch and cost; the rest is taken from the denoiser."""
+    data, parameters, seed, code, torch and cost, and of a conditional network classes and guidance; the rest is taken from
+    the denoiser."""
+    about = {"classes": None, "guidance": None, **about}
+    if (about["classes"] and len(about["classes"])) != denoiser.classes:
+        raise ValueError(f"a network of {denoiser.classes} classes cannot have the card of {about['classes']}")
     from safetensors.torch import save_file
 
     with disk.folder(Path(folder)) as new:
@@ -138,7 +172,9 @@ def load(folder: Path) -> Checkpoint:
             raise Mistake(f"{file} is damaged: its sha256 does not fit the card; run the stage that makes it again")
     net = open_net(folder / "unet").eval().requires_grad_(False)
     grid = Trajectory(tuple(card.grid)) if card.grid else None
-    return Checkpoint(card, NetDenoiser(net, schedule.from_json(card.schedule), card.head, grid))
+    classes = len(card.classes) if card.classes else None
+    weighs = card.guidance is not None and Guidance(**card.guidance).is_input
+    return Checkpoint(card, NetDenoiser(net, schedule.from_json(card.schedule), card.head, grid, classes, weighs))
 
 
 def open_net(folder: Path) -> nn.Module:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from diffcore.mistake import Mistake
 from diffcore.schedule import Level, Schedule
-from diffcore.shapes import PerSample, Sample
+from diffcore.shapes import PerSample, Sample, lift
 from diffcore.trajectory import Trajectory
 
 LABELS = 1024
@@ -65,6 +66,28 @@ def from_score(x_t: Sample, level: Level, score: Sample) -> Prediction:
 HEADS = {"x0": from_x0, "eps": from_eps, "v": from_v, "score": from_score}
 
 
+@dataclass(frozen=True)
+class Condition:
+    """What is known of the samples of a batch.
+
+    labels: int64 [b], -1 for no class, None if nothing is known of any. guidance: [b], the weight g of classifier-free
+    guidance, None where there is none.
+    """
+
+    labels: Tensor | None = None
+    guidance: PerSample | None = None
+
+    def __getitem__(self, rows: slice | Tensor) -> "Condition":
+        return Condition(*(None if part is None else part[rows] for part in (self.labels, self.guidance)))
+
+    def to(self, device: torch.device) -> "Condition":
+        return Condition(*(None if part is None else part.to(device) for part in (self.labels, self.guidance)))
+
+    def unlabelled(self) -> "Condition":
+        """The same of no class."""
+        return dataclasses.replace(self, labels=None if self.labels is None else torch.full_like(self.labels, -1))
+
+
 class Denoiser(nn.Module, abc.ABC):
     """(x_t, t) -> Prediction.
 
@@ -87,20 +110,110 @@ class Denoiser(nn.Module, abc.ABC):
         """
         return self
 
+    def given(self, condition: Condition) -> "Denoiser":
+        """This denoiser for a batch whose classes and guidance weights are known; itself if it takes no notice of them."""
+        return self
+
+    def of(self, rows: slice | Tensor) -> "Denoiser":
+        """This denoiser for some samples of the batch it was `given`."""
+        return self
+
+    def features(self, x_t: Sample, t: PerSample) -> list[Tensor]:
+        """What its network sees in x_t, [b, c, h, w] for each of its levels; a Mistake where there is none to ask."""
+        raise Mistake("this denoiser has no features to show: a loss on features needs a teacher that is our own U-Net")
+
 
 class NetDenoiser(Denoiser):
     """A network `net(x_t, label) -> [b, *x]` read through a head. The label is T t - 1 with T = 1024, a float.
 
-    The network sees x_t as it is, so the schedule must be a variance-preserving one.
+    The network sees x_t as it is, so the schedule must be a variance-preserving one. classes: how many classes it tells
+    apart, None for a network that knows none; the index after the last one stands for no class. weighs: whether the guidance
+    weight is one of its inputs.
     """
 
-    def __init__(self, net: nn.Module, schedule: Schedule, head: str = "v", grid: Trajectory | None = None):
+    def __init__(
+        self,
+        net: nn.Module,
+        schedule: Schedule,
+        head: str = "v",
+        grid: Trajectory | None = None,
+        classes: int | None = None,
+        weighs: bool = False,
+        condition: Condition | None = None,
+    ):
         super().__init__()
         self.net, self.schedule, self.head, self.grid = net, schedule, head, grid
+        self.classes, self.weighs, self.condition = classes, weighs, condition
 
     def forward(self, x_t: Sample, t: PerSample) -> Prediction:
-        out = self.net(x_t, label(t)).to(x_t.dtype)
+        out = self.net(x_t, label(t), *self._inputs(x_t)).to(x_t.dtype)
         return HEADS[self.head](x_t, self.schedule.level(t, x_t), out)
+
+    def given(self, condition: Condition) -> "NetDenoiser":
+        if self.classes is None and not self.weighs:
+            return self
+        return self.around(self.net, condition)
+
+    def of(self, rows: slice | Tensor) -> "NetDenoiser":
+        return self if self.condition is None else self.given(self.condition[rows])
+
+    def features(self, x_t: Sample, t: PerSample) -> list[Tensor]:
+        if not hasattr(self.net, "features"):
+            return super().features(x_t, t)
+        return self.net.features(x_t, label(t), *self._inputs(x_t))
+
+    def around(self, net: nn.Module, condition: Condition | None = None) -> "NetDenoiser":
+        """The same reading of another network."""
+        known = condition or self.condition
+        return NetDenoiser(net, self.schedule, self.head, self.grid, self.classes, self.weighs, known)
+
+    def _inputs(self, x_t: Sample) -> tuple[Tensor | None, ...]:
+        if self.classes is None and not self.weighs:
+            return ()
+        known = self.condition or Condition()
+        labels = None
+        if self.classes is not None:
+            labels = torch.full((len(x_t),), -1, device=x_t.device) if known.labels is None else known.labels
+            labels = torch.where(labels < 0, self.classes, labels)
+        if not self.weighs:
+            return (labels,)
+        if known.guidance is None:
+            raise Mistake("this student takes the guidance weight as an input; say which one, evaluate's `guidance`")
+        return labels, known.guidance
+
+
+class Guided(Denoiser):
+    """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598): unconditional + g (conditional - unconditional).
+
+    g = 1 is the conditional belief, g = 0 the unconditional one; diffusers calls this number guidance_scale, and papers that
+    write (1 + w) conditional - w unconditional mean g = 1 + w. Costs two network calls, made as one batch.
+    """
+
+    def __init__(self, inner: Denoiser, condition: Condition = Condition()):
+        super().__init__()
+        self.inner, self.condition, self.schedule, self.grid = inner, condition, inner.schedule, inner.grid
+
+    def forward(self, x_t: Sample, t: PerSample) -> Prediction:
+        known = self.condition
+        if known.guidance is None or known.labels is None:
+            raise Mistake("guidance needs a class and a weight for each sample; give it a condition")
+        both = self.inner.given(Condition(torch.cat([known.labels, known.unlabelled().labels])))
+        belief = both(torch.cat([x_t, x_t]), torch.cat([t, t]))
+        g = lift(known.guidance, x_t)
+        x0, eps = (torch.lerp(without, with_, g) for with_, without in (belief.x0.chunk(2), belief.eps.chunk(2)))
+        return Prediction(x0, eps, self.schedule.level(t, x_t), 2 * belief.cost)
+
+    def given(self, condition: Condition) -> "Guided":
+        return Guided(self.inner, condition)
+
+    def of(self, rows: slice | Tensor) -> "Guided":
+        return Guided(self.inner, self.condition[rows])
+
+    def features(self, x_t: Sample, t: PerSample) -> list[Tensor]:
+        return self.inner.given(Condition(self.condition.labels)).features(x_t, t)
+
+    def begin(self, calls: int | None) -> Denoiser:
+        return Guided(self.inner.begin(calls), self.condition)
 
 
 def label(t: PerSample) -> PerSample:
@@ -127,6 +240,12 @@ class Rescaled(Denoiser):
 
     def begin(self, calls: int | None) -> Denoiser:
         return Rescaled(self.inner.begin(calls), self.schedule)
+
+    def given(self, condition: Condition) -> Denoiser:
+        return Rescaled(self.inner.given(condition), self.schedule)
+
+    def of(self, rows: slice | Tensor) -> Denoiser:
+        return Rescaled(self.inner.of(rows), self.schedule)
 
 
 class GaussianDenoiser(Denoiser):

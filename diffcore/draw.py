@@ -5,7 +5,7 @@ randomness is ever saved, a resumed run equals an uninterrupted one, and neither
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -23,14 +23,24 @@ class Draw:
     """The randomness of one training step: a loss is a pure function of it.
 
     u: [b], stratified uniform numbers in (0, 1): one in each of b equal cells, in random order.
-    noise: [b, *x], standard normal.
+    noise: [b, *x], standard normal. words, count, rows: what it was made of, and which part of it this is.
     """
 
     u: PerSample
     noise: Sample
+    words: tuple[int | str, ...] = ()
+    count: int | None = None
+    rows: slice = field(default_factory=lambda: slice(None))
 
     def __getitem__(self, rows: slice) -> "Draw":
-        return Draw(self.u[rows], self.noise[rows])
+        whole = range(self.count or len(self.u))[self.rows][rows]
+        part = slice(whole.start, whole.stop)
+        return replace(self, u=self.u[rows], noise=self.noise[rows], rows=part, count=self.count or len(self.u))
+
+    def other(self, word: str) -> "Draw":
+        """As many numbers again, independent of these and of those of any other word."""
+        made = draw(self.noise, *self.words, word, count=self.count)[self.rows]
+        return replace(made, u=made.u.to(self.u.dtype), noise=made.noise.to(self.noise.dtype))
 
 
 def draw(like: Sample, *words: int | str, count: int | None = None) -> Draw:
@@ -42,7 +52,7 @@ def draw(like: Sample, *words: int | str, count: int | None = None) -> Draw:
     cells = torch.randperm(count, generator=dice)
     u = (cells + torch.rand(count, generator=dice, dtype=torch.float64)) / count
     noise = torch.randn((count, *like.shape[1:]), generator=dice)
-    return Draw(u.to(like.device), noise.to(like.device))
+    return Draw(u.to(like.device), noise.to(like.device), words, count)
 
 
 def noises(shape: tuple[int, ...], seed: int, indices: range, role: str = "sample") -> Sample:

@@ -9,7 +9,7 @@ import copy
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import ModuleType
 from typing import Any, Literal
 
@@ -18,12 +18,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from diffcore import threads
-from diffcore.denoiser import Denoiser, NetDenoiser
-from diffcore.draw import draw
+from diffcore.denoiser import Condition, Denoiser, NetDenoiser
+from diffcore.draw import Draw, draw, generator
 from diffcore.feed import Feed
+from diffcore.meter import Meter, Metered
 from diffcore.methods import Roles
 from diffcore.mistake import Mistake
 from diffcore.resume import Resume
+from diffcore.shapes import Sample
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,9 @@ class Config:
 
     iterations: updates. batch: images per update over all processes. lr: AdamW's learning rate, reached after `warmup`
     updates, then lowered to 0 along a half cosine or kept. ema: decay of the average that is the result, ramped up as
-    (1 + n)/(10 + n). clip: largest norm of the gradient, null for none. accumulate: parts a batch is split into, to save
-    memory.
+    (1 + n)/(10 + n); 0 keeps the last weights themselves. clip: largest norm of the gradient, null for none. accumulate:
+    parts a batch is split into, to save memory. label_dropout: share of the samples whose class is not told, by which a
+    conditional network learns to do without.
     """
 
     iterations: int
@@ -45,6 +48,7 @@ class Config:
     weight_decay: float = 0.01
     clip: float | None = None
     accumulate: int = 1
+    label_dropout: float = 0.0
 
     def __post_init__(self):
         for name in ("iterations", "batch", "accumulate"):
@@ -54,6 +58,8 @@ class Config:
             raise ValueError(f"lr must be positive, got {self.lr}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must be in [0, 1), got {self.ema}: an average with decay 1 never moves")
+        if not 0 <= self.label_dropout < 1:
+            raise ValueError(f"label_dropout must be in [0, 1), got {self.label_dropout}")
         if self.warmup < 0 or self.weight_decay < 0 or (self.clip is not None and self.clip <= 0):
             raise ValueError("warmup and weight_decay must not be negative, and clip must be positive or null")
 
@@ -94,18 +100,22 @@ class Compute:
 
 @dataclass(frozen=True)
 class Event:
-    """What is reported: loss and gradient norm are means over the steps since the event before."""
+    """What is reported: losses and gradient norm are means over the steps since the event before."""
 
     step: int
     images: int
     loss: float
     grad_norm: float
     lr: float
+    critic_loss: float | None = None
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training: which method, for how long, on what, with which dice."""
+    """One training: which method, for how long, on what, with which dice.
+
+    guidance: range of the weights that samples are given; None for no guidance.
+    """
 
     method: ModuleType
     method_config: Any
@@ -113,15 +123,20 @@ class Job:
     feed: Feed
     seed: int
     events: int = 100
+    guidance: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """The averaged network, the curve, and the seconds it took over all the processes that worked at it in turn."""
+    """The averaged network, the curve, and what it took over all the processes that worked at it in turn.
+
+    calls: forward calls of networks, times samples; a backward pass counts as two.
+    """
 
     net: nn.Module
     curve: list[Event]
     seconds: float
+    calls: float
 
 
 class Diverged(Mistake):
@@ -160,7 +175,7 @@ def fit(
             saved = time.monotonic()
         if stopping and loop.step < job.config.iterations:
             raise Stopped(f"stopped after {loop.step} of {job.config.iterations} steps")
-    return Fitted(loop.ema.cpu(), loop.curve, loop.seconds())
+    return Fitted(loop.ema.cpu(), loop.curve, loop.seconds(), loop.calls())
 
 
 class _Loop:
@@ -182,10 +197,17 @@ class _Loop:
         optimizer = torch.optim.AdamW(
             self.net.parameters(), lr=job.config.lr, betas=(0.9, 0.99), weight_decay=job.config.weight_decay, fused=True
         )
-        prepared, self.optimizer = self.accelerator.prepare(self.net, optimizer)
-        self.roles = Roles(_with(student, prepared), teacher, _with(student, self.target))
+        self.prepared, self.optimizer = self.accelerator.prepare(self.net, optimizer)
+        roles = Roles(_with(student, self.prepared), teacher, _with(student, self.target))
+        self.critic = _Critic(job, roles, self.accelerator) if hasattr(job.method, "critic") else None
+        self.meters = {"student": Meter(), "teacher": Meter(), "target": Meter()}
+        self.roles = replace(
+            roles,
+            critic=self.critic and self.critic.net,
+            **{role: getattr(roles, role) and Metered(getattr(roles, role), self.meters[role]) for role in self.meters},
+        )
         self.step, self.curve, self.since = 0, [], []
-        self.started, self.before = time.monotonic(), 0.0
+        self.started, self.before, self.calls_before = time.monotonic(), 0.0, 0.0
         self.rows = _rows(job.config, self.accelerator.process_index, self.accelerator.num_processes)
 
     def update(self) -> Event | None:
@@ -213,17 +235,17 @@ class _Loop:
     def _gradient(self) -> tuple[float, float]:
         """Leaves the gradient of the global batch in the parameters; its loss and norm."""
         job, config = self.job, self.job.config
-        own = slice(self.rows[0].start, self.rows[-1].stop)
-        x0, _ = job.feed.batch(self.step, own)
-        x0 = x0.to(self.accelerator.device, memory_format=torch.channels_last)
-        dice = draw(x0, job.seed, "train", self.step, count=config.batch)
+        x0, roles = self._batch()
         if _dropout(self.net):  # the one thing in torch that only a global generator feeds
             torch.manual_seed(job.seed * 1_000_003 + self.step * 1009 + self.accelerator.process_index)
+        if self.critic:
+            self.critic.update(x0, roles, self.step, self.rows)
+        dice = draw(x0, job.seed, "train", self.step, count=config.batch)
         total, progress = torch.zeros((), device=x0.device), self.step / config.iterations
         for number, rows in enumerate(self.rows):
-            last = number + 1 == len(self.rows)
-            with self.accelerator.autocast(), _sync(self.accelerator, self.roles.student.net, last):
-                per = job.method.loss(job.method_config, self.roles, x0[_from(rows, own)], dice[rows], progress)
+            last, own = number + 1 == len(self.rows), _from(rows, self.rows)
+            with self.accelerator.autocast(), _sync(self.accelerator, self.prepared, last):
+                per = job.method.loss(job.method_config, _of(roles, own), x0[own], dice[rows], progress)
                 loss = per.float().mean() / len(self.rows)
                 self.accelerator.backward(loss)
             total += loss.detach()
@@ -233,13 +255,30 @@ class _Loop:
             nn.utils.clip_grads_with_norm_(self.net.parameters(), config.clip, norm)
         return loss, float(norm)
 
+    def _batch(self) -> tuple[Sample, Roles]:
+        """This process's images, and the roles that know their classes and guidance weights."""
+        own = slice(self.rows[0].start, self.rows[-1].stop)
+        x0, labels = self.job.feed.batch(self.step, own)
+        x0 = x0.to(self.accelerator.device, memory_format=torch.channels_last)
+        return x0, self.roles.given(self._condition(labels, own).to(x0.device))
+
+    def _condition(self, labels: Tensor | None, own: slice) -> Condition:
+        config, words = self.job.config, (self.job.seed, "condition", self.step)
+        if labels is not None and config.label_dropout:
+            kept = torch.rand(config.batch, generator=generator(*words, "labels")) >= config.label_dropout
+            labels = torch.where(kept[own].to(labels.device), labels, -1)
+        if self.job.guidance is None:
+            return Condition(labels)
+        low, high = self.job.guidance
+        share = torch.rand(config.batch, generator=generator(*words, "guidance"), dtype=torch.float64)[own]
+        return Condition(labels, (low + (high - low) * share).to(None if labels is None else labels.device))
+
     def _event(self) -> Event:
         losses, norms = zip(*self.since)
         count, self.since = len(self.since), []
-        config = self.job.config
-        event = Event(
-            self.step, self.step * config.batch, sum(losses) / count, sum(norms) / count, config.rate(self.step - 1)
-        )
+        config, critic = self.job.config, self.critic.mean_loss() if self.critic else None
+        loss, norm = sum(losses) / count, sum(norms) / count
+        event = Event(self.step, self.step * config.batch, loss, norm, config.rate(self.step - 1), critic)
         self.curve.append(event)
         return event
 
@@ -253,7 +292,8 @@ class _Loop:
     def save(self, resume: Resume) -> None:
         if self.accelerator.is_main_process:
             curve = [asdict(event) for event in self.curve]
-            facts = {"curve": curve, "since": self.since, "seconds": self.seconds()}
+            facts = {"curve": curve, "since": self.since, "seconds": self.seconds(), "calls": self.calls()}
+            facts |= {"critic": self.critic.losses} if self.critic else {}
             resume.save(self.step, self._tensors(), facts)
         self.accelerator.wait_for_everyone()
 
@@ -264,28 +304,102 @@ class _Loop:
             return
         self.step, tensors, facts = found
         self.curve, self.since = [Event(**event) for event in facts["curve"]], [tuple(pair) for pair in facts["since"]]
-        self.before = facts["seconds"]
-        self._start_moments()
+        self.before, self.calls_before = facts["seconds"], facts["calls"]
+        _start_moments(self.net, self.optimizer)
+        if self.critic:
+            self.critic.losses = facts["critic"]
+            _start_moments(self.critic.net, self.critic.optimizer)
         for name, tensor in self._tensors().items():
             tensor.copy_(tensors[name])
 
     def seconds(self) -> float:
         return self.before + time.monotonic() - self.started
 
+    def calls(self) -> float:
+        spent = {role: meter.spent for role, meter in self.meters.items()}
+        own = 3 * spent["student"] + spent["teacher"] + spent["target"]
+        return self.calls_before + self.accelerator.num_processes * own
+
     def _tensors(self) -> dict[str, Tensor]:
         """Everything a step reads, by name; the tensors themselves, not copies."""
         nets = {"net": self.net, "ema": self.ema} | ({"target": self.target} if self.target_decay else {})
         found = {f"{role}/{name}": p.detach() for role, net in nets.items() for name, p in net.named_parameters()}
-        for name, parameter in self.net.named_parameters():
-            moments = self.optimizer.state[parameter]
-            found |= {f"{key}/{name}": moments[key] for key in ("step", "exp_avg", "exp_avg_sq")}
+        found |= _moments("", self.net, self.optimizer)
+        if self.critic:
+            found |= {f"critic/{name}": tensor.detach() for name, tensor in self.critic.net.state_dict().items()}
+            found |= _moments("critic ", self.critic.net, self.critic.optimizer)
         return found
 
-    def _start_moments(self) -> None:
-        for parameter in self.net.parameters():
-            zeros = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            step = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            self.optimizer.state[parameter] = {"step": step, "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
+
+class _Critic:
+    """The second network of a method that has one, and how it learns."""
+
+    def __init__(self, job: Job, roles: Roles, accelerator: Accelerator):
+        self.job, self.accelerator, self.losses = job, accelerator, []
+        self.training = job.method.critic_training(job.method_config)
+        self.net = job.method.critic(job.method_config, roles, job.seed).to(accelerator.device).train()
+        learns = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            learns, self.training.lr, betas=self.training.betas, weight_decay=0.0, fused=True
+        )
+        self.learns = learns
+
+    def update(self, x0: Sample, roles: Roles, step: int, rows: list[slice]) -> None:
+        """As often as the method says. The critic's gradient is summed over processes here: it is not wrapped in DDP, whose
+        hooks would expect it in the student's step too."""
+        for number in range(self.training.updates):
+            self._learning(True)
+            dice = draw(x0, self.job.seed, "critic", step, number, count=self.job.config.batch)
+            total = sum(self._part(x0, roles, dice, part, rows, step) for part in rows)
+            for parameter in self.learns:
+                parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+            loss = float(self.accelerator.reduce(total, "mean"))
+            if not math.isfinite(loss):
+                raise Diverged(
+                    f"step {step + 1}: the critic's loss is {loss}; nothing was updated with it. Lower its learning rate"
+                )
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.losses.append(loss)
+        self._learning(False)
+
+    def _part(self, x0: Sample, roles: Roles, dice: Draw, part: slice, rows: list[slice], step: int) -> Tensor:
+        own, progress = _from(part, rows), step / self.job.config.iterations
+        with self.accelerator.autocast():
+            per = self.job.method.critic_loss(self.job.method_config, _of(roles, own), x0[own], dice[part], progress)
+            loss = per.float().mean() / len(rows)
+        loss.backward()
+        return loss.detach()
+
+    def _learning(self, on: bool) -> None:
+        for parameter in self.learns:
+            parameter.requires_grad_(on)
+
+    def mean_loss(self) -> float:
+        losses, self.losses = self.losses, []
+        return sum(losses) / len(losses)
+
+
+def _moments(prefix: str, net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    found = {}
+    for name, parameter in net.named_parameters():
+        state = optimizer.state.get(parameter, {})
+        found |= {f"{prefix}{key}/{name}": state[key] for key in ("step", "exp_avg", "exp_avg_sq") if key in state}
+    return found
+
+
+def _start_moments(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    learns = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    for parameter in (p for p in net.parameters() if p in learns):
+        zeros = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+        optimizer.state[parameter] = {"step": step, "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
+
+
+def _of(roles: Roles, rows: slice) -> Roles:
+    """The roles for a part of the batch that they were given."""
+    parts = {role: getattr(roles, role) and getattr(roles, role).of(rows) for role in ("student", "teacher", "target")}
+    return replace(roles, condition=roles.condition and roles.condition[rows], **parts)
 
 
 def _precision(word: str) -> str:
@@ -300,7 +414,7 @@ def _frozen(net: nn.Module) -> nn.Module:
 
 def _with(denoiser: NetDenoiser, net: nn.Module) -> NetDenoiser:
     # the student's own grid restricts sampling, not training
-    return NetDenoiser(net, denoiser.schedule, denoiser.head)
+    return NetDenoiser(net, denoiser.schedule, denoiser.head, None, denoiser.classes, denoiser.weighs)
 
 
 def _rows(config: Config, rank: int, processes: int) -> list[slice]:
@@ -315,8 +429,9 @@ def _rows(config: Config, rank: int, processes: int) -> list[slice]:
     return [slice(part * size, (part + 1) * size) for part in range(first, first + config.accumulate)]
 
 
-def _from(rows: slice, own: slice) -> slice:
-    return slice(rows.start - own.start, rows.stop - own.start)
+def _from(part: slice, rows: list[slice]) -> slice:
+    """A part of the global batch as a part of this process's."""
+    return slice(part.start - rows[0].start, part.stop - rows[0].start)
 
 
 def _sync(accelerator: Accelerator, net: nn.Module, last: bool):

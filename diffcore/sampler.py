@@ -2,11 +2,11 @@
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from diffcore.denoiser import Denoiser, Prediction
+from diffcore.denoiser import Condition, Denoiser, Prediction
 from diffcore.draw import noises
 from diffcore.mistake import Mistake
 from diffcore.schedule import Schedule
@@ -60,8 +60,17 @@ class Sampler:
         denoiser = self.denoiser.begin(None if self.solver.adaptive else self.nfe)
         return self.solver.solve(denoiser, start, self.trajectory, _numbered(noise))
 
-    def draw(self, shape: tuple[int, ...], count: int, seed: int, batch: int = 250) -> Sample:
+    def draw(
+        self,
+        shape: tuple[int, ...],
+        count: int,
+        seed: int,
+        batch: int = 250,
+        condition: Condition | None = None,
+    ) -> Sample:
         """`count` samples `[count, *shape]`, on the CPU. Sample i depends on (seed, i) alone, not on `batch`.
+
+        condition: the classes and guidance weights of all of them, for a network that takes such.
 
         The first noise is the same for every sampler of a variance-preserving schedule, so that samplers can be compared
         image by image.
@@ -71,36 +80,17 @@ class Sampler:
         for first in range(0, count, batch):
             rows = range(first, min(first + batch, count))
             start = self._scale() * noises(shape, seed, rows, "start").to(device)
-            parts.append(self.sample(start, lambda k, r=rows: noises(shape, seed, r, f"step {k}").to(device)).cpu())
+            sampler = self if condition is None else self._given(condition[rows.start : rows.stop].to(device))
+            parts.append(sampler.sample(start, lambda k, r=rows: noises(shape, seed, r, f"step {k}").to(device)).cpu())
         return torch.cat(parts)
+
+    def _given(self, condition: Condition) -> "Sampler":
+        return replace(self, denoiser=self.denoiser.given(condition))
 
     def _scale(self) -> float:
         # the standard deviation of unit-variance data at the first time: 1 unless the variance explodes
         t = torch.tensor(self.trajectory.times[:1], dtype=torch.float64)
         return float(torch.hypot(self.denoiser.schedule.alpha(t), self.denoiser.schedule.sigma(t)))
-
-
-@dataclass
-class Meter:
-    """What beliefs have cost, in network calls times samples."""
-
-    spent: float = 0.0
-
-
-class Metered(Denoiser):
-    """A denoiser whose cost is added up."""
-
-    def __init__(self, inner: Denoiser, meter: Meter):
-        super().__init__()
-        self.inner, self.meter, self.schedule, self.grid = inner, meter, inner.schedule, inner.grid
-
-    def forward(self, x_t: Sample, t: PerSample) -> Prediction:
-        belief = self.inner(x_t, t)
-        self.meter.spent += belief.cost * len(x_t)
-        return belief
-
-    def begin(self, calls: int | None) -> Denoiser:
-        return Metered(self.inner.begin(calls), self.meter)
 
 
 def rehearse(solver: Solver, trajectory: Trajectory, schedule: Schedule) -> tuple[float, ...]:

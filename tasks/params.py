@@ -1,14 +1,17 @@
 """The one reader of params.yaml: strict, and all faults at once, each with its path and the nearest right word."""
 
+import contextlib
 import difflib
 import json
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
 from diffcore import features, fit, gamma, methods, sources
+from diffcore.checkpoint import Guidance
 from diffcore.mistake import Mistake
 from diffcore.nets import unet
 from diffcore.solvers import SOLVERS
@@ -21,13 +24,17 @@ ROOT = "teacher"
 
 @dataclass(frozen=True)
 class Distill:
-    """One line of `distill`: a student, its method, and which checkpoint teaches it."""
+    """One line of `distill`: a student, its method, and which checkpoint teaches it.
+
+    guidance: the lowest and the highest weight of classifier-free guidance by which its teacher is guided.
+    """
 
     name: str
     teacher: str
     method: ModuleType
     config: Any
     fit: fit.Config
+    guidance: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -126,9 +133,21 @@ def read(path: Path = paths.PARAMS) -> Params:
             found[key] = _typed(kind, raw[key], key, faults)
     if not faults:
         _chains(found["distill"], faults)
+    if not faults:
+        for name in found["distill"]:
+            with _noting(faults):
+                guidance_of(name, found["distill"], found["network"].conditional)
     if faults:
         raise Mistake("\n".join(f"{path}: {fault}" for fault in faults))
     return Params(**found, raw=raw)
+
+
+@contextlib.contextmanager
+def _noting(faults: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except Mistake as mistake:
+        faults.append(str(mistake))
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -194,11 +213,24 @@ def _student(name: str, line: Any, where: str, faults: list[str]) -> Distill | N
     own, shared = _names(method.Config), _names(fit.Config)
     before = len(faults)
     for key in line:
-        if key not in {"method", "teacher", *own, *shared}:
-            faults.append(f"{where}.{key}: unknown key{_nearest(key, ['method', 'teacher', *own, *shared])}")
+        if key not in (known := ["method", "teacher", "guidance", *own, *shared]):
+            faults.append(f"{where}.{key}: unknown key{_nearest(key, known)}")
     config = _typed(method.Config, {key: line[key] for key in own if key in line}, where, faults)
     fitting = _typed(fit.Config, {key: line[key] for key in shared if key in line}, where, faults)
-    return Distill(name, line["teacher"], method, config, fitting) if len(faults) == before else None
+    guidance = _range(line.get("guidance"), f"{where}.guidance", faults)
+    return Distill(name, line["teacher"], method, config, fitting, guidance) if len(faults) == before else None
+
+
+def _range(value: Any, where: str, faults: list[str]) -> tuple[float, float] | None:
+    """One weight, or the lowest and the highest."""
+    if value is None:
+        return None
+    low, high = value if isinstance(value, list) and len(value) == 2 else (value, value)
+    numbers = all(isinstance(weight, int | float) and not isinstance(weight, bool) for weight in (low, high))
+    if not numbers or not 0 <= low <= high or (isinstance(value, list) and low == high):
+        faults.append(f"{where}: must be a weight of at least 0, or [lowest, highest] of them, got {value!r}")
+        return None
+    return float(low), float(high)
 
 
 def _chains(students: dict[str, Distill], faults: list[str]) -> None:
@@ -221,6 +253,31 @@ def _chains(students: dict[str, Distill], faults: list[str]) -> None:
 def grid_of(name: str, students: dict[str, Distill]) -> Trajectory | None:
     """The only trajectory the checkpoint `name` will be valid on; None for any."""
     return None if name == ROOT else students[name].method.grid(students[name].config)
+
+
+def guidance_of(name: str, students: Mapping[str, Distill], conditional: bool) -> Guidance | None:
+    """The weights that the checkpoint `name` is for: its own line's, or else its teacher's. None for no guidance.
+
+    A Mistake for guidance without classes, or for weights that its teacher was not trained for.
+    """
+    if name == ROOT:
+        return None
+    line = students[name]
+    above = guidance_of(line.teacher, students, conditional)
+    if line.guidance is None:
+        return above
+    if not conditional:
+        raise Mistake(
+            f"distill.{name}.guidance: the teacher knows no classes to guide to; set network.conditional to true"
+        )
+    own = Guidance(*line.guidance)
+    if above is not None:
+        for weight in line.guidance:
+            try:
+                above.check(weight)
+            except Mistake as mistake:
+                raise Mistake(f"distill.{name}.guidance: its teacher {line.teacher!r}: {mistake}") from None
+    return own
 
 
 def _in_circle(name: str, students: dict[str, Distill]) -> bool:

@@ -1,20 +1,20 @@
 """The training stages: the teacher, and each student."""
 
 import csv
+import dataclasses
 import io
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from diffcore import checkpoint, disk, draw, feed, fit, methods
-from diffcore.denoiser import NetDenoiser
+from diffcore.denoiser import Denoiser, NetDenoiser
 from diffcore.mistake import Mistake
 from diffcore.nets import unet
 from diffcore.resume import Resume
 from diffcore.schedule import Cosine
 from diffcore.shards import Manifest
-from tasks import graph, lifeline, paths
-from tasks.params import ROOT, Distill, Params
+from tasks import graph, guidance, lifeline, paths
+from tasks.params import ROOT, Distill, Params, guidance_of
 from tasks.progress import Progress, say
 
 
@@ -22,19 +22,23 @@ def teacher(params: Params) -> None:
     """Trains the teacher from nothing: a v network on the cosine schedule at continuous times."""
     manifest = Manifest.read(paths.DATA)
     seed = draw.seed(params.seed, ROOT)
-    net = unet.build(params.network.config(manifest.shape), seed, params.network.max_phase)
-    student = NetDenoiser(net, Cosine(), "v")
+    classes = manifest.classes if params.network.conditional else None
+    shape = params.network.config(manifest.shape, manifest.classes and len(manifest.classes))
+    net = unet.build(shape, seed, params.network.max_phase)
+    student = NetDenoiser(net, Cosine(), "v", classes=classes and len(classes))
     method = methods.load("denoising")
     parameters = {"fit": params.raw["teacher"], "network": params.raw["network"]}
-    _train(ROOT, method, method.Config(), params.teacher, student, None, parameters, params)
+    _train(ROOT, Job(method, method.Config(), params.teacher, student, classes=classes), parameters, params)
 
 
 def distill(params: Params, name: str) -> None:
     """Trains one student, which begins as a copy of its teacher."""
     line = student_of(params, name)
     parent = checkpoint.load(paths.CHECKPOINTS / line.teacher)
-    started = NetDenoiser(parent.denoiser.net, parent.denoiser.schedule, parent.denoiser.head)
-    _train(name, line.method, line.config, line.fit, started, parent, params.raw["distill"][name], params)
+    weights = guidance_of(name, params.distill, params.network.conditional)
+    student, teacher = guidance.cast(parent, weights)
+    job = Job(line.method, line.config, line.fit, student, teacher, weights, parent.card)
+    _train(name, job, params.raw["distill"][name], params)
 
 
 def student_of(params: Params, name: str) -> Distill:
@@ -44,51 +48,60 @@ def student_of(params: Params, name: str) -> Distill:
     return params.distill[name]
 
 
-def _train(
-    name: str,
-    method: Any,
-    method_config: Any,
-    config: fit.Config,
-    student: NetDenoiser,
-    parent: checkpoint.Checkpoint | None,
-    parameters: dict[str, Any],
-    params: Params,
-) -> None:
-    manifest, seed = Manifest.read(paths.DATA), draw.seed(params.seed, name)
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is trained, by which method. weights: the range of guidance weights. parent: the teacher's card."""
+
+    method: Any
+    config: Any
+    fit: fit.Config
+    student: NetDenoiser
+    teacher: Denoiser | None = None
+    weights: checkpoint.Guidance | None = None
+    parent: checkpoint.Card | None = None
+    classes: Sequence[str] | None = None
+
+    def known(self) -> dict[str, Any]:
+        """What the card tells about classes and guidance."""
+        classes = self.parent.classes if self.parent else self.classes
+        return {"classes": classes and list(classes), "guidance": self.weights and dataclasses.asdict(self.weights)}
+
+
+def _train(name: str, job: Job, parameters: dict[str, Any], params: Params) -> None:
+    manifest, seed, method = Manifest.read(paths.DATA), draw.seed(params.seed, name), job.method
     about = {
         "name": name,
         "method": methods.word(method),
         "solver": method.SOLVER,
         "weights": "ema",
-        "parent": parent.card.digest if parent else None,
+        "parent": job.parent.digest if job.parent else None,
         "data": manifest.digest,
         "parameters": {**parameters, "flip": params.data.flip},
         "seed": params.seed,
-        "code": graph.code_digest(ROOT if parent is None else "distill", methods.word(method)),
+        "code": graph.code_digest("distill" if job.parent else ROOT, methods.word(method)),
         "torch": fit.torch_version(),
+        **job.known(),
     }
     resume, stop = Resume(paths.RESUME, name, disk.digest(about)), lifeline.StopFlag()
     with resume.lock():
         memory = int(params.compute.memory_gb * 2**30)
-        batches = feed.feed(paths.DATA, config.batch, seed, params.data.flip, memory, params.compute.device)
-        job = fit.Job(method, method_config, config, batches, seed)
+        batches = feed.feed(paths.DATA, job.fit.batch, seed, params.data.flip, memory, params.compute.device)
+        weights = (job.weights.low, job.weights.high) if job.weights else None
+        work = fit.Job(method, job.config, job.fit, batches, seed, guidance=weights)
         shown = Progress(name, "it")
         fitted = fit.fit(
-            job,
-            student,
-            parent.denoiser if parent else None,
+            work,
+            job.student,
+            job.teacher,
             params.compute,
             resume,
-            lambda event: shown(event.step, config.iterations, f"loss {event.loss:.4f}"),
+            lambda event: shown(event.step, job.fit.iterations, f"loss {event.loss:.4f}"),
             stop,
         )
-    images = config.iterations * config.batch
-    cost = {
-        "iterations": config.iterations,
-        "images": images,
-        "network_calls": images * method.network_calls(method_config),
-    }
-    result = NetDenoiser(fitted.net, student.schedule, student.head, method.grid(method_config))
+    images = job.fit.iterations * job.fit.batch
+    cost = {"iterations": job.fit.iterations, "images": images, "network_calls": fitted.calls}
+    result = job.student.around(fitted.net)
+    result.grid = method.grid(job.config)
     card = checkpoint.save(paths.CHECKPOINTS / name, result, tuple(manifest.shape), {**about, "cost": cost})
     disk.write(paths.CURVES / f"{name}.csv", _csv(fitted.curve))
     disk.write_json(paths.COST / f"{name}.json", {"seconds": round(fitted.seconds, 1), **cost})
@@ -97,9 +110,11 @@ def _train(
 
 def _csv(curve: list[fit.Event]) -> str:
     text = io.StringIO()
-    rows = csv.DictWriter(text, [*asdict(curve[0])], lineterminator="\n")
+    events = [dataclasses.asdict(event) for event in curve]
+    kept = [key for key in events[0] if events[0][key] is not None]  # a method without a critic has no loss of it
+    rows = csv.DictWriter(text, kept, lineterminator="\n", extrasaction="ignore")
     rows.writeheader()
-    rows.writerows(asdict(event) for event in curve)
+    rows.writerows(events)
     return text.getvalue()
 
 

@@ -80,6 +80,10 @@ class ToyNet(nn.Module):
         plane = (label / 1024).to(x.dtype)[:, None, None, None].expand(-1, 1, *x.shape[2:])
         return self.conv_out(torch.nn.functional.silu(self.conv_in(torch.cat([x, plane], 1))))
 
+    def features(self, x: Tensor, label: Tensor) -> list[Tensor]:
+        plane = (label / 1024).to(x.dtype)[:, None, None, None].expand(-1, 1, *x.shape[2:])
+        return [torch.nn.functional.silu(self.conv_in(torch.cat([x, plane], 1)))]
+
 
 def toy_denoiser(seed: int = 0) -> NetDenoiser:
     return NetDenoiser(ToyNet(seed=seed), Cosine())

@@ -93,7 +93,7 @@ DAMAGE = {
     "no card": (lambda f: (f / "card.json").unlink(), "is not a checkpoint: it has no card.json"),
     "half a card": (lambda f: (f / "card.json").write_text((f / "card.json").read_text()[:100]), "is damaged"),
     "a key too many": (lambda f: rewrite(f, colour="red"), "is damaged .*colour"),
-    "a schema to come": (lambda f: rewrite(f, schema=99), "has schema 99, this version reads 1"),
+    "a schema to come": (lambda f: rewrite(f, schema=99), "has schema 99, this version reads 2"),
     "another head": (lambda f: rewrite(f, head="w"), "names the head 'w'; known: "),
     "another digest": (lambda f: rewrite(f, digest="0" * 64), "was changed since it was written"),
     "another file list": (lambda f: rewrite(f, files={}), "was changed since it was written"),

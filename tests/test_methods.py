@@ -38,16 +38,24 @@ def configs() -> list:
 CASES = pytest.mark.parametrize(("name", "config"), configs(), ids=lambda value: str(value))
 
 
-def roles(channels: int = 3) -> Roles:
+def roles(channels: int = 3, method=None, config=None) -> Roles:
     teacher, student, target = (NetDenoiser(ToyNet(channels, seed=s).double(), Cosine()) for s in (1, 2, 3))
-    return Roles(student, teacher.requires_grad_(False), target.requires_grad_(False))
+    cast = Roles(student, teacher.requires_grad_(False), target.requires_grad_(False))
+    if not hasattr(method, "critic"):
+        return cast
+    return dataclasses.replace(cast, critic=method.critic(config, cast, 0).double().requires_grad_(False))
 
 
 def toss(b: int = 3) -> tuple[torch.Tensor, Draw]:
     x0 = randn(b, 3, 3, 3)
-    return x0, Draw(
-        torch.rand(b, generator=torch.Generator().manual_seed(5), dtype=torch.float64), randn(b, 3, 3, 3, seed=6)
-    )
+    u = torch.rand(b, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    return x0, Draw(u, randn(b, 3, 3, 3, seed=6), ("test",))
+
+
+def cast_of(name: str, config) -> tuple:
+    """(method, roles, x0, dice)."""
+    method = methods.load(name)
+    return method, roles(3, method, config), *toss()
 
 
 def test_every_method_has_a_case():
@@ -56,7 +64,7 @@ def test_every_method_has_a_case():
 
 @CASES
 def test_the_batch_law(name, config):
-    method, cast, (x0, dice) = methods.load(name), roles(), toss()
+    method, cast, x0, dice = cast_of(name, config)
     parts = [method.loss(config, cast, x0[i : i + 1], dice[i : i + 1], 0.5) for i in range(3)]
     whole = method.loss(config, cast, x0, dice, 0.5)
     assert whole.shape == (3,)
@@ -65,7 +73,7 @@ def test_the_batch_law(name, config):
 
 @CASES
 def test_a_loss_is_a_pure_function_and_only_the_student_learns(name, config):
-    method, cast, (x0, dice) = methods.load(name), roles(), toss()
+    method, cast, x0, dice = cast_of(name, config)
     before = torch.get_rng_state()
     first = method.loss(config, cast, x0, dice, 0.5)
     assert torch.equal(first, method.loss(config, cast, x0, dice, 0.5))
@@ -78,7 +86,7 @@ def test_a_loss_is_a_pure_function_and_only_the_student_learns(name, config):
 
 @CASES
 def test_network_calls_are_what_a_spy_counts(name, config):
-    method, cast, (x0, dice) = methods.load(name), roles(), toss()
+    method, cast, x0, dice = cast_of(name, config)
     calls = dict.fromkeys(("student", "teacher", "target"), 0)
     for role in calls:
         getattr(cast, role).register_forward_hook(lambda *_, role=role: calls.update({role: calls[role] + 1}))
@@ -97,13 +105,31 @@ def test_the_rest_of_the_contract(name, config):
 @CASES
 def test_float32_losses_agree_with_float64(name, config):
     method, (x0, dice) = methods.load(name), toss(8)
-    exact = method.loss(config, roles(), x0, dice, 0.5)
-    cast = roles()
-    for role in (cast.student, cast.teacher, cast.target):
-        role.float()
-    single = method.loss(config, cast, x0.float(), Draw(dice.u, dice.noise.float()), 0.5)
+    exact = method.loss(config, roles(3, method, config), x0, dice, 0.5)
+    cast = roles(3, method, config)
+    for role in (cast.student, cast.teacher, cast.target, cast.critic):
+        if role is not None:
+            role.float()
+    single = method.loss(config, cast, x0.float(), dataclasses.replace(dice, noise=dice.noise.float()), 0.5)
     assert single.dtype == torch.float32
     torch.testing.assert_close(single.double(), exact, rtol=1e-4, atol=1e-5)
+
+
+@CASES
+def test_a_critic_learns_alone_and_obeys_the_batch_law(name, config):
+    method, cast, x0, dice = cast_of(name, config)
+    if not hasattr(method, "critic"):
+        return
+    assert method.critic_training(config).updates >= 1
+    cast.critic.requires_grad_(True)
+    whole = method.critic_loss(config, cast, x0, dice, 0.5)
+    parts = [method.critic_loss(config, cast, x0[i : i + 1], dice[i : i + 1], 0.5) for i in range(3)]
+    torch.testing.assert_close(whole, torch.cat(parts), rtol=1e-10, atol=1e-14)
+    whole.sum().backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in cast.critic.parameters())
+    assert all(p.grad is None for role in (cast.student, cast.teacher, cast.target) for p in role.parameters())
+    again = method.critic(config, cast, 0).state_dict()
+    assert all(torch.equal(again[key], value) for key, value in method.critic(config, cast, 0).state_dict().items())
 
 
 def test_an_unknown_method_lists_the_known():

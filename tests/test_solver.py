@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from diffcore.denoiser import Denoiser, GaussianDenoiser, per_sample
+from diffcore.meter import Meter, Metered
 from diffcore.mistake import Mistake
-from diffcore.sampler import Meter, Metered, Sampler
+from diffcore.sampler import Sampler
 from diffcore.schedule import Cosine, Linear
 from diffcore.solver import Stepwise
 from diffcore.solvers import SOLVERS

@@ -9,8 +9,12 @@ A method is a module with
 and, where it needs them,
     check(config, teacher)                            raises Mistake if a teacher with this grid cannot teach it
     target_decay(config) -> float                     keeps `roles.target` as an EMA of the student with this decay
+    critic(config, roles, seed) -> nn.Module          a second network that is trained beside the student: `roles.critic`
+    critic_loss(config, roles, x0, draw, progress)    [b] float32, what the critic learns; nothing else gets its gradient
+    critic_training(config) -> Critic                 how often for each update of the student, and how fast
 
-progress is the fraction of the training done, in [0, 1). Adding a file adds the method and its tests.
+The denoisers of the roles already know the batch's classes and guidance weights. progress is the fraction of the training
+done, in [0, 1). Adding a file adds the method and its tests.
 """
 
 import importlib
@@ -18,7 +22,9 @@ import pkgutil
 from dataclasses import dataclass
 from types import ModuleType
 
-from diffcore.denoiser import Denoiser
+from torch import nn
+
+from diffcore.denoiser import Condition, Denoiser
 from diffcore.mistake import Mistake
 
 
@@ -29,11 +35,30 @@ class Roles:
     student: the network in training.
     teacher: the frozen teacher, None for a method that learns from data alone.
     target: what the student should agree with: itself without gradient, or its EMA (`target_decay`).
+    critic: the method's second network, None for a method without one. condition: what the denoisers were given.
     """
 
     student: Denoiser
     teacher: Denoiser | None
     target: Denoiser
+    critic: nn.Module | None = None
+    condition: Condition | None = None
+
+    def given(self, condition: Condition) -> "Roles":
+        """The same for a batch whose classes and guidance weights are known."""
+        student, teacher, target = (
+            role and role.given(condition) for role in (self.student, self.teacher, self.target)
+        )
+        return Roles(student, teacher, target, self.critic, condition)
+
+
+@dataclass(frozen=True)
+class Critic:
+    """updates: of the critic for each one of the student. lr: constant. betas: AdamW's."""
+
+    updates: int
+    lr: float
+    betas: tuple[float, float] = (0.0, 0.99)
 
 
 def names() -> list[str]:

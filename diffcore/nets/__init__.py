@@ -20,7 +20,7 @@ def open_folder(folder: Path) -> nn.Module:
     """
     folder = Path(folder)
     content = read_config(folder)
-    if content["_class_name"] == unet.FORMAT and (folder / WEIGHTS).is_file():
+    if content["_class_name"] in (unet.FORMAT, unet.GUIDED) and (folder / WEIGHTS).is_file():
         try:
             config = unet.from_json(content)
         except unet.Unsupported:

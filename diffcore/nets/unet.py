@@ -13,7 +13,7 @@ reader of the format reproduces.
 import math
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -27,6 +27,10 @@ from diffcore.mistake import Mistake
 from diffcore.shapes import PerSample, Sample
 
 FORMAT = "UNet2DModel"
+GUIDED = "GuidedUNet2DModel"
+"""The format of a network with an input for the guidance weight: no class of diffusers, which refuses it by this name instead
+of leaving the input out. `folded` gives the UNet2DModel of one weight."""
+
 WRITTEN_AS = "0.36.0"
 """The release of diffusers that the written config.json names: the oldest one supported."""
 
@@ -75,6 +79,7 @@ class UNetConfig:
     class_embed_type: str | None = None
     num_class_embeds: int | None = None
     num_train_timesteps: int | None = None
+    guidance_embeds: bool = False
 
     def __post_init__(self):
         for key, known in KNOWN.items():
@@ -124,7 +129,8 @@ class Shape:
     """The section `network` of params.yaml: what a person chooses of the default U-Net.
 
     channels: of each level, from the finest. layers: residual blocks per level on the way down. attention: on every level
-    but the finest. groups: of the group norms. max_phase: radians, see `build`.
+    but the finest. groups: of the group norms. max_phase: radians, see `build`. conditional: told the class, or that there
+    is none, which guidance needs.
     """
 
     channels: tuple[int, ...]
@@ -133,6 +139,7 @@ class Shape:
     groups: int
     dropout: float
     max_phase: float
+    conditional: bool = False
 
     def __post_init__(self):
         if not self.channels or min(*self.channels, self.layers, self.groups) < 1:
@@ -144,10 +151,13 @@ class Shape:
         if self.max_phase <= 0:
             raise ValueError(f"max_phase must be positive, got {self.max_phase}")
 
-    def config(self, image: tuple[int, ...] | list[int]) -> UNetConfig:
-        """The network for images of shape [c, h, w]."""
+    def config(self, image: tuple[int, ...] | list[int], classes: int | None = None) -> UNetConfig:
+        """The network for images of shape [c, h, w] of so many classes; one more stands for no class."""
+        if self.conditional and not classes:
+            raise Mistake("network.conditional is true, but the data have no classes; set it to false or give labels")
+        table = classes + 1 if self.conditional else None
         return default_config(
-            tuple(image), self.channels, self.layers, self.attention, self.groups, dropout=self.dropout
+            tuple(image), self.channels, self.layers, self.attention, self.groups, table, self.dropout
         )
 
 
@@ -190,12 +200,14 @@ def default_config(
 def config_json(config: UNetConfig) -> dict[str, Any]:
     """What config.json holds: diffusers reads it as a UNet2DModel."""
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
-    return {"_class_name": FORMAT, "_diffusers_version": WRITTEN_AS, **plain}
+    guided = plain.pop("guidance_embeds")
+    return {"_class_name": GUIDED if guided else FORMAT, "_diffusers_version": WRITTEN_AS, **plain}
 
 
 def from_json(content: dict[str, Any]) -> UNetConfig:
     """The inverse of `config_json`; keys that begin with _ are notes. Raises Unsupported for an unknown key or value."""
     given = {key: value for key, value in content.items() if not key.startswith("_")}
+    given |= {"guidance_embeds": True} if content.get("_class_name") == GUIDED else {}
     defaults = {field.name: field.default for field in fields(UNetConfig)}
     for key, value in given.items():
         if key not in defaults:
@@ -235,6 +247,7 @@ class UNet(nn.Module):
         self.time_embedding = TimeEmbedding(widths[0], config)
         classes = config.num_class_embeds
         self.class_embedding = None if classes is None else nn.Embedding(classes, config.embedding)
+        self.guidance_embedding = nn.Linear(GUIDANCE_FEATURES, config.embedding) if config.guidance_embeds else None
         down, up = [], []
         for level, (kind, width) in enumerate(zip(config.down_block_types, widths)):
             down.append(Down(config, kind == ATTENTION_DOWN, widths[max(level - 1, 0)], width, level < last))
@@ -248,20 +261,37 @@ class UNet(nn.Module):
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], config.norm_eps)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
-    def forward(self, x: Sample, label: PerSample, class_label: Tensor | None = None) -> Sample:
-        """x: [b, c, h, w]; label: [b], c = T t - 1 with T = 1024, float; class_label: [b], int, where there is a table."""
-        embedding = self.embed(label, class_label)
+    def forward(
+        self, x: Sample, label: PerSample, class_label: Tensor | None = None, guidance: PerSample | None = None
+    ) -> Sample:
+        """x: [b, c, h, w]; label: [b], c = T t - 1 with T = 1024, float; class_label: [b], int, where there is a table;
+        guidance: [b], where the weight is an input."""
+        embedding = self.embed(label, class_label, guidance)
         skips = self.down(x, embedding)
         return self.out(self.up(self.mid(skips[-1], embedding), skips, embedding))
 
-    def embed(self, label: PerSample, class_label: Tensor | None = None) -> Tensor:
-        """The activated embedding of time and class that every residual block projects, [b, e]."""
+    def features(
+        self, x: Sample, label: PerSample, class_label: Tensor | None = None, guidance: PerSample | None = None
+    ) -> list[Tensor]:
+        """What the network sees: the end of each level on the way down, then the coarsest, [b, c_l, h_l, w_l] each."""
+        embedding = self.embed(label, class_label, guidance)
+        skips = self.down(x, embedding)
+        count = self.config.layers_per_block
+        ends = [skips[min((count + 1) * (level + 1) - 1, len(skips) - 1)] for level in range(len(self.down_blocks))]
+        return [*ends, self.mid(skips[-1], embedding)]
+
+    def embed(self, label: PerSample, class_label: Tensor | None = None, guidance: PerSample | None = None) -> Tensor:
+        """The activated embedding of time, class and guidance that every residual block projects, [b, e]."""
         if (class_label is None) != (self.class_embedding is None):
             raise Mistake(_CLASS_GIVEN if self.class_embedding is None else _CLASS_MISSING)
+        if (guidance is None) != (self.guidance_embedding is None):
+            raise Mistake(_GUIDANCE_GIVEN if self.guidance_embedding is None else _GUIDANCE_MISSING)
         with torch.autocast(label.device.type, enabled=False):  # in bfloat16 neighbouring times would be one
             embedding = self.time_embedding(label)
             if self.class_embedding is not None:
                 embedding = embedding + self.class_embedding(class_label)
+            if self.guidance_embedding is not None:
+                embedding = embedding + self.guidance_embedding(guidance_features(guidance).to(embedding.dtype))
             return F.silu(embedding)
 
     def down(self, x: Sample, embedding: Tensor, count: int | None = None) -> list[Tensor]:
@@ -298,6 +328,37 @@ class UNet(nn.Module):
 
 _CLASS_GIVEN = "this network knows no classes: leave class_label out"
 _CLASS_MISSING = "this network is conditioned on classes: give class_label, an index for each sample"
+_GUIDANCE_GIVEN = "this network has no input for a guidance weight: leave guidance out"
+_GUIDANCE_MISSING = "this network has an input for the guidance weight: give guidance, a number for each sample"
+
+GUIDANCE_FEATURES = 16
+
+
+def guidance_features(guidance: PerSample) -> Tensor:
+    """cos and sin of g 2^-k, k = 0..7: smooth and distinct for the weights in use, up to about 100. [b, 16], float32."""
+    phase = guidance.float()[:, None] * 2.0 ** -torch.arange(GUIDANCE_FEATURES // 2, device=guidance.device)
+    return torch.cat([phase.cos(), phase.sin()], 1)
+
+
+def with_guidance(net: "UNet") -> "UNet":
+    """The same network with an input for the guidance weight, to which it pays no attention yet."""
+    made = UNet(replace(net.config, guidance_embeds=True))
+    start = {
+        f"guidance_embedding.{name}": torch.zeros_like(p) for name, p in made.guidance_embedding.named_parameters()
+    }
+    made.load_state_dict(net.state_dict() | start)
+    return made
+
+
+def folded(net: "UNet", guidance: float) -> "UNet":
+    """The plain UNet2DModel that this network is at one guidance weight: its embedding becomes a part of a bias, exactly."""
+    made = UNet(replace(net.config, guidance_embeds=False))
+    state = {name: tensor for name, tensor in net.state_dict().items() if not name.startswith("guidance_embedding.")}
+    with torch.no_grad():
+        shift = net.guidance_embedding(guidance_features(torch.tensor([guidance])).to(net.guidance_embedding.weight))[0]
+    state["time_embedding.linear_2.bias"] = state["time_embedding.linear_2.bias"] + shift
+    made.load_state_dict(state)
+    return made
 
 
 class TimeEmbedding(nn.Module):
@@ -502,7 +563,7 @@ def _start(parameter: Tensor, layer: nn.Module, name: str, dice: torch.Generator
         parameter.fill_(float(name.endswith("weight")))
     elif isinstance(layer, nn.Embedding):
         parameter.normal_(generator=dice)
-    elif name.split(".")[-2] in ("conv2", "conv_out"):
+    elif name.split(".")[-2] in ("conv2", "conv_out", "guidance_embedding"):
         parameter.zero_()
     else:
         bound = layer.weight[0].numel() ** -0.5

@@ -1,0 +1,145 @@
+"""Classes and guidance: what a network is told of a sample, and what is made of it."""
+
+import pytest
+import torch
+
+from diffcore.denoiser import Condition, GaussianDenoiser, Guided, NetDenoiser, Prediction, Rescaled, per_sample
+from diffcore.draw import draw
+from diffcore.meter import Meter, Metered
+from diffcore.mistake import Mistake
+from diffcore.nets import unet
+from diffcore.sampler import Sampler
+from diffcore.schedule import VE, Cosine
+from diffcore.solvers import SOLVERS
+from diffcore.trajectory import even
+from tests.conftest import MixtureDenoiser, make_solver, randn
+
+
+class TwoBlobs(MixtureDenoiser):
+    """The exact denoiser of a mixture whose components are the classes; of no class, the whole mixture."""
+
+    def __init__(self, labels=None):
+        means = torch.tensor([[-0.8, 0.2], [0.7, -0.1]], dtype=torch.float64)
+        variances = torch.tensor([[0.05, 0.1], [0.2, 0.03]], dtype=torch.float64)
+        super().__init__(torch.tensor([0.3, 0.7]).double(), means, variances, Cosine())
+        self.labels = labels
+
+    def given(self, condition):
+        return TwoBlobs(condition.labels)
+
+    def of(self, rows):
+        return TwoBlobs(self.labels[rows])
+
+    def forward(self, x_t, t):
+        mixed = super().forward(x_t, t)
+        if self.labels is None:
+            return Prediction(mixed.x0.to(x_t.dtype), mixed.eps.to(x_t.dtype), mixed.level)
+        own = [GaussianDenoiser(m, v, self.schedule)(x_t, t) for m, v in zip(self.means, self.variances)]
+        pick = self.labels[:, None]
+        x0, eps = (
+            torch.where(
+                pick < 0, getattr(mixed, key), torch.where(pick == 0, getattr(own[0], key), getattr(own[1], key))
+            )
+            for key in ("x0", "eps")
+        )
+        return Prediction(x0.to(x_t.dtype), eps.to(x_t.dtype), mixed.level)
+
+
+def condition(*guidance: float) -> Condition:
+    return Condition(torch.tensor([0, 1, 1]), torch.tensor(guidance, dtype=torch.float64))
+
+
+def test_guidance_against_a_mixture_with_known_conditional_scores():
+    """score = score_u + g (score_c - score_u), whatever reading of the belief is combined."""
+    x, t, g = randn(3, 2), torch.tensor([0.9, 0.5, 0.2]).double(), (1.0, 3.0, 0.0)
+    found = Guided(TwoBlobs()).given(condition(*g))(x, t)
+    known, unknown = TwoBlobs(torch.tensor([0, 1, 1]))(x, t), TwoBlobs()(x, t)
+    weight = torch.tensor(g).double()[:, None]
+    torch.testing.assert_close(
+        found.score, unknown.score + weight * (known.score - unknown.score), rtol=1e-12, atol=1e-12
+    )
+    torch.testing.assert_close(found.v, unknown.v + weight * (known.v - unknown.v), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found.x0[2], unknown.x0[2], rtol=0, atol=1e-14)
+    assert found.cost == 2
+
+
+def test_wrappers_pass_on_what_is_known():
+    x, t = randn(3, 2), torch.tensor([0.9, 0.5, 0.2]).double()
+    plain = Guided(TwoBlobs()).given(condition(2.0, 2.0, 3.0))
+    metered = Metered(Guided(TwoBlobs()), Meter()).begin(None).given(condition(2.0, 2.0, 3.0))
+    torch.testing.assert_close(metered(x, t).x0, plain(x, t).x0, rtol=0, atol=0)
+    rows = torch.tensor([2, 0])
+    torch.testing.assert_close(metered.of(rows)(x[rows], t[rows]).x0, plain(x, t).x0[rows], rtol=0, atol=1e-14)
+    exploding = Rescaled(Guided(TwoBlobs()), VE(0.01, 50.0)).given(condition(2.0, 2.0, 3.0))
+    inner_t = torch.tensor([0.6, 0.5, 0.4]).double()
+    outer_t = VE(0.01, 50.0).time(Cosine().half_logsnr(inner_t))
+    scale = 1 / Cosine().alpha(inner_t)[:, None]
+    torch.testing.assert_close(exploding(x * scale, outer_t).x0, plain(x, inner_t).x0, rtol=1e-9, atol=1e-9)
+
+
+def test_guidance_without_a_class_or_a_weight_is_refused():
+    with pytest.raises(Mistake, match="needs a class and a weight"):
+        Guided(TwoBlobs()).given(Condition(torch.tensor([1])))(randn(1, 2), torch.tensor([0.5]))
+
+
+@pytest.mark.parametrize("name", sorted(set(SOLVERS) - {"analytic"}))
+def test_every_solver_keeps_a_sample_with_its_class(name):
+    """A solver that works on a part of the batch must ask for that part's classes."""
+    known = Condition(torch.tensor([0, 1, 1, 0, 1]), torch.full((5,), 2.0).double())
+    sampler = Sampler(Guided(TwoBlobs()), make_solver(name), even(6))
+    try:
+        whole = sampler.draw((2,), 5, 0, 5, known)
+    except Mistake as mistake:
+        pytest.skip(str(mistake))
+    torch.testing.assert_close(whole, sampler.draw((2,), 5, 0, 2, known), rtol=0, atol=1e-5)
+    other = sampler.draw((2,), 5, 0, 5, Condition(1 - known.labels, known.guidance))
+    assert (whole - other).abs().max() > 0.1
+
+
+def net(conditional: bool = True, seed: int = 1) -> unet.UNet:
+    made = unet.build(unet.default_config((1, 8, 8), (8, 16), classes=4 if conditional else None), seed)
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if "conv2" in name or "conv_out" in name:  # which begin at 0, so that no embedding would be felt
+                parameter.normal_(std=0.2, generator=torch.Generator().manual_seed(0))
+    return made
+
+
+def test_no_class_is_the_index_after_the_last():
+    denoiser, x, t = NetDenoiser(net(), Cosine(), classes=3), randn(2, 1, 8, 8).float(), torch.tensor([0.3, 0.6])
+    assert torch.equal(denoiser(x, t).v, denoiser.given(Condition(torch.tensor([-1, -1])))(x, t).v)
+    assert torch.equal(denoiser(x, t).v, denoiser.given(Condition(torch.tensor([3, 3])))(x, t).v)
+    assert not torch.equal(denoiser(x, t).v[0], denoiser.given(Condition(torch.tensor([2, -1])))(x, t).v[0])
+
+
+def test_an_input_for_guidance_changes_nothing_at_first_and_folds_into_a_bias():
+    plain, x, label = net(), randn(3, 1, 8, 8).float(), torch.tensor([5.0, 300.0, 1000.0])
+    classes, g = torch.tensor([0, 1, 3]), torch.tensor([1.0, 2.5, 4.0])
+    made = unet.with_guidance(plain)
+    assert torch.equal(made(x, label, classes, g), plain(x, label, classes))
+    with torch.no_grad():
+        made.guidance_embedding.weight.normal_(generator=torch.Generator().manual_seed(3))
+    assert not torch.equal(made(x, label, classes, g), plain(x, label, classes))
+    same = torch.full((3,), 2.5)
+    torch.testing.assert_close(
+        unet.folded(made, 2.5)(x, label, classes), made(x, label, classes, same), atol=1e-5, rtol=1e-5
+    )
+    assert made.config_json()["_class_name"] == unet.GUIDED
+    assert unet.from_json(made.config_json()) == made.config
+    assert "guidance_embeds" not in plain.config_json()
+
+
+def test_a_student_that_takes_a_weight_says_so():
+    denoiser = NetDenoiser(unet.with_guidance(net()), Cosine(), classes=3, weighs=True)
+    with pytest.raises(Mistake, match="takes the guidance weight as an input"):
+        denoiser(randn(2, 1, 8, 8).float(), per_sample(0.5, randn(2, 1)))
+
+
+def test_other_dice_are_independent_and_those_of_the_whole_batch():
+    whole = draw(torch.zeros(8, 2), 0, "train", 3)
+    parts = [draw(torch.zeros(4, 2), 0, "train", 3, count=8)[rows] for rows in (slice(0, 4), slice(4, 8))]
+    assert torch.equal(torch.cat([part.noise for part in parts]), whole.noise)
+    assert torch.equal(torch.cat([part.other("a").noise for part in parts]), whole.other("a").noise)
+    assert torch.equal(torch.cat([part[1:3].other("a").u for part in parts])[2:], whole.other("a").u[5:7])
+    names = [whole.noise, whole.other("a").noise, whole.other("b").noise, whole.other("a").other("b").noise]
+    assert all(not torch.equal(one, two) for k, one in enumerate(names) for two in names[:k])
