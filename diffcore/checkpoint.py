@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from diffcore import disk, schedule
-from diffcore.denoiser import HEADS, LABELS, NetDenoiser
+from diffcore.denoiser import HEADS, NetDenoiser
 from diffcore.mistake import Mistake
 from diffcore.trajectory import Trajectory
 
@@ -27,10 +27,11 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 class Card:
     """Where a checkpoint comes from and what it is good for.
 
-    schedule: `{"name": ...}` as schedule.to_json gives it. solver: what its method samples it with, a word of SOLVERS. grid:
-    the only times it may be sampled at, null for any. classes: names of the classes it tells apart, null for none. guidance:
-    the weights of classifier-free guidance that it was trained for, null for none, see `Guidance`. image: its samples' shape
-    [c, h, w]. parent: digest of the teacher, null for none. data: digest of the shards.
+    schedule: `{"name": ...}` as schedule.to_json gives it. labels: T of the label T t - 1 that its network is told. solver:
+    what its method samples it with, a word of SOLVERS. grid: the only times it may be sampled at, null for any. classes:
+    names of the classes it tells apart, null for none. guidance: the weights of classifier-free guidance that it was trained
+    for, null for none, see `Guidance`. image: its samples' shape [c, h, w]. parent: digest of the teacher, null for none.
+    data: digest of the shards.
     parameters: everything params.yaml said about it. code: digest of the source that trained it. cost: iterations, images
     and network calls. files: sha256 of each file. digest: of all these files. seal: digest of the rest of the card.
     """
@@ -40,6 +41,7 @@ class Card:
     method: str
     schedule: dict[str, Any]
     head: str
+    labels: int
     solver: str
     grid: list[float] | None
     classes: list[str] | None
@@ -128,6 +130,7 @@ def save(folder: Path, denoiser: NetDenoiser, image: tuple[int, ...], about: dic
             schema=SCHEMA,
             schedule=schedule.to_json(denoiser.schedule),
             head=denoiser.head,
+            labels=denoiser.labels,
             grid=list(denoiser.grid.times) if denoiser.grid else None,
             image=list(image),
             files=files,
@@ -174,7 +177,8 @@ def load(folder: Path) -> Checkpoint:
     grid = Trajectory(tuple(card.grid)) if card.grid else None
     classes = len(card.classes) if card.classes else None
     weighs = card.guidance is not None and Guidance(**card.guidance).is_input
-    return Checkpoint(card, NetDenoiser(net, schedule.from_json(card.schedule), card.head, grid, classes, weighs))
+    kind = schedule.from_json(card.schedule)
+    return Checkpoint(card, NetDenoiser(net, kind, card.head, grid, classes, weighs, labels=card.labels))
 
 
 def open_net(folder: Path) -> nn.Module:
@@ -191,11 +195,11 @@ def _scheduler(denoiser: NetDenoiser, solver: str) -> tuple[str, dict[str, Any]]
     trajectory of K even steps is exact where K divides T. A consistency student is sampled by LCM's multistep rule with its
     boundary scalings switched off: a v network has the boundary condition built in.
     """
-    t = torch.arange(LABELS + 1, dtype=torch.float64) / LABELS
+    t = torch.arange(denoiser.labels + 1, dtype=torch.float64) / denoiser.labels
     alpha_bar = denoiser.schedule.alpha(t) ** 2
     common = {
         "_diffusers_version": "0.36.0",
-        "num_train_timesteps": LABELS,
+        "num_train_timesteps": denoiser.labels,
         "trained_betas": (1 - alpha_bar[1:] / alpha_bar[:-1]).tolist(),
         "prediction_type": {"v": "v_prediction", "eps": "epsilon", "x0": "sample"}[denoiser.head],
         "clip_sample": False,

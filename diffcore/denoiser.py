@@ -124,7 +124,7 @@ class Denoiser(nn.Module, abc.ABC):
 
 
 class NetDenoiser(Denoiser):
-    """A network `net(x_t, label) -> [b, *x]` read through a head. The label is T t - 1 with T = 1024, a float.
+    """A network `net(x_t, label) -> [b, *x]` read through a head. The label is T t - 1, a float; T is 1024 for our own.
 
     The network sees x_t as it is, so the schedule must be a variance-preserving one. classes: how many classes it tells
     apart, None for a network that knows none; the index after the last one stands for no class. weighs: whether the guidance
@@ -140,13 +140,14 @@ class NetDenoiser(Denoiser):
         classes: int | None = None,
         weighs: bool = False,
         condition: Condition | None = None,
+        labels: int = LABELS,
     ):
         super().__init__()
         self.net, self.schedule, self.head, self.grid = net, schedule, head, grid
-        self.classes, self.weighs, self.condition = classes, weighs, condition
+        self.classes, self.weighs, self.condition, self.labels = classes, weighs, condition, labels
 
     def forward(self, x_t: Sample, t: PerSample) -> Prediction:
-        out = self.net(x_t, label(t), *self._inputs(x_t)).to(x_t.dtype)
+        out = self.net(x_t, label(t, self.labels), *self._inputs(x_t)).to(x_t.dtype)
         return HEADS[self.head](x_t, self.schedule.level(t, x_t), out)
 
     def given(self, condition: Condition) -> "NetDenoiser":
@@ -160,12 +161,12 @@ class NetDenoiser(Denoiser):
     def features(self, x_t: Sample, t: PerSample) -> list[Tensor]:
         if not hasattr(self.net, "features"):
             return super().features(x_t, t)
-        return self.net.features(x_t, label(t), *self._inputs(x_t))
+        return self.net.features(x_t, label(t, self.labels), *self._inputs(x_t))
 
     def around(self, net: nn.Module, condition: Condition | None = None) -> "NetDenoiser":
         """The same reading of another network."""
         known = condition or self.condition
-        return NetDenoiser(net, self.schedule, self.head, self.grid, self.classes, self.weighs, known)
+        return NetDenoiser(net, self.schedule, self.head, self.grid, self.classes, self.weighs, known, self.labels)
 
     def _inputs(self, x_t: Sample) -> tuple[Tensor | None, ...]:
         if self.classes is None and not self.weighs:
@@ -216,9 +217,9 @@ class Guided(Denoiser):
         return Guided(self.inner.begin(calls), self.condition)
 
 
-def label(t: PerSample) -> PerSample:
-    """What a network is told about t, [b], float32: diffusers' index of t on a grid of T = 1024 steps."""
-    return (t.double() * LABELS - 1).float()
+def label(t: PerSample, labels: int = LABELS) -> PerSample:
+    """What a network is told about t, [b], float32: diffusers' index of t on a grid of T steps."""
+    return (t.double() * labels - 1).float()
 
 
 class Rescaled(Denoiser):

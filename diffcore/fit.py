@@ -155,6 +155,7 @@ def fit(
     resume: Resume | None = None,
     on_event: Callable[[Event], None] = lambda event: None,
     stop: Callable[[], bool] = lambda: False,
+    on_resume: Callable[[int], None] = lambda step: None,
 ) -> Fitted:
     """Trains a copy of `student` by one method; returns its EMA.
 
@@ -164,6 +165,8 @@ def fit(
     threads.use(compute.threads)
     loop = _Loop(job, student, teacher, compute)
     loop.restore(resume)
+    if loop.step:
+        on_resume(loop.step)
     saved = time.monotonic()
     while loop.step < job.config.iterations:
         event = loop.update()
@@ -199,7 +202,8 @@ class _Loop:
         )
         self.prepared, self.optimizer = self.accelerator.prepare(self.net, optimizer)
         roles = Roles(_with(student, self.prepared), teacher, _with(student, self.target))
-        self.critic = _Critic(job, roles, self.accelerator) if hasattr(job.method, "critic") else None
+        critic = job.method.critic(job.method_config, roles, job.seed) if hasattr(job.method, "critic") else None
+        self.critic = None if critic is None else _Critic(job, critic, self.accelerator)
         self.meters = {"student": Meter(), "teacher": Meter(), "target": Meter()}
         self.roles = replace(
             roles,
@@ -334,10 +338,10 @@ class _Loop:
 class _Critic:
     """The second network of a method that has one, and how it learns."""
 
-    def __init__(self, job: Job, roles: Roles, accelerator: Accelerator):
+    def __init__(self, job: Job, net: nn.Module, accelerator: Accelerator):
         self.job, self.accelerator, self.losses = job, accelerator, []
         self.training = job.method.critic_training(job.method_config)
-        self.net = job.method.critic(job.method_config, roles, job.seed).to(accelerator.device).train()
+        self.net = net.to(accelerator.device).train()
         learns = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
             learns, self.training.lr, betas=self.training.betas, weight_decay=0.0, fused=True
@@ -414,7 +418,9 @@ def _frozen(net: nn.Module) -> nn.Module:
 
 def _with(denoiser: NetDenoiser, net: nn.Module) -> NetDenoiser:
     # the student's own grid restricts sampling, not training
-    return NetDenoiser(net, denoiser.schedule, denoiser.head, None, denoiser.classes, denoiser.weighs)
+    found = denoiser.around(net)
+    found.grid = None
+    return found
 
 
 def _rows(config: Config, rank: int, processes: int) -> list[slice]:

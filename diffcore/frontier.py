@@ -12,7 +12,7 @@ from typing import Any
 from diffcore.mistake import Mistake
 from diffcore.quality import RESAMPLES, Floor
 
-SCHEMA = 1
+SCHEMA = 2
 WIDTH = 110
 """Columns of the printed table."""
 
@@ -24,17 +24,24 @@ SHARED = ("n", "seed", "features", "weights")
 class Point:
     """One way to sample, and what it was found to be worth.
 
-    nfe: network calls for each sample. fd, kid, fd_pixels: see diffcore/quality.py, `*_se` their standard errors.
+    way: what the curve it lies on is called. best: whether it is the best of what was tried for that curve with as many steps
+    (several grids, a sweep of scales); only these are shown. recipe: the sampler with its options and what is done to the
+    network, as JSON (diffcore.recipe). nfe: network calls for each sample, as they were counted; parts of a network count as
+    their share. fd, kid, fd_pixels: see diffcore/quality.py, `*_se` their standard errors.
     rmse_teacher: against the teacher's samples from the same noise, None where there is nothing to compare. n, seed:
-    how many samples, from which noise. weights: which of the checkpoint's. features: digest of the feature network.
-    times: the trajectory's.
+    how many samples, from which noise. accuracy: the share of samples in which the feature network sees the class
+    asked for, None without classes. bits: per dimension of real images, of samplers that have a likelihood. weights: which
+    of the checkpoint's. features: digest of the feature network. times: the trajectory's.
     """
 
     name: str
+    way: str
+    best: bool
     method: str
     checkpoint: str
     sampler: str
     trajectory: str
+    recipe: str
     nfe: float | int
     fd: float
     fd_se: float
@@ -44,6 +51,10 @@ class Point:
     fd_pixels_se: float
     rmse_teacher: float | None
     rmse_teacher_se: float | None
+    accuracy: float | None
+    accuracy_se: float | None
+    bits: float | None
+    bits_se: float | None
     ms_per_image: float
     n: int
     seed: int
@@ -64,6 +75,19 @@ class Point:
         """No worse in network calls and in fd, and better in one of them."""
         no_worse = self.nfe <= other.nfe and self.fd <= other.fd
         return no_worse and (self.nfe < other.nfe or self.fd < other.fd)
+
+
+def with_best(points: Iterable[Point]) -> list[Point]:
+    """The points with `best` set: of those of one curve that took equally many steps, the one with the lowest fd.
+
+    Choosing by the number that is then reported flatters it a little: by about half a standard error of five equal tries.
+    """
+    points = list(points)
+    tries: dict[tuple[str, str, int], list[Point]] = {}
+    for point in points:
+        tries.setdefault((point.checkpoint, point.way, len(point.times)), []).append(point)
+    best = {min(group, key=lambda p: (p.fd, p.nfe, p.name)).name for group in tries.values()}
+    return [dataclasses.replace(point, best=point.name in best) for point in points]
 
 
 @dataclass(frozen=True)
@@ -119,9 +143,13 @@ class Frontier:
         return Recommendation(chosen, reason)
 
     def table(self) -> str:
-        """For a terminal, at most WIDTH columns: rows by rising network calls and then fd, `*` on the frontier."""
-        front = self.non_dominated()
-        rows = [_HEADINGS, *(_row(point, point in front) for point in self._sorted())]
+        """For a terminal, at most WIDTH columns: rows by rising network calls and then fd, `*` on the frontier.
+
+        Of what was tried for one curve, the best alone; the rest are in the csv.
+        """
+        front, shown = self.non_dominated(), [point for point in self._sorted() if point.best]
+        columns = [_HEADINGS.index(key) for key in _HEADINGS if key not in _RARE or _any(shown, key)]
+        rows = [[row[k] for k in columns] for row in (_HEADINGS, *(_row(point, point in front) for point in shown))]
         return "\n".join([*_aligned(rows), "", *self._notes()]) + "\n"
 
     def to_csv(self) -> str:
@@ -172,8 +200,10 @@ class Frontier:
 
     def _notes(self) -> list[str]:
         first, floor = self.points[0], self.floor
+        left = sum(not point.best for point in self.points)
+        tried = f"; {left} more points, tried and not the best of their kind, are in frontier.csv" if left else ""
         notes = [
-            "* on the frontier: no other point has as low an fd with as few network calls",
+            f"* on the frontier: no other point has as low an fd with as few network calls{tried}",
             f"N = {first.n} samples each, noise seed {first.seed}, {first.weights} weights, feature network "
             f"{first.features[:12]}; +- is one standard error over the samples drawn, not over trainings",
             f"floor, {floor.n[0]} real images against {floor.n[1]} others: fd {plus_minus(floor.fd, floor.fd_se)}, "
@@ -188,22 +218,32 @@ def plus_minus(value: float, se: float) -> str:
     return f"{value:.{decimals}f}+-{se:.{decimals}f}"
 
 
-_HEADINGS = ["", "name", "calls", "fd", "kid", "fd_pixels", "rmse_teacher", "ms/image"]
+_HEADINGS = ["", "name", "calls", "fd", "kid", "fd_pixels", "rmse_teacher", "accuracy", "bits", "ms/image"]
+_RARE = ("accuracy", "bits")
+"""Columns that are left out where no point has them."""
 _NAME = _HEADINGS.index("name")
 
 
 def _row(point: Point, on_frontier: bool) -> list[str]:
-    fidelity = "-" if point.rmse_teacher is None else plus_minus(point.rmse_teacher, point.rmse_teacher_se or 0.0)
     return [
         "*" if on_frontier else "",
         point.name,
-        f"{point.nfe:g}",
+        f"{point.nfe:.4g}",
         plus_minus(point.fd, point.fd_se),
         plus_minus(point.kid, point.kid_se),
         plus_minus(point.fd_pixels, point.fd_pixels_se),
-        fidelity,
+        *(_maybe(point, key) for key in ("rmse_teacher", *_RARE)),
         f"{point.ms_per_image:.3g}",
     ]
+
+
+def _maybe(point: Point, key: str) -> str:
+    value = getattr(point, key)
+    return "-" if value is None else plus_minus(value, getattr(point, f"{key}_se") or 0.0)
+
+
+def _any(points: Iterable[Point], key: str) -> bool:
+    return any(getattr(point, key) is not None for point in points)
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
@@ -225,7 +265,7 @@ def _shortened(name: str, width: int) -> str:
 
 
 def _told(point: Point) -> str:
-    calls = "1 network call" if point.nfe == 1 else f"{point.nfe:g} network calls"
+    calls = "1 network call" if point.nfe == 1 else f"{point.nfe:.4g} network calls"
     return f"{point.name}, {calls}, fd {plus_minus(point.fd, point.fd_se)}"
 
 

@@ -283,6 +283,36 @@ def fidelity(student: Sample, teacher: Sample) -> Fidelity:
     return Fidelity(rmse, spread / (2 * rmse) if rmse else 0.0)  # d sqrt(m) = dm / (2 sqrt(m))
 
 
+@dataclass(frozen=True)
+class Share:
+    """A mean over samples and its standard error."""
+
+    mean: float
+    se: float
+
+
+def labels_like(labels: Tensor | None, count: int, seed: int) -> Tensor | None:
+    """`count` classes to ask samples of, as frequent as in `labels`: label i depends on (seed, i) alone. int64 [count]."""
+    if labels is None:
+        return None
+    places = [torch.randint(len(labels), (1,), generator=generator(seed, "label", i)) for i in range(count)]
+    return labels.cpu()[torch.cat(places)]
+
+
+def accuracy(samples: Sample, labels: Tensor, real: Tensor, features: Features) -> Share:
+    """How often the feature network, which no training of a student saw, finds the class that was asked for.
+
+    labels: int64 [n], of the samples; real: those of the images that the network learned from, for it numbers the classes
+    that occur. A Mistake for a network that learned no classes.
+    """
+    if features.card.task != "classes":
+        raise Mistake("the feature network learned no classes, so it cannot tell whether samples have the right one")
+    known, x = torch.unique(real.cpu()), to_8bit(samples)
+    found = torch.cat([features.logits(part.to(features.device)).argmax(1).cpu() for part in x.split(250)])
+    right = (known[found] == labels.cpu()).double()
+    return Share(float(right.mean()), float(right.std() / len(right) ** 0.5))
+
+
 def to_8bit(x: Sample) -> Sample:
     """The nearest of the 256 values an image file can hold, still in [-1, 1]; what lies outside is clamped."""
     return to_float(to_uint8(x))

@@ -96,6 +96,20 @@ class Linear(Schedule):
 
 
 @dataclass(frozen=True)
+class SubVP(Linear):
+    """The linear VP's alpha with the smaller noise sigma = 1 - alpha^2 (2011.13456, eq. 29): not variance-preserving."""
+
+    def sigma(self, t: PerSample) -> PerSample:
+        return -torch.expm1(2 * self._log_alpha(t))
+
+    def time(self, half_logsnr: PerSample) -> PerSample:
+        # alpha from sigma/alpha = 1/alpha - alpha, and the variance-preserving schedule's time of that alpha
+        ratio = torch.exp(-half_logsnr.double())
+        alpha = 2 / (ratio + (ratio**2 + 4).sqrt())
+        return super().time(alpha.log() - 0.5 * (ratio * alpha).log())  # whose sigma^2 is 1 - alpha^2 = alpha ratio
+
+
+@dataclass(frozen=True)
 class Discrete(Schedule):
     """DDPM's N betas (Ho et al. 2020, arXiv 2006.11239): t = n/N is step n, t = 0 is data.
 
@@ -160,7 +174,13 @@ class VE(Schedule):
         return (-half_logsnr.double() - math.log(self.sigma_min)) / math.log(self.sigma_max / self.sigma_min)
 
 
-SCHEDULES: dict[str, type[Schedule]] = {"cosine": Cosine, "linear": Linear, "discrete": Discrete, "ve": VE}
+SCHEDULES: dict[str, type[Schedule]] = {
+    "cosine": Cosine,
+    "linear": Linear,
+    "subvp": SubVP,
+    "discrete": Discrete,
+    "ve": VE,
+}
 
 
 def to_json(schedule: Schedule) -> dict[str, Any]:

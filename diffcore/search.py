@@ -4,8 +4,15 @@ Bao et al. 2022, arXiv 2201.06503, section 4: with the optimal variances the bou
 best K of N times are a shortest path. For eta = 1 the cost log(sigma*^2/lambda^2) is
 log(1 + (1/sigma_s^2 - 1/sigma_t^2) cov_t), which differs from the published log(1 - beta_{t|s} Gamma_t) by a constant that no
 path changes, and is finite at alpha_t = 0.
+
+With r_t = 1/cov_t - 1/sigma_t^2 that cost is log cov_t + log(1/sigma_s^2 + r_t), so for s < s' < t < t' the quadrangle
+inequality J[s, t] + J[s', t'] <= J[s, t'] + J[s', t] says (1/sigma_s^2 - 1/sigma_s'^2) (r_t' - r_t) <= 0: the costs are Monge
+just if r_t never rises. The exact cov_t of any data obeys it, since d(1/cov)/d(SNR) is at least 1 (Guo et al. 2011, arXiv
+1004.3332, proposition 9) and 1/sigma^2 is 1 + SNR. Then the best node before t moves one way only as t or the number of
+nodes grows, and no N x N matrix is needed.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +21,12 @@ from diffcore.mistake import Mistake
 
 BLOCK = 96
 """Rows of the cost matrix worked on together: what they need fits into a core's own cache."""
+
+BRANCHES = 4
+"""Into how many parts a level of the Monge search cuts the gaps of the one before: fewer levels, but more sums in each."""
+
+Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""The rows of one level, and for each the nearest row of the levels before below it (-1: none) and above it (N: none)."""
 
 
 @dataclass(frozen=True)
@@ -48,37 +61,73 @@ class Paths:
             raise Mistake(f"steps must be in 1..{self.most}, got {steps}")
 
 
+def cheapest(sigma2: np.ndarray, cov: np.ndarray, most: int | None = None, eta: float = 1.0) -> Paths:
+    """The paths of least `cost` by the quicker exact way: Monge's if the costs are such, else over the whole matrix.
+
+    sigma2, cov: [N], as for `cost`. Monge's way takes O(K N log N) time at worst, and memory in proportion to N besides the
+    table `before` of K x N int32; the other O(K N^2) and N^2. Where paths cost the same but for rounding they may differ.
+    """
+    sigma2, cov = _checked(sigma2, cov, eta)
+    most = _check_most(most, len(cov))
+    return _monge(1 / sigma2, cov, most) if is_monge(sigma2, cov) else shortest(cost(sigma2, cov), most)
+
+
+def is_monge(sigma2: np.ndarray, cov: np.ndarray) -> bool:
+    """Whether r_t never rises (up to the rounding of its terms): checked in O(N), for the t that two nodes precede."""
+    sigma2, cov = _checked(sigma2, cov)
+    with np.errstate(divide="ignore"):
+        precision = 1 / cov  # infinite where nothing is left to know: such a jump is free from everywhere
+    r = (precision - 1 / sigma2)[2:]
+    least = np.minimum.accumulate(r)
+    known = np.isfinite(r)
+    rounding = 8 * np.finfo(np.float64).eps * (precision + 1 / sigma2)[2:]
+    return bool((r[known] <= (least + rounding)[known]).all() and (np.diff(known.astype(int)) >= 0).all())
+
+
 def cost(sigma2: np.ndarray, cov: np.ndarray, eta: float = 1.0) -> np.ndarray:
     """J[s - 1, t - 1] = log(sigma*^2/lambda^2) of the jump t -> s for 1 <= s < t <= N, infinite elsewhere. [N, N] float64.
 
-    sigma2, cov: [N], at n = 1..N. Only eta = 1: with eta = 0 lambda is 0 and every jump costs infinitely much.
+    sigma2, cov: [N], at n = 1..N. sigma2 is the noise's share sigma^2/(alpha^2 + sigma^2): what counts is that 1/sigma_s^2 -
+    1/sigma_t^2 is the difference in SNR, which sigma^2 itself gives for variance-preserving and exploding schedules. Only
+    eta = 1: with eta = 0 lambda is 0 and every jump costs infinitely much.
     """
-    if eta != 1:
-        raise Mistake(f"the cost of a trajectory is known for eta = 1 only, got {eta}; search with eta 1")
-    sigma2, cov = np.asarray(sigma2, np.float64), np.asarray(cov, np.float64)
-    if sigma2.shape != cov.shape or sigma2.ndim != 1 or not (cov >= 0).all() or not (np.diff(sigma2) > 0).all():
-        raise ValueError("sigma2 must rise strictly and cov be numbers that are not negative, both of one length")
+    sigma2, cov = _checked(sigma2, cov, eta)
     upper = np.triu(np.ones((len(cov), len(cov)), bool), 1)
     jumps = np.full(upper.shape, np.inf)
     return np.log1p((1 / sigma2[:, None] - 1 / sigma2[None, :]) * cov[None, :], where=upper, out=jumps)
 
 
-def shortest(jumps: np.ndarray, most: int | None = None) -> Paths:
-    """Exact dynamic programming over the number of nodes; among equal paths the one through smaller nodes wins.
+def _checked(sigma2: np.ndarray, cov: np.ndarray, eta: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    if eta != 1:
+        raise Mistake(f"the cost of a trajectory is known for eta = 1 only, got {eta}; search with eta 1")
+    sigma2, cov = np.asarray(sigma2, np.float64), np.asarray(cov, np.float64)
+    if sigma2.shape != cov.shape or sigma2.ndim != 1 or not (cov >= 0).all() or not (np.diff(sigma2) > 0).all():
+        raise ValueError("sigma2 must rise strictly and cov be numbers that are not negative, both of one length")
+    return sigma2, cov
 
-    jumps: [N, N], jumps[s, t] finite for s < t. Works for any costs, Monge or not.
-    """
-    n = len(jumps)
+
+def _check_most(most: int | None, n: int) -> int:
     most = n if most is None else most
     if not 1 <= most <= n:
         raise Mistake(f"the most steps to search for must be in 1..{n}, got {most}")
+    return most
+
+
+def shortest(jumps: np.ndarray, most: int | None = None, growth: float = 1.0) -> Paths:
+    """Exact dynamic programming over the number of nodes; among equal paths the one through smaller nodes wins.
+
+    jumps: [N, N], jumps[s, t] finite for s < t. Works for any costs, Monge or not. growth: how much more a jump counts than
+    the one after it; the last jump, into N, counts once.
+    """
+    n = len(jumps)
+    most = _check_most(most, n)
     into = np.ascontiguousarray(jumps.T)  # row t holds the cost of reaching t from each s
     best = np.full(n, np.inf)
     best[0] = 0.0
     costs, before = np.full(most + 1, np.inf), np.zeros((most + 1, n), np.int32)
     scratch = np.empty((BLOCK, n))
     for k in range(2, most + 1):
-        best = _extend(into, best, k, before[k], scratch)
+        best = _extend(into, growth * best, k, before[k], scratch)
         costs[k] = best[-1]
     return Paths(n, most, costs, before)
 
@@ -95,3 +144,60 @@ def _extend(into: np.ndarray, best: np.ndarray, k: int, before: np.ndarray, scra
         longer[first:last] = sums[np.arange(last - first), chosen]
         before[first:last] = chosen + low + 1
     return longer
+
+
+def _monge(u: np.ndarray, cov: np.ndarray, most: int) -> Paths:
+    """u: [N], 1/sigma^2. Layers of nodes as in `shortest`; a layer's best nodes before are found level by level."""
+    n, plan = len(u), _levels(len(u))
+    best, chosen = np.full(n, np.inf), np.zeros(n, np.int64)
+    best[0] = 0.0
+    costs, before = np.full(most + 1, np.inf), np.zeros((most + 1, n), np.int32)
+    for k in range(2, most + 1):
+        if k > 2:  # of one node there is only the first
+            chosen = _choose(u, cov, best, k, chosen, plan)
+        t, longer = np.arange(k - 1, n), np.full(n, np.inf)
+        longer[t] = best[chosen[t]] + np.log1p((u[chosen[t]] - u[t]) * cov[t])
+        best, costs[k] = longer, longer[-1]
+        before[k, t] = chosen[t] + 1
+    return Paths(n, most, costs, before)
+
+
+def _choose(
+    u: np.ndarray, cov: np.ndarray, best: np.ndarray, k: int, shorter: np.ndarray, plan: list[Rows]
+) -> np.ndarray:
+    """For each t the first best node before it on a path of k nodes; `shorter` holds those of k - 1 nodes.
+
+    It lies between the nodes chosen for the rows around t, and not before that of the shorter path.
+    """
+    n = len(u)
+    chosen = np.full(n + 2, k - 2)  # the least that can be: of row -1, of rows 0..N-1 and of row N
+    chosen[-1] = n - 1
+    for level in plan:
+        rows, below, above = (part[np.searchsorted(level[0], k - 1) :] for part in level)
+        if len(rows):
+            last = np.minimum(chosen[above + 1], rows - 1)
+            first = np.minimum(np.maximum(chosen[below + 1], shorter[rows]), last)  # ties but for rounding may cross
+            lengths = last - first + 1
+            starts = np.cumsum(lengths) - lengths
+            s = np.arange(lengths.sum()) + np.repeat(first - starts, lengths)
+            sums = best[s] + np.log1p((u[s] - np.repeat(u[rows], lengths)) * np.repeat(cov[rows], lengths))
+            least = np.flatnonzero(sums == np.repeat(np.minimum.reduceat(sums, starts), lengths))
+            chosen[rows + 1] = s[least[np.searchsorted(least, starts)]]
+    return chosen[1:-1]
+
+
+def _levels(n: int) -> list[Rows]:
+    """The rows 0..N-1 level by level; each level cuts every gap that the levels before have left into BRANCHES."""
+    plan, gaps = [], [(-1, n)]
+    while gaps:
+        cuts = [(*gap, _cuts(*gap)) for gap in gaps]
+        level = [(row, low, high) for low, high, rows in cuts for row in rows]
+        plan.append(tuple(np.array(level).T))
+        ends = [[low, *rows, high] for low, high, rows in cuts]
+        gaps = [(a, b) for row in ends for a, b in itertools.pairwise(row) if b - a > 1]
+    return plan
+
+
+def _cuts(low: int, high: int) -> list[int]:
+    parts = min(BRANCHES, high - low)
+    return [low + i * (high - low) // parts for i in range(1, parts)]

@@ -6,16 +6,15 @@ import time
 from collections.abc import Iterator
 
 from diffcore import checkpoint, disk, features, feed, gamma, quality, shards, threads, trajectory
-from diffcore.frontier import Frontier, Point
+from diffcore.frontier import Frontier, Point, with_best
+from diffcore.meter import Meter, Metered
 from diffcore.mistake import Mistake
+from diffcore.recipe import Recipe
 from diffcore.sampler import Sampler
 from diffcore.shapes import Sample
-from diffcore.solver import Solver
-from diffcore.solvers import SOLVERS
-from diffcore.solvers.analytic import Analytic
-from diffcore.trajectory import Trajectory
+from diffcore.trajectory import TRAJECTORIES, Trajectory
 from tasks import paths, pictures
-from tasks.params import ROOT, Params, Way
+from tasks.params import OWN, ROOT, Params, Way
 from tasks.progress import say
 
 SHOWN = 16
@@ -24,40 +23,94 @@ SHOWN = 16
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """One point to measure."""
+    """One point to measure. way: what its curve is called; of several tries at as many steps the best counts."""
 
     name: str
+    way: str
     checkpoint: str
     method: str
-    solver: str
     trajectory: str
+    recipe: Recipe
     times: Trajectory
+
+
+class Bench:
+    """What all points are measured with: the same images, noise, classes and network."""
+
+    def __init__(self, params: Params):
+        self.params, self.config = params, params.evaluate
+        self.real, self.network = shards.load_resident(paths.DATA), features.load(paths.FEATURES)
+        say(f"evaluate: looking at {len(self.real)} real images")
+        self.reference = quality.Reference.of(self.real.pixels, self.network)
+        self.floor = quality.floor(self.reference, self.config.images, self.config.seed)
+        self.opened = {name: self._open(name) for name in (ROOT, *params.distill)}
+        self.gamma = gamma.Gamma.from_json(json.loads(paths.GAMMA.read_text()))
+        self.labels = quality.labels_like(self.real.labels, self.config.images, self.config.seed)
+        self.teacher: Sample | None = None
+
+    def _open(self, name: str) -> checkpoint.Checkpoint:
+        return checkpoint.load(paths.CHECKPOINTS / name).to(self.params.compute.device)
+
+    def measure(self, plan: Plan) -> tuple[Sample, Point]:
+        config, opened, meter = self.config, self.opened[plan.checkpoint], Meter()
+        sampler = plan.recipe.sampler(opened, plan.times, self.gamma)
+        condition = plan.recipe.condition(opened, self.labels)
+        drawn = Sampler(Metered(sampler.denoiser, meter), sampler.solver, sampler.trajectory)
+        few = min(config.batch, config.images)  # warm up before the clock
+        sampler.draw(opened.shape, few, config.seed, few, condition and condition[:few])
+        started = time.perf_counter()
+        samples = drawn.draw(opened.shape, config.images, config.seed, config.batch, condition)
+        seconds = time.perf_counter() - started
+        self.teacher = samples if self.teacher is None else self.teacher
+        compared = None if samples is self.teacher else quality.fidelity(samples, self.teacher)
+        accuracy = quality.accuracy(samples, self.labels, self.real.labels, self.network) if condition else None
+        bits = None
+        return samples, Point(
+            name=plan.name,
+            way=plan.way,
+            best=True,
+            method=plan.method,
+            checkpoint=plan.checkpoint,
+            sampler=plan.recipe.to_json()["sampler"],
+            trajectory=plan.trajectory,
+            recipe=json.dumps(plan.recipe.to_json(), sort_keys=True),
+            nfe=meter.spent / config.images,
+            rmse_teacher=compared and compared.rmse,
+            rmse_teacher_se=compared and compared.se,
+            accuracy=accuracy and accuracy.mean,
+            accuracy_se=accuracy and accuracy.se,
+            bits=bits and bits.mean,
+            bits_se=bits and bits.se,
+            ms_per_image=1000 * seconds / config.images,
+            seed=config.seed,
+            weights=opened.card.weights,
+            features=self.network.digest,
+            checkpoint_digest=opened.card.digest,
+            times=plan.times.times,
+            **dataclasses.asdict(quality.measure(samples, self.reference, self.network, config.seed)),
+        )
 
 
 def evaluate(params: Params) -> None:
     threads.use(params.compute.threads)
-    images, network = shards.load_resident(paths.DATA), features.load(paths.FEATURES)
-    say(f"evaluate: looking at {len(images)} real images")
-    reference = quality.Reference.of(images.pixels, network)
-    floor = quality.floor(reference, params.evaluate.images, params.evaluate.seed)
-    opened = {name: _open(name, params) for name in (ROOT, *params.distill)}
-    plans = list(plan(params, opened))
-    points, rows, teacher = [], [], None
+    bench = Bench(params)
+    plans = list(plan(params, bench.opened))
+    points, rows = [], []
     with disk.folder(paths.SAMPLES) as folder:
         for number, each in enumerate(plans):
-            samples, point = _measure(each, opened[each.checkpoint], params, reference, network, teacher)
-            teacher = samples if teacher is None else teacher
+            samples, point = bench.measure(each)
             points.append(point)
             shown = feed.to_uint8(samples[:SHOWN]).permute(0, 2, 3, 1).numpy()
-            rows.append((each.name, shown))
+            rows.append(shown)
             pictures.grid(shown, folder / f"{each.name}.png")
             fd = f"fd {point.fd:8.3f} +- {point.fd_se:.3f}"
-            say(f"evaluate   {number + 1:>3}/{len(plans)}  {each.name:<32} {fd}  {point.ms_per_image:.3g} ms/image")
-        rows.append(("real", images.pixels[:SHOWN].permute(0, 2, 3, 1).numpy()))
-        pictures.contact_sheet(rows, folder / "all.png")
-    frontier = Frontier(tuple(points), floor, opened[ROOT].card.data)
-    chosen = frontier.recommend(params.publish.tolerance)
-    value = frontier.to_json(chosen)
+            say(f"evaluate   {number + 1:>3}/{len(plans)}  {each.name:<36} {fd}  {point.ms_per_image:.3g} ms/image")
+        points = with_best(points)
+        labelled = [(point.name, shown) for point, shown in zip(points, rows) if point.best]
+        real = bench.real.pixels[:SHOWN].permute(0, 2, 3, 1).numpy()
+        pictures.contact_sheet([*labelled, ("real", real)], folder / "all.png")
+    frontier = Frontier(tuple(points), bench.floor, bench.opened[ROOT].card.data)
+    value = frontier.to_json(frontier.recommend(params.publish.tolerance))
     disk.write_json(paths.FRONTIER, value)
     disk.write(paths.FRONTIER.with_suffix(".csv"), frontier.to_csv())
     pictures.frontier(value, paths.FRONTIER.with_suffix(".png"))
@@ -66,75 +119,61 @@ def evaluate(params: Params) -> None:
 
 def plan(params: Params, opened: dict[str, checkpoint.Checkpoint]) -> Iterator[Plan]:
     """All points, the teacher's first way first: its first point is what fidelity compares with."""
-    for way in params.evaluate.teacher:
-        yield from _ways(ROOT, "teacher", way)
+    ways = params.evaluate
+    for way in ways.teacher:
+        yield from _points(ROOT, opened[ROOT], way)
     for name, line in params.distill.items():
-        grid = opened[name].denoiser.grid
-        if grid is not None:
-            yield Plan(f"{name}-{line.method.SOLVER}", name, opened[name].card.method, line.method.SOLVER, "own", grid)
-            continue
-        for way in params.evaluate.anytime:
-            yield from _ways(name, opened[name].card.method, way)
+        own = opened[name].denoiser.grid is not None
+        usual = [Way(line.method.SOLVER, OWN)] if own else ways.anytime
+        for way in usual:
+            yield from _points(name, opened[name], way, own)
+        for way in ways.students.get(name, ()):
+            yield from _points(name, opened[name], way)
 
 
-def _ways(name: str, method: str, way: Way) -> Iterator[Plan]:
-    for steps in sorted(way.steps, reverse=True):
-        point = f"{name}-{way.sampler}-{way.trajectory}-{steps}".replace("_", "-")
-        yield Plan(point, name, method, way.sampler, way.trajectory, _times(way.trajectory, steps))
+def _points(name: str, opened: checkpoint.Checkpoint, way: Way, usual: bool = False) -> Iterator[Plan]:
+    grid, method = opened.denoiser.grid, "teacher" if name == ROOT else opened.card.method
+    for steps in sorted(way.steps, reverse=True) or [grid.steps]:
+        for kind in way.trajectories:
+            for recipe in way.recipes():
+                words = [name, way.sampler, *_told(recipe), *([] if kind == OWN else [kind, steps])]
+                times = grid if kind == OWN else _times(name, kind, steps, opened)
+                curve = " ".join([method, *([] if usual else _curve(way, recipe))])
+                yield Plan("-".join(map(str, words)).replace("_", "-"), curve, name, method, kind, recipe, times)
 
 
-def _times(kind: str, steps: int) -> Trajectory:
-    if kind != "searched":
-        return {"even": trajectory.even, "quadratic": trajectory.quadratic}[kind](steps)
+def _told(recipe: Recipe) -> list[str]:
+    """What a recipe has beside its sampler's word, for a name."""
+    found = recipe.to_json()
+    words = [
+        f"{key}{value:g}" if isinstance(value, float) else f"{key}{value}"
+        for key, value in found.get("options", {}).items()
+    ]
+    if recipe.deepcache:
+        words.append(f"cache{recipe.deepcache.interval}b{recipe.deepcache.branch}")
+    if recipe.skip:
+        words.append(f"skip{recipe.skip.bottom:g}to{recipe.skip.top:g}")
+    return words + ([] if recipe.guidance is None else [f"g{recipe.guidance:g}"])
+
+
+def _curve(way: Way, recipe: Recipe) -> list[str]:
+    """What a curve is called: of what is tried, no word, for the best of it is shown."""
+    alone = {"deepcache": not isinstance(way.deepcache, list), "skip": not isinstance(way.skip, list)}
+    kept = dataclasses.replace(recipe, **{key: None for key, one in alone.items() if not one})
+    words = [way.sampler, *_told(kept), *(key for key, one in alone.items() if not one)]
+    kinds = way.trajectories
+    return words + ([] if kinds == [OWN] else [kinds[0]] if len(kinds) == 1 else ["best grid"])
+
+
+def _times(name: str, kind: str, steps: int, opened: checkpoint.Checkpoint) -> Trajectory:
+    if kind in TRAJECTORIES:
+        return TRAJECTORIES[kind](steps, opened.denoiser.schedule)
     found = json.loads(paths.TRAJECTORY.read_text())
+    if kind == "fitted":
+        known = found["fitted"].get(name, {})
+        if str(steps) not in known:
+            raise Mistake(f"no fitted trajectory of {steps} steps for {name}; search.fitted.points limits them")
+        return Trajectory(tuple(known[str(steps)]))
     if str(steps) not in found["nodes"]:
         raise Mistake(f"no searched trajectory of {steps} steps; raise search.most to at least {steps}")
     return trajectory.nodes(found["nodes"][str(steps)], found["about"]["steps"])
-
-
-def _solver(word: str, params: Params) -> Solver:
-    if word != "analytic":
-        return SOLVERS[word]()
-    return Analytic(estimator=params.search.estimator).knowing(
-        gamma.Gamma.from_json(json.loads(paths.GAMMA.read_text()))
-    )
-
-
-def _open(name: str, params: Params) -> checkpoint.Checkpoint:
-    return checkpoint.load(paths.CHECKPOINTS / name).to(params.compute.device)
-
-
-def _measure(
-    each: Plan,
-    opened: checkpoint.Checkpoint,
-    params: Params,
-    reference: quality.Reference,
-    network: features.Features,
-    teacher: Sample | None,
-) -> tuple[Sample, Point]:
-    config = params.evaluate
-    sampler = Sampler(opened.denoiser, _solver(each.solver, params), each.times)
-    sampler.draw(opened.shape, min(config.batch, config.images), config.seed, config.batch)  # warm up before the clock
-    started = time.perf_counter()
-    samples = sampler.draw(opened.shape, config.images, config.seed, config.batch)
-    seconds = time.perf_counter() - started
-    found = quality.measure(samples, reference, network, config.seed)
-    fidelity = quality.fidelity(samples, teacher) if teacher is not None else None
-    point = Point(
-        name=each.name,
-        method=each.method,
-        checkpoint=each.checkpoint,
-        sampler=each.solver,
-        trajectory=each.trajectory,
-        nfe=sampler.nfe,
-        rmse_teacher=fidelity.rmse if fidelity else None,
-        rmse_teacher_se=fidelity.se if fidelity else None,
-        ms_per_image=1000 * seconds / config.images,
-        seed=config.seed,
-        weights=opened.card.weights,
-        features=network.digest,
-        checkpoint_digest=opened.card.digest,
-        times=each.times.times,
-        **dataclasses.asdict(found),
-    )
-    return samples, point

@@ -17,4 +17,4 @@ def cast(parent: Checkpoint, weights: Guidance | None) -> tuple[NetDenoiser, Den
         if not isinstance(net, unet.UNet):
             raise Mistake("an input for the guidance weight needs our own U-Net; give one weight instead of a range")
         net = unet.with_guidance(net) if is_input else unet.folded(net, weights.low)
-    return NetDenoiser(net, own.schedule, own.head, None, own.classes, is_input), teacher
+    return NetDenoiser(net, own.schedule, own.head, None, own.classes, is_input, labels=own.labels), teacher

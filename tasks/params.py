@@ -2,21 +2,31 @@
 
 import contextlib
 import difflib
+import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from diffcore import features, fit, gamma, methods, sources
+from diffcore import features, fit, gamma, hops, methods, sources
 from diffcore.checkpoint import Guidance
+from diffcore.deepcache import Config as CacheConfig
 from diffcore.mistake import Mistake
 from diffcore.nets import unet
+from diffcore.recipe import Recipe
+from diffcore.sampler import check_steps
+from diffcore.skip_tuning import Config as SkipConfig
+from diffcore.solver import Solver
 from diffcore.solvers import SOLVERS
 from diffcore.trajectory import Trajectory
 from tasks import paths
+
+Kind = Literal["even", "quadratic", "logsnr", "karras", "searched", "fitted", "own"]
+OWN = "own"
+"""A student's own steps, the only ones it is valid on."""
 
 ROOT = "teacher"
 """The name of the checkpoint that every chain begins with."""
@@ -39,10 +49,13 @@ class Distill:
 
 @dataclass(frozen=True)
 class Search:
-    """Which estimate of the covariance costs and variances are made of, and the most steps to search for."""
+    """estimator: of the covariance that costs and variances are made of. most: steps to search for. repair: make the estimate
+    monotone first, which the fast search needs. fitted: times fitted to the teacher's own path."""
 
     estimator: Literal["norm", "residual"]
     most: int
+    repair: bool
+    fitted: hops.Config
 
     def __post_init__(self):
         if self.most < 1:
@@ -51,18 +64,58 @@ class Search:
 
 @dataclass(frozen=True)
 class Way:
-    """Some points of the frontier: one sampler on one kind of trajectory at several numbers of steps."""
+    """Some points of the frontier: one sampler on a kind of trajectory at several numbers of steps.
+
+    options: the solver's own. trajectory, deepcache, skip: a list of them is tried, and the best at each number of steps
+    counts. guidance: one weight or several, each a way of its own.
+    """
 
     sampler: str
-    trajectory: Literal["even", "quadratic", "searched"]
-    steps: list[int]
+    trajectory: Kind | list[Kind]
+    steps: list[int] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+    deepcache: CacheConfig | list[CacheConfig] | None = None
+    skip: SkipConfig | list[SkipConfig] | None = None
+    guidance: float | list[float] | None = None
 
     def __post_init__(self):
-        known = list(SOLVERS)
-        if self.sampler not in known:
-            raise ValueError(f"sampler {self.sampler!r} is unknown{_nearest(self.sampler, known)}")
-        if not self.steps or min(self.steps) < 1:
+        if self.sampler not in SOLVERS:
+            raise ValueError(f"sampler {self.sampler!r} is unknown{_nearest(self.sampler, SOLVERS)}")
+        if OWN in self.trajectories and (self.trajectories != [OWN] or self.steps):
+            raise ValueError("trajectory own has steps of its own; leave steps and other trajectories out")
+        if OWN not in self.trajectories and (not self.steps or min(self.steps) < 1):
             raise ValueError("steps must be a list of numbers of at least 1")
+        if self.deepcache and self.solver.adaptive:
+            raise ValueError(f"deepcache needs a sampler with a fixed number of calls, which {self.sampler} has not")
+        for steps in self.steps:
+            _as_value_error(check_steps, self.solver, steps)
+
+    @property
+    def solver(self) -> Solver:
+        """With its options."""
+        return _options(SOLVERS[self.sampler], self.options, f"options of {self.sampler}")
+
+    @property
+    def trajectories(self) -> list[str]:
+        return _listed(self.trajectory)
+
+    def recipes(self) -> list[Recipe]:
+        """What is tried of it on each trajectory."""
+        parts = itertools.product(_listed(self.deepcache), _listed(self.skip), _listed(self.guidance))
+        return [Recipe(self.solver, *part) for part in parts]
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """images: how many real images the bits per dimension of a way are averaged over; 0 for none. probes: Hutchinson's."""
+
+    images: int
+    probes: int
+    seed: int
+
+    def __post_init__(self):
+        if self.images < 0 or self.probes < 1:
+            raise ValueError("images must not be negative and probes at least 1")
 
 
 @dataclass(frozen=True)
@@ -70,14 +123,17 @@ class Evaluate:
     """How many images, with which noise, and which ways to sample.
 
     teacher: ways for the teacher; the first way's largest number of steps is what fidelity compares with. anytime: ways for
-    students that are valid at any time. A student with steps of its own is sampled on just these.
+    students that are valid at any time. students: further ways for the students named. A student with steps of its own is
+    sampled on just these.
     """
 
     images: int
     seed: int
     batch: int
+    likelihood: Likelihood
     teacher: list[Way]
     anytime: list[Way]
+    students: dict[str, list[Way]]
 
     def __post_init__(self):
         if self.images < 10 or self.batch < 1:
@@ -288,6 +344,26 @@ def _in_circle(name: str, students: dict[str, Distill]) -> bool:
         seen.add(name)
         name = students[name].teacher
     return False
+
+
+def _as_value_error(check: Callable[..., None], *arguments: Any) -> None:
+    """What a dataclass may raise while it is read, so that the fault gets its path."""
+    try:
+        check(*arguments)
+    except Mistake as mistake:
+        raise ValueError(str(mistake)) from None
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _options(kind: type[Solver], given: dict[str, Any], where: str) -> Solver:
+    faults: list[str] = []
+    made = _typed(kind, given, where, faults)
+    if faults:
+        raise ValueError("; ".join(faults))
+    return made
 
 
 def _typed(kind: Any, section: Any, where: str, faults: list[str]) -> Any:

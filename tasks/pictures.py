@@ -26,24 +26,17 @@ GAP = 2  # pixels between the tiles of a grid, so that 8x8 images do not run int
 TILE = 48  # small images are enlarged to about this many pixels
 
 
-def way(point: dict[str, Any]) -> str:
-    """How a point was sampled, as one word or three: "progressive", "teacher ddim even"."""
-    if point["method"] == "teacher":
-        return f"teacher {point['sampler']} {point['trajectory']}"
-    return point["method"]
-
-
 def ways(points: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """The points of each way to sample, by rising network calls; a curve has one point for each number of calls.
 
-    Where a method has two students with the same number of calls, the checkpoint's name splits it into two ways, and
-    where one student is sampled in two manners, these do.
+    Of several tries for one point of a curve only the best is shown. Where two checkpoints have the same number of calls
+    in one way (two students of one method), the checkpoint's name splits it.
     """
+    shown = [point for point in points if point["best"]]
     groups: dict[str, list[dict[str, Any]]] = {}
-    for first, alike in _grouped(points, way).items():
-        fields = (lambda p: way(p), lambda p: f"{way(p)} {p['checkpoint']}", _in_full)
-        fine = next((f for f in fields if not _clash(alike, f)), lambda p: p["name"])
-        groups |= _grouped(alike, fine) if _clash(alike, way) else {first: alike}
+    for name, alike in _grouped(shown, lambda p: p["way"]).items():
+        split = len({(p["nfe"]) for p in alike}) < len(alike)
+        groups |= _grouped(alike, lambda p: f"{p['way']} {p['checkpoint']}") if split else {name: alike}
     return {name: sorted(group, key=lambda p: p["nfe"]) for name, group in groups.items()}
 
 
@@ -193,14 +186,6 @@ def _grouped(points: list[dict[str, Any]], name: Callable[[dict[str, Any]], str]
     return groups
 
 
-def _clash(points: list[dict[str, Any]], name: Callable[[dict[str, Any]], str]) -> bool:
-    return any(len({p["nfe"] for p in group}) < len(group) for group in _grouped(points, name).values())
-
-
-def _in_full(point: dict[str, Any]) -> str:
-    return f"{point['method']} {point['checkpoint']} {point['sampler']} {point['trajectory']}"
-
-
 def _frame(axes: Any) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -304,7 +289,7 @@ def _recommended(axes: Any, table: dict[str, Any]) -> None:
         markeredgewidth=2,
         zorder=6,
     )
-    calls = "1 network call" if point["nfe"] == 1 else f"{point['nfe']:g} network calls"
+    calls = "1 network call" if point["nfe"] == 1 else f"{point['nfe']:.4g} network calls"
     text = f"recommended: {point['name']}\n{calls}, distance {_plus_minus(point['fd'], point['fd_se'])}"
     axes.annotate(
         text,

@@ -10,41 +10,36 @@ before it is asked for a sample.
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
 
-Draw = Callable[[int, int], np.ndarray]
-"""(count, seed) -> uint8 [count, h, w, c]."""
+Draw = Callable[[int, int, Sequence[int] | None], np.ndarray]
+"""(count, seed, labels) -> uint8 [count, h, w, c]."""
 
 
 def _open(artifacts: dict[str, str], config: dict[str, Any]) -> Draw:
-    """artifacts: folder of the checkpoint, and gamma.json for the analytic solver. config: sampler, times, estimator."""
+    """artifacts: folder of the checkpoint, and gamma.json for the analytic solver. config: recipe as JSON, times."""
+    from diffcore import gamma, recipe
     from diffcore.checkpoint import load
     from diffcore.feed import to_uint8
-    from diffcore.sampler import Sampler
     from diffcore.trajectory import Trajectory
 
-    checkpoint = load(Path(artifacts["checkpoint"]))
-    sampler = Sampler(checkpoint.denoiser, _solver(artifacts, config), Trajectory(tuple(config["times"])))
+    checkpoint, known = load(Path(artifacts["checkpoint"])), None
+    if "gamma" in artifacts:
+        known = gamma.Gamma.from_json(json.loads(Path(artifacts["gamma"]).read_text()))
+    made = recipe.from_json(json.loads(config["recipe"]))
+    sampler = made.sampler(checkpoint, Trajectory(tuple(config["times"])), known)
 
-    def draw(count: int, seed: int) -> np.ndarray:
-        return to_uint8(sampler.draw(checkpoint.shape, count, seed)).permute(0, 2, 3, 1).numpy()
+    def draw(count: int, seed: int, labels: Sequence[int] | None) -> np.ndarray:
+        condition = made.condition(checkpoint, recipe.classes(checkpoint, count, labels))
+        samples = sampler.draw(checkpoint.shape, count, seed, condition=condition)
+        return to_uint8(samples).permute(0, 2, 3, 1).numpy()
 
     return draw
-
-
-def _solver(artifacts: dict[str, str], config: dict[str, Any]) -> Any:
-    from diffcore import gamma
-    from diffcore.solvers import SOLVERS
-
-    if config["sampler"] != "analytic":
-        return SOLVERS[config["sampler"]]()
-    found = gamma.Gamma.from_json(json.loads(Path(artifacts["gamma"]).read_text()))
-    return SOLVERS["analytic"](estimator=config["estimator"]).knowing(found)
 
 
 # MLflow advises type hints at this point, which would replace the signature that the model is logged with; it resets the
@@ -58,11 +53,14 @@ with warnings.catch_warnings(record=True):
             self._draw = _open(context.artifacts, context.model_config)
 
         def predict(self, context, model_input, params=None):
-            """uint8 [n, h, w, c], n the sum of the column `num_images`; `seed` (a parameter) chooses the noise."""
-            count = int(np.sum(np.asarray(model_input["num_images"])))
+            """uint8 [n, h, w, c], n the sum of the column `num_images`; `seed` (a parameter) chooses the noise, the column
+            `label`, where the model knows classes and the column is there, the class of a row's images."""
+            each = np.asarray(model_input["num_images"])
+            count, labels = int(np.sum(each)), model_input.get("label")
             if count < 1:
                 raise ValueError(f"num_images must be at least 1, got {count}")
-            return self._draw(count, int((params or {}).get("seed", 0)))
+            repeated = None if labels is None else np.repeat(np.asarray(labels), each)
+            return self._draw(count, int((params or {}).get("seed", 0)), repeated)
 
 
 mlflow.models.set_model(SamplerModel())

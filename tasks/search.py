@@ -1,15 +1,26 @@
-"""The stage `search`: the least-cost trajectory for every number of steps, from one run."""
+"""The stage `search`: which times to look at, for every number of steps, from one run.
+
+Two aims: least cost of the variational bound, which serves likelihood, and hops that stay near the teacher's own path, which
+serves the quality of samples.
+"""
 
 import json
+from typing import Any
 
-from diffcore import disk, gamma, search
+from diffcore import checkpoint, disk, gamma, hops, search, threads
 from diffcore.mistake import Mistake
 from tasks import paths
-from tasks.params import Params
+from tasks.params import ROOT, Params
 from tasks.progress import say
 
 
 def find(params: Params) -> None:
+    threads.use(params.compute.threads)
+    bound, fitted = _bound(params), _fitted(params)
+    disk.write_json(paths.TRAJECTORY, {**bound, "fitted": fitted})
+
+
+def _bound(params: Params) -> dict[str, Any]:
     found, most = gamma.Gamma.from_json(json.loads(paths.GAMMA.read_text())), params.search.most
     if most > found.steps:
         raise Mistake(f"search.most is {most}, but gamma.steps is only {found.steps}; lower it")
@@ -19,6 +30,21 @@ def find(params: Params) -> None:
     costs = {str(steps): result.cost(steps) for steps in range(2, most + 1)}
     moved = {"below": covariance.below, "above": covariance.above}
     about = {"estimator": params.search.estimator, "steps": found.steps, "moved_into_bounds": moved}
-    disk.write_json(paths.TRAJECTORY, {"about": about, "nodes": trajectories, "cost": costs})
     shown = ", ".join(map(str, trajectories[str(min(4, most))]))
     say(f"search: least-cost trajectories of 1 to {most} of {found.steps} steps; with {min(4, most)}: {shown}")
+    return {"about": about, "nodes": trajectories, "cost": costs}
+
+
+def _fitted(params: Params) -> dict[str, dict[str, list[float]]]:
+    """By checkpoint that is valid at any time and by number of steps."""
+    config, found = params.search.fitted, {}
+    teacher = checkpoint.load(paths.CHECKPOINTS / ROOT).to(params.compute.device)
+    for name in (ROOT, *params.distill):
+        opened = teacher if name == ROOT else checkpoint.load(paths.CHECKPOINTS / name).to(params.compute.device)
+        if opened.denoiser.grid is None and opened.guidance == teacher.guidance and not opened.denoiser.classes:
+            strays = hops.strays(opened.denoiser, teacher.denoiser, config, opened.shape)
+            times = hops.fit(strays, config.late)
+            found[name] = {str(steps): list(path.times) for steps, path in times.items()}
+            shown = ", ".join(f"{t:.3g}" for t in times[min(4, config.points)].times)
+            say(f"search: times fitted to the teacher's path for {name}; with {min(4, config.points)} steps: {shown}")
+    return found

@@ -44,6 +44,10 @@ METRICS = (
     "fd_pixels_se",
     "rmse_teacher",
     "rmse_teacher_se",
+    "accuracy",
+    "accuracy_se",
+    "bits",
+    "bits_se",
     "ms_per_image",
 )
 VALUE = 500  # characters of a parameter's or tag's value that MLflow's older stores take
@@ -348,10 +352,9 @@ def _carries(files: Files, point: Point) -> bool:
 def _with_weights(files: Files, point: Point) -> str:
     """Logs a point's checkpoint, this package's code and sampler_model.py as a model that MLflow can serve."""
     artifacts = {"checkpoint": str(files.checkpoint(point).resolve())}
-    config = {"sampler": point["sampler"], "times": list(point["times"])}
+    config = {"recipe": point["recipe"], "times": list(point["times"])}
     if point["sampler"] == "analytic":  # its variance is read from Gamma
         artifacts["gamma"] = str((files.folder / "gamma.json").resolve())
-        config["estimator"] = files.parameters["search"]["estimator"]
     with _unadvised():
         from mlflow import pyfunc  # warns of its own type hints
 
@@ -403,7 +406,9 @@ def _model_name(point: Point) -> str:
 
 
 def _model_params(point: Point) -> dict[str, str]:
-    return {key: str(point[key]) for key in ("method", "checkpoint", "sampler", "trajectory", "nfe", "seed", "n")}
+    return {
+        key: str(point[key]) for key in ("method", "checkpoint", "sampler", "trajectory", "recipe", "nfe", "seed", "n")
+    }
 
 
 def _model_tags(point: Point) -> dict[str, str]:
@@ -413,7 +418,7 @@ def _model_tags(point: Point) -> dict[str, str]:
 
 def _identity(point: Point) -> dict[str, Any]:
     """What makes two points the same thing to ship."""
-    names = {"digest": "checkpoint_digest", "sampler": "sampler", "trajectory": "trajectory", "nfe": "nfe"}
+    names = {"digest": "checkpoint_digest", "recipe": "recipe", "trajectory": "trajectory", "nfe": "nfe"}
     return {tag: f"{point[key]:g}" if tag == "nfe" else point[key] for tag, key in names.items()}
 
 

@@ -97,6 +97,7 @@ def _train(name: str, job: Job, parameters: dict[str, Any], params: Params) -> N
             resume,
             lambda event: shown(event.step, job.fit.iterations, f"loss {event.loss:.4f}"),
             stop,
+            lambda step: say(f"{name}: goes on after {step} of {job.fit.iterations} updates"),
         )
     images = job.fit.iterations * job.fit.batch
     cost = {"iterations": job.fit.iterations, "images": images, "network_calls": fitted.calls}

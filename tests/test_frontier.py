@@ -20,10 +20,13 @@ FLOOR = Floor(fd=0.321, fd_se=0.045, kid=0.0011, kid_se=0.0004, fd_pixels=0.31, 
 def point(name: str, nfe: float | int, fd: float, **changes) -> Point:
     fields = {
         "name": name,
+        "way": "progressive",
+        "best": True,
         "method": "progressive",
         "checkpoint": name,
         "sampler": "ddim",
         "trajectory": "own",
+        "recipe": '{"sampler": "ddim"}',
         "nfe": nfe,
         "fd": fd,
         "fd_se": fd / 20,
@@ -33,6 +36,10 @@ def point(name: str, nfe: float | int, fd: float, **changes) -> Point:
         "fd_pixels_se": fd / 50,
         "rmse_teacher": 0.1234,
         "rmse_teacher_se": 0.0056,
+        "accuracy": None,
+        "accuracy_se": None,
+        "bits": None,
+        "bits_se": None,
         "ms_per_image": 0.1 / 3 * nfe,
         "n": 1000,
         "seed": 3,
@@ -193,7 +200,7 @@ def test_json_of_another_kind_is_a_mistake():
     value = DIGITS.to_json()
     for broken in [
         {},
-        {**value, "schema": 2},
+        {**value, "schema": 1},
         {**value, "points": [{"name": "x"}]},
         {key: value[key] for key in ("schema", "about", "floor")},
         {**value, "points": [{**value["points"][0], "extra": 1}]},

@@ -41,9 +41,8 @@ CASES = pytest.mark.parametrize(("name", "config"), configs(), ids=lambda value:
 def roles(channels: int = 3, method=None, config=None) -> Roles:
     teacher, student, target = (NetDenoiser(ToyNet(channels, seed=s).double(), Cosine()) for s in (1, 2, 3))
     cast = Roles(student, teacher.requires_grad_(False), target.requires_grad_(False))
-    if not hasattr(method, "critic"):
-        return cast
-    return dataclasses.replace(cast, critic=method.critic(config, cast, 0).double().requires_grad_(False))
+    critic = method.critic(config, cast, 0) if hasattr(method, "critic") else None
+    return cast if critic is None else dataclasses.replace(cast, critic=critic.double().requires_grad_(False))
 
 
 def toss(b: int = 3) -> tuple[torch.Tensor, Draw]:
@@ -118,7 +117,7 @@ def test_float32_losses_agree_with_float64(name, config):
 @CASES
 def test_a_critic_learns_alone_and_obeys_the_batch_law(name, config):
     method, cast, x0, dice = cast_of(name, config)
-    if not hasattr(method, "critic"):
+    if cast.critic is None:
         return
     assert method.critic_training(config).updates >= 1
     cast.critic.requires_grad_(True)
@@ -133,7 +132,7 @@ def test_a_critic_learns_alone_and_obeys_the_batch_law(name, config):
 
 
 def test_an_unknown_method_lists_the_known():
-    with pytest.raises(Mistake, match="known: consistency, denoising, progressive"):
+    with pytest.raises(Mistake, match=r"known: consistency.*denoising"):
         methods.load("progresive")
 
 

@@ -139,7 +139,7 @@ def test_kill_9_in_the_middle_of_a_stage_loses_nothing(finished, tmp_path, victi
     again = call(folder, "./stage", "run")
     assert again.returncode == 0, again.stdout + again.stderr
     assert ran(again.stdout)[0] == "teacher"
-    first = re.search(r"^teacher +(\d+)/60", again.stdout, re.MULTILINE)
+    first = re.search(r"^teacher: goes on after (\d+) of 60 updates", again.stdout, re.MULTILINE)
     assert int(first[1]) > 1
     assert digests(folder) == digests(finished[0])
     assert (folder / "artifacts/frontier.csv").exists()

@@ -111,8 +111,8 @@ READS = {
     "teacher": {"seed", "network", "teacher", "data.flip"},
     "distill": {"seed", "distill.${key}", "data.flip"},
     "gamma": {"gamma"},
-    "search": {"search"},
-    "evaluate": {"distill", "evaluate", "search.estimator", "publish.tolerance"},
+    "search": {"search", "distill"},
+    "evaluate": {"distill", "evaluate", "publish.tolerance"},
     "publish": {"publish"},
 }
 """The parameters whose change must run a stage again."""

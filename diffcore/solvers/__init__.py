@@ -3,11 +3,34 @@
 from diffcore.solver import Solver
 from diffcore.solvers.analytic import Analytic
 from diffcore.solvers.ancestral import DDIM, DDPM, DDPMLarge, Renoise
+from diffcore.solvers.dpm_solver import DPM2, DPM3, DPMFast, DPMpp2M, DPMpp2MSDE, DPMpp2S, DPMpp3M
+from diffcore.solvers.edm import EDM, Heun
+from diffcore.solvers.langevin import Langevin, PredictorCorrector
+from diffcore.solvers.rk45 import RK45
+from diffcore.solvers.sde import EulerMaruyama, ReverseDiffusion
+from diffcore.solvers.unipc import UniPC
 
 SOLVERS: dict[str, type[Solver]] = {
+    # towards the probability flow
     "ddim": DDIM,
+    "heun": Heun,
+    "dpm_solver_2": DPM2,
+    "dpm_solver_3": DPM3,
+    "dpm_solver_fast": DPMFast,
+    "dpmpp_2m": DPMpp2M,
+    "dpmpp_2s": DPMpp2S,
+    "dpmpp_3m": DPMpp3M,
+    "unipc": UniPC,
+    "rk45": RK45,
+    # with noise
     "ddpm": DDPM,
     "ddpm_large": DDPMLarge,
     "analytic": Analytic,
+    "edm": EDM,
+    "dpmpp_2m_sde": DPMpp2MSDE,
+    "euler_maruyama": EulerMaruyama,
+    "reverse_diffusion": ReverseDiffusion,
+    "langevin": Langevin,
+    "predictor_corrector": PredictorCorrector,
     "renoise": Renoise,
 }

@@ -1,0 +1,162 @@
+"""DeepCache: most calls of a sampling run redo only the finest part of a U-Net (Ma et al. 2023, arXiv 2312.00858).
+
+What comes up from the deep part changes slowly from one time to the next. A full call keeps it; a cached call runs the way
+down to one skip, takes up the kept tensor there, and goes on from it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from diffcore.denoiser import Condition, Denoiser, NetDenoiser, Prediction
+from diffcore.mistake import Mistake
+from diffcore.nets.unet import UNet
+from diffcore.shapes import PerSample, Sample
+from diffcore.skip_tuning import SkipScaled, count_skips
+
+
+@dataclass(frozen=True)
+class Config:
+    """interval: one call in so many is a full one; 1 is the plain network. branch: how deep a cached call goes, 0 the least.
+
+    spread: full calls at every interval-th call, or as many of them crowded around call `center` with the given power.
+    """
+
+    interval: int
+    branch: int = 0
+    spread: Literal["uniform", "quadratic"] = "uniform"
+    center: float = 15.0
+    power: float = 1.4
+
+    def __post_init__(self):
+        if self.interval < 1 or self.branch < 0:
+            raise ValueError(
+                f"interval must be at least 1 and branch at least 0, got {self.interval} and {self.branch}"
+            )
+        if self.power < 1 or self.center < 0:
+            raise ValueError(f"power must be at least 1 and center at least 0, got {self.power} and {self.center}")
+
+
+def full_calls(config: Config, calls: int) -> frozenset[int]:
+    """Which of a run's calls, counted from 0, are full; the first always is."""
+    if config.spread == "uniform" or config.interval == 1:
+        return frozenset(range(0, calls, config.interval))
+    count, power = -(-calls // config.interval), config.power
+    while len(found := _crowded(config.center, power, calls, count)) < count and power > 1:
+        power = max(1.0, power - 0.02)  # less crowded, until no two fall on one call
+    return found | {0}
+
+
+def _crowded(center: float, power: float, calls: int, count: int) -> frozenset[int]:
+    center = min(center, calls - 1)
+    first, last = -(center ** (1 / power)), (calls - center) ** (1 / power)
+    steps = (first + (last - first) * k / count for k in range(count))
+    return frozenset(max(0, int(center + math.copysign(abs(step) ** power, step) + 1e-9)) for step in steps)
+
+
+def check(config: Config, skips: int) -> None:
+    """A Mistake for a branch that a network with so many skips does not have."""
+    if config.branch > skips - 2:
+        raise Mistake(f"deepcache.branch is {config.branch}, but the network has branches 0 to {skips - 2} only")
+
+
+class DeepCached(Denoiser):
+    """A denoiser that remembers within one sampling run, from `begin` to the next.
+
+    Its network must be our U-Net, with scaled skips or without. Not for training: a kept tensor has no gradient.
+    """
+
+    def __init__(self, inner: NetDenoiser, config: Config):
+        super().__init__()
+        if not isinstance(inner.net, UNet | SkipScaled):
+            raise Mistake("deepcache needs our own U-Net, whose parts it can run alone; leave `deepcache` out")
+        check(config, count_skips(inner.net if isinstance(inner.net, UNet) else inner.net.net))
+        self.inner, self.config, self.schedule, self.grid = inner, config, inner.schedule, inner.grid
+        self.shares: dict[tuple[int, ...], float] = {}
+
+    def forward(self, x_t: Sample, t: PerSample) -> Prediction:
+        raise Mistake("deepcache belongs to one sampling run; sample through Sampler, which begins it")
+
+    def begin(self, calls: int | None) -> Denoiser:
+        if calls is None:
+            raise Mistake("deepcache needs a sampler with a fixed number of calls; leave it out here")
+        return _Run(self, full_calls(self.config, calls))
+
+    def given(self, condition: Condition) -> Denoiser:
+        found = DeepCached(self.inner.given(condition), self.config)
+        found.shares = self.shares
+        return found
+
+    def share(self, shape: Sequence[int]) -> float:
+        """A cached call's part of a full one's multiply-adds, for samples of this shape [c, h, w]."""
+        key = tuple(shape)
+        if key not in self.shares:
+            self.shares[key] = _share(self.inner.net, self.config, key)
+        return self.shares[key]
+
+
+class _Run(Denoiser):
+    """One run: which call this is, and what the last full one kept."""
+
+    def __init__(self, whole: DeepCached, full: frozenset[int]):
+        super().__init__()
+        self.whole, self.schedule, self.grid = [whole], whole.schedule, whole.grid  # in a list: no part of this module
+        self.memory = _Memory(whole.inner.net, whole.config.branch)
+        self.inner, self.full, self.call = whole.inner.around(self.memory), full, 0
+
+    def forward(self, x_t: Sample, t: PerSample) -> Prediction:
+        if torch.is_grad_enabled() and any(p.requires_grad for p in self.whole[0].parameters()):
+            raise Mistake("deepcache is for sampling: what it keeps has no gradient")
+        self.memory.full = self.call in self.full
+        cost = 1.0 if self.memory.full else self.whole[0].share(x_t.shape[1:])
+        self.call += 1
+        return replace(self.inner(x_t, t), cost=cost)
+
+    def given(self, condition: Condition) -> Denoiser:
+        self.inner = self.inner.given(condition)
+        return self
+
+    def of(self, rows: slice | Tensor) -> Denoiser:
+        raise Mistake("deepcache keeps whole batches; sample with a sampler that leaves the batch together")
+
+
+class _Memory(nn.Module):
+    """The network, with what its deep part last gave."""
+
+    def __init__(self, net: UNet | SkipScaled, branch: int):
+        super().__init__()
+        self.net, self.cut, self.full = net, branch + 2, True
+        self.kept: Tensor | None = None
+
+    def forward(
+        self, x: Tensor, label: Tensor, class_label: Tensor | None = None, guidance: Tensor | None = None
+    ) -> Tensor:
+        embedding = self.net.embed(label, class_label, guidance)
+        if self.full:
+            skips = self.net.down(x, embedding)
+            self.kept = self.net.up(self.net.mid(skips[-1], embedding), skips, embedding, until=self.cut)
+        else:
+            skips = self.net.down(x, embedding, self.cut)
+            if self.kept is None or len(self.kept) != len(x):
+                raise Mistake("deepcache: the batch changed within a sampling run; begin a new one")
+        return self.net.out(self.net.up(self.kept, skips[: self.cut], embedding))
+
+
+def _share(net: UNet | SkipScaled, config: Config, shape: tuple[int, ...]) -> float:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    own = net if isinstance(net, UNet) else net.net
+    weight = next(net.parameters())
+    x, label = torch.zeros(1, *shape, device=weight.device, dtype=weight.dtype), torch.zeros(1, device=weight.device)
+    classes = None if own.class_embedding is None else torch.zeros(1, dtype=torch.int64, device=weight.device)
+    guidance = None if own.guidance_embedding is None else label
+    memory, spent = _Memory(net, config.branch), []
+    for memory.full in (True, False):
+        with FlopCounterMode(display=False) as counter, torch.inference_mode(False), torch.no_grad():
+            memory(x, label, classes, guidance)
+        spent.append(counter.get_total_flops())
+    return spent[1] / spent[0]

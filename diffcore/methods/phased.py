@@ -1,0 +1,187 @@
+"""Phased consistency: the student jumps from any point of a phase to the phase's end, and M jumps make an image.
+
+Wang et al. 2024 (PCM, arXiv 2405.18407), also multistep consistency models (Heek et al. 2024, arXiv 2403.06807). The N times
+k/N are cut into M phases with edges m/M. As in consistency, the target lands where a teacher's hop, then the target itself
+lands, but at the phase's lower edge instead of the data; so no step adds noise, and one phase is consistency.
+
+With `adversarial` above 0 a critic compares landings by the teacher's features (diffcore.discriminator), noised a little
+further, where the two overlap.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from diffcore import discriminator
+from diffcore.angle import compose, diffuse, hop
+from diffcore.discriminator import Discriminator, fooling, hinge
+from diffcore.draw import Draw
+from diffcore.methods import Critic, Roles
+from diffcore.mistake import Mistake
+from diffcore.schedule import Schedule
+from diffcore.shapes import PerSample, Sample, lift
+from diffcore.trajectory import Trajectory, even
+
+SOLVER = "ddim"
+
+HEADS = 4
+"""Of the critic, for each feature map: the paper's."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """steps: N, the teacher's grid t = k/N. phases: M, the student's steps; it must divide N.
+
+    target_ema: decay of the EMA that the student must agree with, 0 for itself. distance: squared error of v, or pseudo-Huber
+    sqrt(|.|^2 + c^2) - c with c = huber sqrt(d). weight: the distance is of v, or of the landings at the edge, which differ
+    by sin(phi_t - phi_s) times as much. adversarial: weight of the critic's part, 0 for no critic (the paper's is 0.1, beside
+    a distance averaged over pixels). critic_lr: how fast the critic learns.
+    """
+
+    steps: int = 64
+    phases: int = 4
+    target_ema: float = 0.0
+    distance: Literal["squared", "pseudo_huber"] = "pseudo_huber"
+    huber: float = 0.00054
+    weight: Literal["one", "endpoint"] = "one"
+    adversarial: float = 0.0
+    critic_lr: float = 1e-3
+
+    def __post_init__(self):
+        if self.phases < 1:
+            raise ValueError(f"phases must be at least 1, got {self.phases}")
+        if self.steps < 1 or self.steps % self.phases:
+            nearest = self.phases * max(1, (2 * self.steps + self.phases) // (2 * self.phases))
+            raise ValueError(
+                f"phases must divide steps, but {self.phases} does not divide {self.steps}; the nearest steps is {nearest}"
+            )
+        if not 0 <= self.target_ema < 1:
+            raise ValueError(f"target_ema must be in [0, 1), got {self.target_ema}")
+        if self.adversarial < 0:
+            raise ValueError(f"adversarial must not be negative, got {self.adversarial}")
+        if self.huber <= 0 or self.critic_lr <= 0:
+            raise ValueError(f"huber and critic_lr must be positive, got {self.huber} and {self.critic_lr}")
+
+
+@dataclass(frozen=True)
+class Times:
+    """[b] each: a time t = k/N, the end u = (k-1)/N of the teacher's hop, the lower edge s of the phase; s <= u < t."""
+
+    t: PerSample
+    u: PerSample
+    s: PerSample
+
+    def angles(self, schedule: Schedule) -> tuple[PerSample, PerSample, PerSample]:
+        """phi of each, float64."""
+        return schedule.angle(self.t), schedule.angle(self.u), schedule.angle(self.s)
+
+
+def loss(config: Config, roles: Roles, x0: Sample, draw: Draw, progress: float) -> PerSample:
+    """The distance at t = k/N, k ~ U{1..N}, from the velocity that lands on the edge where teacher and target land."""
+    at = times(config, draw.u)
+    phi_t, _, phi_s = at.angles(roles.student.schedule)
+    z = diffuse(x0, draw.noise, phi_t)
+    v, goal = roles.student(z, at.t).v, aim(roles, z, at)
+    error = v - goal
+    if config.weight == "endpoint":
+        error = lift((phi_t - phi_s).sin(), error) * error
+    found = _distance(config, error)
+    if not config.adversarial:
+        return found
+    return found + config.adversarial * fooling(_logits(config, roles, hop(z, v, phi_t - phi_s), draw, at.s))
+
+
+@torch.no_grad()
+def aim(roles: Roles, z: Sample, at: Times) -> Sample:
+    """The velocity at z whose one hop to s lands where the teacher's hop to u, then the target's to s land."""
+    phi_t, phi_u, phi_s = at.angles(roles.student.schedule)
+    va = roles.teacher(z, at.t).v
+    vb = roles.target(hop(z, va, phi_t - phi_u), at.u).v
+    vb = torch.where(lift(at.u - at.s, vb) > 0, vb, 0)  # a hop of no length; an x0 head has no v at the data
+    return compose(z, va, vb, phi_t - phi_u, phi_u - phi_s)
+
+
+def times(config: Config, u: PerSample) -> Times:
+    """For each uniform number. An edge, as the point where a jump begins, belongs to the phase below it."""
+    n, per_phase = config.steps, config.steps // config.phases
+    k = (u * n).floor() + 1
+    return Times(k / n, (k - 1) / n, torch.div(k - 1, per_phase, rounding_mode="floor") / config.phases)
+
+
+def renoise(z: Sample, eps: Sample, phi_s: PerSample, phi: PerSample) -> Sample:
+    """From angle phi_s up to phi by the process itself: alpha is cos(phi)/cos(phi_s) times what it was.
+
+    The noise's variance is sin^2(phi) - (cos(phi)/cos(phi_s))^2 sin^2(phi_s), here as a product, which cancels nowhere.
+    """
+    std = ((phi - phi_s).sin() * (phi + phi_s).sin()).sqrt() / phi_s.cos()
+    return lift(phi.cos() / phi_s.cos(), z) * z + lift(std, z) * eps
+
+
+def critic(config: Config, roles: Roles, seed: int) -> Discriminator | None:
+    """None without an adversarial part."""
+    if not config.adversarial:
+        return None
+    return Discriminator(discriminator.widths(roles.teacher), HEADS, seed)
+
+
+def critic_loss(config: Config, roles: Roles, x0: Sample, draw: Draw, progress: float) -> PerSample:
+    """Hinge: real is where the target lands on the edge, fake where the student does, both noised alike."""
+    at = times(config, draw.u)
+    phi_t, _, phi_s = at.angles(roles.student.schedule)
+    z = diffuse(x0, draw.noise, phi_t)
+    with torch.no_grad():
+        landings = [hop(z, v, phi_t - phi_s) for v in (aim(roles, z, at), roles.student(z, at.t).v)]
+    return hinge(*(_logits(config, roles, landing, draw, at.s) for landing in landings))
+
+
+def critic_training(config: Config) -> Critic:
+    return Critic(updates=1, lr=config.critic_lr, betas=(0.0, 0.999))
+
+
+def grid(config: Config) -> Trajectory | None:
+    return even(config.phases)
+
+
+def network_calls(config: Config) -> float:
+    """Of the loss; the critic's part adds calls of half a network, its features, which the trainer's meter counts."""
+    return 5.0
+
+
+def check(config: Config, teacher: Trajectory | None) -> None:
+    """The teacher must mean its velocity at every time, or its hops must be just those of the grid of N steps."""
+    if teacher is None:
+        return
+    if teacher != even(config.steps):
+        raise Mistake(
+            f"steps {config.steps} needs a teacher of {config.steps} steps or one valid at any time, "
+            f"but its teacher has {teacher.steps}; name another teacher"
+        )
+    if config.adversarial:
+        raise Mistake(
+            f"adversarial shows its teacher images between its {teacher.steps} steps, where it is not valid; set it to 0 or "
+            "name a teacher valid at any time"
+        )
+
+
+def target_decay(config: Config) -> float:
+    return config.target_ema
+
+
+def _logits(config: Config, roles: Roles, landing: Sample, draw: Draw, s: PerSample) -> list[torch.Tensor]:
+    """What the critic says of a landing on s once it is noised up to a time in (s, s + 1/M), in the teacher's features.
+
+    Landings of one draw get one noise, so that they differ in nothing else.
+    """
+    dice, schedule = draw.other("adversary"), roles.student.schedule
+    t = s + dice.u / config.phases
+    noisy = renoise(landing, dice.noise, schedule.angle(s), schedule.angle(t))
+    return roles.critic(roles.teacher.features(noisy, t))
+
+
+def _distance(config: Config, error: Sample) -> PerSample:
+    error = error.flatten(1)
+    if config.distance == "squared":
+        return error.square().mean(1)
+    c = config.huber * error.shape[1] ** 0.5
+    return (error.square().sum(1) + c**2).sqrt() - c

@@ -1,0 +1,57 @@
+"""The diffusion process behind a schedule: dx = f(t) x dt + g(t) dw with the marginals alpha(t), sigma(t).
+
+Song et al. 2021 (arXiv 2011.13456): f = d log alpha/dt, g^2 = d sigma^2/dt - 2 f sigma^2, whatever the schedule. The
+derivatives are exact (automatic), so that a schedule need only say alpha and sigma.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffcore.denoiser import Denoiser
+from diffcore.schedule import Schedule
+from diffcore.shapes import PerSample, Sample, lift
+
+
+@dataclass(frozen=True)
+class Rates:
+    """f and g^2 at t, [b] each, float64. f is infinite where alpha is 0."""
+
+    f: PerSample
+    g2: PerSample
+
+
+def rates(schedule: Schedule, t: PerSample) -> Rates:
+    """The drift's factor and the squared diffusion (arXiv 2011.13456, eq. 5)."""
+    (alpha, d_alpha), (sigma, d_sigma) = (_slope(scale, t) for scale in (schedule.alpha, schedule.sigma))
+    f = d_alpha / alpha
+    return Rates(f, 2 * sigma * d_sigma - 2 * f * sigma**2)
+
+
+def _slope(scale: Callable[[PerSample], PerSample], t: PerSample) -> tuple[PerSample, PerSample]:
+    """A scale and its derivative in t; no sample's depends on another's."""
+    with torch.inference_mode(False), torch.enable_grad():
+        at = t.detach().clone().double().requires_grad_(True)
+        value = scale(at)
+        (slope,) = torch.autograd.grad(value.sum(), at, materialize_grads=True)
+    return value.detach(), slope
+
+
+def transition(schedule: Schedule, s: PerSample, t: PerSample) -> tuple[PerSample, PerSample]:
+    """(scale, variance) of q(x_t | x_s) for s < t: alpha_t/alpha_s and sigma_t^2 - scale^2 sigma_s^2. [b] each."""
+    scale = schedule.alpha(t) / schedule.alpha(s)
+    return scale, schedule.sigma(t) ** 2 - scale**2 * schedule.sigma(s) ** 2
+
+
+def flow_drift(denoiser: Denoiser, x_t: Sample, t: PerSample) -> Sample:
+    """dx/dt of the probability flow, f x - g^2/2 score (eq. 13)."""
+    found = rates(denoiser.schedule, t)
+    return lift(found.f, x_t) * x_t - lift(found.g2 / 2, x_t) * denoiser(x_t, t).score
+
+
+def reverse_drift(denoiser: Denoiser, x_t: Sample, t: PerSample) -> Tensor:
+    """The drift of the reverse-time SDE, f x - g^2 score (eq. 6)."""
+    found = rates(denoiser.schedule, t)
+    return lift(found.f, x_t) * x_t - lift(found.g2, x_t) * denoiser(x_t, t).score

@@ -1,0 +1,108 @@
+"""One way to sample a checkpoint, as data: what a point of the frontier was made by, and what is shipped."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffcore.checkpoint import Checkpoint
+from diffcore.deepcache import Config as CacheConfig
+from diffcore.deepcache import DeepCached
+from diffcore.denoiser import Condition, Denoiser, Guided
+from diffcore.gamma import Gamma
+from diffcore.mistake import Mistake
+from diffcore.sampler import Sampler, name
+from diffcore.skip_tuning import Config as SkipConfig
+from diffcore.skip_tuning import skip_tuned
+from diffcore.solver import Solver
+from diffcore.solvers import SOLVERS
+from diffcore.solvers.analytic import Analytic
+from diffcore.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """solver: with its options. deepcache, skip: what is done to the network, None for nothing. guidance: the weight g of
+    classifier-free guidance, None for none."""
+
+    solver: Solver
+    deepcache: CacheConfig | None = None
+    skip: SkipConfig | None = None
+    guidance: float | None = None
+
+    def sampler(self, checkpoint: Checkpoint, times: Trajectory, gamma: Gamma | None = None) -> Sampler:
+        """A Mistake if the checkpoint cannot be sampled so."""
+        solver = self.solver
+        if isinstance(solver, Analytic):
+            if gamma is None:
+                raise Mistake("the analytic sampler needs an estimate of Gamma; run the stage `gamma`")
+            solver = solver.knowing(gamma)
+        return Sampler(self._denoiser(checkpoint), solver, times)
+
+    def condition(self, checkpoint: Checkpoint, labels: Tensor | None) -> Condition | None:
+        """What a network is told of samples with these classes, int64 [n]; None for one that takes no notice."""
+        if not checkpoint.card.classes or labels is None:
+            return None
+        weight = None if self.guidance is None else torch.full((len(labels),), self.guidance, dtype=torch.float64)
+        return Condition(labels, weight)
+
+    def to_json(self) -> dict[str, Any]:
+        """What differs from nothing: the word of the solver, its options that are not the defaults, and the rest."""
+        found = {"sampler": name(self.solver), "options": _changed(self.solver)}
+        for key in ("deepcache", "skip"):
+            part = getattr(self, key)
+            found[key] = None if part is None else dataclasses.asdict(part)
+        found["guidance"] = self.guidance
+        return {key: value for key, value in found.items() if value not in (None, {})}
+
+    def _denoiser(self, checkpoint: Checkpoint) -> Denoiser:
+        found = checkpoint.denoiser
+        if self.skip is not None:
+            found = skip_tuned(found, self.skip)
+        if self.deepcache is not None:
+            found = DeepCached(found, self.deepcache)
+        known = checkpoint.guidance
+        if known is not None:
+            known.check(known.low if self.guidance is None and not known.is_input else self._weight())
+            return found
+        if self.guidance is None:
+            return found
+        if not checkpoint.card.classes:
+            raise Mistake(
+                f"{checkpoint.card.name} knows no classes, so there is nothing to guide to; leave guidance out"
+            )
+        return Guided(found)
+
+    def _weight(self) -> float:
+        if self.guidance is None:
+            raise Mistake("this student takes the guidance weight as an input; say which one with `guidance`")
+        return self.guidance
+
+
+def from_json(spec: dict[str, Any]) -> Recipe:
+    """The inverse of `to_json`."""
+    parts = {"deepcache": CacheConfig, "skip": SkipConfig}
+    made = {key: kind(**spec[key]) for key, kind in parts.items() if key in spec}
+    return Recipe(SOLVERS[spec["sampler"]](**spec.get("options", {})), **made, guidance=spec.get("guidance"))
+
+
+def classes(checkpoint: Checkpoint, count: int, asked: Sequence[int] | None) -> Tensor | None:
+    """The classes of `count` samples, int64: those asked for, or each in turn. A Mistake if they do not fit the network."""
+    known = checkpoint.card.classes
+    if not known:
+        if asked is not None:
+            raise Mistake(f"{checkpoint.card.name} knows no classes; leave the labels out")
+        return None
+    found = torch.arange(count) % len(known) if asked is None else torch.as_tensor(asked, dtype=torch.int64)
+    if len(found) != count or bool((found < 0).any()) or bool((found >= len(known)).any()):
+        raise Mistake(f"give each image one label in 0..{len(known) - 1}, got {found.tolist()[:10]}")
+    return found
+
+
+def _changed(solver: Solver) -> dict[str, Any]:
+    defaults = type(solver)()
+    options = {field.name: getattr(solver, field.name) for field in dataclasses.fields(solver)}
+    return {key: value for key, value in options.items() if value != getattr(defaults, key)}

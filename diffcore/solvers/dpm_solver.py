@@ -1,0 +1,223 @@
+"""DPM-Solver (Lu et al. 2022, arXiv 2206.00927) and DPM-Solver++ (arXiv 2211.01095): exact in the linear part of the flow.
+
+With lambda = log(alpha/sigma) and h = lambda_s - lambda_t the flow from t to s is DDIM's step plus an integral over lambda of
+how the belief changes: of eps in DPM-Solver, of x_0 in ++. Here the DDIM step is `land`, singular nowhere, and the rest is
+added to it. A step whose h is infinite (from alpha = 0, or to sigma = 0) is the DDIM step alone.
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from diffcore.denoiser import Denoiser, Prediction
+from diffcore.schedule import Schedule
+from diffcore.shapes import Sample
+from diffcore.solver import Mark, Noise, Solver, at_half_logsnr, believe, land, mark
+from diffcore.trajectory import Trajectory
+
+FEW = 15
+"""Under so many steps the last ones are of lower order, where lower_order_final is set (as diffusers counts)."""
+
+
+@dataclass(frozen=True)
+class Multistep(Solver):
+    """DPM-Solver++ with the beliefs of earlier steps; one call a step.
+
+    lower_order_final: make the last steps of lower order where there are few. solver_type: of the second order's term, the
+    midpoint of the integral or its Taylor expansion ("heun").
+    """
+
+    lower_order_final: bool = True
+    solver_type: Literal["midpoint", "heun"] = "midpoint"
+
+    uses = 2  # beliefs
+    order = 2
+
+    def solve(self, denoiser: Denoiser, x: Sample, trajectory: Trajectory, noise: Noise) -> Sample:
+        marks, known = [mark(denoiser.schedule, t) for t in trajectory.times], []
+        for k, (at, to) in enumerate(itertools.pairwise(marks)):
+            belief = believe(denoiser, x, at)
+            known = [(at, belief), *known][: self.uses]
+            left = trajectory.steps - k
+            few = self.lower_order_final and trajectory.steps < FEW
+            x = self._step(x, to, known[: min(self.uses, left) if few else self.uses], noise)
+        return x
+
+    def _step(self, x: Sample, to: Mark, known: list[tuple[Mark, Prediction]], noise: Noise) -> Sample:
+        """known: marks and beliefs, the latest first; as many as the step's order."""
+        at, belief = known[0]
+        h, base = to.lam - at.lam, land(belief, to)
+        known = [(m, b) for m, b in known if math.isfinite(m.lam)]
+        if math.isinf(h) or len(known) < 2:
+            return base
+        phi = math.expm1(-h)
+        r0 = (at.lam - known[1][0].lam) / h
+        d10 = (belief.x0 - known[1][1].x0) / r0
+        if len(known) < 3:
+            weight = -0.5 * phi if self.solver_type == "midpoint" else phi / h + 1
+            return base + to.alpha * weight * d10
+        r1 = (known[1][0].lam - known[2][0].lam) / h
+        d11 = (known[1][1].x0 - known[2][1].x0) / r1
+        first, second = d10 + r0 / (r0 + r1) * (d10 - d11), (d10 - d11) / (r0 + r1)
+        phi2 = phi / h + 1
+        return base + to.alpha * phi2 * first - to.alpha * (phi2 / h - 0.5) * second
+
+
+@dataclass(frozen=True)
+class DPMpp2M(Multistep):
+    """DPM-Solver++(2M)."""
+
+
+@dataclass(frozen=True)
+class DPMpp3M(Multistep):
+    """DPM-Solver++(3M). Its first step has order 1, so that the whole reaches about 2.2, not 3."""
+
+    uses = 3
+
+
+@dataclass(frozen=True)
+class DPMpp2MSDE(Multistep):
+    """SDE-DPM-Solver++(2M) (arXiv 2211.01095, eq. 18): the reverse-time SDE, exact in its linear part."""
+
+    order = None
+    noisy = True
+
+    def _step(self, x: Sample, to: Mark, known: list[tuple[Mark, Prediction]], noise: Noise) -> Sample:
+        at, belief = known[0]
+        h, fresh = to.lam - at.lam, noise()
+        kept = to.sigma / at.sigma * math.exp(-h)
+        mixed = -math.expm1(-2 * h)
+        x = kept * x + to.alpha * mixed * belief.x0 + to.sigma * math.sqrt(mixed) * fresh
+        if math.isinf(h) or len(known) < 2 or math.isinf(known[1][0].lam):
+            return x
+        r0 = (at.lam - known[1][0].lam) / h
+        weight = 0.5 * mixed if self.solver_type == "midpoint" else 1 - mixed / (2 * h)
+        return x + to.alpha * weight / r0 * (belief.x0 - known[1][1].x0)
+
+
+Part = Callable[[Prediction], Sample]
+
+
+@dataclass(frozen=True)
+class Singlestep(Solver):
+    """Looks between the ends of a step instead of back: `calls` for each step, at equal parts of h."""
+
+    calls = 2
+    order = 2
+
+    def solve(self, denoiser: Denoiser, x: Sample, trajectory: Trajectory, noise: Noise) -> Sample:
+        marks = [mark(denoiser.schedule, t) for t in trajectory.times]
+        for at, to in itertools.pairwise(marks):
+            h = to.lam - at.lam
+            between = () if math.isinf(h) else self._between(denoiser.schedule, at, h)
+            x = self._step(denoiser, x, at, between, to)
+        return x
+
+    def _between(self, schedule: Schedule, at: Mark, h: float) -> tuple[Mark, ...]:
+        return tuple(at_half_logsnr(schedule, at.lam + h * k / self.calls) for k in range(1, self.calls))
+
+    def _step(self, denoiser: Denoiser, x: Sample, at: Mark, between: tuple[Mark, ...], to: Mark) -> Sample:
+        return eps_step(denoiser, x, at, between, to)
+
+
+def eps_step(denoiser: Denoiser, x: Sample, at: Mark, between: tuple[Mark, ...], to: Mark) -> Sample:
+    """One step of order 1, 2 or 3 with no, one or two looks between (arXiv 2206.00927, algorithms 4 and 5)."""
+    belief = believe(denoiser, x, at)
+    base, h = land(belief, to), to.lam - at.lam
+    if not between:
+        return base
+    r1 = (between[0].lam - at.lam) / h
+    first = believe(denoiser, land(belief, between[0]), between[0]).eps - belief.eps
+    if len(between) == 1:
+        return base - to.sigma * math.expm1(h) * 0.5 / r1 * first
+    middle, r2 = between[1], (between[1].lam - at.lam) / h
+    x2 = land(belief, middle) - middle.sigma * (math.expm1(r2 * h) / (r2 * h) - 1) * (r2 / r1) * first
+    second = believe(denoiser, x2, middle).eps - belief.eps
+    return base - to.sigma * (math.expm1(h) / h - 1) / r2 * second
+
+
+@dataclass(frozen=True)
+class DPM2(Singlestep):
+    """DPM-Solver-2: two calls a step."""
+
+
+@dataclass(frozen=True)
+class DPM3(Singlestep):
+    """DPM-Solver-3: three calls a step."""
+
+    calls = 3
+    order = 3
+
+
+@dataclass(frozen=True)
+class DPMpp2S(Singlestep):
+    """DPM-Solver++(2S): two calls a step, of x_0 instead of eps."""
+
+    def _step(self, denoiser: Denoiser, x: Sample, at: Mark, between: tuple[Mark, ...], to: Mark) -> Sample:
+        belief = believe(denoiser, x, at)
+        base, h = land(belief, to), to.lam - at.lam
+        if not between:
+            return base
+        r1 = (between[0].lam - at.lam) / h
+        change = believe(denoiser, land(belief, between[0]), between[0]).x0 - belief.x0
+        return base - to.alpha * math.expm1(-h) * 0.5 / r1 * change
+
+
+@dataclass(frozen=True)
+class DPMFast(Solver):
+    """DPM-Solver-fast (arXiv 2206.00927, section 3.4): as many calls as steps, grouped, the rest of lower order.
+
+    The looks within a group are the trajectory's own times. A group that begins at alpha = 0 or ends at sigma = 0 is made of
+    DDIM steps. predicts: what changes within a step, eps or, as in ++, x_0. uses: the largest group.
+    """
+
+    predicts: Literal["eps", "x0"] = "eps"
+    uses: int = 3
+
+    order = 1  # of the few steps of lower order at the end; groups of three have order 3
+
+    def __post_init__(self):
+        if self.uses not in (2, 3):
+            raise ValueError(f"uses must be 2 or 3, got {self.uses}")
+
+    def solve(self, denoiser: Denoiser, x: Sample, trajectory: Trajectory, noise: Noise) -> Sample:
+        marks, place = [mark(denoiser.schedule, t) for t in trajectory.times], 0
+        for size in groups(trajectory.steps, self.uses):
+            group = marks[place : place + size + 1]
+            place += size
+            if math.isfinite(group[-1].lam - group[0].lam):
+                x = self._group(denoiser, x, group)
+            else:
+                for at, to in itertools.pairwise(group):
+                    x = land(believe(denoiser, x, at), to)
+        return x
+
+    def _group(self, denoiser: Denoiser, x: Sample, group: list[Mark]) -> Sample:
+        """Each look is reached by a step of the order that the looks before it allow."""
+        beliefs = [believe(denoiser, x, group[0])]
+        for k, to in enumerate(group[1:], 1):
+            x = self._landed(beliefs, group[:k], to)
+            if k < len(group) - 1:
+                beliefs.append(believe(denoiser, x, to))
+        return x
+
+    def _landed(self, beliefs: list[Prediction], looks: list[Mark], to: Mark) -> Sample:
+        base, h = land(beliefs[0], to), to.lam - looks[0].lam
+        if len(beliefs) == 1:
+            return base
+        step, scale = (h, to.sigma) if self.predicts == "eps" else (-h, to.alpha)
+        phi = math.expm1(step)
+        # the integral of the change over the step, by its midpoint or, with two looks, to the next order
+        weight = 0.5 * phi if len(beliefs) == 2 else phi / step - 1
+        change = getattr(beliefs[-1], self.predicts) - getattr(beliefs[0], self.predicts)
+        return base - scale * weight * h / (looks[-1].lam - looks[0].lam) * change
+
+
+def groups(calls: int, uses: int = 3) -> list[int]:
+    """The orders of the steps that so many calls are spent on: 7 -> [3, 3, 1], 8 -> [3, 3, 2], 9 -> [3, 3, 2, 1]."""
+    whole, rest = divmod(calls, uses)
+    if rest:
+        return [uses] * whole + [rest]
+    return [uses] * (whole - 1) + [uses - 1, 1]  # the last step is of order 1 wherever the calls allow it

@@ -1,0 +1,227 @@
+"""diffusers' schedulers as peers: the same eps, the same times and the same noise give the same samples.
+
+Our time of diffusers' integer timestep j is (j + 1)/T, on the discrete schedule with the same betas.
+"""
+
+import pytest
+import torch
+
+from diffcore.denoiser import Denoiser, GaussianDenoiser, Prediction, per_sample
+from diffcore.sampler import Sampler
+from diffcore.schedule import VE
+from diffcore.solver import Solver
+from diffcore.solvers import SOLVERS
+from diffcore.trajectory import Trajectory
+from tests.conftest import DDPM_BETAS, make_schedule, randn
+
+diffusers = pytest.importorskip("diffusers")
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # between it and numpy
+
+STEPS = pytest.mark.parametrize("steps", [4, 10, 20])
+
+
+def denoiser() -> Denoiser:
+    return GaussianDenoiser(0.3 * randn(2, 3), randn(2, 3, seed=1).square() + 0.05, make_schedule("discrete"))
+
+
+def times(scheduler) -> Trajectory:
+    return Trajectory((*(float((j + 1) / 1000) for j in unrepeated(scheduler.timesteps.tolist())), 0.0))
+
+
+def unrepeated(values: list[float]) -> list[float]:
+    return [value for k, value in enumerate(values) if k == 0 or value != values[k - 1]]
+
+
+def eps(model: Denoiser, x: torch.Tensor, j: float) -> torch.Tensor:
+    return model(x, per_sample((float(j) + 1) / 1000, x)).eps
+
+
+def theirs(scheduler, steps: int, model: Denoiser, start: torch.Tensor) -> torch.Tensor:
+    """Their loop. Our level is reached with `scale_model_input` where theirs explodes."""
+    scheduler.set_timesteps(steps)
+    x = start * scheduler.init_noise_sigma
+    for j in scheduler.timesteps:
+        seen = scheduler.scale_model_input(x, j)
+        x = scheduler.step(eps(model, seen, j), j, x).prev_sample
+    return x
+
+
+def compare(solver: Solver, scheduler, steps: int, noise=None, last: float = 0.0) -> None:
+    model, start = denoiser(), randn(5, 2, 3, seed=4)
+    expected = theirs(scheduler, steps, model, start)
+    path = Trajectory((*times(scheduler).times[:-1], last))
+    found = Sampler(model, solver, path).sample(start, noise)
+    torch.testing.assert_close(found, expected.double(), rtol=0, atol=2e-5)
+
+
+COMMON = {"num_train_timesteps": 1000, "trained_betas": DDPM_BETAS, "prediction_type": "epsilon"}
+PLAIN = {**COMMON, "timestep_spacing": "trailing"}
+
+
+@STEPS
+def test_ddim(steps):
+    scheduler = diffusers.DDIMScheduler(**PLAIN, clip_sample=False, set_alpha_to_one=True)
+    compare(SOLVERS["ddim"](), scheduler, steps)
+
+
+def draw(k: int) -> torch.Tensor:
+    return randn(5, 2, 3, seed=50 + k)
+
+
+draws = draw
+
+
+@STEPS
+def test_ddim_with_noise(steps):
+    """eta = 1; their variance_noise is given a step at a time, the last of which they add to nothing."""
+    scheduler = diffusers.DDIMScheduler(**PLAIN, clip_sample=False, set_alpha_to_one=True)
+    scheduler.set_timesteps(steps)
+    model = denoiser()
+    start = x = randn(5, 2, 3, seed=4)
+    for k, j in enumerate(scheduler.timesteps):
+        x = scheduler.step(eps(model, x, j), j, x, eta=1.0, variance_noise=draws(k)).prev_sample
+    for solver in (SOLVERS["ddim"](eta=1.0), SOLVERS["ddpm"]()):
+        found = Sampler(model, solver, times(scheduler)).sample(start, draws)
+        torch.testing.assert_close(found, x.double(), rtol=0, atol=2e-5)
+
+
+def injected(monkeypatch, module) -> None:
+    """Their noise becomes our k-th draw, in the order of their calls."""
+    calls = iter(range(1000))
+    monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: draws(next(calls)))
+
+
+@STEPS
+@pytest.mark.parametrize(("name", "variance"), [("ddpm", "fixed_small"), ("ddpm_large", "fixed_large")])
+def test_ddpm(monkeypatch, steps, name, variance):
+    from diffusers.schedulers import scheduling_ddpm
+
+    injected(monkeypatch, scheduling_ddpm)
+    scheduler = diffusers.DDPMScheduler(**PLAIN, clip_sample=False, variance_type=variance)
+    # of the large variance theirs adds noise in the last step too, which here is nought
+    silent = steps - 1 if name == "ddpm_large" else None
+    monkeypatch.setitem(globals(), "draws", lambda k: draw(k) * (k != silent))
+    compare(SOLVERS[name](), scheduler, steps, draws)
+
+
+@STEPS
+@pytest.mark.parametrize("kind", ["midpoint", "heun"])
+@pytest.mark.parametrize(("order", "name"), [(1, "ddim"), (2, "dpmpp_2m"), (3, "dpmpp_3m")])
+def test_dpm_solver_multistep(steps, order, name, kind):
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        **PLAIN, solver_order=order, solver_type=kind, algorithm_type="dpmsolver++", lower_order_final=True
+    )
+    options = {"solver_type": kind} if order == 2 else {}
+    if order == 3 and kind == "heun":
+        pytest.skip("their second step of order 2 is then Taylor's; ours takes the option for 2M alone")
+    compare(SOLVERS[name](**options), scheduler, steps)
+
+
+@STEPS
+@pytest.mark.parametrize("kind", ["midpoint", "heun"])
+def test_sde_dpm_solver_multistep(monkeypatch, steps, kind):
+    from diffusers.schedulers import scheduling_dpmsolver_multistep
+
+    injected(monkeypatch, scheduling_dpmsolver_multistep)
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        **PLAIN, solver_order=2, solver_type=kind, algorithm_type="sde-dpmsolver++", lower_order_final=True
+    )
+    compare(SOLVERS["dpmpp_2m_sde"](solver_type=kind), scheduler, steps, draws)
+
+
+@pytest.mark.filterwarnings("ignore:.*dpmsolver.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("steps", [4, 9, 10, 11, 20])
+@pytest.mark.parametrize("uses", [2, 3])
+@pytest.mark.parametrize(("algorithm", "predicts"), [("dpmsolver++", "x0"), ("dpmsolver", "eps")])
+def test_dpm_solver_singlestep(steps, uses, algorithm, predicts):
+    # their dpmsolver cannot end at sigma = 0
+    last, word = (0.0, "zero") if predicts == "x0" else (0.001, "sigma_min")
+    scheduler = diffusers.DPMSolverSinglestepScheduler(
+        **COMMON, solver_order=uses, algorithm_type=algorithm, lower_order_final=True, final_sigmas_type=word
+    )
+    # their sigmas are float32, which the long steps of dpmsolver magnify to 6e-4: they get them in float64
+    scheduler.set_timesteps(steps)
+    alpha2 = (1 - torch.tensor(DDPM_BETAS, dtype=torch.float64)).cumprod(0)
+    sigmas = ((1 - alpha2) / alpha2).sqrt()[[*map(int, scheduler.timesteps), 0]]
+    scheduler.sigmas = sigmas if predicts == "eps" else torch.cat([sigmas[:-1], torch.zeros(1)])
+    scheduler.set_timesteps = lambda steps: None
+    compare(SOLVERS["dpm_solver_fast"](predicts=predicts, uses=uses), scheduler, steps, last=last)
+
+
+@STEPS
+@pytest.mark.parametrize("uses", [1, 2, 3])
+@pytest.mark.parametrize("variant", ["bh1", "bh2"])
+def test_unipc(steps, uses, variant):
+    # their bh1 is not a number at sigma = 0, so it ends at the first of the thousand steps
+    last, word = (0.001, "sigma_min") if variant == "bh1" else (0.0, "zero")
+    scheduler = diffusers.UniPCMultistepScheduler(
+        **PLAIN, solver_order=uses, solver_type=variant, lower_order_final=True, final_sigmas_type=word
+    )
+    compare(SOLVERS["unipc"](uses=uses, variant=variant), scheduler, steps, last=last)
+
+
+@STEPS
+def test_heun(steps):
+    """Theirs lists every time but the first twice, as its two stages, and works in x/alpha."""
+    scheduler = diffusers.HeunDiscreteScheduler(**PLAIN)
+    model, start = denoiser(), randn(5, 2, 3, seed=4)
+    scheduler.set_timesteps(steps)
+    path = times(scheduler)
+    # theirs interpolates sigma at the listed times, which are whole, and starts at sigma_max
+    x = start * scheduler.sigmas[0].double() / denoiser().schedule.sigma(torch.tensor([path.times[0]]))
+    for j in scheduler.timesteps:
+        seen = scheduler.scale_model_input(x, j)
+        x = scheduler.step(eps(model, seen, j), j, x).prev_sample
+    found = Sampler(model, SOLVERS["heun"](), path).sample(start)
+    torch.testing.assert_close(found, x.double(), rtol=0, atol=2e-5)
+
+
+@STEPS
+def test_lcm(monkeypatch, steps):
+    """With its boundary scalings switched off (timestep_scaling large), a step is: believe, then add fresh noise."""
+    from diffusers.schedulers import scheduling_lcm
+
+    injected(monkeypatch, scheduling_lcm)
+    scheduler = diffusers.LCMScheduler(**PLAIN, clip_sample=False, timestep_scaling=1e6, original_inference_steps=50)
+    compare(SOLVERS["renoise"](), scheduler, steps, draws)
+
+
+class Boundary(Denoiser):
+    """A consistency model of Song et al. 2023: c_skip x + c_out F around any network, in sigma, with x_0 = its output."""
+
+    def __init__(self, scheduler):
+        super().__init__()
+        self.schedule, self.grid = VE(0.002, 50.0), None
+        self.get = scheduler.get_scalings_for_boundary_condition
+
+    def network(self, x):
+        return torch.tanh(0.7 * x)
+
+    def forward(self, x_t, t):
+        sigma = self.schedule.sigma(t)[:, None, None]
+        skip, out = self.get(sigma)
+        x0 = out * self.network(x_t) + skip * x_t
+        return Prediction(x0, (x_t - x0) / sigma, self.schedule.level(t, x_t))
+
+
+def test_consistency_multistep(monkeypatch):
+    """Theirs adds sqrt(sigma^2 - sigma_min^2) of noise; with sigma_min tiny that is our re-noising on a VE schedule."""
+    from diffusers.schedulers import scheduling_consistency_models
+
+    injected(monkeypatch, scheduling_consistency_models)
+    scheduler = diffusers.CMStochasticIterativeScheduler(40, sigma_min=0.002, sigma_max=50.0, clip_denoised=False)
+    scheduler.set_timesteps(timesteps=[22, 10, 0])
+    model = Boundary(scheduler)
+    start = randn(5, 2, 3, seed=4) * 50.0
+    x = start
+    for j in scheduler.timesteps:
+        x = scheduler.step(model.network(x), j, x).prev_sample
+    ratios = scheduler.sigmas[: len(scheduler.timesteps)].double()
+    path = Trajectory((*(model.schedule.time(-ratios.log())).clamp(max=1).tolist(), 0.0))
+    found = model(start, per_sample(path.times[0], start)).x0
+    for k, sigma in enumerate(ratios[1:]):
+        found = found + sigma * draws(k)
+        found = model(found, per_sample(path.times[k + 1], found)).x0
+    torch.testing.assert_close(found, x.double(), rtol=0, atol=2e-5)
+    solved = Sampler(model, SOLVERS["renoise"](), Trajectory(path.times[:-1])).sample(start, draws)
+    torch.testing.assert_close(model(solved, per_sample(path.times[-2], solved)).x0, found, rtol=0, atol=1e-6)
