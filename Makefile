@@ -26,7 +26,7 @@ run: $(READY)
 	@$(BIN)/python -m tasks run
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow and not server"
+	$(BIN)/python -m pytest -m "not slow and not server" --numprocesses 2 --dist loadfile
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow

@@ -1,25 +1,35 @@
-"""Seconds of the trajectory search on one thread, against the plain recurrence (an N x N sum, min and argmin per layer).
+"""Seconds and memory of the trajectory search on one thread, against the plain recurrence (an N x N sum, min and argmin per
+layer) in the same run.
 
-OMP_NUM_THREADS=1 python bench/search.py        bars: N = 1000, every K in 1.5 s; N = 4000, K = 100
+OMP_NUM_THREADS=1 python bench/search.py        bars: N = 1000, every K in 1.5 s; N = 4000, K = 100 in 0.5 s
 """
 
 import time
+import tracemalloc
 
 import numpy as np
 
 from diffcore import search
 
 
-def costs(steps: int) -> np.ndarray:
+def tables(steps: int) -> tuple[np.ndarray, np.ndarray]:
     """Cosine schedule, anisotropic Gaussian data in 64 dimensions: every covariance is a closed form."""
     sigma2 = np.sin(np.pi / 2 * np.arange(1, steps + 1) / steps) ** 2
     c2 = 1e-4 * 5000 ** (np.arange(64) / 63)
-    cov = (c2 * sigma2[:, None] / ((1 - sigma2[:, None]) * c2 + sigma2[:, None])).mean(1)
-    return search.cost(sigma2, cov)
+    return sigma2, (c2 * sigma2[:, None] / ((1 - sigma2[:, None]) * c2 + sigma2[:, None])).mean(1)
 
 
-def plain(jumps: np.ndarray, most: int) -> np.ndarray:
+def monge(sigma2: np.ndarray, cov: np.ndarray, most: int) -> np.ndarray:
+    return search.cheapest(sigma2, cov, most).costs
+
+
+def dense(sigma2: np.ndarray, cov: np.ndarray, most: int) -> np.ndarray:
+    return search.shortest(search.cost(sigma2, cov), most).costs
+
+
+def plain(sigma2: np.ndarray, cov: np.ndarray, most: int) -> np.ndarray:
     """C[k, t] = min_s C[k-1, s] + J[s, t], as it is written; the least cost of every K."""
+    jumps = search.cost(sigma2, cov)
     best, found = np.full(len(jumps), np.inf), [np.inf, np.inf]
     best[0] = 0.0
     for _ in range(2, most + 1):
@@ -30,23 +40,34 @@ def plain(jumps: np.ndarray, most: int) -> np.ndarray:
     return np.array(found)
 
 
-def seconds(run, *arguments) -> tuple[float, object]:
-    started = time.perf_counter()
-    result = run(*arguments)
-    return time.perf_counter() - started, result
+def measured(run, *given) -> tuple[float, float, np.ndarray]:
+    """Seconds, the better of 2 runs; MB at most at once, from a third: watching memory takes time; what was found."""
+    seconds = []
+    for _ in range(2):
+        started = time.perf_counter()
+        run(*given)
+        seconds.append(time.perf_counter() - started)
+    tracemalloc.start()
+    found = run(*given)
+    peak = tracemalloc.get_traced_memory()[1] / 1e6
+    tracemalloc.stop()
+    return min(seconds), peak, found
 
 
 def main() -> None:
     for steps, most, sample in ((1000, 1000, 100), (4000, 100, 10)):
-        jumps = costs(steps)
-        ours, paths = min((seconds(search.shortest, jumps, most) for _ in range(2)), key=lambda pair: pair[0])
-        whole = min(seconds(search.shortest, jumps, sample)[0] for _ in range(2))
-        floor, expected = min((seconds(plain, jumps, sample) for _ in range(2)), key=lambda pair: pair[0])
-        assert np.allclose(paths.costs[2 : sample + 1], expected[2:], rtol=1e-12)
-        print(
-            f"search N={steps} every K up to {most}: {ours:.2f} s; up to {sample}: {whole:.3f} s, "
-            f"plain recurrence {floor:.3f} s, ratio {floor / whole:.1f}x (same costs)"
-        )
+        given = tables(steps)
+        assert search.is_monge(*given)
+        floor, most_memory, expected = measured(plain, *given, sample)
+        for name, run in (("monge", monge), ("whole matrix", dense)):
+            whole, whole_memory, paths = measured(run, *given, most)
+            part, part_memory, _ = measured(run, *given, sample)
+            assert np.allclose(paths[2 : sample + 1], expected[2:], rtol=1e-12)
+            print(
+                f"{name:<12} N={steps} every K up to {most}: {whole:.3f} s, {whole_memory:.1f} MB; up to {sample}: "
+                f"{part:.3f} s, {part_memory:.1f} MB; plain recurrence {floor:.3f} s, {most_memory:.0f} MB: "
+                f"{floor / part:.1f}x (same costs)"
+            )
     print("CPU, 1 thread (numpy's sums and argmin use no more), the better of 2 runs each")
 
 

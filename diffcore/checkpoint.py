@@ -30,10 +30,10 @@ class Card:
     schedule: `{"name": ...}` as schedule.to_json gives it. labels: T of the label T t - 1 that its network is told. solver:
     what its method samples it with, a word of SOLVERS. grid: the only times it may be sampled at, null for any. classes:
     names of the classes it tells apart, null for none. guidance: the weights of classifier-free guidance that it was trained
-    for, null for none, see `Guidance`. image: its samples' shape [c, h, w]. parent: digest of the teacher, null for none.
-    data: digest of the shards.
-    parameters: everything params.yaml said about it. code: digest of the source that trained it. cost: iterations, images
-    and network calls. files: sha256 of each file. digest: of all these files. seal: digest of the rest of the card.
+    for, null for none, see `Guidance`. image: its samples' shape [c, h, w]. parent: digest of the checkpoint that it began
+    as, teacher: of the one it learned from, null for none. data: digest of the shards. parameters: everything params.yaml
+    said about it. code: digest of the source that trained it. cost: iterations, images and network calls. files: sha256 of
+    each file. digest: of all these files. seal: digest of the rest of the card.
     """
 
     schema: int
@@ -49,6 +49,7 @@ class Card:
     image: list[int]
     weights: str
     parent: str | None
+    teacher: str | None
     data: str
     parameters: dict[str, Any]
     seed: int

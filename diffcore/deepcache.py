@@ -16,14 +16,16 @@ from diffcore.denoiser import Condition, Denoiser, NetDenoiser, Prediction
 from diffcore.mistake import Mistake
 from diffcore.nets.unet import UNet
 from diffcore.shapes import PerSample, Sample
-from diffcore.skip_tuning import SkipScaled, count_skips
+from diffcore.skip_tuning import SkipScaled
 
 
 @dataclass(frozen=True)
 class Config:
-    """interval: one call in so many is a full one; 1 is the plain network. branch: how deep a cached call goes, 0 the least.
+    """interval: one call in so many is a full one; 1 is the plain network. branch: how many skips further than to the first
+    two a cached call goes; 0 is the cheapest.
 
-    spread: full calls at every interval-th call, or as many of them crowded around call `center` with the given power.
+    spread: full calls at every interval-th call, or as many of them crowded around call `center`, the more the higher `power`
+    is. The paper's numbers, 15 and 1.4, were for 50 calls. Calls are counted, not steps: some solvers make several a step.
     """
 
     interval: int
@@ -42,39 +44,44 @@ class Config:
 
 
 def full_calls(config: Config, calls: int) -> frozenset[int]:
-    """Which of a run's calls, counted from 0, are full; the first always is."""
+    """Which of a run's calls, counted from 0, are full; the first always is.
+
+    Quadratic: the paper's l^p + c for l evenly from -c^(1/p) to (n - c)^(1/p), with the sign of l kept. (Its code takes the
+    root of -c to be complex and drops the imaginary part in the end, which leaves the middle less crowded.)
+    """
     if config.spread == "uniform" or config.interval == 1:
         return frozenset(range(0, calls, config.interval))
     count, power = -(-calls // config.interval), config.power
     while len(found := _crowded(config.center, power, calls, count)) < count and power > 1:
         power = max(1.0, power - 0.02)  # less crowded, until no two fall on one call
-    return found | {0}
+    return found
 
 
 def _crowded(center: float, power: float, calls: int, count: int) -> frozenset[int]:
     center = min(center, calls - 1)
     first, last = -(center ** (1 / power)), (calls - center) ** (1 / power)
     steps = (first + (last - first) * k / count for k in range(count))
-    return frozenset(max(0, int(center + math.copysign(abs(step) ** power, step) + 1e-9)) for step in steps)
+    return frozenset(int(center + math.copysign(abs(step) ** power, step) + 1e-9) for step in steps)
 
 
 def check(config: Config, skips: int) -> None:
-    """A Mistake for a branch that a network with so many skips does not have."""
+    """A Mistake for a branch that a network with so many skips (`skips` of its config or its shape) does not have."""
     if config.branch > skips - 2:
-        raise Mistake(f"deepcache.branch is {config.branch}, but the network has branches 0 to {skips - 2} only")
+        raise Mistake(f"{config.branch} is not one of the network's {skips - 1} branches, which are counted from 0")
 
 
 class DeepCached(Denoiser):
     """A denoiser that remembers within one sampling run, from `begin` to the next.
 
-    Its network must be our U-Net, with scaled skips or without. Not for training: a kept tensor has no gradient.
+    Its network must be our U-Net, with scaled skips or without. Without `begin`, and where gradients are recorded, it refuses
+    to be called: a Mistake.
     """
 
     def __init__(self, inner: NetDenoiser, config: Config):
         super().__init__()
         if not isinstance(inner.net, UNet | SkipScaled):
             raise Mistake("deepcache needs our own U-Net, whose parts it can run alone; leave `deepcache` out")
-        check(config, count_skips(inner.net if isinstance(inner.net, UNet) else inner.net.net))
+        check(config, inner.net.config.skips)
         self.inner, self.config, self.schedule, self.grid = inner, config, inner.schedule, inner.grid
         self.shares: dict[tuple[int, ...], float] = {}
 
@@ -109,8 +116,8 @@ class _Run(Denoiser):
         self.inner, self.full, self.call = whole.inner.around(self.memory), full, 0
 
     def forward(self, x_t: Sample, t: PerSample) -> Prediction:
-        if torch.is_grad_enabled() and any(p.requires_grad for p in self.whole[0].parameters()):
-            raise Mistake("deepcache is for sampling: what it keeps has no gradient")
+        if torch.is_grad_enabled():
+            raise Mistake("deepcache is for sampling, without gradients: train and differentiate the plain network")
         self.memory.full = self.call in self.full
         cost = 1.0 if self.memory.full else self.whole[0].share(x_t.shape[1:])
         self.call += 1
@@ -131,32 +138,34 @@ class _Memory(nn.Module):
         super().__init__()
         self.net, self.cut, self.full = net, branch + 2, True
         self.kept: Tensor | None = None
+        self.shape: torch.Size | None = None
 
     def forward(
         self, x: Tensor, label: Tensor, class_label: Tensor | None = None, guidance: Tensor | None = None
     ) -> Tensor:
-        embedding = self.net.embed(label, class_label, guidance)
+        if self.shape not in (None, x.shape):
+            raise Mistake("deepcache: the batch changed within a sampling run; begin a new one")
+        self.shape, embedding = x.shape, self.net.embed(label, class_label, guidance)
         if self.full:
             skips = self.net.down(x, embedding)
             self.kept = self.net.up(self.net.mid(skips[-1], embedding), skips, embedding, until=self.cut)
         else:
             skips = self.net.down(x, embedding, self.cut)
-            if self.kept is None or len(self.kept) != len(x):
-                raise Mistake("deepcache: the batch changed within a sampling run; begin a new one")
         return self.net.out(self.net.up(self.kept, skips[: self.cut], embedding))
 
 
 def _share(net: UNet | SkipScaled, config: Config, shape: tuple[int, ...]) -> float:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    own = net if isinstance(net, UNet) else net.net
     weight = next(net.parameters())
     x, label = torch.zeros(1, *shape, device=weight.device, dtype=weight.dtype), torch.zeros(1, device=weight.device)
-    classes = None if own.class_embedding is None else torch.zeros(1, dtype=torch.int64, device=weight.device)
-    guidance = None if own.guidance_embedding is None else label
+    classes = None if net.config.num_class_embeds is None else label.long()
+    guidance = label if net.config.guidance_embeds else None
     memory, spent = _Memory(net, config.branch), []
-    for memory.full in (True, False):
-        with FlopCounterMode(display=False) as counter, torch.inference_mode(False), torch.no_grad():
-            memory(x, label, classes, guidance)
-        spent.append(counter.get_total_flops())
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # the counter does not know the CPU's fused attention
+        for memory.full in (True, False):
+            with FlopCounterMode(display=False) as counter:
+                memory(x, label, classes, guidance)
+            spent.append(counter.get_total_flops())
     return spent[1] / spent[0]

@@ -8,6 +8,7 @@ import hashlib
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
 from diffcore.shapes import PerSample, Sample
 
@@ -60,6 +61,11 @@ def noises(shape: tuple[int, ...], seed: int, indices: range, role: str = "sampl
     if not len(indices):
         return torch.empty(0, *shape)
     return torch.stack([torch.randn(shape, generator=generator(seed, role, i)) for i in indices])
+
+
+def some(count: int, among: int, *words: int | str) -> Tensor:
+    """`count` different places out of `among`, int64."""
+    return torch.randperm(among, generator=generator(*words))[:count]
 
 
 def seed(*words: int | str) -> int:

@@ -21,7 +21,7 @@ from diffcore import threads
 from diffcore.denoiser import Condition, Denoiser, NetDenoiser
 from diffcore.draw import Draw, draw, generator
 from diffcore.feed import Feed
-from diffcore.meter import Meter, Metered
+from diffcore.meter import Meter, Metered, with_backward
 from diffcore.methods import Roles
 from diffcore.mistake import Mistake
 from diffcore.resume import Resume
@@ -203,12 +203,14 @@ class _Loop:
         self.prepared, self.optimizer = self.accelerator.prepare(self.net, optimizer)
         roles = Roles(_with(student, self.prepared), teacher, _with(student, self.target))
         critic = job.method.critic(job.method_config, roles, job.seed) if hasattr(job.method, "critic") else None
-        self.critic = None if critic is None else _Critic(job, critic, self.accelerator)
-        self.meters = {"student": Meter(), "teacher": Meter(), "target": Meter()}
+        self.critic = None if critic is None else _Critic(job, critic, self.accelerator, self.net)
+        self.meter = self.critic.meter if self.critic else Meter()
         self.roles = replace(
             roles,
+            student=Metered(roles.student, self.meter, learns=True),
+            teacher=roles.teacher and Metered(roles.teacher, self.meter),
+            target=Metered(roles.target, self.meter),
             critic=self.critic and self.critic.net,
-            **{role: getattr(roles, role) and Metered(getattr(roles, role), self.meters[role]) for role in self.meters},
         )
         self.step, self.curve, self.since = 0, [], []
         self.started, self.before, self.calls_before = time.monotonic(), 0.0, 0.0
@@ -320,9 +322,7 @@ class _Loop:
         return self.before + time.monotonic() - self.started
 
     def calls(self) -> float:
-        spent = {role: meter.spent for role, meter in self.meters.items()}
-        own = 3 * spent["student"] + spent["teacher"] + spent["target"]
-        return self.calls_before + self.accelerator.num_processes * own
+        return self.calls_before + self.accelerator.num_processes * self.meter.spent
 
     def _tensors(self) -> dict[str, Tensor]:
         """Everything a step reads, by name; the tensors themselves, not copies."""
@@ -338,7 +338,7 @@ class _Loop:
 class _Critic:
     """The second network of a method that has one, and how it learns."""
 
-    def __init__(self, job: Job, net: nn.Module, accelerator: Accelerator):
+    def __init__(self, job: Job, net: nn.Module, accelerator: Accelerator, student: nn.Module):
         self.job, self.accelerator, self.losses = job, accelerator, []
         self.training = job.method.critic_training(job.method_config)
         self.net = net.to(accelerator.device).train()
@@ -346,7 +346,13 @@ class _Critic:
         self.optimizer = torch.optim.AdamW(
             learns, self.training.lr, betas=self.training.betas, weight_decay=0.0, fused=True
         )
-        self.learns = learns
+        self.learns, self.meter = learns, Meter()
+        for part in self.net.modules():
+            if isinstance(part, type(student)):  # a network of the student's own kind costs as much as it
+                part.register_forward_hook(self._count)
+
+    def _count(self, part: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self.meter.spent += len(inputs[0]) * with_backward(True)
 
     def update(self, x0: Sample, roles: Roles, step: int, rows: list[slice]) -> None:
         """As often as the method says. The critic's gradient is summed over processes here: it is not wrapped in DDP, whose

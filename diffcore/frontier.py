@@ -218,7 +218,7 @@ def plus_minus(value: float, se: float) -> str:
     return f"{value:.{decimals}f}+-{se:.{decimals}f}"
 
 
-_HEADINGS = ["", "name", "calls", "fd", "kid", "fd_pixels", "rmse_teacher", "accuracy", "bits", "ms/image"]
+_HEADINGS = ["", "name", "calls", "fd", "kid", "rmse_teacher", "accuracy", "bits", "ms/image"]
 _RARE = ("accuracy", "bits")
 """Columns that are left out where no point has them."""
 _NAME = _HEADINGS.index("name")
@@ -231,7 +231,6 @@ def _row(point: Point, on_frontier: bool) -> list[str]:
         f"{point.nfe:.4g}",
         plus_minus(point.fd, point.fd_se),
         plus_minus(point.kid, point.kid_se),
-        plus_minus(point.fd_pixels, point.fd_pixels_se),
         *(_maybe(point, key) for key in ("rmse_teacher", *_RARE)),
         f"{point.ms_per_image:.3g}",
     ]

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,8 +20,10 @@ from diffcore.draw import generator, noises
 from diffcore.mistake import Mistake
 from diffcore.shapes import Sample
 
-BOUND = 1.0
-"""No x_0 in [-1, 1] has a larger variance: ((b - a)/2)^2, the paper's bound (12)."""
+Estimator = Literal["norm", "residual"]
+
+RANGE = (-1.0, 1.0)
+"""Of the data, where nothing else is said."""
 
 NORM, EPS, X0 = range(3)  # rows of Moments: |eps_hat|^2, |eps - eps_hat|^2, |x_0 - x_0_hat|^2, each over d
 
@@ -65,11 +68,20 @@ class Moments:
 
 @dataclass(frozen=True)
 class Covariance:
-    """cov_n for n = 1..N within its bounds, and how many estimates had to be moved there."""
+    """cov_n for n = 1..N within its bounds, and how many estimates were impossible and had to be moved there.
+
+    repaired: how many of them, once within, were moved again to make r_n monotone; None if that was not asked for.
+    """
 
     values: Tensor
     below: int
     above: int
+    repaired: int | None = None
+
+    @property
+    def impossible(self) -> float:
+        """The share of impossible estimates."""
+        return (self.below + self.above) / len(self.values)
 
 
 @dataclass(frozen=True)
@@ -95,26 +107,34 @@ class Gamma:
     def gamma_stderr(self) -> Tensor:
         return self.moments.stderr[NORM] / self.sigma2
 
-    def covariance(self, estimator: Literal["norm", "residual"]) -> Covariance:
-        """cov_n by one estimator, moved into [0, BOUND] where it lies outside; every move is counted.
+    def covariance(self, estimator: Estimator, repair: bool = False, within: tuple[float, float] = RANGE) -> Covariance:
+        """cov_n by one estimator, moved into [0, ((high - low)/2)^2] where it lies outside; every move is counted.
 
-        Where alpha is 0 the norm says nothing about x_0: its cov_n is then the bound, counted as above.
+        within: the data's (low, high), which have no larger variance (the paper's bound (12)). Where alpha is 0 the norm says
+        nothing about x_0: its cov_n is then the bound, counted as above. repair: make r_n = 1/cov_n - SNR_n, which never
+        rises with n for any data, monotone: see `_repaired`.
         """
-        raw = (
-            self.moments.mean[X0]
-            if estimator == "residual"
-            else self.sigma2 / self.alpha2 * (1 - self.moments.mean[NORM])
-        )
-        unknown = (self.alpha2 == 0) & (estimator == "norm")
-        raw = torch.where(unknown, torch.inf, raw)
-        return Covariance(raw.clamp(0, BOUND), int((raw < 0).sum()), int((raw > BOUND).sum()))
+        low, high = within
+        if not low < high:
+            raise ValueError(f"the data's range must be a low number and a higher one, got {low} and {high}")
+        bound, snr = ((high - low) / 2) ** 2, self.alpha2 / self.sigma2
+        raw = self.moments.mean[X0] if estimator == "residual" else (1 - self.moments.mean[NORM]) / snr
+        weight = torch.ones_like(snr) if estimator == "residual" else snr.clamp(max=1) ** 2  # its error grows as 1/SNR
+        raw = torch.where((snr == 0) & (estimator == "norm"), torch.inf, raw)
+        values, moved = raw.clamp(0, bound), None
+        if repair:
+            clipped = values
+            values = torch.from_numpy(_repaired(raw.numpy(), snr.numpy(), weight.numpy(), bound))
+            moved = int(((values - clipped).abs() > ROUNDING * clipped).sum())
+        return Covariance(values, int((raw < 0).sum()), int((raw > bound).sum()), moved)
 
-    def told(self) -> str:
+    def told(self, within: tuple[float, float] = RANGE) -> str:
         """One line: how many estimates are impossible."""
         parts = []
         for estimator in ("norm", "residual"):
-            found = self.covariance(estimator)
-            parts.append(f"{estimator}: {found.below} of {self.steps} below 0, {found.above} above the bound")
+            found = self.covariance(estimator, within=within)
+            counts = f"{found.below} of {self.steps} below 0, {found.above} above the bound"
+            parts.append(f"{estimator}: {counts} ({found.impossible:.1%} impossible)")
         return "; ".join(parts)
 
     def to_json(self) -> dict[str, Any]:
@@ -138,6 +158,52 @@ class Gamma:
 
         moments = Moments(array("total"), array("square"), value["images"])
         return cls(value["steps"], value["seed"], array("alpha2"), array("sigma2"), moments)
+
+
+ROUNDING = 1e-9
+"""A covariance that a repair changes by a smaller share than this was monotone already."""
+
+
+def _repaired(raw: np.ndarray, snr: np.ndarray, weight: np.ndarray, bound: float) -> np.ndarray:
+    """The monotone covariances nearest to the raw ones, which may be impossible, by pooling adjacent violators. [N].
+
+    With q = 1/r, cov = q / (1 + q SNR) is what Gaussian data of variance q have, and q in [0, bound] never falls with n.
+    Times that disobey share the q that keeps the weighted sum of their covariances: the most likely one if each estimate,
+    `weight` times, is spread as a mean of squares is (raw (r + SNR) - log(r + SNR) is convex in r). Since nothing is clipped
+    before it is pooled, what lies below 0 and what lies above the bound average out.
+    """
+    pools: list[tuple[float, int]] = []  # q and how many times share it
+    for n, one in enumerate(zip(raw.tolist(), snr.tolist(), weight.tolist())):
+        q, length = _alone(*one, bound), 1
+        while pools and pools[-1][0] > q:
+            length += pools.pop()[1]
+            rows = slice(n + 1 - length, n + 1)
+            q = _shared(raw[rows], snr[rows], weight[rows], bound, q)
+        pools.append((q, length))
+    q = np.repeat([q for q, _ in pools], [length for _, length in pools])
+    return q / (1 + q * snr)
+
+
+def _alone(raw: float, snr: float, weight: float, bound: float) -> float:
+    if weight == 0 or raw * (1 / bound + snr) >= 1:
+        return bound
+    return max(raw, 0.0) / (1 - max(raw, 0.0) * snr)
+
+
+def _shared(raw: np.ndarray, snr: np.ndarray, weight: np.ndarray, bound: float, least: float) -> float:
+    """The root q of sum w (q / (1 + q SNR) - raw), in [0, bound]; not below `least`. Newton from below: it is concave."""
+    known = weight > 0
+    raw, snr, weight = raw[known], snr[known], weight[known]
+    total = (weight * raw).sum()
+    if (weight * bound / (1 + bound * snr)).sum() <= total:
+        return bound
+    q = least
+    while True:
+        rest = 1 + q * snr
+        step = (total - (weight * q / rest).sum()) / (weight / rest**2).sum()
+        if step <= 1e-14 * q:
+            return q
+        q = min(q + step, bound)
 
 
 def pick(count: int, config: Config) -> Tensor:

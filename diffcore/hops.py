@@ -81,7 +81,7 @@ def _squares(denoiser: Denoiser, teacher: Denoiser, points: int, start: Tensor) 
     return found
 
 
-def fit(strays: np.ndarray, late: float = 1.15) -> dict[int, Trajectory]:
+def fit(strays: np.ndarray, late: float) -> dict[int, Trajectory]:
     """For each K of 1..N the K hops from 1 to 0 whose weighted strays add up to least, by exact dynamic programming.
 
     The m-th hop, counted from 0, weighs late^m.

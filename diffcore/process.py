@@ -17,7 +17,10 @@ from diffcore.shapes import PerSample, Sample, lift
 
 @dataclass(frozen=True)
 class Rates:
-    """f and g^2 at t, [b] each, float64. f is infinite where alpha is 0."""
+    """f and g^2 at t, [b] each, float64.
+
+    f is infinite where alpha is 0; g^2 is not a number where sigma has no slope, as on the linear schedule at 0.
+    """
 
     f: PerSample
     g2: PerSample
@@ -35,7 +38,7 @@ def _slope(scale: Callable[[PerSample], PerSample], t: PerSample) -> tuple[PerSa
     with torch.inference_mode(False), torch.enable_grad():
         at = t.detach().clone().double().requires_grad_(True)
         value = scale(at)
-        (slope,) = torch.autograd.grad(value.sum(), at, materialize_grads=True)
+        (slope,) = torch.autograd.grad((value + 0 * at).sum(), at)  # 0 * at: a constant scale has a slope too
     return value.detach(), slope
 
 

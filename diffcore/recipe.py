@@ -83,10 +83,16 @@ class Recipe:
 
 
 def from_json(spec: dict[str, Any]) -> Recipe:
-    """The inverse of `to_json`."""
+    """The inverse of `to_json`; a Mistake for what this version does not know."""
     parts = {"deepcache": CacheConfig, "skip": SkipConfig}
-    made = {key: kind(**spec[key]) for key, kind in parts.items() if key in spec}
-    return Recipe(SOLVERS[spec["sampler"]](**spec.get("options", {})), **made, guidance=spec.get("guidance"))
+    unknown = spec.keys() - parts.keys() - {"sampler", "options", "guidance"}
+    if unknown or spec.get("sampler") not in SOLVERS:
+        raise Mistake(f"this version knows no such recipe: {', '.join(sorted(unknown)) or spec.get('sampler')}")
+    try:
+        made = {key: kind(**spec[key]) for key, kind in parts.items() if key in spec}
+        return Recipe(SOLVERS[spec["sampler"]](**spec.get("options", {})), **made, guidance=spec.get("guidance"))
+    except (TypeError, ValueError) as error:
+        raise Mistake(f"this version knows no such recipe: {error}") from None
 
 
 def classes(checkpoint: Checkpoint, count: int, asked: Sequence[int] | None) -> Tensor | None:

@@ -1,7 +1,8 @@
 """Skip-Tuning: a U-Net's skips are scaled on their way up (Ma et al. 2024, arXiv 2402.15170).
 
 Few-step sampling leaves more noise in the skips than training saw; damping them pays where the steps are few. The scales
-rise or fall evenly from the deepest skip to the finest. The paper's own values were not at hand: sweep them.
+rise or fall evenly from the deepest skip to the finest. The paper's own values were not at hand: sweep them. To have both,
+scale the skips first and give the result to DeepCache: its cached calls then scale theirs as the full ones do.
 """
 
 from dataclasses import dataclass
@@ -37,14 +38,8 @@ class SkipScaled(nn.Module):
 
     def __init__(self, net: UNet, config: Config):
         super().__init__()
-        self.net, self.scales = net, scales(config, count_skips(net))
-        self.embed, self.down, self.mid, self.out, self.config_json = (
-            net.embed,
-            net.down,
-            net.mid,
-            net.out,
-            net.config_json,
-        )
+        self.net, self.config, self.scales = net, net.config, scales(config, net.config.skips)
+        self.embed, self.down, self.mid, self.out = net.embed, net.down, net.mid, net.out
 
     def forward(
         self, x: Tensor, label: Tensor, class_label: Tensor | None = None, guidance: Tensor | None = None
@@ -65,8 +60,3 @@ def scales(config: Config, count: int) -> list[float]:
     return [
         config.bottom + (config.top - config.bottom) * (deepest - place) / max(1, deepest) for place in range(count)
     ]
-
-
-def count_skips(net: UNet) -> int:
-    """How many skips the network has: the first convolution, and one for each step of the way down."""
-    return 1 + sum(len(block.steps()) for block in net.down_blocks)

@@ -3,9 +3,23 @@
 import dataclasses
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator
 
-from diffcore import checkpoint, disk, features, feed, gamma, quality, shards, threads, trajectory
+from diffcore import (
+    checkpoint,
+    disk,
+    draw,
+    features,
+    feed,
+    gamma,
+    likelihood,
+    methods,
+    quality,
+    shards,
+    threads,
+    trajectory,
+)
 from diffcore.frontier import Frontier, Point, with_best
 from diffcore.meter import Meter, Metered
 from diffcore.mistake import Mistake
@@ -64,7 +78,7 @@ class Bench:
         self.teacher = samples if self.teacher is None else self.teacher
         compared = None if samples is self.teacher else quality.fidelity(samples, self.teacher)
         accuracy = quality.accuracy(samples, self.labels, self.real.labels, self.network) if condition else None
-        bits = None
+        bits = self._bits(plan, opened, sampler)
         return samples, Point(
             name=plan.name,
             way=plan.way,
@@ -90,11 +104,27 @@ class Bench:
             **dataclasses.asdict(quality.measure(samples, self.reference, self.network, config.seed)),
         )
 
+    def _bits(self, plan: Plan, opened: checkpoint.Checkpoint, sampler: Sampler) -> likelihood.Bits | None:
+        """Bits per dimension of real images, where a way to sample is a model of the data with a likelihood.
+
+        A cache has none: it remembers from step to step what a likelihood asks for anew.
+        """
+        asked = self.config.likelihood
+        count = min(asked.images, len(self.real))
+        if not count or plan.recipe.deepcache:
+            return None
+        chosen = draw.some(count, len(self.real), asked.seed, "likelihood")
+        images, labels = feed.to_float(self.real.pixels[chosen]), self.real.labels[chosen]
+        condition = plan.recipe.condition(opened, labels)
+        return likelihood.of(sampler, images, asked.seed, asked.probes, self.config.batch, condition)
+
 
 def evaluate(params: Params) -> None:
     threads.use(params.compute.threads)
     bench = Bench(params)
     plans = list(plan(params, bench.opened))
+    if twice := sorted(name for name, count in Counter(each.name for each in plans).items() if count > 1):
+        raise Mistake(f"evaluate names {twice[0]!r} twice; leave one of the two ways to sample out")
     points, rows = [], []
     with disk.folder(paths.SAMPLES) as folder:
         for number, each in enumerate(plans):
@@ -123,12 +153,14 @@ def plan(params: Params, opened: dict[str, checkpoint.Checkpoint]) -> Iterator[P
     for way in ways.teacher:
         yield from _points(ROOT, opened[ROOT], way)
     for name, line in params.distill.items():
+        if name in ways.students:
+            for way in ways.students[name]:
+                yield from _points(name, opened[name], way)
+            continue
         own = opened[name].denoiser.grid is not None
-        usual = [Way(line.method.SOLVER, OWN)] if own else ways.anytime
-        for way in usual:
+        anytime = ways.teacher[:1] if methods.teaches(line.method) else ways.anytime
+        for way in [Way(line.method.SOLVER, OWN)] if own else anytime:
             yield from _points(name, opened[name], way, own)
-        for way in ways.students.get(name, ()):
-            yield from _points(name, opened[name], way)
 
 
 def _points(name: str, opened: checkpoint.Checkpoint, way: Way, usual: bool = False) -> Iterator[Plan]:
@@ -150,7 +182,9 @@ def _told(recipe: Recipe) -> list[str]:
         for key, value in found.get("options", {}).items()
     ]
     if recipe.deepcache:
-        words.append(f"cache{recipe.deepcache.interval}b{recipe.deepcache.branch}")
+        cache = recipe.deepcache
+        crowded = f"c{cache.center:g}p{cache.power:g}" if cache.spread == "quadratic" else ""
+        words.append(f"cache{cache.interval}b{cache.branch}{crowded}")
     if recipe.skip:
         words.append(f"skip{recipe.skip.bottom:g}to{recipe.skip.top:g}")
     return words + ([] if recipe.guidance is None else [f"g{recipe.guidance:g}"])

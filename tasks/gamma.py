@@ -14,5 +14,6 @@ def estimate(params: Params) -> None:
     x0 = feed.to_float(pixels[gamma.pick(len(pixels), params.gamma)])
     found = gamma.estimate(teacher.denoiser, x0, params.gamma, Progress("gamma", "calls"))
     about = {"checkpoint": ROOT, "checkpoint_digest": teacher.card.digest, "data": teacher.card.data}
-    disk.write_json(paths.GAMMA, {"about": about, **found.to_json()})
+    edges = float(((pixels == 0) | (pixels == 255)).double().mean())  # what the search knows of the bound's decoder
+    disk.write_json(paths.GAMMA, {"about": about, "edges": edges, **found.to_json()})
     say(f"gamma: {found.images} images at {found.steps} times; {found.told()}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from diffcore import features, fit, gamma, hops, methods, sources
+from diffcore import deepcache, features, fit, gamma, hops, methods, sources
 from diffcore.checkpoint import Guidance
 from diffcore.deepcache import Config as CacheConfig
 from diffcore.mistake import Mistake
@@ -34,7 +34,7 @@ ROOT = "teacher"
 
 @dataclass(frozen=True)
 class Distill:
-    """One line of `distill`: a student, its method, and which checkpoint teaches it.
+    """One line of `distill`: a student, its method, and which checkpoint it starts from and, where it can, learns from.
 
     guidance: the lowest and the highest weight of classifier-free guidance by which its teacher is guided.
     """
@@ -50,11 +50,13 @@ class Distill:
 @dataclass(frozen=True)
 class Search:
     """estimator: of the covariance that costs and variances are made of. most: steps to search for. repair: make the estimate
-    monotone first, which the fast search needs. fitted: times fitted to the teacher's own path."""
+    monotone first, which the fast search needs. decoder: let the last look be at any time, the decoder's cost counted; false
+    for paths as published, which end at 1/N. fitted: times fitted to the teacher's own path."""
 
     estimator: Literal["norm", "residual"]
     most: int
     repair: bool
+    decoder: bool
     fitted: hops.Config
 
     def __post_init__(self):
@@ -123,8 +125,8 @@ class Evaluate:
     """How many images, with which noise, and which ways to sample.
 
     teacher: ways for the teacher; the first way's largest number of steps is what fidelity compares with. anytime: ways for
-    students that are valid at any time. students: further ways for the students named. A student with steps of its own is
-    sampled on just these.
+    students that jump to images from any time; those that know velocities at any time are sampled as the teacher's first way
+    says, and those with steps of their own on just these. students: by name, ways in place of all that.
     """
 
     images: int
@@ -190,20 +192,19 @@ def read(path: Path = paths.PARAMS) -> Params:
     if not faults:
         _chains(found["distill"], faults)
     if not faults:
-        for name in found["distill"]:
-            with _noting(faults):
-                guidance_of(name, found["distill"], found["network"].conditional)
+        _weights(found["distill"], found["network"].conditional, faults)
+        _branches(found["evaluate"], found["network"], faults)
     if faults:
-        raise Mistake("\n".join(f"{path}: {fault}" for fault in faults))
+        raise Mistake("\n".join(f"{path}: {fault}" for fault in dict.fromkeys(faults)))
     return Params(**found, raw=raw)
 
 
 @contextlib.contextmanager
-def _noting(faults: list[str]) -> Iterator[None]:
+def _noting(faults: list[str], where: str = "") -> Iterator[None]:
     try:
         yield
     except Mistake as mistake:
-        faults.append(str(mistake))
+        faults.append(f"{where}{mistake}")
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -301,9 +302,41 @@ def _chains(students: dict[str, Distill], faults: list[str]) -> None:
             faults.append(f"distill.{name}.teacher: the chain {student.teacher!r} comes from goes round in a circle")
         elif hasattr(student.method, "check"):
             try:
-                student.method.check(student.config, grid_of(student.teacher, students))
+                student.method.check(student.config, grid_of(mentor_of(name, students), students))
             except Mistake as mistake:
                 faults.append(f"distill.{name}: {mistake}")
+
+
+def _branches(evaluate: Evaluate, shape: unet.Shape, faults: list[str]) -> None:
+    """Every branch that a cached call takes is one of the network's."""
+    lists = {"teacher": evaluate.teacher, "anytime": evaluate.anytime}
+    lists |= {f"students.{name}": ways for name, ways in evaluate.students.items()}
+    for key, ways in lists.items():
+        for number, way in enumerate(ways):
+            for config in filter(None, _listed(way.deepcache)):
+                with _noting(faults, f"evaluate.{key}.{number}.deepcache.branch: "):
+                    deepcache.check(config, shape.skips)
+
+
+def _weights(students: dict[str, Distill], conditional: bool, faults: list[str]) -> None:
+    """The guidance weights of every line are ones its teacher knows and its method can learn from."""
+    for name, student in students.items():
+        with _noting(faults):
+            weights = guidance_of(name, students, conditional)
+            if hasattr(student.method, "check_guidance"):
+                with _noting(faults, f"distill.{name}: "):
+                    student.method.check_guidance(student.config, weights and (weights.low, weights.high))
+
+
+def mentor_of(name: str, students: Mapping[str, Distill]) -> str:
+    """Who teaches `name`, which starts as a copy of its line's `teacher`: that one, or if it only jumps to images, the
+    nearest above it that knows velocities; for some methods the nearest that knows them at any time."""
+    any_time, found = getattr(students[name].method, "ANY_TIME", False), students[name].teacher
+    while found != ROOT:
+        if methods.teaches(students[found].method) and not (any_time and grid_of(found, students)):
+            return found
+        found = students[found].teacher
+    return found
 
 
 def grid_of(name: str, students: dict[str, Distill]) -> Trajectory | None:

@@ -21,15 +21,31 @@ def find(params: Params) -> None:
 
 
 def _bound(params: Params) -> dict[str, Any]:
-    found, most = gamma.Gamma.from_json(json.loads(paths.GAMMA.read_text())), params.search.most
+    told, most = json.loads(paths.GAMMA.read_text()), params.search.most
+    found = gamma.Gamma.from_json(told)
     if most > found.steps:
         raise Mistake(f"search.most is {most}, but gamma.steps is only {found.steps}; lower it")
-    covariance = found.covariance(params.search.estimator)
-    result = search.shortest(search.cost(found.sigma2.numpy(), covariance.values.numpy()), most)
-    trajectories = {str(steps): result.nodes(steps) for steps in range(1, most + 1)}
-    costs = {str(steps): result.cost(steps) for steps in range(2, most + 1)}
-    moved = {"below": covariance.below, "above": covariance.above}
-    about = {"estimator": params.search.estimator, "steps": found.steps, "moved_into_bounds": moved}
+    covariance = found.covariance(params.search.estimator, params.search.repair)
+    sigma2, values = found.sigma2.numpy(), covariance.values.numpy()
+    if params.search.decoder:  # node 1 is then the data, and a path of K + 1 nodes takes K calls
+        result = search.shortest(search.with_data(search.cost(sigma2, values), values, told["edges"]), most + 1)
+        trajectories = {str(k): [node - 1 for node in result.nodes(k + 1)[1:]] for k in range(1, most + 1)}
+        costs = {str(k): result.cost(k + 1) for k in range(1, most + 1)}
+    else:
+        result = search.cheapest(sigma2, values, most)
+        trajectories = {str(k): result.nodes(k) for k in range(1, most + 1)}
+        costs = {str(k): result.cost(k) for k in range(2, most + 1)}
+    about = {
+        "estimator": params.search.estimator,
+        "steps": found.steps,
+        "decoder": params.search.decoder,
+        "moved_into_bounds": {"below": covariance.below, "above": covariance.above},
+        "impossible": covariance.impossible,
+        "repaired": covariance.repaired,  # null: not asked for
+        "monotone": search.is_monge(sigma2, values),
+    }
+    if covariance.repaired:
+        say(f"search: moved {covariance.repaired} of {found.steps} covariances to make them monotone")
     shown = ", ".join(map(str, trajectories[str(min(4, most))]))
     say(f"search: least-cost trajectories of 1 to {most} of {found.steps} steps; with {min(4, most)}: {shown}")
     return {"about": about, "nodes": trajectories, "cost": costs}

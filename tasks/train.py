@@ -14,7 +14,7 @@ from diffcore.resume import Resume
 from diffcore.schedule import Cosine
 from diffcore.shards import Manifest
 from tasks import graph, guidance, lifeline, paths
-from tasks.params import ROOT, Distill, Params, guidance_of
+from tasks.params import ROOT, Distill, Params, guidance_of, mentor_of
 from tasks.progress import Progress, say
 
 
@@ -32,12 +32,17 @@ def teacher(params: Params) -> None:
 
 
 def distill(params: Params, name: str) -> None:
-    """Trains one student, which begins as a copy of its teacher."""
-    line = student_of(params, name)
+    """Trains one student, which begins as a copy of its line's teacher."""
+    line, mentor = student_of(params, name), mentor_of(name, params.distill)
     parent = checkpoint.load(paths.CHECKPOINTS / line.teacher)
     weights = guidance_of(name, params.distill, params.network.conditional)
     student, teacher = guidance.cast(parent, weights)
-    job = Job(line.method, line.config, line.fit, student, teacher, weights, parent.card)
+    taught = parent.card
+    if mentor != line.teacher:
+        known = checkpoint.load(paths.CHECKPOINTS / mentor)
+        teacher, taught = guidance.cast(known, weights)[1], known.card
+        say(f"{name}: starts as {line.teacher} and learns from {mentor}")
+    job = Job(line.method, line.config, line.fit, student, teacher, weights, parent.card, taught=taught)
     _train(name, job, params.raw["distill"][name], params)
 
 
@@ -50,7 +55,8 @@ def student_of(params: Params, name: str) -> Distill:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What is trained, by which method. weights: the range of guidance weights. parent: the teacher's card."""
+    """What is trained, by which method. weights: the range of guidance weights. parent: the card of the checkpoint it starts
+    from; taught: of the one it learns from."""
 
     method: Any
     config: Any
@@ -60,6 +66,7 @@ class Job:
     weights: checkpoint.Guidance | None = None
     parent: checkpoint.Card | None = None
     classes: Sequence[str] | None = None
+    taught: checkpoint.Card | None = None
 
     def known(self) -> dict[str, Any]:
         """What the card tells about classes and guidance."""
@@ -75,6 +82,7 @@ def _train(name: str, job: Job, parameters: dict[str, Any], params: Params) -> N
         "solver": method.SOLVER,
         "weights": "ema",
         "parent": job.parent.digest if job.parent else None,
+        "teacher": job.taught.digest if job.taught else None,
         "data": manifest.digest,
         "parameters": {**parameters, "flip": params.data.flip},
         "seed": params.seed,

@@ -76,7 +76,7 @@ def _merge(into: dict[str, Any], changes: dict[str, Any], whose: str, path: str 
     """
     for key, value in changes.items():
         where = f"{path}{key}"
-        if key not in into and path != "distill.":
+        if key not in into and path not in ("distill.", "evaluate.students."):
             raise Mistake(f"{whose}: params.yaml has no {where}")
         if isinstance(value, dict) and isinstance(into.get(key), dict) and not _replaces(where, value, into[key]):
             _merge(into[key], value, whose, f"{where}.")

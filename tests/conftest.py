@@ -23,8 +23,9 @@ def schedule(request) -> Schedule:
 
 
 @pytest.fixture(autouse=True)
-def two_threads():
-    torch.set_num_threads(2)
+def one_thread():
+    """Each process of the suite keeps to a core of its own."""
+    torch.set_num_threads(1)
 
 
 def dice(seed: int = 0) -> torch.Generator:

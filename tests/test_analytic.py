@@ -8,8 +8,8 @@ from diffcore.schedule import Level
 from diffcore.solver import forward_variance, posterior_variance
 from diffcore.solvers import analytic
 from diffcore.solvers.analytic import Analytic
-from diffcore.trajectory import even
-from tests.conftest import make_schedule, randn
+from diffcore.trajectory import Trajectory, even, nodes
+from tests.conftest import exact_gamma, make_schedule, randn
 
 N = 1000
 
@@ -66,9 +66,9 @@ def test_the_papers_table_of_bounds(steps, upper, lower):
     second = round(1 + (N - 1) / (steps - 1))
     at, to = level("discrete", second), level("discrete", 1)
     small = posterior_variance(at, to)
-    found = torch.minimum(analytic.upper_bound(at, to, small), analytic.data_bound(at, to, small, -1.0, 1.0))
-    assert float(f"{float(found):.2e}") == upper
-    assert float(f"{float(small):.2e}") == lower
+    least, most = analytic.bounds(at, to, small, -1.0, 1.0)
+    assert float(f"{float(most):.2e}") == upper
+    assert float(f"{float(least):.2e}") == lower
 
 
 def test_the_bound_of_data_in_a_range():
@@ -193,3 +193,126 @@ def test_between_the_grids_times_the_covariance_is_interpolated():
 def test_eta_outside_its_range_is_refused(eta):
     with pytest.raises(ValueError, match=r"eta must be in 0\.\.1"):
         Analytic(eta, "residual").knowing(exact_table(make_schedule("cosine"), 0.3))
+
+
+@pytest.mark.parametrize("word", ["discrete", "cosine", "ve"])
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (0.0, 1.0)])
+def test_the_optimal_variance_lies_between_its_bounds(word, eta, low, high):
+    """Of Gaussian and of two-point data; at pure noise the first bound is infinite and the second counts."""
+    largest = ((high - low) / 2) ** 2
+    for t, s in ((1000, 500), (500, 499), (20, 1), (2, 1)):
+        at, to = level(word, t), level(word, s)
+        lam2 = eta**2 * posterior_variance(at, to)
+        least, most = analytic.bounds(at, to, lam2, low, high)
+        for c2 in (1e-6, 0.1 * largest, largest):
+            cov = c2 * at.sigma**2 / (at.alpha**2 * c2 + at.sigma**2)
+            found = analytic.optimal_variance(at, to, cov, lam2)
+            assert least <= found <= most * (1 + 1e-12)
+        assert torch.isfinite(most)
+        assert float(least) == float(lam2)
+        assert most <= analytic.data_bound(at, to, lam2, low, high)
+    early, late = (
+        analytic.bounds(level(word, t), level(word, 1), torch.zeros(1).double(), low, high)[1] for t in (2, 999)
+    )
+    assert early < analytic.data_bound(level(word, 2), level(word, 1), torch.zeros(1).double(), low, high)
+    assert late < analytic.upper_bound(level(word, 999), level(word, 1), torch.zeros(1).double())
+
+
+def sampled(solver: Analytic, path: Trajectory, denoiser, draws) -> torch.Tensor:
+    draws = iter(draws)
+    return Sampler(denoiser, solver, path).sample(randn(50, 2, seed=1), lambda k: next(draws))
+
+
+def point(schedule) -> GaussianDenoiser:
+    return GaussianDenoiser(torch.zeros(2).double(), torch.full((2,), 0.3).double(), schedule)
+
+
+PATHS = {
+    "even": even(5),
+    "short of 0": Trajectory((1.0, 0.6, 0.2)),
+    "two": Trajectory((1.0, 0.3, 0.0)),
+    "searched": nodes([1, 100, 1000], 1000),
+}
+
+
+@pytest.mark.parametrize("path", list(PATHS))
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_the_last_noise_is_limited_and_no_other(path, eta):
+    """Only the step that lands on the last positive time; there E|sigma eps| is y grey values of 255."""
+    schedule, path = make_schedule("cosine"), PATHS[path]
+    denoiser, gamma = point(schedule), exact_table(schedule, 0.3)
+    free, limited = (Analytic(eta, "residual", y).knowing(gamma) for y in (None, 2.0))
+    place = max(k for k, (_, s) in enumerate(path.pairs) if s > 0)
+    silent = [torch.zeros(50, 2).double() for _ in range(path.steps)]
+    assert torch.equal(sampled(free, path, denoiser, silent), sampled(limited, path, denoiser, silent))
+    for k in range(path.steps):
+        draws = [torch.ones(50, 2).double() if j == k else draw for j, draw in enumerate(silent)]
+        same = torch.equal(sampled(free, path, denoiser, draws), sampled(limited, path, denoiser, draws))
+        assert same == (k != place)
+    # up to the limited step and no further: what its noise adds
+    short = Trajectory(path.times[: place + 2])
+    draws = [*silent[:place], torch.ones(50, 2).double()]
+    added = sampled(limited, short, denoiser, draws) - sampled(limited, short, denoiser, silent)
+    sigma = float(added.mean())
+    assert sigma * (2 / torch.pi) ** 0.5 == pytest.approx(2 * 2 / 255, rel=1e-9)
+    assert sigma**2 == pytest.approx(3.86508900e-4, rel=1e-8)  # as the authors' code has it
+    assert limited.lowered(schedule, path) == 1
+    assert free.lowered(schedule, path) == 0
+
+
+def test_a_limit_that_is_not_reached_changes_nothing():
+    schedule = make_schedule("discrete")
+    denoiser, gamma = point(schedule), exact_table(schedule, 0.3)
+    path = nodes([1, 2, 1000], 1000)  # 2 -> 1 adds about 1.1e-4
+    draws = [randn(50, 2, seed=k) for k in range(3)]
+    free, loose, tight = (Analytic(1.0, "residual", y).knowing(gamma) for y in (None, 2.0, 0.5))
+    assert torch.equal(sampled(free, path, denoiser, draws), sampled(loose, path, denoiser, draws))
+    assert not torch.equal(sampled(free, path, denoiser, draws), sampled(tight, path, denoiser, draws))
+    assert [solver.lowered(schedule, path) for solver in (free, loose, tight)] == [0, 0, 1]
+
+
+def test_one_step_has_no_noise_to_limit():
+    schedule = make_schedule("cosine")
+    solver = Analytic(1.0, "residual", 1.0).knowing(exact_table(schedule, 0.3))
+    assert solver.lowered(schedule, even(1)) == 0
+    found = sampled(solver, even(1), point(schedule), [randn(50, 2)])
+    torch.testing.assert_close(found, torch.zeros(50, 2).double(), rtol=0, atol=1e-12)
+
+
+def test_the_limit_is_no_part_of_the_model():
+    """A likelihood asks for `variances`, which are the optimal ones whatever `last` says."""
+    schedule = make_schedule("cosine")
+    at, to, t = level("cosine", 400), level("cosine", 200), torch.tensor([0.4]).double()
+    free, limited = (Analytic(1.0, "residual", y).knowing(exact_table(schedule, 0.3)) for y in (None, 0.1))
+    assert all(map(torch.equal, free.variances(at, to, t), limited.variances(at, to, t)))
+
+
+@pytest.mark.parametrize("last", [0.0, -1.0, float("nan")])
+def test_a_limit_outside_its_range_is_refused(last):
+    with pytest.raises(ValueError, match="last must be positive"):
+        Analytic(last=last)
+
+
+@pytest.mark.parametrize("word", ["cosine", "linear"])
+def test_coarse_and_fine_tables_agree(word):
+    """N = 250 and N = 1000 are the same at the times they share, and interpolated nearly so between."""
+    i = torch.arange(64).double()
+    denoiser = GaussianDenoiser(torch.zeros(64).double(), 1e-4 * 5000 ** (i / 63), make_schedule(word))
+    fine, coarse = (exact_gamma(denoiser, n).covariance("residual").values for n in (1000, 250))
+    common = torch.arange(1, 251).double() / 250
+    torch.testing.assert_close(analytic._look_up(fine, common), coarse, rtol=1e-12, atol=0)
+    between = torch.linspace(0.05, 0.999, 300).double()
+    torch.testing.assert_close(analytic._look_up(coarse, between), analytic._look_up(fine, between), rtol=2e-3, atol=0)
+
+
+def test_many_betas_are_the_linear_schedule():
+    """DDPM's betas are the variance-preserving process with beta from 0.1 to 20, in steps of 1/1000."""
+    i = torch.arange(64).double()
+    tables = [
+        exact_gamma(GaussianDenoiser(torch.zeros(64).double(), 1e-4 * 5000 ** (i / 63), make_schedule(word)))
+        .covariance("residual")
+        .values
+        for word in ("discrete", "linear")
+    ]
+    torch.testing.assert_close(*[table[50:] for table in tables], rtol=0.02, atol=0)

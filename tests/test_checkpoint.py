@@ -23,6 +23,7 @@ ABOUT = {
     "solver": "ddim",
     "weights": "ema",
     "parent": "a" * 64,
+    "teacher": "a" * 64,
     "data": "b" * 64,
     "parameters": {"steps": 4},
     "seed": 0,

@@ -29,7 +29,7 @@ def bars(count: int = 200, side: int = 8, channels: int = 1) -> tuple[Tensor, Te
 
 @pytest.fixture(scope="module")
 def network() -> Features:
-    torch.set_num_threads(2)  # as two_threads does, which comes too late for a fixture of the module
+    torch.set_num_threads(1)  # as one_thread does, which comes too late for a fixture of the module
     return train(*bars(), QUICK)
 
 

@@ -253,7 +253,7 @@ def test_the_table_is_sorted_marked_and_complete():
     by_name = {each.name: each for each in DIGITS.points}
     for line in rows:
         each = by_name[line[1:].split()[0]]
-        for key in ("fd", "kid", "fd_pixels"):
+        for key in ("fd", "kid"):
             assert plus_minus(getattr(each, key), getattr(each, f"{key}_se")) in line.split()
         told = "-" if each.rmse_teacher is None else plus_minus(each.rmse_teacher, each.rmse_teacher_se)
         assert told in line.split()

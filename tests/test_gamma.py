@@ -1,15 +1,16 @@
+import itertools
 import json
 import math
 
 import pytest
 import torch
 
-from diffcore import gamma
+from diffcore import gamma, search
 from diffcore.denoiser import GaussianDenoiser, Prediction
-from diffcore.gamma import BOUND, Config, Gamma, Moments, estimate, pick
+from diffcore.gamma import Config, Gamma, Moments, estimate, pick
 from diffcore.mistake import Mistake
 from diffcore.schedule import Cosine, Linear
-from tests.conftest import gaussian, make_schedule, randn
+from tests.conftest import SCHEDULES, exact_gamma, gaussian, make_schedule, mixture, randn
 
 CONFIG = Config(steps=20, images=4000, batch=999, seed=0)
 
@@ -116,7 +117,7 @@ def test_the_norm_says_nothing_where_alpha_is_zero():
     """0.9 would give an infinite covariance, 1.1 a negative one: both are the bound, and count as above."""
     for norm in (0.9, 1.0, 1.1):
         found = given(norm=[norm], x0=[0.4], sigma2=[1.0]).covariance("norm")
-        assert (found.values.tolist(), found.below, found.above) == ([BOUND], 0, 1)
+        assert (found.values.tolist(), found.below, found.above) == ([1.0], 0, 1)
 
 
 class Broken(GaussianDenoiser):
@@ -137,11 +138,14 @@ def test_a_network_that_is_not_finite_is_refused():
 def test_impossible_values_are_moved_to_the_bounds_and_counted():
     found = given(norm=[0.5, 1.2, 0.1, 1.0], x0=[0.2, 0.3, 1.5, 0.4], sigma2=[0.5, 0.5, 0.9, 1.0])
     by_norm, residual = found.covariance("norm"), found.covariance("residual")
-    torch.testing.assert_close(by_norm.values, torch.tensor([0.5, 0.0, BOUND, BOUND]).double())
+    torch.testing.assert_close(by_norm.values, torch.tensor([0.5, 0.0, 1.0, 1.0]).double())
     assert (by_norm.below, by_norm.above) == (1, 2)  # at alpha = 0 the norm says nothing: the bound, counted
-    torch.testing.assert_close(residual.values, torch.tensor([0.2, 0.3, BOUND, 0.4]).double())
+    torch.testing.assert_close(residual.values, torch.tensor([0.2, 0.3, 1.0, 0.4]).double())
     assert (residual.below, residual.above) == (0, 1)
-    assert "norm: 1 of 4 below 0, 2 above the bound" in found.told()
+    assert "norm: 1 of 4 below 0, 2 above the bound (75.0% impossible)" in found.told()
+    assert "residual: 0 of 4 below 0, 1 above the bound (25.0% impossible)" in found.told()
+    assert (by_norm.impossible, residual.impossible) == (0.75, 0.25)
+    assert by_norm.repaired is None
 
 
 def test_json_gives_the_same_numbers_back():
@@ -185,3 +189,174 @@ def test_the_cosine_ends_finite():
     for estimator in ("norm", "residual"):
         assert torch.isfinite(found.covariance(estimator).values).all()
     assert math.isclose(float(found.sigma2[-1]), 1.0)
+
+
+@pytest.mark.parametrize(("within", "bound"), [((0.0, 1.0), 0.25), ((-1.0, 1.0), 1.0), ((-0.5, 3.5), 4.0)])
+def test_the_bound_is_that_of_the_datas_range(within, bound):
+    """((high - low)/2)^2 is the variance of a fair coin between the two."""
+    found = given(norm=[0.5, 0.1], x0=[0.2, 9.0], sigma2=[0.5, 0.9])
+    residual = found.covariance("residual", within=within)
+    torch.testing.assert_close(residual.values, torch.tensor([0.2, bound]).double())
+    assert (residual.below, residual.above) == (0, 1)
+    by_norm = found.covariance("norm", within=within)  # 0.5 and 8.1
+    torch.testing.assert_close(by_norm.values, torch.tensor([0.5, 8.1]).double().clamp(max=bound))
+    assert f"{by_norm.above} above the bound" in found.told(within)
+    repaired = found.covariance("residual", repair=True, within=within).values
+    linear = 1 / (1 / bound + found.alpha2 / found.sigma2)  # what a line can know of data of the largest variance
+    torch.testing.assert_close(repaired, torch.minimum(torch.tensor([0.2, 9.0]).double(), linear))
+
+
+@pytest.mark.parametrize("within", [(1.0, 1.0), (1.0, -1.0)])
+def test_a_range_that_is_none_is_refused(within):
+    with pytest.raises(ValueError, match="a low number and a higher one"):
+        given(norm=[0.5, 0.5], x0=[0.2, 0.2], sigma2=[0.5, 0.9]).covariance("residual", within=within)
+
+
+def precision_gain(found: Gamma, values: torch.Tensor) -> torch.Tensor:
+    """r_n = 1/cov_n - SNR_n."""
+    return 1 / values - found.alpha2 / found.sigma2
+
+
+@pytest.mark.parametrize("word", list(SCHEDULES))
+@pytest.mark.parametrize("steps", [2, 3, 250, 1000])
+def test_a_repair_leaves_exact_covariances_alone(word, steps):
+    """Also where r_n is one number, which isotropic data have, and only rounding disobeys."""
+    i = torch.arange(64).double()
+    for variance in (1e-4 * 5000 ** (i / 63), torch.full((64,), 0.3).double()):
+        found = exact_gamma(GaussianDenoiser(torch.zeros(64).double(), variance, make_schedule(word)), steps)
+        plain, repaired = (found.covariance("residual", repair) for repair in (False, True))
+        assert repaired.repaired == 0
+        torch.testing.assert_close(repaired.values, plain.values, rtol=1e-11, atol=0)
+
+
+@pytest.mark.parametrize("estimator", ["norm", "residual"])
+@pytest.mark.parametrize("word", ["discrete", "cosine", "linear", "ve"])
+def test_a_repaired_estimate_is_monotone_and_nearer_the_truth(word, estimator):
+    denoiser, worse, better = gaussian(make_schedule(word)), 0.0, 0.0
+    denoiser.variance.mul_(0.4)  # of [-1, 1]
+    for seed in range(5):
+        found = estimate(denoiser, data(10, denoiser, seed), Config(200, 10, 2000, seed))
+        _, exact = truth(denoiser, 200)
+        plain, repaired = (found.covariance(estimator, repair) for repair in (False, True))
+        bound = 1 / (1 + found.alpha2 / found.sigma2)
+        assert (repaired.values >= 0).all()
+        assert (repaired.values <= bound * (1 + 1e-12)).all()
+        share = found.sigma2 / (found.alpha2 + found.sigma2)
+        assert search.is_monge(share.numpy(), repaired.values.numpy())
+        assert (repaired.below, repaired.above) == (plain.below, plain.above)
+        changed = ((repaired.values / plain.values - 1).abs() > 1e-9) | ((plain.values == 0) & (repaired.values > 0))
+        assert repaired.repaired == int(changed.sum())
+        worse += float((plain.values - exact).square().mean())
+        better += float((repaired.values - exact).square().mean())
+    assert better <= worse * 1.001
+
+
+@pytest.mark.parametrize("word", ["discrete", "cosine"])
+def test_a_repair_by_the_norm_finds_better_trajectories(word):
+    """What a path found by the estimate costs more than the best one, in the true cost: a mean of six estimates."""
+    i = torch.arange(64).double()
+    denoiser = GaussianDenoiser(torch.zeros(64).double(), 1e-4 * 5000 ** (i / 63), make_schedule(word))
+    exact = exact_gamma(denoiser, 250)
+    sigma2 = exact.sigma2.numpy()
+    best = search.cheapest(sigma2, exact.covariance("residual").values.numpy(), 20)
+    costs = search.cost(sigma2, exact.covariance("residual").values.numpy())
+    regret = {False: 0.0, True: 0.0}
+    for seed in range(6):
+        x0 = denoiser.variance.sqrt() * randn(10, 64, seed=seed)
+        found = estimate(denoiser, x0, Config(250, 10, 2500, seed))
+        for repair in regret:
+            path = search.cheapest(sigma2, found.covariance("norm", repair).values.numpy(), 20).nodes(20)
+            regret[repair] += sum(costs[a - 1, b - 1] for a, b in itertools.pairwise(path)) - best.cost(20)
+    assert regret[True] < 0.5 * regret[False]
+
+
+def test_a_repair_by_hand():
+    """Two times that disobey share the q with cov_n = q / (1 + q SNR_n) that keeps the sum of their covariances."""
+    sigma2 = torch.tensor([0.2, 0.5, 0.8]).double()
+    snr = 1 / sigma2 - 1
+    q = torch.tensor([0.1, 0.6, 0.4]).double()
+    raw = q / (1 + q * snr)
+    found = given(norm=[0.5] * 3, x0=raw.tolist(), sigma2=sigma2.tolist()).covariance("residual", repair=True)
+    assert found.repaired == 2
+    assert float(found.values[0]) == pytest.approx(float(raw[0]), rel=1e-12)
+    assert float(found.values[1:].sum()) == pytest.approx(float(raw[1:].sum()), rel=1e-12)
+    shared = 1 / (1 / found.values[1:] - snr[1:])
+    assert float(shared[0]) == pytest.approx(float(shared[1]), rel=1e-12)
+    assert 0.4 < float(shared[0]) < 0.6
+
+
+def test_a_repair_by_the_norm_trusts_it_less_where_there_is_less_signal():
+    """Its error grows as 1/SNR, so the pooled sum is weighed by min(SNR, 1)^2."""
+    snr = torch.tensor([4.0, 0.5, 0.1]).double()
+    raw = torch.tensor([0.18, 0.3, 0.1]).double()
+    sigma2 = 1 / (1 + snr)
+    known_ = given(norm=(1 - raw * snr).tolist(), x0=raw.tolist(), sigma2=sigma2.tolist())
+    found = known_.covariance("norm", repair=True)
+    weight = snr.clamp(max=1) ** 2
+    assert float((weight * found.values).sum()) == pytest.approx(float((weight * raw).sum()), rel=1e-9)
+    assert precision_gain(known_, found.values).diff().abs().max() < 1e-9
+    unweighed = known_.covariance("residual", repair=True)
+    assert float(unweighed.values.sum()) == pytest.approx(float(raw.sum()), rel=1e-9)
+
+
+def test_a_repair_lets_no_estimate_be_worse_than_a_straight_line():
+    """With data of the largest variance, 1, a line leaves 1 / (1 + SNR) unknown, so more is no covariance of any data."""
+    found = given(norm=[0.5] * 2, x0=[0.5, 0.55], sigma2=[0.2, 0.5]).covariance("residual", repair=True)
+    torch.testing.assert_close(found.values, torch.tensor([0.2, 0.5]).double())
+    assert (found.above, found.repaired) == (0, 2)
+
+
+def test_a_repair_is_the_most_likely_monotone_table():
+    """sum raw (r + SNR) - log(r + SNR), over r that never rises: no small move that keeps it so makes it less."""
+    dice, n = torch.Generator().manual_seed(3), 30
+    sigma2 = (torch.pi / 2 * torch.arange(1, n + 1) / (n + 1)).double().sin() ** 2
+    snr = 1 / sigma2 - 1
+    raw = 0.3 / (1 + 0.3 * snr) * (0.6 * torch.randn(n, generator=dice, dtype=torch.float64)).exp()
+    found = given(norm=[0.5] * n, x0=raw.tolist(), sigma2=sigma2.tolist())
+    r = precision_gain(found, found.covariance("residual", repair=True).values)
+    assert len(r.round(decimals=9).unique()) > 3  # several pools
+
+    def unlikely(r: torch.Tensor) -> float:
+        return float((raw * (r + snr) - (r + snr).log()).sum())
+
+    best = unlikely(r)
+    for _ in range(500):
+        move = torch.randn(n, generator=dice, dtype=torch.float64) * 10 ** -(4 * torch.rand(1, generator=dice).double())
+        tried = (r + move).cummin(0).values.clamp(min=1)
+        assert unlikely(tried) >= best - 1e-9
+
+
+def test_a_repair_lets_what_is_below_and_above_average_out():
+    """By the norm, near pure noise, where single estimates are noise: 0 and the bound by turns, 0.3 in the mean."""
+    alpha2, cov = torch.linspace(0.02, 0.01, 40).double(), 0.3 / (1 + 0.3 * torch.linspace(0.02, 0.01, 40).double())
+    raw = cov + 2 * torch.tensor([1.0, -1.0]).double().repeat(20)
+    norm = 1 - raw * alpha2 / (1 - alpha2)
+    found = given(norm=norm.tolist(), x0=cov.tolist(), sigma2=(1 - alpha2).tolist())
+    plain, repaired = (found.covariance("norm", repair) for repair in (False, True))
+    assert (plain.below, plain.above) == (20, 20)
+    assert (plain.values - cov).abs().min() > 0.25
+    inner = (repaired.values - cov)[2:-2].abs()
+    assert inner.median() < 0.15
+
+
+def test_a_repair_of_nothing_to_know_and_of_nothing_known():
+    nothing = given(norm=[1.0, 1.0, 1.0], x0=[0.0, 0.0, 0.0], sigma2=[0.2, 0.5, 0.8]).covariance(
+        "residual", repair=True
+    )
+    assert (nothing.values.tolist(), nothing.repaired) == ([0.0, 0.0, 0.0], 0)
+    below = given(norm=[1.5, 1.2, 1.1], x0=[0.1] * 3, sigma2=[0.2, 0.5, 0.8]).covariance("norm", repair=True)
+    assert (below.values.tolist(), below.below, below.repaired) == ([0.0, 0.0, 0.0], 3, 0)
+    blind = given(norm=[0.5, 0.9], x0=[0.1, 0.2], sigma2=[0.5, 1.0]).covariance("norm", repair=True)
+    assert (blind.values.tolist(), blind.above, blind.repaired) == ([0.5, 1.0], 1, 0)
+
+
+def test_the_estimate_of_data_of_two_modes_is_repaired_to_a_monotone_one():
+    denoiser = mixture()
+    blob = (randn(30, 2, seed=5)[:, :1] > 0.5).double()
+    x0 = torch.where(blob == 1, denoiser.means[1], denoiser.means[0]) + 0.05**0.5 * randn(30, 2, seed=6)
+    found = estimate(denoiser, x0, Config(100, 30, 500, 0))
+    repaired = found.covariance("residual", repair=True)
+    assert search.is_monge(found.sigma2.numpy(), repaired.values.numpy())
+    share = found.sigma2 / (found.alpha2 + found.sigma2)
+    assert not search.is_monge(share.numpy(), found.covariance("residual").values.numpy())
+    assert 0 < repaired.repaired <= 100

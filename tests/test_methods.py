@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from diffcore import methods
-from diffcore.angle import between, compose, hop
-from diffcore.denoiser import Denoiser, NetDenoiser, Prediction, from_v
+from diffcore.angle import WEIGHTS, between, hop, min_snr
+from diffcore.denoiser import Denoiser, GaussianDenoiser, NetDenoiser, Prediction, from_v
 from diffcore.draw import Draw, draw
 from diffcore.methods import Roles, consistency, denoising, progressive
 from diffcore.mistake import Mistake
@@ -23,11 +23,20 @@ from tests.conftest import ToyNet, gaussian, randn
 
 ROOT = Path(__file__).parent.parent
 
+OPTIONS = [
+    ("denoising", denoising.Config(weight="min_snr", gamma=2.0)),
+    ("progressive", progressive.Config(steps=3, weight="snr", factor=3, clip=True)),
+    ("consistency", consistency.Config(8, 0.0, "perceptual")),
+    ("consistency", consistency.Config(8, 0.9, hop="heun", steps_end=32, anneal=0.8)),
+    ("consistency", consistency.Config(8, 0.0, hop="substeps", substeps=3)),
+]
+"""Choices that neither params.yaml nor a default makes."""
+
 
 def configs() -> list:
-    """(method, config) for every line of params.yaml, and for methods whose Config needs no numbers."""
+    """(method, config) for every line of params.yaml, for methods whose Config needs no numbers, and the OPTIONS."""
     lines = params.read(ROOT / "params.yaml").distill.values()
-    found = {(methods.word(line.method), line.config) for line in lines}
+    found = {(methods.word(line.method), line.config) for line in lines} | set(OPTIONS)
     for name in methods.names():
         kind = methods.load(name).Config
         if all(field.default is not dataclasses.MISSING for field in dataclasses.fields(kind)):
@@ -42,7 +51,11 @@ def roles(channels: int = 3, method=None, config=None) -> Roles:
     teacher, student, target = (NetDenoiser(ToyNet(channels, seed=s).double(), Cosine()) for s in (1, 2, 3))
     cast = Roles(student, teacher.requires_grad_(False), target.requires_grad_(False))
     critic = method.critic(config, cast, 0) if hasattr(method, "critic") else None
-    return cast if critic is None else dataclasses.replace(cast, critic=critic.double().requires_grad_(False))
+    if critic is None:
+        return cast
+    for number, parameter in enumerate(critic.double().requires_grad_(False).parameters()):
+        parameter += 0.05 * randn(*parameter.shape, seed=number)  # it has learned something already
+    return dataclasses.replace(cast, critic=critic)
 
 
 def toss(b: int = 3) -> tuple[torch.Tensor, Draw]:
@@ -167,6 +180,34 @@ def test_denoising_is_least_at_the_posterior_mean():
     assert float(worse - best) == pytest.approx(0.25, abs=0.02)
 
 
+@pytest.mark.parametrize(
+    ("weight", "on_x0"),
+    [
+        ("one", lambda snr: snr + 1),
+        ("snr_plus_one", lambda snr: snr + 1),
+        ("truncated_snr", lambda snr: snr.clamp(min=1)),
+        ("snr", lambda snr: snr),
+        ("min_snr", lambda snr: snr.clamp(max=3)),
+    ],
+)
+def test_a_weight_is_the_published_one_on_the_error_of_x0(weight, on_x0):
+    exact, x0, noise = gaussian(), randn(9, 2, 3), randn(9, 2, 3, seed=1)
+    t = torch.linspace(0.05, 0.95, 9).double()
+    alpha, sigma = (part[:, None, None] for part in ((t * math.pi / 2).cos(), (t * math.pi / 2).sin()))
+    error = (exact(alpha * x0 + sigma * noise, t).x0 - x0).square().mean((1, 2))
+    config = denoising.Config(weight, gamma=3.0)
+    found = denoising.loss(config, Roles(exact, None, exact), x0, Draw(t, noise), 0.0)
+    torch.testing.assert_close(found, on_x0((alpha / sigma).flatten() ** 2) * error, rtol=1e-10, atol=0)
+
+
+def test_weights_are_finite_at_both_ends():
+    ends = torch.tensor([0.0, math.pi / 2], dtype=torch.float64)
+    found = {word: weight(ends).tolist() for word, weight in WEIGHTS.items()}
+    assert found["truncated_snr"] == found["one"] == found["snr_plus_one"] == [1, 1]
+    assert found["snr"] == pytest.approx([1, 0], abs=1e-30)
+    assert min_snr(ends, 5.0).tolist() == pytest.approx([0, 0], abs=1e-30)
+
+
 # ------------------------------------------------------------------------------------------- progressive
 
 
@@ -191,30 +232,34 @@ def on_grid(exact, steps: int) -> OnGrid:
     return OnGrid(exact(one, t).v - shifts, shifts)
 
 
-def halved(teacher: OnGrid) -> OnGrid:
-    """The exact student of one round: the target is affine in z, so two points fix it."""
-    n = len(teacher.gains) // 2
+def distilled(teacher: OnGrid, factor: int) -> OnGrid:
+    """The exact student of one round: where it lands is affine in z, so two points fix it."""
+    fine = len(teacher.gains)
+    n = fine // factor
     i = torch.arange(1, n + 1, dtype=torch.float64)
-    phi_t, phi_m, phi_s = (math.pi / 2 * x / n for x in (i, i - 0.5, i - 1))
 
     def aim(z):
-        va = teacher(z, i / n).v
-        vb = teacher(hop(z, va, phi_t - phi_m), (i - 0.5) / n).v
-        return compose(z, va, vb, phi_t - phi_m, phi_m - phi_s)
+        at, step = z, torch.full((n,), math.pi / 2 / fine, dtype=torch.float64)
+        for j in range(factor):
+            at = hop(at, teacher(at, (factor * i - j) / fine).v, step)
+        return between(z, at, factor * step)
 
     shifts = aim(torch.zeros(n, 2, 3).double())
     return OnGrid(aim(torch.ones(n, 2, 3).double()) - shifts, shifts)
 
 
-def test_a_chain_of_exact_students_is_the_teachers_ddim():
+@pytest.mark.parametrize("factors", [[2] * 10, [4] * 5, [4, 2, 8, 16], [3, 5, 2]], ids=str)
+def test_a_chain_of_exact_students_is_the_teachers_ddim(factors):
     """1024 -> 512 -> ... -> 1, each round exact: one call of the last equals 1024 DDIM steps of the first."""
-    first = teacher = on_grid(gaussian(), 1024)
+    total = math.prod(factors)
+    first = teacher = on_grid(gaussian(), total)
     start = randn(6, 2, 3)
-    slow = Sampler(first, SOLVERS["ddim"](), even(1024)).sample(start)
-    while len(teacher.gains) > 1:
-        student = halved(teacher)
+    slow = Sampler(first, SOLVERS["ddim"](), even(total)).sample(start)
+    for factor in factors:
+        student = distilled(teacher, factor)
         x0, dice = randn(64, 2, 3, seed=7), draw(randn(64, 2, 3).float(), 0)
-        config = progressive.Config(steps=len(student.gains))
+        config = progressive.Config(steps=len(student.gains), factor=factor)
+        progressive.check(config, teacher.grid)
         loss = progressive.loss(config, Roles(student, teacher, student), x0, Draw(dice.u, dice.noise.double()), 0.0)
         assert float(loss.max()) < 1e-20  # the method's own target agrees, at every time that was drawn
         teacher = student
@@ -248,6 +293,47 @@ def test_a_round_needs_a_teacher_of_twice_its_steps():
         progressive.check(progressive.Config(steps=8), even(8))
 
 
+def test_a_round_of_another_factor_needs_a_teacher_to_match():
+    progressive.check(progressive.Config(steps=4, factor=4), even(16))
+    with pytest.raises(Mistake, match=r"steps 4 needs a teacher of 16 steps .* has 12; set steps to 3 or"):
+        progressive.check(progressive.Config(steps=4, factor=4), even(12))
+    with pytest.raises(Mistake, match=r"has 9; name another teacher"):
+        progressive.check(progressive.Config(steps=4, factor=4), even(9))
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"factor": 1}, {"weight": "snr"}])
+def test_impossible_rounds_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        progressive.Config(**{"steps": 1, **wrong})
+
+
+def test_a_clipped_target_by_hand():
+    """Two DDIM steps whose x_0 is clipped and whose eps is made again from it; clipping what is within changes nothing."""
+    exact, x0, noise = gaussian(), 2 * randn(4, 2, 3), randn(4, 2, 3, seed=1)
+    i, n = torch.arange(1, 5).double(), 4
+    t, m, s = i / n, (i - 0.5) / n, (i - 1) / n
+
+    def angle(t):
+        return (t * math.pi / 2)[:, None, None]
+
+    z = at = angle(t).cos() * x0 + angle(t).sin() * noise
+    for here, there in ((t, m), (m, s)):
+        x = exact(at, here).x0.clamp(-1, 1)
+        eps = (at - angle(here).cos() * x) / angle(here).sin()
+        at = angle(there).cos() * x + angle(there).sin() * eps
+    aim = between(z, at, (t - s) * math.pi / 2)
+    by_hand = (exact(z, t).v - aim).square().mean((1, 2))
+    config, dice = progressive.Config(steps=n, weight="one", clip=True), Draw((i - 0.5) / n, noise)
+    cast = Roles(exact, exact, exact)
+    found = progressive.loss(config, cast, x0, dice, 0.0)
+    torch.testing.assert_close(found, by_hand, rtol=1e-9, atol=1e-12)
+    plain = dataclasses.replace(config, clip=False)
+    assert not torch.allclose(found, progressive.loss(plain, cast, x0, dice, 0.0), rtol=1e-2)
+    small = Roles(*[GaussianDenoiser(torch.zeros(2, 3).double(), torch.full((2, 3), 1e-4).double(), Cosine())] * 3)
+    one, other = (progressive.loss(c, small, 0.01 * x0, dice, 0.0) for c in (config, plain))
+    assert torch.equal(one, other)
+
+
 # ------------------------------------------------------------------------------------------- consistency
 
 
@@ -275,17 +361,132 @@ def test_the_exact_consistency_function_has_no_residual():
     assert float(loss.max()) < 1e-24
 
 
-def test_one_ddim_hop_leaves_a_residual_of_local_order_two():
-    consistent, residuals = Exact(lambda t: torch.zeros_like(t)), []
-    for n in (64, 128, 256):
-        k = torch.full((1,), n // 2)
-        x0, noise = randn(1, 2, 3, seed=1), randn(1, 2, 3, seed=2)
-        config = consistency.Config(steps=n, target_ema=0.0, distance="squared")
-        dice = Draw((k - 0.5).double() / n, noise)
-        residuals.append(
-            float(consistency.loss(config, Roles(consistent, gaussian(), consistent), x0, dice, 0.0)) ** 0.5
-        )
-    assert [math.log2(a / b) for a, b in itertools.pairwise(residuals)] == pytest.approx([2, 2], abs=0.1)
+ORDERS = [("ddim", 2), ("substeps", 2), ("heun", 3)]
+
+
+def residual(n: int, x0, noise, **options) -> float:
+    """Of the exact consistency function, at t = 1/2, with an exact denoiser for a teacher."""
+    consistent = Exact(lambda t: torch.zeros_like(t))
+    config = consistency.Config(steps=n, target_ema=0.0, distance="squared", **options)
+    dice = Draw(torch.full((1,), (n // 2 - 0.5) / n, dtype=torch.float64), noise)
+    return float(consistency.loss(config, Roles(consistent, gaussian(), consistent), x0, dice, 0.0)) ** 0.5
+
+
+@pytest.mark.parametrize(("word", "order"), ORDERS)
+def test_a_hop_leaves_a_residual_of_its_local_order(word, order):
+    x0, noise = randn(1, 2, 3, seed=1), randn(1, 2, 3, seed=2)
+    left = [residual(n, x0, noise, hop=word) for n in (64, 128, 256)]
+    assert [math.log2(a / b) for a, b in itertools.pairwise(left)] == pytest.approx([order] * 2, abs=0.1)
+
+
+def test_more_substeps_leave_less():
+    x0, noise = randn(1, 2, 3, seed=1), randn(1, 2, 3, seed=2)
+    one, *more = (
+        residual(16, x0, noise, **options)
+        for options in ({}, {"hop": "substeps", "substeps": 4}, {"hop": "substeps", "substeps": 64})
+    )
+    assert more == pytest.approx([one / 4, one / 64], rel=0.1)
+
+
+def test_substeps_are_the_solvers_and_heun_is_its_own_step():
+    """All three velocities land where plain steps from k/N to (k-1)/N land; the last hop of Heun's is DDIM's."""
+    teacher, n, k = gaussian(), 8, torch.arange(1, 9).double()
+    z, t, u = randn(8, 2, 3), k / n, (k - 1) / n
+    phi_t, phi_u = t * math.pi / 2, u * math.pi / 2
+    d = (phi_t - phi_u)[:, None, None]
+
+    def landing(**options):
+        config = consistency.Config(n, 0.0, **options)
+        return hop(z, consistency.taught(config, teacher, z, k, n), phi_t - phi_u)
+
+    one = hop(z, teacher(z, t).v, phi_t - phi_u)
+    torch.testing.assert_close(landing(), one, rtol=0, atol=1e-14)
+    slow, substep = z, torch.full((8,), math.pi / 2 / 24, dtype=torch.float64)
+    for j in range(3):
+        slow = hop(slow, teacher(slow, t - j / 24).v, substep)
+    torch.testing.assert_close(landing(hop="substeps", substeps=3), slow, rtol=0, atol=1e-13)
+    first = teacher(z, t).v
+    heun = z - d * (first + teacher(z - d * first, u).v) / 2
+    found = landing(hop="heun")
+    torch.testing.assert_close(found[1:], heun[1:], rtol=0, atol=1e-13)
+    torch.testing.assert_close(found[0], one[0], rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("word", [word for word, _ in ORDERS])
+@pytest.mark.parametrize("n", [64, 8192])
+def test_float32_targets_of_every_hop_keep_their_digits(word, n):
+    exact = gaussian()
+    single = GaussianDenoiser(exact.mean.float(), exact.variance.float(), Cosine())
+    k = torch.tensor([1, 2, 3, n // 2, n - 1, n]).double()
+    z, config = randn(6, 2, 3), consistency.Config(n, 0.0, hop=word)
+    found = consistency.taught(config, single, z.float(), k, n)
+    assert found.dtype == torch.float32
+    assert float((found.double() - consistency.taught(config, exact, z.float().double(), k, n)).abs().max()) < 1e-6
+
+
+def test_the_grid_grows_log_linearly():
+    config = consistency.Config(64, 0.0, steps_end=1280, anneal=0.5)
+    found = [consistency.intervals(config, progress) for progress in (0.0, 0.125, 0.25, 0.4999, 0.5, 0.9)]
+    assert found == [64, 135, 286, 1279, 1280, 1280]
+    assert all(type(n) is int for n in found)
+    assert consistency.intervals(consistency.Config(64, 0.0), 0.7) == 64
+    cast, (x0, dice) = roles(), toss()
+    grown, fixed = (consistency.Config(n, 0.0, steps_end=end, anneal=0.5) for n, end in ((8, 32), (16, None)))
+    assert torch.equal(consistency.loss(grown, cast, x0, dice, 0.25), consistency.loss(fixed, cast, x0, dice, 0.25))
+
+
+def test_an_x0_head_is_not_asked_for_its_v_at_the_data():
+    x0_head = NetDenoiser(ToyNet(3).double(), Cosine(), "x0")
+    cast, dice = Roles(x0_head, x0_head, x0_head), Draw(torch.tensor([0.01, 0.5]).double(), randn(2, 3, 3, 3))
+    for word, _ in ORDERS:
+        loss = consistency.loss(consistency.Config(8, 0.0, hop=word), cast, randn(2, 3, 3, 3), dice, 0.0)
+        assert loss.isfinite().all()
+
+
+WRONG = {"steps": 1, "target_ema": 1.0, "huber": 0.0, "floor": 0.0, "substeps": 1, "steps_end": 1, "anneal": 0.0}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_impossible_numbers_are_refused(wrong):
+    with pytest.raises(ValueError, match=wrong):
+        consistency.Config(**{"steps": 8, "target_ema": 0.0, wrong: WRONG[wrong]})
+
+
+def test_the_perceptual_distance_by_hand():
+    """Cosines of the channels at each pixel, in the teacher's features of both beliefs about x_0 with one noise; a floor."""
+    cast, (x0, dice) = roles(), toss()
+    config = consistency.Config(8, 0.0, "perceptual", floor=0.3)
+    squared = consistency.loss(dataclasses.replace(config, distance="squared"), cast, x0, dice, 0.0)
+    found = consistency.loss(config, cast, x0, dice, 0.0) - 0.3 * squared
+    t = (dice.u * 8).floor() / 8 + 1 / 8
+    phi, phi_u = t * math.pi / 2, (t - 1 / 8) * math.pi / 2
+    lifted = phi[:, None, None, None]
+    z = lifted.cos() * x0 + lifted.sin() * dice.noise
+    landing = hop(z, cast.teacher(z, t).v, phi - phi_u)
+    x = [cast.student(z, t).x0, cast.target(landing, t - 1 / 8).x0]
+    small, noise = math.pi / 2 * 0.05, dice.other("features").noise
+    seen = [cast.teacher.features(math.cos(small) * x + math.sin(small) * noise, torch.full((3,), 0.05))[0] for x in x]
+    by_hand = 2 - 2 * torch.nn.functional.cosine_similarity(*seen, dim=1)
+    torch.testing.assert_close(found, by_hand.mean((1, 2)), rtol=1e-6, atol=1e-9)
+
+
+def test_the_perceptual_distance_is_the_teachers_and_leads_to_its_target():
+    """It is 0 where the beliefs agree, and a step down its gradient brings them together; the target gets no gradient."""
+    cast, dice = roles(), toss()[1]
+    one, other = randn(3, 3, 3, 3).requires_grad_(), randn(3, 3, 3, 3, seed=1).requires_grad_()
+    assert consistency.seen_apart(cast.teacher, one, one, dice).abs().max() == 0
+    apart = consistency.seen_apart(cast.teacher, one, other, dice)
+    apart.sum().backward()
+    assert other.grad is None
+    closer = consistency.seen_apart(cast.teacher, one.detach() - 0.01 * one.grad, other, dice)
+    assert bool((closer < apart).all())
+    with pytest.raises(Mistake, match="features"):
+        consistency.loss(consistency.Config(8, 0.0, "perceptual"), Roles(*[gaussian()] * 3), *toss_like(), 0.0)
+
+
+def toss_like() -> tuple[torch.Tensor, Draw]:
+    """Dice for samples of `gaussian`."""
+    return randn(3, 2, 3), Draw(toss()[1].u, randn(3, 2, 3, seed=6), ("test",))
 
 
 def test_pseudo_huber_by_hand():

@@ -31,7 +31,7 @@ def faults(tmp_path, *changes: tuple[str, str]) -> list[str]:
 def test_the_shipped_file_is_in_order(tmp_path):
     found = read(tmp_path)
     chain = ["pd16", "pd8", "pd4", "pd2", "pd1"]
-    assert list(found.distill) == [*chain, "cd"]
+    assert list(found.distill) == [*chain, "cd", "dm1"]
     assert [found.distill[name].config.steps for name in chain] == [16, 8, 4, 2, 1]
     assert params.grid_of("pd4", found.distill) == even(4)
     assert params.grid_of("cd", found.distill) is None
@@ -69,6 +69,10 @@ WRONG = {
     "a teacher that cannot": (("method: consistency, teacher: teacher", "method: consistency, teacher: pd4"), "distill.cd: consistency needs a teacher valid at any time"),
     "no name": ((r"  pd16: \{", "  PD-16: {"), "distill.PD-16: a student's name must be"),
     "no steps": ((r"steps: \[4, 2, 1\]", "steps: []"), "steps must be a list of numbers of at least 1"),
+    "a branch that is not there": ((r"\{interval: 4\}", "{interval: 4, branch: 3}"), ".deepcache.branch: 3 is not one of the network's 3 branches, which are counted from 0"),
+    "a branch for students": ((r"\n  anytime: .*\n", r"\g<0>    - {sampler: ddim, trajectory: even, steps: [8], deepcache: {interval: 2, branch: 9}}\n"), "evaluate.anytime.0.deepcache.branch: 9 is not one of the network's 3 branches"),
+    "a branch for one student": ((r"students: \{\}", "students: {cd: [{sampler: ddim, trajectory: even, steps: [8], deepcache: {interval: 2, branch: 3}}]}"), "evaluate.students.cd.0.deepcache.branch: 3 is not one of the network's 3 branches"),
+    "an interval of nothing": ((r"\[\{interval: 2\}, \{interval: 4\}\]", "{interval: 0}"), "interval must be at least 1 and branch at least 0, got 0 and 0"),
     "a pipe": (("source: digits", 'source: "shards:pipe:cat x.tar"'), "data: source names a pipe:"),
 }  # fmt: skip
 
@@ -80,10 +84,55 @@ def test_a_fault_is_named_with_its_path_and_the_nearest_word(tmp_path, case):
     assert any(message in line for line in found), found
 
 
+def test_the_last_branch_of_a_deeper_network_is_in_order(tmp_path):
+    """Three levels of one layer make six skips and five branches, 0 to 4."""
+    text = SHIPPED.replace("channels: [16, 32]", "channels: [16, 32, 32]").replace(
+        "{interval: 4}", "{interval: 4, branch: 4}"
+    )
+    assert read(tmp_path, text).evaluate.teacher
+    with pytest.raises(Mistake, match=r"deepcache\.branch: 5 is not one of the network's 5 branches"):
+        read(tmp_path, text.replace("branch: 4", "branch: 5"))
+
+
 def test_all_faults_come_at_once(tmp_path):
     found = faults(tmp_path, ("groups: 8", "groups: x"), ("most: 64", "most: 0"), ("seed: 0", "sead: 0"))
     assert len(found) == 4  # seed is unknown under its new name and missing under its own
     assert {line.split(":")[0] for line in found} == {"network.groups", "search", "sead", "seed"}
+
+
+def with_students(tmp_path, conditional: bool, **lines: dict):
+    """Reads the shipped file with these students instead of its own."""
+    raw = params.load_yaml(ROOT / "params.yaml")
+    raw["network"]["conditional"] = conditional
+    raw["evaluate"]["students"] = {}
+    short = {"iterations": 1, "batch": 8, "lr": 1e-3, "ema": 0.9}
+    raw["distill"] = {name: {"teacher": "teacher", **short, **line} for name, line in lines.items()}
+    params.dump_yaml(raw, tmp_path / "params.yaml")
+    return params.read(tmp_path / "params.yaml")
+
+
+def test_what_a_method_needs_of_guidance_is_asked_of_the_file(tmp_path):
+    guided, halves = {"method": "guided"}, {"method": "progressive", "teacher": "cfg", "steps": 8}
+    missing = "params.yaml: distill.cfg: guided needs weights to learn; say `guidance: [lowest, highest]` in its line"
+    for conditional in (False, True):
+        with pytest.raises(Mistake) as caught:
+            with_students(tmp_path, conditional, cfg=guided, pd8=halves)
+        assert str(caught.value).endswith(missing)
+        assert len(str(caught.value).splitlines()) == 1
+    for weights in ([1, 4], 3.0):
+        found = with_students(tmp_path, True, cfg={**guided, "guidance": weights}, pd8=halves).distill
+        assert params.guidance_of("pd8", found, True) == params.guidance_of("cfg", found, True) is not None
+    assert with_students(tmp_path, True, cfg={**guided, "guidance": [1, 4]}, again={**guided, "teacher": "cfg"}).distill
+
+
+def test_a_fault_that_students_inherit_is_told_once(tmp_path):
+    guided = {"method": "guided", "guidance": [1, 4]}
+    with pytest.raises(Mistake) as caught:
+        with_students(tmp_path, False, cfg=guided, pd8={"method": "progressive", "teacher": "cfg", "steps": 8})
+    (line,) = str(caught.value).splitlines()
+    assert line.endswith(
+        "distill.cfg.guidance: the teacher knows no classes to guide to; set network.conditional to true"
+    )
 
 
 def test_numbers_read_as_dvc_reads_them(tmp_path):
@@ -131,7 +180,7 @@ def test_a_change_touches_one_number(merged):
 
 def test_a_presets_students_take_the_place_of_all(merged):
     workspace._merge(merged, workspace._preset("smoke"), "x")
-    assert list(merged["distill"]) == ["pd4", "pd2", "pd1", "cd"]
+    assert list(merged["distill"]) == ["pd4", "pd2", "pd1", "cd", "dm1"]
 
 
 def test_a_change_of_what_is_not_there_is_a_mistake(merged):
@@ -139,7 +188,7 @@ def test_a_change_of_what_is_not_there_is_a_mistake(merged):
         workspace._merge(merged, workspace._change("network.chanels=[8]"), "x")
     with pytest.raises(Mistake, match="write it as section"):
         workspace._change("network.channels")
-    with pytest.raises(Mistake, match="no preset 'smoky'; known: smoke"):
+    with pytest.raises(Mistake, match="no preset 'smoky'; known: classes, smoke"):
         workspace._preset("smoky")
 
 
@@ -153,3 +202,30 @@ def test_a_workspace_made_again_has_new_code_and_old_artifacts(tmp_path, monkeyp
     assert (tmp_path / "w/artifacts/kept.txt").exists()
     assert (tmp_path / "w/diffcore/angle.py").read_text() == (ROOT / "diffcore/angle.py").read_text()
     assert params.read(tmp_path / "w/params.yaml").data.source == "digits"
+
+
+def test_who_teaches_whom(tmp_path):
+    """A student that jumps to images teaches nobody; what needs every time goes further up."""
+    lines = """distill:
+  pd4: {method: progressive, teacher: teacher, steps: 4, iterations: 1, batch: 8, lr: 1.0e-3, ema: 0.9}
+  cd: {method: consistency, teacher: teacher, steps: 16, target_ema: 0.5, iterations: 1, batch: 8, lr: 1.0e-3, ema: 0.9}
+  again: {method: consistency, teacher: cd, steps: 16, target_ema: 0.5, iterations: 1, batch: 8, lr: 1.0e-3, ema: 0.9}
+  pd2: {method: progressive, teacher: pd4, steps: 2, iterations: 1, batch: 8, lr: 1.0e-3, ema: 0.9}
+  dm: {method: distribution_matching, teacher: pd2, iterations: 1, batch: 8, lr: 1.0e-3, ema: 0.9}
+gamma:"""
+    text = re.sub(r"distill:(.|\n)*?\ngamma:", lines, (ROOT / "params.yaml").read_text())
+    found = read(tmp_path, text).distill
+    taught = {name: params.mentor_of(name, found) for name in found}
+    assert taught == {"pd4": "teacher", "cd": "teacher", "again": "teacher", "pd2": "pd4", "dm": "teacher"}
+
+
+def test_every_package_is_installed():
+    import tomllib
+
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    there = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for top in ("diffcore", "tasks", "flows")
+        for path in (ROOT / top).rglob("__init__.py")
+    }
+    assert set(listed) == there

@@ -23,6 +23,7 @@ SMALLER = [
     "distill.pd2.iterations=10",
     "distill.pd1.iterations=10",
     "distill.cd.iterations=10",
+    "distill.dm1.iterations=4",
     "evaluate.images=60",
     "compute.save_seconds=0.3",
 ]
@@ -80,7 +81,7 @@ def test_everything_the_readme_promises_is_there(finished):
     rows = list(csv.DictReader((folder / "artifacts/frontier.csv").read_text().splitlines()))
     named = {"name", "method", "sampler", "trajectory", "nfe"}
     assert named | {"fd", "fd_se", "kid", "kid_se", "fd_pixels", "ms_per_image"} <= set(rows[0])
-    assert {row["checkpoint"] for row in rows} == {"teacher", "pd4", "pd2", "pd1", "cd"} == set(digests(folder))
+    assert {row["checkpoint"] for row in rows} == {"teacher", "pd4", "pd2", "pd1", "cd", "dm1"} == set(digests(folder))
     assert all(float(row["fd"]) > 0 and float(row["fd_se"]) > 0 for row in rows)
     for made in ("frontier.png", "frontier.json", "curves.png", "samples/all.png", "published.json", "gamma.json"):
         assert (folder / "artifacts" / made).stat().st_size > 100
@@ -94,8 +95,10 @@ def test_the_cards_tell_the_chain(finished):
         name: json.loads((finished[0] / f"artifacts/checkpoints/{name}/card.json").read_text())
         for name in digests(finished[0])
     }
-    for child, parent in (("pd4", "teacher"), ("pd2", "pd4"), ("pd1", "pd2"), ("cd", "teacher")):
+    for child, parent in (("pd4", "teacher"), ("pd2", "pd4"), ("pd1", "pd2"), ("cd", "teacher"), ("dm1", "cd")):
         assert cards[child]["parent"] == cards[parent]["digest"]
+    # a student that only jumps to images teaches nobody: who starts as it learns from the one above
+    assert cards["dm1"]["teacher"] == cards["cd"]["teacher"] == cards["teacher"]["digest"]
     assert cards["teacher"]["parent"] is None
     assert [len(cards[name]["grid"]) - 1 for name in ("pd4", "pd2", "pd1")] == [4, 2, 1]
     assert len({card["data"] for card in cards.values()}) == 1

@@ -1,4 +1,7 @@
 import itertools
+import json
+import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -6,10 +9,12 @@ import torch
 
 from diffcore import search
 from diffcore.denoiser import GaussianDenoiser
+from diffcore.gamma import Gamma, Moments
 from diffcore.mistake import Mistake
 from diffcore.schedule import Level
 from diffcore.solver import posterior_variance
 from diffcore.solvers.analytic import optimal_variance
+from tasks import search as stage
 from tests.conftest import DDPM_BETAS, make_schedule
 
 
@@ -152,3 +157,222 @@ def test_what_cannot_be_searched_is_a_mistake():
     for wrong in (-0.1, np.nan):
         with pytest.raises(ValueError, match="not negative"):
             search.cost(sigma2, np.where(np.arange(10) == 3, wrong, cov))
+
+
+def rising(steps: int) -> np.ndarray:
+    """sigma2 of the cosine schedule."""
+    return np.sin(np.pi / 2 * np.arange(1, steps + 1) / steps) ** 2
+
+
+def bimodal(steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """x_0 = -1 or 1 with even chances: cov = E[1 - tanh(SNR x_0 + sqrt(SNR) z)^2], all but 0 where there is little noise."""
+    sigma2 = rising(steps)
+    snr = (1 / sigma2 - 1)[:, None]
+    z, weight = np.polynomial.hermite_e.hermegauss(200)
+    cov = (1 - np.tanh(snr + np.sqrt(snr) * z) ** 2) @ weight / weight.sum()
+    return sigma2, np.where(cov < 1e-12, 0, cov)
+
+
+def monotone(steps: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """r_t that falls at random, over many orders of magnitude, with long stretches of no change."""
+    dice, sigma2 = np.random.default_rng(seed), rising(steps)
+    drops = dice.exponential(size=steps) * (dice.random(steps) < 0.3)
+    return sigma2, 1 / (np.exp(6 - 8 * drops.cumsum() / max(drops.sum(), 1e-9)) + 1 / sigma2 - 1)
+
+
+MONGE = {
+    "gaussian, discrete": lambda: tables(400)[1:3],
+    "gaussian, cosine": lambda: tables(257, "cosine")[1:3],
+    "gaussian, linear": lambda: tables(64, "linear")[1:3],
+    "gaussian, exploding": lambda: tables(100, "ve")[1:3],
+    "isotropic": lambda: (rising(150), 0.3 * rising(150) / (0.3 * (1 - rising(150)) + rising(150))),
+    "bimodal": lambda: bimodal(200),
+    "nothing to know": lambda: (rising(40), np.zeros(40)),
+    "one to know": lambda: (rising(40), np.where(np.arange(40) == 39, 0.5, 0)),
+    **{f"at random {seed}": lambda seed=seed: monotone(60 + 37 * seed, seed) for seed in range(5)},
+    **{f"{steps} nodes": lambda steps=steps: monotone(steps, 9) for steps in range(1, 10)},
+}
+
+
+@pytest.fixture
+def dense(monkeypatch):
+    """How often the search over the whole matrix was asked for by `cheapest`."""
+    calls, shortest = [], search.shortest
+    monkeypatch.setattr(search, "shortest", lambda *given: calls.append(given) or shortest(*given))
+    return calls
+
+
+def assert_same(found: search.Paths, costs: np.ndarray) -> None:
+    """The least costs, and paths that have them: which path may differ where two cost the same but for rounding."""
+    expected, n = search.shortest(costs, found.most), len(costs)
+    np.testing.assert_allclose(found.costs[2:], expected.costs[2:], rtol=1e-12, atol=1e-14)
+    for steps in range(2, found.most + 1):
+        path = found.nodes(steps)
+        assert (path[0], path[-1], len(path)) == (1, n, steps)
+        assert all(a < b for a, b in itertools.pairwise(path))
+        assert along(costs, path) == pytest.approx(expected.cost(steps), rel=1e-12, abs=1e-14)
+
+
+@pytest.mark.parametrize("branches", [2, 3, search.BRANCHES, 1000])
+@pytest.mark.parametrize("case", MONGE)
+def test_the_fast_search_finds_what_the_whole_matrix_gives(case, branches, dense, monkeypatch):
+    monkeypatch.setattr(search, "BRANCHES", branches)
+    sigma2, cov = MONGE[case]()
+    assert search.is_monge(sigma2, cov)
+    found = search.cheapest(sigma2, cov)
+    assert not dense
+    assert_same(found, search.cost(sigma2, cov))
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 17, 199, 200])
+def test_the_fast_search_may_be_cut_off(most, dense):
+    sigma2, cov = monotone(200, 3)
+    found = search.cheapest(sigma2, cov, most)
+    assert (found.most, found.before.shape, found.before.dtype) == (most, (most + 1, 200), np.int32)
+    assert found.nodes(1) == [200]
+    assert not dense
+    assert_same(found, search.cost(sigma2, cov))
+
+
+@pytest.mark.parametrize("case", ["gaussian, discrete", "bimodal", "at random 4"])
+def test_monge_is_the_quadrangle_inequality(case):
+    """J[s, t] + J[s', t'] <= J[s, t'] + J[s', t], of all neighbours: the rest follows by adding them up."""
+    costs = search.cost(*MONGE[case]())
+    n = len(costs)
+    s, t = np.triu_indices(n, 2)
+    s, t = s[t < n - 1], t[t < n - 1]
+    excess = costs[s, t] + costs[s + 1, t + 1] - costs[s, t + 1] - costs[s + 1, t]
+    assert excess.max() < 1e-12
+
+
+def test_a_path_whose_answer_is_known():
+    """Isotropic data: the cost is that of the whole way whatever the path, so every K costs log1p((u_1 - u_N) cov_N)."""
+    sigma2, cov = MONGE["isotropic"]()
+    found = search.cheapest(sigma2, cov)
+    whole = np.log1p((1 / sigma2[0] - 1 / sigma2[-1]) * cov[-1])
+    np.testing.assert_allclose(found.costs[2:], whole, rtol=1e-12)
+
+
+UNLIKE = {
+    "noise": lambda cov, dice: cov * np.exp(0.05 * dice.standard_normal(len(cov))),
+    "a gap": lambda cov, dice: np.where(np.arange(len(cov)) == 50, 0, cov),
+    "clipped": lambda cov, dice: np.where(np.arange(len(cov)) > 70, 1.0, 0.9 * cov),
+    "one small fault": lambda cov, dice: cov * np.where(np.arange(len(cov)) == 40, 0.9, 1),
+}
+
+
+@pytest.mark.parametrize("case", UNLIKE)
+def test_costs_that_are_not_monge_are_searched_over_the_whole_matrix(case, dense):
+    _, sigma2, cov, _ = tables(100, "cosine")
+    cov = UNLIKE[case](cov, np.random.default_rng(5))
+    assert not search.is_monge(sigma2, cov)
+    found, costs = search.cheapest(sigma2, cov, 30), search.cost(sigma2, cov)
+    assert len(dense) == 1
+    assert_same(found, costs)
+    assert (found.before == search.shortest(costs, 30).before).all()
+
+
+def test_the_monge_search_is_wrong_where_costs_are_not_monge():
+    """So the check is needed, and these cases would tell if it were left out."""
+    _, sigma2, cov, _ = tables(100, "cosine")
+    cov = UNLIKE["noise"](cov, np.random.default_rng(5))
+    right = search.cheapest(sigma2, cov, 30)
+    assert (search._monge(1 / sigma2, cov, 30).costs[2:] > right.costs[2:] + 1e-6).any()
+
+
+def test_what_no_path_can_tell_does_not_count_against_monge():
+    """Into node 1 there is no jump, into node 2 only one."""
+    _, sigma2, cov, _ = tables(30, "cosine")
+    cov[:2] = 0.9
+    assert search.is_monge(sigma2, cov)
+    assert_same(search.cheapest(sigma2, cov), search.cost(sigma2, cov))
+
+
+def test_the_fast_search_needs_no_matrix():
+    sigma2, cov = monotone(2000, 1)
+    tracemalloc.start()
+    found = search.cheapest(sigma2, cov, 20)
+    peak = tracemalloc.get_traced_memory()[1] - found.before.nbytes
+    tracemalloc.stop()
+    assert peak < 100 * 8 * 2000  # 38 numbers for each time when this was written; a matrix has 2000
+
+
+def test_what_the_fast_search_refuses():
+    sigma2, cov = monotone(10, 0)
+    for wrong in (0, 11):
+        with pytest.raises(Mistake, match=r"in 1\.\.10"):
+            search.cheapest(sigma2, cov, wrong)
+        with pytest.raises(Mistake, match=r"in 1\.\.10"):
+            search.cheapest(sigma2, cov).nodes(wrong)
+    for eta in (0.0, 0.5):
+        with pytest.raises(Mistake, match=f"eta = 1 only, got {eta}"):
+            search.cheapest(sigma2, cov, eta=eta)
+    for wrong in (-0.1, np.nan):
+        with pytest.raises(ValueError, match="not negative"):
+            search.cheapest(sigma2, np.where(np.arange(10) == 3, wrong, cov))
+
+
+@pytest.mark.parametrize("repair", [False, True])
+def test_the_stage_tells_what_was_moved(repair, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage.paths, "GAMMA", tmp_path / "gamma.json")
+    alpha2, sigma2, cov, _ = tables(20, "cosine")
+    cov[[9, 15]] *= [0.5, 9.0]
+    rows = torch.from_numpy(np.stack([1 - alpha2 / sigma2 * cov, cov, cov]))
+    found = Gamma(20, 0, torch.from_numpy(alpha2), torch.from_numpy(sigma2), Moments(rows * 4, rows**2 * 4, 4))
+    stage.paths.GAMMA.write_text(json.dumps({**found.to_json(), "edges": 0.25}))
+    options = SimpleNamespace(most=8, estimator="residual", repair=repair, decoder=False)
+    told = json.loads(json.dumps(stage._bound(SimpleNamespace(search=options))))
+    known = found.covariance("residual", repair)
+    assert told["about"] == {
+        "estimator": "residual",
+        "steps": 20,
+        "decoder": False,
+        "moved_into_bounds": {"below": 0, "above": known.above},
+        "impossible": known.above / 20,
+        "repaired": known.repaired if repair else None,
+        "monotone": repair,
+    }
+    expected = search.shortest(search.cost(sigma2, known.values.numpy()), 8)
+    for steps in range(2, 9):
+        assert told["cost"][str(steps)] == pytest.approx(expected.cost(steps), rel=1e-12)
+    options.decoder = True
+    free = stage._bound(SimpleNamespace(search=options))
+    assert all(len(free["nodes"][str(k)]) == k and free["nodes"][str(k)][-1] == 20 for k in range(1, 9))
+    whole = search.shortest(search.with_data(search.cost(sigma2, known.values.numpy()), known.values.numpy(), 0.25), 9)
+    assert free["cost"]["4"] == pytest.approx(whole.cost(5), rel=1e-12)
+
+
+def test_the_decoder_s_cost():
+    """Wide errors cost their entropy less the bin's, errors within a bin nothing; by plain sums over fine bins between."""
+    width = 2 / 255
+    found = search._discretised(np.array([1.0, 0.05, 1e-12, 0.0]), 0.0, width)
+    wide = 0.5 * np.log(2 * np.pi * np.e * np.array([1.0, 0.05])) - np.log(width)
+    np.testing.assert_allclose(found[:2], wide, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(found[2:], 0.0, rtol=0, atol=1e-9)
+    edge = search._discretised(np.array([1.0, 1e-12]), 1.0, width)
+    np.testing.assert_allclose(edge, [1.0, 0.0], rtol=0, atol=0.01)  # the mean of -log Phi(z) is 1
+    from scipy.stats import norm
+
+    for variance in ((width / 2) ** 2, width**2):
+        e = np.linspace(-6, 6, 200001) * variance**0.5
+        shares = norm.pdf(e, scale=variance**0.5)
+        p = norm.cdf(e + width / 2, scale=variance**0.5) - norm.cdf(e - width / 2, scale=variance**0.5)
+        exact = -(shares * np.log(p)).sum() / shares.sum()
+        np.testing.assert_allclose(search._discretised(np.array([variance]), 0.0, width)[0], exact, rtol=1e-3)
+
+
+def test_with_the_data_as_a_node_the_last_look_is_chosen():
+    """Against every path: any last look, the decoder's cost counted, never worse than ending at 1/N."""
+    sigma2 = np.sin(np.pi / 2 * np.arange(1, 9) / 8) ** 2
+    cov = 0.04 * sigma2 / ((1 - sigma2) * 0.04 + sigma2)
+    jumps = search.cost(sigma2, cov)
+    whole = search.with_data(jumps, cov, 0.3)
+    paths = search.shortest(whole, 5)
+    for count in (1, 2, 3, 4):
+        tried = {}
+        for chosen in itertools.combinations(range(8), count):
+            if chosen[-1] == 7:
+                tried[chosen] = whole[0, chosen[0] + 1] + sum(jumps[s, t] for s, t in itertools.pairwise(chosen))
+        best = min(tried, key=tried.get)
+        assert paths.cost(count + 1) == pytest.approx(tried[best])
+        assert [node - 2 for node in paths.nodes(count + 1)[1:]] == list(best)

@@ -47,6 +47,7 @@ def write_checkpoint(folder: Path, p: dict) -> None:
         "method": p["method"],
         "digest": p["checkpoint_digest"],
         "parent": None,
+        "teacher": None,
         "data": "da7a" * 16,
         "parameters": {"fit": {"iterations": 50, "lr": 1e-3}},
         "seed": 0,

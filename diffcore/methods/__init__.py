@@ -5,11 +5,14 @@ A method is a module with
     loss(config, roles, x0, draw, progress)           [b] float32, one number per sample: a pure function of its arguments
     grid(config) -> Trajectory | None                 the only trajectory its student is valid on, None for any
     network_calls(config) -> float                    forward calls of the network per training image (backward counts 2)
-    SOLVER                                            the solver its students are sampled with, a word of solver.SOLVERS
+    SOLVER                                            the solver its students are sampled with, a word of SOLVERS; one of
+                                                      `renoise` jumps to images, and its v is nobody's velocity
 and, where it needs them,
     check(config, teacher)                            raises Mistake if a teacher with this grid cannot teach it
+    check_guidance(config, weights)                   raises Mistake if it cannot learn these weights, (low, high) or None
     target_decay(config) -> float                     keeps `roles.target` as an EMA of the student with this decay
-    critic(config, roles, seed) -> nn.Module          a second network that is trained beside the student: `roles.critic`
+    ANY_TIME = True                                   its teacher is the nearest one above that is valid at any time
+    critic(config, roles, seed) -> nn.Module | None   a second network that is trained beside the student: `roles.critic`
     critic_loss(config, roles, x0, draw, progress)    [b] float32, what the critic learns; nothing else gets its gradient
     critic_training(config) -> Critic                 how often for each update of the student, and how fast
 
@@ -71,6 +74,11 @@ def load(name: str) -> ModuleType:
     if name not in names():
         raise Mistake(f"method {name!r} is unknown; known: {', '.join(names())}")
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def teaches(method: ModuleType) -> bool:
+    """Whether the v of its students is a velocity, which others may learn from where the student is valid."""
+    return method.SOLVER != "renoise"
 
 
 def word(method: ModuleType) -> str:

@@ -49,9 +49,10 @@ class Config:
     critic_lr: float = 1e-3
 
     def __post_init__(self):
-        if self.phases < 1:
-            raise ValueError(f"phases must be at least 1, got {self.phases}")
-        if self.steps < 1 or self.steps % self.phases:
+        for name in ("steps", "phases"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.steps % self.phases:
             nearest = self.phases * max(1, (2 * self.steps + self.phases) // (2 * self.phases))
             raise ValueError(
                 f"phases must divide steps, but {self.phases} does not divide {self.steps}; the nearest steps is {nearest}"

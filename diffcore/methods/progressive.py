@@ -1,6 +1,7 @@
-"""Progressive distillation: one step of the student does what two steps of the teacher do.
+"""Progressive distillation: one step of the student does what `factor` steps of the teacher do, two in the paper.
 
-Salimans & Ho 2022, arXiv 2202.00512, algorithm 2, with the target in velocity form (diffcore.angle.compose).
+Salimans & Ho 2022, arXiv 2202.00512, algorithm 2, with the target in velocity form (diffcore.angle.compose). The paper's next
+teacher is the student's last weights, not an average of them: `ema: 0`.
 """
 
 from dataclasses import dataclass
@@ -8,7 +9,8 @@ from typing import Literal
 
 import torch
 
-from diffcore.angle import compose, diffuse, hop, truncated_snr
+from diffcore.angle import WEIGHTS, Velocity, diffuse, hops
+from diffcore.denoiser import Denoiser
 from diffcore.draw import Draw
 from diffcore.methods import Roles
 from diffcore.mistake import Mistake
@@ -20,29 +22,38 @@ SOLVER = "ddim"
 
 @dataclass(frozen=True)
 class Config:
-    """steps: the student's N; its teacher takes 2N. weight: truncated SNR (the paper's) or one, on the v error."""
+    """steps: the student's N. factor: how many times as many its teacher takes.
+
+    weight: on the squared error of v: truncated_snr (the paper's), snr_plus_one (the same as one) or snr, which asks nothing
+    of the student at t = 1. clip: the teacher's beliefs about x_0 to [-1, 1] on the way to the target. The paper's code
+    clips them when it samples and not here; clipping bends the path, so it is right only for a student whose sampler clips.
+    """
 
     steps: int
-    weight: Literal["truncated_snr", "one"] = "truncated_snr"
+    weight: Literal["truncated_snr", "one", "snr_plus_one", "snr"] = "truncated_snr"
+    factor: int = 2
+    clip: bool = False
 
     def __post_init__(self):
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if self.factor < 2:
+            raise ValueError(f"factor must be at least 2, got {self.factor}")
+        if self.weight == "snr" and self.steps == 1:
+            raise ValueError("weight snr is 0 at t = 1, where the only step of 1 begins; take truncated_snr")
 
 
 def loss(config: Config, roles: Roles, x0: Sample, draw: Draw, progress: float) -> PerSample:
     """Weighted squared error of v at t = i/N, i ~ U{1..N}."""
-    schedule, n = roles.student.schedule, config.steps
+    schedule, n, factor = roles.student.schedule, config.steps, config.factor
     i = (draw.u * n).floor() + 1
-    t, m, s = i / n, (i - 0.5) / n, (i - 1) / n
-    phi_t, phi_m, phi_s = schedule.angle(t), schedule.angle(m), schedule.angle(s)
-    z = diffuse(x0, draw.noise, phi_t)
+    times = [(factor * i - j) / (factor * n) for j in range(factor + 1)]
+    phi = schedule.angle(times[0])
+    z = diffuse(x0, draw.noise, phi)
     with torch.no_grad():
-        va = roles.teacher(z, t).v
-        vb = roles.teacher(hop(z, va, phi_t - phi_m), m).v
-        aim = compose(z, va, vb, phi_t - phi_m, phi_m - phi_s)
-    weight = truncated_snr(phi_t) if config.weight == "truncated_snr" else torch.ones_like(phi_t)
-    error = (lift(weight.sqrt(), z) * (roles.student(z, t).v - aim)).flatten(1)
+        aim = hops(_clipped(roles.teacher) if config.clip else _plain(roles.teacher), z, times, schedule)
+    weight = WEIGHTS[config.weight](phi)
+    error = (lift(weight.sqrt(), z) * (roles.student(z, times[0]).v - aim)).flatten(1)
     return error.square().mean(1)
 
 
@@ -51,14 +62,30 @@ def grid(config: Config) -> Trajectory | None:
 
 
 def network_calls(config: Config) -> float:
-    return 5.0
+    return 3.0 + config.factor
 
 
 def check(config: Config, teacher: Trajectory | None) -> None:
-    """The teacher must be valid on the grid of 2N steps."""
-    if teacher is not None and teacher != even(2 * config.steps):
-        halves = f"set steps to {teacher.steps // 2} or " if teacher.steps % 2 == 0 else ""
+    """The teacher must be valid on the grid of `factor` N steps."""
+    wanted = config.factor * config.steps
+    if teacher is not None and teacher != even(wanted):
+        whole = teacher.steps % config.factor == 0
+        fewer = f"set steps to {teacher.steps // config.factor} or " if whole else ""
         raise Mistake(
-            f"steps {config.steps} needs a teacher of {2 * config.steps} steps or one valid at any time, "
-            f"but its teacher has {teacher.steps}; {halves}name another teacher"
+            f"steps {config.steps} needs a teacher of {wanted} steps or one valid at any time, "
+            f"but its teacher has {teacher.steps}; {fewer}name another teacher"
         )
+
+
+def _plain(teacher: Denoiser) -> Velocity:
+    return lambda z, t: teacher(z, t).v
+
+
+def _clipped(teacher: Denoiser) -> Velocity:
+    """The velocity of the belief whose x_0 is clipped and whose eps still explains z: v + (x_0 - clipped x_0) / sin(phi)."""
+
+    def v(z: Sample, t: PerSample) -> Sample:
+        belief = teacher(z, t)
+        return belief.v + (belief.x0 - belief.x0.clamp(-1, 1)) / lift(teacher.schedule.angle(t).sin(), z)
+
+    return v

@@ -109,6 +109,11 @@ class UNetConfig:
         """Channels of the time embedding."""
         return self.time_embedding_dim or 4 * self.block_out_channels[0]
 
+    @property
+    def skips(self) -> int:
+        """How many skips there are: of the first convolution, of each residual block on the way down and of each halving."""
+        return len(self.block_out_channels) * (self.layers_per_block + 1)
+
 
 ADAPTER = "the adapter to diffusers (diffcore.nets.foreign) takes it"
 KNOWN: dict[str, tuple[Any, ...]] = {
@@ -150,6 +155,11 @@ class Shape:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if self.max_phase <= 0:
             raise ValueError(f"max_phase must be positive, got {self.max_phase}")
+
+    @property
+    def skips(self) -> int:
+        """How many skips its networks have, whatever the images: see `UNetConfig.skips`."""
+        return len(self.channels) * (self.layers + 1)
 
     def config(self, image: tuple[int, ...] | list[int], classes: int | None = None) -> UNetConfig:
         """The network for images of shape [c, h, w] of so many classes; one more stands for no class."""

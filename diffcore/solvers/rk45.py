@@ -35,7 +35,7 @@ class RK45(Solver):
 
     def solve(self, denoiser: Denoiser, x: Sample, trajectory: Trajectory, noise: Noise) -> Sample:
         schedule, ends = denoiser.schedule, (trajectory.times[0], trajectory.times[-1])
-        clock, (start, end) = Clock(schedule, ends), _angles(schedule, ends)
+        clock, (start, end) = Clock(schedule, ends), angles(schedule, ends)
         z = x / size_at(schedule, ends[0])
         found = integrate(flow(denoiser, clock, x), z.flatten(1), start, end, self.rtol, self.atol)
         return found.reshape(x.shape) * size_at(schedule, ends[1])
@@ -60,7 +60,7 @@ class Clock:
     ends: tuple[float, float]
 
     def __call__(self, phi: PerSample) -> PerSample:
-        first, last = _angles(self.schedule, self.ends)
+        first, last = angles(self.schedule, self.ends)
         low, high = min(first, last), max(first, last)
         inner = phi.clamp(max(low, 1e-9), min(high, math.pi / 2 - 1e-9))
         t = self.schedule.time(inner.cos().log() - inner.sin().log())
@@ -75,6 +75,6 @@ def size_at(schedule: Schedule, t: float) -> float:
     return float(torch.hypot(schedule.alpha(at), schedule.sigma(at)))
 
 
-def _angles(schedule: Schedule, times: tuple[float, float]) -> tuple[float, float]:
+def angles(schedule: Schedule, times: tuple[float, float]) -> tuple[float, float]:
     first, last = schedule.angle(torch.tensor(times, dtype=torch.float64)).tolist()
     return first, last

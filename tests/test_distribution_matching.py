@@ -1,0 +1,125 @@
+"""Distribution matching where every belief is known."""
+
+import dataclasses
+
+import torch
+
+from diffcore.denoiser import Condition, GaussianDenoiser
+from diffcore.draw import draw
+from diffcore.methods import Roles
+from diffcore.methods import distribution_matching as dm
+from diffcore.sampler import Sampler
+from diffcore.schedule import Cosine
+from diffcore.solvers import SOLVERS
+from diffcore.trajectory import even
+from tests.conftest import gaussian, randn, toy_denoiser
+
+ONE, TWO = dm.Config(), dm.Config(steps=3)
+
+
+class Known(torch.nn.Module):
+    """A critic that knows the student's samples exactly."""
+
+    def __init__(self, denoiser):
+        super().__init__()
+        self.denoiser, self.heads = denoiser, None
+
+
+def cast(student, teacher, critic) -> Roles:
+    return Roles(student, teacher, student, Known(critic))
+
+
+def dice(count: int = 5):
+    made = draw(randn(count, 2, 3), "dice")
+    return dataclasses.replace(made, noise=made.noise.double())
+
+
+def test_where_the_student_makes_the_data_nothing_is_left_to_learn():
+    found = dm.loss(ONE, cast(gaussian(), gaussian(), gaussian()), randn(5, 2, 3), dice(), 0.0)
+    assert torch.equal(found, torch.zeros(5))
+
+
+def test_the_gradient_at_a_sample_is_the_difference_of_the_beliefs_over_its_size():
+    """And so points from the student's samples to the data: an update, which goes against it, raises what is too low."""
+    teacher, shifted = gaussian(), gaussian()
+    shifted.mean = teacher.mean - 1.0  # what the critic knows of the student: too low everywhere
+    rolls, x = dice(), randn(5, 2, 3, seed=8).requires_grad_(True)
+
+    class Student(GaussianDenoiser):
+        def forward(self, x_t, t):
+            return dataclasses.replace(super().forward(x_t, t), x0=x)
+
+    student = Student(teacher.mean, teacher.variance, teacher.schedule)
+    dm.loss(ONE, cast(student, teacher, shifted), x.detach(), rolls, 0.0).sum().backward()
+    level = rolls.other("level")
+    t = 0.02 + 0.96 * level.u
+    at = teacher.schedule.level(t, x)
+    noisy = at.alpha * x.detach() + at.sigma * level.noise
+    real, fake = teacher(noisy, t).x0, shifted(noisy, t).x0
+    size = (x.detach() - real).flatten(1).abs().mean(1)
+    torch.testing.assert_close(x.grad, (fake - real) / size[:, None, None] / 6, rtol=1e-12, atol=1e-12)
+    assert (x.grad < 0).all()
+
+
+def test_a_student_of_several_steps_learns_on_its_own_inputs():
+    """The sample of step k is what `renoise` gives after k + 1 steps, told to stop there."""
+    student, rolls = gaussian(), dice(9)
+    path = even(3)
+    made = dm.generate(TWO, cast(student, student, student), rolls)
+    k = (rolls.u * 3).floor().long()
+    assert set(k.tolist()) == {0, 1, 2}
+
+    def noise(number: int) -> torch.Tensor:
+        return rolls.other(f"step {number}").noise if number < 2 else torch.zeros_like(rolls.noise)
+
+    whole = Sampler(student, SOLVERS["renoise"](), path).sample(rolls.noise, noise)
+    torch.testing.assert_close(made[k == 2], whole[k == 2], rtol=1e-12, atol=1e-12)
+    first = student(rolls.noise, torch.ones(9).double()).x0
+    torch.testing.assert_close(made[k == 0], first[k == 0], rtol=1e-12, atol=1e-12)
+
+
+def test_only_the_last_step_has_a_gradient():
+    student, calls = toy_denoiser(), []
+    student.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    dm.generate(TWO, Roles(student, None, student), draw(torch.zeros(4, 1, 4, 4), "dice"))
+    assert calls == [False, False, True]
+
+
+def test_the_critic_learns_the_samples_and_starts_as_the_student():
+    """Of an exact denoiser of what the student makes, the critic's loss is the least there is."""
+    student, rolls, config = toy_denoiser(), draw(torch.zeros(4, 1, 4, 4), "dice"), dm.Config(adversarial=0.1)
+    roles = Roles(student, student, student)
+    made = dm.critic(config, roles, 0)
+    assert all(torch.equal(a, b) for a, b in zip(made.denoiser.net.parameters(), student.net.parameters()))
+    assert made.heads is not None
+    assert dm.critic(ONE, roles, 0).heads is None
+    # a student whose every image is one number: the critic that says it has no error
+    point = GaussianDenoiser(torch.full((2, 3), 0.3).double(), torch.zeros(2, 3).double(), Cosine())
+    right = dm.critic_loss(ONE, cast(point, point, point), randn(5, 2, 3), dice(), 0.0)
+    wrong = dm.critic_loss(ONE, cast(point, point, gaussian()), randn(5, 2, 3), dice(), 0.0)
+    assert right.max() < 1e-12 < wrong.min()
+    assert dm.critic_loss(
+        config, dataclasses.replace(roles, critic=made), torch.zeros(4, 1, 4, 4), rolls, 0.0
+    ).shape == (4,)
+
+
+def test_the_critic_knows_the_class():
+    from tests.test_condition import TwoBlobs
+
+    known = Condition(torch.tensor([0, 1, 0]))
+    roles = Roles(TwoBlobs(), TwoBlobs(), TwoBlobs(), Known(TwoBlobs())).given(known)
+    rolls = draw(torch.zeros(3, 2).double(), "dice")
+    rolls = dataclasses.replace(rolls, noise=rolls.noise.double())
+    assert torch.equal(dm.loss(ONE, roles, randn(3, 2), rolls, 0.0), torch.zeros(3))
+
+
+def test_a_few_step_teacher_is_refused():
+    import pytest
+
+    from diffcore.mistake import Mistake
+
+    with pytest.raises(Mistake, match="valid at any time"):
+        dm.check(ONE, even(4))
+    for wrong in ({"steps": 0}, {"critic_updates": 0}, {"critic_lr": 0.0}, {"adversarial": -1.0}):
+        with pytest.raises(ValueError, match="must be"):
+            dm.Config(**wrong)

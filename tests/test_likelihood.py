@@ -1,0 +1,178 @@
+"""Bits per dimension against densities that are known."""
+
+import math
+
+import pytest
+import torch
+
+from diffcore import likelihood, trajectory
+from diffcore.denoiser import Condition, GaussianDenoiser
+from diffcore.sampler import Sampler
+from diffcore.schedule import SCHEDULES, Cosine, Linear
+from diffcore.solvers import SOLVERS
+from diffcore.trajectory import Trajectory, even
+from tests.conftest import exact_gamma, gaussian, make_schedule, mixture, randn
+
+FINE = SOLVERS["rk45"](rtol=1e-8, atol=1e-8)
+WHOLE = Trajectory((1.0, 0.0))
+
+
+def flow(denoiser, solver=FINE) -> Sampler:
+    return Sampler(denoiser, solver, WHOLE)
+
+
+def isotropic(variance: float = 0.05, mean: float = 0.2, schedule=None) -> GaussianDenoiser:
+    whole = torch.ones(2, 3, dtype=torch.float64)
+    return GaussianDenoiser(mean * whole, variance * whole, schedule or Cosine())
+
+
+def images(denoiser: GaussianDenoiser, count: int, seed: int = 1) -> torch.Tensor:
+    """Gaussian data on 256 levels."""
+    x = denoiser.mean + denoiser.variance.sqrt() * randn(count, *denoiser.mean.shape, seed=seed)
+    return ((x.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_exact_likelihood_is_the_density(name):
+    schedule = make_schedule(name)
+    denoiser = gaussian(schedule)
+    # what the flow carries to x at t = 0 is the density of alpha_0 x_0 + sigma_0 eps; its start is N(0, alpha^2 + sigma^2)
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    alpha, sigma = schedule.alpha(ends), schedule.sigma(ends)
+    x = randn(7, 2, 3, seed=5)
+    std = (alpha[0] ** 2 * denoiser.variance + sigma[0] ** 2).sqrt()
+    std1 = (alpha[1] ** 2 * denoiser.variance + sigma[1] ** 2).sqrt()
+    z = (x - alpha[0] * denoiser.mean) / std
+    landed, prior = alpha[1] * denoiser.mean + std1 * z, torch.hypot(alpha[1], sigma[1])
+    log_p = torch.distributions.Normal(0, prior).log_prob(landed) + (std1 / std).log()
+    found = likelihood.exact(flow(denoiser), x, 0, range(7), None)
+    torch.testing.assert_close(found, -log_p.flatten(1).mean(1), rtol=0, atol=1e-5)
+
+
+def test_the_exact_likelihood_of_a_mixture():
+    denoiser, x = mixture(), 0.5 * randn(6, 2, seed=2)
+    parts = torch.distributions.Normal(denoiser.means, denoiser.variances.sqrt()).log_prob(x[:, None]).sum(2)
+    log_p = torch.logsumexp(parts + denoiser.weights.log(), 1)
+    found = likelihood.exact(flow(denoiser), x, 0, range(6), None)
+    torch.testing.assert_close(found, -log_p / 2, rtol=0, atol=1e-5)
+
+
+def test_hutchinson_has_the_right_mean():
+    """The mixture's flow has a Jacobian off the diagonal, so that probes matter."""
+    x = torch.tensor([[0.1, 0.3]], dtype=torch.float64).expand(200, 2)
+    sampler = flow(mixture(), SOLVERS["rk45"](rtol=1e-4, atol=1e-4))
+    exact = likelihood.exact(sampler, x[:1], 0, range(1), None)
+    tried = likelihood.exact(sampler, x, 0, range(200), 1)
+    assert tried.std() > 1e-3
+    assert abs(tried.mean() - exact) < 4 * tried.std() / math.sqrt(200)
+    fewer = likelihood.exact(sampler, x, 0, range(200), 8)
+    assert fewer.std() < 0.6 * tried.std()
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddpm_large", "analytic"])
+@pytest.mark.parametrize("schedule", [Cosine(), Linear()], ids=["cosine", "linear"])
+def test_the_bound_s_parts_have_closed_forms(name, schedule):
+    """For isotropic data every E|x_0 - E[x_0 | x_t]|^2 is known, so the mean of each L_t is too."""
+    denoiser, count, steps = isotropic(schedule=schedule), 4000, 5
+    solver = SOLVERS[name]()
+    solver = solver.knowing(exact_gamma(denoiser)) if name == "analytic" else solver
+    path = even(steps)
+    x = denoiser.mean + denoiser.variance.sqrt() * randn(count, 2, 3, seed=9)
+    found = likelihood.bound(Sampler(denoiser, solver, path), x, 3, range(count))
+    for k, (t, s) in enumerate(path.pairs[:-1]):
+        (at, st), (a0, s0) = ([float(f(torch.tensor([u]))) for f in (schedule.alpha, schedule.sigma)] for u in (t, s))
+        cov = 0.05 * st**2 / (at**2 * 0.05 + st**2)
+        large = st**2 - (at / a0) ** 2 * s0**2
+        small = large * s0**2 / st**2
+        away = (a0 - math.sqrt(s0**2 - small) * at / st) ** 2 * cov
+        model = {"ddpm": small, "ddpm_large": large, "analytic": small + away}[name]
+        expected = 0.5 * ((small + away) / model - 1 + math.log(model / small))
+        per = found.jumps[k]
+        assert abs(per.mean() - expected) < 4 * per.std() / math.sqrt(count) + 1e-9, (k, float(per.mean()), expected)
+    a1, s1 = float(schedule.alpha(torch.tensor([1.0]))), float(schedule.sigma(torch.tensor([1.0])))
+    expected = 0.5 * (a1**2 * x.square() + s1**2 - 1 - math.log(s1**2)).flatten(1).mean(1)
+    torch.testing.assert_close(found.prior, expected, rtol=0, atol=1e-9)
+
+
+def test_the_optimal_variance_bounds_best_and_nothing_is_below_the_entropy():
+    denoiser, count = isotropic(), 400
+    x = images(denoiser, count)
+    exact = likelihood.of(flow(denoiser, SOLVERS["rk45"](rtol=1e-5, atol=1e-5)), x, 0)
+    entropy = 0.5 * math.log2(2 * math.pi * math.e * 0.05) - math.log2(likelihood.BIN)
+    assert abs(exact.mean - entropy) < 5 * exact.se
+    told = {}
+    for name in ("ddpm", "ddpm_large", "analytic"):
+        solver = SOLVERS[name]()
+        solver = solver.knowing(exact_gamma(denoiser)) if name == "analytic" else solver
+        for steps in (4, 32):
+            told[name, steps] = likelihood.of(Sampler(denoiser, solver, even(steps)), x, 0)
+    assert all(bits.mean > exact.mean - 4 * bits.se for bits in told.values())
+    for steps in (4, 32):
+        assert told["analytic", steps].mean < min(told["ddpm", steps].mean, told["ddpm_large", steps].mean)
+    assert told["analytic", 32].mean < told["analytic", 4].mean
+    assert told["analytic", 32].mean < exact.mean + 0.2
+
+
+def test_the_decoder_is_a_distribution_over_the_bins():
+    levels = torch.arange(256, dtype=torch.float64) / 127.5 - 1
+    for middle, std in ((0.0, 0.3), (0.97, 0.05), (-3.0, 0.01), (0.2, 1e-4), (0.5, 5.0)):
+        total = likelihood.decoder(levels, torch.full_like(levels, middle), torch.tensor(std)).exp().sum()
+        assert abs(total - 1) < 1e-12, (middle, std)
+    far = likelihood.decoder(torch.ones(1), -torch.ones(1), torch.tensor(1e-3, dtype=torch.float64))
+    assert far.isfinite()
+    assert far < -1e6
+
+
+def test_a_decoder_without_a_variance_takes_that_of_the_step_before():
+    denoiser, x = isotropic(), images(isotropic(), 3)
+    one = likelihood.bound(Sampler(denoiser, SOLVERS["ddpm"](), even(1)), x, 0, range(3))
+    large = likelihood.bound(Sampler(denoiser, SOLVERS["ddpm_large"](), even(1)), x, 0, range(3))
+    assert torch.equal(one.decoder, large.decoder)
+    assert one.jumps.shape == (0, 3)
+
+
+def test_of_dice_and_of_samplers_without_a_likelihood():
+    denoiser, x = isotropic(), images(isotropic(), 9)
+    for solver in (SOLVERS["ddpm"](), SOLVERS["rk45"]()):
+        sampler = Sampler(denoiser, solver, even(4))
+        whole, parts = likelihood.of(sampler, x, 7), likelihood.of(sampler, x, 7, batch=4)
+        torch.testing.assert_close(whole.values, parts.values, rtol=0, atol=1e-12)
+        assert not torch.equal(whole.values, likelihood.of(sampler, x, 8).values)
+    for name in ("ddim", "heun", "dpmpp_2m", "renoise"):
+        assert likelihood.of(Sampler(denoiser, SOLVERS[name](), even(4)), x, 7) is None
+    assert likelihood.of(Sampler(denoiser, SOLVERS["ddim"](eta=1.0), even(4)), x, 7) is not None
+
+
+def test_a_condition_reaches_the_denoiser():
+    from tests.test_condition import TwoBlobs
+
+    labels = torch.tensor([0, 1])
+    x = TwoBlobs().means[labels]
+    right = likelihood.of(flow(TwoBlobs(), SOLVERS["rk45"]()), x, 0, condition=Condition(labels))
+    wrong = likelihood.of(flow(TwoBlobs(), SOLVERS["rk45"]()), x, 0, condition=Condition(1 - labels))
+    assert right.mean < wrong.mean
+
+
+def test_the_searched_trajectory_has_the_better_bound():
+    from diffcore import search
+
+    denoiser = gaussian()
+    known = exact_gamma(denoiser, 100)
+    between = {3: [1, 50, 100], 6: [1, 20, 40, 60, 80, 100]}
+    paths = search.shortest(search.cost(known.sigma2.numpy(), known.covariance("residual").values.numpy()), 6)
+    solver = SOLVERS["analytic"]().knowing(known)
+    x = denoiser.mean + denoiser.variance.sqrt() * randn(1500, 2, 3, seed=3)
+    for steps in (3, 6):
+        best, plain = (
+            likelihood.bound(Sampler(denoiser, solver, path), x, 0, range(1500))
+            for path in (trajectory.nodes(found, 100) for found in (paths.nodes(steps), between[steps]))
+        )
+        assert best.total.mean() < plain.total.mean()
+
+
+def test_a_network_in_float32_is_asked_in_float32():
+    from tests.conftest import toy_denoiser
+
+    x = images(isotropic(), 2)[:, None].float().expand(2, 1, 2, 3)
+    for solver in (SOLVERS["ddpm"](), SOLVERS["rk45"]()):
+        assert likelihood.of(Sampler(toy_denoiser(), solver, even(3)), x, 0).values.isfinite().all()

@@ -1,0 +1,84 @@
+"""The order of every deterministic solver where the flow has no closed form: on a mixture, against a fine reference.
+
+One schedule is enough: at equal sigma/alpha all give the same answer (tests/test_process.py).
+"""
+
+import math
+
+import pytest
+import torch
+
+from diffcore.sampler import Sampler
+from diffcore.schedule import Cosine
+from diffcore.solver import Solver, mark
+from diffcore.solvers import SOLVERS
+from diffcore.solvers.ancestral import DDIM
+from diffcore.solvers.dpm_solver import DPM3, DPMFast, DPMpp2M
+from diffcore.solvers.rk45 import RK45
+from diffcore.solvers.unipc import UniPC
+from diffcore.trajectory import Trajectory
+from tests.conftest import make_solver, mixture, randn
+
+SOLVED: dict[str, Solver] = {name: make_solver(name) for name in SOLVERS}
+CASES: dict[str, Solver] = {
+    **{name: solver for name, solver in SOLVED.items() if solver.order is not None and not solver.adaptive},
+    "dpmpp_2m heun": DPMpp2M(solver_type="heun"),
+    "dpm_solver_fast x0": DPMFast(predicts="x0"),
+    "dpm_solver_fast 2": DPMFast(uses=2),
+    "unipc 1": UniPC(uses=1),
+    "unipc 3": UniPC(uses=3),
+    "unipc bh1": UniPC(variant="bh1"),
+    "unipc 3 bh1": UniPC(uses=3, variant="bh1"),
+}
+
+
+def path(steps: int) -> Trajectory:
+    """Even steps in log(alpha/sigma), from noise to where the blobs have parted."""
+    lam = torch.linspace(-2.5, 3.0, steps + 1, dtype=torch.float64)
+    return Trajectory(tuple(Cosine().time(lam).tolist()))
+
+
+@pytest.fixture(scope="module")
+def flow() -> tuple[torch.Tensor, torch.Tensor]:
+    """Where samples begin, and where the flow takes them, to about 1e-9."""
+    torch.set_num_threads(1)
+    at = mark(Cosine(), path(1).times[0])
+    start = at.alpha * 0.6 * randn(8, 2) + at.sigma * randn(8, 2, seed=1)
+    return start, Sampler(mixture(), RK45(1e-9, 1e-9), path(1)).sample(start)
+
+
+def error(solver: Solver, steps: int, flow) -> float:
+    start, exact = flow
+    return float((Sampler(mixture(), solver, path(steps)).sample(start) - exact).square().mean().sqrt())
+
+
+def rate(solver: Solver, coarse: int, fine: int, flow) -> float:
+    return math.log(error(solver, coarse, flow) / error(solver, fine, flow)) / math.log(fine / coarse)
+
+
+def test_the_flow_parts_the_samples(flow):
+    """So that the problem is no easy one: samples end in both blobs."""
+    assert len({float(x) > 0 for x in flow[1][:, 0]}) == 2
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_order_on_a_mixture_is_the_declared_one(case, flow):
+    found = rate(CASES[case], 90, 180, flow)
+    assert found > CASES[case].order - 0.2, found
+
+
+@pytest.mark.parametrize(("steps", "order"), [((60, 120), 2), ((61, 121), 2), ((62, 122), 3)])
+@pytest.mark.parametrize("predicts", ["eps", "x0"])
+def test_the_lower_steps_of_fast_cost_it_little(steps, order, predicts, flow):
+    """Groups [3, ..., 3, 2, 1], [3, ..., 3, 1] and [3, ..., 3, 2]: one step of order p costs h^(p + 1).
+
+    It declares 1: from one of these rows to another the error need not fall as fast.
+    """
+    found = rate(DPMFast(predicts=predicts), *steps, flow)
+    assert found > order - 0.25, found
+
+
+def test_a_higher_order_is_worth_its_calls(flow):
+    """At the same 60 calls."""
+    found = [error(DDIM(), 60, flow), error(DPMpp2M(), 60, flow), error(DPM3(), 20, flow)]
+    assert found[0] > 10 * found[1] > 10 * found[2], found

@@ -1,0 +1,234 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from diffcore import checkpoint, recipe
+from diffcore.checkpoint import Checkpoint, Guidance
+from diffcore.deepcache import Config as CacheConfig
+from diffcore.deepcache import DeepCached
+from diffcore.denoiser import Guided, NetDenoiser
+from diffcore.mistake import Mistake
+from diffcore.nets import unet
+from diffcore.recipe import Recipe, from_json
+from diffcore.sampler import Sampler
+from diffcore.schedule import Cosine
+from diffcore.skip_tuning import Config as SkipConfig
+from diffcore.skip_tuning import SkipScaled
+from diffcore.solvers import SOLVERS
+from diffcore.solvers.ancestral import DDIM
+from diffcore.solvers.edm import EDM
+from diffcore.trajectory import even, karras
+from tests.conftest import exact_gamma, gaussian, toy_denoiser
+from tests.test_unet import FAMILY, stirred
+
+ALL = Recipe(EDM(churn=5.0, noise=1.0), CacheConfig(3, 1, "quadratic", 4.0, 2.0), SkipConfig(0.8, 1.1), 2.5)
+NAMES = ["zero", "one", "two", "three"]
+
+
+def opened(classes: bool = False, guidance: Guidance | None = None, net=None) -> Checkpoint:
+    """A checkpoint as it is when it was loaded, with only those facts on its card that a recipe asks for."""
+    net = net or stirred(FAMILY["classes"] if classes else unet.default_config((1, 8, 8), channels=(8, 16), groups=4))
+    weighs = guidance is not None and guidance.is_input
+    denoiser = NetDenoiser(net.requires_grad_(False), Cosine(), classes=4 if classes else None, weighs=weighs)
+    card = object.__new__(checkpoint.Card)
+    told = {"name": "toy", "image": [1, 8, 8], "classes": NAMES if classes else None}
+    vars(card).update(told, guidance=guidance and dataclasses.asdict(guidance))
+    return Checkpoint(card, denoiser)
+
+
+def weighing() -> Checkpoint:
+    """A student with the weight as an input, trained for 1 to 4."""
+    net = stirred(dataclasses.replace(FAMILY["classes"], guidance_embeds=True))
+    return opened(True, Guidance(1.0, 4.0), net)
+
+
+# as data
+
+
+def through(made: Recipe) -> Recipe:
+    return from_json(json.loads(json.dumps(made.to_json())))
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_every_solver_goes_to_json_and_back(name):
+    made = Recipe(SOLVERS[name]())
+    assert made.to_json() == {"sampler": name}
+    assert through(made) == made
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_every_option_goes_to_json_and_back(name):
+    """One option at a time, another than the default: of words the other one, of numbers a near one."""
+    solver = SOLVERS[name]()
+    for field in dataclasses.fields(solver):
+        for value in others(field, getattr(solver, field.name)):
+            made = Recipe(dataclasses.replace(solver, **{field.name: value}))
+            assert made.to_json()["options"] == {field.name: value}
+            assert through(made) == made
+
+
+def others(field: dataclasses.Field, value):
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, str):
+        return [word for word in field.type.__args__ if word != value]
+    if isinstance(value, int):
+        return [value - 1] if value > 1 else [value + 1]
+    return [0.5 * value if value else 0.5] if isinstance(value, float) else []
+
+
+def test_all_parts_go_to_json_and_back():
+    assert ALL.to_json() == {
+        "sampler": "edm",
+        "options": {"churn": 5.0, "noise": 1.0},
+        "deepcache": {"interval": 3, "branch": 1, "spread": "quadratic", "center": 4.0, "power": 2.0},
+        "skip": {"bottom": 0.8, "top": 1.1},
+        "guidance": 2.5,
+    }
+    assert through(ALL) == ALL
+
+
+@pytest.mark.parametrize("key", ["deepcache", "skip", "guidance"])
+def test_a_part_alone_goes_to_json_and_back(key):
+    made = Recipe(DDIM(), **{key: getattr(ALL, key)})
+    assert set(made.to_json()) == {"sampler", key}
+    assert through(made) == made
+
+
+def test_no_guidance_is_not_guidance_to_no_class():
+    """g = 0 is the unconditional belief, which is a number like others."""
+    assert Recipe(DDIM(), guidance=0.0).to_json() == {"sampler": "ddim", "guidance": 0.0}
+    assert through(Recipe(DDIM(), guidance=0.0)).guidance == 0.0
+    assert through(Recipe(DDIM())).guidance is None
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({}, "None"),
+        ({"sampler": "ddmi"}, "ddmi"),
+        ({"sampler": "ddim", "deepcach": {"interval": 2}}, "deepcach$"),
+        ({"sampler": "ddim", "options": {"etta": 0.5}}, "etta"),
+        ({"sampler": "ddim", "options": {"eta": 7.0}}, "eta"),
+        ({"sampler": "ddim", "deepcache": {"interval": 2, "brnch": 1}}, "brnch"),
+        ({"sampler": "ddim", "deepcache": {"interval": 0}}, "interval must be at least 1"),
+        ({"sampler": "ddim", "skip": {"bottom": 0.0}}, "bottom and top must be positive"),
+        ({"sampler": "ddim", "skip": {}}, "bottom"),
+    ],
+)
+def test_what_is_unknown_is_refused(spec, words):
+    with pytest.raises(Mistake, match=f"this version knows no such recipe: .*{words}"):
+        from_json(spec)
+
+
+# as a sampler
+
+
+def test_skips_are_scaled_beneath_the_cache():
+    made = Recipe(DDIM(), CacheConfig(2), SkipConfig(0.8)).sampler(opened(), even(4))
+    assert isinstance(made.denoiser, DeepCached)
+    assert isinstance(made.denoiser.inner.net, SkipScaled)
+    assert (made.solver, made.trajectory) == (DDIM(), even(4))
+
+
+def test_nothing_done_is_the_plain_network():
+    found = opened()
+    made = Recipe(DDIM()).sampler(found, even(4))
+    assert made.denoiser is found.denoiser
+    noted = Recipe(DDIM(), CacheConfig(1), SkipConfig(1.0)).sampler(found, even(4))
+    assert torch.equal(noted.draw((1, 8, 8), 3, 0), Sampler(found.denoiser, DDIM(), even(4)).draw((1, 8, 8), 3, 0))
+
+
+@pytest.mark.parametrize("name", [name for name in SOLVERS if not SOLVERS[name]().adaptive])
+def test_all_parts_at_once_sample_with_every_solver(name):
+    found, made = opened(True), dataclasses.replace(ALL, solver=SOLVERS[name]())
+    labels = torch.tensor([0, 1, 3])
+    sampler = made.sampler(found, karras(6, Cosine()), exact_gamma(gaussian()))
+    samples = sampler.draw((1, 8, 8), 3, 0, condition=made.condition(found, labels))
+    assert isinstance(sampler.denoiser, Guided)
+    assert torch.isfinite(samples).all()
+
+
+def test_the_analytic_solver_is_told_gamma():
+    gamma = exact_gamma(gaussian())
+    made = Recipe(SOLVERS["analytic"]())
+    assert made.sampler(opened(), even(4), gamma).solver == made.solver.knowing(gamma)
+    with pytest.raises(Mistake, match="run the stage `gamma`"):
+        made.sampler(opened(), even(4))
+
+
+def test_what_a_checkpoint_cannot_do_is_a_mistake():
+    foreign = Checkpoint(opened().card, toy_denoiser())
+    for made in (Recipe(DDIM(), CacheConfig(2)), Recipe(DDIM(), skip=SkipConfig(0.9))):
+        with pytest.raises(Mistake, match="needs our own U-Net"):
+            made.sampler(foreign, even(4))
+    with pytest.raises(Mistake, match="not one of the network's 3 branches"):
+        Recipe(DDIM(), CacheConfig(2, 3)).sampler(opened(), even(4))
+    with pytest.raises(Mistake, match="toy knows no classes, so there is nothing to guide to"):
+        Recipe(DDIM(), guidance=2.0).sampler(opened(), even(4))
+
+
+# guidance
+
+
+def test_a_teacher_of_classes_is_guided_where_a_weight_is_given():
+    found = opened(True)
+    assert isinstance(Recipe(DDIM(), guidance=2.0).sampler(found, even(4)).denoiser, Guided)
+    assert Recipe(DDIM()).sampler(found, even(4)).denoiser is found.denoiser
+
+
+def test_a_student_of_one_weight_is_that_of_no_other():
+    found = opened(True, Guidance(2.0, 2.0))
+    for weight in (None, 2.0):
+        assert Recipe(DDIM(), guidance=weight).sampler(found, even(4)).denoiser is found.denoiser
+    with pytest.raises(Mistake, match="guidance weight of 2 alone, not for 3"):
+        Recipe(DDIM(), guidance=3.0).sampler(found, even(4))
+
+
+def test_a_student_with_the_weight_as_an_input_is_told_it():
+    found, labels = weighing(), torch.tensor([0, 1, 3])
+    drawn = []
+    for weight in (1.5, 4.0):
+        made = Recipe(DDIM(), CacheConfig(2), guidance=weight)
+        sampler = made.sampler(found, even(4))
+        assert isinstance(sampler.denoiser, DeepCached)  # one call, no Guided
+        drawn.append(sampler.draw((1, 8, 8), 3, 0, condition=made.condition(found, labels)))
+    assert not torch.equal(*drawn)
+    with pytest.raises(Mistake, match="1 to 4, not for 5"):
+        Recipe(DDIM(), guidance=5.0).sampler(found, even(4))
+    with pytest.raises(Mistake, match="say which one with `guidance`"):
+        Recipe(DDIM()).sampler(found, even(4))
+
+
+def test_the_condition_says_classes_and_weight():
+    labels = torch.tensor([0, 3, 1])
+    told = Recipe(DDIM(), guidance=2.5).condition(opened(True), labels)
+    assert torch.equal(told.labels, labels)
+    assert torch.equal(told.guidance, torch.full((3,), 2.5, dtype=torch.float64))
+    assert Recipe(DDIM()).condition(opened(True), labels).guidance is None
+    assert Recipe(DDIM()).condition(opened(), labels) is None
+    assert Recipe(DDIM()).condition(opened(True), None) is None
+
+
+# classes
+
+
+def test_classes_are_those_asked_for_or_each_in_turn():
+    assert recipe.classes(opened(True), 6, None).tolist() == [0, 1, 2, 3, 0, 1]
+    found = recipe.classes(opened(True), 2, [3, 1])
+    assert found.tolist() == [3, 1]
+    assert found.dtype == torch.int64
+    assert recipe.classes(opened(), 6, None) is None
+
+
+@pytest.mark.parametrize("asked", [[0], [0, 4], [0, -1]])
+def test_classes_that_do_not_fit_are_refused(asked):
+    with pytest.raises(Mistake, match=r"one label in 0\.\.3"):
+        recipe.classes(opened(True), 2, asked)
+
+
+def test_classes_of_a_network_that_knows_none_are_refused():
+    with pytest.raises(Mistake, match="toy knows no classes"):
+        recipe.classes(opened(), 1, [0])

@@ -1,0 +1,202 @@
+"""The real trainer against closed forms: every method, on data and with a student simple enough to know where it must end.
+
+Pixels are independent N(MEAN, STD^2), for which every velocity, hop and flow is affine in z. The student
+has a gain and a shift at each of 16 times and is linear between them, or smooth, where a method differentiates it by time.
+So what a method should learn is known at every time. The author of a new method gives it a line in CASES.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from diffcore import fit, methods
+from diffcore.angle import between, heun, hop
+from diffcore.denoiser import GaussianDenoiser, NetDenoiser
+from diffcore.fit import Compute, Job
+from diffcore.methods import (
+    consistency,
+    consistency_training,
+    continuous,
+    denoising,
+    distribution_matching,
+    guided,
+    phased,
+    progressive,
+)
+from diffcore.resume import Resume
+from diffcore.schedule import Cosine
+from tests.test_consistency_training import Affine as Smooth
+from tests.test_consistency_training import GaussianFeed
+
+MEAN, STD, KNOTS = 0.2, 0.5, 16
+COMPUTE = Compute(threads=1, precision="no", compile=False, save_seconds=1e9, memory_gb=1.0)
+Map = Callable[[Tensor, Tensor], Tensor]
+"""(z [n, 1, 1, 1], t [n]) -> v at z, float64."""
+
+
+def exact(dtype: torch.dtype = torch.float64) -> GaussianDenoiser:
+    return GaussianDenoiser(*(torch.full((1, 1, 1), number, dtype=dtype) for number in (MEAN, STD**2)), Cosine())
+
+
+class Affine(nn.Module):
+    """v = gain(t) z + shift(t), both linear between their values at t = k/KNOTS."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain, self.shift = nn.Parameter(torch.zeros(KNOTS + 1)), nn.Parameter(torch.zeros(KNOTS + 1))
+
+    def at(self, t):
+        hats = (1 - (t[:, None] * KNOTS - torch.arange(KNOTS + 1)).abs()).clamp(min=0)
+        return hats @ self.gain, hats @ self.shift
+
+    def forward(self, x, label):
+        gain, shift = (part[:, None, None, None] for part in self.at((label + 1) / 1024))
+        return gain * x + shift
+
+
+class Rising(Affine):
+    """Its image rises with the noise from the start: a method that looks at distributions alone would allow either."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.no_grad():
+            self.gain -= 0.2
+
+
+# ------------------------------------------------------------------------------------------- where methods must end
+
+
+def posterior(z: Tensor, t: Tensor) -> Tensor:
+    """The denoiser itself."""
+    return exact()(z, t).v
+
+
+def flow(z: Tensor, t: Tensor) -> Tensor:
+    """The exact flow to the data."""
+    return between(z, exact().flow(z, t, torch.zeros_like(t)), t * math.pi / 2)
+
+
+def steps_down(fine: int, to: int, step: Map | None = None) -> Map:
+    """Plain steps of length 1/fine from t down to the next multiple of 1/to below it, which is not t itself."""
+
+    def v(z: Tensor, t: Tensor) -> Tensor:
+        at, k = z, (t * fine).round()
+        edge = ((k * to / fine).ceil() - 1) * fine / to
+        phi, phi_edge = (x / fine * math.pi / 2 for x in (k, edge))
+        while bool((k > edge).any()):
+            short = torch.full_like(t, math.pi / 2 / fine)
+            there = hop(at, (step or posterior)(at, k.clamp(min=1) / fine), short)
+            at, k = torch.where((k > edge)[:, None, None, None], there, at), torch.where(k > edge, k - 1, k)
+        return between(z, at, phi - phi_edge)
+
+    return v
+
+
+def heuns(fine: int) -> Map:
+    """One of Heun's steps of length 1/fine."""
+    return lambda z, t: heun(posterior, z, t, t - 1 / fine, Cosine())
+
+
+@dataclass(frozen=True)
+class Case:
+    """config: the method's. right: what the student must be. within: of its gain and shift, at each of `times`.
+
+    student: Affine or Smooth. fit: what differs from the harness's own training.
+    """
+
+    config: Any
+    right: Map
+    within: float
+    times: tuple[float, ...] = tuple(k / KNOTS for k in range(1, KNOTS + 1))
+    iterations: int = 300
+    student: type[nn.Module] = Affine
+    fit: dict[str, Any] = field(default_factory=dict)
+
+
+QUARTERS = (0.25, 0.5, 0.75, 1.0)
+SLOWLY = {"batch": 512, "lr": 0.01, "ema": 0.99}
+
+CASES: dict[str, list[Case]] = {
+    "consistency": [
+        Case(consistency.Config(16, 0.0, "squared"), steps_down(16, 1), 0.01, iterations=500),
+        Case(consistency.Config(16, 0.5), steps_down(16, 1), 0.02, iterations=500),
+        Case(consistency.Config(16, 0.0, "squared", hop="heun"), steps_down(16, 1, heuns(16)), 0.005, iterations=500),
+        Case(consistency.Config(8, 0.0, "squared", hop="substeps", substeps=8), steps_down(64, 1), 0.01, QUARTERS),
+        Case(consistency.Config(2, 0.0, "squared", steps_end=16), steps_down(16, 1), 0.02, iterations=800),
+    ],
+    "consistency_training": [
+        Case(consistency_training.Config(), flow, 0.1, iterations=600, student=Smooth, fit=SLOWLY)
+    ],
+    "continuous": [Case(continuous.Config(), flow, 0.1, iterations=300, student=Smooth, fit=SLOWLY)],
+    "denoising": [
+        Case(denoising.Config(), posterior, 0.06),
+        Case(denoising.Config("min_snr"), posterior, 0.06, times=QUARTERS[:3]),
+    ],
+    "distribution_matching": [
+        Case(distribution_matching.Config(1, 2, 0.02), flow, 0.03, times=(1.0,), student=Rising, fit=SLOWLY)
+    ],
+    "guided": [Case(guided.Config(), posterior, 0.03)],
+    "phased": [Case(phased.Config(steps=16), steps_down(16, 4), 0.01)],
+    "progressive": [
+        Case(progressive.Config(4), steps_down(8, 4), 0.005, QUARTERS),
+        Case(progressive.Config(4, "one", factor=3), steps_down(12, 4), 0.005, QUARTERS),
+    ],
+}
+"""By the method's name. The lists may hold several choices of one method."""
+
+CASES_BY_NAME = [
+    pytest.param(name, number, id=f"{name}-{number}")
+    for name in methods.names()
+    for number in range(len(CASES.get(name, [0])))
+]
+
+
+def trained(name: str, case: Case, resume: Resume | None = None) -> nn.Module:
+    setting = {"batch": 256, "lr": 0.05, "ema": 0.0, "weight_decay": 0.0, **case.fit}
+    feed = GaussianFeed(MEAN, STD, setting["batch"])
+    job = Job(methods.load(name), case.config, fit.Config(iterations=case.iterations, **setting), feed, 0)
+    student = NetDenoiser(case.student(), Cosine())
+    return fit.fit(job, student, exact(torch.float32), COMPUTE, resume).net
+
+
+@torch.no_grad()
+def errors(net: nn.Module, case: Case) -> tuple[float, float]:
+    """The largest error of gain and of shift over the case's times."""
+    t = torch.tensor(case.times, dtype=torch.float64)
+    zero, one = torch.zeros(len(t), 1, 1, 1).double(), torch.ones(len(t), 1, 1, 1).double()
+    shift = case.right(zero, t).flatten()
+    gain = case.right(one, t).flatten() - shift
+    found = net.at(t.float())
+    return float((found[0] - gain).abs().max()), float((found[1] - shift).abs().max())
+
+
+@pytest.mark.parametrize(("name", "number"), CASES_BY_NAME)
+def test_the_trainer_finds_the_closed_form(name, number):
+    assert name in CASES, (
+        f"the method {name!r} has no closed form yet: say in CASES, with a config for this student and Gaussian data, which "
+        "velocity it must end with (posterior, flow, steps_down or another), and within how much"
+    )
+    case = CASES[name][number]
+    assert max(errors(case.student(), case)) > 4 * case.within, "the start is no answer"
+    found = errors(trained(name, case), case)
+    assert max(found) < case.within, found
+
+
+def test_no_case_is_left_behind():
+    assert set(CASES) <= set(methods.names())
+
+
+def test_without_an_average_the_result_is_the_last_weights(tmp_path):
+    """`ema: 0`: what teaches the next round of progressive distillation is the student itself, as in the paper."""
+    resume = Resume(tmp_path, "x", "f" * 64)
+    case = Case(progressive.Config(4), posterior, 0.0, iterations=5)
+    net, tensors = trained("progressive", case, resume), resume.load()[1]
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensor, tensors[f"net/{name}"])
+    averaged = trained("progressive", Case(progressive.Config(4), posterior, 0.0, iterations=5, fit={"ema": 0.9}))
+    assert not torch.equal(averaged.gain, net.gain)
