@@ -123,24 +123,36 @@ class Frontier:
         return tuple(p for p in self._sorted() if not any(q.dominates(p) for q in self.points))
 
     def recommend(self, tolerance: float, reference: Point | None = None) -> Recommendation:
-        """The fewest network calls whose fd is at most `tolerance` times that of `reference`.
+        """The fewest network calls whose fd is at most `tolerance` times that of `reference`, or below the floor.
 
-        Without a reference it is the teacher's best fd, over all ways to sample the teacher; those may be recommended too.
-        Among equally many calls the lowest fd wins. If no point qualifies it is the one with the best fd, and the reason
-        says so.
+        What is no farther from the real images than other real images are counts as good as any: such small differences
+        are chance. Without a reference it is the teacher's best fd, over all ways to sample the teacher; those may be
+        recommended too. Among equally many calls the lowest fd wins. If no point qualifies it is the one with the best fd,
+        and the reason says so.
         """
         if not tolerance > 0:
             raise ValueError(f"tolerance must be positive, got {tolerance}")
         whose = "the teacher's best" if reference is None else "the reference"
         reference = reference or self._best_teacher()
-        allowed = tolerance * reference.fd
-        bar = f"{tolerance:g} times {whose} ({_told(reference)}), which allows fd {allowed:.3g}"
+        allowed = max(tolerance * reference.fd, self.floor.fd)
+        bar = f"{tolerance:g} times {whose} ({_told(reference)}), which allows fd {tolerance * reference.fd:.3g}"
+        if allowed == self.floor.fd:
+            bar = f"the floor of fd {plus_minus(self.floor.fd, self.floor.fd_se)}, which is looser than {bar}"
         chosen = next((p for p in self._sorted() if p.fd <= allowed), None)
         if chosen is None:
             chosen = min(self.points, key=lambda p: (p.fd, p.nfe, p.name))
             return Recommendation(chosen, f"{_told(chosen)}: the best fd there is, for no point is within {bar}.")
-        reason = f"{_told(chosen)}: the fewest network calls within {bar}{_doubt(chosen, reference, tolerance)}."
+        reason = f"{_told(chosen)}: the fewest network calls within {bar}{self._doubt(chosen, reference, tolerance)}."
         return Recommendation(chosen, reason)
+
+    def _doubt(self, chosen: Point, reference: Point, tolerance: float) -> str:
+        """A clause for a margin that chance could have made; the two errors are taken as independent."""
+        bars = (tolerance * reference.fd, tolerance * reference.fd_se), (self.floor.fd, self.floor.fd_se)
+        allowed, allowed_se = max(bars)
+        margin, error = allowed - chosen.fd, math.hypot(chosen.fd_se, allowed_se)
+        if chosen == reference or margin >= 2 * error:
+            return ""
+        return f"; a close call, the margin of {margin:.2g} is less than two of its standard errors of {error:.2g}"
 
     def table(self) -> str:
         """For a terminal, at most WIDTH columns: rows by rising network calls and then fd, `*` on the frontier.
@@ -266,14 +278,6 @@ def _shortened(name: str, width: int) -> str:
 def _told(point: Point) -> str:
     calls = "1 network call" if point.nfe == 1 else f"{point.nfe:.4g} network calls"
     return f"{point.name}, {calls}, fd {plus_minus(point.fd, point.fd_se)}"
-
-
-def _doubt(chosen: Point, reference: Point, tolerance: float) -> str:
-    """A clause for a margin that chance could have made; the two errors are taken as independent."""
-    margin, error = tolerance * reference.fd - chosen.fd, math.hypot(chosen.fd_se, tolerance * reference.fd_se)
-    if chosen == reference or margin >= 2 * error:
-        return ""
-    return f"; a close call, the margin of {margin:.2g} is less than two of its standard errors of {error:.2g}"
 
 
 def _check_shared(points: Iterable[Point], key: str) -> None:

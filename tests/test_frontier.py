@@ -126,6 +126,14 @@ def test_the_bar_itself_is_within():
     assert frontier(*points).recommend(1.5).point.name == "exactly"
 
 
+def test_what_is_as_near_as_real_images_is_good_enough():
+    """The floor is 0.321: the teacher's lucky 0.1 does not rule out a student that is no worse than real images."""
+    found = frontier(teacher(64, 0.1), point("near", 1, 0.3), point("far", 1, 0.33)).recommend(1.5)
+    assert found.point.name == "near"
+    assert "within the floor of fd 0.321+-0.045, which is looser than 1.5 times the teacher's best" in found.reason
+    assert "close call" in found.reason
+
+
 def test_a_way_to_sample_the_teacher_may_be_recommended():
     points = teacher(64, 1.0), teacher(8, 1.1), point("pd4", 4, 5.0)
     assert frontier(*points).recommend(1.2).point.name == "teacher-ddim-even-8"
@@ -152,10 +160,10 @@ def test_a_close_call_is_called_one():
 
 
 def test_when_none_qualifies_it_is_the_best_and_says_so():
-    given = point("elsewhere", 64, 0.2)
+    given = point("elsewhere", 64, 0.3)
     found = DIGITS.recommend(1.5, reference=given)
     assert found.point.name == "teacher-ddim-even-64"
-    assert "no point is within 1.5 times the reference (elsewhere, 64 network calls, fd 0.200+-0.010)" in found.reason
+    assert "no point is within 1.5 times the reference (elsewhere, 64 network calls, fd 0.300+-0.015)" in found.reason
     assert DIGITS.recommend(10.0, reference=given).point.name == "cd-1"
 
 

@@ -18,8 +18,6 @@ TIMES = torch.tensor([0.02345, 0.20345, 0.50015, 0.77775, 0.99875], dtype=torch.
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 
 
-
-
 def beta(t):
     return 0.1 + 19.9 * t
 

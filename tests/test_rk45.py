@@ -21,8 +21,6 @@ from tests.conftest import gaussian, make_schedule, mixture, randn
 WHOLE = Trajectory((1.0, 0.0))
 
 
-
-
 class Spy(Denoiser):
     """Keeps the times at which each sample was asked about, and how many samples were asked in all."""
 

@@ -45,8 +45,6 @@ def solver_of(case: str, denoiser: GaussianDenoiser) -> Solver:
     return OPTIONS.get(case) or make_solver(case, denoiser)
 
 
-
-
 @dataclass
 class Law:
     """x = mean + gain (start - its mean) + draws[0] z_0 + draws[1] z_1 + ..., each [*x]; draws [n, *x]."""
