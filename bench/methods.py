@@ -47,16 +47,30 @@ LINES = {
         "consistency", {"steps": 16, "target_ema": 0.5, "distance": "squared"}, 600, shown="consistency, longer"
     ),
     "cd_heun": Line(
-        "consistency", {"steps": 16, "hop": "heun", "distance": "squared"}, 500, shown="consistency, Heun hops"
+        "consistency",
+        {"steps": 16, "target_ema": 0.5, "hop": "heun", "distance": "squared"},
+        500,
+        shown="consistency, Heun hops",
     ),
     "ect": Line("consistency_training", {"schedule": "ect"}, 750, shown="consistency_training, ect"),
-    "scm": Line("continuous", {}, 400, 5e-4, shown="continuous"),
+    "scm": Line("continuous", {}, 400, 1e-4, shown="continuous"),
     "pcm1": Line("phased", {"steps": 16, "phases": 1, "distance": "squared"}, 600, shown="phased"),
     "pcm2": Line("phased", {"steps": 16, "phases": 2, "distance": "squared"}, 600, shown="phased"),
     "pcm4": Line("phased", {"steps": 16, "phases": 4, "distance": "squared"}, 600, shown="phased"),
     "pcm8": Line("phased", {"steps": 16, "phases": 8, "distance": "squared"}, 600, shown="phased"),
     "dm1": Line(
         "distribution_matching", {"steps": 1}, 65, 5e-4, start="cd", shown="consistency, then distribution_matching"
+    ),
+    "dm1_long": Line("distribution_matching", {"steps": 1}, 120, 5e-4, start="cd", shown="the same, twice as long"),
+    "dm1_gan": Line(
+        "distribution_matching", {"steps": 1, "adversarial": 0.03}, 55, 5e-4, start="cd", shown="the same, adversarial"
+    ),
+    "cdh": Line("consistency", {"steps": 16, "target_ema": 0.5, "hop": "heun", "distance": "squared"}, 200),
+    "dm1_h": Line(
+        "distribution_matching", {"steps": 1}, 70, 5e-4, start="cdh", shown="consistency, Heun hops, then the same"
+    ),
+    "dm2_h": Line(
+        "distribution_matching", {"steps": 2}, 60, 1e-3, start="cdh", shown="consistency, Heun hops, then the same"
     ),
     "dm2": Line(
         "distribution_matching", {"steps": 2}, 55, 5e-4, start="cd", shown="consistency, then distribution_matching"
@@ -169,7 +183,8 @@ def main() -> None:
 
     for seed in [] if given.table else given.seeds:
         run(bench, seed, with_starts(given.only), lambda *told, seed=seed: tell(seed, *told))
-    print(table([json.loads(line) for line in given.out.read_text().splitlines()], bench))
+    results = [json.loads(line) for line in given.out.read_text().splitlines()]
+    print(table(list({(result["seed"], result["name"]): result for result in results}.values()), bench))
 
 
 if __name__ == "__main__":

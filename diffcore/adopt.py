@@ -1,91 +1,186 @@
 """A teacher that somebody else trained: a folder that diffusers wrote, read as what it is.
 
-The network may be any of diffusers' that needs no more than an image, a time and a class. Its betas become a Discrete
-schedule of as many steps, its prediction_type a head, its timesteps the labels T t - 1: so nothing is converted and nothing
-is approximated. Other processes (flow matching, variance exploding) are told another number than a time and are refused.
+Its betas become a Discrete schedule of as many steps, its prediction_type a head, its timesteps the labels T t - 1. Nothing
+is approximated: what has no exact counterpart here is refused. A checkpoint of this pipeline's own is taken as its card says.
 """
 
 import json
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffcore import nets
+from diffcore import checkpoint, disk, nets
 from diffcore.denoiser import NetDenoiser
 from diffcore.mistake import Mistake
+from diffcore.nets import unet
 from diffcore.schedule import Discrete
 
+SCHEDULER = "scheduler/scheduler_config.json"
 HEADS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
-FOREIGN = ("flow", "edm", "ve", "karras")
-"""Parts of the names of diffusers' schedulers whose process is another one."""
+NAMES = """
+DDPM DDPMParallel DDIM DDIMParallel PNDM DPMSolverMultistep DPMSolverSinglestep UniPCMultistep DEISMultistep EulerDiscrete
+EulerAncestralDiscrete HeunDiscrete LMSDiscrete KDPM2Discrete KDPM2AncestralDiscrete
+"""
+SAMPLERS = [f"{name}Scheduler" for name in NAMES.split()]
+"""Those of diffusers' schedulers whose networks see sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps and the index of a beta."""
 
 
-def adopt(folder: Path) -> NetDenoiser:
-    """The denoiser in `folder`: a pipeline (unet/ and scheduler/) of diffusers. A Mistake says what cannot be read."""
+@dataclass(frozen=True)
+class Adopted:
+    """files: sha256 of each file that was read. image: [c, h, w] that the network was made for, h and w 0 where its config
+    does not say. classes: names by label, None where the folder does not tell them."""
+
+    denoiser: NetDenoiser
+    files: dict[str, str]
+    image: tuple[int, int, int]
+    classes: Sequence[str] | None = None
+
+    @property
+    def skips(self) -> int | None:
+        """How many skips its U-Net has, None for a network that is not our own, whose parts cannot be run alone."""
+        return self.denoiser.net.config.skips if isinstance(self.denoiser.net, unet.UNet) else None
+
+    def check(self, image: Sequence[int], classes: Sequence[str] | None) -> None:
+        """A Mistake if it is not a network for such images, [c, h, w], of these classes (names, or None)."""
+        channels, *sides = self.image
+        if channels != image[0] or (any(sides) and sides != list(image[1:])):
+            own = " x ".join(str(size) if size else "?" for size in self.image)
+            raise Mistake(
+                f"the teacher is for images of {own} and the data are {' x '.join(map(str, image))} (channels x height x "
+                "width); set data.size and data.channels to what it was trained with"
+            )
+        levels = len(self.denoiser.net.config_json()["block_out_channels"])
+        if any(side % 2 ** (levels - 1) for side in image[1:]):
+            raise Mistake(
+                f"images of {image[1]} x {image[2]} cannot be halved {levels - 1} times as the teacher does; set data.size"
+            )
+        known = self.denoiser.classes
+        if known is not None and known != len(classes or ()):
+            raise Mistake(
+                f"the teacher's class table has {known + 1} rows, and the data have {len(classes or ())} classes; it needs "
+                "a row for each and one more, the last, for no class"
+            )
+        if self.classes is not None and list(self.classes) != list(classes or ()):
+            raise Mistake(f"the teacher's classes are {_few(self.classes)} and the data's are {_few(classes or ())}")
+
+
+def adopt(folder: Path) -> Adopted:
+    """The denoiser in `folder`: a pipeline (unet/ and scheduler/) of diffusers, or a checkpoint of this pipeline's own.
+
+    A Mistake says what cannot be read as it is. Nothing pickled is opened.
+    """
     folder = Path(folder).expanduser()
+    if (folder / "card.json").is_file():
+        return _own(folder)
     settings = _settings(folder)
-    betas, head = _betas(settings, folder), _head(settings, folder)
+    content = _network(folder)
+    head, schedule = _head(settings, folder), _schedule(settings, folder)
+    if head == "eps" and float(schedule.alpha(torch.ones(1))) == 0:
+        raise Mistake(
+            f"{folder}: an epsilon network on betas that end in pure noise has no image at t = 1, where sampling begins; "
+            "it must be trained with v_prediction"
+        )
     net = nets.open_folder(folder / "unet").eval().requires_grad_(False)
-    table = net.config_json().get("num_class_embeds")
-    return NetDenoiser(net, Discrete(tuple(betas.tolist())), head, classes=table and table - 1, labels=len(betas))
+    table = content.get("num_class_embeds")
+    denoiser = NetDenoiser(net, schedule, head, classes=table and table - 1, labels=len(schedule.betas))
+    read = [folder / SCHEDULER, folder / "unet" / nets.CONFIG, *sorted((folder / "unet").glob("*.safetensors*"))]
+    return Adopted(denoiser, {str(p.relative_to(folder)): disk.sha256(p) for p in read}, _image(content))
 
 
-def image_of(denoiser: NetDenoiser) -> tuple[int, int, int] | None:
-    """[c, h, w] that the network was made for, None if its config does not say."""
-    config = denoiser.net.config_json()
-    size, channels = config.get("sample_size"), config.get("in_channels")
-    if size is None or channels is None:
-        return None
-    height, width = (size, size) if isinstance(size, int) else size
-    return channels, height, width
+def _own(folder: Path) -> Adopted:
+    found = checkpoint.load(folder)
+    if found.denoiser.grid is not None or found.card.solver == "renoise" or found.guidance is not None:
+        raise Mistake(
+            f"{folder} is a student by {found.card.method}, which cannot teach at every time; give the teacher it comes from"
+        )
+    return Adopted(found.denoiser, dict(found.card.files), tuple(found.card.image), found.card.classes)
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    path = folder / "scheduler/scheduler_config.json"
+    path = folder / SCHEDULER
     if not path.is_file():
         raise Mistake(
-            f"{folder} is not a teacher in diffusers' format: {path.relative_to(folder)} is missing; save its pipeline "
-            "with save_pretrained"
+            f"{folder} is not a teacher in diffusers' format: {SCHEDULER} is missing; save its pipeline with save_pretrained"
         )
     try:
         found = json.loads(path.read_text())
     except ValueError as error:
         raise Mistake(f"{path} is not valid JSON ({error}); fetch or write it again") from None
-    name = str(found.get("_class_name", ""))
-    if any(word in name.lower() for word in FOREIGN) or "num_train_timesteps" not in found:
+    name = found.get("_class_name") if isinstance(found, dict) else None
+    if name not in SAMPLERS or any(found.get(key) for key in ("use_flow_sigmas", "snr_shift_scale")):
         raise Mistake(
-            f"{path} is of {name or 'an unknown scheduler'}, whose process is not the variance-preserving one with betas; "
-            "only a teacher trained with betas can be taken as it is"
+            f"{path} is of {name or 'an unknown scheduler'}, whose process is not known to be the variance-preserving one "
+            "with betas; save the pipeline with the DDPMScheduler that the network was trained with"
         )
     return found
 
 
+def _network(folder: Path) -> dict[str, Any]:
+    """The content of unet/config.json."""
+    content = nets.read_config(folder / "unet")
+    if (name := content["_class_name"]) != unet.FORMAT:
+        raise Mistake(f"{folder}: its network is a {name}; only a {unet.FORMAT} is told a time and a class and no more")
+    known = {"time_embedding_type": "positional", "class_embed_type": None}
+    for key, value in known.items():
+        if (given := content.get(key, value)) != value:
+            raise Mistake(f"{folder}: {key} {given!r} is not known here, only {value!r}; train one with that")
+    taken, made = (content.get(key, 3) for key in ("in_channels", "out_channels"))
+    if taken != made:
+        raise Mistake(
+            f"{folder}: the network makes {made} channels of {taken}; of a learned variance keep only the mean's: the first "
+            f"{taken} of conv_out and out_channels {taken}"
+        )
+    return content
+
+
+def _image(content: dict[str, Any]) -> tuple[int, int, int]:
+    size = content.get("sample_size") or 0
+    return content.get("in_channels", 3), *((size, size) if isinstance(size, int) else size)
+
+
 def _head(settings: dict[str, Any], folder: Path) -> str:
     word = settings.get("prediction_type", "epsilon")
-    if word not in HEADS:
-        raise Mistake(f"{folder}: prediction_type {word!r} is unknown; known: {', '.join(HEADS)}")
+    if word not in HEADS or "predict_epsilon" in settings:
+        raise Mistake(
+            f"{folder}: prediction_type {word!r} is not one of {', '.join(HEADS)}; write which one in {SCHEDULER}"
+        )
     return HEADS[word]
 
 
-def _betas(settings: dict[str, Any], folder: Path) -> Tensor:
+def _schedule(settings: dict[str, Any], folder: Path) -> Discrete:
+    try:
+        betas = _betas(settings)
+        if (betas[:-1] >= 1).any():
+            raise ValueError("only the last beta can be 1")
+        return Discrete(tuple((_zero_snr(betas) if settings.get("rescale_betas_zero_snr") else betas).tolist()))
+    except (KeyError, TypeError, ValueError) as error:
+        told = f"{error.args[0]} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise Mistake(f"{folder}: {SCHEDULER} gives no betas ({told}); write them out as trained_betas") from None
+
+
+def _betas(settings: dict[str, Any]) -> Tensor:
     """[T] float64, by the names that diffusers' schedulers give."""
-    count, kind = settings["num_train_timesteps"], settings.get("beta_schedule", "linear")
-    low, high = settings.get("beta_start", 1e-4), settings.get("beta_end", 0.02)
-    if settings.get("trained_betas") is not None:
-        betas = torch.tensor(settings["trained_betas"], dtype=torch.float64)
-    elif kind == "linear":
-        betas = torch.linspace(low, high, count, dtype=torch.float64)
-    elif kind == "scaled_linear":
-        betas = torch.linspace(low**0.5, high**0.5, count, dtype=torch.float64) ** 2
-    elif kind == "squaredcos_cap_v2":
+    count = settings["num_train_timesteps"]
+    if (given := settings.get("trained_betas")) is not None:
+        if len(given) != count:
+            raise ValueError(f"{len(given)} trained_betas for {count} num_train_timesteps")
+        return torch.tensor(given, dtype=torch.float64)
+    kind, low, high = (settings[key] for key in ("beta_schedule", "beta_start", "beta_end"))
+    if kind == "linear":
+        return torch.linspace(low, high, count, dtype=torch.float64)
+    if kind == "scaled_linear":
+        return torch.linspace(low**0.5, high**0.5, count, dtype=torch.float64) ** 2
+    if kind == "squaredcos_cap_v2":
         bar = torch.cos((torch.arange(count + 1, dtype=torch.float64) / count + 0.008) / 1.008 * math.pi / 2) ** 2
-        betas = (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
-    else:
-        raise Mistake(f"{folder}: beta_schedule {kind!r} is unknown; write the betas out as trained_betas")
-    return _zero_snr(betas) if settings.get("rescale_betas_zero_snr") else betas
+        return (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
+    if kind == "sigmoid":
+        return torch.linspace(-6, 6, count, dtype=torch.float64).sigmoid() * (high - low) + low
+    raise ValueError(f"beta_schedule {kind!r} is unknown")
 
 
 def _zero_snr(betas: Tensor) -> Tensor:
@@ -94,3 +189,7 @@ def _zero_snr(betas: Tensor) -> Tensor:
     alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
     bar = torch.cat([torch.ones(1, dtype=torch.float64), alpha**2])
     return 1 - bar[1:] / bar[:-1]
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") or "none"

@@ -174,7 +174,7 @@ def load(folder: Path) -> Checkpoint:
             raise Mistake(f"{folder} is not whole: {name} is missing; run the stage that makes it again")
         if disk.sha256(file) != digest:
             raise Mistake(f"{file} is damaged: its sha256 does not fit the card; run the stage that makes it again")
-    net = open_net(folder / "unet").eval().requires_grad_(False)
+    net = open_net(folder / "unet", card.head).eval().requires_grad_(False)
     grid = Trajectory(tuple(card.grid)) if card.grid else None
     classes = len(card.classes) if card.classes else None
     weighs = card.guidance is not None and Guidance(**card.guidance).is_input
@@ -182,11 +182,11 @@ def load(folder: Path) -> Checkpoint:
     return Checkpoint(card, NetDenoiser(net, kind, card.head, grid, classes, weighs, labels=card.labels))
 
 
-def open_net(folder: Path) -> nn.Module:
+def open_net(folder: Path, head: str = "v") -> nn.Module:
     """The network in a folder of diffusers' format: our U-Net where it fits, else through the adapter."""
     from diffcore.nets import open_folder
 
-    return open_folder(folder)
+    return open_folder(folder, head == "both")
 
 
 def _scheduler(denoiser: NetDenoiser, solver: str) -> tuple[str, dict[str, Any]]:
@@ -195,6 +195,8 @@ def _scheduler(denoiser: NetDenoiser, solver: str) -> tuple[str, dict[str, Any]]
     T betas with alpha-bar_j = alpha(t = (j + 1)/T)^2 and "trailing" spacing make diffusers' index j our label T t - 1, so a
     trajectory of K even steps is exact where K divides T. A consistency student is sampled by LCM's multistep rule with its
     boundary scalings switched off: a v network has the boundary condition built in.
+
+    No scheduler of diffusers knows the head `both`: it is written as what it is, so that their `step` refuses it by name.
     """
     t = torch.arange(denoiser.labels + 1, dtype=torch.float64) / denoiser.labels
     alpha_bar = denoiser.schedule.alpha(t) ** 2
@@ -202,7 +204,7 @@ def _scheduler(denoiser: NetDenoiser, solver: str) -> tuple[str, dict[str, Any]]
         "_diffusers_version": "0.36.0",
         "num_train_timesteps": denoiser.labels,
         "trained_betas": (1 - alpha_bar[1:] / alpha_bar[:-1]).tolist(),
-        "prediction_type": {"v": "v_prediction", "eps": "epsilon", "x0": "sample"}[denoiser.head],
+        "prediction_type": {"v": "v_prediction", "eps": "epsilon", "x0": "sample", "both": "both"}[denoiser.head],
         "clip_sample": False,
         "set_alpha_to_one": True,
         "steps_offset": 0,

@@ -1,7 +1,9 @@
 """What a network believes about x_0, and everything that can hold such a belief."""
 
 import abc
+import contextlib
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +41,11 @@ class Prediction:
         """The gradient of log p_t at x_t, -eps / sigma. Infinite where sigma is 0."""
         return -self.eps / self.level.sigma
 
+    @property
+    def both(self) -> Tensor:
+        """x_0 and eps side by side, [b, 2c, ...]."""
+        return torch.cat([self.x0, self.eps], 1)
+
 
 def from_x0(x_t: Sample, level: Level, x0: Sample) -> Prediction:
     """Singular at sigma = 0."""
@@ -63,7 +70,14 @@ def from_score(x_t: Sample, level: Level, score: Sample) -> Prediction:
     return from_eps(x_t, level, -level.sigma * score)
 
 
-HEADS = {"x0": from_x0, "eps": from_eps, "v": from_v, "score": from_score}
+def from_both(x_t: Sample, level: Level, both: Tensor) -> Prediction:
+    """Of an x~ and an eps~, [b, 2c, ...]: x_0 = S^2 x~ + C (z - S eps~), which trusts either where it is good (Salimans &
+    Ho 2022, arXiv 2202.00512, section 4). That is v = C eps~ - S x~, so singular nowhere."""
+    x0, eps = both.chunk(2, 1)
+    return from_v(x_t, level, Prediction(x0, eps, level).v)
+
+
+HEADS = {"x0": from_x0, "eps": from_eps, "v": from_v, "score": from_score, "both": from_both}
 
 
 @dataclass(frozen=True)
@@ -71,21 +85,22 @@ class Condition:
     """What is known of the samples of a batch.
 
     labels: int64 [b], -1 for no class, None if nothing is known of any. guidance: [b], the weight g of classifier-free
-    guidance, None where there is none.
+    guidance, None where there is none. negative: int64 [b], the class that guidance leads away from, None for no class.
     """
 
     labels: Tensor | None = None
     guidance: PerSample | None = None
+    negative: Tensor | None = None
 
     def __getitem__(self, rows: slice | Tensor) -> "Condition":
-        return Condition(*(None if part is None else part[rows] for part in (self.labels, self.guidance)))
+        return self._each(lambda part: part[rows])
 
     def to(self, device: torch.device) -> "Condition":
-        return Condition(*(None if part is None else part.to(device) for part in (self.labels, self.guidance)))
+        return self._each(lambda part: part.to(device))
 
-    def unlabelled(self) -> "Condition":
-        """The same of no class."""
-        return dataclasses.replace(self, labels=None if self.labels is None else torch.full_like(self.labels, -1))
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Condition":
+        parts = (self.labels, self.guidance, self.negative)
+        return Condition(*(None if part is None else change(part) for part in parts))
 
 
 class Denoiser(nn.Module, abc.ABC):
@@ -124,7 +139,8 @@ class Denoiser(nn.Module, abc.ABC):
 
 
 class NetDenoiser(Denoiser):
-    """A network `net(x_t, label) -> [b, *x]` read through a head. The label is T t - 1, a float; T is 1024 for our own.
+    """A network `net(x_t, label) -> [b, *x]` read through a head; for the head `both` it says [b, 2c, ...]. The label is
+    T t - 1, a float; T is 1024 for our own.
 
     The network sees x_t as it is, so the schedule must be a variance-preserving one. classes: how many classes it tells
     apart, None for a network that knows none; the index after the last one stands for no class. weighs: whether the guidance
@@ -147,7 +163,10 @@ class NetDenoiser(Denoiser):
         self.classes, self.weighs, self.condition, self.labels = classes, weighs, condition, labels
 
     def forward(self, x_t: Sample, t: PerSample) -> Prediction:
-        out = self.net(x_t, label(t, self.labels), *self._inputs(x_t)).to(x_t.dtype)
+        # where alpha is 0.006, bfloat16's rounding of eps is half of x_0
+        whole = torch.autocast(x_t.device.type, enabled=False) if self.head == "eps" else contextlib.nullcontext()
+        with whole:
+            out = self.net(x_t, label(t, self.labels), *self._inputs(x_t)).to(x_t.dtype)
         return HEADS[self.head](x_t, self.schedule.level(t, x_t), out)
 
     def given(self, condition: Condition) -> "NetDenoiser":
@@ -187,7 +206,8 @@ class Guided(Denoiser):
     """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598): unconditional + g (conditional - unconditional).
 
     g = 1 is the conditional belief, g = 0 the unconditional one; diffusers calls this number guidance_scale, and papers that
-    write (1 + w) conditional - w unconditional mean g = 1 + w. Costs two network calls, made as one batch.
+    write (1 + w) conditional - w unconditional mean g = 1 + w. Where a negative class is known, its belief stands for the
+    unconditional one, so that g does nothing to samples of that class. Costs two network calls, made as one batch.
     """
 
     def __init__(self, inner: Denoiser, condition: Condition = Condition()):
@@ -198,7 +218,8 @@ class Guided(Denoiser):
         known = self.condition
         if known.guidance is None or known.labels is None:
             raise Mistake("guidance needs a class and a weight for each sample; give it a condition")
-        both = self.inner.given(Condition(torch.cat([known.labels, known.unlabelled().labels])))
+        away = torch.full_like(known.labels, -1) if known.negative is None else known.negative
+        both = self.inner.given(Condition(torch.cat([known.labels, away])))
         belief = both(torch.cat([x_t, x_t]), torch.cat([t, t]))
         g = lift(known.guidance, x_t)
         x0, eps = (torch.lerp(without, with_, g) for with_, without in (belief.x0.chunk(2), belief.eps.chunk(2)))

@@ -17,6 +17,8 @@ WIDTH = 110
 """Columns of the printed table."""
 
 SHARED = ("n", "seed", "features", "weights")
+GIVEN = "given"
+"""The kind of weights of a network that was trained elsewhere: what became of them there is not known."""
 """What all points of a frontier have in common; numbers that differ in one of these are not comparable."""
 
 
@@ -100,7 +102,7 @@ class Recommendation:
 
 @dataclass(frozen=True)
 class Frontier:
-    """Points measured alike: a Mistake if they differ in n, seed, feature network or kind of weights.
+    """Points measured alike: a Mistake if they differ in n, seed, feature network or kind of weights, but for `given` ones.
 
     floor: what real images score against real ones. data: digest of the real images.
     """
@@ -116,7 +118,7 @@ class Frontier:
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise Mistake(f"two points are called {twice[0]!r}; give each way to sample a name of its own")
         for key in SHARED:
-            _check_shared(self.points, key)
+            _check_shared([p for p in self.points if key != "weights" or p.weights != GIVEN], key)
 
     def non_dominated(self) -> tuple[Point, ...]:
         """The points that no other dominates, by rising network calls. Of equal ones all stay."""
@@ -178,7 +180,7 @@ class Frontier:
 
     def to_json(self, recommended: Recommendation | None = None) -> dict[str, Any]:
         """What artifacts/frontier.json holds: schema, about, floor, points, recommended {name, reason} or None."""
-        shared = {key: getattr(self.points[0], key) for key in SHARED}
+        shared = {key: getattr(self.points[0], key) for key in SHARED} | {"weights": self._weights()}
         return {
             "schema": SCHEMA,
             "about": {**shared, "data": self.data, "resamples": RESAMPLES},
@@ -210,13 +212,16 @@ class Frontier:
             )
         return min(teachers, key=lambda p: (p.fd, p.nfe, p.name))
 
+    def _weights(self) -> str:
+        return " and ".join(sorted({point.weights for point in self.points}))
+
     def _notes(self) -> list[str]:
         first, floor = self.points[0], self.floor
         left = sum(not point.best for point in self.points)
         tried = f"; {left} more points, tried and not the best of their kind, are in frontier.csv" if left else ""
         notes = [
             f"* on the frontier: no other point has as low an fd with as few network calls{tried}",
-            f"N = {first.n} samples each, noise seed {first.seed}, {first.weights} weights, feature network "
+            f"N = {first.n} samples each, noise seed {first.seed}, {self._weights()} weights, feature network "
             f"{first.features[:12]}; +- is one standard error over the samples drawn, not over trainings",
             f"floor, {floor.n[0]} real images against {floor.n[1]} others: fd {plus_minus(floor.fd, floor.fd_se)}, "
             f"kid {plus_minus(floor.kid, floor.kid_se)}, fd_pixels {plus_minus(floor.fd_pixels, floor.fd_pixels_se)}",
@@ -280,8 +285,8 @@ def _told(point: Point) -> str:
     return f"{point.name}, {calls}, fd {plus_minus(point.fd, point.fd_se)}"
 
 
-def _check_shared(points: Iterable[Point], key: str) -> None:
-    first, *others = points
+def _check_shared(points: list[Point], key: str) -> None:
+    first, *others = points or [None]
     for other in others:
         if getattr(other, key) != getattr(first, key):
             raise Mistake(

@@ -26,12 +26,14 @@ from diffcore.trajectory import Trajectory
 @dataclass(frozen=True)
 class Recipe:
     """solver: with its options. deepcache, skip: what is done to the network, None for nothing. guidance: the weight g of
-    classifier-free guidance, None for none."""
+    classifier-free guidance, None for none. negative: the class that it leads away from, a name or a number of the card's
+    classes; None for no class."""
 
     solver: Solver
     deepcache: CacheConfig | None = None
     skip: SkipConfig | None = None
     guidance: float | None = None
+    negative: str | int | None = None
 
     def sampler(self, checkpoint: Checkpoint, times: Trajectory, gamma: Gamma | None = None) -> Sampler:
         """A Mistake if the checkpoint cannot be sampled so."""
@@ -47,7 +49,8 @@ class Recipe:
         if not checkpoint.card.classes or labels is None:
             return None
         weight = None if self.guidance is None else torch.full((len(labels),), self.guidance, dtype=torch.float64)
-        return Condition(labels, weight)
+        away = self._negative(checkpoint)
+        return Condition(labels, weight, None if away is None else torch.full_like(labels, away))
 
     def to_json(self) -> dict[str, Any]:
         """What differs from nothing: the word of the solver, its options that are not the defaults, and the rest."""
@@ -55,7 +58,7 @@ class Recipe:
         for key in ("deepcache", "skip"):
             part = getattr(self, key)
             found[key] = None if part is None else dataclasses.asdict(part)
-        found["guidance"] = self.guidance
+        found |= {"guidance": self.guidance, "negative": self.negative}
         return {key: value for key, value in found.items() if value not in (None, {})}
 
     def _denoiser(self, checkpoint: Checkpoint) -> Denoiser:
@@ -65,6 +68,7 @@ class Recipe:
         if self.deepcache is not None:
             found = DeepCached(found, self.deepcache)
         known = checkpoint.guidance
+        self._negative(checkpoint)
         if known is not None:
             known.check(known.low if self.guidance is None and not known.is_input else self._weight())
             return found
@@ -76,6 +80,23 @@ class Recipe:
             )
         return Guided(found)
 
+    def _negative(self, checkpoint: Checkpoint) -> int | None:
+        """The index of the negative class; a Mistake where it is none of the card's, or nothing leads away from it."""
+        card, asked = checkpoint.card, self.negative
+        if asked is None:
+            return None
+        if self.guidance is None:
+            raise Mistake(f"negative {asked!r} is what guidance leads away from; give `guidance` too, or leave it out")
+        if checkpoint.guidance is not None:
+            raise Mistake(f"{card.name} learned to be led away from no class; leave negative out")
+        names = card.classes or []
+        if asked in names:
+            return names.index(asked)
+        if isinstance(asked, str) or not 0 <= asked < len(names):
+            known = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+            raise Mistake(f"{card.name} knows no class {asked!r}; known: {known or 'none'}")
+        return int(asked)
+
     def _weight(self) -> float:
         if self.guidance is None:
             raise Mistake("this student takes the guidance weight as an input; say which one with `guidance`")
@@ -85,12 +106,13 @@ class Recipe:
 def from_json(spec: dict[str, Any]) -> Recipe:
     """The inverse of `to_json`; a Mistake for what this version does not know."""
     parts = {"deepcache": CacheConfig, "skip": SkipConfig}
-    unknown = spec.keys() - parts.keys() - {"sampler", "options", "guidance"}
+    unknown = spec.keys() - parts.keys() - {"sampler", "options", "guidance", "negative"}
     if unknown or spec.get("sampler") not in SOLVERS:
         raise Mistake(f"this version knows no such recipe: {', '.join(sorted(unknown)) or spec.get('sampler')}")
     try:
         made = {key: kind(**spec[key]) for key, kind in parts.items() if key in spec}
-        return Recipe(SOLVERS[spec["sampler"]](**spec.get("options", {})), **made, guidance=spec.get("guidance"))
+        told = {key: spec[key] for key in ("guidance", "negative") if key in spec}
+        return Recipe(SOLVERS[spec["sampler"]](**spec.get("options", {})), **made, **told)
     except (TypeError, ValueError) as error:
         raise Mistake(f"this version knows no such recipe: {error}") from None
 

@@ -25,19 +25,8 @@ class Sampler:
 
     def __post_init__(self):
         check_steps(self.solver, self.trajectory.steps)
-        grid = self.denoiser.grid
-        if grid is None:
-            return
-        if grid != self.trajectory:
-            raise Mistake(
-                f"this student is valid only on its own {grid.steps} steps at t = {_short(grid)}, "
-                f"not on {self.trajectory.steps} steps at t = {_short(self.trajectory)}; sample it on its own trajectory"
-            )
-        if self.solver.adaptive or set(self.looks) - set(grid.times):
-            raise Mistake(
-                f"this student is valid only at its own times t = {_short(grid)}, and {name(self.solver)} looks between "
-                "them; sample it with ddim"
-            )
+        if self.denoiser.grid is not None:
+            check_grid(self.solver, self.trajectory, self.denoiser.grid, self.denoiser.schedule)
 
     @property
     def looks(self) -> tuple[float, ...]:
@@ -112,6 +101,20 @@ class _Blank(Denoiser):
     def forward(self, x_t: Sample, t: PerSample) -> Prediction:
         self.looks.append(float(t[0]))
         return Prediction(torch.zeros_like(x_t), x_t, self.schedule.level(t, x_t))
+
+
+def check_grid(solver: Solver, trajectory: Trajectory, grid: Trajectory, schedule: Schedule) -> None:
+    """A Mistake if a student that is valid on `grid` alone would be asked elsewhere."""
+    if grid != trajectory:
+        raise Mistake(
+            f"this student is valid only on its own {grid.steps} steps at t = {_short(grid)}, "
+            f"not on {trajectory.steps} steps at t = {_short(trajectory)}; sample it on its own trajectory"
+        )
+    if solver.adaptive or set(rehearse(solver, trajectory, schedule)) - set(grid.times):
+        raise Mistake(
+            f"this student is valid only at its own times t = {_short(grid)}, and {name(solver)} looks between them; "
+            "sample it with ddim"
+        )
 
 
 def check_steps(solver: Solver, steps: int) -> None:

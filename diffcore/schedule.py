@@ -6,6 +6,7 @@ alpha-bar). Everything here is computed in float64 and cast where it meets a sam
 
 import abc
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -122,11 +123,16 @@ class Discrete(Schedule):
         if not self.betas or not all(0 < beta <= 1 for beta in self.betas):
             raise ValueError("discrete schedule: betas must be a non-empty list of numbers in (0, 1]")
 
+    @functools.cached_property
+    def _table(self) -> Tensor:
+        with torch.inference_mode(False):  # it outlives the block that asks first
+            log_alpha_bar = torch.log1p(-torch.tensor(self.betas, dtype=torch.float64)).cumsum(0)
+            sigma = (-torch.expm1(log_alpha_bar)).sqrt()
+            angles = torch.atan2(sigma, (0.5 * log_alpha_bar).exp())
+            return torch.cat([torch.zeros(1, dtype=torch.float64), angles])
+
     def _angles(self, like: Tensor) -> Tensor:
-        log_alpha_bar = torch.log1p(-torch.tensor(self.betas, dtype=torch.float64)).cumsum(0)
-        sigma = (-torch.expm1(log_alpha_bar)).sqrt()
-        angles = torch.atan2(sigma, (0.5 * log_alpha_bar).exp())
-        return torch.cat([torch.zeros(1, dtype=torch.float64), angles]).to(like.device)
+        return self._table.to(like.device)
 
     def _angle(self, t: PerSample) -> PerSample:
         angles = self._angles(t)

@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add("shard", _shard, "read the images of data.source and write them as shards")
     add("features", _features, "train the small network in whose features quality is measured")
-    add("teacher", _teacher, "train the teacher")
+    add("teacher", _teacher, "train the teacher, or adopt the one in teacher.folder")
     add("distill", _distill, "train one student").add_argument("name", help="a key of `distill` in params.yaml")
     add("gamma", _gamma, "estimate Gamma and the covariance of x_0 for Analytic-DPM")
     add("search", _search, "search the least-cost trajectories")
@@ -68,9 +68,10 @@ def _features(options) -> None:
 
 
 def _teacher(options) -> int:
-    from tasks import params, train
+    from tasks import adopt, params, train
 
-    return train.until_stopped(train.teacher, params.read())
+    found = params.read()
+    return train.until_stopped(adopt.teacher if isinstance(found.teacher, params.Adopt) else train.teacher, found)
 
 
 def _distill(options) -> int:

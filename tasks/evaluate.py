@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -187,7 +188,11 @@ def _told(recipe: Recipe) -> list[str]:
         words.append(f"cache{cache.interval}b{cache.branch}{crowded}")
     if recipe.skip:
         words.append(f"skip{recipe.skip.bottom:g}to{recipe.skip.top:g}")
-    return words + ([] if recipe.guidance is None else [f"g{recipe.guidance:g}"])
+    if recipe.guidance is not None:
+        words.append(f"g{recipe.guidance:g}")
+    if recipe.negative is not None:  # a class's name, which may hold anything
+        words.append("not-" + re.sub(r"\W+", "-", str(recipe.negative)))
+    return words
 
 
 def _curve(way: Way, recipe: Recipe) -> list[str]:

@@ -6,9 +6,10 @@ from diffcore.mistake import Mistake
 from diffcore.nets import unet
 
 
-def cast(parent: Checkpoint, weights: Guidance | None) -> tuple[NetDenoiser, Denoiser]:
+def cast(parent: Checkpoint, weights: Guidance | None, head: str | None = None) -> tuple[NetDenoiser, Denoiser]:
     """(student, teacher): the student as it begins, a copy of the parent's network with an input for the weight if there is
-    a range of them; the teacher guided by classifier-free guidance unless it knows the weights itself."""
+    a range of them; the teacher guided by classifier-free guidance unless it knows the weights itself. head: what the
+    student's network shall say from now on, None for what the parent's says."""
     own, known = parent.denoiser, parent.guidance
     teacher = Guided(own) if weights is not None and known is None else own
     is_input = weights is not None and weights.is_input
@@ -17,4 +18,6 @@ def cast(parent: Checkpoint, weights: Guidance | None) -> tuple[NetDenoiser, Den
         if not isinstance(net, unet.UNet):
             raise Mistake("an input for the guidance weight needs our own U-Net; give one weight instead of a range")
         net = unet.with_guidance(net) if is_input else unet.folded(net, weights.low)
-    return NetDenoiser(net, own.schedule, own.head, None, own.classes, is_input, labels=own.labels), teacher
+    if head is not None and own.head == "both":
+        raise Mistake(f"a network of head both says twice as much as one of head {head}; leave `head` out")
+    return NetDenoiser(net, own.schedule, head or own.head, None, own.classes, is_input, labels=own.labels), teacher

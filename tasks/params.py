@@ -17,26 +17,43 @@ from diffcore.deepcache import Config as CacheConfig
 from diffcore.mistake import Mistake
 from diffcore.nets import unet
 from diffcore.recipe import Recipe
-from diffcore.sampler import check_steps
+from diffcore.sampler import check_grid, check_steps, rehearse
+from diffcore.schedule import Cosine
 from diffcore.skip_tuning import Config as SkipConfig
 from diffcore.solver import Solver
 from diffcore.solvers import SOLVERS
-from diffcore.trajectory import Trajectory
+from diffcore.solvers.analytic import Analytic
+from diffcore.trajectory import TRAJECTORIES, Trajectory
 from tasks import paths
 
 Kind = Literal["even", "quadratic", "logsnr", "karras", "searched", "fitted", "own"]
 OWN = "own"
 """A student's own steps, the only ones it is valid on."""
 
+OFF_THE_DATA = ("consistency", "phased", "progressive")
+"""Methods that ask nobody for a velocity closer to the data than one of their steps."""
+
 ROOT = "teacher"
 """The name of the checkpoint that every chain begins with."""
+
+
+@dataclass(frozen=True)
+class Adopt:
+    """`teacher: {folder: PATH}`: a network that is trained already, in diffusers' format, not a training's numbers."""
+
+    folder: str
+
+    def __post_init__(self):
+        if not self.folder.strip():
+            raise ValueError("folder must be the path of a folder that holds unet/ and scheduler/")
 
 
 @dataclass(frozen=True)
 class Distill:
     """One line of `distill`: a student, its method, and which checkpoint it starts from and, where it can, learns from.
 
-    guidance: the lowest and the highest weight of classifier-free guidance by which its teacher is guided.
+    guidance: the lowest and the highest weight of classifier-free guidance by which its teacher is guided. head: what its
+    network shall say, None for what the one it starts from says.
     """
 
     name: str
@@ -45,6 +62,7 @@ class Distill:
     config: Any
     fit: fit.Config
     guidance: tuple[float, float] | None = None
+    head: Literal["v"] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +87,7 @@ class Way:
     """Some points of the frontier: one sampler on a kind of trajectory at several numbers of steps.
 
     options: the solver's own. trajectory, deepcache, skip: a list of them is tried, and the best at each number of steps
-    counts. guidance: one weight or several, each a way of its own.
+    counts. guidance: one weight or several, each a way of its own. negative: name of the class that guidance leads away from.
     """
 
     sampler: str
@@ -79,6 +97,7 @@ class Way:
     deepcache: CacheConfig | list[CacheConfig] | None = None
     skip: SkipConfig | list[SkipConfig] | None = None
     guidance: float | list[float] | None = None
+    negative: str | None = None
 
     def __post_init__(self):
         if self.sampler not in SOLVERS:
@@ -89,6 +108,8 @@ class Way:
             raise ValueError("steps must be a list of numbers of at least 1")
         if self.deepcache and self.solver.adaptive:
             raise ValueError(f"deepcache needs a sampler with a fixed number of calls, which {self.sampler} has not")
+        if self.negative is not None and self.guidance is None:
+            raise ValueError("negative is what guidance leads away from; give guidance too, or leave negative out")
         for steps in self.steps:
             _as_value_error(check_steps, self.solver, steps)
 
@@ -104,7 +125,7 @@ class Way:
     def recipes(self) -> list[Recipe]:
         """What is tried of it on each trajectory."""
         parts = itertools.product(_listed(self.deepcache), _listed(self.skip), _listed(self.guidance))
-        return [Recipe(self.solver, *part) for part in parts]
+        return [Recipe(self.solver, *part, self.negative) for part in parts]
 
 
 @dataclass(frozen=True)
@@ -167,7 +188,7 @@ class Params:
     data: sources.Config
     network: unet.Shape
     features: features.Config
-    teacher: fit.Config
+    teacher: fit.Config | Adopt
     distill: dict[str, Distill]
     gamma: gamma.Config
     search: Search
@@ -187,13 +208,18 @@ def read(path: Path = paths.PARAMS) -> Params:
             faults.append(f"{key}: missing section")
         elif key == "distill":
             found[key] = _distill(raw[key], faults)
+        elif key == "teacher":
+            found[key] = _teacher(raw[key], faults)
         else:
             found[key] = _typed(kind, raw[key], key, faults)
     if not faults:
         _chains(found["distill"], faults)
     if not faults:
         _weights(found["distill"], found["network"].conditional, faults)
-        _branches(found["evaluate"], found["network"], faults)
+        if isinstance(found["teacher"], fit.Config):  # the section `network` says nothing of another one
+            _branches(found["evaluate"], found["network"].skips, faults)
+            _heads(found["distill"], found["network"].head, faults)
+        _sampled(found, faults)
     if faults:
         raise Mistake("\n".join(f"{path}: {fault}" for fault in dict.fromkeys(faults)))
     return Params(**found, raw=raw)
@@ -239,6 +265,16 @@ def dump_yaml(value: dict[str, Any], path: Path) -> None:
         yaml.dump(value, file)
 
 
+def _teacher(raw: Any, faults: list[str]) -> fit.Config | Adopt | None:
+    """A training, or where its network is."""
+    given = set(raw) if isinstance(raw, dict) else set()
+    numbers = sorted(given & set(_names(fit.Config)))
+    if "folder" in given and numbers:
+        faults.append(f"teacher: give folder or the numbers of a training, not both; leave out {', '.join(numbers)}")
+        return None
+    return _typed(Adopt if given and not numbers else fit.Config, raw, "teacher", faults)
+
+
 def _distill(raw: Any, faults: list[str]) -> dict[str, Distill]:
     if not isinstance(raw, dict):
         faults.append("distill: must map names to students")
@@ -270,12 +306,14 @@ def _student(name: str, line: Any, where: str, faults: list[str]) -> Distill | N
     own, shared = _names(method.Config), _names(fit.Config)
     before = len(faults)
     for key in line:
-        if key not in (known := ["method", "teacher", "guidance", *own, *shared]):
+        if key not in (known := ["method", "teacher", "guidance", "head", *own, *shared]):
             faults.append(f"{where}.{key}: unknown key{_nearest(key, known)}")
     config = _typed(method.Config, {key: line[key] for key in own if key in line}, where, faults)
     fitting = _typed(fit.Config, {key: line[key] for key in shared if key in line}, where, faults)
     guidance = _range(line.get("guidance"), f"{where}.guidance", faults)
-    return Distill(name, line["teacher"], method, config, fitting, guidance) if len(faults) == before else None
+    if (head := line.get("head")) not in (None, "v"):
+        faults.append(f"{where}.head: must be v, or left out for that of the network it starts from, got {head!r}")
+    return Distill(name, line["teacher"], method, config, fitting, guidance, head) if len(faults) == before else None
 
 
 def _range(value: Any, where: str, faults: list[str]) -> tuple[float, float] | None:
@@ -307,15 +345,85 @@ def _chains(students: dict[str, Distill], faults: list[str]) -> None:
                 faults.append(f"distill.{name}: {mistake}")
 
 
-def _branches(evaluate: Evaluate, shape: unet.Shape, faults: list[str]) -> None:
-    """Every branch that a cached call takes is one of the network's."""
-    lists = {"teacher": evaluate.teacher, "anytime": evaluate.anytime}
-    lists |= {f"students.{name}": ways for name, ways in evaluate.students.items()}
-    for key, ways in lists.items():
+def _ways(evaluate: Evaluate) -> Iterator[tuple[str, str, Way]]:
+    """(path, whose, way) of all there are; whose is a student's name, or the teacher's, or empty for `anytime`."""
+    lists = {"teacher": (ROOT, evaluate.teacher), "anytime": ("", evaluate.anytime)}
+    lists |= {f"students.{name}": (name, ways) for name, ways in evaluate.students.items()}
+    for key, (whose, ways) in lists.items():
         for number, way in enumerate(ways):
-            for config in filter(None, _listed(way.deepcache)):
-                with _noting(faults, f"evaluate.{key}.{number}.deepcache.branch: "):
-                    deepcache.check(config, shape.skips)
+            yield f"evaluate.{key}.{number}", whose, way
+
+
+def _branches(evaluate: Evaluate, skips: int, faults: list[str]) -> None:
+    """Every branch that a cached call takes is one of the network's."""
+    for path, _, way in _ways(evaluate):
+        for config in filter(None, _listed(way.deepcache)):
+            with _noting(faults, f"{path}.deepcache.branch: "):
+                deepcache.check(config, skips)
+
+
+def _sampled(found: Mapping[str, Any], faults: list[str]) -> None:
+    """Every trajectory will be there when it is asked for, and is one that the checkpoint is valid on."""
+    evaluate, search, students = found["evaluate"], found["search"], found["distill"]
+    if search.most > found["gamma"].steps:
+        faults.append(f"search.most: {search.most} is more than gamma.steps, {found['gamma'].steps}; lower it")
+    most = {"searched": (search.most, "search.most"), "fitted": (search.fitted.points, "search.fitted.points")}
+    for name in evaluate.students:
+        if name not in students:
+            faults.append(f"evaluate.students.{name}: no student is called so{_nearest(name, students)}")
+    for path, whose, way in _ways(evaluate):
+        for kind in way.trajectories:
+            limit, key = most.get(kind, (max(way.steps, default=0), ""))
+            if way.steps and max(way.steps) > limit:
+                faults.append(f"{path}.steps: {max(way.steps)} on the trajectory {kind}; {key} allows {limit}")
+        if whose in (ROOT, "", *students):
+            grid = grid_of(whose, students) if whose in students else None
+            if grid is None and OWN in way.trajectories:
+                faults.append(f"{path}.trajectory: own is for a student with steps of its own; name another")
+            if grid is not None and OWN not in way.trajectories:
+                faults.append(
+                    f"{path}.trajectory: {whose} is valid only on its own {grid.steps} steps; say `trajectory: own`"
+                )
+            elif grid is not None:
+                with _noting(faults, f"{path}.sampler: "):
+                    check_grid(way.solver, grid, grid, Cosine())
+        if isinstance(found["teacher"], fit.Config):  # one that we train has the cosine schedule
+            with _noting(faults, f"{path}: "):
+                _begins(way)
+
+
+def _begins(way: Way) -> None:
+    """A Mistake for a solver that cannot begin at the first time of one of its trajectories."""
+    for kind in set(way.trajectories) & set(TRAJECTORIES):
+        if not (way.solver.adaptive or isinstance(way.solver, Analytic)):
+            rehearse(way.solver, TRAJECTORIES[kind](min(way.steps), Cosine()), Cosine())
+
+
+def _heads(students: dict[str, Distill], head: str, faults: list[str]) -> None:
+    """A network that says x_0 has no velocity at the data: only methods whose times keep off it can teach it."""
+    for name, student in students.items():
+        word = methods.word(student.method)
+        asked = [name] if word == "denoising" else [name, mentor_of(name, students)]  # which learns from the data alone
+        if word not in OFF_THE_DATA and "x0" in [head_of(role, students, head) for role in asked]:
+            faults.append(
+                f"distill.{name}.method: {word} asks for velocities close to the data, where the head x0 has none; set "
+                "network.head to v or both, or begin the chain with a line of method denoising and head v"
+            )
+
+
+def check_adopted(params: Params, skips: int | None, head: str) -> None:
+    """A Mistake, a line each, for what is asked of a network from elsewhere that it has not. skips: how many, None for a
+    network whose parts cannot be run alone."""
+    faults: list[str] = []
+    _heads(params.distill, head, faults)
+    if skips is not None:
+        _branches(params.evaluate, skips, faults)
+    for path, _, way in _ways(params.evaluate) if skips is None else ():
+        for key in ("deepcache", "skip"):
+            if any(_listed(getattr(way, key))):
+                faults.append(f"{path}.{key}: needs our own U-Net, which the teacher is not; leave it out")
+    if faults:
+        raise Mistake("\n".join(f"{paths.PARAMS}: {fault}" for fault in faults))
 
 
 def _weights(students: dict[str, Distill], conditional: bool, faults: list[str]) -> None:
@@ -342,6 +450,11 @@ def mentor_of(name: str, students: Mapping[str, Distill]) -> str:
 def grid_of(name: str, students: dict[str, Distill]) -> Trajectory | None:
     """The only trajectory the checkpoint `name` will be valid on; None for any."""
     return None if name == ROOT else students[name].method.grid(students[name].config)
+
+
+def head_of(name: str, students: Mapping[str, Distill], root: str) -> str:
+    """What the network of the checkpoint `name` says, where the teacher's says `root`."""
+    return root if name == ROOT else students[name].head or head_of(students[name].teacher, students, root)
 
 
 def guidance_of(name: str, students: Mapping[str, Distill], conditional: bool) -> Guidance | None:

@@ -140,7 +140,8 @@ def contact_sheet(rows: list[tuple[str, np.ndarray]], path: Path) -> None:
 def curves(csvs: dict[str, Path], path: Path) -> None:
     """Training losses against images seen, one line for each csv (columns step, images, loss), 1200 x 800.
 
-    The pale line is the loss as logged, the strong one its running mean over a fortieth of the run.
+    The pale line is the loss as logged, the strong one its running mean over a fortieth of the run. What has columns but no
+    rows, a teacher that was trained elsewhere, has no line.
     """
     from matplotlib.figure import Figure
 
@@ -151,6 +152,8 @@ def curves(csvs: dict[str, Path], path: Path) -> None:
     _frame(axes)
     for k, (name, file) in enumerate(csvs.items()):
         images, loss = _columns(file)
+        if not len(loss):
+            continue
         colour = (*STUDENT, *TEACHER)[k % 12]
         axes.plot(images, loss, color=colour, alpha=0.18, linewidth=0.8)
         axes.plot(
@@ -161,9 +164,10 @@ def curves(csvs: dict[str, Path], path: Path) -> None:
             linestyle=("-", "--")[k // 12 % 2],
             label=name,
         )
-    axes.legend(
-        loc="upper left", bbox_to_anchor=(1.015, 1.0), frameon=False, fontsize=11, labelspacing=0.75, labelcolor=INK
-    )
+    if axes.lines:
+        axes.legend(
+            loc="upper left", bbox_to_anchor=(1.015, 1.0), frameon=False, fontsize=11, labelspacing=0.75, labelcolor=INK
+        )
     figure.text(0.085, 0.94, "Training losses", fontsize=18, fontweight="bold", color=INK)
     note = "Each student has its own target: a lower curve is not a better student. The frontier compares them."
     figure.text(0.085, 0.902, note, fontsize=12, color=FAINT)
@@ -364,10 +368,10 @@ def _words(figure: Any, table: dict[str, Any]) -> None:
 
 def _columns(file: Path) -> tuple[np.ndarray, np.ndarray]:
     with open(file, newline="") as opened:
-        rows = [(float(row["images"]), float(row["loss"])) for row in csv.DictReader(opened)]
-    if not rows:
-        raise Mistake(f"{file} has no rows; run the stage that writes it again")
-    images, loss = np.array(rows).T
+        table = csv.DictReader(opened)
+        if not table.fieldnames:
+            raise Mistake(f"{file} is empty; run the stage that writes it again")
+        images, loss = np.array([(float(row["images"]), float(row["loss"])) for row in table]).reshape(-1, 2).T
     return images, loss
 
 

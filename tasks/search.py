@@ -26,7 +26,8 @@ def _bound(params: Params) -> dict[str, Any]:
     if most > found.steps:
         raise Mistake(f"search.most is {most}, but gamma.steps is only {found.steps}; lower it")
     covariance = found.covariance(params.search.estimator, params.search.repair)
-    sigma2, values = found.sigma2.numpy(), covariance.values.numpy()
+    share = found.sigma2 / (found.alpha2 + found.sigma2)  # the noise's, whatever the variance does
+    sigma2, values = share.numpy(), covariance.values.numpy()
     if params.search.decoder:  # node 1 is then the data, and a path of K + 1 nodes takes K calls
         result = search.shortest(search.with_data(search.cost(sigma2, values), values, told["edges"]), most + 1)
         trajectories = {str(k): [node - 1 for node in result.nodes(k + 1)[1:]] for k in range(1, most + 1)}
@@ -63,4 +64,6 @@ def _fitted(params: Params) -> dict[str, dict[str, list[float]]]:
             found[name] = {str(steps): list(path.times) for steps, path in times.items()}
             shown = ", ".join(f"{t:.3g}" for t in times[min(4, config.points)].times)
             say(f"search: times fitted to the teacher's path for {name}; with {min(4, config.points)} steps: {shown}")
+        elif opened.denoiser.grid is None:
+            say(f"search: no times are fitted for {name}, whose path depends on a class or a guidance weight")
     return found

@@ -13,22 +13,24 @@ from diffcore.nets import unet
 from diffcore.resume import Resume
 from diffcore.schedule import Cosine
 from diffcore.shards import Manifest
+from diffcore.trajectory import Trajectory
 from tasks import graph, guidance, lifeline, paths
 from tasks.params import ROOT, Distill, Params, guidance_of, mentor_of
 from tasks.progress import Progress, say
 
 
 def teacher(params: Params) -> None:
-    """Trains the teacher from nothing: a v network on the cosine schedule at continuous times."""
+    """Trains the teacher from nothing: a network of the head it asks for, on the cosine schedule at continuous times."""
     manifest = Manifest.read(paths.DATA)
     seed = draw.seed(params.seed, ROOT)
     classes = manifest.classes if params.network.conditional else None
     shape = params.network.config(manifest.shape, manifest.classes and len(manifest.classes))
     net = unet.build(shape, seed, params.network.max_phase)
-    student = NetDenoiser(net, Cosine(), "v", classes=classes and len(classes))
+    student = NetDenoiser(net, Cosine(), params.network.head, classes=classes and len(classes))
     method = methods.load("denoising")
+    config = method.Config("min_snr" if params.network.head == "x0" else "one")  # v of an x0 has no bound near the data
     parameters = {"fit": params.raw["teacher"], "network": params.raw["network"]}
-    _train(ROOT, Job(method, method.Config(), params.teacher, student, classes=classes), parameters, params)
+    _train(ROOT, Job(method, config, params.teacher, student, classes=classes), parameters, params)
 
 
 def distill(params: Params, name: str) -> None:
@@ -36,14 +38,26 @@ def distill(params: Params, name: str) -> None:
     line, mentor = student_of(params, name), mentor_of(name, params.distill)
     parent = checkpoint.load(paths.CHECKPOINTS / line.teacher)
     weights = guidance_of(name, params.distill, params.network.conditional)
-    student, teacher = guidance.cast(parent, weights)
+    student, teacher = guidance.cast(parent, weights, line.head)
     taught = parent.card
     if mentor != line.teacher:
         known = checkpoint.load(paths.CHECKPOINTS / mentor)
         teacher, taught = guidance.cast(known, weights)[1], known.card
         say(f"{name}: starts as {line.teacher} and learns from {mentor}")
+    _tell(name, student, line.method.grid(line.config))
     job = Job(line.method, line.config, line.fit, student, teacher, weights, parent.card, taught=taught)
     _train(name, job, params.raw["distill"][name], params)
+
+
+def _tell(name: str, student: NetDenoiser, grid: Trajectory | None) -> None:
+    """What is allowed and seldom wanted."""
+    if student.head == "eps":
+        say(f"{name}: an eps network hardly learns few steps; begin with a student of head v, see docs/teacher.md")
+    places = [time * student.labels for time in grid.times] if grid else []
+    if any(abs(place - round(place)) > 1e-6 for place in places):
+        say(
+            f"{name}: {grid.steps} steps do not divide {student.labels} noise levels; diffusers would sample at other times"
+        )
 
 
 def student_of(params: Params, name: str) -> Distill:

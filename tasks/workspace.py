@@ -86,4 +86,7 @@ def _merge(into: dict[str, Any], changes: dict[str, Any], whose: str, path: str 
 
 def _replaces(where: str, value: dict[str, Any], old: dict[str, Any]) -> bool:
     # a preset lists all its students; a --set changes one line of those there are
+    # a folder takes the place of a training's numbers
+    if where == "teacher":
+        return "folder" in value
     return where == "distill" and not all(name in old and len(line) == 1 for name, line in value.items())

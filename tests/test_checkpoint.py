@@ -33,17 +33,17 @@ ABOUT = {
 }
 
 
-def network() -> torch.nn.Module:
+def network(head: str = "v") -> torch.nn.Module:
     """A small network whose output is not small: fresh ones begin at zero."""
-    net = unet.build(unet.default_config(IMAGE, (8, 16)), seed=3)
+    net = unet.build(unet.Shape((8, 16), 1, False, 8, 0.0, 12.0, head=head).config(IMAGE), seed=3)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=dice(1))
     return net.eval()
 
 
-def student(steps: int | None = 4) -> NetDenoiser:
-    return NetDenoiser(network(), Cosine(), "v", even(steps) if steps else None)
+def student(steps: int | None = 4, head: str = "v") -> NetDenoiser:
+    return NetDenoiser(network(head), Cosine(), head, even(steps) if steps else None)
 
 
 @pytest.fixture
@@ -59,6 +59,20 @@ def test_what_is_loaded_is_what_was_saved(folder):
     assert opened.shape == IMAGE
     assert opened.card.parameters == {"steps": 4}
     assert checkpoint.load(folder).card == opened.card
+
+
+@pytest.mark.parametrize("head", ["x0", "both"])
+def test_a_head_is_kept(tmp_path, head):
+    checkpoint.save(tmp_path / "s", student(4, head), IMAGE, ABOUT)
+    opened, x, t = (
+        checkpoint.load(tmp_path / "s"),
+        torch.randn(3, *IMAGE, generator=dice()),
+        torch.tensor([0.1, 0.5, 1.0]),
+    )
+    assert opened.card.head == opened.denoiser.head == head
+    assert isinstance(opened.denoiser.net, unet.UNet)
+    assert torch.equal(opened.denoiser(x, t).v, student(4, head)(x, t).v)
+    assert opened.denoiser(x, t).v.shape == x.shape
 
 
 def test_equal_jobs_give_equal_bytes(folder, tmp_path):
@@ -176,6 +190,37 @@ def test_a_progressive_student_in_plain_diffusers_gives_our_images(diffusers, tm
     noises = [torch.randn(16, *IMAGE, generator=dice(5))]
     pipeline = diffusers.DDIMPipeline.from_pretrained(tmp_path / "s", local_files_only=True)
     compare(run(pipeline, noises, steps), ours(checkpoint.load(tmp_path / "s").denoiser, "ddim", noises, steps))
+
+
+def test_a_student_that_says_x0_in_plain_diffusers_gives_our_images(diffusers, tmp_path):
+    checkpoint.save(tmp_path / "s", student(4, "x0"), IMAGE, ABOUT)
+    noises = [torch.randn(16, *IMAGE, generator=dice(5))]
+    pipeline = diffusers.DDIMPipeline.from_pretrained(tmp_path / "s", local_files_only=True)
+    compare(run(pipeline, noises, 4), ours(checkpoint.load(tmp_path / "s").denoiser, "ddim", noises, 4))
+
+
+@pytest.mark.parametrize("solver", ["ddim", "renoise"])
+def test_diffusers_opens_a_network_of_both_and_refuses_to_step_with_it(diffusers, tmp_path, solver):
+    """None of its schedulers knows the head; it must not be taken for another."""
+    checkpoint.save(tmp_path / "s", student(4, "both"), IMAGE, {**ABOUT, "solver": solver})
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "s", local_files_only=True)
+    x, label = torch.randn(3, *IMAGE, generator=dice()), torch.tensor([100.0, 511.0, 1023.0])
+    torch.testing.assert_close(pipeline.unet(x, label).sample, network("both")(x, label), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="prediction_type given as both must be one of"):
+        run(pipeline, [x] * 5, 4)
+
+
+def test_a_learned_variance_is_not_taken_for_both(diffusers, tmp_path):
+    """A network of twice the channels whose head is another: its first half, then and after it was saved again."""
+    with torch.random.fork_rng():
+        net = diffusers.UNet2DModel(**{k: v for k, v in network("both").config_json().items() if k[0] != "_"}).eval()
+    net.save_pretrained(tmp_path / "unet")
+    x, label = torch.randn(3, *IMAGE, generator=dice()), torch.tensor([100.0, 511.0, 1023.0])
+    found = NetDenoiser(checkpoint.open_net(tmp_path / "unet", "eps"), Cosine(), "eps")
+    checkpoint.save(tmp_path / "s", found, IMAGE, ABOUT)
+    for opened in (found, checkpoint.load(tmp_path / "s").denoiser):
+        assert torch.equal(opened.net(x, label), net(x, label).sample[:, :1])
+        assert opened(x, label / 1024).eps.shape == x.shape
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])

@@ -1,9 +1,21 @@
 """Classes and guidance: what a network is told of a sample, and what is made of it."""
 
+import dataclasses
+
 import pytest
 import torch
 
-from diffcore.denoiser import Condition, GaussianDenoiser, Guided, NetDenoiser, Prediction, Rescaled, per_sample
+from diffcore.angle import between
+from diffcore.denoiser import (
+    HEADS,
+    Condition,
+    GaussianDenoiser,
+    Guided,
+    NetDenoiser,
+    Prediction,
+    Rescaled,
+    per_sample,
+)
 from diffcore.draw import draw
 from diffcore.meter import Meter, Metered
 from diffcore.mistake import Mistake
@@ -75,6 +87,75 @@ def test_wrappers_pass_on_what_is_known():
     outer_t = VE(0.01, 50.0).time(Cosine().half_logsnr(inner_t))
     scale = 1 / Cosine().alpha(inner_t)[:, None]
     torch.testing.assert_close(exploding(x * scale, outer_t).x0, plain(x, inner_t).x0, rtol=1e-9, atol=1e-9)
+
+
+AWAY = torch.tensor([1, 1, -1])
+
+
+def test_guidance_away_from_a_class_against_a_mixture():
+    """score = score_n + g (score_c - score_n), n the negative class; -1 is no class, as if there were no negative."""
+    x, t, g = randn(3, 2), torch.tensor([0.9, 0.5, 0.2]).double(), torch.tensor([3.0, 4.0, 2.0]).double()
+    known = dataclasses.replace(condition(*g), negative=AWAY)
+    found, plain = Guided(TwoBlobs()).given(known)(x, t), Guided(TwoBlobs()).given(condition(*g))(x, t)
+    first, second = (GaussianDenoiser(m, v, Cosine()) for m, v in zip(TwoBlobs().means, TwoBlobs().variances))
+    for key in ("score", "v", "x0", "eps"):
+        one, two = getattr(first(x, t), key), getattr(second(x, t), key)
+        torch.testing.assert_close(getattr(found, key)[0], two[0] + 3 * (one[0] - two[0]), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(getattr(found, key)[1], two[1], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(getattr(found, key)[2], getattr(plain, key)[2], rtol=0, atol=0)
+    assert found.cost == 2
+    assert (found.x0 - plain.x0)[:2].abs().amin() > 0.01
+
+
+def test_a_sample_keeps_its_negative_class():
+    """The batch law, by `of`, by rows of the condition, and by the sampler's batches."""
+    x, t, rows = randn(3, 2), torch.tensor([0.9, 0.5, 0.2]).double(), torch.tensor([2, 0])
+    known = dataclasses.replace(condition(2.0, 2.0, 3.0), negative=torch.tensor([1, 0, -1]))
+    guided = Guided(TwoBlobs()).given(known)
+    for part in (guided.of(rows), Guided(TwoBlobs()).given(known[rows].to(torch.device("cpu")))):
+        torch.testing.assert_close(part(x[rows], t[rows]).x0, guided(x, t).x0[rows], rtol=0, atol=1e-14)
+    sampler = Sampler(Guided(TwoBlobs()), make_solver("dpmpp_2m"), even(4))
+    whole = sampler.draw((2,), 3, 0, 3, known)
+    torch.testing.assert_close(whole, sampler.draw((2,), 3, 0, 2, known), rtol=0, atol=1e-6)
+    assert (whole - sampler.draw((2,), 3, 0, 3, dataclasses.replace(known, negative=None)))[:2].abs().amax() > 0.1
+
+
+class Jumps(TwoBlobs):
+    """What a phased student must be, of each class alone: its one step ends on the exact flow at the next edge."""
+
+    def __init__(self, phases: int, labels=None):
+        super().__init__(labels)
+        self.phases, self.grid = phases, even(phases)
+
+    def given(self, condition):
+        return Jumps(self.phases, condition.labels)
+
+    def forward(self, x_t, t):
+        x, s = x_t.double(), t - 1 / self.phases
+        blobs = [GaussianDenoiser(m, v, self.schedule) for m, v in zip(self.means, self.variances)]
+        landing = torch.where(self.labels[:, None] == 0, *(blob.flow(x, t, s) for blob in blobs))
+        v = between(x, landing, self.schedule.angle(t) - self.schedule.angle(s))
+        return HEADS["v"](x, self.schedule.level(t, x), v)
+
+
+@pytest.mark.parametrize("phases", [1, 2, 4])
+def test_phased_jumps_are_led_away_from_a_class(phases):
+    """A hop is linear in v, so landings are guided as velocities are: where g = 1 lands is exact, and g = 2.5 is by hand."""
+    z, labels, away = randn(3, 2), torch.tensor([0, 1, 0]), torch.tensor([1, 0, 0])
+    for g in (1.0, 2.5):
+        at, weight = z, torch.full((3,), g).double()
+        denoiser = Guided(Jumps(phases)).given(Condition(labels, weight, away))
+        found = Sampler(denoiser, SOLVERS["ddim"](), even(phases)).sample(z)
+        for k in range(phases, 0, -1):
+            t, s = (torch.full((3,), j / phases).double() for j in (k, k - 1))
+            blobs = [
+                GaussianDenoiser(m, v, Cosine()).flow(at, t, s) for m, v in zip(TwoBlobs().means, TwoBlobs().variances)
+            ]
+            to, off = (torch.where(pick[:, None] == 0, *blobs) for pick in (labels, away))
+            at = off + g * (to - off)
+        torch.testing.assert_close(found, at, rtol=0, atol=1e-12)
+    with pytest.raises(Mistake, match=f"only on its own {phases} steps"):
+        Sampler(denoiser, SOLVERS["ddim"](), even(3))
 
 
 def test_guidance_without_a_class_or_a_weight_is_refused():

@@ -115,8 +115,37 @@ def test_the_batch_law(make):
     close(whole, torch.cat([denoiser(x[i : i + 1], TIMES[i : i + 1]).v for i in range(3)]), 1e-15)
 
 
-def test_the_batch_law_holds_for_networks_where_all_axes_are_alike():
-    denoiser = NetDenoiser(ToyNet(channels=3).double(), make_schedule("linear"))
+class Doubled(ToyNet):
+    """Says x~ and eps~."""
+
+    def forward(self, x, label):
+        out = super().forward(x, label)
+        return torch.cat([out.sin(), out.flip(1) + x], 1)
+
+
+def test_both_is_merged_as_published():
+    """x = S^2 x~ + C (z - S eps~), by hand."""
+    z, says_x0, says_eps = (randn(5, 2, 3, seed=seed) for seed in range(3))
+    level, phi = Cosine().level(TIMES, z), Cosine().angle(TIMES)[:, None, None]
+    found = HEADS["both"](z, level, torch.cat([says_x0, says_eps], 1))
+    close(found.x0, phi.sin() ** 2 * says_x0 + phi.cos() * (z - phi.sin() * says_eps), 1e-14)
+    close(found.v, phi.cos() * says_eps - phi.sin() * says_x0, 1e-14)
+    close(found.level.alpha * found.x0 + found.level.sigma * found.eps, z, 1e-14)
+
+
+def test_both_trusts_eps_at_the_data_and_x0_at_the_noise():
+    z, t = randn(2, 2, 4, 4), torch.tensor([0.0, 1.0]).double()
+    denoiser = NetDenoiser(Doubled(2).double(), Cosine(), "both")
+    belief, says = denoiser(z, t), denoiser.net(z, label(t))
+    close(belief.x0[0], z[0], 0)
+    close(belief.v[0], says[0, 2:], 0)
+    close(belief.x0[1], says[1, :2], 1e-15)
+    close(belief.eps[1], z[1], 1e-15)
+
+
+@pytest.mark.parametrize(("net", "head"), [(ToyNet, "v"), (ToyNet, "x0"), (ToyNet, "eps"), (Doubled, "both")])
+def test_the_batch_law_holds_for_networks_where_all_axes_are_alike(net, head):
+    denoiser = NetDenoiser(net(channels=3).double(), make_schedule("linear"), head)
     x = randn(3, 3, 3, 3)
     parts = [denoiser(x[i : i + 1], TIMES[i : i + 1]).x0 for i in range(3)]
-    close(denoiser(x, TIMES[:3]).x0, torch.cat(parts), 1e-13)
+    close(denoiser(x, TIMES[:3]).x0, torch.cat(parts), 1e-12)

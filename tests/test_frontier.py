@@ -309,6 +309,15 @@ def test_points_that_were_not_measured_alike_are_refused(key, value):
         frontier(point("a", 1, 1.0), point("b", 2, 1.0), point("c", 4, 1.0, **{key: value}))
 
 
+def test_a_network_from_elsewhere_may_be_compared_with_what_was_trained_here():
+    given = point("a", 1, 1.0, weights="given")
+    assert frontier(given).points
+    found = frontier(given, point("b", 2, 1.0), point("c", 4, 1.0))
+    assert found.to_json()["about"]["weights"] == "ema and given"
+    with pytest.raises(Mistake, match="b and c differ in weights"):
+        frontier(given, point("b", 2, 1.0), point("c", 4, 1.0, weights="raw"))
+
+
 def test_two_points_of_one_name_and_no_point_are_refused():
     with pytest.raises(Mistake, match="two points are called 'a'"):
         frontier(point("a", 1, 1.0), point("b", 2, 1.0), point("a", 4, 1.0))

@@ -7,7 +7,7 @@ import pytest
 
 from diffcore.mistake import Mistake
 from diffcore.trajectory import even
-from tasks import params, workspace
+from tasks import evaluate, params, workspace
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = (ROOT / "params.yaml").read_text()
@@ -92,6 +92,36 @@ def test_the_last_branch_of_a_deeper_network_is_in_order(tmp_path):
     assert read(tmp_path, text).evaluate.teacher
     with pytest.raises(Mistake, match=r"deepcache\.branch: 5 is not one of the network's 5 branches"):
         read(tmp_path, text.replace("branch: 4", "branch: 5"))
+
+
+def test_a_way_is_led_away_from_a_class(tmp_path):
+    way = "    - {sampler: ddim, trajectory: fitted, steps: [8, 4, 2]}"
+    led = way.replace("]}", "], guidance: [2.0, 4.0], negative: an odd/one}")
+    recipes = read(tmp_path, SHIPPED.replace(way, led)).evaluate.teacher[2].recipes()
+    assert [(each.guidance, each.negative) for each in recipes] == [(2.0, "an odd/one"), (4.0, "an odd/one")]
+    assert [evaluate._told(each) for each in recipes] == [["g2", "not-an-odd-one"], ["g4", "not-an-odd-one"]]
+    for wrong, words in (
+        (led.replace("an odd/one", "3"), "negative: Input should be a valid string, got 3"),
+        (led.replace("guidance: [2.0, 4.0], ", ""), "negative is what guidance leads away from; give guidance too"),
+    ):
+        (fault,) = faults(tmp_path, (re.escape(way), wrong))
+        assert fault.startswith("evaluate.teacher.2")
+        assert words in fault
+
+
+def test_the_head_of_the_network(tmp_path):
+    for head in ("v", "both"):
+        config = read(tmp_path, SHIPPED.replace("head: v ", f"head: {head} ")).network.config((3, 8, 8))
+        assert (config.in_channels, config.out_channels) == (3, 6 if head == "both" else 3)
+    wrong = {
+        "eps": "network: head eps has no image at t = 1.*take v",
+        "w": "network.head: .*'both', got \"w\"",
+        "x0": "distill.dm1.method: distribution_matching asks for velocities close to the data",
+    }
+    for head, words in wrong.items():
+        (fault,) = faults(tmp_path, ("head: v ", f"head: {head} "))
+        assert re.search(words, fault)
+    assert read(tmp_path, re.sub("\n  dm1: .*", "", SHIPPED.replace("head: v ", "head: x0 "))).network.head == "x0"
 
 
 def test_all_faults_come_at_once(tmp_path):
@@ -202,6 +232,42 @@ def test_a_workspace_made_again_has_new_code_and_old_artifacts(tmp_path, monkeyp
     assert (tmp_path / "w/artifacts/kept.txt").exists()
     assert (tmp_path / "w/diffcore/angle.py").read_text() == (ROOT / "diffcore/angle.py").read_text()
     assert params.read(tmp_path / "w/params.yaml").data.source == "digits"
+
+
+def test_trajectories_that_will_not_be_there_are_refused(tmp_path):
+    def with_way(old: str, new: str) -> list[str]:
+        return faults(tmp_path, (re.escape(old), new))
+
+    searched = "    - {sampler: ddim, trajectory: searched, steps: [8, 4, 2]}"
+    assert with_way(searched, searched.replace("8, 4", "65, 4")) == [
+        "evaluate.teacher.1.steps: 65 on the trajectory searched; search.most allows 64"
+    ]
+    fitted = "    - {sampler: ddim, trajectory: fitted, steps: [8, 4, 2]}"
+    assert with_way(fitted, fitted.replace("8, 4", "61, 4")) == [
+        "evaluate.teacher.2.steps: 61 on the trajectory fitted; search.fitted.points allows 60"
+    ]
+    own = "    - {sampler: ddim, trajectory: own}"
+    assert with_way(fitted, own) == [
+        "evaluate.teacher.2.trajectory: own is for a student with steps of its own; name another"
+    ]
+    wrong = "students: {pd4: [{sampler: ddim, trajectory: even, steps: [3]}], pd5: []}"
+    assert with_way("students: {}", wrong) == [
+        "evaluate.students.pd5: no student is called so; did you mean 'pd8'?",
+        "evaluate.students.pd4.0.trajectory: pd4 is valid only on its own 4 steps; say `trajectory: own`",
+    ]
+    between = "students: {pd4: [{sampler: dpm_solver_2, trajectory: own}]}"
+    (fault,) = with_way("students: {}", between)
+    assert fault.startswith("evaluate.students.pd4.0.sampler: this student is valid only at its own times")
+    eta = "    - {sampler: analytic, trajectory: even, steps: [8], options: {eta: 1.5}}"
+    (fault,) = with_way(fitted, eta)
+    assert fault.startswith("evaluate.teacher.2: ")
+    assert "eta must be in 0..1, got 1.5" in fault
+    noisy = "    - {sampler: langevin, trajectory: even, steps: [8]}"
+    (fault,) = with_way(fitted, noisy)
+    assert fault.startswith("evaluate.teacher.2: langevin cannot begin at t = 1")
+    assert with_way("gamma: {steps: 1000", "gamma: {steps: 50") == [
+        "search.most: 64 is more than gamma.steps, 50; lower it"
+    ]
 
 
 def test_who_teaches_whom(tmp_path):

@@ -261,7 +261,12 @@ def test_a_running_mean_keeps_constants_and_straight_lines():
     assert np.allclose(pictures._running_mean(line)[10:-10], line[10:-10])
 
 
-def test_an_empty_curve_is_a_mistake(tmp_path):
-    write_curve(tmp_path / "empty.csv", 0)
-    with pytest.raises(Mistake, match="has no rows"):
+def test_a_curve_without_a_training_has_no_line_and_an_empty_file_is_a_mistake(tmp_path, drawn):
+    write_curve(tmp_path / "teacher.csv", 0)
+    write_curve(tmp_path / "pd4.csv", 40)
+    pictures.curves({name: tmp_path / f"{name}.csv" for name in ("teacher", "pd4")}, tmp_path / "curves.png")
+    assert [text.get_text() for text in drawn().get_legend().get_texts()] == ["pd4"]
+    pictures.curves({"teacher": tmp_path / "teacher.csv"}, tmp_path / "curves.png")
+    (tmp_path / "empty.csv").write_text("")
+    with pytest.raises(Mistake, match="is empty"):
         pictures.curves({"empty": tmp_path / "empty.csv"}, tmp_path / "curves.png")

@@ -8,7 +8,7 @@ from diffcore import checkpoint, recipe
 from diffcore.checkpoint import Checkpoint, Guidance
 from diffcore.deepcache import Config as CacheConfig
 from diffcore.deepcache import DeepCached
-from diffcore.denoiser import Guided, NetDenoiser
+from diffcore.denoiser import Condition, Guided, NetDenoiser
 from diffcore.mistake import Mistake
 from diffcore.nets import unet
 from diffcore.recipe import Recipe, from_json
@@ -102,6 +102,13 @@ def test_no_guidance_is_not_guidance_to_no_class():
     assert Recipe(DDIM(), guidance=0.0).to_json() == {"sampler": "ddim", "guidance": 0.0}
     assert through(Recipe(DDIM(), guidance=0.0)).guidance == 0.0
     assert through(Recipe(DDIM())).guidance is None
+
+
+@pytest.mark.parametrize("negative", ["two", 0])
+def test_the_negative_class_goes_to_json_and_back(negative):
+    made = Recipe(DDIM(), guidance=2.0, negative=negative)
+    assert made.to_json() == {"sampler": "ddim", "guidance": 2.0, "negative": negative}
+    assert through(made) == made
 
 
 @pytest.mark.parametrize(
@@ -210,6 +217,45 @@ def test_the_condition_says_classes_and_weight():
     assert Recipe(DDIM()).condition(opened(True), labels).guidance is None
     assert Recipe(DDIM()).condition(opened(), labels) is None
     assert Recipe(DDIM()).condition(opened(True), None) is None
+
+
+@pytest.mark.parametrize("negative", ["two", 2])
+def test_a_student_of_phases_is_led_away_from_a_class(negative):
+    """One that learned no guidance: by two calls at its own steps."""
+    found, labels = opened(True), torch.tensor([0, 1, 3])
+    found.denoiser.grid = even(4)
+
+    def drawn(**way):
+        made = Recipe(DDIM(), guidance=3.0, **way)
+        return made.sampler(found, even(4)).draw((1, 8, 8), 3, 0, condition=made.condition(found, labels))
+
+    told = Recipe(DDIM(), guidance=3.0, negative=negative).condition(found, labels)
+    assert told.negative.tolist() == [2, 2, 2]
+    by_hand = Sampler(Guided(found.denoiser), DDIM(), even(4))
+    weight = torch.full((3,), 3.0).double()
+    expected = by_hand.draw((1, 8, 8), 3, 0, condition=Condition(labels, weight, torch.full((3,), 2)))
+    assert torch.equal(drawn(negative=negative), expected)
+    assert (drawn(negative=negative) - drawn()).abs().amax() > 1e-3
+    with pytest.raises(Mistake, match="only on its own 4 steps"):
+        Recipe(DDIM(), guidance=3.0, negative=negative).sampler(found, even(8))
+
+
+@pytest.mark.parametrize(
+    ("made", "checkpoint", "words"),
+    [
+        (Recipe(DDIM(), guidance=2.0, negative="five"), opened(True), "no class 'five'; known: zero, one, two, three$"),
+        (Recipe(DDIM(), guidance=2.0, negative=4), opened(True), "toy knows no class 4; known: zero"),
+        (Recipe(DDIM(), guidance=2.0, negative=-1), opened(True), "toy knows no class -1; known: zero"),
+        (Recipe(DDIM(), guidance=2.0, negative="one"), opened(), "toy knows no class 'one'; known: none"),
+        (Recipe(DDIM(), negative="one"), opened(True), "negative 'one' is what guidance leads away from; give"),
+        (Recipe(DDIM(), guidance=2.0, negative="one"), weighing(), "toy learned to be led away from no class"),
+        (Recipe(DDIM(), guidance=2.0, negative="one"), opened(True, Guidance(2.0, 2.0)), "leave negative out"),
+    ],
+)  # fmt: skip
+def test_a_negative_class_that_does_not_fit_is_refused(made, checkpoint, words):
+    with pytest.raises(Mistake, match=words) as caught:
+        made.sampler(checkpoint, even(4))
+    assert len(str(caught.value).splitlines()) == 1
 
 
 # classes

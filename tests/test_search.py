@@ -342,6 +342,21 @@ def test_the_stage_tells_what_was_moved(repair, tmp_path, monkeypatch):
     assert free["cost"]["4"] == pytest.approx(whole.cost(5), rel=1e-12)
 
 
+def test_the_stage_knows_the_noise_by_its_share(tmp_path, monkeypatch):
+    """A process scaled at each time as one likes has the same costs and the same paths."""
+    monkeypatch.setattr(stage.paths, "GAMMA", tmp_path / "gamma.json")
+    alpha2, sigma2, cov, _ = tables(20, "cosine")
+    rows = torch.from_numpy(np.stack([1 - alpha2 / sigma2 * cov, cov, cov]))
+    options, told = SimpleNamespace(most=8, estimator="residual", repair=True, decoder=True), []
+    for scale in (1.0, np.linspace(9.0, 1.0, 20)):
+        scaled = (torch.from_numpy(scale * part) for part in (alpha2, sigma2))
+        found = Gamma(20, 0, *scaled, Moments(rows * 4, rows**2 * 4, 4))
+        stage.paths.GAMMA.write_text(json.dumps({**found.to_json(), "edges": 0.25}))
+        told.append(stage._bound(SimpleNamespace(search=options)))
+    assert told[0]["nodes"] == told[1]["nodes"]
+    assert list(told[0]["cost"].values()) == pytest.approx(list(told[1]["cost"].values()))
+
+
 def test_the_decoder_s_cost():
     """Wide errors cost their entropy less the bin's, errors within a bin nothing; by plain sums over fine bins between."""
     width = 2 / 255

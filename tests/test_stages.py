@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 ENTRIES = {
     "shard": {"tasks.shard"},
     "features": {"tasks.features"},
-    "teacher": {"tasks.train", "diffcore.methods.denoising"},
+    "teacher": {"tasks.train", "tasks.adopt", "diffcore.methods.denoising"},
     "distill": {"tasks.train"},
     "gamma": {"tasks.gamma"},
     "search": {"tasks.search"},

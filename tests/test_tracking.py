@@ -58,7 +58,7 @@ def write_checkpoint(folder: Path, p: dict) -> None:
     (folder / "checkpoints" / p["checkpoint"]).mkdir(exist_ok=True)
     (folder / "checkpoints" / p["checkpoint"] / "weights.bin").write_bytes(b"weights")
     (folder / "checkpoints" / p["checkpoint"] / "card.json").write_text(json.dumps(card))
-    write_curve(folder / "curves" / f"{p['checkpoint']}.csv", 50)
+    write_curve(folder / "curves" / f"{p['checkpoint']}.csv", 0 if p["checkpoint"] == "teacher" else 50)
     (folder / "cost" / f"{p['checkpoint']}.json").write_text(json.dumps({"seconds": 3.5, "iterations": 50}))
 
 
@@ -154,6 +154,13 @@ def test_training_curves_have_runs_of_their_own(receipt):
     assert {m.step: m.value for m in losses} == {k: 1 / k for k in range(1, 51)}
     assert run.data.params["cost.seconds"] == "3.5"
     assert run.data.params["fit.iterations"] == "50"
+
+
+def test_a_teacher_that_was_trained_elsewhere_has_a_run_without_a_curve(receipt):
+    run = client().get_run(receipt["train"]["train teacher"])
+    assert run.data.metrics == {}
+    assert run.data.params["fit.iterations"] == "50"
+    assert [Path(f.path).name for f in client().list_artifacts(run.info.run_id)] == ["teacher.csv"]
 
 
 def test_a_long_curve_is_thinned_to_means(tmp_path):

@@ -187,6 +187,39 @@ def test_the_trainer_finds_the_closed_form(name, number):
     assert max(found) < case.within, found
 
 
+class Says(Affine):
+    """What else a network may say: x_0 alone, or beside it an eps of its own."""
+
+    def __init__(self, head: str):
+        super().__init__()
+        self.eps = Affine() if head == "both" else None
+
+    def forward(self, x, label):
+        x0 = super().forward(x, label)
+        return x0 if self.eps is None else torch.cat([x0, self.eps(x, label)], 1)
+
+
+HEADED = [("both", "denoising", 0), ("both", "progressive", 0), ("x0", "denoising", 1), ("x0", "progressive", 0)]
+
+
+@pytest.mark.parametrize(("head", "name", "number"), HEADED)
+def test_every_head_finds_the_closed_form(head, name, number):
+    """The velocity read from what the network says is the right one."""
+    case, start = CASES[name][number], NetDenoiser(Says(head), Cosine(), head)
+    feed = GaussianFeed(MEAN, STD, 256)
+    job = Job(methods.load(name), case.config, fit.Config(400, 256, 0.05, 0.0, weight_decay=0.0), feed, 0)
+    learned = start.around(fit.fit(job, start, exact(torch.float32), COMPUTE).net)
+    t = torch.tensor([time for time in case.times if time < 1], dtype=torch.float64)
+
+    @torch.no_grad()
+    def error(denoiser: NetDenoiser) -> float:
+        ends = (torch.full((len(t), 1, 1, 1), z).double() for z in (0, 1))
+        return max(float((denoiser(z, t).v - case.right(z, t)).abs().max()) for z in ends)
+
+    assert error(start) > 4 * case.within
+    assert error(learned) < case.within
+
+
 def test_no_case_is_left_behind():
     assert set(CASES) <= set(methods.names())
 

@@ -348,7 +348,7 @@ def test_a_cached_step_does_only_the_shallow_work():
         ({"resnet_time_scale_shift": "spatial"}, "resnet_time_scale_shift 'spatial'.*adapter"),
         ({"class_embed_type": "identity"}, "class_embed_type 'identity'.*adapter"),
         ({"mid_block_type": "UNetMidBlock2DCrossAttn"}, "mid_block_type.*adapter"),
-        ({"out_channels": 2}, "out_channels 2.*adapter"),
+        ({"out_channels": 3}, "out_channels 3.*adapter"),
         ({"layers_per_block": [1, 2]}, "layers_per_block.*adapter"),
         ({"dropuot": 0.1}, "'dropuot'.*adapter"),
         ({"block_out_channels": [16, 32, 64]}, "equal length"),

@@ -13,8 +13,11 @@ CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def open_folder(folder: Path) -> nn.Module:
+def open_folder(folder: Path, both: bool = False) -> nn.Module:
     """The network in a local folder of config.json and safetensors; forward(x [b, c, h, w], label [b], class_label).
+
+    both: it is one of the head `both`, whose output has twice the channels; of any other such output, a learned variance,
+    the adapter keeps half.
 
     Raises Mistake if anything is missing, damaged or pickled. diffusers is imported only for what our U-Net lacks.
     """
@@ -26,7 +29,8 @@ def open_folder(folder: Path) -> nn.Module:
         except unet.Unsupported:
             pass
         else:
-            return _ours(config, folder / WEIGHTS)
+            if both or config.out_channels == config.in_channels:
+                return _ours(config, folder / WEIGHTS)
     from diffcore.nets import foreign
 
     return foreign.load(folder)

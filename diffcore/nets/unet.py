@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -87,8 +87,10 @@ class UNetConfig:
             for value in given if isinstance(given, tuple) else (given,):
                 if value not in known:
                     raise Unsupported(f"{key} {value!r} is not one that our U-Net knows; {ADAPTER}")
-        if self.out_channels != self.in_channels:
-            raise Unsupported(f"out_channels {self.out_channels} is not in_channels {self.in_channels}; {ADAPTER}")
+        if self.out_channels not in (self.in_channels, 2 * self.in_channels):
+            raise Unsupported(
+                f"out_channels {self.out_channels} is not in_channels {self.in_channels} or twice that; {ADAPTER}"
+            )
         levels = {len(self.down_block_types), len(self.up_block_types), len(self.block_out_channels)}
         if len(levels) > 1:
             raise Mistake("down_block_types, up_block_types and block_out_channels must be of equal length")
@@ -135,7 +137,7 @@ class Shape:
 
     channels: of each level, from the finest. layers: residual blocks per level on the way down. attention: on every level
     but the finest. groups: of the group norms. max_phase: radians, see `build`. conditional: told the class, or that there
-    is none, which guidance needs.
+    is none, which guidance needs. head: what the network says, see diffcore.denoiser.HEADS; its students say the same.
     """
 
     channels: tuple[int, ...]
@@ -145,8 +147,11 @@ class Shape:
     dropout: float
     max_phase: float
     conditional: bool = False
+    head: Literal["v", "x0", "eps", "both"] = "v"
 
     def __post_init__(self):
+        if self.head == "eps":
+            raise ValueError("head eps has no image at t = 1, where sampling begins and alpha is 0; take v, or both")
         if not self.channels or min(*self.channels, self.layers, self.groups) < 1:
             raise ValueError("channels, layers and groups must be at least 1")
         if any(channels % self.groups for channels in self.channels):
@@ -166,9 +171,10 @@ class Shape:
         if self.conditional and not classes:
             raise Mistake("network.conditional is true, but the data have no classes; set it to false or give labels")
         table = classes + 1 if self.conditional else None
-        return default_config(
+        made = default_config(
             tuple(image), self.channels, self.layers, self.attention, self.groups, table, self.dropout
         )
+        return replace(made, out_channels=2 * made.in_channels) if self.head == "both" else made
 
 
 def default_config(
@@ -238,7 +244,8 @@ LEGACY = re.compile(r"(?<=\d)\.(query|key|value|proj_attn)\.(?=weight$|bias$)")
 
 
 class UNet(nn.Module):
-    """(x, label) -> [b, c, h, w]. Its weights mean nothing until `build` or `load_state_dict` sets them.
+    """(x, label) -> [b, c, h, w]; [b, 2c, h, w] for the head `both`. Its weights mean nothing until `build` or
+    `load_state_dict` sets them.
 
     A forward pass is embed, down, mid, up, out. A wrapper that scales skips acts between down and up; one that caches the
     deep part keeps what `up(..., until=k)` gives and goes on with `up(kept, down(x, embedding, k), embedding)`.
@@ -273,7 +280,7 @@ class UNet(nn.Module):
 
     def forward(
         self, x: Sample, label: PerSample, class_label: Tensor | None = None, guidance: PerSample | None = None
-    ) -> Sample:
+    ) -> Tensor:
         """x: [b, c, h, w]; label: [b], c = T t - 1 with T = 1024, float; class_label: [b], int, where there is a table;
         guidance: [b], where the weight is an input."""
         embedding = self.embed(label, class_label, guidance)

@@ -1,0 +1,48 @@
+"""The stage `teacher` where params.yaml names a folder: the network in it is taken as it is, and trained no further."""
+
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+from diffcore import adopt, checkpoint, disk, fit
+from diffcore.mistake import Mistake
+from diffcore.shards import Manifest
+from tasks import graph, paths
+from tasks.params import ROOT, Params, check_adopted
+from tasks.progress import say
+
+COST = {"iterations": 0, "images": 0, "network_calls": 0}
+
+
+def teacher(params: Params) -> None:
+    """The network of `teacher.folder`, once it is known to fit the data, as the checkpoint that every chain begins with."""
+    manifest, folder = Manifest.read(paths.DATA), params.teacher.folder
+    found = adopt.adopt(Path(folder))
+    knows, asked = found.denoiser.classes is not None, params.network.conditional
+    if knows != asked:
+        raise Mistake(
+            f"network.conditional is {str(asked).lower()}, but the teacher in {folder} knows {'' if knows else 'no '}"
+            f"classes; set it to {str(knows).lower()}"
+        )
+    found.check(manifest.shape, manifest.classes)
+    check_adopted(params, found.skips, found.denoiser.head)
+    about = {
+        "name": ROOT,
+        "method": "adopted",
+        "solver": "ddim",
+        "weights": "given",
+        "parent": None,
+        "teacher": None,
+        "data": manifest.digest,
+        "parameters": {"folder": folder, "files": found.files, "digest": disk.digest(found.files)},
+        "seed": params.seed,
+        "code": graph.code_digest(ROOT, "adopted"),
+        "torch": fit.torch_version(),
+        "classes": list(manifest.classes) if knows else None,
+        "cost": COST,
+    }
+    card = checkpoint.save(paths.CHECKPOINTS / ROOT, found.denoiser, tuple(manifest.shape), about)
+    columns = [field.name for field in fields(fit.Event) if field.default is MISSING]
+    disk.write(paths.CURVES / f"{ROOT}.csv", ",".join(columns) + "\n")
+    disk.write_json(paths.COST / f"{ROOT}.json", {"seconds": 0.0, **COST})
+    steps, head = found.denoiser.labels, found.denoiser.head
+    say(f"{ROOT}: adopted from {folder}, head {head}, {steps} noise levels; checkpoint {card.digest[:12]}")

@@ -1,0 +1,511 @@
+"""A teacher from elsewhere: folders that diffusers wrote, as they are, and through every stage of the pipeline."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffcore import adopt, checkpoint, disk
+from diffcore.feed import to_uint8
+from diffcore.mistake import Mistake
+from diffcore.nets import foreign, unet
+from diffcore.sampler import Sampler
+from diffcore.schedule import Discrete
+from diffcore.solvers import SOLVERS
+from diffcore.trajectory import even, karras
+from tasks import params, paths
+from tests.conftest import dice
+from tests.test_checkpoint import ABOUT, student
+
+diffusers = pytest.importorskip("diffusers")
+ROOT = Path(__file__).parent.parent
+TINY = {
+    "sample_size": 8,
+    "in_channels": 1,
+    "out_channels": 1,
+    "down_block_types": ["DownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "UpBlock2D"],
+    "block_out_channels": [8, 16],
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "add_attention": False,
+}
+ZERO = {"rescale_betas_zero_snr": True}
+SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+
+
+@pytest.fixture(autouse=True)
+def keep_the_global_generator():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+def network(**change):
+    return diffusers.UNet2DModel(**{**TINY, **change}).eval()
+
+
+def save(folder: Path, net=None, kind: str = "DDIMScheduler", **settings):
+    """A pipeline of diffusers in `folder`; its network and its scheduler."""
+    net, scheduler = net or network(), getattr(diffusers, kind)(**settings)
+    diffusers.DDPMPipeline(net, scheduler).save_pretrained(folder)
+    return net, scheduler
+
+
+def changed(folder: Path, name: str, **change) -> None:
+    """Sets keys of a JSON file; None takes one out."""
+    content = {**json.loads((folder / name).read_text()), **change}
+    disk.write_json(folder / name, {key: value for key, value in content.items() if value is not None})
+
+
+def images(count: int = 5, channels: int = 1):
+    return torch.randn(count, channels, 8, 8, generator=dice())
+
+
+# ------------------------------------------------------------------------------- the same beliefs
+
+
+@pytest.mark.parametrize("kind", ["DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "UniPCMultistepScheduler"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, SCALED, {"beta_schedule": "squaredcos_cap_v2"}, {"num_train_timesteps": 50, "trained_betas": [0.02] * 50}],
+)
+def test_the_schedule_is_diffusers(kind, settings, tmp_path):
+    _, scheduler = save(tmp_path, kind=kind, **settings)
+    schedule = adopt.adopt(tmp_path).denoiser.schedule
+    count = len(scheduler.alphas_cumprod)
+    t = torch.arange(1, count + 1, dtype=torch.float64) / count
+    assert torch.allclose(schedule.alpha(t) ** 2, scheduler.alphas_cumprod.double(), atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("settings", [{"beta_schedule": "sigmoid"}, ZERO, {**SCALED, **ZERO}])
+def test_the_schedules_that_only_some_schedulers_know(settings, tmp_path):
+    _, scheduler = save(tmp_path, kind="DDPMScheduler", prediction_type="v_prediction", **settings)
+    schedule = adopt.adopt(tmp_path).denoiser.schedule
+    t = torch.arange(1, 1001, dtype=torch.float64) / 1000
+    assert torch.allclose(schedule.alpha(t) ** 2, scheduler.alphas_cumprod.double(), atol=1e-6)
+    assert (schedule.alpha(t[-1:]) == 0).all() == ("rescale_betas_zero_snr" in settings)
+
+
+def apart(ours, theirs) -> float:
+    """The largest difference, beside the largest value. diffusers' own alphas are float32: sigma at 0 is good to 3e-4."""
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+@pytest.mark.parametrize("word", adopt.HEADS)
+@pytest.mark.parametrize("settings", [{}, SCALED])
+@torch.no_grad()
+def test_beliefs_are_diffusers_to_float32_rounding(word, settings, tmp_path):
+    net, scheduler = save(tmp_path, prediction_type=word, clip_sample=False, **settings)
+    denoiser, x = adopt.adopt(tmp_path).denoiser, images()
+    assert isinstance(denoiser.net, unet.UNet)
+    scheduler.set_timesteps(1000)
+    for j in (0, 1, 17, 500, 998, 999):
+        out = net(x, j).sample
+        x0 = scheduler.step(out, j, x).pred_original_sample
+        a, s = scheduler.alphas_cumprod[j].sqrt(), (1 - scheduler.alphas_cumprod[j]).sqrt()
+        eps = {"epsilon": out, "v_prediction": a * out + s * x, "sample": (x - a * x0) / s}[word]
+        belief = denoiser(x, torch.full((5,), (j + 1) / 1000, dtype=torch.float64))
+        assert apart(getattr(belief, adopt.HEADS[word]), out) < 1e-5, j
+        assert apart(belief.x0, x0) < 1e-3, j
+        assert apart(belief.eps, eps) < 1e-3, j
+        assert apart(belief.v, a * eps - s * x0) < 1e-3, j
+
+
+def test_pure_noise_at_the_end_is_exact(tmp_path):
+    net, _ = save(tmp_path, prediction_type="v_prediction", **ZERO)
+    denoiser, x = adopt.adopt(tmp_path).denoiser, images()
+    belief = denoiser(x, torch.ones(5, dtype=torch.float64))
+    assert torch.equal(belief.eps, x)
+    assert torch.allclose(belief.x0, -net(x, 999).sample, atol=1e-5)
+
+
+def test_classes_with_a_last_row_for_none(tmp_path):
+    net, _ = save(tmp_path, network(num_class_embeds=4))
+    found, x, t = adopt.adopt(tmp_path), images(3), torch.full((3,), 0.5, dtype=torch.float64)
+    assert found.denoiser.classes == 3
+    assert torch.allclose(found.denoiser(x, t).eps, net(x, 499, torch.tensor([3, 3, 3])).sample, atol=1e-5)
+    found.check((1, 8, 8), ["a", "b", "c"])
+    with pytest.raises(Mistake, match=r"class table has 4 rows, and the data have 2 classes"):
+        found.check((1, 8, 8), ["a", "b"])
+    with pytest.raises(Mistake, match=r"and the data have 0 classes"):
+        found.check((1, 8, 8), None)
+
+
+def test_what_our_u_net_lacks_comes_through_the_adapter(tmp_path):
+    net, _ = save(tmp_path, network(down_block_types=["ResnetDownsampleBlock2D", "DownBlock2D"]))
+    denoiser, x = adopt.adopt(tmp_path).denoiser, images(2)
+    assert isinstance(denoiser.net, foreign.Foreign)
+    assert torch.equal(denoiser(x, torch.ones(2, dtype=torch.float64)).eps, net(x, 999).sample)
+
+
+# ------------------------------------------------------------------------------- refusals
+
+
+def remove(*names):
+    def change(folder):
+        for name in names:
+            (folder / name).unlink()
+
+    return change
+
+
+def pickled(folder):
+    weights = folder / "unet/diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_name("diffusion_pytorch_model.bin"))
+
+
+def cut(folder):
+    path = folder / "unet/diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def rewritten(name, **change):
+    return lambda folder: changed(folder, name, **change)
+
+
+CONFIG = "unet/config.json"
+SAVED = {
+    "no scheduler": (remove(adopt.SCHEDULER), "scheduler_config.json is missing; save its pipeline with save_pretrained"),
+    "no network": (remove(CONFIG), "holds no network: config.json is missing"),
+    "no weights": (remove("unet/diffusion_pytorch_model.safetensors"), "holds no .safetensors"),
+    "pickled weights": (pickled, "holds pickled weights only"),
+    "half the weights": (cut, "does not hold this network's weights"),
+    "no JSON": (lambda folder: (folder / adopt.SCHEDULER).write_text("{"), "is not valid JSON"),
+    "no mapping": (lambda folder: (folder / adopt.SCHEDULER).write_text("[1]"), "is of an unknown scheduler"),
+    "another network": (rewritten(CONFIG, _class_name="UNet2DConditionModel"), "is a UNet2DConditionModel; only"),
+    "another time": (rewritten(CONFIG, time_embedding_type="learned"), "time_embedding_type 'learned' is not known"),
+    "another class": (rewritten(CONFIG, class_embed_type="timestep"), "class_embed_type 'timestep' is not known"),
+    "a learned variance": (rewritten(CONFIG, out_channels=2), "makes 2 channels of 1; of a learned variance keep"),
+    "flow matching": (rewritten(adopt.SCHEDULER, _class_name="FlowMatchEulerDiscreteScheduler"), "is of FlowMatchEuler"),
+    "flow by a flag": (rewritten(adopt.SCHEDULER, use_flow_sigmas=True), "is of DDIMScheduler, whose process is not"),
+    "an SDE": (rewritten(adopt.SCHEDULER, _class_name="ScoreSdeVpScheduler"), "is of ScoreSdeVpScheduler, whose process"),
+    "a student": (rewritten(adopt.SCHEDULER, _class_name="LCMScheduler"), "is of LCMScheduler"),
+    "another head": (rewritten(adopt.SCHEDULER, prediction_type="flow"), "prediction_type 'flow' is not one of epsilon"),
+    "an old head": (rewritten(adopt.SCHEDULER, predict_epsilon=False), "is not one of epsilon, v_prediction, sample; write"),
+    "unknown betas": (rewritten(adopt.SCHEDULER, beta_schedule="laplace"), "beta_schedule 'laplace' is unknown); write them"),
+    "no betas": (rewritten(adopt.SCHEDULER, beta_start=None), "gives no betas (beta_start is missing)"),
+    "too few betas": (rewritten(adopt.SCHEDULER, trained_betas=[0.1]), "1 trained_betas for 1000 num_train_timesteps"),
+    "no numbers": (rewritten(adopt.SCHEDULER, beta_end="0.02"), "gives no betas"),
+    "negative betas": (rewritten(adopt.SCHEDULER, beta_start=-0.1), "betas must be a non-empty list of numbers in (0, 1]"),
+    "noise too early": (rewritten(adopt.SCHEDULER, trained_betas=[1.0] * 1000), "only the last beta can be 1"),
+    "no image at t = 1": (rewritten(adopt.SCHEDULER, **ZERO), "has no image at t = 1, where sampling begins; it must be"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SAVED)
+def test_what_cannot_be_taken_as_it_is_is_refused_in_one_line(case, tmp_path):
+    change, message = SAVED[case]
+    save(tmp_path / "pipeline")
+    change(tmp_path / "pipeline")
+    with pytest.raises(Mistake) as caught:
+        adopt.adopt(tmp_path / "pipeline")
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_other_images_are_refused_by_name(tmp_path):
+    save(tmp_path)
+    found = adopt.adopt(tmp_path)
+    found.check((1, 8, 8), None)
+    for image, told in (((3, 8, 8), "3 x 8 x 8"), ((1, 16, 16), "1 x 16 x 16"), ((1, 8, 6), "1 x 8 x 6")):
+        with pytest.raises(Mistake, match=f"is for images of 1 x 8 x 8 and the data are {told}"):
+            found.check(image, None)
+
+
+def test_a_network_of_any_size_must_be_able_to_halve_its_images(tmp_path):
+    save(tmp_path, network(sample_size=None))
+    found = adopt.adopt(tmp_path)
+    found.check((1, 12, 10), None)
+    with pytest.raises(Mistake, match="images of 7 x 8 cannot be halved 1 times as the teacher does"):
+        found.check((1, 7, 8), None)
+    with pytest.raises(Mistake, match=r"is for images of 1 x \? x \? and the data are 3 x 8 x 8"):
+        found.check((3, 8, 8), None)
+
+
+# ------------------------------------------------------------------------------- our own checkpoints
+
+
+def test_a_checkpoint_of_ours_is_taken_as_its_card_says(tmp_path):
+    checkpoint.save(tmp_path / "own", student(None), (1, 8, 8), ABOUT)
+    found, x, t = adopt.adopt(tmp_path / "own"), images(), torch.linspace(0.1, 1, 5, dtype=torch.float64)
+    assert torch.equal(found.denoiser(x, t).v, student(None)(x, t).v)
+    assert found.files == checkpoint.read_card(tmp_path / "own").files
+    with pytest.raises(Mistake, match="is for images of 1 x 8 x 8"):
+        found.check((3, 8, 8), None)
+
+
+@pytest.mark.parametrize(("steps", "about"), [(4, {}), (None, {"solver": "renoise"})])
+def test_a_student_of_ours_is_no_teacher(steps, about, tmp_path):
+    checkpoint.save(tmp_path / "own", student(steps), (1, 8, 8), {**ABOUT, **about})
+    with pytest.raises(Mistake, match="which cannot teach at every time; give the teacher it comes from"):
+        adopt.adopt(tmp_path / "own")
+
+
+# ------------------------------------------------------------------------------- saved and read again
+
+
+@pytest.mark.parametrize("settings", [{}, {"prediction_type": "v_prediction", **ZERO}, {"prediction_type": "sample"}])
+def test_a_checkpoint_of_it_is_the_same_denoiser_and_what_diffusers_samples(settings, tmp_path):
+    save(tmp_path / "theirs", **settings)
+    found = adopt.adopt(tmp_path / "theirs")
+    checkpoint.save(tmp_path / "ours", found.denoiser, (1, 8, 8), {**ABOUT, "method": "adopted"})
+    opened, x = checkpoint.load(tmp_path / "ours").denoiser, images()
+    assert opened.labels == 1000
+    assert opened.schedule == found.denoiser.schedule
+    for t in (0.001, 0.25, 1.0):
+        at = torch.full((5,), t, dtype=torch.float64)
+        assert torch.equal(opened(x, at).x0, found.denoiser(x, at).x0)
+    pipeline = diffusers.DDIMPipeline.from_pretrained(tmp_path / "ours")
+    pipeline.set_progress_bar_config(disable=True)
+    for steps in (1, 4, 8):
+        theirs = pipeline(batch_size=5, num_inference_steps=steps, generator=dice(3), output_type="np").images
+        ours = Sampler(opened, SOLVERS["ddim"](), even(steps)).sample(torch.randn(5, 1, 8, 8, generator=dice(3)))
+        ours = (ours / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+        assert abs(theirs - ours).max() < 2e-3, steps  # beside 1/255; alpha(1) is 0.006 and known to float32
+    again = adopt.adopt(tmp_path / "ours")  # by its card
+    assert again.denoiser.schedule == opened.schedule
+
+
+def test_other_trajectories_begin_where_the_betas_end(tmp_path):
+    save(tmp_path)
+    denoiser = adopt.adopt(tmp_path).denoiser
+    times = karras(5, denoiser.schedule)
+    first = torch.tensor(times.times[:1], dtype=torch.float64)
+    assert float(denoiser.schedule.sigma(first) / denoiser.schedule.alpha(first)) == pytest.approx(80)
+    start = images()
+    for word in ("ddim", "renoise", "dpmpp_2m"):
+        sampled = Sampler(denoiser, SOLVERS[word](), times).sample(start, lambda k: images())
+        assert sampled.isfinite().all()
+
+
+# ------------------------------------------------------------------------------- the file
+
+
+def read(where: Path, **teacher):
+    raw = params.load_yaml(ROOT / "params.yaml")
+    raw["teacher"] = teacher
+    params.dump_yaml(raw, where / "params.yaml")
+    return params.read(where / "params.yaml")
+
+
+def test_the_folder_takes_the_place_of_the_numbers(tmp_path):
+    assert read(tmp_path, folder="~/ddpm").teacher == params.Adopt("~/ddpm")
+
+
+FIT = {"iterations": 5, "batch": 8, "lr": 1e-3, "ema": 0.9}
+FAULTS = {
+    "both": (
+        {"folder": "x", **FIT},
+        ["teacher: give folder or the numbers of a training, not both; leave out batch, ema"],
+    ),
+    "a wrong key": ({"foldr": "x"}, ["teacher.foldr: unknown key; did you mean 'folder'?", "teacher.folder: missing"]),
+    "one key more": ({"folder": "x", "head": "v"}, ["teacher.head: unknown key"]),
+    "no text": ({"folder": 3}, ["teacher.folder: Input should be a valid string"]),
+    "nothing": ({"folder": " "}, ["teacher: folder must be the path of a folder that holds unet/ and scheduler/"]),
+    "neither": (
+        {},
+        ["teacher.iterations: missing", "teacher.batch: missing", "teacher.lr: missing", "teacher.ema: missing"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_a_fault_is_a_line(case, tmp_path):
+    teacher, wanted = FAULTS[case]
+    with pytest.raises(Mistake) as caught:
+        read(tmp_path, **teacher)
+    lines = [line.partition("params.yaml: ")[2] for line in str(caught.value).splitlines()]
+    assert len(lines) == len(wanted)
+    for word in wanted:
+        assert any(line.startswith(word) for line in lines), (word, lines)
+
+
+def test_a_cached_branch_is_not_asked_of_a_section_that_does_not_count(tmp_path):
+    raw = params.load_yaml(ROOT / "params.yaml")
+    raw["evaluate"]["teacher"].append(
+        {"sampler": "ddim", "trajectory": "even", "steps": [4], "deepcache": {"interval": 2, "branch": 7}}
+    )
+    raw["teacher"] = {"folder": "x"}
+    params.dump_yaml(raw, tmp_path / "params.yaml")
+    assert params.read(tmp_path / "params.yaml")
+
+
+# ------------------------------------------------------------------------------- the stages
+
+SHORT = {"teacher": "teacher", "iterations": 3, "batch": 16, "lr": 1.0e-3, "ema": 0.9}
+STUDENTS = {
+    "v": {"method": "denoising", "head": "v", **SHORT},
+    "pd4": {"method": "progressive", "steps": 4, **SHORT, "teacher": "v"},
+    "pd2": {"method": "progressive", "steps": 2, **SHORT, "teacher": "pd4"},
+    "cd": {"method": "consistency", "steps": 10, "target_ema": 0.5, **SHORT},
+}
+EVALUATE = {
+    "images": 20,
+    "batch": 20,
+    "seed": 0,
+    "likelihood": {"images": 4, "probes": 1, "seed": 0},
+    "teacher": [
+        {"sampler": "ddim", "trajectory": ["even", "karras", "searched", "fitted"], "steps": [2]},
+        {"sampler": "analytic", "trajectory": "even", "steps": [2]},
+        {"sampler": "ddim", "trajectory": "even", "steps": [4], "deepcache": {"interval": 2}},
+    ],
+    "anytime": [{"sampler": "renoise", "trajectory": ["even", "fitted"], "steps": [2]}],
+    "students": {},
+}
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    """A folder with the code, a hundred digits as data, and parameters that adopt `theirs`; `set` changes some."""
+    from tasks import shard
+
+    for name in ("diffcore", "tasks", "dvc.yaml"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    raw = params.load_yaml(ROOT / "params.yaml")
+    raw |= {"distill": STUDENTS, "evaluate": EVALUATE, "teacher": {"folder": "theirs"}}
+    raw["data"]["limit"] = 100
+    raw["features"] |= {"channels": 8, "dimension": 8, "iterations": 5, "batch": 32}
+    raw["gamma"] |= {"steps": 50, "images": 4}
+    raw["search"] |= {"most": 4, "fitted": {"points": 8, "images": 4, "batch": 4, "seed": 0}}
+
+    def change(**sections):
+        for section, values in sections.items():
+            raw[section] |= values
+        params.dump_yaml(json.loads(json.dumps(raw)), paths.PARAMS)
+        return params.read()
+
+    shard.shard(change())
+    return change
+
+
+def adopted(found) -> checkpoint.Checkpoint:
+    from tasks import adopt as stage
+
+    stage.teacher(found)
+    return checkpoint.load(paths.CHECKPOINTS / "teacher")
+
+
+def test_the_stage_makes_a_checkpoint_with_an_honest_card(workspace):
+    save(Path("theirs"))
+    opened = adopted(workspace())
+    card = opened.card
+    assert (card.method, card.weights, card.parent, card.teacher, card.classes) == (
+        "adopted",
+        "given",
+        None,
+        None,
+        None,
+    )
+    assert card.cost == {"iterations": 0, "images": 0, "network_calls": 0}
+    assert card.parameters["folder"] == "theirs"
+    weights = Path("theirs/unet/diffusion_pytorch_model.safetensors")
+    assert card.parameters["files"][str(weights.relative_to("theirs"))] == disk.sha256(weights)
+    assert card.schedule["name"] == "discrete"
+    assert isinstance(opened.denoiser.schedule, Discrete)
+    with open(paths.CURVES / "teacher.csv", newline="") as file:
+        table = csv.DictReader(file)
+        assert list(table) == []
+        assert table.fieldnames == ["step", "images", "loss", "grad_norm", "lr"]
+    assert json.loads((paths.COST / "teacher.json").read_text()) == {"seconds": 0.0, **card.cost}
+    before = card.digest
+    assert adopted(workspace()).card.digest == before
+    save(Path("theirs"), prediction_type="v_prediction")
+    assert adopted(workspace()).card.digest != before
+
+
+def test_the_section_network_must_not_say_otherwise(workspace):
+    save(Path("theirs"))
+    with pytest.raises(
+        Mistake, match=r"network\.conditional is true, but the teacher in theirs knows no classes; set it to"
+    ):
+        adopted(workspace(network={"conditional": True}))
+    save(Path("theirs"), network(num_class_embeds=11))
+    with pytest.raises(
+        Mistake, match=r"network\.conditional is false, but the teacher in theirs knows classes; set it to"
+    ):
+        adopted(workspace(network={"conditional": False}))
+    card = adopted(workspace(network={"conditional": True})).card
+    assert card.classes == [str(digit) for digit in range(10)]
+    save(Path("theirs"), network(in_channels=3, out_channels=3))
+    with pytest.raises(Mistake, match="is for images of 3 x 8 x 8 and the data are 1 x 8 x 8"):
+        adopted(workspace(network={"conditional": False}))
+
+
+@pytest.mark.parametrize("settings", [{}, {"prediction_type": "v_prediction", **ZERO}])
+def test_the_whole_pipeline_with_an_adopted_teacher(settings, workspace):
+    from tasks import evaluate, features, gamma, search, train
+
+    save(Path("theirs"), **settings)
+    found = workspace()
+    features.train(found)
+    adopted(found)
+    for name in STUDENTS:
+        train.distill(found, name)
+        opened = checkpoint.load(paths.CHECKPOINTS / name)
+        assert opened.denoiser.labels == 1000
+        assert isinstance(opened.denoiser.schedule, Discrete)
+        assert opened.denoiser.head == ("eps" if name == "cd" and not settings else "v")
+        trained = opened.denoiser.net.state_dict()
+        start = checkpoint.load(paths.CHECKPOINTS / found.distill[name].teacher).denoiser.net.state_dict()
+        assert any(not torch.equal(trained[key], start[key]) for key in start)
+    gamma.estimate(found)
+    search.find(found)
+    evaluate.evaluate(found)
+    table = json.loads(paths.FRONTIER.read_text())
+    assert {point["checkpoint"] for point in table["points"]} == {"teacher", *STUDENTS}
+    assert Path("artifacts/curves.png").exists()
+    pipeline = diffusers.DDIMPipeline.from_pretrained(paths.CHECKPOINTS / "pd4")
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(batch_size=5, num_inference_steps=4, generator=dice(3), output_type="np").images
+    denoiser = checkpoint.load(paths.CHECKPOINTS / "pd4").denoiser
+    ours = Sampler(denoiser, SOLVERS["ddim"](), even(4)).sample(torch.randn(5, 1, 8, 8, generator=dice(3)))
+    ours = to_uint8(ours).permute(0, 2, 3, 1).numpy() / 255
+    assert abs(theirs - ours).max() < 0.01
+
+
+def test_what_the_file_asks_of_another_network_is_told_before_anything_is_trained(workspace):
+    save(Path("theirs"), network(down_block_types=["ResnetDownsampleBlock2D", "DownBlock2D"]))
+    with pytest.raises(Mistake) as caught:
+        adopted(workspace())
+    assert str(caught.value) == (
+        "params.yaml: evaluate.teacher.2.deepcache: needs our own U-Net, which the teacher is not; leave it out"
+    )
+    save(Path("theirs"), prediction_type="sample")
+    ways = [{"sampler": "ddim", "trajectory": "even", "steps": [4], "deepcache": {"interval": 2, "branch": 3}}]
+    lines = {name: {**STUDENTS["v"], "method": "continuous", "teacher": "v"} for name in ("one", "two")}
+    two = {**lines["two"], "teacher": "teacher"}
+    with pytest.raises(Mistake) as caught:
+        adopted(workspace(evaluate={"teacher": ways}, distill={**lines, "two": two}))
+    first, second = str(caught.value).splitlines()
+    assert first.startswith("params.yaml: distill.two.method: continuous asks for velocities close to the data")
+    assert second.startswith(
+        "params.yaml: evaluate.teacher.0.deepcache.branch: 3 is not one of the network's 3 branches"
+    )
+
+
+def test_an_eps_network_is_not_rounded_to_bfloat16(tmp_path):
+    save(tmp_path)
+    denoiser, x, t = adopt.adopt(tmp_path).denoiser, images(), torch.ones(5, dtype=torch.float64)
+    plain = denoiser(x, t).x0
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(denoiser(x, t).x0, plain)
+
+
+def test_a_head_of_a_line_is_v_or_left_out(tmp_path):
+    raw = params.load_yaml(ROOT / "params.yaml")
+    raw["distill"]["cd"]["head"] = "eps"
+    params.dump_yaml(raw, tmp_path / "params.yaml")
+    with pytest.raises(Mistake, match=r"distill\.cd\.head: must be v, or left out for that of the network it starts"):
+        params.read(tmp_path / "params.yaml")
+
+
+def test_a_workspace_can_be_given_a_folder():
+    from tasks import workspace as spaces
+
+    raw = params.load_yaml(ROOT / "params.yaml")
+    spaces._merge(raw, spaces._change("teacher.folder=~/ddpm"), "x")
+    assert raw["teacher"] == {"folder": "~/ddpm"}
