@@ -33,15 +33,16 @@ class Line:
     lr: float = 1.5e-3
     ema: float = 0.97
     start: str = "teacher"
+    warmup: int = 0
     shown: str | None = None
 
 
 LINES = {
-    "pd16": Line("progressive", {"steps": 16}, 60),
-    "pd8": Line("progressive", {"steps": 8}, 60, start="pd16", shown="progressive"),
-    "pd4": Line("progressive", {"steps": 4}, 120, start="pd8", shown="progressive"),
-    "pd2": Line("progressive", {"steps": 2}, 120, start="pd4", shown="progressive"),
-    "pd1": Line("progressive", {"steps": 1}, 120, start="pd2", shown="progressive"),
+    "pd16": Line("progressive", {"steps": 16}, 60, warmup=10),
+    "pd8": Line("progressive", {"steps": 8}, 60, start="pd16", warmup=10, shown="progressive"),
+    "pd4": Line("progressive", {"steps": 4}, 120, start="pd8", warmup=10, shown="progressive"),
+    "pd2": Line("progressive", {"steps": 2}, 120, start="pd4", warmup=10, shown="progressive"),
+    "pd1": Line("progressive", {"steps": 1}, 120, start="pd2", warmup=10, shown="progressive"),
     "cd": Line("consistency", {"steps": 16, "target_ema": 0.5, "distance": "squared"}, 250, shown="consistency"),
     "cd_long": Line(
         "consistency", {"steps": 16, "target_ema": 0.5, "distance": "squared"}, 600, shown="consistency, longer"
@@ -101,7 +102,7 @@ class Bench:
         """(student, network calls, seconds)."""
         method = methods.load(line.method)
         config = method.Config(**line.config)
-        setting = fit.Config(line.iterations, BATCH, line.lr, line.ema)
+        setting = fit.Config(line.iterations, BATCH, line.lr, line.ema, line.warmup)
         batches = feed.feed(self.data, BATCH, seed, False, 2**30, self.compute.device)
         fitted = fit.fit(fit.Job(method, config, setting, batches, seed), start, teacher, self.compute)
         student = start.around(fitted.net.eval())

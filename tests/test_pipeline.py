@@ -116,7 +116,8 @@ def test_one_number_reruns_only_what_depends_on_it(finished, copy):
     assert changed != text
     (copy / "params.yaml").write_text(changed)
     before = digests(copy)
-    assert ran(dvc(copy, "repro")) == ["distill@pd2", "distill@pd1", "evaluate", "publish"]
+    # the search fits times to any student that is valid at any time, so it follows them all
+    assert ran(dvc(copy, "repro")) == ["distill@pd2", "distill@pd1", "search", "evaluate", "publish"]
     after = digests(copy)
     assert {name for name in before if before[name] != after[name]} == {"pd2", "pd1"}
 
