@@ -129,9 +129,9 @@ def publish(artifacts: Path, experiment: str, model: str, parameters: dict[str, 
     _ask(uri)
     with _alone(LOCK), _explained(uri):
         book = _open(uri, experiment)
-        # the page opens with the newest ten runs in its charts, so the ways come last, the teacher's own last of all
+        # the page opens with the newest ten runs in its charts: the first way to sample the teacher, then the students
         pages = [*reversed(_train_pages(book, files)), _frontier_page(book, files), _floor_page(book, files)]
-        pages += reversed(_way_pages(book, files))
+        pages += reversed(_students_early(_way_pages(book, files)))
         runs = _enter(book, pages)
         models = _models(book, set(runs.values()))
         models |= _weighed(files, models)
@@ -323,6 +323,12 @@ def _way_pages(book: Book, files: Files) -> list[Page]:
             )
         )
     return pages
+
+
+def _students_early(pages: list[Page]) -> list[Page]:
+    """The teacher's first way, by which all are measured, the students' ways, and the teacher's others."""
+    first, *others = pages
+    return [first, *sorted(others, key=lambda page: page.content["points"][0]["method"] == "teacher")]
 
 
 def _fill_way(book: Book, files: Files, points: list[Point], cards: dict[str, dict[str, Any]], run: str) -> None:

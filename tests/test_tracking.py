@@ -357,3 +357,13 @@ def test_two_processes_on_a_fresh_database_publish_once(tmp_path, monkeypatch):
     assert one == other
     assert [err for _, err in said] == ["", ""]
     assert counts(tmp_path)["runs"] == 4 + 2 + len(one["train"])
+
+
+def test_students_are_among_the_runs_that_the_page_opens_with():
+    def page(name: str, method: str) -> tracking.Page:
+        return tracking.Page("way", name, {"points": [{"method": method}]}, lambda run: None)
+
+    teacher = [page(f"teacher {k}", "teacher") for k in range(12)]
+    found = tracking._students_early([*teacher, page("progressive", "progressive"), page("consistency", "consistency")])
+    assert [each.name for each in found[:4]] == ["teacher 0", "progressive", "consistency", "teacher 1"]
+    assert len(found) == 14
