@@ -7,7 +7,6 @@ added to it. A step whose h is infinite (from alpha = 0, or to sigma = 0) is the
 
 import itertools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -97,45 +96,25 @@ class DPMpp2MSDE(Multistep):
         return x + to.alpha * weight / r0 * (belief.x0 - known[1][1].x0)
 
 
-Part = Callable[[Prediction], Sample]
-
-
 @dataclass(frozen=True)
 class Singlestep(Solver):
     """Looks between the ends of a step instead of back: `calls` for each step, at equal parts of h."""
 
     calls = 2
     order = 2
+    predicts = "eps"
+    integral = 3
 
     def solve(self, denoiser: Denoiser, x: Sample, trajectory: Trajectory, noise: Noise) -> Sample:
         marks = [mark(denoiser.schedule, t) for t in trajectory.times]
         for at, to in itertools.pairwise(marks):
-            h = to.lam - at.lam
-            between = () if math.isinf(h) else self._between(denoiser.schedule, at, h)
-            x = self._step(denoiser, x, at, between, to)
+            between = [] if math.isinf(to.lam - at.lam) else self._between(denoiser.schedule, at, to)
+            x = grouped(denoiser, x, [at, *between, to], self.predicts, self.integral)
         return x
 
-    def _between(self, schedule: Schedule, at: Mark, h: float) -> tuple[Mark, ...]:
-        return tuple(at_half_logsnr(schedule, at.lam + h * k / self.calls) for k in range(1, self.calls))
-
-    def _step(self, denoiser: Denoiser, x: Sample, at: Mark, between: tuple[Mark, ...], to: Mark) -> Sample:
-        return eps_step(denoiser, x, at, between, to)
-
-
-def eps_step(denoiser: Denoiser, x: Sample, at: Mark, between: tuple[Mark, ...], to: Mark) -> Sample:
-    """One step of order 1, 2 or 3 with no, one or two looks between (arXiv 2206.00927, algorithms 4 and 5)."""
-    belief = believe(denoiser, x, at)
-    base, h = land(belief, to), to.lam - at.lam
-    if not between:
-        return base
-    r1 = (between[0].lam - at.lam) / h
-    first = believe(denoiser, land(belief, between[0]), between[0]).eps - belief.eps
-    if len(between) == 1:
-        return base - to.sigma * math.expm1(h) * 0.5 / r1 * first
-    middle, r2 = between[1], (between[1].lam - at.lam) / h
-    x2 = land(belief, middle) - middle.sigma * (math.expm1(r2 * h) / (r2 * h) - 1) * (r2 / r1) * first
-    second = believe(denoiser, x2, middle).eps - belief.eps
-    return base - to.sigma * (math.expm1(h) / h - 1) / r2 * second
+    def _between(self, schedule: Schedule, at: Mark, to: Mark) -> list[Mark]:
+        h = to.lam - at.lam
+        return [at_half_logsnr(schedule, at.lam + h * k / self.calls) for k in range(1, self.calls)]
 
 
 @dataclass(frozen=True)
@@ -149,20 +128,14 @@ class DPM3(Singlestep):
 
     calls = 3
     order = 3
+    integral = 2
 
 
 @dataclass(frozen=True)
 class DPMpp2S(Singlestep):
     """DPM-Solver++(2S): two calls a step, of x_0 instead of eps."""
 
-    def _step(self, denoiser: Denoiser, x: Sample, at: Mark, between: tuple[Mark, ...], to: Mark) -> Sample:
-        belief = believe(denoiser, x, at)
-        base, h = land(belief, to), to.lam - at.lam
-        if not between:
-            return base
-        r1 = (between[0].lam - at.lam) / h
-        change = believe(denoiser, land(belief, between[0]), between[0]).x0 - belief.x0
-        return base - to.alpha * math.expm1(-h) * 0.5 / r1 * change
+    predicts = "x0"
 
 
 @dataclass(frozen=True)
@@ -188,31 +161,36 @@ class DPMFast(Solver):
             group = marks[place : place + size + 1]
             place += size
             if math.isfinite(group[-1].lam - group[0].lam):
-                x = self._group(denoiser, x, group)
+                x = grouped(denoiser, x, group, self.predicts)
             else:
                 for at, to in itertools.pairwise(group):
                     x = land(believe(denoiser, x, at), to)
         return x
 
-    def _group(self, denoiser: Denoiser, x: Sample, group: list[Mark]) -> Sample:
-        """Each look is reached by a step of the order that the looks before it allow."""
-        beliefs = [believe(denoiser, x, group[0])]
-        for k, to in enumerate(group[1:], 1):
-            x = self._landed(beliefs, group[:k], to)
-            if k < len(group) - 1:
-                beliefs.append(believe(denoiser, x, to))
-        return x
 
-    def _landed(self, beliefs: list[Prediction], looks: list[Mark], to: Mark) -> Sample:
-        base, h = land(beliefs[0], to), to.lam - looks[0].lam
-        if len(beliefs) == 1:
-            return base
-        step, scale = (h, to.sigma) if self.predicts == "eps" else (-h, to.alpha)
-        phi = math.expm1(step)
-        # the integral of the change over the step, by its midpoint or, with two looks, to the next order
-        weight = 0.5 * phi if len(beliefs) == 2 else phi / step - 1
-        change = getattr(beliefs[-1], self.predicts) - getattr(beliefs[0], self.predicts)
-        return base - scale * weight * h / (looks[-1].lam - looks[0].lam) * change
+def grouped(denoiser: Denoiser, x: Sample, group: list[Mark], predicts: str, integral: int = 3) -> Sample:
+    """From the group's first time to its last, with a call at each but the last (arXiv 2206.00927, algorithms 4 and 5).
+
+    Each look is reached by a step of the order that the looks before it allow. With as many beliefs as `integral` the
+    change's integral over the step is taken, with fewer its midpoint.
+    """
+    beliefs = [believe(denoiser, x, group[0])]
+    for k, to in enumerate(group[1:], 1):
+        x = _landed(beliefs, group[:k], to, predicts, len(beliefs) >= integral)
+        if k < len(group) - 1:
+            beliefs.append(believe(denoiser, x, to))
+    return x
+
+
+def _landed(beliefs: list[Prediction], looks: list[Mark], to: Mark, predicts: str, integral: bool) -> Sample:
+    base, h = land(beliefs[0], to), to.lam - looks[0].lam
+    if len(beliefs) == 1:
+        return base
+    step, scale = (h, to.sigma) if predicts == "eps" else (-h, to.alpha)
+    phi = math.expm1(step)
+    weight = phi / step - 1 if integral else 0.5 * phi
+    change = getattr(beliefs[-1], predicts) - getattr(beliefs[0], predicts)
+    return base - scale * weight * h / (looks[-1].lam - looks[0].lam) * change
 
 
 def groups(calls: int, uses: int = 3) -> list[int]:
