@@ -15,6 +15,7 @@ import torch
 
 from diffcore.angle import compose, diffuse, heun, hop, hops
 from diffcore.denoiser import Denoiser
+from diffcore.distance import pseudo_huber
 from diffcore.draw import Draw
 from diffcore.methods import Roles
 from diffcore.mistake import Mistake
@@ -79,11 +80,9 @@ def loss(config: Config, roles: Roles, x0: Sample, draw: Draw, progress: float) 
         vb = torch.where(lift(u, vb) > 0, vb, 0)  # a hop of no length; an x0 head has no v at the data
         aim = compose(z, va, vb, phi_t - phi_u, phi_u)
     v = roles.student(z, t).v
-    error = (v - aim).flatten(1)
     if config.distance == "pseudo_huber":
-        c = config.huber * error.shape[1] ** 0.5
-        return (error.square().sum(1) + c**2).sqrt() - c
-    squared = error.square().mean(1)
+        return pseudo_huber(v - aim, config.huber)
+    squared = (v - aim).flatten(1).square().mean(1)
     if config.distance == "squared":
         return squared
     return seen_apart(roles.teacher, hop(z, v, phi_t), hop(z, aim, phi_t), draw) + config.floor * squared

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from diffcore.angle import compose, diffuse, velocity
+from diffcore.distance import pseudo_huber
 from diffcore.draw import Draw
 from diffcore.methods import Roles
 from diffcore.schedule import Schedule
@@ -144,14 +145,12 @@ def _shares(config: Config, levels: Tensor) -> Tensor:
 
 
 def _distance(config: Config, error: Sample) -> PerSample:
-    norm = torch.linalg.vector_norm(error.flatten(1), dim=1)
     huber = config.huber
     if huber is None:
         huber = 0.00054 if config.schedule == "ict" else 0.0
     if huber == 0:
-        return norm  # the square root below has no slope at 0 then
-    c = huber * error[0].numel() ** 0.5
-    return (norm.square() + c**2).sqrt() - c
+        return torch.linalg.vector_norm(error.flatten(1), dim=1)  # pseudo-Huber's square root has no slope at 0 then
+    return pseudo_huber(error, huber)
 
 
 def _most(schedule: Schedule, like: PerSample) -> float:

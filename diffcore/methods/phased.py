@@ -16,6 +16,7 @@ import torch
 from diffcore import discriminator
 from diffcore.angle import compose, diffuse, hop
 from diffcore.discriminator import Discriminator, fooling, hinge
+from diffcore.distance import pseudo_huber
 from diffcore.draw import Draw
 from diffcore.methods import Critic, Roles
 from diffcore.mistake import Mistake
@@ -181,8 +182,6 @@ def _logits(config: Config, roles: Roles, landing: Sample, draw: Draw, s: PerSam
 
 
 def _distance(config: Config, error: Sample) -> PerSample:
-    error = error.flatten(1)
     if config.distance == "squared":
-        return error.square().mean(1)
-    c = config.huber * error.shape[1] ** 0.5
-    return (error.square().sum(1) + c**2).sqrt() - c
+        return error.flatten(1).square().mean(1)
+    return pseudo_huber(error, config.huber)
