@@ -19,6 +19,7 @@ from diffcore.denoiser import NetDenoiser
 from diffcore.sampler import Sampler
 from diffcore.solvers import SOLVERS
 from diffcore.trajectory import even
+from tasks.params import Distill, mentor_of
 
 BATCH, IMAGES, STEPS = 128, 1000, (1, 2, 4, 8)
 
@@ -97,35 +98,35 @@ class Bench:
         return quality.measure(samples, self.reference, self.network, 0).fd
 
     def train(
-        self, line: Line, start: NetDenoiser, teacher: NetDenoiser, seed: int
+        self, line: Distill, start: NetDenoiser, teacher: NetDenoiser, seed: int
     ) -> tuple[NetDenoiser, float, float]:
         """(student, network calls, seconds)."""
-        method = methods.load(line.method)
-        config = method.Config(**line.config)
-        setting = fit.Config(line.iterations, BATCH, line.lr, line.ema, line.warmup)
         batches = feed.feed(self.data, BATCH, seed, False, 2**30, self.compute.device)
-        fitted = fit.fit(fit.Job(method, config, setting, batches, seed), start, teacher, self.compute)
+        fitted = fit.fit(fit.Job(line.method, line.config, line.fit, batches, seed), start, teacher, self.compute)
         student = start.around(fitted.net.eval())
-        student.grid = method.grid(config)
+        student.grid = line.method.grid(line.config)
         return student, fitted.calls, fitted.seconds
+
+
+def distill(name: str) -> Distill:
+    """A line as params.yaml would have it."""
+    line, method = LINES[name], methods.load(LINES[name].method)
+    setting = fit.Config(line.iterations, BATCH, line.lr, line.ema, line.warmup)
+    return Distill(name, line.start, method, method.Config(**line.config), setting)
 
 
 def run(bench: Bench, seed: int, names: list[str], on_line) -> None:
     """Trains the lines of one seed; tells (name, {steps: fd}, cost, seconds)."""
     root = bench.teacher.denoiser
-    made, spent = {"teacher": root}, {"teacher": 0.0}
+    made, spent, students = {"teacher": root}, {"teacher": 0.0}, {name: distill(name) for name in LINES}
     whole = bench.teacher.card.cost["network_calls"]
     for name in names:
-        line = LINES[name]
-        method, mentor = methods.load(line.method), line.start
-        any_time = getattr(method, "ANY_TIME", False)
-        while mentor != "teacher" and (not methods.teaches(methods.load(LINES[mentor].method)) or any_time):
-            mentor = LINES[mentor].start
-        made[name], calls, seconds = bench.train(line, made[line.start], made[mentor], seed)
-        spent[name] = spent[line.start] + calls
+        line, mentor = students[name], mentor_of(name, students)
+        made[name], calls, seconds = bench.train(line, made[line.teacher], made[mentor], seed)
+        spent[name] = spent[line.teacher] + calls
         own = made[name].grid
         steps = STEPS if own is None else (own.steps,)
-        found = {k: bench.fd(made[name], method.SOLVER, k) for k in steps if line.shown}
+        found = {k: bench.fd(made[name], line.method.SOLVER, k) for k in steps if LINES[name].shown}
         on_line(name, found, spent[name] / whole, seconds)
 
 

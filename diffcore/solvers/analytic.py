@@ -84,9 +84,10 @@ class Analytic(Posterior):
         return lam2, optimal_variance(at, to, lift(_look_up(self._table, t), at.alpha), lam2)
 
     def solve(self, denoiser: Denoiser, x: Sample, trajectory: Trajectory, noise: Noise) -> Sample:
+        limited = self._place(trajectory)
         for k, (t, s) in enumerate(trajectory.pairs):
             t, s = per_sample(t, x), per_sample(s, x)
-            step = self._limited if k == self._place(trajectory) else self.step
+            step = self._limited if k == limited else self.step
             x = step(denoiser, x, t, s, noise())
         return x
 
