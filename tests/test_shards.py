@@ -14,7 +14,7 @@ from PIL import Image
 
 from diffcore import disk, shards, sources
 from diffcore.mistake import Mistake
-from diffcore.shards import Config, Manifest, load_resident, write
+from diffcore.shards import Config, Images, Manifest, StreamedImages, load_resident, open_images, write
 
 
 def picture(number: int, side: int = 6, channels: int = 3) -> np.ndarray:
@@ -122,10 +122,10 @@ def test_a_rerun_with_any_number_of_threads_gives_the_same_bytes(tmp_path, monke
     album(tmp_path / "elsewhere", 150)
     monkeypatch.setattr(shards, "BLOCK", 50)
     for members in ("block", "image"):
-        first = write(Config(f"folder:{tmp_path}/in", members=members), tmp_path / "1", workers=1, shard_bytes=9000)
+        first = write(Config(f"folder:{tmp_path}/in", members=members), tmp_path / "1", workers=1, shard_bytes=5000)
         monkeypatch.setattr("time.time", lambda: 2e9)
-        write(Config(f"folder:{tmp_path}/in", members=members), tmp_path / "2", workers=3, shard_bytes=9000)
-        third = write(Config(f"folder:{tmp_path}/elsewhere", members=members), tmp_path / "3", shard_bytes=9000)
+        write(Config(f"folder:{tmp_path}/in", members=members), tmp_path / "2", workers=3, shard_bytes=5000)
+        third = write(Config(f"folder:{tmp_path}/elsewhere", members=members), tmp_path / "3", shard_bytes=5000)
         assert len(first.shards) > 1
         assert content(tmp_path / "1") == content(tmp_path / "2")
         assert (first.digest, first.shards) == (third.digest, third.shards)
@@ -288,6 +288,17 @@ def test_a_changed_manifest_is_refused(tmp_path, key, value):
         Manifest.read(tmp_path / "out")
 
 
+def test_a_manifest_that_does_not_add_up_is_refused(tmp_path):
+    album(tmp_path / "in", 5)
+    write(Config(f"folder:{tmp_path}/in"), tmp_path / "out")
+    path = tmp_path / "out/manifest.json"
+    value = json.loads(path.read_text()) | {"images": 6}
+    value["digest"] = shards._digest(value | {"shards": [shards.Shard(**shard) for shard in value["shards"]]})
+    path.write_text(json.dumps(value))
+    with pytest.raises(Mistake, match="was changed"):
+        Manifest.read(tmp_path / "out")
+
+
 def test_a_folder_without_a_manifest_holds_no_data(tmp_path):
     with pytest.raises(Mistake, match="holds no manifest"):
         load_resident(tmp_path)
@@ -360,3 +371,73 @@ def test_the_source_is_named_by_its_words_not_by_a_machine(tmp_path, monkeypatch
     assert str(tmp_path) not in (tmp_path / "out/manifest.json").read_text()
     assert Manifest.read(tmp_path / "out").source == "folder:~/in"
     assert shards.Config is sources.Config
+
+
+@pytest.fixture(scope="module", params=["block", "image"])
+def many(request, tmp_path_factory) -> dict[bool, Path]:
+    """47 images in many shards, by whether they have labels."""
+    root = tmp_path_factory.mktemp(request.param)
+    album(root / "in", 47)
+    (root / "flat").mkdir()
+    for path in (root / "in").rglob("*.png"):
+        (root / "flat" / path.name).write_bytes(path.read_bytes())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "BLOCK", 5)
+        for name in ("in", "flat"):
+            written = write(
+                Config(f"folder:{root / name}", members=request.param), root / f"{name}-out", shard_bytes=500
+            )
+            assert len(written.shards) > 5
+    return {True: root / "in-out", False: root / "flat-out"}
+
+
+LOOKS = [[], [0], [46], [3, 3, 40, 0, 3], list(range(46, -1, -1)), torch.randperm(47).tolist() * 2]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_images_in_memory_and_streamed_are_the_same(many, labelled):
+    whole = load_resident(many[labelled])
+    fits = 47 * 6 * 6 * 3
+    resident, large, small = (open_images(many[labelled], memory, 3) for memory in (fits, fits - 1, 0))
+    assert [type(each) for each in (resident, large, small)] == [Images, StreamedImages, StreamedImages]
+    for each in (resident, large, small):
+        assert (len(each), each.shape, each.classes, each.counts) == (47, (3, 6, 6), whole.classes, whole.counts)
+        assert each.labels is None if whole.labels is None else torch.equal(each.labels, whole.labels)
+        for look in LOOKS:
+            for indices in (look, np.array(look, int), torch.tensor(look, dtype=torch.int64)):
+                taken = each.take(indices)
+                assert (taken.dtype, taken.shape) == (torch.uint8, (len(look), 3, 6, 6))
+                assert torch.equal(taken, whole.pixels[torch.tensor(look, dtype=torch.int64)])
+        for size in (1, 6, 47, 100):
+            blocks = list(each.blocks(size))
+            assert [len(block) for block in blocks] == [min(size, 47 - start) for start in range(0, 47, size)]
+            assert torch.equal(torch.cat(blocks), whole.pixels)
+        for outside in ([47], [-1], [0, 99]):
+            with pytest.raises(IndexError, match=r"0 \.\. 46"):
+                each.take(outside)
+
+
+def test_streamed_images_hold_what_memory_allows_and_read_a_shard_once_in_order(many, monkeypatch):
+    manifest = Manifest.read(many[True])
+    read, real = [], shards.open_shard
+    monkeypatch.setattr(shards, "open_shard", lambda *where: read.append(where[-1]) or real(*where))
+    one = max(shard.bytes for shard in manifest.shards)
+    for memory, most in ((0, 1), (3 * one, 3)):
+        images = StreamedImages(many[True], manifest, memory)
+        for _ in images.blocks(4):
+            assert len(images._opened) <= most
+            assert sum(manifest.shards[index].bytes for index in images._opened) <= max(memory, one)
+        assert read == list(range(len(manifest.shards)))
+        read.clear()
+
+
+def test_a_shard_that_changes_under_streamed_images_is_named(many, tmp_path):
+    for path in many[True].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    content = bytearray((tmp_path / "000003.tar").read_bytes())
+    content[600] ^= 1
+    (tmp_path / "000003.tar").write_bytes(content)
+    looks = (lambda images: images.labels, lambda images: images.take(range(47)), lambda images: list(images.blocks(5)))
+    for look in looks:
+        with pytest.raises(Mistake, match=r"000003\.tar is missing or not what"):
+            look(open_images(tmp_path, 0))
