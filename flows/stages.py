@@ -2,6 +2,7 @@
 
 import difflib
 import graphlib
+import os
 import re
 import signal
 import sys
@@ -15,6 +16,7 @@ from dvc.repo import Repo
 
 from diffcore.mistake import Mistake
 from flows.running import Ended, Running, Say
+from tasks import dvc_environment
 
 MISTAKE = 2  # the exit code of a stage that can only be mended by the user
 _asking = threading.Lock()  # DVC's Repo is not made for threads
@@ -36,7 +38,7 @@ class StageFailed(Exception):
 def graph(workspace: Path) -> dict[str, Stage]:
     """All stages that run a command, each after those it depends on. Mistake if DVC cannot read the workspace."""
     try:
-        with _asking, Repo(str(workspace)) as repo:
+        with _asking, _repo(workspace) as repo:
             edges = repo.index.graph
             found = {_name(s): _stage(s, edges, repo.root_dir) for s in edges if s.cmd}
     except DvcException as error:
@@ -45,6 +47,15 @@ def graph(workspace: Path) -> dict[str, Stage]:
         raise Mistake(f"{workspace}/dvc.yaml has no stages")
     order = graphlib.TopologicalSorter({name: stage.after for name, stage in found.items()}).static_order()
     return {name: found[name] for name in order}
+
+
+def _repo(workspace: Path, **options: bool) -> Repo:
+    if not (workspace / ".dvc").is_dir():
+        return Repo(str(workspace), **options)  # which says what is wrong
+    surroundings = dvc_environment.of(workspace)
+    if "LOGNAME" in surroundings:
+        os.environ["LOGNAME"] = surroundings["LOGNAME"]
+    return Repo(str(workspace), config={"core": {"site_cache_dir": surroundings["DVC_SITE_CACHE_DIR"]}}, **options)
 
 
 def _stage(stage, edges, root: str) -> Stage:
@@ -89,7 +100,7 @@ def _named(stages: Mapping[str, Stage], target: str) -> list[str]:
 
 def up_to_date(workspace: Path, name: str) -> bool:
     """Whether DVC finds nothing changed. Costs a tenth of a second instead of a process."""
-    with _asking, Repo(str(workspace), _wait_for_lock=True) as repo:
+    with _asking, _repo(workspace, _wait_for_lock=True) as repo:
         file, _, stage = name.rpartition(":")
         # a bare name would be looked up in the current directory's dvc.yaml, whatever the repository
         return not repo.status(targets=[f"{workspace / (file or 'dvc.yaml')}:{stage}"])
@@ -110,7 +121,8 @@ def reproduce(
     # --single-item: otherwise a stage takes write locks on its upstream's outputs, and of two arms at once one fails.
     # --wait-for-lock: otherwise finished work is thrown away if another stage writes dvc.lock at that moment.
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
-    ended = running.run(command, workspace, say, environment, keep)
+    surroundings = {**dvc_environment.of(workspace), **(environment or {})}
+    ended = running.run(command, workspace, say, surroundings, keep)
     if ended.code:
         code, line = cause(ended)
         raise Mistake(f"{name}: {line}") if code == MISTAKE else StageFailed(f"{name} {_how(code)}: {line}")

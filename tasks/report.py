@@ -1,6 +1,7 @@
 """The whole pipeline in one command, and what came of it in words."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 from diffcore import disk
 from diffcore.frontier import Frontier
 from diffcore.mistake import Mistake
-from tasks import lifeline, params, paths, tracking
+from tasks import dvc_environment, lifeline, params, paths, tracking
 from tasks.progress import say
 
 
@@ -19,7 +20,8 @@ def run() -> int:
     _forget_the_dead()
     started = time.monotonic()
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro"]
-    code = subprocess.run(command, preexec_fn=lifeline.die_with_parent).returncode
+    surroundings = {**os.environ, **dvc_environment.of(Path())}
+    code = subprocess.run(command, env=surroundings, preexec_fn=lifeline.die_with_parent).returncode
     if code:
         say(f"the pipeline stopped (exit {code}); what was finished is kept, and the same command goes on from there")
         return code if code > 0 else 128 - code

@@ -5,6 +5,7 @@ parameters, not artifacts) each time it is asked for, so it never runs old code.
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from diffcore.mistake import Mistake
-from tasks import params, paths
+from tasks import dvc_environment, params, paths
 
 CODE = ("diffcore", "tasks")
 FILES = ("dvc.yaml", ".dvcignore", "stage")
@@ -37,11 +38,12 @@ def make(target: Path, preset: str | None, changes: list[str]) -> None:
     params.dump_yaml(json.loads(json.dumps(merged)), target / "params.yaml")
     params.read(target / "params.yaml")
     if not (target / ".dvc").exists():
+        surroundings = {**os.environ, **dvc_environment.of(target)}
         dvc = [sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"]
-        subprocess.run(dvc, cwd=target, check=True, capture_output=True)
+        subprocess.run(dvc, cwd=target, env=surroundings, check=True, capture_output=True)
         shutil.copy(".dvc/config", target / ".dvc/config")
         no_scm = [sys.executable, "-m", "dvc", "config", "core.no_scm", "true"]
-        subprocess.run(no_scm, cwd=target, check=True, capture_output=True)
+        subprocess.run(no_scm, cwd=target, env=surroundings, check=True, capture_output=True)
 
 
 def _link_environment(target: Path) -> None:

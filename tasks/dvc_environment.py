@@ -1,0 +1,29 @@
+"""What DVC finds in its environment, so that what it keeps for itself lies with the project and is nobody else's to write.
+
+By default DVC keeps a cache that it unpickles in a folder that all users of a machine may write to, which lets any of them
+run code here. `.dvc/config` names a folder of the project instead, for `dvc` in the project's root; a whole path in the
+environment serves from everywhere.
+"""
+
+import getpass
+import os
+from pathlib import Path
+
+SITE_CACHE = Path(".dvc-site-cache")
+
+
+def of(folder: Path) -> dict[str, str]:
+    """The variables for DVC at work in `folder`; makes the folder of its site cache. A user's own settings stay."""
+    # DVC would make the folder "repo" writable for everybody; it leaves one that is there as it is
+    (folder / SITE_CACHE / "repo").mkdir(parents=True, exist_ok=True)
+    place = os.environ.get("DVC_SITE_CACHE_DIR") or str((folder / SITE_CACHE).resolve())
+    return {"DVC_SITE_CACHE_DIR": place, **_nameless()}
+
+
+def _nameless() -> dict[str, str]:
+    """A name for a user whom the system does not know, as in a container: DVC asks for one and would end without."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        return {"LOGNAME": f"uid-{os.getuid()}"}
+    return {}

@@ -1,0 +1,99 @@
+"""What DVC keeps for itself lies in the project and is nobody else's to write, however DVC is started."""
+
+import getpass
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from dvc.dirs import site_cache_dir
+from dvc.repo import Repo
+
+from flows import stages
+from flows.running import Running
+from tasks import dvc_environment
+from tests.test_flows import toy
+
+ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value will soon raise:DeprecationWarning")  # DVC's own
+
+
+@pytest.fixture(autouse=True)
+def own_umask(monkeypatch):
+    monkeypatch.delenv("DVC_SITE_CACHE_DIR", raising=False)
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+def clone(folder: Path) -> Path:
+    """A toy pipeline with what this repository commits for DVC, as git would check it out."""
+    toy(folder)
+    for name in (".dvc/config", ".dvcignore", ".dvc-site-cache/repo/.gitignore"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    with open(folder / ".dvc" / "config", "a") as config:
+        config.write("    no_scm = true\n")
+    return folder
+
+
+def writable_by_others(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if not path.is_symlink() and path.stat().st_mode & 0o022]
+
+
+def shared(folder: Path) -> Path:
+    """Where DVC would keep the folder's site cache if nobody told it better."""
+    own = {"core": {"site_cache_dir": str(folder / ".dvc-site-cache")}}
+    return Path(site_cache_dir()) / "repo" / Path(Repo(str(folder), config=own).site_cache_dir).name
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        "dvc repro",
+        *(pytest.param(way, marks=pytest.mark.slow) for way in ("the flow", "the flow, in an old workspace")),
+    ],
+)
+def test_no_file_of_a_run_lands_in_the_folder_that_all_users_share(tmp_path, monkeypatch, way):
+    folder = clone(tmp_path / "project")
+    if "old" in way:
+        shutil.rmtree(folder / ".dvc-site-cache")
+        (folder / ".dvc/config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+    if way == "dvc repro":
+        done = subprocess.run([sys.executable, "-m", "dvc", "repro", "shard"], cwd=folder, capture_output=True)
+        assert done.returncode == 0, done.stderr
+    else:
+        stages.reproduce("shard", folder, Running(), lambda line: None)
+        assert stages.up_to_date(folder, "shard")
+    assert list((folder / ".dvc-site-cache/repo").glob("*/*"))
+    assert not writable_by_others(folder)
+    monkeypatch.chdir(folder)
+    assert not shared(folder).exists()
+
+
+@pytest.mark.slow
+def test_the_site_cache_of_a_workspace_is_its_own(tmp_path, monkeypatch):
+    from tasks import workspace
+
+    monkeypatch.chdir(ROOT)
+    workspace.make(tmp_path / "trial", "smoke", [])
+    monkeypatch.chdir(tmp_path / "trial")
+    assert Repo(".").site_cache_dir.startswith(".dvc-site-cache/")
+    assert not shared(tmp_path / "trial").exists()
+    assert not writable_by_others(tmp_path / "trial" / ".dvc-site-cache")
+
+
+def test_a_place_that_the_user_chose_stays(tmp_path, monkeypatch):
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", "/chosen")
+    assert dvc_environment.of(tmp_path) == {"DVC_SITE_CACHE_DIR": "/chosen"}
+
+
+@pytest.mark.parametrize("error", [KeyError, OSError])  # before and since Python 3.13
+def test_a_user_without_a_name_gets_one(tmp_path, monkeypatch, error):
+    def nameless() -> str:
+        raise error("getpwuid(): uid not found: 4711")
+
+    monkeypatch.setattr(getpass, "getuser", nameless)
+    assert dvc_environment.of(tmp_path)["LOGNAME"] == f"uid-{os.getuid()}"
