@@ -1,13 +1,23 @@
 """Writing that cannot be half done: a temporary name on the same file system, fsync, rename, and only then prune."""
 
 import contextlib
+import ctypes
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from diffcore.mistake import Mistake
+
+AT_FDCWD = -100
+RENAME_EXCHANGE = 2
+UNABLE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
+"""What renameat2 answers where the kernel or the file system cannot exchange two names."""
 
 
 def sha256(path: Path) -> str:
@@ -23,13 +33,16 @@ def digest(value: Any) -> str:
 
 def write(path: Path, content: bytes | str) -> None:
     """Writes one file so that `path` holds either the old content or all of the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    path = Path(path)
+    temporary = _temporary(path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        _remove(temporary)  # there only if something was raised: on a full disk every byte counts
     _sync_folder(path.parent)
 
 
@@ -38,22 +51,45 @@ def write_json(path: Path, value: Any) -> None:
     write(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+def write_sealed(path: Path, value: dict[str, Any]) -> None:
+    """`write_json` of an object, its key `schema` among others, with the digest of them all as its last key, `seal`."""
+    content = json.loads(json.dumps(value, allow_nan=False))  # as it will be read: every key a string
+    write_json(path, {**content, "seal": digest(content)})
+
+
+def read_sealed(path: Path, schema: int, remedy: str) -> dict[str, Any]:
+    """What `write_sealed` wrote, without the seal.
+
+    A Mistake that ends with the remedy for a file that is missing, torn, changed or of another schema.
+    """
+    try:
+        value = json.loads(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise Mistake(f"{path} is missing; {remedy}") from None
+    except (ValueError, RecursionError):
+        raise Mistake(f"{path} is damaged, it is not JSON; {remedy}") from None
+    if not isinstance(value, dict) or "seal" not in value:
+        raise Mistake(f"{path} has no seal: another version wrote it, or it was changed since; {remedy}")
+    if value.pop("seal") != digest(value):
+        raise Mistake(f"{path} was changed since it was written; {remedy}")
+    if value.get("schema") != schema:
+        raise Mistake(f"{path} has schema {value.get('schema')}, this version reads {schema}; {remedy}")
+    return value
+
+
 @contextlib.contextmanager
 def folder(path: Path) -> Iterator[Path]:
     """A temporary folder that becomes `path` when the block ends, and vanishes if it raises.
 
-    What stood at `path` is removed only after the new folder is complete and safe on the disk. A process killed in
-    the block leaves a `.NAME.PID.tmp` beside it, which the next writer of the same path removes.
+    What stood at `path` is exchanged for it in one step, after the new folder is complete and safe on the disk, and then
+    removed. A process killed on the way leaves a `.NAME.PID.tmp` beside it, which the next writer of the same path removes.
+    Where names cannot be exchanged (not Linux, or a file system without it) the old folder steps aside as `.NAME.PID.old`
+    first; killed between these two renames, it is put back by the next writer.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{path.name}.*.tmp"):
-        if not _alive(left):
-            shutil.rmtree(left, ignore_errors=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    temporary = _temporary(path)
     try:
+        temporary.mkdir()
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
@@ -64,28 +100,74 @@ def folder(path: Path) -> Iterator[Path]:
         _sync_folder(temporary)
         _swap(temporary, path)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
+
+
+def _temporary(path: Path) -> Path:
+    """A free name beside `path`, whose folder there is then; what killed writers of the same path left is cleared away."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    own = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.(tmp|old)")
+    found = [match for match in map(own.fullmatch, os.listdir(path.parent)) if match]
+    for match in found:
+        left = path.with_name(match[0])
+        if int(match[1]) != os.getpid() and _alive(int(match[1])):
+            continue
+        if match[2] == "old" and not os.path.lexists(path):
+            os.rename(left, path)
+        _remove(left)
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def _swap(new: Path, path: Path) -> None:
+    """Puts `new` in the place of `path`, and what stood there, if anything, in the place of `new`."""
+    if not os.path.lexists(path):
+        os.rename(new, path)
+    elif not _exchanged(new, path):
+        _step_aside(new, path)
+    _sync_folder(path.parent)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Whether the kernel could exchange the two names, which no reader and no kill can see half done."""
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    if call(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
+        return True
+    if (code := ctypes.get_errno()) in UNABLE:
+        return False
+    raise OSError(code, os.strerror(code), str(other))
+
+
+def _step_aside(new: Path, path: Path) -> None:
     # rename cannot replace a folder that has content: the old one steps aside first and is restored on failure
     aside = path.with_name(f".{path.name}.{os.getpid()}.old")
-    shutil.rmtree(aside, ignore_errors=True)
-    if path.exists():
-        os.rename(path, aside)
+    os.rename(path, aside)
     try:
         os.rename(new, path)
     except OSError:
-        if aside.exists():
-            os.rename(aside, path)
+        os.rename(aside, path)
         raise
-    _sync_folder(path.parent)
-    shutil.rmtree(aside, ignore_errors=True)
+    _remove(aside)
 
 
-def _alive(left: Path) -> bool:
-    pid = left.name.split(".")[-2]
-    return pid.isdigit() and Path(f"/proc/{pid}").exists()
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's
+        return True
+    return True
 
 
 def _sync_folder(path: Path) -> None:
