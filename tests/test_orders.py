@@ -10,10 +10,10 @@ import torch
 
 from diffcore.sampler import Sampler
 from diffcore.schedule import Cosine
-from diffcore.solver import Solver, mark
+from diffcore.solver import Mark, Solver, believe, land, mark
 from diffcore.solvers import SOLVERS
 from diffcore.solvers.ancestral import DDIM
-from diffcore.solvers.dpm_solver import DPM3, DPMFast, DPMpp2M
+from diffcore.solvers.dpm_solver import DPM2, DPM3, DPMFast, DPMpp2M
 from diffcore.solvers.rk45 import RK45
 from diffcore.solvers.unipc import UniPC
 from diffcore.trajectory import Trajectory
@@ -76,6 +76,47 @@ def test_the_lower_steps_of_fast_cost_it_little(steps, order, predicts, flow):
     """
     found = rate(DPMFast(predicts=predicts), *steps, flow)
     assert found > order - 0.25, found
+
+
+def by_algorithm_5(model, x, marks: list[Mark], predicts: str) -> torch.Tensor:
+    """Three looks at whatever r_1, r_2, as it is written; for x_0 with -h, alpha and sigma exchanged (arXiv 2211.01095)."""
+    first, one, two, last = marks
+    sign = 1 if predicts == "eps" else -1
+    h, (r1, r2) = last.lam - first.lam, ((m.lam - first.lam) / (last.lam - first.lam) for m in (one, two))
+
+    def believed(x, at):
+        return getattr(believe(model, x, at), predicts)
+
+    def moved(to, r, change=0.0):
+        size, kept = (to.sigma, to.alpha / first.alpha) if sign > 0 else (to.alpha, to.sigma / first.sigma)
+        return kept * x - size * math.expm1(sign * r * h) * e0 - size * change
+
+    e0 = believed(x, first)
+    d1 = believed(moved(one, r1), one) - e0
+    u2 = moved(two, r2, r2 / r1 * (math.expm1(sign * r2 * h) / (sign * r2 * h) - 1) * d1)
+    d2 = believed(u2, two) - e0
+    return moved(last, 1, (math.expm1(sign * h) / (sign * h) - 1) / r2 * d2)
+
+
+@pytest.mark.parametrize("predicts", ["eps", "x0"])
+@pytest.mark.parametrize("lam", [[-1.0, -0.4, 0.9, 1.2], [0.0, 0.5, 1.0, 1.5]])
+def test_a_group_of_three_is_the_papers_algorithm(predicts, lam):
+    """Followed by the step of order 1 that its composition ends with: four calls."""
+    times = Cosine().time(torch.tensor([*lam, 2.0], dtype=torch.float64)).tolist()
+    marks, x = [mark(Cosine(), t) for t in times], randn(8, 2)
+    expected = by_algorithm_5(mixture(), x, marks[:4], predicts)
+    expected = land(believe(mixture(), expected, marks[3]), marks[4])
+    found = Sampler(mixture(), DPMFast(predicts=predicts), Trajectory(tuple(times))).sample(x)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_groups_with_looks_at_equal_parts_are_single_steps(flow):
+    """8 calls are two steps of DPM-Solver-3 and one of DPM-Solver-2."""
+    times = path(8).times
+    found = Sampler(mixture(), DPMFast(), path(8)).sample(flow[0])
+    three = Sampler(mixture(), DPM3(), Trajectory(times[:7:3])).sample(flow[0])
+    expected = Sampler(mixture(), DPM2(), Trajectory(times[6::2])).sample(three)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
 
 
 def test_a_higher_order_is_worth_its_calls(flow):

@@ -77,7 +77,8 @@ class DDPMLarge(Posterior):
 class Renoise(Stepwise):
     """Multistep consistency sampling: jump to the data, add fresh noise (Song et al. 2023, arXiv 2303.01469, alg. 1).
 
-    Its deterministic sister keeps the believed noise instead of a fresh one: that is DDIM.
+    The fresh noise is the whole sigma_s, where the algorithm adds sqrt(sigma_s^2 - sigma_min^2) to an image that keeps noise
+    of sigma_min: the believed x_0 here has none left. Its deterministic sister keeps the believed noise: that is DDIM.
     """
 
     noisy = True

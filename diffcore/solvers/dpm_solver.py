@@ -140,10 +140,12 @@ class DPMpp2S(Singlestep):
 
 @dataclass(frozen=True)
 class DPMFast(Solver):
-    """DPM-Solver-fast (arXiv 2206.00927, section 3.4): as many calls as steps, grouped, the rest of lower order.
+    """DPM-Solver-fast (arXiv 2206.00927, section 3.4): as many calls as steps, in groups of three (algorithm 5 of the paper)
+    and at the end of two (algorithm 4) and one.
 
-    The looks within a group are the trajectory's own times. A group that begins at alpha = 0 or ends at sigma = 0 is made of
-    DDIM steps. predicts: what changes within a step, eps or, as in ++, x_0. uses: the largest group.
+    The looks within a group are the trajectory's own times, as in the authors' code on its grids of even time; on even
+    log-SNR theirs makes all groups equally long. A group that begins at alpha = 0 or ends at sigma = 0 is made of DDIM steps.
+    predicts: what changes within a step, eps or, as in ++, x_0. uses: the largest group; the orders of 2 are diffusers'.
     """
 
     predicts: Literal["eps", "x0"] = "eps"
@@ -161,7 +163,7 @@ class DPMFast(Solver):
             group = marks[place : place + size + 1]
             place += size
             if math.isfinite(group[-1].lam - group[0].lam):
-                x = grouped(denoiser, x, group, self.predicts)
+                x = grouped(denoiser, x, group, self.predicts, integral=2 if size == 3 else 3)
             else:
                 for at, to in itertools.pairwise(group):
                     x = land(believe(denoiser, x, at), to)
