@@ -85,6 +85,11 @@ def land(belief: Prediction, to: Mark) -> Sample:
     return to.alpha * belief.x0 + to.sigma * belief.eps
 
 
+def signed(h: float | Tensor, to: Mark | Level, predicts: str) -> tuple[float | Tensor, float | Tensor]:
+    """The exponent and the scale of a step's integral: sigma_s exp(h) of eps, alpha_s exp(-h) of x_0 (arXiv 2211.01095)."""
+    return (h, to.sigma) if predicts == "eps" else (-h, to.alpha)
+
+
 def _one(value: float) -> Tensor:
     return torch.tensor([value], dtype=torch.float64)
 

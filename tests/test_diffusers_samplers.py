@@ -58,6 +58,15 @@ COMMON = {"num_train_timesteps": 1000, "trained_betas": DDPM_BETAS, "prediction_
 PLAIN = {**COMMON, "timestep_spacing": "trailing"}
 
 
+def in_float64(scheduler, steps: int, ends_at_zero: bool) -> None:
+    """Their sigmas are float32, which the long steps of eps magnify to 6e-4."""
+    scheduler.set_timesteps(steps)
+    alpha2 = (1 - torch.tensor(DDPM_BETAS, dtype=torch.float64)).cumprod(0)
+    sigmas = ((1 - alpha2) / alpha2).sqrt()[[*map(int, scheduler.timesteps), 0]]
+    scheduler.sigmas = torch.cat([sigmas[:-1], torch.zeros(1)]) if ends_at_zero else sigmas
+    scheduler.set_timesteps = lambda steps: None
+
+
 @STEPS
 def test_ddim(steps):
     scheduler = diffusers.DDIMScheduler(**PLAIN, clip_sample=False, set_alpha_to_one=True)
@@ -120,6 +129,19 @@ def test_dpm_solver_multistep(steps, order, name, kind):
     compare(SOLVERS[name](**options), scheduler, steps)
 
 
+@pytest.mark.filterwarnings("ignore:.*dpmsolver.* is deprecated:FutureWarning")
+@STEPS
+@pytest.mark.parametrize(("order", "name"), [(2, "dpm_solver_2m"), (3, "dpm_solver_3m")])
+@pytest.mark.parametrize("kind", ["midpoint", "heun"])
+def test_dpm_solver_multistep_of_eps(steps, order, name, kind):
+    """Theirs cannot end at sigma = 0."""
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        **PLAIN, solver_order=order, solver_type=kind, algorithm_type="dpmsolver", final_sigmas_type="sigma_min"
+    )
+    in_float64(scheduler, steps, ends_at_zero=False)
+    compare(SOLVERS[name](solver_type=kind), scheduler, steps, last=0.001)
+
+
 @STEPS
 @pytest.mark.parametrize("kind", ["midpoint", "heun"])
 def test_sde_dpm_solver_multistep(monkeypatch, steps, kind):
@@ -157,12 +179,7 @@ def test_dpm_solver_singlestep(steps, uses, algorithm, predicts):
     scheduler = diffusers.DPMSolverSinglestepScheduler(
         **COMMON, solver_order=uses, algorithm_type=algorithm, lower_order_final=True, final_sigmas_type=word
     )
-    # their sigmas are float32, which the long steps of dpmsolver magnify to 6e-4: they get them in float64
-    scheduler.set_timesteps(steps)
-    alpha2 = (1 - torch.tensor(DDPM_BETAS, dtype=torch.float64)).cumprod(0)
-    sigmas = ((1 - alpha2) / alpha2).sqrt()[[*map(int, scheduler.timesteps), 0]]
-    scheduler.sigmas = sigmas if predicts == "eps" else torch.cat([sigmas[:-1], torch.zeros(1)])
-    scheduler.set_timesteps = lambda steps: None
+    in_float64(scheduler, steps, ends_at_zero=predicts == "x0")
     compare(SOLVERS["dpm_solver_fast"](predicts=predicts, uses=uses), as_published(scheduler), steps, last=last)
 
 
@@ -176,6 +193,17 @@ def test_unipc(steps, uses, variant):
         **PLAIN, solver_order=uses, solver_type=variant, lower_order_final=True, final_sigmas_type=word
     )
     compare(SOLVERS["unipc"](uses=uses, variant=variant), scheduler, steps, last=last)
+
+
+@STEPS
+@pytest.mark.parametrize("uses", [1, 2, 3])
+@pytest.mark.parametrize("variant", ["bh1", "bh2"])
+def test_unipc_of_eps(steps, uses, variant):
+    scheduler = diffusers.UniPCMultistepScheduler(
+        **PLAIN, solver_order=uses, solver_type=variant, predict_x0=False, final_sigmas_type="sigma_min"
+    )
+    in_float64(scheduler, steps, ends_at_zero=False)
+    compare(SOLVERS["unipc"](uses=uses, variant=variant, predicts="eps"), scheduler, steps, last=0.001)
 
 
 @STEPS

@@ -6,6 +6,7 @@ from diffcore.mistake import Mistake
 from diffcore.sampler import Sampler
 from diffcore.schedule import VE, Cosine
 from diffcore.solvers import SOLVERS
+from diffcore.solvers.adaptive import Adaptive
 from diffcore.trajectory import Trajectory, even, karras
 from tests.conftest import ToyNet, gaussian, make_solver, toy_denoiser
 
@@ -18,7 +19,9 @@ def sampler(name: str = "ddpm", steps: int = 3, **about) -> Sampler:
 def test_sample_i_depends_on_the_seed_and_i_alone(name):
     one = sampler(name).draw((1, 4, 4), 10, seed=3, batch=10)
     other = sampler(name).draw((1, 4, 4), 7, seed=3, batch=2)
-    torch.testing.assert_close(one[:7], other, rtol=0, atol=2e-6 * float(one.abs().max()))
+    # two nearly equal steps tell an adaptive one how far to go, so that their rounding moves it
+    share = 1e-5 if issubclass(SOLVERS[name], Adaptive) else 2e-6
+    torch.testing.assert_close(one[:7], other, rtol=0, atol=share * float(one.abs().max()))
     assert not torch.equal(one, sampler(name).draw((1, 4, 4), 10, seed=4))
 
 

@@ -1,9 +1,10 @@
 """The known solvers. A new one is one class in a file here and one line of SOLVERS; the tests find it there."""
 
 from diffcore.solver import Solver
+from diffcore.solvers.adaptive import DPM12, DPM23
 from diffcore.solvers.analytic import Analytic
 from diffcore.solvers.ancestral import DDIM, DDPM, DDPMLarge, Renoise
-from diffcore.solvers.dpm_solver import DPM2, DPM3, DPMFast, DPMpp2M, DPMpp2MSDE, DPMpp2S, DPMpp3M
+from diffcore.solvers.dpm_solver import DPM2, DPM2M, DPM3, DPM3M, DPMFast, DPMpp2M, DPMpp2MSDE, DPMpp2S, DPMpp3M
 from diffcore.solvers.edm import EDM, Heun
 from diffcore.solvers.langevin import Langevin, PredictorCorrector
 from diffcore.solvers.rk45 import RK45
@@ -16,6 +17,10 @@ SOLVERS: dict[str, type[Solver]] = {
     "heun": Heun,
     "dpm_solver_2": DPM2,
     "dpm_solver_3": DPM3,
+    "dpm_solver_2m": DPM2M,
+    "dpm_solver_3m": DPM3M,
+    "dpm_solver_12": DPM12,
+    "dpm_solver_23": DPM23,
     "dpm_solver_fast": DPMFast,
     "dpmpp_2m": DPMpp2M,
     "dpmpp_2s": DPMpp2S,

@@ -8,7 +8,7 @@ import numpy as np
 
 from diffcore.denoiser import Denoiser, Prediction
 from diffcore.shapes import Sample
-from diffcore.solver import Mark, Noise, Solver, believe, land, mark
+from diffcore.solver import Mark, Noise, Solver, believe, land, mark, signed
 from diffcore.trajectory import Trajectory
 
 Known = list[tuple[Mark, Prediction]]
@@ -18,13 +18,15 @@ Known = list[tuple[Mark, Prediction]]
 class UniPC(Solver):
     """One call a step: the belief at the predicted x corrects the step that led there, and begins the next one.
 
-    uses: beliefs in a step (the paper's order p). variant: B(h), h itself or expm1(h). lower_order_final: make the last steps
-    of lower order.
+    uses: beliefs in a step (the paper's order p). variant: B(h), h itself or expm1(h), which matter where a weight is taken
+    to be 1/2 (of two beliefs in the predictor, of one in the corrector); vary_coeff solves for that weight too.
+    lower_order_final: make the last steps of lower order. predicts: what is expanded, x_0 or eps.
     """
 
     uses: int = 2
-    variant: Literal["bh1", "bh2"] = "bh2"
+    variant: Literal["bh1", "bh2", "vary_coeff"] = "bh2"
     lower_order_final: bool = True
+    predicts: Literal["x0", "eps"] = "x0"
 
     order = 2  # p = 2 corrected reaches 3 on some problems; the first steps limit it
 
@@ -44,42 +46,54 @@ class UniPC(Solver):
             found = believe(denoiser, predicted, to)
             x = self._correct(known[0], used, to, found) if used else predicted
             # the next step begins at the corrected x with the belief at the predicted one: no further call
-            known = [(to, Prediction(found.x0, (x - to.alpha * found.x0) / to.sigma, found.level)), *known]
+            known = [(to, self._moved(found, x, to)), *known]
             known = known[: self.uses]
         return x
+
+    def _moved(self, found: Prediction, x: Sample, to: Mark) -> Prediction:
+        """A belief that keeps what is expanded and is made whole at another x."""
+        if self.predicts == "x0":
+            return Prediction(found.x0, (x - to.alpha * found.x0) / to.sigma, found.level)
+        return Prediction((x - to.sigma * found.eps) / to.alpha, found.eps, found.level)
 
     def _predict(self, now: tuple[Mark, Prediction], used: Known, to: Mark) -> Sample:
         base, h = land(now[1], to), to.lam - now[0].lam
         if math.isinf(h) or len(used) < 2:
             return base
-        ratios, matrix, vector, scale = self._system(used, h)
-        weights = [0.5] if len(used) == 2 else np.linalg.solve(matrix[:-1, :-1], vector[:-1])
-        return base - to.alpha * scale * self._change(used, ratios, weights)
+        ratios, matrix, vector, scale = self._system(used, to, h)
+        given = len(used) == 2 and self.variant != "vary_coeff"
+        weights = [0.5] if given else np.linalg.solve(matrix[:-1, :-1], vector[:-1])
+        return base - scale * self._change(used, ratios, weights)
 
     def _correct(self, now: tuple[Mark, Prediction], used: Known, to: Mark, found: Prediction) -> Sample:
         base, h = land(now[1], to), to.lam - now[0].lam
         if math.isinf(h):
             return base
-        ratios, matrix, vector, scale = self._system(used, h)
-        weights = [0.5] if len(used) == 1 else np.linalg.solve(matrix, vector)
-        change = float(weights[-1]) * (found.x0 - now[1].x0)
+        ratios, matrix, vector, scale = self._system(used, to, h)
+        given = len(used) == 1 and self.variant != "vary_coeff"
+        weights = [0.5] if given else np.linalg.solve(matrix, vector)
+        change = float(weights[-1]) * (self._read(found) - self._read(now[1]))
         if len(used) > 1:
             change = change + self._change(used, ratios, weights[:-1])
-        return base - to.alpha * scale * change
+        return base - scale * change
 
     def _change(self, used: Known, ratios: list[float], weights) -> Sample:
         """sum_i rho_i (m_{-i} - m_0) / r_i."""
-        now = used[0][1].x0
-        parts = (float(w) / r * (belief.x0 - now) for w, r, (_, belief) in zip(weights, ratios, used[1:]))
+        now = self._read(used[0][1])
+        parts = (float(w) / r * (self._read(belief) - now) for w, r, (_, belief) in zip(weights, ratios, used[1:]))
         return sum(parts)
 
-    def _system(self, used: Known, h: float) -> tuple[list[float], np.ndarray, np.ndarray, float]:
-        """r_i, R, b and B(h) of the paper's equation 9, in the form for x_0, whose step is -h."""
+    def _system(self, used: Known, to: Mark, h: float) -> tuple[list[float], np.ndarray, np.ndarray, float]:
+        """r_i, R and b of the paper's equation 9 and B(h) times the scale of what is expanded."""
         ratios = [(m.lam - used[0][0].lam) / h for m, _ in used[1:]] + [1.0]
-        scale = -h if self.variant == "bh1" else math.expm1(-h)
+        step, scale = signed(h, to, self.predicts)
+        size = step if self.variant == "bh1" else math.expm1(step)
         matrix = np.array([[r**i for r in ratios] for i in range(len(ratios))])
-        phi, vector = math.expm1(-h) / -h - 1, []
+        phi, vector = math.expm1(step) / step - 1, []
         for i in range(1, len(ratios) + 1):
-            vector.append(phi * math.factorial(i) / scale)
-            phi = phi / -h - 1 / math.factorial(i + 1)
-        return ratios, matrix, np.array(vector), scale
+            vector.append(phi * math.factorial(i) / size)
+            phi = phi / step - 1 / math.factorial(i + 1)
+        return ratios, matrix, np.array(vector), scale * size
+
+    def _read(self, belief: Prediction) -> Sample:
+        return getattr(belief, self.predicts)

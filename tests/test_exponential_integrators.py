@@ -1,0 +1,234 @@
+"""Exponential integrators are exact where what they expand is a polynomial in lambda of less than their order.
+
+With u = lambda - lambda_t the exact step is alpha_s/alpha_t x - sigma_s e^h int_0^h e^-u eps(u) du for eps, and
+sigma_s/sigma_t x + alpha_s e^-h int_0^h e^u x_0(u) du for x_0 (arXiv 2206.00927, eq. 3.4; 2211.01095, eq. 8).
+"""
+
+import math
+
+import pytest
+import torch
+
+from diffcore.denoiser import Denoiser, Prediction, from_eps, from_x0
+from diffcore.meter import Meter, Metered
+from diffcore.mistake import Mistake
+from diffcore.sampler import Sampler
+from diffcore.schedule import Cosine
+from diffcore.solver import Mark, believe, mark
+from diffcore.solvers.adaptive import DPM12, DPM23, Adaptive
+from diffcore.solvers.dpm_solver import DPM2M, DPM3M, DPMpp2M, DPMpp3M, Multistep
+from diffcore.solvers.rk45 import RK45
+from diffcore.solvers.unipc import UniPC
+from diffcore.trajectory import Trajectory, even
+from tests.conftest import gaussian, mixture, randn
+
+BELIEF = (0.7, -0.4, 0.3)
+"""The coefficients of 1, lambda and lambda^2."""
+PREDICTS = pytest.mark.parametrize("predicts", ["eps", "x0"])
+
+
+class Polynomial(Denoiser):
+    """Believes in a polynomial of lambda, whatever x is."""
+
+    def __init__(self, degree: int, predicts: str):
+        super().__init__()
+        self.schedule, self.grid, self.predicts = Cosine(), None, predicts
+        self.coefficients = BELIEF[: degree + 1]
+
+    def forward(self, x_t, t):
+        lam, level = self.schedule.half_logsnr(t), self.schedule.level(t, x_t)
+        value = sum(c * lam**k for k, c in enumerate(self.coefficients))[:, None].expand(x_t.shape).to(x_t.dtype)
+        return (from_eps if self.predicts == "eps" else from_x0)(x_t, level, value)
+
+    def exact(self, x: torch.Tensor, at: Mark, to: Mark) -> torch.Tensor:
+        """By Gauss-Legendre quadrature of the integral, to rounding."""
+        nodes, weights = (torch.tensor(part) for part in _gauss(24))
+        h = to.lam - at.lam
+        u, w = h * (nodes + 1) / 2, h * weights / 2
+        value = sum(c * (at.lam + u) ** k for k, c in enumerate(self.coefficients))
+        if self.predicts == "eps":
+            return to.alpha / at.alpha * x - to.sigma * float((w * torch.exp(h - u) * value).sum())
+        return to.sigma / at.sigma * x + to.alpha * float((w * torch.exp(u - h) * value).sum())
+
+
+def _gauss(count: int):
+    from numpy.polynomial.legendre import leggauss
+
+    return leggauss(count)
+
+
+def marks(*lams: float) -> list[Mark]:
+    return [mark(Cosine(), float(Cosine().time(torch.tensor([lam]).double()))) for lam in lams]
+
+
+def beliefs(denoiser: Denoiser, x: torch.Tensor, *lams: float) -> list[tuple[Mark, Prediction]]:
+    """What was believed at earlier times, the latest first."""
+    return [(at, believe(denoiser, x, at)) for at in marks(*lams)]
+
+
+def no_noise() -> torch.Tensor:
+    raise AssertionError("a deterministic solver drew noise")
+
+
+CASES: list[tuple[Multistep, str, int]] = [
+    (DPMpp2M(solver_type="heun"), "x0", 1),
+    (DPM2M(solver_type="heun"), "eps", 1),
+    (DPMpp3M(corrected=True), "x0", 2),
+    (DPM3M(corrected=True), "eps", 2),
+]
+
+
+@pytest.mark.parametrize(("solver", "predicts", "degree"), CASES)
+def test_a_multistep_step_is_exact_on_polynomials(solver, predicts, degree):
+    denoiser, x = Polynomial(degree, predicts), randn(3, 2)
+    known, (to,) = beliefs(denoiser, x, 0.3, -0.2, -0.9)[: degree + 1], marks(0.9)
+    found = solver._step(x, to, known, no_noise)
+    torch.testing.assert_close(found, denoiser.exact(x, known[0][0], to), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [DPMpp3M, DPM3M])
+def test_published_third_order_misses_half_of_the_second_difference(kind):
+    """Why `corrected` exists: without it the step is off by what that half amounts to."""
+    predicts, x = kind.predicts, randn(3, 2)
+    denoiser, (to,) = Polynomial(2, predicts), marks(0.9)
+    known = beliefs(denoiser, x, 0.3, -0.2, -0.9)
+    h = to.lam - known[0][0].lam
+    step, scale = (h, to.sigma) if predicts == "eps" else (-h, to.alpha)
+    half = scale * ((math.expm1(step) / step - 1) / step - 0.5) * BELIEF[2] * h**2
+    missed = kind()._step(x, to, known, no_noise) - denoiser.exact(x, known[0][0], to)
+    torch.testing.assert_close(missed, torch.full_like(x, half), rtol=0, atol=1e-12)
+
+
+@PREDICTS
+@pytest.mark.parametrize("uses", [1, 2, 3])
+@pytest.mark.parametrize("variant", ["bh1", "bh2", "vary_coeff"])
+def test_unipc_is_exact_on_polynomials(predicts, uses, variant):
+    """The predictor of degree uses - 1, the corrector of one more; where B(h) takes 1/2 for a weight, of one less."""
+    x, lams, (to,) = randn(3, 2), (0.3, -0.2, -0.9), marks(0.9)
+    solver = UniPC(uses=uses, variant=variant, predicts=predicts)
+    halved = variant != "vary_coeff"
+    for degree, corrects in ((uses - 1 - (halved and uses == 2), False), (uses - (halved and uses == 1), True)):
+        denoiser = Polynomial(min(degree, 2), predicts)
+        known = beliefs(denoiser, x, *lams)[:uses]
+        found = solver._predict(known[0], known, to)
+        if corrects:
+            found = solver._correct(known[0], known, to, believe(denoiser, found, to))
+        torch.testing.assert_close(found, denoiser.exact(x, known[0][0], to), rtol=0, atol=1e-11)
+
+
+@PREDICTS
+@pytest.mark.parametrize(("kind", "degree"), [(DPM12, 0), (DPM23, 1)])
+def test_an_adaptive_step_is_exact_on_polynomials(kind, degree, predicts):
+    """Of the two it makes, the higher on degree k - 1 but for the 1/2 of order 2; both on a constant."""
+    x, (at, to) = randn(3, 2), marks(-0.2, 0.9)
+    lam, end = (torch.full((3,), m.lam).double() for m in (at, to))
+    for known in {0, degree}:
+        denoiser = Polynomial(known, predicts)
+        lower, higher = kind(predicts=predicts)._step(denoiser, x, lam, end)
+        torch.testing.assert_close(higher, denoiser.exact(x, at, to), rtol=0, atol=1e-11)
+        if known == 0:
+            torch.testing.assert_close(lower, higher, rtol=0, atol=1e-11)
+
+
+def interior() -> Trajectory:
+    return Trajectory(tuple(Cosine().time(torch.tensor([-2.5, 3.0]).double()).tolist()))
+
+
+@PREDICTS
+@pytest.mark.parametrize("kind", [DPM12, DPM23])
+def test_a_tighter_tolerance_is_nearer_the_flow_and_costs_more(kind, predicts):
+    start = 0.6 * mark(Cosine(), interior().times[0]).alpha * randn(8, 2) + randn(8, 2, seed=1)
+    exact, found = Sampler(mixture(), RK45(1e-9, 1e-9), interior()).sample(start), []
+    for tolerance in (1e-2, 1e-3, 1e-4):
+        meter, solver = Meter(), kind(rtol=tolerance, atol=tolerance / 6, predicts=predicts)
+        ended = Sampler(Metered(mixture(), meter), solver, interior()).sample(start)
+        found.append((float((ended - exact).square().mean().sqrt()), meter.spent))
+    errors, calls = zip(*found)
+    assert errors[0] > 3 * errors[1] > 9 * errors[2]
+    assert errors[2] < 1e-4
+    assert calls[0] < calls[1] < calls[2]
+
+
+@PREDICTS
+@pytest.mark.parametrize("kind", [DPM12, DPM23])
+def test_a_sample_takes_steps_of_its_own(kind, predicts):
+    """An easy one beside a hard one pays for itself alone, and ends where it ends alone."""
+    solver, x = kind(predicts=predicts), torch.cat([3 * randn(1, 2), 0.01 * randn(1, 2, seed=1)])
+
+    def run(rows: torch.Tensor) -> tuple[torch.Tensor, float]:
+        meter = Meter()
+        return Sampler(Metered(mixture(), meter), solver, interior()).sample(rows), meter.spent
+
+    together, calls = run(x)
+    alone = [run(x[k : k + 1]) for k in range(2)]
+    torch.testing.assert_close(together, torch.cat([ended for ended, _ in alone]), rtol=0, atol=1e-12)
+    assert calls == sum(spent for _, spent in alone)
+    assert alone[0][1] != alone[1][1]
+
+
+@PREDICTS
+@pytest.mark.parametrize("kind", [DPM12, DPM23])
+def test_a_refused_step_is_tried_again_from_where_it_began(kind, predicts):
+    """With so large a first step that it must be refused, the result is as near as with a small one."""
+    start = randn(4, 2, 3)
+    exact = gaussian().flow(start, *(torch.full((4,), interior().times[k]).double() for k in (0, -1)))
+    refusing = type("Refusing", (kind,), {"FIRST": 5.0})(rtol=1e-3, atol=1e-4, predicts=predicts)
+    tries = []
+    step = refusing._step
+    object.__setattr__(refusing, "_step", lambda d, x, lam, to: tries.append((lam, to)) or step(d, x, lam, to))
+    ended = Sampler(gaussian(), refusing, interior()).sample(start)
+    assert len(tries) > 1
+    torch.testing.assert_close(tries[1][0], tries[0][0])
+    torch.testing.assert_close(ended, exact, rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize("kind", [DPM12, DPM23])
+def test_ends_without_a_finite_lambda_are_one_ddim_step_each(kind):
+    """The calls are in the middle: one at t = 1, one at the last finite time, the rest between."""
+    seen: list[float] = []
+
+    class Spy(Denoiser):
+        def __init__(self):
+            super().__init__()
+            self.schedule, self.grid, self.inner = Cosine(), None, gaussian()
+
+        def forward(self, x_t, t):
+            seen.extend(t.tolist())
+            return self.inner(x_t, t)
+
+    Sampler(Spy(), kind(), even(4)).sample(randn(1, 2, 3))
+    ratios = torch.tan(math.pi / 2 * torch.tensor(seen, dtype=torch.float64))
+    assert seen[0] == 1.0
+    assert float(ratios[1]) == pytest.approx(80.0)
+    assert float(ratios[-1]) == pytest.approx(0.002)
+    assert seen[-1] > 0
+
+
+class Nan(Denoiser):
+    def __init__(self):
+        super().__init__()
+        self.schedule, self.grid = Cosine(), None
+
+    def forward(self, x_t, t):
+        return Prediction(x_t * math.nan, x_t, self.schedule.level(t, x_t))
+
+
+@pytest.mark.parametrize("kind", [DPM12, DPM23])
+def test_an_adaptive_solver_stops_at_numbers_that_are_not_finite(kind):
+    with pytest.raises(Mistake, match="not finite"):
+        Sampler(Nan(), kind(), interior()).sample(randn(2, 2))
+
+
+@pytest.mark.parametrize("option", ["rtol", "atol"])
+def test_a_tolerance_is_positive(option):
+    with pytest.raises(ValueError, match="positive"):
+        Adaptive(**{option: 0.0})
+
+
+def test_the_error_is_measured_as_the_paper_says():
+    """rms(difference / max(atol, rtol max(|lower|, |before|))) for each sample."""
+    difference, lower, before = randn(2, 3), randn(2, 3, seed=1), randn(2, 3, seed=2)
+    solver = DPM12(rtol=0.5, atol=0.4)
+    allowed = torch.maximum(0.5 * torch.maximum(lower.abs(), before.abs()), torch.tensor(0.4).double())
+    expected = (difference / allowed).square().mean(1).sqrt()
+    torch.testing.assert_close(solver._size(difference, lower, before), expected)
