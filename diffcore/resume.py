@@ -1,16 +1,15 @@
 """The state of a training run on disk, apart from its result.
 
 Keyed by the fingerprint of everything the run depends on, so that another job never resumes from it. Tensors lie in
-safetensors (no pickle), verified by sha256 when read; the newest two states are kept, and the older one serves if the newer
-is damaged.
+safetensors (no pickle), verified by sha256 when read, and all else in a sealed JSON file; the newest two states are kept, and
+the older one serves if the newer is damaged.
 """
 
 import contextlib
 import fcntl
-import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,17 +19,19 @@ from torch import Tensor
 from diffcore import disk
 from diffcore.mistake import Mistake
 
+SCHEMA = 2
 KEPT_STATES = 2
 KEPT_JOBS = 3
 
 
 @dataclass(frozen=True)
 class Resume:
-    """States of one job under `root/NAME-FINGERPRINT/`."""
+    """States of one job under `root/NAME-FINGERPRINT/`. say: told in one line of each state that cannot serve."""
 
     root: Path
     name: str
     fingerprint: str
+    say: Callable[[str], None] = lambda line: None
 
     @property
     def folder(self) -> Path:
@@ -46,6 +47,8 @@ class Resume:
                 if time.monotonic() > deadline:
                     raise Mistake(f"{self.name}: another process is training this very job; wait for it or end it")
                 time.sleep(0.1)
+            for left in self.folder.glob(".step-*"):  # of a holder that was killed as it saved
+                shutil.rmtree(left)
             yield
 
     def save(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -54,22 +57,37 @@ class Resume:
 
         with disk.folder(self.folder / f"step-{step:09d}") as folder:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "state.safetensors")
+            about = {"schema": SCHEMA, "job": self.fingerprint, "step": step, "facts": facts}
             digest = disk.sha256(folder / "state.safetensors")
-            disk.write_json(folder / "state.json", {"step": step, "sha256": digest, "facts": facts})
+            disk.write_sealed(folder / "state.json", {**about, "sha256": digest})
         for old in self._states()[KEPT_STATES:]:
             shutil.rmtree(old)
         self._prune_jobs()
 
     def load(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
-        """(step, tensors, facts) of the newest undamaged state, None if there is none."""
+        """(step, tensors, facts) of the newest undamaged state, None if there is none. Damaged ones are said, and removed."""
+        states = self._states()
+        for state, older in zip(states, [*states[1:], None]):
+            try:
+                return self._read(state, f"goes on from {older.name}" if older else "starts from nothing")
+            except Mistake as damage:
+                self.say(f"{self.name}: {damage}")
+                shutil.rmtree(state, ignore_errors=True)  # it would count as one of the two that are kept
+        return None
+
+    def _read(self, state: Path, instead: str) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
         from safetensors.torch import load_file
 
-        for state in self._states():
-            with contextlib.suppress(OSError, ValueError, KeyError):
-                about = json.loads((state / "state.json").read_text())
-                if disk.sha256(state / "state.safetensors") == about["sha256"]:
-                    return about["step"], load_file(state / "state.safetensors"), about["facts"]
-        return None
+        tensors = state / "state.safetensors"
+        try:
+            about = disk.read_sealed(state / "state.json", SCHEMA, instead)
+            if about["job"] != self.fingerprint:
+                raise Mistake(f"{state} is of another job; {instead}")
+            if disk.sha256(tensors) != about["sha256"]:
+                raise Mistake(f"{tensors} is damaged; {instead}")
+            return about["step"], load_file(tensors), about["facts"]
+        except OSError as error:
+            raise Mistake(f"{error.filename or state} cannot be read ({error.strerror}); {instead}") from None
 
     def _states(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"), reverse=True)

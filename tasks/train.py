@@ -104,7 +104,7 @@ def _train(name: str, job: Job, parameters: dict[str, Any], params: Params) -> N
         "torch": fit.torch_version(),
         **job.known(),
     }
-    resume, stop = Resume(paths.RESUME, name, disk.digest(about)), lifeline.StopFlag()
+    resume, stop = Resume(paths.RESUME, name, disk.digest(about), say), lifeline.StopFlag()
     with resume.lock():
         memory = int(params.compute.memory_gb * 2**30)
         batches = feed.feed(paths.DATA, job.fit.batch, seed, params.data.flip, memory, params.compute.device)

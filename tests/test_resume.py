@@ -1,0 +1,116 @@
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffcore import disk
+from diffcore.resume import Resume
+
+JOB = "f" * 64
+FACTS = {"curve": [{"step": 1, "loss": 0.5}], "since": [[0.1, 0.2]], "seconds": 1.5, "calls": 7.0}
+
+
+def saved(root: Path, steps=(3, 5), job: str = JOB) -> tuple[Resume, list[str]]:
+    """A job with states, and what it will have said."""
+    said = []
+    resume = Resume(root, "x", job, said.append)
+    for step in steps:
+        resume.save(step, {"net/weight": torch.full((2, 3), float(step))}, FACTS)
+    return resume, said
+
+
+def states(resume: Resume) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in resume.folder.glob("step-*"))
+
+
+def flip(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def damages() -> list:
+    """(name, what is done to a state)."""
+
+    def cut(path):
+        path.write_bytes(path.read_bytes()[:20])
+
+    def elsewhere(path):  # a whole state, of another job
+        other, _ = saved(path.parent.parent / "other", (5,), "a" * 64)
+        shutil.rmtree(path.parent)
+        shutil.copytree(other.folder / "step-000000005", path.parent)
+
+    def unsealed(path):
+        if path.suffix == ".json":
+            disk.write_json(path, {"schema": 2, "step": 5, "sha256": "0", "facts": FACTS})
+        else:
+            path.write_bytes(b"not the file its seal knows")
+
+    found = {
+        "cut": cut,
+        "empty": lambda path: path.write_bytes(b""),
+        "removed": Path.unlink,
+        "of another job": elsewhere,
+    }
+    found |= {"rewritten": unsealed, "a folder": lambda path: (path.unlink(), path.mkdir())}
+    return [
+        pytest.param(name, work, id=f"{name} {word}")
+        for name in ("state.json", "state.safetensors")
+        for word, work in found.items()
+    ]
+
+
+@pytest.mark.parametrize(("file", "damage"), damages())
+def test_a_damaged_state_gives_way_to_the_older_good_one_and_says_so_in_one_line(file, damage, tmp_path):
+    resume, said = saved(tmp_path)
+    damage(resume.folder / "step-000000005" / file)
+    step, tensors, facts = resume.load()
+    assert (step, facts) == (3, FACTS)
+    assert torch.equal(tensors["net/weight"], torch.full((2, 3), 3.0))
+    assert len(said) == 1
+    assert re.fullmatch(r"x: .*step-000000005.*; goes on from step-000000003", said[0])
+
+
+@pytest.mark.parametrize("file", ["state.json", "state.safetensors"])
+def test_no_byte_of_a_state_changes_unnoticed(file, tmp_path):
+    resume, said = saved(tmp_path, (5,))
+    newest = resume.folder / "step-000000005"
+    kept, places = shutil.copytree(newest, tmp_path / "kept"), range(0, (newest / file).stat().st_size, 5)
+    for at in places:
+        flip(newest / file, at)
+        assert resume.load() is None
+        shutil.copytree(kept, newest)
+    assert len(said) == len(places)
+
+
+def test_where_no_state_is_whole_the_job_starts_from_nothing_and_says_so(tmp_path):
+    resume, said = saved(tmp_path)
+    for path in resume.folder.glob("step-*/state.json"):
+        flip(path, 30)
+    assert resume.load() is None
+    assert [line.rpartition("; ")[2] for line in said] == ["goes on from step-000000003", "starts from nothing"]
+
+
+def test_a_damaged_state_does_not_count_as_one_of_the_two_that_are_kept(tmp_path):
+    resume, _ = saved(tmp_path)
+    flip(resume.folder / "step-000000005/state.json", 30)
+    resume.load()
+    for step in (4, 6):
+        resume.save(step, {"net/weight": torch.zeros(1)}, FACTS)
+    assert states(resume) == [4, 6]
+
+
+def test_good_states_are_read_without_a_word(tmp_path):
+    resume, said = saved(tmp_path)
+    assert resume.load()[0] == 5
+    assert said == []
+    assert states(resume) == [3, 5]
+
+
+def test_what_a_killed_holder_left_half_saved_is_cleared_by_the_next(tmp_path):
+    resume, _ = saved(tmp_path)
+    (resume.folder / f".step-000000007.{2**22 + 7}.tmp").mkdir()
+    with resume.lock():
+        assert sorted(path.name for path in resume.folder.iterdir()) == ["lock", "step-000000003", "step-000000005"]
