@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import io
 import itertools
 import json
 import re
@@ -199,7 +200,11 @@ class Params:
 
 def read(path: Path = paths.PARAMS) -> Params:
     """Parses and checks the whole file; every fault in one Mistake, a line each."""
-    raw = load_yaml(path)
+    return parse(load_yaml(path), str(path))
+
+
+def parse(raw: dict[str, Any], whose: str) -> Params:
+    """Checks what a file like params.yaml says; every fault in one Mistake, a line each, that begins with `whose`."""
     kinds = {field.name: field.type for field in fields(Params) if field.name != "raw"}
     faults = [f"{key}: unknown section{_nearest(key, kinds)}" for key in raw if key not in kinds and key[:2] != "x-"]
     found: dict[str, Any] = {}
@@ -221,7 +226,7 @@ def read(path: Path = paths.PARAMS) -> Params:
             _heads(found["distill"], found["network"].head, faults)
         _sampled(found, faults)
     if faults:
-        raise Mistake("\n".join(f"{path}: {fault}" for fault in dict.fromkeys(faults)))
+        raise Mistake("\n".join(f"{whose}: {fault}" for fault in dict.fromkeys(faults)))
     return Params(**found, raw=raw)
 
 
@@ -254,15 +259,20 @@ def parse_yaml(text: str, whose: str) -> Any:
         raise Mistake(f"{whose} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
-def dump_yaml(value: dict[str, Any], path: Path) -> None:
-    """Writes a mapping as YAML, in its own order."""
+def yaml_text(value: dict[str, Any]) -> str:
+    """A mapping as YAML, in its own order."""
     from ruamel.yaml import YAML
 
-    yaml = YAML(typ="safe")
+    yaml, text = YAML(typ="safe"), io.StringIO()
     yaml.sort_base_mapping_type_on_output = False
     yaml.default_flow_style = False
-    with open(path, "w") as file:
-        yaml.dump(value, file)
+    yaml.dump(value, text)
+    return text.getvalue()
+
+
+def dump_yaml(value: dict[str, Any], path: Path) -> None:
+    """Writes a mapping as YAML, in its own order."""
+    Path(path).write_text(yaml_text(value))
 
 
 def _teacher(raw: Any, faults: list[str]) -> fit.Config | Adopt | None:

@@ -1,7 +1,8 @@
 """A workspace: a folder of its own with the code, the graph and the parameters of one more pipeline.
 
 For a preset, a second data set, or a trial that must not touch the first pipeline's artifacts. It is made again (code and
-parameters, not artifacts) each time it is asked for, so it never runs old code.
+parameters, not artifacts) each time it is asked for, so it never runs old code. What this command did not put there it never
+touches: see tasks.inventory.
 """
 
 import json
@@ -13,45 +14,93 @@ from pathlib import Path
 from typing import Any
 
 from diffcore.mistake import Mistake
-from tasks import dvc_environment, params, paths
+from tasks import dvc_environment, inventory, params, paths
+from tasks.inventory import File
 
 CODE = ("diffcore", "tasks")
 FILES = ("dvc.yaml", ".dvcignore", "stage")
+DVC_CONFIG = ".dvc/config"
+ENVIRONMENT = ".venv"
 PRESETS = Path("presets")
+SPACES = ".workspaces"
+"""Where the flows make theirs."""
+
+OWN = (*CODE, "flows", "tests", "bench", "docs", "presets", "artifacts", "mlruns")
+"""Folders of the repository in which no workspace may lie; those whose names begin with a dot are such folders too."""
 
 
 def make(target: Path, preset: str | None, changes: list[str]) -> None:
-    """Fills `target`. changes: `a.b=value` with the value in YAML, over the preset, over params.yaml."""
-    merged = params.load_yaml(paths.PARAMS)
+    """Fills `target`. changes: `a.b=value` with the value in YAML, over the preset, over params.yaml.
+
+    A Mistake, with nothing written, for parameters that params.read would refuse and for a place that is not ours to fill.
+    """
+    raw = merged(preset, changes)
+    params.parse(raw, f"the parameters of {target}")
+    wanted = {**_code(), "params.yaml": File(params.yaml_text(json.loads(json.dumps(raw))).encode())}
+    wanted[ENVIRONMENT] = File(link=str(Path(sys.prefix).resolve()))
+    place = _place(target)
+    with inventory.alone(place):
+        known = inventory.check(place, wanted, free=[ENVIRONMENT])
+        inventory.put(place, wanted, known, last="stage")
+        (place / "artifacts").mkdir(exist_ok=True)
+        if not os.path.lexists(place / ".dvc"):
+            _start_dvc(place)
+
+
+def merged(preset: str | None, changes: list[str]) -> dict[str, Any]:
+    """params.yaml, with the preset and the changes laid over it."""
+    found = params.load_yaml(paths.PARAMS)
     if preset is not None:
-        _merge(merged, _preset(preset), f"preset {preset}")
+        _merge(found, _preset(preset), f"preset {preset}")
     for change in changes:
-        _merge(merged, _change(change), change)
-    target.mkdir(parents=True, exist_ok=True)
-    for name in CODE:
-        shutil.rmtree(target / name, ignore_errors=True)
-        shutil.copytree(name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in FILES:
-        shutil.copy(name, target / name)
-    (target / "artifacts").mkdir(exist_ok=True)
-    _link_environment(target)
-    params.dump_yaml(json.loads(json.dumps(merged)), target / "params.yaml")
-    params.read(target / "params.yaml")
-    if not (target / ".dvc").exists():
-        surroundings = {**os.environ, **dvc_environment.of(target)}
-        dvc = [sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"]
-        subprocess.run(dvc, cwd=target, env=surroundings, check=True, capture_output=True)
-        shutil.copy(".dvc/config", target / ".dvc/config")
-        no_scm = [sys.executable, "-m", "dvc", "config", "core.no_scm", "true"]
-        subprocess.run(no_scm, cwd=target, env=surroundings, check=True, capture_output=True)
+        _merge(found, _change(change), change)
+    return found
 
 
-def _link_environment(target: Path) -> None:
-    link = target / ".venv"
-    if link.is_symlink():
-        link.unlink()
-    if not link.exists():
-        link.symlink_to(Path(sys.prefix).resolve())
+def _code() -> dict[str, File]:
+    """What every workspace holds a copy of."""
+    missing = [name for name in (*CODE, *FILES, DVC_CONFIG) if not Path(name).exists()]
+    if missing:
+        raise Mistake(f"{missing[0]} is missing; run from the folder that holds it")
+    inside = [path for name in CODE for path in sorted(Path(name).rglob("*")) if "__pycache__" not in path.parts]
+    files = [path for path in (*inside, *map(Path, FILES)) if path.is_file()]
+    return {str(path): File(path.read_bytes(), bool(path.stat().st_mode & 0o100)) for path in files}
+
+
+def _place(target: Path) -> Path:
+    """Where links lead to. A Mistake for the repository, what it lies in, and its own folders."""
+    root = Path.cwd().resolve()
+    try:
+        place = target.resolve()
+    except RuntimeError:  # links in a circle
+        raise Mistake(f"{target} is a link that leads to itself; name another folder") from None
+    if root.is_relative_to(place):
+        raise Mistake(f"{target} holds the code that the workspace is copied from; name another folder")
+    if place.is_relative_to(root):
+        first, *more = place.relative_to(root).parts
+        if first in OWN or (first.startswith(".") and (first != SPACES or not more)):
+            raise Mistake(f"{target} lies in {first}, which belongs to the repository; name another folder")
+    if above := [folder for folder in (place, *place.parents) if folder.exists() and not folder.is_dir()]:
+        raise Mistake(f"{above[0]} is no folder; name another one")
+    return place
+
+
+def _start_dvc(place: Path) -> None:
+    """Makes `.dvc` beside its place and renames it there, so that none is half made."""
+    with inventory.scratch(place) as scratch:
+        surroundings = {**os.environ, **dvc_environment.of(place)}
+        _dvc(scratch, surroundings, "init", "--no-scm", "--quiet")
+        shutil.copy(DVC_CONFIG, scratch / DVC_CONFIG)
+        _dvc(scratch, surroundings, "config", "core.no_scm", "true")
+        (scratch / ".dvc").rename(place / ".dvc")
+
+
+def _dvc(folder: Path, surroundings: dict[str, str], *words: str) -> None:
+    command = [sys.executable, "-m", "dvc", *words]
+    done = subprocess.run(command, cwd=folder, env=surroundings, capture_output=True, text=True)
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]
+        raise Mistake(f"dvc {words[0]} failed in {folder}: {said[-1]}")
 
 
 def _preset(name: str) -> dict[str, Any]:

@@ -222,18 +222,6 @@ def test_a_change_of_what_is_not_there_is_a_mistake(merged):
         workspace._preset("smoky")
 
 
-def test_a_workspace_made_again_has_new_code_and_old_artifacts(tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    workspace.make(tmp_path / "w", "smoke", ["data.source=folder:/nowhere"])
-    assert (tmp_path / "w/stage").stat().st_mode & 0o100
-    (tmp_path / "w/artifacts/kept.txt").write_text("x")
-    (tmp_path / "w/diffcore/angle.py").write_text("old")
-    workspace.make(tmp_path / "w", "smoke", [])
-    assert (tmp_path / "w/artifacts/kept.txt").exists()
-    assert (tmp_path / "w/diffcore/angle.py").read_text() == (ROOT / "diffcore/angle.py").read_text()
-    assert params.read(tmp_path / "w/params.yaml").data.source == "digits"
-
-
 def test_trajectories_that_will_not_be_there_are_refused(tmp_path):
     def with_way(old: str, new: str) -> list[str]:
         return faults(tmp_path, (re.escape(old), new))
