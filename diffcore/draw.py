@@ -68,6 +68,14 @@ def some(count: int, among: int, *words: int | str) -> Tensor:
     return torch.randperm(among, generator=generator(*words))[:count]
 
 
+def labels_like(labels: Tensor | None, count: int, seed: int) -> Tensor | None:
+    """`count` classes to ask samples of, as frequent as in `labels`: label i depends on (seed, i) alone. int64 [count]."""
+    if labels is None:
+        return None
+    places = [torch.randint(len(labels), (1,), generator=generator(seed, "label", i)) for i in range(count)]
+    return labels.cpu()[torch.cat(places)]
+
+
 def seed(*words: int | str) -> int:
     """An integer seed made of `words`: each stage of a pipeline has dice of its own."""
     return generator(*words).initial_seed() % 2**31

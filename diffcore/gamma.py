@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffcore.denoiser import Denoiser
+from diffcore.denoiser import Condition, Denoiser
 from diffcore.draw import generator, noises
 from diffcore.mistake import Mistake
 from diffcore.shapes import Sample
@@ -219,10 +219,12 @@ def estimate(
     config: Config,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     first: int = 0,
+    labels: Tensor | None = None,
 ) -> Gamma:
     """Both estimates from the images x0 [m, *x], in one pass whose batches mix the times.
 
     first: the place of x0[0] among all images, for a worker that has only a part of them; its noise depends on that alone.
+    labels: int64 [m], the classes of x0 for a denoiser that is told them; without, it is asked of no class.
     Costs m N network inputs. Raises Mistake if the network gives a number that is not finite.
     """
     device = next((p.device for p in denoiser.parameters()), x0.device)
@@ -232,7 +234,9 @@ def estimate(
     pairs = m * steps
     for start in range(0, pairs, config.batch):
         pair = torch.arange(start, min(start + config.batch, pairs), device=device)
-        moments.add(pair % steps, _errors(denoiser, x0[pair // steps], eps[pair // steps], (pair % steps + 1) / steps))
+        image = pair // steps
+        known = denoiser if labels is None else denoiser.given(Condition(labels.to(device)[image]))
+        moments.add(pair % steps, _errors(known, x0[image], eps[image], (pair % steps + 1) / steps))
         on_progress(min(start + config.batch, pairs), pairs)
     _check_finite(moments.total)
     t = torch.arange(1, steps + 1, dtype=torch.float64) / steps

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffcore.denoiser import Denoiser, per_sample
+from diffcore.denoiser import Condition, Denoiser, per_sample
 from diffcore.draw import noises
 from diffcore.mistake import Mistake
 from diffcore.solver import believe, land, mark
@@ -45,9 +45,11 @@ def strays(
     config: Config,
     shape: tuple[int, ...],
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    condition: Condition | None = None,
 ) -> np.ndarray:
     """[N + 1, N + 1] float64: at [i, j], i > j, the RMS distance between the teacher's x at time j/N and where one hop of the
     denoiser from the teacher's x at i/N lands; infinite elsewhere. Costs N calls of each for each of `images` noises.
+    condition: the classes of all of them, for denoisers that are told such.
     """
     for role in (denoiser, teacher):
         if role.grid is not None:
@@ -56,11 +58,20 @@ def strays(
     total, done = torch.zeros(config.points + 1, config.points + 1, dtype=torch.float64), 0
     for first in range(0, config.images, config.batch):
         rows = range(first, min(first + config.batch, config.images))
-        total += _squares(denoiser, teacher, config.points, noises(shape, config.seed, rows, "hops").to(device))
+        start = noises(shape, config.seed, rows, "hops").to(device)
+        known = condition and condition[rows.start : rows.stop].to(device)
+        total += _squares(*_given(denoiser, teacher, known), config.points, start)
         done += len(rows)
         on_progress(done, config.images)
     found = (total / config.images).sqrt().numpy()
     return np.where(np.tril(np.ones_like(found), -1) > 0, found, np.inf)
+
+
+def _given(denoiser: Denoiser, teacher: Denoiser, known: Condition | None) -> tuple[Denoiser, Denoiser]:
+    if known is None:
+        return denoiser, teacher
+    guide = teacher.given(known)
+    return (guide if denoiser is teacher else denoiser.given(known)), guide
 
 
 @torch.inference_mode()

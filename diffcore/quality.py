@@ -291,14 +291,6 @@ class Share:
     se: float
 
 
-def labels_like(labels: Tensor | None, count: int, seed: int) -> Tensor | None:
-    """`count` classes to ask samples of, as frequent as in `labels`: label i depends on (seed, i) alone. int64 [count]."""
-    if labels is None:
-        return None
-    places = [torch.randint(len(labels), (1,), generator=generator(seed, "label", i)) for i in range(count)]
-    return labels.cpu()[torch.cat(places)]
-
-
 def accuracy(samples: Sample, labels: Tensor, real: Tensor, features: Features) -> Share:
     """How often the feature network, which no training of a student saw, finds the class that was asked for.
 

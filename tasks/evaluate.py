@@ -15,7 +15,6 @@ from diffcore import (
     feed,
     gamma,
     likelihood,
-    methods,
     quality,
     shards,
     threads,
@@ -29,7 +28,7 @@ from diffcore.sampler import Sampler
 from diffcore.shapes import Sample
 from diffcore.trajectory import TRAJECTORIES, Trajectory
 from tasks import paths, pictures
-from tasks.params import OWN, ROOT, Params, Way
+from tasks.params import OWN, ROOT, Params, Way, ways_of
 from tasks.progress import say
 
 SHOWN = 16
@@ -60,7 +59,7 @@ class Bench:
         self.floor = quality.floor(self.reference, self.config.images, self.config.seed)
         self.opened = {name: self._open(name) for name in (ROOT, *params.distill)}
         self.gamma = gamma.Gamma.from_json(json.loads(paths.GAMMA.read_text()))
-        self.labels = quality.labels_like(self.real.labels, self.config.images, self.config.seed)
+        self.labels = draw.labels_like(self.real.labels, self.config.images, self.config.seed)
         self.teacher: Sample | None = None
 
     def _open(self, name: str) -> checkpoint.Checkpoint:
@@ -78,7 +77,7 @@ class Bench:
         seconds = time.perf_counter() - started
         self.teacher = samples if self.teacher is None else self.teacher
         compared = None if samples is self.teacher else quality.fidelity(samples, self.teacher)
-        accuracy = quality.accuracy(samples, self.labels, self.real.labels, self.network) if condition else None
+        accuracy = self._accuracy(samples) if condition else None
         bits = self._bits(plan, opened, sampler)
         return samples, Point(
             name=plan.name,
@@ -105,6 +104,12 @@ class Bench:
             **dataclasses.asdict(quality.measure(samples, self.reference, self.network, config.seed)),
         )
 
+    def _accuracy(self, samples: Sample) -> quality.Share | None:
+        """None where the data have one class, of which the feature network learned nothing."""
+        if self.network.card.task != "classes":
+            return None
+        return quality.accuracy(samples, self.labels, self.real.labels, self.network)
+
     def _bits(self, plan: Plan, opened: checkpoint.Checkpoint, sampler: Sampler) -> likelihood.Bits | None:
         """Bits per dimension of real images, where a way to sample is a model of the data with a likelihood.
 
@@ -115,7 +120,8 @@ class Bench:
         if not count or plan.recipe.deepcache:
             return None
         chosen = draw.some(count, len(self.real), asked.seed, "likelihood")
-        images, labels = feed.to_float(self.real.pixels[chosen]), self.real.labels[chosen]
+        images = feed.to_float(self.real.pixels[chosen])
+        labels = None if self.real.labels is None else self.real.labels[chosen]
         condition = plan.recipe.condition(opened, labels)
         return likelihood.of(sampler, images, asked.seed, asked.probes, self.config.batch, condition)
 
@@ -153,15 +159,10 @@ def plan(params: Params, opened: dict[str, checkpoint.Checkpoint]) -> Iterator[P
     ways = params.evaluate
     for way in ways.teacher:
         yield from _points(ROOT, opened[ROOT], way)
-    for name, line in params.distill.items():
-        if name in ways.students:
-            for way in ways.students[name]:
-                yield from _points(name, opened[name], way)
-            continue
-        own = opened[name].denoiser.grid is not None
-        anytime = ways.teacher[:1] if methods.teaches(line.method) else ways.anytime
-        for way in [Way(line.method.SOLVER, OWN)] if own else anytime:
-            yield from _points(name, opened[name], way, own)
+    for name in params.distill:
+        usual = name not in ways.students and opened[name].denoiser.grid is not None
+        for _, way in ways_of(name, ways, params.distill):
+            yield from _points(name, opened[name], way, usual)
 
 
 def _points(name: str, opened: checkpoint.Checkpoint, way: Way, usual: bool = False) -> Iterator[Plan]:
@@ -209,9 +210,11 @@ def _times(name: str, kind: str, steps: int, opened: checkpoint.Checkpoint) -> T
         return TRAJECTORIES[kind](steps, opened.denoiser.schedule)
     found = json.loads(paths.TRAJECTORY.read_text())
     if kind == "fitted":
-        known = found["fitted"].get(name, {})
+        known = found["fitted"].get(name)
+        if known is None:
+            raise Mistake(f"no times are fitted for {name}; run the stage `search` again")
         if str(steps) not in known:
-            raise Mistake(f"no fitted trajectory of {steps} steps for {name}; search.fitted.points limits them")
+            raise Mistake(f"no fitted trajectory of {steps} steps for {name}; raise search.fitted.points to {steps}")
         return Trajectory(tuple(known[str(steps)]))
     if str(steps) not in found["nodes"]:
         raise Mistake(f"no searched trajectory of {steps} steps; raise search.most to at least {steps}")

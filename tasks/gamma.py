@@ -7,12 +7,14 @@ from tasks.progress import Progress, say
 
 
 def estimate(params: Params) -> None:
-    """By both estimators, from the teacher and `gamma.images` of the images."""
+    """By both estimators, from the teacher and `gamma.images` of the images, of whose classes a conditional one is told."""
     threads.use(params.compute.threads)
     teacher = checkpoint.load(paths.CHECKPOINTS / ROOT).to(params.compute.device)
-    pixels = shards.load_resident(paths.DATA).pixels
-    x0 = feed.to_float(pixels[gamma.pick(len(pixels), params.gamma)])
-    found = gamma.estimate(teacher.denoiser, x0, params.gamma, Progress("gamma", "calls"))
+    images = shards.load_resident(paths.DATA)
+    pixels, chosen = images.pixels, gamma.pick(len(images), params.gamma)
+    labels = images.labels[chosen] if teacher.denoiser.classes else None
+    x0 = feed.to_float(pixels[chosen])
+    found = gamma.estimate(teacher.denoiser, x0, params.gamma, Progress("gamma", "calls"), labels=labels)
     about = {"checkpoint": ROOT, "checkpoint_digest": teacher.card.digest, "data": teacher.card.data}
     edges = float(((pixels == 0) | (pixels == 255)).double().mean())  # what the search knows of the bound's decoder
     disk.write_json(paths.GAMMA, {"about": about, "edges": edges, **found.to_json()})

@@ -225,6 +225,8 @@ def parse(raw: dict[str, Any], whose: str) -> Params:
             _branches(found["evaluate"], found["network"].skips, faults)
             _heads(found["distill"], found["network"].head, faults)
         _sampled(found, faults)
+    if not faults:
+        _guided(found, faults)
     if faults:
         raise Mistake("\n".join(f"{whose}: {fault}" for fault in dict.fromkeys(faults)))
     return Params(**found, raw=raw)
@@ -400,6 +402,55 @@ def _sampled(found: Mapping[str, Any], faults: list[str]) -> None:
         if isinstance(found["teacher"], fit.Config):  # one that we train has the cosine schedule
             with _noting(faults, f"{path}: "):
                 _begins(way)
+
+
+def ways_of(name: str, evaluate: Evaluate, students: Mapping[str, Distill]) -> list[tuple[str, Way]]:
+    """How the checkpoint `name` is sampled, each way with its path."""
+    if name == ROOT:
+        return _numbered("evaluate.teacher", evaluate.teacher)
+    if name in evaluate.students:
+        return _numbered(f"evaluate.students.{name}", evaluate.students[name])
+    method = students[name].method
+    if grid_of(name, students):
+        return [(f"distill.{name}", Way(method.SOLVER, OWN))]
+    if methods.teaches(method):
+        return _numbered("evaluate.teacher", evaluate.teacher[:1])
+    return _numbered("evaluate.anytime", evaluate.anytime)
+
+
+def _numbered(path: str, ways: list[Way]) -> list[tuple[str, Way]]:
+    return [(f"{path}.{number}", way) for number, way in enumerate(ways)]
+
+
+def _guided(found: Mapping[str, Any], faults: list[str]) -> None:
+    """Every checkpoint can be sampled with the guidance that its ways ask for, and at their times."""
+    evaluate, students, conditional = found["evaluate"], found["distill"], found["network"].conditional
+    for name in (ROOT, *students):
+        known = guidance_of(name, students, conditional)
+        for path, way in ways_of(name, evaluate, students):
+            asked = known is not None or way.guidance is not None
+            if asked and "fitted" in way.trajectories:
+                faults.append(
+                    f"{path}.trajectory: fitted times follow the teacher's path without guidance, and {name} is sampled "
+                    "with guidance; name another trajectory"
+                )
+            if known is None and way.guidance is not None and not conditional:
+                faults.append(f"{path}.guidance: there are no classes to guide to; set network.conditional to true")
+            if known is not None:
+                _weighed(name, path, way, known, faults)
+
+
+def _weighed(name: str, path: str, way: Way, known: Guidance, faults: list[str]) -> None:
+    if way.negative is not None:
+        faults.append(f"{path}.negative: {name} learned to be led away from no class; leave it out")
+    for weight in _listed(way.guidance):
+        if weight is None and known.is_input:
+            faults.append(
+                f"{path}: {name} takes the guidance weight as an input; give evaluate.students.{name} ways with `guidance`"
+            )
+        elif weight is not None:
+            with _noting(faults, f"{path}.guidance: {name}: "):
+                known.check(weight)
 
 
 def _begins(way: Way) -> None:

@@ -7,7 +7,8 @@ serves the quality of samples.
 import json
 from typing import Any
 
-from diffcore import checkpoint, disk, gamma, hops, search, threads
+from diffcore import checkpoint, disk, draw, gamma, hops, search, shards, threads
+from diffcore.denoiser import Condition
 from diffcore.mistake import Mistake
 from tasks import paths
 from tasks.params import ROOT, Params
@@ -53,17 +54,24 @@ def _bound(params: Params) -> dict[str, Any]:
 
 
 def _fitted(params: Params) -> dict[str, dict[str, list[float]]]:
-    """By checkpoint that is valid at any time and by number of steps."""
+    """By checkpoint that is valid at any time and by number of steps, with classes drawn as the evaluation draws them."""
     config, found = params.search.fitted, {}
     teacher = checkpoint.load(paths.CHECKPOINTS / ROOT).to(params.compute.device)
+    condition = _classes(teacher, config)
     for name in (ROOT, *params.distill):
         opened = teacher if name == ROOT else checkpoint.load(paths.CHECKPOINTS / name).to(params.compute.device)
-        if opened.denoiser.grid is None and opened.guidance == teacher.guidance and not opened.denoiser.classes:
-            strays = hops.strays(opened.denoiser, teacher.denoiser, config, opened.shape)
+        if opened.denoiser.grid is None and opened.guidance is None:
+            strays = hops.strays(opened.denoiser, teacher.denoiser, config, opened.shape, condition=condition)
             times = hops.fit(strays, config.late)
             found[name] = {str(steps): list(path.times) for steps, path in times.items()}
             shown = ", ".join(f"{t:.3g}" for t in times[min(4, config.points)].times)
             say(f"search: times fitted to the teacher's path for {name}; with {min(4, config.points)} steps: {shown}")
         elif opened.denoiser.grid is None:
-            say(f"search: no times are fitted for {name}, whose path depends on a class or a guidance weight")
+            say(f"search: no times are fitted for {name}, which is guided, and the teacher's own path is not")
     return found
+
+
+def _classes(teacher: checkpoint.Checkpoint, config: hops.Config) -> Condition | None:
+    if not teacher.denoiser.classes:
+        return None
+    return Condition(draw.labels_like(shards.load_resident(paths.DATA).labels, config.images, config.seed))

@@ -11,6 +11,7 @@ from diffcore.gamma import Config, Gamma, Moments, estimate, pick
 from diffcore.mistake import Mistake
 from diffcore.schedule import Cosine, Linear
 from tests.conftest import SCHEDULES, exact_gamma, gaussian, make_schedule, mixture, randn
+from tests.test_condition import TwoBlobs
 
 CONFIG = Config(steps=20, images=4000, batch=999, seed=0)
 
@@ -53,6 +54,22 @@ def test_standard_errors_are_those_of_independent_repeats():
     claimed = torch.stack([run.moments.stderr for run in runs]).mean(0)
     torch.testing.assert_close(means.std(0), claimed, rtol=0.25, atol=0)
     assert runs[0].images == 50
+
+
+def test_a_denoiser_of_classes_is_told_those_of_the_images():
+    """The covariance left is that within a class: less than the whole mixture's, by far where the blobs are apart."""
+    denoiser = TwoBlobs()
+    labels = torch.arange(4000) % 2
+    x0 = denoiser.means[labels] + denoiser.variances[labels].sqrt() * randn(4000, 2)
+    found = estimate(denoiser, x0, CONFIG, labels=labels)
+    t = torch.arange(1, 21, dtype=torch.float64) / 20
+    alpha2, sigma2 = (f(t)[:, None] ** 2 for f in (denoiser.schedule.alpha, denoiser.schedule.sigma))
+    c2 = denoiser.variances.flatten()  # as many images of either class
+    exact = (c2 * sigma2 / (alpha2 * c2 + sigma2)).mean(1)
+    assert ((found.moments.mean[gamma.X0] - exact) / found.moments.stderr[gamma.X0]).abs().max() < 4.5
+    assert ((found.gamma - (1 / (alpha2 * c2 + sigma2)).mean(1)) / found.gamma_stderr).abs().max() < 4.5
+    unknown = estimate(denoiser, x0, CONFIG)
+    assert unknown.moments.mean[gamma.X0][-1] > 3 * exact[-1]
 
 
 def test_two_workers_see_what_one_sees():

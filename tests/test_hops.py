@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from diffcore import hops
-from diffcore.denoiser import GaussianDenoiser, per_sample
+from diffcore.denoiser import Condition, GaussianDenoiser, per_sample
 from diffcore.draw import noises
 from diffcore.mistake import Mistake
 from diffcore.sampler import Sampler
@@ -13,6 +13,7 @@ from diffcore.solvers.ancestral import DDIM
 from diffcore.solvers.rk45 import RK45
 from diffcore.trajectory import Trajectory, even
 from tests.conftest import gaussian, make_schedule, mixture
+from tests.test_condition import TwoBlobs
 
 CONFIG = hops.Config(points=12, images=40, batch=40, seed=3)
 
@@ -75,6 +76,22 @@ def test_where_one_hop_is_exact_nothing_strays():
     assert found[np.tril_indices(13, -1)].max() < 1e-6  # float32's
     bent = gaussian()
     assert hops.strays(bent, bent, CONFIG, (2, 3))[12, 0] > 0.1
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_denoisers_of_classes_are_told_them(own):
+    """The strays of a batch of both classes are the mean squares over those of each class's own Gaussian."""
+    blobs = TwoBlobs()
+    other = blobs if own else TwoBlobs()
+    labels = torch.tensor([0, 1, 1, 0, 1] * 8)
+    found = hops.strays(other, blobs, hops.Config(6, 40, 16, 3), (2,), condition=Condition(labels))
+    squares = torch.zeros(7, 7).double()
+    for kind in (0, 1):
+        single = GaussianDenoiser(blobs.means[kind], blobs.variances[kind], blobs.schedule)
+        start = noises((2,), 3, range(40), "hops")[labels == kind]
+        squares += hops._squares(single, single, 6, start) / 40
+    below = np.tril_indices(7, -1)
+    np.testing.assert_allclose(found[below], squares.sqrt().numpy()[below], rtol=1e-4, atol=1e-6)
 
 
 def test_the_teachers_own_hops_do_not_stray_but_a_students_do():

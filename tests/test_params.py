@@ -95,9 +95,10 @@ def test_the_last_branch_of_a_deeper_network_is_in_order(tmp_path):
 
 
 def test_a_way_is_led_away_from_a_class(tmp_path):
-    way = "    - {sampler: ddim, trajectory: fitted, steps: [8, 4, 2]}"
+    way = "    - {sampler: ddim, trajectory: searched, steps: [8, 4, 2]}"
     led = way.replace("]}", "], guidance: [2.0, 4.0], negative: an odd/one}")
-    recipes = read(tmp_path, SHIPPED.replace(way, led)).evaluate.teacher[2].recipes()
+    told = SHIPPED.replace(way, led).replace("conditional: false", "conditional: true")
+    recipes = read(tmp_path, told).evaluate.teacher[1].recipes()
     assert [(each.guidance, each.negative) for each in recipes] == [(2.0, "an odd/one"), (4.0, "an odd/one")]
     assert [evaluate._told(each) for each in recipes] == [["g2", "not-an-odd-one"], ["g4", "not-an-odd-one"]]
     for wrong, words in (
@@ -105,8 +106,46 @@ def test_a_way_is_led_away_from_a_class(tmp_path):
         (led.replace("guidance: [2.0, 4.0], ", ""), "negative is what guidance leads away from; give guidance too"),
     ):
         (fault,) = faults(tmp_path, (re.escape(way), wrong))
-        assert fault.startswith("evaluate.teacher.2")
+        assert fault.startswith("evaluate.teacher.1")
         assert words in fault
+
+
+GUIDED = ("conditional: false", "conditional: true")
+LINE = "  cd: {method: consistency, teacher: teacher,"
+BUILT_IN, INPUT = (LINE, f"{LINE} guidance: 2.0,"), (LINE, f"{LINE} guidance: [1.0, 4.0],")
+FITTED = r"\{sampler: ddim, trajectory: fitted, steps: \[8, 4, 2\]\}"
+WEIGHT = r"\{sampler: ddim, trajectory: even, steps: \[64, 8, 4, 2, 1\]\}"
+STUDENTS = r"students: \{\}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            [GUIDED, (FITTED, "{sampler: ddim, trajectory: fitted, steps: [8], guidance: 2.0}")],
+            "evaluate.teacher.2.trajectory: fitted times follow the teacher's path without guidance, and teacher is "
+            "sampled with guidance; name another trajectory",
+        ),
+        ([GUIDED, BUILT_IN], "evaluate.anytime.1.trajectory: fitted times follow the teacher's path without guidance, and cd"),
+        ([(WEIGHT, "{sampler: ddim, trajectory: even, steps: [64], guidance: 2.0}")], "evaluate.teacher.0.guidance: there are no classes"),
+        ([GUIDED, INPUT], "evaluate.anytime.0: cd takes the guidance weight as an input; give evaluate.students.cd ways with"),
+        (
+            [GUIDED, BUILT_IN, (STUDENTS, "students: {cd: [{sampler: renoise, trajectory: even, steps: [2], guidance: 3.0}]}")],
+            "evaluate.students.cd.0.guidance: cd: this student was trained for a guidance weight of 2 alone, not for 3",
+        ),
+        (
+            [GUIDED, BUILT_IN, (STUDENTS, "students: {cd: [{sampler: renoise, trajectory: even, steps: [2], guidance: 2.0, negative: a}]}")],
+            "evaluate.students.cd.0.negative: cd learned to be led away from no class",
+        ),
+    ],
+)  # fmt: skip
+def test_guidance_that_no_sampler_will_have_is_refused_when_it_is_read(tmp_path, changes, message):
+    found = faults(tmp_path, *changes)
+    assert any(message in line for line in found), found
+
+
+def test_times_are_fitted_for_classes(tmp_path):
+    assert read(tmp_path, SHIPPED.replace(*GUIDED)).network.conditional
 
 
 def test_the_head_of_the_network(tmp_path):
@@ -131,10 +170,14 @@ def test_all_faults_come_at_once(tmp_path):
 
 
 def with_students(tmp_path, conditional: bool, **lines: dict):
-    """Reads the shipped file with these students instead of its own."""
+    """Reads the shipped file with these students instead of its own, sampled with guidance where they take its weight."""
     raw = params.load_yaml(ROOT / "params.yaml")
     raw["network"]["conditional"] = conditional
-    raw["evaluate"]["students"] = {}
+    own = [{"sampler": "ddim", "trajectory": "own", "guidance": 2.0}]
+    taught = {"cfg", *(name for name, line in lines.items() if line.get("teacher") == "cfg")}
+    any_time = [{"sampler": "ddim", "trajectory": "even", "steps": [4], "guidance": [1.0, 3.0]}]
+    ways = {name: own if "steps" in lines[name] else any_time for name in sorted(taught & set(lines))}
+    raw["evaluate"]["students"] = ways if isinstance(lines.get("cfg", {}).get("guidance"), list) else {}
     short = {"iterations": 1, "batch": 8, "lr": 1e-3, "ema": 0.9}
     raw["distill"] = {name: {"teacher": "teacher", **short, **line} for name, line in lines.items()}
     params.dump_yaml(raw, tmp_path / "params.yaml")

@@ -268,6 +268,24 @@ def test_a_method_is_one_file_and_one_line(copy):
     assert "more-ddim-even-8" in (copy / "artifacts/frontier.csv").read_text()
 
 
+def test_a_flat_folder_of_pictures_runs_to_the_end(tmp_path):
+    """Images without labels: nothing but rotations to learn features from, no classes to ask for, and bits all the same."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    (tmp_path / "flat").mkdir()
+    for number, digit in enumerate(load_digits().images[:300]):
+        Image.fromarray((digit * 15).astype("uint8")).save(tmp_path / f"flat/{number:03d}.png")
+    folder = make(tmp_path / "unlabelled", f"data.source=folder:{tmp_path / 'flat'}")
+    done = call(folder, "./stage", "run")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = list(csv.DictReader((folder / "artifacts/frontier.csv").read_text().splitlines()))
+    assert any(row["bits"] for row in rows)
+    assert not any(row["accuracy"] for row in rows)
+    assert "features: rotations" in done.stdout
+    assert "recommended: " in done.stdout
+
+
 def test_the_readmes_example_runs_word_for_word(finished, monkeypatch):
     code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
     done = call(finished[0], sys.executable, "-c", code)

@@ -1,0 +1,126 @@
+"""The stages that measure, on projects of a few tiny images whose networks nobody trained."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffcore import checkpoint, draw, hops, quality, shards
+from diffcore.denoiser import Condition, NetDenoiser
+from diffcore.feed import to_float
+from diffcore.gamma import estimate, pick
+from diffcore.schedule import Cosine
+from diffcore.shards import Manifest
+from tasks import evaluate, features, gamma, params, paths, search, shard, workspace
+from tests.test_params import ROOT
+from tests.test_unet import stirred
+
+SHAPE = {"channels": [8], "layers": 1, "groups": 4}
+FIT = {"iterations": 1, "batch": 4, "lr": 1e-3, "ema": 0.9}
+WAYS = {
+    "teacher": [
+        {"sampler": "ddim", "trajectory": ["even", "fitted"], "steps": [3, 2]},
+        {"sampler": "analytic", "trajectory": "searched", "steps": [2]},
+        {"sampler": "ddim", "trajectory": "even", "steps": [4], "deepcache": [{"interval": 2}, {"interval": 4}]},
+    ],
+    "anytime": [{"sampler": "renoise", "trajectory": "fitted", "steps": [2]}],
+}
+SMALL = {
+    "compute": {"threads": 1},
+    "features": {"channels": 8, "dimension": 4, "iterations": 2, "batch": 4},
+    "network": SHAPE,
+    "distill": {
+        "v": {"method": "denoising", "teacher": "teacher", **FIT},
+        "cd": {"method": "consistency", "teacher": "teacher", "steps": 4, "target_ema": 0.5, "distance": "squared", **FIT},
+    },
+    "gamma": {"steps": 6, "images": 5, "batch": 7},
+    "search": {"most": 3, "fitted": {"points": 4, "images": 5, "batch": 2}},
+    "evaluate": {"images": 12, "batch": 5, "likelihood": {"images": 4}, **WAYS},
+}  # fmt: skip
+
+
+def pngs(folder, classes: int, count: int = 24) -> None:
+    """Noise on a ramp that leans as the class says; in a flat folder if there are no classes."""
+    dice = np.random.default_rng(0)
+    for number in range(count):
+        kind = number % max(classes, 1)
+        tilt = np.add.outer(np.arange(4) * 20 * (kind + 1), np.arange(4) * 30)
+        home = folder / (f"class{kind}" if classes else "")
+        home.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((tilt + dice.integers(0, 60, (4, 4))).astype(np.uint8)).save(home / f"{number:02d}.png")
+
+
+def make(folder, monkeypatch, classes: int, conditional: bool) -> params.Params:
+    """A project whose working directory is `folder`, up to its checkpoints."""
+    monkeypatch.chdir(ROOT)
+    raw = params.load_yaml(paths.PARAMS)
+    told = {"data": {"source": f"folder:{folder / 'images'}"}, "network": {"conditional": conditional}}
+    for changes in (SMALL, told):
+        workspace._merge(raw, changes, "test")
+    for name in ("dvc.yaml", "diffcore", "tasks"):
+        (folder / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(folder)
+    params.dump_yaml(json.loads(json.dumps(raw)), paths.PARAMS)
+    pngs(folder / "images", classes)
+    found = params.read()
+    shard.shard(found)
+    features.train(found)
+    manifest = Manifest.read(paths.DATA)
+    known = manifest.classes if conditional else None
+    for number, name in enumerate(("teacher", *found.distill)):
+        net = stirred(found.network.config(manifest.shape, known and len(known)), seed=number)
+        denoiser = NetDenoiser(net, Cosine(), classes=known and len(known))
+        about = dict.fromkeys(("parent", "teacher")) | {"name": name, "weights": "ema", "solver": "ddim", "torch": "2"}
+        method = "denoising" if name == "teacher" else found.raw["distill"][name]["method"]
+        about |= {"method": method, "data": manifest.digest, "parameters": {}, "seed": 0, "code": "", "cost": {}}
+        checkpoint.save(paths.CHECKPOINTS / name, denoiser, manifest.shape, about | {"classes": known and list(known)})
+    gamma.estimate(found)
+    search.find(found)
+    return found
+
+
+KINDS = {"no labels": (0, False), "classes nobody is told": (2, False), "one class": (1, True), "classes": (2, True)}
+
+
+@pytest.fixture(params=KINDS)
+def project(request, tmp_path, monkeypatch) -> params.Params:
+    monkeypatch.setattr(quality, "RESAMPLES", 10)
+    return make(tmp_path, monkeypatch, *KINDS[request.param])
+
+
+def test_gamma_and_fitted_times_are_those_of_the_classes(project, monkeypatch):
+    """What the stages wrote is what the mathematics says of images whose classes the network is told."""
+    opened = checkpoint.load(paths.CHECKPOINTS / "teacher")
+    images, config = shards.load_resident(paths.DATA), project.gamma
+    chosen = pick(len(images), config)
+    known = images.labels[chosen] if opened.denoiser.classes else None
+    found = estimate(opened.denoiser, to_float(images.pixels[chosen]), config, labels=known)
+    total = torch.tensor(json.loads(paths.GAMMA.read_text())["total"], dtype=torch.float64)
+    torch.testing.assert_close(total, found.moments.total, rtol=1e-4, atol=0)
+    fitting = project.search.fitted
+    drawn = draw.labels_like(images.labels, fitting.images, fitting.seed) if opened.denoiser.classes else None
+    condition = None if drawn is None else Condition(drawn)
+    strays = hops.strays(opened.denoiser, opened.denoiser, fitting, opened.shape, condition=condition)
+    times = {str(steps): list(path.times) for steps, path in hops.fit(strays, fitting.late).items()}
+    fitted = json.loads(paths.TRAJECTORY.read_text())["fitted"]
+    assert fitted["teacher"] == times
+    assert set(fitted) == {"teacher", "v", "cd"}
+    told = []
+    measured = hops.strays
+    monkeypatch.setattr(hops, "strays", lambda *words, condition: told.append(condition) or measured(*words))
+    search.find(project)
+    assert [None if each is None else each.labels.tolist() for each in told] == [
+        None if drawn is None else drawn.tolist()
+    ] * 3
+
+
+def test_every_point_is_measured_whatever_the_labels(project):
+    bench = evaluate.Bench(project)
+    points = [bench.measure(each)[1] for each in evaluate.plan(project, bench.opened)]
+    assert {point.trajectory for point in points} == {"even", "fitted", "searched"}
+    assert {point.checkpoint for point in points} == {"teacher", "v", "cd"}
+    assert any(point.bits for point in points)
+    told = bool(bench.opened["teacher"].card.classes) and bench.network.card.task == "classes"
+    assert all((point.accuracy is not None) == told for point in points)
