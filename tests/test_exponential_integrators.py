@@ -16,7 +16,7 @@ from diffcore.sampler import Sampler
 from diffcore.schedule import Cosine
 from diffcore.solver import Mark, believe, mark
 from diffcore.solvers.adaptive import DPM12, DPM23, Adaptive
-from diffcore.solvers.dpm_solver import DPM2M, DPM3M, DPMpp2M, DPMpp3M, Multistep
+from diffcore.solvers.dpm_solver import DPM2, DPM2M, DPM3, DPM3M, DPMpp2M, DPMpp2S, DPMpp3M, DPMpp3S, Multistep
 from diffcore.solvers.rk45 import RK45
 from diffcore.solvers.unipc import UniPC
 from diffcore.trajectory import Trajectory, even
@@ -97,6 +97,29 @@ def test_published_third_order_misses_half_of_the_second_difference(kind):
     half = scale * ((math.expm1(step) / step - 1) / step - 0.5) * BELIEF[2] * h**2
     missed = kind()._step(x, to, known, no_noise) - denoiser.exact(x, known[0][0], to)
     torch.testing.assert_close(missed, torch.full_like(x, half), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("spacing", ["half_logsnr", "time"])
+@pytest.mark.parametrize(
+    ("kind", "solver_type", "degree"),
+    [
+        *((kind, "heun", 1) for kind in (DPM2, DPMpp2S)),
+        *((kind, "midpoint", 1) for kind in (DPM3, DPMpp3S)),
+        *((kind, "heun", 2) for kind in (DPM3, DPMpp3S)),
+    ],
+)
+def test_a_single_step_is_exact_on_polynomials(kind, solver_type, degree, spacing):
+    denoiser, x, (at, to) = Polynomial(degree, kind.predicts), randn(3, 2), marks(-0.2, 0.9)
+    found = Sampler(denoiser, kind(solver_type, spacing), Trajectory((at.t, to.t))).sample(x)
+    torch.testing.assert_close(found, denoiser.exact(x, at, to), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [DPM2, DPM3])
+def test_looks_lie_at_equal_parts_of_the_time_where_asked(kind):
+    steps = Trajectory((0.8, 0.5, 0.2))
+    found = Sampler(gaussian(), kind(spacing="time"), steps).looks
+    expected = [t - k * 0.3 / kind.calls for t in (0.8, 0.5) for k in range(kind.calls)]
+    assert found == pytest.approx(expected)
 
 
 @PREDICTS

@@ -24,6 +24,13 @@ CASES: dict[str, Solver] = {
     **{name: solver for name, solver in SOLVED.items() if solver.order is not None and not solver.adaptive},
     "dpmpp_2m heun": DPMpp2M(solver_type="heun"),
     "dpm_solver_2m heun": DPM2M(solver_type="heun"),
+    **{
+        f"{name} {options}": SOLVERS[name](**options)
+        for name in ("dpm_solver_2", "dpm_solver_3", "dpmpp_2s", "dpmpp_3s")
+        for options in ({"solver_type": "heun"}, {"spacing": "time"}, {"solver_type": "heun", "spacing": "time"})
+    },
+    "dpm_solver_fast heun": DPMFast(solver_type="heun"),
+    "dpm_solver_fast x0 heun": DPMFast(predicts="x0", solver_type="heun"),
     "dpm_solver_fast x0": DPMFast(predicts="x0"),
     "dpm_solver_fast 2": DPMFast(uses=2),
     "unipc 1": UniPC(uses=1),

@@ -4,7 +4,18 @@ from diffcore.solver import Solver
 from diffcore.solvers.adaptive import DPM12, DPM23
 from diffcore.solvers.analytic import Analytic
 from diffcore.solvers.ancestral import DDIM, DDPM, DDPMLarge, Renoise
-from diffcore.solvers.dpm_solver import DPM2, DPM2M, DPM3, DPM3M, DPMFast, DPMpp2M, DPMpp2MSDE, DPMpp2S, DPMpp3M
+from diffcore.solvers.dpm_solver import (
+    DPM2,
+    DPM2M,
+    DPM3,
+    DPM3M,
+    DPMFast,
+    DPMpp2M,
+    DPMpp2MSDE,
+    DPMpp2S,
+    DPMpp3M,
+    DPMpp3S,
+)
 from diffcore.solvers.edm import EDM, Heun
 from diffcore.solvers.langevin import Langevin, PredictorCorrector
 from diffcore.solvers.rk45 import RK45
@@ -25,6 +36,7 @@ SOLVERS: dict[str, type[Solver]] = {
     "dpmpp_2m": DPMpp2M,
     "dpmpp_2s": DPMpp2S,
     "dpmpp_3m": DPMpp3M,
+    "dpmpp_3s": DPMpp3S,
     "unipc": UniPC,
     "rk45": RK45,
     # with noise

@@ -126,23 +126,31 @@ class DPMpp2MSDE(Multistep):
 
 @dataclass(frozen=True)
 class Singlestep(Solver):
-    """Looks between the ends of a step instead of back: `calls` for each step, at equal parts of h."""
+    """Looks between the ends of a step instead of back: `calls` for each step.
+
+    solver_type: how the change within a step is expanded, as in the paper's algorithms ("midpoint") or in its Taylor series
+    ("heun", the authors' taylor). spacing: where the looks lie, at equal parts of h or of the time.
+    """
+
+    solver_type: Literal["midpoint", "heun"] = "midpoint"
+    spacing: Literal["half_logsnr", "time"] = "half_logsnr"
 
     calls = 2
     order = 2
     predicts = "eps"
-    integral = 3
 
     def solve(self, denoiser: Denoiser, x: Sample, trajectory: Trajectory, noise: Noise) -> Sample:
         marks = [mark(denoiser.schedule, t) for t in trajectory.times]
         for at, to in itertools.pairwise(marks):
             between = [] if math.isinf(to.lam - at.lam) else self._between(denoiser.schedule, at, to)
-            x = grouped(denoiser, x, [at, *between, to], self.predicts, self.integral)
+            x = grouped(denoiser, x, [at, *between, to], self.predicts, expansion(self.calls, self.solver_type))
         return x
 
     def _between(self, schedule: Schedule, at: Mark, to: Mark) -> list[Mark]:
-        h = to.lam - at.lam
-        return [at_half_logsnr(schedule, at.lam + h * k / self.calls) for k in range(1, self.calls)]
+        inner = range(1, self.calls)
+        if self.spacing == "time":
+            return [mark(schedule, at.t + (to.t - at.t) * k / self.calls) for k in inner]
+        return [at_half_logsnr(schedule, at.lam + (to.lam - at.lam) * k / self.calls) for k in inner]
 
 
 @dataclass(frozen=True)
@@ -156,12 +164,18 @@ class DPM3(Singlestep):
 
     calls = 3
     order = 3
-    integral = 2
 
 
 @dataclass(frozen=True)
 class DPMpp2S(Singlestep):
     """DPM-Solver++(2S): two calls a step, of x_0 instead of eps."""
+
+    predicts = "x0"
+
+
+@dataclass(frozen=True)
+class DPMpp3S(DPM3):
+    """DPM-Solver++(3S): three calls a step, of x_0 instead of eps."""
 
     predicts = "x0"
 
@@ -174,10 +188,12 @@ class DPMFast(Solver):
     The looks within a group are the trajectory's own times, as in the authors' code on its grids of even time; on even
     log-SNR theirs makes all groups equally long. A group that begins at alpha = 0 or ends at sigma = 0 is made of DDIM steps.
     predicts: what changes within a step, eps or, as in ++, x_0. uses: the largest group; the orders of 2 are diffusers'.
+    solver_type: as of the single steps.
     """
 
     predicts: Literal["eps", "x0"] = "eps"
     uses: int = 3
+    solver_type: Literal["midpoint", "heun"] = "midpoint"
 
     order = 1  # of the few steps of lower order at the end; groups of three have order 3
 
@@ -191,36 +207,50 @@ class DPMFast(Solver):
             group = marks[place : place + size + 1]
             place += size
             if math.isfinite(group[-1].lam - group[0].lam):
-                x = grouped(denoiser, x, group, self.predicts, integral=2 if size == 3 else 3)
+                x = grouped(denoiser, x, group, self.predicts, expansion(size, self.solver_type))
             else:
                 for at, to in itertools.pairwise(group):
                     x = land(believe(denoiser, x, at), to)
         return x
 
 
-def grouped(denoiser: Denoiser, x: Sample, group: list[Mark], predicts: str, integral: int = 3) -> Sample:
+Expansion = Literal["midpoint", "integral", "taylor"]
+
+
+def expansion(calls: int, solver_type: str) -> Expansion:
+    """How a group of so many calls expands the change of a belief: algorithm 4 takes its midpoint, 5 its integral."""
+    if solver_type == "heun":
+        return "taylor"
+    return "integral" if calls == 3 else "midpoint"
+
+
+def grouped(denoiser: Denoiser, x: Sample, group: list[Mark], predicts: str, how: Expansion = "midpoint") -> Sample:
     """From the group's first time to its last, with a call at each but the last (arXiv 2206.00927, algorithms 4 and 5).
 
-    Each look is reached by a step of the order that the looks before it allow. With as many beliefs as `integral` the
-    change's integral over the step is taken, with fewer its midpoint.
+    Each look is reached by a step of the order that the looks before it allow.
     """
     beliefs = [believe(denoiser, x, group[0])]
     for k, to in enumerate(group[1:], 1):
-        x = _landed(beliefs, group[:k], to, predicts, len(beliefs) >= integral)
+        x = _landed(beliefs, group[:k], to, predicts, how)
         if k < len(group) - 1:
             beliefs.append(believe(denoiser, x, to))
     return x
 
 
-def _landed(beliefs: list[Prediction], looks: list[Mark], to: Mark, predicts: str, integral: bool) -> Sample:
+def _landed(beliefs: list[Prediction], looks: list[Mark], to: Mark, predicts: str, how: Expansion) -> Sample:
     base, h = land(beliefs[0], to), to.lam - looks[0].lam
     if len(beliefs) == 1:
         return base
     step, scale = signed(h, to, predicts)
     phi = math.expm1(step)
-    weight = phi / step - 1 if integral else 0.5 * phi
-    change = getattr(beliefs[-1], predicts) - getattr(beliefs[0], predicts)
-    return base - scale * weight * h / (looks[-1].lam - looks[0].lam) * change
+    weight = 0.5 * phi if how == "midpoint" else phi / step - 1
+    spans = [look.lam - looks[0].lam for look in looks[1:]]
+    changes = [getattr(belief, predicts) - getattr(beliefs[0], predicts) for belief in beliefs[1:]]
+    if len(changes) == 1 or how != "taylor":
+        return base - scale * weight * h / spans[-1] * changes[-1]
+    (r1, r2), (d1, d2) = (span / h for span in spans), (h / span * change for span, change in zip(spans, changes))
+    first, second = (r2 * d1 - r1 * d2) / (r2 - r1), 2 * (d2 - d1) / (r2 - r1)
+    return base - scale * weight * first - scale * (weight / step - 0.5) * second
 
 
 def groups(calls: int, uses: int = 3) -> list[int]:
