@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from diffcore.denoiser import Denoiser, Prediction, from_eps, from_x0
+from diffcore.denoiser import Denoiser, Prediction, from_eps, from_x0, per_sample
 from diffcore.meter import Meter, Metered
 from diffcore.mistake import Mistake
 from diffcore.sampler import Sampler
@@ -194,7 +194,7 @@ def test_a_sample_takes_steps_of_its_own(kind, predicts):
 def test_a_refused_step_is_tried_again_from_where_it_began(kind, predicts):
     """With so large a first step that it must be refused, the result is as near as with a small one."""
     start = randn(4, 2, 3)
-    exact = gaussian().flow(start, *(torch.full((4,), interior().times[k]).double() for k in (0, -1)))
+    exact = gaussian().flow(start, *(per_sample(interior().times[k], start) for k in (0, -1)))
     refusing = type("Refusing", (kind,), {"FIRST": 5.0})(rtol=1e-3, atol=1e-4, predicts=predicts)
     tries = []
     step = refusing._step
