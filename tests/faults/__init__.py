@@ -1,0 +1,1 @@
+"""Tools that break things on purpose: `plant` breaks the source and sees which test notices, `campaign` breaks runs of it."""
