@@ -6,32 +6,43 @@ hundredth of what one member for each image costs. Larger images lie one to a me
 
 import collections
 import contextlib
+import errno
 import functools
 import hashlib
 import io
+import itertools
 import json
+import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from diffcore import disk, sources, tars
+from diffcore import disk, folders, ledger, sources, tars
 from diffcore.mistake import Mistake
 from diffcore.sources import Config as Config
 
 SCHEMA = 1
 BLOCK = 256  # images in a block
+CHUNK = 64  # images that a thread reads at a time
 SMALL = 64 * 64 * 3  # bytes of an image that is still stored in blocks
 SHARD_BYTES = 32 << 20  # a shard is closed when it holds this much
 OWNER = {"user": "distill", "group": "distill", "mode": 0o644}  # fixed, so that a rerun gives the same bytes
-BAD_FRACTION = 0.01  # of unreadable images, beyond which the source itself is at fault
+MOST_BAD = 100  # unreadable images that are looked for beyond the tolerance, so that all can be named at once
+MOST_AFTER = 10_000  # images that are looked through for them
+MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EIO)  # the image is not at fault
+
+HELD_OUT = "holdout"
+"""The folder, within that of the images to train on, of those that are held out."""
 
 Progress = Callable[[int, int], None]
+Tell = Callable[[str], None]
 Indices = Tensor | np.ndarray | Sequence[int]
 
 
@@ -133,77 +144,204 @@ def write(
     workers: int = 2,
     on_progress: Progress = lambda done, total: None,
     shard_bytes: int = SHARD_BYTES,
+    tell: Tell = lambda line: None,
+    unfinished: ledger.Unfinished | None = None,
 ) -> Manifest:
     """Reads `config.source` and writes it as shards and, last, manifest.json; `folder` appears whole or not at all.
 
-    The bytes depend on the images and the configuration alone, not on `workers` (threads) or the time. `on_progress` hears
-    (images done, images found). Images that cannot be read are quarantined: left out, counted and named in the manifest.
-    Raises Mistake if there is nothing to read, if more than 1 % cannot be read, or if the images do not go together.
+    What is held out lies in a folder `holdout` of it, in the same way. The bytes depend on the images and the configuration
+    alone, not on `workers` (threads) or the time. `on_progress` hears (images done, images found), `tell` what a user should
+    know of what was read. Images that cannot be read are quarantined: left out, counted and named in the manifest.
+    unfinished: where finished tars are kept until all are, so that a killed writer goes on from there.
+    Raises Mistake if there is nothing to read, if more than `config.tolerance` of it cannot be read, or if the images do not
+    go together.
     """
-    source = sources.find(config)
-    form = sources.form(config, source)
-    kind = config.members
-    if kind == "auto":
-        kind = "block" if int(np.prod(form.shape)) <= SMALL else "image"
-    tally = _Tally(source.images)
-    with disk.folder(folder) as temporary:
-        samples = _samples(source, form, kind, workers, tally, on_progress)
-        members = (_blocks if kind == "block" else _singles)(samples)
-        shards = tuple(_write_tars(members, temporary, shard_bytes))
-        manifest = _manifest(config, source, form, kind, tally, shards)
-        disk.write_json(temporary / "manifest.json", asdict(manifest))
+    with _no_bombs():
+        source = sources.find(config)
+        form = sources.form(config, source)
+        small = int(np.prod(form.shape)) <= SMALL
+        kind = ("block" if small else "image") if config.members == "auto" else config.members
+        job = _Job(config, form, kind, workers, shard_bytes, on_progress, tell)
+        with contextlib.ExitStack() as stack:
+            kept = stack.enter_context(unfinished.open(_signature(job), source.files, tell)) if unfinished else None
+            temporary = stack.enter_context(disk.folder(folder))
+            return _write_all(job, source, temporary, kept)
+
+
+def _write_all(job: "_Job", source: sources.Source, folder: Path, kept: ledger.Ledger | None) -> Manifest:
+    for note in source.notes:
+        job.tell(note)
+    _tell_others(source.others, job.tell)
+    trained = _write_part(job, source, folder, kept)
+    held = None
+    if source.held is not None:
+        (folder / HELD_OUT).mkdir()
+        held = _write_part(job, source.held, folder / HELD_OUT, kept and kept.below(HELD_OUT))
+        if held.tally.labelled != trained.tally.labelled:
+            raise Mistake("only some of the images have labels: label those that are held out as well, or none")
+    parts = [trained] + [held] * (held is not None)
+    count = max(len(part.tally.counts) for part in parts)
+    classes = tuple(source.classes or map(str, range(count))) if trained.tally.labelled else None
+    for part in reversed(parts):  # the manifest of what is trained on is the last
+        part.tell(classes, job)
+        manifest = _manifest(job, part, classes)
+        disk.write_json(part.folder / "manifest.json", asdict(manifest))
     return manifest
+
+
+@contextlib.contextmanager
+def _no_bombs() -> Iterator[None]:
+    # a picture that is too large to decode safely is quarantined; Pillow would only warn of it up to twice that size
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+@dataclass(frozen=True)
+class _Job:
+    config: Config
+    form: sources.Form
+    kind: str
+    workers: int
+    shard_bytes: int
+    on_progress: Progress
+    tell: Tell
+
+
+def _signature(job: _Job) -> dict[str, Any]:
+    # all that the bytes of the tars depend on, but for the source's own
+    import PIL
+    import webdataset
+
+    asked = {name: value for name, value in asdict(job.config).items() if name not in ("flip", "license")}
+    versions = {"pillow": PIL.__version__, "numpy": np.__version__, "webdataset": webdataset.__version__}
+    return {"data": asked, "versions": versions, "shard_bytes": job.shard_bytes, "block": BLOCK}
+
+
+def _write_part(job: _Job, source: sources.Source, folder: Path, kept: ledger.Ledger | None) -> "_Part":
+    tally, done = _Tally(source.images, job.config.tolerance), []
+    if kept is not None and (left := kept.load()) is not None:
+        tally, done = _Tally(**left["tally"]), [Shard(**shard) for shard in left["shards"]]
+        job.tell(f"goes on after {tally.images + tally.bad} of {tally.found} images")
+    members = (_blocks if job.kind == "block" else _singles)(_samples(source, job, tally))
+    for shard in _write_tars(members, kept.folder if kept else folder, job.shard_bytes, done):
+        done.append(shard)
+        if kept is not None:
+            kept.save({"tally": asdict(tally), "shards": [asdict(each) for each in done]})
+    tally.judge(job.config.bits)
+    if kept is not None:
+        kept.link([shard.name for shard in done], folder)
+    return _Part(source, folder, tally, tuple(done))
 
 
 @dataclass
 class _Tally:
+    """What was read so far; `entry` and `taken` say up to where: `taken` images of that entry of the source."""
+
     found: int
+    tolerance: float
     images: int = 0
-    enlarged: int = 0
-    quarantined: list[dict[str, Any]] = field(default_factory=list)
     bad: int = 0
+    quarantined: list[dict[str, Any]] = field(default_factory=list)
+    refused_at: int | None = None
     labelled: bool | None = None
-    classes: int = 0
+    counts: list[int] = field(default_factory=list)
+    enlarged: int = 0
+    blank: list[str] = field(default_factory=list)
+    deep: int = 0
+    peak: int = 0
+    dim: list[str] = field(default_factory=list)
+    entry: int = 0
+    taken: int = 0
 
     def lose(self, name: str, images: int, reason: str) -> None:
         self.quarantined.append({"name": name, "images": images, "reason": reason})
         self.bad += images
-        if self.bad > BAD_FRACTION * self.found:
-            few = "; ".join(f"{each['name']}: {each['reason']}" for each in self.quarantined[:3])
-            raise Mistake(f"{self.bad} of {self.found} images cannot be read ({few}): mend or remove them")
+        if self.bad > self.tolerance * self.found and self.refused_at is None:
+            self.refused_at = self.images + self.bad
 
-    def count(self, name: str, label: int | None, enlarged: bool) -> None:
+    def count(self, name: str, sample: "_Sample") -> None:
         self.images += 1
-        self.enlarged += enlarged
+        self.taken += 1
+        self.enlarged += sample.enlarged
+        self.blank += [name] * sample.blank
+        if sample.peak is not None:
+            self.deep += 1
+            self.peak = max(self.peak, sample.peak)
+            self.dim += [name] * (sample.peak < sources.FULL // 16)
+        self._label(name, sample.label)
+
+    def _label(self, name: str, label: int | None) -> None:
         if self.labelled is None:
             self.labelled = label is not None
         if self.labelled != (label is not None):
             has, first = ("no", "has one") if label is None else ("a", "has none")
             raise Mistake(f"{name} has {has} label and the first image {first}: label all images or none")
-        self.classes = max(self.classes, -1 if label is None else label + 1)
+        if label is not None:
+            self.counts += [0] * (label + 1 - len(self.counts))
+            self.counts[label] += 1
+
+    def next_entry(self) -> None:
+        self.entry, self.taken = self.entry + 1, 0
+        if self.refused_at is not None:
+            after = self.images + self.bad - self.refused_at
+            if self.bad >= MOST_BAD or after >= MOST_AFTER:
+                raise self._refusal()
+
+    def judge(self, bits: int | None) -> None:
+        """Raises Mistake if what was read cannot be trained on."""
+        if self.refused_at is not None:
+            raise self._refusal()
+        if bits is None and self.deep and self.peak <= sources.FULL // 2:
+            what = f"the brightest of {self.deep} images with 16 bits is at {self.peak} of {sources.FULL}"
+            likely = max(self.peak.bit_length(), 9)
+            raise Mistake(
+                f"{what}, so they would come out dark: set data.bits to {likely}, or to 16 if they are that dark"
+            )
+
+    def _refusal(self) -> Mistake:
+        seen, share = self.images + self.bad, math.ceil(1000 * self.bad / self.found) / 1000
+        of = f"{self.bad} of {self.found}" if seen == self.found else f"{self.bad} of the first {seen} of {self.found}"
+        what = f"{of} images cannot be read ({_quarantine(self.quarantined)})"
+        return Mistake(f"{what}: mend or remove them" + (f", or set data.tolerance to {share}" if share < 1 else ""))
+
+
+def _quarantine(quarantined: Sequence[dict[str, Any]], most: int = 8) -> str:
+    said = "; ".join(f"{each['name']}: {each['reason']}" for each in quarantined[:most])
+    return said + (f"; and {len(quarantined) - most} more" if len(quarantined) > most else "")
+
+
+class _Sample(NamedTuple):
+    content: Any
+    label: int | None
+    enlarged: bool
+    peak: int | None
+    blank: bool
 
 
 @dataclass(frozen=True)
 class _Outcome:
     name: str
-    samples: list[tuple[Any, int | None, bool]]  # content, label, whether it was enlarged
+    samples: list[_Sample]
     lost: int
     reason: str
 
 
-def _samples(
-    source: sources.Source, form: sources.Form, kind: str, workers: int, tally: _Tally, on_progress: Progress
-) -> Iterator[tuple[Any, int | None]]:
-    # (content, label) of every image that can be read, in the source's order; content as the kind of member wants it
-    work = functools.partial(_work, form=form, encode=_encode if kind == "image" else None)
-    for outcomes in _in_order(work, _chunks(source.entries), workers):
+def _samples(source: sources.Source, job: _Job, tally: _Tally) -> Iterator[tuple[Any, int | None]]:
+    # (content, label) of every image that can be read, in the source's order, from where the tally stands; content as the
+    # kind of member wants it
+    work = functools.partial(_work, form=job.form, encode=_encode if job.kind == "image" else None)
+    for outcomes in _in_order(work, _chunks(source.entries[tally.entry :]), job.workers):
         for outcome in outcomes:
             if outcome.lost:
                 tally.lose(outcome.name, outcome.lost, outcome.reason)
-            for content, label, enlarged in outcome.samples:
-                tally.count(outcome.name, label, enlarged)
-                yield content, label
-        on_progress(tally.images + tally.bad, tally.found)
+            for sample in outcome.samples[tally.taken :]:
+                tally.count(outcome.name, sample)
+                yield sample.content, sample.label
+            tally.next_entry()
+        job.on_progress(tally.images + tally.bad, tally.found)
 
 
 def _work(entries: list[sources.Entry], form: sources.Form, encode: Callable[[Any], Any] | None) -> list[_Outcome]:
@@ -213,21 +351,32 @@ def _work(entries: list[sources.Entry], form: sources.Form, encode: Callable[[An
 def _outcome(entry: sources.Entry, form: sources.Form, encode: Callable[[Any], Any] | None) -> _Outcome:
     try:
         pictures, labels = entry.read()
+        read = zip(pictures[: entry.images], labels)
+        return _Outcome(entry.name, [_sample(*one, form, entry.name, encode) for one in read], 0, "")
+    except Mistake:
+        raise
     except Exception as error:  # whatever a decoder makes of damaged bytes; named and counted by the tally
-        return _Outcome(entry.name, [], entry.images, " ".join(f"{type(error).__name__}: {error}".split()))
-    samples = []
-    for picture, label in zip(pictures[: entry.images], labels):
-        pixels, enlarged = sources.fit(picture, form, entry.name)
-        samples.append((encode(pixels) if encode else pixels, label, enlarged))
-    return _Outcome(entry.name, samples, 0, "")
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in MACHINE):
+            raise Mistake(
+                f"{entry.name}: {sources.reason(error)}; the machine is at fault: run the same again"
+            ) from None
+        return _Outcome(entry.name, [], entry.images, sources.reason(error))
 
 
-def _chunks(entries: Iterable[sources.Entry], images: int = 64) -> Iterator[list[sources.Entry]]:
+def _sample(
+    picture: Any, label: int | None, form: sources.Form, name: str, encode: Callable[[Any], Any] | None
+) -> _Sample:
+    pixels, enlarged, peak = sources.fit(picture, form, name)
+    blank = pixels.shape[:2] != (1, 1) and bool((pixels == pixels[0, 0]).all())
+    return _Sample(encode(pixels) if encode else pixels, label, enlarged, peak, blank)
+
+
+def _chunks(entries: Iterable[sources.Entry]) -> Iterator[list[sources.Entry]]:
     chunk, held = [], 0
     for entry in entries:
         chunk.append(entry)
         held += entry.images
-        if held >= images:
+        if held >= CHUNK:
             yield chunk
             chunk, held = [], 0
     if chunk:
@@ -291,47 +440,112 @@ def _singles(samples: Iterator[tuple[tuple[str, bytes], int | None]]) -> Iterato
         yield 1, {extension: content} | ({} if label is None else {"cls": str(label).encode()})
 
 
-def _write_tars(members: Iterator[tuple[int, dict[str, bytes]]], folder: Path, shard_bytes: int) -> Iterator[Shard]:
+def _write_tars(
+    members: Iterator[tuple[int, dict[str, bytes]]], folder: Path, shard_bytes: int, done: Sequence[Shard]
+) -> Iterator[Shard]:
+    # never asks for a member before it is needed, so that at each shard's end the tally is of what has been written
     import webdataset
 
-    member = next(members, None)
-    written, number = 0, 0
-    while member is not None:
+    number, written = len(done), sum(shard.images for shard in done)
+    for first in members:
         path = folder / f"{number:06d}.tar"
-        held, first = 0, written
+        held = images = 0
         with open(path, "wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0, **OWNER) as tar:
-            while member is not None and held < shard_bytes:
-                held += tar.write({"__key__": f"{written:09d}", **member[1]})
-                written += member[0]
-                member = next(members, None)
-        yield Shard(path.name, written - first, path.stat().st_size, disk.sha256(path))
-        number += 1
+            for count, parts in itertools.chain([first], members):
+                held += tar.write({"__key__": f"{written + images:09d}", **parts})
+                images += count
+                if held >= shard_bytes:
+                    break
+        yield Shard(path.name, images, path.stat().st_size, disk.sha256(path))
+        number, written = number + 1, written + images
 
 
-def _manifest(
-    config: Config, source: sources.Source, form: sources.Form, kind: str, tally: _Tally, shards: tuple[Shard, ...]
-) -> Manifest:
-    written = sum(shard.images for shard in shards)
+@dataclass(frozen=True)
+class _Part:
+    """What became of the images to train on, or of those held out."""
+
+    source: sources.Source
+    folder: Path
+    tally: _Tally
+    shards: tuple[Shard, ...]
+
+    def tell(self, classes: tuple[str, ...] | None, job: _Job) -> None:
+        tally, whose = self.tally, "held out: " if self.folder.name == HELD_OUT else ""
+        lines = [f"{tally.images} of {tally.found} images read" + _dealt_out(self.source.splits)]
+        if tally.bad:
+            lines.append(f"{tally.bad} images cannot be read and are left out ({_quarantine(tally.quarantined)})")
+        if tally.enlarged:
+            lines.append(f"{tally.enlarged} images were smaller than {job.form.size} and are enlarged")
+        if tally.blank:
+            lines.append(f"{len(tally.blank)} images are of one colour throughout ({tars.few(tally.blank)})")
+        if tally.dim:
+            lines.append(
+                f"{len(tally.dim)} of {tally.deep} images with 16 bits are nearly black ({tars.few(tally.dim)})"
+            )
+        for line in lines + (_class_lines(classes, tally.counts) if classes else ["no labels"]):
+            job.tell(whose + line)
+
+
+def _dealt_out(splits: dict[str, int] | None) -> str:
+    return (
+        " (" + ", ".join(f"{count} in {tars.printable(name)}" for name, count in splits.items()) + ")" if splits else ""
+    )
+
+
+def _class_lines(classes: tuple[str, ...], counts: list[int]) -> list[str]:
+    counts = counts + [0] * (len(classes) - len(counts))
+    shown = [f"{name} {count}" for name, count in zip(classes, counts)]
+    lines = [f"{len(classes)} classes: {_shortened(shown)}"]
+    empty = [name for name, count in zip(classes, counts) if not count]
+    if empty:
+        lines.append(f"warning: {len(empty)} of {len(classes)} classes have no images: {_shortened(empty)}")
+    if len(classes) == 1:
+        lines.append(f"warning: all images are of one class, {classes[0]}; data.labels: none reads them without")
+    splits = [name for name in classes if name.lower() in folders.SPLITS]
+    if splits:
+        lines.append(
+            f"warning: {', '.join(splits)} was read as a class and not as a split, as other folders lie beside it"
+        )
+    return lines
+
+
+def _shortened(words: Sequence[str], most: int = 12) -> str:
+    if len(words) <= most:
+        return ", ".join(words)
+    return ", ".join([*words[: most - 4], f"... ({len(words) - most} more)", *words[-4:]])
+
+
+def _tell_others(others: list[folders.Parts], tell: Tell) -> None:
+    kept_out = [folders.extension(parts[-1]) in folders.OTHER_IMAGES for parts in others]
+    pictures = list(itertools.compress(others, kept_out))
+    rest = [parts for parts, is_picture in zip(others, kept_out) if not is_picture]
+    if pictures:
+        tell(f"warning: not read: {folders.kinds(pictures)}: convert them to png or jpg")
+    if rest:
+        tell(f"ignored: {folders.kinds(rest)}")
+
+
+def _manifest(job: _Job, part: _Part, classes: tuple[str, ...] | None) -> Manifest:
+    tally, written = part.tally, sum(shard.images for shard in part.shards)
     if not written == tally.images == tally.found - tally.bad:
         raise RuntimeError(f"{tally.found} images found, {tally.images} read, {tally.bad} bad, {written} written")
-    classes = source.classes or [str(label) for label in range(tally.classes)]
     content = {
         "schema": SCHEMA,
         "images": written,
-        "shape": form.shape,
-        "classes": tuple(classes) if tally.labelled else None,
-        "members": kind,
-        "shards": shards,
+        "shape": job.form.shape,
+        "classes": classes,
+        "members": job.kind,
+        "shards": part.shards,
     }
     return Manifest(
-        source=config.source,
-        license=config.license,
+        source=job.config.source,
+        license=job.config.license,
         found=tally.found,
         quarantined=tuple(tally.quarantined),
         enlarged=tally.enlarged,
-        ignored=source.ignored,
-        splits=source.splits,
-        filter=config.filter,
+        ignored=part.source.ignored,
+        splits=part.source.splits,
+        filter=job.config.filter,
         digest=_digest(content),
         **content,
     )

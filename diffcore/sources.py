@@ -4,27 +4,68 @@ A source is a list of entries that can be read in any order, so that reading run
 same bytes each time. No member of a tar is unpacked to the disk, no pickle is read, no command is run.
 """
 
+import collections
 import contextlib
 import functools
 import glob
+import hashlib
 import io
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
-from diffcore import tars
+from diffcore import folders, tars
 from diffcore.draw import generator
+from diffcore.folders import NONE, Parts, Picture
 from diffcore.mistake import Mistake
+from diffcore.tars import printable
 
 Filter = Literal["lanczos", "bicubic", "bilinear", "box"]
 
-SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev"}
+FULL = 65535  # white, where 16 bits are used
+MOST_PIXELS = 1 << 27  # of a resized picture before it is cut: a picture much longer than wide would fill the memory
+MOST_BYTES = 1 << 30  # of an image file
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which images are trained on, and which are held out: written apart, and never trained on.
+
+    train: names of folders (train/, ...) at the top of a folder source; None for all that are not held out.
+    holdout: such names, or the share of the images to hold out. A share is drawn by the images' names, so that one that is
+    held out stays so when others are added.
+    """
+
+    train: list[str] | None = None
+    holdout: list[str] | float | None = None
+
+    def __post_init__(self):
+        if self.train is None and self.holdout is None:
+            raise ValueError("split must say train, holdout or both; leave it null to train on all")
+        if self.train == [] or self.holdout == []:
+            raise ValueError("split.train and split.holdout must name at least one folder; leave the key out for none")
+        if isinstance(self.holdout, float | int) and not 0 < self.holdout < 1:
+            raise ValueError(f"split.holdout must be names of folders or a share between 0 and 1, not {self.holdout}")
+        both = sorted({name.lower() for name in self.train or ()} & {name.lower() for name in self.names})
+        if both:
+            raise ValueError(f"split: {both[0]} is both trained on and held out; name it once")
+
+    @property
+    def names(self) -> list[str]:
+        """Of the folders that are held out."""
+        return self.holdout if isinstance(self.holdout, list) else []
+
+    @property
+    def share(self) -> float:
+        """Of the images that are held out, 0 where folders are named."""
+        return 0.0 if self.holdout is None or isinstance(self.holdout, list) else self.holdout
 
 
 @dataclass(frozen=True)
@@ -41,6 +82,12 @@ class Config:
     license: of the images, written down in the manifest.
     members: "block" stores many images in one member of a tar, "image" one losslessly encoded image in each; "auto"
         takes blocks up to 64x64x3 bytes an image, where reading blocks is about a hundred times faster.
+    labels: "folders", "none", or the column of a metadata.csv or .jsonl that holds them; None for what the source itself
+        says (dataset.json, metadata, else folders).
+    split: what is held out; None to train on all.
+    tolerance: the share of images that may be unreadable; these are left out, counted and named.
+    bits: of 16-bit images, how many are used: 12 where white is 4095. None for all 16, which is refused if none of the
+        images is as bright as half of that.
     """
 
     source: str
@@ -52,6 +99,10 @@ class Config:
     limit: int | None = None
     license: str | None = None
     members: Literal["auto", "block", "image"] = "auto"
+    labels: str | None = None
+    split: Split | None = None
+    tolerance: float = 0.01
+    bits: int | None = None
 
     def __post_init__(self):
         kind, _, place = self.source.partition(":")
@@ -64,6 +115,14 @@ class Config:
         for name in ("size", "limit"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.tolerance < 1:
+            raise ValueError(f"tolerance must be a share, at least 0 and below 1, not {self.tolerance}")
+        if self.bits is not None and not 9 <= self.bits <= 16:
+            raise ValueError(f"bits must be 9 to 16, not {self.bits}")
+        if kind != "folder" and self.labels not in (None, NONE):
+            raise ValueError(f"labels may be null or none for {kind}; {self.labels!r} is for a folder of images")
+        if kind != "folder" and self.split is not None and (self.split.train or self.split.names):
+            raise ValueError(f"split names folders, and {kind} has none; say a share, as in holdout: 0.1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +131,13 @@ class Entry:
 
     read: () -> (pictures, labels): each picture a PIL image or a uint8 array [h, w, c]; each label an int or None.
         Raises if the bytes are not what they should be.
+    split: the folder train/, test/, ... that it lies in.
     """
 
     name: str
     images: int
     read: Callable[[], tuple[Sequence[Any], Sequence[int | None]]]
+    split: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,13 +148,22 @@ class Source:
         order, so that every shard, and the first N images too, are a fair sample of the whole.
     classes: their names by label, or None where the source has no names for them (or no labels).
     splits: images in each of `train`, `test`, ... where the folder is divided so, else None.
-    ignored: files of other kinds that lie among a folder's images.
+    others: files of other kinds that lie among a folder's images. files: those that are read.
+    notes: how the source was understood, where that could surprise. held: what is held out.
     """
 
     entries: list[Entry]
     classes: list[str] | None
     splits: dict[str, int] | None = None
-    ignored: int = 0
+    others: list[Parts] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    held: "Source | None" = None
+
+    @property
+    def ignored(self) -> int:
+        """Files of other kinds."""
+        return len(self.others)
 
     @property
     def images(self) -> int:
@@ -109,34 +179,59 @@ class Form:
     size: int | None
     channels_stated: bool
     filter: Filter
+    bits: int | None = None
+
+
+class Fitted(NamedTuple):
+    """A picture in the form of its data set.
+
+    pixels: uint8 [h, w, c]. enlarged: whether it was smaller. peak: its brightest value of 0 .. 65535, where it had 16 bits.
+    """
+
+    pixels: np.ndarray
+    enlarged: bool
+    peak: int | None = None
 
 
 def find(config: Config) -> Source:
     """Looks up what `config.source` names, without decoding it. Raises Mistake when there is nothing to read."""
     kind, _, place = config.source.partition(":")
-    source = {"digits": _digits, "folder": _folder, "shards": _shards}[kind](place)
-    return replace(source, entries=_first(source.entries, config.limit))
+    source = {"digits": _digits, "folder": _folder, "shards": _shards}[kind](place, config)
+    if config.labels == NONE:
+        source = _unlabelled(source)
+    if config.split is not None and config.split.share:
+        source = _drawn(source, config.split.share)
+    return _finished(source, config.limit, dealt=kind == "folder")
 
 
 def form(config: Config, source: Source) -> Form:
     """The shape that all images will have: as configured, else as the first image that can be read."""
+    reasons = []
     for entry in source.entries:
         try:
             first = entry.read()[0][0]
-        except Exception:  # it is quarantined, with its reason, when its turn comes
+        except Exception as error:  # it is quarantined, with its reason, when its turn comes
+            reasons = reasons or [f"{entry.name}: {reason(error)}"]
             continue
         height, width = (config.size, config.size) if config.size else _extent(first)
         shape = (config.channels or (1 if _grey(first) else 3), height, width)
-        return Form(shape, config.size, config.channels is not None, config.filter)
-    raise Mistake(f"data.source {config.source}: none of its {source.images} images can be read")
+        return Form(shape, config.size, config.channels is not None, config.filter, config.bits)
+    raise Mistake(f"data.source {config.source}: none of its {source.images} images can be read ({'; '.join(reasons)})")
 
 
-def fit(picture: Any, form: Form, name: str) -> tuple[np.ndarray, bool]:
-    """One picture as uint8 [h, w, c] of `form`, and whether it had to be enlarged for that.
+def reason(error: Exception) -> str:
+    """Why an image cannot be read, in one line that is the same each time and on each machine."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    said = re.sub(r"<[^<>]* at 0x[0-9a-fA-F]+>", "", said)  # an object's address
+    return printable(" ".join(f"{type(error).__name__}: {said}".split()))
+
+
+def fit(picture: Any, form: Form, name: str) -> Fitted:
+    """One picture as uint8 [h, w, c] of `form`.
 
     The shorter side is resampled to `size` with the filter (the longer one to the nearest whole pixel), then the middle
     is cut out, at the floor of half the surplus. Raises Mistake if the picture differs from the first one in something
-    that the configuration leaves open.
+    that the configuration leaves open, ValueError if it cannot be brought into the form.
     """
     from PIL import Image
 
@@ -149,18 +244,78 @@ def fit(picture: Any, form: Form, name: str) -> tuple[np.ndarray, bool]:
         raise Mistake(f"{name} is {found} and the first image {first}: set data.size to the side you want")
     if isinstance(picture, np.ndarray):
         if picture.shape == (height, width, channels):
-            return picture, False
+            return Fitted(picture, False)
         picture = Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
-    picture = _flat(picture).convert("L" if channels == 1 else "RGB")
+    peak = _peak(picture)
+    picture = _flat(picture, _white(form.bits, peak, picture, name)).convert("L" if channels == 1 else "RGB")
     if form.size is not None:
         picture = _square(picture, form.size, form.filter)
-    return np.asarray(picture).reshape(height, width, channels), form.size is not None and min(extent) < form.size
+    enlarged = form.size is not None and min(extent) < form.size
+    return Fitted(np.asarray(picture).reshape(height, width, channels), enlarged, peak)
+
+
+# parts
+
+
+def _finished(source: Source, limit: int | None, dealt: bool) -> Source:
+    if not source.entries:
+        raise Mistake("data.split leaves no image to train on")
+    entries = source.entries
+    if dealt:
+        order = torch.randperm(len(entries), generator=generator("deal")).tolist()
+        entries = [entries[i] for i in order]
+    counts = {name: sum(e.images for e in entries if e.split == name) for name in sorted(_splits(entries))}
+    held = source.held and _finished(source.held, limit, dealt)
+    return replace(source, entries=_first(entries, limit), splits=counts or None, held=held)
+
+
+def _splits(entries: Iterable[Entry]) -> set[str]:
+    return {entry.split for entry in entries if entry.split is not None}
+
+
+def _unlabelled(source: Source) -> Source:
+    entries = [replace(entry, read=functools.partial(_read_unlabelled, entry.read)) for entry in source.entries]
+    return replace(source, entries=entries, classes=None, held=source.held and _unlabelled(source.held))
+
+
+def _read_unlabelled(read: Callable[[], tuple[Sequence[Any], Any]]) -> tuple[Sequence[Any], Sequence[None]]:
+    pictures, _ = read()
+    return pictures, [None] * len(pictures)
+
+
+def _drawn(source: Source, share: float) -> Source:
+    # holds out each image whose name falls below the share
+    kept: list[Entry] = []
+    held: list[Entry] = []
+    for entry in source.entries:
+        names = [entry.name] if entry.images == 1 else [f"{entry.name}/{row}" for row in range(entry.images)]
+        out = [_lot(name) < share for name in names]
+        kept += _rows_of(entry, [row for row, is_out in enumerate(out) if not is_out])
+        held += _rows_of(entry, [row for row, is_out in enumerate(out) if is_out])
+    if not held:
+        raise Mistake(f"data.split.holdout: no image of {source.images} is held out by a share of {share}; raise it")
+    return replace(source, entries=kept, held=replace(source, entries=held, notes=[], others=[]))
+
+
+def _lot(name: str) -> float:
+    return int.from_bytes(hashlib.sha256(f"holdout/{name}".encode()).digest()[:8], "big") / 2**64
+
+
+def _rows_of(entry: Entry, rows: list[int]) -> list[Entry]:
+    if not rows or len(rows) == entry.images:
+        return [entry] * bool(rows)
+    return [replace(entry, images=len(rows), read=functools.partial(_read_rows, entry.read, rows))]
+
+
+def _read_rows(read: Callable[[], tuple[Sequence[Any], Any]], rows: list[int]) -> tuple[list[Any], list[int | None]]:
+    pictures, labels = read()
+    return [pictures[row] for row in rows], [labels[row] for row in rows]
 
 
 # digits
 
 
-def _digits(_: str) -> Source:
+def _digits(_: str, config: Config) -> Source:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -173,72 +328,86 @@ def _digits(_: str) -> Source:
 # folder
 
 
-def _folder(place: str) -> Source:
-    root = Path(place).expanduser()
-    if not root.is_dir():
-        raise Mistake(f"data.source: there is no folder {place}")
-    files, ignored = _walk(root)
-    if not files:
-        found = f"only {ignored} other files" if ignored else "it is empty"
-        raise Mistake(f"data.source: no images in {place} ({found}); known are {', '.join(tars.EXTENSIONS)}")
-    split = _is_split(files)
-    names = [parts[split] if len(parts) > split + 1 else None for parts in files]
-    classes = sorted({name for name in names if name is not None})
-    labels = {None: None} | {name: label for label, name in enumerate(classes)}
-    if classes and None in names:
-        stray = "/".join(files[names.index(None)])
-        raise Mistake(f"data.source: {place} has class folders ({classes[0]}, ...) and also {stray}: give it one too")
-    entries = [
-        Entry("/".join(parts), 1, functools.partial(_read_file, root.joinpath(*parts), labels[name]))
-        for parts, name in zip(files, names)
-    ]
-    dealt = torch.randperm(len(entries), generator=generator("deal")).tolist()
-    return Source([entries[i] for i in dealt], classes or None, _split_counts(files) if split else None, ignored)
+def _folder(place: str, config: Config) -> Source:
+    root, split = _root(place), config.split
+    named = [name.lower() for name in ((split.train or []) + split.names if split else [])]
+    found = folders.read(root, printable(place), config.labels, named)
+    sizes = {name: sum(p.split == name for p in found.pictures) for name in sorted(folders.splits_of(found.pictures))}
+    trained, held = _chosen(sizes, split, place) if split else (list(sizes), [])
+    kept = [_picture_entry(root, picture) for picture in found.pictures if picture.split in (*trained, None)]
+    out = [_picture_entry(root, picture) for picture in found.pictures if picture.split in held]
+    notes = found.notes + _split_notes(sizes, split, trained, held)
+    source = Source(kept, found.classes, others=found.others, files=found.files, notes=notes)
+    return replace(source, held=Source(out, found.classes) if out else None)
 
 
-def _walk(root: Path) -> tuple[list[tuple[str, ...]], int]:
-    # relative paths of the images, in order; links to folders are followed, each folder once
-    files, ignored, seen = [], 0, set()
-    for here, folders, names in os.walk(root, followlinks=True):
-        status = os.stat(here)
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        parts = Path(here).relative_to(root).parts
-        images = [n for n in names if not n.startswith(".") and n.rpartition(".")[2].lower() in tars.EXTENSIONS]
-        files += [(*parts, name) for name in images]
-        ignored += len(names) - len(images)
-    return sorted(files), ignored
+def _root(place: str) -> Path:
+    try:
+        root = Path(place).expanduser()
+        is_folder, is_there = root.is_dir(), root.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise Mistake(f"data.source: {printable(place)} cannot be read ({said})") from None
+    if is_folder:
+        return root
+    if is_there:
+        raise Mistake(f"data.source: {printable(place)} is no folder; unpack it if it is an archive")
+    raise Mistake(f"data.source: there is no folder {printable(place)}")
 
 
-def _is_split(files: list[tuple[str, ...]]) -> int:
-    # 1 if the first level is train/, test/, ...: then all of it is read, and the classes are one level below
-    return int(all(len(parts) > 1 and parts[0].lower() in SPLITS for parts in files))
+def _chosen(sizes: dict[str, int], split: Split, place: str) -> tuple[list[str], list[str]]:
+    # the folders to train on and to hold out, by the names that they have
+    by_name = {name.lower(): name for name in sizes}
+    for name in (*(split.train or ()), *split.names):
+        if name.lower() not in by_name:
+            known = f"has {', '.join(map(printable, sizes))}" if sizes else "is not divided into train/, test/, ..."
+            raise Mistake(f"data.split: there is no split {name!r}; {printable(place)} {known}")
+    held = [by_name[name.lower()] for name in split.names]
+    if split.train is not None:
+        return [by_name[name.lower()] for name in split.train], held
+    return [name for name in sizes if name not in held], held
 
 
-def _split_counts(files: list[tuple[str, ...]]) -> dict[str, int]:
-    names = [parts[0] for parts in files]
-    return {name: names.count(name) for name in sorted(set(names))}
+def _split_notes(sizes: dict[str, int], split: Split | None, trained: list[str], held: list[str]) -> list[str]:
+    shown = {name: f"{printable(name)}/ ({count} images)" for name, count in sizes.items()}
+    if split is None and len(sizes) > 1:
+        other = next((name for name in sizes if not name.lower().startswith("train")), min(sizes))
+        remedy = f"data.split: {{holdout: [{printable(other)}]}} holds one out"
+        return [f"trains on all splits, {' and '.join(shown.values())}; {remedy}"]
+    left = [shown[name] for name in sizes if name not in (*trained, *held)]
+    return [f"{' and '.join(left)}: neither trained on nor held out, as data.split says"] if left else []
+
+
+def _picture_entry(root: Path, picture: Picture) -> Entry:
+    read = functools.partial(_read_file, root.joinpath(*picture.parts), picture.label) if picture.there else _absent
+    return Entry(picture.name, 1, read, picture.split)
+
+
+def _absent() -> tuple[list[Any], list[int | None]]:
+    raise FileNotFoundError("a label is given for it, and it is not there")
 
 
 def _read_file(path: Path, label: int | None) -> tuple[list[Any], list[int | None]]:
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is no regular file")  # reading a fifo would wait for ever
+    if status.st_size > MOST_BYTES:
+        raise ValueError(f"it has {status.st_size} bytes; at most {MOST_BYTES} are read")
     return [tars.decode(path.read_bytes(), "any")], [label]
 
 
 # shards
 
 
-def _shards(pattern: str) -> Source:
-    entries = []
-    for path in _expand(pattern):
+def _shards(pattern: str, config: Config) -> Source:
+    entries, paths = [], _expand(pattern)
+    for path in paths:
         with open(path, "rb") as file:
             for key, parts in tars.members(file, str(path)):
                 entries.append(_entry(path, key, parts, file))
     if not entries:
         raise Mistake(f"data.source: the shards {pattern} hold no images")
-    return Source(entries, None)
+    return Source(entries, None, files=paths)
 
 
 def _entry(path: Path, key: str, parts: dict[str, tuple[int, int]], file: io.BufferedIOBase) -> Entry:
@@ -250,9 +419,9 @@ def _entry(path: Path, key: str, parts: dict[str, tuple[int, int]], file: io.Buf
     if images == ["npy"]:
         file.seek(parts["npy"][0])
         with contextlib.suppress(ValueError):  # a damaged block counts as one image, and is quarantined when read
-            shape = tars.npy_header(file)[0]
-            count = shape[0] if len(shape) == 4 else 1
-    return Entry(f"{path.name}/{key}", count, functools.partial(_read_sample, path, parts))
+            shape = tars.npy_header(file, parts["npy"][1])[0]
+            count = max(shape[0], 1) if len(shape) == 4 else 1
+    return Entry(printable(f"{path.name}/{key}"), count, functools.partial(_read_sample, path, parts))
 
 
 def _read_sample(path: Path, parts: dict[str, tuple[int, int]]) -> tuple[Sequence[Any], Sequence[int | None]]:
@@ -271,8 +440,11 @@ def _expand(pattern: str) -> list[Path]:
         found = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else [name]
         missing = [path for path in found if not os.path.isfile(path)]
         if missing or not found:
-            raise Mistake(f"data.source: there is no shard {(missing or [name])[0]}")
+            raise Mistake(f"data.source: there is no shard {printable((missing or [name])[0])}")
         paths += [Path(path) for path in found]
+    twice = next((path for path, count in collections.Counter(paths).items() if count > 1), None)
+    if twice is not None:
+        raise Mistake(f"data.source: {printable(str(twice))} is named twice by {pattern}")
     return paths
 
 
@@ -282,13 +454,17 @@ def _braces(pattern: str) -> Iterator[str]:
     if match is None:
         yield pattern
         return
-    span = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
-    words = match[1].split(",")
+    span = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", match[1])
+    words: Iterable[str] = match[1].split(",")
     if span:
         width = len(span[1]) if span[1].startswith("0") else 0
-        words = [str(number).zfill(width) for number in range(int(span[1]), int(span[2]) + 1)]
+        words = (str(number).zfill(width) for number in _span(int(span[1]), int(span[2])))
     for word in words:
         yield from _braces(pattern[: match.start()] + word + pattern[match.end() :])
+
+
+def _span(first: int, last: int) -> range:
+    return range(first, last + 1) if first <= last else range(first, last - 1, -1)
 
 
 def _first(entries: list[Entry], limit: int | None) -> list[Entry]:
@@ -320,13 +496,32 @@ def _colour(picture: Any) -> str:
     return "grey" if _grey(picture) else "in colour"
 
 
-def _flat(picture: Any) -> Any:
+def _peak(picture: Any) -> int | None:
+    # of 16 bits in colour Pillow has kept the upper 8
+    if picture.mode.startswith("I;16"):
+        return int(np.asarray(picture).max())
+    return 257 * max(high for _, high in picture.convert("RGB").getextrema()) if picture.info.get("deep") else None
+
+
+def _white(bits: int | None, peak: int | None, picture: Any, name: str) -> int:
+    # the value of white in a picture of 16 bits
+    white = (1 << (bits or 16)) - 1
+    if peak is not None and peak > white:
+        raise Mistake(f"{name} is as bright as {peak}, and white is {white} by data.bits {bits}: raise data.bits")
+    if peak is not None and white < FULL and not picture.mode.startswith("I;16"):
+        raise Mistake(
+            f"{name} is in colour, where 16 bits are read by the upper 8: set data.bits to 16 or save it with 8"
+        )
+    return white
+
+
+def _flat(picture: Any, white: int = FULL) -> Any:
     # 8 bits, nothing transparent
     from PIL import Image
 
     if picture.mode.startswith("I;16"):  # Pillow's own conversion would clip at 255
         deep = np.asarray(picture).astype(np.uint32)
-        return Image.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8))
+        return Image.fromarray(((deep * 255 + white // 2) // white).astype(np.uint8))
     if picture.has_transparency_data:
         paper = Image.new("RGBA", picture.size, "white")
         paper.alpha_composite(picture.convert("RGBA"))
@@ -339,6 +534,8 @@ def _square(picture: Any, size: int, filter: Filter) -> Any:
 
     short = min(picture.size)
     width, height = (max(size, round(side * size / short)) for side in picture.size)
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"it is {picture.width}x{picture.height}, too long for its width")
     if (width, height) != picture.size:
         picture = picture.resize((width, height), Image.Resampling[filter.upper()])
     left, top = (width - size) // 2, (height - size) // 2

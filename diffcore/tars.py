@@ -6,9 +6,11 @@ is ever used as a path, and an unknown extension is refused rather than passed o
 
 import functools
 import io
+import itertools
 import json
+import re
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,17 +32,41 @@ TAR_LABELS = ("cls", "json", "cls.npy")
 MOST_CLASSES = 65536
 
 
+@functools.cache
+def known() -> dict[str, str]:
+    """Pillow's format by extension, of all that are read here: EXTENSIONS, and AVIF where Pillow has a decoder of it."""
+    try:
+        from PIL import AvifImagePlugin
+    except ImportError:  # Pillow before 11.3
+        return EXTENSIONS
+    return EXTENSIONS | ({"avif": "AVIF"} if AvifImagePlugin.SUPPORTED else {})
+
+
+def printable(name: str) -> str:
+    """A file's name for one line of text: what is no character of such a line, or not UTF-8, is written as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+def few(names: Iterable[str], most: int = 3) -> str:
+    """The first names of many, printable."""
+    names = iter(names)
+    shown = [printable(name) for name in itertools.islice(names, most)]
+    return ", ".join(shown + ["..."] * any(True for _ in names))
+
+
 def decode(content: bytes | memoryview, extension: str) -> Any:
     """The picture in `content`: a PIL image, fully read and upright (EXIF), of the format that its extension says.
 
-    `extension` "any" lets the bytes say which of EXTENSIONS they are, as files are often misnamed. No other decoder is let
+    `extension` "any" lets the bytes say which of `known` they are, as files are often misnamed. No other decoder is let
     near them: Pillow left to guess would start Ghostscript for an EPS named .png. Of several frames the first counts.
+    `info["deep"]` is True where the file has 16 bits a channel, of which Pillow keeps 8 in colour.
     Raises what Pillow raises, and ValueError for 32-bit pixels, whose range no file states.
     """
     from PIL import Image, ImageOps
 
-    guesses = tuple(dict.fromkeys(EXTENSIONS.values())) if extension == "any" else (EXTENSIONS[extension],)
+    guesses = tuple(dict.fromkeys(known().values())) if extension == "any" else (EXTENSIONS[extension],)
     picture = Image.open(io.BytesIO(content), formats=guesses)
+    picture.info["deep"] = re.search(";16[BLN]", str(picture.tile)) is not None
     picture.load()
     if picture.mode in ("I", "F"):
         raise ValueError("32-bit pixels have no stated range; save it with 8 or 16 bits")
@@ -49,9 +75,7 @@ def decode(content: bytes | memoryview, extension: str) -> Any:
 
 def array(content: bytes | memoryview) -> np.ndarray:
     """The array of whole numbers in an .npy file. Raises ValueError for anything else; objects are never unpickled."""
-    shape, dtype, start = npy_header(io.BytesIO(content[:65536]))
-    if len(content) - start != dtype.itemsize * int(np.prod(shape, dtype=object)):
-        raise ValueError("the .npy is shorter or longer than it says")
+    shape, dtype, start = npy_header(io.BytesIO(content[:65536]), len(content))
     return np.frombuffer(content, dtype, offset=start).reshape(shape)
 
 
@@ -78,7 +102,7 @@ def members(file: io.BufferedIOBase, name: str) -> list[tuple[str, dict[str, tup
                     raise Mistake(f"{name}: sample {key!r} has two parts .{extension}")
                 samples[-1][1][extension] = (member.offset_data, member.size)
             _check_end(file, tar.offset)
-    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+    except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
         raise Mistake(f"{name} cannot be read as an uncompressed tar ({error}): fetch or write it again") from None
     return samples
 
@@ -91,7 +115,7 @@ def pictures_of(parts: dict[str, Any]) -> Sequence[Any]:
     pixels = array(parts["npy"])
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     pixels = pixels[None] if pixels.ndim == 3 else pixels
-    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] not in (1, 3, 4):
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] not in (1, 3, 4) or not pixels.size:
         raise ValueError(f"an .npy must be uint8 [n, h, w, c] or [h, w, c], not {pixels.dtype} {list(pixels.shape)}")
     return list(pixels)
 
@@ -101,7 +125,7 @@ def labels_of(parts: dict[str, Any], count: int) -> Sequence[int | None]:
     if "cls.npy" in parts:
         labels = [int(label) for label in array(parts["cls.npy"]).reshape(-1)]
     elif "cls" in parts:
-        labels = [int(bytes(parts["cls"]))]
+        labels = [_number(bytes(parts["cls"]))]
     else:
         labels = [_json_label(parts["json"]) if "json" in parts else None] * count
     if len(labels) != count:
@@ -109,6 +133,12 @@ def labels_of(parts: dict[str, Any], count: int) -> Sequence[int | None]:
     if any(label is not None and not 0 <= label < MOST_CLASSES for label in labels):
         raise ValueError(f"a label is not in 0 .. {MOST_CLASSES - 1}")
     return labels
+
+
+def _number(content: bytes) -> int:
+    if not re.fullmatch(rb"\s*-?[0-9]{1,18}\s*", content):
+        raise ValueError("the label in the .cls is not a whole number")
+    return int(content)
 
 
 def _json_label(content: bytes | memoryview) -> int | None:
@@ -123,8 +153,8 @@ def _key(member: tarfile.TarInfo, name: str) -> tuple[str, str]:
     place, _, base = member.name.rpartition("/")
     stem, _, extension = base.partition(".")
     extension = extension.lower()
-    if not member.isreg():
-        raise Mistake(f"{name}: {member.name!r} is a link or a device; only files are read")
+    if not member.isreg() or member.issparse():
+        raise Mistake(f"{name}: {member.name!r} is a link, a device or sparse; only plain files are read")
     if not stem or extension not in TAR_IMAGES + TAR_LABELS:
         known = ", ".join(TAR_IMAGES + TAR_LABELS)
         raise Mistake(f"{name}: {member.name!r} is of an unknown kind, and was not opened; known are {known}")
@@ -144,14 +174,18 @@ def _check_end(file: io.BufferedIOBase, end: int) -> None:
         raise ValueError("it ends early")
 
 
-def npy_header(file: io.BufferedIOBase) -> tuple[tuple[int, ...], np.dtype, int]:
-    """Shape, dtype and length of the header of the .npy that starts where `file` stands. Raises ValueError."""
+def npy_header(file: io.BufferedIOBase, size: int) -> tuple[tuple[int, ...], np.dtype, int]:
+    """Shape, dtype and length of the header of the .npy of `size` bytes that starts where `file` is. Raises ValueError."""
     start = file.tell()
-    version = np.lib.format.read_magic(file)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError("an unknown version of .npy")
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(file)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        shape, fortran, dtype = read(file)
+    except Exception as error:  # numpy parses a header as Python, which fails in many ways
+        raise ValueError(f"the header of the .npy cannot be read ({type(error).__name__})") from None
     if fortran or dtype.kind not in "iu":
         raise ValueError(f"an .npy must hold whole numbers in C order, not {dtype}")
-    return shape, dtype, file.tell() - start
+    header = file.tell() - start
+    if min(shape, default=0) < 0 or size - header != dtype.itemsize * int(np.prod(shape, dtype=object)):
+        raise ValueError("the .npy is shorter or longer than it says")
+    return shape, dtype, header

@@ -1,13 +1,21 @@
 """The stage `shard`: the user's images as shards with a manifest."""
 
 from diffcore import shards
-from tasks import paths
+from diffcore.ledger import Unfinished
+from tasks import graph, paths
 from tasks.params import Params
 from tasks.progress import Progress, say
 
 
 def shard(params: Params) -> None:
-    manifest = shards.write(params.data, paths.DATA, params.compute.threads, Progress("shard", "images"))
+    manifest = shards.write(
+        params.data,
+        paths.DATA,
+        params.compute.threads,
+        Progress("shard", "images"),
+        tell=lambda line: say(f"shard: {line}"),
+        unfinished=Unfinished(paths.RESUME / "shard", graph.code_digest("shard", "")),
+    )
     height = "x".join(map(str, manifest.shape[1:]))
     classes = f"{len(manifest.classes)} classes" if manifest.classes else "no labels"
     say(

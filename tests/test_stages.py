@@ -106,7 +106,8 @@ def test_every_line_of_distill_is_a_stage_after_its_teacher(monkeypatch):
 
 
 READS = {
-    "shard": {"data.source", "data.size", "data.channels", "data.filter", "data.crop", "data.limit", "data.license"},
+    "shard": {"data.source", "data.size", "data.channels", "data.filter", "data.crop", "data.limit", "data.license"}
+    | {"data.labels", "data.split", "data.tolerance", "data.bits"},
     "features": {"features"},
     "teacher": {"seed", "network", "teacher", "data.flip"},
     "distill": {"seed", "distill.${key}", "data.flip"},

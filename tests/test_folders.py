@@ -1,0 +1,270 @@
+"""What class an image is of: by folders, dataset.json or metadata, and never by a guess."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffcore import folders, sources, tars
+from diffcore.mistake import Mistake
+from diffcore.sources import Config, Split
+
+
+def image(path: Path, value: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((2, 2, 3), value, np.uint8)).save(path)
+
+
+def album(root: Path, *names: str) -> Path:
+    for number, name in enumerate(names):
+        image(root / name, number)
+    return root
+
+
+def found(root: Path, **asked) -> sources.Source:
+    return sources.find(Config(f"folder:{root}", **asked))
+
+
+def labels(source: sources.Source) -> dict[str, int | str | None]:
+    """By name of the image; by the class's name where there are some."""
+    read = {entry.name: entry.read()[1][0] for entry in source.entries}
+    return {name: source.classes[label] if source.classes else label for name, label in sorted(read.items())}
+
+
+def metadata(root: Path, rows: list[dict], name: str = "metadata.csv") -> Path:
+    if name.endswith(".jsonl"):
+        (root / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        lines = [list(rows[0])] + [[str(value) for value in row.values()] for row in rows]
+        (root / name).write_text("".join(",".join(line) + "\n" for line in lines))
+    return root
+
+
+def styled(root: Path, pairs: object) -> Path:
+    (root / "dataset.json").write_text(json.dumps({"labels": pairs}))
+    return root
+
+
+PAIR = ("00000/img0.png", "00000/img1.png")
+
+
+def test_stylegans_labels_are_those_of_its_json(tmp_path):
+    root = styled(album(tmp_path, *PAIR, "00001/img2.png"), [[PAIR[0], 3], [PAIR[1], 0], ["00001\\img2.png", 3]])
+    source = found(root)
+    assert labels(source) == {PAIR[0]: 3, PAIR[1]: 0, "00001/img2.png": 3}
+    assert (source.classes, source.ignored) == (None, 0)
+    assert any("dataset.json" in note for note in source.notes)
+    assert labels(found(root, labels="folders")) == {PAIR[0]: "00000", PAIR[1]: "00000", "00001/img2.png": "00001"}
+
+
+@pytest.mark.parametrize("pairs", [None, []])
+def test_stylegans_null_is_no_labels(tmp_path, pairs):
+    source = found(styled(album(tmp_path, *PAIR, "00001/img2.png"), pairs))
+    assert set(labels(source).values()) == {None}
+    assert source.classes is None
+
+
+ROWS = [{"file_name": "a.png", "label": "cat"}, {"file_name": "b.png", "label": "ape"}]
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
+def test_hugging_faces_labels_are_a_column(tmp_path, name):
+    source = found(metadata(album(tmp_path, "a.png", "b.png"), ROWS, name))
+    assert labels(source) == {"a.png": "cat", "b.png": "ape"}
+    assert source.classes == ["ape", "cat"]
+    assert any("column label" in note for note in source.notes)
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
+def test_whole_numbers_in_a_column_are_the_labels(tmp_path, name):
+    rows = [{"file_name": "a.png", "text": "x", "label": 7}, {"file_name": "b.png", "text": "y", "label": 0}]
+    source = found(metadata(album(tmp_path, "a.png", "b.png"), rows, name))
+    assert labels(source) == {"a.png": 7, "b.png": 0}
+    assert source.classes is None
+
+
+def test_numbers_with_a_point_as_tables_with_gaps_write_them(tmp_path):
+    rows = [{"file_name": "a.png", "label": "1.0"}, {"file_name": "b.png", "label": "0.0"}]
+    assert labels(found(metadata(album(tmp_path, "a.png", "b.png"), rows))) == {"a.png": 1, "b.png": 0}
+
+
+def test_each_split_may_have_metadata_of_its_own(tmp_path):
+    root = album(tmp_path, "train/a.png", "train/b.png", "test/a.png")
+    metadata(root / "train", ROWS)
+    metadata(root / "test", [{"file_name": "a.png", "label": "emu"}])
+    source = found(root)
+    assert labels(source) == {"test/a.png": "emu", "train/a.png": "cat", "train/b.png": "ape"}
+    assert source.classes == ["ape", "cat", "emu"]
+
+
+def test_a_key_chooses_among_several_columns(tmp_path):
+    rows = [{"file_name": f"{name}.png", "fine_label": name, "coarse_label": "x"} for name in "ab"]
+    root = metadata(album(tmp_path, "a.png", "b.png"), rows)
+    with pytest.raises(Mistake, match=r"several columns of labels \(fine_label, coarse_label\): set data\.labels"):
+        found(root)
+    assert labels(found(root, labels="fine_label")) == {"a.png": "a", "b.png": "b"}
+    with pytest.raises(Mistake, match=r"no column 'colour'; it has fine_label, coarse_label"):
+        found(root, labels="colour")
+    assert set(labels(found(root, labels="none")).values()) == {None}
+
+
+@pytest.mark.parametrize("rows", [[{"file_name": "a/x.png", "text": "an ape"}], [{"image": "a/x.png", "label": "ape"}]])
+def test_metadata_without_labels_leaves_them_to_the_folders_and_says_so(tmp_path, rows):
+    source = found(metadata(album(tmp_path, "a/x.png", "b/y.png"), rows))
+    assert labels(source) == {"a/x.png": "a", "b/y.png": "b"}
+    assert any("no column" in note for note in source.notes)
+
+
+FAULTY = {
+    "some without": (styled, [[PAIR[0], 1]], r"1 of 2 images have no label in dataset\.json \(00000/img1\.png\)"),
+    "all others": (styled, [["x.png", 1]], r"labels none of the images that are there .*it names x\.png"),
+    "a vector": (styled, [[PAIR[0], [0.1, 0.2]], [PAIR[1], 0]], r"img0\.png is \[0\.1, 0\.2\], no whole number"),
+    "a boolean": (styled, [[PAIR[0], True], [PAIR[1], 0]], "is true, no whole number"),
+    "negative": (styled, [[PAIR[0], -1], [PAIR[1], 0]], r"has label -1, not in 0 \.\. 65535"),
+    "huge": (styled, [[PAIR[0], 65536], [PAIR[1], 0]], "has label 65536"),
+    "no pairs": (styled, {"a": 1}, "no pairs"),
+    "twice": (styled, [[PAIR[0], 1], [PAIR[0], 2], [PAIR[1], 0]], "has two labels, 1 and 2"),
+    "mixed": (metadata, [{"file_name": PAIR[0], "label": "a"}, {"file_name": PAIR[1]}], "line 3 .*1 fields"),
+    "no name": (metadata, [{"file_name": "", "label": "a"}], "row 1 .* no file_name"),
+    "blank": (metadata, [{"file_name": PAIR[0], "label": "a"}, {"file_name": PAIR[1], "label": " "}], "1 of 2 images"),
+}
+
+
+@pytest.mark.parametrize("case", FAULTY)
+def test_annotations_that_do_not_fit_are_named(tmp_path, case):
+    write, content, said = FAULTY[case]
+    with pytest.raises(Mistake, match=said) as caught:
+        found(write(album(tmp_path, *PAIR), content))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("dataset.json", b"[1, 2]", r"no `labels`.*set data\.labels to folders"),
+        ("dataset.json", b"{", "is not JSON"),
+        ("dataset.json", b"[" * 100_000, "is not JSON"),
+        ("dataset.json", b"\xff\xfe", "cannot be read"),
+        ("metadata.csv", b'file_name,label\n"a', "not CSV"),
+        ("metadata.csv", b"file_name,label,label\na,b,c\n", "two columns"),
+        ("metadata.jsonl", b"[]\n", "line 1 .* no JSON object"),
+        ("metadata.jsonl", b"{}\nx\n", "line 2 .* is not JSON"),
+        ("metadata.jsonl", b'{"file_name": "a/x.png", "label": [1]}', r"x\.png is \[1\], neither"),
+        ("metadata.jsonl", b'{"file_name": "a/x.png", "label": 1}\n{"file_name": "b/y.png", "label": "1"}', "mixes"),
+        ("metadata.parquet", b"PAR1", "not read: save it as metadata.csv"),
+    ],
+)
+def test_annotations_that_cannot_be_read_are_named(tmp_path, name, content, said):
+    album(tmp_path, "a/x.png", "b/y.png")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(Mistake, match=said) as caught:
+        found(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert labels(found(tmp_path, labels="folders")) == {"a/x.png": "a", "b/y.png": "b"}
+
+
+def test_two_kinds_of_annotation_are_refused(tmp_path):
+    root = metadata(styled(album(tmp_path, "a.png", "b.png"), [["a.png", 0], ["b.png", 1]]), ROWS)
+    with pytest.raises(Mistake, match=r"dataset\.json and metadata\.csv both"):
+        found(root)
+    assert labels(found(root, labels="label")) == {"a.png": "cat", "b.png": "ape"}
+
+
+def test_an_annotated_image_that_is_not_there_is_unreadable_and_no_path_is_made_of_its_name(tmp_path):
+    album(tmp_path, "secret.png", "in/a.png", "in/b.png")
+    rows = [*ROWS, {"file_name": "../secret.png", "label": "x"}, {"file_name": "/etc/passwd", "label": "x"}]
+    source = found(metadata(tmp_path / "in", rows))
+    assert source.images == 4
+    absent = [entry for entry in source.entries if entry.name not in ("a.png", "b.png")]
+    assert sorted(entry.name for entry in absent) == ["../secret.png", "/etc/passwd"]
+    for entry in absent:
+        with pytest.raises(FileNotFoundError, match="it is not there"):
+            entry.read()
+
+
+WRAPPED = {
+    "cifar/train/cat/x.png cifar/train/dog/x.png cifar/test/cat/x.png": ["cat", "dog"],
+    "cifar/cat/x.png cifar/dog/x.png": ["cat", "dog"],
+    "a/b/c/cat/x.png a/b/c/dog/x.png": ["cat", "dog"],
+    "train/images/x.png test/images/y.png": None,
+    "photos/x.png photos/y.png": None,
+    "photos/photos/x.png photos/photos/y.png": None,
+    "train/x.png train/y.png": None,
+}
+
+
+@pytest.mark.parametrize("names", WRAPPED)
+def test_a_folder_that_only_wraps_is_no_class(tmp_path, names):
+    source = found(album(tmp_path, *names.split()))
+    assert source.classes == WRAPPED[names]
+    assert (source.splits is not None) == ("train" in names)
+    wraps = not names.startswith("train/x")
+    assert any("holds only" in note for note in source.notes) == wraps
+
+
+def test_one_class_alone_can_be_asked_for(tmp_path):
+    root = album(tmp_path, "photos/cats/x.png", "photos/cats/y.png")
+    assert found(root).classes is None
+    assert found(root, labels="folders").classes == ["cats"]
+
+
+def test_folders_that_hold_no_image_are_said(tmp_path):
+    root = album(tmp_path, "a/x.png", "b/y.png")
+    (root / "c/deep").mkdir(parents=True)
+    (root / "c/deep/notes.txt").write_text("")
+    assert any(note.startswith("no images in c:") for note in found(root).notes)
+
+
+def test_images_beside_class_folders_are_refused_with_the_key_that_reads_them(tmp_path):
+    root = album(tmp_path, "a/x.png", "b/y.png", "z.png")
+    with pytest.raises(Mistake, match=r"also z\.png: give it one too, or set data\.labels to none"):
+        found(root)
+    assert set(labels(found(root, labels="none")).values()) == {None}
+
+
+@pytest.mark.parametrize("source", ["digits", "shards:x.tar"])
+def test_only_folders_have_columns_and_splits(source):
+    for asked in ({"labels": "folders"}, {"labels": "label"}, {"split": Split(holdout=["test"])}):
+        with pytest.raises(ValueError, match="folder"):
+            Config(source, **asked)
+
+
+def test_digits_and_shards_can_be_read_without_labels():
+    source = sources.find(Config("digits", labels="none"))
+    assert source.classes is None
+    assert set(source.entries[0].read()[1]) == {None}
+
+
+def test_what_is_passed_over_is_told_by_kind():
+    names = ["a.txt", "b.txt", "sub/c.txt", "d.txt", "x.heic", "Makefile", ".hidden"]
+    said = folders.kinds([tuple(name.split("/")) for name in names])
+    assert said.startswith("4 .txt (a.txt, b.txt, sub/c.txt, ...)")
+    for part in ("1 .heic (x.heic)", "1 without extension (Makefile)", "1 hidden (.hidden)"):
+        assert part in said
+
+
+def test_every_kind_that_is_read_here_is_no_other_kind(tmp_path):
+    # a new decoder of Pillow's moves a kind from one list to the other
+    formats = {extension: kind for extension, kind in tars.known().items() if extension in folders.OTHER_IMAGES}
+    assert set(formats) <= {"avif"}
+    for extension, kind in tars.known().items():
+        image_path = tmp_path / f"x.{extension}"
+        Image.fromarray(np.full((4, 4, 3), 90, np.uint8)).save(image_path, kind)
+    source = found(tmp_path)
+    assert source.images == len(tars.known())
+    for entry in source.entries:
+        assert abs(int(np.asarray(entry.read()[0][0].convert("RGB"))[0, 0, 0]) - 90) < 4
+
+
+def test_names_of_any_bytes_are_printed_as_one_line(tmp_path):
+    for name in (b"a/caf\xe9.png", b"a/two\nlines.png", b"b\x1b[31m/x.png"):
+        path = Path(bytes(tmp_path).decode()) / name.decode("utf-8", "surrogateescape")
+        image(path)
+    source = found(tmp_path)
+    assert source.classes == ["a", "b\\x1b[31m"]
+    for entry in source.entries:
+        entry.name.encode()
+        assert entry.name.isprintable()
+        entry.read()
