@@ -105,16 +105,18 @@ def _publish(options) -> None:
 
 
 def _check(options) -> None:
-    from tasks import params
+    from tasks import graph, params
     from tasks.progress import say
 
     found = params.read()
+    graph.check()
     say(f"params.yaml: {len(found.distill)} students ({', '.join(found.distill)}); all sections are in order")
 
 
 def _run(options) -> int:
-    from tasks import report
+    from tasks import graph, report
 
+    graph.check()
     return report.run()
 
 

@@ -2,9 +2,10 @@
 
 import contextlib
 import difflib
-import io
+import functools
 import itertools
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -25,7 +26,9 @@ from diffcore.solver import Solver
 from diffcore.solvers import SOLVERS
 from diffcore.solvers.analytic import Analytic
 from diffcore.trajectory import TRAJECTORIES, Trajectory
-from tasks import paths
+from tasks import bounds, paths, strict_yaml
+from tasks.strict_yaml import dump_yaml as dump_yaml
+from tasks.strict_yaml import load_yaml
 
 Kind = Literal["even", "quadratic", "logsnr", "karras", "searched", "fitted", "own"]
 OWN = "own"
@@ -33,6 +36,15 @@ OWN = "own"
 
 OFF_THE_DATA = ("consistency", "phased", "progressive")
 """Methods that ask nobody for a velocity closer to the data than one of their steps."""
+
+NAME = 200
+"""Letters of a name in MLflow, whose columns hold 256."""
+
+SOME = 8
+"""Steps of a rehearsal."""
+
+STUDENT = 64
+"""Letters of a student's name, of which file names are made."""
 
 ROOT = "teacher"
 """The name of the checkpoint that every chain begins with."""
@@ -109,6 +121,10 @@ class Way:
             raise ValueError("steps must be a list of numbers of at least 1")
         if self.deepcache and self.solver.adaptive:
             raise ValueError(f"deepcache needs a sampler with a fixed number of calls, which {self.sampler} has not")
+        if self.negative is not None and not 0 < len(self.negative) <= STUDENT:
+            raise ValueError(
+                f"negative must be the name of a class, at most {STUDENT} letters, got {_shown(self.negative)}"
+            )
         if self.negative is not None and self.guidance is None:
             raise ValueError("negative is what guidance leads away from; give guidance too, or leave negative out")
         for steps in self.steps:
@@ -178,6 +194,12 @@ class Publish:
     def __post_init__(self):
         if self.tolerance < 1:
             raise ValueError(f"tolerance must be at least 1, got {self.tolerance}")
+        for key in ("experiment", "model"):
+            name = getattr(self, key)
+            if name != name.strip() or not name.isprintable() or not 0 < len(name) <= NAME:
+                raise ValueError(f"{key} must be a name of 1 to {NAME} letters in one line, got {_shown(name)}")
+        if set(self.model) & set("/:") or self.model in (".", ".."):
+            raise ValueError(f"model must be a name without / and :, as MLflow asks, got {_shown(self.model)}")
 
 
 @dataclass(frozen=True)
@@ -204,20 +226,14 @@ def read(path: Path = paths.PARAMS) -> Params:
 
 
 def parse(raw: dict[str, Any], whose: str) -> Params:
-    """Checks what a file like params.yaml says; every fault in one Mistake, a line each, that begins with `whose`."""
+    """Checks what a file like params.yaml says; every fault in one Mistake, a line each, in the order of the file."""
     kinds = {field.name: field.type for field in fields(Params) if field.name != "raw"}
-    faults = [f"{key}: unknown section{_nearest(key, kinds)}" for key in raw if key not in kinds and key[:2] != "x-"]
-    found: dict[str, Any] = {}
-    for key, kind in kinds.items():
-        if key not in raw:
-            faults.append(f"{key}: missing section")
-        elif key == "distill":
-            found[key] = _distill(raw[key], faults)
-        elif key == "teacher":
-            found[key] = _teacher(raw[key], faults)
-        else:
-            found[key] = _typed(kind, raw[key], key, faults)
+    faults: list[str] = []
+    found = {key: _section(key, raw[key], kinds, faults) for key in raw}
+    faults += [f"{key}: missing section" for key in kinds if key not in raw]
     if not faults:
+        faults += bounds.of_machine(found)
+        faults += bounds.of_ways(_ways(found["evaluate"]))
         _chains(found["distill"], faults)
     if not faults:
         _weights(found["distill"], found["network"].conditional, faults)
@@ -228,8 +244,51 @@ def parse(raw: dict[str, Any], whose: str) -> Params:
     if not faults:
         _guided(found, faults)
     if faults:
-        raise Mistake("\n".join(f"{whose}: {fault}" for fault in dict.fromkeys(faults)))
-    return Params(**found, raw=raw)
+        raise Mistake("\n".join(f"{whose}: {fault}" for fault in _told(faults, raw)))
+    return Params(**{key: found[key] for key in kinds}, raw=raw)
+
+
+def _section(key: Any, value: Any, kinds: Mapping[str, Any], faults: list[str]) -> Any:
+    if fault := strict_yaml.bad_key(key):
+        faults.append(fault)
+        return None
+    before = len(faults)
+    faults += strict_yaml.strange(key, value)
+    faults += bounds.of_numbers(key, value)
+    if key[:2] == "x-" or len(faults) > before:
+        return None
+    if key not in kinds:
+        faults.append(f"{key}: unknown section{_nearest(key, kinds)}")
+        return None
+    if key in ("distill", "teacher"):
+        return (_distill if key == "distill" else _teacher)(value, faults)
+    return _typed(kinds[key], value, key, faults)
+
+
+def _told(faults: list[str], raw: dict[str, Any]) -> list[str]:
+    """Each once, in the order of the file, and no key missing where a misspelt one stands for it."""
+    misspelt = re.compile(r"(.*?)[^.]*: unknown (?:section|key); did you mean '(.+)'\?")
+    known = [match for match in map(misspelt.fullmatch, faults) if match]
+    echoes = {f"{match[1]}{match[2]}: missing{section}" for match in known for section in ("", " section")}
+    places = {path: number for number, path in enumerate(_paths(raw))}
+    return sorted(
+        dict.fromkeys(fault for fault in faults if fault not in echoes), key=lambda fault: _place(fault, places)
+    )
+
+
+def _paths(value: Any, path: str = "") -> Iterator[str]:
+    """The path of everything in a file, in its order."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield (where := f"{path}.{key}" if path else f"{key}")
+        yield from _paths(inner, where)
+
+
+def _place(fault: str, places: Mapping[str, int]) -> float:
+    """Where a fault stands: at the longest part of its path that the file has; after all else if it has none."""
+    words = fault.partition(": ")[0].split(".")
+    found = (places.get(".".join(words[:count])) for count in range(len(words), 0, -1))
+    return next((place for place in found if place is not None), math.inf)
 
 
 @contextlib.contextmanager
@@ -238,43 +297,6 @@ def _noting(faults: list[str], where: str = "") -> Iterator[None]:
         yield
     except Mistake as mistake:
         faults.append(f"{where}{mistake}")
-
-
-def load_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file."""
-    if not Path(path).exists():
-        raise Mistake(f"{path} is missing; run from the folder that holds it")
-    raw = parse_yaml(Path(path).read_text(), str(path))
-    if not isinstance(raw, dict):
-        raise Mistake(f"{path} must be a mapping of sections")
-    return raw
-
-
-def parse_yaml(text: str, whose: str) -> Any:
-    """YAML 1.2, read as DVC reads it (PyYAML's dialect would take 1e-4 for a string and `on` for true)."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        return YAML(typ="safe").load(text)
-    except YAMLError as error:
-        raise Mistake(f"{whose} is not valid YAML: {' '.join(str(error).split())}") from None
-
-
-def yaml_text(value: dict[str, Any]) -> str:
-    """A mapping as YAML, in its own order."""
-    from ruamel.yaml import YAML
-
-    yaml, text = YAML(typ="safe"), io.StringIO()
-    yaml.sort_base_mapping_type_on_output = False
-    yaml.default_flow_style = False
-    yaml.dump(value, text)
-    return text.getvalue()
-
-
-def dump_yaml(value: dict[str, Any], path: Path) -> None:
-    """Writes a mapping as YAML, in its own order."""
-    Path(path).write_text(yaml_text(value))
 
 
 def _teacher(raw: Any, faults: list[str]) -> fit.Config | Adopt | None:
@@ -294,9 +316,10 @@ def _distill(raw: Any, faults: list[str]) -> dict[str, Distill]:
     found = {}
     for name, line in raw.items():
         where = f"distill.{name}"
-        if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in (ROOT, "real"):
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or len(name) > STUDENT or name in (ROOT, "real"):
             faults.append(
-                f"{where}: a student's name must be lower-case letters, digits and _, and not {ROOT!r} or 'real'"
+                f"{where}: a student's name must be lower-case letters, digits and _, at most {STUDENT}, and not {ROOT!r} or "
+                "'real'"
             )
         elif student := _student(name, line, where, faults):
             found[name] = student
@@ -457,7 +480,8 @@ def _begins(way: Way) -> None:
     """A Mistake for a solver that cannot begin at the first time of one of its trajectories."""
     for kind in set(way.trajectories) & set(TRAJECTORIES):
         if not (way.solver.adaptive or isinstance(way.solver, Analytic)):
-            rehearse(way.solver, TRAJECTORIES[kind](min(way.steps), Cosine()), Cosine())
+            few = max(way.solver.least, min(*way.steps, SOME))  # where it begins does not depend on how many follow
+            rehearse(way.solver, TRAJECTORIES[kind](few, Cosine()), Cosine())
 
 
 def _heads(students: dict[str, Distill], head: str, faults: list[str]) -> None:
@@ -553,6 +577,11 @@ def _in_circle(name: str, students: dict[str, Distill]) -> bool:
     return False
 
 
+def _shown(text: str) -> str:
+    """In quotes, in one line, and cut where it is long."""
+    return repr(text if len(text) <= STUDENT else f"{text[:STUDENT]}...")
+
+
 def _as_value_error(check: Callable[..., None], *arguments: Any) -> None:
     """What a dataclass may raise while it is read, so that the fault gets its path."""
     try:
@@ -573,16 +602,21 @@ def _options(kind: type[Solver], given: dict[str, Any], where: str) -> Solver:
     return made
 
 
+@functools.cache
+def _adapter(kind: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
 def _typed(kind: Any, section: Any, where: str, faults: list[str]) -> Any:
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     try:
-        return TypeAdapter(kind).validate_json(json.dumps(section), strict=True, extra="forbid")
+        return _adapter(kind).validate_json(json.dumps(section), strict=True, extra="forbid")
     except ValidationError as error:
         for fault in error.errors(include_url=False):
             faults.append(_line(kind, where, fault))
-    except TypeError as error:  # dates and the like, which are not JSON
-        faults.append(f"{where}: {error}")
     return None
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from diffcore.mistake import Mistake
 from tasks import dvc_environment, inventory, params, paths
 from tasks.inventory import File
+from tasks.strict_yaml import load_yaml, parse_yaml, yaml_text
 
 CODE = ("diffcore", "tasks")
 FILES = ("dvc.yaml", ".dvcignore", "stage")
@@ -36,7 +37,7 @@ def make(target: Path, preset: str | None, changes: list[str]) -> None:
     """
     raw = merged(preset, changes)
     params.parse(raw, f"the parameters of {target}")
-    wanted = {**_code(), "params.yaml": File(params.yaml_text(json.loads(json.dumps(raw))).encode())}
+    wanted = {**_code(), "params.yaml": File(yaml_text(json.loads(json.dumps(raw))).encode())}
     wanted[ENVIRONMENT] = File(link=str(Path(sys.prefix).resolve()))
     place = _place(target)
     with inventory.alone(place):
@@ -49,7 +50,7 @@ def make(target: Path, preset: str | None, changes: list[str]) -> None:
 
 def merged(preset: str | None, changes: list[str]) -> dict[str, Any]:
     """params.yaml, with the preset and the changes laid over it."""
-    found = params.load_yaml(paths.PARAMS)
+    found = load_yaml(paths.PARAMS)
     if preset is not None:
         _merge(found, _preset(preset), f"preset {preset}")
     for change in changes:
@@ -107,14 +108,14 @@ def _preset(name: str) -> dict[str, Any]:
     known = sorted(path.stem for path in PRESETS.glob("*.yaml"))
     if name not in known:
         raise Mistake(f"no preset {name!r}; known: {', '.join(known)}")
-    return params.load_yaml(PRESETS / f"{name}.yaml")
+    return load_yaml(PRESETS / f"{name}.yaml")
 
 
 def _change(text: str) -> dict[str, Any]:
     path, sign, value = text.partition("=")
     if not sign or not path:
         raise Mistake(f"--set {text}: write it as section.key=value")
-    nested = params.parse_yaml(value, f"--set {text}")
+    nested = parse_yaml(value, f"--set {text}")
     for key in reversed(path.split(".")):
         nested = {key: nested}
     return nested

@@ -7,7 +7,7 @@ import pytest
 
 from diffcore.mistake import Mistake
 from diffcore.trajectory import even
-from tasks import evaluate, params, workspace
+from tasks import evaluate, params, strict_yaml, workspace
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = (ROOT / "params.yaml").read_text()
@@ -165,8 +165,30 @@ def test_the_head_of_the_network(tmp_path):
 
 def test_all_faults_come_at_once(tmp_path):
     found = faults(tmp_path, ("groups: 8", "groups: x"), ("most: 64", "most: 0"), ("seed: 0", "sead: 0"))
-    assert len(found) == 4  # seed is unknown under its new name and missing under its own
-    assert {line.split(":")[0] for line in found} == {"network.groups", "search", "sead", "seed"}
+    assert [line.split(":")[0] for line in found] == ["sead", "network.groups", "search"]  # in the order of the file
+
+
+def test_a_misspelt_word_and_what_is_missing_for_it_are_one_line(tmp_path):
+    assert faults(tmp_path, ("network:", "netwrok:")) == ["netwrok: unknown section; did you mean 'network'?"]
+    assert faults(tmp_path, ("max_phase", "max_fase")) == ["network.max_fase: unknown key; did you mean 'max_phase'?"]
+    both = faults(tmp_path, ("target_ema", "target_emma"))
+    assert both == ["distill.cd.target_emma: unknown key; did you mean 'target_ema'?"]
+    assert faults(tmp_path, ("  layers: 1", "  xyz: 1")) == [
+        "network.layers: missing",
+        "network.xyz: unknown key; known: channels, layers, attention, groups, dropout, max_phase, conditional, head",
+    ]
+
+
+def test_faults_come_in_the_order_of_the_file(tmp_path):
+    changes = [
+        ("publish:", "publsh:"),
+        ("seed: 0", "seed: x"),
+        ("groups: 8", "groups: x"),
+        ("teacher: pd16", "teacher: 3"),
+    ]
+    changes += [("sampler: unipc", "sampler: unipk"), ("lr: 3.0e-3", "lr: .nan"), ("most: 64", "most: 0")]
+    places = ["seed", "network.groups", "teacher.lr", "distill.pd8.teacher", "search", "evaluate.teacher.4", "publsh"]
+    assert [line.split(": ")[0] for line in faults(tmp_path, *changes)] == places
 
 
 def with_students(tmp_path, conditional: bool, **lines: dict):
@@ -210,7 +232,7 @@ def test_a_fault_that_students_inherit_is_told_once(tmp_path):
 
 def test_numbers_read_as_dvc_reads_them(tmp_path):
     assert read(tmp_path, SHIPPED.replace("lr: 3.0e-3", "lr: 3e-3")).teacher.lr == 0.003
-    assert params.parse_yaml("[1e-4, on, yes]", "x") == [1e-4, "on", "yes"]
+    assert strict_yaml.parse_yaml("[1e-4, on, yes]", "x") == [1e-4, "on", "yes"]
 
 
 @pytest.mark.parametrize("text", ["a: 1\na: 2", "a: [1, 2", "- 1"])
@@ -283,8 +305,8 @@ def test_trajectories_that_will_not_be_there_are_refused(tmp_path):
     ]
     wrong = "students: {pd4: [{sampler: ddim, trajectory: even, steps: [3]}], pd5: []}"
     assert with_way("students: {}", wrong) == [
-        "evaluate.students.pd5: no student is called so; did you mean 'pd8'?",
         "evaluate.students.pd4.0.trajectory: pd4 is valid only on its own 4 steps; say `trajectory: own`",
+        "evaluate.students.pd5: no student is called so; did you mean 'pd8'?",
     ]
     between = "students: {pd4: [{sampler: dpm_solver_2, trajectory: own}]}"
     (fault,) = with_way("students: {}", between)

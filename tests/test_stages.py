@@ -27,6 +27,7 @@ METHODS = [f"diffcore.methods.{name}" for name in methods.names()]
 
 QUIET = {
     "tasks.params",  # it imports every Config to parse it, and parsing cannot change a result
+    "tasks.strict_yaml",
     "tasks.paths",
     "tasks.progress",
     "tasks.lifeline",

@@ -1,0 +1,152 @@
+"""How large a number of params.yaml may be, and why not larger: what would end in a hang, or without memory, hours later.
+
+The limits are far beyond use. Memory is counted as a lower bound and compared with MARGIN times what this machine has, so
+that what a larger machine could run is refused only where it is beyond question.
+"""
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from diffcore import fit, memory
+from diffcore.sources import Config as DataConfig
+
+MARGIN = 4
+"""Times the memory of this machine: swap, several machines, a batch that is split among more processes."""
+
+DIGITS = (1, 8, 8)
+
+UPDATES = 10**8
+STEPS = 10**4
+MOST = 10**4
+"""Of any number without a line below."""
+
+LARGEST = 1e9
+"""Of numbers with a point."""
+
+LIMITS: dict[str, tuple[int, str]] = {
+    "iterations": (UPDATES, "a thousand a second would take {days:.0f} days"),
+    "images": (10**9, "a thousand a second would take {days:.0f} days"),
+    "warmup": (UPDATES, "no training has so many updates"),
+    "steps": (STEPS, "ten times what the finest of published samplers take"),
+    "layers": (1000, "no network has so many blocks on a level"),
+    "inner": (1000, "each of them is a network call at every step"),
+    "corrections": (1000, "each of them is a network call at every step"),
+    "substeps": (1000, "each of them is a network call at every update"),
+    "critic_updates": (1000, "each of them is an update of the critic at every update"),
+    "size": (2**16, "no image has such a side"),
+}
+"""The largest value of a number by its key, wherever it stands, and why."""
+
+FREE = ("seed", "limit", "batch", "accumulate", "channels", "groups", "dimension", "threads")
+"""Numbers of which the machine decides, or of which any will do."""
+
+WAYS = 10**4
+"""Points of a frontier."""
+
+
+def of_numbers(path: str, value: Any) -> Iterator[str]:
+    """A line for each number of a section that is beyond all use, whatever the machine."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield from of_numbers(f"{path}.{key}", inner)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    key = next((word for word in reversed(path.split(".")) if not word.isdigit()), path)
+    if isinstance(value, float) and LARGEST < abs(value) < math.inf:
+        yield f"{path}: {value:g} is beyond all use; at most {LARGEST:g}"
+    elif isinstance(value, int) and key not in FREE:
+        most, why = LIMITS.get(key, (MOST, "beyond all use"))
+        if abs(value) > most:
+            yield f"{path}: {value} is more than {most}: {why.format(days=value / 1000 / 86400)}"
+
+
+def of_machine(found: Mapping[str, Any]) -> Iterator[str]:
+    """A line for whatever this machine cannot have the memory or the processors for."""
+    compute, most = found["compute"], max(64, 8 * (os.cpu_count() or 1))
+    if compute.threads > most:
+        yield f"compute.threads: {compute.threads} threads on {os.cpu_count()} processors; at most {most}"
+    for path, config in _trainings(found).items():
+        if config.batch % config.accumulate:
+            yield f"{path}.accumulate: {config.batch} images do not divide into {config.accumulate} parts; take a divisor"
+    has = memory.of_machine()
+    for path, needs, what, remedy in _needs(found):
+        if needs > MARGIN * has:
+            yield (
+                f"{path}: {what} needs about {memory.words(needs)} of memory at the very least, and this machine has "
+                f"{memory.words(has)}; {remedy}"
+            )
+
+
+def of_ways(ways: Iterator[tuple[str, str, Any]]) -> Iterator[str]:
+    """A line where the frontier would have more points than anybody could draw."""
+    points = 0
+    for path, _, way in ways:
+        tries = [way.trajectory, way.deepcache, way.skip, way.guidance]
+        each = max(1, len(way.steps))
+        for several in tries:
+            each *= len(several) if isinstance(several, list) else 1
+        if (points := points + each) > WAYS:
+            yield f"{path}: more than {WAYS} points to measure, all ways together; leave some out"
+            return
+
+
+Need = tuple[str, int, str, str]
+"""path, bytes, what for, remedy."""
+
+
+def _needs(found: Mapping[str, Any]) -> Iterator[Need]:
+    image = _image(found["data"])
+    adopted = not isinstance(found["teacher"], fit.Config)
+    shape = None if adopted else found["network"]  # of another network than ours nothing is known
+    if shape:
+        weights = memory.of_weights(shape, image[0], copies=2)
+        yield "network.channels", weights, "a training of this network", "take fewer channels or layers"
+    for path, config in _trainings(found).items():
+        yield _training(path, config, shape, image, found["compute"])
+    yield from _measurements(found, image)
+
+
+def _trainings(found: Mapping[str, Any]) -> dict[str, fit.Config]:
+    students = {f"distill.{name}": line.fit for name, line in found["distill"].items()}
+    return {**({"teacher": found["teacher"]} if isinstance(found["teacher"], fit.Config) else {}), **students}
+
+
+def _training(path: str, config: fit.Config, shape: Any, image: tuple[int, ...], compute: fit.Compute) -> Need:
+    half = compute.precision == "bf16" or (compute.precision == "auto" and compute.device.type == "cuda")
+    part = -(-config.batch // config.accumulate)
+    needs = memory.of_batch(shape, image, config.batch, part, 2 if half else memory.FLOAT)
+    return (
+        f"{path}.batch",
+        needs,
+        f"a batch of {config.batch} images of {_side(image)}",
+        "lower it, or raise accumulate",
+    )
+
+
+def _measurements(found: Mapping[str, Any], image: tuple[int, ...]) -> Iterator[Need]:
+    features, evaluate, fitted = found["features"], found["evaluate"], found["search"].fitted
+    one = memory.FLOAT * image[0] * image[1] * image[2]
+    wide, lower = features.channels, "lower it"
+    held = memory.FLOAT * 2 * wide * image[1] * image[2] + 2 * one
+    yield "features.channels", 16 * 19 * wide * wide, "a feature network so wide", lower
+    yield "features.dimension", 16 * features.dimension**2, "a covariance of so many features", lower
+    yield "features.batch", features.batch * held, f"a batch of {features.batch} images", lower
+    kept = 2 * one + 8 * features.dimension
+    yield "evaluate.images", evaluate.images * kept, f"measuring {evaluate.images} images of {_side(image)}", lower
+    yield "evaluate.batch", evaluate.batch * 4 * one, f"a batch of {evaluate.batch} images of {_side(image)}", lower
+    yield "search.fitted.points", 8 * fitted.points**2, "a table of all hops between so many points", lower
+    paths = fitted.batch * fitted.points
+    yield "search.fitted.batch", paths * one, f"{paths} images on the teacher's paths", lower
+    yield "gamma.batch", found["gamma"].batch * 4 * one, f"a batch of {found['gamma'].batch} images", lower
+
+
+def _image(data: DataConfig) -> tuple[int, int, int]:
+    """[c, h, w] of the images, or of the least they can be where only the files tell."""
+    channels, height, width = DIGITS if data.source == "digits" else (1, 1, 1)
+    return data.channels or channels, data.size or height, data.size or width
+
+
+def _side(image: tuple[int, ...]) -> str:
+    return "x".join(map(str, image))

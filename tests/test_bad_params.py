@@ -1,0 +1,243 @@
+"""No params.yaml hangs, ends in a traceback, or is taken and fails hours later."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from diffcore import memory
+from diffcore.mistake import Mistake
+from diffcore.nets import unet
+from diffcore.nets.unet import Shape
+from tasks import bounds, params, workspace
+from tests import bad_params
+
+ROOT = Path(__file__).parent.parent
+
+WALK = [case for place, case in enumerate(bad_params.numbers()) if place % 23 == 0]
+"""Some of the walk over all values; `bad_params.cases` has all."""
+
+
+def refusal(folder: Path) -> list[str]:
+    with pytest.raises(Mistake) as caught:
+        params.read(folder / "params.yaml")
+    return str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize("case", [*bad_params.texts(), *bad_params.places(), *WALK], ids=lambda case: case.name)
+def test_a_file_that_is_not_in_order_is_refused_in_a_line_for_each_fault(tmp_path, case):
+    case.lay(tmp_path)
+    lines = refusal(tmp_path)
+    assert any(case.words in line for line in lines), lines
+    assert all(
+        line.startswith(f"{tmp_path / 'params.yaml'}") and len(line) < 700 and line.isprintable() for line in lines
+    )
+
+
+def test_there_are_enough_of_them():
+    assert len(list(bad_params.cases())) >= 600
+
+
+@pytest.mark.parametrize("name", bad_params.GOOD)
+def test_what_only_looks_odd_is_taken(tmp_path, name):
+    (tmp_path / "params.yaml").write_bytes(bad_params.GOOD[name])
+    assert params.read(tmp_path / "params.yaml").distill
+
+
+NUMBERS = {(*where, name, kind.__name__): (where, name, kind) for where, name, kind in bad_params.fields_of_all()}
+
+
+def of_kind(word: str) -> list[tuple]:
+    return [place for place in NUMBERS if place[-1] == word]
+
+
+def named(place: tuple) -> str:
+    return ".".join(map(str, place[:-1]))
+
+
+def refused(where: bad_params.Where, name: str, value: object, alone: bool = False) -> str:
+    """What is said of a number at its place; alone: in a file of that section only, which is quicker to read."""
+    raw = bad_params.raw_with(where, name, value)
+    with pytest.raises(Mistake) as caught:
+        params.parse({where[0]: raw[where[0]]} if alone else raw, "p")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "place", [place for place in NUMBERS if place[-1] == "float"], ids=lambda place: ".".join(map(str, place))
+)
+def test_every_number_with_a_point_must_be_finite(place):
+    where, name, _ = NUMBERS[place]
+    for value in (float("nan"), float("inf"), float("-inf")):
+        assert f"p: {bad_params.path_of(where, name)}: must be a finite number, got {value}" in refused(
+            where, name, value
+        )
+    assert f"{bad_params.path_of(where, name)}: 1e+30 is beyond all use" in refused(where, name, 1e30)
+
+
+ANY = {"seed", "limit"}
+"""Whole numbers of which any is in order."""
+
+
+@pytest.mark.parametrize(
+    "place", [place for place in NUMBERS if place[-1] == "int"], ids=lambda place: ".".join(map(str, place))
+)
+def test_every_whole_number_has_a_largest_value(place):
+    where, name, _ = NUMBERS[place]
+    if name in ANY:
+        assert "more than 64 bits" in refused(where, name, 10**20)
+    else:
+        huge = [10**13] if name == "channels" and where == ("network",) else 10**13
+        assert name in refused(where, name, huge)
+
+
+def test_the_walk_over_all_numbers_reaches_them():
+    names = {".".join(map(str, place[:-1])) for place in NUMBERS}
+    assert len(NUMBERS) > 100
+    assert {"compute.memory_gb", "search.fitted.late", "publish.tolerance", "teacher.clip", "network.channels"} <= names
+    assert {"distill.consistency.huber", "distill.phased.critic_lr", "evaluate.teacher.0.options.edm.s_max"} <= names
+    assert {"evaluate.teacher.0.deepcache.power", "evaluate.teacher.0.skip.bottom", "distill.guided.lr"} <= names
+
+
+# ------------------------------------------------------------------------------- memory
+
+SHAPES = [
+    (Shape((16, 32), 1, False, 8, 0.0, 12.0), 1),
+    (Shape((8,), 2, False, 8, 0.0, 12.0, head="both"), 3),
+    (Shape((16, 32, 48), 2, True, 8, 0.0, 12.0), 3),
+    (Shape((8, 8), 3, True, 4, 0.0, 12.0, head="x0"), 1),
+]
+
+
+@pytest.mark.parametrize(("shape", "channels"), SHAPES)
+def test_parameters_are_counted_without_a_network(shape, channels):
+    net = unet.UNet(shape.config((channels, 16, 16)))
+    assert memory.parameters(shape, channels) == sum(p.numel() for p in net.parameters())
+
+
+@pytest.mark.parametrize(("shape", "channels"), SHAPES)
+def test_what_is_kept_for_the_way_back_is_no_less_and_not_far_more_than_counted(shape, channels):
+    import torch
+
+    net, storages = unet.UNet(shape.config((channels, 16, 16))), {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        alive = net(torch.randn(2, channels, 16, 16), torch.zeros(2))
+    assert alive.requires_grad
+    weights = {p.untyped_storage().data_ptr() for p in net.parameters()}
+    kept = sum(size for place, size in storages.items() if place not in weights) / 4 / 2
+    counted = memory.kept(shape, (channels, 16, 16))
+    assert counted <= kept <= 2 * counted
+
+
+def with_memory(monkeypatch, count: float, **changes) -> list[str]:
+    """What is said of the shipped file with these changes on a machine of so many bytes."""
+    monkeypatch.setattr(memory, "of_machine", lambda: int(count))
+    raw = bad_params.shipped()
+    for path, value in changes.items():
+        section, _, key = path.partition("__")
+        raw[section][key] = value
+    try:
+        params.parse(raw, "p")
+    except Mistake as mistake:
+        return str(mistake).splitlines()
+    return []
+
+
+def test_a_batch_is_refused_where_memory_is_far_too_small_and_taken_otherwise(monkeypatch):
+    shape = Shape((16, 32), 1, False, 8, 0.0, 12.0)
+    needs = memory.of_batch(shape, (1, 8, 8), 10**6, 10**6)
+    assert needs == 10**6 * (2 * 4 * 64 + 4 * memory.kept(shape, (1, 8, 8)))
+    (line,) = with_memory(monkeypatch, needs / 4 - 1, teacher__batch=10**6)
+    assert line == (
+        f"p: teacher.batch: a batch of 1000000 images of 1x8x8 needs about {memory.words(needs)} of memory at the very "
+        f"least, and this machine has {memory.words(int(needs / 4 - 1))}; lower it, or raise accumulate"
+    )
+    assert with_memory(monkeypatch, needs / 4 + 1, teacher__batch=10**6) == []
+    assert with_memory(monkeypatch, needs / 40, teacher__batch=10**6, teacher__accumulate=100) == []  # in parts
+
+
+def test_a_network_is_refused_where_memory_is_far_too_small_and_taken_otherwise(monkeypatch):
+    needs = memory.of_weights(Shape((512, 1024), 1, False, 8, 0.0, 12.0), 1, copies=2)
+    assert needs > 4e8
+    lines = with_memory(monkeypatch, needs / 4 - 1, network__channels=[512, 1024])
+    assert lines[0].startswith("p: network.channels: a training of this network needs about ")
+    assert not with_memory(monkeypatch, needs, network__channels=[512, 1024])
+
+
+def test_of_a_network_from_elsewhere_only_the_images_count(monkeypatch):
+    assert with_memory(monkeypatch, 1e6, network__channels=[512, 1024])
+    raw = bad_params.shipped()
+    raw["network"]["channels"], raw["teacher"] = [512, 1024], {"folder": "there"}
+    params.parse(raw, "p")
+
+
+def test_bfloat16_takes_half_of_what_is_kept():
+    shape = Shape((16, 32), 1, False, 8, 0.0, 12.0)
+    compute = params.read(ROOT / "params.yaml").compute
+    found = dataclasses.replace(compute, precision="bf16"), dataclasses.replace(compute, precision="no")
+    config = params.read(ROOT / "params.yaml").teacher
+    half, whole = (bounds._training("teacher", config, shape, (1, 8, 8), each)[1] for each in found)
+    images = memory.of_batch(None, (1, 8, 8), config.batch, config.batch)
+    assert whole - images == 2 * (half - images) > 0
+
+
+def test_bytes_are_said_as_people_say_them():
+    said = {0: "0 bytes", 999: "999 bytes", 25_300_000_000: "25.3 GB", 3_200_000_000_000: "3.2 TB", 10**18: "1e+03 PB"}
+    assert {count: memory.words(count) for count in said} == said
+
+
+# ------------------------------------------------------------------------------- ways in
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "compute.memory_gb=.inf",
+        "teacher.lr=.nan",
+        "seed=[[[",
+        "seed=*x",
+        "a..b=1",
+        "=1",
+        "seed",
+        "publish.model=a/b",
+        "7=1",
+    ],
+)
+def test_a_change_on_the_command_line_is_refused_as_in_the_file(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(Mistake) as caught:
+        workspace.make(tmp_path / "w", None, [text])
+    assert len(str(caught.value).splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a list", "a picture", "deep braces", "a bomb of aliases", "a day that is none"])
+def test_a_preset_is_read_as_strictly(tmp_path, monkeypatch, name):
+    presets = tmp_path / "presets"
+    presets.mkdir()
+    (presets / "odd.yaml").write_bytes(bad_params.FILES[name][0])
+    monkeypatch.setattr(workspace, "PRESETS", presets)
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(Mistake) as caught:
+        workspace.make(tmp_path / "w", "odd", [])
+    assert str(caught.value).isprintable()
+    assert not (tmp_path / "w").exists()
+
+
+def test_the_command_line_survives_the_worst_of_them(tmp_path):
+    (tmp_path / "params.yaml").write_bytes(bad_params.FILES["deep brackets"][0])
+    done = subprocess.run(
+        [sys.executable, "-m", "tasks", "check"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (2, "error: params.yaml is nested more than 40 deep; no parameters are\n")
