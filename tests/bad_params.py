@@ -167,6 +167,7 @@ def raw_with(where: Where, name: str, value: Any) -> dict[str, Any]:
     else:
         inner = raw
         for key in where:
+            inner[key] = inner[key] if isinstance(inner.get(key), dict) else {}
             inner = inner[key]
         inner[name] = value
     return raw
