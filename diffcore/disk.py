@@ -57,8 +57,8 @@ def write_sealed(path: Path, value: dict[str, Any]) -> None:
     write_json(path, {**content, "seal": digest(content)})
 
 
-def read_sealed(path: Path, schema: int, remedy: str) -> dict[str, Any]:
-    """What `write_sealed` wrote, without the seal.
+def read_sealed(path: Path, schema: int | None, remedy: str) -> dict[str, Any]:
+    """What `write_sealed` wrote, without the seal; schema: None for what has none.
 
     A Mistake that ends with the remedy for a file that is missing, torn, changed or of another schema.
     """
@@ -75,6 +75,26 @@ def read_sealed(path: Path, schema: int, remedy: str) -> dict[str, Any]:
     if value.get("schema") != schema:
         raise Mistake(f"{path} has schema {value.get('schema')}, this version reads {schema}; {remedy}")
     return value
+
+
+def write_summed(path: Path, text: str) -> None:
+    """`write` for a table, which can hold no seal, and its digest beside it as `NAME.sha256`, which sha256sum checks."""
+    write(path, text)
+    write(_sum(path), f"{sha256(path)}  {path.name}\n")
+
+
+def read_summed(path: Path, remedy: str) -> str:
+    """What `write_summed` wrote. A Mistake that ends with the remedy for a file that is missing or changed."""
+    for needed in (path, _sum(path)):
+        if not needed.is_file():
+            raise Mistake(f"{needed} is missing; {remedy}")
+    if _sum(path).read_bytes() != f"{sha256(path)}  {path.name}\n".encode():
+        raise Mistake(f"{path} was changed since it was written; {remedy}")
+    return path.read_text()
+
+
+def _sum(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
 
 
 @contextlib.contextmanager

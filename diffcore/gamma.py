@@ -9,18 +9,23 @@ own mean (the paper's appendix H.2).
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from diffcore import disk
 from diffcore.denoiser import Condition, Denoiser
 from diffcore.draw import generator, noises
 from diffcore.mistake import Mistake
 from diffcore.shapes import Sample
 
 Estimator = Literal["norm", "residual"]
+
+SCHEMA = 2
+"""Of gamma.json."""
 
 RANGE = (-1.0, 1.0)
 """Of the data, where nothing else is said."""
@@ -158,6 +163,21 @@ class Gamma:
 
         moments = Moments(array("total"), array("square"), value["images"])
         return cls(value["steps"], value["seed"], array("alpha2"), array("sigma2"), moments)
+
+
+def read(path: Path, checkpoint: str | None, remedy: str) -> dict[str, Any]:
+    """The content of gamma.json: `about`, `edges` and what `Gamma.from_json` takes.
+
+    checkpoint: the digest of the checkpoint that it must have been estimated from, None for any. A Mistake that ends with the
+    remedy for a file of another one, or one that is not whole.
+    """
+    told = disk.read_sealed(path, SCHEMA, remedy)
+    own = told["about"]["checkpoint_digest"]
+    if checkpoint not in (None, own):
+        raise Mistake(
+            f"{path} was estimated from checkpoint {own[:12]}, and the one here is {checkpoint[:12]}; {remedy}"
+        )
+    return told
 
 
 ROUNDING = 1e-9

@@ -11,6 +11,9 @@ from torch import Tensor
 from diffcore.mistake import Mistake
 from diffcore.schedule import Schedule
 
+SCHEMA = 2
+"""Of trajectory.json."""
+
 
 @dataclass(frozen=True)
 class Trajectory:

@@ -42,7 +42,7 @@ def teacher(params: Params) -> None:
     }
     card = checkpoint.save(paths.CHECKPOINTS / ROOT, found.denoiser, tuple(manifest.shape), about)
     columns = [field.name for field in fields(fit.Event) if field.default is MISSING]
-    disk.write(paths.CURVES / f"{ROOT}.csv", ",".join(columns) + "\n")
-    disk.write_json(paths.COST / f"{ROOT}.json", {"seconds": 0.0, **COST})
+    disk.write_summed(paths.CURVES / f"{ROOT}.csv", ",".join(columns) + "\n")
+    disk.write_sealed(paths.COST / f"{ROOT}.json", {"seconds": 0.0, **COST})
     steps, head = found.denoiser.labels, found.denoiser.head
     say(f"{ROOT}: adopted from {folder}, head {head}, {steps} noise levels; checkpoint {card.digest[:12]}")

@@ -5,7 +5,9 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 from diffcore import (
     checkpoint,
@@ -58,7 +60,9 @@ class Bench:
         self.reference = quality.Reference.of(self.real.pixels, self.network)
         self.floor = quality.floor(self.reference, self.config.images, self.config.seed)
         self.opened = {name: self._open(name) for name in (ROOT, *params.distill)}
-        self.gamma = gamma.Gamma.from_json(json.loads(paths.GAMMA.read_text()))
+        told = gamma.read(paths.GAMMA, self.opened[ROOT].card.digest, paths.again("gamma"))
+        self.gamma = gamma.Gamma.from_json(told)
+        _check_searched(told, {name: opened.card.digest for name, opened in self.opened.items()})
         self.labels = draw.labels_like(self.real.labels, self.config.images, self.config.seed)
         self.teacher: Sample | None = None
 
@@ -148,10 +152,18 @@ def evaluate(params: Params) -> None:
         pictures.contact_sheet([*labelled, ("real", real)], folder / "all.png")
     frontier = Frontier(tuple(points), bench.floor, bench.opened[ROOT].card.data)
     value = frontier.to_json(frontier.recommend(params.publish.tolerance))
-    disk.write_json(paths.FRONTIER, value)
+    disk.write_sealed(paths.FRONTIER, value)
     disk.write(paths.FRONTIER.with_suffix(".csv"), frontier.to_csv())
     pictures.frontier(value, paths.FRONTIER.with_suffix(".png"))
-    pictures.curves({path.stem: path for path in sorted(paths.CURVES.glob("*.csv"))}, paths.ARTIFACTS / "curves.png")
+    pictures.curves(curves(), paths.ARTIFACTS / "curves.png")
+
+
+def curves() -> dict[str, Path]:
+    """The training curves by checkpoint, each checked."""
+    found = {path.stem: path for path in sorted(file.with_suffix("") for file in paths.CURVES.glob("*.csv.sha256"))}
+    for name, path in found.items():
+        disk.read_summed(path, paths.again(paths.stage(name)))
+    return found
 
 
 def plan(params: Params, opened: dict[str, checkpoint.Checkpoint]) -> Iterator[Plan]:
@@ -208,7 +220,7 @@ def _curve(way: Way, recipe: Recipe) -> list[str]:
 def _times(name: str, kind: str, steps: int, opened: checkpoint.Checkpoint) -> Trajectory:
     if kind in TRAJECTORIES:
         return TRAJECTORIES[kind](steps, opened.denoiser.schedule)
-    found = json.loads(paths.TRAJECTORY.read_text())
+    found = _searched()
     if kind == "fitted":
         known = found["fitted"].get(name)
         if known is None:
@@ -219,3 +231,17 @@ def _times(name: str, kind: str, steps: int, opened: checkpoint.Checkpoint) -> T
     if str(steps) not in found["nodes"]:
         raise Mistake(f"no searched trajectory of {steps} steps; raise search.most to at least {steps}")
     return trajectory.nodes(found["nodes"][str(steps)], found["about"]["steps"])
+
+
+def _searched() -> dict[str, Any]:
+    return disk.read_sealed(paths.TRAJECTORY, trajectory.SCHEMA, paths.again("search"))
+
+
+def _check_searched(told: dict[str, Any], digests: Mapping[str, str]) -> None:
+    """A Mistake if trajectory.json was not made from this gamma.json, `told`, and from checkpoints with these digests."""
+    made = _searched()["from"]
+    if made["gamma"] != disk.digest(told):
+        raise Mistake(f"{paths.TRAJECTORY} was made from another {paths.GAMMA.name}; {paths.again('search')}")
+    for name, digest in made["checkpoints"].items():
+        if digests.get(name, digest) != digest:
+            raise Mistake(f"{paths.TRAJECTORY} was fitted to another checkpoint {name}; {paths.again('search')}")

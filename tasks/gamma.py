@@ -17,5 +17,5 @@ def estimate(params: Params) -> None:
     found = gamma.estimate(teacher.denoiser, x0, params.gamma, Progress("gamma", "calls"), labels=labels)
     about = {"checkpoint": ROOT, "checkpoint_digest": teacher.card.digest, "data": teacher.card.data}
     edges = float(((pixels == 0) | (pixels == 255)).double().mean())  # what the search knows of the bound's decoder
-    disk.write_json(paths.GAMMA, {"about": about, "edges": edges, **found.to_json()})
+    disk.write_sealed(paths.GAMMA, {"schema": gamma.SCHEMA, "about": about, "edges": edges, **found.to_json()})
     say(f"gamma: {found.images} images at {found.steps} times; {found.told()}")

@@ -15,3 +15,13 @@ TRAJECTORY = ARTIFACTS / "trajectory.json"
 FRONTIER = ARTIFACTS / "frontier.json"
 SAMPLES = ARTIFACTS / "samples"
 PUBLISHED = ARTIFACTS / "published.json"
+
+
+def stage(name: str) -> str:
+    """The stage that makes the checkpoint NAME, its curve and its cost."""
+    return name if name == "teacher" else f"distill@{name}"
+
+
+def again(stage: str) -> str:
+    """What mends an artifact that is missing or damaged, as the end of a Mistake."""
+    return f"run the stage `{stage}` again"

@@ -8,7 +8,7 @@ from tasks.progress import say
 
 def publish(params: Params) -> None:
     receipt = tracking.publish(paths.ARTIFACTS, params.publish.experiment, params.publish.model, params.raw)
-    disk.write_json(paths.PUBLISHED, receipt)
+    disk.write_sealed(paths.PUBLISHED, receipt)
     say(
         f"publish: {len(receipt['runs'])} runs in experiment {params.publish.experiment!r} at {receipt['tracking_uri']}"
     )

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from diffcore import disk
-from diffcore.frontier import Frontier
+from diffcore.frontier import SCHEMA, Frontier
 from diffcore.mistake import Mistake
 from tasks import dvc_environment, lifeline, params, paths, tracking
 from tasks.progress import say
@@ -58,11 +58,11 @@ def report() -> None:
     """Prints the frontier, the recommended point and why, and where to look."""
     if not paths.FRONTIER.exists():
         raise Mistake(f"{paths.FRONTIER} is missing; run the pipeline first: make run")
-    found = json.loads(paths.FRONTIER.read_text())
+    found = disk.read_sealed(paths.FRONTIER, SCHEMA, paths.again("evaluate"))
     say(Frontier.from_json(found).table())
     say(f"recommended: {found['recommended']['name']}\n  {found['recommended']['reason']}")
     point = next(point for point in found["points"] if point["name"] == found["recommended"]["name"])
     say(f"  the checkpoint is {paths.CHECKPOINTS / point['checkpoint']}\n")
     say(f"pictures: {paths.FRONTIER.with_suffix('.png')}, samples of every point: {paths.SAMPLES / 'all.png'}")
     if paths.PUBLISHED.exists():
-        say(tracking.how_to_open(json.loads(paths.PUBLISHED.read_text())))
+        say(tracking.how_to_open(disk.read_sealed(paths.PUBLISHED, None, paths.again("publish"))))

@@ -30,7 +30,9 @@ def _open(artifacts: dict[str, str], config: dict[str, Any]) -> Draw:
 
     checkpoint, known = load(Path(artifacts["checkpoint"])), None
     if "gamma" in artifacts:
-        known = gamma.Gamma.from_json(json.loads(Path(artifacts["gamma"]).read_text()))
+        own = None if checkpoint.card.teacher else checkpoint.card.digest  # a student is sampled by its teacher's
+        told = gamma.read(Path(artifacts["gamma"]), own, "publish this model again")
+        known = gamma.Gamma.from_json(told)
     made = recipe.from_json(json.loads(config["recipe"]))
     sampler = made.sampler(checkpoint, Trajectory(tuple(config["times"])), known)
 

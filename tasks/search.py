@@ -4,10 +4,9 @@ Two aims: least cost of the variational bound, which serves likelihood, and hops
 serves the quality of samples.
 """
 
-import json
 from typing import Any
 
-from diffcore import checkpoint, disk, draw, gamma, hops, search, shards, threads
+from diffcore import checkpoint, disk, draw, gamma, hops, search, shards, threads, trajectory
 from diffcore.denoiser import Condition
 from diffcore.mistake import Mistake
 from tasks import paths
@@ -17,13 +16,19 @@ from tasks.progress import say
 
 def find(params: Params) -> None:
     threads.use(params.compute.threads)
-    bound, fitted = _bound(params), _fitted(params)
-    disk.write_json(paths.TRAJECTORY, {**bound, "fitted": fitted})
+    told = gamma.read(paths.GAMMA, _digest(ROOT), paths.again("gamma"))
+    bound, fitted = _bound(params, told), _fitted(params)
+    made = {"gamma": disk.digest(told), "checkpoints": {name: _digest(name) for name in (ROOT, *fitted)}}
+    disk.write_sealed(paths.TRAJECTORY, {"schema": trajectory.SCHEMA, "from": made, **bound, "fitted": fitted})
 
 
-def _bound(params: Params) -> dict[str, Any]:
-    told, most = json.loads(paths.GAMMA.read_text()), params.search.most
-    found = gamma.Gamma.from_json(told)
+def _digest(name: str) -> str:
+    return checkpoint.read_card(paths.CHECKPOINTS / name).digest
+
+
+def _bound(params: Params, told: dict[str, Any]) -> dict[str, Any]:
+    """told: the content of gamma.json."""
+    found, most = gamma.Gamma.from_json(told), params.search.most
     if most > found.steps:
         raise Mistake(f"search.most is {most}, but gamma.steps is only {found.steps}; lower it")
     covariance = found.covariance(params.search.estimator, params.search.repair)

@@ -29,9 +29,10 @@ from typing import Any
 
 from diffcore import disk
 from diffcore.mistake import Mistake
-from tasks import pictures
+from tasks import paths, pictures
 
 LOCAL = "sqlite:///mlflow.db"
+FRONTIER_SCHEMA = 2  # diffcore.frontier's, whose import would cost that of torch
 LOCK = Path(".mlflow.lock")
 CHALLENGER = "challenger"
 CURVE_ROWS = 100  # of each training curve; the whole csv lies beside them. A thousand metrics take SQLite half a second
@@ -164,9 +165,7 @@ def how_to_open(receipt: dict[str, Any]) -> str:
 
 def _read(folder: Path, parameters: dict[str, Any]) -> Files:
     path = folder / "frontier.json"
-    if not path.exists():
-        raise Mistake(f"{path} is missing; run the evaluate stage first")
-    table = json.loads(path.read_text())
+    table = disk.read_sealed(path, FRONTIER_SCHEMA, paths.again("evaluate"))
     if table["recommended"]["name"] not in {point["name"] for point in table["points"]}:
         raise Mistake(
             f"{path} recommends {table['recommended']['name']!r}, none of its points; run the evaluate stage again"
@@ -491,7 +490,7 @@ def _train_pages(book: Book, files: Files) -> list[Page]:
     for path in sorted((files.folder / "curves").glob("*.csv")):
         name = path.stem
         card = _card(files.folder / "checkpoints" / name)
-        cost = _cost(files.folder / "cost" / f"{name}.json")
+        cost = _cost(files.folder / "cost" / f"{name}.json", name)
         content = {"curve": disk.sha256(path), "digest": card["digest"], "cost": cost}
         pages.append(Page("train", f"train {name}", content, _train_filler(book, path, card, cost)))
     return pages
@@ -517,8 +516,8 @@ def _curve_values(row: dict[str, float]) -> dict[str, float]:
 
 def _thinned(path: Path) -> list[dict[str, float]]:
     """A curve as at most CURVE_ROWS rows: each the mean of as many neighbours, at the step of the last of them."""
-    with open(path, newline="") as file:
-        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    text = disk.read_summed(path, paths.again(paths.stage(path.stem)))
+    rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(io.StringIO(text))]
     width = -(-len(rows) // CURVE_ROWS) or 1
     cells = [rows[first : first + width] for first in range(0, len(rows), width)]
     return [
@@ -527,8 +526,8 @@ def _thinned(path: Path) -> list[dict[str, float]]:
     ]
 
 
-def _cost(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
+def _cost(path: Path, name: str) -> dict[str, Any]:
+    return disk.read_sealed(path, None, paths.again(paths.stage(name)))
 
 
 def _metrics(values: dict[str, float | None], step: int, model: str | None = None) -> list[Any]:

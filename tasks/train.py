@@ -126,8 +126,8 @@ def _train(name: str, job: Job, parameters: dict[str, Any], params: Params) -> N
     result = job.student.around(fitted.net)
     result.grid = method.grid(job.config)
     card = checkpoint.save(paths.CHECKPOINTS / name, result, tuple(manifest.shape), {**about, "cost": cost})
-    disk.write(paths.CURVES / f"{name}.csv", _csv(fitted.curve))
-    disk.write_json(paths.COST / f"{name}.json", {"seconds": round(fitted.seconds, 1), **cost})
+    disk.write_summed(paths.CURVES / f"{name}.csv", _csv(fitted.curve))
+    disk.write_sealed(paths.COST / f"{name}.json", {"seconds": round(fitted.seconds, 1), **cost})
     say(f"{name}: {images} images in {fitted.seconds:.0f} s; checkpoint {card.digest[:12]}")
 
 

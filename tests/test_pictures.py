@@ -1,6 +1,7 @@
 """Pictures: what they show is read back from the pixels and from matplotlib's own objects, not from golden files."""
 
 import csv
+import io
 import json
 import math
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffcore import disk
 from diffcore.mistake import Mistake
 from tasks import pictures
 
@@ -239,10 +241,11 @@ def test_a_contact_sheet_of_large_images_stays_a_sheet(tmp_path):
 
 
 def write_curve(path, rows: int) -> None:
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["step", "images", "loss", "grad_norm", "lr"])
-        writer.writerows([[k, 128 * k, 1 / k, 1.0, 1e-3] for k in range(1, rows + 1)])
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["step", "images", "loss", "grad_norm", "lr"])
+    writer.writerows([[k, 128 * k, 1 / k, 1.0, 1e-3] for k in range(1, rows + 1)])
+    disk.write_summed(path, text.getvalue())
 
 
 def test_curves_show_every_run_as_logged_and_smoothed(tmp_path, drawn):

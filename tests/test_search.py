@@ -313,15 +313,14 @@ def test_what_the_fast_search_refuses():
 
 
 @pytest.mark.parametrize("repair", [False, True])
-def test_the_stage_tells_what_was_moved(repair, tmp_path, monkeypatch):
-    monkeypatch.setattr(stage.paths, "GAMMA", tmp_path / "gamma.json")
+def test_the_stage_tells_what_was_moved(repair):
     alpha2, sigma2, cov, _ = tables(20, "cosine")
     cov[[9, 15]] *= [0.5, 9.0]
     rows = torch.from_numpy(np.stack([1 - alpha2 / sigma2 * cov, cov, cov]))
     found = Gamma(20, 0, torch.from_numpy(alpha2), torch.from_numpy(sigma2), Moments(rows * 4, rows**2 * 4, 4))
-    stage.paths.GAMMA.write_text(json.dumps({**found.to_json(), "edges": 0.25}))
+    known_edges = {**found.to_json(), "edges": 0.25}
     options = SimpleNamespace(most=8, estimator="residual", repair=repair, decoder=False)
-    told = json.loads(json.dumps(stage._bound(SimpleNamespace(search=options))))
+    told = json.loads(json.dumps(stage._bound(SimpleNamespace(search=options), known_edges)))
     known = found.covariance("residual", repair)
     assert told["about"] == {
         "estimator": "residual",
@@ -336,23 +335,21 @@ def test_the_stage_tells_what_was_moved(repair, tmp_path, monkeypatch):
     for steps in range(2, 9):
         assert told["cost"][str(steps)] == pytest.approx(expected.cost(steps), rel=1e-12)
     options.decoder = True
-    free = stage._bound(SimpleNamespace(search=options))
+    free = stage._bound(SimpleNamespace(search=options), known_edges)
     assert all(len(free["nodes"][str(k)]) == k and free["nodes"][str(k)][-1] == 20 for k in range(1, 9))
     whole = search.shortest(search.with_data(search.cost(sigma2, known.values.numpy()), known.values.numpy(), 0.25), 9)
     assert free["cost"]["4"] == pytest.approx(whole.cost(5), rel=1e-12)
 
 
-def test_the_stage_knows_the_noise_by_its_share(tmp_path, monkeypatch):
+def test_the_stage_knows_the_noise_by_its_share():
     """A process scaled at each time as one likes has the same costs and the same paths."""
-    monkeypatch.setattr(stage.paths, "GAMMA", tmp_path / "gamma.json")
     alpha2, sigma2, cov, _ = tables(20, "cosine")
     rows = torch.from_numpy(np.stack([1 - alpha2 / sigma2 * cov, cov, cov]))
     options, told = SimpleNamespace(most=8, estimator="residual", repair=True, decoder=True), []
     for scale in (1.0, np.linspace(9.0, 1.0, 20)):
         scaled = (torch.from_numpy(scale * part) for part in (alpha2, sigma2))
         found = Gamma(20, 0, *scaled, Moments(rows * 4, rows**2 * 4, 4))
-        stage.paths.GAMMA.write_text(json.dumps({**found.to_json(), "edges": 0.25}))
-        told.append(stage._bound(SimpleNamespace(search=options)))
+        told.append(stage._bound(SimpleNamespace(search=options), {**found.to_json(), "edges": 0.25}))
     assert told[0]["nodes"] == told[1]["nodes"]
     assert list(told[0]["cost"].values()) == pytest.approx(list(told[1]["cost"].values()))
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from diffcore import disk
 from diffcore.mistake import Mistake
 from tasks import pictures, tracking
 from tests.test_pictures import point, ramp, small_table, table, write_curve
@@ -31,7 +32,7 @@ def write_files(folder: Path, shown: dict) -> None:
     """Everything that publishing reads. The weights are a few bytes: no model is opened when it is logged."""
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "samples").mkdir(parents=True)
-    (folder / "frontier.json").write_text(json.dumps(shown))
+    disk.write_sealed(folder / "frontier.json", shown)
     (folder / "frontier.csv").write_text(
         "name,nfe,fd\n" + "".join(f"{p['name']},{p['nfe']},{p['fd']}\n" for p in shown["points"])
     )
@@ -59,7 +60,7 @@ def write_checkpoint(folder: Path, p: dict) -> None:
     (folder / "checkpoints" / p["checkpoint"] / "weights.bin").write_bytes(b"weights")
     (folder / "checkpoints" / p["checkpoint"] / "card.json").write_text(json.dumps(card))
     write_curve(folder / "curves" / f"{p['checkpoint']}.csv", 0 if p["checkpoint"] == "teacher" else 50)
-    (folder / "cost" / f"{p['checkpoint']}.json").write_text(json.dumps({"seconds": 3.5, "iterations": 50}))
+    disk.write_sealed(folder / "cost" / f"{p['checkpoint']}.json", {"seconds": 3.5, "iterations": 50})
 
 
 def publish(shown: dict | None = None) -> dict:
