@@ -26,6 +26,20 @@ class Level:
     sigma: Tensor
 
 
+class Table:
+    """Numbers that are asked for wherever a sample lies, and copied there once."""
+
+    def __init__(self, values: Tensor):
+        self._copies = {values.device: values}
+
+    def beside(self, like: Tensor) -> Tensor:
+        """The same numbers on the device of `like`."""
+        if like.device not in self._copies:
+            with torch.inference_mode(False):  # the copy outlives the block that asks first
+                self._copies[like.device] = next(iter(self._copies.values())).to(like.device)
+        return self._copies[like.device]
+
+
 class Schedule(abc.ABC):
     """A noise schedule: `alpha` and `sigma` of t, and the inverse of the half log-SNR log(alpha/sigma)."""
 
@@ -114,7 +128,8 @@ class SubVP(Linear):
 class Discrete(Schedule):
     """DDPM's N betas (Ho et al. 2020, arXiv 2006.11239): t = n/N is step n, t = 0 is data.
 
-    Between the steps the angle is linear in t, which stays finite where alpha-bar is 0 (a zero terminal SNR).
+    Between the steps the angle is linear in t, which stays finite where alpha-bar is 0 (a zero terminal SNR). At n/N its
+    slope is that of step n, which lies below: the one that a sampler at n/N is about to undo.
     """
 
     betas: tuple[float, ...]
@@ -124,23 +139,21 @@ class Discrete(Schedule):
             raise ValueError("discrete schedule: betas must be a non-empty list of numbers in (0, 1]")
 
     @functools.cached_property
-    def _table(self) -> Tensor:
+    def _table(self) -> Table:
         with torch.inference_mode(False):  # it outlives the block that asks first
             log_alpha_bar = torch.log1p(-torch.tensor(self.betas, dtype=torch.float64)).cumsum(0)
             sigma = (-torch.expm1(log_alpha_bar)).sqrt()
             angles = torch.atan2(sigma, (0.5 * log_alpha_bar).exp())
-            return torch.cat([torch.zeros(1, dtype=torch.float64), angles])
-
-    def _angles(self, like: Tensor) -> Tensor:
-        return self._table.to(like.device)
+            return Table(torch.cat([torch.zeros(1, dtype=torch.float64), angles]))
 
     def _angle(self, t: PerSample) -> PerSample:
-        angles = self._angles(t)
+        angles = self._table.beside(t)
         place = t.double() * len(self.betas)
-        # t = n/N may miss its n by a rounding, which must not move it off the table
-        place = torch.where((place - place.round()).abs() < 1e-9, place.round(), place)
-        low = place.floor().long().clamp(0, len(self.betas) - 1)
-        return torch.lerp(angles[low], angles[low + 1], place - low)
+        # t = n/N may miss its n by a rounding, which must move it neither off the table nor, by its slope, off the clock
+        off = (place.round() - place).detach()
+        place = place + torch.where(off.abs() < 1e-9, off, 0.0)
+        high = place.detach().ceil().long().clamp(1, len(self.betas))
+        return torch.lerp(angles[high - 1], angles[high], place - (high - 1))
 
     def alpha(self, t: PerSample) -> PerSample:
         return torch.sin(math.pi / 2 - self._angle(t))
@@ -149,7 +162,7 @@ class Discrete(Schedule):
         return torch.sin(self._angle(t))
 
     def time(self, half_logsnr: PerSample) -> PerSample:
-        angles = self._angles(half_logsnr)
+        angles = self._table.beside(half_logsnr)
         angle = torch.atan(torch.exp(-half_logsnr.double()))
         high = torch.searchsorted(angles, angle.contiguous()).clamp(1, len(self.betas))
         within = (angle - angles[high - 1]) / (angles[high] - angles[high - 1])

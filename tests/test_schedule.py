@@ -96,5 +96,19 @@ def test_the_batch_law(schedule):
     torch.testing.assert_close(whole, torch.cat(parts), rtol=0, atol=0)
 
 
+def test_the_discrete_schedules_table_is_copied_to_a_device_once():
+    schedule, t = Discrete(DDPM_BETAS), torch.zeros(3, device="meta")
+    assert schedule.alpha(t).device.type == "meta"
+    assert schedule._table.beside(t) is schedule._table.beside(t)
+
+
+def test_a_table_first_asked_for_in_inference_mode_takes_gradients_later():
+    schedule, t = Discrete(DDPM_BETAS), torch.tensor([0.3], dtype=torch.float64, requires_grad=True)
+    with torch.inference_mode():
+        schedule.alpha(torch.zeros(1)), schedule._table.beside(torch.zeros(1, device="meta"))
+    assert float(torch.autograd.grad(schedule.alpha(t).sum(), t)[0]) < 0
+    assert not schedule._table.beside(torch.zeros(1, device="meta")).is_inference()
+
+
 def test_make_schedule_knows_every_name():
     assert {type(make_schedule(name)) for name in SCHEDULES} == set(SCHEDULES.values())

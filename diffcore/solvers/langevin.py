@@ -7,7 +7,7 @@ from torch import Tensor
 
 from diffcore.denoiser import Denoiser, per_sample
 from diffcore.mistake import Mistake
-from diffcore.shapes import Sample
+from diffcore.shapes import Sample, lift
 from diffcore.solver import Noise, Solver, Stepwise, believe, mark, need_signal
 from diffcore.solvers.ancestral import DDPM
 from diffcore.solvers.sde import EulerMaruyama, ReverseDiffusion
@@ -54,10 +54,11 @@ PREDICTORS: dict[str, type[Stepwise]] = {
 
 @dataclass(frozen=True)
 class PredictorCorrector(Solver):
-    """Langevin steps at each time, then a predictor's step to the next (arXiv 2011.13456, algorithm 1 and appendix G).
+    """Langevin steps at each time, then a predictor's step to the next (arXiv 2011.13456, algorithms 4 and 5).
 
     predictor: whose steps. snr: the corrector's r, the size of its steps against its noise. corrections: steps at each time.
-    Norms are each sample's own, where the paper averages them over the batch.
+    Norms are each sample's own, where the paper averages them over the batch. The algorithms' alpha, 1 - beta_i of the step
+    to be undone and 1 where the variance explodes, is (alpha_t/alpha_s)^2 of the trajectory's.
     """
 
     predictor: Literal["reverse_diffusion", "euler_maruyama", "ddpm"] = "reverse_diffusion"
@@ -75,13 +76,14 @@ class PredictorCorrector(Solver):
         predictor = PREDICTORS[self.predictor]()
         for t, s in trajectory.pairs:
             at, to = per_sample(t, x), per_sample(s, x)
+            alpha = lift(denoiser.schedule.alpha(at) / denoiser.schedule.alpha(to), x) ** 2
             for _ in range(self.corrections):
-                x = self._corrected(denoiser(x, at).score, x, noise())
+                x = self._corrected(denoiser(x, at).score, x, noise(), alpha)
             x = predictor.step(denoiser, x, at, to, noise())
         return x
 
-    def _corrected(self, score: Sample, x: Sample, noise: Sample) -> Sample:
-        size = 2 * (self.snr * _norm(noise) / _norm(score)) ** 2
+    def _corrected(self, score: Sample, x: Sample, noise: Sample, alpha: Tensor) -> Sample:
+        size = 2 * alpha * (self.snr * _norm(noise) / _norm(score)) ** 2
         return x + size * score + (2 * size).sqrt() * noise
 
 
