@@ -159,6 +159,8 @@ def read_card(folder: Path) -> Card:
         )
     if card.head not in HEADS:
         raise Mistake(f"{path} names the head {card.head!r}; known: {', '.join(HEADS)}")
+    if type(card.labels) is not int or card.labels < 1:
+        raise Mistake(f"{path} says labels {card.labels!r}, and a network is told times in at least 1 step")
     if card.seal != card.sealed() or card.digest != disk.digest(card.files):
         raise Mistake(f"{path} was changed since it was written; run the stage that makes it again")
     return card

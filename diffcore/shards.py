@@ -172,11 +172,13 @@ def _write_all(job: "_Job", source: sources.Source, folder: Path, kept: ledger.L
     for note in source.notes:
         job.tell(note)
     _tell_others(source.others, job.tell)
-    trained = _write_part(job, source, folder, kept)
-    held = None
+    total, held = source.images + (source.held.images if source.held else 0), None
+    trained = _write_part(job, source, folder, kept, functools.partial(_after, 0, total, job.on_progress))
     if source.held is not None:
         (folder / HELD_OUT).mkdir()
-        held = _write_part(job, source.held, folder / HELD_OUT, kept and kept.below(HELD_OUT))
+        below = kept and kept.below(HELD_OUT)
+        on_progress = functools.partial(_after, source.images, total, job.on_progress)
+        held = _write_part(job, source.held, folder / HELD_OUT, below, on_progress)
         if held.tally.labelled != trained.tally.labelled:
             raise Mistake("only some of the images have labels: label those that are held out as well, or none")
     parts = [trained] + [held] * (held is not None)
@@ -220,12 +222,18 @@ def _signature(job: _Job) -> dict[str, Any]:
     return {"data": asked, "versions": versions, "shard_bytes": job.shard_bytes, "block": BLOCK}
 
 
-def _write_part(job: _Job, source: sources.Source, folder: Path, kept: ledger.Ledger | None) -> "_Part":
+def _after(before: int, total: int, on_progress: Progress, done: int) -> None:
+    on_progress(before + done, total)
+
+
+def _write_part(
+    job: _Job, source: sources.Source, folder: Path, kept: ledger.Ledger | None, on_progress: Callable[[int], None]
+) -> "_Part":
     tally, done = _Tally(source.images, job.config.tolerance), []
     if kept is not None and (left := kept.load()) is not None:
         tally, done = _Tally(**left["tally"]), [Shard(**shard) for shard in left["shards"]]
         job.tell(f"goes on after {tally.images + tally.bad} of {tally.found} images")
-    members = (_blocks if job.kind == "block" else _singles)(_samples(source, job, tally))
+    members = (_blocks if job.kind == "block" else _singles)(_samples(source, job, tally, on_progress))
     for shard in _write_tars(members, kept.folder if kept else folder, job.shard_bytes, done):
         done.append(shard)
         if kept is not None:
@@ -329,7 +337,9 @@ class _Outcome:
     reason: str
 
 
-def _samples(source: sources.Source, job: _Job, tally: _Tally) -> Iterator[tuple[Any, int | None]]:
+def _samples(
+    source: sources.Source, job: _Job, tally: _Tally, on_progress: Callable[[int], None]
+) -> Iterator[tuple[Any, int | None]]:
     # (content, label) of every image that can be read, in the source's order, from where the tally stands; content as the
     # kind of member wants it
     work = functools.partial(_work, form=job.form, encode=_encode if job.kind == "image" else None)
@@ -341,7 +351,7 @@ def _samples(source: sources.Source, job: _Job, tally: _Tally) -> Iterator[tuple
                 tally.count(outcome.name, sample)
                 yield sample.content, sample.label
             tally.next_entry()
-        job.on_progress(tally.images + tally.bad, tally.found)
+        on_progress(tally.images + tally.bad)
 
 
 def _work(entries: list[sources.Entry], form: sources.Form, encode: Callable[[Any], Any] | None) -> list[_Outcome]:

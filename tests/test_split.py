@@ -62,6 +62,17 @@ def test_what_is_held_out_lies_apart_and_is_not_trained_on(divided, tmp_path, me
     assert manifest.shape == held.shape
 
 
+def test_progress_is_one_count_over_both_parts(divided, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "CHUNK", 5)
+    heard = []
+    config = Config(f"folder:{divided}", split=Split(holdout=["test"]))
+    write(config, tmp_path / "out", on_progress=lambda done, total: heard.append((done, total)))
+    assert {total for _, total in heard} == {48}
+    assert [done for done, _ in heard] == sorted(done for done, _ in heard)
+    assert heard[-1] == (48, 48)
+    assert (36, 48) in heard
+
+
 def test_training_is_as_if_the_images_held_out_were_not_there(divided, tmp_path):
     whole = write(Config(f"folder:{divided}"), tmp_path / "whole")
     kept = write(Config(f"folder:{divided}", split=Split(holdout=["test", "val"])), tmp_path / "kept")
