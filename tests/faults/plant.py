@@ -139,7 +139,7 @@ def try_one(fault: Fault, tree: Path) -> Found:
 def _failure(tree: Path, tests: list[str]) -> str | None:
     """The first test that fails, or None."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", QUICK, "--tb=no", *tests]
-    environ = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    environ = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     run = subprocess.Popen(
         command,
         cwd=tree,
