@@ -234,3 +234,12 @@ def test_nothing_that_is_no_number_is_sealed(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         disk.write_sealed(tmp_path / "x.json", {"schema": 1, "value": float("nan")})
     assert tree(tmp_path) == {}
+
+
+def test_who_has_the_old_file_open_reads_it_to_its_end(tmp_path):
+    """Another file takes its name; its own bytes are never written over."""
+    disk.write(tmp_path / "made", "the old content")
+    with open(tmp_path / "made") as reader:
+        disk.write(tmp_path / "made", "new")
+        assert reader.read() == "the old content"
+    assert (tmp_path / "made").read_text() == "new"

@@ -117,6 +117,31 @@ def test_what_is_not_finite_stops_before_the_update(tmp_path, lr):
     assert all(torch.isfinite(tensor).all() for name, tensor in tensors.items() if name.startswith(("net", "exp_avg/")))
 
 
+def test_a_gradient_that_is_not_finite_stops_before_the_update(tmp_path):
+    """Of a root at 0 the value is 0 and the slope is none."""
+
+    def loss(config, roles, x0, draw, progress):
+        return (0 * roles.student(x0, draw.u).v).flatten(1).sum(1).abs().sqrt()
+
+    steep = types.ModuleType("denoising")
+    steep.loss = loss
+    asked, resume = dataclasses.replace(job(), method=steep), Resume(tmp_path, "x", "f" * 64)
+    with pytest.raises(Diverged, match=r"step 1: the loss is 0\.0 and the gradient norm nan"):
+        run(asked, resume)
+    assert resume.load() is None
+
+
+def test_a_resumed_critics_curve_goes_on_too(tmp_path):
+    """Stopped between two points of the curve, whose losses are means over all steps between them."""
+    made = methods.load("distribution_matching").Config(critic_updates=2)
+    asked = dataclasses.replace(job("distribution_matching", made), events=2)
+    whole, resume = run(asked), Resume(tmp_path, "x", "f" * 64)
+    with pytest.raises(Stopped, match="after 2 of 6"):
+        run(asked, resume, stop=stop_at(2))
+    assert [event.step for event in whole.curve] == [3, 6]
+    assert same(whole, run(asked, resume))
+
+
 def test_parts_of_a_batch_add_up_to_the_whole():
     whole = run(job(config=dataclasses.replace(SHORT, iterations=1)))
     parts = run(job(config=dataclasses.replace(SHORT, iterations=1, accumulate=4)))

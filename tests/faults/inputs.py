@@ -3,10 +3,12 @@
 # ruff: noqa: E501
 
 import copy
+import functools
 import io
 import json
 import os
 import random
+import resource
 import struct
 import tarfile
 import zlib
@@ -14,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tests import bad_params
 from tests.faults import verdict
 from tests.faults.desk import Ended, limit, remove
 from tests.faults.trial import Case, Trial
@@ -77,6 +80,8 @@ def _params(dice: random.Random, number: int, kind: str) -> Case:
             kind, f"params.yaml is {name}, then ./stage check", lambda trial: _check_file(trial, *FILES[name], dice)
         )
     pick, choice, twist = dice.random(), dice.random(), dice.randrange(10**6)
+    if dice.random() < 0.5:
+        return _listed(pick, kind)
 
     def run(trial: Trial) -> Outcome:
         folder = bare(trial)
@@ -84,9 +89,28 @@ def _params(dice: random.Random, number: int, kind: str) -> Case:
         told, wanted = _spoiled(tree, pick, choice, twist)
         dump(tree, folder / "params.yaml")
         trial.record.commands.append(f"params.yaml: {told}")
-        return judged(trial, trial.call("check", prepare=limit(9, 16 << 30)), wanted)
+        return judged(trial, trial.call("check", prepare=limit(resource.RLIMIT_AS, 16 << 30)), wanted)
 
     return Case(kind, f"params.yaml: one value ({pick:.3f}, {choice:.3f}, {twist}), then ./stage check", run)
+
+
+@functools.cache
+def _bad() -> list[bad_params.Case]:
+    return list(bad_params.cases())
+
+
+def _listed(pick: float, kind: str) -> Case:
+    """One of the files that the fast suite looks at too."""
+    case = _bad()[int(pick * len(_bad()))]
+
+    def run(trial: Trial) -> Outcome:
+        trial.folder.mkdir()
+        (trial.folder / "dvc.yaml").write_bytes((trial.template / "dvc.yaml").read_bytes())
+        (trial.folder / "stage").write_bytes((trial.template / "stage").read_bytes())
+        case.lay(trial.folder)
+        return judged(trial, trial.call("check", prepare=limit(resource.RLIMIT_AS, 16 << 30)), REFUSE)
+
+    return Case(kind, f"params.yaml: {case.name}, then ./stage check", run)
 
 
 def _spoiled(tree: dict[str, Any], pick: float, choice: float, twist: int) -> tuple[str, str]:
@@ -231,7 +255,7 @@ def _check_file(
 ) -> Outcome:
     folder = bare(trial)
     change(folder / "params.yaml", dice)
-    return judged(trial, trial.call("check", prepare=limit(9, 16 << 30)), wanted)
+    return judged(trial, trial.call("check", prepare=limit(resource.RLIMIT_AS, 16 << 30)), wanted)
 
 
 # images
@@ -435,7 +459,7 @@ def _images(dice: random.Random, number: int, kind: str) -> Case:
         tree = load(trial.template / "params.yaml")
         tree["data"] = {**tree["data"], "source": make(folder, dice), "limit": None}
         dump(tree, folder / "params.yaml")
-        return _counted(trial, judged(trial, trial.call("shard", prepare=limit(9, 16 << 30)), wanted))
+        return _counted(trial, judged(trial, trial.call("shard", prepare=limit(resource.RLIMIT_AS, 16 << 30)), wanted))
 
     return Case(kind, f"{name}, then ./stage shard", run)
 
@@ -492,7 +516,7 @@ def _teacher(dice: random.Random, number: int, kind: str) -> Case:
         del tree["network"], tree["teacher"]
         tree |= {"network": load(trial.template / "params.yaml")["network"], "teacher": {"folder": "given"}}
         dump(tree, folder / "params.yaml")
-        return judged(trial, trial.call("teacher", prepare=limit(9, 24 << 30)), wanted)
+        return judged(trial, trial.call("teacher", prepare=limit(resource.RLIMIT_AS, 24 << 30)), wanted)
 
     return Case(kind, f"a teacher: {what} ({twist}), then ./stage teacher", run)
 
