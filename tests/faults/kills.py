@@ -5,6 +5,7 @@ import random
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,14 @@ from tests.faults.strike import Strike
 from tests.faults.trial import Case, Trial
 from tests.faults.verdict import Outcome
 
-SHARES = {"stages": 0.42, "pipelines": 0.17, "writes of DVC": 0.18, "writes of MLflow": 0.18, "real processes": 0.05}
+SHARES = {
+    "stages": 0.56,
+    "pipelines": 0.13,
+    "writes of DVC": 0.12,
+    "writes of MLflow": 0.12,
+    "real processes": 0.05,
+    "flows": 0.02,
+}
 """How the trials are dealt out."""
 
 
@@ -48,6 +56,7 @@ def cases(seed: int, count: int, seen: Mapping[str, list[str]]) -> list[Case]:
         "writes of DVC": _dvc,
         "writes of MLflow": _mlflow,
         "real processes": _real,
+        "flows": _flow,
     }
     found = []
     for kind, share in SHARES.items():
@@ -59,7 +68,8 @@ def cases(seed: int, count: int, seen: Mapping[str, list[str]]) -> list[Case]:
 
 def _stage(dice: random.Random, seen: Mapping[str, list[str]], kind: str) -> Case:
     """One stage by itself, killed at an event or at any instant, over an earlier result or over none."""
-    stage = dice.choice([name for name in pipeline.STAGES if name != "publish"])
+    quick = [name for name in pipeline.STAGES if name not in ("evaluate", "publish")]
+    stage = dice.choice([*quick, *quick, "evaluate"])
     fresh, instant = dice.random() < 0.6, dice.random() < 0.2
     at, seconds = dice.randint(1, max(1, len(seen[stage]))), dice.uniform(0.05, 2.0)
     where = f"after {seconds:.2f} s" if instant else _told(seen[stage], at)
@@ -168,16 +178,49 @@ def _real(dice: random.Random, seen: Mapping[str, list[str]], kind: str) -> Case
     return Case(kind, f"./stage run from gamma on, {who} killed {seconds:.0f} s after the start", run)
 
 
-def _run_and_kill(trial: Trial, folder: Path, seconds: float, everything: bool, pick: float) -> Ended:
+FLOW = "import sys; from flows.distill import main; sys.exit(main(['search']))"
+
+
+def _flow(dice: random.Random, seen: Mapping[str, list[str]], kind: str) -> Case:
+    """The flow, as it runs without a server of ours, and then again; one process of it, or all, killed at a random instant."""
+    seconds, everything, pick = dice.uniform(8.0, 45.0), dice.random() < 0.5, dice.random()
+
+    def run(trial: Trial) -> Outcome:
+        folder = trial.begin()
+        make_stale(folder, "gamma")
+        words = (sys.executable, "-c", FLOW)
+        ended = trial.record.note(_run_and_kill(trial, folder, seconds, everything, pick, words))
+        if found := verdict.fault(ended):
+            return trial.record.outcome(*found)
+        again = trial.record.note(_run_and_kill(trial, folder, HANG_SECONDS, False, 2.0, words))
+        if found := verdict.fault(again):
+            return trial.record.outcome(*found)
+        if again.code:
+            return trial.record.outcome("manual", f"exit {again.code}: {verdict.message(again)}")
+        return trial.again("run")
+
+    who = "everything" if everything else "one process"
+    return Case(kind, f"the flow from gamma to search, {who} killed {seconds:.0f} s after the start", run)
+
+
+def _run_and_kill(
+    trial: Trial,
+    folder: Path,
+    seconds: float,
+    everything: bool,
+    pick: float,
+    words: tuple[str, ...] = ("./stage", "run"),
+) -> Ended:
+    """pick: which process, as a share of them in order of their ids; above 1 for none."""
     log = trial.desk.scratch / "logs" / f"{folder.name}-real"
     with open(log, "w+") as out:
         run = subprocess.Popen(
-            ["./stage", "run"], cwd=folder, env=trial.desk.environ(), stdout=out, stderr=out, start_new_session=True
+            words, cwd=folder, env=_surroundings(trial), stdout=out, stderr=out, start_new_session=True
         )
         until, hung = time.monotonic() + seconds, False
         while run.poll() is None and time.monotonic() < until:
             time.sleep(0.05)
-        members = session(run.pid)
+        members = session(run.pid) if run.poll() is None else []
         for pid in members if everything else members[int(pick * len(members)) :][:1]:
             os.kill(pid, signal.SIGKILL)
         try:
@@ -188,7 +231,12 @@ def _run_and_kill(trial: Trial, folder: Path, seconds: float, everything: bool, 
         out.seek(0)
         text = out.read()
     log.unlink()
-    return Ended(("run", "(real)"), run.returncode or 0, text, "", hung)
+    return Ended((words[-1][-40:], "(real processes)"), run.returncode or 0, text, "", hung)
+
+
+def _surroundings(trial: Trial) -> dict[str, str]:
+    own = {"PREFECT_HOME": str(trial.desk.scratch / "prefect"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    return trial.desk.environ(PYTHONPATH=str(pipeline.ROOT), **own)
 
 
 def _wait_for_none(leader: int) -> None:
