@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from diffcore.draw import draw, generator, noises, seed, some
+from diffcore.draw import draw, generator, labels_like, noises, seed, some
 
 BATCH = torch.zeros(32, 2, 3)
 
@@ -63,3 +63,13 @@ def test_some_places_are_different_ones():
     assert len(set(found.tolist())) == 20
     assert 0 <= int(found.min()) <= int(found.max()) < 50
     assert torch.equal(found[:10], some(10, 50, 0, "likelihood"))
+
+
+def test_a_label_is_of_its_number_whatever_is_asked_besides():
+    real = torch.arange(10).repeat_interleave(torch.arange(1, 11))
+    many = labels_like(real, 2000, 0)
+    assert torch.equal(labels_like(real, 7, 0), many[:7])
+    assert not torch.equal(labels_like(real, 2000, 1), many)
+    share = torch.bincount(many, minlength=10).double() / 2000
+    wanted = torch.arange(1, 11).double() / 55
+    assert ((share - wanted).abs() < 4 * (wanted * (1 - wanted) / 2000).sqrt()).all()

@@ -182,7 +182,7 @@ FLOW = "import sys; from flows.distill import main; sys.exit(main(['search']))"
 
 
 def _flow(dice: random.Random, seen: Mapping[str, list[str]], kind: str) -> Case:
-    """The flow, as it runs without a server of ours, and then again; one process of it, or all, killed at a random instant."""
+    """The flow without a server of ours; one process of it, or all, killed at a random instant. Then the flow again."""
     seconds, everything, pick = dice.uniform(8.0, 45.0), dice.random() < 0.5, dice.random()
 
     def run(trial: Trial) -> Outcome:

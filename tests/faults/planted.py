@@ -48,8 +48,8 @@ SURVIVORS = (
     _known("fit.py", "with self.accelerator.autocast(), _sync(", "with _sync(", "no autocast in the loss", "fit"),
     _known("fit.py", "job.seed * 1_000_003 + self.step * 1009 + self.accelerator.process_index", "job.seed * 1_000_003 + self.accelerator.process_index", "the same dropout mask at every step", "fit"),
     _known("fit.py", 'generator=generator(*words, "guidance")', 'generator=generator(*words, "labels")', "guidance and label dropout share their dice", "fit", "guided"),
-    _known("draw.py", "*self.words, word, count=self.count)", "*self.words, count=self.count)", "Draw.other gives the same numbers again", "methods"),
-    _known("draw.py", "generator=generator(seed, role, i)) for i in indices", "generator=generator(seed, i)) for i in indices", "noises ignores its role: every step repeats the start's noise", "sampler", "sde"),
+    _known("draw.py", "*self.words, word, count=self.count)", "*self.words, count=self.count)", "Draw.other gives the same numbers again", "draw", "methods"),
+    _known("draw.py", "generator=generator(seed, role, i)) for i in indices", "generator=generator(seed, i)) for i in indices", "noises ignores its role: every step repeats the start's noise", "draw", "sampler", "sde"),
     _known("diffcore/methods/distribution_matching.py", "(_noised(roles, x0, draw)[1], noisy)", "(x0, noisy)", "the critic's heads see clean real images", "distribution_matching"),
     _known("diffcore/methods/distribution_matching.py", "(_noised(roles, x0, draw)[1], noisy)", '(_noised(roles, x0, draw.other("real"))[1], noisy)', "real images get other noise than the student's", "distribution_matching"),
     _known("denoiser.py", "self.inner.given(Condition(self.condition.labels)).features(x_t, t)", "self.inner.given(Condition()).features(x_t, t)", "features of a guided denoiser are those of the null class", "condition", "guided", "denoiser"),
@@ -57,10 +57,10 @@ SURVIVORS = (
     _known("likelihood.py", 'dequantised(images, seed, rows)', 'dequantised(images, seed, [0] * len(rows))', "one dequantisation for all images", "likelihood"),
     _known("likelihood.py", 'f"bound {k}"', '"bound"', "one noise for all steps of the bound", "likelihood"),
     _known("likelihood.py", "self.values.std() / math.sqrt(len(self.values))", "self.values.std()", "a standard error without sqrt(n)", "likelihood"),
-    _known("quality.py", 'generator=generator(seed, "label", i)) for i in range(count)', 'generator=generator(seed, "label", i + count)) for i in range(count)', "a label depends on how many are asked", "quality"),
+    _known("draw.py", 'generator=generator(seed, "label", i)) for i in range(count)', 'generator=generator(seed, "label", i + count)) for i in range(count)', "a label depends on how many are asked", "draw", "quality"),
     _known("frontier.py", "(point.checkpoint, point.way, len(point.times))", "(point.way, len(point.times))", "the best of one way is mixed over checkpoints", "frontier"),
     _known("diffcore/solvers/dpm_solver.py", "trajectory.steps < FEW", "trajectory.steps <= FEW", "fifteen steps count as few", "orders", "solver", "diffusers_samplers"),
-    _known("dvc.yaml", ", data.license, data.members]", ", data.license]", "the shard stage does not depend on data.members", "stages"),
+    _known("dvc.yaml", "data.limit, data.license, data.members,", "data.limit, data.license,", "the shard stage does not depend on data.members", "stages"),
 )  # fmt: skip
 """What no test noticed when the suite was first attacked so."""
 
@@ -75,7 +75,7 @@ OWN = (
     _own("diffcore/denoiser.py", "self.schedule.level(t, x_t), 2 * belief.cost)", "self.schedule.level(t, x_t), belief.cost)", "a guided call counts as one", "condition", "guided"),
     _own("diffcore/denoiser.py", "torch.where(labels < 0, self.classes, labels)", "torch.where(labels < 0, 0, labels)", "no class is taken for the first class", "condition"),
     _own("diffcore/denoiser.py", "torch.full_like(known.labels, -1) if known.negative is None else known.negative", "torch.full_like(known.labels, -1)", "the negative class is forgotten", "condition", "recipe"),
-    _own("diffcore/draw.py", 'cells = torch.randperm(count, generator=dice)', 'cells = torch.arange(count)', "stratified numbers come in order, not shuffled", "methods", "fit"),
+    _own("diffcore/draw.py", 'cells = torch.randperm(count, generator=dice)', 'cells = torch.arange(count)', "stratified numbers come in order, not shuffled", "draw", "methods", "fit"),
     _own("diffcore/feed.py", 'generator(self.seed, "images", epoch, number)', 'generator(self.seed, "images", number)', "every epoch has the same order", "feed"),
     _own("diffcore/feed.py", 'generator=generator(seed, "flip", step)) < 0.5', 'generator=generator(seed, "flip")) < 0.5', "every step mirrors the same places", "feed"),
     _own("diffcore/feed.py", "labels[here] = opened.labels[index[here]]", "labels[here] = opened.labels[np.sort(index[here])]", "streamed labels belong to other images", "feed"),
