@@ -89,7 +89,7 @@ class Bench:
     def __init__(self, folder: Path, threads: int):
         self.data = folder / "data"
         self.real, self.network = shards.load_resident(self.data), features.load(folder / "features")
-        self.reference = quality.Reference.of(self.real.pixels, self.network)
+        self.reference = quality.Reference.of(self.real, self.network)
         self.teacher = checkpoint.load(folder / "checkpoints/teacher")
         self.compute = fit.Compute(threads, "auto", False, 1e9, 4.0)
 

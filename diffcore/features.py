@@ -12,10 +12,10 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,9 @@ WEIGHTS, CARD = "features.safetensors", "card.json"
 TURNS = 4
 SMALLEST = 4
 """Pixels of the shorter side at which the network stops halving."""
+
+AHEAD = 1 << 28
+"""Bytes of images that are looked up together: one sweep over the shards of data that are not in memory."""
 
 ENOUGH = 2000
 """Images for the accuracy and, twice as many, for centre and scale: more would cost time and move no digit that counts."""
@@ -67,7 +70,8 @@ class Card:
     """The birth certificate of a feature network.
 
     shape: (c, h, w) of the images it learned from. outputs: how many classes or turns it tells apart. images: all it was
-    given, of which `held_out` never served to train it. accuracy: on those, None until measured.
+    given, of which `held_out` never served to train it. accuracy: on those, None until measured. chance: what the most
+    frequent answer alone would score on them.
     """
 
     config: Config
@@ -77,6 +81,39 @@ class Card:
     images: int
     held_out: int
     accuracy: float | None = None
+    chance: float | None = None
+
+    @property
+    def skill(self) -> "Skill":
+        return Skill(self.task, self.outputs, self.accuracy, self.chance)
+
+
+NEAR_CHANCE = 0.2
+"""Of the way from chance to always right: a network below that has learned next to nothing of its task."""
+
+
+@dataclass(frozen=True)
+class Skill:
+    """How well a feature network tells apart what it was trained to, on images held out of its training: see `Card`."""
+
+    task: Literal["classes", "rotations"]
+    outputs: int
+    accuracy: float
+    chance: float
+
+    @property
+    def is_near_chance(self) -> bool:
+        return self.accuracy - self.chance < NEAR_CHANCE * (1 - self.chance)
+
+    @property
+    def warning(self) -> str | None:
+        """What to say of distances in such features, None where they can be trusted."""
+        if not self.is_near_chance:
+            return None
+        return (
+            f"the feature network tells its {self.outputs} {self.task} apart hardly better than chance (accuracy "
+            f"{self.accuracy:.3f}, chance {self.chance:.3f}), so fd and kid mean little; raise features.iterations"
+        )
 
 
 class Stage(nn.Module):
@@ -129,6 +166,7 @@ class Features(nn.Module):
             for name, value in self.state_dict().items()
         }
         made = dataclasses.asdict(dataclasses.replace(self.card, accuracy=None))
+        made.pop("chance")
         return disk.digest({"schema": SCHEMA, "made": made, "weights": weights})
 
     @property
@@ -142,26 +180,40 @@ class Features(nn.Module):
         return self.embed(F.silu(self.norm(x)).mean((2, 3)))
 
 
+@runtime_checkable
+class Images(Protocol):
+    """Labelled or unlabelled images, in memory or not. labels: int64 [n] or None; shape: of one image, (c, h, w)."""
+
+    labels: Tensor | None
+    shape: tuple[int, int, int]
+
+    def __len__(self) -> int: ...
+
+    def take(self, indices: Tensor) -> Tensor:
+        """uint8 [k, c, h, w], in any order."""
+        ...
+
+
 def train(
-    images: Tensor,
-    labels: Tensor | None,
-    config: Config,
-    on_progress: Callable[[int, float], None] = lambda step, loss: None,
+    images: Images, config: Config, on_progress: Callable[[int, float], None] = lambda step, loss: None
 ) -> Features:
-    """A feature network for `images`, uint8 [n, c, h, w], with `labels`, int64 [n], if there are any.
+    """A feature network for `images`, which learns their labels if there are any.
 
     Labels that name fewer than two classes teach nothing; the network then learns rotations, and its card says so. A
     tenth of the images, at most ENOUGH, is held out for the accuracy on the card. `on_progress(step, loss)` is called at
-    every iteration. A pure function of its arguments on a CPU with a fixed number of threads; trains where `images` lie.
+    every iteration. A pure function of its arguments on a CPU with a fixed number of threads; trains on the CPU. Holds a
+    batch of images, or those that are held out, at a time.
     """
+    labels = images.labels
     _check(images, labels)
     seen, held_out = _split(len(images), config.seed)
     labels = _classes(labels)
-    features = _build(_card(images, labels, config, len(held_out))).to(images.device)
-    _fit(features, images[seen], None if labels is None else labels[seen], on_progress)
-    _standardise(features, images[seen[: 2 * ENOUGH]])
-    accuracy = _accuracy(features, images[held_out], None if labels is None else labels[held_out])
-    features.card = dataclasses.replace(features.card, accuracy=accuracy)
+    features = _build(_card(images, labels, config, len(held_out)))
+    _fit(features, images, seen, labels, on_progress)
+    _standardise(features, images, seen[: 2 * ENOUGH])
+    asked = None if labels is None else labels[held_out]
+    found = {"accuracy": _accuracy(features, images.take(held_out), asked), "chance": _chance(asked)}
+    features.card = dataclasses.replace(features.card, **found)
     return features.eval().requires_grad_(False)
 
 
@@ -229,10 +281,8 @@ def _read_card(folder: Path) -> tuple[Card, dict[str, Any]]:
     return Card(**fields), stored
 
 
-def _check(images: Tensor, labels: Tensor | None) -> None:
-    if images.dtype != torch.uint8 or images.ndim != 4:
-        raise ValueError(f"images must be uint8 [n, c, h, w], got {images.dtype} {list(images.shape)}")
-    if labels is not None and labels.shape != images.shape[:1]:
+def _check(images: Images, labels: Tensor | None) -> None:
+    if labels is not None and len(labels) != len(images):
         raise ValueError(f"{len(images)} images have labels of shape {list(labels.shape)}")
     if len(images) < 10:
         raise Mistake(f"a feature network needs at least 10 images, the data have {len(images)}")
@@ -252,10 +302,10 @@ def _classes(labels: Tensor | None) -> Tensor | None:
     return classes if len(values) > 1 else None
 
 
-def _card(images: Tensor, classes: Tensor | None, config: Config, held_out: int) -> Card:
+def _card(images: Images, classes: Tensor | None, config: Config, held_out: int) -> Card:
     task = "rotations" if classes is None else "classes"
     outputs = TURNS if classes is None else int(classes.max()) + 1
-    return Card(config, tuple(images.shape[1:]), task, outputs, len(images), held_out)
+    return Card(config, tuple(images.shape), task, outputs, len(images), held_out)
 
 
 def _widths(card: Card) -> list[int]:
@@ -288,13 +338,19 @@ def _he(weight: Tensor, dice: torch.Generator) -> None:
     nn.init.normal_(weight, std=math.sqrt(2 / weight[0].numel()), generator=dice)
 
 
-def _fit(features: Features, images: Tensor, classes: Tensor | None, on_progress: Callable[[int, float], None]) -> None:
+def _fit(
+    features: Features,
+    images: Images,
+    seen: Tensor,
+    classes: Tensor | None,
+    on_progress: Callable[[int, float], None],
+) -> None:
     config = features.card.config
     optimizer = torch.optim.AdamW(features.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.01)
     features.train()
-    for step in range(config.iterations):
+    for step, (x, rows, dice) in enumerate(_batches(images, seen, config)):
         optimizer.param_groups[0]["lr"] = config.lr * 0.5 * (1 + math.cos(math.pi * step / config.iterations))
-        loss = F.cross_entropy(*_question(features, images, classes, step))
+        loss = F.cross_entropy(*_question(features, to_float(x), None if classes is None else classes[rows], dice))
         if not math.isfinite(loss.item()):
             raise Mistake(f"the feature network's loss is {loss.item()} at iteration {step}; lower features.lr")
         optimizer.zero_grad()
@@ -303,16 +359,25 @@ def _fit(features: Features, images: Tensor, classes: Tensor | None, on_progress
         on_progress(step, loss.item())
 
 
-def _question(features: Features, images: Tensor, classes: Tensor | None, step: int) -> tuple[Tensor, Tensor]:
+Batch = tuple[Tensor, Tensor, torch.Generator]
+
+
+def _batches(images: Images, seen: Tensor, config: Config) -> Iterator[Batch]:
+    """The images of each iteration, their places and its dice; those of many iterations are looked up in one sweep."""
+    ahead = max(1, AHEAD // (config.batch * math.prod(images.shape)))
+    for first in range(0, config.iterations, ahead):
+        steps = range(first, min(first + ahead, config.iterations))
+        dice = [generator(config.seed, "features", "step", step) for step in steps]
+        rows = [seen[torch.randint(len(seen), (config.batch,), generator=each)] for each in dice]
+        yield from zip(images.take(torch.cat(rows)).split(config.batch), rows, dice)
+
+
+def _question(features: Features, x: Sample, answers: Tensor | None, dice: torch.Generator) -> tuple[Tensor, Tensor]:
     """The logits and the right answers of one iteration's batch."""
-    config = features.card.config
-    dice = generator(config.seed, "features", "step", step)
-    rows = torch.randint(len(images), (config.batch,), generator=dice).to(images.device)
-    x = to_float(images[rows])
-    if classes is not None:
-        return features.logits(x), classes[rows]
-    turns = torch.randint(TURNS, (config.batch,), generator=dice).to(images.device)
-    return features.logits(_rotated(x)[turns, torch.arange(len(x), device=x.device)]), turns
+    if answers is not None:
+        return features.logits(x), answers
+    turns = torch.randint(TURNS, (len(x),), generator=dice)
+    return features.logits(_rotated(x)[turns, torch.arange(len(x))]), turns
 
 
 def _rotated(x: Sample) -> Tensor:
@@ -324,8 +389,8 @@ def _rotated(x: Sample) -> Tensor:
 
 
 @torch.no_grad()
-def _standardise(features: Features, images: Tensor) -> None:
-    seen = torch.cat([extract(features, to_float(rows)) for rows in images.split(1024)])
+def _standardise(features: Features, images: Images, rows: Tensor) -> None:
+    seen = torch.cat([extract(features, to_float(images.take(some))) for some in rows.split(1024)])
     variance = seen.var(0).mean().item()
     if not 0 < variance < math.inf:
         raise Mistake("the feature network sees no difference between the images; are they all the same?")
@@ -346,3 +411,7 @@ def _accuracy(features: Features, images: Tensor, classes: Tensor | None) -> flo
         right += int((features.logits(x).argmax(1) == answers).sum())
         total += len(answers)
     return right / total
+
+
+def _chance(answers: Tensor | None) -> float:
+    return 1 / TURNS if answers is None else answers.bincount().max().item() / len(answers)

@@ -93,6 +93,10 @@ class Compute:
             raise ValueError("threads must be at least 1, save_seconds positive and memory_gb not negative")
 
     @property
+    def memory_bytes(self) -> int:
+        return int(self.memory_gb * 2**30)
+
+    @property
     def device(self) -> torch.device:
         """Where one process computes: its own GPU, or the CPU."""
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

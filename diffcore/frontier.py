@@ -5,16 +5,20 @@ import dataclasses
 import io
 import math
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from diffcore.features import Skill
 from diffcore.mistake import Mistake
 from diffcore.quality import RESAMPLES, Floor
 
-SCHEMA = 2
+SCHEMA = 3
 WIDTH = 110
 """Columns of the printed table."""
+
+FAR = 3.0
+"""Times the floor beyond which a distance is far from it."""
 
 SHARED = ("n", "seed", "features", "weights")
 GIVEN = "given"
@@ -80,36 +84,40 @@ class Point:
 
 
 def with_best(points: Iterable[Point]) -> list[Point]:
-    """The points with `best` set: of those of one curve that took equally many steps, the one with the lowest fd.
+    """The points with `best` set: of those of one curve and checkpoint that cost equally many network calls, the one with
+    the lowest fd. Tries of different cost are points of their own.
 
-    Choosing by the number that is then reported flatters it a little: by about half a standard error of five equal tries.
+    Choosing by the number that is then reported flatters it: of five equal tries whose errors are independent by 1.16 of
+    them in the mean, of tries whose errors have correlation r (they share their noise) by sqrt(1 - r) as much.
     """
     points = list(points)
-    tries: dict[tuple[str, str, int], list[Point]] = {}
+    tries: dict[tuple[str, str, float], list[Point]] = {}
     for point in points:
-        tries.setdefault((point.checkpoint, point.way, len(point.times)), []).append(point)
+        tries.setdefault((point.checkpoint, point.way, round(point.nfe, 6)), []).append(point)
     best = {min(group, key=lambda p: (p.fd, p.nfe, p.name)).name for group in tries.values()}
     return [dataclasses.replace(point, best=point.name in best) for point in points]
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The point to ship, and a sentence with the numbers that speak for it."""
+    """The point to ship, a sentence with the numbers that speak for it, and sentences on what speaks against any."""
 
     point: Point
     reason: str
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Frontier:
     """Points measured alike: a Mistake if they differ in n, seed, feature network or kind of weights, but for `given` ones.
 
-    floor: what real images score against real ones. data: digest of the real images.
+    floor: what a perfect sampler is to expect. data: digest of the real images. judge: what the feature network can tell.
     """
 
     points: tuple[Point, ...]
     floor: Floor
     data: str
+    judge: Skill
 
     def __post_init__(self):
         if not self.points:
@@ -127,8 +135,8 @@ class Frontier:
     def recommend(self, tolerance: float, reference: Point | None = None) -> Recommendation:
         """The fewest network calls whose fd is at most `tolerance` times that of `reference`, or below the floor.
 
-        What is no farther from the real images than other real images are counts as good as any: such small differences
-        are chance. Without a reference it is the teacher's best fd, over all ways to sample the teacher; those may be
+        What a perfect sampler would score on average is good enough, however little the reference happened to score.
+        Without a reference it is the teacher's best fd, over all ways to sample the teacher; those may be
         recommended too. Among equally many calls the lowest fd wins. If no point qualifies it is the one with the best fd,
         and the reason says so.
         """
@@ -143,9 +151,33 @@ class Frontier:
         chosen = next((p for p in self._sorted() if p.fd <= allowed), None)
         if chosen is None:
             chosen = min(self.points, key=lambda p: (p.fd, p.nfe, p.name))
-            return Recommendation(chosen, f"{_told(chosen)}: the best fd there is, for no point is within {bar}.")
-        reason = f"{_told(chosen)}: the fewest network calls within {bar}{self._doubt(chosen, reference, tolerance)}."
-        return Recommendation(chosen, reason)
+            reason = f"{_told(chosen)}: the best fd there is, for no point is within {bar}."
+        else:
+            reason = (
+                f"{_told(chosen)}: the fewest network calls within {bar}{self._doubt(chosen, reference, tolerance)}."
+            )
+        return Recommendation(chosen, reason, tuple(self._warnings()))
+
+    def _warnings(self) -> Iterator[str]:
+        best = min(self.points, key=lambda p: (p.fd, p.nfe, p.name))
+        teachers = [point for point in self.points if point.method == "teacher"]
+        if self._is_far(best):
+            yield f"no way to sample comes near the real images: the best, {_told(best)}, is {self._times(best)}"
+        if teachers and self._is_far(teacher := self._best_teacher()):
+            yield (
+                f"the teacher is poor, which no student learns from it to mend: its best, {_told(teacher)}, is "
+                f"{self._times(teacher)}; train it longer, or a larger one"
+            )
+        if self.judge.warning:
+            yield self.judge.warning
+
+    def _is_far(self, point: Point) -> bool:
+        """More than FAR times the floor, and not by chance alone: by two standard errors of the difference."""
+        above, error = point.fd - self.floor.fd, math.hypot(point.fd_se, self.floor.fd_se)
+        return point.fd > FAR * self.floor.fd and above > 2 * error
+
+    def _times(self, point: Point) -> str:
+        return f"{point.fd / self.floor.fd:.3g} times the floor of {plus_minus(self.floor.fd, self.floor.fd_se)}"
 
     def _doubt(self, chosen: Point, reference: Point, tolerance: float) -> str:
         """A clause for a margin that chance could have made; the two errors are taken as independent."""
@@ -179,14 +211,16 @@ class Frontier:
         return out.getvalue()
 
     def to_json(self, recommended: Recommendation | None = None) -> dict[str, Any]:
-        """What artifacts/frontier.json holds: schema, about, floor, points, recommended {name, reason} or None."""
+        """What artifacts/frontier.json holds: schema, about, floor, judge, points, recommended {name, reason, warnings} or
+        None."""
         shared = {key: getattr(self.points[0], key) for key in SHARED} | {"weights": self._weights()}
         return {
             "schema": SCHEMA,
             "about": {**shared, "data": self.data, "resamples": RESAMPLES},
-            "floor": {**vars(self.floor), "n": list(self.floor.n)},
+            "floor": {**vars(self.floor), "n": list(self.floor.n), "compared": list(self.floor.compared)},
+            "judge": vars(self.judge),
             "points": [{**vars(point), "times": list(point.times)} for point in self.points],
-            "recommended": recommended and {"name": recommended.point.name, "reason": recommended.reason},
+            "recommended": recommended and _recommended(recommended),
         }
 
     @classmethod
@@ -196,8 +230,8 @@ class Frontier:
             if value["schema"] != SCHEMA:
                 raise ValueError(f"schema {value['schema']}, this version reads {SCHEMA}")
             points = tuple(Point(**{**row, "times": tuple(row["times"])}) for row in value["points"])
-            floor = Floor(**{**value["floor"], "n": tuple(value["floor"]["n"])})
-            return cls(points, floor, value["about"]["data"])
+            counts = {key: tuple(value["floor"][key]) for key in ("n", "compared")}
+            return cls(points, Floor(**value["floor"] | counts), value["about"]["data"], Skill(**value["judge"]))
         except (KeyError, TypeError, ValueError) as error:
             raise Mistake(f"not a frontier of this version ({error}); run the stage `evaluate` again") from error
 
@@ -223,10 +257,21 @@ class Frontier:
             f"* on the frontier: no other point has as low an fd with as few network calls{tried}",
             f"N = {first.n} samples each, noise seed {first.seed}, {self._weights()} weights, feature network "
             f"{first.features[:12]}; +- is one standard error over the samples drawn, not over trainings",
-            f"floor, {floor.n[0]} real images against {floor.n[1]} others: fd {plus_minus(floor.fd, floor.fd_se)}, "
-            f"kid {plus_minus(floor.kid, floor.kid_se)}, fd_pixels {plus_minus(floor.fd_pixels, floor.fd_pixels_se)}",
+            f"floor, what a perfect sampler is to expect of {floor.n[0]} samples against {floor.n[1]} real images: "
+            f"fd {plus_minus(floor.fd, floor.fd_se)}, kid {plus_minus(floor.kid, floor.kid_se)}, "
+            f"fd_pixels {plus_minus(floor.fd_pixels, floor.fd_pixels_se)}; from {_compared(floor)}",
         ]
         return [line for note in notes for line in textwrap.wrap(note, WIDTH, break_on_hyphens=False)]
+
+
+def _recommended(found: Recommendation) -> dict[str, Any]:
+    return {"name": found.point.name, "reason": found.reason, "warnings": list(found.warnings)}
+
+
+def _compared(floor: Floor) -> str:
+    if floor.real == "held-out":
+        return f"{floor.compared[0]} held-out images, which bits and Gamma are of too"
+    return "halves of the images trained on, which bits and Gamma are of too: nothing is held out"
 
 
 def plus_minus(value: float, se: float) -> str:

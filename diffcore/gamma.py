@@ -7,6 +7,8 @@ E|eps_hat|^2, and "residual", measured directly as E|x_0 - x_0_hat|^2 / d, which
 own mean (the paper's appendix H.2).
 """
 
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -226,6 +228,15 @@ def _shared(raw: np.ndarray, snr: np.ndarray, weight: np.ndarray, bound: float, 
         q = min(q + step, bound)
 
 
+@dataclass(frozen=True)
+class Begun:
+    """An estimate that was broken off: the sums, [3, N] float64, over its first `pairs` of an image and a time."""
+
+    pairs: int
+    total: Tensor
+    square: Tensor
+
+
 def pick(count: int, config: Config) -> Tensor:
     """Which of `count` images serve, [M] int64, by the seed alone."""
     if config.images > count:
@@ -240,24 +251,31 @@ def estimate(
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     first: int = 0,
     labels: Tensor | None = None,
+    begun: Begun | None = None,
+    keep: Callable[[Begun], None] = lambda begun: None,
+    seconds: float = math.inf,
 ) -> Gamma:
     """Both estimates from the images x0 [m, *x], in one pass whose batches mix the times.
 
     first: the place of x0[0] among all images, for a worker that has only a part of them; its noise depends on that alone.
-    labels: int64 [m], the classes of x0 for a denoiser that is told them; without, it is asked of no class.
+    labels: int64 [m], the classes of x0 for a denoiser that is told them; without, it is asked of no class. keep: hears every
+    `seconds` what there is so far; from that, given back as `begun`, the result is the same bit for bit on a CPU.
     Costs m N network inputs. Raises Mistake if the network gives a number that is not finite.
     """
     device = next((p.device for p in denoiser.parameters()), x0.device)
     steps, m = config.steps, len(x0)
     eps = noises(tuple(x0.shape[1:]), config.seed, range(first, first + m), "gamma").to(device, x0.dtype)
-    x0, moments = x0.to(device), _Sums(steps, device)
+    x0, moments, spoke = x0.to(device), _Sums(steps, device, begun), time.monotonic()
     pairs = m * steps
-    for start in range(0, pairs, config.batch):
+    for start in range(begun.pairs if begun else 0, pairs, config.batch):
         pair = torch.arange(start, min(start + config.batch, pairs), device=device)
         image = pair // steps
         known = denoiser if labels is None else denoiser.given(Condition(labels.to(device)[image]))
         moments.add(pair % steps, _errors(known, x0[image], eps[image], (pair % steps + 1) / steps))
         on_progress(min(start + config.batch, pairs), pairs)
+        if time.monotonic() - spoke > seconds:
+            keep(moments.so_far(start + config.batch))
+            spoke = time.monotonic()
     _check_finite(moments.total)
     t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
     alpha2, sigma2 = denoiser.schedule.alpha(t) ** 2, denoiser.schedule.sigma(t) ** 2
@@ -265,9 +283,14 @@ def estimate(
 
 
 class _Sums:
-    def __init__(self, steps: int, device: torch.device):
-        self.total = torch.zeros(3, steps, dtype=torch.float64, device=device)
-        self.square = torch.zeros_like(self.total)
+    def __init__(self, steps: int, device: torch.device, begun: Begun | None):
+        none = torch.zeros(3, steps, dtype=torch.float64)
+        self.total, self.square = (
+            part.clone().to(device) for part in ((begun.total, begun.square) if begun else (none, none))
+        )
+
+    def so_far(self, pairs: int) -> Begun:
+        return Begun(pairs, self.total.cpu().clone(), self.square.cpu().clone())
 
     def add(self, places: Tensor, values: Tensor) -> None:
         self.total.index_add_(1, places, values)

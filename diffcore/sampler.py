@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from diffcore.denoiser import Condition, Denoiser, Prediction
+from diffcore.denoiser import Condition, Denoiser, Prediction, per_sample
 from diffcore.draw import noises
 from diffcore.mistake import Mistake
 from diffcore.schedule import Schedule
@@ -72,6 +72,16 @@ class Sampler:
             sampler = self if condition is None else self._given(condition[rows.start : rows.stop].to(device))
             parts.append(sampler.sample(start, lambda k, r=rows: noises(shape, seed, r, f"step {k}").to(device)).cpu())
         return torch.cat(parts)
+
+    @torch.inference_mode()
+    def warm_up(self, shape: tuple[int, ...], count: int, condition: Condition | None = None) -> None:
+        """Two network calls for `count` samples, the second with what a cache keeps: what is done once only is then done."""
+        device = next((p.device for p in self.denoiser.parameters()), torch.device("cpu"))
+        given = self if condition is None else self._given(condition[:count].to(device))
+        denoiser = given.denoiser.begin(2)
+        x = noises(shape, 0, range(count), "warm up").to(device)
+        for _ in range(2):
+            denoiser(x, per_sample(self.trajectory.times[0], x)).x0.cpu()
 
     def _given(self, condition: Condition) -> "Sampler":
         return replace(self, denoiser=self.denoiser.given(condition))

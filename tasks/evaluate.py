@@ -5,9 +5,11 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from diffcore import (
     checkpoint,
@@ -22,19 +24,25 @@ from diffcore import (
     threads,
     trajectory,
 )
+from diffcore.denoiser import Condition
 from diffcore.frontier import Frontier, Point, with_best
+from diffcore.kept import Kept
 from diffcore.meter import Meter, Metered
 from diffcore.mistake import Mistake
 from diffcore.recipe import Recipe
 from diffcore.sampler import Sampler
 from diffcore.shapes import Sample
 from diffcore.trajectory import TRAJECTORIES, Trajectory
-from tasks import paths, pictures
+from tasks import graph, paths, pictures
 from tasks.params import OWN, ROOT, Params, Way, ways_of
-from tasks.progress import say
+from tasks.progress import Progress, say
 
 SHOWN = 16
 """Samples of each point in its grid, and in a row of the contact sheet: the first ones, never chosen."""
+
+
+SHARED = ("images", "seed", "batch", "likelihood")
+"""Keys of `evaluate` that every point depends on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,38 +57,55 @@ class Plan:
     recipe: Recipe
     times: Trajectory
 
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "recipe": self.recipe.to_json(), "times": list(self.times.times)}
+
 
 class Bench:
     """What all points are measured with: the same images, noise, classes and network."""
 
     def __init__(self, params: Params):
         self.params, self.config = params, params.evaluate
-        self.real, self.network = shards.load_resident(paths.DATA), features.load(paths.FEATURES)
-        say(f"evaluate: looking at {len(self.real)} real images")
-        self.reference = quality.Reference.of(self.real.pixels, self.network)
-        self.floor = quality.floor(self.reference, self.config.images, self.config.seed)
+        memory = params.compute.memory_bytes
+        self.real, self.network = shards.open_images(paths.DATA, memory), features.load(paths.FEATURES)
+        self.held_out = shards.open_images(paths.HOLDOUT, memory) if paths.HOLDOUT.exists() else None
+        self.reference = quality.Reference.of(self.real, self.network, self._looking("real images"))
+        held_out = None if self.held_out is None else quality.look(self.held_out, self.network)
+        self.floor = quality.floor(self.reference, self.config.images, self.config.seed, held_out)
         self.opened = {name: self._open(name) for name in (ROOT, *params.distill)}
         told = gamma.read(paths.GAMMA, self.opened[ROOT].card.digest, paths.again("gamma"))
         self.gamma = gamma.Gamma.from_json(told)
         _check_searched(told, {name: opened.card.digest for name, opened in self.opened.items()})
         self.labels = draw.labels_like(self.real.labels, self.config.images, self.config.seed)
         self.teacher: Sample | None = None
+        self.warm: set[tuple[Any, ...]] = set()
+
+    def _looking(self, what: str) -> Callable[[int, int], None]:
+        shown = Progress("evaluate", "images")
+        return lambda done, total: shown(done, total, f"{what} looked at")
 
     def _open(self, name: str) -> checkpoint.Checkpoint:
         return checkpoint.load(paths.CHECKPOINTS / name).to(self.params.compute.device)
 
+    def about(self, plan: Plan) -> dict[str, Any]:
+        """All that the numbers of a point depend on but the code, and what the first one adds: what it is compared with."""
+        config = {key: value for key, value in self.params.raw["evaluate"].items() if key in SHARED}
+        of = {"checkpoint": self.opened[plan.checkpoint].card.digest, "gamma": disk.digest(self.gamma.to_json())}
+        return {"plan": plan.to_json(), "config": config, "real": self.reference.digest, **of}
+
+    def sampler(self, plan: Plan) -> Sampler:
+        """A Mistake if its checkpoint cannot be sampled so."""
+        return plan.recipe.sampler(self.opened[plan.checkpoint], plan.times, self.gamma)
+
     def measure(self, plan: Plan) -> tuple[Sample, Point]:
         config, opened, meter = self.config, self.opened[plan.checkpoint], Meter()
-        sampler = plan.recipe.sampler(opened, plan.times, self.gamma)
-        condition = plan.recipe.condition(opened, self.labels)
+        sampler, condition = self.sampler(plan), plan.recipe.condition(opened, self.labels)
         drawn = Sampler(Metered(sampler.denoiser, meter), sampler.solver, sampler.trajectory)
-        few = min(config.batch, config.images)  # warm up before the clock
-        sampler.draw(opened.shape, few, config.seed, few, condition and condition[:few])
+        self._warm_up(plan, sampler, condition)
         started = time.perf_counter()
         samples = drawn.draw(opened.shape, config.images, config.seed, config.batch, condition)
         seconds = time.perf_counter() - started
-        self.teacher = samples if self.teacher is None else self.teacher
-        compared = None if samples is self.teacher else quality.fidelity(samples, self.teacher)
+        compared = None if self.teacher is None else quality.fidelity(samples, self.teacher)
         accuracy = self._accuracy(samples) if condition else None
         bits = self._bits(plan, opened, sampler)
         return samples, Point(
@@ -108,6 +133,18 @@ class Bench:
             **dataclasses.asdict(quality.measure(samples, self.reference, self.network, config.seed)),
         )
 
+    def _warm_up(self, plan: Plan, sampler: Sampler, condition: Condition | None) -> None:
+        """Two network calls in each size that the batches will have, so that the clock sees nothing done for the first time.
+
+        Once for a checkpoint and what is done to its network. A cache is made anew for each point, and counts its share then.
+        """
+        recipe, (count, batch) = plan.recipe, (self.config.images, self.config.batch)
+        kind = plan.checkpoint, recipe.skip, recipe.guidance is None
+        if recipe.deepcache or kind not in self.warm:
+            for few in {min(batch, count), count % batch} - {0}:
+                sampler.warm_up(self.opened[plan.checkpoint].shape, few, condition)
+        self.warm.add(kind)
+
     def _accuracy(self, samples: Sample) -> quality.Share | None:
         """None where the data have one class, of which the feature network learned nothing."""
         if self.network.card.task != "classes":
@@ -115,19 +152,51 @@ class Bench:
         return quality.accuracy(samples, self.labels, self.real.labels, self.network)
 
     def _bits(self, plan: Plan, opened: checkpoint.Checkpoint, sampler: Sampler) -> likelihood.Bits | None:
-        """Bits per dimension of real images, where a way to sample is a model of the data with a likelihood.
+        """Bits per dimension of real images, where a way to sample is a model of the data with a likelihood; of images held
+        out of all training where there are such.
 
         A cache has none: it remembers from step to step what a likelihood asks for anew.
         """
-        asked = self.config.likelihood
-        count = min(asked.images, len(self.real))
+        asked, real = self.config.likelihood, self.real if self.held_out is None else self.held_out
+        count = min(asked.images, len(real))
         if not count or plan.recipe.deepcache:
             return None
-        chosen = draw.some(count, len(self.real), asked.seed, "likelihood")
-        images = feed.to_float(self.real.pixels[chosen])
-        labels = None if self.real.labels is None else self.real.labels[chosen]
+        chosen = draw.some(count, len(real), asked.seed, "likelihood")
+        images, labels = feed.to_float(real.take(chosen)), None if real.labels is None else real.labels[chosen]
         condition = plan.recipe.condition(opened, labels)
         return likelihood.of(sampler, images, asked.seed, asked.probes, self.config.batch, condition)
+
+
+class Measured:
+    """The points that are measured already, of this run or of one that was killed."""
+
+    def __init__(self, bench: Bench, plans: list[Plan]):
+        compute = bench.params.compute
+        shared = {"code": graph.code_digest("evaluate"), "threads": compute.threads, "device": str(compute.device)}
+        self.kept = Kept(paths.RESUME / "evaluate.points", lambda words: say(f"evaluate: {words}"))
+        self.bench, self.shared = bench, {**shared, "first": bench.about(plans[0])}
+        found = [self.kept.load(self._job(each)) for each in plans]
+        self.found = {each.name: one for each, one in zip(plans, found) if one is not None}
+        if self.found:
+            say(f"evaluate: goes on after {len(self.found)} of {len(plans)} points")
+
+    def point(self, plan: Plan) -> tuple[Point, np.ndarray]:
+        """The point, and its first samples, uint8 [SHOWN, h, w, c]. The first point's samples are what others are compared
+        with."""
+        if plan.name in self.found:
+            value, tensors = self.found[plan.name]
+            point = Point(**{**value, "times": tuple(value["times"])})
+        else:
+            samples, point = self.bench.measure(plan)
+            tensors = {"shown": feed.to_uint8(samples[:SHOWN]).permute(0, 2, 3, 1)}
+            tensors |= {"samples": samples} if self.bench.teacher is None else {}
+            self.kept.save(self._job(plan), dataclasses.asdict(point), tensors)
+        if self.bench.teacher is None:
+            self.bench.teacher = tensors["samples"]
+        return point, tensors["shown"].numpy()
+
+    def _job(self, plan: Plan) -> dict[str, Any]:
+        return {**self.bench.about(plan), **self.shared}
 
 
 def evaluate(params: Params) -> None:
@@ -136,26 +205,29 @@ def evaluate(params: Params) -> None:
     plans = list(plan(params, bench.opened))
     if twice := sorted(name for name, count in Counter(each.name for each in plans).items() if count > 1):
         raise Mistake(f"evaluate names {twice[0]!r} twice; leave one of the two ways to sample out")
-    points, rows = [], []
+    for each in plans:
+        bench.sampler(each)  # what cannot be sampled is known before anything is
+    measured, points, rows = Measured(bench, plans), [], []
     with disk.folder(paths.SAMPLES) as folder:
         for number, each in enumerate(plans):
-            samples, point = bench.measure(each)
+            point, shown = measured.point(each)
             points.append(point)
-            shown = feed.to_uint8(samples[:SHOWN]).permute(0, 2, 3, 1).numpy()
             rows.append(shown)
             pictures.grid(shown, folder / f"{each.name}.png")
-            fd = f"fd {point.fd:8.3f} +- {point.fd_se:.3f}"
-            say(f"evaluate   {number + 1:>3}/{len(plans)}  {each.name:<36} {fd}  {point.ms_per_image:.3g} ms/image")
+            if each.name not in measured.found:
+                fd = f"fd {point.fd:8.3f} +- {point.fd_se:.3f}"
+                say(f"evaluate   {number + 1:>3}/{len(plans)}  {each.name:<36} {fd}  {point.ms_per_image:.3g} ms/image")
         points = with_best(points)
         labelled = [(point.name, shown) for point, shown in zip(points, rows) if point.best]
-        real = bench.real.pixels[:SHOWN].permute(0, 2, 3, 1).numpy()
+        real = bench.real.take(range(min(SHOWN, len(bench.real)))).permute(0, 2, 3, 1).numpy()
         pictures.contact_sheet([*labelled, ("real", real)], folder / "all.png")
-    frontier = Frontier(tuple(points), bench.floor, bench.opened[ROOT].card.data)
+    frontier = Frontier(tuple(points), bench.floor, bench.opened[ROOT].card.data, bench.network.card.skill)
     value = frontier.to_json(frontier.recommend(params.publish.tolerance))
     disk.write_sealed(paths.FRONTIER, value)
     disk.write(paths.FRONTIER.with_suffix(".csv"), frontier.to_csv())
     pictures.frontier(value, paths.FRONTIER.with_suffix(".png"))
     pictures.curves(curves(), paths.ARTIFACTS / "curves.png")
+    measured.kept.clear()
 
 
 def curves() -> dict[str, Path]:

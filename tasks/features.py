@@ -8,13 +8,15 @@ from tasks.progress import Progress, say
 
 def train(params: Params) -> None:
     threads.use(params.compute.threads)
-    images, shown = shards.load_resident(paths.DATA), Progress("features", "it")
+    images = shards.open_images(paths.DATA, params.compute.memory_bytes)
+    shown = Progress("features", "it")
     network = features.train(
-        images.pixels,
-        images.labels,
+        images,
         params.features,
         lambda step, loss: shown(step, params.features.iterations, f"loss {loss:.3f}"),
     )
     features.save(network, paths.FEATURES)
     card = network.card
     say(f"features: {card.task} accuracy {card.accuracy:.3f} on held-out images; network {network.digest[:12]}")
+    if card.skill.warning:
+        say(f"features: warning: {card.skill.warning}")

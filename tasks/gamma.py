@@ -1,21 +1,60 @@
 """The stage `gamma`: the Monte-Carlo estimate of Gamma and of the covariance of x_0, at every time of the grid."""
 
+import dataclasses
+import math
+from typing import Any
+
 from diffcore import checkpoint, disk, feed, gamma, shards, threads
-from tasks import paths
+from diffcore.gamma import Begun
+from diffcore.kept import Kept
+from tasks import graph, paths
 from tasks.params import ROOT, Params
 from tasks.progress import Progress, say
 
 
 def estimate(params: Params) -> None:
-    """By both estimators, from the teacher and `gamma.images` of the images, of whose classes a conditional one is told."""
+    """By both estimators, from the teacher and `gamma.images` of the images, of whose classes a conditional one is told;
+    of images held out of all training where there are such."""
     threads.use(params.compute.threads)
     teacher = checkpoint.load(paths.CHECKPOINTS / ROOT).to(params.compute.device)
-    images = shards.load_resident(paths.DATA)
-    pixels, chosen = images.pixels, gamma.pick(len(images), params.gamma)
-    labels = images.labels[chosen] if teacher.denoiser.classes else None
-    x0 = feed.to_float(pixels[chosen])
-    found = gamma.estimate(teacher.denoiser, x0, params.gamma, Progress("gamma", "calls"), labels=labels)
+    folder = paths.HOLDOUT if paths.HOLDOUT.exists() else paths.DATA
+    images = shards.open_images(folder, params.compute.memory_bytes)
+    chosen = gamma.pick(len(images), params.gamma)
+    kept = Kept(paths.RESUME / "gamma.sums", lambda words: say(f"gamma: {words}"))
+    job = _job(params, teacher, shards.Manifest.read(folder, verify=False).digest)
+    found = gamma.estimate(
+        teacher.denoiser,
+        feed.to_float(images.take(chosen)),
+        params.gamma,
+        Progress("gamma", "calls"),
+        labels=images.labels[chosen] if teacher.denoiser.classes else None,
+        begun=_begun(kept, job, params.gamma),
+        keep=lambda begun: kept.save(job, {"pairs": begun.pairs}, {"total": begun.total, "square": begun.square}),
+        seconds=params.compute.save_seconds,
+    )
     about = {"checkpoint": ROOT, "checkpoint_digest": teacher.card.digest, "data": teacher.card.data}
-    edges = float(((pixels == 0) | (pixels == 255)).double().mean())  # what the search knows of the bound's decoder
-    disk.write_sealed(paths.GAMMA, {"schema": gamma.SCHEMA, "about": about, "edges": edges, **found.to_json()})
+    content = {"schema": gamma.SCHEMA, "about": about, "edges": _edges(images), **found.to_json()}
+    disk.write_sealed(paths.GAMMA, content)
+    kept.clear()
     say(f"gamma: {found.images} images at {found.steps} times; {found.told()}")
+
+
+def _job(params: Params, teacher: checkpoint.Checkpoint, data: str) -> dict[str, Any]:
+    """All that the sums depend on."""
+    where = {"threads": params.compute.threads, "device": str(params.compute.device)}
+    made = {"checkpoint": teacher.card.digest, "data": data, "code": graph.code_digest("gamma")}
+    return {"gamma": dataclasses.asdict(params.gamma), **made, **where}
+
+
+def _begun(kept: Kept, job: dict[str, Any], config: gamma.Config) -> Begun | None:
+    if (found := kept.load(job)) is None:
+        return None
+    value, sums = found
+    say(f"gamma: goes on after {value['pairs']} of {config.images * config.steps} calls")
+    return Begun(value["pairs"], sums["total"], sums["square"])
+
+
+def _edges(images: shards.Images | shards.StreamedImages) -> float:
+    """The share of values at either end of their range: what the search knows of the bound's decoder."""
+    found = sum(int(((block == 0) | (block == 255)).sum()) for block in images.blocks(1024))
+    return found / (len(images) * math.prod(images.shape))

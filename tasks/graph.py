@@ -17,7 +17,7 @@ def check() -> None:
         _body(stage)
 
 
-def code_digest(stage: str, method: str) -> str:
+def code_digest(stage: str, method: str = "") -> str:
     """Digest of the source files that the stage depends on; another one never resumes this one's state."""
     named = [dep.replace("${item.method}", method) for dep in _body(stage)["deps"]]
     code = [Path(name) for name in named if name.endswith(".py")]

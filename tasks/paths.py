@@ -6,6 +6,9 @@ PARAMS = Path("params.yaml")
 RESUME = Path(".resume")
 ARTIFACTS = Path("artifacts")
 DATA = ARTIFACTS / "data"
+HOLDOUT = DATA / "holdout"
+"""Images that nothing is trained on, a folder of shards like DATA; absent where none were held out."""
+
 FEATURES = ARTIFACTS / "features"
 CHECKPOINTS = ARTIFACTS / "checkpoints"
 CURVES = ARTIFACTS / "curves"

@@ -7,6 +7,7 @@ import csv
 import io
 import itertools
 import json
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -273,7 +274,7 @@ def _floor(axes: Any, floor: dict[str, Any]) -> None:
         return
     axes.axhspan(max(fd - error, fd / 1000), fd + error, color=FAINT, alpha=0.15, linewidth=0)
     axes.axhline(
-        fd, color=INK, linestyle=(0, (6, 3)), linewidth=1.2, label=f"real against real: {_plus_minus(fd, error)}"
+        fd, color=INK, linestyle=(0, (6, 3)), linewidth=1.2, label=f"a perfect sampler: {_plus_minus(fd, error)}"
     )
 
 
@@ -351,8 +352,9 @@ def _plus_minus(value: float, error: float) -> str:
 
 
 def _words(figure: Any, table: dict[str, Any]) -> None:
-    about, left = table["about"], 0.075
+    about, floor, left = table["about"], table["floor"], 0.075
     figure.text(left, 0.94, "Quality against network calls", fontsize=18, fontweight="bold", color=INK)
+    _warn(figure, table["recommended"]["warnings"])
     subtitle = (
         "Frechet distance to the real images in the features of a small network trained on the same data (not FID)"
     )
@@ -361,9 +363,22 @@ def _words(figure: Any, table: dict[str, Any]) -> None:
         f"N = {about['n']} images for each point, the same noise (seed {about['seed']}) throughout, {about['weights']} "
         f"weights; feature network {about['features'][:12]}, data {about['data'][:12]}.\n"
         f"Bars: one standard error, bootstrap with {about['resamples']} resamples of the generated images; it does not cover "
-        f"training again. Floor: {' against '.join(str(n) for n in table['floor']['n'])} real images."
+        f"training again. A perfect sampler: {floor['n'][0]} samples against {floor['n'][1]} real images, from "
+        f"{_compared(floor)}."
     )
     figure.text(left, 0.022, footer, fontsize=10, color=FAINT, linespacing=1.5)
+
+
+def _compared(floor: dict[str, Any]) -> str:
+    return f"{floor['compared'][0]} held-out ones" if floor["real"] == "held-out" else "halves of these"
+
+
+def _warn(figure: Any, warnings: list[str]) -> None:
+    """The first warning under the title, as much of it as there is room for."""
+    if warnings:
+        more = f" ({len(warnings) - 1} more)" if len(warnings) > 1 else ""
+        text = textwrap.shorten(f"Warning: {warnings[0]}", 150 - len(more), placeholder=" ...")
+        figure.text(0.075, 0.875, f"{text}{more}", fontsize=11, color="#B3261E")
 
 
 def _columns(file: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -61,6 +61,8 @@ def report() -> None:
     found = disk.read_sealed(paths.FRONTIER, SCHEMA, paths.again("evaluate"))
     say(Frontier.from_json(found).table())
     say(f"recommended: {found['recommended']['name']}\n  {found['recommended']['reason']}")
+    for warning in found["recommended"]["warnings"]:
+        say(f"  warning: {warning}")
     point = next(point for point in found["points"] if point["name"] == found["recommended"]["name"])
     say(f"  the checkpoint is {paths.CHECKPOINTS / point['checkpoint']}\n")
     say(f"pictures: {paths.FRONTIER.with_suffix('.png')}, samples of every point: {paths.SAMPLES / 'all.png'}")

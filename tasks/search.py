@@ -62,7 +62,7 @@ def _fitted(params: Params) -> dict[str, dict[str, list[float]]]:
     """By checkpoint that is valid at any time and by number of steps, with classes drawn as the evaluation draws them."""
     config, found = params.search.fitted, {}
     teacher = checkpoint.load(paths.CHECKPOINTS / ROOT).to(params.compute.device)
-    condition = _classes(teacher, config)
+    condition = _classes(teacher, config, params.compute.memory_bytes)
     for name in (ROOT, *params.distill):
         opened = teacher if name == ROOT else checkpoint.load(paths.CHECKPOINTS / name).to(params.compute.device)
         if opened.denoiser.grid is None and opened.guidance is None:
@@ -76,7 +76,7 @@ def _fitted(params: Params) -> dict[str, dict[str, list[float]]]:
     return found
 
 
-def _classes(teacher: checkpoint.Checkpoint, config: hops.Config) -> Condition | None:
+def _classes(teacher: checkpoint.Checkpoint, config: hops.Config, memory: int) -> Condition | None:
     if not teacher.denoiser.classes:
         return None
-    return Condition(draw.labels_like(shards.load_resident(paths.DATA).labels, config.images, config.seed))
+    return Condition(draw.labels_like(shards.open_images(paths.DATA, memory).labels, config.images, config.seed))

@@ -586,6 +586,7 @@ def _note(book: Book, files: Files, model: str, number: str) -> None:
         lines.append(f"| {p['name']} | {p['nfe']:g} | {p['fd']:.3g} +- {p['fd_se']:.1g} | {p['ms_per_image']:.3g} |")
     recommended = files.table["recommended"]
     head = f"Recommended: **{recommended['name']}** ({model} version {number}). {recommended['reason']}"
+    head += "".join(f"\n\nWarning: {warning}." for warning in recommended["warnings"])
     note = "\n".join([head, "", *lines])
     if book.client.get_experiment(book.experiment).tags.get("mlflow.note.content") != note:
         book.client.set_experiment_tag(book.experiment, "mlflow.note.content", note)

@@ -106,8 +106,8 @@ def _train(name: str, job: Job, parameters: dict[str, Any], params: Params) -> N
     }
     resume, stop = Resume(paths.RESUME, name, disk.digest(about), say), lifeline.StopFlag()
     with resume.lock():
-        memory = int(params.compute.memory_gb * 2**30)
-        batches = feed.feed(paths.DATA, job.fit.batch, seed, params.data.flip, memory, params.compute.device)
+        memory, device = params.compute.memory_bytes, params.compute.device
+        batches = feed.feed(paths.DATA, job.fit.batch, seed, params.data.flip, memory, device)
         weights = (job.weights.low, job.weights.high) if job.weights else None
         work = fit.Job(method, job.config, job.fit, batches, seed, guidance=weights)
         shown = Progress(name, "it")

@@ -9,12 +9,15 @@ import math
 import pytest
 import torch
 
-from diffcore.frontier import WIDTH, Frontier, Point, plus_minus
+from diffcore.features import Skill
+from diffcore.frontier import WIDTH, Frontier, Point, plus_minus, with_best
 from diffcore.mistake import Mistake
 from diffcore.quality import RESAMPLES, Floor
 from tests.conftest import dice
 
-FLOOR = Floor(fd=0.321, fd_se=0.045, kid=0.0011, kid_se=0.0004, fd_pixels=0.31, fd_pixels_se=0.02, n=(898, 899))
+MEASURES = {"fd": 0.321, "fd_se": 0.045, "kid": 0.0011, "kid_se": 0.0004, "fd_pixels": 0.31, "fd_pixels_se": 0.02}
+FLOOR = Floor(**MEASURES, n=(1000, 1797), compared=(898, 899), real="halves")
+JUDGE = Skill("classes", 10, 0.97, 0.11)
 
 
 def point(name: str, nfe: float | int, fd: float, **changes) -> Point:
@@ -58,7 +61,7 @@ def teacher(nfe: int, fd: float, **changes) -> Point:
 
 
 def frontier(*points: Point) -> Frontier:
-    return Frontier(points, FLOOR, "d" * 64)
+    return Frontier(points, FLOOR, "d" * 64, JUDGE)
 
 
 # the numbers of a real run on digits (fd of DDIM, of progressive rounds and of a consistency student)
@@ -175,6 +178,72 @@ def test_recommend_needs_a_teacher_and_a_tolerance():
             DIGITS.recommend(tolerance)
 
 
+# --- what speaks against any
+
+
+def warned(*points: Point, judge: Skill = JUDGE, **floor: float) -> tuple[str, ...]:
+    whole = Frontier(points, dataclasses.replace(FLOOR, **floor), "d" * 64, judge)
+    found = whole.recommend(1.5)
+    assert whole.to_json(found)["recommended"]["warnings"] == list(found.warnings)
+    return found.warnings
+
+
+def test_a_good_frontier_warns_of_nothing():
+    assert warned(teacher(64, 0.9), point("pd4", 4, 0.95)) == ()
+    assert warned(teacher(64, 0.3), point("pd4", 4, 28.0)) == ()  # a poor student that nobody recommends
+
+
+def test_it_warns_when_the_best_is_far_above_the_floor():
+    """As found: 38.2 was recommended without a word where the floor was 0.59 and the teacher's best 28.3."""
+    best, poor = warned(teacher(64, 28.3), point("pd1", 1, 38.2), fd=0.59)
+    assert best.startswith(
+        "no way to sample comes near the real images: the best, teacher-ddim-even-64, 64 network calls"
+    )
+    assert "is 48 times the floor of 0.590+-0.045" in best
+    assert poor.startswith("the teacher is poor")
+
+
+def test_it_warns_of_a_poor_teacher_whatever_its_students_are():
+    (warning,) = warned(teacher(64, 28.3), point("ect", 1, 0.4))
+    assert "its best, teacher-ddim-even-64, 64 network calls, fd 28.3+-1.4, is 88.2 times the floor" in warning
+
+
+def test_far_is_three_floors_and_two_standard_errors():
+    assert warned(teacher(64, 3 * 0.321), point("a", 1, 5.0)) == ()
+    assert len(warned(teacher(64, 3.1 * 0.321), point("a", 1, 5.0))) == 2
+    assert warned(teacher(64, 3.1 * 0.321, fd_se=0.36), point("a", 1, 5.0)) == ()
+    assert len(warned(teacher(64, 3.1 * 0.321, fd_se=0.30), point("a", 1, 5.0))) == 2
+
+
+def test_it_warns_when_the_feature_network_is_near_chance():
+    (warning,) = warned(teacher(64, 0.3), judge=dataclasses.replace(JUDGE, accuracy=0.133))
+    assert "the feature network tells its 10 classes apart hardly better than chance (accuracy 0.133" in warning
+
+
+# --- the best of several tries
+
+
+def best(*points: Point) -> set[str]:
+    return {each.name for each in with_best(points) if each.best}
+
+
+def test_the_best_is_of_one_way_one_checkpoint_and_one_cost():
+    tries = point("even", 8, 2.0), point("karras", 8, 1.5), point("logsnr", 8, 1.7)
+    tries = [dataclasses.replace(each, checkpoint="cd") for each in tries]
+    assert best(*tries) == {"karras"}
+    for other in ({"way": "other"}, {"checkpoint": "cd2"}, {"nfe": 4}, {"nfe": 11.05}):
+        assert best(*tries, dataclasses.replace(tries[0], name="apart", **other)) == {"karras", "apart"}
+    rounded = dataclasses.replace(tries[0], name="same", nfe=8 + 1e-12)
+    assert best(*tries, rounded) == {"karras"}
+
+
+def test_caches_of_different_cost_are_not_ranked_against_each_other():
+    """Both took 32 steps; the dearer one is closer, and the cheaper one stays on its curve."""
+    times = tuple(k / 32 for k in range(32, -1, -1))
+    caches = point("interval2", 22.1, 0.38, times=times), point("interval4", 16.4, 0.58, times=times)
+    assert best(*(dataclasses.replace(each, checkpoint="teacher") for each in caches)) == {"interval2", "interval4"}
+
+
 # --- files
 
 
@@ -189,7 +258,7 @@ def test_json_round_trip_is_exact():
 def test_json_holds_what_others_read():
     chosen = DIGITS.recommend(1.5)
     value = DIGITS.to_json(chosen)
-    assert list(value) == ["schema", "about", "floor", "points", "recommended"]
+    assert list(value) == ["schema", "about", "floor", "judge", "points", "recommended"]
     assert value["about"] == {
         "n": 1000,
         "seed": 3,
@@ -198,8 +267,9 @@ def test_json_holds_what_others_read():
         "data": "d" * 64,
         "resamples": RESAMPLES,
     }
-    assert value["floor"]["n"] == [898, 899]
-    assert value["recommended"] == {"name": "pd4", "reason": chosen.reason}
+    assert value["floor"] == {**MEASURES, "n": [1000, 1797], "compared": [898, 899], "real": "halves"}
+    assert value["judge"] == {"task": "classes", "outputs": 10, "accuracy": 0.97, "chance": 0.11}
+    assert value["recommended"] == {"name": "pd4", "reason": chosen.reason, "warnings": list(chosen.warnings)}
     assert value["points"][0]["times"] == [1.0, 1 / 3, 0.0]
     assert DIGITS.to_json()["recommended"] is None
 
@@ -208,7 +278,8 @@ def test_json_of_another_kind_is_a_mistake():
     value = DIGITS.to_json()
     for broken in [
         {},
-        {**value, "schema": 1},
+        {**value, "schema": 2},
+        {**value, "judge": {"accuracy": 0.9}},
         {**value, "points": [{"name": "x"}]},
         {key: value[key] for key in ("schema", "about", "floor")},
         {**value, "points": [{**value["points"][0], "extra": 1}]},
@@ -268,7 +339,14 @@ def test_the_table_is_sorted_marked_and_complete():
     notes = " ".join(lines[1 + len(rows) :])
     for words in ["N = 1000", "noise seed 3", "ema weights", "feature network 0123456789ab", "not over trainings"]:
         assert words in notes
-    assert "floor, 898 real images against 899 others: fd 0.321+-0.045, kid 0.00110+-0.00040" in notes
+    assert (
+        "floor, what a perfect sampler is to expect of 1000 samples against 1797 real images: fd 0.321+-0.045" in notes
+    )
+    assert "kid 0.00110+-0.00040" in notes
+    assert "from halves of the images trained on, which bits and Gamma are of too: nothing is held out" in notes
+    held = dataclasses.replace(FLOOR, compared=(300, 1797), real="held-out")
+    told = dataclasses.replace(DIGITS, floor=held).table().replace("\n", " ")
+    assert "from 300 held-out images, which bits and Gamma are of too" in told
 
 
 def test_the_table_fits_a_terminal():

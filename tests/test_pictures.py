@@ -45,10 +45,11 @@ def point(method: str, nfe: int, fd: float, **other) -> dict:
 
 
 def table(points: list[dict], recommended: str, floor: float = 0.3) -> dict:
-    measures = {"fd": floor, "fd_se": 0.02, "kid": 0.0, "kid_se": 1e-4, "fd_pixels": 0.1, "n": [898, 899]}
+    measures = {"fd": floor, "fd_se": 0.02, "kid": 0.0, "kid_se": 1e-4, "fd_pixels": 0.1, "n": [1000, 1797]}
+    measures |= {"compared": [898, 899], "real": "halves"}
     about = {"n": 1000, "seed": 0, "features": "feed" * 16, "weights": "ema", "data": "da7a" * 16, "resamples": 200}
-    chosen = {"name": recommended, "reason": "the fewest calls within 1.6 times the teacher"}
-    return {"schema": 2, "about": about, "floor": measures, "points": points, "recommended": chosen}
+    chosen = {"name": recommended, "reason": "the fewest calls within 1.6 times the teacher", "warnings": []}
+    return {"schema": 3, "about": about, "floor": measures, "points": points, "recommended": chosen}
 
 
 def small_table() -> dict:
@@ -141,7 +142,8 @@ def test_the_frontier_names_the_recommended_point_the_floor_and_the_terms(tmp_pa
     texts = " ".join(t.get_text() for t in [*axes.texts, *axes.figure.texts, *axes.get_legend().get_texts()])
     for word in (
         "recommended: pd4-ddim-even-4",
-        "real against real: 0.300",
+        "a perfect sampler: 0.300",
+        "1000 samples against 1797 real images, from halves of these",
         "N = 1000",
         "feedfeedfeed",
         "seed 0",
@@ -150,6 +152,20 @@ def test_the_frontier_names_the_recommended_point_the_floor_and_the_terms(tmp_pa
         assert word in texts
     ring = [line for line in axes.lines if line.get_markerfacecolor() == "none"]
     assert [line.get_xydata().tolist() for line in ring] == [[[4.0, 1.2]]]
+
+
+def test_a_warning_stands_under_the_title_and_within_the_picture(tmp_path, drawn):
+    shown = small_table()
+    shown["recommended"]["warnings"] = ["the teacher is poor, " * 10, "and more"]
+    shown["floor"] |= {"compared": [300, 1797], "real": "held-out"}
+    pictures.frontier(shown, tmp_path / "frontier.png")
+    figure = drawn().figure
+    (text,) = [text for text in figure.texts if "Warning: the teacher is poor" in text.get_text()]
+    assert text.get_text().endswith("... (1 more)")
+    box, others = text.get_window_extent(), [t.get_window_extent() for t in figure.texts if t is not text]
+    assert box.x1 < 1200
+    assert not any(box.overlaps(other) for other in (*others, drawn().get_window_extent()))
+    assert any("from 300 held-out ones" in each.get_text() for each in figure.texts)
 
 
 def test_the_label_of_the_recommended_point_hides_no_point(tmp_path, drawn):

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from diffcore import quality
-from diffcore.features import Config, Features, extract, train
+from diffcore.features import Card, Config, Features, extract, train
 from diffcore.feed import to_float
 from diffcore.mistake import Mistake
 from diffcore.quality import Moments, Reference, fidelity, floor, frechet, kid, measure
+from diffcore.shards import Images
 from tests.conftest import dice, randn
 
 
@@ -201,6 +202,33 @@ def test_spread_of_frechet_is_that_of_resampled_sets():
     assert quality.frechet_spread(x, y, repeats) == pytest.approx(want, rel=1e-11)
 
 
+@pytest.mark.parametrize(("n", "d", "corners"), [(60, 8, False), (12, 40, False), (60, 12, True)])
+def test_the_quick_spread_of_frechet_is_the_exact_ones_to_six_digits(n, d, corners):
+    """By eigenvalues, not singular values: of full rank, of fewer samples than features, of some without variance."""
+    x, y = randn(n, d) * torch.logspace(-2, 1, d).double() + 0.1, randn(90, d, seed=1)
+    if corners:
+        x[:, ::3], y[:, ::3] = 0.5, 0.5
+    against, repeats = Moments.of(y), quality.resamples(n, 0)[:20]
+    want = torch.tensor([frechet(Moments.of(x, row), against) for row in repeats], dtype=torch.float64).std().item()
+    assert quality.frechet_spread(x, against, repeats) == pytest.approx(want, rel=1e-6)
+
+
+def test_kid_and_its_spread_hold_a_tile_of_the_kernel_at_a_time(monkeypatch):
+    """Never more than ROWS x ROWS of its elements, whatever n and m; the values are those of the whole matrices."""
+    x, y, repeats = randn(61, 3), randn(83, 3, seed=1) + 0.2, quality.resamples(61, 0)[:7]
+    within, across = quality.kernel(x, x).fill_diagonal_(0), quality.kernel(x, y)
+    plain = within.sum() / (61 * 60) + pair_mean(y) - 2 * across.mean()
+    pairs = repeats.sum(1) ** 2 - repeats.square().sum(1)
+    again = ((repeats @ within) * repeats).sum(1) / pairs - 2 * (repeats @ across.mean(1)) / repeats.sum(1)
+    held, kernel = [], quality.kernel
+    monkeypatch.setattr(quality, "ROWS", 16)
+    monkeypatch.setattr(quality, "kernel", lambda a, b: held.append(len(a) * len(b)) or kernel(a, b))
+    assert kid(x, y) == pytest.approx(plain.item(), rel=1e-11)
+    assert quality.kid_spread(x, y, repeats) == pytest.approx(again.std().item(), rel=1e-11)
+    assert max(held) == 16 * 16
+    assert sum(held) >= 61 * 60 / 2 + 61 * 83
+
+
 def test_spread_of_kid_leaves_out_pairs_of_one_sample():
     x, y, repeats = randn(8, 3), randn(9, 3, seed=1), quality.resamples(8, 0)[:5]
 
@@ -289,16 +317,20 @@ def blobs(count: int, seed: int = 0) -> Tensor:
     return spot.round().to(torch.uint8)[:, None]
 
 
+def pictures(pixels: Tensor) -> Images:
+    return Images(pixels, None, None)
+
+
 @pytest.fixture(scope="module")
 def network() -> Features:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     images = blobs(400)
-    return train(images, None, Config(channels=8, dimension=8, iterations=60, batch=32, lr=4e-3, seed=0))
+    return train(pictures(images), Config(channels=8, dimension=8, iterations=60, batch=32, lr=4e-3, seed=0))
 
 
 @pytest.fixture(scope="module")
 def reference(network) -> Reference:
-    return Reference.of(blobs(400), network)
+    return Reference.of(pictures(blobs(400)), network)
 
 
 def test_real_images_are_at_distance_zero_of_themselves(network, reference):
@@ -335,7 +367,7 @@ def test_same_numbers_for_any_batch(monkeypatch, network, reference):
     whole = dataclasses.asdict(measure(x, reference, network, 0))
     monkeypatch.setattr(quality, "extract", lambda features, x: extract(features, x, batch=7))
     monkeypatch.setattr(quality, "ROWS", 64)
-    parts = dataclasses.asdict(measure(x, Reference.of(blobs(400), network), network, 0))
+    parts = dataclasses.asdict(measure(x, Reference.of(pictures(blobs(400)), network), network, 0))
     assert parts == pytest.approx(whole, rel=1e-4, abs=1e-6)
 
 
@@ -355,33 +387,143 @@ def test_samples_are_measured_as_8_bit_images(network, reference):
     assert measure(beyond, reference, network, 0) == measure(beyond.clamp(max=1), reference, network, 0)
 
 
-def test_the_floor_compares_disjoint_real_images(monkeypatch, network, reference):
-    seen = {}
+def normal_images(count: int, seed: int = 0) -> Tensor:
+    """Noise on grey as uint8 [n, 1, 4, 4]: pixels of full rank, alike in distribution for every seed."""
+    return (torch.randn(count, 1, 4, 4, generator=dice(seed)) * 30 + 128).round().clamp(0, 255).to(torch.uint8)
 
-    def spy(part, against, seed):
-        seen["rows"] = torch.cat([part.pixels, against.seen.pixels])
-        seen["sizes"] = len(part), against.count
-        return compare(part, against, seed)
 
-    compare = quality._compare
-    monkeypatch.setattr(quality, "_compare", spy)
-    for count, sizes in [(100, (100, 300)), (1000, (200, 200))]:
+class Flat(Features):
+    """Stands in for a feature network: the pixels themselves."""
+
+    digest = "flat"
+
+    def __init__(self):
+        config = Config(channels=8, dimension=16, iterations=1, batch=1, lr=1e-3, seed=0)
+        super().__init__(Card(config, (1, 4, 4), "rotations", 4, 10, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 4 * x.flatten(1)
+
+
+@pytest.mark.parametrize(("count", "real"), [(300, 400), (60, 400), (1000, 101)])
+def test_the_floor_is_what_a_perfect_sampler_scores_at_the_counts_of_the_table(monkeypatch, count, real):
+    """Samples that are new images of the data's own distribution, against as many real images: on average the floor."""
+    monkeypatch.setattr(quality, "SPLITS", 6)
+    scores, floors = [], []
+    for seed in range(24):
+        reference = Reference.of(pictures(normal_images(real, seed)), Flat())
+        fresh = quality._look(to_float(normal_images(count, 1000 + seed)), Flat())
+        seen = quality.Part.of(fresh)
+        own = frechet(seen.features, reference.whole.features), kid(fresh.features, reference.rows)
+        scores.append((*own, frechet(seen.pixels, reference.whole.pixels)))
         found = floor(reference, count, 0)
-        assert found.n == seen["sizes"] == sizes
-        every, again = (sorted(map(tuple, rows.tolist())) for rows in (reference.seen.pixels, seen["rows"]))
-        assert every == again
-        assert found == floor(reference, count, 0)
-        assert found != floor(reference, count, 1)
-    noisy = measure(to_float(blobs(200, seed=5)) + 0.3 * randn(200, 1, 8, 8).float(), reference, network, 0)
-    assert 0 < found.fd < noisy.fd / 3
-    assert 0 < found.fd_pixels < noisy.fd_pixels / 3
+        floors.append((found.fd, found.kid, found.fd_pixels))
+        assert found.n == (count, real)
+        assert found.compared == (real // 2, real - real // 2)
+    scores, floors = torch.tensor(scores).double(), torch.tensor(floors).double()
+    error = (scores.var(0) + floors.var(0)).div(24).sqrt()
+    assert ((scores.mean(0) - floors.mean(0)).abs() < 4 * error).all()
+    unscaled = (scores / floors).mean(0)[0] * (1 / count + 1 / real) / (4 / real)
+    assert abs(unscaled - 1) > 0.2  # what a floor at the halves' own counts would be off by
+
+
+def test_the_floors_error_is_its_spread_over_data_sets():
+    found = [floor(Reference.of(pictures(normal_images(400, seed)), Flat()), 300, 0) for seed in range(20)]
+    for key in ("fd", "fd_pixels"):
+        spread = torch.tensor([getattr(one, key) for one in found]).std().item()
+        assert 0.5 < sum(getattr(one, f"{key}_se") for one in found) / 20 / spread < 1.7
+    kids = torch.tensor([one.kid for one in found])
+    assert abs(kids.mean()) < 4 * kids.std() / 20**0.5
+    assert 0.3 < sum((one.kid / one.kid_se) ** 2 for one in found) / 20 < 3
+
+
+def test_the_halves_of_the_floor_are_disjoint_and_together_all(monkeypatch):
+    reference, halves = Reference.of(pictures(normal_images(101)), Flat()), []
+    monkeypatch.setattr(quality, "frechet", lambda a, b: halves.append((a, b)) or frechet(a, b))
+    found = floor(reference, 50, 0)
+    assert len(halves) == 2 * quality.SPLITS
+    for a, b in halves[::2]:
+        assert (a.count + b.count, abs(a.count - b.count) <= 16) == (101, True)
+        torch.testing.assert_close((a + b).scatter, reference.whole.features.scatter, rtol=1e-9, atol=1e-9)
+    assert len({round(a.mean[0].item(), 9) for a, _ in halves[::2]}) == quality.SPLITS
+    assert found == floor(reference, 50, 0) != floor(reference, 50, 1)
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.5])
+def test_held_out_images_are_the_floor_with_what_sets_them_apart(monkeypatch, apart):
+    """The floor of held-out images at the counts of the table: their true distance and the bias of N against M."""
+    monkeypatch.setattr(quality, "SPLITS", 6)
+    monkeypatch.setattr(quality, "RESAMPLES", 4)
+    found, want = [], []
+    for seed in range(24):
+        reference = Reference.of(pictures(normal_images(400, seed)), Flat())
+        held, fresh = (
+            quality._look(to_float(normal_images(n, first + seed)) + apart / 4, Flat())
+            for n, first in ((60, 100), (300, 500))
+        )
+        one = floor(reference, 300, 0, held)
+        found.append((one.fd, one.fd_pixels))
+        seen = quality.Part.of(fresh)
+        want.append((frechet(seen.features, reference.whole.features), frechet(seen.pixels, reference.whole.pixels)))
+        assert (one.n, one.compared, one.real) == ((300, 400), (60, 400), "held-out")
+    found, want = torch.tensor(found).double(), torch.tensor(want).double()
+    error = (found.var(0) + want.var(0)).div(24).sqrt()
+    assert ((found.mean(0) - want.mean(0)).abs() < 4 * error).all()
+
+
+def test_real_images_in_any_blocks_are_the_same_reference(monkeypatch, network):
+    """Blocks of another size, as from a data set that is streamed: the same parts, rows, digest and measures."""
+    whole = Reference.of(pictures(blobs(100)), network)
+    monkeypatch.setattr(quality, "ROWS", 7)
+    parts = Reference.of(pictures(blobs(100)), network)
+    assert parts.digest == whole.digest
+    assert torch.equal(parts.sizes, whole.sizes)
+    torch.testing.assert_close(parts.rows, whole.rows, rtol=0, atol=1e-5)
+    torch.testing.assert_close(parts.kernels, whole.kernels, rtol=1e-4, atol=1e-4)
+    for one, other in zip(parts.parts, whole.parts):
+        torch.testing.assert_close(one.features.scatter, other.features.scatter, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(one.pixels.scatter, other.pixels.scatter, rtol=1e-9, atol=1e-9)
+    assert whole.pairs == pytest.approx(pair_mean(whole.rows), rel=1e-9)
+
+
+def pair_mean(x: Tensor) -> float:
+    every = quality.kernel(x, x).fill_diagonal_(0)
+    return (every.sum() / (len(x) * (len(x) - 1))).item()
+
+
+@pytest.mark.parametrize("rows", [7, 2048])
+def test_kid_of_groups_is_kid_of_their_rows(monkeypatch, rows):
+    monkeypatch.setattr(quality, "ROWS", rows)
+    x = randn(40, 3)
+    group = torch.randint(4, (40,), generator=dice(1))
+    kernels = quality._kernels(x, group, 4)
+    found = quality._kid_of_groups(kernels, group.bincount().double(), torch.tensor([1.0, 0.0, 0.0, 1.0]).double())
+    chosen = (group == 0) | (group == 3)
+    assert found == pytest.approx(kid(x[chosen], x[~chosen]), rel=1e-11)
+    for one, other in itertools.product(range(4), repeat=2):
+        pairs = quality.kernel(x[group == one], x[group == other])
+        want = (pairs if one != other else pairs.fill_diagonal_(0)).sum()
+        torch.testing.assert_close(kernels[one, other], want, rtol=1e-11, atol=1e-11)
+
+
+def test_more_real_images_than_kid_takes_are_drawn_for_it(monkeypatch, network):
+    monkeypatch.setattr(quality, "KERNEL_ROWS", 30)
+    found = Reference.of(pictures(blobs(100)), network)
+    every = extract(network, to_float(blobs(100)))
+    assert len(found.rows) == found.sizes.sum() == 30
+    assert found.count == 100
+    at = [int((every - row).abs().amax(1).argmin()) for row in found.rows]
+    assert len(set(at)) == 30
+    assert max(at) > 60 > 40 > min(at)
+    held = quality.look(pictures(blobs(100)), network, 30)
+    assert sorted(map(tuple, held.features.tolist())) == sorted(map(tuple, found.rows.tolist()))
 
 
 def test_the_digest_of_a_reference_covers_images_and_network(network, reference):
-    assert Reference.of(blobs(400), network).digest == reference.digest
-    assert Reference.of(blobs(400).flip(0), network).digest != reference.digest
-    other = train(blobs(40), None, dataclasses.replace(network.card.config, iterations=1))
-    assert Reference.of(blobs(400), other).digest != reference.digest
+    assert Reference.of(pictures(blobs(400)), network).digest == reference.digest
+    assert Reference.of(pictures(blobs(400).flip(0)), network).digest != reference.digest
+    other = train(pictures(blobs(40)), dataclasses.replace(network.card.config, iterations=1))
+    assert Reference.of(pictures(blobs(400)), other).digest != reference.digest
     with pytest.raises(ValueError, match="another feature network"):
         measure(to_float(blobs(10)), reference, other, 0)
 
@@ -396,4 +538,4 @@ def test_mistakes(network, reference):
     with pytest.raises(Mistake, match="at least 2 samples"):
         measure(x[:1], reference, network, 0)
     with pytest.raises(Mistake, match="at least 4 real images"):
-        Reference.of(blobs(3), network)
+        Reference.of(pictures(blobs(3)), network)
