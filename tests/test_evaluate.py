@@ -10,6 +10,7 @@ from PIL import Image
 from diffcore import checkpoint, draw, hops, quality, shards
 from diffcore.denoiser import Condition, NetDenoiser
 from diffcore.feed import to_float
+from diffcore.frontier import Point
 from diffcore.gamma import estimate, pick
 from diffcore.schedule import Cosine
 from diffcore.shards import Manifest
@@ -52,12 +53,12 @@ def pngs(folder, classes: int, count: int = 24) -> None:
         Image.fromarray((tilt + dice.integers(0, 60, (4, 4))).astype(np.uint8)).save(home / f"{number:02d}.png")
 
 
-def make(folder, monkeypatch, classes: int, conditional: bool) -> params.Params:
+def make(folder, monkeypatch, classes: int, conditional: bool, **data) -> params.Params:
     """A project whose working directory is `folder`, up to its checkpoints."""
     monkeypatch.chdir(ROOT)
     raw = params.load_yaml(paths.PARAMS)
-    told = {"data": {"source": f"folder:{folder / 'images'}"}, "network": {"conditional": conditional}}
-    for changes in (SMALL, told):
+    data = {"source": f"folder:{folder / 'images'}", "labels": "folders" if classes else None, **data}
+    for changes in (SMALL, {"data": data, "network": {"conditional": conditional}}):
         workspace._merge(raw, changes, "test")
     for name in ("dvc.yaml", "diffcore", "tasks"):
         (folder / name).symlink_to(ROOT / name)
@@ -124,3 +125,52 @@ def test_every_point_is_measured_whatever_the_labels(project):
     assert any(point.bits for point in points)
     told = bool(bench.opened["teacher"].card.classes) and bench.network.card.task == "classes"
     assert all((point.accuracy is not None) == told for point in points)
+
+
+@pytest.fixture
+def plain(tmp_path, monkeypatch) -> params.Params:
+    """Two classes that nobody is told."""
+    monkeypatch.setattr(quality, "RESAMPLES", 10)
+    return make(tmp_path, monkeypatch, 2, False)
+
+
+def measured(bench: evaluate.Bench) -> list[Point]:
+    return [bench.measure(each)[1] for each in evaluate.plan(bench.params, bench.opened)]
+
+
+# --- latency
+
+
+class Clock:
+    """Time as counted by network calls: the first with a network in a batch of its size costs a thousand."""
+
+    def __init__(self, monkeypatch):
+        self.now, self.calls, self.met = 0.0, 0, set()
+        forward, clock = NetDenoiser.forward, self
+
+        def slow(denoiser, x_t, t):
+            kind = id(getattr(denoiser.net, "net", denoiser.net)), len(x_t)  # a cache wraps it anew in each run
+            clock.now += 1 if kind in clock.met else 1000
+            clock.calls += len(x_t)
+            clock.met.add(kind)
+            return forward(denoiser, x_t, t)
+
+        monkeypatch.setattr(NetDenoiser, "forward", slow)
+        monkeypatch.setattr(evaluate.time, "perf_counter", lambda: clock.now)
+
+
+def test_latency_holds_no_first_call_and_a_warm_up_is_two_calls(plain, monkeypatch):
+    """12 samples in batches of 5, 5 and 2: three calls a step, after two of 5 and two of 2 for each checkpoint or cache."""
+    bench, clock = evaluate.Bench(plain), Clock(monkeypatch)
+    monkeypatch.setattr(bench, "_bits", lambda *_: None)
+    plans = list(evaluate.plan(plain, bench.opened))
+    warm, steps = 0, 0
+    for each in plans:
+        before = clock.calls
+        _, point = bench.measure(each)
+        calls = point.ms_per_image * 12 / 1000
+        assert calls == 3 * each.times.steps
+        steps += 12 * each.times.steps
+        warm += clock.calls - before - 12 * each.times.steps
+    caches = sum(each.recipe.deepcache is not None for each in plans)
+    assert warm == (3 + caches) * 2 * (5 + 2)
