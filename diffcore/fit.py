@@ -189,7 +189,7 @@ class _Loop:
     """What changes from step to step."""
 
     def __init__(self, job: Job, student: NetDenoiser, teacher: Denoiser | None, compute: Compute):
-        self.job, self.accelerator = job, Accelerator(mixed_precision=_precision(compute.precision))
+        self.job, self.accelerator = job, accelerator(compute.precision)
         device = self.accelerator.device
         self.net = copy.deepcopy(student.net).to(device, memory_format=torch.channels_last).train()
         self.net.requires_grad_(True)
@@ -414,6 +414,17 @@ def _of(roles: Roles, rows: slice) -> Roles:
     """The roles for a part of the batch that they were given."""
     parts = {role: getattr(roles, role) and getattr(roles, role).of(rows) for role in ("student", "teacher", "target")}
     return replace(roles, condition=roles.condition and roles.condition[rows], **parts)
+
+
+def accelerator(precision: str) -> Accelerator:
+    """What accelerate makes of the environment: device, processes, precision. A Mistake where it can make nothing of it."""
+    try:
+        return Accelerator(mixed_precision=_precision(precision))
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise Mistake(
+            f"accelerate cannot start here: {' '.join(str(error).split())}; look at LOCAL_RANK, RANK, WORLD_SIZE, "
+            "MASTER_ADDR, MASTER_PORT and ACCELERATE_* in the environment"
+        ) from None
 
 
 def _precision(word: str) -> str:

@@ -6,33 +6,57 @@ A mistake of the user's is one line (or one line each) on stderr and exit code 2
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # stages side by side must not spin on each other's cores
 
 
 def main(arguments: list[str] | None = None) -> int:
-    from tasks import lifeline
-
-    options = _parser().parse_args(arguments)
-    lifeline.die_with_parent()
-    from diffcore.mistake import Mistake
-
+    """The exit code. What takes time to import is imported in here, where Ctrl-C is quiet."""
     try:
-        return options.run(options) or 0
-    except Mistake as mistake:
-        for line in str(mistake).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        return 2
+        return _run_one(arguments)
     except KeyboardInterrupt:
         return 130
+
+
+def _run_one(arguments: list[str] | None) -> int:
+    from diffcore.mistake import Mistake
+    from tasks import surroundings
+
+    try:
+        surroundings.check()
+        from tasks import lifeline
+
+        options = _parser().parse_args(arguments)
+        lifeline.die_with_parent()
+        return options.run(options) or 0
+    except Mistake as mistake:
+        return _told(str(mistake))
+    except ImportError as error:
+        return _told(surroundings.lacking(error))
+
+
+def _told(mistake: str) -> int:
+    for line in mistake.splitlines():
+        print(f"error: {line}", file=sys.stderr)
+    return 2
+
+
+def _end(code: int) -> int:
+    """Writes what is left to be written; a reader that has gone away is no fault, and nothing to be said about."""
+    try:
+        print(end="", flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tasks", description="The stages of the pipeline, one at a time.")
     verbs = parser.add_subparsers(required=True, metavar="STAGE")
 
-    def add(name: str, run, text: str) -> argparse.ArgumentParser:
+    def add(name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
         verb = verbs.add_parser(name, help=text, description=text)
         verb.set_defaults(run=run)
         return verb
@@ -135,4 +159,4 @@ def _workspace(options) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_end(main()))
