@@ -118,7 +118,7 @@ def test_other_modules_on_the_path_are_nobodys_business(tmp_path, monkeypatch):
             "has no torch; run make setup, or name a Python",
         ),
         (
-            ImportError("cannot import name 'x'\nfrom 'yaml'", path="/a/yaml.py"),
+            ImportError("cannot import name 'x'\nfrom 'yaml'", path="/a.py"),
             "cannot import name 'x' from 'yaml' (/a.py); ",
         ),
     ],
