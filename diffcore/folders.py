@@ -96,7 +96,7 @@ def read(root: Path, place: str, labels: str | None, named: Iterable[str] = ()) 
         pictures, classes = [Picture(parts, of, None) for parts, of in zip(walk.images, splits)], None
     else:
         pictures, classes = _by_folder(walk.images, splits, depth, place)
-        notes += _without_images(walk, depth) if classes else []
+        notes += _without_images(walk, depth) + _inner_splits(walk.images, depth) if classes else []
     files = [root.joinpath(*parts) for parts in (*walk.images, *sorted(used))]
     return Contents(pictures, classes, [parts for parts in walk.others if parts not in used], notes, files)
 
@@ -226,6 +226,13 @@ def _without_images(walk: _Walk, depth: int) -> list[str]:
     full = {parts[: depth + 1] for parts in walk.images}
     empty = ["/".join(parts) for parts in walk.folders if len(parts) == depth + 1 and parts not in full]
     return [f"no images in {few(empty)}: no class is made of {'it' if len(empty) == 1 else 'these'}"] if empty else []
+
+
+def _inner_splits(images: list[Parts], depth: int) -> list[str]:
+    if not _are_splits(images, depth + 1, SPLITS):
+        return []
+    names = ", ".join(f"{printable(name)}/" for name in sorted({parts[depth + 1] for parts in images}))
+    return [f"{names} within the class folders are read together; data.split needs them at the top"]
 
 
 def kinds(others: list[Parts]) -> str:

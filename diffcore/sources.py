@@ -48,14 +48,14 @@ class Split:
 
     def __post_init__(self):
         if self.train is None and self.holdout is None:
-            raise ValueError("split must say train, holdout or both; leave it null to train on all")
+            raise ValueError("say train, holdout or both; leave split null to train on all")
         if self.train == [] or self.holdout == []:
-            raise ValueError("split.train and split.holdout must name at least one folder; leave the key out for none")
+            raise ValueError("train and holdout must name at least one folder of a split; leave the key out for none")
         if isinstance(self.holdout, float | int) and not 0 < self.holdout < 1:
-            raise ValueError(f"split.holdout must be names of folders or a share between 0 and 1, not {self.holdout}")
+            raise ValueError(f"holdout must be names of split folders or a share between 0 and 1, not {self.holdout}")
         both = sorted({name.lower() for name in self.train or ()} & {name.lower() for name in self.names})
         if both:
-            raise ValueError(f"split: {both[0]} is both trained on and held out; name it once")
+            raise ValueError(f"the split {both[0]} is both trained on and held out; name it once")
 
     @property
     def names(self) -> list[str]:
@@ -117,6 +117,10 @@ class Config:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0 <= self.tolerance < 1:
             raise ValueError(f"tolerance must be a share, at least 0 and below 1, not {self.tolerance}")
+        if self.labels == "":
+            raise ValueError(
+                f"labels must be {folders.FOLDERS}, {NONE} or the name of a column; null for what there is"
+            )
         if self.bits is not None and not 9 <= self.bits <= 16:
             raise ValueError(f"bits must be 9 to 16, not {self.bits}")
         if kind != "folder" and self.labels not in (None, NONE):

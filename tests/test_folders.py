@@ -217,6 +217,13 @@ def test_folders_that_hold_no_image_are_said(tmp_path):
     assert any(note.startswith("no images in c:") for note in found(root).notes)
 
 
+def test_splits_within_the_classes_are_said(tmp_path):
+    source = found(album(tmp_path, "a/train/x.png", "b/train/y.png", "b/test/z.png"))
+    assert source.classes == ["a", "b"]
+    assert any(note.startswith("test/, train/ within the class folders") for note in source.notes)
+    assert not any("within" in note for note in found(album(tmp_path / "c", "a/x/x.png", "b/train/y.png")).notes)
+
+
 def test_images_beside_class_folders_are_refused_with_the_key_that_reads_them(tmp_path):
     root = album(tmp_path, "a/x.png", "b/y.png", "z.png")
     with pytest.raises(Mistake, match=r"also z\.png: give it one too, or set data\.labels to none"):
@@ -229,6 +236,11 @@ def test_only_folders_have_columns_and_splits(source):
     for asked in ({"labels": "folders"}, {"labels": "label"}, {"split": Split(holdout=["test"])}):
         with pytest.raises(ValueError, match="folder"):
             Config(source, **asked)
+
+
+def test_an_empty_word_is_no_column():
+    with pytest.raises(ValueError, match="labels must be folders, none or"):
+        Config("folder:x", labels="")
 
 
 def test_digits_and_shards_can_be_read_without_labels():

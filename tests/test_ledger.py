@@ -1,6 +1,8 @@
 """A writer of shards that dies goes on where it was, and writes the same bytes; anything else starts anew."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -153,3 +155,41 @@ def test_two_writers_of_one_folder_do_not_share_their_work(flat, tmp_path):
         pytest.raises(Mistake, match="another process is writing the shards"),
     ):
         write(Config(f"folder:{flat}"), tmp_path / "out", unfinished=kept)
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from diffcore import shards
+from diffcore.ledger import Unfinished
+
+def wait(done, total):
+    if sys.argv[3] != "never" and Path(sys.argv[2], "kept", sys.argv[3]).exists():
+        print("ready", flush=True)
+        time.sleep(3600)
+
+shards.CHUNK, out = 4, Path(sys.argv[2], "out")
+config = shards.Config("folder:" + sys.argv[1], members="image")
+shards.write(config, out, 1, wait, int(sys.argv[4]), lambda line: print(line, flush=True), Unfinished(out.parent / "kept"))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on_in_another(flat, tmp_path):
+    def start(until: str) -> subprocess.Popen:
+        command = [sys.executable, "-c", WRITER, str(flat), str(tmp_path), until, str(SHARD)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    for until in ("000001.tar", "000004.tar"):
+        with start(until) as process:
+            assert "ready\n" in iter(process.stdout.readline, "")
+            process.kill()
+        assert not (tmp_path / "out").exists()
+    with start("never") as process:
+        lines = process.stdout.read().splitlines()
+    assert process.returncode == 0
+    (went_on,) = [line for line in lines if line.startswith("goes on after ")]
+    assert 0 < int(went_on.split()[3]) < 60
+    write(Config(f"folder:{flat}", members="image"), tmp_path / "whole", shard_bytes=SHARD)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["flat", "out", "whole"]

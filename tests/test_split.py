@@ -73,6 +73,20 @@ def test_progress_is_one_count_over_both_parts(divided, tmp_path, monkeypatch):
     assert (36, 48) in heard
 
 
+def test_nothing_is_held_out_where_nothing_is_asked(divided, flat, tmp_path):
+    for source in ("digits", f"folder:{divided}", f"folder:{flat}", f"folder:{divided}/train"):
+        assert sources.find(Config(source)).held is None
+    assert sources.find(Config(f"folder:{divided}", split=Split(holdout=["val"]))).held.images == 6
+    annotated = json.dumps({"labels": [["train/a/00.png", 1], ["gone.png", 0]]})
+    (divided / "dataset.json").write_text(annotated)
+    for name in ("train/b", "test", "val"):
+        for path in (divided / name).rglob("*.png"):
+            path.unlink()
+    for path in sorted((divided / "train/a").iterdir())[1:]:
+        path.unlink()
+    assert {entry.name for entry in sources.find(Config(f"folder:{divided}")).entries} == {"train/a/00.png", "gone.png"}
+
+
 def test_training_is_as_if_the_images_held_out_were_not_there(divided, tmp_path):
     whole = write(Config(f"folder:{divided}"), tmp_path / "whole")
     kept = write(Config(f"folder:{divided}", split=Split(holdout=["test", "val"])), tmp_path / "kept")
