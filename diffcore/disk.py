@@ -41,6 +41,9 @@ def write(path: Path, content: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.add_note(str(path))  # the system names no file when it refuses a byte
+        raise
     finally:
         _remove(temporary)  # there only if something was raised: on a full disk every byte counts
     _sync_folder(path.parent)
@@ -119,6 +122,9 @@ def folder(path: Path) -> Iterator[Path]:
                 _sync_folder(file)
         _sync_folder(temporary)
         _swap(temporary, path)
+    except Exception as error:
+        error.add_note(str(path))
+        raise
     finally:
         _remove(temporary)
 

@@ -12,6 +12,9 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # stages side by side must not spin on each other's cores
 
 
+STAGES = ("shard", "features", "teacher", "distill", "gamma", "search", "evaluate", "publish")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The exit code. What takes time to import is imported in here, where Ctrl-C is quiet."""
     try:
@@ -30,11 +33,46 @@ def _run_one(arguments: list[str] | None) -> int:
 
         options = _parser().parse_args(arguments)
         lifeline.die_with_parent()
-        return options.run(options) or 0
     except Mistake as mistake:
         return _told(str(mistake))
     except ImportError as error:
         return _told(surroundings.lacking(error))
+    code, fault = 1, None
+    try:
+        code, fault = _ended(options)
+    finally:
+        if code and options.stage in STAGES:
+            _put_back(options)
+    return code if fault is None else _told(fault)
+
+
+def _ended(options: argparse.Namespace) -> tuple[int, str | None]:
+    """The exit code, and what the user or the machine is to mend, if anything."""
+    from diffcore.mistake import Mistake
+    from tasks import dvc_files, faults, surroundings
+
+    try:
+        if options.stage in STAGES:
+            dvc_files.keep()
+        return options.run(options) or 0, None
+    except Mistake as mistake:
+        return 2, str(mistake)
+    except ImportError as error:
+        return 2, surroundings.lacking(error)
+    except Exception as error:
+        if (line := faults.told(error)) is None:
+            raise
+        return 2, line
+
+
+def _put_back(options: argparse.Namespace) -> None:
+    """DVC has deleted the outputs of the last good run before this stage began, and it failed."""
+    from tasks import dvc_files
+    from tasks.progress import say
+
+    stage = "@".join([options.stage, *([options.name] if options.stage == "distill" else [])])
+    if found := dvc_files.put_back(stage):
+        say(f"{stage}: {', '.join(map(str, found))} of the last good run {'is' if len(found) == 1 else 'are'} back")
 
 
 def _told(mistake: str) -> int:
@@ -58,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def add(name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
         verb = verbs.add_parser(name, help=text, description=text)
-        verb.set_defaults(run=run)
+        verb.set_defaults(run=run, stage=name)
         return verb
 
     add("shard", _shard, "read the images of data.source and write them as shards")
@@ -129,11 +167,12 @@ def _publish(options) -> None:
 
 
 def _check(options) -> None:
-    from tasks import graph, params
+    from tasks import dvc_files, graph, params
     from tasks.progress import say
 
     found = params.read()
     graph.check()
+    dvc_files.mend()  # a flow begins with this command
     say(f"params.yaml: {len(found.distill)} students ({', '.join(found.distill)}); all sections are in order")
 
 

@@ -1,0 +1,38 @@
+"""One command at a time in a folder: a lock that the kernel frees when its holder ends, however it ends."""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from diffcore.mistake import Mistake
+from tasks import dvc_files
+
+LOCK = Path(".dvc/tmp/flow.lock")
+"""The same as a flow's, so that a flow and `run` keep out of each other's way."""
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Holds the folder during the block; a Mistake says who is at work if somebody is."""
+    if not LOCK.parent.parent.is_dir():
+        raise Mistake("this folder is not a DVC workspace: it has no .dvc folder; start in the project's root")
+    LOCK.parent.mkdir(exist_ok=True)
+    with open(LOCK, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Mistake(f"another run is at work in this folder: {_holder()}; wait for it or end it") from None
+        yield
+
+
+def _holder() -> str:
+    """As the kernel lists it (Linux); one that ended and left the lock to its children is no longer there."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        inode = os.stat(LOCK).st_ino
+        for line in Path("/proc/locks").read_text().splitlines():
+            words = line.split()
+            if words[1] == "FLOCK" and words[5].rpartition(":")[2] == f"{inode}":
+                return dvc_files.who(int(words[4]))
+    return "process unknown"

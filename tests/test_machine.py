@@ -1,0 +1,275 @@
+"""Faults of the machine and of DVC's own files: one line each, and what was there before is there again."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import sqlite3
+from pathlib import Path
+
+import psutil
+import pytest
+from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+from ruamel.yaml import YAML
+
+from diffcore import disk
+from diffcore.mistake import Mistake
+from tasks import __main__ as command
+from tasks import alone, dvc_files, faults, paths
+from tests.test_disk import DEAD
+
+HERE = {"pid": os.getpid(), "cmd": " ".join(["x", *psutil.Process().cmdline()[1:]])}
+
+
+@pytest.fixture(autouse=True)
+def workspace(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".dvc/tmp").mkdir(parents=True)
+    return tmp_path
+
+
+def lockfile(*names: str) -> str:
+    deps = (
+        "    deps:\n    - path: a b\n      hash: md5\n      md5: 0123456789abcdef0123456789abcdef.dir\n      size: 12\n"
+    )
+    one = "  {}:\n    cmd: ./stage\n" + deps + "    params:\n      params.yaml:\n        data.limit: [1, 2]\n"
+    return "schema: '2.0'\nstages:\n" + "".join(one.format(name) for name in names)
+
+
+WHOLE, MORE = lockfile("shard"), lockfile("shard", "distill@cd")
+
+
+def dvc_reads(text: str) -> bool:
+    try:
+        COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(text))
+    except Exception:
+        return False
+    return True
+
+
+def test_wherever_dvc_lock_is_cut_dvc_can_read_what_is_there_afterwards(workspace, capsys):
+    dvc_files.LOCK.write_text(WHOLE)
+    dvc_files.keep()
+    put_back = 0
+    for length in range(0, len(MORE), 5):
+        dvc_files.LOCK.write_text(MORE[:length])
+        dvc_files.mend()
+        found = dvc_files.LOCK.read_text()
+        assert dvc_reads(found)
+        assert found in (WHOLE, MORE[:length])
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == (found == WHOLE and MORE[:length] != WHOLE)
+        put_back += len(lines)
+    assert 0 < put_back < len(MORE)
+
+
+def test_a_damaged_dvc_lock_without_a_copy_gives_way_to_the_run_cache(workspace, capsys):
+    dvc_files.LOCK.write_bytes(b"")
+    dvc_files.mend()
+    assert not dvc_files.LOCK.exists()
+    assert "dvc.lock was damaged" in capsys.readouterr().out
+    assert dvc_files.DAMAGED.read_bytes() == b""
+
+
+def test_a_damaged_dvc_lock_is_never_kept_and_a_good_one_always(workspace):
+    torn = ["", "schema: '2.0'\nstages: [", MORE[: MORE.index("./stage")]]
+    for text, kept in ((WHOLE, WHOLE), (torn[0], WHOLE), (MORE, MORE), (torn[1], MORE), (torn[2], MORE)):
+        dvc_files.LOCK.write_text(text)
+        dvc_files.keep()
+        assert dvc_files.KEPT.read_text() == kept
+
+
+def test_what_dvc_is_writing_at_this_moment_is_left_alone(workspace):
+    dvc_files.LOCK.write_bytes(b"")
+    dvc_files.HOLDERS.write_bytes(b"")
+    with open(".dvc/tmp/lock", "w") as one, open(".dvc/tmp/rwlock.lock", "w") as other:
+        for file in (one, other):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        dvc_files.mend()
+        assert dvc_files.LOCK.read_bytes() == dvc_files.HOLDERS.read_bytes() == b""
+    dvc_files.mend()
+    assert json.loads(dvc_files.HOLDERS.read_text()) == {"write": {}, "read": {}}
+
+
+TORN = ["", "garbage", "[]", '{"write": 3}', '{"write": {"x": {"pid": 1}}}', '{"read": {"x": [7]}}', "\x00" * 20]
+
+
+@pytest.mark.parametrize("content", TORN)
+def test_a_damaged_rwlock_is_made_anew(content, workspace, capsys):
+    dvc_files.HOLDERS.write_text(content)
+    dvc_files.mend()
+    assert json.loads(dvc_files.HOLDERS.read_text()) == {"write": {}, "read": {}}
+    dvc_files.wait_for_others(0)
+
+
+def test_only_the_living_stay_in_rwlock(workspace):
+    other = {"pid": os.getppid(), "cmd": "dvc repro a stage that this process does not run"}  # the number lives again
+    dead = {"pid": DEAD, "cmd": "dvc repro"}
+    held = {"write": {"a": HERE, "b": dead, "c": other}, "read": {"d": [dead, HERE, other]}}
+    dvc_files.HOLDERS.write_text(json.dumps(held))
+    dvc_files.mend()
+    assert json.loads(dvc_files.HOLDERS.read_text()) == {"write": {"a": HERE}, "read": {"d": [HERE]}}
+
+
+def test_one_born_after_rwlock_was_written_is_not_the_one_in_it(workspace):
+    dvc_files.HOLDERS.write_text(json.dumps({"write": {"a": HERE}, "read": {}}))
+    long_ago = psutil.Process().create_time() - 100
+    os.utime(dvc_files.HOLDERS, (long_ago, long_ago))
+    dvc_files.mend()
+    assert json.loads(dvc_files.HOLDERS.read_text())["write"] == {}
+
+
+def test_who_is_at_work_is_told_in_one_line(workspace):
+    dvc_files.HOLDERS.write_text(json.dumps({"write": {"a": HERE}, "read": {}}))
+    told = (
+        rf"^DVC is at work in this folder: process {os.getpid()} \(.*python.*\), since \d+-\d+-\d+ [\d:]+; wait for it"
+    )
+    with pytest.raises(Mistake, match=told):
+        dvc_files.wait_for_others(0)
+
+
+def test_two_runs_in_one_folder_keep_apart_and_the_second_says_who_is_there(workspace):
+    with alone.alone():
+        told = rf"^another run is at work in this folder: process {os.getpid()} \(.*python.*\), since .*; wait for it"
+        with pytest.raises(Mistake, match=told), alone.alone():
+            pass
+    with alone.alone():
+        pass
+
+
+def test_outside_a_workspace_there_is_no_run(workspace):
+    (workspace / ".dvc/tmp").rmdir()
+    (workspace / ".dvc").rmdir()
+    with pytest.raises(Mistake, match="is not a DVC workspace"), alone.alone():
+        pass
+
+
+def cached(content: bytes) -> str:
+    import hashlib
+
+    md5 = hashlib.md5(content).hexdigest()
+    disk.write(dvc_files.CACHE / md5[:2] / md5[2:], content)
+    return md5
+
+
+def knows_student() -> None:
+    """DVC has made artifacts/checkpoints/cd and its curve, and taken them away again."""
+    parts = [{"md5": cached(word.encode()), "relpath": word} for word in ("card.json", "unet/weights")]
+    listing = json.dumps(parts).encode()
+    name = cached(listing)
+    os.rename(dvc_files.CACHE / name[:2] / name[2:], dvc_files.CACHE / name[:2] / f"{name[2:]}.dir")
+    outs = [("artifacts/checkpoints/cd", f"{name}.dir"), ("artifacts/curves/cd.csv", cached(b"curve"))]
+    lines = "".join(f"    - path: {path}\n      md5: '{md5}'\n" for path, md5 in [*outs, ("artifacts/gone", "0" * 32)])
+    dvc_files.LOCK.write_text(f"schema: '2.0'\nstages:\n  distill@cd:\n    cmd: ./stage\n    outs:\n{lines}")
+
+
+def fails(error: Exception | None, options=("distill", "cd")) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+
+        def stage(asked):
+            if error is not None:
+                raise error
+
+        patch.setattr(command, f"_{options[0]}", stage)
+        return command.main(list(options))
+
+
+@pytest.mark.parametrize("error", [Mistake("it diverged"), OSError(errno.ENOSPC, "full", "x"), ZeroDivisionError()])
+def test_a_stage_that_fails_leaves_the_last_good_run_s_result(error, workspace, capsys):
+    knows_student()
+    with contextlib.suppress(ZeroDivisionError):
+        assert fails(error) == 2
+    assert (paths.CHECKPOINTS / "cd/unet/weights").read_text() == "unet/weights"
+    assert (paths.CURVES / "cd.csv").read_bytes() == b"curve"
+    said = capsys.readouterr().out
+    assert "distill@cd: artifacts/checkpoints/cd, artifacts/curves/cd.csv of the last good run are back" in said
+
+
+def test_what_stands_is_not_replaced_and_a_stage_that_ends_well_puts_nothing_back(workspace):
+    knows_student()
+    assert fails(None) == 0
+    assert not paths.CHECKPOINTS.exists()
+    disk.write(paths.CURVES / "cd.csv", "new")
+    assert fails(Mistake("no")) == 2
+    assert (paths.CURVES / "cd.csv").read_text() == "new"
+
+
+def test_a_damaged_cache_puts_nothing_back(workspace):
+    knows_student()
+    for path in dvc_files.CACHE.glob("*/*"):
+        path.write_bytes(path.read_bytes() + b" ")
+    assert fails(Mistake("no")) == 2
+    assert not (paths.CHECKPOINTS / "cd").exists()
+    assert not (paths.CURVES / "cd.csv").exists()
+
+
+def machine_faults() -> list:
+    from safetensors import SafetensorError
+
+    found = [
+        pytest.param(OSError(code, os.strerror(code), "the/file"), id=errno.errorcode[code]) for code in faults.REMEDIES
+    ]
+    full = 'Error while serializing: I/O error: Os { code: 28, kind: StorageFull, message: "No space left on device" }'
+
+    class OutOfMemoryError(RuntimeError):  # torch's
+        pass
+
+    more = [MemoryError(), OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), SafetensorError(full)]
+    more += [RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")]
+    more += [sqlite3.OperationalError("database or disk is full")]
+    return found + more
+
+
+@pytest.mark.parametrize("error", machine_faults())
+@pytest.mark.parametrize(
+    "options", [("shard",), ("run",), ("check",), ("report",), ("workspace", "x")], ids=lambda o: o[0]
+)
+def test_the_machine_s_faults_are_one_line_and_exit_code_2(error, options, workspace, capsys):
+    assert fails(error, options) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert lines[0].endswith(", and run the same command again")
+    assert "the/file" in lines[0] or not getattr(error, "filename", None)
+
+
+def test_what_was_raised_from_a_fault_of_the_machine_is_one():
+    outer = RuntimeError("the library gave up")
+    outer.__cause__ = OSError(errno.ENOSPC, "full", "a.db")
+    assert faults.told(outer).startswith("a.db: no space left on the disk; free some")
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("x"), FileNotFoundError(errno.ENOENT, "no", "x"), RuntimeError("shapes differ")]
+)
+def test_a_fault_of_our_own_keeps_its_traceback(error, workspace):
+    assert faults.told(error) is None
+    with pytest.raises(type(error)):
+        fails(error, ("shard",))
+
+
+def full() -> None:
+    """/dev/full refuses every byte, as a full disk does."""
+    with open("/dev/full", "wb", 0) as file:
+        file.write(b"x")
+
+
+def write_file(path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: full())
+        disk.write(path, "x")
+
+
+def write_folder(path: Path) -> None:
+    with disk.folder(path):
+        full()
+
+
+@pytest.mark.parametrize("write", [write_file, write_folder])
+def test_a_disk_that_is_really_full_is_told_with_the_name_of_what_was_written(write, workspace):
+    with pytest.raises(OSError, match="No space left") as caught:
+        write(workspace / "made")
+    line = f"{workspace / 'made'}: no space left on the disk; free some, and run the same command again"
+    assert faults.told(caught.value) == line
+    assert [path.name for path in workspace.iterdir()] == [".dvc"]
