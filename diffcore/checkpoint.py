@@ -166,8 +166,8 @@ def read_card(folder: Path) -> Card:
     return card
 
 
-def load(folder: Path) -> Checkpoint:
-    """Opens a checkpoint after checking every sha256; a missing, damaged or foreign folder is a Mistake."""
+def verify(folder: Path) -> Card:
+    """The card after checking every sha256; a missing, damaged or foreign folder is a Mistake."""
     folder = Path(folder)
     card = read_card(folder)
     for name, digest in card.files.items():
@@ -176,6 +176,13 @@ def load(folder: Path) -> Checkpoint:
             raise Mistake(f"{folder} is not whole: {name} is missing; run the stage that makes it again")
         if disk.sha256(file) != digest:
             raise Mistake(f"{file} is damaged: its sha256 does not fit the card; run the stage that makes it again")
+    return card
+
+
+def load(folder: Path) -> Checkpoint:
+    """Opens a checkpoint that `verify` accepts."""
+    folder = Path(folder)
+    card = verify(folder)
     net = open_net(folder / "unet", card.head).eval().requires_grad_(False)
     grid = Trajectory(tuple(card.grid)) if card.grid else None
     classes = len(card.classes) if card.classes else None

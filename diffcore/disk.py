@@ -129,6 +129,25 @@ def folder(path: Path) -> Iterator[Path]:
         _remove(temporary)
 
 
+@contextlib.contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """An empty folder on the file system of `path`, to make in it what shall take that name; removed at the end."""
+    temporary = _temporary(Path(path))
+    try:
+        temporary.mkdir()
+        yield temporary
+    finally:
+        _remove(temporary)
+
+
+def put(new: Path, path: Path) -> None:
+    """Gives a finished file its name, in the place of what stood there."""
+    with open(new, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(new, path)
+    _sync_folder(Path(path).parent)
+
+
 def _temporary(path: Path) -> Path:
     """A free name beside `path`, whose folder there is then; what killed writers of the same path left is cleared away."""
     path.parent.mkdir(parents=True, exist_ok=True)

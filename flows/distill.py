@@ -4,14 +4,24 @@ import argparse
 import base64
 import contextlib
 import csv
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import httpx
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_image_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, wait
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_URL,
+    PREFECT_HOME,
+    PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
+    temporary_settings,
+)
 from prefect.states import Cancelled, Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
@@ -19,10 +29,12 @@ from diffcore.mistake import Mistake
 from flows import locks, stages
 from flows.running import Running, Say, Stopped
 from flows.stages import Stage, StageFailed
+from tasks.redaction import parted, told
 
 FRONTIER = "artifacts/frontier.csv"
 PICTURE = "artifacts/frontier.png"
 RETRY_SECONDS = 2
+ANSWER_SECONDS = 5
 
 
 def _may_help(task, run, state: State) -> bool:
@@ -117,8 +129,9 @@ def _alone(lock: Path, workspace: Path, say: Say) -> contextlib.AbstractContextM
 def _tasks(folder: Path, running: Running, say: Say, *words: str) -> None:
     ended = running.run([sys.executable, "-m", "tasks", *words], folder, say)
     if ended.code:
-        line = ended.lines[-1].removeprefix("error: ") if ended.lines else "it said nothing"
-        raise Mistake(line if ended.code == stages.MISTAKE else f"python -m tasks {words[0]} failed: {line}")
+        line = ended.lines[-1] if ended.lines else "it said nothing"
+        reported = stages.faults(ended.lines) if ended.code == stages.MISTAKE else ""
+        raise Mistake(reported or f"python -m tasks {words[0]} failed: {line}")
 
 
 def _submit(
@@ -171,9 +184,55 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("targets", nargs="*", metavar="STAGE", help="these and all they depend on; none means all")
     parser.add_argument("--preset", help="work in .workspaces/PRESET with the parameters of that preset")
     asked = parser.parse_args(arguments)
-    state = distill(preset=asked.preset, targets=tuple(asked.targets), return_state=True)
+    try:
+        with _server():
+            state = distill(preset=asked.preset, targets=tuple(asked.targets), return_state=True)
+    except Mistake as mistake:
+        print(f"error: {told(str(mistake))}", file=sys.stderr)
+        return stages.MISTAKE
     print(f"{state.name}: {state.message}", file=sys.stdout if state.is_completed() else sys.stderr)
     return 0 if state.is_completed() else 1
+
+
+@contextlib.contextmanager
+def _server() -> Iterator[None]:
+    """The Prefect server of PREFECT_API_URL, or what `up` has started here, or else one for as long as this process.
+
+    A password goes to Prefect by its own setting, so that it stands in no address that Prefect tells.
+    """
+    api = str(PREFECT_API_URL.value() or "")
+    address, user, password = _parted(api) if api else ("", "", "")
+    updates: dict[Any, Any] = {PREFECT_API_URL: address or None, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: True}
+    if user:
+        updates[PREFECT_API_AUTH_STRING] = f"{user}:{password}"
+    if address and (fault := _dumb(address)):
+        if os.environ.get("PREFECT_API_URL"):
+            raise Mistake(f"Prefect at {address} does not answer: {fault}; run `make up` or unset PREFECT_API_URL")
+        updates[PREFECT_API_URL] = None  # it was `up` once
+    PREFECT_HOME.value().mkdir(parents=True, exist_ok=True)
+    with temporary_settings(updates):
+        try:
+            yield
+        except httpx.HTTPError as error:
+            raise Mistake(f"Prefect at {address} refuses: {str(error).splitlines()[0]}") from error
+
+
+def _parted(api: str) -> tuple[str, str, str]:
+    try:
+        if not api.startswith(("http://", "https://")):
+            raise ValueError("it begins with neither http:// nor https://")
+        return parted(api)
+    except ValueError as error:
+        raise Mistake(f"PREFECT_API_URL is {told(api)}, no address: {error}") from None
+
+
+def _dumb(address: str) -> str | None:
+    """Why nobody answers at an address, in words; None if somebody does, whatever the answer."""
+    try:
+        httpx.get(f"{address.rstrip('/')}/health", timeout=ANSWER_SECONDS)
+    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+        return str(error) or type(error).__name__
+    return None
 
 
 if __name__ == "__main__":

@@ -11,9 +11,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tasks.redaction import told
+
 LEASH = Path(__file__).with_name("leash.py")
 GRACE_SECONDS = 20.0  # to save in; Prefect kills a cancelled run after 30
-LINES_KEPT = 50
+LINES_KEPT = 200
 POLL_SECONDS = 0.2
 
 Say = Callable[[str], None]
@@ -32,7 +34,7 @@ class Ended:
 
 
 class Running:
-    """Starts commands and, on `stop`, ends them all; after that none can start.
+    """Starts commands and, on `stop`, ends them all; after that none can start. What they write is told without passwords.
 
     `keep` are descriptors of locks that shall stay held until the last process of a command is gone, even if the flow
     dies first.
@@ -78,6 +80,11 @@ class Running:
             leash.terminate()
         for leash in leashes:
             self._end(leash)
+
+    def pause(self, seconds: float) -> None:
+        """Waits; raises Stopped as soon as `stop` is called."""
+        if self._stopping.wait(seconds):
+            raise Stopped("the flow run was stopped while it waited")
 
     def _start(self, command, folder, environment, keep) -> subprocess.Popen:
         held = f"{self._grace}", f"{os.getpid()}"
@@ -140,5 +147,5 @@ def _next(arriving: queue.SimpleQueue) -> str | None:
 def _read(pipe, put: Callable[[str | None], None]) -> None:
     with pipe:
         for line in pipe:
-            put(line.rstrip())
+            put(told(line.rstrip()))
     put(None)

@@ -1,6 +1,7 @@
 """python -m flows.services up | down | status: the local servers and the worker, each a process of its own.
 
 A Prefect server, an MLflow server and a worker of Prefect's, on 127.0.0.1 only, with a log and a record each in .services/.
+Prefect's own home lies there too: its database, and the profile by which `prefect` in the project's root finds the server.
 """
 
 import argparse
@@ -13,7 +14,9 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +28,12 @@ from diffcore import disk
 from diffcore.mistake import Mistake
 from flows import locks
 from flows.running import surroundings
-from tasks import tracking
+from tasks import database, tracking
+from tasks.redaction import told
 
 HOST = "127.0.0.1"
+HOME = Path(".services/prefect")
+STORE = "MLFLOW_BACKEND_STORE_URI"
 MISTAKE = 2  # the exit code for what the user can mend
 POOL = "gpu"
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
@@ -37,6 +43,10 @@ END_SECONDS = 35
 TALK_SECONDS = 5
 POLL_SECONDS = 0.5
 SPEAK_SECONDS = 5
+MARK = "DISTILL_SERVICE"
+"""The variable by which the processes of a service are known, the service's own and all below it."""
+AIMS = ("PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH")
+"""What in a person's environment leads `prefect` elsewhere than this project's profile."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +63,13 @@ class Service:
 
 @dataclass(frozen=True)
 class Record:
-    """What .services/NAME.json says of a service. With its time of birth a pid is never mistaken for its successor."""
+    """What .services/NAME.json says of a service. With its time of birth a pid is never mistaken for its successor; the mark
+    stands in the environment of all its processes, also of those that outlive it."""
 
     pid: int
     born: float
     url: str
+    mark: str = ""
 
     def process(self) -> psutil.Process | None:
         """The process if it still lives."""
@@ -66,6 +78,18 @@ class Record:
             if abs(process.create_time() - self.born) < 1 and process.status() != psutil.STATUS_ZOMBIE:
                 return process
         return None
+
+    def family(self) -> list[psutil.Process]:
+        """All processes of the service that live, whether or not the one that was started still does."""
+        leader = self.process()
+        found = {process.pid: process for process in [leader, *_children(leader)] if process} if leader else {}
+        found |= {process.pid: process for process in psutil.process_iter() if self._marked(process)}
+        return [process for process in found.values() if process.pid != os.getpid() and _lives(process)]
+
+    def _marked(self, process: psutil.Process) -> bool:
+        with contextlib.suppress(psutil.Error, OSError):  # others' processes do not show their environment
+            return bool(self.mark) and process.environ().get(MARK) == self.mark
+        return False
 
 
 class Folder:
@@ -96,12 +120,16 @@ class Folder:
         record = self.record(name)
         return record.process() if record else None
 
+    def family(self, name: str) -> list[psutil.Process]:
+        record = self.record(name)
+        return record.family() if record else []
+
 
 NAMES = ("prefect-server", "mlflow-server", "worker")  # in the order in which they start
 
 
 def say(text: str) -> None:
-    print(text, flush=True)
+    print(told(text), flush=True)
 
 
 # ---- up
@@ -115,40 +143,80 @@ def up(root: Path, prefect_port: int, mlflow_port: int) -> None:
     services = planned(root, prefect_port, mlflow_port)
     with folder.alone():
         for service in services:
+            _clear(service, folder)
             _check(service, folder)
         with _undone(folder) as started:
             servers, worker = services[:-1], services[-1]
-            # a database that two make at once stays broken for good: whoever publishes just now comes before or after
-            with locks.hold(root / tracking.LOCK, say, "waiting: a stage publishes to MLflow"):
+            with _stores(servers, folder):
                 for service in servers:
                     _start(service, folder, started)
                 for service in servers:
                     _await(service, folder)
+            _aim(root, worker.url)
             _start(worker, folder, started)
             if worker.name in started:
                 _await(worker, folder)
             _deploy(worker, folder)
-    _tell(services, prefect_port)
+    _tell(services)
+
+
+@contextlib.contextmanager
+def _stores(servers: list[Service], folder: Folder) -> Iterator[None]:
+    """MLflow's database, whole, and nobody else's until its server answers: two that make one at once break it for good."""
+    store = next((each.environment[STORE] for each in servers if STORE in each.environment), None)
+    if store is None or folder.alive(NAMES[1]):
+        yield
+        return
+    with tracking.prepared(store, "waiting: a stage publishes to MLflow"):
+        yield
+
+
+def _aim(root: Path, api: str) -> None:
+    """Writes the server's address into the project's Prefect profile; what else a person set there stays."""
+    path = root / HOME / "profiles.toml"
+    try:
+        known = tomllib.loads(path.read_text()) if path.is_file() else {}
+    except ValueError:
+        raise Mistake(f"{path} is damaged, it is not TOML: mend it or move it away") from None
+    active = known.get("active", "project")
+    profiles = {active: {}, **known.get("profiles", {})}
+    profiles[active] = {**profiles[active], "PREFECT_API_URL": api}
+    lines = [f"active = {json.dumps(active)}"]
+    for name, values in profiles.items():
+        lines += [
+            "",
+            f"[profiles.{json.dumps(name)}]",
+            *(f"{key} = {json.dumps(value)}" for key, value in values.items()),
+        ]
+    disk.write(path, "\n".join(lines) + "\n")
 
 
 def planned(root: Path, prefect_port: int, mlflow_port: int) -> list[Service]:
     """The services in the order in which they start; no MLflow server if MLFLOW_TRACKING_URI names one already."""
     given = os.environ.get("MLFLOW_TRACKING_URI", "")
     elsewhere = given.startswith(("http://", "https://", "databricks"))
-    tracking = given if elsewhere else f"http://{HOST}:{mlflow_port}"
-    environment = _environment(root, prefect_port, tracking)
+    address = given if elsewhere else f"http://{HOST}:{mlflow_port}"
+    environment = _environment(root, prefect_port, address)
     prefect = _prefect(prefect_port, environment)
-    mlflow = [] if elsewhere else [_mlflow(root, mlflow_port, given or "sqlite:///mlflow.db", environment)]
+    mlflow = [] if elsewhere else [_mlflow(root, mlflow_port, _whole(root, given or tracking.LOCAL), environment)]
     return [prefect, *mlflow, _worker(prefect_port, environment)]
 
 
-def _environment(root: Path, prefect_port: int, tracking: str) -> dict[str, str]:
+def _whole(root: Path, store: str) -> str:
+    """The store with a whole path where it names a file relative to the project's root."""
+    file = database.file_of(store)
+    return store if file is None or file.is_absolute() else f"{database.SCHEME}///{root.resolve() / file}"
+
+
+def _environment(root: Path, prefect_port: int, mlflow: str) -> dict[str, str]:
     without_proxy = ",".join(filter(None, (os.environ.get("NO_PROXY"), HOST)))
     return {
-        **surroundings(),
+        **{name: value for name, value in surroundings().items() if name not in AIMS},
+        "PREFECT_HOME": str(root.resolve() / HOME),
+        "PREFECT_PROFILES_PATH": str(root.resolve() / HOME / "profiles.toml"),
         "PREFECT_API_URL": f"http://{HOST}:{prefect_port}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "MLFLOW_TRACKING_URI": tracking,
+        "MLFLOW_TRACKING_URI": mlflow,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven more processes and 1.7 GB, for nothing used here
         "DISTILL_ROOT": str(root),
         "NO_PROXY": without_proxy,
@@ -167,8 +235,9 @@ def _mlflow(root: Path, port: int, store: str, environment: dict[str, str]) -> S
     # clients write pictures and models into mlruns/ by themselves, whether they come by the server or by the database;
     # with a serving server, what it names mlflow-artifacts:/ could not be read or added to once it is down
     files = ("--no-serve-artifacts", "--default-artifact-root", str(root / "mlruns"))
-    where = ("--host", HOST, "--port", str(port), "--workers", "1", "--backend-store-uri", store)
+    where = ("--host", HOST, "--port", str(port), "--workers", "1")
     command = (sys.executable, "-m", "mlflow", "server", *where, *files)
+    environment = {**environment, STORE: store}  # no argument: all users see those, and a password may be a part of it
     return Service(NAMES[1], command, url, lambda: ask(f"{url}/health", plain=True) == "OK", environment, port)
 
 
@@ -182,6 +251,12 @@ def _worker(prefect_port: int, environment: dict[str, str]) -> Service:
         return any(worker["name"] == name and worker["status"] == "ONLINE" for worker in workers)
 
     return Service(NAMES[2], command, api, online, environment)
+
+
+def _clear(service: Service, folder: Folder) -> None:
+    """Ends what a service that died has left behind: it may hold the port."""
+    if folder.alive(service.name) is None and folder.family(service.name):
+        _end(service.name, folder)
 
 
 def _check(service: Service, folder: Folder) -> None:
@@ -229,18 +304,19 @@ def _start(service: Service, folder: Folder, started: list[str]) -> None:
     if process := folder.alive(service.name):
         say(f"{service.name:<15} is up already (pid {process.pid})")
         return
+    mark = uuid.uuid4().hex
     with open(folder.log(service.name), "ab") as log:
         child = subprocess.Popen(
             service.command,
             cwd=folder.root,
-            env=service.environment,
+            env={**service.environment, MARK: mark},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
             preexec_fn=_hear_interrupts,  # safe here: this process has one thread
         )
-    folder.write(service.name, Record(child.pid, psutil.Process(child.pid).create_time(), service.url))
+    folder.write(service.name, Record(child.pid, psutil.Process(child.pid).create_time(), service.url, mark))
     started.append(service.name)
 
 
@@ -280,10 +356,11 @@ def _deploy(worker: Service, folder: Folder) -> None:
         raise Mistake(f"prefect deploy --all failed: {_last_line(folder.log('deploy'))}")
 
 
-def _tell(services: list[Service], prefect_port: int) -> None:
+def _tell(services: list[Service]) -> None:
     prefect = services[0]
     command = os.path.relpath(Path(sys.executable).with_name("prefect"))
-    address = "" if prefect_port == PREFECT_PORT else f"PREFECT_API_URL={prefect.url}/api "
+    # the profile says where the server is, unless something in this environment goes before it
+    address = f"PREFECT_API_URL={prefect.url}/api " if any(os.environ.get(name) for name in AIMS) else ""
     say("")
     say(f"Prefect  {prefect.url}")
     say(f"MLflow   {prefect.environment['MLFLOW_TRACKING_URI']}")
@@ -328,24 +405,31 @@ def _going(api: str) -> list[dict] | None:
 
 def _end(name: str, folder: Folder) -> bool:
     """TERM to the process, then to what it left behind, then KILL; each only if it is still the process it was."""
-    process = folder.alive(name)
+    process, family = folder.alive(name), folder.family(name)
     if process is not None:
-        family = [process, *_children(process)]
         _signal([process], psutil.Process.terminate)
         psutil.wait_procs([process], timeout=END_SECONDS)
-        _signal(family, psutil.Process.terminate)
-        _, left = psutil.wait_procs(family, timeout=POLL_SECONDS * 10)
-        _signal(left, psutil.Process.kill)
-        psutil.wait_procs(left, timeout=POLL_SECONDS * 10)
-        say(f"{name:<15} ended (pid {process.pid})")
+    _signal(family, psutil.Process.terminate)
+    psutil.wait_procs(family, timeout=POLL_SECONDS * 10)
+    left = [each for each in {*family, *folder.family(name)} if _lives(each)]  # with what began meanwhile
+    _signal(left, psutil.Process.kill)
+    psutil.wait_procs(left, timeout=POLL_SECONDS * 10)
+    if family:
+        say(f"{name:<15} ended (pid {process.pid if process else ', '.join(str(each.pid) for each in family)})")
     folder.forget(name)
-    return process is not None
+    return bool(family)
 
 
 def _children(process: psutil.Process) -> list[psutil.Process]:
     with contextlib.suppress(psutil.NoSuchProcess):
         return process.children(recursive=True)
     return []
+
+
+def _lives(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _signal(processes: list[psutil.Process], how: Callable[[psutil.Process], None]) -> None:
@@ -401,7 +485,7 @@ def main(arguments: list[str]) -> int:
         else:
             return 0 if status(Path.cwd()) else 1
     except Mistake as mistake:
-        print(f"error: {mistake}", file=sys.stderr)
+        print(f"error: {told(str(mistake))}", file=sys.stderr)
         return MISTAKE
     return 0
 

@@ -19,6 +19,12 @@ from flows.running import Ended, Running, Say
 from tasks import dvc_environment
 
 MISTAKE = 2  # the exit code of a stage that can only be mended by the user
+FAULTS = 2000  # characters of a stage's faults that its state tells
+BUSY_SECONDS = 2.0  # between two looks whether another command in the workspace has ended
+BUSY = re.compile(r"ERROR: .* is busy, it is being blocked by:$")
+HOLDER = re.compile(r"\s*\(PID (\d+)\): (.*)")
+ADVICE = re.compile(r"If there are no processes with such PIDs, you can manually remove .*")
+"""DVC's, and dangerous: it is followed most easily while there are such processes."""
 _asking = threading.Lock()  # DVC's Repo is not made for threads
 
 
@@ -32,7 +38,7 @@ class Stage:
 
 
 class StageFailed(Exception):
-    """A stage crashed or was killed: another try may help. The message holds the last line it wrote."""
+    """A stage crashed or was killed, or DVC was at work elsewhere: another try may help. The message holds its last line."""
 
 
 def graph(workspace: Path) -> dict[str, Stage]:
@@ -99,7 +105,14 @@ def _named(stages: Mapping[str, Stage], target: str) -> list[str]:
 
 
 def up_to_date(workspace: Path, name: str) -> bool:
-    """Whether DVC finds nothing changed. Costs a tenth of a second instead of a process."""
+    """Whether DVC finds nothing changed. Costs a tenth of a second instead of a process. StageFailed if DVC cannot say."""
+    try:
+        return _unchanged(workspace, name)
+    except DvcException as error:
+        raise StageFailed(f"{name}: DVC cannot look at it: {_one_line(error)}") from error
+
+
+def _unchanged(workspace: Path, name: str) -> bool:
     with _asking, _repo(workspace, _wait_for_lock=True) as repo:
         file, _, stage = name.rpartition(":")
         # a bare name would be looked up in the current directory's dvc.yaml, whatever the repository
@@ -114,7 +127,7 @@ def reproduce(
     environment: Mapping[str, str] | None = None,
     keep: Collection[int] = (),
 ) -> None:
-    """Runs one stage through DVC, or restores it from DVC's cache.
+    """Runs one stage through DVC, or restores it from DVC's cache. Waits while another command works on its files.
 
     Raises Mistake if the stage exits with 2, StageFailed if it ends in any other way but well.
     """
@@ -122,21 +135,56 @@ def reproduce(
     # --wait-for-lock: otherwise finished work is thrown away if another stage writes dvc.lock at that moment.
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
     surroundings = {**dvc_environment.of(workspace), **(environment or {})}
-    ended = running.run(command, workspace, say, surroundings, keep)
+    ended = running.run(command, workspace, _but_busy(say), surroundings, keep)
+    if holders := _holders(ended):
+        say(f"waiting: {name} needs files on which another command is at work: {holders}")
+    while _holders(ended):
+        running.pause(BUSY_SECONDS)
+        ended = running.run(command, workspace, _but_busy(say), surroundings, keep)
     if ended.code:
         code, line = cause(ended)
         raise Mistake(f"{name}: {line}") if code == MISTAKE else StageFailed(f"{name} {_how(code)}: {line}")
 
 
 def cause(ended: Ended) -> tuple[int, str]:
-    """The stage's own exit code and its last line, which DVC hides behind its own code 255 and its own last line."""
+    """The stage's own exit code and all the faults it names, or else its last line; DVC hides them behind its own."""
     said = [line for line in ended.lines if not line.startswith("ERROR: failed to reproduce")]
     told = [line for line in ended.lines if line.startswith("ERROR: failed to reproduce")]
     codes = re.findall(r", exited with (-?\d+)$", told[-1]) if told else []
     if codes:
         code = int(codes[0])
-        return code, _last([line for line in said if not _of_the_shell(line, code)])
+        return code, (faults(said) if code == MISTAKE else "") or _last([x for x in said if not _of_the_shell(x, code)])
     return ended.code, _last([line for line in ended.lines if line.startswith("ERROR")] or list(ended.lines))
+
+
+def faults(lines: Sequence[str]) -> str:
+    """All that a command reports as the user's to mend, in one line of at most FAULTS characters; "" for nothing."""
+    found = [line.strip().removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    told, left = "", len(found)
+    for fault in found:
+        longer = f"{told}; {fault}" if told else fault[:FAULTS]
+        if len(longer) > FAULTS:
+            return f"{told}; and {left} more in the log"
+        told, left = longer, left - 1
+    return told
+
+
+def _holders(ended: Ended) -> str:
+    """The commands, with their pids, that DVC says hold a stage's files; "" if it was not refused for that."""
+    if not ended.code or not any(map(BUSY.match, ended.lines)):
+        return ""
+    found = filter(None, map(HOLDER.fullmatch, ended.lines))
+    return ", ".join(sorted({f"{match[2]} (pid {match[1]})" for match in found}))
+
+
+def _but_busy(say: Say) -> Say:
+    """Passes on all but DVC's words on who is busy, which come again at each try."""
+
+    def passing(line: str) -> None:
+        if not any(words.match(line) for words in (BUSY, HOLDER, ADVICE)):
+            say(line)
+
+    return passing
 
 
 def _last(lines: Sequence[str]) -> str:

@@ -5,35 +5,40 @@ sample grids by step; one logged model for each point; a run "train NAME" for ea
 picture; the recommended point registered under the alias `challenger`. A person sets `production`; nothing here does.
 
 Every run carries the digest of what it shows. What MLflow already has is found by that digest and left alone; what is no
-longer in the frontier stays, tagged current = false.
+longer in the frontier stays, tagged current = false. Files are verified before they are logged, and weights that MLflow holds
+each time: what does not fit is logged again.
 """
 
 import contextlib
 import csv
 import fcntl
+import http.client
 import io
 import json
 import logging
 import os
 import re
 import tempfile
+import textwrap
 import time
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from diffcore import disk
 from diffcore.mistake import Mistake
-from tasks import paths, pictures
+from tasks import database, paths, pictures
+from tasks.progress import say
+from tasks.redaction import parted, told
 
 LOCAL = "sqlite:///mlflow.db"
 FRONTIER_SCHEMA = 2  # diffcore.frontier's, whose import would cost that of torch
-LOCK = Path(".mlflow.lock")
+LOCK = ".mlflow.lock"
 CHALLENGER = "challenger"
 CURVE_ROWS = 100  # of each training curve; the whole csv lies beside them. A thousand metrics take SQLite half a second
 METRICS = (
@@ -51,7 +56,11 @@ METRICS = (
     "bits_se",
     "ms_per_image",
 )
+HTTP = ("http://", "https://")
+ADVICE = "run `make up` or unset MLFLOW_TRACKING_URI"
+REASON = 300  # characters of a library's error that are told
 VALUE = 500  # characters of a parameter's or tag's value that MLflow's older stores take
+NOTE = 20_000  # characters of an experiment's note that MLflow takes
 CHART = "#/experiments/{}/runs?workflowType=machine_learning&compareRunsMode=CHART"
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -108,10 +117,11 @@ class Page:
 
 @dataclass(frozen=True)
 class Book:
-    """One MLflow experiment, open."""
+    """One MLflow experiment, open. aloud: what a person shall hear of; MLflow's own chatter hides the terminal meanwhile."""
 
     client: Any
     experiment: str
+    aloud: list[str] = field(default_factory=list)
 
 
 def publish(artifacts: Path, experiment: str, model: str, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -119,31 +129,40 @@ def publish(artifacts: Path, experiment: str, model: str, parameters: dict[str, 
 
     The tracking URI is MLFLOW_TRACKING_URI, else mlflow.db in the working directory. Publishing the same files again
     creates nothing; after a change only the ways that changed get new runs. `model` is the registered model's name,
-    `parameters` all of params.yaml, shown with the frontier's run. The files are only read.
+    `parameters` all of params.yaml, shown with the frontier's run. The files are verified and only read.
 
-    Receipt: tracking_uri, experiment_id, runs {way: run id}, train {checkpoint: run id}, frontier (run id), models
-    {point: model id}, version {name, version, alias, point}, ui (a link's path below the server's address).
-    Raises Mistake if MLflow does not answer or a file is missing.
+    Receipt: tracking_uri (without a password), experiment_id, runs {way: run id}, train {checkpoint: run id}, frontier
+    (run id), models {point: model id}, version {name, version, alias, point}, ui (a link's path below the server's address).
+    Raises Mistake if MLflow does not answer or refuses, or a file is missing or damaged.
     """
     files = _read(Path(artifacts), parameters)
     uri = os.environ.get("MLFLOW_TRACKING_URI") or LOCAL
-    _ask(uri)
-    with _alone(LOCK), _explained(uri):
-        book = _open(uri, experiment)
-        # the page opens with the newest ten runs in its charts: the first way to sample the teacher, then the students
-        pages = [*reversed(_train_pages(book, files)), _frontier_page(book, files), _floor_page(book, files)]
-        pages += reversed(_students_early(_way_pages(book, files)))
-        runs = _enter(book, pages)
-        models = _models(book, set(runs.values()))
-        models |= _weighed(files, models)
-        number = _register(book, files, model, models)
-        _note(book, files, model, number)
+    aloud: list[str] = []
+    try:
+        with _signed_in(uri) as address:
+            _ask(address)
+            with alone(address), _explained(address):
+                return _publish(files, _open(address, experiment, aloud), model) | {"tracking_uri": told(uri)}
+    finally:
+        for line in aloud:
+            say(f"publish: {line}")
+
+
+def _publish(files: Files, book: Book, model: str) -> dict[str, Any]:
+    # the page opens with the newest ten runs in its charts: the first way to sample the teacher, then the students
+    pages = [*reversed(_train_pages(book, files)), _frontier_page(book, files), _floor_page(book, files)]
+    pages += reversed(_students_early(_way_pages(book, files)))
+    runs = _enter(book, pages)
+    models = _models(book, set(runs.values()))
+    models |= _weighed(files, models)
+    models |= _mended(book, files, models)
+    number = _register(book, files, model, models)
+    _note(book, files, model, number)
     ids = {
         kind: {page.name: runs[page.digest] for page in reversed(pages) if page.kind == kind}
         for kind in ("way", "train", "frontier")
     }
     return {
-        "tracking_uri": uri,
         "experiment_id": book.experiment,
         "runs": ids["way"],
         "train": ids["train"],
@@ -156,10 +175,11 @@ def publish(artifacts: Path, experiment: str, model: str, parameters: dict[str, 
 
 def how_to_open(receipt: dict[str, Any]) -> str:
     """A line or two that tell a person where to see what `publish` published."""
-    uri = receipt["tracking_uri"]
-    if uri.startswith(("http://", "https://")):
+    uri = told(receipt["tracking_uri"])
+    if uri.startswith(HTTP):
         return f"MLflow: {uri.rstrip('/')}/{receipt['ui']}"
-    command = f".venv/bin/mlflow server --workers 1 --backend-store-uri {uri}"
+    store = uri if uri.startswith(database.SCHEME) else '"$MLFLOW_TRACKING_URI"'  # a password may be a part of it
+    command = f".venv/bin/mlflow server --workers 1 --backend-store-uri {store}"
     return f"MLflow: {command}\n        then open http://127.0.0.1:5000/{receipt['ui']}"
 
 
@@ -172,75 +192,192 @@ def _read(folder: Path, parameters: dict[str, Any]) -> Files:
         )
     cards = {name: _card(folder / "checkpoints" / name) for name in sorted({p["checkpoint"] for p in table["points"]})}
     files = Files(folder, table, cards, parameters)
+    for point in table["points"]:
+        if cards[point["checkpoint"]]["digest"] != point["checkpoint_digest"]:
+            raise Mistake(
+                f"{files.checkpoint(point)} is not the network that was measured; run the evaluate stage again"
+            )
     for needed in (*files.shown, *(files.samples(point) for point in table["points"])):
         if not needed.exists():
             raise Mistake(f"{needed} is missing; run the evaluate stage again")
+    _check_rows(folder / "frontier.csv", table["points"])
+    for picture in (folder / "frontier.png", folder / "samples/all.png", *map(files.samples, table["points"])):
+        _check_picture(picture)
     return files
 
 
+def _damaged(path: Path) -> Mistake:
+    return Mistake(f"{path} is damaged; run the stage that makes it again")
+
+
 def _card(folder: Path) -> dict[str, Any]:
+    """The card of a checkpoint whose every file is as the card says."""
+    from diffcore.checkpoint import verify
+
+    return asdict(verify(folder))
+
+
+def _check_rows(path: Path, points: list[Point]) -> None:
+    """Whether a table for spreadsheets says of each point what frontier.json says."""
+    with open(path, newline="", errors="replace") as file:
+        rows = list(csv.DictReader(file))
+    if len(rows) != len(points) or any(_differ(row, point) for row, point in zip(rows, points, strict=True)):
+        raise _damaged(path)
+
+
+def _differ(row: dict[str, str], point: Point) -> bool:
+    wanted = {key: " ".join(map(str, value)) if key == "times" else value for key, value in point.items()}
+    wanted = {key: "" if value is None else str(value) for key, value in wanted.items()}
+    return any(row[key] != wanted[key] for key in row.keys() & wanted.keys())
+
+
+def _check_picture(path: Path) -> None:
+    from PIL import Image
+
     try:
-        return json.loads((folder / "card.json").read_text())
-    except (OSError, ValueError):
-        raise Mistake(f"{folder} has no readable card.json; run the stage that makes it again") from None
-
-
-def _ask(uri: str) -> None:
-    """Finds out in three seconds whether a server is there: MLflow itself would try for minutes."""
-    if not uri.startswith(("http://", "https://")):
-        return
-    try:
-        urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=3).close()
-    except urllib.error.HTTPError as error:
-        error.close()  # it answers; what it thinks of us, MLflow's client will say
-    except OSError as error:
-        raise _silent(uri, error) from None
-
-
-def _silent(uri: str, error: Exception) -> Mistake:
-    reason = str(getattr(error, "reason", error)).splitlines()[0]
-    return Mistake(f"MLflow at {uri} does not answer: {reason}; run `make up` or unset MLFLOW_TRACKING_URI")
+        with Image.open(path) as picture:
+            picture.verify()  # the checksum of every part of a PNG
+    except (OSError, SyntaxError, ValueError):
+        raise _damaged(path) from None
 
 
 @contextlib.contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """One publisher at a time in this folder: two that create a fresh database at once break it for good, and two that
-    look before either writes would both write."""
-    with open(lock, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def _signed_in(uri: str) -> Iterator[str]:
+    """The address without its password, which goes to MLflow by its own variables: so it stands in no request's address,
+    no exception, no tag. A Mistake if it is no address."""
+    address, user, password = uri, "", ""
+    if uri.startswith(HTTP):
+        try:
+            address, user, password = parted(uri)
+        except ValueError as error:
+            raise Mistake(f"MLFLOW_TRACKING_URI is {told(uri)}, no address: {error}; {ADVICE}") from None
+    if not password:  # a name alone is a key of its own, which MLflow takes only in the address
+        yield uri
+        return
+    mine = {
+        "MLFLOW_TRACKING_URI": address,
+        "MLFLOW_TRACKING_USERNAME": user,
+        "MLFLOW_TRACKING_PASSWORD": password,
+    }
+    before = {name: os.environ.get(name) for name in mine}
+    os.environ.update(mine)
+    try:
+        yield address
+    finally:
+        _restore(before)
+
+
+def _restore(variables: Mapping[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def _ask(address: str) -> None:
+    """Finds out in three seconds whether a server is there: MLflow itself would try for minutes."""
+    if not address.startswith(HTTP):
+        return
+    try:
+        urllib.request.urlopen(parted(address)[0].rstrip("/") + "/health", timeout=3).close()
+    except urllib.error.HTTPError as error:
+        error.close()  # it answers; what it thinks of us, MLflow's client will say
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise _silent(address, error) from None
+
+
+def _silent(address: str, error: Exception) -> Mistake:
+    return Mistake(f"MLflow at {told(address)} does not answer: {_reason(error)}; {ADVICE}")
+
+
+def _reason(error: Exception) -> str:
+    """An error of a library's in one line of a length that can be read, and without a password."""
+    text = told(str(getattr(error, "reason", None) or error) or type(error).__name__)
+    return textwrap.shorten(text.splitlines()[0], REASON, placeholder=" ...")
+
+
+@contextlib.contextmanager
+def alone(address: str, waiting: str = "waiting: another publishes to MLflow") -> Iterator[None]:
+    """One publisher at a time for one database, or from one folder to one server: two that create a fresh database at once
+    break it for good, and two that look before either writes would both write. Says `waiting` if it has to wait."""
+    file = database.file_of(address)
+    lock = file.parent / LOCK if file else Path(LOCK)
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(lock, os.O_RDONLY | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise Mistake(f"MLflow at {told(address)} cannot be written to: {lock}: {error.strerror}") from None
+    try:
+        _hold(descriptor, waiting)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _hold(descriptor: int, waiting: str) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        say(waiting)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+@contextlib.contextmanager
+def prepared(address: str, waiting: str) -> Iterator[None]:
+    """Holds the database of a server that is about to start, made or upgraded first, against all who would make it too."""
+    with alone(address, waiting):
+        if (file := database.file_of(address)) is not None:
+            with _explained(address):
+                done = database.ready(file)
+            if done:
+                say(done)
         yield
 
 
 @contextlib.contextmanager
-def _explained(uri: str) -> Iterator[None]:
-    """MLflow's chatter goes nowhere, and a server lost on the way is the user's to mend, not a stack trace."""
+def _explained(address: str) -> Iterator[None]:
+    """MLflow's chatter goes nowhere, and what it or its server refuses is the user's to mend, not a stack trace."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             yield
-    except (MlflowException, RequestException) as error:
-        if "Connection" not in str(error) and not isinstance(error, RequestException):
-            raise
-        raise _silent(uri, error) from error
+    except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
+        if "Connection" in str(error) or isinstance(error, RequestException):
+            raise _silent(address, error) from None
+        raise Mistake(f"MLflow at {told(address)} refuses: {_reason(error)}") from None
 
 
-def _open(uri: str, name: str) -> Book:
-    import mlflow
-
-    mlflow.set_tracking_uri(uri)
-    client = mlflow.MlflowClient()
+def _open(address: str, name: str, aloud: list[str]) -> Book:
+    file = database.file_of(address)
+    if file is not None and (done := database.ready(file)):
+        aloud.append(done)
+    client = _client(address)
     found = client.get_experiment_by_name(name)
     if found is not None and found.lifecycle_stage == "deleted":
         raise Mistake(f"the MLflow experiment {name!r} was deleted; restore it or choose another publish.experiment")
     # without this tag the UI opens in its mode for language models, where runs and checkpoints have other names
     kind = {"mlflow.experimentKind": "custom_model_development"}
-    return Book(client, found.experiment_id if found else client.create_experiment(name, tags=kind))
+    return Book(client, found.experiment_id if found else client.create_experiment(name, tags=kind), aloud)
+
+
+def _client(address: str) -> Any:
+    import mlflow
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        mlflow.set_tracking_uri(address)
+        return mlflow.MlflowClient()
+    except (MlflowException, SQLAlchemyError, ImportError, ValueError) as error:
+        raise Mistake(f"MLFLOW_TRACKING_URI is {told(address)}, which MLflow cannot open: {_reason(error)}") from None
 
 
 def _enter(book: Book, pages: list[Page]) -> dict[str, str]:
@@ -292,6 +429,74 @@ def _weighed(files: Files, models: dict[str, Any]) -> dict[str, Any]:
         return {}
     with mlflow.start_run(run_id=found.source_run_id):
         return {point["name"]: mlflow.get_logged_model(_with_weights(files, point))}
+
+
+def _mended(book: Book, files: Files, models: dict[str, Any]) -> dict[str, Any]:
+    """New models for those whose weights in MLflow's store are no longer what was logged."""
+    import mlflow
+
+    new = {}
+    points = {point["name"]: point for point in files.table["points"]}
+    for name, found in models.items():
+        point = points[name]
+        if found.tags["weights"] != "here" or not (fault := _fault(files, point, found)):
+            continue
+        book.client.set_logged_model_tags(found.model_id, {"current": "false", "damaged": fault})
+        book.aloud.append(f"what MLflow holds of {point['name']} is damaged ({fault}); logged again")
+        with mlflow.start_run(run_id=found.source_run_id):
+            new[point["name"]] = mlflow.get_logged_model(_with_weights(files, point))
+    return new
+
+
+def _fault(files: Files, point: Point, model: Any) -> str | None:
+    """Which file of a logged model is not as it was logged, or of its checkpoint not as its card says; None for none.
+
+    A store elsewhere is asked for the recommended point's alone: that one is shipped, and all would be gigabytes.
+    """
+    if (folder := _local(model.artifact_location)) is not None:
+        return _misfit(files, point, folder, model.tags.get("files"))
+    if point["name"] != files.recommended["name"]:
+        return None
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    with tempfile.TemporaryDirectory() as room:
+        try:
+            download_artifacts(artifact_uri=model.artifact_location, dst_path=room)
+        except MlflowException as error:
+            return _reason(error)
+        (fetched,) = [path.parent for path in Path(room).rglob("MLmodel")] or [Path(room)]
+        return _misfit(files, point, fetched, None)
+
+
+def _local(location: str) -> Path | None:
+    """The folder that a location in MLflow means, if it is one of this machine's."""
+    scheme, found, path = location.partition("://")
+    if not found:
+        return Path(location)
+    return Path(urllib.request.url2pathname(path)) if scheme == "file" else None
+
+
+def _misfit(files: Files, point: Point, folder: Path, logged: str | None) -> str | None:
+    there = _digests(folder)
+    for name, digest in _shipped(files, point).items():
+        if there.get(name) != digest:
+            return f"{name} is {'changed' if name in there else 'missing'}"
+    return "a file of it was changed" if logged is not None and logged != disk.digest(there) else None
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): disk.sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def _shipped(files: Files, point: Point) -> dict[str, str]:
+    """Of a point's files, where MLflow puts them in a model, with their sha256."""
+    name = point["checkpoint"]
+    shipped = {f"artifacts/{name}/{file}": digest for file, digest in files.cards[name]["files"].items()}
+    shipped[f"artifacts/{name}/card.json"] = disk.sha256(files.checkpoint(point) / "card.json")
+    if point["sampler"] == "analytic":
+        shipped["artifacts/gamma.json"] = disk.sha256(files.folder / "gamma.json")
+    return shipped
 
 
 def _logged(book: Book, condition: str) -> Iterator[Any]:
@@ -376,7 +581,20 @@ def _with_weights(files: Files, point: Point) -> str:
             model_type="sampler",
             step=round(point["nfe"]),
         )
+    _seal(files, point, logged.model_id)
     return logged.model_id
+
+
+def _seal(files: Files, point: Point, model: str) -> None:
+    """Checks what MLflow copied and notes the digest of all of it, where its store is a folder of this machine."""
+    import mlflow
+
+    folder = _local(mlflow.get_logged_model(model).artifact_location)
+    if folder is None:
+        return
+    if fault := _misfit(files, point, folder, None):
+        raise Mistake(f"MLflow did not keep {point['name']} as it is: {fault} in {folder}; publish again")
+    mlflow.set_logged_model_tags(model, {"files": disk.digest(_digests(folder))})
 
 
 @contextlib.contextmanager
@@ -568,25 +786,77 @@ def _register(book: Book, files: Files, model: str, models: dict[str, Any]) -> s
     wanted = _identity(point)
     versions = list(_all(lambda token: book.client.search_model_versions(f"name = '{model}'", page_token=token)))
     same = [v for v in versions if all(v.tags.get(key) == value for key, value in wanted.items())]
-    if same:
-        number = max(same, key=lambda v: int(v.version)).version
+    sound = [v for v in same if not _version_fault(book, files, v)]
+    if sound:
+        number = max(sound, key=lambda v: int(v.version)).version
     else:
         source = models[point["name"]].model_id
         tags = {**wanted, "method": point["method"], "fd": f"{point['fd']:.4g}", "point": point["name"]}
         number = mlflow.register_model(f"models:/{source}", model, await_registration_for=0, tags=tags).version
-    if book.client.get_registered_model(model).aliases.get(CHALLENGER) != str(number):
+    aliases = book.client.get_registered_model(model).aliases
+    if aliases.get(CHALLENGER) != str(number):
         book.client.set_registered_model_alias(model, CHALLENGER, str(number))
+    for bad in (v for v in same if v not in sound):
+        _tell_of(book, model, bad, number, [name for name in _names(aliases, bad.version) if name != CHALLENGER])
     return str(number)
+
+
+def _names(aliases: dict[str, str], version: str) -> list[str]:
+    return sorted(name for name, number in aliases.items() if str(number) == str(version))
+
+
+def _version_fault(book: Book, files: Files, version: Any) -> str | None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        model = book.client.get_logged_model(version.source.removeprefix("models:/"))
+    except MlflowException:
+        return "its logged model is gone"
+    return _fault(files, files.recommended, model)
+
+
+def _tell_of(book: Book, model: str, bad: Any, number: str, left: list[str]) -> None:
+    """Marks a damaged version, once, and says which takes its place. An alias that a person set stays where it is."""
+    if "damaged" not in bad.tags:
+        book.client.set_model_version_tag(model, bad.version, "damaged", f"replaced by version {number}")
+        book.aloud.append(f"version {bad.version} of {model!r} in MLflow is damaged; version {number} takes its place")
+    for name in left:
+        book.aloud.append(f"the alias {name!r} of {model!r} names the damaged version {bad.version}: set it anew")
 
 
 def _note(book: Book, files: Files, model: str, number: str) -> None:
     """The table and the recommendation on the experiment's own page."""
-    lines = ["| point | calls | distance | ms/image |", "|---|---|---|---|"]
-    for p in sorted(files.table["points"], key=lambda p: (p["nfe"], p["fd"])):
-        lines.append(f"| {p['name']} | {p['nfe']:g} | {p['fd']:.3g} +- {p['fd_se']:.1g} | {p['ms_per_image']:.3g} |")
     recommended = files.table["recommended"]
     head = f"Recommended: **{recommended['name']}** ({model} version {number}). {recommended['reason']}"
     head += "".join(f"\n\nWarning: {warning}." for warning in recommended["warnings"])
-    note = "\n".join([head, "", *lines])
+    note = "\n".join([head, "", *_lines(files.table["points"], NOTE - len(head) - 2)])
     if book.client.get_experiment(book.experiment).tags.get("mlflow.note.content") != note:
         book.client.set_experiment_tag(book.experiment, "mlflow.note.content", note)
+
+
+def _lines(points: list[Point], room: int) -> list[str]:
+    """A table of the points by rising calls in at most `room` characters: all, or the best of each number of calls, as many
+    as there is room for, and how many more there are."""
+    lines = ["| point | calls | distance | ms/image |", "|---|---|---|---|"]
+    rows = [(p, _line(p)) for p in sorted(points, key=lambda p: (p["nfe"], p["fd"]))]
+    if _length([*lines, *(line for _, line in rows)]) <= room:
+        return [*lines, *(line for _, line in rows)]
+    room -= _length(lines) + 100  # for the last line
+    for _, line in _firsts(rows):
+        if (room := room - len(line) - 1) < 0:
+            break
+        lines.append(line)
+    return [*lines, "", f"{len(rows) - len(lines) + 2} more points: frontier.csv in the run frontier holds all."]
+
+
+def _firsts(rows: list[tuple[Point, str]]) -> list[tuple[Point, str]]:
+    """Of each number of calls the first row alone."""
+    return [row for row, before in zip(rows, [None, *rows]) if before is None or before[0]["nfe"] != row[0]["nfe"]]
+
+
+def _length(lines: list[str]) -> int:
+    return sum(len(line) + 1 for line in lines)
+
+
+def _line(p: Point) -> str:
+    return f"| {p['name']} | {p['nfe']:g} | {p['fd']:.3g} +- {p['fd_se']:.1g} | {p['ms_per_image']:.3g} |"

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from dvc.lock import LockError
 from prefect.logging import disable_run_logger
 from prefect.states import Cancelled, Completed, Failed, Pending
 
@@ -31,7 +32,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:_NoneStep.value will soon raise:DeprecationWarning"),  # DVC's own
 ]
 
-# a stage does what params.yaml says of it: ok, exit N, kill once, sleep SECONDS
+# a stage does what params.yaml says of it: ok, exit N, faults N, kill once, sleep SECONDS
 TOY_TASKS = """
 import json, os, pathlib, shutil, signal, subprocess, sys, time
 
@@ -56,6 +57,10 @@ def work(name, out):
         log.write(f"{name} {time.time()}\\n")
     if action == "exit":
         print(f"error: {name} fails on purpose", file=sys.stderr)
+        sys.exit(int(more[0]))
+    if action == "faults":
+        print("error: netwrok: unknown key, did you mean 'network'?\\nerror: network: missing", file=sys.stderr)
+        print("error: http://me:s3same@h/ is down", file=sys.stderr)
         sys.exit(int(more[0]))
     if action == "kill" and not pathlib.Path("killed").exists():
         pathlib.Path("killed").touch()
@@ -251,6 +256,73 @@ def test_lines_stream_and_stop_ends_the_whole_tree(tmp_path, action):
         running.run(["true"], tmp_path, heard.append)
     behave(tmp_path)
     assert task(tmp_path, "shard").name == "Completed"  # no lock of DVC's is left behind
+
+
+def test_all_faults_of_a_stage_are_told_and_a_password_is_not(tmp_path):
+    toy(tmp_path, shard="faults 2")
+    heard = []
+    with pytest.raises(Mistake) as caught:
+        stages.reproduce("shard", tmp_path, Running(), heard.append)
+    assert (
+        str(caught.value) == "shard: netwrok: unknown key, did you mean 'network'?; network: missing; http://h/ is down"
+    )
+    assert "error: network: missing" in heard
+    assert "s3same" not in "\n".join(heard)
+
+
+def test_faults_are_bounded_and_the_rest_counted():
+    lines = [f"error: fault {k} {'x' * 80}" for k in range(200)]
+    told = stages.faults(["Running stage 'a':", *lines])
+    assert len(told) < stages.FAULTS + 40
+    assert told.startswith("fault 0 xxx")
+    shown = told.count("fault ")
+    assert told.endswith(f"; and {200 - shown} more in the log")
+    assert stages.faults(["error: " + "x" * 9999]) == "x" * stages.FAULTS
+    assert stages.faults(["no fault"]) == ""
+
+
+def test_a_stage_waits_for_another_command_that_holds_its_files_and_says_who(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "BUSY_SECONDS", 0.1)
+    toy(tmp_path)
+    heard = []
+    with subprocess.Popen(["sleep", "300"]) as other:
+        held = {"pid": other.pid, "cmd": "/bin/dvc repro"}
+        (tmp_path / ".dvc" / "tmp").mkdir()
+        (tmp_path / ".dvc" / "tmp" / "rwlock").write_text(
+            json.dumps({"write": {str(tmp_path / "artifacts/shard"): held}})
+        )
+        future = start(stages.reproduce, "shard", tmp_path, Running(), heard.append)
+        assert until(lambda: any("waiting" in line for line in heard), 60)
+        assert not future.done()
+        other.kill()
+    assert future.result(60) is None
+    assert (tmp_path / "artifacts/shard").is_file()
+    waiting = f"waiting: shard needs files on which another command is at work: /bin/dvc repro (pid {other.pid})"
+    assert heard.count(waiting) == 1
+    assert not [line for line in heard if "manually remove" in line or "is busy" in line]
+
+
+def test_a_stage_that_waits_for_another_command_can_be_stopped(tmp_path):
+    toy(tmp_path)
+    running, heard = Running(), []
+    held = {"pid": os.getpid(), "cmd": "dvc repro"}
+    (tmp_path / ".dvc" / "tmp").mkdir()
+    (tmp_path / ".dvc" / "tmp" / "rwlock").write_text(json.dumps({"write": {str(tmp_path / "artifacts/shard"): held}}))
+    future = start(stages.reproduce, "shard", tmp_path, running, heard.append)
+    assert until(lambda: any("waiting" in line for line in heard), 60)
+    running.stop()
+    assert isinstance(future.exception(20), Stopped)
+
+
+def test_when_dvc_cannot_look_at_a_stage_another_try_may_help(tmp_path, monkeypatch):
+    def locked(*_) -> bool:
+        raise LockError("Unable to acquire lock.\nMost likely another DVC process is running")
+
+    monkeypatch.setattr(stages, "_unchanged", locked)
+    with pytest.raises(
+        stages.StageFailed, match=r"^shard: DVC cannot look at it: Unable to acquire lock\. Most likely"
+    ):
+        stages.up_to_date(tmp_path, "shard")
 
 
 def test_a_stopped_stage_is_cancelled_not_failed(tmp_path):
@@ -467,11 +539,14 @@ def services_command(folder: Path, *words: str, **environment: str) -> subproces
 
 
 def project(folder: Path, **actions: str) -> Path:
-    """The toy with the real flows."""
+    """The toy with the real flows, and all of the real tasks but their command line."""
     toy(folder, **actions)
-    (folder / "tasks" / "tracking.py").write_text('from pathlib import Path\n\nLOCK = Path(".mlflow.lock")\n')
     for part in ("flows", "diffcore", "prefect.yaml", "prefect.toml"):
         (folder / part).symlink_to(ROOT / part)
+    for part in (ROOT / "tasks").glob("*.py"):
+        if part.name != "__main__.py":
+            (folder / "tasks" / part.name).symlink_to(part)
+    (folder / ".services").mkdir()  # as a clone has it
     return folder
 
 

@@ -1,5 +1,7 @@
 """Publishing: files made from formulas go into a fresh SQLite store, and what MLflow then holds is read back."""
 
+import dataclasses
+import hashlib
 import json
 import re
 import shutil
@@ -13,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffcore import disk
+from diffcore import checkpoint, disk
+from diffcore.checkpoint import Card
 from diffcore.mistake import Mistake
 from tasks import pictures, tracking
 from tests.test_pictures import point, ramp, small_table, table, write_curve
@@ -32,6 +35,8 @@ def write_files(folder: Path, shown: dict) -> None:
     """Everything that publishing reads. The weights are a few bytes: no model is opened when it is logged."""
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "samples").mkdir(parents=True)
+    for p in shown["points"]:
+        p["checkpoint_digest"] = write_checkpoint(folder, p)
     disk.write_sealed(folder / "frontier.json", shown)
     (folder / "frontier.csv").write_text(
         "name,nfe,fd\n" + "".join(f"{p['name']},{p['nfe']},{p['fd']}\n" for p in shown["points"])
@@ -39,28 +44,47 @@ def write_files(folder: Path, shown: dict) -> None:
     (folder / "gamma.json").write_text("{}")
     for name in ("frontier.png", "samples/all.png", *(f"samples/{p['name']}.png" for p in shown["points"])):
         pictures.grid(ramp(4, 8, 8, 1), folder / name)
-    for p in shown["points"]:
-        write_checkpoint(folder, p)
 
 
-def write_checkpoint(folder: Path, p: dict) -> None:
-    card = {
-        "method": p["method"],
-        "digest": p["checkpoint_digest"],
-        "parent": None,
-        "teacher": None,
-        "data": "da7a" * 16,
-        "parameters": {"fit": {"iterations": 50, "lr": 1e-3}},
-        "seed": 0,
-        "image": [1, 8, 8],
-    }
+def write_checkpoint(folder: Path, p: dict) -> str:
+    """A folder with a card that holds, and the digest of its files."""
+    held = {checkpoint.WEIGHTS: f"weights of {p['checkpoint']}".encode(), "unet/config.json": b"{}"}
+    files = {name: hashlib.sha256(content).hexdigest() for name, content in held.items()}
+    card = Card(
+        schema=checkpoint.SCHEMA,
+        name=p["checkpoint"],
+        method=p["method"],
+        schedule={},
+        head="v",
+        labels=1024,
+        solver=p["sampler"],
+        grid=None,
+        classes=None,
+        guidance=None,
+        image=[1, 8, 8],
+        weights=p["weights"],
+        parent=None,
+        teacher=None,
+        data="da7a" * 16,
+        parameters={"fit": {"iterations": 50, "lr": 1e-3}},
+        seed=0,
+        code="c0de" * 16,
+        torch="2",
+        cost={},
+        files=files,
+        digest=disk.digest(files),
+    )
     for name in ("checkpoints", "curves", "cost"):
         (folder / name).mkdir(exist_ok=True)
     (folder / "checkpoints" / p["checkpoint"]).mkdir(exist_ok=True)
-    (folder / "checkpoints" / p["checkpoint"] / "weights.bin").write_bytes(b"weights")
-    (folder / "checkpoints" / p["checkpoint"] / "card.json").write_text(json.dumps(card))
+    for name, content in held.items():
+        (folder / "checkpoints" / p["checkpoint"] / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "checkpoints" / p["checkpoint"] / name).write_bytes(content)
+    sealed = dataclasses.asdict(card) | {"seal": card.sealed()}
+    (folder / "checkpoints" / p["checkpoint"] / "card.json").write_text(json.dumps(sealed))
     write_curve(folder / "curves" / f"{p['checkpoint']}.csv", 0 if p["checkpoint"] == "teacher" else 50)
     disk.write_sealed(folder / "cost" / f"{p['checkpoint']}.json", {"seconds": 3.5, "iterations": 50})
+    return card.digest
 
 
 def publish(shown: dict | None = None) -> dict:
@@ -189,7 +213,7 @@ def test_each_point_is_a_logged_model_and_weights_are_copied_once_for_each_stude
     assert set(models) == {p["name"] for p in few_points()["points"]}
     carried = {name for name, model in models.items() if model.tags["weights"] == "here"}
     assert carried == {"pd2-ddim-even-2", "pd1-ddim-even-1", "cd-ddim-even-2"}
-    assert len(list(Path("mlruns").rglob("weights.bin"))) == 3
+    assert len(list(Path("mlruns").rglob("*.safetensors"))) == 3
     assert not list(Path("mlruns").rglob("*.pkl"))
     fd = {m.key: (m.value, m.step) for m in models["teacher-ddim-even-4"].metrics}["fd"]
     assert fd == (13.0, 4)
@@ -199,7 +223,7 @@ def test_the_recommended_point_is_registered_as_challenger(receipt):
     version = client().get_model_version_by_alias("sampler", "challenger")
     assert str(version.version) == receipt["version"]["version"] == "1"
     tags = {key: version.tags[key] for key in ("method", "nfe", "fd", "digest", "point")}
-    digest = point("progressive", 2, 1.7)["checkpoint_digest"]
+    digest = json.loads(Path("artifacts/checkpoints/pd2/card.json").read_text())["digest"]
     assert tags == {"method": "progressive", "nfe": "2", "fd": "1.7", "digest": digest, "point": "pd2-ddim-even-2"}
     assert version.source == f"models:/{receipt['models']['pd2-ddim-even-2']}"
 

@@ -1,0 +1,63 @@
+"""Addresses as they may be told: an address may hold a password, and nothing that is printed, logged or kept may.
+
+Whatever leaves this project for a person, a log or a database passes through `told`.
+"""
+
+import base64
+import os
+import re
+from collections.abc import Iterator
+from urllib.parse import unquote, urlsplit
+
+SHOWN = "***"
+SHORTEST = 4  # characters of a password that is looked for by itself: a shorter one is part of many words
+
+# what stands before the host; an address is rarely encoded as it should be, so a password may hold @ and /
+USERINFO = re.compile(r"(?<=://)(?:[^\s/?#'\"<>]*@|[^\s/?#@:\['\"]*:(?!\d{1,5}(?:[/?#\s]|$))[^\s'\"]*@)")
+PARAMETER = re.compile(
+    r"([?&;](?:[\w.-]*(?:passw(?:or)?d|pwd|secret|token|signature|credential|(?:api|access)[_-]?key)[\w.-]*|pass|key|sig)=)"
+    r"[^&;#\s'\"]+",
+    re.IGNORECASE,
+)
+HEADER = re.compile(r"(authorization\W{1,4}(?:basic|bearer)\s+)[^\s'\"]+", re.IGNORECASE)
+NAMED = re.compile(r"(?:MLFLOW|PREFECT|DVC)_\w*(?:PASSWORD|TOKEN|SECRET|API_KEY|AUTH_STRING)")
+"""Environment variables that hold a password by themselves."""
+
+
+def told(text: str) -> str:
+    """`text` without what is secret: the part of an address before its host, query parameters that are keys, and the
+    passwords that this process finds in its environment, wherever they stand."""
+    text = HEADER.sub(rf"\1{SHOWN}", PARAMETER.sub(rf"\1{SHOWN}", USERINFO.sub("", text)))
+    for secret in sorted(_secrets(), key=len, reverse=True):
+        if secret in text:
+            text = re.sub(rf"(?<![A-Za-z0-9]){re.escape(secret)}(?![A-Za-z0-9])", SHOWN, text)
+    return text
+
+
+def parted(address: str) -> tuple[str, str, str]:
+    """An http address without its userinfo, the user's name and the password, both decoded; ValueError if it is none."""
+    parts = urlsplit(address)
+    userinfo, _, host = parts.netloc.rpartition("@")
+    user, _, password = userinfo.partition(":")
+    if not parts.hostname or urlsplit(f"//{host}").port == 0:
+        raise ValueError("it names no host")
+    return parts._replace(netloc=host).geturl(), unquote(user), unquote(password)
+
+
+def _secrets() -> set[str]:
+    found = {value for name, value in os.environ.items() if NAMED.fullmatch(name)}
+    found |= {part for value in os.environ.values() for part in _held(value)}
+    found |= {value.partition(":")[2] for name, value in os.environ.items() if name == "PREFECT_API_AUTH_STRING"}
+    return {value for value in found if len(value) >= SHORTEST}
+
+
+def _held(address: str) -> Iterator[str]:
+    """The password of an address, as it stands, decoded, and as a header of HTTP would carry it."""
+    match = USERINFO.search(address)
+    if match is None:
+        return
+    userinfo = match[0].removesuffix("@")
+    user, _, password = userinfo.partition(":")
+    for name, word in ((user, password), (unquote(user), unquote(password))):
+        yield word or name
+        yield base64.b64encode(f"{name}:{word}".encode()).decode()

@@ -1,0 +1,101 @@
+"""What is told of an address: everything but what is secret, whatever stands around it."""
+
+import base64
+
+import pytest
+
+from tasks.redaction import parted, told
+
+SECRET = "s3sam/e@open#7"
+HOSTS = ("127.0.0.1:5000/a/b", "mlflow.example.org", "[::1]:8080/path?x=1", "h/db?sslmode=require")
+AROUND = ("{}", "MLflow at {} does not answer: refused", "ValueError('{}')", 'url="{}"; retry', "{}\n{}")
+
+
+@pytest.mark.parametrize(
+    "scheme", ["http", "https", "postgresql", "mysql+pymysql", "mssql+pyodbc", "ssh", "s3", "redis"]
+)
+@pytest.mark.parametrize(
+    "userinfo", ["me:s3same", "me:s3same@x", "me:s3/same", "me:s3%2Fsame%40", ":s3same", "s3same", "m%40e:s3same:1"]
+)
+def test_what_stands_before_a_host_is_never_told_and_all_else_is(scheme, userinfo):
+    for host in HOSTS:
+        for around in AROUND:
+            text = told(around.replace("{}", f"{scheme}://{userinfo}@{host}"))
+            assert text == around.replace("{}", f"{scheme}://{host}")
+            assert told(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://host:8080/a@b",
+        "http://host/a@b?c=d@e",
+        "sqlite:////home/me/mlflow.db",
+        "me@example.org wrote to you@example.org: see http://host/",
+        "models:/sampler@production",
+        "loss 0.31  key=value, a token of 3 words",
+        "http://host?keyword=a&monkey=b",
+        "",
+    ],
+)
+def test_what_holds_no_secret_is_told_as_it_is(text):
+    assert told(text) == text
+
+
+@pytest.mark.parametrize(
+    "name", ["token", "access_token", "password", "passwd", "pwd", "secret", "api_key", "apikey", "key"]
+)
+def test_a_query_parameter_that_is_a_key_is_not_told(name):
+    for text in (f"https://h/a?x=1&{name}=s3same&y=2", f"Max retries with url: /a?{name.upper()}=s3same (Caused by x)"):
+        assert "s3same" not in told(text)
+        assert told(text) == text.replace("s3same", "***")
+
+
+def test_a_header_is_not_told():
+    assert told("{'Authorization': 'Basic bWU6czNz'}") == "{'Authorization': 'Basic ***'}"
+    assert told("Authorization: Bearer abc.def") == "Authorization: Bearer ***"
+
+
+@pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_URI", "PREFECT_API_URL", "A_DATABASE"])
+def test_a_password_of_the_environment_is_told_nowhere(monkeypatch, variable):
+    monkeypatch.setenv(variable, "postgresql://me:s3same%2Fopen@h/db")
+    shown = base64.b64encode(b"me:s3same/open").decode()
+    for form in ("s3same%2Fopen", "s3same/open", shown):
+        assert (
+            told(f"password authentication failed for '{form}' on h") == "password authentication failed for '***' on h"
+        )
+    assert told("s3same%2Fopener") == "s3same%2Fopener"  # part of another word
+
+
+@pytest.mark.parametrize(
+    "variable", ["MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING"]
+)
+def test_a_variable_that_is_a_password_is_told_nowhere(monkeypatch, variable):
+    monkeypatch.setenv(variable, "s3same:open")
+    assert told("refused: s3same:open.") == "refused: ***."
+
+
+def test_a_short_password_does_not_blot_out_other_words(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a")
+    assert told("a frontier of a teacher") == "a frontier of a teacher"
+
+
+@pytest.mark.parametrize(
+    ("address", "wanted"),
+    [
+        ("https://me:s3%40same@h:8/a?b=c", ("https://h:8/a?b=c", "me", "s3@same")),
+        ("http://t0ken@h", ("http://h", "t0ken", "")),
+        ("http://h:5000", ("http://h:5000", "", "")),
+        ("http://me:p@ss@[::1]:5000/", ("http://[::1]:5000/", "me", "p@ss")),
+    ],
+)
+def test_an_address_is_parted_from_its_password(address, wanted):
+    assert parted(address) == wanted
+
+
+@pytest.mark.parametrize(
+    "address", ["http://", "http://[", "http://host:port", "http://host:99999", "http://me:x@", "http:///a"]
+)
+def test_what_is_no_address_is_an_error(address):
+    with pytest.raises(ValueError, match=r"\w"):
+        parted(address)
