@@ -219,8 +219,6 @@ def _server() -> Iterator[None]:
 
 def _parted(api: str) -> tuple[str, str, str]:
     try:
-        if not api.startswith(("http://", "https://")):
-            raise ValueError("it begins with neither http:// nor https://")
         return parted(api)
     except ValueError as error:
         raise Mistake(f"PREFECT_API_URL is {told(api)}, no address: {error}") from None

@@ -59,8 +59,7 @@ def _repo(workspace: Path, **options: bool) -> Repo:
     if not (workspace / ".dvc").is_dir():
         return Repo(str(workspace), **options)  # which says what is wrong
     surroundings = dvc_environment.of(workspace)
-    if "LOGNAME" in surroundings:
-        os.environ["LOGNAME"] = surroundings["LOGNAME"]
+    os.environ.update(dvc_environment.nameless(workspace))
     return Repo(str(workspace), config={"core": {"site_cache_dir": surroundings["DVC_SITE_CACHE_DIR"]}}, **options)
 
 

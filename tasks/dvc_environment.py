@@ -17,13 +17,18 @@ def of(folder: Path) -> dict[str, str]:
     # DVC would make the folder "repo" writable for everybody; it leaves one that is there as it is
     (folder / SITE_CACHE / "repo").mkdir(parents=True, exist_ok=True)
     place = os.environ.get("DVC_SITE_CACHE_DIR") or str((folder / SITE_CACHE).resolve())
-    return {"DVC_SITE_CACHE_DIR": place, **_nameless()}
+    return {"DVC_SITE_CACHE_DIR": place, **nameless(folder)}
 
 
-def _nameless() -> dict[str, str]:
-    """A name for a user whom the system does not know, as in a container: DVC asks for one and would end without."""
+def nameless(folder: Path) -> dict[str, str]:
+    """A name and a home for a user whom the system does not know, as in a container: DVC and MLflow would end without."""
+    found = {}
     try:
         getpass.getuser()
     except (KeyError, OSError):
-        return {"LOGNAME": f"uid-{os.getuid()}"}
-    return {}
+        found["LOGNAME"] = f"uid-{os.getuid()}"
+    try:
+        Path.home()
+    except (KeyError, RuntimeError):
+        found["HOME"] = str((folder / ".services").resolve())
+    return found

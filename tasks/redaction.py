@@ -19,6 +19,8 @@ PARAMETER = re.compile(
     r"[^&;#\s'\"]+",
     re.IGNORECASE,
 )
+# an address by itself, of which nothing else is known than that: a password in it may even hold blanks
+WHOLE = re.compile(r"[\w+.-]+://([^/?#@:]*:(?!\d{1,5}(?:[/?#]|$)).*|[^/?#]*)@", re.DOTALL)
 HEADER = re.compile(r"(authorization\W{1,4}(?:basic|bearer)\s+)[^\s'\"]+", re.IGNORECASE)
 NAMED = re.compile(r"(?:MLFLOW|PREFECT|DVC)_\w*(?:PASSWORD|TOKEN|SECRET|API_KEY|AUTH_STRING)")
 """Environment variables that hold a password by themselves."""
@@ -27,37 +29,46 @@ NAMED = re.compile(r"(?:MLFLOW|PREFECT|DVC)_\w*(?:PASSWORD|TOKEN|SECRET|API_KEY|
 def told(text: str) -> str:
     """`text` without what is secret: the part of an address before its host, query parameters that are keys, and the
     passwords that this process finds in its environment, wherever they stand."""
-    text = HEADER.sub(rf"\1{SHOWN}", PARAMETER.sub(rf"\1{SHOWN}", USERINFO.sub("", text)))
     for secret in sorted(_secrets(), key=len, reverse=True):
         if secret in text:
             text = re.sub(rf"(?<![A-Za-z0-9]){re.escape(secret)}(?![A-Za-z0-9])", SHOWN, text)
-    return text
+    return HEADER.sub(rf"\1{SHOWN}", PARAMETER.sub(rf"\1{SHOWN}", USERINFO.sub("", text)))
 
 
 def parted(address: str) -> tuple[str, str, str]:
     """An http address without its userinfo, the user's name and the password, both decoded; ValueError if it is none."""
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+        wrong = parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0
+    except ValueError:  # whose text may be a part of a password
+        wrong = True
+    if wrong:
+        raise ValueError(
+            "it must be http://HOST or http://HOST:PORT, a password before it encoded (/ is %2F, @ is %40)"
+        )
     userinfo, _, host = parts.netloc.rpartition("@")
     user, _, password = userinfo.partition(":")
-    if not parts.hostname or urlsplit(f"//{host}").port == 0:
-        raise ValueError("it names no host")
     return parts._replace(netloc=host).geturl(), unquote(user), unquote(password)
 
 
 def _secrets() -> set[str]:
     found = {value for name, value in os.environ.items() if NAMED.fullmatch(name)}
     found |= {part for value in os.environ.values() for part in _held(value)}
-    found |= {value.partition(":")[2] for name, value in os.environ.items() if name == "PREFECT_API_AUTH_STRING"}
+    user, password = (os.environ.get(f"MLFLOW_TRACKING_{part}", "") for part in ("USERNAME", "PASSWORD"))
+    found |= set(_forms(user, password)) if password else set()
+    found |= set(_forms(*os.environ.get("PREFECT_API_AUTH_STRING", "").split(":", 1)))
     return {value for value in found if len(value) >= SHORTEST}
 
 
 def _held(address: str) -> Iterator[str]:
-    """The password of an address, as it stands, decoded, and as a header of HTTP would carry it."""
-    match = USERINFO.search(address)
-    if match is None:
-        return
-    userinfo = match[0].removesuffix("@")
-    user, _, password = userinfo.partition(":")
-    for name, word in ((user, password), (unquote(user), unquote(password))):
-        yield word or name
-        yield base64.b64encode(f"{name}:{word}".encode()).decode()
+    """What is secret in an address: as it stands, decoded, and as a header of HTTP would carry it."""
+    if match := WHOLE.match(address):
+        user, _, password = match[1].partition(":")
+        yield from _forms(user, password)
+        yield from _forms(unquote(user), unquote(password))
+
+
+def _forms(user: str, password: str = "") -> Iterator[str]:
+    yield password or user  # a name alone is a key
+    if password:
+        yield base64.b64encode(f"{user}:{password}".encode(errors="replace")).decode()

@@ -14,7 +14,6 @@ import csv
 import fcntl
 import http.client
 import io
-import json
 import logging
 import os
 import re
@@ -32,7 +31,7 @@ from typing import Any
 
 from diffcore import disk
 from diffcore.mistake import Mistake
-from tasks import database, paths, pictures
+from tasks import database, dvc_environment, paths, pictures
 from tasks.progress import say
 from tasks.redaction import parted, told
 
@@ -40,6 +39,7 @@ LOCAL = "sqlite:///mlflow.db"
 FRONTIER_SCHEMA = 2  # diffcore.frontier's, whose import would cost that of torch
 LOCK = ".mlflow.lock"
 CHALLENGER = "challenger"
+TEACHER = "teacher"
 CURVE_ROWS = 100  # of each training curve; the whole csv lies beside them. A thousand metrics take SQLite half a second
 METRICS = (
     "fd",
@@ -200,6 +200,8 @@ def _read(folder: Path, parameters: dict[str, Any]) -> Files:
     for needed in (*files.shown, *(files.samples(point) for point in table["points"])):
         if not needed.exists():
             raise Mistake(f"{needed} is missing; run the evaluate stage again")
+    if any(point["sampler"] == "analytic" for point in table["points"]):
+        _check_gamma(files)
     _check_rows(folder / "frontier.csv", table["points"])
     for picture in (folder / "frontier.png", folder / "samples/all.png", *map(files.samples, table["points"])):
         _check_picture(picture)
@@ -215,6 +217,14 @@ def _card(folder: Path) -> dict[str, Any]:
     from diffcore.checkpoint import verify
 
     return asdict(verify(folder))
+
+
+def _check_gamma(files: Files) -> None:
+    """Whether what analytic samplers are shipped with is whole, and was estimated from this teacher."""
+    from diffcore import gamma
+
+    teacher = files.cards.get(TEACHER)
+    gamma.read(files.folder / "gamma.json", teacher and teacher["digest"], paths.again("gamma"))
 
 
 def _check_rows(path: Path, points: list[Point]) -> None:
@@ -338,7 +348,7 @@ def prepared(address: str, waiting: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _explained(address: str) -> Iterator[None]:
     """MLflow's chatter goes nowhere, and what it or its server refuses is the user's to mend, not a stack trace."""
-    for name, value in QUIET.items():
+    for name, value in {**QUIET, **dvc_environment.nameless(Path())}.items():
         os.environ.setdefault(name, value)
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException

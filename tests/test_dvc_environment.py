@@ -90,6 +90,33 @@ def test_a_place_that_the_user_chose_stays(tmp_path, monkeypatch):
     assert dvc_environment.of(tmp_path) == {"DVC_SITE_CACHE_DIR": "/chosen"}
 
 
+PUBLISHING = """
+import os, pwd, sys
+from pathlib import Path
+
+def nobody(uid):
+    raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+pwd.getpwuid = nobody
+from tasks import tracking
+with tracking._explained("sqlite:///mlflow.db"):
+    pass
+from dvc.repo import Repo
+from flows import stages
+print(list(stages.graph(Path(sys.argv[1]))))
+"""
+
+
+@pytest.mark.slow
+def test_a_user_whom_the_system_does_not_know_can_publish_and_run_the_flow(tmp_path):
+    unknown = ("LOGNAME", "USER", "LNAME", "USERNAME", "HOME")
+    surroundings = {name: value for name, value in os.environ.items() if name not in unknown}
+    command = [sys.executable, "-c", PUBLISHING, str(clone(tmp_path / "project"))]
+    done = subprocess.run(command, cwd=ROOT, env=surroundings, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "'shard'" in done.stdout
+
+
 @pytest.mark.parametrize("error", [KeyError, OSError])  # before and since Python 3.13
 def test_a_user_without_a_name_gets_one(tmp_path, monkeypatch, error):
     def nameless() -> str:

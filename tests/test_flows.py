@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -613,6 +614,169 @@ def test_nothing_committed_names_a_folder_of_this_machine():
     assert "__pycache__/" in (ROOT / ".dvcignore").read_text().splitlines()
 
 
+ORPHANS = """
+import subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"], start_new_session=True)
+print("ready", flush=True)
+time.sleep(300)
+"""
+
+
+def orphaned(folder: services.Folder) -> list[psutil.Process]:
+    """A service that was killed: its two children live, one of them in a session of its own."""
+    service = services.Service(
+        "mlflow-server", (sys.executable, "-c", ORPHANS), "http://a", lambda: True, dict(os.environ)
+    )
+    services._start(service, folder, [])
+    leader = folder.alive("mlflow-server")
+    assert until(lambda: "ready" in folder.log("mlflow-server").read_text(), 60)
+    left = leader.children()
+    leader.kill()
+    leader.wait()
+    assert len(left) == 2
+    return left
+
+
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+@pytest.mark.parametrize("verb", ["down", "up"])
+def test_what_a_killed_service_left_is_ended_and_nothing_else(tmp_path, capsys, verb):
+    folder = services.Folder(tmp_path)
+    folder.path.mkdir()
+    with subprocess.Popen(["sleep", "300"], start_new_session=True) as stranger:
+        left = orphaned(folder)
+        if verb == "down":
+            services.down(tmp_path)
+        else:  # its port would be taken by them
+            services._clear(services.Service("mlflow-server", (), "http://a", lambda: True, {}), folder)
+        assert all(gone(process.pid) for process in left)
+        assert stranger.poll() is None
+        stranger.kill()
+    said = capsys.readouterr().out
+    assert all(str(process.pid) in said for process in left)
+    assert folder.record("mlflow-server") is None
+    services.down(tmp_path)
+    assert capsys.readouterr().out == "nothing is up\n"
+
+
+def test_a_service_of_another_clone_is_not_of_the_family(tmp_path):
+    ours, theirs = (services.Record(2**22 + 1, 0.0, "http://a", mark) for mark in ("one", "other"))
+    with subprocess.Popen(["sleep", "300"], env={**os.environ, services.MARK: "other"}) as process:
+        assert until(lambda: theirs.family())
+        assert [each.pid for each in theirs.family()] == [process.pid]
+        assert ours.family() == []
+        assert services.Record(2**22 + 1, 0.0, "http://a").family() == []
+        process.kill()
+
+
+def test_each_clone_has_a_prefect_home_of_its_own_whatever_the_environment_says(tmp_path, monkeypatch):
+    for name in services.AIMS:
+        monkeypatch.setenv(name, "/elsewhere")
+    for folder in (tmp_path / "one", tmp_path / "other"):
+        for service in services.planned(folder, 4300, 5100):
+            assert service.environment["PREFECT_HOME"] == str(folder / ".services/prefect")
+            assert service.environment["PREFECT_PROFILES_PATH"] == str(folder / ".services/prefect/profiles.toml")
+            assert service.environment["PREFECT_API_URL"] == "http://127.0.0.1:4300/api"
+            assert "PREFECT_PROFILE" not in service.environment
+
+
+@pytest.mark.slow
+def test_a_prefect_command_in_the_root_finds_this_clone_s_server(tmp_path, monkeypatch):
+    for name in services.AIMS:
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "prefect.toml").symlink_to(ROOT / "prefect.toml")
+    services._aim(tmp_path, "http://127.0.0.1:4711/api")
+    script = "from prefect.settings import *; print(PREFECT_API_URL.value(), PREFECT_HOME.value().resolve())"
+    said = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert said.stdout == f"http://127.0.0.1:4711/api {tmp_path / '.services/prefect'}\n", said.stderr
+
+
+def test_the_profile_gets_the_address_and_keeps_the_rest(tmp_path):
+    path = tmp_path / services.HOME / "profiles.toml"
+    services._aim(tmp_path, "http://a/api")
+    assert tomllib.loads(path.read_text()) == {
+        "active": "project",
+        "profiles": {"project": {"PREFECT_API_URL": "http://a/api"}},
+    }
+    mine = (
+        '[profiles.mine]\nPREFECT_LOGGING_LEVEL = "DEBUG"\nPREFECT_API_URL = "x"\n[profiles.other]\nA = "b \\"c\\""\n'
+    )
+    path.write_text('active = "mine"\n' + mine)
+    services._aim(tmp_path, "http://b/api")
+    assert tomllib.loads(path.read_text()) == {
+        "active": "mine",
+        "profiles": {
+            "mine": {"PREFECT_LOGGING_LEVEL": "DEBUG", "PREFECT_API_URL": "http://b/api"},
+            "other": {"A": 'b "c"'},
+        },
+    }
+    path.write_text("not = [toml")
+    with pytest.raises(Mistake, match=r"profiles\.toml is damaged"):
+        services._aim(tmp_path, "http://c/api")
+
+
+@pytest.mark.parametrize(
+    "address", ["postgresql://me:s3same@h/db", "sqlite:///own.db", "https://me:s3same@h:1/a", None]
+)
+def test_a_password_is_in_no_command_and_in_nothing_that_up_says(tmp_path, monkeypatch, capsys, address):
+    if address is None:
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    else:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    planned = services.planned(tmp_path, 4300, 5100)
+    assert not [word for service in planned for word in service.command if "s3same" in word]
+    services._tell(planned)
+    assert "s3same" not in capsys.readouterr().out
+    stores = [service.environment[services.STORE] for service in planned if service.name == "mlflow-server"]
+    where = {None: "sqlite:///" + str(tmp_path / "mlflow.db"), "sqlite:///own.db": f"sqlite:///{tmp_path / 'own.db'}"}
+    assert stores == ([] if address and address.startswith("http") else [where.get(address, address)])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_up_refuses_a_damaged_database_in_one_line_and_starts_nothing(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    project(tmp_path)
+    (tmp_path / "mlflow.db").write_bytes(b"this is no database" * 500)
+    with pytest.raises(Mistake, match=r"mlflow.db is damaged: file is not a database; move it away") as caught:
+        services.up(tmp_path, free_port(), free_port())
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / ".services").glob("*.json"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("address", "line"),
+    [
+        ("garbage", "error: PREFECT_API_URL is garbage, no address: it must be http://HOST .*"),
+        ("http://[", "error: PREFECT_API_URL is no address: .* or unset it"),
+        (
+            "http://me:s3same@127.0.0.1:{}/api",
+            r"error: Prefect at http://127.0.0.1:\d+/api does not answer: .*refused; run `make up` .*",
+        ),
+    ],
+)
+def test_a_server_of_prefect_that_is_none_is_one_line(tmp_path, address, line):
+    command = [sys.executable, "-m", "flows.distill"]
+    surroundings = {**os.environ, "PREFECT_API_URL": address.format(free_port())}
+    done = subprocess.run(command, cwd=project(tmp_path), env=surroundings, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(line, done.stderr.strip()), done.stderr
+
+
+def test_a_password_goes_to_prefect_by_its_own_setting(monkeypatch):
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+    monkeypatch.setattr(distill, "_dumb", lambda address: None)
+    with temporary_settings({PREFECT_API_URL: "https://me:s3same%40x@h/api"}), distill._server():
+        assert PREFECT_API_URL.value() == "https://h/api"
+        assert PREFECT_API_AUTH_STRING.value() == "me:s3same@x"
+    monkeypatch.setattr(distill, "_dumb", lambda address: "refused")
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    with temporary_settings({PREFECT_API_URL: "http://once-up/api"}), distill._server():
+        assert PREFECT_API_URL.value() is None  # then one for as long as the process
+
+
 # ---- with the real servers
 
 
@@ -622,16 +786,19 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def ports() -> dict[str, str]:
+    return {"--prefect-port": str(free_port()), "--mlflow-port": str(free_port())}
+
+
 @pytest.fixture(scope="module")
 def live(tmp_path_factory):
     """A toy project that is up; at the end `down` must leave none of its processes."""
     folder = project(tmp_path_factory.mktemp("live") / "project")
     monkey = pytest.MonkeyPatch()
-    monkey.setenv("PREFECT_HOME", str(folder / ".prefect"))
     monkey.delenv("MLFLOW_TRACKING_URI", raising=False)
-    ports = {"--prefect-port": str(free_port()), "--mlflow-port": str(free_port())}
-    monkey.setenv("PREFECT_API_URL", f"http://127.0.0.1:{ports['--prefect-port']}/api")
-    words = ["up", *(word for pair in ports.items() for word in pair)]
+    places = ports()
+    monkey.setenv("PREFECT_API_URL", f"http://127.0.0.1:{places['--prefect-port']}/api")
+    words = ["up", *(word for pair in places.items() for word in pair)]
     try:
         ended = services_command(folder, *words)
         assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -644,7 +811,7 @@ def live(tmp_path_factory):
     assert len(family) >= 3
     assert "ended" in ended.stdout
     assert until(lambda: all(gone(process.pid) for process in family))
-    assert all(_free_now(int(port)) for port in ports.values())
+    assert all(_free_now(int(port)) for port in places.values())
 
 
 def _free_now(port: int) -> bool:
@@ -759,3 +926,64 @@ def test_down_cancels_what_is_under_way_and_a_later_up_starts_clean(live):
     assert services_command(live.folder, "status").returncode == 1
     assert services_command(live.folder, *live.words).returncode == 0
     assert live.state(run)["type"] == "CANCELLED"
+
+
+@pytest.mark.server
+def test_two_clones_never_meet(live, tmp_path):
+    """Both up at the same time: each has its own runs, and `down` in one leaves those of the other alone."""
+    behave(live.folder, shard="sleep 300")
+    (live.folder / "pids.txt").unlink(missing_ok=True)
+    other = project(tmp_path / "other")
+    words = ["up", *(word for pair in ports().items() for word in pair)]
+    surroundings = {name: "" for name in services.AIMS}
+    try:
+        ended = services_command(other, *words, **surroundings)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        command = re.search(r"next +(\S+) deployment run", ended.stdout)[1]
+        run = live.go("full")
+        assert until((live.folder / "pids.txt").exists, 120)
+        tree = pids(live.folder)
+        # as documented: no address, in the project's root
+        empty = {name: value for name, value in os.environ.items() if name not in services.AIMS}
+        before = live.api("flow_runs/count", {})
+        deployment = [str(other / command), "deployment", "run", "distill/full", "--watch"]
+        watched = subprocess.run(deployment, cwd=other, env=empty, capture_output=True, text=True)
+        assert watched.returncode == 0, watched.stdout + watched.stderr
+        assert (other / "artifacts/frontier.csv").is_file()
+        assert live.api("flow_runs/count", {}) == before
+        assert str(other) not in json.dumps(live.api("deployments/filter", {}))
+    finally:
+        ended = services_command(other, "down", **surroundings)
+    assert "cancelling" not in ended.stdout
+    assert live.state(run)["type"] == "RUNNING"
+    assert not any(map(gone, tree))
+    live.api(f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
+    assert live.done(run)["type"] == "CANCELLED"
+
+
+@pytest.mark.server
+def test_mlflow_killed_with_9_comes_back(live):
+    """Its worker outlives it and holds the port; the next `up` ends that first."""
+    folder = services.Folder(live.folder)
+    left = folder.alive("mlflow-server").children(recursive=True)
+    folder.alive("mlflow-server").kill()
+    assert [process for process in left if not gone(process.pid)]
+    ended = services_command(live.folder, *live.words)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert all(gone(process.pid) for process in left)
+    assert folder.alive("mlflow-server")
+
+
+@pytest.mark.server
+def test_what_a_stage_says_reaches_the_server_without_a_password(live):
+    behave(live.folder, shard="faults 2")
+    state = live.done(live.go("full"))
+    assert state["message"] == (
+        "shard: netwrok: unknown key, did you mean 'network'?; network: missing; http://h/ is down"
+        "; not run: arm@left, arm@right, evaluate"
+    )
+    time.sleep(3)  # the logs come in batches
+    assert any("http://h/ is down" in one["message"] for one in live.api("logs/filter", {"sort": "TIMESTAMP_DESC"}))
+    for path in (live.folder / ".services").rglob("*"):
+        if path.is_file():
+            assert b"s3same" not in path.read_bytes(), path

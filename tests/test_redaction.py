@@ -67,6 +67,24 @@ def test_a_password_of_the_environment_is_told_nowhere(monkeypatch, variable):
     assert told("s3same%2Fopener") == "s3same%2Fopener"  # part of another word
 
 
+@pytest.mark.parametrize("password", ["s3 same", "s3/sa me", "s3@sa/m e", "s3:sa:me"])
+def test_a_password_that_nobody_encoded_is_told_nowhere(monkeypatch, password):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{password}@h:5000/a")
+    assert (
+        told(f"MLflow at http://me:{password}@h:5000/a refuses {password}") == "MLflow at http://h:5000/a refuses ***"
+    )
+
+
+def test_a_name_is_no_secret(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "frontier")
+    assert told("the frontier of frontier") == "the frontier of frontier"
+
+
+def test_an_address_without_a_password_blots_nothing_out(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://h:5000/a@b")
+    assert told("h:5000/a and 5000/a") == "h:5000/a and 5000/a"
+
+
 @pytest.mark.parametrize(
     "variable", ["MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING"]
 )

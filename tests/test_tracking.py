@@ -1,24 +1,31 @@
 """Publishing: files made from formulas go into a fresh SQLite store, and what MLflow then holds is read back."""
 
+import base64
 import dataclasses
 import hashlib
+import http.server
 import json
+import os
 import re
 import shutil
 import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
+from urllib.parse import quote
 
 import numpy as np
 import pytest
 
-from diffcore import checkpoint, disk
+from diffcore import checkpoint, disk, gamma
 from diffcore.checkpoint import Card
 from diffcore.mistake import Mistake
-from tasks import pictures, tracking
+from tasks import pictures, redaction, tracking
 from tests.test_pictures import point, ramp, small_table, table, write_curve
 
 # what mlflow and the libraries below it warn of on import or on opening a database; nothing of ours
@@ -41,7 +48,8 @@ def write_files(folder: Path, shown: dict) -> None:
     (folder / "frontier.csv").write_text(
         "name,nfe,fd\n" + "".join(f"{p['name']},{p['nfe']},{p['fd']}\n" for p in shown["points"])
     )
-    (folder / "gamma.json").write_text("{}")
+    known = {"checkpoint_digest": next(p["checkpoint_digest"] for p in shown["points"] if p["checkpoint"] == "teacher")}
+    disk.write_sealed(folder / "gamma.json", {"schema": gamma.SCHEMA, "about": known})
     for name in ("frontier.png", "samples/all.png", *(f"samples/{p['name']}.png" for p in shown["points"])):
         pictures.grid(ramp(4, 8, 8, 1), folder / name)
 
@@ -392,3 +400,342 @@ def test_students_are_among_the_runs_that_the_page_opens_with():
     found = tracking._students_early([*teacher, page("progressive", "progressive"), page("consistency", "consistency")])
     assert [each.name for each in found[:4]] == ["teacher 0", "progressive", "consistency", "teacher 1"]
     assert len(found) == 14
+
+
+# ---- what is shipped is verified
+
+
+def flip(path: Path) -> None:
+    """Turns one bit over in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+SHIPPED = [
+    "checkpoints/pd2/unet/diffusion_pytorch_model.safetensors",
+    "checkpoints/pd2/unet/config.json",
+    "checkpoints/teacher/card.json",
+    "samples/pd1-ddim-even-1.png",
+    "samples/all.png",
+    "frontier.png",
+    "frontier.csv",
+]
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
+@pytest.mark.parametrize("name", SHIPPED)
+def test_no_damaged_file_is_published(room, name, damage):
+    path = room / "artifacts" / name
+    if damage == "flipped":
+        flip(path)
+    elif damage == "cut":
+        path.write_bytes(path.read_bytes()[:-9])
+    else:
+        path.unlink()
+    before = (room / "mlflow.db").read_bytes()
+    with pytest.raises(Mistake, match=f"{Path(name).name}"):
+        publish()
+    assert (room / "mlflow.db").read_bytes() == before
+    assert not (room / "mlruns").exists()
+
+
+def test_gamma_of_another_teacher_is_not_shipped(room):
+    write_files(
+        Path("artifacts"),
+        table([*few_points()["points"], point("teacher", 2, 1.5, sampler="analytic")], "cd-ddim-even-1"),
+    )
+    flip(room / "artifacts/gamma.json")
+    with pytest.raises(Mistake, match=r"gamma\.json"):
+        publish()
+    disk.write_sealed(
+        room / "artifacts/gamma.json", {"schema": gamma.SCHEMA, "about": {"checkpoint_digest": "other" * 9}}
+    )
+    with pytest.raises(Mistake, match=r"gamma.json was estimated from checkpoint other"):
+        publish()
+
+
+def test_another_network_than_the_one_that_was_measured_is_not_published(room):
+    shutil.rmtree(room / "artifacts/checkpoints/pd2")
+    shutil.copytree(room / "artifacts/checkpoints/pd1", room / "artifacts/checkpoints/pd2")
+    with pytest.raises(
+        Mistake, match="checkpoints/pd2 is not the network that was measured; run the evaluate stage again"
+    ):
+        publish()
+
+
+def held(receipt: dict, name: str, file: str) -> Path:
+    (found,) = Path("mlruns").rglob(f"{receipt['models'][name]}/artifacts/{file}")
+    return found
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "artifacts/pd2/unet/diffusion_pytorch_model.safetensors",
+        pytest.param("artifacts/pd2/card.json", marks=pytest.mark.slow),
+        pytest.param("MLmodel", marks=pytest.mark.slow),
+        pytest.param("sampler_model.py", marks=pytest.mark.slow),
+        pytest.param("code/diffcore/angle.py", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("damage", ["flipped", pytest.param("gone", marks=pytest.mark.slow)])
+def test_a_registered_version_that_is_damaged_is_replaced_aloud(room, capsys, file, damage):
+    first = publish()
+    client().set_registered_model_alias("sampler", "production", "1")
+    path = held(first, "pd2-ddim-even-2", file)
+    flip(path) if damage == "flipped" else path.unlink()
+    capsys.readouterr()
+    second = publish()
+    said = capsys.readouterr().out
+    assert aliases() == {"challenger": "2", "production": "1"}
+    assert second["version"]["version"] == "2"
+    assert "version 1 of 'sampler' in MLflow is damaged; version 2 takes its place" in said
+    assert "the alias 'production' of 'sampler' names the damaged version 1: set it anew" in said
+    assert second["models"]["pd2-ddim-even-2"] != first["models"]["pd2-ddim-even-2"]
+    assert client().get_logged_model(first["models"]["pd2-ddim-even-2"]).tags["current"] == "false"
+    whole = Path("artifacts/checkpoints/pd2/unet/diffusion_pytorch_model.safetensors").read_bytes()
+    copied = held(second, "pd2-ddim-even-2", "artifacts/pd2/unet/diffusion_pytorch_model.safetensors")
+    assert copied.read_bytes() == whole
+    before = counts(room)
+    client().set_registered_model_alias("sampler", "production", "2")
+    capsys.readouterr()
+    assert publish() == second
+    assert counts(room) == before
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.slow
+def test_weights_of_another_point_that_are_damaged_are_logged_again(room, capsys):
+    first = publish()
+    flip(held(first, "cd-ddim-even-2", "artifacts/cd/unet/diffusion_pytorch_model.safetensors"))
+    second = publish()
+    assert "what MLflow holds of cd-ddim-even-2 is damaged" in capsys.readouterr().out
+    changed = {name for name in first["models"] if first["models"][name] != second["models"][name]}
+    assert changed == {"cd-ddim-even-2"}
+    assert second["version"] == first["version"]
+    assert publish() == second
+
+
+def test_what_mlflow_did_not_copy_rightly_is_a_mistake(room, monkeypatch):
+    import mlflow
+
+    log_model = mlflow.pyfunc.log_model
+
+    def badly(**options):
+        logged = log_model(**options)
+        flip(next(Path("mlruns").rglob(f"{logged.model_id}/**/*.safetensors")))
+        return logged
+
+    monkeypatch.setattr(mlflow.pyfunc, "log_model", badly)
+    with pytest.raises(
+        Mistake, match=r"MLflow did not keep .* as it is: artifacts/.*safetensors is changed in .*; publish again"
+    ):
+        publish()
+
+
+# ---- addresses and passwords
+
+SECRET = "s3sam/e op@n"
+TOLD = ("s3sam", "op%40n", "op@n", base64.b64encode(f"me:{SECRET}".encode()).decode())
+
+
+def assert_untold(folder: Path, *texts: str) -> None:
+    """The password stands in no text, and in no file below a folder in any form."""
+    for text in texts:
+        assert not [form for form in TOLD if form in text], text
+    for path in folder.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert not [form for form in TOLD if form.encode() in content], path
+
+
+class Guarded(http.server.BaseHTTPRequestHandler):
+    """A server that demands a password, keeps what it is told, and repeats it in what it refuses."""
+
+    heard: ClassVar[list[tuple[str, str | None]]] = []
+
+    def do_GET(self) -> None:
+        header = self.headers.get("Authorization")
+        self.heard.append((self.path, header))
+        right = header == f"Basic {TOLD[-1]}"
+        self.send_response(403 if right else 401)
+        self.end_headers()
+        self.wfile.write(f"no experiments for {header} of {self.path}".encode())
+
+    do_POST = do_GET
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@pytest.fixture
+def guarded() -> Iterator[str]:
+    Guarded.heard.clear()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Guarded) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("way", ["in the address", "by variables"])
+def test_a_password_reaches_the_server_and_nothing_else(room, monkeypatch, capsys, guarded, way):
+    if way == "in the address":
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{quote(SECRET, safe='')}@{guarded}")
+    else:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{guarded}")
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", SECRET)
+    before = dict(os.environ)
+    with pytest.raises(Mistake, match=rf"MLflow at http://{guarded} refuses: .*403") as caught:
+        publish()
+    assert (f"Basic {TOLD[-1]}") in {header for path, header in Guarded.heard if path.startswith("/api")}
+    assert not [path for path, _ in Guarded.heard if "s3sam" in path]
+    assert_untold(room, redaction.told(str(caught.value)), *capsys.readouterr())
+    assert dict(os.environ) == before | {name: os.environ[name] for name in tracking.QUIET}
+
+
+GARBAGE = [
+    "garbage",
+    "://",
+    "/tmp",
+    "http://",
+    "http://[",
+    "http://host:port",
+    "ftp://x/y",
+    "nonsense://a/b",
+    "file:///tmp/nothing",
+    "sqlite:",
+    "sqlite://",
+    "sqlite:///",
+    "databricks",
+    "uc://x",
+    f"postgresql://me:{quote(SECRET)}@127.0.0.1:1/db",
+    f"mysql+pymysql://me:{SECRET}@127.0.0.1:1/db",
+    f"http://me:{SECRET}@127.0.0.1:1",
+    f"https://me:{quote(SECRET)}@[::1]:1/a?token={quote(SECRET)}",
+]
+
+
+@pytest.mark.parametrize("address", GARBAGE)
+def test_garbage_for_an_address_is_one_line_without_a_password(room, monkeypatch, capsys, address):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    with pytest.raises(Mistake) as caught:
+        publish()
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 700
+    assert_untold(room, redaction.told(str(caught.value)), *capsys.readouterr())
+
+
+def test_a_store_that_cannot_be_written_to_is_one_line(room, monkeypatch):
+    (room / "mlruns").write_text("a file where MLflow would make a folder")
+    with pytest.raises(
+        Mistake, match=r"MLflow at sqlite:///.*mlflow\.db refuses: .*(Not a directory|File exists|mlruns)"
+    ) as caught:
+        publish()
+    assert "\n" not in str(caught.value)
+
+
+def test_the_receipt_and_the_way_to_open_it_hold_no_password(monkeypatch):
+    receipt = {"tracking_uri": f"https://me:{quote(SECRET)}@h:8/a", "ui": "#x"}
+    assert tracking.how_to_open(receipt) == "MLflow: https://h:8/a/#x"
+    assert '"$MLFLOW_TRACKING_URI"' in tracking.how_to_open(
+        {"tracking_uri": f"postgresql://me:{SECRET}@h/db", "ui": ""}
+    )
+
+
+MLFLOW_BEHIND_A_PASSWORD = """
+import base64, sys, warnings
+warnings.simplefilter("ignore")
+from mlflow.server import app
+from werkzeug.serving import make_server
+
+wanted = "Basic " + base64.b64encode(sys.argv[1].encode()).decode()
+
+def guarded(environment, start):
+    if environment.get("HTTP_AUTHORIZATION") != wanted and environment["PATH_INFO"] != "/health":
+        start("401 Unauthorized", [])
+        return [b"who are you?"]
+    return app(environment, start)
+
+server = make_server("127.0.0.1", 0, guarded, threaded=True)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+
+
+@pytest.mark.slow
+def test_a_whole_publication_to_a_server_with_a_password(tmp_path, monkeypatch, fresh_store):
+    """Everything is published, by the command line, and the password lies nowhere: files, database, terminal."""
+    root = Path(tracking.__file__).parent.parent
+    (tmp_path / "server").mkdir()
+    (tmp_path / "client").mkdir()
+    shutil.copy(fresh_store, tmp_path / "server" / "mlflow.db")
+    write_files(tmp_path / "client" / "artifacts", few_points())
+    shutil.copy(root / "params.yaml", tmp_path / "client")
+    surroundings = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")},
+        "_MLFLOW_SERVER_FILE_STORE": f"sqlite:///{tmp_path}/server/mlflow.db",
+        "_MLFLOW_SERVER_ARTIFACT_ROOT": str(tmp_path / "server" / "mlruns"),
+        "PYTHONPATH": str(root),
+    }
+    command = [sys.executable, "-c", MLFLOW_BEHIND_A_PASSWORD, f"me:{SECRET}"]
+    with open(tmp_path / "server" / "log", "wb") as log:
+        server = subprocess.Popen(
+            command, cwd=tmp_path / "server", env=surroundings, stdout=subprocess.PIPE, stderr=log, text=True
+        )
+    try:
+        port = server.stdout.readline().strip()
+        address = f"http://me:{quote(SECRET, safe='')}@127.0.0.1:{port}"
+        done = subprocess.run(
+            [sys.executable, "-m", "tasks", "publish"],
+            cwd=tmp_path / "client",
+            env={**surroundings, "MLFLOW_TRACKING_URI": address},
+            capture_output=True,
+            text=True,
+        )
+    finally:
+        server.kill()
+        server.wait()
+        server.stdout.close()
+    assert done.returncode == 0, done.stderr
+    receipt = json.loads((tmp_path / "client/artifacts/published.json").read_text())
+    assert receipt["tracking_uri"] == f"http://127.0.0.1:{port}"
+    assert counts(tmp_path / "server")["runs"] == 3 + 4 + 2
+    assert list((tmp_path / "server/mlruns").rglob("*.safetensors"))
+    assert_untold(tmp_path, done.stdout, done.stderr)
+
+
+# ---- many points
+
+
+@pytest.mark.parametrize("count", [1, 50, 400, 1000, 20_000])
+def test_a_note_holds_as_many_points_as_mlflow_takes_and_counts_the_rest(count):
+    points = [
+        point("consistency", 1 + k % 64, 1 + k / count) | {"name": f"student-{k}-" + "x" * 40} for k in range(count)
+    ]
+    lines = tracking._lines(points, 19_000)
+    assert len("\n".join(lines)) <= 19_000
+    shown = [line for line in lines if line.startswith("| student")]
+    if count <= 50:
+        assert len(shown) == count
+    else:
+        assert len(shown) == 64  # the best of each number of calls
+        assert lines[-1] == f"{count - 64} more points: frontier.csv in the run frontier holds all."
+    assert "student-0-" in shown[0]
+
+
+@pytest.mark.slow
+def test_a_thousand_points_are_published(room):
+    points = [point("teacher", 4, 13.0)]
+    points += [point("consistency", 1 + k // 20, 2 + k / 500, way=f"student {k % 20}") for k in range(1000)]
+    points = [row | {"name": f"{row['name']}-{k}"} for k, row in enumerate(points)]
+    receipt = publish(table(points, points[1]["name"]))
+    assert len(receipt["models"]) == 1001
+    note = client().get_experiment(receipt["experiment_id"]).tags["mlflow.note.content"]
+    assert len(note) <= tracking.NOTE
+    before = counts(room)
+    assert publish() == receipt
+    assert counts(room) == before
