@@ -36,7 +36,7 @@ from tasks.progress import say
 from tasks.redaction import parted, told
 
 LOCAL = "sqlite:///mlflow.db"
-FRONTIER_SCHEMA = 2  # diffcore.frontier's, whose import would cost that of torch
+FRONTIER_SCHEMA = 3  # that of diffcore.frontier, which nothing else here needs
 LOCK = ".mlflow.lock"
 CHALLENGER = "challenger"
 TEACHER = "teacher"
@@ -135,7 +135,8 @@ def publish(artifacts: Path, experiment: str, model: str, parameters: dict[str, 
     (run id), models {point: model id}, version {name, version, alias, point}, ui (a link's path below the server's address).
     Raises Mistake if MLflow does not answer or refuses, or a file is missing or damaged.
     """
-    files = _read(Path(artifacts), parameters)
+    with _readable():
+        files = _read(Path(artifacts), parameters)
     uri = os.environ.get("MLFLOW_TRACKING_URI") or LOCAL
     aloud: list[str] = []
     try:
@@ -150,7 +151,9 @@ def publish(artifacts: Path, experiment: str, model: str, parameters: dict[str, 
 
 def _publish(files: Files, book: Book, model: str) -> dict[str, Any]:
     # the page opens with the newest ten runs in its charts: the first way to sample the teacher, then the students
-    pages = [*reversed(_train_pages(book, files)), _frontier_page(book, files), _floor_page(book, files)]
+    with _readable():
+        trained = _train_pages(book, files)
+    pages = [*reversed(trained), _frontier_page(book, files), _floor_page(book, files)]
     pages += reversed(_students_early(_way_pages(book, files)))
     runs = _enter(book, pages)
     models = _models(book, set(runs.values()))
@@ -206,6 +209,14 @@ def _read(folder: Path, parameters: dict[str, Any]) -> Files:
     for picture in (folder / "frontier.png", folder / "samples/all.png", *map(files.samples, table["points"])):
         _check_picture(picture)
     return files
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # a folder in a file's place, a permission
+        raise Mistake(f"{error.filename} cannot be read: {error.strerror}; run the stage that makes it again") from None
 
 
 def _damaged(path: Path) -> Mistake:
@@ -718,6 +729,7 @@ def _train_pages(book: Book, files: Files) -> list[Page]:
     for path in sorted((files.folder / "curves").glob("*.csv")):
         name = path.stem
         card = _card(files.folder / "checkpoints" / name)
+        disk.read_summed(path, paths.again(paths.stage(name)))
         cost = _cost(files.folder / "cost" / f"{name}.json", name)
         content = {"curve": disk.sha256(path), "digest": card["digest"], "cost": cost}
         pages.append(Page("train", f"train {name}", content, _train_filler(book, path, card, cost)))

@@ -212,6 +212,12 @@ def test_a_damaged_one_is_refused_in_one_line_or_does_not_matter(path, damage):
     assert path.read_bytes() == before
 
 
+def test_a_folder_in_its_place_is_one_line(tmp_path):
+    (tmp_path / "mlflow.db").mkdir()
+    with pytest.raises(Mistake, match=r"mlflow.db cannot be opened: unable to open database file$"):
+        database.ready(tmp_path / "mlflow.db")
+
+
 def test_a_place_that_cannot_be_written_to_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(Mistake, match=r"mlflow.db cannot be made or read: (Not a directory|File exists)$"):

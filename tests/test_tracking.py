@@ -22,7 +22,7 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 
-from diffcore import checkpoint, disk, gamma
+from diffcore import checkpoint, disk, frontier, gamma
 from diffcore.checkpoint import Card
 from diffcore.mistake import Mistake
 from tasks import pictures, redaction, tracking
@@ -423,8 +423,8 @@ SHIPPED = [
 ]
 
 
-@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone", "a folder"])
+@pytest.mark.parametrize("name", [*SHIPPED, "frontier.json", "checkpoints/pd2/card.json"])
 def test_no_damaged_file_is_published(room, name, damage):
     path = room / "artifacts" / name
     if damage == "flipped":
@@ -433,11 +433,34 @@ def test_no_damaged_file_is_published(room, name, damage):
         path.write_bytes(path.read_bytes()[:-9])
     else:
         path.unlink()
+        if damage == "a folder":
+            path.mkdir()
     before = (room / "mlflow.db").read_bytes()
     with pytest.raises(Mistake, match=f"{Path(name).name}"):
         publish()
     assert (room / "mlflow.db").read_bytes() == before
     assert not (room / "mlruns").exists()
+
+
+@pytest.mark.parametrize("name", ["curves/pd2.csv", "cost/pd2.json"])
+def test_no_damaged_curve_is_published(room, name):
+    flip(room / "artifacts" / name)
+    with pytest.raises(Mistake, match=Path(name).name):
+        publish()
+    assert counts(room)["runs"] == 0
+
+
+@pytest.mark.parametrize("name", ["curves/pd2.csv", "cost/pd2.json"])
+def test_a_folder_in_the_place_of_a_curve_is_one_line(room, name):
+    (room / "artifacts" / name).unlink()
+    (room / "artifacts" / name).mkdir()
+    with pytest.raises(Mistake, match=Path(name).name) as caught:
+        publish()
+    assert "\n" not in str(caught.value)
+
+
+def test_the_frontier_that_is_read_is_the_one_that_is_written():
+    assert tracking.FRONTIER_SCHEMA == frontier.SCHEMA
 
 
 def test_gamma_of_another_teacher_is_not_shipped(room):
