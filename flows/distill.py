@@ -4,9 +4,10 @@ import argparse
 import base64
 import contextlib
 import csv
+import io
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from diffcore.mistake import Mistake
 from flows import locks, stages
 from flows.running import Running, Say, Stopped
 from flows.stages import Stage, StageFailed
+from tasks import dvc_files
 from tasks.redaction import parted, told
 
 FRONTIER = "artifacts/frontier.csv"
@@ -117,9 +119,19 @@ def _ready(root: Path, preset: str | None, say: Say) -> Iterator[tuple[Path, Run
             raise Mistake(f"{workspace} is not a DVC workspace: it has no .dvc folder; start in the project's root")
         keep.append(held.enter_context(_alone(workspace / ".dvc" / "tmp" / "flow.lock", workspace, say)))
         running = Running(keep)
-        held.callback(running.stop)  # runs before the locks are freed
+        held.callback(_in_order, workspace, dvc_files.keep, say)
+        held.callback(running.stop)  # runs before that, and before the locks are freed
+        _in_order(workspace, dvc_files.mend, say)
         _tasks(workspace, running, say, "check")
         yield workspace, running
+
+
+def _in_order(workspace: Path, how: Callable[[], None], say: Say) -> None:
+    """Mends what a kill left of DVC's own files, or keeps those that are whole; what that says goes to the run's log."""
+    with contextlib.chdir(workspace), contextlib.redirect_stdout(io.StringIO()) as told:
+        how()
+    for line in told.getvalue().splitlines():
+        say(line)
 
 
 def _alone(lock: Path, workspace: Path, say: Say) -> contextlib.AbstractContextManager[int]:

@@ -76,8 +76,10 @@ def _put_back(options: argparse.Namespace) -> None:
 
 
 def _told(mistake: str) -> int:
+    from tasks import redaction
+
     for line in mistake.splitlines():
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {redaction.told(line)}", file=sys.stderr)
     return 2
 
 

@@ -488,6 +488,21 @@ def test_a_preset_works_in_a_workspace_of_its_own(tmp_path):
         pytest.fail("it went on")
 
 
+def test_a_run_mends_what_a_kill_left_of_dvc_s_files_and_keeps_what_is_whole(tmp_path):
+    toy(tmp_path)
+    with distill._ready(tmp_path, None, print):
+        assert task(tmp_path, "shard").name == "Completed"
+    whole = (tmp_path / "dvc.lock").read_bytes()
+    (tmp_path / "dvc.lock").write_bytes(b"")
+    (tmp_path / ".dvc" / "tmp" / "rwlock").write_text("{")
+    said = []
+    with distill._ready(tmp_path, None, said.append):
+        assert (tmp_path / "dvc.lock").read_bytes() == whole
+        assert task(tmp_path, "shard").name == "Cached"
+    assert any("dvc.lock was damaged" in line for line in said)
+    assert any("rwlock was damaged" in line for line in said)
+
+
 @pytest.mark.parametrize("preset", [None, "smoke"])
 def test_two_runs_in_one_workspace_come_one_after_the_other(tmp_path, preset):
     toy(tmp_path)
@@ -796,6 +811,7 @@ def live(tmp_path_factory):
     folder = project(tmp_path_factory.mktemp("live") / "project")
     monkey = pytest.MonkeyPatch()
     monkey.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkey.setattr(services, "TALK_SECONDS", 60)  # a request that is given up on a busy machine is still carried out
     places = ports()
     monkey.setenv("PREFECT_API_URL", f"http://127.0.0.1:{places['--prefect-port']}/api")
     words = ["up", *(word for pair in places.items() for word in pair)]
