@@ -7,7 +7,7 @@ is approximated: what has no exact counterpart here is refused. A checkpoint of 
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from diffcore import checkpoint, disk, nets
+from diffcore.clipping import Clip, Threshold
 from diffcore.denoiser import NetDenoiser
 from diffcore.mistake import Mistake
 from diffcore.nets import unet
@@ -30,15 +31,21 @@ SAMPLERS = [f"{name}Scheduler" for name in NAMES.split()]
 """Those of diffusers' schedulers whose networks see sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps and the index of a beta."""
 
 
+CLIPS = [f"{name}Scheduler" for name in ("DDPM", "DDPMParallel", "DDIM", "DDIMParallel")]
+"""Those that clip x_0 unless their settings say otherwise."""
+
+
 @dataclass(frozen=True)
 class Adopted:
     """files: sha256 of each file that was read. image: [c, h, w] that the network was made for, h and w 0 where its config
-    does not say. classes: names by label, None where the folder does not tell them."""
+    does not say. classes: names by label, None where the folder does not tell them. sampling: what its scheduler does to the
+    believed x_0, in a recipe's words; empty for nothing."""
 
     denoiser: NetDenoiser
     files: dict[str, str]
     image: tuple[int, int, int]
     classes: Sequence[str] | None = None
+    sampling: dict[str, Any] = field(default_factory=dict)
 
     @property
     def skips(self) -> int | None:
@@ -89,7 +96,8 @@ def adopt(folder: Path) -> Adopted:
     table = content.get("num_class_embeds")
     denoiser = NetDenoiser(net, schedule, head, classes=table and table - 1, labels=len(schedule.betas))
     read = [folder / SCHEDULER, folder / "unet" / nets.CONFIG, *sorted((folder / "unet").glob("*.safetensors*"))]
-    return Adopted(denoiser, {str(p.relative_to(folder)): disk.sha256(p) for p in read}, _image(content))
+    files = {str(p.relative_to(folder)): disk.sha256(p) for p in read}
+    return Adopted(denoiser, files, _image(content), sampling=_sampling(settings, folder))
 
 
 def _own(folder: Path) -> Adopted:
@@ -98,7 +106,8 @@ def _own(folder: Path) -> Adopted:
         raise Mistake(
             f"{folder} is a student by {found.card.method}, which cannot teach at every time; give the teacher it comes from"
         )
-    return Adopted(found.denoiser, dict(found.card.files), tuple(found.card.image), found.card.classes)
+    sampling = found.card.parameters.get("sampling", {}) if found.card.method == "adopted" else {}
+    return Adopted(found.denoiser, dict(found.card.files), tuple(found.card.image), found.card.classes, sampling)
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -150,6 +159,21 @@ def _head(settings: dict[str, Any], folder: Path) -> str:
             f"{folder}: prediction_type {word!r} is not one of {', '.join(HEADS)}; write which one in {SCHEDULER}"
         )
     return HEADS[word]
+
+
+def _sampling(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """As diffusers: thresholding goes before clipping."""
+    try:
+        if settings.get("thresholding"):
+            made = Threshold(settings.get("dynamic_thresholding_ratio", 0.995), settings.get("sample_max_value", 1.0))
+            return {"threshold": asdict(made)}
+        if settings.get("clip_sample", settings["_class_name"] in CLIPS):
+            return {"clip": Clip(float(settings.get("clip_sample_range", 1.0))).bound}
+    except (TypeError, ValueError) as error:
+        raise Mistake(
+            f"{folder}: {SCHEDULER} limits x_0 by what is no limit ({error}); write clip_sample false"
+        ) from None
+    return {}
 
 
 def _schedule(settings: dict[str, Any], folder: Path) -> Discrete:

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffcore.clipping import Clipped
 from diffcore.denoiser import Condition, Denoiser, per_sample
 from diffcore.draw import generator, noises
+from diffcore.mistake import Mistake
 from diffcore.ode import integrate
 from diffcore.sampler import Sampler
 from diffcore.schedule import Level
@@ -46,10 +48,14 @@ def of(
 ) -> Bits | None:
     """Of the images x0 [m, *x] under a sampler that has a likelihood, None for one that has not.
 
+    The flow of a clipped belief ends on the faces of a box and has no density; steps around a clipped mean have their bound.
+
     The noise of image i depends on (seed, i) alone. probes: Hutchinson's, for the probability flow. condition: the images'
     classes and guidance weights, for a denoiser that takes such.
     """
     exactly = isinstance(sampler.solver, RK45)
+    if exactly and isinstance(sampler.denoiser, Clipped):
+        return None
     if not exactly and not (isinstance(sampler.solver, Posterior) and sampler.solver.noisy):
         return None
     device = next((p.device for p in sampler.denoiser.parameters()), x0.device)
@@ -143,6 +149,8 @@ def exact(sampler: Sampler, x0: Sample, seed: int, rows: range, probes: int | No
     each dimension.
     """
     denoiser, solver, schedule = sampler.denoiser, sampler.solver, sampler.denoiser.schedule
+    if isinstance(denoiser, Clipped):
+        raise Mistake("the flow of a clipped belief ends on the faces of a box and has no density; leave clip out")
     ends = sampler.trajectory.times[0], sampler.trajectory.times[-1]
     last, first = angles(schedule, ends)
     d, size = x0[0].numel(), size_at(schedule, ends[1])

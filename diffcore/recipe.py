@@ -3,12 +3,13 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from diffcore.checkpoint import Checkpoint
+from diffcore.clipping import Clip, Clipped, Threshold
 from diffcore.deepcache import Config as CacheConfig
 from diffcore.deepcache import DeepCached
 from diffcore.denoiser import Condition, Denoiser, Guided
@@ -27,13 +28,29 @@ from diffcore.trajectory import Trajectory
 class Recipe:
     """solver: with its options. deepcache, skip: what is done to the network, None for nothing. guidance: the weight g of
     classifier-free guidance, None for none. negative: the class that it leads away from, a name or a number of the card's
-    classes; None for no class."""
+    classes; None for no class. clip, threshold: what is done to the believed x_0, see diffcore.clipping; where both are None
+    it is what an adopted teacher's own scheduler does, and with clip False it is nothing."""
 
     solver: Solver
     deepcache: CacheConfig | None = None
     skip: SkipConfig | None = None
     guidance: float | None = None
     negative: str | int | None = None
+    clip: float | Literal[False] | None = None
+    threshold: Threshold | None = None
+
+    def __post_init__(self):
+        if self.clip is not None and self.threshold is not None:
+            raise ValueError("clip and threshold are two ways to limit x_0; give one of them")
+        if self.clip is not None and self.clip is not False:
+            Clip(self.clip)
+
+    def on(self, checkpoint: Checkpoint) -> "Recipe":
+        """With nothing left to the checkpoint: what it does to x_0 by itself stands in the recipe."""
+        if self.clip is not None or self.threshold is not None or checkpoint.card.method != "adopted":
+            return self
+        own = checkpoint.card.parameters.get("sampling", {})
+        return dataclasses.replace(self, **_limits(own))
 
     def sampler(self, checkpoint: Checkpoint, times: Trajectory, gamma: Gamma | None = None) -> Sampler:
         """A Mistake if the checkpoint cannot be sampled so."""
@@ -42,7 +59,7 @@ class Recipe:
             if gamma is None:
                 raise Mistake("the analytic sampler needs an estimate of Gamma; run the stage `gamma`")
             solver = solver.knowing(gamma)
-        return Sampler(self._denoiser(checkpoint), solver, times)
+        return Sampler(self.on(checkpoint)._limited(self._denoiser(checkpoint)), solver, times)
 
     def condition(self, checkpoint: Checkpoint, labels: Tensor | None) -> Condition | None:
         """What a network is told of samples with these classes, int64 [n]; None for one that takes no notice."""
@@ -55,11 +72,15 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         """What differs from nothing: the word of the solver, its options that are not the defaults, and the rest."""
         found = {"sampler": name(self.solver), "options": _changed(self.solver)}
-        for key in ("deepcache", "skip"):
+        for key in ("deepcache", "skip", "threshold"):
             part = getattr(self, key)
             found[key] = None if part is None else dataclasses.asdict(part)
-        found |= {"guidance": self.guidance, "negative": self.negative}
+        found |= {"guidance": self.guidance, "negative": self.negative, "clip": self.clip}
         return {key: value for key, value in found.items() if value not in (None, {})}
+
+    def _limited(self, denoiser: Denoiser) -> Denoiser:
+        limit = Clip(self.clip) if self.clip else self.threshold
+        return Clipped(denoiser, limit) if limit else denoiser
 
     def _denoiser(self, checkpoint: Checkpoint) -> Denoiser:
         found = checkpoint.denoiser
@@ -106,13 +127,13 @@ class Recipe:
 def from_json(spec: dict[str, Any]) -> Recipe:
     """The inverse of `to_json`; a Mistake for what this version does not know."""
     parts = {"deepcache": CacheConfig, "skip": SkipConfig}
-    unknown = spec.keys() - parts.keys() - {"sampler", "options", "guidance", "negative"}
+    unknown = spec.keys() - parts.keys() - {"sampler", "options", "guidance", "negative", "clip", "threshold"}
     if unknown or spec.get("sampler") not in SOLVERS:
         raise Mistake(f"this version knows no such recipe: {', '.join(sorted(unknown)) or spec.get('sampler')}")
     try:
         made = {key: kind(**spec[key]) for key, kind in parts.items() if key in spec}
         told = {key: spec[key] for key in ("guidance", "negative") if key in spec}
-        return Recipe(SOLVERS[spec["sampler"]](**spec.get("options", {})), **made, **told)
+        return Recipe(SOLVERS[spec["sampler"]](**spec.get("options", {})), **made, **told, **_limits(spec))
     except (TypeError, ValueError) as error:
         raise Mistake(f"this version knows no such recipe: {error}") from None
 
@@ -128,6 +149,12 @@ def classes(checkpoint: Checkpoint, count: int, asked: Sequence[int] | None) -> 
     if len(found) != count or bool((found < 0).any()) or bool((found >= len(known)).any()):
         raise Mistake(f"give each image one label in 0..{len(known) - 1}, got {found.tolist()[:10]}")
     return found
+
+
+def _limits(spec: dict[str, Any]) -> dict[str, Any]:
+    """What JSON says of x_0, as the fields of a recipe."""
+    found = {"clip": spec["clip"]} if "clip" in spec else {}
+    return found | ({"threshold": Threshold(**spec["threshold"])} if "threshold" in spec else {})
 
 
 def _changed(solver: Solver) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The stage `teacher` where params.yaml names a folder: the network in it is taken as it is, and trained no further."""
 
+import json
 from dataclasses import MISSING, fields
 from pathlib import Path
 
@@ -25,6 +26,7 @@ def teacher(params: Params) -> None:
         )
     found.check(manifest.shape, manifest.classes)
     check_adopted(params, found.skips, found.denoiser.head)
+    read = {"folder": folder, "files": found.files, "digest": disk.digest(found.files)}
     about = {
         "name": ROOT,
         "method": "adopted",
@@ -33,7 +35,7 @@ def teacher(params: Params) -> None:
         "parent": None,
         "teacher": None,
         "data": manifest.digest,
-        "parameters": {"folder": folder, "files": found.files, "digest": disk.digest(found.files)},
+        "parameters": read | ({"sampling": found.sampling} if found.sampling else {}),
         "seed": params.seed,
         "code": graph.code_digest(ROOT, "adopted"),
         "torch": fit.torch_version(),
@@ -45,4 +47,5 @@ def teacher(params: Params) -> None:
     disk.write_summed(paths.CURVES / f"{ROOT}.csv", ",".join(columns) + "\n")
     disk.write_sealed(paths.COST / f"{ROOT}.json", {"seconds": 0.0, **COST})
     steps, head = found.denoiser.labels, found.denoiser.head
-    say(f"{ROOT}: adopted from {folder}, head {head}, {steps} noise levels; checkpoint {card.digest[:12]}")
+    limits = f", sampled with {json.dumps(found.sampling)} as its scheduler says" if found.sampling else ""
+    say(f"{ROOT}: adopted from {folder}, head {head}, {steps} noise levels{limits}; checkpoint {card.digest[:12]}")

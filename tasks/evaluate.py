@@ -32,6 +32,7 @@ from diffcore.mistake import Mistake
 from diffcore.recipe import Recipe
 from diffcore.sampler import Sampler
 from diffcore.shapes import Sample
+from diffcore.solvers.analytic import Analytic
 from diffcore.trajectory import TRAJECTORIES, Trajectory
 from tasks import graph, paths, pictures
 from tasks.params import OWN, ROOT, Params, Way, ways_of
@@ -145,6 +146,14 @@ class Bench:
                 sampler.warm_up(self.opened[plan.checkpoint].shape, few, condition)
         self.warm.add(kind)
 
+    def noted(self, plan: Plan) -> str:
+        """What a limit on the last noise did, where the recipe has one."""
+        solver = plan.recipe.solver
+        if not isinstance(solver, Analytic) or solver.last is None:
+            return ""
+        lowered = solver.knowing(self.gamma).lowered(self.opened[plan.checkpoint].denoiser.schedule, plan.times)
+        return f"  last {solver.last:g} {'lowers the noise of one step' if lowered else 'lowers nothing'}"
+
     def _accuracy(self, samples: Sample) -> quality.Share | None:
         """None where the data have one class, of which the feature network learned nothing."""
         if self.network.card.task != "classes":
@@ -215,8 +224,8 @@ def evaluate(params: Params) -> None:
             rows.append(shown)
             pictures.grid(shown, folder / f"{each.name}.png")
             if each.name not in measured.found:
-                fd = f"fd {point.fd:8.3f} +- {point.fd_se:.3f}"
-                say(f"evaluate   {number + 1:>3}/{len(plans)}  {each.name:<36} {fd}  {point.ms_per_image:.3g} ms/image")
+                told = f"fd {point.fd:8.3f} +- {point.fd_se:.3f}  {point.ms_per_image:.3g} ms/image{bench.noted(each)}"
+                say(f"evaluate   {number + 1:>3}/{len(plans)}  {each.name:<36} {told}")
         points = with_best(points)
         labelled = [(point.name, shown) for point, shown in zip(points, rows) if point.best]
         real = bench.real.take(range(min(SHOWN, len(bench.real)))).permute(0, 2, 3, 1).numpy()
@@ -253,7 +262,7 @@ def _points(name: str, opened: checkpoint.Checkpoint, way: Way, usual: bool = Fa
     grid, method = opened.denoiser.grid, "teacher" if name == ROOT else opened.card.method
     for steps in sorted(way.steps, reverse=True) or [grid.steps]:
         for kind in way.trajectories:
-            for recipe in way.recipes():
+            for recipe in (recipe.on(opened) for recipe in way.recipes()):
                 words = [name, way.sampler, *_told(recipe), *([] if kind == OWN else [kind, steps])]
                 times = grid if kind == OWN else _times(name, kind, steps, opened)
                 curve = " ".join([method, *([] if usual else _curve(way, recipe))])
@@ -273,6 +282,10 @@ def _told(recipe: Recipe) -> list[str]:
         words.append(f"cache{cache.interval}b{cache.branch}{crowded}")
     if recipe.skip:
         words.append(f"skip{recipe.skip.bottom:g}to{recipe.skip.top:g}")
+    if recipe.clip is not None:
+        words.append(f"clip{recipe.clip:g}" if recipe.clip else "unclipped")
+    if recipe.threshold:
+        words.append(f"threshold{recipe.threshold.quantile:g}to{recipe.threshold.max:g}")
     if recipe.guidance is not None:
         words.append(f"g{recipe.guidance:g}")
     if recipe.negative is not None:  # a class's name, which may hold anything

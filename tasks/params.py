@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from diffcore import deepcache, features, fit, gamma, hops, methods, sources
 from diffcore.checkpoint import Guidance
+from diffcore.clipping import Threshold
 from diffcore.deepcache import Config as CacheConfig
 from diffcore.mistake import Mistake
 from diffcore.nets import unet
@@ -101,6 +102,7 @@ class Way:
 
     options: the solver's own. trajectory, deepcache, skip: a list of them is tried, and the best at each number of steps
     counts. guidance: one weight or several, each a way of its own. negative: name of the class that guidance leads away from.
+    clip, threshold: limits of the believed x_0; left out, an adopted teacher's own, and with clip false none.
     """
 
     sampler: str
@@ -111,6 +113,8 @@ class Way:
     skip: SkipConfig | list[SkipConfig] | None = None
     guidance: float | list[float] | None = None
     negative: str | None = None
+    clip: float | Literal[False] | None = None
+    threshold: Threshold | None = None
 
     def __post_init__(self):
         if self.sampler not in SOLVERS:
@@ -129,6 +133,7 @@ class Way:
             raise ValueError("negative is what guidance leads away from; give guidance too, or leave negative out")
         for steps in self.steps:
             _as_value_error(check_steps, self.solver, steps)
+        self.recipes()  # which refuses limits that are none
 
     @property
     def solver(self) -> Solver:
@@ -142,7 +147,7 @@ class Way:
     def recipes(self) -> list[Recipe]:
         """What is tried of it on each trajectory."""
         parts = itertools.product(_listed(self.deepcache), _listed(self.skip), _listed(self.guidance))
-        return [Recipe(self.solver, *part, self.negative) for part in parts]
+        return [Recipe(self.solver, *part, self.negative, self.clip, self.threshold) for part in parts]
 
 
 @dataclass(frozen=True)

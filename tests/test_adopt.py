@@ -114,6 +114,40 @@ def test_beliefs_are_diffusers_to_float32_rounding(word, settings, tmp_path):
         assert apart(belief.v, a * eps - s * x0) < 1e-3, j
 
 
+THRESHOLDING = {"thresholding": True, "dynamic_thresholding_ratio": 0.9, "sample_max_value": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "told"),
+    [
+        ("DDPMScheduler", {}, {"clip": 1.0}),
+        ("DDIMScheduler", {"clip_sample_range": 2.5}, {"clip": 2.5}),
+        ("DDIMScheduler", {"clip_sample": False}, {}),
+        ("DDIMScheduler", THRESHOLDING, {"threshold": {"quantile": 0.9, "max": 2.0}}),
+        ("DPMSolverMultistepScheduler", THRESHOLDING, {"threshold": {"quantile": 0.9, "max": 2.0}}),
+        ("DPMSolverMultistepScheduler", {}, {}),
+        ("PNDMScheduler", {}, {}),
+    ],
+)
+def test_what_a_scheduler_does_to_x0_is_read(kind, settings, told, tmp_path):
+    save(tmp_path, kind=kind, **settings)
+    assert adopt.adopt(tmp_path).sampling == told
+
+
+def test_what_a_scheduler_does_not_say_it_does_as_in_diffusers(tmp_path):
+    save(tmp_path, kind="DDPMScheduler")
+    changed(tmp_path, adopt.SCHEDULER, clip_sample=None, clip_sample_range=None)
+    assert adopt.adopt(tmp_path).sampling == {"clip": 1.0}
+
+
+@pytest.mark.parametrize("settings", [{"clip_sample_range": -1.0}, {**THRESHOLDING, "sample_max_value": "much"}])
+def test_a_limit_that_is_none_is_refused(settings, tmp_path):
+    save(tmp_path)
+    changed(tmp_path, adopt.SCHEDULER, **settings)
+    with pytest.raises(Mistake, match="limits x_0 by what is no limit"):
+        adopt.adopt(tmp_path)
+
+
 def test_pure_noise_at_the_end_is_exact(tmp_path):
     net, _ = save(tmp_path, prediction_type="v_prediction", **ZERO)
     denoiser, x = adopt.adopt(tmp_path).denoiser, images()
@@ -402,6 +436,7 @@ def test_the_stage_makes_a_checkpoint_with_an_honest_card(workspace):
     )
     assert card.cost == {"iterations": 0, "images": 0, "network_calls": 0}
     assert card.parameters["folder"] == "theirs"
+    assert card.parameters["sampling"] == {"clip": 1.0}  # diffusers clips unless it is told not to
     weights = Path("theirs/unet/diffusion_pytorch_model.safetensors")
     assert card.parameters["files"][str(weights.relative_to("theirs"))] == disk.sha256(weights)
     assert card.schedule["name"] == "discrete"

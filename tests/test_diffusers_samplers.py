@@ -6,6 +6,7 @@ Our time of diffusers' integer timestep j is (j + 1)/T, on the discrete schedule
 import pytest
 import torch
 
+from diffcore.clipping import Clip, Clipped, Threshold
 from diffcore.denoiser import Denoiser, GaussianDenoiser, Prediction, per_sample
 from diffcore.sampler import Sampler
 from diffcore.schedule import VE
@@ -204,6 +205,63 @@ def test_unipc_of_eps(steps, uses, variant):
     )
     in_float64(scheduler, steps, ends_at_zero=False)
     compare(SOLVERS["unipc"](uses=uses, variant=variant, predicts="eps"), scheduler, steps, last=0.001)
+
+
+LIMITED = {
+    "clip": ({"clip_sample": True, "clip_sample_range": 0.5}, Clip(0.5)),
+    "threshold": (
+        {"thresholding": True, "dynamic_thresholding_ratio": 0.6, "sample_max_value": 1.3},
+        Threshold(0.6, 1.3),
+    ),
+}
+THRESHOLD = LIMITED["threshold"]
+
+
+def wide() -> Denoiser:
+    """Data far beyond every limit."""
+    return GaussianDenoiser(randn(2, 3), 4 * torch.ones(2, 3).double(), make_schedule("discrete"))
+
+
+def compare_limited(monkeypatch, solver: Solver, scheduler, limit, steps: int, noise=None, **given) -> None:
+    monkeypatch.setitem(globals(), "denoiser", wide)
+    step = scheduler.step
+    monkeypatch.setattr(scheduler, "step", lambda *args: step(*args, **given))
+    model, start = wide(), randn(5, 2, 3, seed=4)
+    expected = theirs(scheduler, steps, model, start)
+    path = times(scheduler)
+    found = Sampler(Clipped(model, limit), solver, path).sample(start, noise)
+    torch.testing.assert_close(found, expected.double(), rtol=0, atol=5e-5)
+    plain = Sampler(model, solver, path).sample(start, noise)
+    assert (found - plain).abs().max() > 0.1
+
+
+@STEPS
+@pytest.mark.parametrize("case", LIMITED)
+def test_ddim_with_a_limit_on_x0(monkeypatch, steps, case):
+    """Theirs makes eps anew of the limited x_0 where it is asked to, as ours always does and PD's code."""
+    settings, limit = LIMITED[case]
+    scheduler = diffusers.DDIMScheduler(**PLAIN, **{"clip_sample": False, **settings}, set_alpha_to_one=True)
+    compare_limited(monkeypatch, SOLVERS["ddim"](), scheduler, limit, steps, use_clipped_model_output=True)
+
+
+@STEPS
+@pytest.mark.parametrize("case", LIMITED)
+def test_ddpm_with_a_limit_on_x0(monkeypatch, steps, case):
+    from diffusers.schedulers import scheduling_ddpm
+
+    injected(monkeypatch, scheduling_ddpm)
+    settings, limit = LIMITED[case]
+    scheduler = diffusers.DDPMScheduler(**PLAIN, **{"clip_sample": False, **settings}, variance_type="fixed_small")
+    compare_limited(monkeypatch, SOLVERS["ddpm"](), scheduler, limit, steps, draws)
+
+
+@STEPS
+@pytest.mark.parametrize(("name", "uses"), [("dpmpp_2m", 2), ("dpmpp_3m", 3), ("unipc", 2)])
+def test_multistep_with_dynamic_thresholding(monkeypatch, steps, name, uses):
+    kind = diffusers.UniPCMultistepScheduler if name == "unipc" else diffusers.DPMSolverMultistepScheduler
+    settings, limit = THRESHOLD
+    scheduler = kind(**PLAIN, **settings, solver_order=uses, lower_order_final=True)
+    compare_limited(monkeypatch, SOLVERS[name](), scheduler, limit, steps)
 
 
 @STEPS

@@ -6,6 +6,7 @@ import torch
 
 from diffcore import checkpoint, recipe
 from diffcore.checkpoint import Checkpoint, Guidance
+from diffcore.clipping import Clip, Clipped, Threshold
 from diffcore.deepcache import Config as CacheConfig
 from diffcore.deepcache import DeepCached
 from diffcore.denoiser import Condition, Guided, NetDenoiser
@@ -33,9 +34,16 @@ def opened(classes: bool = False, guidance: Guidance | None = None, net=None) ->
     weighs = guidance is not None and guidance.is_input
     denoiser = NetDenoiser(net.requires_grad_(False), Cosine(), classes=4 if classes else None, weighs=weighs)
     card = object.__new__(checkpoint.Card)
-    told = {"name": "toy", "image": [1, 8, 8], "classes": NAMES if classes else None}
+    told = {"name": "toy", "image": [1, 8, 8], "classes": NAMES if classes else None, "method": "denoising"}
     vars(card).update(told, guidance=guidance and dataclasses.asdict(guidance))
     return Checkpoint(card, denoiser)
+
+
+def adopted(**sampling) -> Checkpoint:
+    """A teacher from elsewhere, whose scheduler does this to x_0."""
+    found = opened()
+    vars(found.card).update(method="adopted", parameters={"folder": "~/ddpm", "sampling": sampling})
+    return found
 
 
 def weighing() -> Checkpoint:
@@ -104,6 +112,16 @@ def test_no_guidance_is_not_guidance_to_no_class():
     assert through(Recipe(DDIM())).guidance is None
 
 
+LIMITED = [{"clip": 1.5}, {"clip": False}, {"threshold": {"quantile": 0.9, "max": 2.0}}]
+
+
+@pytest.mark.parametrize("limits", LIMITED)
+def test_limits_of_x0_go_to_json_and_back(limits):
+    made = from_json({"sampler": "ddim", **limits})
+    assert made.to_json() == {"sampler": "ddim", **limits}
+    assert through(made) == made
+
+
 @pytest.mark.parametrize("negative", ["two", 0])
 def test_the_negative_class_goes_to_json_and_back(negative):
     made = Recipe(DDIM(), guidance=2.0, negative=negative)
@@ -123,6 +141,10 @@ def test_the_negative_class_goes_to_json_and_back(negative):
         ({"sampler": "ddim", "deepcache": {"interval": 0}}, "interval must be at least 1"),
         ({"sampler": "ddim", "skip": {"bottom": 0.0}}, "bottom and top must be positive"),
         ({"sampler": "ddim", "skip": {}}, "bottom"),
+        ({"sampler": "ddim", "clip": 0.0}, "clip must be a positive number"),
+        ({"sampler": "ddim", "threshold": {"quantile": 2.0}}, "quantile must be in"),
+        ({"sampler": "ddim", "threshold": {"quantil": 0.9}}, "quantil"),
+        ({"sampler": "ddim", "threshold": {}, "clip": 1.0}, "two ways to limit x_0"),
     ],
 )
 def test_what_is_unknown_is_refused(spec, words):
@@ -175,6 +197,33 @@ def test_what_a_checkpoint_cannot_do_is_a_mistake():
         Recipe(DDIM(), CacheConfig(2, 3)).sampler(opened(), even(4))
     with pytest.raises(Mistake, match="toy knows no classes, so there is nothing to guide to"):
         Recipe(DDIM(), guidance=2.0).sampler(opened(), even(4))
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("limits", [{"clip": 0.5}, {"threshold": {"quantile": 0.7, "max": 3.0}}])
+def test_a_limit_is_put_around_all_that_is_done_to_a_network(limits, name):
+    """Also around guidance, and a cache still begins with each run."""
+    cached = {} if SOLVERS[name]().adaptive else {"deepcache": {"interval": 2}}
+    made = from_json({"sampler": name, "guidance": 2.0, **cached, **limits})
+    found, gamma = opened(True), exact_gamma(gaussian())
+    sampler = made.sampler(found, karras(4, Cosine()), gamma)
+    limit = Clip(0.5) if "clip" in limits else Threshold(0.7, 3.0)
+    plain = dataclasses.replace(made, clip=None, threshold=None).sampler(found, karras(4, Cosine()), gamma)
+    expected = dataclasses.replace(plain, denoiser=Clipped(plain.denoiser, limit))
+    told = made.condition(found, torch.tensor([0, 1, 3]))
+    assert torch.equal(*(each.draw((1, 8, 8), 3, 0, condition=told) for each in (sampler, expected)))
+
+
+@pytest.mark.parametrize("own", [{"clip": 1.0}, {"threshold": {"quantile": 0.8, "max": 2.0}}])
+def test_a_teacher_from_elsewhere_is_sampled_as_its_scheduler_says_unless_the_recipe_says_otherwise(own):
+    found, plain = adopted(**own), Recipe(DDIM())
+    assert plain.on(found) == from_json({"sampler": "ddim", **own})
+    assert plain.sampler(found, even(4)).denoiser.limit == plain.on(found)._limited(found.denoiser).limit
+    for limits in LIMITED:
+        made = from_json({"sampler": "ddim", **limits})
+        assert made.on(found) == made
+    assert Recipe(DDIM(), clip=False).sampler(found, even(4)).denoiser is found.denoiser
+    assert plain.on(opened()) == plain.on(adopted()) == plain
 
 
 # guidance
