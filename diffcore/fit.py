@@ -6,9 +6,10 @@ with the same bytes on a CPU, and the global batch does not depend on the number
 
 import contextlib
 import copy
+import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from types import ModuleType
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from diffcore import threads
 from diffcore.denoiser import Condition, Denoiser, NetDenoiser
 from diffcore.draw import Draw, draw, generator
+from diffcore.dropout import Masks, masked, without
 from diffcore.feed import Feed
 from diffcore.meter import Meter, Metered, with_backward
 from diffcore.methods import Roles
@@ -35,8 +37,9 @@ class Config:
     iterations: updates. batch: images per update over all processes. lr: AdamW's learning rate, reached after `warmup`
     updates, then lowered to 0 along a half cosine or kept. ema: decay of the average that is the result, ramped up as
     (1 + n)/(10 + n); 0 keeps the last weights themselves. clip: largest norm of the gradient, null for none. accumulate:
-    parts a batch is split into, to save memory. label_dropout: share of the samples whose class is not told, by which a
-    conditional network learns to do without.
+    parts a batch is split into, to save memory; each has dropout masks of its own. weight_decay: AdamW's, 0.01 in
+    distillation too, where papers have 0. label_dropout: share of the samples whose class is not told, by which a conditional
+    network learns to do without.
     """
 
     iterations: int
@@ -144,7 +147,10 @@ class Fitted:
 
 
 class Diverged(Mistake):
-    """A loss or gradient is not finite; nothing was updated with it, and the last good state is on disk."""
+    """A loss, a gradient or a weight is not finite; the last state on disk is finite, and no worse one was saved."""
+
+
+REMEDY = "Lower lr, set clip, or look for odd images in the data"
 
 
 class Stopped(Exception):
@@ -177,7 +183,10 @@ def fit(
         if event:
             on_event(event)
         stopping, due = loop.anywhere(stop(), time.monotonic() - saved > compute.save_seconds)
-        if resume and (stopping or due or loop.step == job.config.iterations):
+        done = loop.step == job.config.iterations
+        if done or (resume and (stopping or due)):
+            loop.check()
+        if resume and (stopping or due or done):
             loop.save(resume)
             saved = time.monotonic()
         if stopping and loop.step < job.config.iterations:
@@ -189,25 +198,26 @@ class _Loop:
     """What changes from step to step."""
 
     def __init__(self, job: Job, student: NetDenoiser, teacher: Denoiser | None, compute: Compute):
-        self.job, self.accelerator = job, accelerator(compute.precision)
+        self.job, self.accelerator = job, accelerator()
         device = self.accelerator.device
+        self.half = _precision(compute.precision) == "bf16"
         self.net = copy.deepcopy(student.net).to(device, memory_format=torch.channels_last).train()
         self.net.requires_grad_(True)
-        self.ema = _frozen(self.net)
+        self.ema, self.masks = _frozen(self.net), Masks()
         decay = job.method.target_decay(job.method_config) if hasattr(job.method, "target_decay") else 0.0
-        self.target_decay, self.target = decay, _frozen(self.net) if decay else self.net
+        self.target_decay, self.target = decay, masked(_frozen(self.net), self.masks) if decay else self.net
+        masked(self.net, self.masks)
         if teacher is not None:
             teacher = copy.deepcopy(teacher).to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
-        if compute.compile:
-            for net in {id(net): net for net in (self.net, self.target, teacher) if net is not None}.values():
-                net.compile()
         optimizer = torch.optim.AdamW(
             self.net.parameters(), lr=job.config.lr, betas=(0.9, 0.99), weight_decay=job.config.weight_decay, fused=True
         )
         self.prepared, self.optimizer = self.accelerator.prepare(self.net, optimizer)
         roles = Roles(_with(student, self.prepared), teacher, _with(student, self.target))
         critic = job.method.critic(job.method_config, roles, job.seed) if hasattr(job.method, "critic") else None
-        self.critic = None if critic is None else _Critic(job, critic, self.accelerator, self.net)
+        self.critic = None if critic is None else _Critic(job, critic, self.accelerator, self.computing, self.net)
+        if compute.compile:
+            _compile(self.net, self.target, teacher, self.critic and self.critic.net)
         self.meter = self.critic.meter if self.critic else Meter()
         self.roles = replace(
             roles,
@@ -216,7 +226,7 @@ class _Loop:
             target=Metered(roles.target, self.meter),
             critic=self.critic and self.critic.net,
         )
-        self.step, self.curve, self.since = 0, [], []
+        self.step, self.kept, self.curve, self.since = 0, 0, [], []
         self.started, self.before, self.calls_before = time.monotonic(), 0.0, 0.0
         self.rows = _rows(job.config, self.accelerator.process_index, self.accelerator.num_processes)
 
@@ -225,10 +235,7 @@ class _Loop:
         job, config = self.job, self.job.config
         loss, norm = self._gradient()
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise Diverged(
-                f"step {self.step + 1}: the loss is {loss} and the gradient norm {norm}; nothing was updated with it. "
-                "Lower lr, set clip, or look for odd images in the data"
-            )
+            raise self._diverged(f"the loss is {loss} and the gradient norm {norm}; nothing was updated with it")
         for group in self.optimizer.param_groups:
             group["lr"] = config.rate(self.step)
         self.optimizer.step()
@@ -242,28 +249,50 @@ class _Loop:
             return None
         return self._event()
 
+    def _diverged(self, fault: str, remedy: str = REMEDY, step: int | None = None) -> Diverged:
+        whence = f"goes back to step {self.kept} and comes" if self.kept else "begins anew and comes"
+        return Diverged(
+            f"step {step or self.step + 1}: {fault}. {remedy}; with nothing changed the same command {whence} here again"
+        )
+
+    def check(self) -> None:
+        """Raises Diverged where anything that a step reads is not finite: an update may overflow though its loss did not."""
+        tensors = self._tensors()
+        finite = torch.stack([tensor.isfinite().all().cpu() for tensor in tensors.values()])
+        if not finite.all():
+            name = list(tensors)[int(finite.long().argmin())]
+            raise self._diverged(f"{name} is not finite after the update, and such a state is not kept", step=self.step)
+
     def _gradient(self) -> tuple[float, float]:
         """Leaves the gradient of the global batch in the parameters; its loss and norm."""
         job, config = self.job, self.job.config
         x0, roles = self._batch()
-        if _dropout(self.net):  # the one thing in torch that only a global generator feeds
-            torch.manual_seed(job.seed * 1_000_003 + self.step * 1009 + self.accelerator.process_index)
         if self.critic:
-            self.critic.update(x0, roles, self.step, self.rows)
+            loss = self.critic.update(x0, roles, self.step, self.rows)
+            if not math.isfinite(loss):
+                raise self._diverged(f"the critic's loss is {loss}; nothing was updated with it", "Lower critic_lr")
         dice = draw(x0, job.seed, "train", self.step, count=config.batch)
         total, progress = torch.zeros((), device=x0.device), self.step / config.iterations
         for number, rows in enumerate(self.rows):
             last, own = number + 1 == len(self.rows), _from(rows, self.rows)
-            with self.accelerator.autocast(), _sync(self.accelerator, self.prepared, last):
-                per = job.method.loss(job.method_config, _of(roles, own), x0[own], dice[rows], progress)
+            with _sync(self.accelerator, self.prepared, last):
+                with self.computing("train", self.step, rows.start):
+                    per = job.method.loss(job.method_config, _of(roles, own), x0[own], dice[rows], progress)
                 loss = per.float().mean() / len(self.rows)
-                self.accelerator.backward(loss)
+                self.accelerator.backward(
+                    loss
+                )  # outside: autocast would take what ran in full precision back in bfloat16
             total += loss.detach()
         loss = float(self.accelerator.reduce(total, "mean"))
         norm = nn.utils.get_total_norm([p.grad for p in self.net.parameters() if p.grad is not None])
         if config.clip is not None:
             nn.utils.clip_grads_with_norm_(self.net.parameters(), config.clip, norm)
         return loss, float(norm)
+
+    def computing(self, *words: int | str) -> torch.autocast:
+        """Where a loss is computed: in the precision asked for, with dropout's masks of these words."""
+        self.masks.throw(self.job.seed, *words)
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, self.half)
 
     def _batch(self) -> tuple[Sample, Roles]:
         """This process's images, and the roles that know their classes and guidance weights."""
@@ -305,6 +334,7 @@ class _Loop:
             facts = {"curve": curve, "since": self.since, "seconds": self.seconds(), "calls": self.calls()}
             facts |= {"critic": self.critic.losses} if self.critic else {}
             resume.save(self.step, self._tensors(), facts)
+        self.kept = self.step
         self.accelerator.wait_for_everyone()
 
     def restore(self, resume: Resume | None) -> None:
@@ -313,6 +343,7 @@ class _Loop:
         if found is None:
             return
         self.step, tensors, facts = found
+        self.kept = self.step
         self.curve, self.since = [Event(**event) for event in facts["curve"]], [tuple(pair) for pair in facts["since"]]
         self.before, self.calls_before = facts["seconds"], facts["calls"]
         _start_moments(self.net, self.optimizer)
@@ -331,10 +362,10 @@ class _Loop:
     def _tensors(self) -> dict[str, Tensor]:
         """Everything a step reads, by name; the tensors themselves, not copies."""
         nets = {"net": self.net, "ema": self.ema} | ({"target": self.target} if self.target_decay else {})
-        found = {f"{role}/{name}": p.detach() for role, net in nets.items() for name, p in net.named_parameters()}
+        found = {f"{role}/{name}": p.detach() for role, net in nets.items() for name, p in _read_by_a_step(net)}
         found |= _moments("", self.net, self.optimizer)
         if self.critic:
-            found |= {f"critic/{name}": tensor.detach() for name, tensor in self.critic.net.state_dict().items()}
+            found |= {f"critic/{name}": tensor.detach() for name, tensor in _read_by_a_step(self.critic.net)}
             found |= _moments("critic ", self.critic.net, self.critic.optimizer)
         return found
 
@@ -342,10 +373,17 @@ class _Loop:
 class _Critic:
     """The second network of a method that has one, and how it learns."""
 
-    def __init__(self, job: Job, net: nn.Module, accelerator: Accelerator, student: nn.Module):
-        self.job, self.accelerator, self.losses = job, accelerator, []
+    def __init__(
+        self,
+        job: Job,
+        net: nn.Module,
+        accelerator: Accelerator,
+        computing: Callable[..., torch.autocast],
+        student: nn.Module,
+    ):
+        self.job, self.accelerator, self.computing, self.losses = job, accelerator, computing, []
         self.training = job.method.critic_training(job.method_config)
-        self.net = net.to(accelerator.device).train()
+        self.net = without(net.to(accelerator.device).train())
         learns = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
             learns, self.training.lr, betas=self.training.betas, weight_decay=0.0, fused=True
@@ -353,35 +391,35 @@ class _Critic:
         self.learns, self.meter = learns, Meter()
         for part in self.net.modules():
             if isinstance(part, type(student)):  # a network of the student's own kind costs as much as it
-                part.register_forward_hook(self._count)
+                part.register_forward_hook(torch.compiler.disable(self._count))
 
     def _count(self, part: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         self.meter.spent += len(inputs[0]) * with_backward(True)
 
-    def update(self, x0: Sample, roles: Roles, step: int, rows: list[slice]) -> None:
-        """As often as the method says. The critic's gradient is summed over processes here: it is not wrapped in DDP, whose
-        hooks would expect it in the student's step too."""
+    def update(self, x0: Sample, roles: Roles, step: int, rows: list[slice]) -> float:
+        """As often as the method says; the last loss, the first that is not finite. The critic's gradient is averaged over
+        processes here: it is not wrapped in DDP, whose hooks would expect it in the student's step too."""
         for number in range(self.training.updates):
             self._learning(True)
             dice = draw(x0, self.job.seed, "critic", step, number, count=self.job.config.batch)
-            total = sum(self._part(x0, roles, dice, part, rows, step) for part in rows)
-            for parameter in self.learns:
-                parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+            total = sum(self._part(x0, roles, dice, part, rows, step, number) for part in rows)
+            _average_over_processes(self.accelerator, [parameter.grad for parameter in self.learns])
             loss = float(self.accelerator.reduce(total, "mean"))
             if not math.isfinite(loss):
-                raise Diverged(
-                    f"step {step + 1}: the critic's loss is {loss}; nothing was updated with it. Lower its learning rate"
-                )
+                break
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.losses.append(loss)
         self._learning(False)
+        return loss
 
-    def _part(self, x0: Sample, roles: Roles, dice: Draw, part: slice, rows: list[slice], step: int) -> Tensor:
+    def _part(
+        self, x0: Sample, roles: Roles, dice: Draw, part: slice, rows: list[slice], step: int, number: int
+    ) -> Tensor:
         own, progress = _from(part, rows), step / self.job.config.iterations
-        with self.accelerator.autocast():
+        with self.computing("critic", step, number, part.start):
             per = self.job.method.critic_loss(self.job.method_config, _of(roles, own), x0[own], dice[part], progress)
-            loss = per.float().mean() / len(rows)
+        loss = per.float().mean() / len(rows)
         loss.backward()
         return loss.detach()
 
@@ -392,6 +430,11 @@ class _Critic:
     def mean_loss(self) -> float:
         losses, self.losses = self.losses, []
         return sum(losses) / len(losses)
+
+
+def _read_by_a_step(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Its parameters and buffers, those too that its state_dict leaves out."""
+    return itertools.chain(net.named_parameters(), net.named_buffers())
 
 
 def _moments(prefix: str, net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -416,10 +459,13 @@ def _of(roles: Roles, rows: slice) -> Roles:
     return replace(roles, condition=roles.condition and roles.condition[rows], **parts)
 
 
-def accelerator(precision: str) -> Accelerator:
-    """What accelerate makes of the environment: device, processes, precision. A Mistake where it can make nothing of it."""
+def accelerator() -> Accelerator:
+    """What accelerate makes of the environment: device and processes. A Mistake where it can make nothing of it.
+
+    Precision is ours: accelerate would open autocast inside the student's own forward, within what turns it off.
+    """
     try:
-        return Accelerator(mixed_precision=_precision(precision))
+        return Accelerator(mixed_precision="no")
     except (ValueError, RuntimeError, ImportError) as error:
         raise Mistake(
             f"accelerate cannot start here: {' '.join(str(error).split())}; look at LOCAL_RANK, RANK, WORLD_SIZE, "
@@ -431,6 +477,17 @@ def _precision(word: str) -> str:
     if word != "auto":
         return word
     return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+
+
+def _compile(*parts: nn.Module | None) -> None:
+    """Compiles the networks in these parts, each once. Not the denoisers: those are made anew for every batch."""
+    inner = [
+        [m.net for m in part.modules() if isinstance(m, NetDenoiser)] or [part] for part in parts if part is not None
+    ]
+    # torch counts the graphs of all networks of one class together, and beyond its 8 it would go on uncompiled
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    for net in {id(net): net for nets in inner for net in nets}.values():
+        net.compile()
 
 
 def _frozen(net: nn.Module) -> nn.Module:
@@ -466,13 +523,20 @@ def _sync(accelerator: Accelerator, net: nn.Module, last: bool):
     return contextlib.nullcontext() if last else accelerator.no_sync(net)
 
 
-def _dropout(net: nn.Module) -> bool:
-    return any(isinstance(module, nn.Dropout) and module.p > 0 for module in net.modules())
+def _average_over_processes(accelerator: Accelerator, gradients: list[Tensor]) -> None:
+    """In place, in one collective."""
+    if accelerator.num_processes == 1:
+        return
+    whole = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "mean")
+    for gradient, part in zip(gradients, whole.split([gradient.numel() for gradient in gradients])):
+        gradient.copy_(part.view_as(gradient))
 
 
 @torch.no_grad()
 def _average(average: nn.Module, net: nn.Module, decay: float) -> None:
     torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
+    for kept, buffer in zip(average.buffers(), net.buffers()):  # no weights: some count, some are averages already
+        kept.copy_(buffer)
 
 
 def torch_version() -> str:

@@ -6,14 +6,16 @@ from diffcore.mistake import Mistake
 from diffcore.nets import unet
 
 
-def cast(parent: Checkpoint, weights: Guidance | None, head: str | None = None) -> tuple[NetDenoiser, Denoiser]:
+def cast(
+    parent: Checkpoint, weights: Guidance | None, head: str | None = None, dropout: float = 0.0
+) -> tuple[NetDenoiser, Denoiser]:
     """(student, teacher): the student as it begins, a copy of the parent's network with an input for the weight if there is
     a range of them; the teacher guided by classifier-free guidance unless it knows the weights itself. head: what the
-    student's network shall say from now on, None for what the parent's says."""
+    student's network shall say from now on, None for what the parent's says. dropout: of the student's network."""
     own, known = parent.denoiser, parent.guidance
     teacher = Guided(own) if weights is not None and known is None else own
     is_input = weights is not None and weights.is_input
-    net = own.net
+    net = own.net.with_dropout(dropout)
     if is_input != own.weighs:
         if not isinstance(net, unet.UNet):
             raise Mistake("an input for the guidance weight needs our own U-Net; give one weight instead of a range")

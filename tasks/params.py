@@ -67,7 +67,8 @@ class Distill:
     """One line of `distill`: a student, its method, and which checkpoint it starts from and, where it can, learns from.
 
     guidance: the lowest and the highest weight of classifier-free guidance by which its teacher is guided. head: what its
-    network shall say, None for what the one it starts from says.
+    network shall say, None for what the one it starts from says. dropout: of its network in training, whatever its
+    teacher's was; consistency methods give the student and its target one mask.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Distill:
     fit: fit.Config
     guidance: tuple[float, float] | None = None
     head: Literal["v"] | None = None
+    dropout: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -346,14 +348,22 @@ def _student(name: str, line: Any, where: str, faults: list[str]) -> Distill | N
     own, shared = _names(method.Config), _names(fit.Config)
     before = len(faults)
     for key in line:
-        if key not in (known := ["method", "teacher", "guidance", "head", *own, *shared]):
+        if key not in (known := ["method", "teacher", "guidance", "head", "dropout", *own, *shared]):
             faults.append(f"{where}.{key}: unknown key{_nearest(key, known)}")
     config = _typed(method.Config, {key: line[key] for key in own if key in line}, where, faults)
     fitting = _typed(fit.Config, {key: line[key] for key in shared if key in line}, where, faults)
     guidance = _range(line.get("guidance"), f"{where}.guidance", faults)
     if (head := line.get("head")) not in (None, "v"):
         faults.append(f"{where}.head: must be v, or left out for that of the network it starts from, got {head!r}")
-    return Distill(name, line["teacher"], method, config, fitting, guidance, head) if len(faults) == before else None
+    if not _share(dropout := line.get("dropout", 0.0)):
+        faults.append(f"{where}.dropout: must be at least 0 and below 1, got {dropout!r}")
+    if len(faults) > before:
+        return None
+    return Distill(name, line["teacher"], method, config, fitting, guidance, head, float(dropout))
+
+
+def _share(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
 
 
 def _range(value: Any, where: str, faults: list[str]) -> tuple[float, float] | None:

@@ -38,7 +38,7 @@ def distill(params: Params, name: str) -> None:
     line, mentor = student_of(params, name), mentor_of(name, params.distill)
     parent = checkpoint.load(paths.CHECKPOINTS / line.teacher)
     weights = guidance_of(name, params.distill, params.network.conditional)
-    student, teacher = guidance.cast(parent, weights, line.head)
+    student, teacher = guidance.cast(parent, weights, line.head, line.dropout)
     taught = parent.card
     if mentor != line.teacher:
         known = checkpoint.load(paths.CHECKPOINTS / mentor)

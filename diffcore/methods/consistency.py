@@ -147,4 +147,5 @@ def target_decay(config: Config) -> float:
 
 
 def _unit(features: Sample) -> Sample:
-    return torch.nn.functional.normalize(features, dim=1, eps=1e-6)
+    wide = torch.promote_types(features.dtype, torch.float32)  # the difference of two such is small
+    return torch.nn.functional.normalize(features.to(wide), dim=1, eps=1e-6)

@@ -126,11 +126,11 @@ def check(config: Config, teacher: Trajectory | None) -> None:
 def _jvp(function: Callable[..., Tensor], at: tuple[Tensor, ...], along: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """A function's value and its derivative along a direction.
 
-    In full precision, as a difference of bfloat16 numbers is no derivative, and with plain attention, as torch's fused
-    kernels know no forward mode.
+    In full precision, as a difference of bfloat16 numbers is no derivative, with plain attention, as torch's fused kernels
+    know no forward mode, and with networks as they are, as compiled ones know none.
     """
     quiet, exact = warnings.catch_warnings(), torch.autocast(at[0].device.type, enabled=False)
-    with quiet, exact, sdpa_kernel(SDPBackend.MATH), _Contiguous():
+    with quiet, exact, sdpa_kernel(SDPBackend.MATH), _Contiguous(), torch.compiler.set_stance("force_eager"):
         # torch's first derivative of a process loads rules that it compiles in a way it calls deprecated itself
         warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)
         return torch.func.jvp(function, at, along)

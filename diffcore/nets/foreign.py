@@ -1,9 +1,11 @@
 """Any other network of diffusers, behind the forward of our own. diffusers is imported when one is opened."""
 
+import copy
 import inspect
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from diffcore.mistake import Mistake
@@ -40,6 +42,17 @@ class Foreign(nn.Module):
         """The content of config.json, as it was read."""
         return self.content
 
+    def with_dropout(self, dropout: float) -> "Foreign":
+        """A network of the same weights with this dropout in training; a Mistake where its config.json has no such key."""
+        if "dropout" not in self.net.config:
+            if dropout:
+                raise Mistake(f"{self.content['_class_name']} has no dropout to set; leave `dropout` out")
+            return _still(copy.deepcopy(self))
+        with torch.random.fork_rng(devices=[]):  # which torch's layers draw a start from
+            made = type(self.net).from_config({**self.net.config, "dropout": dropout})
+        made.load_state_dict(self.net.state_dict())
+        return Foreign(_told(made), {**self.content, "dropout": dropout})
+
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         return self.net.state_dict(*args, **kwargs)
 
@@ -65,10 +78,21 @@ def load(folder: Path) -> Foreign:
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise Mistake(f"{folder}: diffusers cannot open it ({reason[:300]}); fetch or write it again") from None
+    return Foreign(_told(net.float()), content)
+
+
+def _still(net: "Foreign") -> "Foreign":
+    for layer in net.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.p = 0.0
+    return net
+
+
+def _told(net: nn.Module) -> nn.Module:
     for layer in net.modules():
         if hasattr(layer, "dropout_prob"):  # dropping labels would draw from the global generator
             layer.dropout_prob = 0.0
-    return Foreign(net.float(), content)
+    return net
 
 
 def _check_weights(folder: Path) -> None:

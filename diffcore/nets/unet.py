@@ -342,6 +342,12 @@ class UNet(nn.Module):
         """The content of config.json."""
         return config_json(self.config)
 
+    def with_dropout(self, dropout: float) -> "UNet":
+        """A network of the same weights with this dropout in training."""
+        made = UNet(replace(self.config, dropout=dropout))
+        made.load_state_dict(self.state_dict())
+        return made
+
 
 _CLASS_GIVEN = "this network knows no classes: leave class_label out"
 _CLASS_MISSING = "this network is conditioned on classes: give class_label, an index for each sample"

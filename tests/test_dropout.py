@@ -1,0 +1,186 @@
+"""Dropout: whose masks are one, whose are others, and who has none."""
+
+import copy
+import dataclasses
+import types
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from diffcore import fit
+from diffcore.denoiser import NetDenoiser
+from diffcore.dropout import Masked, Masks, masked, without
+from diffcore.methods import Roles, continuous, distribution_matching
+from diffcore.mistake import Mistake
+from diffcore.nets import foreign, open_folder, unet
+from diffcore.resume import Resume
+from diffcore.schedule import Cosine
+from tasks import guidance
+from tests.conftest import dice, randn
+from tests.test_fit import same, stop_at
+from tests.test_foreign import tiny
+from tests.test_precision import EACH, FULL, SHORT, Told, job
+
+PARTS = dataclasses.replace(SHORT, iterations=4, accumulate=2)
+
+
+class Dropped(Told):
+    """A toy with dropout behind both convolutions."""
+
+    def __init__(self, p: float = 0.3, **more):
+        super().__init__(**more)
+        self.first, self.last = nn.Dropout(p), nn.Dropout(p)
+
+    def features(self, x, label, class_label=None):
+        return [self.first(feature) for feature in super().features(x, label, class_label)]
+
+    def forward(self, *told):
+        return self.last(super().forward(*told))
+
+
+def train(name: str, config, fitting: fit.Config = PARTS, p: float = 0.3, **more) -> fit.Fitted:
+    """Leaves the global generator alone."""
+    student, teacher = (NetDenoiser(Dropped(p, whose=whose), Cosine()) for whose in ("student", "teacher"))
+    before = torch.get_rng_state()
+    try:
+        return fit.fit(job(name, config, fitting=fitting), student, teacher, FULL, **more)
+    finally:
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.fixture
+def seen(monkeypatch) -> list[tuple[bool, int, str, torch.Tensor]]:
+    """(whether it learns, the key, the layer, the mask) of every pass through dropout."""
+    found, kept = [], Masked.kept
+
+    def spy(layer: Masked, input: torch.Tensor) -> torch.Tensor:
+        mask = kept(layer, input)
+        found.append((torch.is_grad_enabled(), int(layer.masks.key), layer.place, mask))
+        return mask
+
+    monkeypatch.setattr(Masked, "kept", spy)
+    return found
+
+
+@EACH
+def test_student_and_target_share_a_mask_that_is_another_in_every_part_of_every_update(name, config, seen):
+    train(name, config)
+    learning = [key for learns, key, place, _ in seen if learns and place == "last"]
+    assert len(set(learning)) == len(learning) == PARTS.iterations * PARTS.accumulate
+    masks: dict[Any, torch.Tensor] = {}
+    for _, key, place, mask in seen:
+        assert torch.equal(masks.setdefault((key, place), mask), mask)
+    for place in ("first", "last"):
+        different = [mask for (_, where), mask in masks.items() if where == place]
+        assert all(not torch.equal(one, two) for k, one in enumerate(different) for two in different[:k])
+        shares = torch.stack([mask.float().mean() for mask in different])
+        assert float(shares.mean()) == pytest.approx(0.7, abs=0.05)
+    if hasattr(config, "target_ema") or name in ("consistency_training", "continuous"):
+        assert {key for learns, key, _, _ in seen if not learns} >= set(learning)  # the target's passes
+
+
+@EACH
+def test_a_stopped_run_with_dropout_goes_on_to_the_same_bytes(name, config, tmp_path):
+    whole, resume = train(name, config), Resume(tmp_path, "x", "f" * 64)
+    torch.rand(7)  # what others draw in between
+    with pytest.raises(fit.Stopped):
+        train(name, config, resume=resume, stop=stop_at(2))
+    assert same(whole, train(name, config, resume=resume))
+    assert not same(whole, train(name, config, p=0.0))
+
+
+def test_a_mask_is_the_same_in_every_memory_format_and_another_for_every_layer_and_key():
+    masks, x = Masks(), randn(4, 8, 6, 6)
+    one, other = Masked(0.25, "a", masks), Masked(0.25, "b", masks)
+    masks.throw(0, "train", 3, 0)
+    found = one(x)
+    assert torch.equal(one(x), found)
+    assert torch.equal(one(x.to(memory_format=torch.channels_last)), found)
+    assert torch.equal(one(x.float()) == 0, found == 0)
+    torch.testing.assert_close(found[found != 0], x[found != 0] / 0.75)
+    assert float((found == 0).double().mean()) == pytest.approx(0.25, abs=0.03)
+    assert not torch.equal(other(x) == 0, found == 0)
+    masks.throw(0, "train", 4, 0)
+    assert not torch.equal(one(x) == 0, found == 0)
+
+
+def test_the_derivative_of_a_network_with_dropout_is_that_of_the_network_with_this_mask():
+    """In the trainer's memory format, from which the derivative takes group norms away."""
+    net = unet.build(unet.default_config((1, 8, 8), (8, 16), groups=4, dropout=0.4), 0)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.ndim == 4 and not parameter.any():
+                parameter.normal_(std=0.1, generator=dice(1))
+    masks = Masks()
+    masks.throw(5)
+    student = NetDenoiser(masked(net.train().to(memory_format=torch.channels_last), masks), Cosine())
+    z, arc, log_tan = randn(2, 1, 8, 8).float(), randn(2, 1, 8, 8, seed=1).float(), torch.zeros(2).double()
+    with torch.no_grad():
+        cold = continuous.tangent(Roles(student, None, student), z, log_tan, arc, 0.0)
+        by_hand = -0.5 * (student(z, torch.full((2,), 0.5).double()).v - arc)
+        torch.testing.assert_close(cold, by_hand, rtol=0, atol=1e-6)
+
+
+def test_what_is_trained_is_returned_with_its_own_dropout_and_computes_with_none():
+    fitted = train("denoising", None or job("denoising", None).method.Config())
+    assert {type(layer) for name, layer in fitted.net.named_children() if name in ("first", "last")} == {nn.Dropout}
+    assert fitted.net.first.p == 0.3
+    x, label = randn(2, 1, 4, 4).float(), torch.tensor([3.0, 700.0])
+    assert torch.equal(fitted.net(x, label), fitted.net(x, label))
+
+
+def test_a_critic_has_no_dropout(monkeypatch):
+    critics, make = [], distribution_matching.critic
+    monkeypatch.setattr(distribution_matching, "critic", lambda *of: critics.append(make(*of)) or critics[0])
+    train("distribution_matching", distribution_matching.Config(critic_updates=1))
+    assert [layer.p for layer in critics[0].modules() if isinstance(layer, nn.Dropout)] == [0.0, 0.0]
+
+
+def test_dropout_that_would_draw_its_own_masks_is_refused():
+    net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Dropout2d(0.1))
+    with pytest.raises(Mistake, match="1 is a Dropout2d, whose masks cannot be drawn by key; set dropout to 0"):
+        masked(net, Masks())
+    assert masked(without(net), Masks())[1].p == 0
+
+
+# ------------------------------------------------------------------------------------------- a student's own
+
+
+def parent(net: nn.Module) -> types.SimpleNamespace:
+    """What a checkpoint of a teacher without guidance is asked for."""
+    return types.SimpleNamespace(denoiser=NetDenoiser(net, Cosine()), guidance=None)
+
+
+def dropouts(net: nn.Module) -> set[float]:
+    return {layer.p for layer in net.modules() if isinstance(layer, nn.Dropout)}
+
+
+@pytest.mark.parametrize("p", [0.0, 0.2])
+def test_a_student_has_the_dropout_of_its_own_line_and_its_config_says_so(p, tmp_path):
+    """Whatever its teacher's is, which stays as it was; the same function of the same weights."""
+    ours = unet.build(unet.default_config((1, 8, 8), (8, 16), dropout=0.1), 0)
+    tiny(dropout=0.1).save_pretrained(tmp_path)
+    for net in (ours, open_folder(tmp_path)):
+        before = copy.deepcopy(net.config_json())
+        student, teacher = guidance.cast(parent(net), None, dropout=p)
+        assert dropouts(student.net) - {0.0} == ({p} if p else set())
+        assert student.net.config_json() == {**before, "dropout": p}
+        assert teacher.net.config_json() == before
+        assert 0.1 in dropouts(teacher.net)
+        x, label = randn(3, 1, 8, 8).float(), torch.tensor([-1.0, 300.5, 1023.0])
+        assert torch.equal(student.net.eval()(x, label), net.eval()(x, label))
+    weights = guidance.Guidance(1.0, 3.0)
+    conditional = unet.build(unet.default_config((1, 8, 8), (8, 16), classes=4, dropout=0.1), 0)
+    assert dropouts(guidance.cast(parent(conditional), weights, dropout=p)[0].net) == {p}
+
+
+def test_a_network_without_such_a_key_takes_none(tmp_path):
+    net = tiny()
+    del net._internal_dict
+    net._internal_dict = {"_class_name": "UNet2DModel"}
+    found = foreign.Foreign(net, {"_class_name": "UNet2DModel"})
+    assert dropouts(found.with_dropout(0.0)) <= {0.0}
+    with pytest.raises(Mistake, match="UNet2DModel has no dropout to set; leave `dropout` out"):
+        found.with_dropout(0.1)

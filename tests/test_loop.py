@@ -1,0 +1,344 @@
+"""What the training loop does between two losses, by hand: averages, clipping, decay, dice, divergence, what is kept."""
+
+import dataclasses
+import itertools
+import re
+import types
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from diffcore import draw, fit
+from diffcore.angle import diffuse
+from diffcore.denoiser import Condition, Denoiser, Guided, NetDenoiser
+from diffcore.discriminator import Discriminator
+from diffcore.fit import Config, Diverged, Job, Stopped
+from diffcore.methods import Roles, consistency, continuous, denoising, distribution_matching, phased
+from diffcore.resume import Resume
+from diffcore.schedule import Cosine
+from tests.conftest import ToyNet, dice, randn, toy_denoiser
+from tests.test_condition import net as conditional_net
+from tests.test_fit import COMPUTE, same, stop_at
+from tests.test_precision import denoiser, feed
+
+SHORT = Config(iterations=5, batch=8, lr=1e-2, ema=0.9)
+OFTEN = dataclasses.replace(COMPUTE, save_seconds=1e-9)
+
+
+def spied(method, look):
+    """The method, with a look at what its loss is given."""
+    found = types.ModuleType(method.__name__)
+    vars(found).update({name: value for name, value in vars(method).items() if name[:2] != "__"})
+
+    def loss(config, roles, x0, dice, progress):
+        look(roles)
+        return method.loss(config, roles, x0, dice, progress)
+
+    found.loss = loss
+    return found
+
+
+def weights(denoiser_: Denoiser) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in denoiser_.parameters()])
+
+
+def flat(net: nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in net.parameters()])
+
+
+def train(config: Config = SHORT, method=denoising, own=None, look=lambda roles: None, compute=COMPUTE, **more):
+    work = Job(spied(method, look), own or method.Config(), config, feed(batch=config.batch), 0)
+    return fit.fit(work, toy_denoiser(), toy_denoiser(1), compute, **more)
+
+
+@pytest.mark.parametrize("decay", [0.3, 0.95])
+def test_the_target_is_the_average_of_the_student_by_its_own_decay(decay):
+    """Not by that of the average which is the result, nor of that average; whatever `ema` is."""
+    seen = []
+
+    def look(cast: Roles) -> None:
+        seen.append((weights(cast.student), weights(cast.target)))
+
+    for ema in (0.0, 0.9):
+        seen.clear()
+        train(dataclasses.replace(SHORT, ema=ema), consistency, consistency.Config(8, decay), look)
+        assert torch.equal(*seen[0])
+        for (_, target), (student, later) in itertools.pairwise(seen):
+            torch.testing.assert_close(later, decay * target + (1 - decay) * student, rtol=1e-5, atol=1e-7)
+            assert (student - target).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.15, 0.999])
+def test_the_result_is_the_average_of_the_weights_ramped_up(ema, tmp_path):
+    """(1 + n)/(10 + n) after n updates until that is `ema`; the weights themselves for 0."""
+    seen, resume = [], Resume(tmp_path, "x", "f" * 64)
+    found = train(
+        dataclasses.replace(SHORT, ema=ema), look=lambda cast: seen.append(weights(cast.student)), resume=resume
+    )
+    last = resume.load()[1]
+    seen.append(torch.cat([last[f"net/{name}"].flatten() for name, _ in found.net.named_parameters()]))
+    average = seen[0]
+    for number, student in enumerate(seen[1:], 1):
+        decay = min(ema, (1 + number) / (10 + number))
+        average = decay * average + (1 - decay) * student
+    torch.testing.assert_close(flat(found.net), average, rtol=1e-5, atol=1e-7)
+    assert torch.equal(flat(found.net), seen[-1]) == (ema == 0)
+
+
+def moments(tmp_path, clip: float | None) -> tuple[torch.Tensor, float]:
+    """(the first moment after one update, a tenth of the gradient; the gradient's norm)."""
+    resume = Resume(tmp_path, "x", str(clip).ljust(64))
+    found = train(dataclasses.replace(SHORT, iterations=1, clip=clip), resume=resume)
+    tensors = resume.load()[1]
+    return torch.cat([tensors[f"exp_avg/{name}"].flatten() for name, _ in found.net.named_parameters()]), found.curve[
+        0
+    ].grad_norm
+
+
+def test_clipping_shortens_long_gradients_and_leaves_short_ones_alone(tmp_path):
+    free, norm = moments(tmp_path, None)
+    assert torch.equal(moments(tmp_path, 2 * norm)[0], free)
+    torch.testing.assert_close(moments(tmp_path, 0.5 * norm)[0], 0.5 * free, rtol=1e-4, atol=1e-8)
+    assert float(free.norm()) == pytest.approx(0.1 * norm, rel=1e-4)
+
+
+@pytest.mark.parametrize("decay", [0.01, 0.5])
+def test_weights_decay_by_the_rate_beside_the_gradients_step(decay):
+    one = dataclasses.replace(SHORT, iterations=1, ema=0.0)
+    assert SHORT.weight_decay == 0.01
+    plain, decayed = (flat(train(dataclasses.replace(one, weight_decay=w)).net) for w in (0.0, decay))
+    torch.testing.assert_close(decayed - plain, -one.lr * decay * flat(toy_denoiser().net), rtol=1e-2, atol=1e-7)
+
+
+def test_labels_and_guidance_have_dice_of_their_own_in_every_update(monkeypatch):
+    """Else a class would be dropped just where the weight is low."""
+    asked, conditions, make = [], [], draw.generator
+    monkeypatch.setattr(fit, "generator", lambda *words: asked.append(words) or make(*words))
+    config = dataclasses.replace(SHORT, batch=64, label_dropout=0.4)
+    method = spied(denoising, lambda cast: conditions.append(cast.condition))
+    work = Job(method, denoising.Config(), config, feed(True, 64), 0, guidance=(1.0, 3.0))
+    fit.fit(work, denoiser(True), None, COMPUTE)
+    assert len(set(asked)) == len(asked) == 2 * SHORT.iterations
+    dropped = torch.cat([condition.labels < 0 for condition in conditions]).double()
+    weight = torch.cat([condition.guidance for condition in conditions])
+    assert float(dropped.mean()) == pytest.approx(0.4, abs=0.08)
+    assert 1 <= float(weight.min()) < 1.1 < 2.9 < float(weight.max()) <= 3
+    assert abs(float(torch.corrcoef(torch.stack([dropped, weight]))[0, 1])) < 0.15
+    assert len({tuple(condition.guidance.tolist()) for condition in conditions}) == SHORT.iterations
+    assert len({tuple((condition.labels < 0).tolist()) for condition in conditions}) == SHORT.iterations
+
+
+def test_a_parameter_a_buffer_and_a_count_go_on_where_they_were(tmp_path):
+    """As those of a network from elsewhere would: kept in its state_dict or not, in the student, target and average."""
+
+    class Counting(ToyNet):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(1))
+            self.register_buffer("calls", torch.zeros((), dtype=torch.int64), persistent=False)
+
+        def forward(self, x, label):
+            if self.training:
+                self.mean.lerp_(x.detach().mean(), 0.3)
+                self.calls += 1
+            return super().forward(x + self.mean + 0.1 * self.calls, label)
+
+    def train(**more):
+        work = Job(consistency, consistency.Config(8, 0.5), SHORT, feed(), 0)
+        return fit.fit(work, NetDenoiser(Counting(), Cosine()), toy_denoiser(1), COMPUTE, **more)
+
+    whole, resume = train(), Resume(tmp_path, "x", "f" * 64)
+    with pytest.raises(Stopped):
+        train(resume=resume, stop=stop_at(3))
+    resumed = train(resume=resume)
+    assert same(whole, resumed)
+    assert int(whole.net.calls) == int(resumed.net.calls) == SHORT.iterations
+    assert float(whole.net.mean) == float(resumed.net.mean) != 0
+
+
+# ------------------------------------------------------------------------------------------- divergence
+
+
+def test_weights_that_overflow_are_neither_kept_nor_given(tmp_path):
+    """The loss before the update was finite; nobody could go on from what it left."""
+    for iterations in (1, 3):
+        resume = Resume(tmp_path, "x", str(iterations) * 64)
+        with pytest.raises(
+            Diverged, match=r"step 1: \S+ is not finite after the update, and such a state is not kept\. Lower lr"
+        ):
+            train(dataclasses.replace(SHORT, iterations=iterations, lr=1e39), compute=OFTEN, resume=resume)
+        assert resume.load() is None
+    with pytest.raises(Diverged):
+        train(dataclasses.replace(SHORT, iterations=1, lr=1e39))
+
+
+def test_a_divergence_says_where_the_same_command_would_go_on(tmp_path):
+    resume, config, starts = Resume(tmp_path, "x", "f" * 64), dataclasses.replace(SHORT, iterations=50, lr=1e20), []
+    with pytest.raises(Diverged) as first:
+        train(config, compute=OFTEN, resume=resume)
+    step = int(re.search(r"step (\d+): the loss is", str(first.value))[1])
+    assert f"with nothing changed the same command goes back to step {step - 1} and comes here again" in str(
+        first.value
+    )
+    assert resume.load()[0] == step - 1
+    with pytest.raises(Diverged) as second:
+        train(config, compute=OFTEN, resume=resume, on_resume=starts.append)
+    assert str(second.value) == str(first.value)
+    assert starts == [step - 1]
+    with pytest.raises(Diverged, match="the same command begins anew"):
+        train(config)
+
+
+def test_a_critic_that_diverges_says_so():
+    config = distribution_matching.Config(critic_updates=2, critic_lr=1e20)
+    with pytest.raises(
+        Diverged, match=r"step \d: the critic's loss is .*; nothing was updated with it\. Lower critic_lr"
+    ):
+        train(dataclasses.replace(SHORT, iterations=9), distribution_matching, config)
+
+
+# ------------------------------------------------------------------------------------------- what a critic sees
+
+
+class Seeing(Denoiser):
+    """A teacher whose features are the image itself; notes what it was shown, and when."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.schedule, self.grid, self.shown = toy_denoiser(1).double(), Cosine(), None, []
+
+    def forward(self, x_t, t):
+        return self.inner(x_t, t)
+
+    def features(self, x_t, t):
+        self.shown.append((x_t, t))
+        return [x_t]
+
+
+def cast(method, config) -> tuple[Roles, torch.Tensor, draw.Draw]:
+    student, teacher = toy_denoiser(0).double(), Seeing()
+    x0, dice_ = randn(6, 1, 4, 4), draw.draw(torch.zeros(6, 1, 4, 4), 3, "critic", 0, 0)
+    dice_ = dataclasses.replace(dice_, noise=dice_.noise.double())
+    heads = Discriminator((1,), 1, 0).double()
+    known = distribution_matching.FakeScore(teacher.inner, heads) if method is distribution_matching else heads
+    return Roles(student, teacher, student, known), x0, dice_
+
+
+def test_heads_see_real_images_and_the_student_s_under_one_noise_at_one_time():
+    config = distribution_matching.Config(1, adversarial=0.1)
+    roles, x0, dice_ = cast(distribution_matching, config)
+    distribution_matching.critic_loss(config, roles, x0, dice_, 0.0)
+    (real, t), (fake, when) = roles.teacher.shown
+    level = dice_.other("level")
+    assert torch.equal(t, when)
+    torch.testing.assert_close(t, 0.02 + 0.96 * level.u)
+    sample = roles.student(dice_.noise, torch.ones(6).double()).x0
+    for found, clean in ((real, x0), (fake, sample)):
+        torch.testing.assert_close(found, diffuse(clean, level.noise, t * torch.pi / 2), rtol=1e-9, atol=1e-9)
+    roles.teacher.shown.clear()
+    distribution_matching.loss(config, roles, x0, dice_, 0.0)
+    ((shown, when),) = roles.teacher.shown
+    torch.testing.assert_close(shown, fake, rtol=1e-9, atol=1e-9)
+    assert torch.equal(when, t)
+
+
+def test_heads_see_both_landings_under_one_noise_past_the_edge():
+    """sqrt(1 - kept^2 sin^2 / ...) of `renoise`: alpha falls by cos(phi)/cos(phi_s), and both get the same noise on top."""
+    config = phased.Config(16, 4, adversarial=0.1)
+    roles, x0, dice_ = cast(phased, config)
+    phased.critic_loss(config, roles, x0, dice_, 0.0)
+    (real, t), (fake, when) = roles.teacher.shown
+    at, extra = phased.times(config, dice_.u), dice_.other("adversary")
+    assert torch.equal(t, when)
+    torch.testing.assert_close(t, at.s + extra.u / 4)
+    phi_t, phi_s, phi = (x[:, None, None, None] * torch.pi / 2 for x in (at.t, at.s, t))
+    z = phi_t.cos() * x0 + phi_t.sin() * dice_.noise
+    goal, v = phased.aim(roles, z, at), roles.student(z, at.t).v
+    kept = phi.cos() / phi_s.cos()
+    std = (phi.sin() ** 2 - (kept * phi_s.sin()) ** 2).sqrt()
+    for found, velocity in ((real, goal), (fake, v)):
+        landing = (phi_t - phi_s).cos() * z - (phi_t - phi_s).sin() * velocity
+        torch.testing.assert_close(found, kept * landing + std * extra.noise, rtol=1e-7, atol=1e-7)
+
+
+def test_guided_features_are_those_of_the_samples_own_classes():
+    net, x, t = conditional_net(), randn(3, 1, 8, 8).float(), torch.tensor([0.3, 0.6, 0.9])
+    known = Condition(torch.tensor([0, 2, 1]), torch.full((3,), 2.0))
+    own = NetDenoiser(net, Cosine(), classes=3)
+    found = Guided(own).given(known).features(x, t)
+    for one, right, null in zip(found, own.given(known).features(x, t), own.features(x, t), strict=True):
+        assert torch.equal(one, right)
+        assert not torch.equal(one, null)
+
+
+# ------------------------------------------------------------------------------------------- compiled
+
+
+class Plain(ToyNet):
+    """Counts how often Python itself runs its forward."""
+
+    def __init__(self, seed: int = 0):
+        super().__init__(seed=seed)
+        self.table = nn.Embedding(4, 8)
+        with torch.no_grad():
+            self.table.weight.normal_(generator=dice(seed))
+
+    def forward(self, x, label, class_label):
+        if not torch.compiler.is_compiling():
+            UNCOMPILED.append(1)
+        return self.conv_out(self.features(x, label)[0] * self.table(class_label)[..., None, None])
+
+    def features(self, x, label, class_label=None):
+        return super().features(x, label)
+
+
+UNCOMPILED: list[int] = []
+COMPILED = {
+    "a target that is an average": (consistency, consistency.Config(8, 0.5), 3),
+    "a student that is its own target": (consistency, consistency.Config(8, 0.0), 3),
+    "a critic": (distribution_matching, distribution_matching.Config(1, 2), 2 * 2 + 3),
+    "a derivative": (continuous, None, 2),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor"
+)  # torch's own, as it looks at an input that has a past
+@pytest.mark.parametrize("case", COMPILED)
+def test_every_network_is_compiled_once_and_runs_so_in_every_update(case, monkeypatch, tmp_path):
+    """Told of classes and guided, for which denoisers are made anew for every batch. The derivative alone is taken of the
+    network as it is."""
+    method, own, calls = COMPILED[case]
+    graphs, runs, counts = [], [], []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return lambda *given: runs.append(1) or graph.forward(*given)
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    torch._dynamo.reset()
+
+    def train(compile: bool, **more):
+        work = Job(method, own or method.Config(), SHORT, feed(True), 0, guidance=(1.0, 3.0))
+        student, teacher = (NetDenoiser(Plain(seed), Cosine(), classes=3) for seed in (0, 1))
+        compute = dataclasses.replace(COMPUTE, compile=compile)
+        return fit.fit(work, student, Guided(teacher), compute, **more)
+
+    UNCOMPILED.clear()
+    found = train(True, on_event=lambda event: counts.append((len(graphs), len(runs))))
+    assert len({compiled for compiled, _ in counts}) == 1, counts  # nothing is compiled after the first update
+    assert [after - before for (_, before), (_, after) in itertools.pairwise(counts)] == [calls] * (
+        SHORT.iterations - 1
+    )
+    assert len(UNCOMPILED) == (SHORT.iterations if case == "a derivative" else 0)
+    assert found.net.state_dict().keys() == Plain().state_dict().keys()
+    plain = train(False)
+    for name, tensor in plain.net.state_dict().items():
+        torch.testing.assert_close(found.net.state_dict()[name], tensor, rtol=1e-4, atol=1e-6)
+    resume = Resume(tmp_path, "x", "f" * 64)
+    with pytest.raises(Stopped):
+        train(True, resume=resume, stop=stop_at(2))
+    assert same(found, train(True, resume=resume))

@@ -1,0 +1,164 @@
+"""In which numbers a training computes: every method, head and kind of network in bfloat16, which a CPU has too."""
+
+import dataclasses
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+from diffcore import fit, methods
+from diffcore.denoiser import Guided, NetDenoiser
+from diffcore.feed import ResidentFeed
+from diffcore.fit import Compute, Config, Job
+from diffcore.methods import consistency, distribution_matching, phased
+from diffcore.schedule import Cosine, Linear
+from diffcore.shards import Images
+from tasks import params
+from tests.conftest import ToyNet, dice
+from tests.test_methods import configs
+
+FULL = Compute(threads=1, precision="no", compile=False, save_seconds=1e9, memory_gb=1.0)
+HALF = dataclasses.replace(FULL, precision="bf16")
+SHORT = Config(iterations=2, batch=8, lr=1e-3, ema=0.9)
+WITH_A_CRITIC = [
+    ("distribution_matching", distribution_matching.Config(2, 1, adversarial=0.1)),
+    ("phased", phased.Config(16, 4, target_ema=0.5, adversarial=0.1)),
+]
+
+
+def one_of_each() -> list:
+    """A config of every method; of one with a critic, of one whose target is an average, and the perceptual distance."""
+    plain = {name: (name, config) for name, config in configs() if name not in dict(WITH_A_CRITIC)}
+    return [*plain.values(), *WITH_A_CRITIC, ("consistency", consistency.Config(8, 0.0, "perceptual"))]
+
+
+EACH = pytest.mark.parametrize(("name", "config"), one_of_each(), ids=lambda value: str(value))
+
+
+class Told(ToyNet):
+    """A toy that may be told a class, and may say twice as much. Notes for whom it computes in which numbers."""
+
+    notes: ClassVar[list[tuple[str, torch.dtype]]] = []
+
+    def __init__(self, classes: int | None = None, outputs: int = 1, seed: int = 0, whose: str = "student"):
+        super().__init__(seed=seed)
+        self.whose, self.embed = whose, nn.Linear(8, 8)
+        self.table = None if classes is None else nn.Embedding(classes + 1, 8)
+        self.conv_out = nn.Conv2d(8, outputs, 3, padding=1)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=dice(seed)))
+
+    def forward(self, x, label, class_label=None):
+        told = (label / 1024)[:, None].expand(-1, 8)
+        told = self.embed(told if self.table is None else told + self.table(class_label))
+        out = self.conv_out(self.features(x, label)[0] * (1 + told[..., None, None]))
+        Told.notes.append((self.role(), out.dtype))
+        return out
+
+    def features(self, x, label, class_label=None):
+        return super().features(x, label)
+
+    def role(self) -> str:
+        if self.whose == "teacher":  # of whom a critic is a copy that learns
+            return "critic" if self.training else "teacher"
+        return "student" if torch.is_grad_enabled() else "target"
+
+
+def denoiser(conditional: bool = False, head: str = "v", **more) -> NetDenoiser:
+    """An eps head on a schedule that ends before pure noise, where it would have no image."""
+    classes, schedule = (3 if conditional else None), Linear() if head == "eps" else Cosine()
+    return NetDenoiser(Told(classes, 2 if head == "both" else 1, **more), schedule, head, classes=classes)
+
+
+def feed(conditional: bool = False, batch: int = 8) -> ResidentFeed:
+    pixels = torch.randint(0, 256, (40, 1, 4, 4), generator=dice(9)).to(torch.uint8)
+    images = Images(pixels, torch.arange(40) % 3, ("a", "b", "c")) if conditional else Images(pixels, None, None)
+    return ResidentFeed(images, batch, 0, flip=False)
+
+
+def job(name: str, config, conditional: bool = False, fitting: Config = SHORT) -> Job:
+    """A conditional one has label dropout and guidance weights too."""
+    fitting = dataclasses.replace(fitting, label_dropout=0.2) if conditional else fitting
+    weights = (1.0, 3.0) if conditional else None
+    return Job(methods.load(name), config, fitting, feed(conditional, fitting.batch), 0, guidance=weights)
+
+
+def run(
+    name: str,
+    config,
+    conditional: bool = False,
+    head: str = "v",
+    compute: Compute = FULL,
+    fitting: Config = SHORT,
+    **more,
+) -> fit.Fitted:
+    """A student and another network as its teacher, guided where there are classes."""
+    student, teacher = denoiser(conditional, head), denoiser(conditional, head, seed=2, whose="teacher")
+    cast = Guided(teacher) if conditional else teacher
+    return fit.fit(job(name, config, conditional, fitting), student, cast, compute, **more)
+
+
+def takes(name: str, head: str) -> bool:
+    """Whether params.yaml would take it."""
+    return head != "x0" or name in (*params.OFF_THE_DATA, "denoising")
+
+
+KINDS = [(False, "v"), (True, "v"), (False, "x0"), (False, "both"), (True, "both")]
+
+
+@EACH
+def test_every_method_trains_in_bfloat16(name, config):
+    """Its losses are float32's but for the rounding, of which a difference of two close beliefs keeps the most; the weights,
+    the average and the moments stay float32."""
+    within = 0.15 if name == "consistency_training" else 0.06
+    for conditional, head in KINDS:
+        if not takes(name, head):
+            continue
+        whole, half = (run(name, config, conditional, head, compute) for compute in (FULL, HALF))
+        assert half.curve != whole.curve, (conditional, head)
+        for one, other in zip(whole.curve, half.curve, strict=True):
+            assert other.loss == pytest.approx(one.loss, rel=within), (conditional, head)
+            assert (other.critic_loss or 0) == pytest.approx(one.critic_loss or 0, rel=within), (conditional, head)
+        assert all(value.dtype == torch.float32 for value in half.net.state_dict().values())
+
+
+@EACH
+def test_an_eps_head_is_full_precision_forth_and_back(name, config):
+    """All of its training then is float32's, bit for bit; but for features, from which no image is read."""
+    whole, half = (run(name, config, False, "eps", compute) for compute in (FULL, HALF))
+    if "perceptual" in str(config) or getattr(config, "adversarial", 0):
+        assert half.curve[0].loss == pytest.approx(whole.curve[0].loss, rel=1e-3)
+        return
+    assert half.curve == whole.curve
+    pairs = zip(whole.net.state_dict().values(), half.net.state_dict().values(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def watched(name: str, config, conditional: bool = False, head: str = "v", compute: Compute = HALF) -> set:
+    """Who computed in which numbers."""
+    Told.notes.clear()
+    run(name, config, conditional, head, compute)
+    return set(Told.notes)
+
+
+@EACH
+def test_every_network_computes_in_bfloat16_but_where_full_precision_is_asked_for(name, config):
+    """Student, target, teacher and critic, told of classes or not; in full for an eps head, and for a derivative."""
+    for conditional in (False, True):
+        found = watched(name, config, conditional)
+        target = {torch.float32} if name == "continuous" else {torch.bfloat16}
+        assert {dtype for who, dtype in found if who == "target"} in (set(), target)
+        assert {dtype for who, dtype in found if who != "target"} == {torch.bfloat16}
+    for found in (watched(name, config, head="eps"), watched(name, config, compute=FULL)):
+        assert {dtype for _, dtype in found} == {torch.float32}
+
+
+def test_every_role_is_watched():
+    seen = {
+        who
+        for name, config in (*WITH_A_CRITIC, ("consistency", consistency.Config(8, 0.9)))
+        for who, _ in watched(name, config)
+    }
+    assert seen == {"student", "target", "teacher", "critic"}

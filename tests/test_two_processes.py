@@ -1,0 +1,110 @@
+"""Two processes that train together end where one ends: real ones, over gloo, on a CPU."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from diffcore import fit
+from diffcore.denoiser import Guided, NetDenoiser
+from diffcore.fit import Compute, Config
+from diffcore.methods import consistency, consistency_training, denoising, distribution_matching, phased
+from diffcore.resume import Resume
+from diffcore.schedule import Cosine
+from tests.test_fit import stop_at
+from tests.test_precision import Told, job
+
+ROOT = Path(__file__).parent.parent
+COMPUTE = Compute(threads=1, precision="no", compile=False, save_seconds=1e9, memory_gb=1.0)
+PLAIN = Config(iterations=4, batch=16, lr=1e-2, ema=0.9, clip=1.0)
+
+CASES = {
+    "a target, classes, label dropout, guidance": ("consistency", consistency.Config(16, 0.9), True, 0.0, 1),
+    "accumulation": ("consistency_training", consistency_training.Config(), True, 0.0, 2),
+    "a critic": ("distribution_matching", distribution_matching.Config(2, 2, adversarial=0.1), True, 0.0, 1),
+    "heads, accumulation": ("phased", phased.Config(16, 4, 0.5, adversarial=0.1), False, 0.0, 2),
+    "dropout": ("consistency", consistency.Config(16, 0.0), False, 0.3, 1),
+    "data alone": ("denoising", denoising.Config(), False, 0.0, 4),
+}
+"""(method, its config, told of classes, dropout, parts of one process of two)."""
+
+
+class Dropping(Told):
+    """Its dropout comes last, so that any number of them leaves the rest alone."""
+
+    def __init__(self, p: float, **more):
+        super().__init__(**more)
+        self.drop = nn.Dropout(p)
+
+    def forward(self, *told):
+        return self.drop(super().forward(*told))
+
+
+def train(case: str, processes: int, **more) -> fit.Fitted:
+    """A process of several takes its parts of each batch; one alone takes all of the same parts, one after the other."""
+    name, config, conditional, dropout, parts = CASES[case]
+    classes = 3 if conditional else None
+    student = NetDenoiser(Dropping(dropout, classes=classes), Cosine(), classes=classes)
+    teacher = NetDenoiser(Told(classes, seed=2, whose="teacher"), Cosine(), classes=classes)
+    fitting = dataclasses.replace(PLAIN, accumulate=parts * (2 // processes))
+    work = job(name, config, conditional, fitting)
+    return fit.fit(work, student, Guided(teacher) if conditional else teacher, COMPUTE, **more)
+
+
+def main(folder: Path, rank: int) -> None:
+    """One of two processes. In each case the second alone is asked to stop, both do, and both go on."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    for number, case in enumerate(CASES):
+        resume = Resume(folder / "states", f"case{number}", "f" * 64)
+        with pytest.raises(fit.Stopped, match="stopped after 2 of 4"):
+            train(case, 2, resume=resume, stop=stop_at(2) if rank else lambda: False)
+        found = train(case, 2, resume=resume)
+        tensors = {name: tensor.contiguous() for name, tensor in found.net.state_dict().items()}
+        curve = [(event.loss, event.grad_norm, event.critic_loss or 0.0) for event in found.curve]
+        tensors |= {"curve": torch.tensor(curve, dtype=torch.float64), "calls": torch.tensor([found.calls])}
+        save_file(tensors, folder / f"{rank}-{number}.safetensors")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(tmp_path):
+    known = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    known |= {"MASTER_ADDR": "127.0.0.1"}  # accelerate asks for it; a file brings them together
+    command = [sys.executable, "-W", "error::UserWarning", "-m", "tests.test_two_processes", str(tmp_path)]
+    started = [
+        subprocess.Popen(
+            [*command, str(rank)],
+            cwd=ROOT,
+            env={**os.environ, **known, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        said = [process.communicate(timeout=500)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    assert [process.returncode for process in started] == [0, 0], "\n".join(said)
+    for number, case in enumerate(CASES):
+        alone = train(case, 1)
+        for rank in (0, 1):
+            found = load_file(tmp_path / f"{rank}-{number}.safetensors")
+            curve = [[event.loss, event.grad_norm, event.critic_loss or 0.0] for event in alone.curve]
+            torch.testing.assert_close(found.pop("curve"), torch.tensor(curve).double(), rtol=1e-5, atol=1e-6, msg=case)
+            assert float(found.pop("calls")) == alone.calls, case
+            for name, tensor in alone.net.state_dict().items():
+                torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6, msg=f"{case}: {name}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
