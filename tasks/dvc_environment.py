@@ -5,9 +5,12 @@ run code here. `.dvc/config` names a folder of the project instead, for `dvc` in
 environment serves from everywhere.
 """
 
+import configparser
 import getpass
 import os
 from pathlib import Path
+
+from diffcore.mistake import Mistake
 
 SITE_CACHE = Path(".dvc-site-cache")
 
@@ -18,6 +21,17 @@ def of(folder: Path) -> dict[str, str]:
     (folder / SITE_CACHE / "repo").mkdir(parents=True, exist_ok=True)
     place = os.environ.get("DVC_SITE_CACHE_DIR") or str((folder / SITE_CACHE).resolve())
     return {"DVC_SITE_CACHE_DIR": place, **nameless(folder)}
+
+
+def check(folder: Path) -> None:
+    """A Mistake if DVC's configuration in `folder` is gone, empty or cut: without it DVC asks for git, or phones home."""
+    path, parser = folder / ".dvc" / "config", configparser.RawConfigParser(strict=False)
+    try:
+        parser.read_string(path.read_text())
+    except (OSError, ValueError, configparser.Error):
+        parser.clear()
+    if not parser.has_option("core", "analytics"):
+        raise Mistake(f"{path} is missing or damaged; restore it (git checkout {path}), or make this workspace again")
 
 
 def nameless(folder: Path) -> dict[str, str]:

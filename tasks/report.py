@@ -20,6 +20,7 @@ def run() -> int:
     """`check`, `dvc repro`, `report`. The exit code is 2 for a mistake or while another run works, else DVC's."""
     params.read()
     with alone():
+        dvc_environment.check(Path())
         dvc_files.mend()
         dvc_files.wait_for_others()
         started = time.monotonic()

@@ -11,6 +11,7 @@ import pytest
 from dvc.dirs import site_cache_dir
 from dvc.repo import Repo
 
+from diffcore.mistake import Mistake
 from flows import stages
 from flows.running import Running
 from tasks import dvc_environment
@@ -88,6 +89,29 @@ def test_the_site_cache_of_a_workspace_is_its_own(tmp_path, monkeypatch):
 def test_a_place_that_the_user_chose_stays(tmp_path, monkeypatch):
     monkeypatch.setenv("DVC_SITE_CACHE_DIR", "/chosen")
     assert dvc_environment.of(tmp_path) == {"DVC_SITE_CACHE_DIR": "/chosen"}
+
+
+@pytest.mark.parametrize("damage", ["gone", "empty", "cut", "no text", "a folder"])
+def test_a_damaged_configuration_of_dvc_is_one_line(tmp_path, damage):
+    folder = clone(tmp_path / "project")
+    dvc_environment.check(folder)
+    config = folder / ".dvc/config"
+    whole = config.read_bytes()
+    config.unlink()
+    if damage == "a folder":
+        config.mkdir()
+    elif damage != "gone":
+        config.write_bytes({"empty": b"", "cut": whole[:9], "no text": b"\xff\xfe\x00"}[damage])
+    with pytest.raises(Mistake, match=r"\.dvc/config is missing or damaged; restore it") as caught:
+        dvc_environment.check(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_user_s_own_settings_of_dvc_are_no_damage(tmp_path):
+    folder = clone(tmp_path / "project")
+    with open(folder / ".dvc/config", "a") as config:
+        config.write("    remote = far\n['remote \"far\"']\n    url = /far%20away\n")
+    dvc_environment.check(folder)
 
 
 PUBLISHING = """
