@@ -461,7 +461,8 @@ def _braces(pattern: str) -> Iterator[str]:
     span = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", match[1])
     words: Iterable[str] = match[1].split(",")
     if span:
-        width = len(span[1]) if span[1].startswith("0") else 0
+        padded = any(len(number) > 1 and number.startswith("0") for number in span.groups())
+        width = max(map(len, span.groups())) if padded else 0
         words = (str(number).zfill(width) for number in _span(int(span[1]), int(span[2])))
     for word in words:
         yield from _braces(pattern[: match.start()] + word + pattern[match.end() :])

@@ -242,6 +242,13 @@ def test_no_name_in_a_tar_is_a_path(tmp_path, name):
         assert entry.name.isprintable()
 
 
+def test_a_block_of_no_images_is_left_out_by_name(tmp_path):
+    source = tarred(("0.npy", npy(np.ones((0, 4, 4, 3), np.uint8))), ("1.npy", npy(np.ones((4, 4, 4, 3), np.uint8))))
+    manifest = write(Config(source(tmp_path), tolerance=0.3), tmp_path / "out")
+    assert (manifest.found, manifest.images) == (5, 4)
+    assert [each["name"] for each in manifest.quarantined] == ["x.tar//0"]
+
+
 @pytest.mark.parametrize("denied", ["in", "in/a"])
 def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch, denied):
     put(tmp_path / "in/a", "0.png", GOOD)

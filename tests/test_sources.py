@@ -255,6 +255,8 @@ def test_a_limit_counts_images_not_blocks(tmp_path):
 def test_braces_expand_as_in_a_shell():
     assert list(sources._braces("{a,b}-{08..10}.tar")) == [f"{w}-{n}.tar" for w in "ab" for n in ("08", "09", "10")]
     assert list(sources._braces("{9..11}")) == ["9", "10", "11"]
+    assert list(sources._braces("x{11..09}")) == ["x11", "x10", "x09"]
+    assert list(sources._braces("{0..10}"))[::5] == ["0", "5", "10"]
 
 
 @pytest.mark.parametrize("keep", [0.2, 0.5, 0.9])

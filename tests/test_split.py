@@ -208,6 +208,31 @@ def test_labels_are_numbered_alike_in_both_parts(tmp_path):
         assert manifest.classes == Manifest.read(tmp_path / "out/holdout").classes == ("0", "1", "2", "3")
 
 
+def test_labels_of_one_part_alone_are_refused(tmp_path):
+    import webdataset
+
+    names = [f"{number}" for number in range(8)]
+    lots = {name: sources._lot(f"x.tar//{name}") for name in names}
+    share = sorted(lots.values())[4]
+    with webdataset.TarWriter(str(tmp_path / "x.tar")) as tar:
+        for number, name in enumerate(names):
+            label = {"cls": 1} if lots[name] < share else {}
+            tar.write({"__key__": name, "npy": picture(number), **label})
+    with pytest.raises(Mistake, match="only some of the images have labels"):
+        write(Config(f"shards:{tmp_path}/x.tar", split=Split(holdout=share)), tmp_path / "out")
+
+
+def test_the_manifest_of_what_is_trained_on_is_the_very_last(divided, tmp_path, monkeypatch):
+    written = []
+    real = shards.disk.write_json
+    monkeypatch.setattr(
+        shards.disk, "write_json", lambda path, value: written.append(path.parent.name) or real(path, value)
+    )
+    write(Config(f"folder:{divided}", split=Split(holdout=["test"])), tmp_path / "out")
+    assert len(written) == 2
+    assert written[0] == "holdout"
+
+
 # what is told
 
 
