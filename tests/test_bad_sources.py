@@ -5,6 +5,7 @@ import json
 import os
 import struct
 import tarfile
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -240,6 +241,16 @@ def test_no_name_in_a_tar_is_a_path(tmp_path, name):
     assert [path for path in sorted(tmp_path.rglob("*")) if "out" not in path.parts] == before
     for entry in sources.find(Config(source)).entries:
         assert entry.name.isprintable()
+
+
+def test_an_image_too_large_to_be_safe_is_left_out_also_where_warnings_only_warn(tmp_path):
+    put(tmp_path / "in", "0.png", GOOD)
+    put(tmp_path / "in", "bad.png", claiming(10_000, 10_000))
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.resetwarnings()
+        manifest = write(Config(f"folder:{tmp_path}/in", tolerance=0.5), tmp_path / "out")
+    assert "DecompressionBomb" in manifest.quarantined[0]["reason"]
+    assert not warned
 
 
 def test_a_block_of_no_images_is_left_out_by_name(tmp_path):

@@ -292,7 +292,7 @@ def spoil(folder: Path, count: int) -> None:
 
 def test_all_unreadable_images_are_counted_before_it_is_refused(flat, tmp_path):
     spoil(flat, 6)
-    with pytest.raises(Mistake, match=r"^6 of 120 images cannot be read \(.*data\.tolerance to 0\.05$") as caught:
+    with pytest.raises(Mistake, match=r"^6 of 120 images cannot be read \(.*data\.tolerance to 0\.05\b") as caught:
         write(Config(f"folder:{flat}"), tmp_path / "out")
     assert all(f"{number:03d}.png" in str(caught.value) for number in range(6))
     assert "\n" not in str(caught.value)
