@@ -130,9 +130,9 @@ def starts(folder: Path) -> list[str]:
 
 def until(true, seconds: float = 10.0) -> bool:
     limit = time.monotonic() + seconds
-    while not true() and time.monotonic() < limit:
+    while not (found := true()) and time.monotonic() < limit:
         time.sleep(0.05)
-    return bool(true())
+    return bool(found)  # asked once where once is enough: what is asked may start a run
 
 
 def gone(pid: int) -> bool:
