@@ -5,6 +5,7 @@ import dataclasses
 import types
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from torch import nn
 from diffcore import fit
 from diffcore.denoiser import NetDenoiser
 from diffcore.dropout import Masked, Masks, masked, without
-from diffcore.methods import Roles, continuous, distribution_matching
+from diffcore.methods import Roles, consistency, continuous, distribution_matching
 from diffcore.mistake import Mistake
 from diffcore.nets import foreign, open_folder, unet
 from diffcore.resume import Resume
@@ -145,6 +146,15 @@ def test_dropout_that_would_draw_its_own_masks_is_refused():
     assert masked(without(net), Masks())[1].p == 0
 
 
+def test_a_teacher_teaches_without_its_dropout():
+    def learned(p: float) -> fit.Fitted:
+        student, teacher = NetDenoiser(Told(), Cosine()), NetDenoiser(Dropped(p, seed=2, whose="teacher"), Cosine())
+        work = job("consistency", consistency.Config(8, 0.0, "perceptual"))
+        return fit.fit(work, student, teacher, FULL)
+
+    assert same(learned(0.0), learned(0.5))
+
+
 # ------------------------------------------------------------------------------------------- a student's own
 
 
@@ -184,3 +194,15 @@ def test_a_network_without_such_a_key_takes_none(tmp_path):
     assert dropouts(found.with_dropout(0.0)) <= {0.0}
     with pytest.raises(Mistake, match="UNet2DModel has no dropout to set; leave `dropout` out"):
         found.with_dropout(0.1)
+
+
+def test_no_label_is_dropped_by_a_network_of_another_dropout(tmp_path):
+    """A transformer of diffusers' drops labels by itself in training, from the global generator."""
+    net = diffusers.DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=2, out_channels=2, num_layers=1,
+        sample_size=8, num_embeds_ada_norm=5, norm_num_groups=2, dropout=0.1,
+    )  # fmt: skip
+    net.save_pretrained(tmp_path)
+    student = guidance.cast(parent(open_folder(tmp_path)), None)[0].net
+    assert dropouts(student) == {0.0}
+    assert {layer.dropout_prob for layer in student.modules() if hasattr(layer, "dropout_prob")} == {0.0}

@@ -18,12 +18,14 @@ from diffcore.fit import Config, Diverged, Job, Stopped
 from diffcore.methods import Roles, consistency, continuous, denoising, distribution_matching, phased
 from diffcore.resume import Resume
 from diffcore.schedule import Cosine
+from diffcore.trajectory import even
 from tests.conftest import ToyNet, dice, randn, toy_denoiser
 from tests.test_condition import net as conditional_net
 from tests.test_fit import COMPUTE, same, stop_at
-from tests.test_precision import denoiser, feed
+from tests.test_precision import denoiser, feed, run
 
 SHORT = Config(iterations=5, batch=8, lr=1e-2, ema=0.9)
+PARTED = dataclasses.replace(SHORT, iterations=3, batch=16)
 OFTEN = dataclasses.replace(COMPUTE, save_seconds=1e-9)
 
 
@@ -156,6 +158,75 @@ def test_a_parameter_a_buffer_and_a_count_go_on_where_they_were(tmp_path):
     assert same(whole, resumed)
     assert int(whole.net.calls) == int(resumed.net.calls) == SHORT.iterations
     assert float(whole.net.mean) == float(resumed.net.mean) != 0
+
+
+def test_a_critic_learns_as_often_as_its_method_says_from_dice_and_gradients_of_each_time():
+    """At its own rate: Adam's first step moves every weight by that. While the student learns, it does not."""
+    seen, own = [], distribution_matching.Config(critic_updates=3, critic_lr=1e-3)
+
+    def look(cast: Roles) -> None:
+        assert not any(parameter.requires_grad or parameter.grad is not None for parameter in cast.critic.parameters())
+
+    method = spied(distribution_matching, look)
+
+    def critic_loss(config, roles, x0, dice_, progress):
+        assert all(parameter.requires_grad and parameter.grad is None for parameter in roles.critic.parameters())
+        seen.append((flat(roles.critic), dice_.noise, progress))
+        return distribution_matching.critic_loss(config, roles, x0, dice_, progress)
+
+    method.critic_loss = critic_loss
+    fit.fit(Job(method, own, SHORT, feed(), 0), toy_denoiser(), toy_denoiser(1), COMPUTE)
+    assert len(seen) == 3 * SHORT.iterations
+    moved = (seen[1][0] - seen[0][0]).abs()
+    torch.testing.assert_close(moved, torch.full_like(moved, 1e-3), rtol=2e-2, atol=1e-6)
+    assert [progress for *_, progress in seen] == [step / 5 for step in range(5) for _ in range(3)]
+    noises = [noise for _, noise, _ in seen]
+    assert all(not torch.equal(one, two) for k, one in enumerate(noises) for two in noises[:k])
+    assert torch.equal(noises[4], draw.draw(torch.zeros(8, 1, 4, 4), 0, "critic", 1, 1).noise)
+
+
+def test_every_update_has_the_rate_of_its_step_and_a_gradient_of_its_own():
+    """With no momentum left to see, the first updates move by the rate; whatever was in the gradient before is gone."""
+    seen, config = [], dataclasses.replace(SHORT, warmup=4, weight_decay=0.0)
+    train(config, look=lambda cast: seen.append((weights(cast.student), [p.grad for p in cast.student.parameters()])))
+    first = (seen[1][0] - seen[0][0]).abs()
+    torch.testing.assert_close(first, torch.full_like(first, config.rate(0)), rtol=2e-2, atol=1e-6)
+    assert config.rate(0) == SHORT.lr / 4
+    assert all(gradient is None for _, gradients in seen for gradient in gradients)
+
+
+def test_the_grid_of_a_student_binds_its_sampling_and_not_its_training():
+    seen = []
+    student = NetDenoiser(ToyNet(), Cosine(), grid=even(4))
+    method = spied(denoising, lambda cast: seen.append((cast.student.grid, cast.target.grid)))
+    fit.fit(Job(method, denoising.Config(), SHORT, feed(), 0), student, None, COMPUTE)
+    assert set(seen) == {(None, None)}
+    assert student.grid == even(4)
+
+
+def test_parts_of_a_batch_add_up_whatever_they_are_told():
+    """Classes, weights and the critic's part too: each part has its own rows of them."""
+    own = distribution_matching.Config(2, 2, adversarial=0.1)
+    whole, parts = (
+        run("distribution_matching", own, True, fitting=dataclasses.replace(PARTED, accumulate=count))
+        for count in (1, 4)
+    )
+    for one, other in zip(whole.curve, parts.curve, strict=True):
+        assert other.loss == pytest.approx(one.loss, rel=1e-4)
+        assert other.critic_loss == pytest.approx(one.critic_loss, rel=1e-4)
+    assert whole.calls == parts.calls
+    torch.testing.assert_close(flat(parts.net), flat(whole.net), rtol=1e-3, atol=1e-5)
+
+
+def test_what_a_training_took_is_all_of_its_calls():
+    """As each method says for an image, and the critic's: one forward of the student, three of its own network, for each."""
+    own = distribution_matching.Config(1, 2)
+    found = fit.fit(Job(distribution_matching, own, SHORT, feed(), 0), toy_denoiser(), toy_denoiser(1), COMPUTE)
+    images = SHORT.iterations * SHORT.batch
+    assert found.calls == images * (
+        distribution_matching.network_calls(own) + 1 + 2 * (1 + 3)
+    )  # the fake belief in the loss
+    assert train(method=denoising).calls == images * denoising.network_calls(denoising.Config())
 
 
 # ------------------------------------------------------------------------------------------- divergence
