@@ -4,6 +4,7 @@ import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -186,6 +187,20 @@ def test_bfloat16_takes_half_of_what_is_kept():
     half, whole = (bounds._training("teacher", config, shape, (1, 8, 8), each)[1] for each in found)
     images = memory.of_batch(None, (1, 8, 8), config.batch, config.batch)
     assert whole - images == 2 * (half - images) > 0
+
+
+def test_the_gpus_of_a_machine_count_together_where_they_have_more(monkeypatch):
+    import torch
+
+    own = memory.of_machine()
+    assert own > 10**8
+    each = SimpleNamespace(total_memory=2 * own)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda gpu: each)
+    assert memory.of_machine() == 6 * own
+    each.total_memory = 1
+    assert memory.of_machine() == own
 
 
 def test_bytes_are_said_as_people_say_them():
