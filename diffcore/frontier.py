@@ -133,30 +133,35 @@ class Frontier:
         return tuple(p for p in self._sorted() if not any(q.dominates(p) for q in self.points))
 
     def recommend(self, tolerance: float, reference: Point | None = None) -> Recommendation:
-        """The fewest network calls whose fd is at most `tolerance` times that of `reference`, or below the floor.
+        """The fewest network calls whose fd is at most `tolerance` times `reference`'s, or the floor if that is more.
 
-        What a perfect sampler would score on average is good enough, however little the reference happened to score.
-        Without a reference it is the teacher's best fd, over all ways to sample the teacher; those may be
-        recommended too. Among equally many calls the lowest fd wins. If no point qualifies it is the one with the best fd,
-        and the reason says so.
+        Nothing is nearer to the real images than a perfect sampler but by luck, and the best of many ways is a lucky one.
+        Without a reference it is the teacher's best fd, over all ways to sample the teacher; those may be recommended too.
+        Among equally many calls the lowest fd wins. If no point qualifies it is the one with the best fd, and the reason
+        says so.
         """
         if not tolerance > 0:
             raise ValueError(f"tolerance must be positive, got {tolerance}")
         whose = "the teacher's best" if reference is None else "the reference"
-        reference = reference or self._best_teacher()
-        allowed = max(tolerance * reference.fd, self.floor.fd)
-        bar = f"{tolerance:g} times {whose} ({_told(reference)}), which allows fd {tolerance * reference.fd:.3g}"
-        if allowed == self.floor.fd:
-            bar = f"the floor of fd {plus_minus(self.floor.fd, self.floor.fd_se)}, which is looser than {bar}"
-        chosen = next((p for p in self._sorted() if p.fd <= allowed), None)
+        bar = self._bar(tolerance, reference or self._best_teacher(), whose)
+        chosen = next((p for p in self._sorted() if p.fd <= bar.fd), None)
         if chosen is None:
             chosen = min(self.points, key=lambda p: (p.fd, p.nfe, p.name))
-            reason = f"{_told(chosen)}: the best fd there is, for no point is within {bar}."
+            reason = f"{_told(chosen)}: the best fd there is, for no point is within {bar.words}."
         else:
-            reason = (
-                f"{_told(chosen)}: the fewest network calls within {bar}{self._doubt(chosen, reference, tolerance)}."
-            )
+            reason = f"{_told(chosen)}: the fewest network calls within {bar.words}{bar.doubt(chosen)}."
         return Recommendation(chosen, reason, tuple(self._warnings()))
+
+    def _bar(self, tolerance: float, reference: Point, whose: str) -> "_Bar":
+        floor, told = self.floor, f"{whose} ({_told(reference)})"
+        if reference.fd >= floor.fd:
+            words = f"{tolerance:g} times {told}, which allows fd {tolerance * reference.fd:.3g}"
+            return _Bar(tolerance * reference.fd, tolerance * reference.fd_se, words, reference)
+        words = (
+            f"{tolerance:g} times the floor of fd {plus_minus(floor.fd, floor.fd_se)}, which {told} is below by chance "
+            f"alone; that allows fd {tolerance * floor.fd:.3g}"
+        )
+        return _Bar(tolerance * floor.fd, tolerance * floor.fd_se, words, reference)
 
     def _warnings(self) -> Iterator[str]:
         best = min(self.points, key=lambda p: (p.fd, p.nfe, p.name))
@@ -178,15 +183,6 @@ class Frontier:
 
     def _times(self, point: Point) -> str:
         return f"{point.fd / self.floor.fd:.3g} times the floor of {plus_minus(self.floor.fd, self.floor.fd_se)}"
-
-    def _doubt(self, chosen: Point, reference: Point, tolerance: float) -> str:
-        """A clause for a margin that chance could have made; the two errors are taken as independent."""
-        bars = (tolerance * reference.fd, tolerance * reference.fd_se), (self.floor.fd, self.floor.fd_se)
-        allowed, allowed_se = max(bars)
-        margin, error = allowed - chosen.fd, math.hypot(chosen.fd_se, allowed_se)
-        if chosen == reference or margin >= 2 * error:
-            return ""
-        return f"; a close call, the margin of {margin:.2g} is less than two of its standard errors of {error:.2g}"
 
     def table(self) -> str:
         """For a terminal, at most WIDTH columns: rows by rising network calls and then fd, `*` on the frontier.
@@ -262,6 +258,23 @@ class Frontier:
             f"fd_pixels {plus_minus(floor.fd_pixels, floor.fd_pixels_se)}; from {_compared(floor)}",
         ]
         return [line for note in notes for line in textwrap.wrap(note, WIDTH, break_on_hyphens=False)]
+
+
+@dataclass(frozen=True)
+class _Bar:
+    """The largest fd that is good enough, its standard error, and where it comes from."""
+
+    fd: float
+    fd_se: float
+    words: str
+    reference: Point
+
+    def doubt(self, chosen: Point) -> str:
+        """A clause for a margin that chance could have made; the two errors are taken as independent."""
+        margin, error = self.fd - chosen.fd, math.hypot(chosen.fd_se, self.fd_se)
+        if chosen == self.reference or margin >= 2 * error:
+            return ""
+        return f"; a close call, the margin of {margin:.2g} is less than two of its standard errors of {error:.2g}"
 
 
 def _recommended(found: Recommendation) -> dict[str, Any]:

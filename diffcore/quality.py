@@ -52,10 +52,10 @@ ROWS = 2048
 KERNEL_ROWS = 50_000
 """The most real images that kid compares with."""
 
-GROUPS = 32
+GROUPS = 128
 """Into how many parts, drawn at random, the real images are put; a half of them is half of the parts."""
 
-SPLITS = 16
+SPLITS = 64
 """Halvings of the real images that the floor is the mean of."""
 
 

@@ -192,7 +192,7 @@ class Evaluate:
 @dataclass(frozen=True)
 class Publish:
     """The names in MLflow. tolerance: the recommended point is the one of fewest network calls whose Frechet distance is
-    at most this many times the teacher's best, or below what real images score against real ones."""
+    at most this many times the teacher's best, or the floor, what a perfect sampler is to expect, if that is more."""
 
     experiment: str
     model: str

@@ -362,22 +362,23 @@ def _words(figure: Any, table: dict[str, Any]) -> None:
     footer = (
         f"N = {about['n']} images for each point, the same noise (seed {about['seed']}) throughout, {about['weights']} "
         f"weights; feature network {about['features'][:12]}, data {about['data'][:12]}.\n"
-        f"Bars: one standard error, bootstrap with {about['resamples']} resamples of the generated images; it does not cover "
-        f"training again. A perfect sampler: {floor['n'][0]} samples against {floor['n'][1]} real images, from "
-        f"{_compared(floor)}."
+        f"Bars: one standard error over the samples ({about['resamples']} bootstrap resamples), not over trainings. "
+        f"A perfect sampler: from {_compared(floor)}."
     )
     figure.text(left, 0.022, footer, fontsize=10, color=FAINT, linespacing=1.5)
 
 
 def _compared(floor: dict[str, Any]) -> str:
-    return f"{floor['compared'][0]} held-out ones" if floor["real"] == "held-out" else "halves of these"
+    if floor["real"] == "held-out":
+        return f"{floor['compared'][0]} held-out images"
+    return f"halves of the {floor['n'][1]} real images"
 
 
 def _warn(figure: Any, warnings: list[str]) -> None:
     """The first warning under the title, as much of it as there is room for."""
     if warnings:
         more = f" ({len(warnings) - 1} more)" if len(warnings) > 1 else ""
-        text = textwrap.shorten(f"Warning: {warnings[0]}", 150 - len(more), placeholder=" ...")
+        text = textwrap.shorten(f"Warning: {warnings[0]}", 140 - len(more), placeholder=" ...")
         figure.text(0.075, 0.875, f"{text}{more}", fontsize=11, color="#B3261E")
 
 

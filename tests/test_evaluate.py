@@ -1,5 +1,6 @@
 """The stages that measure, on projects of a few tiny images whose networks nobody trained."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -14,7 +15,7 @@ from diffcore.frontier import Point
 from diffcore.gamma import estimate, pick
 from diffcore.schedule import Cosine
 from diffcore.shards import Manifest
-from tasks import evaluate, features, gamma, params, paths, search, shard, workspace
+from tasks import evaluate, features, gamma, params, paths, pictures, search, shard, workspace
 from tests.test_params import ROOT
 from tests.test_unet import stirred
 
@@ -174,3 +175,166 @@ def test_latency_holds_no_first_call_and_a_warm_up_is_two_calls(plain, monkeypat
         warm += clock.calls - before - 12 * each.times.steps
     caches = sum(each.recipe.deepcache is not None for each in plans)
     assert warm == (3 + caches) * 2 * (5 + 2)
+
+
+# --- killed and started again
+
+
+class Killed(Exception):
+    """Stands in for kill -9: nothing that follows is done."""
+
+
+def die_after(monkeypatch, points: int) -> None:
+    measure = evaluate.Bench.measure
+
+    def counted(bench, plan):
+        nonlocal points
+        if points == 0:
+            raise Killed
+        points -= 1
+        return measure(bench, plan)
+
+    monkeypatch.setattr(evaluate.Bench, "measure", counted)
+
+
+def result() -> tuple[dict, dict[str, bytes]]:
+    """What the stage wrote, but for times."""
+    table = json.loads(paths.FRONTIER.read_text())
+    table.pop("seal")
+    return timeless(table), {path.name: path.read_bytes() for path in paths.SAMPLES.iterdir()}
+
+
+def timeless(table: dict) -> dict:
+    return {**table, "points": [{**point, "ms_per_image": 0.0} for point in table["points"]]}
+
+
+@pytest.fixture
+def no_picture(monkeypatch):
+    monkeypatch.setattr(pictures, "frontier", lambda *_: None)
+    monkeypatch.setattr(pictures, "curves", lambda *_: None)
+
+
+def test_a_killed_evaluation_goes_on_where_it_was(plain, no_picture, monkeypatch, capsys):
+    with monkeypatch.context() as patched:
+        die_after(patched, 3)
+        with pytest.raises(Killed):
+            evaluate.evaluate(plain)
+    assert not paths.FRONTIER.exists()
+    first = {path.name for path in (paths.RESUME / "evaluate.points").glob("*.json")}
+    assert len(first) == 3
+    capsys.readouterr()
+    count = len(list(evaluate.plan(plain, evaluate.Bench(plain).opened)))
+    with monkeypatch.context() as patched:
+        die_after(patched, count - 3)  # no point is measured twice
+        evaluate.evaluate(plain)
+    assert f"evaluate: goes on after 3 of {count} points\n" in capsys.readouterr().out
+    assert not (paths.RESUME / "evaluate.points").exists()
+    resumed = result()
+    evaluate.evaluate(plain)
+    assert result() == resumed
+
+
+@pytest.mark.parametrize("damage", ["json", "safetensors"])
+def test_a_damaged_point_is_told_and_measured_again(plain, no_picture, monkeypatch, capsys, damage):
+    with monkeypatch.context() as patched:
+        die_after(patched, 2)
+        with pytest.raises(Killed):
+            evaluate.evaluate(plain)
+    for path in (paths.RESUME / "evaluate.points").glob(f"*.{damage}"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    capsys.readouterr()
+    evaluate.evaluate(plain)
+    told = capsys.readouterr().out
+    assert told.count("; it is worked out again") == 2
+    assert "goes on after" not in told
+
+
+def change(params_: params.Params, **evaluate_: object) -> params.Params:
+    raw = params_.raw | {"evaluate": params_.raw["evaluate"] | evaluate_}
+    return dataclasses.replace(params_, evaluate=dataclasses.replace(params_.evaluate, **evaluate_), raw=raw)
+
+
+def test_points_of_another_job_are_not_taken(plain, no_picture, monkeypatch, capsys):
+    """Of other images, seeds or code; and with another point to compare with none is left."""
+    with monkeypatch.context() as patched:
+        die_after(patched, 3)
+        with pytest.raises(Killed):
+            evaluate.evaluate(plain)
+
+    def found(job: params.Params) -> int:
+        bench = evaluate.Bench(job)
+        return len(evaluate.Measured(bench, list(evaluate.plan(job, bench.opened))).found)
+
+    assert found(plain) == 3
+    for other in ({"images": 13}, {"seed": 1}, {"batch": 4}):
+        assert found(change(plain, **other)) == 0
+    threads = dataclasses.replace(plain, compute=dataclasses.replace(plain.compute, threads=2))
+    assert found(threads) == 0
+    turned = change(plain, teacher=plain.evaluate.teacher[::-1])
+    assert found(turned) == 0
+    monkeypatch.setattr(evaluate.graph, "code_digest", lambda stage: "other code")
+    assert found(plain) == 0
+
+
+def test_a_killed_gamma_goes_on_where_it_was(plain, monkeypatch, capsys):
+    """Broken off after its third batch of seven, with everything kept at once: the same bytes."""
+    whole = paths.GAMMA.read_bytes()
+    impatient = dataclasses.replace(plain, compute=dataclasses.replace(plain.compute, save_seconds=1e-9))
+    shown = gamma.Progress.__call__
+
+    def stop(progress, done, total, note=""):
+        shown(progress, done, total, note)
+        if done == 21:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(gamma.Progress, "__call__", stop)
+        with pytest.raises(Killed):
+            gamma.estimate(impatient)
+    (kept,) = (paths.RESUME / "gamma.sums").glob("*.json")
+    assert json.loads(kept.read_text())["value"] == {"pairs": 14}
+    paths.GAMMA.unlink()
+    capsys.readouterr()
+    gamma.estimate(plain)
+    assert "gamma: goes on after 14 of 30 calls\n" in capsys.readouterr().out
+    assert paths.GAMMA.read_bytes() == whole
+    assert not (paths.RESUME / "gamma.sums").exists()
+
+
+# --- data larger than memory, and images held out
+
+
+def test_data_that_do_not_fit_into_memory_are_measured_alike(plain, no_picture, monkeypatch):
+    evaluate.evaluate(plain)
+    whole, made = result(), (paths.GAMMA.read_bytes(), (paths.FEATURES / "card.json").read_bytes())
+    streamed = dataclasses.replace(plain, compute=dataclasses.replace(plain.compute, memory_gb=1e-9))
+    monkeypatch.setattr(shards, "load_resident", lambda *_: pytest.fail("everything was loaded"))
+    features.train(streamed)
+    gamma.estimate(streamed)
+    assert (paths.GAMMA.read_bytes(), (paths.FEATURES / "card.json").read_bytes()) == made
+    evaluate.evaluate(streamed)
+    assert result() == whole
+
+
+def test_images_held_out_are_what_floor_bits_and_gamma_are_of(tmp_path, no_picture, monkeypatch):
+    monkeypatch.setattr(quality, "RESAMPLES", 10)
+    found = make(tmp_path, monkeypatch, 2, True, split={"holdout": 0.4})
+    held, real = (shards.load_resident(folder) for folder in (paths.HOLDOUT, paths.DATA))
+    assert 5 <= len(held) == 24 - len(real)
+    told = []
+    for module, name in ((evaluate.likelihood, "of"), (gamma.gamma, "estimate")):
+        measured_ = getattr(module, name)
+        spy = lambda *words, m=measured_, **named: told.append(words[1]) or m(*words, **named)  # noqa: E731
+        monkeypatch.setattr(module, name, spy)
+    gamma.estimate(found)
+    search.find(found)
+    evaluate.evaluate(found)
+    assert len(told) > 1
+    known = {tuple(row) for row in to_float(held.pixels).flatten(1).tolist()}
+    assert all({tuple(row) for row in images.flatten(1).tolist()} <= known for images in told)
+    table = json.loads(paths.FRONTIER.read_text())
+    assert table["floor"]["real"] == "held-out"
+    assert table["floor"]["compared"] == [len(held), len(real)]
+    assert table["floor"]["n"] == [12, len(real)]

@@ -408,6 +408,7 @@ class Flat(Features):
 @pytest.mark.parametrize(("count", "real"), [(300, 400), (60, 400), (1000, 101)])
 def test_the_floor_is_what_a_perfect_sampler_scores_at_the_counts_of_the_table(monkeypatch, count, real):
     """Samples that are new images of the data's own distribution, against as many real images: on average the floor."""
+    monkeypatch.setattr(quality, "GROUPS", 40)
     monkeypatch.setattr(quality, "SPLITS", 6)
     scores, floors = [], []
     for seed in range(24):
@@ -427,7 +428,9 @@ def test_the_floor_is_what_a_perfect_sampler_scores_at_the_counts_of_the_table(m
     assert abs(unscaled - 1) > 0.2  # what a floor at the halves' own counts would be off by
 
 
-def test_the_floors_error_is_its_spread_over_data_sets():
+def test_the_floors_error_is_its_spread_over_data_sets(monkeypatch):
+    monkeypatch.setattr(quality, "GROUPS", 40)
+    monkeypatch.setattr(quality, "SPLITS", 10)
     found = [floor(Reference.of(pictures(normal_images(400, seed)), Flat()), 300, 0) for seed in range(20)]
     for key in ("fd", "fd_pixels"):
         spread = torch.tensor([getattr(one, key) for one in found]).std().item()
@@ -438,6 +441,8 @@ def test_the_floors_error_is_its_spread_over_data_sets():
 
 
 def test_the_halves_of_the_floor_are_disjoint_and_together_all(monkeypatch):
+    monkeypatch.setattr(quality, "GROUPS", 32)
+    monkeypatch.setattr(quality, "SPLITS", 16)
     reference, halves = Reference.of(pictures(normal_images(101)), Flat()), []
     monkeypatch.setattr(quality, "frechet", lambda a, b: halves.append((a, b)) or frechet(a, b))
     found = floor(reference, 50, 0)
@@ -452,6 +457,7 @@ def test_the_halves_of_the_floor_are_disjoint_and_together_all(monkeypatch):
 @pytest.mark.parametrize("apart", [0.0, 0.5])
 def test_held_out_images_are_the_floor_with_what_sets_them_apart(monkeypatch, apart):
     """The floor of held-out images at the counts of the table: their true distance and the bias of N against M."""
+    monkeypatch.setattr(quality, "GROUPS", 40)
     monkeypatch.setattr(quality, "SPLITS", 6)
     monkeypatch.setattr(quality, "RESAMPLES", 4)
     found, want = [], []
