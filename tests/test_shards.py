@@ -431,6 +431,15 @@ def test_streamed_images_hold_what_memory_allows_and_read_a_shard_once_in_order(
         read.clear()
 
 
+def test_streamed_images_let_go_of_the_shard_asked_for_longest_ago(many):
+    manifest = Manifest.read(many[True])
+    images = StreamedImages(many[True], manifest, 2 * max(shard.bytes for shard in manifest.shards))
+    starts = np.cumsum([0, *images.counts])
+    for index in (0, 1, 0, 2):
+        images.take([int(starts[index])])
+    assert sorted(images._opened) == [0, 2]
+
+
 def test_a_shard_that_changes_under_streamed_images_is_named(many, tmp_path):
     for path in many[True].iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
