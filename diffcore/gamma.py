@@ -32,6 +32,16 @@ SCHEMA = 2
 RANGE = (-1.0, 1.0)
 """Of the data, where nothing else is said."""
 
+GREYS = 256
+"""Values that an image's colours can have, evenly from the least to the largest of its range."""
+
+
+def bin_of(within: tuple[float, float]) -> float:
+    """How far apart two neighbouring grey values are."""
+    low, high = within
+    return (high - low) / (GREYS - 1)
+
+
 NORM, EPS, X0 = range(3)  # rows of Moments: |eps_hat|^2, |eps - eps_hat|^2, |x_0 - x_0_hat|^2, each over d
 
 

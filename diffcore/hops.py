@@ -85,10 +85,10 @@ def _squares(denoiser: Denoiser, teacher: Denoiser, points: int, start: Tensor) 
         belief = believe(teacher, x, marks[k])
         beliefs[k] = belief if own else denoiser(x, per_sample(k / points, x))
         x = path[k - 1] = land(belief, marks[k - 1])
+    hops = [(i, j) for i in beliefs for j in range(i)]
+    sums = [(land(beliefs[i], marks[j]) - path[j]).square().flatten(1).mean(1).double().sum() for i, j in hops]
     found = torch.zeros(points + 1, points + 1, dtype=torch.float64)
-    for i, belief in beliefs.items():
-        for j in range(i):
-            found[i, j] = (land(belief, marks[j]) - path[j]).square().flatten(1).mean(1).double().sum().cpu()
+    found[tuple(torch.tensor(hops).T)] = torch.stack(sums).cpu()  # one copy: each would make a GPU wait
     return found
 
 

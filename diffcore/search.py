@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from diffcore.gamma import RANGE, bin_of
 from diffcore.mistake import Mistake
 
 BLOCK = 96
@@ -62,15 +63,30 @@ class Paths:
             raise Mistake(f"steps must be in 1..{self.most}, got {steps}")
 
 
-def cheapest(sigma2: np.ndarray, cov: np.ndarray, most: int | None = None, eta: float = 1.0) -> Paths:
+def cheapest(
+    sigma2: np.ndarray,
+    cov: np.ndarray,
+    most: int | None = None,
+    eta: float = 1.0,
+    data: np.ndarray | None = None,
+) -> Paths:
     """The paths of least `cost` by the quicker exact way: Monge's if the costs are such, else over the whole matrix.
 
-    sigma2, cov: [N], as for `cost`. Monge's way takes O(K N log N) time at worst, and memory in proportion to N besides the
-    table `before` of K x N int32; the other O(K N^2) and N^2. Where paths cost the same but for rounding they may differ.
+    sigma2, cov: [N], as for `cost`. data: [N], what the jump from each time to the data costs, `decoded(...)`: the paths are
+    then those of `with_data`, from the data as node 1 to node N + 1, and `most` counts that node. Monge's way takes
+    O(K N log N) time at worst, and memory in proportion to N besides the table `before` of K x N int32; the other O(K N^2)
+    and N^2. Where paths cost the same but for rounding they may differ.
     """
     sigma2, cov = _checked(sigma2, cov, eta)
-    most = _check_most(most, len(cov))
-    return _monge(1 / sigma2, cov, most) if is_monge(sigma2, cov) else shortest(cost(sigma2, cov), most)
+    most = _check_most(most, len(cov) + (data is not None))
+    if not is_monge(sigma2, cov):
+        jumps = cost(sigma2, cov)
+        return shortest(jumps if data is None else with_data(jumps, data), most)
+    u = 1 / sigma2
+    if data is None:
+        return _monge(u, cov, np.log1p((u[0] - u) * cov), most, ordered=True)
+    # a node before all, whose only jumps are those given: any order of its costs leaves the jumps after it Monge
+    return _monge(np.append(np.inf, u), np.append(0.0, cov), np.append(np.inf, data), most, ordered=False)
 
 
 def is_monge(sigma2: np.ndarray, cov: np.ndarray) -> bool:
@@ -98,18 +114,26 @@ def cost(sigma2: np.ndarray, cov: np.ndarray, eta: float = 1.0) -> np.ndarray:
     return np.log1p((1 / sigma2[:, None] - 1 / sigma2[None, :]) * cov[None, :], where=upper, out=jumps)
 
 
-def with_data(jumps: np.ndarray, cov: np.ndarray, edges: float, width: float = 2 / 255) -> np.ndarray:
+def with_data(jumps: np.ndarray, data: np.ndarray) -> np.ndarray:
     """The costs with a node before the others, the data: [N + 1, N + 1]. A path may then look last at whatever time is best.
 
-    The jump t -> data is the bound's decoder, a normal of variance cov_t in bins of `width`: twice the mean of -log P of the
-    bin, where the error has that variance. edges: the share of values that are the least or the largest there is, whose bins
-    reach to infinity. Published paths all end at 1/N, which serves only where sigma there is about a
-    bin: a finer last look costs a jump and tells nothing that a bin would show.
+    data: [N], `decoded(...)`. Published paths all end at 1/N, which serves only where sigma there is about a bin: a finer
+    last look costs a jump and tells nothing that a bin would show.
     """
-    n = len(cov)
+    n = len(data)
     whole = np.full((n + 1, n + 1), np.inf)
-    whole[1:, 1:], whole[0, 1:] = jumps, 2 * _discretised(np.asarray(cov, np.float64), edges, width)
+    whole[1:, 1:], whole[0, 1:] = jumps, data
     return whole
+
+
+def decoded(cov: np.ndarray, edges: float, within: tuple[float, float] = RANGE) -> np.ndarray:
+    """What the jump t -> data costs, [N]: the bound's decoder, a normal of variance cov_t in the bins of 256 grey values.
+
+    Twice the mean of -log P of the bin, where the error has that variance, for a jump counts twice in `cost` too. edges: the
+    share of values that are the least or the largest of the range `within`, whose bins reach to infinity.
+    """
+    parts = np.array_split(np.asarray(cov, np.float64), -(-len(cov) // BLOCK))
+    return 2 * np.concatenate([_discretised(part, edges, bin_of(within)) for part in parts])
 
 
 def _discretised(variance: np.ndarray, edges: float, width: float) -> np.ndarray:
@@ -171,17 +195,21 @@ def _extend(into: np.ndarray, best: np.ndarray, k: int, before: np.ndarray, scra
     return longer
 
 
-def _monge(u: np.ndarray, cov: np.ndarray, most: int) -> Paths:
-    """u: [N], 1/sigma^2. Layers of nodes as in `shortest`; a layer's best nodes before are found level by level."""
+def _monge(u: np.ndarray, cov: np.ndarray, first: np.ndarray, most: int, ordered: bool) -> Paths:
+    """u: [N], 1/sigma^2. Layers of nodes as in `shortest`; a layer's best nodes before are found level by level.
+
+    first: [N], the costs of the jumps into node 1. ordered: whether they too are Monge, so that a node more on the way never
+    moves the node before t to the left.
+    """
     n, plan = len(u), _levels(len(u))
     best, chosen = np.full(n, np.inf), np.zeros(n, np.int64)
     best[0] = 0.0
     costs, before = np.full(most + 1, np.inf), np.zeros((most + 1, n), np.int32)
     for k in range(2, most + 1):
         if k > 2:  # of one node there is only the first
-            chosen = _choose(u, cov, best, k, chosen, plan)
+            chosen = _choose(u, cov, best, k, chosen if ordered else np.zeros_like(chosen), plan)
         t, longer = np.arange(k - 1, n), np.full(n, np.inf)
-        longer[t] = best[chosen[t]] + np.log1p((u[chosen[t]] - u[t]) * cov[t])
+        longer[t] = first[t] if k == 2 else best[chosen[t]] + np.log1p((u[chosen[t]] - u[t]) * cov[t])
         best, costs[k] = longer, longer[-1]
         before[k, t] = chosen[t] + 1
     return Paths(n, most, costs, before)

@@ -35,7 +35,7 @@ def _bound(params: Params, told: dict[str, Any]) -> dict[str, Any]:
     share = found.sigma2 / (found.alpha2 + found.sigma2)  # the noise's, whatever the variance does
     sigma2, values = share.numpy(), covariance.values.numpy()
     if params.search.decoder:  # node 1 is then the data, and a path of K + 1 nodes takes K calls
-        result = search.shortest(search.with_data(search.cost(sigma2, values), values, told["edges"]), most + 1)
+        result = search.cheapest(sigma2, values, most + 1, data=search.decoded(values, told["edges"]))
         trajectories = {str(k): [node - 1 for node in result.nodes(k + 1)[1:]] for k in range(1, most + 1)}
         costs = {str(k): result.cost(k + 1) for k in range(1, most + 1)}
     else:

@@ -316,3 +316,24 @@ def test_many_betas_are_the_linear_schedule():
         for word in ("discrete", "linear")
     ]
     torch.testing.assert_close(*[table[50:] for table in tables], rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("estimator", ["norm", "residual"])
+def test_covariances_and_the_last_noise_are_those_of_the_datas_range(estimator):
+    """Two-point data at -4 and 4 have 16 times the variance that [-1, 1] allows, and grey values 4 times as far apart."""
+    schedule, wide = make_schedule("discrete"), (-4.0, 4.0)
+    gamma = exact_table(schedule, 16.0)
+    at, to, t = level("discrete", 1000), level("discrete", 500), torch.ones(1).double()
+    lam2 = posterior_variance(at, to)
+    solver = Analytic(1.0, estimator, last=1.0)
+    found = solver.knowing(gamma, wide).variances(at, to, t)[1]
+    torch.testing.assert_close(found, analytic.optimal_variance(at, to, gamma.moments.mean[2, -1:], lam2))
+    torch.testing.assert_close(
+        solver.knowing(gamma).variances(at, to, t)[1], analytic.data_bound(at, to, lam2, -1.0, 1.0)
+    )
+    assert solver.knowing(gamma, wide)._limit == pytest.approx(16 * solver.knowing(gamma)._limit)
+
+
+def test_the_covariances_are_copied_to_a_device_once():
+    known, t = Analytic().knowing(exact_table(make_schedule("cosine"), 0.3)), torch.ones(1, device="meta")
+    assert known._table.beside(t) is known._table.beside(t)

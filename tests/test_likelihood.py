@@ -1,5 +1,6 @@
 """Bits per dimension against densities that are known."""
 
+import itertools
 import math
 
 import pytest
@@ -176,3 +177,28 @@ def test_a_network_in_float32_is_asked_in_float32():
     x = images(isotropic(), 2)[:, None].float().expand(2, 1, 2, 3)
     for solver in (SOLVERS["ddpm"](), SOLVERS["rk45"]()):
         assert likelihood.of(Sampler(toy_denoiser(), solver, even(3)), x, 0).values.isfinite().all()
+
+
+def test_the_standard_error_by_hand():
+    values = torch.tensor([1.0, 2.0, 4.0, 9.0], dtype=torch.float64)
+    assert likelihood.Bits(values).se == pytest.approx(float(values.std()) / 2)
+
+
+def test_every_image_is_dequantised_by_noise_of_its_own_as_wide_as_a_bin():
+    x = torch.zeros(200, 2, 3).double()
+    noise = likelihood.dequantised(x, 5, range(200)) / likelihood.BIN
+    assert len({round(float(value), 12) for value in noise.flatten()}) == noise.numel()
+    assert float(noise.abs().max()) <= 0.5
+    assert float(noise.var()) == pytest.approx(1 / 12, rel=0.1)
+
+
+def test_every_step_of_the_bound_has_noise_of_its_own():
+    from tests.test_rk45 import Spy
+
+    seen, schedule, x = [], Cosine(), torch.zeros(3, 2, 3).double()
+    spy = Spy(isotropic())
+    spy.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
+    likelihood.bound(Sampler(spy, SOLVERS["ddpm"](), even(6)), x, 0, range(3))
+    eps = torch.stack([x_t / schedule.level(t, x_t).sigma for x_t, t in seen])
+    for one, two in itertools.combinations(eps.flatten(0, 1), 2):
+        assert not torch.allclose(one, two, atol=0.1)

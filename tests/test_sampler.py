@@ -1,7 +1,10 @@
+import itertools
+
 import pytest
 import torch
 
 from diffcore.denoiser import NetDenoiser
+from diffcore.draw import draw, noises
 from diffcore.mistake import Mistake
 from diffcore.sampler import Sampler
 from diffcore.schedule import VE, Cosine
@@ -56,3 +59,36 @@ def test_a_variance_exploding_start_has_its_scale():
     denoiser = gaussian(VE(0.01, 50.0))
     x = Sampler(denoiser, SOLVERS["ddim"](), Trajectory((1.0, 1 - 1e-9))).draw((2, 3), 2000, seed=0)
     assert float(x.std()) == pytest.approx(50, rel=0.05)
+
+
+def alike(one: torch.Tensor, two: torch.Tensor) -> float:
+    return abs(float((one * two).mean()))
+
+
+@pytest.mark.parametrize("name", [name for name in SOLVERS if make_solver(name).noisy])
+def test_every_draw_of_a_noisy_solver_is_new(name, monkeypatch):
+    """Neither the start's noise nor that of another step: their correlations are those of chance."""
+    from diffcore import sampler as module
+
+    seen = []
+    monkeypatch.setattr(module, "noises", lambda *given: seen.append(noises(*given)) or seen[-1])
+    sampler(name, steps=4).draw((1, 4, 4), 100, seed=0)
+    assert len(seen) >= 5
+    for one, two in itertools.combinations(seen, 2):
+        assert alike(one, two) < 5 / 1600**0.5
+
+
+def test_noises_of_other_roles_seeds_and_places_are_independent():
+    drawn = [noises((40, 40), *given) for given in ((0, range(1), "a"), (0, range(1), "b"), (1, range(1), "a"))]
+    drawn.append(noises((40, 40), 0, range(1, 2), "a"))
+    for one, two in itertools.combinations(drawn, 2):
+        assert alike(one, two) < 5 / 1600**0.5
+
+
+@pytest.mark.parametrize("rows", [slice(0, 200), slice(50, 150)])
+def test_other_dice_have_noise_and_times_of_their_own(rows):
+    start = draw(torch.zeros(200, 16), 0, "train", 3)[rows]
+    made = [start, start.other("a"), start.other("b"), start.other("a").other("b")]
+    for one, two in itertools.combinations(made, 2):
+        assert alike(one.noise, two.noise) < 5 / one.noise.numel() ** 0.5
+        assert alike(12**0.5 * (one.u - 0.5), 12**0.5 * (two.u - 0.5)) < 5 / len(one.u) ** 0.5

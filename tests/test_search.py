@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from diffcore import search
+from diffcore import likelihood, search
 from diffcore.denoiser import GaussianDenoiser
 from diffcore.gamma import Gamma, Moments
 from diffcore.mistake import Mistake
+from diffcore.sampler import Sampler
 from diffcore.schedule import Level
 from diffcore.solver import posterior_variance
-from diffcore.solvers.analytic import optimal_variance
+from diffcore.solvers.analytic import Analytic, optimal_variance
+from diffcore.trajectory import nodes
 from tasks import search as stage
-from tests.conftest import DDPM_BETAS, make_schedule
+from tests.conftest import DDPM_BETAS, exact_gamma, make_schedule, randn
 
 
 def tables(steps: int = 1000, word: str = "discrete") -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -277,7 +279,9 @@ def test_the_monge_search_is_wrong_where_costs_are_not_monge():
     _, sigma2, cov, _ = tables(100, "cosine")
     cov = UNLIKE["noise"](cov, np.random.default_rng(5))
     right = search.cheapest(sigma2, cov, 30)
-    assert (search._monge(1 / sigma2, cov, 30).costs[2:] > right.costs[2:] + 1e-6).any()
+    u = 1 / sigma2
+    found = search._monge(u, cov, np.log1p((u[0] - u) * cov), 30, ordered=True)
+    assert (found.costs[2:] > right.costs[2:] + 1e-6).any()
 
 
 def test_what_no_path_can_tell_does_not_count_against_monge():
@@ -337,7 +341,8 @@ def test_the_stage_tells_what_was_moved(repair):
     options.decoder = True
     free = stage._bound(SimpleNamespace(search=options), known_edges)
     assert all(len(free["nodes"][str(k)]) == k and free["nodes"][str(k)][-1] == 20 for k in range(1, 9))
-    whole = search.shortest(search.with_data(search.cost(sigma2, known.values.numpy()), known.values.numpy(), 0.25), 9)
+    data = search.decoded(known.values.numpy(), 0.25)
+    whole = search.shortest(search.with_data(search.cost(sigma2, known.values.numpy()), data), 9)
     assert free["cost"]["4"] == pytest.approx(whole.cost(5), rel=1e-12)
 
 
@@ -378,7 +383,7 @@ def test_with_the_data_as_a_node_the_last_look_is_chosen():
     sigma2 = np.sin(np.pi / 2 * np.arange(1, 9) / 8) ** 2
     cov = 0.04 * sigma2 / ((1 - sigma2) * 0.04 + sigma2)
     jumps = search.cost(sigma2, cov)
-    whole = search.with_data(jumps, cov, 0.3)
+    whole = search.with_data(jumps, search.decoded(cov, 0.3))
     paths = search.shortest(whole, 5)
     for count in (1, 2, 3, 4):
         tried = {}
@@ -388,3 +393,66 @@ def test_with_the_data_as_a_node_the_last_look_is_chosen():
         best = min(tried, key=tried.get)
         assert paths.cost(count + 1) == pytest.approx(tried[best])
         assert [node - 2 for node in paths.nodes(count + 1)[1:]] == list(best)
+
+
+@pytest.mark.parametrize("branches", [2, search.BRANCHES, 1000])
+@pytest.mark.parametrize("edges", [0.0, 0.58])
+@pytest.mark.parametrize("case", MONGE)
+def test_the_fast_search_with_the_decoder_finds_what_the_whole_matrix_gives(case, edges, branches, dense, monkeypatch):
+    monkeypatch.setattr(search, "BRANCHES", branches)
+    sigma2, cov = MONGE[case]()
+    data = search.decoded(cov, edges)
+    found = search.cheapest(sigma2, cov, data=data)
+    assert not dense
+    assert found.most == len(cov) + 1
+    assert_same(found, search.with_data(search.cost(sigma2, cov), data))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_costs_of_a_last_look_will_do(seed, dense):
+    """They need not grow with the time, nor be Monge with the jumps."""
+    sigma2, cov = monotone(80, 3)
+    data = np.random.default_rng(seed).exponential(size=80)
+    found = search.cheapest(sigma2, cov, 40, data=data)
+    assert not dense
+    assert_same(found, search.with_data(search.cost(sigma2, cov), data))
+
+
+def test_with_the_decoder_costs_that_are_not_monge_are_searched_over_the_whole_matrix(dense):
+    _, sigma2, cov, _ = tables(100, "cosine")
+    cov = UNLIKE["noise"](cov, np.random.default_rng(5))
+    data = search.decoded(cov, 0.3)
+    assert_same(search.cheapest(sigma2, cov, 30, data=data), search.with_data(search.cost(sigma2, cov), data))
+    assert dense
+
+
+def test_the_fast_search_with_the_decoder_needs_no_matrix():
+    sigma2, cov = monotone(2000, 1)
+    tracemalloc.start()
+    found = search.cheapest(sigma2, cov, 20, data=search.decoded(cov, 0.3))
+    peak = tracemalloc.get_traced_memory()[1] - found.before.nbytes
+    tracemalloc.stop()
+    assert peak < 100 * 8 * 2000
+
+
+def test_half_a_paths_cost_is_its_part_of_the_bound():
+    """On isotropic data: the jumps and the decoder of the variational bound in nats, so that one counts as the others do."""
+    steps, variance = 50, 0.02
+    whole = torch.ones(2, 3, dtype=torch.float64)
+    denoiser = GaussianDenoiser(0 * whole, variance * whole, make_schedule("cosine"))
+    known = exact_gamma(denoiser, steps)
+    sigma2, cov = known.sigma2.numpy(), known.covariance("residual").values.numpy()
+    costs = search.with_data(search.cost(sigma2, cov), search.decoded(cov, 0.0))
+    solver = Analytic().knowing(known)
+    x0 = 0.02**0.5 * randn(1500, 2, 3)
+    for places in ([5, 50], [1, 10, 30, 50], [2, 50]):
+        told = likelihood.bound(Sampler(denoiser, solver, nodes(places, steps)), x0, 0, range(1500))
+        expected = along(costs, [1, *(n + 1 for n in places)]) / 2
+        found = (told.total - told.prior).numpy()
+        assert abs(found.mean() - expected) < 4 * found.std() / len(found) ** 0.5 + 1e-3, places
+
+
+def test_bins_are_those_of_the_datas_range():
+    """The same picture in [0, 1] has half the deviations and half the bins."""
+    cov = np.array([1e-5, 1e-3, 0.2])
+    np.testing.assert_allclose(search.decoded(cov, 0.3), search.decoded(cov / 4, 0.3, (0.0, 1.0)), rtol=1e-12)

@@ -9,16 +9,13 @@ import torch
 from torch import Tensor
 
 from diffcore.denoiser import Denoiser, per_sample
-from diffcore.gamma import Gamma
+from diffcore.gamma import RANGE, Gamma, bin_of
 from diffcore.mistake import Mistake
-from diffcore.schedule import Level, Schedule
+from diffcore.schedule import Level, Schedule, Table
 from diffcore.shapes import PerSample, Sample, lift
 from diffcore.solver import Noise, forward_variance, mean, posterior_variance
 from diffcore.solvers.ancestral import Posterior, check_eta
 from diffcore.trajectory import Trajectory
-
-GREY = 2 / 255
-"""A step between two grey values of images in [-1, 1]."""
 
 
 def optimal_variance(at: Level, to: Level, cov: Tensor, lam2: Tensor) -> Tensor:
@@ -51,8 +48,10 @@ class Analytic(Posterior):
     """Noise of the optimal variance around the DDIM-eta mean; eta = 1 is DDPM's.
 
     cov is looked up at t and interpolated linearly between the grid's times. The last step returns the mean. It needs to be
-    told what Gamma was estimated: `Analytic(...).knowing(gamma)`. The believed x_0 is taken as it is, while the authors' code
-    clamps it to [-1, 1].
+    told what Gamma was estimated: `Analytic(...).knowing(gamma)`. The believed x_0 is taken as it is; the authors' code
+    clamps it to [-1, 1], see diffcore.clipping. Covariances are kept below bound (12); bound (11) holds for the true score,
+    and so for the estimate "norm" by itself, but "residual" is the optimum for the network's own mean (the paper's appendix
+    H.2), which a network that knows less than x_t tells may rightly have above it.
 
     last: y, or None for no limit: the noise of the step that lands on the trajectory's last positive time moves no value by
     more than y grey values of 255 in the mean (the paper's appendix; y is 1 or 2). It changes samples only, never a
@@ -65,23 +64,25 @@ class Analytic(Posterior):
 
     noisy = True
     _table = None
+    _grey = bin_of(RANGE)
 
     def __post_init__(self):
         check_eta(self.eta)
         if self.last is not None and not self.last > 0:
             raise ValueError(f"last must be positive or null, got {self.last}")
 
-    def knowing(self, gamma: Gamma) -> "Analytic":
-        """This solver with the covariances that an estimate gives."""
-        known = dataclasses.replace(self)
-        object.__setattr__(known, "_table", gamma.covariance(self.estimator).values)  # frozen for everybody else
+    def knowing(self, gamma: Gamma, within: tuple[float, float] = RANGE) -> "Analytic":
+        """This solver with the covariances that an estimate gives of data in `within`, (low, high)."""
+        known, table = dataclasses.replace(self), Table(gamma.covariance(self.estimator, within=within).values)
+        for name, value in (("_table", table), ("_grey", bin_of(within))):
+            object.__setattr__(known, name, value)  # frozen for everybody else
         return known
 
     def variances(self, at: Level, to: Level, t: PerSample) -> tuple[Tensor, Tensor]:
         if self._table is None:
             raise Mistake("analytic knows no covariances yet; give it an estimate with knowing(gamma)")
         lam2 = self.eta**2 * posterior_variance(at, to)
-        return lam2, optimal_variance(at, to, lift(_look_up(self._table, t), at.alpha), lam2)
+        return lam2, optimal_variance(at, to, lift(_look_up(self._table.beside(t), t), at.alpha), lam2)
 
     def solve(self, denoiser: Denoiser, x: Sample, trajectory: Trajectory, noise: Noise) -> Sample:
         limited = self._place(trajectory)
@@ -103,7 +104,7 @@ class Analytic(Posterior):
     @property
     def _limit(self) -> float:
         """Of the variance: E|sigma eps| = sigma sqrt(2/pi)."""
-        return (self.last * GREY) ** 2 * math.pi / 2
+        return (self.last * self._grey) ** 2 * math.pi / 2
 
     def _place(self, trajectory: Trajectory) -> int | None:
         """Which step lands on the last positive time, if `last` is to act and there is one."""
@@ -120,7 +121,6 @@ class Analytic(Posterior):
 
 def _look_up(table: Tensor, t: PerSample) -> PerSample:
     """cov at t from the values at 1/N, 2/N, ..., 1; below 1/N that of 1/N."""
-    table = table.to(t.device)
     place = (t.double() * len(table) - 1).clamp(0, len(table) - 1)
     low = place.floor().long().clamp(max=len(table) - 2)
     return torch.lerp(table[low], table[low + 1], place - low)
