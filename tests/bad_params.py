@@ -408,6 +408,7 @@ GOOD: dict[str, bytes] = {
     "with a slash in an experiment": _edit("experiment: distill", "experiment: team/distill"),
     "with a rate of one": _edit("lr: 3.0e-3", "lr: 1.0"),
     "with the most of a GPU": _edit("iterations: 1000, batch: 128", "iterations: 2000000, batch: 8192"),
+    "with the threads of a larger machine": _edit("threads: 2", "threads: 64"),
     "with a large network": _edit("channels: [16, 32]", "channels: [256, 512]"),
     "with as many steps as published": _edit("gamma: {steps: 1000", "gamma: {steps: 8192"),
 }

@@ -94,6 +94,17 @@ def test_every_whole_number_has_a_largest_value(place):
         assert name in refused(where, name, huge)
 
 
+@pytest.mark.parametrize("key", [*bounds.LIMITS, "any other"])
+def test_the_largest_number_is_in_order_and_the_next_is_not(key):
+    most = bounds.LIMITS.get(key, (bounds.MOST, ""))[0]
+    for sign in (1, -1):
+        assert list(bounds.of_numbers("section", {key: [sign * most]})) == []
+        (line,) = bounds.of_numbers("section", {key: [sign * (most + 1)]})
+        assert line.startswith(f"section.{key}.0: {sign * (most + 1)} is more than {most}: ")
+        assert list(bounds.of_numbers("section", {key: sign * bounds.LARGEST})) == []
+        assert list(bounds.of_numbers("section", {key: sign * 1.01 * bounds.LARGEST})) != []
+
+
 def test_the_walk_over_all_numbers_reaches_them():
     names = {".".join(map(str, place[:-1])) for place in NUMBERS}
     assert len(NUMBERS) > 100
@@ -166,7 +177,7 @@ def test_a_batch_is_refused_where_memory_is_far_too_small_and_taken_otherwise(mo
 
 def test_a_network_is_refused_where_memory_is_far_too_small_and_taken_otherwise(monkeypatch):
     needs = memory.of_weights(Shape((512, 1024), 1, False, 8, 0.0, 12.0), 1, copies=2)
-    assert needs > 4e8
+    assert needs == 4 * (3 + 2) * memory.parameters(Shape((512, 1024), 1, False, 8, 0.0, 12.0), 1) > 4e8
     lines = with_memory(monkeypatch, needs / 4 - 1, network__channels=[512, 1024])
     assert lines[0].startswith("p: network.channels: a training of this network needs about ")
     assert not with_memory(monkeypatch, needs, network__channels=[512, 1024])

@@ -363,6 +363,8 @@ def test_nor_is_anything_lost_where_it_is_killed_at_any_call(tmp_path, repositor
         reaper.let(last, lambda: made(target))
         after = everything(tmp_path)
         assert {name: after.get(name) for name in before} == before, last
+        old = everything(start / "target") if (start / "target").is_dir() else {}
+        assert {"dvc.yaml", "params.yaml", "diffcore/angle.py"} & set(old) <= set(everything(target)), last
         if (target / "stage").is_file():
             assert (target / "tasks/train.py").exists() == ((target / "diffcore/angle.py").read_text() == "new"), last
         made(target)
