@@ -161,7 +161,8 @@ class _Book:
     def enter(self, kind: str, number: int, case: Case, outcome: Outcome) -> None:
         self.found.append((kind, number, case, outcome))
         if outcome.bad:
-            self.say(f"{kind} {number}: {outcome.verdict.upper()}: {case.what}: {outcome.detail}")
+            told = "; ".join(outcome.commands)
+            self.say(f"{kind} {number}: {outcome.verdict.upper()}: {case.what}: {outcome.detail} [{told}]")
         elif len(self.found) % 20 == 0:
             self.say(f"{len(self.found)} trials, {len(self.failed)} failed")
 

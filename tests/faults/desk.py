@@ -41,7 +41,8 @@ socket.send_fds(desk, [b"."], [1, 2])
 desk.sendall(json.dumps(asked).encode() + b"\\n")
 code = int(desk.makefile().readline() or 70)
 if code < 0:
-    signal.signal(-code, signal.SIG_DFL)
+    if -code != signal.SIGKILL:
+        signal.signal(-code, signal.SIG_DFL)
     os.kill(os.getpid(), -code)
 os._exit(code)
 """

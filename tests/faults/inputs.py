@@ -115,7 +115,7 @@ def _listed(pick: float, kind: str) -> Case:
 
 def _spoiled(tree: dict[str, Any], pick: float, choice: float, twist: int) -> tuple[str, str]:
     """Changes one value or key of the tree; what it did, and what must come of it."""
-    places = list(leaves(tree))
+    places = [path for path in leaves(tree) if not str(path[0]).startswith("x-")]  # which nothing reads
     path = places[int(pick * len(places))]
     holder = tree
     for key in path[:-1]:
