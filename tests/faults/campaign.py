@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -40,7 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
         book.say(f"the small pipeline is made and has run undisturbed ({time.monotonic() - begun:.0f} s)")
         for kind in kinds:
             found = _cases(kind, asked, trial)
-            chosen = list(enumerate(found)) if asked.case is None else [(asked.case, found[asked.case])]
+            chosen = [pair for pair in enumerate(found) if re.search(asked.like, f"{pair[1].kind}: {pair[1].what}")]
+            chosen = chosen if asked.case is None else [(asked.case, found[asked.case])]
             for number, outcome in _run(chosen, trial, asked.jobs):
                 book.enter(kind, number, found[number], outcome)
         book.close(time.monotonic() - begun)
@@ -55,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         "--count", type=int, help="trials of each kind; " + ", ".join(f"{k} {n}" for k, n in COUNTS.items())
     )
     parser.add_argument("--case", type=int, help="this one alone, by its number")
+    parser.add_argument("--like", default="", help="only those whose sort or words this regular expression finds")
     parser.add_argument("--jobs", type=int, default=2, help="trials at the same time; %(default)s unless told")
     parser.add_argument("--out", help="a file for the table and the failed trials")
     parser.add_argument("--scratch", type=Path, help="where trials lie; a folder of the system's unless told")

@@ -9,6 +9,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import struct
 import tarfile
 import zlib
@@ -104,9 +105,7 @@ def _listed(pick: float, kind: str) -> Case:
     case = _bad()[int(pick * len(_bad()))]
 
     def run(trial: Trial) -> Outcome:
-        trial.folder.mkdir()
-        (trial.folder / "dvc.yaml").write_bytes((trial.template / "dvc.yaml").read_bytes())
-        (trial.folder / "stage").write_bytes((trial.template / "stage").read_bytes())
+        (bare(trial) / "params.yaml").unlink()
         case.lay(trial.folder)
         return judged(trial, trial.call("check", prepare=limit(resource.RLIMIT_AS, 16 << 30)), REFUSE)
 
@@ -163,10 +162,12 @@ def leaves(tree: Any, path: tuple = ()) -> Iterator[tuple]:
 
 
 def bare(trial: Trial) -> Path:
-    """A folder in which params.yaml can be checked, and nothing else."""
+    """A folder with the code and the graph, and nothing made yet."""
     trial.folder.mkdir()
-    for name in ("params.yaml", "dvc.yaml"):
-        (trial.folder / name).write_bytes((trial.template / name).read_bytes())
+    for name in ("params.yaml", "dvc.yaml", "stage"):
+        shutil.copy2(trial.template / name, trial.folder / name)
+    for name in ("diffcore", "tasks"):
+        (trial.folder / name).symlink_to(trial.template / name)
     return trial.folder
 
 
@@ -504,8 +505,6 @@ def _teacher(dice: random.Random, number: int, kind: str) -> Case:
     twist = dice.randrange(10**6)
 
     def run(trial: Trial) -> Outcome:
-        import shutil
-
         folder = trial.begin()
         given = folder / "given"
         _made_in_child(trial, trial.template.parent / "given")
