@@ -27,6 +27,9 @@ NAMES = """
 DDPM DDPMParallel DDIM DDIMParallel PNDM DPMSolverMultistep DPMSolverSinglestep UniPCMultistep DEISMultistep EulerDiscrete
 EulerAncestralDiscrete HeunDiscrete LMSDiscrete KDPM2Discrete KDPM2AncestralDiscrete
 """
+MOST_STEPS = 100_000
+"""Betas that a schedule may have; there are a thousand in use."""
+
 SAMPLERS = [f"{name}Scheduler" for name in NAMES.split()]
 """Those of diffusers' schedulers whose networks see sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps and the index of a beta."""
 
@@ -93,6 +96,8 @@ def adopt(folder: Path) -> Adopted:
             "it must be trained with v_prediction"
         )
     net = nets.open_folder(folder / "unet").eval().requires_grad_(False)
+    if odd := [key for key, tensor in net.state_dict().items() if not tensor.isfinite().all()]:
+        raise Mistake(f"{folder / 'unet'}: the weights {odd[0]} are not finite; fetch or train them again")
     table = content.get("num_class_embeds")
     denoiser = NetDenoiser(net, schedule, head, classes=table and table - 1, labels=len(schedule.betas))
     read = [folder / SCHEDULER, folder / "unet" / nets.CONFIG, *sorted((folder / "unet").glob("*.safetensors*"))]
@@ -121,7 +126,11 @@ def _settings(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise Mistake(f"{path} is not valid JSON ({error}); fetch or write it again") from None
     name = found.get("_class_name") if isinstance(found, dict) else None
-    if name not in SAMPLERS or any(found.get(key) for key in ("use_flow_sigmas", "snr_shift_scale")):
+    if (
+        not isinstance(name, str)
+        or name not in SAMPLERS
+        or any(found.get(key) for key in ("use_flow_sigmas", "snr_shift_scale"))
+    ):
         raise Mistake(
             f"{path} is of {name or 'an unknown scheduler'}, whose process is not known to be the variance-preserving one "
             "with betas; save the pipeline with the DDPMScheduler that the network was trained with"
@@ -149,12 +158,14 @@ def _network(folder: Path) -> dict[str, Any]:
 
 def _image(content: dict[str, Any]) -> tuple[int, int, int]:
     size = content.get("sample_size") or 0
+    if not (type(size) is int or (isinstance(size, list) and [type(side) for side in size] == [int, int])):
+        raise Mistake(f"{nets.CONFIG}: sample_size must be a side in pixels or [height, width], got {size!r}")
     return content.get("in_channels", 3), *((size, size) if isinstance(size, int) else size)
 
 
 def _head(settings: dict[str, Any], folder: Path) -> str:
     word = settings.get("prediction_type", "epsilon")
-    if word not in HEADS or "predict_epsilon" in settings:
+    if not isinstance(word, str) or word not in HEADS or "predict_epsilon" in settings:
         raise Mistake(
             f"{folder}: prediction_type {word!r} is not one of {', '.join(HEADS)}; write which one in {SCHEDULER}"
         )
@@ -190,6 +201,8 @@ def _schedule(settings: dict[str, Any], folder: Path) -> Discrete:
 def _betas(settings: dict[str, Any]) -> Tensor:
     """[T] float64, by the names that diffusers' schedulers give."""
     count = settings["num_train_timesteps"]
+    if type(count) is not int or not 1 <= count <= MOST_STEPS:
+        raise ValueError(f"num_train_timesteps must be a whole number in 1..{MOST_STEPS}, got {count!r}")
     if (given := settings.get("trained_betas")) is not None:
         if len(given) != count:
             raise ValueError(f"{len(given)} trained_betas for {count} num_train_timesteps")

@@ -1,6 +1,8 @@
 """A teacher from elsewhere: folders that diffusers wrote, as they are, and through every stage of the pipeline."""
 
+import contextlib
 import csv
+import itertools
 import json
 from pathlib import Path
 
@@ -196,6 +198,15 @@ def cut(folder):
     path.write_bytes(path.read_bytes()[:2000])
 
 
+def not_finite(folder):
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "unet/diffusion_pytorch_model.safetensors"
+    state = load_file(path)
+    state["conv_in.weight"][0, 0, 0, 0] = float("nan")
+    save_file(state, path)
+
+
 def rewritten(name, **change):
     return lambda folder: changed(folder, name, **change)
 
@@ -207,6 +218,7 @@ SAVED = {
     "no weights": (remove("unet/diffusion_pytorch_model.safetensors"), "holds no .safetensors"),
     "pickled weights": (pickled, "holds pickled weights only"),
     "half the weights": (cut, "does not hold this network's weights"),
+    "weights that are not finite": (not_finite, "the weights conv_in.weight are not finite"),
     "no JSON": (lambda folder: (folder / adopt.SCHEDULER).write_text("{"), "is not valid JSON"),
     "no mapping": (lambda folder: (folder / adopt.SCHEDULER).write_text("[1]"), "is of an unknown scheduler"),
     "another network": (rewritten(CONFIG, _class_name="UNet2DConditionModel"), "is a UNet2DConditionModel; only"),
@@ -238,6 +250,27 @@ def test_what_cannot_be_taken_as_it_is_is_refused_in_one_line(case, tmp_path):
         adopt.adopt(tmp_path / "pipeline")
     assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+ODD = (None, -1, 0, 10**12, 1e300, "", "nonesuch", [], [8, 8], {"a": 1}, True, [None])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch's and diffusers' own, of networks that make no sense
+@pytest.mark.parametrize("name", [adopt.SCHEDULER, CONFIG])
+def test_whatever_a_key_says_it_is_taken_or_refused_by_a_mistake(name, tmp_path):
+    save(tmp_path / "pipeline")
+    sound = (tmp_path / "pipeline" / name).read_text()
+    keys = [*json.loads(sound), "trained_betas"] if name == adopt.SCHEDULER else SPOILED
+    for key, value in itertools.product(keys, ODD):
+        changed(tmp_path / "pipeline", name, **{key: value})
+        with contextlib.suppress(Mistake):
+            adopt.adopt(tmp_path / "pipeline")
+        (tmp_path / "pipeline" / name).write_text(sound)
+
+
+SPOILED = ("act_fn", "dropout", "layers_per_block", "norm_num_groups", "sample_size", "num_class_embeds", "_class_name")
+"""Keys of a network's config of every sort."""
 
 
 def test_other_images_are_refused_by_name(tmp_path):

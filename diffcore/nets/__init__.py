@@ -22,6 +22,19 @@ def open_folder(folder: Path, both: bool = False) -> nn.Module:
     Raises Mistake if anything is missing, damaged or pickled. diffusers is imported only for what our U-Net lacks.
     """
     folder = Path(folder)
+    try:
+        return _opened(folder, both)
+    except Mistake:
+        raise
+    except ODD as error:  # whatever a network's constructor makes of numbers and words that describe none
+        told = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise Mistake(f"{folder / CONFIG} describes no network ({told}); fetch or write it again") from None
+
+
+ODD = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+
+
+def _opened(folder: Path, both: bool) -> nn.Module:
     content = read_config(folder)
     if content["_class_name"] in (unet.FORMAT, unet.GUIDED) and (folder / WEIGHTS).is_file():
         try:

@@ -74,10 +74,12 @@ def load(folder: Path) -> Foreign:
     if content.get("time_embedding_type") == "fourier":
         raise Mistake(f"{folder}: a Fourier network is told the noise scale sigma, not a time; give one with a time")
     try:
-        net = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+        net, told = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, output_loading_info=True)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise Mistake(f"{folder}: diffusers cannot open it ({reason[:300]}); fetch or write it again") from None
+    if missing := told["missing_keys"]:  # diffusers would start them at random
+        raise Mistake(f"{folder}: the weights {sorted(missing)[0]} are missing; fetch or write it again")
     return Foreign(_told(net.float()), content)
 
 
