@@ -159,7 +159,7 @@ class _Book:
         return sorted((entry for entry in self.found if entry[3].bad), key=lambda entry: entry[:2])
 
     def say(self, text: str) -> None:
-        print(text, flush=True)
+        print(text.encode(errors="backslashreplace").decode(), flush=True)
 
     def enter(self, kind: str, number: int, case: Case, outcome: Outcome) -> None:
         self.found.append((kind, number, case, outcome))
@@ -175,9 +175,9 @@ class _Book:
         )
         self.say(text)
         if self.path is not None:
-            self.path.write_text(text + "\n")
+            self.path.write_text(text + "\n", errors="backslashreplace")
             named = [f"{kind} {k}: {case.what}: {o.verdict}: {o.detail}" for kind, k, case, o in self.found]
-            self.path.with_suffix(".all").write_text("\n".join(named) + "\n")
+            self.path.with_suffix(".all").write_text("\n".join(named) + "\n", errors="backslashreplace")
 
     def header(self, seconds: float) -> str:
         head = subprocess.run(

@@ -203,7 +203,7 @@ class _Turn:
             os.dup2(descriptor, target)
         os.closerange(3, 256)
         sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
-        sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", buffering=1, closefd=False, errors="backslashreplace")  # noqa: SIM115
         os.environ.clear()
         os.environ.update(environ)
         sys.executable = str(self.desk.scratch / "python")

@@ -662,7 +662,6 @@ LINES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("workspace", "w", "--set", "seed=!!python/object/apply:os.getpid []"), REFUSE),
     (("workspace", "w", "--set", "teacher={folder: nowhere}"), EITHER),
     (("workspace", "a" * 300), REFUSE),
-    (("workspace", "w\0"), REFUSE),
     (("workspace", "w", "w2"), REFUSE),
     (("publish", "-x"), REFUSE),
     (("--version",), REFUSE),

@@ -58,7 +58,7 @@ SURVIVORS = (
     _known("likelihood.py", 'f"bound {k}"', '"bound"', "one noise for all steps of the bound", "likelihood"),
     _known("likelihood.py", "self.values.std() / math.sqrt(len(self.values))", "self.values.std()", "a standard error without sqrt(n)", "likelihood"),
     _known("draw.py", 'generator=generator(seed, "label", i)) for i in range(count)', 'generator=generator(seed, "label", i + count)) for i in range(count)', "a label depends on how many are asked", "draw", "quality"),
-    _known("frontier.py", "(point.checkpoint, point.way, len(point.times))", "(point.way, len(point.times))", "the best of one way is mixed over checkpoints", "frontier"),
+    _known("frontier.py", "(point.checkpoint, point.way, round(point.nfe, 6))", "(point.way, round(point.nfe, 6))", "the best of one way is mixed over checkpoints", "frontier"),
     _known("diffcore/solvers/dpm_solver.py", "trajectory.steps < FEW", "trajectory.steps <= FEW", "fifteen steps count as few", "orders", "solver", "diffusers_samplers"),
     _known("dvc.yaml", "data.limit, data.license, data.members,", "data.limit, data.license,", "the shard stage does not depend on data.members", "stages"),
 )  # fmt: skip
@@ -121,7 +121,7 @@ OWN = (
     _own("flows/locks.py", "if len(found) != 1:  # CUDA ignores this entry and all after it\n            break", "if len(found) != 1:  # CUDA ignores this entry and all after it\n            continue", "devices after a wrong entry are used", "flows"),
     _own("flows/leash.py", "return child.returncode if child.returncode >= 0 else 128 - child.returncode", "return max(child.returncode, 0)", "a killed command counts as well done", "flows"),
     _own("diffcore/quality.py", "rows = rows.double()", "rows = rows.float()", "moments are in float32", "quality"),
-    _own("tasks/__main__.py", "        return 2\n    except KeyboardInterrupt", "        return 1\n    except KeyboardInterrupt", "a mistake has the exit code of a crash", "params", "stages"),
+    _own("tasks/__main__.py", "file=sys.stderr)\n    return 2", "file=sys.stderr)\n    return 1", "a mistake has the exit code of a crash", "params", "stages"),
     _own("diffcore/disk.py", "    os.replace(temporary, path)", "    shutil.copyfile(temporary, path)", "a file is written over in place", "disk", "checkpoint"),
     _own("diffcore/tars.py", 'raise Mistake(f"{name} cannot be read as an uncompressed tar ({error}): fetch or write it again") from None', "pass", "a damaged tar is read as far as it goes, without a word", "shards", "sources"),
     _own("diffcore/feed.py", "return pixels.float() / 127.5 - 1", "return pixels.float() / 255", "images are in [0, 1]", "feed"),
