@@ -40,14 +40,14 @@ def _paths(tests: tuple[str, ...]) -> tuple[str, ...]:
 
 
 SURVIVORS = (
-    _known("fit.py", "_average(self.target, self.net, self.target_decay)", "_average(self.target, self.net, min(config.ema, (1 + self.step) / (10 + self.step)))", "the target's EMA has the evaluation's decay", "fit", "methods"),
-    _known("fit.py", "_average(self.target, self.net, self.target_decay)", "_average(self.target, self.ema, self.target_decay)", "the target follows the averaged network", "fit", "methods"),
-    _known("fit.py", "min(config.ema, (1 + self.step) / (10 + self.step))", "min(config.ema or 0.5, (1 + self.step) / (10 + self.step))", "ema 0 no longer gives the last weights", "fit"),
-    _known("fit.py", "nn.utils.clip_grads_with_norm_(self.net.parameters(), config.clip, norm)", "[p.grad.mul_(config.clip / norm) for p in self.net.parameters() if p.grad is not None]", "clipping scales small gradients up", "fit"),
-    _known("fit.py", "weight_decay=job.config.weight_decay", "weight_decay=0.0", "weight decay is dropped", "fit"),
-    _known("fit.py", "with self.accelerator.autocast(), _sync(", "with _sync(", "no autocast in the loss", "fit"),
-    _known("fit.py", "job.seed * 1_000_003 + self.step * 1009 + self.accelerator.process_index", "job.seed * 1_000_003 + self.accelerator.process_index", "the same dropout mask at every step", "fit"),
-    _known("fit.py", 'generator=generator(*words, "guidance")', 'generator=generator(*words, "labels")', "guidance and label dropout share their dice", "fit", "guided"),
+    _known("fit.py", "_average(self.target, self.net, self.target_decay)", "_average(self.target, self.net, min(config.ema, (1 + self.step) / (10 + self.step)))", "the target's EMA has the evaluation's decay", "fit", "methods", "loop"),
+    _known("fit.py", "_average(self.target, self.net, self.target_decay)", "_average(self.target, self.ema, self.target_decay)", "the target follows the averaged network", "fit", "methods", "loop"),
+    _known("fit.py", "min(config.ema, (1 + self.step) / (10 + self.step))", "min(config.ema or 0.5, (1 + self.step) / (10 + self.step))", "ema 0 no longer gives the last weights", "fit", "loop", "clipping"),
+    _known("fit.py", "nn.utils.clip_grads_with_norm_(self.net.parameters(), config.clip, norm)", "[p.grad.mul_(config.clip / norm) for p in self.net.parameters() if p.grad is not None]", "clipping scales small gradients up", "fit", "loop", "clipping"),
+    _known("fit.py", "weight_decay=job.config.weight_decay", "weight_decay=0.0", "weight decay is dropped", "fit", "loop", "clipping"),
+    _known("fit.py", "torch.autocast(self.accelerator.device.type, torch.bfloat16, self.half)", "torch.autocast(self.accelerator.device.type, torch.bfloat16, False)", "no autocast in the loss", "precision", "loop"),
+    _known("fit.py", "self.masks.throw(self.job.seed, *words)", "self.masks.throw(self.job.seed)", "the same dropout mask at every step", "dropout", "loop", "fit"),
+    _known("fit.py", 'generator=generator(*words, "guidance")', 'generator=generator(*words, "labels")', "guidance and label dropout share their dice", "fit", "guided", "loop"),
     _known("draw.py", "*self.words, word, count=self.count)", "*self.words, count=self.count)", "Draw.other gives the same numbers again", "draw", "methods"),
     _known("draw.py", "generator=generator(seed, role, i)) for i in indices", "generator=generator(seed, i)) for i in indices", "noises ignores its role: every step repeats the start's noise", "draw", "sampler", "sde"),
     _known("diffcore/methods/distribution_matching.py", "(_noised(roles, x0, draw)[1], noisy)", "(x0, noisy)", "the critic's heads see clean real images", "distribution_matching"),
