@@ -1,9 +1,9 @@
 """How likely a sampler makes real images, in bits per dimension; less is better.
 
-Images are x_0 = k / 127.5 - 1 for k = 0..255, so a bin is 2/255 wide. Two numbers, both of the very model that is sampled:
-for ancestral samplers the variational bound on their steps (Ho et al. 2020, arXiv 2006.11239, eq. 5, with its discretised
-decoder), for the probability flow the exact density of uniformly dequantised images by the change of variables (Song et al.
-2021, arXiv 2011.13456, section 4.3), whose divergence Hutchinson's probes estimate.
+Images are x_0 = k / 127.5 - 1 for k = 0..255, so a bin is 2/255 wide, unless another range is given. Two numbers, both of the
+very model that is sampled: for ancestral samplers the variational bound on their steps (Ho et al. 2020, arXiv 2006.11239,
+eq. 5, with its discretised decoder), for the probability flow the exact density of uniformly dequantised images by the change
+of variables (Song et al. 2021, arXiv 2011.13456, section 4.3), whose divergence Hutchinson's probes estimate.
 """
 
 import math
@@ -15,6 +15,7 @@ from torch import Tensor
 from diffcore.clipping import Clipped
 from diffcore.denoiser import Condition, Denoiser, per_sample
 from diffcore.draw import generator, noises
+from diffcore.gamma import RANGE, bin_of
 from diffcore.mistake import Mistake
 from diffcore.ode import integrate
 from diffcore.sampler import Sampler
@@ -24,7 +25,7 @@ from diffcore.solver import forward_variance, mean
 from diffcore.solvers.ancestral import Posterior
 from diffcore.solvers.rk45 import RK45, Clock, angles, size_at
 
-BIN = 2 / 255
+BIN = bin_of(RANGE)
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,20 @@ class Bits:
 
 
 def of(
-    sampler: Sampler, x0: Sample, seed: int, probes: int = 1, batch: int = 250, condition: Condition | None = None
+    sampler: Sampler,
+    x0: Sample,
+    seed: int,
+    probes: int = 1,
+    batch: int = 250,
+    condition: Condition | None = None,
+    within: tuple[float, float] = RANGE,
 ) -> Bits | None:
     """Of the images x0 [m, *x] under a sampler that has a likelihood, None for one that has not.
 
     The flow of a clipped belief ends on the faces of a box and has no density; steps around a clipped mean have their bound.
 
     The noise of image i depends on (seed, i) alone. probes: Hutchinson's, for the probability flow. condition: the images'
-    classes and guidance weights, for a denoiser that takes such.
+    classes and guidance weights, for a denoiser that takes such. within: (low, high), the values of black and white.
     """
     exactly = isinstance(sampler.solver, RK45)
     if exactly and isinstance(sampler.denoiser, Clipped):
@@ -66,8 +73,10 @@ def of(
         images = x0[known].to(device)
         denoiser = sampler.denoiser.given(condition[known].to(device)) if condition else sampler.denoiser
         here = Sampler(denoiser, sampler.solver, sampler.trajectory)
-        nats = exact(here, dequantised(images, seed, rows), seed, rows, probes) - math.log(BIN) if exactly else None
-        nats = bound(here, images, seed, rows).total if nats is None else nats
+        if exactly:
+            nats = exact(here, dequantised(images, seed, rows, within), seed, rows, probes) - math.log(bin_of(within))
+        else:
+            nats = bound(here, images, seed, rows, within).total
         parts.append(nats.cpu() / math.log(2))
     return Bits(torch.cat(parts))
 
@@ -86,7 +95,7 @@ class Bound:
 
 
 @torch.inference_mode()
-def bound(sampler: Sampler, x0: Sample, seed: int, rows: range) -> Bound:
+def bound(sampler: Sampler, x0: Sample, seed: int, rows: range, within: tuple[float, float] = RANGE) -> Bound:
     """The variational bound on -log P(x_0); one network call for each step and image.
 
     The last step is the decoder, a normal around the believed x_0. Where a sampler's own variance is 0 there (DDPM's small
@@ -110,7 +119,7 @@ def bound(sampler: Sampler, x0: Sample, seed: int, rows: range) -> Bound:
                 variance = before if kls else forward_variance(at, to).double()
             middle = mean(belief, to, lam2)
     jumps = torch.stack(kls) if kls else prior.new_zeros(0, len(x0))
-    return Bound(prior, jumps, -decoder(x0, middle, variance.sqrt()).flatten(1).mean(1))
+    return Bound(prior, jumps, -decoder(x0, middle, variance.sqrt(), within).flatten(1).mean(1))
 
 
 def _level(sampler: Sampler, t: float, like: Sample) -> Level:
@@ -124,21 +133,21 @@ def _kl(away: Sample, variance: Tensor, model: Tensor) -> PerSample:
     return 0.5 * (square / model.flatten(1).mean(1) + ratio - 1 - ratio.log())
 
 
-def decoder(x0: Sample, middle: Sample, std: Tensor) -> Sample:
-    """log P of x_0's bin under N(middle, std^2); the bins at -1 and 1 reach to infinity. Elementwise, float64."""
-    x0, middle = x0.double(), middle.double()
-    upper = torch.where(x0 > 1 - BIN / 2, torch.inf, (x0 + BIN / 2 - middle) / std)
-    lower = torch.where(x0 < -1 + BIN / 2, -torch.inf, (x0 - BIN / 2 - middle) / std)
+def decoder(x0: Sample, middle: Sample, std: Tensor, within: tuple[float, float] = RANGE) -> Sample:
+    """log P of x_0's bin under N(middle, std^2); the bins at the range's ends reach to infinity. Elementwise, float64."""
+    x0, middle, half, (low, high) = x0.double(), middle.double(), bin_of(within) / 2, within
+    upper = torch.where(x0 > high - half, torch.inf, (x0 + half - middle) / std)
+    lower = torch.where(x0 < low + half, -torch.inf, (x0 - half - middle) / std)
     # on the left of 0, where the difference of two tails keeps its digits
     lower, upper = torch.where(lower > 0, -upper, lower), torch.where(lower > 0, -lower, upper)
     big, small = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)
     return big + (-torch.expm1(small - big)).log()
 
 
-def dequantised(x0: Sample, seed: int, rows: range) -> Sample:
+def dequantised(x0: Sample, seed: int, rows: range, within: tuple[float, float] = RANGE) -> Sample:
     """x_0 with uniform noise as wide as a bin."""
     dice = [torch.rand(x0.shape[1:], generator=generator(seed, "dequantise", i), dtype=torch.float64) for i in rows]
-    return x0 + ((torch.stack(dice) - 0.5) * BIN).to(x0)
+    return x0 + ((torch.stack(dice) - 0.5) * bin_of(within)).to(x0)
 
 
 def exact(sampler: Sampler, x0: Sample, seed: int, rows: range, probes: int | None = 1) -> PerSample:

@@ -202,3 +202,23 @@ def test_every_step_of_the_bound_has_noise_of_its_own():
     eps = torch.stack([x_t / schedule.level(t, x_t).sigma for x_t, t in seen])
     for one, two in itertools.combinations(eps.flatten(0, 1), 2):
         assert not torch.allclose(one, two, atol=0.1)
+
+
+@pytest.mark.parametrize("within", [(0.0, 1.0), (-0.5, 3.5)])
+def test_in_another_range_the_decoder_is_a_distribution_and_dequantisation_as_wide_as_its_bins(within):
+    low, high = within
+    levels = torch.linspace(low, high, 256, dtype=torch.float64)
+    for middle, std in ((0.3, 0.2), (low, 0.01), (high + 1, 0.3)):
+        total = likelihood.decoder(levels, torch.full_like(levels, middle), torch.tensor(std).double(), within)
+        assert abs(float(total.exp().sum()) - 1) < 1e-12
+    noise = likelihood.dequantised(torch.zeros(200, 6).double(), 0, range(200), within)
+    assert 0.49 < float(noise.abs().max()) * 255 / (high - low) <= 0.5
+
+
+def test_bits_do_not_depend_on_the_range_that_images_are_told_in():
+    """The same pictures in [0, 1], where everything is half as wide: under the flow, exactly."""
+    small = GaussianDenoiser(0.6 * torch.ones(2, 3).double(), 0.0125 * torch.ones(2, 3).double(), Cosine())
+    x = images(isotropic(), 20)
+    one = likelihood.of(flow(isotropic()), x, 0, probes=1)
+    two = likelihood.of(flow(small), (x + 1) / 2, 0, probes=1, within=(0.0, 1.0))
+    torch.testing.assert_close(one.values, two.values, rtol=0, atol=1e-4)
