@@ -405,6 +405,25 @@ class Flat(Features):
         return 4 * x.flatten(1)
 
 
+class Bright(Flat):
+    """Sees class 0 in a dark picture and class 1 in a bright one."""
+
+    def __init__(self):
+        super().__init__()
+        self.card = dataclasses.replace(self.card, task="classes", outputs=2)
+
+    def logits(self, x: Tensor) -> Tensor:
+        return torch.stack([-x.mean((1, 2, 3)), x.mean((1, 2, 3))], 1)
+
+
+def test_accuracy_counts_the_classes_that_occur_and_has_the_error_of_a_mean():
+    """Of four pictures three are what was asked for; the network's classes 0 and 1 are the data's 3 and 7."""
+    samples = torch.tensor([-0.5, 0.5, 0.5, -0.5])[:, None, None, None].expand(4, 1, 4, 4)
+    found = quality.accuracy(samples, torch.tensor([3, 7, 7, 7]), torch.tensor([7, 3, 7]), Bright())
+    assert found.mean == 0.75
+    assert found.se == pytest.approx((0.25 / 4) ** 0.5, rel=1e-12)  # variance 0.1875 x 4 / 3
+
+
 @pytest.mark.parametrize(("count", "real"), [(300, 400), (60, 400), (1000, 101)])
 def test_the_floor_is_what_a_perfect_sampler_scores_at_the_counts_of_the_table(monkeypatch, count, real):
     """Samples that are new images of the data's own distribution, against as many real images: on average the floor."""
