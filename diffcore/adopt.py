@@ -33,6 +33,26 @@ MOST_STEPS = 100_000
 SAMPLERS = [f"{name}Scheduler" for name in NAMES.split()]
 """Those of diffusers' schedulers whose networks see sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps and the index of a beta."""
 
+FLAGS = {"use_flow_sigmas", "snr_shift_scale"}
+"""Of a scheduler's settings; each makes it another process."""
+
+PROCESSES = {
+    "Flow": "its network sees (1 - t) x_0 + t eps, not x_0 and noise scaled by betas",
+    "flow": "its network sees (1 - t) x_0 + t eps, not x_0 and noise scaled by betas",
+    "EDM": "its network sees x_0 + sigma eps, scaled and told sigma as EDM does it, not a time of betas",
+    "Ve": "its network sees x_0 + sigma eps (variance exploding), not noise scaled by betas",
+    "VE": "its network sees x_0 + sigma eps (variance exploding), not noise scaled by betas",
+    "Vp": "its network is told continuous times of an SDE, not the index of a beta",
+    "LCM": "it is a student that jumps to images, which cannot teach at every time",
+    "TCD": "it is a student that jumps to images, which cannot teach at every time",
+    "CMStochastic": "it is a student that jumps to images, which cannot teach at every time",
+    "snr_shift": "it shifts the noise of its betas by the images' size",
+}
+"""What is true of networks by other schedulers of diffusers, by a part of the name."""
+
+LATENT = ("vae", "vqvae", "movq", "vqmodel")
+"""Folders of a pipeline whose network works on what an encoder makes of images."""
+
 
 CLIPS = [f"{name}Scheduler" for name in ("DDPM", "DDPMParallel", "DDIM", "DDIMParallel")]
 """Those that clip x_0 unless their settings say otherwise."""
@@ -87,6 +107,7 @@ def adopt(folder: Path) -> Adopted:
     folder = Path(folder).expanduser()
     if (folder / "card.json").is_file():
         return _own(folder)
+    _check_parts(folder)
     settings = _settings(folder)
     content = _network(folder)
     head, schedule = _head(settings, folder), _schedule(settings, folder)
@@ -96,8 +117,7 @@ def adopt(folder: Path) -> Adopted:
             "it must be trained with v_prediction"
         )
     net = nets.open_folder(folder / "unet").eval().requires_grad_(False)
-    if odd := [key for key, tensor in net.state_dict().items() if not tensor.isfinite().all()]:
-        raise Mistake(f"{folder / 'unet'}: the weights {odd[0]} are not finite; fetch or train them again")
+    checkpoint.check_finite(net.state_dict(), f"{folder}/unet", "fetch it again, or take another teacher")
     table = content.get("num_class_embeds")
     denoiser = NetDenoiser(net, schedule, head, classes=table and table - 1, labels=len(schedule.betas))
     read = [folder / SCHEDULER, folder / "unet" / nets.CONFIG, *sorted((folder / "unet").glob("*.safetensors*"))]
@@ -115,6 +135,19 @@ def _own(folder: Path) -> Adopted:
     return Adopted(found.denoiser, dict(found.card.files), tuple(found.card.image), found.card.classes, sampling)
 
 
+def _check_parts(folder: Path) -> None:
+    """A Mistake for a pipeline whose network is not one of pixels in unet/."""
+    if latent := next((part for part in LATENT if (folder / part).is_dir()), None):
+        raise Mistake(
+            f"{folder} works on what the encoder in {latent}/ makes of images, and here on images themselves; "
+            "take a teacher of pixels"
+        )
+    if (folder / "transformer").is_dir() and not (folder / "unet").is_dir():
+        raise Mistake(
+            f"{folder}: its network is a transformer (transformer/); only a {unet.FORMAT} in unet/ can be adopted"
+        )
+
+
 def _settings(folder: Path) -> dict[str, Any]:
     path = folder / SCHEDULER
     if not path.is_file():
@@ -126,16 +159,21 @@ def _settings(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise Mistake(f"{path} is not valid JSON ({error}); fetch or write it again") from None
     name = found.get("_class_name") if isinstance(found, dict) else None
-    if (
-        not isinstance(name, str)
-        or name not in SAMPLERS
-        or any(found.get(key) for key in ("use_flow_sigmas", "snr_shift_scale"))
-    ):
+    flag = next((key for key in FLAGS if found.get(key)), None) if isinstance(found, dict) else None
+    if not isinstance(name, str) or name not in SAMPLERS or flag:
+        whose = f"{name or 'an unknown scheduler'}{f' with {flag}' if flag else ''}"
         raise Mistake(
-            f"{path} is of {name or 'an unknown scheduler'}, whose process is not known to be the variance-preserving one "
-            "with betas; save the pipeline with the DDPMScheduler that the network was trained with"
+            f"{path} is of {whose}: {_process(name, flag)}; it cannot be adopted, and another scheduler in its place would "
+            "not make it another network: take a teacher that was trained with betas (DDPM, DDIM and their like), or train "
+            "one here"
         )
     return found
+
+
+def _process(name: str | None, flag: str | None) -> str:
+    """What is known of a network by a scheduler that is not one of SAMPLERS."""
+    word = flag or str(name)
+    return next((told for part, told in PROCESSES.items() if part in word), "its process is not known here")
 
 
 def _network(folder: Path) -> dict[str, Any]:

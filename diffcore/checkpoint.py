@@ -7,12 +7,13 @@ The card holds nothing that changes from run to run (no dates, no seconds), so e
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diffcore import disk, schedule
 from diffcore.denoiser import HEADS, NetDenoiser
@@ -121,6 +122,7 @@ def save(folder: Path, denoiser: NetDenoiser, image: tuple[int, ...], about: dic
     with disk.folder(Path(folder)) as new:
         (new / "unet").mkdir()
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in denoiser.net.state_dict().items()}
+        check_finite(tensors, f"the network {about['name']}", "lower its learning rate and train it again")
         save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})
         disk.write_json(new / "unet/config.json", denoiser.net.config_json())
         pipeline, scheduler = _scheduler(denoiser, about["solver"])
@@ -176,6 +178,7 @@ def verify(folder: Path) -> Card:
             raise Mistake(f"{folder} is not whole: {name} is missing; run the stage that makes it again")
         if disk.sha256(file) != digest:
             raise Mistake(f"{file} is damaged: its sha256 does not fit the card; run the stage that makes it again")
+    _check_listed(folder, card)
     return card
 
 
@@ -184,11 +187,31 @@ def load(folder: Path) -> Checkpoint:
     folder = Path(folder)
     card = verify(folder)
     net = open_net(folder / "unet", card.head).eval().requires_grad_(False)
+    check_finite(net.state_dict(), f"{folder}", "run the stage that makes it again")
     grid = Trajectory(tuple(card.grid)) if card.grid else None
     classes = len(card.classes) if card.classes else None
     weighs = card.guidance is not None and Guidance(**card.guidance).is_input
     kind = schedule.from_json(card.schedule)
     return Checkpoint(card, NetDenoiser(net, kind, card.head, grid, classes, weighs, labels=card.labels))
+
+
+def _check_listed(folder: Path, card: Card) -> None:
+    """What is opened must be vouched for: the card is sealed, but only by whoever wrote it."""
+    opened = {WEIGHTS, "unet/config.json", *(f"unet/{path.name}" for path in (folder / "unet").glob("*.safetensors*"))}
+    if unlisted := sorted(opened - set(card.files)):
+        raise Mistake(
+            f"{folder / 'card.json'} does not vouch for {', '.join(unlisted)}; run the stage that makes it again"
+        )
+
+
+def check_finite(tensors: Mapping[str, Tensor], whose: str, remedy: str) -> None:
+    """A Mistake that names the first tensor with a value that is no finite number."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            count = int((~tensor.isfinite()).sum())
+            raise Mistake(
+                f"{whose}: {name} holds {count} of {tensor.numel()} values that are NaN or infinite; {remedy}"
+            )
 
 
 def open_net(folder: Path, head: str = "v") -> nn.Module:

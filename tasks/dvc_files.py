@@ -75,15 +75,13 @@ def _whole_part(part: Any) -> bool:
 
 @contextlib.contextmanager
 def _unless_held(name: str) -> Iterator[bool]:
-    """Holds one of DVC's own locks during the block; False if DVC has it, or is not at home here."""
-    if not HOME.is_dir():
-        yield False
-        return
-    (HOME / "tmp").mkdir(exist_ok=True)
-    with open(HOME / "tmp" / name, "a") as file:
+    """Holds one of DVC's own locks during the block; False if DVC has it, is not at home here, or nothing can be written."""
+    with contextlib.ExitStack() as held:
         try:
+            (HOME / "tmp").mkdir(exist_ok=True)
+            file = held.enter_context(open(HOME / "tmp" / name, "a"))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError:
             yield False
         else:
             yield True

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from diffcore import adopt, checkpoint, disk
 from diffcore.feed import to_uint8
@@ -211,6 +212,22 @@ def rewritten(name, **change):
     return lambda folder: changed(folder, name, **change)
 
 
+def poisoned(value):
+    """One value of one tensor, as a training that diverged or a bad download leaves it."""
+
+    def change(folder):
+        path = folder / "unet/diffusion_pytorch_model.safetensors"
+        tensors = load_file(path)
+        tensors["conv_in.bias"][3] = value
+        save_file(tensors, path)
+
+    return change
+
+
+def moved(old, new):
+    return lambda folder: (folder / old).rename(folder / new)
+
+
 CONFIG = "unet/config.json"
 SAVED = {
     "no scheduler": (remove(adopt.SCHEDULER), "scheduler_config.json is missing; save its pipeline with save_pretrained"),
@@ -218,17 +235,23 @@ SAVED = {
     "no weights": (remove("unet/diffusion_pytorch_model.safetensors"), "holds no .safetensors"),
     "pickled weights": (pickled, "holds pickled weights only"),
     "half the weights": (cut, "does not hold this network's weights"),
-    "weights that are not finite": (not_finite, "the weights conv_in.weight are not finite"),
+    "weights that are not finite": (not_finite, "unet: conv_in.weight holds 1 of "),
     "no JSON": (lambda folder: (folder / adopt.SCHEDULER).write_text("{"), "is not valid JSON"),
-    "no mapping": (lambda folder: (folder / adopt.SCHEDULER).write_text("[1]"), "is of an unknown scheduler"),
+    "no mapping": (lambda folder: (folder / adopt.SCHEDULER).write_text("[1]"), "is of an unknown scheduler: its process is"),
+    "a weight that is NaN": (poisoned(float("nan")), "unet: conv_in.bias holds 1 of "),
+    "a weight without bounds": (poisoned(float("inf")), "values that are NaN or infinite; fetch it again, or take another"),
+    "a transformer": (moved("unet", "transformer"), "its network is a transformer (transformer/); only a UNet2DModel"),
+    "latents": (lambda folder: (folder / "vqvae").mkdir(), "works on what the encoder in vqvae/ makes of images"),
+    "EDM": (rewritten(adopt.SCHEDULER, _class_name="EDMEulerScheduler"), "its network sees x_0 + sigma eps, scaled and told"),
+    "variance exploding": (rewritten(adopt.SCHEDULER, _class_name="ScoreSdeVeScheduler"), "(variance exploding)"),
     "another network": (rewritten(CONFIG, _class_name="UNet2DConditionModel"), "is a UNet2DConditionModel; only"),
     "another time": (rewritten(CONFIG, time_embedding_type="learned"), "time_embedding_type 'learned' is not known"),
     "another class": (rewritten(CONFIG, class_embed_type="timestep"), "class_embed_type 'timestep' is not known"),
     "a learned variance": (rewritten(CONFIG, out_channels=2), "makes 2 channels of 1; of a learned variance keep"),
-    "flow matching": (rewritten(adopt.SCHEDULER, _class_name="FlowMatchEulerDiscreteScheduler"), "is of FlowMatchEuler"),
-    "flow by a flag": (rewritten(adopt.SCHEDULER, use_flow_sigmas=True), "is of DDIMScheduler, whose process is not"),
-    "an SDE": (rewritten(adopt.SCHEDULER, _class_name="ScoreSdeVpScheduler"), "is of ScoreSdeVpScheduler, whose process"),
-    "a student": (rewritten(adopt.SCHEDULER, _class_name="LCMScheduler"), "is of LCMScheduler"),
+    "flow matching": (rewritten(adopt.SCHEDULER, _class_name="FlowMatchEulerDiscreteScheduler"), "sees (1 - t) x_0 + t eps"),
+    "flow by a flag": (rewritten(adopt.SCHEDULER, use_flow_sigmas=True), "with use_flow_sigmas: its network sees (1 - t)"),
+    "an SDE": (rewritten(adopt.SCHEDULER, _class_name="ScoreSdeVpScheduler"), "ScoreSdeVpScheduler: its network is told"),
+    "a student": (rewritten(adopt.SCHEDULER, _class_name="LCMScheduler"), "is of LCMScheduler: it is a student"),
     "another head": (rewritten(adopt.SCHEDULER, prediction_type="flow"), "prediction_type 'flow' is not one of epsilon"),
     "an old head": (rewritten(adopt.SCHEDULER, predict_epsilon=False), "is not one of epsilon, v_prediction, sample; write"),
     "unknown betas": (rewritten(adopt.SCHEDULER, beta_schedule="laplace"), "beta_schedule 'laplace' is unknown); write them"),
@@ -250,6 +273,7 @@ def test_what_cannot_be_taken_as_it_is_is_refused_in_one_line(case, tmp_path):
         adopt.adopt(tmp_path / "pipeline")
     assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+    assert "save the pipeline with the DDPMScheduler" not in str(caught.value)  # it would make a false teacher of it
 
 
 ODD = (None, -1, 0, 10**12, 1e300, "", "nonesuch", [], [8, 8], {"a": 1}, True, [None])

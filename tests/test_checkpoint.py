@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import warnings
 
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffcore import checkpoint
+from diffcore import checkpoint, disk
 from diffcore.denoiser import NetDenoiser
 from diffcore.feed import to_uint8
 from diffcore.mistake import Mistake
@@ -122,6 +123,40 @@ DAMAGE = {
         "is not whole: scheduler/.* is missing",
     ),
 }
+
+
+@pytest.mark.parametrize(
+    "left_out", [{"unet/config.json"}, {checkpoint.WEIGHTS}, {checkpoint.WEIGHTS, "unet/config.json"}]
+)
+def test_a_card_must_vouch_for_all_that_is_opened(folder, left_out):
+    card = checkpoint.read_card(folder)
+    files = {name: digest for name, digest in card.files.items() if name not in left_out}
+    for kept in (files, {}):
+        honest = dataclasses.replace(card, files=kept, digest=disk.digest(kept))
+        rewrite(folder, files=kept, digest=honest.digest, seal=honest.sealed())
+        with pytest.raises(Mistake, match=r"card\.json does not vouch for unet/"):
+            checkpoint.load(folder)
+
+
+def test_weights_that_nobody_vouches_for_are_not_opened(folder):
+    (folder / "unet/diffusion_pytorch_model.safetensors.index.json").write_text("{}")
+    with pytest.raises(Mistake, match=r"does not vouch for unet/diffusion_pytorch_model\.safetensors\.index\.json"):
+        checkpoint.load(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_network_of_numbers_that_are_none_is_neither_saved_nor_opened(folder, value, monkeypatch):
+    broken = student()
+    next(iter(broken.net.parameters())).data.flatten()[0] = value
+    before = (folder / "card.json").read_bytes()
+    with pytest.raises(Mistake, match=r"the network \w+: .* holds 1 of \d+ values that are NaN or infinite; lower its"):
+        checkpoint.save(folder, broken, IMAGE, ABOUT)
+    assert (folder / "card.json").read_bytes() == before
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "check_finite", lambda *words: None)
+        checkpoint.save(folder, broken, IMAGE, ABOUT)
+    with pytest.raises(Mistake, match=r"holds 1 of .* run the stage that makes it again"):
+        checkpoint.load(folder)
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

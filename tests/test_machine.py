@@ -92,6 +92,18 @@ def test_what_dvc_is_writing_at_this_moment_is_left_alone(workspace):
     assert json.loads(dvc_files.HOLDERS.read_text()) == {"write": {}, "read": {}}
 
 
+def test_where_nothing_can_be_written_nothing_is_mended_and_nothing_fails(workspace, monkeypatch):
+    dvc_files.LOCK.write_bytes(b"")
+
+    def refuse(path, mode):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(dvc_files, "open", refuse, raising=False)
+    dvc_files.mend()
+    dvc_files.keep()
+    assert dvc_files.LOCK.read_bytes() == b""
+
+
 TORN = ["", "garbage", "[]", '{"write": 3}', '{"write": {"x": {"pid": 1}}}', '{"read": {"x": [7]}}', "\x00" * 20]
 
 

@@ -1,5 +1,9 @@
+import dataclasses
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +11,8 @@ import torch
 
 from diffcore import disk
 from diffcore.resume import Resume
+from tests import test_fit
+from tests.test_methods import CASES
 
 JOB = "f" * 64
 FACTS = {"curve": [{"step": 1, "loss": 0.5}], "since": [[0.1, 0.2]], "seconds": 1.5, "calls": 7.0}
@@ -114,3 +120,53 @@ def test_what_a_killed_holder_left_half_saved_is_cleared_by_the_next(tmp_path):
     (resume.folder / f".step-000000007.{2**22 + 7}.tmp").mkdir()
     with resume.lock():
         assert sorted(path.name for path in resume.folder.iterdir()) == ["lock", "step-000000003", "step-000000005"]
+
+
+class Killed(BaseException):
+    pass
+
+
+def killed_at(step: int):
+    def on_event(event):
+        if event.step == step:
+            raise Killed
+
+    return on_event
+
+
+OFTEN = dataclasses.replace(test_fit.COMPUTE, save_seconds=1e-9)
+
+
+@pytest.mark.slow
+@CASES
+def test_killed_again_and_again_after_every_step_any_method_ends_with_the_same_bytes(name, config, tmp_path):
+    """Each process is killed before it saves its second step, so that every saved state is gone on from."""
+    whole, resume = test_fit.run(test_fit.job(name, config)), Resume(tmp_path, "x", JOB)
+    for step in range(2, 7):
+        with pytest.raises(Killed):
+            test_fit.run(test_fit.job(name, config), resume, OFTEN, on_event=killed_at(step))
+        assert states(resume)[-1] == step - 1
+    assert test_fit.same(whole, test_fit.run(test_fit.job(name, config), resume, OFTEN))
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from diffcore.resume import Resume
+from tests import test_fit, test_resume
+name, config = next(case for case in test_resume.CASES.args[1] if case[0] == sys.argv[2])
+die = lambda event: event.step == 4 and os.kill(os.getpid(), signal.SIGKILL)
+test_fit.run(test_fit.job(name, config), Resume(Path(sys.argv[1]), "x", "f" * 64), test_resume.OFTEN, on_event=die)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["progressive", "distribution_matching"])
+def test_really_killed_a_method_ends_with_the_same_bytes(name, tmp_path):
+    config = next(case[1] for case in CASES.args[1] if case[0] == name)
+    root = Path(disk.__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), name], cwd=root, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    resume = Resume(tmp_path, "x", JOB)
+    assert states(resume) == [2, 3]
+    assert test_fit.same(test_fit.run(test_fit.job(name, config)), test_fit.run(test_fit.job(name, config), resume))
