@@ -28,6 +28,13 @@ def test_sample_i_depends_on_the_seed_and_i_alone(name):
     assert not torch.equal(one, sampler(name).draw((1, 4, 4), 10, seed=4))
 
 
+@pytest.mark.parametrize("name", SOLVERS)
+def test_samples_of_an_exact_denoiser_are_drawn_from_float32_noise(name):
+    found = Sampler(gaussian(), make_solver(name), karras(5, Cosine())).draw((2, 3), 4, seed=0)
+    assert found.shape == (4, 2, 3)
+    assert found.isfinite().all()
+
+
 def test_all_samplers_begin_with_the_same_noise():
     def start(name):
         seen = []

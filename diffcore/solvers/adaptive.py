@@ -65,6 +65,7 @@ class Adaptive(Solver):
             keep = lift(good.double(), x) > 0
             x, before = torch.where(keep, higher, x), torch.where(keep, lower, before)
             lam, arrived = torch.where(good, to, lam), good & last
+            result = result.to(x.dtype)  # an exact denoiser answers in float64 whatever it is asked in
             result[rows[arrived]] = x[arrived]
             rows, x, before, lam, h = (part[~arrived] for part in (rows, x, before, lam, h))
             if not len(rows):
