@@ -527,6 +527,7 @@ def test_the_section_network_must_not_say_otherwise(workspace):
         adopted(workspace(network={"conditional": False}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"prediction_type": "v_prediction", **ZERO}])
 def test_the_whole_pipeline_with_an_adopted_teacher(settings, workspace):
     from tasks import evaluate, features, gamma, search, train

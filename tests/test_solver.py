@@ -8,13 +8,13 @@ from diffcore.denoiser import Denoiser, GaussianDenoiser, per_sample
 from diffcore.meter import Meter, Metered
 from diffcore.mistake import Mistake
 from diffcore.sampler import Sampler
-from diffcore.schedule import Cosine, Linear
+from diffcore.schedule import SCHEDULES, Cosine, Linear
 from diffcore.solver import Stepwise
 from diffcore.solvers import SOLVERS
 from diffcore.solvers.ancestral import DDIM, Renoise
 from diffcore.solvers.langevin import Langevin, PredictorCorrector
 from diffcore.trajectory import Trajectory, even, karras
-from tests.conftest import gaussian, make_solver, randn
+from tests.conftest import gaussian, make_schedule, make_solver, randn
 
 DETERMINISTIC = [name for name, kind in SOLVERS.items() if kind().order is not None and not kind().adaptive]
 STEPWISE = [name for name, kind in SOLVERS.items() if issubclass(kind, Stepwise)]
@@ -77,10 +77,17 @@ def interior(schedule, steps: int) -> Trajectory:
     return Trajectory(tuple(schedule.time(lam).tolist()))
 
 
+SLOWLY = ("subvp", "discrete")
+"""Schedules whose times of a log-SNR take long to find."""
+
+
 @pytest.mark.parametrize("name", DETERMINISTIC)
-def test_order_is_the_declared_one(name, schedule):
+@pytest.mark.parametrize(
+    "words", [pytest.param(words, marks=[pytest.mark.slow] * (words in SLOWLY)) for words in SCHEDULES]
+)
+def test_order_is_the_declared_one(name, words):
     """The error against the exact Gaussian flow falls as h^order. More than it promises is no fault."""
-    solver = make_solver(name)
+    schedule, solver = make_schedule(words), make_solver(name)
     denoiser, start, errors = gaussian(schedule), randn(4, 2, 3), []
     for steps in (40, 80, 160):
         path = interior(schedule, steps)
