@@ -162,8 +162,9 @@ def _settings(folder: Path) -> dict[str, Any]:
     flag = next((key for key in FLAGS if found.get(key)), None) if isinstance(found, dict) else None
     if not isinstance(name, str) or name not in SAMPLERS or flag:
         whose = f"{name or 'an unknown scheduler'}{f' with {flag}' if flag else ''}"
+        process = _process(name if isinstance(name, str) else None, flag)
         raise Mistake(
-            f"{path} is of {whose}: {_process(name, flag)}; it cannot be adopted, and another scheduler in its place would "
+            f"{path} is of {whose}: {process}; it cannot be adopted, and another scheduler in its place would "
             "not make it another network: take a teacher that was trained with betas (DDPM, DDIM and their like), or train "
             "one here"
         )
