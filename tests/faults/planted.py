@@ -54,7 +54,7 @@ SURVIVORS = (
     _known("diffcore/methods/distribution_matching.py", "(_noised(roles, x0, draw)[1], noisy)", '(_noised(roles, x0, draw.other("real"))[1], noisy)', "real images get other noise than the student's", "distribution_matching"),
     _known("denoiser.py", "self.inner.given(Condition(self.condition.labels)).features(x_t, t)", "self.inner.given(Condition()).features(x_t, t)", "features of a guided denoiser are those of the null class", "condition", "guided", "denoiser"),
     _known("search.py", "return 2 * np.concatenate([_discretised(", "return np.concatenate([_discretised(", "the decoder's cost is not doubled", "search"),
-    _known("likelihood.py", 'dequantised(images, seed, rows)', 'dequantised(images, seed, [0] * len(rows))', "one dequantisation for all images", "likelihood"),
+    _known("likelihood.py", 'generator(seed, "dequantise", i)', 'generator(seed, "dequantise", 0)', "one dequantisation for all images", "likelihood"),
     _known("likelihood.py", 'f"bound {k}"', '"bound"', "one noise for all steps of the bound", "likelihood"),
     _known("likelihood.py", "self.values.std() / math.sqrt(len(self.values))", "self.values.std()", "a standard error without sqrt(n)", "likelihood"),
     _known("draw.py", 'generator=generator(seed, "label", i)) for i in range(count)', 'generator=generator(seed, "label", i + count)) for i in range(count)', "a label depends on how many are asked", "draw", "quality"),
