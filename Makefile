@@ -39,7 +39,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -m "not slow and not server" --numprocesses 2 --dist loadfile
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --numprocesses 2
 
 test-server: $(READY)
 	$(BIN)/python -m pytest -m server

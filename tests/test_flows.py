@@ -701,7 +701,7 @@ def test_a_prefect_command_in_the_root_finds_this_clone_s_server(tmp_path, monke
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "prefect.toml").symlink_to(ROOT / "prefect.toml")
     services._aim(tmp_path, "http://127.0.0.1:4711/api")
-    script = "from prefect.settings import *; print(PREFECT_API_URL.value(), PREFECT_HOME.value().resolve())"
+    script = "from prefect import settings; s = settings.get_current_settings(); print(s.api.url, s.home.resolve())"
     said = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert said.stdout == f"http://127.0.0.1:4711/api {tmp_path / '.services/prefect'}\n", said.stderr
 
