@@ -97,6 +97,17 @@ def test_order_is_the_declared_one(name, words):
     assert rates[-1] > solver.order - 0.2, rates
 
 
+@pytest.mark.parametrize(("steps", "few"), [(14, True), (15, False)])
+@pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_3m", "dpm_solver_2m", "dpm_solver_3m"])
+def test_fewer_than_fifteen_steps_end_in_lower_order(name, steps, few):
+    """As diffusers counts; from there on the option changes nothing."""
+    ends = [
+        Sampler(gaussian(), SOLVERS[name](lower_order_final=lower), interior(Cosine(), steps)).sample(randn(2, 2, 3))
+        for lower in (True, False)
+    ]
+    assert torch.equal(*ends) is not few
+
+
 def test_ddim_multiplier_by_hand():
     """On N(0, c^2) one step multiplies by (cos cos' c^2 + sin sin') / (cos^2 c^2 + sin^2)."""
     c2, t, s = 0.25, 0.7, 0.4

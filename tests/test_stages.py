@@ -1,13 +1,14 @@
 """What the graph says is what the code does."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import grimp
 import pytest
 from ruamel.yaml import YAML
 
-from diffcore import methods
+from diffcore import methods, sources
 from tasks import params, paths
 
 ROOT = Path(__file__).parent.parent
@@ -107,8 +108,7 @@ def test_every_line_of_distill_is_a_stage_after_its_teacher(monkeypatch):
 
 
 READS = {
-    "shard": {"data.source", "data.size", "data.channels", "data.filter", "data.crop", "data.limit", "data.license"}
-    | {"data.labels", "data.split", "data.tolerance", "data.bits"},
+    "shard": {f"data.{each.name}" for each in fields(sources.Config)} - {"data.flip"},  # which training does
     "features": {"features"},
     "teacher": {"seed", "network", "teacher", "data.flip"},
     "distill": {"seed", "distill.${key}", "data.flip"},

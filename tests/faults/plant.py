@@ -83,6 +83,7 @@ def _copies(count: int) -> Iterator[list[Path]]:
                 if (ROOT / name).is_file():
                     (tree / name).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copy2(ROOT / name, tree / name)
+            subprocess.run(["git", "init", "--quiet", str(tree)], check=True)  # without one DVC reads no graph
         yield trees
 
 
