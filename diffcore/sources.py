@@ -505,7 +505,7 @@ def _peak(picture: Any) -> int | None:
     # of 16 bits in colour Pillow has kept the upper 8
     if picture.mode.startswith("I;16"):
         return int(np.asarray(picture).max())
-    return 257 * max(high for _, high in picture.convert("RGB").getextrema()) if picture.info.get("deep") else None
+    return 257 * max(high for _, high in picture.convert("RGB").getextrema()) if picture.info.get(tars.DEEP) else None
 
 
 def _white(bits: int | None, peak: int | None, picture: Any, name: str) -> int:

@@ -42,6 +42,10 @@ def known() -> dict[str, str]:
     return EXTENSIONS | ({"avif": "AVIF"} if AvifImagePlugin.SUPPORTED else {})
 
 
+DEEP = 16
+"""Not a word: a picture's own texts stand in `info` under theirs."""
+
+
 def printable(name: str) -> str:
     """A file's name for one line of text: what is no character of such a line, or not UTF-8, is written as an escape."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
@@ -59,15 +63,16 @@ def decode(content: bytes | memoryview, extension: str) -> Any:
 
     `extension` "any" lets the bytes say which of `known` they are, as files are often misnamed. No other decoder is let
     near them: Pillow left to guess would start Ghostscript for an EPS named .png. Of several frames the first counts.
-    `info["deep"]` is True where the file has 16 bits a channel, of which Pillow keeps 8 in colour.
+    `info[DEEP]` is True where the file has 16 bits a channel, of which Pillow keeps 8 in colour.
     Raises what Pillow raises, and ValueError for 32-bit pixels, whose range no file states.
     """
     from PIL import Image, ImageOps
 
     guesses = tuple(dict.fromkeys(known().values())) if extension == "any" else (EXTENSIONS[extension],)
     picture = Image.open(io.BytesIO(content), formats=guesses)
-    picture.info["deep"] = re.search(";16[BLN]", str(picture.tile)) is not None
+    deep = re.search(";16[BLN]", str(picture.tile)) is not None  # `load` empties it
     picture.load()
+    picture.info[DEEP] = deep
     if picture.mode in ("I", "F"):
         raise ValueError("32-bit pixels have no stated range; save it with 8 or 16 bits")
     return ImageOps.exif_transpose(picture)

@@ -132,7 +132,7 @@ def reproduce(
     """
     # --single-item: otherwise a stage takes write locks on its upstream's outputs, and of two arms at once one fails.
     # --wait-for-lock: otherwise finished work is thrown away if another stage writes dvc.lock at that moment.
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
+    command = [sys.executable, "-m", "tasks.dvc_repro", "--single-item", name]
     surroundings = {**dvc_environment.of(workspace), **(environment or {})}
     ended = running.run(command, workspace, _but_busy(say), surroundings, keep)
     if holders := _holders(ended):
@@ -153,7 +153,8 @@ def cause(ended: Ended) -> tuple[int, str]:
     if codes:
         code = int(codes[0])
         return code, (faults(said) if code == MISTAKE else "") or _last([x for x in said if not _of_the_shell(x, code)])
-    return ended.code, _last([line for line in ended.lines if line.startswith("ERROR")] or list(ended.lines))
+    refused = faults(ended.lines) if ended.code == MISTAKE else ""
+    return ended.code, refused or _last([x for x in ended.lines if x.startswith("ERROR")] or list(ended.lines))
 
 
 def faults(lines: Sequence[str]) -> str:

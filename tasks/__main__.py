@@ -4,6 +4,7 @@ A mistake of the user's is one line (or one line each) on stderr and exit code 2
 """
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -18,43 +19,43 @@ STAGES = ("shard", "features", "teacher", "distill", "gamma", "search", "evaluat
 def main(arguments: list[str] | None = None) -> int:
     """The exit code. What takes time to import is imported in here, where Ctrl-C is quiet."""
     try:
-        return _run_one(arguments)
+        code, fault = _mendable(lambda: _run_one(arguments))
+        return code if fault is None else _told(fault)
     except KeyboardInterrupt:
         return 130
 
 
 def _run_one(arguments: list[str] | None) -> int:
-    from diffcore.mistake import Mistake
-    from tasks import surroundings
+    from tasks import lifeline, surroundings
 
+    surroundings.check()
+    options = _parser().parse_args(arguments)
+    lifeline.die_with_parent()
+    if options.stage not in STAGES:
+        return options.run(options) or 0
+    code = 1
     try:
-        surroundings.check()
-        from tasks import lifeline
-
-        options = _parser().parse_args(arguments)
-        lifeline.die_with_parent()
-    except Mistake as mistake:
-        return _told(str(mistake))
-    except ImportError as error:
-        return _told(surroundings.lacking(error))
-    code, fault = 1, None
-    try:
-        code, fault = _ended(options)
+        code, fault = _mendable(lambda: _kept(options))
+        return code if fault is None else _told(fault)
     finally:
-        if code and options.stage in STAGES:
+        if code:
             _put_back(options)
-    return code if fault is None else _told(fault)
 
 
-def _ended(options: argparse.Namespace) -> tuple[int, str | None]:
+def _kept(options: argparse.Namespace) -> int:
+    from tasks import dvc_files
+
+    dvc_files.keep()
+    return options.run(options) or 0
+
+
+def _mendable(work: Callable[[], int]) -> tuple[int, str | None]:
     """The exit code, and what the user or the machine is to mend, if anything."""
     from diffcore.mistake import Mistake
-    from tasks import dvc_files, faults, surroundings
+    from tasks import faults, surroundings
 
     try:
-        if options.stage in STAGES:
-            dvc_files.keep()
-        return options.run(options) or 0, None
+        return work(), None
     except Mistake as mistake:
         return 2, str(mistake)
     except ImportError as error:
@@ -78,8 +79,9 @@ def _put_back(options: argparse.Namespace) -> None:
 def _told(mistake: str) -> int:
     from tasks import redaction
 
-    for line in mistake.splitlines():
-        print(f"error: {redaction.told(line)}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # where nothing can be written the exit code must do
+        for line in mistake.splitlines():
+            print(f"error: {redaction.told(line)}", file=sys.stderr)
     return 2
 
 
@@ -87,7 +89,7 @@ def _end(code: int) -> int:
     """Writes what is left to be written; a reader that has gone away is no fault, and nothing to be said about."""
     try:
         print(end="", flush=True)
-    except BrokenPipeError:
+    except OSError:  # `say` has told of any other
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return code
 

@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -25,13 +26,20 @@ HOME = Path(".dvc")
 KEPT, DAMAGED = HOME / "tmp/dvc.lock.kept", HOME / "tmp/dvc.lock.damaged"
 HOLDERS = HOME / "tmp/rwlock"
 CACHE = HOME / "cache/files/md5"
+HALF_MADE = re.compile(r"\.[\w-]{22}\.tmp", re.ASCII)
+"""How DVC names what it writes before it moves it: 128 random bits, which nobody else would hit upon."""
 
 
 def mend() -> None:
-    """Puts back the last dvc.lock that could be read, and takes the dead out of rwlock, unless DVC is writing them now."""
+    """Puts back the last dvc.lock that could be read, takes the dead out of rwlock and removes what DVC had half made.
+
+    Not what DVC is writing now.
+    """
     with _unless_held("lock") as free:
         if free and LOCK.exists() and read(LOCK) is None:
             _put_back_lock()
+        if free:
+            _remove_half_made()
     with _unless_held("rwlock.lock") as free:
         if free and HOLDERS.exists():
             _forget_the_dead()
@@ -96,6 +104,16 @@ def _put_back_lock() -> None:
     say(
         f"dvc.lock was damaged, as a kill or a full disk leaves it: {instead}, what was finished since comes from DVC's cache"
     )
+
+
+def _remove_half_made() -> None:
+    """Copies on their way to the cache or to an output, and trials of links beside one: DVC never looks at them again."""
+    outs = [Path(out["path"]) for stage in (read(LOCK) or {}).values() for out in stage.get("outs", [])]
+    places = {out.parent for out in outs} | {CACHE, *CACHE.glob("??")}
+    with contextlib.suppress(OSError):  # a read-only disk says so at the first thing that matters
+        for path in [path for place in places for path in place.glob(".*.tmp")]:
+            if HALF_MADE.fullmatch(path.name) and not (path.is_dir() and not path.is_symlink()):
+                path.unlink()
 
 
 def _forget_the_dead() -> None:

@@ -624,15 +624,31 @@ def _adapter(kind: Any) -> Any:
     return TypeAdapter(kind)
 
 
+KIND = re.compile(r"float|int|bool|str|none|(list|dict|tuple)\[.*\]")
+"""How pydantic writes one."""
+
+
 def _typed(kind: Any, section: Any, where: str, faults: list[str]) -> Any:
     from pydantic import ValidationError
 
     try:
         return _adapter(kind).validate_json(json.dumps(section), strict=True, extra="forbid")
     except ValidationError as error:
-        for fault in error.errors(include_url=False):
+        for fault in _merged(error.errors(include_url=False)):
             faults.append(_line(kind, where, fault))
     return None
+
+
+def _merged(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One fault for each value: pydantic names each kind that a value of several kinds might have been as a key of it."""
+    merged: dict[tuple[int | str, ...], dict[str, Any]] = {}
+    for fault in found:
+        place = tuple(part for part in fault["loc"] if not KIND.fullmatch(str(part)))
+        if place in merged and place != fault["loc"]:
+            merged[place]["msg"] += f", or: {fault['msg']}"
+        else:
+            merged[place] = {**fault, "loc": place}
+    return list(merged.values())
 
 
 def _line(kind: Any, where: str, fault: dict[str, Any]) -> str:

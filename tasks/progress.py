@@ -1,6 +1,5 @@
 """Lines that show long work moving: plain text, one line at a time, at most one in two seconds."""
 
-import contextlib
 import time
 
 SECONDS_BETWEEN = 2.0
@@ -8,8 +7,13 @@ SECONDS_BETWEEN = 2.0
 
 def say(text: str) -> None:
     """Prints at once. A reader that has gone away (a closed pipe) must not end the work."""
-    with contextlib.suppress(BrokenPipeError):
+    try:
         print(text, flush=True)
+    except BrokenPipeError:
+        return
+    except OSError as error:
+        error.add_note("the standard output")
+        raise
 
 
 class Progress:

@@ -17,7 +17,7 @@ from tasks.progress import say
 
 
 def run() -> int:
-    """`check`, `dvc repro`, `report`. The exit code is 2 for a mistake or while another run works, else DVC's."""
+    """`check`, `dvc repro`, `report`. The exit code is 2 for what is the user's to mend, else DVC's."""
     params.read()
     with alone():
         dvc_environment.check(Path())
@@ -35,7 +35,7 @@ def run() -> int:
 
 
 def _repro() -> int:
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro"]
+    command = [sys.executable, "-m", "tasks.dvc_repro"]
     surroundings = {**os.environ, **dvc_environment.of(Path())}
     return subprocess.run(command, env=surroundings, preexec_fn=lifeline.die_with_parent).returncode
 

@@ -12,6 +12,7 @@ from diffcore import memory
 from diffcore.mistake import Mistake
 from diffcore.nets import unet
 from diffcore.nets.unet import Shape
+from diffcore.sources import Split
 from tasks import bounds, params, workspace
 from tests import bad_params
 
@@ -267,3 +268,13 @@ def test_the_command_line_survives_the_worst_of_them(tmp_path):
         text=True,
     )
     assert (done.returncode, done.stderr) == (2, "error: params.yaml is nested more than 40 deep; no parameters are\n")
+
+
+@pytest.mark.parametrize("value", ["test", "0.1", True, {}])
+def test_a_value_that_may_be_of_several_kinds_is_refused_in_one_line(value):
+    faults = []
+    params._typed(Split, {"holdout": value}, "data.split", faults)
+    (line,) = faults
+    assert line.startswith("data.split.holdout: ")
+    assert "array" in line
+    assert "number" in line

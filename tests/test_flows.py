@@ -229,6 +229,8 @@ def test_the_cause_when_dvc_itself_fails():
     lines = ("Running stage 'a':", "ERROR: 'artifacts/x' is busy", "see the documentation")
     assert stages.cause(Ended(255, lines)) == (255, "ERROR: 'artifacts/x' is busy")
     assert stages.cause(Ended(255, ())) == (255, "it said nothing")
+    refused = ("Running stage 'a':", "error: dvc.lock: no space left on the disk", "ERROR: other")
+    assert stages.cause(Ended(2, refused)) == (2, "dvc.lock: no space left on the disk")
 
 
 # ---- processes

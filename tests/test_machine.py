@@ -3,20 +3,23 @@
 import contextlib
 import errno
 import fcntl
+import io
 import json
 import os
 import sqlite3
+import sys
 from pathlib import Path
 
 import psutil
 import pytest
+from dvc import fs
 from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from ruamel.yaml import YAML
 
 from diffcore import disk
 from diffcore.mistake import Mistake
 from tasks import __main__ as command
-from tasks import alone, dvc_files, faults, paths
+from tasks import alone, dvc_files, faults, paths, progress
 from tests.test_disk import DEAD
 
 HERE = {"pid": os.getpid(), "cmd": " ".join(["x", *psutil.Process().cmdline()[1:]])}
@@ -285,3 +288,52 @@ def test_a_disk_that_is_really_full_is_told_with_the_name_of_what_was_written(wr
     line = f"{workspace / 'made'}: no space left on the disk; free some, and run the same command again"
     assert faults.told(caught.value) == line
     assert [path.name for path in workspace.iterdir()] == [".dvc"]
+
+
+class Full(io.StringIO):
+    """A text file on a full disk: every byte is refused when it is to leave."""
+
+    def flush(self):
+        full()
+
+    def fileno(self):
+        return os.open(os.devnull, os.O_WRONLY)
+
+
+@pytest.mark.parametrize("words", [("report",), ("workspace", "made"), ("check",)])
+@pytest.mark.parametrize("ends", [("stdout",), ("stdout", "stderr")])
+def test_an_output_that_takes_nothing_is_one_line_or_the_exit_code_alone(words, ends, workspace, monkeypatch, capsys):
+    monkeypatch.setattr(command, f"_{words[0]}", lambda options: progress.say("done"))
+    for end in ends:
+        monkeypatch.setattr(sys, end, Full())
+    assert command._end(command.main(list(words))) == 2
+    line = "error: the standard output: no space left on the disk; free some, and run the same command again\n"
+    assert capsys.readouterr().err == (line if ends == ("stdout",) else "")
+
+
+def test_what_a_killed_dvc_had_half_made_is_removed_and_nothing_else(workspace):
+    name = fs.utils.tmp_fname()
+    dvc_files.LOCK.write_text(WHOLE + "    outs:\n    - path: made/out\n")
+    trial, link, copy = (
+        workspace / "made" / name,
+        workspace / f"made/.{'-_a' * 7}b.tmp",
+        dvc_files.CACHE / "0a" / name,
+    )
+    kept = [
+        workspace / name,
+        workspace / "made/.test.tmp",
+        workspace / f"made/x.{'x' * 22}.tmp",
+        dvc_files.CACHE / "0a/bc",
+    ]
+    for path in (trial, copy, *kept):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"test")
+    (workspace / f"made/.{'d' * 22}.tmp").mkdir()
+    link.symlink_to(dvc_files.CACHE / name)
+    with open(dvc_files.HOME / "tmp/lock", "a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        dvc_files.mend()
+        assert all(map(os.path.lexists, (trial, link, copy, *kept)))
+    dvc_files.mend()
+    assert not any(map(os.path.lexists, (trial, link, copy)))
+    assert all(path.exists() for path in (*kept, workspace / f"made/.{'d' * 22}.tmp"))

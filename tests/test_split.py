@@ -424,8 +424,8 @@ def test_bits_that_are_none_are_refused(bits):
         Config("digits", bits=bits)
 
 
-def colour16(values: np.ndarray) -> bytes:
-    """A PNG of 16 bits a channel, which Pillow does not write."""
+def colour16(values: np.ndarray, text: bytes = b"deep\0") -> bytes:
+    """A PNG of 16 bits a channel, which Pillow does not write, and a text in it, which says nothing of the bits."""
     import struct
     import zlib
 
@@ -435,7 +435,7 @@ def colour16(values: np.ndarray) -> bytes:
     height, width, _ = values.shape
     header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"tEXt", text) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + parts
 
 

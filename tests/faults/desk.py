@@ -31,7 +31,7 @@ HANG_SECONDS = 420.0
 
 CLIENT = """#!{python} -IS
 import ctypes, json, os, signal, socket, sys
-if sys.argv[1:3] not in (["-m", "tasks"], ["-m", "dvc"]):
+if sys.argv[1:3] not in (["-m", "tasks"], ["-m", "tasks.dvc_repro"], ["-m", "dvc"]):
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 ctypes.CDLL(None).prctl(1, 9)
 desk = socket.socket(socket.AF_UNIX)
@@ -209,7 +209,7 @@ class _Turn:
         sys.executable = str(self.desk.scratch / "python")
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
-        strike = self.strikes.get("dvc" if words[:1] == ("dvc",) else " ".join(words))
+        strike = self.strikes.get("dvc" if words[:1] in DVC else " ".join(words))
         if strike is not None:
             strike.install(self.root, self.log)
 
@@ -289,7 +289,14 @@ class _Turn:
             self._reap(child)
 
 
+DVC = (("dvc",), ("tasks.dvc_repro",))
+
+
 def _main(words: Sequence[str]) -> int:
+    if words[:1] == ("tasks.dvc_repro",):
+        from tasks.dvc_repro import main as repro
+
+        return repro(list(words[1:]))
     if words[:1] == ("dvc",):
         from dvc.cli import main
 

@@ -76,13 +76,13 @@ def surroundings() -> list[Surroundings]:
     """All of them."""
     found = [
         Surroundings("no HOME", "shard", {"HOME": None}, stale=("shard",), real=True),
-        Surroundings("a HOME that is not there", "run", {"HOME": "/nonexistent"}, real=True),
+        Surroundings("a HOME that is not there", "run", {"HOME": "/proc/nonexistent"}, real=True),
         Surroundings("a HOME that is a file", "publish", {"HOME": "/dev/null"}, real=True),
         Surroundings(
-            "a TMPDIR that is not there", "evaluate", {"TMPDIR": "/nonexistent"}, stale=("evaluate",), real=True
+            "a TMPDIR that is not there", "evaluate", {"TMPDIR": "/proc/nonexistent"}, stale=("evaluate",), real=True
         ),
         Surroundings(
-            "a TMPDIR that is not there", "publish", {"TMPDIR": "/nonexistent"}, stale=("publish",), real=True
+            "a TMPDIR that is not there", "publish", {"TMPDIR": "/proc/nonexistent"}, stale=("publish",), real=True
         ),
         Surroundings(
             "no variables at all", "check", {"PATH": None, "HOME": None, "LANG": None, "TMPDIR": None}, real=True
@@ -97,17 +97,21 @@ def surroundings() -> list[Surroundings]:
             "CUDA_VISIBLE_DEVICES is a word", "gamma", {"CUDA_VISIBLE_DEVICES": "x,-3"}, stale=("gamma",), real=True
         ),
         Surroundings(
-            "MPLCONFIGDIR is not there", "evaluate", {"MPLCONFIGDIR": "/nonexistent/x"}, stale=("evaluate",), real=True
+            "MPLCONFIGDIR is not there",
+            "evaluate",
+            {"MPLCONFIGDIR": "/proc/nonexistent/x"},
+            stale=("evaluate",),
+            real=True,
         ),
-        Surroundings("DISTILL_PYTHON is not there", "check", {"DISTILL_PYTHON": "/nonexistent/python"}, real=True),
+        Surroundings("DISTILL_PYTHON is not there", "check", {"DISTILL_PYTHON": "/proc/nonexistent/python"}, real=True),
         Surroundings("DISTILL_PYTHON is a folder", "check", {"DISTILL_PYTHON": "/tmp"}, real=True),
-        Surroundings("PYTHONPATH is garbage", "check", {"PYTHONPATH": "/nonexistent:\n:x"}, real=True),
+        Surroundings("PYTHONPATH is garbage", "check", {"PYTHONPATH": "/proc/nonexistent:\n:x"}, real=True),
         Surroundings(
             "ACCELERATE_MIXED_PRECISION is garbage", "teacher", {"ACCELERATE_MIXED_PRECISION": "x"}, stale=("teacher",)
         ),
         Surroundings("WORLD_SIZE is garbage", "teacher", {"WORLD_SIZE": "x", "LOCAL_RANK": "y"}, stale=("teacher",)),
         Surroundings("closed input", "shard", prepare=_closed(0), stale=("shard",)),
-        Surroundings("closed output", "shard", prepare=_closed(1), stale=("shard",)),
+        Surroundings("closed output", "shard", prepare=_closed(1), stale=("shard",), real=True),
         Surroundings("closed ends, all", "shard", prepare=_closed(0, 1, 2), stale=("shard",), real=True),
         Surroundings("closed ends, all", "run", prepare=_closed(0, 1, 2), stale=("publish",), real=True),
         Surroundings("a full output", "shard", prepare=_to("/dev/full", 1), stale=("shard",)),
@@ -120,7 +124,7 @@ def surroundings() -> list[Surroundings]:
         "garbage",
         "http://127.0.0.1:9",
         "http://user:secret@127.0.0.1:9",
-        "sqlite:////nonexistent/x.db",
+        "sqlite:////proc/nonexistent/x.db",
         "file:///proc/x",
     ):
         found.append(
