@@ -89,6 +89,8 @@ def write_summed(path: Path, text: str) -> None:
 def read_summed(path: Path, remedy: str) -> str:
     """What `write_summed` wrote. A Mistake that ends with the remedy for a file that is missing or changed."""
     for needed in (path, _sum(path)):
+        if needed.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(needed))
         if not needed.is_file():
             raise Mistake(f"{needed} is missing; {remedy}")
     if _sum(path).read_bytes() != f"{sha256(path)}  {path.name}\n".encode():

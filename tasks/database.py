@@ -5,6 +5,7 @@ a file that neither goes on nor back. Here that happens to a copy, which takes t
 """
 
 import contextlib
+import shlex
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +42,20 @@ def ready(path: Path) -> str | None:
             return None
         _upgrade(path, found)
         return f"{path} was brought to the version of the installed MLflow; as it was before: {_kept(path, found)}"
+
+
+def lacks(path: Path, run: str) -> str | None:
+    """Why the database has no such run; None if it has. Nothing is written."""
+    if not path.is_file():
+        return f"{path} is no file" if path.exists() else f"{path} is missing"
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=20)
+        ) as database:
+            found = database.execute("select 1 from runs where run_uuid = ?", [run]).fetchone()
+    except sqlite3.Error as error:
+        return f"{path} cannot be read ({error})"
+    return None if found else f"{path} is another one"
 
 
 def _kept(path: Path, version: str) -> Path:
@@ -118,7 +133,10 @@ def _one_line(path: Path) -> Iterator[None]:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    remedy = f"move it away (mv {path} {path}.damaged) and publish again: all that the frontier shows is there anew"
+    aside = shlex.join(["mv", str(path), f"{path}.damaged"])
+    remedy = (
+        f"move it away (`{aside}`) and publish again (`./stage publish`): all that the frontier shows is there anew"
+    )
     try:
         yield
     except sqlite3.OperationalError as error:  # locked, full, read-only: the file may be sound

@@ -25,7 +25,7 @@ LOCK = Path("dvc.lock")
 HOME = Path(".dvc")
 KEPT, DAMAGED = HOME / "tmp/dvc.lock.kept", HOME / "tmp/dvc.lock.damaged"
 HOLDERS = HOME / "tmp/rwlock"
-CACHE = HOME / "cache/files/md5"
+CACHE, RUNS = HOME / "cache/files/md5", HOME / "cache/runs"
 HALF_MADE = re.compile(r"\.[\w-]{22}\.tmp", re.ASCII)
 """How DVC names what it writes before it moves it: 128 random bits, which nobody else would hit upon."""
 
@@ -109,11 +109,19 @@ def _put_back_lock() -> None:
 def _remove_half_made() -> None:
     """Copies on their way to the cache or to an output, and trials of links beside one: DVC never looks at them again."""
     outs = [Path(out["path"]) for stage in (read(LOCK) or {}).values() for out in stage.get("outs", [])]
-    places = {out.parent for out in outs} | {CACHE, *CACHE.glob("??")}
+    places = {out.parent for out in outs} | {CACHE, *CACHE.glob("??"), *RUNS.glob("??/*")}
     with contextlib.suppress(OSError):  # a read-only disk says so at the first thing that matters
         for path in [path for place in places for path in place.glob(".*.tmp")]:
             if HALF_MADE.fullmatch(path.name) and not (path.is_dir() and not path.is_symlink()):
                 path.unlink()
+    remove_empty_notes()
+
+
+def remove_empty_notes() -> None:
+    """Folders of DVC's run cache with nothing in them, over which DVC falls."""
+    for place in RUNS.glob("??/*"):
+        with contextlib.suppress(OSError):  # it holds something
+            place.rmdir()
 
 
 def _forget_the_dead() -> None:

@@ -2,13 +2,18 @@
 
 DVC tells what the machine refused it (a full disk, a forbidden folder) in its own words, offers its own help, and exits with
 255, as for any bug; so it does when a stage refused something with 2. Here the first is one line with the remedy, and both
-exit with 2. Whatever else happens stays DVC's.
+exit with 2. A damaged entry of DVC's run cache, which it stumbles over and could do without, is removed. Whatever else
+happens stays DVC's.
 """
 
 import logging
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tasks import dvc_files
+from tasks.progress import say
 
 MISTAKE = 2
 LOGGERS = ("dvc", "dvc_data", "dvc_objects")
@@ -47,12 +52,36 @@ def main(arguments: Sequence[str]) -> int:
     listener = _Listener()
     for handler in {handler for name in LOGGERS for handler in logging.getLogger(name).handlers}:
         handler.addFilter(listener)
+    words = ["--wait-for-lock", "repro", *arguments]
     try:
-        code = dvc(["--wait-for-lock", "repro", *arguments])
+        code = dvc(words)
+        if code and not listener.codes and _removed():
+            code = dvc(words)
     except _Refused as refused:
         print(f"error: {refused}", file=sys.stderr)
         return MISTAKE
     return MISTAKE if code and listener.codes == {MISTAKE} else code
+
+
+def _removed() -> int:
+    """How many entries of the run cache were not what their names say, and are gone. DVC names each by its digest."""
+    damaged = [path for path in dvc_files.RUNS.glob("??/*/*") if path.is_file() and not _whole(path)]
+    for path in damaged:
+        path.unlink()
+        dvc_files.remove_empty_notes()
+    if damaged:
+        say(f"{len(damaged)} damaged of DVC's notes on earlier runs ({damaged[0]}) removed: those stages run again")
+    return len(damaged)
+
+
+def _whole(path: Path) -> bool:
+    from dvc.utils import dict_sha256
+    from dvc.utils.serialize import ParseError, load_yaml
+
+    try:
+        return dict_sha256(load_yaml(path), exclude=["size", "nfiles"]) == path.name
+    except (ParseError, ValueError, TypeError, AttributeError):
+        return False
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -2,6 +2,7 @@
 
 import errno
 import re
+import shlex
 
 REMEDIES = {
     errno.ENOSPC: "no space left on the disk; free some",
@@ -55,7 +56,8 @@ def _told(error: BaseException) -> str | None:
         return None
     named = [name for name in (getattr(error, "filename", None), getattr(error, "filename2", None)) if name is not None]
     thing = " to ".join(map(str, named)) or ", ".join(getattr(error, "__notes__", [])) or _first(error)
-    return f"{thing}: {REMEDIES[code]}, and run the same command again"
+    moved = f" (`mv {shlex.join([thing, f'{thing}.moved'])}`)" if code == errno.EISDIR and len(named) == 1 else ""
+    return f"{thing}: {REMEDIES[code]}{moved}, and run the same command again"
 
 
 def _foreign(error: BaseException) -> int | None:

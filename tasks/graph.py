@@ -5,16 +5,79 @@ from typing import Any
 
 from diffcore import disk
 from diffcore.mistake import Mistake
+from tasks.paths import (
+    ARTIFACTS,
+    CHECKPOINTS,
+    COST,
+    CURVES,
+    DATA,
+    FEATURES,
+    FRONTIER,
+    GAMMA,
+    PARAMS,
+    PUBLISHED,
+    SAMPLES,
+    TRAJECTORY,
+)
 from tasks.strict_yaml import load_yaml
 
 GRAPH = Path("dvc.yaml")
 REMEDY = "put back the one that belongs to this code"
 
 
+def _trained(name: str) -> set[str]:
+    table, cost = CURVES / f"{name}.csv", COST / f"{name}.json"
+    return set(map(str, (CHECKPOINTS / name, table, f"{table}.sha256", cost)))
+
+
+WRITES = {
+    "shard": {str(DATA)},
+    "features": {str(FEATURES)},
+    "teacher": _trained("teacher"),
+    "distill": _trained("${key}"),
+    "gamma": {str(GAMMA)},
+    "search": {str(TRAJECTORY)},
+    "evaluate": {str(SAMPLES), str(ARTIFACTS / "curves.png")}
+    | {str(FRONTIER.with_suffix(x)) for x in (".json", ".csv", ".png")},
+    "publish": {str(PUBLISHED)},
+}
+"""What our own stages write. DVC deletes what a stage is said to write before it starts it, and misses it afterwards."""
+
+
 def check() -> None:
-    """A Mistake for a graph that is missing or damaged, before DVC has a word of its own for it."""
-    for stage in _stages():
-        _body(stage)
+    """A Mistake for a graph that is missing or damaged, before DVC has a word of its own for it, or deletes the wrong thing.
+
+    Our own stages must run and write what they do; what any stage depends on must be there or be made by another; parameters
+    must be in params.yaml. What else a user wrote into it is DVC's affair.
+    """
+    bodies, parameters = {stage: _body(stage) for stage in _stages()}, load_yaml(PARAMS)
+    made = {out for body in bodies.values() for out in body["outs"]}
+    for stage, body in bodies.items():
+        if stage in WRITES:
+            _check_own(stage, body)
+        for dep in body["deps"]:
+            if not ("$" in dep or Path(dep).exists() or any(Path(out).is_relative_to(dep) for out in made)):
+                raise Mistake(f"{GRAPH}: {stage} depends on {dep}, which is not there and no stage makes; {REMEDY}")
+        for key in body["params"]:
+            if "$" not in key and not _known(parameters, key):
+                raise Mistake(f"{GRAPH}: {stage} depends on {key}, which is not in {PARAMS}; {REMEDY}")
+
+
+def _check_own(stage: str, body: dict[str, Any]) -> None:
+    command = f"./stage {stage}" + " ${key}" * (stage == "distill")
+    if body["cmd"] != command:
+        raise Mistake(f"{GRAPH}: the command of {stage} is {body['cmd']!r}, not {command!r}; {REMEDY}")
+    if wrong := sorted(set(body["outs"]) ^ WRITES[stage]):
+        what = "is not said to write" if wrong[0] in WRITES[stage] else "does not write"
+        raise Mistake(f"{GRAPH}: {stage} {what} {wrong[0]}; {REMEDY}")
+
+
+def _known(parameters: Any, key: str) -> bool:
+    for part in key.split("."):
+        if not isinstance(parameters, dict) or part not in parameters:
+            return False
+        parameters = parameters[part]
+    return True
 
 
 def code_digest(stage: str, method: str = "") -> str:
@@ -34,7 +97,7 @@ def _stages() -> dict[str, Any]:
 
 
 def _body(stage: str) -> dict[str, Any]:
-    """Its command and dependencies; of a stage for each of several things, those of one."""
+    """Its command, dependencies, parameters and outputs; of a stage for each of several things, those of one."""
     body = _stages().get(stage)
     body = body.get("do", body) if isinstance(body, dict) else None
     deps = body.get("deps", []) if isinstance(body, dict) else None
@@ -44,4 +107,13 @@ def _body(stage: str) -> dict[str, Any]:
         or not isinstance(body.get("cmd"), str)
     ):
         raise Mistake(f"{GRAPH}: the stage {stage} is missing or has no command and list of dependencies; {REMEDY}")
-    return {**body, "deps": deps}
+    outs = [out for kind in ("outs", "metrics", "plots") for out in _paths(stage, body, kind)]
+    return {"cmd": body["cmd"], "deps": deps, "params": _paths(stage, body, "params", files=True), "outs": outs}
+
+
+def _paths(stage: str, body: dict[str, Any], kind: str, files: bool = False) -> list[str]:
+    """The names of a list, each of which may have options; `files`: what has some stands in another file."""
+    found = body.get(kind) or []
+    if not isinstance(found, list) or not all(isinstance(one, str | dict) for one in found):
+        raise Mistake(f"{GRAPH}: the {kind} of the stage {stage} are no list; {REMEDY}")
+    return [str(name) for one in found for name in ([one] if isinstance(one, str) else [] if files else one)]

@@ -24,7 +24,7 @@ def run() -> int:
         dvc_files.mend()
         dvc_files.wait_for_others()
         started = time.monotonic()
-        code = _repro()
+        code = _repro() or _published_again()
         dvc_files.keep()
     if code:
         say(f"the pipeline stopped (exit {code}); what was finished is kept, and the same command goes on from there")
@@ -34,8 +34,19 @@ def run() -> int:
     return 0
 
 
-def _repro() -> int:
-    command = [sys.executable, "-m", "tasks.dvc_repro"]
+def _published_again() -> int:
+    """Publishes once more where MLflow's own file is gone or another one: DVC knows the receipt alone. The exit code."""
+    if not paths.PUBLISHED.is_file():
+        return 0
+    reason = tracking.lost(disk.read_sealed(paths.PUBLISHED, None, paths.again("publish")))
+    if reason is None:
+        return 0
+    say(f"{reason}, so it does not show what was published: publishing again")
+    return _repro("--force", "--single-item", "publish")
+
+
+def _repro(*words: str) -> int:
+    command = [sys.executable, "-m", "tasks.dvc_repro", *words]
     surroundings = {**os.environ, **dvc_environment.of(Path())}
     return subprocess.run(command, env=surroundings, preexec_fn=lifeline.die_with_parent).returncode
 
@@ -55,6 +66,8 @@ def report() -> None:
     say(f"pictures: {paths.FRONTIER.with_suffix('.png')}, samples of every point: {paths.SAMPLES / 'all.png'}")
     if paths.PUBLISHED.exists():
         say(tracking.how_to_open(disk.read_sealed(paths.PUBLISHED, None, paths.again("publish"))))
+    else:
+        say(f"MLflow: nothing is published, there is no {paths.PUBLISHED}; {paths.again('publish')}")
 
 
 def _checked(point: dict[str, Any]) -> Path:

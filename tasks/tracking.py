@@ -135,8 +135,7 @@ def publish(artifacts: Path, experiment: str, model: str, parameters: dict[str, 
     (run id), models {point: model id}, version {name, version, alias, point}, ui (a link's path below the server's address).
     Raises Mistake if MLflow does not answer or refuses, or a file is missing or damaged.
     """
-    with _readable():
-        files = _read(Path(artifacts), parameters)
+    files = _read(Path(artifacts), parameters)
     uri = os.environ.get("MLFLOW_TRACKING_URI") or LOCAL
     aloud: list[str] = []
     try:
@@ -151,8 +150,7 @@ def publish(artifacts: Path, experiment: str, model: str, parameters: dict[str, 
 
 def _publish(files: Files, book: Book, model: str) -> dict[str, Any]:
     # the page opens with the newest ten runs in its charts: the first way to sample the teacher, then the students
-    with _readable():
-        trained = _train_pages(book, files)
+    trained = _train_pages(book, files)
     pages = [*reversed(trained), _frontier_page(book, files), _floor_page(book, files)]
     pages += reversed(_students_early(_way_pages(book, files)))
     runs = _enter(book, pages)
@@ -186,6 +184,12 @@ def how_to_open(receipt: dict[str, Any]) -> str:
     return f"MLflow: {command}\n        then open http://127.0.0.1:5000/{receipt['ui']}"
 
 
+def lost(receipt: dict[str, Any]) -> str | None:
+    """Why the SQLite file that a receipt names does not show what was published; None if it does, or MLflow is elsewhere."""
+    path = database.file_of(receipt["tracking_uri"])
+    return None if path is None else database.lacks(path, receipt["frontier"])
+
+
 def _read(folder: Path, parameters: dict[str, Any]) -> Files:
     path = folder / "frontier.json"
     table = disk.read_sealed(path, FRONTIER_SCHEMA, paths.again("evaluate"))
@@ -209,14 +213,6 @@ def _read(folder: Path, parameters: dict[str, Any]) -> Files:
     for picture in (folder / "frontier.png", folder / "samples/all.png", *map(files.samples, table["points"])):
         _check_picture(picture)
     return files
-
-
-@contextlib.contextmanager
-def _readable() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:  # a folder in a file's place, a permission
-        raise Mistake(f"{error.filename} cannot be read: {error.strerror}; run the stage that makes it again") from None
 
 
 def _damaged(path: Path) -> Mistake:

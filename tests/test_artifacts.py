@@ -156,3 +156,17 @@ def test_a_model_that_is_served_knows_its_gamma(project):
 
 def test_publishing_knows_the_schema_of_the_frontier():
     assert tracking.FRONTIER_SCHEMA == frontier.SCHEMA
+
+
+def test_a_checkpoint_that_was_not_measured_is_not_reported_as_the_recommended_one(project, capsys):
+    report.report()
+    found = json.loads(paths.FRONTIER.read_text())
+    point = next(point for point in found["points"] if point["name"] == found["recommended"]["name"])
+    assert f"the checkpoint is {paths.CHECKPOINTS / point['checkpoint']}" in capsys.readouterr().out
+    folder, other = paths.CHECKPOINTS / point["checkpoint"], {"teacher": "v"}.get(point["checkpoint"], "teacher")
+    shutil.rmtree(folder)
+    shutil.copytree(paths.CHECKPOINTS / other, folder)
+    measured, here = point["checkpoint_digest"][:12], checkpoint.read_card(folder).digest[:12]
+    with pytest.raises(Mistake, match=f"is {here}, not the {measured} that was measured.*make run"):
+        report.report()
+    assert "the checkpoint is" not in capsys.readouterr().out

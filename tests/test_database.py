@@ -181,7 +181,7 @@ def test_one_that_was_left_half_made_is_refused_with_what_to_do(path, left):
         run(path, "delete from alembic_version" if left == "no version" else "drop table alembic_version")
     before = path.read_bytes()
     with pytest.raises(
-        Mistake, match=rf"{path} is damaged: it was left half made; move it away \(mv {path} {path}.damaged\)"
+        Mistake, match=rf"{path} is damaged: it was left half made; move it away \(`mv {path} {path}.damaged`\)"
     ):
         database.ready(path)
     assert path.read_bytes() == before
@@ -242,3 +242,21 @@ def test_the_file_of_an_address(address, file):
 def test_what_would_keep_nothing_is_a_mistake(address):
     with pytest.raises(Mistake, match=r"names no file; write sqlite:///mlflow\.db"):
         database.file_of(address)
+
+
+def test_what_a_database_lacks_is_told_and_nothing_is_written(path):
+    run(path, "insert into experiments (experiment_id, name) values (1, 'x')")
+    run(path, "insert into runs (run_uuid, experiment_id) values ('abc', 1)")
+    assert database.lacks(path, "abc") is None
+    before = path.read_bytes()
+    assert database.lacks(path, "abd") == f"{path} is another one"
+    assert path.read_bytes() == before
+    path.write_bytes(b"x" * 5000)
+    assert database.lacks(path, "abc").startswith(f"{path} cannot be read (file is not a database")
+    path.write_bytes(b"")
+    assert database.lacks(path, "abc").startswith(f"{path} cannot be read (no such table")
+    path.unlink()
+    assert database.lacks(path, "abc") == f"{path} is missing"
+    assert not path.exists()
+    path.mkdir()
+    assert database.lacks(path, "abc") == f"{path} is no file"

@@ -57,3 +57,23 @@ def test_a_fault_of_dvc_s_is_told_by_dvc(tmp_path):
     done = repro(tmp_path)
     assert done.returncode == 253
     assert "not inside of a DVC repository" in done.stderr
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xfa\xfb", "half", "another stage's"])
+def test_a_damaged_note_of_dvc_s_on_an_earlier_run_is_removed_and_its_stage_runs_again(tmp_path, damage):
+    (tmp_path / "in").write_text("3\n")
+    project(tmp_path, "cp in out")
+    with open(tmp_path / "dvc.yaml", "a") as graph:
+        graph.write("    deps: [in]\n")
+    assert repro(tmp_path).returncode == 0
+    (note,) = (tmp_path / ".dvc/cache/runs").glob("??/*/*")
+    whole = note.read_bytes()
+    note.chmod(0o644)
+    changed = {"half": whole[: len(whole) // 2], "another stage's": whole.replace(b"path: out", b"path: it")}
+    note.write_bytes(changed.get(damage, damage))
+    for name in ("out", "dvc.lock"):
+        (tmp_path / name).unlink()
+    done = repro(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out").read_text() == "3\n"
+    assert note.read_bytes() == whole

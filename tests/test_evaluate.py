@@ -15,6 +15,7 @@ from diffcore.frontier import Point
 from diffcore.gamma import estimate, pick
 from diffcore.schedule import Cosine
 from diffcore.shards import Manifest
+from diffcore.solvers.analytic import Analytic
 from tasks import evaluate, features, gamma, params, paths, pictures, search, shard, workspace
 from tests.test_params import ROOT
 from tests.test_unet import stirred
@@ -126,6 +127,17 @@ def test_every_point_is_measured_whatever_the_labels(project):
     assert any(point.bits for point in points)
     told = bool(bench.opened["teacher"].card.classes) and bench.network.card.task == "classes"
     assert all((point.accuracy is not None) == told for point in points)
+
+
+@pytest.mark.parametrize(
+    ("last", "told"),
+    [(None, ""), (1e9, "  last 1e+09 lowers nothing"), (1e-9, "  last 1e-09 lowers the noise of one step")],
+)
+def test_whether_a_limit_on_the_last_noise_acts_is_told(plain, last, told):
+    bench = evaluate.Bench(plain)
+    each = next(each for each in evaluate.plan(plain, bench.opened) if isinstance(each.recipe.solver, Analytic))
+    solver = dataclasses.replace(each.recipe.solver, last=last)
+    assert bench.noted(dataclasses.replace(each, recipe=dataclasses.replace(each.recipe, solver=solver))) == told
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ from tests import bad_params
 
 ROOT = Path(__file__).parent.parent
 
+# ruff: noqa: E501
+
 NO_STAGE = "the stage shard is missing or has no command and list of dependencies"
 DAMAGED = {
     "nothing": (b"", "must be a mapping"),
@@ -25,7 +27,7 @@ DAMAGED = {
     "several of a stage that is none": (b"stages: {shard: {do: 3}}\n", NO_STAGE),
     "another stage": (b"stages: {other: {cmd: x, deps: []}}\n", NO_STAGE),
     "code that is not there": (
-        b"stages: {shard: {cmd: x, deps: [a.py]}}\n",
+        b"stages: {shard: {cmd: ./stage shard, outs: [artifacts/data], deps: [a.py]}}\n",
         "shard depends on a.py, which is not there",
     ),
     "half of it": ((ROOT / "dvc.yaml").read_bytes()[:700], ""),
@@ -42,6 +44,7 @@ def use() -> None:
 def test_a_damaged_graph_is_one_line(tmp_path, monkeypatch, name):
     content, words = DAMAGED[name]
     (tmp_path / "dvc.yaml").write_bytes(content)
+    (tmp_path / "params.yaml").write_text("seed: 0\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Mistake) as caught:
         use()
@@ -61,3 +64,44 @@ def test_the_shipped_graph_is_in_order_and_a_method_changes_the_digest(monkeypat
     graph.check()
     assert graph.code_digest("distill", "consistency") != graph.code_digest("distill", "progressive")
     assert graph.code_digest("shard", "") == graph.code_digest("shard", "consistency")
+
+
+ODD = {
+    "an output that the stage does not write": ("outs: [artifacts/data]", "outs: [arthfacts/data]", "does not write arthfacts/data"),
+    "an output too few": ("      - artifacts/samples\n      - artifacts/frontier.json\n", "", "evaluate is not said to write"),
+    "an output too many": ("outs: [artifacts/features]", "outs: [artifacts/features, .]", "features does not write ."),
+    "a student's": ("        - artifacts/curves/${key}.csv\n", "        - artifacts/curves/$key.csv\n", "distill "),
+    "another command": ("cmd: ./stage gamma", "cmd: ./stage gammb", "the command of gamma is './stage gammb', not './stage gamma'"),
+    "a student for all": ("./stage distill ${key}", "./stage distill", "the command of distill"),
+    "a dependency that nobody makes": ("- artifacts/gamma.json\n      - artifacts/checkpoints", "- artifacts/gbmma.json\n      - artifacts/checkpoints", "depends on artifacts/gbmma.json, which is not there"),
+    "code that is gone": ("- tasks/gamma.py", "- tasks/gamna.py", "gamma depends on tasks/gamna.py"),
+    "a parameter that is none": ("params: [gamma]", "params: [gamma.stepz]", "gamma depends on gamma.stepz, which is not in params.yaml"),
+    "outputs that are none": ("outs: [artifacts/gamma.json]", "outs: artifacts/gamma.json", "the outs of the stage gamma are no list"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_graph_that_is_valid_and_not_ours_is_refused_before_dvc_deletes_anything(tmp_path, monkeypatch, name):
+    before, after, words = ODD[name]
+    text = (ROOT / "dvc.yaml").read_text()
+    assert text.count(before) >= 1
+    for path in ROOT.iterdir():
+        if path.name in ("diffcore", "tasks", "params.yaml"):
+            (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "dvc.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    graph.check()
+    (tmp_path / "dvc.yaml").write_text(text.replace(before, after, 1))
+    with pytest.raises(Mistake) as caught:
+        graph.check()
+    assert words in str(caught.value)
+    assert str(caught.value).endswith(graph.REMEDY)
+
+
+def test_a_stage_of_the_user_s_own_is_left_to_dvc(tmp_path, monkeypatch):
+    for path in ("diffcore", "tasks", "params.yaml"):
+        (tmp_path / path).symlink_to(ROOT / path)
+    own = "\n  mine:\n    cmd: echo\n    deps: [artifacts/frontier.json]\n    params: [seed, other.yaml: [x]]\n    outs: [mine: {cache: false}]\n"
+    (tmp_path / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text() + own)
+    monkeypatch.chdir(tmp_path)
+    graph.check()

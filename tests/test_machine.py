@@ -325,7 +325,8 @@ def test_what_a_killed_dvc_had_half_made_is_removed_and_nothing_else(workspace):
         workspace / f"made/x.{'x' * 22}.tmp",
         dvc_files.CACHE / "0a/bc",
     ]
-    for path in (trial, copy, *kept):
+    note = dvc_files.RUNS / "0a/0abc" / name
+    for path in (trial, copy, note, *kept):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"test")
     (workspace / f"made/.{'d' * 22}.tmp").mkdir()
@@ -333,7 +334,7 @@ def test_what_a_killed_dvc_had_half_made_is_removed_and_nothing_else(workspace):
     with open(dvc_files.HOME / "tmp/lock", "a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         dvc_files.mend()
-        assert all(map(os.path.lexists, (trial, link, copy, *kept)))
+        assert all(map(os.path.lexists, (trial, link, copy, note, *kept)))
     dvc_files.mend()
-    assert not any(map(os.path.lexists, (trial, link, copy)))
+    assert not any(map(os.path.lexists, (trial, link, copy, note.parent)))
     assert all(path.exists() for path in (*kept, workspace / f"made/.{'d' * 22}.tmp"))

@@ -206,9 +206,11 @@ def _quiet(trial: Trial, plan: Plan, path: Path, among: list[str] | None) -> Out
 
 def _told_the_same(trial: Trial, path: Path) -> Outcome:
     """`report` writes nothing; what it prints must be what it prints of the undamaged files."""
-    damaged = trial.call("report")
+    damaged, name = trial.call("report"), str(path.relative_to(trial.folder))
     shutil.rmtree(trial.folder / "artifacts")
     shutil.copytree(trial.template / "artifacts", trial.folder / "artifacts")
     whole = trial.call("report")
     same = damaged.said == whole.said
+    if not same and f"no {name}" in damaged.said:
+        return trial.record.outcome("named", f"there is no {name}")
     return trial.record.outcome("identical" if same else "silent", "" if same else "report says other things")

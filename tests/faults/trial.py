@@ -80,7 +80,7 @@ class Trial:
                 break
         return self.record.outcome("manual", f"its remedy does not help: {said[0]}; then {verdict.message(ended)}")
 
-    def follow(self, remedy: tuple[str, ...]) -> None:
+    def follow(self, remedy: tuple[str, ...], deeper: int = 2) -> None:
         if remedy[0] in ("rm", "mv", "chmod"):
             subprocess.run(remedy, cwd=self.folder, check=False)
             self.record.commands.append(shlex.join(remedy))
@@ -88,7 +88,11 @@ class Trial:
             restore(self.template, self.folder, remedy[1])
             self.record.commands.append(f"restore {remedy[1]}")
         else:
-            self.call(*remedy)
+            ended = self.call(*remedy)
+            if deeper and verdict.named(ended):  # it names a thing that must be mended first
+                for earlier in remedies(verdict.message(ended), remedy):
+                    self.follow(earlier, deeper - 1)
+                self.call(*remedy)
 
     def compare(self, good: str, detail: str, among: list[str] | None = None) -> Outcome:
         """The verdict on what lies there after a command that ended well."""
