@@ -279,9 +279,8 @@ class _Loop:
                 with self.computing("train", self.step, rows.start):
                     per = job.method.loss(job.method_config, _of(roles, own), x0[own], dice[rows], progress)
                 loss = per.float().mean() / len(self.rows)
-                self.accelerator.backward(
-                    loss
-                )  # outside: autocast would take what ran in full precision back in bfloat16
+                # outside of autocast, which would take what ran in full precision back in bfloat16
+                self.accelerator.backward(loss)
             total += loss.detach()
         loss = float(self.accelerator.reduce(total, "mean"))
         norm = nn.utils.get_total_norm([p.grad for p in self.net.parameters() if p.grad is not None])

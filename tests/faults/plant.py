@@ -24,7 +24,6 @@ from tests.faults.planted import FAULTS, Fault
 
 ROOT = Path(__file__).resolve().parents[2]
 SURVIVED, STALE = "SURVIVED", "NOT PLANTED"
-QUICK = "not slow and not server"
 HANG_SECONDS = 1800.0
 FAILED, BROKEN = 1, 2  # pytest's exit codes for a failed test, and for tests that cannot even be collected
 
@@ -89,8 +88,11 @@ def _copies(count: int) -> Iterator[list[Path]]:
 
 def _unplanted(chosen: Sequence[Fault], trees: list[Path]) -> str | None:
     """The first test that fails without any fault; a fault would seem caught by it."""
-    tests = sorted({test for fault in chosen for test in fault.tests})
-    return _failure(trees[0], tests)
+    for marks in sorted({fault.marks for fault in chosen}):
+        tests = sorted({test for fault in chosen for test in fault.tests if fault.marks == marks})
+        if failed := _failure(trees[0], tests, marks):
+            return failed
+    return None
 
 
 def _plant(chosen: Sequence[Fault], trees: list[Path]) -> Iterator[Found]:
@@ -130,16 +132,16 @@ def try_one(fault: Fault, tree: Path) -> Found:
     try:
         path.write_text(sound.replace(fault.old, fault.new))
         os.utime(path, (time.time(), time.time() + 10))  # no compiled file of the sound text may be taken for it
-        caught_by = _failure(tree, list(fault.tests)) or SURVIVED
+        caught_by = _failure(tree, list(fault.tests), fault.marks) or SURVIVED
     finally:
         path.write_text(sound)
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     return Found(fault, caught_by, time.monotonic() - begun)
 
 
-def _failure(tree: Path, tests: list[str]) -> str | None:
+def _failure(tree: Path, tests: list[str], marks: str) -> str | None:
     """The first test that fails, or None."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", QUICK, "--tb=no", *tests]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", marks, "--tb=no", *tests]
     environ = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     run = subprocess.Popen(
         command,

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Fault:
-    """file: from the tree's root. old: its text, found once there. new: what is planted. means: in words. tests: files."""
+    """file: from the tree's root. old: its text, found once there. new: what is planted. means: in words. tests: files.
+
+    marks: which of their tests, by pytest's marks.
+    """
 
     group: str
     file: str
@@ -18,6 +21,7 @@ class Fault:
     new: str
     means: str
     tests: tuple[str, ...]
+    marks: str = "not slow and not server"
 
 
 def _known(file: str, old: str, new: str, means: str, *tests: str) -> Fault:
@@ -33,6 +37,10 @@ def _known(file: str, old: str, new: str, means: str, *tests: str) -> Fault:
 
 def _own(file: str, old: str, new: str, means: str, *tests: str) -> Fault:
     return Fault("own", file, old, new, means, _paths(tests))
+
+
+def _later(file: str, old: str, new: str, means: str, *tests: str, **how: str) -> Fault:
+    return Fault("later", file, old, new, means, _paths(tests), **how)
 
 
 def _paths(tests: tuple[str, ...]) -> tuple[str, ...]:
@@ -128,4 +136,78 @@ OWN = (
 )  # fmt: skip
 """Of other kinds, over all rooms."""
 
-FAULTS = SURVIVORS + OWN
+LATER = (
+    _later("diffcore/adopt.py", 'settings.get("clip_sample", settings["_class_name"] in CLIPS)', 'settings.get("clip_sample", False)', "a scheduler that clips unless told otherwise is taken for one that does not", "adopt", "diffusers_samplers"),
+    _later("diffcore/annotations.py", "return value.strip() or None", "return value.strip()", "an empty cell in the column of labels is a class of its own", "folders", "sources"),
+    _later("diffcore/checkpoint.py", 'opened = {WEIGHTS, "unet/config.json", *(f"unet/{path.name}" for path in (folder / "unet").glob("*.safetensors*"))}', 'opened = {WEIGHTS, "unet/config.json"}', "weights laid beside those of the card, which diffusers would open, are let in", "checkpoint"),
+    _later("diffcore/clipping.py", "torch.quantile(size, self.quantile, dim=1).clamp(1, self.max)", "torch.quantile(size, self.quantile).expand(len(x0)).clamp(1, self.max)", "a threshold is the whole batch's quantile, not each sample's", "clipping", "diffusers_samplers"),
+    _later("diffcore/discriminator.py", '_start(layer, generator(seed, "critic", place))', '_start(layer, generator(seed, "critic"))', "all heads of a critic begin with the same weights", "discriminator", "phased"),
+    _later("diffcore/disk.py", "os.fsync(opened.fileno())", "pass", "the files of a new folder are not safe on the disk when it takes its name", "disk", "checkpoint"),
+    _later("diffcore/dropout.py", "input * self.kept(input) / (1 - self.p)", "input * self.kept(input)", "what dropout keeps is not scaled up", "dropout", "loop"),
+    _later("diffcore/features.py", "return order[held_out:], order[:held_out]", "return order, order[:held_out]", "the judge is trained on the images that its accuracy is told of", "features", "quality"),
+    _later("diffcore/fit.py", "        self._learning(False)\n", "", "the critic goes on gathering gradient in the student's own step", "fit", "loop", "phased", "distribution_matching"),
+    _later("diffcore/folders.py", "    pictures += [Picture((name,), None, None, there=False) for name in absent]\n", "", "images that have a label and are missing are passed over in silence", "folders", "sources", "shards"),
+    _later("diffcore/gamma.py", "keep(moments.so_far(start + config.batch))", "keep(moments.so_far(start))", "an estimate that goes on counts the last batch twice", "gamma"),
+    _later("diffcore/hops.py", "beliefs[k] = belief if own else denoiser(x, per_sample(k / points, x))", "beliefs[k] = belief", "a student's times are fitted to its teacher's hops", "hops"),
+    _later("diffcore/kept.py", 'disk.digest({"about": about, "torch": torch.__version__})', 'disk.digest({"about": about})', "results of another torch are taken for those of this one", "evaluate", "gamma"),
+    _later("diffcore/ledger.py", "return [status.st_size, status.st_mtime_ns]", "return [status.st_size]", "a source changed to other bytes of the same length counts as unchanged", "ledger", "shards"),
+    _later("diffcore/memory.py", "max(1, pixels >> 2 * level)", "max(1, pixels >> level)", "a level has half the pixels of the one above, not a quarter: small networks are refused", "bad_params", "params"),
+    _later("diffcore/methods/consistency_training.py", "config.q ** -(stage + 1)", "config.q ** -stage", "ECT's gap is that of the stage before", "consistency_training", "methods"),
+    _later("diffcore/methods/denoising.py", "error = lift(weight.sqrt(), z)", "error = lift(weight, z)", "the weight on the squared error is squared too", "methods", "loop"),
+    _later("diffcore/methods/guided.py", 'truncated_snr(phi) if config.weight == "truncated_snr" else', 'truncated_snr(phi) if config.weight == "one" else', "the two weights of guided distillation are exchanged", "guided", "methods"),
+    _later("diffcore/methods/phased.py", "renoise(landing, dice.noise, schedule.angle(s), schedule.angle(t))", "renoise(landing, dice.noise, s, t)", "times are taken for angles where the critic's images are noised", "phased", "loop"),
+    _later("diffcore/nets/foreign.py", 'told["missing_keys"]', 'told["mismatched_keys"]', "weights that a file lacks begin at random without a word", "foreign", "adopt"),
+    _later("diffcore/nets/unet.py", "sinusoids(label, self.features, self.shift, self.flip) * (weight != 0).any(0)", "sinusoids(label, self.features, self.shift, self.flip)", "the fast frequencies that were switched off come back in training", "unet", "continuous"),
+    _later("diffcore/quality.py", "for first in range(0, count, ROWS)]", "for first in range(0, max(1, count // ROWS) * ROWS, ROWS)]", "kid leaves out the rows after the last whole tile", "quality"),
+    _later("diffcore/recipe.py", 'if self.clip is not None or self.threshold is not None or checkpoint.card.method != "adopted":', 'if self.clip or self.threshold or checkpoint.card.method != "adopted":', "clip: false no longer turns off what an adopted teacher's scheduler does", "recipe", "adopt", "clipping"),
+    _later("diffcore/resume.py", '.glob(f"{self.name}-*") if len(path.name) == len(self.folder.name)]', '.glob(f"{self.name}-*")]', "the states of jobs whose names begin alike are pruned as one job's", "resume", "fit"),
+    _later("diffcore/sampler.py", "condition[rows.start : rows.stop]", "condition[: len(rows)]", "every batch of samples gets the first one's classes", "sampler", "condition"),
+    _later("diffcore/schedule.py", "next(iter(self._copies.values())).to(like.device)", "next(iter(self._copies.values()))", "a table stays on the device where it was made", "schedule", "analytic"),
+    _later("diffcore/shards.py", "if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in MACHINE):", "if isinstance(error, MemoryError):", "images are quarantined for what the machine's disk or file table lacks", "shards", "bad_sources", "sources"),
+    _later("diffcore/solvers/adaptive.py", "torch.where(keep, higher, x), torch.where(keep, lower, before)", "torch.where(keep, lower, x), torch.where(keep, lower, before)", "an adaptive step lands where its lower order does", "exponential_integrators", "solver"),
+    _later("diffcore/solvers/analytic.py", "return (self.last * self._grey) ** 2 * math.pi / 2", "return (self.last * self._grey) ** 2 * 2 / math.pi", "the last step's noise is kept to 0.4 of the variance that its grey values allow", "analytic"),
+    _later("diffcore/solvers/ancestral.py", "return posterior_variance(at, to), forward_variance(at, to)", "return forward_variance(at, to), posterior_variance(at, to)", "ddpm_large takes the small variance for its noise and the large one for its mean", "sde", "solver", "diffusers_samplers"),
+    _later("diffcore/solvers/edm.py", "                at = raised\n", "", "a step of edm begins at the level below the noise that was just added", "sde", "solver"),
+    _later("diffcore/solvers/langevin.py", "bar = bar + size / 2 * drift + size**0.5 * noise()", "bar = bar + size * drift + size**0.5 * noise()", "Langevin's drift is twice what its noise balances", "sde", "solver"),
+    _later("diffcore/solvers/rk45.py", "z = x / size_at(schedule, ends[0])", "z = x", "rk45 integrates x where it should the rescaled z", "rk45", "solver"),
+    _later("diffcore/solvers/unipc.py", "known = [(to, self._moved(found, x, to)), *known]", "known = [(to, found), *known]", "UniPC's next step begins at the predicted x, its correction is thrown away", "exponential_integrators", "orders", "solver", "diffusers_samplers"),
+    _later("diffcore/sources.py", "deep = np.asarray(picture).astype(np.uint32)", "deep = np.asarray(picture)", "16-bit grey overflows on its way to 8 bits", "sources", "shards"),
+    _later("diffcore/trajectory.py", "return min(80.0, noisiest), max(0.002, cleanest)", "return min(80.0, noisiest), min(0.002, cleanest)", "karras and logsnr end below both 0.002 and what t = 0.001 has", "trajectory", "solver"),
+    _later("tasks/__main__.py", "        if code:\n", "        if code == 1:\n", "a stage that refuses with 2 or is stopped loses the outputs of its last good run", "machine", "surroundings"),
+    _later("tasks/adopt.py", 'read | ({"sampling": found.sampling} if found.sampling else {})', "read", "the limits of an adopted teacher's scheduler are forgotten", "adopt", "recipe"),
+    _later("tasks/alone.py", "from None\n        yield", "from None\n    yield", "the folder's lock is released before the work begins", "machine"),
+    _later("tasks/database.py", "        disk.put(new, path)", "        path.write_bytes(new.read_bytes())", "an upgraded database is written over the old one in place", "database"),
+    _later("tasks/dvc_environment.py", '(folder / SITE_CACHE / "repo").mkdir(', "(folder / SITE_CACHE).mkdir(", "DVC makes the folder of what it unpickles itself, writable for everybody", "dvc_environment"),
+    _later("tasks/dvc_files.py", "if free and read(LOCK) is not None and not (KEPT", "if free and LOCK.exists() and not (KEPT", "a torn dvc.lock replaces the last whole copy", "machine"),
+    _later("tasks/dvc_repro.py", "return MISTAKE if code and listener.codes == {MISTAKE} else code", "return MISTAKE if code else 0", "a crash has the exit code of a mistake", "dvc_repro", "machine", "flows"),
+    _later("tasks/evaluate.py", '{**shared, "first": bench.about(plans[0])}', "shared", "kept points serve though what they are compared with has changed", "evaluate", "artifacts"),
+    _later("tasks/evaluate.py", "shards.open_images(paths.HOLDOUT, memory)", "shards.open_images(paths.DATA, memory)", "floor and likelihood are of images that were trained on", "evaluate", "split"),
+    _later("tasks/gamma.py", "labels=images.labels[chosen]", "labels=images.labels[: len(chosen)]", "the teacher is told other images' classes", "gamma", "evaluate", "split"),
+    _later("tasks/inventory.py", "(parent.is_symlink() or not parent.is_dir())", "not parent.is_dir()", "a workspace's files are written through a link into somebody else's folder", "workspace"),
+    _later("tasks/params.py", "and not (any_time and grid_of(found, students))", "", "a student that needs a teacher valid at any time learns from one with steps of its own", "params", "bad_params", "distribution_matching"),
+    _later("tasks/params.py", "and 0 <= value < 1", "and 0 <= value <= 1", "a dropout of 1 is refused by no check: the stage crashes on it once all before it has run", "params", "bad_params", "dropout"),
+    _later("tasks/redaction.py", "        yield from _forms(unquote(user), unquote(password))\n", "", "a password that stands encoded in an address is shown once it is decoded", "redaction", "tracking"),
+    _later("tasks/report.py", ", preexec_fn=lifeline.die_with_parent)", ")", "DVC goes on after `run` was killed", "machine", "dvc_environment", "artifacts"),
+    _later("tasks/sampler_model.py", "np.repeat(np.asarray(labels), each)", "np.resize(np.asarray(labels), count)", "a row's images are not all of the row's class", "tracking"),
+    _later("tasks/search.py", "hops.strays(opened.denoiser, teacher.denoiser,", "hops.strays(teacher.denoiser, opened.denoiser,", "times are fitted to the teacher's hops on the student's path", "search", "hops", "evaluate"),
+    _later("tasks/strict_yaml.py", "_count(open_nodes, sizes, None, sizes.get(anchor, 0))", "_count(open_nodes, sizes, None, 1)", "aliases that grow without measure are not refused", "params", "bad_params"),
+    _later("tasks/tracking.py", 'for run in reversed(known) if run.info.status == "FINISHED"}', "for run in reversed(known)}", "a run whose publisher was killed is taken for published", "tracking"),
+    _later("tasks/tracking.py", "now = int(time.time() * 1000)", "now = int(time.time())", "metrics are stamped in seconds where MLflow reads milliseconds", "tracking"),
+    _later("tasks/tracking.py", "        if value is None:\n            os.environ.pop(name, None)\n        else:\n            os.environ[name] = value", "        if value is not None:\n            os.environ[name] = value", "MLflow's password stays in the environment after publishing", "tracking", "redaction"),
+    _later("tasks/train.py", "guidance.cast(parent, weights, line.head, line.dropout)", "guidance.cast(parent, weights, line.head)", "the dropout of a student's line is not applied", "dropout", "adopt", "stages"),
+    _later("flows/distill.py", " or state.is_crashed()]", "]", "a run with a crashed stage counts as completed", "flows"),
+    _later("flows/leash.py", ".children(recursive=True)", ".children()", "what a stage has started itself is left running", "flows"),
+    _later("flows/locks.py", 'visible(listing.stdout, os.environ.get("CUDA_VISIBLE_DEVICES"))', 'visible(listing.stdout, os.environ.get("NVIDIA_VISIBLE_DEVICES"))', "GPUs that CUDA_VISIBLE_DEVICES leaves out are used", "flows"),
+    _later("flows/running.py", "put(told(line.rstrip()))", "put(line.rstrip())", "a password in a command's output goes to the flow's log", "flows", "redaction"),
+    _later("flows/services.py", "if abs(process.create_time() - self.born) < 1 and process.status()", "if process.status()", "a stranger with a recycled pid is taken for a service and ended", "flows"),
+    _later("flows/stages.py", "{**dvc_environment.of(workspace), **(environment or {})}", "dvc_environment.of(workspace)", "a stage is not told the GPU of its slot", "flows", "dvc_environment", "dvc_repro"),
+    _later("dvc.yaml", "params: [distill, evaluate, publish.tolerance]", "params: [distill, evaluate]", "another tolerance leaves the old recommendation", "stages", "graph"),
+    _later("stage", '-m tasks "$@"', "-m tasks $*", "an argument with blanks falls apart", "surroundings", "stages"),
+    _later("diffcore/fit.py", "                # outside of autocast, which would take what ran in full precision back in bfloat16\n                self.accelerator.backward(loss)\n", "                    self.accelerator.backward(loss)\n", "the backward pass runs under autocast", "precision", "loop"),
+    _later("diffcore/fit.py", 'loss = float(self.accelerator.reduce(total, "mean"))\n        norm', 'loss = float(total)\n        norm', "each process tells its own loss", "two_processes", marks="not server"),
+    _later("diffcore/fit.py", "self.rows = _rows(job.config, self.accelerator.process_index, self.accelerator.num_processes)", "self.rows = _rows(job.config, 0, self.accelerator.num_processes)", "every process trains on the same rows", "two_processes", marks="not server"),
+    _later("diffcore/fit.py", "return self.calls_before + self.accelerator.num_processes * self.meter.spent", "return self.calls_before + self.meter.spent", "one process's calls are told as all", "two_processes", "fit", marks="not server"),
+)  # fmt: skip
+"""Chosen from the source alone, by people who had not read the tests."""
+
+FAULTS = SURVIVORS + OWN + LATER
