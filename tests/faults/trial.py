@@ -1,5 +1,6 @@
 """One trial: a copy of the finished pipeline, something done to it, the commands a person would run, and the verdict."""
 
+import os
 import re
 import shlex
 import shutil
@@ -36,6 +37,8 @@ class Trial:
     folder: Path
     expected: dict[str, str]
     record: Record = field(default_factory=Record)
+    moved: set[str] = field(default_factory=set)
+    """What a refusal told the person to move away, who may keep it."""
 
     def begin(self) -> Path:
         return pipeline.copy(self.template, self.folder)
@@ -83,6 +86,7 @@ class Trial:
     def follow(self, remedy: tuple[str, ...], deeper: int = 2) -> None:
         if remedy[0] in ("rm", "mv", "chmod"):
             subprocess.run(remedy, cwd=self.folder, check=False)
+            self.moved |= {os.path.relpath(self.folder / remedy[-1], self.folder)} if remedy[0] == "mv" else set()
             self.record.commands.append(shlex.join(remedy))
         elif remedy[0] == "restore":
             restore(self.template, self.folder, remedy[1])
@@ -98,9 +102,8 @@ class Trial:
         """The verdict on what lies there after a command that ended well."""
         if wrong := pipeline.differences(self.folder, self.expected, among):
             return self.record.outcome("silent", f"differs: {', '.join(wrong[:6])}")
-        if left := [
-            name for name in pipeline.litter(self.folder, self.template) if not among or name.startswith("art")
-        ]:
+        found = pipeline.litter(self.folder, self.template)
+        if left := [name for name in found if name not in self.moved and (not among or name.startswith("art"))]:
             return self.record.outcome("manual", f"left behind: {', '.join(left[:6])}")
         return self.record.outcome(good, detail)
 
