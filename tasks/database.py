@@ -5,6 +5,8 @@ a file that neither goes on nor back. Here that happens to a copy, which takes t
 """
 
 import contextlib
+import errno
+import os
 import shlex
 import sqlite3
 from collections.abc import Iterator
@@ -33,6 +35,8 @@ def ready(path: Path) -> str | None:
     The caller sees to it that no other does the same meanwhile. Before an upgrade the old file is kept as
     NAME.before-VERSION. Raises Mistake, and leaves the file as it is, if it is damaged or cannot be made or migrated.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     with _one_line(path):
         if not path.exists() or path.stat().st_size == 0:  # SQLite begins with an empty file
             _make(path)

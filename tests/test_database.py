@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from diffcore.mistake import Mistake
-from tasks import database
+from tasks import database, faults
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = [
@@ -97,7 +97,7 @@ import os, signal, sys
 from pathlib import Path
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
-from tasks import database
+from tasks import database, faults
 
 left = int(sys.argv[2])
 
@@ -260,3 +260,6 @@ def test_what_a_database_lacks_is_told_and_nothing_is_written(path):
     assert not path.exists()
     path.mkdir()
     assert database.lacks(path, "abc") == f"{path} is no file"
+    with pytest.raises(IsADirectoryError) as caught:
+        database.ready(path)
+    assert f"`mv {path} {path}.moved`" in faults.told(caught.value)
