@@ -118,9 +118,9 @@ def _remove_half_made() -> None:
 
 
 def remove_empty_notes() -> None:
-    """Folders of DVC's run cache with nothing in them, over which DVC falls."""
-    for place in RUNS.glob("??/*"):
-        with contextlib.suppress(OSError):  # it holds something
+    """Empty folders of DVC's run cache, over which DVC falls."""
+    for place in (*RUNS.glob("??/*/*"), *RUNS.glob("??/*")):
+        with contextlib.suppress(OSError):  # a file, or it holds something
             place.rmdir()
 
 

@@ -331,10 +331,11 @@ def test_what_a_killed_dvc_had_half_made_is_removed_and_nothing_else(workspace):
         path.write_bytes(b"test")
     (workspace / f"made/.{'d' * 22}.tmp").mkdir()
     link.symlink_to(dvc_files.CACHE / name)
+    (dvc_files.RUNS / "0b/0bcd/a folder").mkdir(parents=True)
     with open(dvc_files.HOME / "tmp/lock", "a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         dvc_files.mend()
         assert all(map(os.path.lexists, (trial, link, copy, note, *kept)))
     dvc_files.mend()
-    assert not any(map(os.path.lexists, (trial, link, copy, note.parent)))
+    assert not any(map(os.path.lexists, (trial, link, copy, note.parent, dvc_files.RUNS / "0b/0bcd")))
     assert all(path.exists() for path in (*kept, workspace / f"made/.{'d' * 22}.tmp"))
