@@ -217,8 +217,8 @@ def test_a_folder_in_its_place_is_one_line(tmp_path):
     with pytest.raises(IsADirectoryError) as caught:
         database.ready(tmp_path / "mlflow.db")
     path = tmp_path / "mlflow.db"
-    told = f"{path}: a folder is where a file should be; move it away (`mv {path} {path}.moved`), and run the same command again"
-    assert faults.told(caught.value) == told
+    said = f"{path}: a folder is where a file should be; move it away (`mv {path} {path}.moved`)"
+    assert faults.told(caught.value) == f"{said}, and run the same command again"
 
 
 def test_a_place_that_cannot_be_written_to_is_one_line(tmp_path):
