@@ -31,7 +31,7 @@ from typing import Any
 
 from diffcore import disk
 from diffcore.mistake import Mistake
-from tasks import database, dvc_environment, paths, pictures
+from tasks import database, dvc_environment, faults, paths, pictures
 from tasks.progress import say
 from tasks.redaction import parted, told
 
@@ -369,6 +369,8 @@ def _explained(address: str) -> Iterator[None]:
     except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
         if "Connection" in str(error) or isinstance(error, RequestException):
             raise _silent(address, error) from None
+        if isinstance(error, OSError) and error.filename and faults.told(error):
+            raise  # no word of MLflow's: a file of ours or its own that the machine refuses
         raise Mistake(f"MLflow at {told(address)} refuses: {_reason(error)}") from None
 
 
