@@ -153,6 +153,12 @@ def put(new: Path, path: Path) -> None:
 def _temporary(path: Path) -> Path:
     """A free name beside `path`, whose folder there is then; what killed writers of the same path left is cleared away."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    clear(path)
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def clear(path: Path) -> None:
+    """Removes what killed writers of `path` left beside it, and puts back what stood there if it had stepped aside."""
     own = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.(tmp|old)")
     found = [match for match in map(own.fullmatch, os.listdir(path.parent)) if match]
     for match in found:
@@ -162,7 +168,6 @@ def _temporary(path: Path) -> Path:
         if match[2] == "old" and not os.path.lexists(path):
             os.rename(left, path)
         _remove(left)
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def _swap(new: Path, path: Path) -> None:

@@ -38,6 +38,8 @@ def ready(path: Path) -> str | None:
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     with _one_line(path):
+        if path.parent.is_dir():
+            disk.clear(path)  # one killed after all was done but this
         if not path.exists() or path.stat().st_size == 0:  # SQLite begins with an empty file
             _make(path)
             return None

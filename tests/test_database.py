@@ -12,6 +12,7 @@ import pytest
 
 from diffcore.mistake import Mistake
 from tasks import database, faults
+from tests.test_disk import DEAD
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = [
@@ -263,3 +264,11 @@ def test_what_a_database_lacks_is_told_and_nothing_is_written(path):
     assert not path.exists()
     path.mkdir()
     assert database.lacks(path, "abc") == f"{path} is no file"
+
+
+def test_what_one_killed_at_its_very_end_left_is_removed(path):
+    left = path.with_name(f".{path.name}.{DEAD}.tmp")
+    left.mkdir()
+    (left / "old").write_bytes(path.read_bytes())
+    assert database.ready(path) is None
+    assert list(path.parent.iterdir()) == [path]
