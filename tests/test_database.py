@@ -1,6 +1,7 @@
 """MLflow's SQLite file is whole or untouched: full disks, kills at any statement, damage, other versions."""
 
 import contextlib
+import os
 import shutil
 import signal
 import sqlite3
@@ -163,6 +164,19 @@ def test_an_upgrade_that_fails_leaves_all_as_it_was(path, monkeypatch):
         database.ready(path)
     assert path.read_bytes() == before
     assert only(path)
+
+
+def test_an_upgrade_is_another_file_under_the_same_name(path, monkeypatch):
+    """Written over in place, a kill on the way would leave neither."""
+    from mlflow.store.db import utils
+
+    run(path, "update alembic_version set version_num = 'old'")
+    monkeypatch.setattr(utils, "_upgrade_db", lambda engine: None)
+    with open(path, "rb") as before:
+        content = path.read_bytes()
+        assert "was brought to the version" in database.ready(path)
+        assert path.stat().st_ino != os.fstat(before.fileno()).st_ino
+        assert before.read() == content
 
 
 def test_a_newer_mlflow_s_is_refused_in_one_line(path):

@@ -243,3 +243,26 @@ def test_who_has_the_old_file_open_reads_it_to_its_end(tmp_path):
         disk.write(tmp_path / "made", "new")
         assert reader.read() == "the old content"
     assert (tmp_path / "made").read_text() == "new"
+
+
+@writers
+def test_all_that_is_written_is_safe_on_the_disk_before_it_gets_its_name_and_so_is_the_name(
+    write, tmp_path, monkeypatch
+):
+    events, sync = [], os.fsync
+
+    def where(descriptor: int) -> str:
+        return os.readlink(f"/proc/self/fd/{descriptor}").replace(str(tmp_path), "").replace(str(os.getpid()), "PID")
+
+    monkeypatch.setattr(os, "fsync", lambda descriptor: sync(descriptor) or events.append(where(descriptor)))
+    for name in ("rename", "replace"):
+        move = getattr(os, name)
+        monkeypatch.setattr(
+            os, name, lambda old, new, move=move: move(old, new) or events.append(f"-> {Path(new).name}")
+        )
+    write(tmp_path, "new")
+    named = events.index("-> made")
+    new = "/.made.PID.tmp"
+    inside = {new} if write is write_file else {new, f"{new}/a", f"{new}/in", f"{new}/in/b"}
+    assert inside <= set(events[:named])
+    assert events[named + 1 :] == [""]

@@ -86,6 +86,13 @@ def test_the_site_cache_of_a_workspace_is_its_own(tmp_path, monkeypatch):
     assert not writable_by_others(tmp_path / "trial" / ".dvc-site-cache")
 
 
+def test_the_folder_of_what_dvc_unpickles_is_made_by_us_and_nobody_else_s_to_write(tmp_path):
+    """DVC leaves one that is there as it is, and would make its own for everybody to write."""
+    dvc_environment.of(tmp_path)
+    assert (tmp_path / ".dvc-site-cache/repo").is_dir()
+    assert not writable_by_others(tmp_path)
+
+
 def test_a_place_that_the_user_chose_stays(tmp_path, monkeypatch):
     monkeypatch.setenv("DVC_SITE_CACHE_DIR", "/chosen")
     assert dvc_environment.of(tmp_path) == {"DVC_SITE_CACHE_DIR": "/chosen"}

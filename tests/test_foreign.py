@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from diffcore.mistake import Mistake
 from diffcore.nets import foreign, open_folder, unet
@@ -166,4 +167,16 @@ def test_weights_of_another_network_are_named(tmp_path):
         json.dumps(unet.config_json(unet.default_config((1, 8, 8), channels=(8, 16))))
     )
     with pytest.raises(Mistake, match="does not hold this network's weights"):
+        open_folder(tmp_path)
+
+
+@pytest.mark.parametrize("which", ["ours", "foreign"])
+def test_weights_that_are_missing_are_named_and_not_made_up(tmp_path, which):
+    net = tiny() if which == "foreign" else diffusers.UNet2DModel.from_config(OURS)
+    net.save_pretrained(tmp_path)
+    weights = tmp_path / "diffusion_pytorch_model.safetensors"
+    held = load_file(weights)
+    name = sorted(held)[0]
+    save_file({key: value for key, value in held.items() if key != name}, weights, {"format": "pt"})
+    with pytest.raises(Mistake, match=f"{name} (is|are) missing" if which == "foreign" else "weights"):
         open_folder(tmp_path)

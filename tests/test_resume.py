@@ -170,3 +170,14 @@ def test_really_killed_a_method_ends_with_the_same_bytes(name, tmp_path):
     resume = Resume(tmp_path, "x", JOB)
     assert states(resume) == [2, 3]
     assert test_fit.same(test_fit.run(test_fit.job(name, config)), test_fit.run(test_fit.job(name, config), resume))
+
+
+def test_states_of_jobs_whose_names_begin_alike_are_left_alone(tmp_path):
+    others = [saved(tmp_path / "r", job=f"{k}" * 64)[0] for k in range(1, 4)]
+    alike = [dataclasses.replace(other, name="x-y") for other in others]
+    for each in alike:
+        each.save(1, {"net/weight": torch.zeros(1)}, FACTS)
+    for job in "456":
+        saved(tmp_path / "r", job=job * 64)
+    assert all(states(each) == [1] for each in alike)
+    assert sum(other.folder.exists() for other in others) < len(others)

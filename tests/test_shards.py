@@ -450,3 +450,19 @@ def test_a_shard_that_changes_under_streamed_images_is_named(many, tmp_path):
     for look in looks:
         with pytest.raises(Mistake, match=r"000003\.tar is missing or not what"):
             look(open_images(tmp_path, 0))
+
+
+FORM = sources.Form((1, 8, 8), None, True, "lanczos")
+LACKS = [MemoryError("no"), *(OSError(code, os.strerror(code), "a.png") for code in shards.MACHINE)]
+
+
+@pytest.mark.parametrize("error", LACKS, ids=repr)
+def test_what_the_machine_lacks_is_no_fault_of_the_image_s(error):
+    def read():
+        raise error
+
+    entry = sources.Entry("a.png", 1, read)
+    with pytest.raises(Mistake, match=r"a\.png.*the machine is at fault: run the same again"):
+        shards._outcome(entry, FORM, None)
+    error = OSError("truncated")
+    assert shards._outcome(entry, FORM, None).lost == 1

@@ -1,7 +1,8 @@
 import pytest
+import torch
 
 from diffcore.mistake import Mistake
-from diffcore.trajectory import Trajectory, even, nodes, quadratic
+from diffcore.trajectory import Trajectory, even, karras, logsnr, nodes, quadratic
 
 
 @pytest.mark.parametrize("make", [even, quadratic])
@@ -46,3 +47,16 @@ def test_nodes_are_looked_at_from_the_top():
 def test_what_is_no_trajectory_is_a_mistake(wrong):
     with pytest.raises(Mistake):
         wrong()
+
+
+@pytest.mark.parametrize("make", [karras, logsnr])
+def test_the_ends_are_edm_s_or_what_the_schedule_has(make, schedule):
+    """sigma/alpha at the first time is the lesser of 80 and that of t = 1; at the last positive one the greater of 0.002 and
+    that of t = 0.001."""
+    t = torch.tensor([1.0, 0.001], dtype=torch.float64)
+    most, least = (schedule.sigma(t) / schedule.alpha(t)).tolist()
+    times = torch.tensor(make(9, schedule).times[:-1], dtype=torch.float64)
+    ratios = schedule.sigma(times) / schedule.alpha(times)
+    assert float(ratios[0]) == pytest.approx(min(most, 80.0), rel=1e-5)
+    assert float(ratios[-1]) == pytest.approx(max(least, 0.002), rel=1e-5)
+    assert (ratios.diff() < 0).all()
