@@ -7,7 +7,9 @@ import io
 import json
 import os
 import sqlite3
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -22,6 +24,7 @@ from tasks import __main__ as command
 from tasks import alone, dvc_files, faults, paths, progress
 from tests.test_disk import DEAD
 
+ROOT = Path(__file__).parent.parent
 HERE = {"pid": os.getpid(), "cmd": " ".join(["x", *psutil.Process().cmdline()[1:]])}
 
 
@@ -288,6 +291,25 @@ def test_a_disk_that_is_really_full_is_told_with_the_name_of_what_was_written(wr
     line = f"{workspace / 'made'}: no space left on the disk; free some, and run the same command again"
     assert faults.told(caught.value) == line
     assert [path.name for path in workspace.iterdir()] == [".dvc"]
+
+
+def test_dvc_ends_with_the_run_that_started_it(workspace):
+    """Killed by whatever signal: what works on unseen keeps the folder's files and its GPU."""
+    (workspace / "sleeper").write_text("#!/bin/sh\necho $$ > pid.new; mv pid.new pid; exec sleep 600\n")
+    (workspace / "sleeper").chmod(0o755)
+    start = "import sys; from tasks import report; sys.executable = './sleeper'; report._repro()"
+    run = subprocess.Popen([sys.executable, "-c", start], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    while not (workspace / "pid").exists():
+        assert run.poll() is None
+        time.sleep(0.05)
+    child = psutil.Process(int((workspace / "pid").read_text()))
+    run.kill()
+    run.wait()
+    try:
+        assert psutil.wait_procs([child], 120)[1] == []
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
 class Full(io.StringIO):

@@ -60,6 +60,7 @@ WRONG = {
     "a missing section": (("search:\n(  .*\n)+", ""), "search: missing section"),
     "a missing key of a student": ((", target_ema: 0.5", ""), "distill.cd.target_ema: missing"),
     "a number out of range": (("ema: 0.995", "ema: 1.0"), "teacher: ema must be in [0, 1), got 1.0: an average with decay 1 never moves"),
+    "a dropout of all": (("method: consistency, teacher: teacher", "method: consistency, dropout: 1, teacher: teacher"), "distill.cd.dropout: must be at least 0 and below 1, got 1"),
     "an unknown method": (("method: consistency", "method: consistancy"), "distill.cd.method: 'consistancy' is unknown; did you mean 'consistency'?"),
     "an unknown sampler": (("sampler: renoise", "sampler: renoize"), "sampler 'renoize' is unknown; did you mean 'renoise'?"),
     "an unknown trajectory": (("trajectory: searched", "trajectory: serched"), "'even', 'quadratic', 'logsnr', 'karras', 'searched', 'fitted' or 'own'"),

@@ -783,3 +783,18 @@ def test_the_pipeline_publishes_again_where_mlflow_s_own_file_is_gone(room, monk
     code = report._published_again()
     assert (code, asked) == ((0, []) if left == "whole" else (7, [("--force", "--single-item", "publish")]))
     assert ("publishing again" in capsys.readouterr().out) == (left != "whole")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # MLflow's advice, see tasks/sampler_model.py
+def test_a_row_of_a_shipped_model_asks_for_images_of_its_own_class():
+    import pandas
+
+    from tasks.sampler_model import SamplerModel
+
+    model = SamplerModel()
+    model._draw = lambda count, seed, labels: (count, seed, None if labels is None else list(labels))
+    rows = pandas.DataFrame({"num_images": [2, 1, 3], "label": [7, 8, 9]})
+    assert model.predict(None, rows, {"seed": 5}) == (6, 5, [7, 7, 8, 9, 9, 9])
+    assert model.predict(None, rows[["num_images"]]) == (6, 0, None)
+    with pytest.raises(ValueError, match="num_images must be at least 1, got 0"):
+        model.predict(None, pandas.DataFrame({"num_images": [0]}))
