@@ -22,7 +22,7 @@ import psutil
 import pytest
 from dvc.lock import LockError
 from prefect.logging import disable_run_logger
-from prefect.states import Cancelled, Completed, Failed, Pending
+from prefect.states import Cancelled, Completed, Crashed, Failed, Pending
 
 from diffcore.mistake import Mistake
 from flows import distill, locks, services, stages
@@ -532,6 +532,9 @@ def test_the_verdict_keeps_the_words_of_what_failed_and_names_what_did_not_run()
     assert done.is_completed()
     assert done.message == "2 stages: 1 up to date, 1 run or restored"
     assert distill.verdict({"shard": Cancelled()}).is_cancelled()
+    crashed = distill.verdict({"shard": Completed(), "left": Crashed(message="its process died"), "right": Cancelled()})
+    assert crashed.is_failed()
+    assert crashed.message == "its process died"
 
 
 def test_the_frontier_is_shown_only_by_a_run_that_made_it(tmp_path, monkeypatch):

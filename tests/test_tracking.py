@@ -1,6 +1,7 @@
 """Publishing: files made from formulas go into a fresh SQLite store, and what MLflow then holds is read back."""
 
 import base64
+import contextlib
 import dataclasses
 import hashlib
 import http.server
@@ -178,6 +179,14 @@ def test_the_sample_grids_lie_at_their_steps_and_a_sheet_at_step_0(receipt):
     names = [Path(f.path).name for f in client().list_artifacts(receipt["runs"]["progressive"], "images")]
     steps = sorted(int(re.search(r"step\W(\d+)", name)[1]) for name in names if name.endswith(".png"))
     assert steps == [0, 1, 2]
+
+
+def test_every_metric_has_the_time_it_was_published_in_milliseconds(receipt):
+    path = Path(receipt["tracking_uri"].removeprefix("sqlite:///"))
+    with contextlib.closing(sqlite3.connect(path)) as book:
+        first, last = book.execute("select min(timestamp), max(timestamp) from metrics").fetchone()
+        begun, ended = book.execute("select min(start_time), max(end_time) from runs").fetchone()
+    assert begun <= first <= last <= ended
 
 
 def test_training_curves_have_runs_of_their_own(receipt):

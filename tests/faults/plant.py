@@ -24,7 +24,7 @@ from tests.faults.planted import FAULTS, Fault
 
 ROOT = Path(__file__).resolve().parents[2]
 SURVIVED, STALE = "SURVIVED", "NOT PLANTED"
-HANG_SECONDS = 1800.0
+HANG_SECONDS = 600.0
 FAILED, BROKEN = 1, 2  # pytest's exit codes for a failed test, and for tests that cannot even be collected
 
 
