@@ -459,8 +459,19 @@ GPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-bbbb-2)
         ("9", []),
     ],
 )
-def test_the_devices_are_those_that_cuda_would_show(wanted, expected):
+def test_the_devices_are_those_that_cuda_would_show(wanted, expected, tmp_path, monkeypatch):
     assert locks.visible(LISTING, wanted) == expected
+    command = tmp_path / "nvidia-smi"
+    command.write_text(f"#!/bin/sh\n[ \"$1\" = -L ] && cat <<'.'\n{LISTING}.\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("NVIDIA_VISIBLE_DEVICES", "all")  # a container's, which CUDA does not read
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if wanted is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", wanted)
+    assert locks.gpus() == expected
+    command.write_text("#!/bin/sh\nexit 9\n")
+    assert locks.gpus() == []
 
 
 def test_without_a_gpu_there_are_as_many_slots_as_asked(tmp_path, monkeypatch):
