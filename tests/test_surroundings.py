@@ -27,7 +27,7 @@ def project(tmp_path) -> Path:
 def with_python(folder: Path, place: str) -> Path:
     python = folder / place
     python.parent.mkdir(parents=True, exist_ok=True)
-    python.write_text(f"#!/bin/sh\necho {place} in $PWD: $*\n")
+    python.write_text(f"#!/bin/sh\necho {place} in $PWD: $# words, $*\n")
     python.chmod(0o755)
     return folder
 
@@ -38,7 +38,7 @@ def stage(folder: Path, at: str = "./stage", **environment: str) -> tuple[int, s
 
 
 def test_a_stage_is_run_by_the_projects_own_python(project):
-    said = f".venv/bin/python in {project}: -m tasks check a b\n"
+    said = f".venv/bin/python in {project}: 4 words, -m tasks check a b\n"
     assert stage(project) == stage(project, PATH="") == stage(project, PATH="/nowhere") == (0, said, "")
     assert stage(project, DISTILL_PYTHON="") == (0, said, "")
     assert stage(project.parent, f"{project.name}/stage", CDPATH="/tmp") == (0, said, "")
