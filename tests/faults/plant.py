@@ -142,7 +142,8 @@ def try_one(fault: Fault, tree: Path) -> Found:
 def _failure(tree: Path, tests: list[str], marks: str) -> str | None:
     """The first test that fails, or None."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", marks, "--tb=no", *tests]
-    environ = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    # the path: what a test starts in another folder must find this tree too, not the one that the environment names
+    environ = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(tree)}
     run = subprocess.Popen(
         command,
         cwd=tree,
