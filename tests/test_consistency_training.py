@@ -273,6 +273,7 @@ def trained(method, config, teacher=None, iterations: int = 800, lr=0.01, mean=0
     return [float((a - b).abs().max()) for a, b in zip(found, (right, -mean * (sin + cos * right)))]
 
 
+@pytest.mark.slow  # tests/test_trainable.py has a shorter one
 @pytest.mark.parametrize(("word", "within"), [("ict", 0.09), ("ect", 0.16)])
 def test_the_trainer_finds_the_flow_map_of_gaussian_data(word, within):
     """From nothing and from data alone: a start off by 0.5 in gain, as the denoiser is. What is left is the dice's."""

@@ -219,6 +219,7 @@ def test_impossible_numbers_are_refused(wrong):
         Config(**wrong)
 
 
+@pytest.mark.slow  # tests/test_trainable.py has a shorter one
 @pytest.mark.parametrize(("data", "iterations", "within"), [("distillation", 400, 0.1), ("training", 600, 0.12)])
 def test_the_trainer_finds_the_flow_map_of_gaussian_data(data, iterations, within):
     """From nothing, whose gain is off by 0.5. What is left is the dice's: the sample's own arc throws more of them."""

@@ -150,10 +150,11 @@ CASES: dict[str, list[Case]] = {
 """By the method's name. The lists may hold several choices of one method."""
 
 CASES_BY_NAME = [
-    pytest.param(name, number, id=f"{name}-{number}")
+    pytest.param(name, number, id=f"{name}-{number}", marks=[pytest.mark.slow] if number else [])
     for name in methods.names()
     for number in range(len(CASES.get(name, [0])))
 ]
+"""The first of each method in the fast suite."""
 
 
 def trained(name: str, case: Case, resume: Resume | None = None) -> nn.Module:
