@@ -43,6 +43,10 @@ def _later(file: str, old: str, new: str, means: str, *tests: str, **how: str) -
     return Fault("later", file, old, new, means, _paths(tests), **how)
 
 
+def _third(file: str, old: str, new: str, means: str, *tests: str) -> Fault:
+    return Fault("third", file, old, new, means, _paths(tests))
+
+
 def _paths(tests: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f"tests/test_{test}.py" for test in tests)
 
@@ -210,4 +214,71 @@ LATER = (
 )  # fmt: skip
 """Chosen from the source alone, by people who had not read the tests."""
 
-FAULTS = SURVIVORS + OWN + LATER
+THIRD = (
+    _third("diffcore/deepcache.py", "self.inner = self.inner.given(condition)", "self.inner = self.whole[0].inner.given(condition)", "with guidance every call of DeepCache runs the whole network and is told as a cached one", "deepcache", "condition", "recipe"),
+    _third("diffcore/denoiser.py", "self.weighs, known, self.labels)", "self.weighs, known)", "a denoiser that is told a class or gets another network tells it times in 1024 steps, not in its own", "denoiser", "adopt", "condition", "skip_tuning", "loop"),
+    _third("diffcore/frontier.py", '[p for p in self.points if key != "weights" or p.weights != GIVEN]', "[p for p in self.points if p.weights != GIVEN]", "an adopted teacher's point is compared though it has another n, seed or feature network", "frontier", "evaluate", "adopt"),
+    _third("diffcore/likelihood.py", ".to(x0.device, x0.dtype)) / math.sqrt(probes)", ".to(x0.device, x0.dtype))", "the divergence is as many times too large as there are probes", "likelihood", "rk45", "evaluate"),
+    _third("diffcore/ode.py", "-2187 / 6784", "-2178 / 6784", "the weights of rk45's solution add up to 1.0013: it is off by that whatever the tolerance", "rk45", "likelihood", "orders", "solver"),
+    _third("diffcore/search.py", "return bool(falls and (np.diff(known.astype(int)) >= 0).all())", "return bool(falls)", "costs count as Monge though a covariance of 0 lies above one that is not", "search", "evaluate"),
+    _third("diffcore/skip_tuning.py", "for scale, skip in zip(self.scales, skips)]", "for scale, skip in zip(self.scales[-len(skips) :], skips)]", "DeepCache's cached calls scale the finest skips as the deepest ones", "skip_tuning", "deepcache", "recipe"),
+    _third("diffcore/tars.py", "Image.open(io.BytesIO(content), formats=guesses)", "Image.open(io.BytesIO(content))", "an EPS that is called .png is handed to Ghostscript: any decoder of Pillow is let near a file", "sources", "shards", "bad_sources", "pictures"),
+    _third("diffcore/recipe.py", "if value not in (None, {})}", "if value}", "a recipe forgets negative 0, guidance 0 and clip false when it is written down", "recipe", "evaluate", "adopt", "clipping"),
+    _third("diffcore/quality.py", "right = (known[found] == labels.cpu()).double()", "right = (found == labels.cpu()).double()", "where a class has no images the accuracy compares with the number of another class", "quality", "evaluate", "features"),
+    _third("diffcore/gamma.py", 'range(first, first + m), "gamma")', 'range(m), "gamma")', "the images of a worker's part get the noise of the first images", "gamma", "analytic", "evaluate"),
+    _third("diffcore/hops.py", "return (guide if denoiser is teacher else denoiser.given(known)), guide", "return (guide if denoiser is teacher else denoiser), guide", "a student's hops are those of no class, beside its teacher's path to one", "hops", "condition", "search", "evaluate"),
+    _third("diffcore/adopt.py", "list(self.classes) != list(classes or ())", "set(self.classes) != set(classes or ())", "a teacher is taken whose classes are the data's in another order: its labels mean other classes", "adopt", "params", "bad_params"),
+    _third("diffcore/annotations.py", r'r"-?\d{1,9}(\.0+)?"', r'r"-?\d{1,9}(\.\d+)?"', "labels such as 1.2 and 1.7 are cut off to the one class 1", "folders", "sources", "bad_sources"),
+    _third("diffcore/folders.py", "parts[depth].lower() in splits for parts in images)", "parts[depth] in splits for parts in images)", "Train/ and Test/ are read as two classes, as they begin with a capital", "folders", "split", "sources"),
+    _third("diffcore/sources.py", "[labels[row] for row in rows]", "list(labels)[: len(rows)]", "images of a block of which some are held out get the labels of its first ones", "split", "sources", "shards"),
+    _third("diffcore/ledger.py", "[[os.fsencode(path).hex(), *_status(path)] for path in files]", "[_status(path) for path in files]", "images that were renamed or moved to another class count as unchanged when a writer goes on", "ledger", "shards"),
+    _third("diffcore/fit.py", '"critic", step, number, count=self.job.config.batch)', '"critic", step, count=self.job.config.batch)', "all of the critic's updates in a step see the same noise", "distribution_matching", "phased", "fit", "loop"),
+    _third("diffcore/schedule.py", "place.detach().ceil().long().clamp(1, len(self.betas))", "(place.detach().floor().long() + 1).clamp(1, len(self.betas))", "a discrete schedule's slope at step n is that of the step above", "schedule", "process", "sde"),
+    _third("diffcore/angle.py", "compose(z, whole, last, phi[0] - phi[j], phi[j] - phi[j + 1])", "compose(z, whole, last, phi[j - 1] - phi[j], phi[j] - phi[j + 1])", "three and more hops are folded as if all before the last were as long as one", "angle", "methods"),
+    _third("diffcore/meter.py", "Metered(self.inner.of(rows), self.meter, self.learns)", "Metered(self.inner.of(rows), self.meter)", "the student's backward passes are not counted once its batch is taken in parts", "fit", "loop", "methods", "guided"),
+    _third("diffcore/nets/unet.py", "F.pad(h, (0, 1, 0, 1))", "F.pad(h, (1, 0, 1, 0))", "with downsample_padding 0 the zeros stand at the near edges: published networks see the image shifted", "unet", "foreign", "adopt"),
+    _third("diffcore/nets/foreign.py", "kind.from_pretrained(folder, use_safetensors=True, local_files_only=True,", "kind.from_pretrained(folder, local_files_only=True,", "pickled weights are opened where any other safetensors lie beside them", "foreign", "adopt", "checkpoint"),
+    _third("diffcore/methods/consistency.py", "min(progress / config.anneal, 1) * (last - first)", "progress / config.anneal * (last - first)", "the grid goes on growing beyond steps_end", "methods", "loop"),
+    _third("diffcore/methods/distribution_matching.py", "return known if roles.condition is None else known.given(roles.condition)", "return known", "the critic is not told the classes of the samples that it judges", "distribution_matching", "condition", "loop"),
+    _third("diffcore/methods/phased.py", "t = s + dice.u / config.phases", "t = s + dice.u / config.steps", "the critic's images are noised within one of the teacher's steps, not within a phase", "phased", "discriminator", "methods"),
+    _third("diffcore/methods/consistency_training.py", "math.ceil(math.log2(config.last / config.first)) + 1", "math.ceil(math.log2(config.last / config.first))", "iCT's grid never grows to its last count", "consistency_training", "methods"),
+    _third("diffcore/solvers/adaptive.py", "lift(weight * place / where, change)", "lift(weight / where, change)", "the second look of dpm_solver_23 is reached by a bend half too large", "exponential_integrators", "orders", "solver"),
+    _third("diffcore/solvers/analytic.py", "gamma.covariance(self.estimator, within=within).values", "gamma.covariance(self.estimator).values", "covariances of data with another range are cut off at that of [-1, 1]", "analytic", "gamma", "likelihood"),
+    _third("diffcore/solvers/ancestral.py", "self.eta**2 * posterior_variance(at, to)", "self.eta * posterior_variance(at, to)", "ddim with eta between 0 and 1 adds too much noise", "sde", "solver", "diffusers_samplers", "likelihood"),
+    _third("diffcore/solvers/dpm_solver.py", "1 - mixed / (2 * h)", "1 - mixed / h", "dpmpp_2m_sde's heun type has the wrong weight on the second order", "sde", "orders", "diffusers_samplers", "exponential_integrators"),
+    _third("tasks/adopt.py", "    found.check(manifest.shape, manifest.classes)\n", "", "an adopted teacher is not asked whether it fits the images' shape and classes", "adopt", "foreign", "bad_params"),
+    _third("tasks/alone.py", 'LOCK = Path(".dvc/tmp/flow.lock")', 'LOCK = Path(".dvc/tmp/run.lock")', "`run` and a flow no longer keep out of each other's way", "machine", "flows"),
+    _third("tasks/dvc_files.py", r'HALF_MADE = re.compile(r"\.[\w-]{22}\.tmp", re.ASCII)', r'HALF_MADE = re.compile(r"\..+\.tmp", re.ASCII)', "hidden .tmp files of others beside an output are deleted as DVC's own, those being written among them", "machine", "dvc_repro", "artifacts"),
+    _third("tasks/dvc_repro.py", '["--wait-for-lock", "repro", *arguments]', '["repro", *arguments]', "a stage fails if another DVC holds the lock at that moment, it does not wait", "dvc_repro", "machine", "flows"),
+    _third("tasks/evaluate.py", "for steps in sorted(way.steps, reverse=True) or [grid.steps]:", "for steps in sorted(way.steps) or [grid.steps]:", "fidelity compares with the teacher's fewest steps, not its most", "evaluate", "frontier", "artifacts"),
+    _third("tasks/features.py", "shards.open_images(paths.DATA, params.compute.memory_bytes)", "shards.open_images(paths.HOLDOUT if paths.HOLDOUT.exists() else paths.DATA, params.compute.memory_bytes)", "the judge is trained on the images that were held out of all training", "features", "split", "evaluate"),
+    _third("tasks/gamma.py", "return found / (len(images) * math.prod(images.shape))", "return found / (len(images) * math.prod(images.shape[1:]))", "the share of values at the ends is three times too large for colour", "gamma", "search", "split"),
+    _third("tasks/graph.py", 'if wrong := sorted(set(body["outs"]) ^ WRITES[stage]):', 'if wrong := sorted(set(body["outs"]) - WRITES[stage]):', "a graph whose stage is not said to write one of its outputs is taken", "graph", "stages", "machine"),
+    _third("tasks/guidance.py", "Guided(own) if weights is not None and known is None else own", "Guided(own) if weights is not None and not own.weighs else own", "a teacher with one weight built in is guided once more", "guided", "condition", "train"),
+    _third("tasks/inventory.py", 'return bool(path.parts) and not path.is_absolute() and ".." not in path.parts', "return bool(path.parts) and not path.is_absolute()", "an inventory may name files outside its folder, which are then replaced or removed", "workspace", "machine"),
+    _third("tasks/params.py", "asked = known is not None or way.guidance is not None", "asked = way.guidance is not None", "fitted times for a student with guidance built in are refused only once all is trained", "params", "bad_params", "guided"),
+    _third("tasks/pictures.py", 'shown = [point for point in points if point["best"]]', "shown = list(points)", "a curve has all tries, not the best of each", "pictures", "tracking", "frontier", "artifacts"),
+    _third("tasks/redaction.py", "sorted(_secrets(), key=len, reverse=True)", "sorted(_secrets(), key=len)", "of a password that begins as a shorter one does, the rest is shown", "redaction", "tracking", "flows"),
+    _third("tasks/report.py", '_repro("--force", "--single-item", "publish")', '_repro("--single-item", "publish")', "what MLflow has lost is not published again: DVC finds the receipt unchanged", "machine", "tracking", "database", "artifacts"),
+    _third("tasks/search.py", "config, opened.shape, condition=condition)", "config, opened.shape)", "times are fitted to the path of no class where the teacher is conditional", "search", "hops", "condition"),
+    _third("tasks/strict_yaml.py", "isinstance(value, float) and not math.isfinite(value)", "isinstance(value, float) and math.isnan(value)", "infinite numbers are taken", "params", "bad_params", "workspace"),
+    _third("tasks/tracking.py", '{"digest": "checkpoint_digest", "recipe": "recipe", "trajectory": "trajectory", "nfe": "nfe"}', '{"digest": "checkpoint_digest", "trajectory": "trajectory", "nfe": "nfe"}', "`challenger` stays on the version with another sampler, if that took as many calls", "tracking", "artifacts"),
+    _third("tasks/train.py", '"parameters": {**parameters, "flip": params.data.flip},', '"parameters": parameters,', "a killed training goes on though data.flip is another since, and no card tells of it", "train", "resume", "checkpoint", "fit"),
+    _third("tasks/workspace.py", '    params.parse(raw, f"the parameters of {target}")\n', "", "a workspace is made with parameters that its own stages refuse", "workspace", "bad_params", "params"),
+    _third("tasks/__main__.py", 'print(f"error: {redaction.told(line)}", file=sys.stderr)', 'print(f"error: {line}", file=sys.stderr)', "a mistake's line may show a password", "redaction", "surroundings", "machine", "tracking"),
+    _third("flows/distill.py", "slot.environment, keep=[descriptor])", "slot.environment)", "a slot is free for others as soon as its flow is killed, while its stage still runs there", "flows", "machine"),
+    _third("flows/leash.py", "while time.monotonic() < until and (child.poll() is None or _below(os.getpid())):", "while time.monotonic() < until and child.poll() is None:", "what outlives the command is killed at once, without the grace to save", "flows", "machine"),
+    _third("flows/locks.py", 'Slot(place / f"distill-{name}.lock", {"CUDA_VISIBLE_DEVICES": name})', 'Slot(folder / f"distill-{name}.lock", {"CUDA_VISIBLE_DEVICES": name})', "the runs of two workspaces use one GPU at the same time", "flows", "machine"),
+    _third("flows/running.py", "{**surroundings(), **(environment or {})}", "{**(environment or {}), **surroundings()}", "where CUDA_VISIBLE_DEVICES is set already, a stage sees all its GPUs and not its slot's", "flows", "dvc_environment", "dvc_repro"),
+    _third("flows/services.py", 'profiles[active] = {**profiles[active], "PREFECT_API_URL": api}', 'profiles[active] = {"PREFECT_API_URL": api}', "what a person has set in the Prefect profile is lost at each `up`", "flows", "surroundings"),
+    _third("flows/stages.py", "repo.status(targets=[f\"{workspace / (file or 'dvc.yaml')}:{stage}\"])", "repo.status(targets=[name])", "a stage counts as up to date if it is in the current directory, whatever the workspace", "flows", "stages"),
+    _third("dvc.yaml", "      - artifacts/published.json:  # a receipt of this machine's MLflow: never restored from a cache\n          cache: false", "      - artifacts/published.json", "an earlier receipt is restored from DVC's cache instead of publishing", "stages", "graph", "machine", "artifacts"),
+    _third("diffcore/disk.py", "    except (OSError, OverflowError):  # another user's\n        return True", "    except (OSError, OverflowError):  # another user's\n        return False", "what another user's living process is writing is cleared away as a dead one's", "disk", "checkpoint", "machine"),
+    _third("diffcore/resume.py", 'self.folder / f"step-{step:09d}"', 'self.folder / f"step-{step}"', "step 999 counts as newer than step 1000: the newest state is pruned, an old one goes on", "resume", "fit", "loop", "train"),
+    _third("diffcore/kept.py", 'if hashlib.sha256(content).hexdigest() != found["sha256"]:', "if not content:", "damaged tensors of a kept result are used", "kept", "evaluate", "gamma"),
+    _third("diffcore/ledger.py", 'for shard in state["shards"])', 'for shard in state["shards"][-1:])', "of the finished tars only the last one is verified", "ledger", "shards", "bad_sources"),
+    _third("diffcore/checkpoint.py", "        check_finite(tensors, f\"the network {about['name']}\", \"lower its learning rate and train it again\")\n", "", "a network of NaN is saved as a checkpoint, in the place of the last good one", "checkpoint", "train", "fit"),
+)  # fmt: skip
+"""The same once more, after the survivors of those had been met with tests."""
+
+FAULTS = SURVIVORS + OWN + LATER + THIRD
