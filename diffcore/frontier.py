@@ -21,9 +21,10 @@ FAR = 3.0
 """Times the floor beyond which a distance is far from it."""
 
 SHARED = ("n", "seed", "features", "weights")
+"""What all points of a frontier have in common; numbers that differ in one of these are not comparable."""
+
 GIVEN = "given"
 """The kind of weights of a network that was trained elsewhere: what became of them there is not known."""
-"""What all points of a frontier have in common; numbers that differ in one of these are not comparable."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -169,6 +170,15 @@ def test_classes_with_a_last_row_for_none(tmp_path):
         found.check((1, 8, 8), ["a", "b"])
     with pytest.raises(Mistake, match=r"and the data have 0 classes"):
         found.check((1, 8, 8), None)
+
+
+def test_classes_in_another_order_are_other_classes(tmp_path):
+    save(tmp_path, network(num_class_embeds=4))
+    found = dataclasses.replace(adopt.adopt(tmp_path), classes=("a", "b", "c"))
+    found.check((1, 8, 8), ["a", "b", "c"])
+    for others in (["b", "a", "c"], ["a", "b", "d"]):
+        with pytest.raises(Mistake, match="the teacher's classes are a, b, c and the data's are "):
+            found.check((1, 8, 8), others)
 
 
 def test_what_our_u_net_lacks_comes_through_the_adapter(tmp_path):

@@ -90,6 +90,17 @@ def test_numbers_with_a_point_as_tables_with_gaps_write_them(tmp_path):
     assert labels(found(metadata(album(tmp_path, "a.png", "b.png"), rows))) == {"a.png": 1, "b.png": 0}
 
 
+def test_numbers_with_more_behind_the_point_are_words(tmp_path):
+    rows = [{"file_name": "a.png", "label": "1.2"}, {"file_name": "b.png", "label": "1.7"}]
+    assert labels(found(metadata(album(tmp_path, "a.png", "b.png"), rows))) == {"a.png": "1.2", "b.png": "1.7"}
+
+
+@pytest.mark.parametrize("names", [("train", "test"), ("Train", "Test"), ("TRAIN", "valid")])
+def test_folders_that_are_called_as_splits_are_no_classes(tmp_path, names):
+    root = album(tmp_path, *(f"{name}/{kind}/x.png" for name in names for kind in ("cat", "emu")))
+    assert set(labels(found(root)).values()) == {"cat", "emu"}
+
+
 def test_each_split_may_have_metadata_of_its_own(tmp_path):
     root = album(tmp_path, "train/a.png", "train/b.png", "test/a.png")
     metadata(root / "train", ROWS)

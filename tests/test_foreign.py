@@ -180,3 +180,12 @@ def test_weights_that_are_missing_are_named_and_not_made_up(tmp_path, which):
     save_file({key: value for key, value in held.items() if key != name}, weights, {"format": "pt"})
     with pytest.raises(Mistake, match=f"{name} (is|are) missing" if which == "foreign" else "weights"):
         open_folder(tmp_path)
+
+
+@pytest.mark.parametrize("which", ["ours", "foreign"])
+def test_pickled_weights_are_not_opened_beside_other_safetensors_either(tmp_path, which):
+    net = tiny() if which == "foreign" else diffusers.UNet2DModel.from_config(OURS)
+    net.save_pretrained(tmp_path, safe_serialization=False)
+    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors", {"format": "pt"})
+    with pytest.raises(Mistake):
+        open_folder(tmp_path)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from diffcore.features import Skill
-from diffcore.frontier import WIDTH, Frontier, Point, plus_minus, with_best
+from diffcore.frontier import GIVEN, WIDTH, Frontier, Point, plus_minus, with_best
 from diffcore.mistake import Mistake
 from diffcore.quality import RESAMPLES, Floor
 from tests.conftest import dice
@@ -139,6 +139,14 @@ def test_a_teacher_below_the_floor_was_lucky_and_the_floor_is_the_bar():
     above = frontier(teacher(64, 0.33), point("near", 1, 0.49)).recommend(1.5)  # the teacher's 0.33 is the bar then
     assert above.point.name == "near"
     assert "within 1.5 times the teacher's best" in above.reason
+
+
+@pytest.mark.parametrize("change", [{"n": 999}, {"seed": 4}, {"features": "f" * 64}])
+@pytest.mark.parametrize("weights", ["ema", GIVEN])
+def test_what_was_measured_otherwise_is_refused_beside_the_rest(weights, change):
+    frontier(teacher(64, 0.3), teacher(8, 0.5, weights=GIVEN))
+    with pytest.raises(Mistake, match=next(iter(change))):
+        frontier(teacher(64, 0.3), teacher(8, 0.5, weights=weights, **change))
 
 
 def test_a_way_to_sample_the_teacher_may_be_recommended():

@@ -96,6 +96,7 @@ def interrupted(flat: Path, config: Config, kept: Unfinished, out: Path, monkeyp
         ("image", "the source has changed"),
         ("time", "the source has changed"),
         ("more", "the source has changed"),
+        ("name", "the source has changed"),
         ("configuration", "configuration or the code"),
         ("code", "configuration or the code"),
         ("tar", "damaged"),
@@ -111,6 +112,8 @@ def test_a_writer_starts_anew_where_something_has_changed_and_says_so(flat, tmp_
         save(flat / "007.png", 150)
     elif change == "time":
         os.utime(flat / "007.png", (1, 1))
+    elif change == "name":
+        (flat / "007.png").rename(flat / "0070.png")  # as old, as large and in the same place as before
     elif change == "more":
         save(flat / "1.png", 150)
     elif change == "configuration":

@@ -185,6 +185,13 @@ def test_a_share_of_digits_and_of_blocks_in_tars(flat, tmp_path, members, monkey
     assert parts[1].classes == parts[0].classes
 
 
+def test_of_a_block_each_row_keeps_its_own_label():
+    rows = np.arange(4)[:, None, None, None]
+    pictures, labels = sources._read_rows(lambda: (rows, [5, 6, 7, 8]), [0, 2, 3])
+    assert [int(picture[0, 0, 0]) for picture in pictures] == [0, 2, 3]
+    assert labels == [5, 7, 8]
+
+
 def test_a_limit_is_of_each_part(divided, tmp_path):
     write(Config(f"folder:{divided}", split=Split(holdout=["test"]), limit=5), tmp_path / "out")
     assert [len(load_resident(tmp_path / name)) for name in ("out", "out/holdout")] == [5, 5]
