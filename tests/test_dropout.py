@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from diffcore import fit
-from diffcore.denoiser import NetDenoiser
+from diffcore.denoiser import Guided, NetDenoiser
 from diffcore.dropout import Masked, Masks, masked, without
 from diffcore.methods import Roles, consistency, continuous, distribution_matching
 from diffcore.mistake import Mistake
@@ -161,6 +161,18 @@ def test_a_teacher_teaches_without_its_dropout():
 def parent(net: nn.Module) -> types.SimpleNamespace:
     """What a checkpoint of a teacher without guidance is asked for."""
     return types.SimpleNamespace(denoiser=NetDenoiser(net, Cosine()), guidance=None)
+
+
+@pytest.mark.parametrize("weights", [guidance.Guidance(2.0, 2.0), guidance.Guidance(1.0, 3.0)])
+def test_who_has_a_guidance_built_in_is_not_guided_once_more(weights):
+    """Neither one that is told its weight nor one that was trained for a single weight."""
+    net = unet.build(unet.default_config((1, 8, 8), (8, 16), classes=2), 0)
+    plain = parent(net)
+    plain.denoiser = NetDenoiser(net, Cosine(), classes=2)
+    assert isinstance(guidance.cast(plain, weights)[1], Guided)
+    student, _ = guidance.cast(plain, weights)
+    knows = types.SimpleNamespace(denoiser=student, guidance=weights)
+    assert guidance.cast(knows, weights)[1] is student
 
 
 def dropouts(net: nn.Module) -> set[float]:

@@ -269,6 +269,14 @@ def change(params_: params.Params, **evaluate_: object) -> params.Params:
     return dataclasses.replace(params_, evaluate=dataclasses.replace(params_.evaluate, **evaluate_), raw=raw)
 
 
+def test_the_first_point_is_the_first_way_s_with_the_most_steps(plain):
+    """It is what fidelity compares with."""
+    way = dataclasses.replace(plain.evaluate.teacher[0], trajectory="even", steps=(2, 8, 4))
+    changed = change(plain, teacher=[way])
+    plans = [each for each in evaluate.plan(changed, evaluate.Bench(changed).opened) if each.checkpoint == "teacher"]
+    assert [each.times.steps for each in plans] == [8, 4, 2]
+
+
 def test_points_of_another_job_are_not_taken(plain, no_picture, monkeypatch, capsys):
     """Of other images, seeds or code; and with another point to compare with none is left."""
     with monkeypatch.context() as patched:
@@ -341,6 +349,11 @@ def test_images_held_out_are_what_floor_bits_and_gamma_are_of(tmp_path, no_pictu
         measured_ = getattr(module, name)
         spy = lambda *words, m=measured_, **named: told.append(words[1]) or m(*words, **named)  # noqa: E731
         monkeypatch.setattr(module, name, spy)
+    judged = []
+    monkeypatch.setattr(features.features, "train", lambda images, *_: judged.append(images) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        features.train(found)
+    assert torch.equal(judged[0].pixels, real.pixels)  # what judges has seen none of those held out
     gamma.estimate(found)
     search.find(found)
     evaluate.evaluate(found)

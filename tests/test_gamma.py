@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 
-from diffcore import gamma, search
+from diffcore import gamma, search, shards
 from diffcore.denoiser import GaussianDenoiser, Prediction
 from diffcore.gamma import Config, Gamma, Moments, estimate, pick
 from diffcore.mistake import Mistake
 from diffcore.schedule import Cosine, Linear
+from tasks import gamma as stage
 from tests.conftest import SCHEDULES, exact_gamma, gaussian, make_schedule, mixture, randn
 from tests.test_condition import TwoBlobs
 
@@ -377,3 +378,10 @@ def test_the_estimate_of_data_of_two_modes_is_repaired_to_a_monotone_one():
     share = found.sigma2 / (found.alpha2 + found.sigma2)
     assert not search.is_monge(share.numpy(), found.covariance("residual").values.numpy())
     assert 0 < repaired.repaired <= 100
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_share_of_values_at_either_end_counts_every_channel(channels):
+    pixels = torch.full((5, channels, 2, 2), 7, dtype=torch.uint8)
+    pixels[0, 0, 0, 0], pixels[4, channels - 1, 1, 1], pixels[2, 0, 1, 0] = 0, 255, 254
+    assert stage._edges(shards.Images(pixels, None, None)) == 2 / pixels.numel()
