@@ -266,3 +266,14 @@ def test_all_that_is_written_is_safe_on_the_disk_before_it_gets_its_name_and_so_
     inside = {new} if write is write_file else {new, f"{new}/a", f"{new}/in", f"{new}/in/b"}
     assert inside <= set(events[:named])
     assert events[named + 1 :] == [""]
+
+
+def test_what_another_user_s_living_process_is_writing_is_left_alone(tmp_path, monkeypatch):
+    def kill(pid: int, signal: int) -> None:
+        raise PermissionError(errno.EPERM, "not yours")
+
+    mine = tmp_path / ".made.4711.tmp"
+    mine.write_text("half")
+    monkeypatch.setattr(os, "kill", kill)
+    disk.write(tmp_path / "made", "whole")
+    assert mine.read_text() == "half"

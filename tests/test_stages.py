@@ -140,3 +140,8 @@ def test_commands_are_stages_of_the_command_line(stages):
     for stage in stages.values():
         word = re.fullmatch(r"\./stage (\w+)( \$\{key\})?", stage.get("do", stage)["cmd"])[1]
         assert f'add("{word}"' in known
+
+
+def test_the_receipt_of_what_was_published_is_never_restored_from_a_cache(stages):
+    """It tells of this machine's MLflow, which an earlier one does not show."""
+    assert stages["publish"]["outs"] == [{str(paths.PUBLISHED): {"cache": False}}]

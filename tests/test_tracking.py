@@ -307,6 +307,18 @@ def aliases() -> dict[str, str]:
     return {name: str(number) for name, number in client().get_registered_model("sampler").aliases.items()}
 
 
+@pytest.mark.parametrize(
+    "other",
+    [{"recipe": '{"sampler": "unipc"}', "sampler": "unipc"}, {"trajectory": "karras"}, {"nfe": 3}],
+    ids=["recipe", "trajectory", "calls"],
+)
+def test_another_way_to_sample_the_same_weights_is_another_thing_to_ship(other):
+    first = point("teacher", 2, 1.5)
+    assert tracking._identity(first) == tracking._identity({**first, "fd": 1.6, "name": "x", "ms_per_image": 9.0})
+    assert tracking._identity({**first, **other}) != tracking._identity(first)
+    assert tracking._identity({**first, "checkpoint_digest": "f" * 64}) != tracking._identity(first)
+
+
 def test_a_recommended_sampler_of_the_teacher_carries_its_weights_and_gamma(room):
     points = [*few_points()["points"], point("teacher", 2, 1.5, sampler="analytic")]
     receipt = publish(table(points, "teacher-analytic-even-2"))
