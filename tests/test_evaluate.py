@@ -113,11 +113,15 @@ def test_gamma_and_fitted_times_are_those_of_the_classes(project, monkeypatch):
         assert times == {str(steps): list(path.times) for steps, path in hops.fit(strays, fitting.late).items()}
     told = []
     measured = hops.strays
-    monkeypatch.setattr(hops, "strays", lambda *words, condition: told.append(condition) or measured(*words))
+    monkeypatch.setattr(hops, "strays", lambda *words, condition: told.append((*words, condition)) or measured(*words))
     search.find(project)
-    assert [None if each is None else each.labels.tolist() for each in told] == [
+    assert [None if each is None else each.labels.tolist() for *_, each in told] == [
         None if drawn is None else drawn.tolist()
     ] * 3
+    for name, (student, teacher, *_) in zip(("teacher", "v", "cd"), told):
+        for meant, role in ((name, student), ("teacher", teacher)):
+            weights = checkpoint.load(paths.CHECKPOINTS / meant).denoiser.net.state_dict()
+            assert all(torch.equal(part, weights[key]) for key, part in role.net.state_dict().items())
 
 
 def test_every_point_is_measured_whatever_the_labels(project):
