@@ -204,6 +204,7 @@ def test_the_trainer_finds_the_guided_velocity_at_every_weight():
     assert error(AffineInBoth(), 1.0) > 0.5
 
 
+@pytest.mark.slow
 def test_weights_outside_those_trained_for_are_not_learned():
     """One weight is built in: at it the student is right, elsewhere it cannot know."""
     net = train(3.0, 3.0).net

@@ -245,7 +245,7 @@ def test_spread_of_kid_leaves_out_pairs_of_one_sample():
     ("shift", "factor", "low", "high"),
     [
         (0.5, 1.0, 0.8, 1.25),
-        (0.0, 1.4, 0.8, 1.4),
+        pytest.param(0.0, 1.4, 0.8, 1.4, marks=pytest.mark.slow),
         (0.0, 1.0, 1.0, 2.2),
     ],  # the last: real samples, where it is too large
 )

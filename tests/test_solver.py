@@ -174,8 +174,12 @@ def test_from_pure_noise_a_solver_is_finite_or_says_what_it_needs(name, steps):
 
 
 @pytest.mark.parametrize(
-    "name", sorted(set(SOLVERS) - {"renoise"})
-)  # whose jumps are a consistency model's, not a denoiser's
+    "name",  # not renoise, whose jumps are a consistency model's, not a denoiser's
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name == "langevin" else [])  # seconds
+        for name in sorted(set(SOLVERS) - {"renoise"})
+    ],
+)
 def test_many_steps_end_near_the_data(name):
     """Whatever a solver aims at, the exact denoiser and many steps give about the data's mean and variance."""
     denoiser = gaussian()

@@ -203,7 +203,10 @@ class Says(Affine):
 HEADED = [("both", "denoising", 0), ("both", "progressive", 0), ("x0", "denoising", 1), ("x0", "progressive", 0)]
 
 
-@pytest.mark.parametrize(("head", "name", "number"), HEADED)
+@pytest.mark.parametrize(
+    ("head", "name", "number"),
+    [HEADED[0], *(pytest.param(*each, marks=pytest.mark.slow) for each in HEADED[1:])],
+)
 def test_every_head_finds_the_closed_form(head, name, number):
     """The velocity read from what the network says is the right one."""
     case, start = CASES[name][number], NetDenoiser(Says(head), Cosine(), head)
