@@ -169,7 +169,7 @@ def processes(group: int) -> list[tuple[int, str]]:
             words = (entry / "cmdline").read_text().split("\0")[:-1]
         except (ProcessLookupError, FileNotFoundError):
             continue
-        name = "dvc" if "dvc" in words else words[-1] if words else ""
+        name = "dvc" if {"dvc", "tasks.dvc_repro"} & set(words) else words[-1] if words else ""
         found.append((int(entry.name), name))
     return found
 
