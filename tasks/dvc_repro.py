@@ -37,12 +37,13 @@ class _Listener(logging.Filter):
         from tasks import faults
 
         error = record.exc_info[1] if record.exc_info and record.levelno >= logging.ERROR else None
+        line = None if error is None else faults.told(error)
+        self.line = self.line or line
         if error is not None:
-            self.line = self.line or faults.told(error)
             self.codes |= {int(found[1]) for cause in _causes(error) if (found := CODE.search(str(cause)))}
         if self.line is not None and record.name == "dvc.cli":  # its last word, and the end of what it does
             raise _Refused(self.line)
-        return error is None or faults.told(error) is None
+        return line is None
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -68,8 +69,8 @@ def _removed() -> int:
     damaged = [path for path in dvc_files.RUNS.glob("??/*/*") if path.is_file() and not _whole(path)]
     for path in damaged:
         path.unlink()
-        dvc_files.remove_empty_notes()
     if damaged:
+        dvc_files.remove_empty_notes()
         say(f"{len(damaged)} damaged of DVC's notes on earlier runs ({damaged[0]}) removed: those stages run again")
     return len(damaged)
 
