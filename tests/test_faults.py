@@ -101,6 +101,15 @@ def test_a_planted_fault_is_noticed_or_survives_and_is_taken_out_again(tmp_path)
 
 
 @pytest.mark.slow
+def test_a_test_that_fails_without_the_fault_too_has_noticed_nothing(tmp_path):
+    tree = toy(tmp_path)
+    (tree / "tests" / "test_half.py").write_text("def test_of_no_worth():\n    raise AssertionError\n")
+    found = plant.try_one(planted("x / 2", "x / 3"), tree)
+    assert found.bad
+    assert found.caught_by == f"{plant.UNSOUND}: tests/test_half.py::test_of_no_worth"
+
+
+@pytest.mark.slow
 def test_every_fault_of_the_list_can_still_be_planted():
     assert [reason for fault in FAULTS if (reason := plant.why_not(fault, ROOT))] == []
 

@@ -109,6 +109,7 @@ CONFIG = "[core]\n    analytics = false\n    check_update = false\n    no_scm = 
 def toy(folder: Path, **actions: str) -> Path:
     """A project of four stages: shard, two arms on it, and evaluate on both."""
     (folder / "tasks").mkdir(parents=True)
+    (folder / "tasks" / "__init__.py").touch()  # else a `tasks` further down Python's path hides it
     (folder / "tasks" / "__main__.py").write_text(TOY_TASKS)
     (folder / ".dvc").mkdir()
     (folder / ".dvc" / "config").write_text(CONFIG)
@@ -576,7 +577,7 @@ def project(folder: Path, **actions: str) -> Path:
     for part in ("flows", "diffcore", "prefect.yaml", "prefect.toml"):
         (folder / part).symlink_to(ROOT / part)
     for part in (ROOT / "tasks").glob("*.py"):
-        if part.name != "__main__.py":
+        if part.name not in ("__init__.py", "__main__.py"):
             (folder / "tasks" / part.name).symlink_to(part)
     (folder / ".services").mkdir()  # as a clone has it
     return folder
