@@ -206,6 +206,16 @@ def test_a_network_that_says_x0_is_not_asked_for_its_v_at_the_data():
     assert found.isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("word", "given", "c"),
+    [("ict", None, 0.00054), ("ict", 0.0, 0.0), ("ict", 0.1, 0.1), ("ect", None, 0.0), ("ect", 0.1, 0.1)],
+)
+def test_huber_is_what_is_given_0_too_and_the_paper_s_where_nothing_is(word, given, c):
+    error, c = randn(4, 3) / 100, c * math.sqrt(3)
+    found = consistency_training._distance(Config(schedule=word, huber=given), error)
+    torch.testing.assert_close(found, (error.square().sum(1) + c**2).sqrt() - c, rtol=1e-6, atol=1e-9)
+
+
 def test_the_plain_norm_has_a_slope_of_zero_at_zero():
     error = torch.zeros(2, 3, requires_grad=True)
     consistency_training._distance(Config(schedule="ect"), error).sum().backward()

@@ -113,6 +113,41 @@ def test_the_critic_knows_the_class():
     assert torch.equal(dm.loss(ONE, roles, randn(3, 2), rolls, 0.0), torch.zeros(3))
 
 
+class Shows(GaussianDenoiser):
+    """Exact beliefs, and features that are the image itself, remembered."""
+
+    seen = ()
+
+    def features(self, x_t, t):
+        self.seen = (*self.seen, (x_t, t))
+        return [x_t]
+
+
+def test_the_heads_learn_which_images_are_real_and_the_student_hears_what_they_say():
+    """Both losses by hand, with heads that say the mean of what they see: real comes first, noised as the samples are."""
+    exact, config, x0, rolls = gaussian(), dm.Config(adversarial=0.25), randn(5, 2, 3), dice()
+    teacher = Shows(exact.mean, exact.variance, exact.schedule)
+    roles = Roles(exact, teacher, exact, Known(exact))
+    roles.critic.heads = lambda features: [3 * part.mean((1, 2), keepdim=True) for part in features]
+    plain = cast(exact, exact, exact)
+    sample, level = dm.generate(config, roles, rolls), rolls.other("level")
+    t = 0.02 + 0.96 * level.u
+    at = exact.schedule.level(t, x0)
+    real, fake = (at.alpha * image + at.sigma * level.noise for image in (x0, sample))
+
+    found = dm.critic_loss(config, roles, x0, rolls, 0.0) - dm.critic_loss(ONE, plain, x0, rolls, 0.0)
+    told = [3 * image.mean((1, 2)) for image in (real, fake)]
+    by_hand = (1 - told[0]).clamp(min=0) + (1 + told[1]).clamp(min=0)
+    torch.testing.assert_close(found, by_hand, rtol=1e-9, atol=1e-12)
+    exchanged = (1 - told[1]).clamp(min=0) + (1 + told[0]).clamp(min=0)
+    assert float((by_hand - exchanged).abs().max()) > 0.1
+    assert [torch.equal(when, t) for _, when in teacher.seen] == [True, True]
+
+    found = dm.loss(config, roles, x0, rolls, 0.0) - dm.loss(ONE, plain, x0, rolls, 0.0)
+    torch.testing.assert_close(found, 0.25 * (1 - told[1]).clamp(min=0), rtol=1e-9, atol=1e-12)
+    assert torch.equal(teacher.seen[2][1], t)
+
+
 def test_a_few_step_teacher_is_refused():
     import pytest
 

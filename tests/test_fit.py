@@ -229,3 +229,18 @@ def test_dropout_draws_from_the_steps_own_dice(tmp_path):
     with pytest.raises(Stopped):
         train(resume=resume, stop=stop_at(3))
     assert same(whole, train(resume=resume))
+
+
+def test_what_a_part_of_a_batch_is_told_is_its_rows_of_the_whole():
+    """Label dropout and guidance weights of several processes and of one are those of the image's place in the batch."""
+    config = dataclasses.replace(SHORT, batch=64, label_dropout=0.4)
+    made = dataclasses.replace(job(config=config), guidance=(1.0, 4.0))
+    trainer = types.SimpleNamespace(job=made, step=3)
+    labels = torch.arange(64) % 5
+    whole = fit._Loop._condition(trainer, labels, slice(0, 64))
+    assert 10 < int((whole.labels < 0).sum()) < 45
+    assert torch.equal(whole.labels[whole.labels >= 0], labels[whole.labels >= 0])
+    for own in (slice(0, 16), slice(16, 48), slice(48, 64)):
+        part = fit._Loop._condition(trainer, labels[own], own)
+        assert torch.equal(part.labels, whole.labels[own])
+        assert torch.equal(part.guidance, whole.guidance[own])

@@ -1,0 +1,140 @@
+"""What wraps a denoiser: each carries what the inner one says of itself, and is told to it whatever it is told itself."""
+
+import importlib
+import pkgutil
+
+import pytest
+import torch
+
+import diffcore
+from diffcore.clipping import Clip, Clipped, Threshold
+from diffcore.deepcache import Config, DeepCached
+from diffcore.denoiser import Condition, Denoiser, Guided, NetDenoiser, Rescaled
+from diffcore.meter import Meter, Metered
+from diffcore.nets import unet
+from diffcore.schedule import VE, Cosine
+from diffcore.trajectory import even
+from tests.conftest import gaussian
+
+METER, SIGMAS = Meter(), VE(0.01, 50.0)
+WRAPPERS = {
+    Clipped: (lambda inner: Clipped(inner, Threshold(0.9, 2.0)), {"limit": Threshold(0.9, 2.0)}),
+    Guided: (Guided, {}),
+    Metered: (lambda inner: Metered(inner, METER, learns=True), {"meter": METER, "learns": True}),
+    Rescaled: (lambda inner: Rescaled(inner, SIGMAS), {"schedule": SIGMAS}),
+}
+"""Each wrapper: how it is put around a denoiser, and what of itself it must keep."""
+
+ELSEWHERE = {"DeepCached", "_Run", "_Blank", "NetDenoiser", "GaussianDenoiser", "MixtureDenoiser"}
+"""Wraps our U-Net alone (below), or nothing at all."""
+
+CONDITION = Condition(torch.tensor([1, 0]), torch.tensor([2.0, 3.0], dtype=torch.float64))
+ASKED = {
+    "begin": lambda denoiser: denoiser.begin(7),
+    "given": lambda denoiser: denoiser.given(CONDITION),
+    "of": lambda denoiser: denoiser.of(slice(1, 2)),
+}
+
+
+class Inner(Denoiser):
+    """Valid on a few steps only; remembers what it was told."""
+
+    def __init__(self, told: tuple = ()):
+        super().__init__()
+        self.schedule, self.grid, self.told = Cosine(), even(4), told
+
+    def forward(self, x_t, t):
+        return gaussian()(x_t, t)
+
+    def begin(self, calls):
+        return Inner((*self.told, ("begin", calls)))
+
+    def given(self, condition):
+        return Inner((*self.told, ("given", condition)))
+
+    def of(self, rows):
+        return Inner((*self.told, ("of", rows)))
+
+
+def kinds() -> set[str]:
+    for module in pkgutil.walk_packages(diffcore.__path__, "diffcore."):
+        importlib.import_module(module.name)
+
+    def below(kind: type) -> set[type]:
+        return {kind}.union(*map(below, kind.__subclasses__()))
+
+    return {kind.__name__ for kind in below(Denoiser) if kind.__module__.startswith("diffcore.")}
+
+
+def test_no_wrapper_is_left_out():
+    assert kinds() - {"Denoiser"} == {kind.__name__ for kind in WRAPPERS} | ELSEWHERE
+
+
+@pytest.mark.parametrize("kind", WRAPPERS, ids=lambda kind: kind.__name__)
+def test_a_wrapper_says_where_its_inner_one_is_valid_and_in_which_times(kind):
+    """Without the grid a student of a few steps would be sampled, and measured, on any trajectory."""
+    make, own = WRAPPERS[kind]
+    inner = Inner()
+    wrapped = make(inner)
+    assert wrapped.grid is inner.grid
+    assert wrapped.schedule is own.get("schedule", inner.schedule)
+
+
+@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize("kind", WRAPPERS, ids=lambda kind: kind.__name__)
+def test_what_a_wrapper_is_told_its_inner_one_is_told_and_all_else_is_kept(kind, asked):
+    make, own = WRAPPERS[kind]
+    wrapped = make(Inner())
+    if kind is Guided:  # it keeps the condition itself, and tells it to the inner one at each call
+        wrapped = wrapped.given(CONDITION)
+    found = ASKED[asked](wrapped)
+    assert type(found) is kind
+    assert {name: getattr(found, name) for name in own} == own
+    assert found.grid == even(4)
+    if kind is Guided and asked != "begin":
+        rows = slice(1, 2) if asked == "of" else slice(None)
+        assert found.inner.told == ()
+        assert torch.equal(found.condition.labels, CONDITION.labels[rows])
+        assert torch.equal(found.condition.guidance, CONDITION.guidance[rows])
+    else:
+        expected = {"begin": 7, "given": CONDITION, "of": slice(1, 2)}[asked]
+        assert found.inner.told == ((asked, expected),)
+        assert kind is not Guided or found.condition is wrapped.condition
+
+
+def net(**more) -> NetDenoiser:
+    return NetDenoiser(unet.build(unet.default_config((1, 8, 8), (8, 16), groups=4, classes=4), 0), Cosine(), **more)
+
+
+MORE = {"head": "eps", "grid": even(4), "classes": 3, "labels": 1000}
+
+
+def test_a_cached_network_says_the_same_of_itself():
+    inner = net(**MORE)
+    cached = DeepCached(inner, Config(interval=2, branch=0))
+    for found in (cached, cached.begin(4), cached.given(CONDITION), cached.begin(4).given(CONDITION)):
+        assert found.grid is inner.grid
+        assert found.schedule is inner.schedule
+    run = cached.given(CONDITION).begin(4)
+    assert {name: getattr(run.inner, name) for name in MORE} == MORE
+    assert run.inner.condition is CONDITION
+
+
+@pytest.mark.parametrize("weighs", [False, True])
+def test_a_network_s_reading_is_kept_whatever_it_is_told(weighs):
+    whole = net(**MORE, weighs=weighs)
+    for found in (
+        whole.given(CONDITION),
+        whole.given(CONDITION).of(slice(0, 1)),
+        whole.around(whole.net),
+        whole.begin(3),
+    ):
+        assert {name: getattr(found, name) for name in (*MORE, "weighs")} == {**MORE, "weighs": weighs}
+        assert found.schedule is whole.schedule
+
+
+def test_a_clip_of_a_clip_takes_both():
+    inner = Clipped(gaussian(), Clip(0.5))
+    x, t = torch.full((2, 2, 3), 3.0).double(), torch.tensor([0.2, 0.4]).double()
+    assert float(Clipped(inner, Clip(0.2))(x, t).x0.abs().max()) == 0.2
+    assert float(Clipped(inner, Clip(0.9))(x, t).x0.abs().max()) == 0.5
