@@ -19,7 +19,21 @@ from diffcore.nets import unet
 from diffcore.schedule import Cosine
 from diffcore.shards import Manifest
 from diffcore.trajectory import even
-from tasks import evaluate, features, gamma, graph, params, paths, progress, publish, report, search, shard, tracking
+from tasks import (
+    evaluate,
+    features,
+    gamma,
+    graph,
+    params,
+    paths,
+    pictures,
+    progress,
+    publish,
+    report,
+    search,
+    shard,
+    tracking,
+)
 from tests import test_evaluate
 from tests.test_evaluate import FIT, make
 from tests.test_unet import stirred
@@ -36,7 +50,21 @@ DISTINCT = {
     },
     "gamma": {"steps": 6, "images": 5, "batch": 7, "seed": 11},
     "search": {"most": 3, "fitted": {"points": 4, "images": 5, "batch": 2, "seed": 13, "late": 1.3}},
-    "evaluate": {"images": 12, "seed": 3, "teacher": [PLAIN], "anytime": [PLAIN]},
+    "evaluate": {
+        "images": 12,
+        "seed": 3,
+        "batch": 5,
+        "likelihood": {"images": 4, "probes": 2, "seed": 19},
+        "teacher": [
+            {**PLAIN, "steps": [3, 2]},
+            {**PLAIN, "sampler": "analytic"},
+            {**PLAIN, "steps": [4], "deepcache": {"interval": 2}},
+            {**PLAIN, "guidance": 2.0, "negative": "class1"},
+            {**PLAIN, "skip": {"bottom": 0.9}},
+        ],
+        "anytime": [PLAIN],
+    },
+    "publish": {"tolerance": 1.7},
 }
 
 
@@ -267,6 +295,204 @@ def test_costs_of_a_search_stand_by_the_steps_they_are_of(decoder, project):
     assert list(found["cost"]) == (["1", "2", "3"] if decoder else ["2", "3"])
     assert costs == pytest.approx(sorted(costs, reverse=True))
     assert found["about"]["decoder"] == decoder
+
+
+# --- evaluate
+
+
+def test_what_all_points_are_measured_with_is_what_the_file_says(project, monkeypatch):
+    """Compared with the images that were trained on; the floor is of those held out."""
+    opened, referred = heard(monkeypatch, shards, "open_images", ...), heard(monkeypatch, quality.Reference, "of", ...)
+    looked, floors = heard(monkeypatch, quality, "look", ...), heard(monkeypatch, quality, "floor", ...)
+    bench = evaluate.Bench(project)
+    held, real = shards.load_resident(paths.HOLDOUT), shards.load_resident(paths.DATA)
+    assert [call.words for call in opened] == [(paths.DATA, 2**29), (paths.HOLDOUT, 2**29)]
+    (call,) = referred
+    assert torch.equal(call.words[0].pixels, real.pixels)
+    assert call.words[1] is bench.network
+    (call,) = looked
+    assert torch.equal(call.words[0].pixels, held.pixels)
+    assert call.words[1] is bench.network
+    (call,) = floors
+    assert call.words[:3] == (bench.reference, 12, 3)
+    assert len(call.words[3]) == len(held)
+    assert bench.labels.tolist() == draw.labels_like(real.labels, 12, 3).tolist()
+    assert bench.labels.tolist() != draw.labels_like(real.labels, 12, 5).tolist()
+    shutil.rmtree(paths.HOLDOUT)
+    assert evaluate.Bench(project).floor.real == "halves"
+    assert floors[-1].words == (*floors[-1].words[:1], 12, 3, None)
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+def test_a_point_is_measured_as_the_file_says_and_says_so(held_out, project, monkeypatch):
+    """Of each way: who is sampled and how, what it is compared with, and under which name each number stands."""
+    if not held_out:
+        shutil.rmtree(paths.HOLDOUT)
+    bench, clock, drawn, warmed = evaluate.Bench(project), [100.0], [], []
+    plans = list(evaluate.plan(project, bench.opened))
+    samples = torch.arange(12 * 16).reshape(12, 1, 4, 4) / 96 - 1
+
+    def draws(sampler, *words):
+        drawn.append((sampler, *words))
+        sampler.denoiser.meter.spent += 30
+        clock[0] += 6.0
+        return samples
+
+    def warm(sampler, *words):
+        warmed.append((sampler, *words))
+        clock[0] += 1000.0
+
+    monkeypatch.setattr(evaluate.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(evaluate.Sampler, "draw", draws)
+    monkeypatch.setattr(evaluate.Sampler, "warm_up", warm)
+    score = quality.Quality(1.0, 0.1, 2.0, 0.2, 3.0, 0.3, 12)
+    scores, fidelities = heard(monkeypatch, quality, "measure", score), []
+    monkeypatch.setattr(quality, "fidelity", lambda *words: fidelities.append(words) or quality.Fidelity(4.0, 0.4))
+    shares = heard(monkeypatch, quality, "accuracy", quality.Share(0.5, 0.05))
+    bits = heard(monkeypatch, evaluate.likelihood, "of", SimpleNamespace(mean=6.0, se=0.6))
+    real, asked = shards.load_resident(paths.DATA), shards.load_resident(paths.HOLDOUT if held_out else paths.DATA)
+    chosen, found = draw.some(4, len(asked), 19, "likelihood"), {}
+    for plan in plans:
+        bench.teacher = samples + 1 if found else None
+        for calls in (drawn, warmed, scores, fidelities, shares, bits):
+            calls.clear()
+        opened, cached = bench.opened[plan.checkpoint], plan.recipe.deepcache is not None
+        returned, point = bench.measure(plan)
+        assert returned is samples
+        (sampler, *words), made = drawn[0], plan.recipe.sampler(opened, plan.times, bench.gamma)
+        assert words == [(1, 4, 4), 12, 3, 5, words[-1]]
+        known = plan.recipe.condition(opened, bench.labels)
+        for part in ("labels", "guidance", "negative"):
+            one, other = getattr(words[-1], part), getattr(known, part)
+            assert (one is None) == (other is None)
+            assert one is None or one.tolist() == other.tolist()
+        assert (sampler.trajectory, sampler.denoiser.grid) == (plan.times, opened.denoiser.grid)
+        assert repr(sampler.solver) == repr(made.solver)
+        assert type(sampler.denoiser.inner) is type(made.denoiser)
+        assert [call.words for call in scores] == [(samples, bench.reference, bench.network, 3)]
+        assert [words[0] is samples and words[1] is bench.teacher for words in fidelities] == [True] * bool(found)
+        (call,) = shares
+        assert (call.words[0] is samples, call.words[1] is bench.labels, call.words[3] is bench.network) == (True,) * 3
+        assert torch.equal(call.words[2], real.labels)
+        assert len(bits) == (not cached)
+        for call in bits:
+            asked_of, images, *rest, condition = call.words
+            assert (asked_of.trajectory, rest) == (plan.times, [19, 2, 5])
+            assert torch.equal(images, to_float(asked.pixels[chosen]))
+            assert condition.labels.tolist() == asked.labels[chosen].tolist()
+        found[plan.name] = vars(point), [words[1:3] for words in warmed]
+        assert vars(point) == {
+            "name": plan.name,
+            "way": plan.way,
+            "best": True,
+            "method": plan.method,
+            "checkpoint": plan.checkpoint,
+            "sampler": plan.recipe.to_json()["sampler"],
+            "trajectory": plan.trajectory,
+            "recipe": json.dumps(plan.recipe.to_json(), sort_keys=True),
+            "nfe": 2.5,
+            **vars(score),
+            "rmse_teacher": 4.0 if len(found) > 1 else None,
+            "rmse_teacher_se": 0.4 if len(found) > 1 else None,
+            "accuracy": 0.5,
+            "accuracy_se": 0.05,
+            "bits": None if cached else 6.0,
+            "bits_se": None if cached else 0.6,
+            "ms_per_image": 500.0,
+            "seed": 3,
+            "weights": opened.card.weights,
+            "features": bench.network.digest,
+            "checkpoint_digest": opened.card.digest,
+            "times": plan.times.times,
+        }
+    # once for a checkpoint and what is done to its network, each cache anew: in batches of 5 and 2
+    warm_ones = [name for name, (_, sizes) in found.items() if sizes]
+    assert all(sorted(sizes) == [((1, 4, 4), 2), ((1, 4, 4), 5)] for _, sizes in found.values() if sizes)
+    assert warm_ones == [
+        "teacher-ddim-even-3",
+        "teacher-ddim-cache2b0-even-4",
+        "teacher-ddim-g2-not-class1-even-2",
+        "teacher-ddim-skip0.9to1-even-2",
+        "v-ddim-even-3",
+        "g-ddim-even-3",
+        "pd-ddim",
+    ]
+    assert [call["checkpoint"] for call, _ in found.values()] == ["teacher"] * 6 + ["v"] * 2 + ["g"] * 2 + ["pd"]
+
+
+def test_no_bits_are_asked_for_where_no_images_are(project, monkeypatch):
+    none = dataclasses.replace(project.evaluate.likelihood, images=0)
+    changed = dataclasses.replace(project, evaluate=dataclasses.replace(project.evaluate, likelihood=none))
+    bench = evaluate.Bench(changed)
+    plan = next(plan for plan in evaluate.plan(changed, bench.opened) if plan.recipe.to_json()["sampler"] == "analytic")
+    assert bench._bits(plan, bench.opened["teacher"], bench.sampler(plan)) is None
+
+
+def few(project: params.Params) -> params.Params:
+    """Two curves of the teacher, one of which tries a sweep, and a student."""
+    ways = project.evaluate.teacher
+    sweep = dataclasses.replace(ways[4], skip=[ways[4].skip, dataclasses.replace(ways[4].skip, bottom=0.5)])
+    changed = dataclasses.replace(project.evaluate, teacher=[ways[0], sweep])
+    return dataclasses.replace(project, evaluate=changed, distill={"pd": project.distill["pd"]})
+
+
+def test_what_the_evaluation_writes_and_shows(project, monkeypatch, capsys):
+    """The first samples of each point, of several tries the best beside the real images, and the table in three forms."""
+    monkeypatch.setattr(evaluate, "SHOWN", 4)
+    disk.write_summed(paths.CURVES / "pd.csv", "step,images,loss,grad_norm,lr\n1,4,0.5,1.0,0.001\n")
+    grids, sheets = heard(monkeypatch, pictures, "grid", ...), heard(monkeypatch, pictures, "contact_sheet", ...)
+    drawn, curves = heard(monkeypatch, pictures, "frontier", None), heard(monkeypatch, pictures, "curves", None)
+    chosen, cleared = (
+        heard(monkeypatch, evaluate.Frontier, "recommend", ...),
+        heard(monkeypatch, evaluate.Kept, "clear", ...),
+    )
+    measured = heard(monkeypatch, evaluate.Bench, "measure", ...)
+    evaluate.evaluate(few(project))
+    table = json.loads(paths.FRONTIER.read_text())
+    table.pop("seal")
+    names = [point["name"] for point in table["points"]]
+    sweep = ["teacher-ddim-skip0.9to1-even-2", "teacher-ddim-skip0.5to1-even-2"]
+    assert names == ["teacher-ddim-even-3", "teacher-ddim-even-2", *sweep, "pd-ddim"]
+    assert [call.words[1].name for call in grids] == [f"{name}.png" for name in names]
+    shown = {name: pictures.tiles(paths.SAMPLES / f"{name}.png") for name in names}
+    for number, point in enumerate(table["points"]):
+        assert shown[point["name"]].shape == (4, 4, 4, 1)
+        assert (point["rmse_teacher"] is None) == (number == 0)
+    (call,) = sheets
+    best = [point["name"] for point in table["points"] if point["best"]]
+    assert [label for label, _ in call.words[0]] == [*best, "real"]
+    assert len(best) == 4
+    assert all((images == shown[label]).all() for label, images in call.words[0][:-1])
+    real = shards.load_resident(paths.DATA).pixels[:4].permute(0, 2, 3, 1)
+    assert call.words[0][-1][1].tolist() == real.tolist()
+    assert {path.name for path in paths.SAMPLES.iterdir()} == {"all.png", *(f"{name}.png" for name in names)}
+    assert [call.words for call in drawn] == [(table, paths.ARTIFACTS / "frontier.png")]
+    assert [call.words for call in curves] == [({"pd": paths.CURVES / "pd.csv"}, paths.ARTIFACTS / "curves.png")]
+    assert [call.words[1:] for call in chosen] == [(1.7,)]
+    assert (paths.ARTIFACTS / "frontier.csv").read_text() == chosen[0].words[0].to_csv()
+    assert table["about"]["data"] == checkpoint.read_card(paths.CHECKPOINTS / "teacher").data
+    assert len(cleared) == 1
+    said = capsys.readouterr().out.splitlines()
+    lines = [line.split()[1:3] for line in said if line.startswith("evaluate  ") and "fd" in line]
+    assert lines == [[f"{number + 1}/5", name] for number, name in enumerate(names)]
+    # the first point's samples are what all are compared with, and all start from one noise
+    samples = evaluate.Bench(few(project))
+    assert len(measured) == 5
+    assert samples.teacher is None
+
+
+def test_what_cannot_be_sampled_or_stands_there_twice_is_told_before_anything_is_measured(project, monkeypatch):
+    measured = heard(monkeypatch, evaluate.Bench, "measure", None)
+    ways = [*project.evaluate.teacher, project.evaluate.teacher[1]]
+    twice = dataclasses.replace(project, evaluate=dataclasses.replace(project.evaluate, teacher=ways))
+    with pytest.raises(Mistake, match=r"evaluate names 'teacher-analytic-even-2' twice; leave one"):
+        evaluate.evaluate(twice)
+    way = dataclasses.replace(project.evaluate.teacher[0], guidance=3.0)
+    other = dataclasses.replace(project.evaluate, students={"g": [way]})
+    with pytest.raises(Mistake, match="guidance weight of 2 alone, not for 3"):
+        evaluate.evaluate(dataclasses.replace(project, evaluate=other))
+    assert measured == []
+    assert not paths.SAMPLES.exists()
 
 
 # --- publish
