@@ -514,7 +514,7 @@ CACHES = [CacheConfig(2), CacheConfig(3, 1, "quadratic", 4.0, 2.0)]
 NAMED = [
     (params.Way("ddim", "even", [2, 8]), ["ddim-even-8", "ddim-even-2"], "ddim even"),
     (params.Way("ddim", ["karras", "even"], [4]), ["ddim-karras-4", "ddim-even-4"], "ddim best grid"),
-    (params.Way("ddim", "even", [2], {"eta": 0.5}), ["ddim-eta0.5-even-2"], "ddim eta0.5 even"),
+    (params.Way("ddim", "even", [2], {"eta": 1 / 3}), ["ddim-eta0.333333-even-2"], "ddim eta0.333333 even"),
     (params.Way("dpmpp_2m", "even", [2]), ["dpmpp-2m-even-2"], "dpmpp_2m even"),
     (
         params.Way("ddim", "even", [4], deepcache=CACHES),

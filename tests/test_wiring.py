@@ -192,10 +192,11 @@ def test_the_feature_network_is_trained_and_saved_as_the_file_says(project, monk
 
 def test_gamma_is_estimated_as_the_file_says_and_its_file_tells_of_what(project, monkeypatch):
     """Of images held out, with their classes, from the teacher."""
-    whole = json.loads(paths.GAMMA.read_text())
+    paths.GAMMA.unlink()
     calls = heard(monkeypatch, estimates, "estimate", ...)
     opened = heard(monkeypatch, shards, "open_images", ...)
     gamma.estimate(project)
+    whole = json.loads(paths.GAMMA.read_text())
     (call,) = calls
     denoiser, images, config, _ = call.words
     teacher, held = checkpoint.load(paths.CHECKPOINTS / "teacher"), shards.load_resident(paths.HOLDOUT)
@@ -259,9 +260,9 @@ def test_times_are_searched_as_the_file_says_and_its_file_tells_from_what(projec
     fits = heard(monkeypatch, search.hops, "fit", ...)
     covariances = heard(monkeypatch, estimates.Gamma, "covariance", ...)
     decoded = heard(monkeypatch, search.search, "decoded", ...)
-    found = json.loads(paths.TRAJECTORY.read_text())
     changed = dataclasses.replace(project, search=dataclasses.replace(project.search, estimator="norm", repair=False))
     search.find(changed)
+    found = json.loads(paths.TRAJECTORY.read_text())
     real = shards.load_resident(paths.DATA).labels
     assert [call.words[2:] for call in calls] == [(project.search.fitted, (1, 4, 4))] * 2
     wanted = draw.labels_like(real, 5, 13).tolist()
