@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import http.server
@@ -1100,6 +1101,60 @@ def test_publishers_of_one_database_wait_for_each_other_whatever_folder_they_are
         assert waited == [fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_EX]
         with tracking.alone(address, "waiting: another"):
             assert capsys.readouterr().out == ""
+
+
+def raised(kind: str, text: str) -> Exception:
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return {
+        "MlflowException": MlflowException,
+        "RequestException": RequestException,
+        "SQLAlchemyError": SQLAlchemyError,
+    }[kind](text)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (("MlflowException", "no such run\nand more"), "MLflow at http://h:1 refuses: no such run"),
+        (("SQLAlchemyError", "no such table"), "MLflow at http://h:1 refuses: no such table"),
+        (
+            ("MlflowException", "Connection aborted"),
+            "MLflow at http://h:1 does not answer: Connection aborted; run `make up`",
+        ),
+        (("RequestException", "too many redirects"), "MLflow at http://h:1 does not answer: too many redirects; run"),
+        (OSError(errno.ENOSPC, "full"), "MLflow at http://h:1 refuses: [Errno 28] full"),
+        (OSError(errno.ENOENT, "none", "a.db"), "MLflow at http://h:1 refuses: [Errno 2] none: 'a.db'"),
+        (OSError(errno.ENOSPC, "full", "a.db"), None),
+        (ZeroDivisionError("ours"), None),
+    ],
+)
+def test_what_mlflow_refuses_is_one_line_and_a_fault_of_the_machine_s_or_ours_is_its_own(
+    error, line, monkeypatch, capsys
+):
+    """What it prints meanwhile is heard by nobody; what a user set of its switches stays."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
+    for name in ("DO_NOT_TRACK", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"):
+        monkeypatch.delenv(name, raising=False)
+    error = raised(*error) if isinstance(error, tuple) else error
+
+    @tracking._explained("http://h:1")
+    def publishing() -> None:
+        print("chatter")
+        print("more", file=sys.stderr)
+        raise error
+
+    with pytest.raises((Mistake, OSError, ZeroDivisionError)) as caught:
+        publishing()
+    assert caught.value is error if line is None else str(caught.value).startswith(line)
+    assert "and more" not in str(caught.value)
+    assert capsys.readouterr() == ("", "")
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "2"
+    print("heard again")
+    assert capsys.readouterr().out == "heard again\n"
 
 
 # ---- a model that is served

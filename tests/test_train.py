@@ -10,18 +10,18 @@ import pytest
 import torch
 
 from diffcore import checkpoint, disk, draw, fit, methods, quality
-from diffcore.denoiser import Guided, NetDenoiser
+from diffcore.denoiser import Condition, Guided, NetDenoiser
 from diffcore.mistake import Mistake
 from diffcore.nets import unet
-from diffcore.schedule import Cosine
+from diffcore.schedule import Cosine, Discrete
 from diffcore.shards import Manifest
 from diffcore.trajectory import even
-from tasks import gamma, graph, paths, search, train
+from tasks import gamma, graph, guidance, paths, search, train
 from tests import test_evaluate
-from tests.conftest import ToyNet
+from tests.conftest import ToyNet, randn
 from tests.test_dropout import dropouts
 from tests.test_evaluate import make
-from tests.test_unet import stirred
+from tests.test_unet import FAMILY, stirred
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3])
@@ -340,3 +340,70 @@ def test_a_saved_state_of_the_teacher_is_keyed_by_all_that_its_training_depends_
     key(dataclasses.replace(wired, **others.get(change, {})))
     assert len(set(keys)) == 2
     assert {key[:2] for key in keys} == {(paths.RESUME, "teacher")}
+
+
+# --- who takes part in guidance
+
+
+def cast_from(guidance: checkpoint.Guidance | None = None, net=None, head: str = "v", **change) -> SimpleNamespace:
+    """What a checkpoint of classes is asked for; with a weight as an input where the guidance is a range."""
+    config = dataclasses.replace(FAMILY["classes"], guidance_embeds=guidance is not None and guidance.is_input)
+    weighs = guidance is not None and guidance.is_input
+    schedule = Discrete((0.1, 0.2, 0.9))
+    known = {"classes": 4, "weighs": weighs, "labels": 3, **change}
+    return SimpleNamespace(denoiser=NetDenoiser(net or stirred(config), schedule, head, **known), guidance=guidance)
+
+
+def beliefs(denoiser, weight: float | None):
+    x, t, labels = (
+        randn(3, 1, 8, 8).float(),
+        torch.tensor([0.9, 0.5, 0.2], dtype=torch.float64),
+        torch.tensor([0, 3, 1]),
+    )
+    told = None if weight is None else torch.full((3,), weight, dtype=torch.float64)
+    return denoiser.given(Condition(labels, told))(x, t).x0
+
+
+@pytest.mark.parametrize("weight", [1.0, 2.5])
+def test_a_student_of_one_weight_begins_as_its_teacher_of_many_is_at_that_weight(weight):
+    parent = cast_from(checkpoint.Guidance(1.0, 4.0))
+    student, teacher = guidance.cast(parent, checkpoint.Guidance(weight, weight))
+    assert teacher is parent.denoiser
+    assert not student.weighs
+    torch.testing.assert_close(beliefs(student, None), beliefs(teacher, weight), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(beliefs(student, None), beliefs(teacher, 3.5), atol=1e-4)
+
+
+@pytest.mark.parametrize("weights", [None, checkpoint.Guidance(2.0, 2.0), checkpoint.Guidance(1.0, 4.0)])
+def test_a_student_s_process_classes_levels_and_head_are_its_parent_s(weights):
+    parent = cast_from(head="eps")
+    student, _ = guidance.cast(parent, weights)
+    assert (student.schedule, student.classes, student.labels, student.head) == (parent.denoiser.schedule, 4, 3, "eps")
+    assert student.weighs == (weights is not None and weights.is_input)
+    assert guidance.cast(parent, weights, "v")[0].head == "v"
+    assert student.net is not parent.denoiser.net
+
+
+def test_a_student_of_a_student_with_steps_of_its_own_may_get_others():
+    parent = cast_from()
+    parent.denoiser.grid = even(3)
+    assert guidance.cast(parent, None)[0].grid is None
+
+
+def test_what_no_network_can_be_made_to_say_is_a_mistake():
+    both = cast_from()
+    both.denoiser.head = "both"
+    assert guidance.cast(both, None)[0].head == "both"
+    with pytest.raises(Mistake, match="a network of head both says twice as much as one of head v; leave `head` out"):
+        guidance.cast(both, None, "v")
+    theirs = cast_from(net=Other())
+    guidance.cast(theirs, checkpoint.Guidance(2.0, 2.0))
+    with pytest.raises(Mistake, match="needs our own U-Net; give one weight instead of a range"):
+        guidance.cast(theirs, checkpoint.Guidance(1.0, 4.0))
+
+
+class Other(ToyNet):
+    """A network that is not our U-Net."""
+
+    def with_dropout(self, p: float) -> "Other":
+        return self
