@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import csv
 import dataclasses
 import errno
 import fcntl
@@ -1155,6 +1156,57 @@ def test_what_mlflow_refuses_is_one_line_and_a_fault_of_the_machine_s_or_ours_is
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "2"
     print("heard again")
     assert capsys.readouterr().out == "heard again\n"
+
+
+@pytest.mark.parametrize(
+    ("address", "used"), [(None, tracking.LOCAL), ("", tracking.LOCAL), ("sqlite:///x.db", "sqlite:///x.db")]
+)
+def test_publishing_goes_to_the_address_that_is_set_or_to_a_file_here_and_tells_what_was_done(
+    address, used, tmp_path, monkeypatch, capsys
+):
+    """Also where it fails afterwards: what MLflow did meanwhile is said."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    if address is not None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    heard = []
+    monkeypatch.setattr(tracking, "_read", lambda folder, parameters: ("files", folder, parameters))
+    monkeypatch.setattr(tracking, "_ask", lambda *words: heard.append(words))
+    monkeypatch.setattr(tracking, "_open", lambda *words: words[2].append("made a book") or words[:2])
+    monkeypatch.setattr(tracking, "_publish", lambda *words: heard.append(words) or {"runs": {}})
+    assert tracking.publish(tmp_path, "e", "m", {"seed": 1}) == {"runs": {}, "tracking_uri": used}
+    assert heard == [(used,), (("files", tmp_path, {"seed": 1}), (used, "e"), "m")]
+    assert capsys.readouterr().out == "publish: made a book\n"
+    monkeypatch.setattr(tracking, "_publish", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        tracking.publish(tmp_path, "e", "m", {"seed": 1})
+    assert capsys.readouterr().out == "publish: made a book\n"
+
+
+def test_a_table_for_spreadsheets_that_says_anything_else_is_damaged(tmp_path):
+    """Each field alone, a row too many or too few, and rows in another order."""
+    points = [point("progressive", k, 1.5 / k) for k in (2, 1)]
+    keys = list(points[0])
+
+    def text(point_: dict, key: str) -> str:
+        value = point_[key]
+        return " ".join(map(str, value)) if key == "times" else "" if value is None else str(value)
+
+    def check(rows: list[list[str]]) -> None:
+        with open(tmp_path / "frontier.csv", "w", newline="") as file:
+            csv.writer(file).writerows([keys, *rows])
+        tracking._check_rows(tmp_path / "frontier.csv", points)
+
+    rows = [[text(point_, key) for key in keys] for point_ in points]
+    check(rows)
+    for number in range(len(keys)):
+        changed = [*rows[0]]
+        changed[number] += "1"
+        with pytest.raises(Mistake, match=r"frontier\.csv is damaged"):
+            check([changed, rows[1]])
+    for others in (rows[:1], [*rows, rows[1]], rows[::-1]):
+        with pytest.raises(Mistake, match=r"frontier\.csv is damaged"):
+            check(others)
 
 
 # ---- a model that is served
