@@ -339,6 +339,17 @@ def test_the_footer_tells_how_the_points_were_measured(tmp_path, drawn):
     assert "Warning: alone" in words
 
 
+@pytest.mark.parametrize(
+    ("name", "told"), [("pd1-ddim-even-1", "1 network call, "), ("pd2-ddim-even-2", "2 network calls, ")]
+)
+def test_the_label_tells_the_calls_and_the_distance_of_the_recommended_point(name, told, tmp_path, drawn):
+    shown = {**small_table(), "recommended": {"name": name, "reason": "", "warnings": []}}
+    pictures.frontier(shown, tmp_path / "frontier.png")
+    (point_,) = [p for p in shown["points"] if p["name"] == name]
+    texts = [text.get_text() for text in drawn().texts]
+    assert f"recommended: {name}\n{told}distance {pictures._plus_minus(point_['fd'], point_['fd_se'])}" in texts
+
+
 @pytest.mark.parametrize(("count", "half"), [(40, 1), (200, 2), (400, 5)])
 def test_a_running_mean_is_over_a_fortieth_of_the_run(count, half):
     values = np.arange(float(count)) ** 2
