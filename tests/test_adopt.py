@@ -11,12 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffcore import adopt, checkpoint, disk
+from diffcore import adopt, checkpoint, disk, fit
 from diffcore.feed import to_uint8
 from diffcore.mistake import Mistake
 from diffcore.nets import foreign, unet
 from diffcore.sampler import Sampler
 from diffcore.schedule import Discrete
+from diffcore.shards import Manifest
 from diffcore.solvers import SOLVERS
 from diffcore.trajectory import even, karras
 from tasks import params, paths
@@ -517,6 +518,26 @@ def test_the_stage_makes_a_checkpoint_with_an_honest_card(workspace):
     assert adopted(workspace()).card.digest == before
     save(Path("theirs"), prediction_type="v_prediction")
     assert adopted(workspace()).card.digest != before
+
+
+def test_an_adopted_teacher_s_card_tells_of_this_run(workspace, capsys):
+    """Its seed, its data, its code and its files: each as the other stages tell theirs."""
+    from tasks import graph
+
+    save(Path("theirs"), network(num_class_embeds=11), prediction_type="v_prediction", clip_sample=False)
+    found = dataclasses.replace(workspace(network={"conditional": True}), seed=23)
+    card, manifest = adopted(found).card, Manifest.read(paths.DATA)
+    files = adopt.adopt(Path("theirs")).files
+    assert card.parameters == {"folder": "theirs", "files": files, "digest": disk.digest(files)}
+    assert (card.name, card.solver, card.seed, card.data) == ("teacher", "ddim", 23, manifest.digest)
+    assert (card.image, card.classes, card.guidance) == (list(manifest.shape), list(manifest.classes), None)
+    assert card.code == graph.code_digest("teacher", "adopted")
+    assert card.torch == fit.torch_version()
+    told = f"teacher: adopted from theirs, head v, 1000 noise levels; checkpoint {card.digest[:12]}\n"
+    assert capsys.readouterr().out.endswith(told)
+    save(Path("theirs"), network(num_class_embeds=11), clip_sample_range=2.5)
+    adopted(found)
+    assert 'sampled with {"clip": 2.5} as its scheduler says; checkpoint' in capsys.readouterr().out
 
 
 def test_the_section_network_must_not_say_otherwise(workspace):

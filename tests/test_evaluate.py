@@ -2,21 +2,30 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from diffcore import checkpoint, draw, hops, quality, shards
+from diffcore import checkpoint, disk, draw, hops, quality, shards
+from diffcore.clipping import Threshold
+from diffcore.deepcache import Config as CacheConfig
 from diffcore.denoiser import Condition, NetDenoiser
-from diffcore.feed import to_float
+from diffcore.feed import to_float, to_uint8
 from diffcore.frontier import Point
 from diffcore.gamma import estimate, pick
+from diffcore.mistake import Mistake
+from diffcore.recipe import Recipe
 from diffcore.schedule import Cosine
 from diffcore.shards import Manifest
+from diffcore.skip_tuning import Config as SkipConfig
+from diffcore.solvers import SOLVERS
 from diffcore.solvers.analytic import Analytic
+from diffcore.trajectory import Trajectory, even, karras
 from tasks import evaluate, features, gamma, params, paths, pictures, search, shard, workspace
+from tests.conftest import ToyNet
 from tests.test_params import ROOT
 from tests.test_unet import stirred
 
@@ -368,3 +377,234 @@ def test_images_held_out_are_what_floor_bits_and_gamma_are_of(tmp_path, no_pictu
     assert table["floor"]["real"] == "held-out"
     assert table["floor"]["compared"] == [len(held), len(real)]
     assert table["floor"]["n"] == [12, len(real)]
+
+
+# --- what a kept point is keyed by, and what is kept of it
+
+
+def planned(**changes) -> evaluate.Plan:
+    facts = {"name": "n", "way": "w", "checkpoint": "v", "method": "m", "trajectory": "even"}
+    return evaluate.Plan(**{**facts, "recipe": Recipe(SOLVERS["ddim"]()), "times": even(2), **changes})
+
+
+def fake_bench(samples=None, **changes) -> SimpleNamespace:
+    """What `Measured` asks of a bench, whose points are numbered as they are measured."""
+    facts = {"checkpoint": "c", "gamma": "g", "real": "r", "config": {}, "threads": 1, "device": "cpu", **changes}
+    config = {
+        "images": 12,
+        "seed": 3,
+        "batch": 5,
+        "likelihood": {"images": 4, "seed": 7},
+        "teacher": [],
+        **facts["config"],
+    }
+    card = SimpleNamespace(digest=facts["checkpoint"])
+    bench = SimpleNamespace(
+        params=SimpleNamespace(
+            raw={"evaluate": config}, compute=SimpleNamespace(threads=facts["threads"], device=facts["device"])
+        ),
+        opened={name: SimpleNamespace(card=card) for name in ("v", "teacher")},
+        gamma=SimpleNamespace(to_json=lambda: facts["gamma"]),
+        reference=SimpleNamespace(digest=facts["real"]),
+        teacher=None,
+        asked=[],
+    )
+    bench.about = lambda plan: evaluate.Bench.about(bench, plan)
+
+    def measure(plan):
+        bench.asked.append(plan.name)
+        point = Point(
+            **dict.fromkeys(("nfe", "fd", "fd_se", "kid", "kid_se", "fd_pixels", "fd_pixels_se"), 1.5),
+            **dict.fromkeys(("rmse_teacher", "rmse_teacher_se", "accuracy", "accuracy_se", "bits", "bits_se")),
+            **dict.fromkeys(("recipe", "sampler", "weights", "features", "checkpoint_digest"), "x"),
+            **{key: getattr(plan, key) for key in ("name", "way", "method", "checkpoint", "trajectory")},
+            **{"best": True, "ms_per_image": 2.0, "n": 12, "seed": 3, "times": plan.times.times},
+        )
+        return samples + len(bench.asked), point
+
+    bench.measure = measure
+    return bench
+
+
+OTHER_JOBS = {
+    "name": {"name": "other"},
+    "way": {"way": "other"},
+    "checkpoint": {"checkpoint": "teacher"},
+    "method": {"method": "other"},
+    "trajectory": {"trajectory": "karras"},
+    "sampler": {"recipe": Recipe(SOLVERS["unipc"]())},
+    "guidance": {"recipe": Recipe(SOLVERS["ddim"](), guidance=2.0)},
+    "times": {"times": Trajectory((1.0, 0.25, 0.0))},
+}
+OTHER_BENCHES = {
+    "weights": {"checkpoint": "other"},
+    "gamma": {"gamma": "other"},
+    "real": {"real": "other"},
+    "threads": {"threads": 2},
+    "device": {"device": "cuda"},
+    "images": {"config": {"images": 13}},
+    "seed": {"config": {"seed": 4}},
+    "batch": {"config": {"batch": 6}},
+    "likelihood": {"config": {"likelihood": {"images": 4, "seed": 8}}},
+}
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluate.graph, "code_digest", lambda stage: f"the code of {stage}")
+
+
+def keyed(bench: SimpleNamespace, plan: evaluate.Plan, first: evaluate.Plan | None = None) -> str:
+    return disk.digest(evaluate.Measured(bench, [first or planned(name="first"), plan])._job(plan))
+
+
+def test_a_kept_point_is_keyed_by_all_that_its_numbers_depend_on(elsewhere, monkeypatch):
+    """Each alone makes another key; ways that others are sampled by do not."""
+    usual = keyed(fake_bench(), planned())
+    keys = {name: keyed(fake_bench(), planned(**change)) for name, change in OTHER_JOBS.items()}
+    keys |= {name: keyed(fake_bench(**change), planned()) for name, change in OTHER_BENCHES.items()}
+    keys["the first point"] = keyed(fake_bench(), planned(), planned(name="another"))
+    monkeypatch.setattr(evaluate.graph, "code_digest", lambda stage: f"other code of {stage}")
+    keys["code"] = keyed(fake_bench(), planned())
+    assert len({usual, *keys.values()}) == len(keys) + 1
+    monkeypatch.setattr(evaluate.graph, "code_digest", lambda stage: f"the code of {stage}")
+    assert keyed(fake_bench(config={"teacher": [1], "anytime": [2], "students": {"v": []}}), planned()) == usual
+    monkeypatch.setattr(evaluate.graph, "code_digest", lambda stage: "x" if stage == "evaluate" else 1 / 0)
+    assert keyed(fake_bench(), planned()) != usual
+
+
+def test_a_kept_point_is_the_point_and_the_first_one_s_samples_are_compared_with(elsewhere, capsys):
+    """After a kill as well: the same point, the same first images, and the samples of the first way alone are kept."""
+    samples = torch.arange(20 * 8).reshape(20, 2, 2, 2) / 100 - 0.9
+    plans = [planned(name=name, times=even(2)) for name in ("first", "second", "third")]
+    bench = fake_bench(samples)
+    measured_ = evaluate.Measured(bench, plans)
+    made = [measured_.point(plan) for plan in plans[:2]]
+    assert torch.equal(bench.teacher, samples + 1)
+    for number, (_, shown) in enumerate(made):
+        assert shown.tolist() == to_uint8(samples[:16] + 1 + number).permute(0, 2, 3, 1).tolist()
+    sizes = sorted(path.stat().st_size for path in (paths.RESUME / "evaluate.points").glob("*.safetensors"))
+    assert sizes[1] - sizes[0] > samples.numel() * 4 - 200
+    again = fake_bench(samples)
+    capsys.readouterr()
+    resumed = evaluate.Measured(again, plans)
+    assert capsys.readouterr().out == "evaluate: goes on after 2 of 3 points\n"
+    for plan, (point, shown) in zip(plans, made):
+        found, first = resumed.point(plan)
+        assert found == point
+        assert first.tolist() == shown.tolist()
+    assert torch.equal(again.teacher, samples + 1)
+    assert again.asked == []
+    assert resumed.point(plans[2])[0].name == "third"
+    assert again.asked == ["third"]
+
+
+# --- which points there are, and what they are called
+
+
+def opened_as(method: str, grid=None, **sampling) -> checkpoint.Checkpoint:
+    """With only those facts on its card that a plan asks for."""
+    card = object.__new__(checkpoint.Card)
+    vars(card).update(method=method, parameters={"sampling": sampling})
+    return checkpoint.Checkpoint(card, NetDenoiser(ToyNet(), Cosine(), grid=grid))
+
+
+CACHES = [CacheConfig(2), CacheConfig(3, 1, "quadratic", 4.0, 2.0)]
+NAMED = [
+    (params.Way("ddim", "even", [2, 8]), ["ddim-even-8", "ddim-even-2"], "ddim even"),
+    (params.Way("ddim", ["karras", "even"], [4]), ["ddim-karras-4", "ddim-even-4"], "ddim best grid"),
+    (params.Way("ddim", "even", [2], {"eta": 1 / 3}), ["ddim-eta0.333333-even-2"], "ddim eta0.333333 even"),
+    (params.Way("dpmpp_2m", "even", [2]), ["dpmpp-2m-even-2"], "dpmpp_2m even"),
+    (
+        params.Way("ddim", "even", [4], deepcache=CACHES),
+        ["ddim-cache2b0-even-4", "ddim-cache3b1c4p2-even-4"],
+        "ddim deepcache even",
+    ),
+    (params.Way("ddim", "even", [4], deepcache=CACHES[0]), ["ddim-cache2b0-even-4"], "ddim cache2b0 even"),
+    (
+        params.Way("ddim", "even", [4], skip=SkipConfig(0.8, 1.1)),
+        ["ddim-skip0.8to1.1-even-4"],
+        "ddim skip0.8to1.1 even",
+    ),
+    (params.Way("ddim", "even", [4], skip=[SkipConfig(0.8)]), ["ddim-skip0.8to1-even-4"], "ddim skip even"),
+    (params.Way("ddim", "even", [4], clip=1.5), ["ddim-clip1.5-even-4"], "ddim clip1.5 even"),
+    (params.Way("ddim", "even", [4], clip=False), ["ddim-unclipped-even-4"], "ddim unclipped even"),
+    (
+        params.Way("ddim", "even", [4], threshold=Threshold(0.9, 1.5)),
+        ["ddim-threshold0.9to1.5-even-4"],
+        "ddim threshold0.9to1.5 even",
+    ),
+    (
+        params.Way("ddim", "even", [4], guidance=2.5, negative="an odd/one"),
+        ["ddim-g2.5-not-an-odd-one-even-4"],
+        "ddim g2.5 not-an-odd-one even",
+    ),
+]
+
+
+@pytest.mark.parametrize(("way", "names", "curve"), NAMED)
+def test_a_point_is_called_by_all_that_it_is_sampled_with_and_its_curve_by_all_but_what_is_tried(way, names, curve):
+    found = list(evaluate._points("v", opened_as("guided"), way))
+    assert [plan.name for plan in found] == [f"v-{name}" for name in names]
+    assert {plan.way for plan in found} == {f"guided {curve}"}
+    assert {(plan.checkpoint, plan.method) for plan in found} == {("v", "guided")}
+    usual = evaluate._points("v", opened_as("guided"), way, usual=True)
+    assert {plan.way for plan in usual} == {"guided"}
+    teacher = next(evaluate._points("teacher", opened_as("denoising"), way))
+    assert (teacher.method, teacher.way) == ("teacher", f"teacher {curve}")
+
+
+def test_two_weights_are_two_curves_and_a_limit_of_an_adopted_teacher_s_own_is_named():
+    two = params.Way("ddim", "even", [4], guidance=[1.0, 2.0])
+    assert [plan.way for plan in evaluate._points("v", opened_as("m"), two)] == ["m ddim g1 even", "m ddim g2 even"]
+    theirs = opened_as("adopted", clip=1.0)
+    (plan,) = evaluate._points("teacher", theirs, params.Way("ddim", "even", [4]))
+    assert (plan.name, plan.way, plan.recipe.clip) == ("teacher-ddim-clip1-even-4", "teacher ddim clip1 even", 1.0)
+
+
+def test_times_are_those_of_their_kind_for_their_checkpoint(monkeypatch):
+    found = {
+        "fitted": {"v": {"2": [1.0, 0.7, 0.0]}, "cd": {"2": [1.0, 0.3, 0.0]}},
+        "nodes": {"2": [30, 100]},
+        "about": {"steps": 100},
+    }
+    monkeypatch.setattr(evaluate, "_searched", lambda: found)
+    opened = opened_as("m")
+    assert evaluate._times("v", "karras", 3, opened) == karras(3, Cosine())
+    assert evaluate._times("v", "fitted", 2, opened).times == (1.0, 0.7, 0.0)
+    assert evaluate._times("cd", "fitted", 2, opened).times == (1.0, 0.3, 0.0)
+    assert evaluate._times("v", "searched", 2, opened).times == (1.0, 0.3, 0.0)
+    for name, kind, steps, told in (
+        ("pd", "fitted", 2, "no times are fitted for pd; run the stage `search` again"),
+        ("v", "fitted", 3, "no fitted trajectory of 3 steps for v; raise search.fitted.points to 3"),
+        ("v", "searched", 3, "no searched trajectory of 3 steps; raise search.most to at least 3"),
+    ):
+        with pytest.raises(Mistake, match=told):
+            evaluate._times(name, kind, steps, opened)
+    own = opened_as("pd", even(4))
+    (plan,) = evaluate._points("pd", own, params.Way("ddim", "own"), usual=True)
+    assert (plan.name, plan.way, plan.trajectory, plan.times) == ("pd-ddim", "pd", "own", even(4))
+
+
+def test_students_are_sampled_by_their_own_ways_or_as_all_are_and_called_so(monkeypatch):
+    """One with steps of its own is on its method's curve, unless it has ways of its own."""
+    lines = {name: SimpleNamespace() for name in ("pd", "cd", "own")}
+    ways = {
+        "pd": params.Way("ddim", "own"),
+        "cd": params.Way("renoise", "even", [2, 1]),
+        "own": params.Way("ddim", "own"),
+    }
+    monkeypatch.setattr(evaluate, "ways_of", lambda name, asked, students: [("path", ways[name])])
+    asked = SimpleNamespace(teacher=[params.Way("ddim", "even", [1, 4])], students={"own": [ways["own"]]})
+    opened = {"teacher": opened_as("denoising"), "cd": opened_as("consistency")}
+    opened |= {name: opened_as("progressive", even(4)) for name in ("pd", "own")}
+    found = list(evaluate.plan(SimpleNamespace(evaluate=asked, distill=lines), opened))
+    assert [(plan.name, plan.way) for plan in found] == [
+        ("teacher-ddim-even-4", "teacher ddim even"),
+        ("teacher-ddim-even-1", "teacher ddim even"),
+        ("pd-ddim", "progressive"),
+        ("cd-renoise-even-2", "consistency renoise even"),
+        ("cd-renoise-even-1", "consistency renoise even"),
+        ("own-ddim", "progressive ddim"),
+    ]

@@ -258,6 +258,65 @@ def test_what_was_raised_from_a_fault_of_the_machine_is_one():
     assert faults.told(outer).startswith("a.db: no space left on the disk; free some")
 
 
+def noted(error: Exception, *notes: str) -> Exception:
+    for note in notes:
+        error.add_note(note)
+    return error
+
+
+def named(name: str, text: str) -> Exception:
+    """An error of a library's class with this name."""
+    return type(name, (Exception,), {})(text)
+
+
+TOLD = [
+    (OSError(errno.ENOSPC, "", "a", None, "b c"), "a to b c: no space left on the disk"),
+    (OSError(errno.EDQUOT, "", "a"), "a: the disk quota is used up"),
+    (OSError(errno.EROFS, "", "a"), "a: the file system is read-only"),
+    (OSError(errno.EACCES, "", "a"), "a: permission denied"),
+    (OSError(errno.EMFILE, "", "a"), "a: too many open files; raise the limit (ulimit -n)"),
+    (OSError(errno.ENOTDIR, "", "a"), "a: a file is where a folder should be; move it away, and"),
+    (
+        OSError(errno.EISDIR, "", "a b"),
+        "a b: a folder is where a file should be; move it away (`mv 'a b' 'a b.moved'`), and",
+    ),
+    (OSError(errno.EISDIR, "", "a", None, "b"), "a to b: a folder is where a file should be; move it away, and"),
+    (noted(OSError(errno.EIO, "x"), "the standard output"), "the standard output: the disk fails"),
+    (OSError(errno.EIO, "words"), "[Errno 5] words: the disk fails"),
+    (named("SafetensorError", "I/O error: Permission denied (os error 13)"), "permission denied; give this user"),
+    (named("SafetensorError", "no number"), None),
+    (named("OtherError", "(os error 13)"), None),
+    (sqlite3.OperationalError("attempt to write a readonly database"), "the file system is read-only"),
+    (sqlite3.OperationalError("disk I/O error"), "the disk fails to read or write it"),
+    (sqlite3.OperationalError("no such table: runs"), None),
+    (named("MlflowException", "(sqlite3.OperationalError) database or disk is full"), "no space left on the disk"),
+    (ValueError("database or disk is full"), None),
+    (MemoryError(), "memory: out of memory; end other programs"),
+    (
+        RuntimeError("Not enough memory: 9 bytes\nand more"),
+        "Not enough memory: 9 bytes: out of memory; end other programs",
+    ),
+    (RuntimeError("std::bad_alloc"), "std::bad_alloc: out of memory; end other programs"),
+    (ValueError("out of memory"), None),
+]
+
+
+@pytest.mark.parametrize(("error", "line"), TOLD, ids=lambda each: str(each)[:30])
+def test_a_fault_of_the_machine_is_told_with_its_thing_and_its_remedy(error, line):
+    found = faults.told(error)
+    assert (found is None) == (line is None)
+    assert line is None or line in found
+
+
+def test_what_happened_meanwhile_counts_and_a_circle_of_errors_ends():
+    outer, inner = KeyError("x"), OSError(errno.ENOSPC, "full", "a.db")
+    outer.__context__ = inner
+    assert faults.told(outer).startswith("a.db: no space left")
+    one, other = KeyError("x"), KeyError("y")
+    one.__context__, other.__context__ = other, one
+    assert faults.told(one) is None
+
+
 @pytest.mark.parametrize(
     "error", [KeyError("x"), FileNotFoundError(errno.ENOENT, "no", "x"), RuntimeError("shapes differ")]
 )

@@ -289,3 +289,101 @@ def test_a_curve_without_a_training_has_no_line_and_an_empty_file_is_a_mistake(t
     (tmp_path / "empty.csv").write_text("")
     with pytest.raises(Mistake, match="is empty"):
         pictures.curves({"empty": tmp_path / "empty.csv"}, tmp_path / "curves.png")
+
+
+def test_the_front_and_the_floor_lie_where_they_are(tmp_path, drawn):
+    """Steps that hold until the next point of the front and to the right edge; a band of one standard error."""
+    shown = small_table()
+    pictures.frontier(shown, tmp_path / "frontier.png")
+    axes = drawn()
+    lines = {line.get_label(): line for line in axes.lines}
+    front, best = lines["frontier: best within so many calls"], pictures.front(shown["points"])
+    corners = [[p["nfe"], p["fd"]] for p in best]
+    assert front.get_xydata().tolist() == [*corners, [axes.get_xlim()[1], best[-1]["fd"]]]
+    assert front.get_drawstyle() == "steps-post"
+    (floor,) = [line for name, line in lines.items() if name.startswith("a perfect sampler")]
+    assert floor.get_ydata() == [0.3, 0.3]
+    band = axes.patches[0].get_extents().transformed(axes.transData.inverted())
+    assert (band.y0, band.y1) == pytest.approx((0.28, 0.32))
+    assert axes.get_xlim() == pytest.approx((1 / 1.35, 64 * 1.35))
+    assert [text.get_text() for text in axes.get_xticklabels()] == [str(2**k) for k in range(7)]
+    assert axes.get_xticks().tolist() == [2**k for k in range(7)]
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+
+
+def test_students_stand_out_from_the_teacher_and_no_two_ways_look_alike():
+    """Also where there are more ways than colours of one kind."""
+    groups = {f"{k}": [point("teacher" if k % 2 else "progressive", 1, 1.0)] for k in range(20)}
+    styles = pictures._styles(groups)
+    for k, style in enumerate(styles):
+        assert (style.get("markerfacecolor") == "white") == ("linestyle" in style) == bool(k % 2)
+        assert style["color"] in (pictures.TEACHER if k % 2 else pictures.STUDENT)
+        assert (style["linewidth"] > 2, style["zorder"] > 3) == (not k % 2, not k % 2)
+    assert [style["color"] for style in styles[::2]][:6] == list(pictures.STUDENT)
+    assert [style["color"] for style in styles[1::2]][:6] == list(pictures.TEACHER)
+    looks = {(style["color"], style["marker"]) for style in styles}
+    assert len(looks) == len(styles)
+
+
+def test_the_footer_tells_how_the_points_were_measured(tmp_path, drawn):
+    shown = small_table()
+    shown["about"] |= {"n": 777, "seed": 9, "weights": "last", "resamples": 55}
+    shown["recommended"]["warnings"] = ["alone"]
+    pictures.frontier(shown, tmp_path / "frontier.png")
+    words = [" ".join(text.get_text().split()) for text in drawn().figure.texts]
+    assert (
+        "N = 777 images for each point, the same noise (seed 9) throughout, last weights; feature network feedfeedfeed, "
+        "data da7ada7ada7a. Bars: one standard error over the samples (55 bootstrap resamples), not over trainings. A "
+        "perfect sampler: from halves of the 1797 real images."
+    ) in words
+    assert "Warning: alone" in words
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("pd1-ddim-even-1", "1 network call, "), ("pd2-ddim-even-2", "2 network calls, ")]
+)
+def test_the_label_tells_the_calls_and_the_distance_of_the_recommended_point(name, told, tmp_path, drawn):
+    shown = {**small_table(), "recommended": {"name": name, "reason": "", "warnings": []}}
+    pictures.frontier(shown, tmp_path / "frontier.png")
+    (point_,) = [p for p in shown["points"] if p["name"] == name]
+    texts = [text.get_text() for text in drawn().texts]
+    assert f"recommended: {name}\n{told}distance {pictures._plus_minus(point_['fd'], point_['fd_se'])}" in texts
+
+
+@pytest.mark.parametrize(("count", "half"), [(40, 1), (200, 2), (400, 5)])
+def test_a_running_mean_is_over_a_fortieth_of_the_run(count, half):
+    values = np.arange(float(count)) ** 2
+    found = [values[max(0, k - half) : k + half + 1].mean() for k in range(count)]
+    np.testing.assert_allclose(pictures._running_mean(values), found)
+
+
+def test_a_curve_s_strong_line_is_the_running_mean_of_its_own_losses(tmp_path, drawn):
+    names = [f"s{k:02d}" for k in range(13)]
+    for k, name in enumerate(names):
+        write_curve(tmp_path / f"{name}.csv", 10 + k)
+    pictures.curves({name: tmp_path / f"{name}.csv" for name in names}, tmp_path / "curves.png")
+    lines = drawn().lines
+    for k, (pale, strong) in enumerate(zip(lines[::2], lines[1::2])):
+        losses = np.array([1 / step for step in range(1, 11 + k)])
+        assert pale.get_xdata().tolist() == [128.0 * step for step in range(1, 11 + k)]
+        np.testing.assert_allclose(pale.get_ydata(), losses)
+        np.testing.assert_allclose(strong.get_ydata(), pictures._running_mean(losses))
+        assert (pale.get_alpha(), strong.get_label()) == (0.18, names[k])
+    looks = {(line.get_color(), line.get_linestyle()) for line in lines[1::2]}
+    assert len(looks) == 13
+
+
+def test_small_images_are_enlarged_and_large_ones_are_not(tmp_path):
+    """To about 48 pixels; a contact sheet has no more than sixteen columns."""
+    for side, scale in ((8, 6), (32, 1), (64, 1)):
+        pictures.grid(ramp(3, side, side, 1), tmp_path / "grid.png")
+        sheet = pixels(tmp_path / "grid.png")
+        pitch = side * scale + pictures.GAP
+        assert sheet.shape == (pitch + pictures.GAP, 8 * pitch + pictures.GAP)
+    for count in (16, 20):
+        pictures.contact_sheet([("a", ramp(count, 8, 8, 1))], tmp_path / f"{count}.png")
+    assert pixels(tmp_path / "16.png").tolist() == pixels(tmp_path / "20.png").tolist()
+    pictures.contact_sheet([("a", ramp(2, 8, 8, 3)), ("longer", ramp(2, 8, 8, 3))], tmp_path / "colour.png")
+    sheet, scale = pixels(tmp_path / "colour.png"), 6
+    right = sheet.shape[1] - 16 - 2 * (8 * scale + pictures.GAP)
+    assert sheet[16 : 16 + 48 : scale, right : right + 48 : scale].tolist() == ramp(2, 8, 8, 3)[0].tolist()

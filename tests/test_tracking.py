@@ -2,7 +2,10 @@
 
 import base64
 import contextlib
+import csv
 import dataclasses
+import errno
+import fcntl
 import hashlib
 import http.server
 import json
@@ -17,11 +20,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 from urllib.parse import quote
 
 import numpy as np
 import pytest
+import torch
 
 from diffcore import checkpoint, disk, frontier, gamma
 from diffcore.checkpoint import Card
@@ -819,3 +824,457 @@ def test_a_row_of_a_shipped_model_asks_for_images_of_its_own_class():
     assert model.predict(None, rows[["num_images"]]) == (6, 0, None)
     with pytest.raises(ValueError, match="num_images must be at least 1, got 0"):
         model.predict(None, pandas.DataFrame({"num_images": [0]}))
+
+
+# ---- what each run and model says
+
+
+def test_every_model_says_of_its_point_what_the_table_says(receipt):
+    """Each key alone, for every point; a point of a student's has the weights of its own checkpoint only."""
+    for point_ in few_points()["points"]:
+        card = json.loads(Path(f"artifacts/checkpoints/{point_['checkpoint']}/card.json").read_text())
+        model = client().get_logged_model(receipt["models"][point_["name"]])
+        keys = ("method", "checkpoint", "sampler", "trajectory", "recipe", "nfe", "seed", "n")
+        params = {
+            key: value for key, value in model.params.items() if key != "times"
+        }  # which MLflow adds of a run's first
+        assert params == {key: str(point_[key]) for key in keys}
+        tags = {key: value for key, value in model.tags.items() if not key.startswith("mlflow.")}
+        weights = tags.pop("weights")
+        assert ("files" in tags) == (weights == "here")
+        tags.pop("files", None)
+        assert tags == {
+            "digest": card["digest"],
+            "recipe": point_["recipe"],
+            "trajectory": point_["trajectory"],
+            "nfe": f"{point_['nfe']:g}",
+            "point": point_["name"],
+            "method": point_["method"],
+            "fd": f"{point_['fd']:.4g}",
+            "current": "true",
+        }
+        assert weights in ("here", f"not here: checkpoints/{point_['checkpoint']}")
+        way = next(name for name, ps in pictures.ways(few_points()["points"]).items() if point_ in ps)
+        assert model.source_run_id == receipt["runs"][way]
+        assert model.name == tracking._model_name(point_)
+        logged = {metric.key: (metric.value, metric.step) for metric in model.metrics}
+        wanted = {key: point_[key] for key in (*tracking.METRICS, "nfe") if point_.get(key) is not None}
+        assert logged == {key: (value, point_["nfe"]) for key, value in wanted.items()}
+
+
+def test_every_run_says_what_it_was_made_from(receipt):
+    def told(run: str) -> tuple[dict, dict]:
+        data = client().get_run(run).data
+        return data.params, {key: value for key, value in data.tags.items() if not key.startswith("mlflow.")}
+
+    def card(name: str) -> dict:
+        return json.loads(Path(f"artifacts/checkpoints/{name}/card.json").read_text())
+
+    about = {f"evaluate/{key}": str(value) for key, value in few_points()["about"].items()}
+    pages = {}
+    for way, names in (("teacher ddim even", ["teacher"]), ("progressive", ["pd1", "pd2"]), ("consistency", ["cd"])):
+        params, tags = told(receipt["runs"][way])
+        trained = {
+            f"{name}/fit.{key}": value for name in names for key, value in (("iterations", "50"), ("lr", "0.001"))
+        }
+        assert {key: value for key, value in params.items() if key not in ("recipe", "times")} == about | trained
+        pages[way] = tags.pop("digest")
+        method = way.split()[0]
+        digests = {f"digest {name}": card(name)["digest"] for name in names}
+        assert tags == {"kind": "way", "current": "true", "method": method, **digests}
+    for name in ("teacher", "cd", "pd1", "pd2"):
+        params, tags = told(receipt["train"][f"train {name}"])
+        assert params == {
+            "fit.iterations": "50",
+            "fit.lr": "0.001",
+            "seed": "0",
+            "cost.seconds": "3.5",
+            "cost.iterations": "50",
+        }
+        pages[name] = tags.pop("digest")
+        mine = {f"digest {name}": card(name)["digest"], "method": card(name)["method"], "data": card(name)["data"]}
+        assert tags == {"kind": "train", "current": "true", "parent": "none", **mine}
+    params, tags = told(receipt["frontier"])
+    pages["frontier"] = tags.pop("digest")
+    chosen = few_points()["recommended"]
+    assert tags == {"kind": "frontier", "current": "true", "recommended": chosen["name"], "reason": chosen["reason"]}
+    metrics = client().get_run(receipt["frontier"]).data.metrics
+    assert metrics == {
+        f"floor_{key}": few_points()["floor"][key] for key in ("fd", "fd_se", "kid", "kid_se", "fd_pixels")
+    }
+    assert len(set(pages.values())) == len(pages)
+
+
+def test_the_floor_is_a_level_line_under_all_ways(receipt):
+    (run,) = client().search_runs([receipt["experiment_id"]], "tags.kind = 'floor'")
+    assert run.info.run_name == "real against real"
+    floor = few_points()["floor"]
+    for key in ("fd", "fd_se", "kid", "kid_se", "fd_pixels"):
+        logged = {metric.step: metric.value for metric in client().get_metric_history(run.info.run_id, key)}
+        assert logged == {1: floor[key], 2: floor[key], 4: floor[key]}
+
+
+def test_the_receipt_and_the_experiment_s_page_tell_what_is_there(receipt):
+    experiment = client().get_experiment(receipt["experiment_id"])
+    assert experiment.name == "distill"
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    version = {"name": "sampler", "version": "1", "alias": "challenger", "point": "pd2-ddim-even-2"}
+    assert receipt["version"] == version
+    assert receipt["ui"] == tracking.CHART.format(receipt["experiment_id"])
+    note = experiment.tags["mlflow.note.content"].splitlines()
+    chosen = few_points()["recommended"]
+    assert note[0] == f"Recommended: **pd2-ddim-even-2** (sampler version 1). {chosen['reason']}"
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in note if " +- " in line]
+    assert rows == [p["name"] for p in sorted(few_points()["points"], key=lambda p: (p["nfe"], p["fd"]))]
+    assert "| pd2-ddim-even-2 | 2 | 1.7 +- 0.07 | 0.08 |" in note
+
+
+def test_a_warning_stands_on_the_experiment_s_page(monkeypatch):
+    shown, written = few_points(), []
+    shown["recommended"]["warnings"] = ["one", "two"]
+    fake = SimpleNamespace(
+        get_experiment=lambda number: SimpleNamespace(tags={}),
+        set_experiment_tag=lambda *words: written.append(words),
+    )
+    tracking._note(tracking.Book(fake, "7"), tracking.Files(Path(), shown, {}, {}), "m", "3")
+    ((number, key, note),) = written
+    assert (number, key) == ("7", "mlflow.note.content")
+    assert "(m version 3)" in note
+    assert "\n\nWarning: one.\n\nWarning: two.\n" in note
+
+
+@pytest.mark.parametrize(
+    ("recommended", "carried"),
+    [
+        ("pd2-ddim-even-2", {"pd2-ddim-even-2", "pd1-ddim-even-1", "cd-ddim-even-2"}),
+        ("cd-ddim-even-1", {"pd2-ddim-even-2", "pd1-ddim-even-1", "cd-ddim-even-1"}),
+        ("teacher-ddim-even-1", {"pd2-ddim-even-2", "pd1-ddim-even-1", "cd-ddim-even-2", "teacher-ddim-even-1"}),
+    ],
+)
+def test_weights_go_with_the_recommended_point_or_a_student_s_best(recommended, carried):
+    files = tracking.Files(Path(), table(few_points()["points"], recommended), {}, {})
+    assert {p["name"] for p in files.table["points"] if tracking._carries(files, p)} == carried
+
+
+def test_a_run_that_a_killed_publisher_left_is_marked_killed_and_no_longer_current(room, monkeypatch):
+    """By its own name and no other's: what it had logged is not current either."""
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking, "_log_images", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("mlflow.start_run", started := Unfinished())
+        with pytest.raises(KeyboardInterrupt):
+            publish()
+    receipt = publish()
+    left = started.left
+    run = client().get_run(left)
+    assert (run.info.status, run.data.tags["current"]) == ("KILLED", "false")
+    models = client().search_logged_models([receipt["experiment_id"]], filter_string=f"source_run_id = '{left}'")
+    assert len(models) > 0
+    assert {model.tags["current"] for model in models} == {"false"}
+    assert not {model.model_id for model in models} & set(receipt["models"].values())
+
+
+class Unfinished:
+    """Stands in for MLflow's start_run: a run that an exception leaves is as kill -9 leaves it."""
+
+    def __init__(self):
+        import mlflow
+
+        self.real = mlflow.start_run
+
+    @contextlib.contextmanager
+    def __call__(self, **words):
+        import mlflow
+
+        active = self.real(**words)
+        try:
+            yield active
+        except KeyboardInterrupt:
+            self.left = active.info.run_id
+            mlflow.end_run()
+            client().update_run(self.left, "RUNNING")
+            raise
+        mlflow.end_run()
+
+
+def test_all_pages_of_an_answer_are_read():
+    class Answer(list):
+        token = None
+
+    pages = {None: Answer([1, 2]), "a": Answer(), "b": Answer([3])}
+    pages[None].token, pages["a"].token = "a", "b"
+    assert list(tracking._all(pages.get)) == [1, 2, 3]
+
+
+def test_what_mlflow_takes_as_a_key_and_a_value():
+    heard = []
+    fake = SimpleNamespace(log_batch=lambda run, **parts: heard.append((run, parts)))
+    tracking._log(tracking.Book(fake, "1"), "r", [], {"a(b)/c.d-e f:g": "x" * 900, "k" * 300: None}, {"t,": 3})
+    ((run, parts),) = heard
+    assert run == "r"
+    params = {each.key: each.value for each in parts["params"]}
+    assert params == {"a_b_/c.d-e f:g": "x" * 500, "k" * 250: "None"}
+    assert [(tag.key, tag.value) for tag in parts["tags"]] == [("t_", "3")]
+    assert tracking._flat({"a": {"b": {"c": 1}}, "d": None}) == {"a.b.c": 1, "d": None}
+
+
+@pytest.mark.parametrize(
+    ("location", "folder"),
+    [("/a/b c", "/a/b c"), ("file:///a/b%20c", "/a/b c"), ("mlflow-artifacts:/1/models", None), ("s3://b/x", None)],
+)
+def test_a_folder_of_this_machine_is_known_by_its_address(location, folder):
+    if location.startswith("mlflow-artifacts:"):
+        location = location.replace(":/", "://")
+    assert tracking._local(location) == (folder and Path(folder))
+
+
+def shipped(folder: Path, files: tracking.Files, point_: dict) -> None:
+    """As MLflow keeps a model: what is shipped under artifacts/, and files of its own."""
+    for name in tracking._shipped(files, point_):
+        source = name.removeprefix("artifacts/")
+        source = Path("artifacts") / (source if source == "gamma.json" else f"checkpoints/{source}")
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, folder / name)
+    (folder / "MLmodel").write_text("flavors: {}")
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "analytic"])
+def test_every_file_that_is_shipped_is_verified_where_it_lies(room, tmp_path, sampler, monkeypatch):
+    """In a folder of this machine and in a store elsewhere, which is asked for the recommended point's alone."""
+    shown = few_points()
+    shown["points"][3] |= {"sampler": sampler}
+    shown["recommended"]["name"] = shown["points"][3]["name"]
+    write_files(room / "artifacts", shown)
+    files, point_ = tracking._read(room / "artifacts", {}), shown["points"][3]
+    wanted = {f"artifacts/pd1/{name}" for name in (checkpoint.WEIGHTS, "unet/config.json", "card.json")}
+    wanted |= {"artifacts/gamma.json"} if sampler == "analytic" else set()
+    assert set(tracking._shipped(files, point_)) == wanted
+    here = tmp_path / "held"
+    shipped(here, files, point_)
+    seal = disk.digest(tracking._digests(here))
+    near = SimpleNamespace(artifact_location=str(here), tags={"files": seal})
+    far = SimpleNamespace(artifact_location="s3://bucket/x", tags={})
+    fetched = []
+
+    def fetch(artifact_uri, dst_path):
+        fetched.append(artifact_uri)
+        shutil.copytree(here, Path(dst_path) / "model")
+
+    monkeypatch.setattr("mlflow.artifacts.download_artifacts", fetch)
+    for model in (near, far):
+        assert tracking._fault(files, point_, model) is None
+    for name in sorted(wanted):
+        content = (here / name).read_bytes()
+        for damage, told in ((lambda path: flip(path), "changed"), (lambda path: path.unlink(), "missing")):
+            damage(here / name)
+            for model in (near, far):
+                assert tracking._fault(files, point_, model) == f"{name} is {told}"
+            (here / name).write_bytes(content)
+    (here / "MLmodel").write_text("another")
+    assert tracking._fault(files, point_, near) == "a file of it was changed"
+    assert tracking._fault(files, point_, far) is None
+    assert set(fetched) == {"s3://bucket/x"}
+    fetched.clear()
+    assert tracking._fault(files, shown["points"][0], far) is None
+    assert fetched == []
+
+
+def test_publishers_of_one_database_wait_for_each_other_whatever_folder_they_are_in(tmp_path, monkeypatch, capsys):
+    """The lock lies beside the database; for a server, where the publisher is."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for address, lock in (
+        (f"sqlite:///{tmp_path}/books/mlflow.db", tmp_path / "books" / tracking.LOCK),
+        ("http://127.0.0.1:1", tmp_path / "here" / tracking.LOCK),
+    ):
+        waited = []
+        with tracking.alone(address):
+            assert lock.exists()
+            real = tracking.fcntl.flock
+            with monkeypatch.context() as patch:
+                patch.setattr(
+                    tracking.fcntl,
+                    "flock",
+                    lambda file, how, r=real, w=waited: w.append(how) or r(file, how | fcntl.LOCK_NB),
+                )
+                with pytest.raises(BlockingIOError), tracking.alone(address, "waiting: another"):
+                    pytest.fail("two at once")
+        assert capsys.readouterr().out == "waiting: another\n"
+        assert waited == [fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_EX]
+        with tracking.alone(address, "waiting: another"):
+            assert capsys.readouterr().out == ""
+
+
+def raised(kind: str, text: str) -> Exception:
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return {
+        "MlflowException": MlflowException,
+        "RequestException": RequestException,
+        "SQLAlchemyError": SQLAlchemyError,
+    }[kind](text)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (("MlflowException", "no such run\nand more"), "MLflow at http://h:1 refuses: no such run"),
+        (("SQLAlchemyError", "no such table"), "MLflow at http://h:1 refuses: no such table"),
+        (
+            ("MlflowException", "Connection aborted"),
+            "MLflow at http://h:1 does not answer: Connection aborted; run `make up`",
+        ),
+        (("RequestException", "too many redirects"), "MLflow at http://h:1 does not answer: too many redirects; run"),
+        (OSError(errno.ENOSPC, "full"), "MLflow at http://h:1 refuses: [Errno 28] full"),
+        (OSError(errno.ENOENT, "none", "a.db"), "MLflow at http://h:1 refuses: [Errno 2] none: 'a.db'"),
+        (OSError(errno.ENOSPC, "full", "a.db"), None),
+        (ZeroDivisionError("ours"), None),
+    ],
+)
+def test_what_mlflow_refuses_is_one_line_and_a_fault_of_the_machine_s_or_ours_is_its_own(
+    error, line, monkeypatch, capsys
+):
+    """What it prints meanwhile is heard by nobody; what a user set of its switches stays."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
+    for name in ("DO_NOT_TRACK", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"):
+        monkeypatch.delenv(name, raising=False)
+    error = raised(*error) if isinstance(error, tuple) else error
+
+    @tracking._explained("http://h:1")
+    def publishing() -> None:
+        print("chatter")
+        print("more", file=sys.stderr)
+        raise error
+
+    with pytest.raises((Mistake, OSError, ZeroDivisionError)) as caught:
+        publishing()
+    assert caught.value is error if line is None else str(caught.value).startswith(line)
+    assert "and more" not in str(caught.value)
+    assert capsys.readouterr() == ("", "")
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "2"
+    print("heard again")
+    assert capsys.readouterr().out == "heard again\n"
+
+
+@pytest.mark.parametrize(
+    ("address", "used"), [(None, tracking.LOCAL), ("", tracking.LOCAL), ("sqlite:///x.db", "sqlite:///x.db")]
+)
+def test_publishing_goes_to_the_address_that_is_set_or_to_a_file_here_and_tells_what_was_done(
+    address, used, tmp_path, monkeypatch, capsys
+):
+    """Also where it fails afterwards: what MLflow did meanwhile is said."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    if address is not None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    heard = []
+    monkeypatch.setattr(tracking, "_read", lambda folder, parameters: ("files", folder, parameters))
+    monkeypatch.setattr(tracking, "_ask", lambda *words: heard.append(words))
+    monkeypatch.setattr(tracking, "_open", lambda *words: words[2].append("made a book") or words[:2])
+    monkeypatch.setattr(tracking, "_publish", lambda *words: heard.append(words) or {"runs": {}})
+    assert tracking.publish(tmp_path, "e", "m", {"seed": 1}) == {"runs": {}, "tracking_uri": used}
+    assert heard == [(used,), (("files", tmp_path, {"seed": 1}), (used, "e"), "m")]
+    assert capsys.readouterr().out == "publish: made a book\n"
+    monkeypatch.setattr(tracking, "_publish", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        tracking.publish(tmp_path, "e", "m", {"seed": 1})
+    assert capsys.readouterr().out == "publish: made a book\n"
+
+
+def test_a_table_for_spreadsheets_that_says_anything_else_is_damaged(tmp_path):
+    """Each field alone, a row too many or too few, and rows in another order."""
+    points = [point("progressive", k, 1.5 / k) for k in (2, 1)]
+    keys = list(points[0])
+
+    def text(point_: dict, key: str) -> str:
+        value = point_[key]
+        return " ".join(map(str, value)) if key == "times" else "" if value is None else str(value)
+
+    def check(rows: list[list[str]]) -> None:
+        with open(tmp_path / "frontier.csv", "w", newline="") as file:
+            csv.writer(file).writerows([keys, *rows])
+        tracking._check_rows(tmp_path / "frontier.csv", points)
+
+    rows = [[text(point_, key) for key in keys] for point_ in points]
+    check(rows)
+    for number in range(len(keys)):
+        changed = [*rows[0]]
+        changed[number] += "1"
+        with pytest.raises(Mistake, match=r"frontier\.csv is damaged"):
+            check([changed, rows[1]])
+    for others in (rows[:1], [*rows, rows[1]], rows[::-1]):
+        with pytest.raises(Mistake, match=r"frontier\.csv is damaged"):
+            check(others)
+
+
+# ---- a model that is served
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """Two checkpoints of classes, the student's card naming the teacher, and their gamma."""
+    from diffcore.denoiser import NetDenoiser
+    from diffcore.schedule import Cosine
+    from tests.conftest import exact_gamma, gaussian
+    from tests.test_checkpoint import ABOUT
+    from tests.test_unet import FAMILY, stirred
+
+    folder = tmp_path_factory.mktemp("served")
+    config = FAMILY["classes"]
+    image = (1, 8, 8)
+    about = {**ABOUT, "classes": [f"class {k}" for k in range(4)]}
+    cards = {}
+    for seed, name in enumerate(("teacher", "student")):
+        parents = (
+            {"parent": None, "teacher": None} if name == "teacher" else dict.fromkeys(("parent", "teacher"), "d" * 64)
+        )
+        denoiser = NetDenoiser(stirred(config, seed=seed), Cosine(), classes=4)
+        cards[name] = checkpoint.save(
+            folder / name, denoiser, image, {**about, "name": name, **parents, "solver": "ddim"}
+        )
+    known = exact_gamma(gaussian(), 20)
+    told = {"checkpoint_digest": cards["teacher"].digest}
+    disk.write_sealed(folder / "gamma.json", {"schema": gamma.SCHEMA, "about": told, "edges": 0.1, **known.to_json()})
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", ["teacher", "student"])
+@pytest.mark.parametrize("made", [{"sampler": "ddim", "guidance": 2.0}, {"sampler": "analytic"}])
+def test_a_served_model_draws_what_its_recipe_draws(served, name, made):
+    """As many as are asked for, from the seed, of the classes: uint8, channels last."""
+    from diffcore import recipe
+    from diffcore.feed import to_uint8
+    from diffcore.trajectory import Trajectory
+    from tasks.sampler_model import SamplerModel
+
+    artifacts = {"checkpoint": str(served / name), "gamma": str(served / "gamma.json")}
+    config = {"recipe": json.dumps(made), "times": [1.0, 0.6, 0.0]}
+    model = SamplerModel()
+    model.load_context(SimpleNamespace(artifacts=artifacts, model_config=config))
+    opened, way = checkpoint.load(served / name), recipe.from_json(made)
+    known = gamma.Gamma.from_json(gamma.read(served / "gamma.json", None, "x"))
+    sampler = way.sampler(opened, Trajectory((1.0, 0.6, 0.0)), known)
+    for asked, labels in (([3, 1], [3, 3, 3, 1]), (None, [0, 1, 2, 3])):
+        found = model._draw(4, 6, asked and [asked[0]] * 3 + asked[1:])
+        told = way.condition(opened, torch.tensor(labels))
+        wanted = to_uint8(sampler.draw((1, 8, 8), 4, 6, condition=told)).permute(0, 2, 3, 1).numpy()
+        assert (found.dtype, found.shape) == (np.uint8, (4, 8, 8, 1))
+        assert np.array_equal(found, wanted)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_served_teacher_takes_no_other_teacher_s_gamma(served, tmp_path):
+    """A student is sampled by its teacher's, whose digest its card does not know by that name."""
+    from tasks.sampler_model import _open
+
+    value = json.loads((served / "gamma.json").read_text())
+    value.pop("seal")
+    disk.write_sealed(tmp_path / "gamma.json", {**value, "about": {"checkpoint_digest": "0" * 64}})
+    config = {"recipe": '{"sampler": "analytic"}', "times": [1.0, 0.5, 0.0]}
+    artifacts = {"checkpoint": str(served / "student"), "gamma": str(tmp_path / "gamma.json")}
+    _open(artifacts, config)
+    with pytest.raises(Mistake, match="publish this model again"):
+        _open({**artifacts, "checkpoint": str(served / "teacher")}, config)

@@ -1,13 +1,27 @@
 """What a line of `distill` says reaches the training."""
 
+import copy
 import dataclasses
+import fcntl
+import shutil
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from diffcore import quality
-from tasks import paths, train
+from diffcore import checkpoint, disk, draw, fit, methods, quality
+from diffcore.denoiser import Condition, Guided, NetDenoiser
+from diffcore.mistake import Mistake
+from diffcore.nets import unet
+from diffcore.schedule import Cosine, Discrete
+from diffcore.shards import Manifest
+from diffcore.trajectory import even
+from tasks import gamma, graph, guidance, paths, search, train
+from tests import test_evaluate
+from tests.conftest import ToyNet, randn
 from tests.test_dropout import dropouts
 from tests.test_evaluate import make
+from tests.test_unet import FAMILY, stirred
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3])
@@ -60,3 +74,336 @@ def test_a_saved_state_is_keyed_by_all_that_its_training_depends_on(keyed, monke
     (paths.CHECKPOINTS / "teacher").rename(paths.CHECKPOINTS / "v")
     (paths.RESUME.parent / "aside").rename(paths.CHECKPOINTS / "teacher")
     assert key() == keys[0]
+
+
+# --- what is handed on, and what is written of it
+
+LINE = {"lr": 1e-3, "ema": 0.9}
+LINES = {
+    "v": {"method": "denoising", "teacher": "teacher", "iterations": 2, "batch": 3, **LINE},
+    "cd": {"method": "consistency", "teacher": "v", "steps": 4, "iterations": 3, "batch": 4, "target_ema": 0.5, **LINE},
+    "dm": {"method": "distribution_matching", "teacher": "cd", "steps": 1, "iterations": 4, "batch": 5, **LINE},
+    "g": {"method": "guided", "teacher": "teacher", "guidance": [1.0, 4.0], "iterations": 5, "batch": 6, **LINE},
+    "pg": {"method": "progressive", "teacher": "g", "steps": 4, "iterations": 6, "batch": 7, **LINE},
+}
+MENTORS = {"v": "teacher", "cd": "v", "dm": "v", "g": "teacher", "pg": "g"}
+"""Who is learned from: what begins as a copy of a student that only jumps learns from the nearest that knows velocities."""
+
+PLAIN = {"sampler": "ddim", "trajectory": "even", "steps": [2]}
+GUIDED = {"g": [{**PLAIN, "guidance": 2.0}], "pg": [{"sampler": "ddim", "trajectory": "own", "guidance": 2.0}]}
+RANGE = checkpoint.Guidance(1.0, 4.0)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """Two classes, no two numbers of two sections or lines alike, and every checkpoint another network."""
+    with pytest.MonkeyPatch.context() as patch:
+        for stage, name in ((test_evaluate.features, "train"), (gamma, "estimate"), (search, "find")):
+            patch.setattr(stage, name, lambda *_: None)
+        ways = {"teacher": [PLAIN], "anytime": [{**PLAIN, "sampler": "renoise"}], "students": GUIDED}
+        for key, value in {
+            "seed": 5,
+            "compute": {"threads": 1, "save_seconds": 7.0, "memory_gb": 0.5},
+            "teacher": {"iterations": 8, "batch": 9, "lr": 2e-3, "ema": 0.8, "label_dropout": 0.25},
+            "distill": LINES,
+            "evaluate": ways,
+        }.items():
+            patch.setitem(test_evaluate.SMALL, key, value)
+        found = make(tmp_path_factory.mktemp("wired"), patch, 2, True, flip=True)
+        card = checkpoint.read_card(paths.CHECKPOINTS / "g")
+        net = stirred(found.network.config(tuple(card.image), 2), seed=40)
+        denoiser = NetDenoiser(unet.with_guidance(net), Cosine(), classes=2, weighs=True)
+        about = {key: getattr(card, key) for key in ABOUT}
+        checkpoint.save(
+            paths.CHECKPOINTS / "g", denoiser, tuple(card.image), {**about, "guidance": dataclasses.asdict(RANGE)}
+        )
+        home = paths.PARAMS.resolve().parent
+    return home, found
+
+
+ABOUT = ("name", "method", "solver", "weights", "parent", "teacher", "data", "parameters", "seed", "code", "torch")
+ABOUT += ("cost", "classes")
+
+
+@pytest.fixture
+def wired(project, tmp_path, monkeypatch):
+    """A copy, which is the working directory."""
+    shutil.copytree(project[0], tmp_path / "copy", symlinks=True)
+    monkeypatch.chdir(tmp_path / "copy")
+    return project[1]
+
+
+def told(monkeypatch, stage, *arguments) -> SimpleNamespace:
+    """What a stage hands to the engine, whose training is another network at once: its words by name."""
+    heard = SimpleNamespace(trained=[])
+    monkeypatch.setattr(train.lifeline, "StopFlag", lambda: "the flag")
+    feed = train.feed.feed
+    monkeypatch.setattr(
+        train.feed, "feed", lambda *words: vars(heard).update(feed=words, batches=feed(*words)) or heard.batches
+    )
+
+    def learn(job, student, teacher, compute, resume, on_event, stop, on_resume):
+        heard.job, heard.student, heard.teacher, heard.compute, heard.stop = job, student, teacher, compute, stop
+        heard.resume, heard.held = resume, not free(resume.folder / "lock")
+        on_resume(1)
+        event = fit.Event(job.config.iterations, 77, 0.51239, 0.25, 0.125)
+        on_event(event)
+        heard.net = copy.deepcopy(student.net)
+        with torch.no_grad():
+            for parameter in heard.net.parameters():
+                parameter.add_(0.5)
+        return fit.Fitted(heard.net, [dataclasses.replace(event, step=1), event], 12.34, 56.0)
+
+    monkeypatch.setattr(train.fit, "fit", learn)
+    stage(*arguments)
+    return heard
+
+
+def free(path) -> bool:
+    with open(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def opened(name: str) -> checkpoint.Checkpoint:
+    return checkpoint.load(paths.CHECKPOINTS / name)
+
+
+def weights(net: torch.nn.Module) -> dict[str, list]:
+    return {key: tensor.tolist() for key, tensor in net.state_dict().items()}
+
+
+def rows(name: str) -> list[str]:
+    return disk.read_summed(paths.CURVES / f"{name}.csv", "x").splitlines()
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_a_student_s_training_is_that_of_its_line_and_its_card_tells_it(name, wired, monkeypatch, capsys):
+    line, parent, mentor = wired.distill[name], opened(LINES[name]["teacher"]), opened(MENTORS[name])
+    heard = told(monkeypatch, train.distill, wired, name)
+    said = capsys.readouterr().out
+    seed, weighed = draw.seed(5, name), RANGE if name in GUIDED else None
+    memory, device = 2**29, wired.compute.device
+    assert heard.feed == (paths.DATA, LINES[name]["batch"], seed, True, memory, device)
+    between = weighed and (1.0, 4.0)
+    assert heard.job == fit.Job(line.method, line.config, line.fit, heard.batches, seed, guidance=between)
+    assert (heard.compute, heard.stop, heard.held) == (wired.compute, "the flag", True)
+    assert (heard.resume.root, heard.resume.name, heard.resume.say) == (paths.RESUME, name, train.say)
+    assert free(heard.resume.folder / "lock")
+    # a guided teacher is asked twice, one that knows the weight once; a range of weights is an input
+    teacher = heard.teacher
+    assert isinstance(teacher, Guided) == (name == "g")
+    assert weights((teacher.inner if name == "g" else teacher).net) == weights(mentor.denoiser.net)
+    start = dict(weights(heard.student.net))
+    if name == "g":
+        start.pop("time_embedding.cond_proj.weight", None)
+    known = weights(parent.denoiser.net)
+    assert {key: start[key] for key in known} == known
+    assert heard.student.weighs == (weighed is not None)
+    assert heard.student.classes == 2
+    card, made = opened(name).card, opened(name).denoiser
+    cost = {"iterations": line.fit.iterations, "images": line.fit.iterations * line.fit.batch, "network_calls": 56.0}
+    assert {key: getattr(card, key) for key in (*ABOUT, "guidance", "image", "head")} == {
+        "name": name,
+        "method": LINES[name]["method"],
+        "solver": line.method.SOLVER,
+        "weights": "ema",
+        "parent": parent.card.digest,
+        "teacher": mentor.card.digest,
+        "data": Manifest.read(paths.DATA).digest,
+        "parameters": {**wired.raw["distill"][name], "flip": True},
+        "seed": 5,
+        "code": graph.code_digest("distill", LINES[name]["method"]),
+        "torch": fit.torch_version(),
+        "cost": cost,
+        "classes": ["class0", "class1"],
+        "guidance": weighed and dataclasses.asdict(weighed),
+        "image": [1, 4, 4],
+        "head": "v",
+    }
+    assert weights(made.net) == weights(heard.net)
+    assert made.grid == line.method.grid(line.config)
+    assert (made.grid is not None) == (name in ("dm", "pg"))
+    last = line.fit.iterations
+    assert rows(name) == ["step,images,loss,grad_norm,lr", "1,77,0.51239,0.25,0.125", f"{last},77,0.51239,0.25,0.125"]
+    assert disk.read_sealed(paths.COST / f"{name}.json", None, "x") == {"seconds": 12.3, **cost}
+    assert f"{name}: goes on after 1 of {last} updates\n" in said
+    assert f"{last}/{last}  loss 0.5124" in said
+    assert f"{name}: {cost['images']} images in 12 s; checkpoint {card.digest[:12]}\n" in said
+    assert (f"{name}: starts as cd and learns from v\n" in said) == (name == "dm")
+
+
+def test_student_and_mentor_are_cast_with_all_that_the_line_says(wired, monkeypatch):
+    """`dm` starts as `cd` and learns from `v`: guided by its own weight, whoever teaches."""
+    own, casts, tells = checkpoint.Guidance(2.0, 2.0), [], []
+    line = dataclasses.replace(wired.distill["dm"], guidance=(2.0, 2.0), head="v", dropout=0.25)
+    cast = train.guidance.cast
+    monkeypatch.setattr(
+        train.guidance, "cast", lambda one, *words: casts.append((one.card.name, *words)) or cast(one, *words)
+    )
+    monkeypatch.setattr(train, "_tell", lambda *words: tells.append(words))
+    changed = dataclasses.replace(wired, distill={**wired.distill, "dm": line})
+    heard = told(monkeypatch, train.distill, changed, "dm")
+    assert casts == [("cd", own, "v", 0.25), ("v", own)]
+    assert isinstance(heard.teacher, Guided)
+    assert weights(heard.teacher.inner.net) == weights(opened("v").denoiser.net)
+    assert heard.job.guidance == (2.0, 2.0)
+    assert tells == [("dm", heard.student, line.method.grid(line.config))]
+
+
+@pytest.mark.parametrize(("conditional", "head"), [(True, "v"), (False, "x0")])
+def test_the_teacher_s_training_is_that_of_its_section_and_its_card_tells_it(conditional, head, wired, monkeypatch):
+    network = dataclasses.replace(wired.network, conditional=conditional, head=head, max_phase=7.0)
+    raw = {**wired.raw, "network": {**wired.raw["network"], "max_phase": 7.0}}
+    changed = dataclasses.replace(wired, network=network, raw=raw)
+    heard = told(monkeypatch, train.teacher, changed)
+    seed, method = draw.seed(5, "teacher"), methods.load("denoising")
+    assert heard.feed == (paths.DATA, 9, seed, True, 2**29, wired.compute.device)
+    weight = "one" if head == "v" else "min_snr"
+    assert heard.job == fit.Job(method, method.Config(weight), wired.teacher, heard.batches, seed)
+    assert (heard.teacher, heard.compute, heard.resume.name) == (None, wired.compute, "teacher")
+    shape = network.config((1, 4, 4), 2)
+    assert weights(heard.student.net) == weights(unet.build(shape, seed, 7.0))
+    assert weights(heard.student.net) != weights(unet.build(shape, seed, None))
+    assert (heard.student.head, heard.student.schedule, heard.student.grid) == (head, Cosine(), None)
+    classes = ["class0", "class1"] if conditional else None
+    card = opened("teacher").card
+    assert (heard.student.classes, card.classes) == (classes and 2, classes)
+    assert (card.parent, card.teacher, card.guidance, card.method, card.head) == (None, None, None, "denoising", head)
+    assert card.parameters == {"fit": raw["teacher"], "network": raw["network"], "flip": True}
+    assert card.code == graph.code_digest("teacher", "denoising") != graph.code_digest("distill", "denoising")
+    assert card.cost == {"iterations": 8, "images": 72, "network_calls": 56.0}
+    assert disk.read_sealed(paths.COST / "teacher.json", None, "x") == {"seconds": 12.3, **card.cost}
+    assert len(rows("teacher")) == 3
+
+
+def test_a_curve_has_a_critic_s_loss_where_there_is_a_critic():
+    event = fit.Event(1, 2, 0.5, 0.25, 0.125, critic_loss=0.75)
+    assert train._csv([event]).splitlines() == ["step,images,loss,grad_norm,lr,critic_loss", "1,2,0.5,0.25,0.125,0.75"]
+
+
+def test_what_is_allowed_and_seldom_wanted_is_told(capsys):
+    """Of 1000 noise levels 10 steps meet each, 3 fall between two."""
+    for head, labels, steps in (("v", 1000, 10), ("v", 1000, 3), ("eps", 1000, None)):
+        train._tell("pd", NetDenoiser(ToyNet(), Cosine(), head, labels=labels), steps and even(steps))
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("pd: 3 steps do not divide 1000 noise levels")
+    assert second.startswith("pd: an eps network hardly learns few steps")
+
+
+def test_a_line_that_is_not_there_is_a_mistake_that_names_those_that_are(wired):
+    with pytest.raises(Mistake, match=r"distill\.nobody is not in params\.yaml; known: v, cd, dm, g, pg"):
+        train.distill(wired, "nobody")
+
+
+def test_a_stage_that_is_told_to_stop_ends_with_143_and_a_whole_one_with_0(capsys):
+    heard = []
+
+    def stopped(*words):
+        heard.append(words)
+        raise fit.Stopped("stopped after 3 of 9 steps")
+
+    assert train.until_stopped(stopped, "a", 2) == 143
+    assert heard == [("a", 2)]
+    assert capsys.readouterr().out.startswith("stopped after 3 of 9 steps; the state is saved")
+    assert train.until_stopped(lambda *words: heard.append(words), "b") == 0
+    assert heard[1:] == [("b",)]
+
+
+@pytest.mark.parametrize("change", ["seed", "flip", "fit", "network", "data", "code", "torch", "classes"])
+def test_a_saved_state_of_the_teacher_is_keyed_by_all_that_its_training_depends_on(change, wired, monkeypatch):
+    keys = []
+    monkeypatch.setattr(train, "Resume", lambda root, name, key, say: keys.append((root, name, key)) or 1 / 0)
+
+    def key(found) -> None:
+        with pytest.raises(ZeroDivisionError):
+            train.teacher(found)
+
+    key(wired)
+    others = {
+        "seed": {"seed": 6},
+        "flip": {"data": dataclasses.replace(wired.data, flip=False)},
+        "fit": {"raw": {**wired.raw, "teacher": {**wired.raw["teacher"], "lr": 0.5}}},
+        "network": {"raw": {**wired.raw, "network": {**wired.raw["network"], "dropout": 0.5}}},
+        "classes": {"network": dataclasses.replace(wired.network, conditional=False)},
+    }
+    manifest = Manifest.read(paths.DATA)
+    if change == "data":
+        monkeypatch.setattr(train.Manifest, "read", lambda *_: dataclasses.replace(manifest, digest="f" * 64))
+    elif change == "code":
+        monkeypatch.setattr(train.graph, "code_digest", lambda *_: "another")
+    elif change == "torch":
+        monkeypatch.setattr(train.fit, "torch_version", lambda: "another")
+    key(dataclasses.replace(wired, **others.get(change, {})))
+    assert len(set(keys)) == 2
+    assert {key[:2] for key in keys} == {(paths.RESUME, "teacher")}
+
+
+# --- who takes part in guidance
+
+
+def cast_from(guidance: checkpoint.Guidance | None = None, net=None, head: str = "v", **change) -> SimpleNamespace:
+    """What a checkpoint of classes is asked for; with a weight as an input where the guidance is a range."""
+    config = dataclasses.replace(FAMILY["classes"], guidance_embeds=guidance is not None and guidance.is_input)
+    weighs = guidance is not None and guidance.is_input
+    schedule = Discrete((0.1, 0.2, 0.9))
+    known = {"classes": 4, "weighs": weighs, "labels": 3, **change}
+    return SimpleNamespace(denoiser=NetDenoiser(net or stirred(config), schedule, head, **known), guidance=guidance)
+
+
+def beliefs(denoiser, weight: float | None):
+    x, t, labels = (
+        randn(3, 1, 8, 8).float(),
+        torch.tensor([0.9, 0.5, 0.2], dtype=torch.float64),
+        torch.tensor([0, 3, 1]),
+    )
+    told = None if weight is None else torch.full((3,), weight, dtype=torch.float64)
+    return denoiser.given(Condition(labels, told))(x, t).x0
+
+
+@pytest.mark.parametrize("weight", [1.0, 2.5])
+def test_a_student_of_one_weight_begins_as_its_teacher_of_many_is_at_that_weight(weight):
+    parent = cast_from(checkpoint.Guidance(1.0, 4.0))
+    student, teacher = guidance.cast(parent, checkpoint.Guidance(weight, weight))
+    assert teacher is parent.denoiser
+    assert not student.weighs
+    torch.testing.assert_close(beliefs(student, None), beliefs(teacher, weight), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(beliefs(student, None), beliefs(teacher, 3.5), atol=1e-4)
+
+
+@pytest.mark.parametrize("weights", [None, checkpoint.Guidance(2.0, 2.0), checkpoint.Guidance(1.0, 4.0)])
+def test_a_student_s_process_classes_levels_and_head_are_its_parent_s(weights):
+    parent = cast_from(head="eps")
+    student, _ = guidance.cast(parent, weights)
+    assert (student.schedule, student.classes, student.labels, student.head) == (parent.denoiser.schedule, 4, 3, "eps")
+    assert student.weighs == (weights is not None and weights.is_input)
+    assert guidance.cast(parent, weights, "v")[0].head == "v"
+    assert student.net is not parent.denoiser.net
+
+
+def test_a_student_of_a_student_with_steps_of_its_own_may_get_others():
+    parent = cast_from()
+    parent.denoiser.grid = even(3)
+    assert guidance.cast(parent, None)[0].grid is None
+
+
+def test_what_no_network_can_be_made_to_say_is_a_mistake():
+    both = cast_from()
+    both.denoiser.head = "both"
+    assert guidance.cast(both, None)[0].head == "both"
+    with pytest.raises(Mistake, match="a network of head both says twice as much as one of head v; leave `head` out"):
+        guidance.cast(both, None, "v")
+    theirs = cast_from(net=Other())
+    guidance.cast(theirs, checkpoint.Guidance(2.0, 2.0))
+    with pytest.raises(Mistake, match="needs our own U-Net; give one weight instead of a range"):
+        guidance.cast(theirs, checkpoint.Guidance(1.0, 4.0))
+
+
+class Other(ToyNet):
+    """A network that is not our U-Net."""
+
+    def with_dropout(self, p: float) -> "Other":
+        return self

@@ -1,0 +1,624 @@
+"""What params.yaml says is what the engine is told: every argument that a stage hands on, with no two numbers alike."""
+
+import contextlib
+import dataclasses
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from diffcore import checkpoint, disk, draw, quality, shards
+from diffcore import gamma as estimates
+from diffcore.denoiser import NetDenoiser
+from diffcore.feed import to_float
+from diffcore.ledger import Unfinished
+from diffcore.mistake import Mistake
+from diffcore.nets import unet
+from diffcore.schedule import Cosine
+from diffcore.shards import Manifest
+from diffcore.trajectory import even
+from tasks import (
+    evaluate,
+    features,
+    gamma,
+    graph,
+    params,
+    paths,
+    pictures,
+    progress,
+    publish,
+    report,
+    search,
+    shard,
+    tracking,
+)
+from tests import test_evaluate
+from tests.test_evaluate import FIT, make
+from tests.test_unet import stirred
+
+PLAIN = {"sampler": "ddim", "trajectory": "even", "steps": [2]}
+DISTINCT = {
+    "seed": 5,
+    "compute": {"threads": 1, "save_seconds": 7.0, "memory_gb": 0.5},
+    "features": {"channels": 8, "dimension": 4, "iterations": 2, "batch": 4, "seed": 17},
+    "distill": {
+        "v": {"method": "denoising", "teacher": "teacher", **FIT},
+        "g": {"method": "guided", "teacher": "teacher", "guidance": 2.0, **FIT},
+        "pd": {"method": "progressive", "teacher": "teacher", "steps": 2, **FIT},
+    },
+    "gamma": {"steps": 6, "images": 5, "batch": 7, "seed": 11},
+    "search": {"most": 3, "fitted": {"points": 4, "images": 5, "batch": 2, "seed": 13, "late": 1.3}},
+    "evaluate": {
+        "images": 12,
+        "seed": 3,
+        "batch": 5,
+        "likelihood": {"images": 4, "probes": 2, "seed": 19},
+        "teacher": [
+            {**PLAIN, "steps": [3, 2]},
+            {**PLAIN, "sampler": "analytic"},
+            {**PLAIN, "steps": [4], "deepcache": {"interval": 2}},
+            {**PLAIN, "guidance": 2.0, "negative": "class1"},
+            {**PLAIN, "skip": {"bottom": 0.9}},
+        ],
+        "anytime": [PLAIN],
+    },
+    "publish": {"tolerance": 1.7},
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A project with classes and images held out, up to its search; one student is guided, one has steps of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quality, "RESAMPLES", 10)
+        patch.setattr(test_evaluate, "SMALL", {**test_evaluate.SMALL, **DISTINCT})
+        patch.setattr(gamma, "estimate", lambda _: None)
+        with patch.context() as later:
+            later.setattr(search, "find", lambda _: None)
+            found = make(tmp_path_factory.mktemp("wiring"), patch, 2, True, split={"holdout": 0.4})
+        for name, about, grid in (("g", {"guidance": {"low": 2.0, "high": 2.0}}, None), ("pd", {}, even(2))):
+            save(name, about, grid)
+        home = paths.PARAMS.resolve().parent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        gamma.estimate(found)
+        search.find(found)
+    return home, found
+
+
+ABOUT = ("name", "method", "solver", "weights", "parent", "teacher", "data", "parameters", "seed", "code", "torch")
+
+
+def save(name: str, about: dict, grid=None, seed: int = 9) -> checkpoint.Card:
+    """The checkpoint NAME once more, with other facts."""
+    old = checkpoint.read_card(paths.CHECKPOINTS / name)
+    classes = len(old.classes) if old.classes else None
+    net = stirred(unet.default_config((1, 4, 4), (8,), classes=classes, layers=1, groups=4), seed=seed)
+    kept = {key: getattr(old, key) for key in (*ABOUT, "classes", "cost")}
+    denoiser = NetDenoiser(net, Cosine(), grid=grid, classes=classes)
+    return checkpoint.save(paths.CHECKPOINTS / name, denoiser, tuple(old.image), {**kept, **about})
+
+
+@pytest.fixture
+def project(finished, tmp_path, monkeypatch) -> params.Params:
+    """A copy to change, which is the working directory."""
+    monkeypatch.setattr(quality, "RESAMPLES", 10)
+    shutil.copytree(finished[0], tmp_path / "copy", symlinks=True)
+    monkeypatch.chdir(tmp_path / "copy")
+    return finished[1]
+
+
+def heard(monkeypatch, place, name: str, answer) -> list[SimpleNamespace]:
+    """What `place.name` is called with from now on; it answers what it is told to, or does what it did."""
+    calls, real = [], getattr(place, name)
+
+    def call(*words, **named):
+        calls.append(SimpleNamespace(words=words, named=named))
+        return real(*words, **named) if answer is ... else answer
+
+    monkeypatch.setattr(place, name, call)
+    return calls
+
+
+def compute(found: params.Params, **changes) -> params.Params:
+    return dataclasses.replace(found, compute=dataclasses.replace(found.compute, **changes))
+
+
+@pytest.mark.parametrize("stage", [features.train, gamma.estimate, search.find, evaluate.evaluate])
+def test_a_stage_computes_with_the_threads_of_the_file(stage, project, monkeypatch):
+    def use(threads: int) -> None:
+        raise InterruptedError(threads)
+
+    monkeypatch.setattr("diffcore.threads.use", use)
+    with pytest.raises(InterruptedError, match=r"^3$"):
+        stage(compute(project, threads=3))
+
+
+def test_a_checkpoint_is_opened_on_the_device_of_the_run(project, monkeypatch):
+    moved = heard(monkeypatch, checkpoint.Checkpoint, "to", ...)
+    monkeypatch.setattr(type(project.compute), "device", torch.device("cpu", 0))
+    for stage, names in (
+        (gamma.estimate, ["teacher"]),
+        (search.find, ["teacher", "v", "g", "pd"]),
+        (evaluate.Bench, ["teacher", "v", "g", "pd"]),
+    ):
+        moved.clear()
+        stage(project)
+        assert [(call.words[0].card.name, call.words[1]) for call in moved] == [
+            (name, torch.device("cpu", 0)) for name in names
+        ]
+
+
+# --- shard, features
+
+
+def test_images_are_sharded_as_the_file_says(project, monkeypatch, capsys):
+    manifest = dataclasses.replace(
+        Manifest.read(paths.DATA), images=7, shape=(3, 5, 6), classes=None, quarantined=({}, {}), digest="d" * 64
+    )
+    calls = heard(monkeypatch, shards, "write", manifest)
+    shard.shard(compute(project, threads=3))
+    (call,) = calls
+    assert call.words[:3] == (project.data, paths.DATA, 3)
+    unfinished = call.named["unfinished"]
+    assert unfinished == Unfinished(paths.RESUME / "shard", graph.code_digest("shard"))
+    call.named["tell"]("a line")
+    said = capsys.readouterr().out
+    assert said.startswith("shard: 7 images of 5x6, 3 channels, no labels, 2 quarantined; data dddddddddddd\n")
+    assert said.endswith("shard: a line\n")
+
+
+def test_the_feature_network_is_trained_and_saved_as_the_file_says(project, monkeypatch, capsys):
+    calls = heard(monkeypatch, features.features, "train", ...)
+    opened = heard(monkeypatch, shards, "open_images", ...)
+    shutil.rmtree(paths.FEATURES)
+    features.train(project)
+    (call,) = calls
+    assert call.words[1] == project.features
+    assert [each.words for each in opened] == [(paths.DATA, 2**29)]
+    network = features.features.load(paths.FEATURES)
+    call.words[2](2, 0.12345)
+    said = capsys.readouterr().out
+    assert "features         2/2  loss 0.123\n" in said
+    told = f"features: classes accuracy {network.card.accuracy:.3f} on held-out images; network {network.digest[:12]}\n"
+    assert told in said
+    assert (f"features: warning: {network.card.skill.warning}\n" in said) == bool(network.card.skill.warning)
+
+
+# --- gamma
+
+
+def test_gamma_is_estimated_as_the_file_says_and_its_file_tells_of_what(project, monkeypatch):
+    """Of images held out, with their classes, from the teacher."""
+    paths.GAMMA.unlink()
+    calls = heard(monkeypatch, estimates, "estimate", ...)
+    opened = heard(monkeypatch, shards, "open_images", ...)
+    gamma.estimate(project)
+    whole = json.loads(paths.GAMMA.read_text())
+    (call,) = calls
+    denoiser, images, config, _ = call.words
+    teacher, held = checkpoint.load(paths.CHECKPOINTS / "teacher"), shards.load_resident(paths.HOLDOUT)
+    chosen = estimates.pick(len(held), project.gamma)
+    assert all(
+        torch.equal(part, denoiser.net.state_dict()[key]) for key, part in teacher.denoiser.net.state_dict().items()
+    )
+    assert torch.equal(images, to_float(held.pixels[chosen]))
+    assert config == project.gamma
+    assert call.named["labels"].tolist() == held.labels[chosen].tolist()
+    assert (call.named["begun"], call.named["seconds"]) == (None, 7.0)
+    assert [each.words for each in opened] == [(paths.HOLDOUT, 2**29)]
+    card = teacher.card
+    assert whole["about"] == {"checkpoint": "teacher", "checkpoint_digest": card.digest, "data": card.data}
+    ends = ((held.pixels == 0) | (held.pixels == 255)).double().mean()
+    assert whole["edges"] == pytest.approx(float(ends))
+    assert (whole["schema"], whole["steps"], whole["images"], whole["seed"]) == (estimates.SCHEMA, 6, 5, 11)
+
+
+def test_sums_that_were_kept_are_those_of_the_same_job_alone(project):
+    """Each part of what they depend on makes another key."""
+
+    def key(found=project, teacher="1", data="2") -> str:
+        return disk.digest(gamma._job(found, SimpleNamespace(card=SimpleNamespace(digest=teacher)), data))
+
+    config = project.gamma
+    others = [
+        dataclasses.replace(project, gamma=dataclasses.replace(config, **{each.name: getattr(config, each.name) + 1}))
+        for each in dataclasses.fields(config)
+    ]
+    keys = [key(), *map(key, others), key(compute(project, threads=3)), key(teacher="3"), key(data="3")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gamma.graph, "code_digest", lambda stage: f"other code of {stage}")
+        keys.append(key())
+        assert (
+            gamma._job(project, SimpleNamespace(card=SimpleNamespace(digest="")), "")["code"] == "other code of gamma"
+        )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(project.compute), "device", torch.device("meta"))
+        keys.append(key())
+    assert len(set(keys)) == len(keys) == 10
+
+
+def test_gamma_s_job_knows_its_images(project, monkeypatch):
+    """Where some were held out their digest counts, not that of those which are trained on."""
+    jobs = heard(monkeypatch, gamma, "_job", ...)
+    gamma.estimate(project)
+    shutil.rmtree(paths.HOLDOUT)
+    gamma.estimate(project)
+    digests = [call.words[2] for call in jobs]
+    assert digests[1] == Manifest.read(paths.DATA).digest != digests[0]
+    assert [call.words[1].card.name for call in jobs] == ["teacher", "teacher"]
+
+
+# --- search
+
+
+def test_times_are_searched_as_the_file_says_and_its_file_tells_from_what(project, monkeypatch, capsys):
+    """A guided student and one with steps of its own have no fitted times."""
+    calls = heard(monkeypatch, search.hops, "strays", ...)
+    fits = heard(monkeypatch, search.hops, "fit", ...)
+    covariances = heard(monkeypatch, estimates.Gamma, "covariance", ...)
+    decoded = heard(monkeypatch, search.search, "decoded", ...)
+    changed = dataclasses.replace(project, search=dataclasses.replace(project.search, estimator="norm", repair=False))
+    search.find(changed)
+    found = json.loads(paths.TRAJECTORY.read_text())
+    real = shards.load_resident(paths.DATA).labels
+    assert [call.words[2:] for call in calls] == [(project.search.fitted, (1, 4, 4))] * 2
+    wanted = draw.labels_like(real, 5, 13).tolist()
+    assert [call.named["condition"].labels.tolist() for call in calls] == [wanted] * 2
+    assert [call.words[1] for call in fits] == [1.3, 1.3]
+    assert [call.words[1:] for call in covariances] == [("norm", False)]
+    assert [call.words[1] for call in decoded] == [json.loads(paths.GAMMA.read_text())["edges"]]
+    assert set(found["fitted"]) == {"teacher", "v"}
+    assert set(found["nodes"]) == {"1", "2", "3"}
+    assert found["about"]["steps"] == 6
+    digests = {name: checkpoint.read_card(paths.CHECKPOINTS / name).digest for name in ("teacher", "v")}
+    told = estimates.read(paths.GAMMA, None, "x")
+    assert found["from"] == {"gamma": disk.digest(told), "checkpoints": digests}
+    said = capsys.readouterr().out
+    assert "search: no times are fitted for g, which is guided, and the teacher's own path is not\n" in said
+    assert "for pd" not in said
+    with pytest.raises(Mistake, match=r"search\.most is 7, but gamma\.steps is only 6"):
+        search.find(dataclasses.replace(project, search=dataclasses.replace(project.search, most=7)))
+
+
+@pytest.mark.parametrize("decoder", [False, True])
+def test_costs_of_a_search_stand_by_the_steps_they_are_of(decoder, project):
+    """As many nodes as steps, the last at 1; more steps never cost more."""
+    found = search._bound(
+        dataclasses.replace(project, search=dataclasses.replace(project.search, decoder=decoder)),
+        estimates.read(paths.GAMMA, None, "x"),
+    )
+    assert {steps: len(nodes) for steps, nodes in found["nodes"].items()} == {"1": 1, "2": 2, "3": 3}
+    assert all(nodes[-1] == 6 for nodes in found["nodes"].values())
+    costs = list(found["cost"].values())
+    assert list(found["cost"]) == (["1", "2", "3"] if decoder else ["2", "3"])
+    assert costs == pytest.approx(sorted(costs, reverse=True))
+    assert found["about"]["decoder"] == decoder
+
+
+# --- evaluate
+
+
+def test_what_all_points_are_measured_with_is_what_the_file_says(project, monkeypatch):
+    """Compared with the images that were trained on; the floor is of those held out."""
+    opened, referred = heard(monkeypatch, shards, "open_images", ...), heard(monkeypatch, quality.Reference, "of", ...)
+    looked, floors = heard(monkeypatch, quality, "look", ...), heard(monkeypatch, quality, "floor", ...)
+    bench = evaluate.Bench(project)
+    held, real = shards.load_resident(paths.HOLDOUT), shards.load_resident(paths.DATA)
+    assert [call.words for call in opened] == [(paths.DATA, 2**29), (paths.HOLDOUT, 2**29)]
+    (call,) = referred
+    assert torch.equal(call.words[0].pixels, real.pixels)
+    assert call.words[1] is bench.network
+    (call,) = looked
+    assert torch.equal(call.words[0].pixels, held.pixels)
+    assert call.words[1] is bench.network
+    (call,) = floors
+    assert call.words[:3] == (bench.reference, 12, 3)
+    assert len(call.words[3]) == len(held)
+    assert bench.labels.tolist() == draw.labels_like(real.labels, 12, 3).tolist()
+    assert bench.labels.tolist() != draw.labels_like(real.labels, 12, 5).tolist()
+    shutil.rmtree(paths.HOLDOUT)
+    assert evaluate.Bench(project).floor.real == "halves"
+    assert floors[-1].words == (*floors[-1].words[:1], 12, 3, None)
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+def test_a_point_is_measured_as_the_file_says_and_says_so(held_out, project, monkeypatch):
+    """Of each way: who is sampled and how, what it is compared with, and under which name each number stands."""
+    if not held_out:
+        shutil.rmtree(paths.HOLDOUT)
+    bench, clock, drawn, warmed = evaluate.Bench(project), [100.0], [], []
+    plans = list(evaluate.plan(project, bench.opened))
+    samples = torch.arange(12 * 16).reshape(12, 1, 4, 4) / 96 - 1
+
+    def draws(sampler, *words):
+        drawn.append((sampler, *words))
+        sampler.denoiser.meter.spent += 30
+        clock[0] += 6.0
+        return samples
+
+    def warm(sampler, *words):
+        warmed.append((sampler, *words))
+        clock[0] += 1000.0
+
+    monkeypatch.setattr(evaluate.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(evaluate.Sampler, "draw", draws)
+    monkeypatch.setattr(evaluate.Sampler, "warm_up", warm)
+    score = quality.Quality(1.0, 0.1, 2.0, 0.2, 3.0, 0.3, 12)
+    scores, fidelities = heard(monkeypatch, quality, "measure", score), []
+    monkeypatch.setattr(quality, "fidelity", lambda *words: fidelities.append(words) or quality.Fidelity(4.0, 0.4))
+    shares = heard(monkeypatch, quality, "accuracy", quality.Share(0.5, 0.05))
+    bits = heard(monkeypatch, evaluate.likelihood, "of", SimpleNamespace(mean=6.0, se=0.6))
+    real, asked = shards.load_resident(paths.DATA), shards.load_resident(paths.HOLDOUT if held_out else paths.DATA)
+    chosen, found = draw.some(4, len(asked), 19, "likelihood"), {}
+    for plan in plans:
+        bench.teacher = samples + 1 if found else None
+        for calls in (drawn, warmed, scores, fidelities, shares, bits):
+            calls.clear()
+        opened, cached = bench.opened[plan.checkpoint], plan.recipe.deepcache is not None
+        returned, point = bench.measure(plan)
+        assert returned is samples
+        (sampler, *words), made = drawn[0], plan.recipe.sampler(opened, plan.times, bench.gamma)
+        assert words == [(1, 4, 4), 12, 3, 5, words[-1]]
+        known = plan.recipe.condition(opened, bench.labels)
+        for part in ("labels", "guidance", "negative"):
+            one, other = getattr(words[-1], part), getattr(known, part)
+            assert (one is None) == (other is None)
+            assert one is None or one.tolist() == other.tolist()
+        assert (sampler.trajectory, sampler.denoiser.grid) == (plan.times, opened.denoiser.grid)
+        assert repr(sampler.solver) == repr(made.solver)
+        assert type(sampler.denoiser.inner) is type(made.denoiser)
+        assert [call.words for call in scores] == [(samples, bench.reference, bench.network, 3)]
+        assert [words[0] is samples and words[1] is bench.teacher for words in fidelities] == [True] * bool(found)
+        (call,) = shares
+        assert (call.words[0] is samples, call.words[1] is bench.labels, call.words[3] is bench.network) == (True,) * 3
+        assert torch.equal(call.words[2], real.labels)
+        assert len(bits) == (not cached)
+        for call in bits:
+            asked_of, images, *rest, condition = call.words
+            assert (asked_of.trajectory, rest) == (plan.times, [19, 2, 5])
+            assert torch.equal(images, to_float(asked.pixels[chosen]))
+            assert condition.labels.tolist() == asked.labels[chosen].tolist()
+        found[plan.name] = vars(point), [words[1:3] for words in warmed]
+        assert vars(point) == {
+            "name": plan.name,
+            "way": plan.way,
+            "best": True,
+            "method": plan.method,
+            "checkpoint": plan.checkpoint,
+            "sampler": plan.recipe.to_json()["sampler"],
+            "trajectory": plan.trajectory,
+            "recipe": json.dumps(plan.recipe.to_json(), sort_keys=True),
+            "nfe": 2.5,
+            **vars(score),
+            "rmse_teacher": 4.0 if len(found) > 1 else None,
+            "rmse_teacher_se": 0.4 if len(found) > 1 else None,
+            "accuracy": 0.5,
+            "accuracy_se": 0.05,
+            "bits": None if cached else 6.0,
+            "bits_se": None if cached else 0.6,
+            "ms_per_image": 500.0,
+            "seed": 3,
+            "weights": opened.card.weights,
+            "features": bench.network.digest,
+            "checkpoint_digest": opened.card.digest,
+            "times": plan.times.times,
+        }
+    # once for a checkpoint and what is done to its network, each cache anew: in batches of 5 and 2
+    warm_ones = [name for name, (_, sizes) in found.items() if sizes]
+    assert all(sorted(sizes) == [((1, 4, 4), 2), ((1, 4, 4), 5)] for _, sizes in found.values() if sizes)
+    assert warm_ones == [
+        "teacher-ddim-even-3",
+        "teacher-ddim-cache2b0-even-4",
+        "teacher-ddim-g2-not-class1-even-2",
+        "teacher-ddim-skip0.9to1-even-2",
+        "v-ddim-even-3",
+        "g-ddim-even-3",
+        "pd-ddim",
+    ]
+    assert [call["checkpoint"] for call, _ in found.values()] == ["teacher"] * 6 + ["v"] * 2 + ["g"] * 2 + ["pd"]
+
+
+def test_no_bits_are_asked_for_where_no_images_are(project, monkeypatch):
+    none = dataclasses.replace(project.evaluate.likelihood, images=0)
+    changed = dataclasses.replace(project, evaluate=dataclasses.replace(project.evaluate, likelihood=none))
+    bench = evaluate.Bench(changed)
+    plan = next(plan for plan in evaluate.plan(changed, bench.opened) if plan.recipe.to_json()["sampler"] == "analytic")
+    assert bench._bits(plan, bench.opened["teacher"], bench.sampler(plan)) is None
+
+
+def few(project: params.Params) -> params.Params:
+    """Two curves of the teacher, one of which tries a sweep, and a student."""
+    ways = project.evaluate.teacher
+    sweep = dataclasses.replace(ways[4], skip=[ways[4].skip, dataclasses.replace(ways[4].skip, bottom=0.5)])
+    changed = dataclasses.replace(project.evaluate, teacher=[ways[0], sweep])
+    return dataclasses.replace(project, evaluate=changed, distill={"pd": project.distill["pd"]})
+
+
+def test_what_the_evaluation_writes_and_shows(project, monkeypatch, capsys):
+    """The first samples of each point, of several tries the best beside the real images, and the table in three forms."""
+    monkeypatch.setattr(evaluate, "SHOWN", 4)
+    disk.write_summed(paths.CURVES / "pd.csv", "step,images,loss,grad_norm,lr\n1,4,0.5,1.0,0.001\n")
+    grids, sheets = heard(monkeypatch, pictures, "grid", ...), heard(monkeypatch, pictures, "contact_sheet", ...)
+    drawn, curves = heard(monkeypatch, pictures, "frontier", None), heard(monkeypatch, pictures, "curves", None)
+    chosen, cleared = (
+        heard(monkeypatch, evaluate.Frontier, "recommend", ...),
+        heard(monkeypatch, evaluate.Kept, "clear", ...),
+    )
+    measured = heard(monkeypatch, evaluate.Bench, "measure", ...)
+    evaluate.evaluate(few(project))
+    table = json.loads(paths.FRONTIER.read_text())
+    table.pop("seal")
+    names = [point["name"] for point in table["points"]]
+    sweep = ["teacher-ddim-skip0.9to1-even-2", "teacher-ddim-skip0.5to1-even-2"]
+    assert names == ["teacher-ddim-even-3", "teacher-ddim-even-2", *sweep, "pd-ddim"]
+    assert [call.words[1].name for call in grids] == [f"{name}.png" for name in names]
+    shown = {name: pictures.tiles(paths.SAMPLES / f"{name}.png") for name in names}
+    for number, point in enumerate(table["points"]):
+        assert shown[point["name"]].shape == (4, 4, 4, 1)
+        assert (point["rmse_teacher"] is None) == (number == 0)
+    (call,) = sheets
+    best = [point["name"] for point in table["points"] if point["best"]]
+    assert [label for label, _ in call.words[0]] == [*best, "real"]
+    assert len(best) == 4
+    assert all((images == shown[label]).all() for label, images in call.words[0][:-1])
+    real = shards.load_resident(paths.DATA).pixels[:4].permute(0, 2, 3, 1)
+    assert call.words[0][-1][1].tolist() == real.tolist()
+    assert {path.name for path in paths.SAMPLES.iterdir()} == {"all.png", *(f"{name}.png" for name in names)}
+    assert [call.words for call in drawn] == [(table, paths.ARTIFACTS / "frontier.png")]
+    assert [call.words for call in curves] == [({"pd": paths.CURVES / "pd.csv"}, paths.ARTIFACTS / "curves.png")]
+    assert [call.words[1:] for call in chosen] == [(1.7,)]
+    assert (paths.ARTIFACTS / "frontier.csv").read_text() == chosen[0].words[0].to_csv()
+    assert table["about"]["data"] == checkpoint.read_card(paths.CHECKPOINTS / "teacher").data
+    assert len(cleared) == 1
+    said = capsys.readouterr().out.splitlines()
+    lines = [line.split()[1:3] for line in said if line.startswith("evaluate  ") and "fd" in line]
+    assert lines == [[f"{number + 1}/5", name] for number, name in enumerate(names)]
+    # the first point's samples are what all are compared with, and all start from one noise
+    samples = evaluate.Bench(few(project))
+    assert len(measured) == 5
+    assert samples.teacher is None
+
+
+def test_what_cannot_be_sampled_or_stands_there_twice_is_told_before_anything_is_measured(project, monkeypatch):
+    measured = heard(monkeypatch, evaluate.Bench, "measure", None)
+    ways = [*project.evaluate.teacher, project.evaluate.teacher[1]]
+    twice = dataclasses.replace(project, evaluate=dataclasses.replace(project.evaluate, teacher=ways))
+    with pytest.raises(Mistake, match=r"evaluate names 'teacher-analytic-even-2' twice; leave one"):
+        evaluate.evaluate(twice)
+    way = dataclasses.replace(project.evaluate.teacher[0], guidance=3.0)
+    other = dataclasses.replace(project.evaluate, students={"g": [way]})
+    with pytest.raises(Mistake, match="guidance weight of 2 alone, not for 3"):
+        evaluate.evaluate(dataclasses.replace(project, evaluate=other))
+    assert measured == []
+    assert not paths.SAMPLES.exists()
+
+
+# --- publish
+
+
+def test_what_is_published_is_what_the_file_names_and_the_receipt_is_kept(project, monkeypatch, capsys):
+    receipt = {"runs": {"a": "1", "b": "2"}, "tracking_uri": "sqlite:///here.db", "ui": "#"}
+    calls = heard(monkeypatch, tracking, "publish", receipt)
+    found = dataclasses.replace(project, publish=dataclasses.replace(project.publish, experiment="e", model="m"))
+    publish.publish(found)
+    assert [call.words for call in calls] == [(paths.ARTIFACTS, "e", "m", project.raw)]
+    assert disk.read_sealed(paths.PUBLISHED, None, "x") == receipt
+    assert capsys.readouterr().out == "publish: 2 runs in experiment 'e' at sqlite:///here.db\n"
+
+
+# --- the whole pipeline in one command
+
+
+@pytest.fixture
+def steps(project, monkeypatch) -> list:
+    """The order in which `run` does what it does, with DVC's exit codes taken from `codes`."""
+    order = []
+    for place, name in (
+        (report.params, "read"),
+        (report.dvc_environment, "check"),
+        (report.dvc_files, "mend"),
+        (report.dvc_files, "wait_for_others"),
+        (report.dvc_files, "keep"),
+        (report, "report"),
+    ):
+        monkeypatch.setattr(place, name, lambda *_, n=name: order.append(n))
+
+    @contextlib.contextmanager
+    def alone():
+        order.append("alone")
+        yield
+        order.append("others may")
+
+    monkeypatch.setattr(report, "alone", alone)
+    return order
+
+
+@pytest.mark.parametrize(
+    ("first", "again", "ends"), [(0, 0, 0), (0, 3, 3), (2, None, 2), (-15, None, 143), (-9, None, 137)]
+)
+def test_a_run_mends_first_keeps_afterwards_and_reports_only_what_is_whole(
+    first, again, ends, steps, monkeypatch, capsys
+):
+    """Whatever ended DVC, what stands is kept, and the exit code tells it; nothing is published again after a failure."""
+    monkeypatch.setattr(report, "_repro", lambda *words: steps.append("repro") or first)
+    monkeypatch.setattr(report, "_published_again", lambda: steps.append("again") or again)
+    assert report.run() == ends
+    done = ["repro"] if first else ["repro", "again"]
+    told = [] if ends else ["report"]
+    assert steps == ["read", "alone", "check", "mend", "wait_for_others", *done, "keep", "others may", *told]
+    said = capsys.readouterr().out
+    assert ("the same command goes on from there" in said) == bool(ends)
+    assert (f"(exit {first or again})" in said) == bool(ends)
+
+
+def test_dvc_is_started_with_its_words_and_the_surroundings_it_needs(project, monkeypatch):
+    calls = heard(monkeypatch, report.subprocess, "run", SimpleNamespace(returncode=4))
+    monkeypatch.setattr(report.dvc_environment, "of", lambda folder: {"MINE": str(folder), "THEIRS": "new"})
+    monkeypatch.setenv("THEIRS", "old")
+    monkeypatch.setenv("KEPT", "1")
+    assert report._repro("--force", "x") == 4
+    (call,) = calls
+    assert call.words[0] == [report.sys.executable, "-m", "tasks.dvc_repro", "--force", "x"]
+    found = call.named["env"]
+    assert (found["MINE"], found["THEIRS"], found["KEPT"]) == (".", "new", "1")
+    assert call.named["preexec_fn"] is report.lifeline.die_with_parent
+
+
+def test_a_report_shows_the_table_the_recommendation_its_warnings_and_where_to_look(project, monkeypatch, capsys):
+    card = checkpoint.read_card(paths.CHECKPOINTS / "v")
+    points = [
+        {"name": "a", "checkpoint": "teacher"},
+        {"name": "b", "checkpoint": "v", "checkpoint_digest": card.digest},
+    ]
+    chosen = {"name": "b", "reason": "it is best", "warnings": ["one", "two"]}
+    with pytest.raises(Mistake, match=r"frontier\.json is missing; run the pipeline first"):
+        report.report()
+    disk.write_sealed(paths.FRONTIER, {"schema": report.SCHEMA, "points": points, "recommended": chosen})
+    monkeypatch.setattr(report.Frontier, "from_json", lambda found: SimpleNamespace(table=lambda: "the table"))
+    pictures_ = "pictures: artifacts/frontier.png, samples of every point: artifacts/samples/all.png"
+    lines = ["the table", "recommended: b", "  it is best", "  warning: one", "  warning: two"]
+    lines += ["  the checkpoint is artifacts/checkpoints/v", "", pictures_]
+    report.report()
+    none = f"MLflow: nothing is published, there is no {paths.PUBLISHED}; run the stage `publish` again"
+    assert capsys.readouterr().out.splitlines() == [*lines, none]
+    disk.write_sealed(paths.PUBLISHED, {"tracking_uri": "http://127.0.0.1:5", "ui": "#x"})
+    report.report()
+    assert capsys.readouterr().out.splitlines() == [*lines, "MLflow: http://127.0.0.1:5/#x"]
+
+
+def test_nothing_is_published_again_where_nothing_was_or_another_s_address_is_asked(project, monkeypatch):
+    calls = heard(monkeypatch, report, "_repro", 5)
+    assert report._published_again() == 0
+    disk.write_sealed(paths.PUBLISHED, {"tracking_uri": "http://127.0.0.1:5", "frontier": "1"})
+    assert report._published_again() == 0
+    assert calls == []
+
+
+# --- lines that show long work moving
+
+
+def test_progress_speaks_at_most_every_two_seconds_and_at_the_end(monkeypatch, capsys):
+    """What a resumed run had done before counts as no speed; the time left is that of what is left."""
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    shown = progress.Progress("name", "it")
+    told = []
+    for at, done, note in ((1, 10, "a"), (4, 20, "b"), (5, 25, "c"), (6, 30, "d"), (6.5, 50, "e")):
+        now[0] = 100.0 + at
+        shown(done, 50, note)
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[2] == ""
+    assert told[1] == "name            20/50  b  2.5 it/s  12 s left\n"
+    assert told[3] == "name            30/50  d  3.33 it/s  6 s left\n"
+    assert told[4] == "name            50/50  e\n"
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"), [("teacher", "teacher"), ("distill@pd4", "pd4"), ("distill@teachers", "teachers")]
+)
+def test_the_stage_of_a_checkpoint_is_the_one_that_dvc_knows(stage, name):
+    assert paths.stage(name) == stage
+    assert paths.again(stage) == f"run the stage `{stage}` again"
