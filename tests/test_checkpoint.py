@@ -278,19 +278,21 @@ def test_another_number_of_steps_gives_other_images(diffusers, tmp_path):
         compare(run(pipeline, noises, 2), ours(checkpoint.load(tmp_path / "s").denoiser, "ddim", noises, 4))
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(checkpoint.Card)])
-def test_the_seal_is_of_every_field_of_a_card(folder, field):
+def test_the_seal_is_of_every_field_of_a_card(folder):
     card = json.loads((folder / "card.json").read_text())
-    values = [1, 2, "f" * 64, ["x"], {"x": 1}, None]
-    for value in (value for value in values if value != card[field]):
-        rewrite(folder, **{field: value})
+    for field in dataclasses.fields(checkpoint.Card):
+        for value in (1, ["x"], None):
+            if value == card[field.name]:
+                continue
+            rewrite(folder, **{field.name: value})
+            with pytest.raises(Mistake):
+                checkpoint.read_card(folder)
+            rewrite(folder, **{field.name: card[field.name]})
+        without = {name: value for name, value in card.items() if name != field.name}
+        (folder / "card.json").write_text(json.dumps(without))
         with pytest.raises(Mistake):
             checkpoint.read_card(folder)
-        rewrite(folder, **{field: card[field]})
-    without = {name: value for name, value in card.items() if name != field}
-    (folder / "card.json").write_text(json.dumps(without))
-    with pytest.raises(Mistake):
-        checkpoint.read_card(folder)
+        (folder / "card.json").write_text(json.dumps(card))
 
 
 def test_a_card_says_all_that_it_was_told_and_what_the_denoiser_is(tmp_path):
