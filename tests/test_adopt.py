@@ -615,11 +615,11 @@ def test_a_workspace_can_be_given_a_folder():
     assert raw["teacher"] == {"folder": "~/ddpm"}
 
 
-# ------------------------------------------------------------------------------- every word of a list, every part of a folder
+# ------------------------------------------------------------------------------- every word of a list
 
 KNOWN = """
-DDPM DDPMParallel DDIM DDIMParallel PNDM DPMSolverMultistep DPMSolverSinglestep UniPCMultistep DEISMultistep EulerDiscrete
-EulerAncestralDiscrete HeunDiscrete LMSDiscrete KDPM2Discrete KDPM2AncestralDiscrete
+DDPM DDPMParallel DDIM DDIMParallel PNDM DPMSolverMultistep DPMSolverSinglestep UniPCMultistep DEISMultistep
+EulerDiscrete EulerAncestralDiscrete HeunDiscrete LMSDiscrete KDPM2Discrete KDPM2AncestralDiscrete
 """
 
 

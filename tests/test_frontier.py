@@ -425,7 +425,7 @@ def test_a_point_has_finite_numbers_and_costs_something(change):
 
 
 def test_the_error_of_the_bar_grows_with_the_tolerance():
-    """1.5 times a number is 1.5 times as uncertain: of the teacher's 0.05 that is 0.075, of the floor's 0.045 0.0675."""
+    """1.5 times a number is 1.5 times as uncertain: the teacher's 0.05 becomes 0.075, the floor's 0.045 0.0675."""
     for margin, doubtful in ((0.12, True), (0.16, False)):
         found = frontier(teacher(64, 1.0), point("near", 1, 1.5 - margin, fd_se=0.0)).recommend(1.5)
         assert found.point.name == "near"

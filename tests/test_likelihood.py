@@ -234,3 +234,11 @@ def test_each_batch_is_told_the_classes_of_its_own_images():
         whole = likelihood.of(sampler, x, 7, condition=known)
         parts = likelihood.of(sampler, x, 7, batch=2, condition=known)
         torch.testing.assert_close(whole.values, parts.values, rtol=0, atol=1e-6)
+
+
+def test_as_many_probes_are_thrown_as_were_asked_for(monkeypatch):
+    thrown, real = [], likelihood._probes
+    monkeypatch.setattr(likelihood, "_probes", lambda *words: thrown.append(words[3]) or real(*words))
+    for probes in (1, 3):
+        likelihood.of(flow(isotropic(), SOLVERS["rk45"]()), images(isotropic(), 2), 7, probes=probes)
+    assert thrown == [1, 3]
