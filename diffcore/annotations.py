@@ -129,6 +129,8 @@ def _labels(tables: dict[str, list[dict[str, Any]]], column: str) -> dict[str, L
             _put(labels, name, image, _label(row.get(column), name, image, column))
     if any(name.endswith(".csv") for name in tables):
         labels = _as_numbers(labels)
+        for image, label in labels.items():  # what was text until now
+            _check_range(_few(list(tables)), image, label)
     kinds = {type(label) for label in labels.values()} - {type(None)}
     if len(kinds) > 1:
         raise Mistake(f"data.source: the column {printable(column)} mixes class names and numbers: use one of them")
@@ -156,6 +158,10 @@ def _put(labels: dict[str, Label], name: str, image: str, label: Label) -> None:
     path = posixpath.normpath(posixpath.join(posixpath.dirname(name), image.replace("\\", "/")))
     if labels.setdefault(path, label) != label:
         raise Mistake(f"data.source: {printable(path)} has two labels, {labels[path]} and {label} in {name}: mend it")
+    _check_range(name, path, label)
+
+
+def _check_range(name: str, path: str, label: Label) -> None:
     if type(label) is int and not 0 <= label < MOST_CLASSES:
         raise Mistake(
             f"data.source: {name}: {printable(path)} has label {label}, not in 0 .. {MOST_CLASSES - 1}: mend it"

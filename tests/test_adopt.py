@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -633,3 +634,139 @@ def test_a_workspace_can_be_given_a_folder():
     raw = params.load_yaml(ROOT / "params.yaml")
     spaces._merge(raw, spaces._change("teacher.folder=~/ddpm"), "x")
     assert raw["teacher"] == {"folder": "~/ddpm"}
+
+
+# ------------------------------------------------------------------------------- every word of a list
+
+KNOWN = """
+DDPM DDPMParallel DDIM DDIMParallel PNDM DPMSolverMultistep DPMSolverSinglestep UniPCMultistep DEISMultistep
+EulerDiscrete EulerAncestralDiscrete HeunDiscrete LMSDiscrete KDPM2Discrete KDPM2AncestralDiscrete
+"""
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory) -> Path:
+    with torch.random.fork_rng():
+        save(folder := tmp_path_factory.mktemp("pipeline"))
+    return folder
+
+
+@pytest.fixture
+def copied(pipeline, tmp_path) -> Path:
+    return Path(shutil.copytree(pipeline, tmp_path / "copied"))
+
+
+@pytest.mark.parametrize("name", KNOWN.split())
+def test_each_scheduler_of_betas_is_taken_and_only_those_that_clip_by_themselves_clip(name, copied):
+    changed(copied, adopt.SCHEDULER, _class_name=f"{name}Scheduler", clip_sample=None)
+    clips = name in ("DDPM", "DDPMParallel", "DDIM", "DDIMParallel")
+    assert adopt.adopt(copied).sampling == ({"clip": 1.0} if clips else {})
+
+
+REFUSED = {
+    **{f"EulerDiscreteScheduler with {flag}": (flag, True) for flag in ("use_flow_sigmas", "snr_shift_scale")},
+    "CogVideoXDDIMScheduler": ("_class_name", "CogVideoXDDIMScheduler"),
+    "TCDScheduler": ("_class_name", "TCDScheduler"),
+    "VPScheduler": ("_class_name", "ScoreSdeVpScheduler"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_makes_another_process_of_it_is_refused(case, copied):
+    key, value = REFUSED[case]
+    changed(copied, adopt.SCHEDULER, **{"_class_name": "EulerDiscreteScheduler", key: value})
+    with pytest.raises(Mistake, match="it cannot be adopted"):
+        adopt.adopt(copied)
+    if value is True:
+        changed(copied, adopt.SCHEDULER, **{key: False})
+        assert adopt.adopt(copied).denoiser
+
+
+@pytest.mark.parametrize("part", ["vae", "vqvae", "movq", "vqmodel"])
+def test_each_kind_of_encoder_makes_it_a_pipeline_of_latents(part, copied):
+    (copied / part).mkdir()
+    with pytest.raises(Mistake, match=f"works on what the encoder in {part}/ makes of images"):
+        adopt.adopt(copied)
+
+
+def test_what_a_scheduler_leaves_out_is_what_diffusers_takes(copied):
+    def sampling(**change) -> dict:
+        changed(copied, adopt.SCHEDULER, **change)
+        return adopt.adopt(copied).sampling
+
+    assert sampling(prediction_type=None, clip_sample_range=None) == {"clip": 1.0}
+    assert adopt.adopt(copied).denoiser.head == "eps"
+    given = {"thresholding": True, "dynamic_thresholding_ratio": None, "sample_max_value": None}
+    assert sampling(**given) == {"threshold": {"quantile": 0.995, "max": 1.0}}
+    assert sampling(thresholding=None, clip_sample=True, clip_sample_range=3) == {"clip": 3.0}
+
+
+@torch.no_grad()
+def test_a_network_of_fifty_steps_is_told_its_own_times(tmp_path):
+    net, _ = save(tmp_path, num_train_timesteps=50, trained_betas=[0.02] * 50)
+    found, x = adopt.adopt(tmp_path), images()
+    assert found.denoiser.labels == 50
+    for j in (0, 24, 49):
+        belief = found.denoiser(x, torch.full((5,), (j + 1) / 50, dtype=torch.float64))
+        assert apart(belief.eps, net(x, j).sample) < 1e-5
+    assert not any(parameter.requires_grad for parameter in found.denoiser.parameters())
+    assert not any(module.training for module in found.denoiser.net.modules())
+
+
+def test_all_files_that_were_read_are_vouched_for(copied):
+    (copied / "readme.md").write_text("not read")
+    (copied / "unet/diffusion_pytorch_model.safetensors.index.json").write_text("{}")
+    names = ("config.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json")
+    read = {adopt.SCHEDULER, *(f"unet/{name}" for name in names)}
+    assert adopt.adopt(copied).files == {name: disk.sha256(copied / name) for name in read}
+
+
+def test_a_folder_below_home_is_found(copied, monkeypatch):
+    monkeypatch.setenv("HOME", str(copied.parent))
+    assert adopt.adopt(Path("~/copied")).image == (1, 8, 8)
+
+
+def test_sides_are_height_then_width_and_channels_three_where_nothing_is_said(tmp_path):
+    save(tmp_path, network(sample_size=[16, 8]))
+    found = adopt.adopt(tmp_path)
+    assert found.image == (1, 16, 8)
+    found.check((1, 16, 8), None)
+    with pytest.raises(Mistake, match="is for images of 1 x 16 x 8 and the data are 1 x 8 x 16"):
+        found.check((1, 8, 16), None)
+    save(tmp_path / "rgb", network(in_channels=3, out_channels=3))
+    changed(tmp_path / "rgb", CONFIG, in_channels=None, out_channels=None)
+    assert adopt.adopt(tmp_path / "rgb").image == (3, 8, 8)
+    for size in ("8", [8], [8, 8, 8], [8, "8"], True):
+        changed(tmp_path / "rgb", CONFIG, sample_size=size)
+        with pytest.raises(Mistake, match=r"sample_size must be a side in pixels or \[height, width\]"):
+            adopt.adopt(tmp_path / "rgb")
+
+
+def test_a_network_of_three_levels_halves_twice(tmp_path):
+    blocks = {"down_block_types": ["DownBlock2D"] * 3, "up_block_types": ["UpBlock2D"] * 3}
+    save(tmp_path, network(sample_size=None, block_out_channels=[8, 8, 16], **blocks))
+    found = adopt.adopt(tmp_path)
+    assert found.skips == found.denoiser.net.config.skips == 6
+    found.check((1, 4, 12), None)
+    for image in ((1, 6, 8), (1, 8, 6)):
+        with pytest.raises(Mistake, match="cannot be halved 2 times"):
+            found.check(image, None)
+    save(tmp_path / "other", network(down_block_types=["ResnetDownsampleBlock2D", "DownBlock2D"]))
+    assert adopt.adopt(tmp_path / "other").skips is None
+
+
+def test_what_a_card_of_ours_says_of_an_adopted_teacher_is_taken(tmp_path):
+    parameters = {"sampling": {"clip": 2.0}}
+    for method, sampling in (("adopted", {"clip": 2.0}), ("denoising", {})):
+        checkpoint.save(
+            tmp_path / method, student(None), (1, 8, 8), {**ABOUT, "method": method, "parameters": parameters}
+        )
+        found = adopt.adopt(tmp_path / method)
+        assert (found.sampling, found.image, found.classes) == (sampling, (1, 8, 8), None)
+
+
+def test_a_student_with_guidance_built_in_is_no_teacher(tmp_path):
+    guidance = dataclasses.asdict(checkpoint.Guidance(2.0, 2.0))
+    checkpoint.save(tmp_path / "own", student(None), (1, 8, 8), {**ABOUT, "guidance": guidance})
+    with pytest.raises(Mistake, match="is a student by progressive, which cannot teach at every time"):
+        adopt.adopt(tmp_path / "own")

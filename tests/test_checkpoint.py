@@ -276,3 +276,45 @@ def test_another_number_of_steps_gives_other_images(diffusers, tmp_path):
     pipeline = diffusers.DDIMPipeline.from_pretrained(tmp_path / "s", local_files_only=True)
     with pytest.raises(AssertionError):
         compare(run(pipeline, noises, 2), ours(checkpoint.load(tmp_path / "s").denoiser, "ddim", noises, 4))
+
+
+def test_the_seal_is_of_every_field_of_a_card(folder):
+    card = json.loads((folder / "card.json").read_text())
+    for field in dataclasses.fields(checkpoint.Card):
+        for value in (1, ["x"], None):
+            if value == card[field.name]:
+                continue
+            rewrite(folder, **{field.name: value})
+            with pytest.raises(Mistake):
+                checkpoint.read_card(folder)
+            rewrite(folder, **{field.name: card[field.name]})
+        without = {name: value for name, value in card.items() if name != field.name}
+        (folder / "card.json").write_text(json.dumps(without))
+        with pytest.raises(Mistake):
+            checkpoint.read_card(folder)
+        (folder / "card.json").write_text(json.dumps(card))
+
+
+def test_a_card_says_all_that_it_was_told_and_what_the_denoiser_is(tmp_path):
+    card = checkpoint.save(tmp_path / "s", student(None, "x0"), IMAGE, {**ABOUT, "solver": "renoise"})
+    assert checkpoint.read_card(tmp_path / "s") == card
+    found = dataclasses.asdict(card)
+    assert {key: found[key] for key in ABOUT} == {**ABOUT, "solver": "renoise"}
+    assert (card.head, card.labels, card.grid, card.image) == ("x0", 1024, None, list(IMAGE))
+    assert (card.classes, card.guidance, card.schedule) == (None, None, {"name": "cosine"})
+    for name, digest in card.files.items():
+        assert disk.sha256(tmp_path / "s" / name) == digest
+
+
+def test_a_card_of_other_classes_than_the_network_s_is_not_written(tmp_path):
+    denoiser = student()
+    for classes in (["a"], ["a", "b"]):
+        with pytest.raises(ValueError, match="cannot have the card of"):
+            checkpoint.save(tmp_path / "s", denoiser, IMAGE, {**ABOUT, "classes": classes})
+    assert not (tmp_path / "s").exists()
+
+
+def test_what_is_opened_does_not_learn(folder):
+    net = checkpoint.load(folder).denoiser.net
+    assert not any(module.training for module in net.modules())
+    assert not any(parameter.requires_grad for parameter in net.parameters())

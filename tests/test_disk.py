@@ -277,3 +277,163 @@ def test_what_another_user_s_living_process_is_writing_is_left_alone(tmp_path, m
     monkeypatch.setattr(os, "kill", kill)
     disk.write(tmp_path / "made", "whole")
     assert mine.read_text() == "half"
+
+
+def test_what_a_dead_writer_with_this_very_process_id_left_is_cleared_away_too(tmp_path):
+    """Ids are given again: in a container each run is often process 1."""
+    for name in ("tmp", "old"):
+        (tmp_path / f".made.{os.getpid()}.{name}").mkdir()
+    (tmp_path / "made").mkdir()
+    write_folder(tmp_path, "new")
+    assert {p.name for p in tmp_path.iterdir()} == {"made"}
+
+
+def test_names_with_points_are_no_patterns_and_a_number_that_is_no_process_is_left_alone(tmp_path):
+    others = [f".xyjson.{DEAD}.tmp", f".x.json.{10**30}.tmp"]
+    for name in others:
+        (tmp_path / name).write_text("another's")
+    disk.write_json(tmp_path / "x.json", 1)
+    assert {p.name for p in tmp_path.iterdir()} == {"x.json", *others}
+
+
+@pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])
+@pytest.mark.parametrize("there", [True, False], ids=["a link", "a broken link"])
+def test_a_link_in_the_place_of_a_folder_is_replaced_and_what_it_points_to_is_not_touched(
+    exchange, there, tmp_path, monkeypatch
+):
+    if not exchange:
+        monkeypatch.setattr(disk, "_exchanged", lambda one, other: False)
+    if there:
+        (tmp_path / "far").mkdir()
+        (tmp_path / "far/kept").write_text("kept")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/made").symlink_to(tmp_path / "far")
+    write_folder(tmp_path / "root", "new")
+    assert [p.name for p in (tmp_path / "root").iterdir()] == ["made"]
+    assert not (tmp_path / "root/made").is_symlink()
+    assert not there or tree(tmp_path / "far") == {"kept": b"kept"}
+
+
+def test_a_broken_link_in_a_place_is_something_that_stood_there(tmp_path):
+    """What had stepped aside does not take the place of it."""
+    (tmp_path / "made").symlink_to(tmp_path / "nowhere")
+    (tmp_path / f".made.{DEAD}.old").write_text("old")
+    disk.clear(tmp_path / "made")
+    assert (tmp_path / "made").is_symlink()
+
+
+class Kernel:
+    """Answers every call with an errno; without renameat2 where the code is None."""
+
+    def __init__(self, code: int | None):
+        if code is not None:
+            self.renameat2 = lambda *arguments: self.refuse(code)
+
+    def refuse(self, code: int) -> int:
+        disk.ctypes.set_errno(code)
+        return -1
+
+
+@pytest.mark.parametrize("code", [None, errno.ENOSYS, errno.EINVAL, errno.ENOTSUP])
+def test_a_kernel_that_cannot_exchange_names_is_asked_for_two_renames(code, tmp_path, monkeypatch):
+    write_folder(tmp_path, "old")
+    monkeypatch.setattr(disk.ctypes, "CDLL", lambda *arguments, **options: Kernel(code))
+    write_folder(tmp_path, "new")
+    assert (tmp_path / "made/a").read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["made"]
+
+
+def test_a_machine_whose_library_cannot_be_opened_is_asked_for_two_renames(tmp_path, monkeypatch):
+    def refuse(*arguments, **options):
+        raise OSError("no such library")
+
+    write_folder(tmp_path, "old")
+    monkeypatch.setattr(disk.ctypes, "CDLL", refuse)
+    write_folder(tmp_path, "new")
+    assert (tmp_path / "made/a").read_text() == "new"
+
+
+def test_any_other_refusal_of_the_exchange_is_an_error_and_the_old_folder_stays(tmp_path, monkeypatch):
+    write_folder(tmp_path, "old")
+    monkeypatch.setattr(disk.ctypes, "CDLL", lambda *arguments, **options: Kernel(errno.EACCES))
+    with pytest.raises(PermissionError) as told:
+        write_folder(tmp_path, "new")
+    assert told.value.filename == str(tmp_path / "made")
+    assert (tmp_path / "made/a").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["made"]
+
+
+@writers
+def test_what_the_system_refuses_names_the_file_that_was_asked_for(write, tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space") as told:
+        write(tmp_path, "new")
+    assert str(tmp_path / "made") in told.value.__notes__
+
+
+TABLE = "a,b\n1,ä\n"
+
+
+def test_a_table_comes_back_and_sha256sum_knows_its_digest(tmp_path):
+    disk.write_summed(tmp_path / "x.csv", TABLE)
+    assert disk.read_summed(tmp_path / "x.csv", "run it again") == TABLE
+    said, name = (tmp_path / "x.csv.sha256").read_text().split("  ")
+    assert (said, name) == (disk.sha256(tmp_path / "x.csv"), "x.csv\n")
+
+
+SPOILED = {
+    "another byte": lambda path, digest: path.write_text(TABLE + "2,3\n"),
+    "another digest": lambda path, digest: digest.write_text("0" * 64 + "  x.csv\n"),
+    "another name": lambda path, digest: digest.write_text(digest.read_text().replace("x.csv", "y.csv")),
+    "more digests": lambda path, digest: digest.write_text(digest.read_text() * 2),
+    "no table": lambda path, digest: path.unlink(),
+    "no digest": lambda path, digest: digest.unlink(),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED)
+def test_a_table_that_is_not_what_was_written_is_refused_with_the_remedy(spoil, tmp_path):
+    path, digest = tmp_path / "x.csv", tmp_path / "x.csv.sha256"
+    disk.write_summed(path, TABLE)
+    spoil(path, digest)
+    with pytest.raises(Mistake, match=r"x\.csv.* (missing|changed).*; run it again$"):
+        disk.read_summed(path, "run it again")
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.csv.sha256"])
+def test_a_folder_in_the_place_of_a_table_is_the_machine_s_fault_not_a_missing_table(name, tmp_path):
+    disk.write_summed(tmp_path / "x.csv", TABLE)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    with pytest.raises(IsADirectoryError) as told:
+        disk.read_summed(tmp_path / "x.csv", "run it again")
+    assert told.value.filename == str(tmp_path / name)
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt])
+def test_the_room_beside_a_file_vanishes_and_what_was_put_from_it_stays(error, tmp_path, monkeypatch):
+    events, sync = [], os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda number: sync(number) or events.append(Path(os.readlink(f"/proc/self/fd/{number}")).name)
+    )
+    monkeypatch.setattr(os, "replace", lambda old, new, move=os.replace: move(old, new) or events.append("->"))
+    (tmp_path / "x.db").write_text("old")
+    with contextlib.suppress(KeyboardInterrupt), disk.beside(tmp_path / "x.db") as room:
+        assert room.parent == tmp_path
+        (room / "new").write_text("new")
+        disk.put(room / "new", tmp_path / "x.db")
+        if error:
+            raise error
+    assert tree(tmp_path) == {"x.db": b"new"}
+    assert events == ["new", "->", tmp_path.name]  # its bytes before its name, and then the name
+
+
+def test_no_number_that_json_lacks_is_written_and_keys_keep_their_order(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        disk.write_json(tmp_path / "x.json", [float("inf")])
+    disk.write_json(tmp_path / "deep/er/x.json", {"b": 1, "a": 2})
+    assert (tmp_path / "deep/er/x.json").read_text() == '{\n "b": 1,\n "a": 2\n}\n'
+    assert disk.digest({"b": 1, "a": 2}) == disk.digest({"a": 2, "b": 1}) != disk.digest({"a": 1, "b": 2})

@@ -239,3 +239,81 @@ def test_mistakes(network):
 def test_config_is_checked(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         dataclasses.replace(QUICK, **change)
+
+
+FIELDS = {
+    "config": dataclasses.replace(QUICK, lr=1.0),
+    "shape": (1, 8, 9),
+    "task": "rotations",
+    "outputs": 2,
+    "images": 201,
+    "held_out": 21,
+    "accuracy": 0.5,
+    "chance": 0.25,
+}
+
+
+def test_the_digest_is_of_what_a_network_was_made_from_not_of_how_well_it_did(network):
+    """Each field of its card alone, and of its config: the same weights made otherwise are another network."""
+    assert set(FIELDS) == {field.name for field in dataclasses.fields(eyes.Card)}
+    before, card = network.digest, network.card
+    changes = [{name: value} for name, value in FIELDS.items() if value != getattr(card, name)]
+    changes += [
+        {"config": dataclasses.replace(QUICK, **{field.name: 2 * getattr(QUICK, field.name) or 1})}
+        for field in dataclasses.fields(Config)
+    ]
+    assert len(changes) == 7 + 6
+    try:
+        for change in changes:
+            network.card = dataclasses.replace(card, **change)
+            assert (network.digest == before) == (next(iter(change)) in ("accuracy", "chance")), change
+    finally:
+        network.card = card
+
+
+def test_the_rate_falls_along_half_a_cosine(monkeypatch):
+    made, rates = [], []
+
+    class Spy(torch.optim.AdamW):
+        def __init__(self, parameters, **options):
+            made.append((self, options))
+            super().__init__(parameters, **options)
+
+        def step(self, *words):
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(*words)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Spy)
+    learn(*bars(40), dataclasses.replace(QUICK, iterations=4, lr=0.01))
+    ((_, options),) = made
+    assert options["weight_decay"] == 0.01
+    assert options["betas"] == (0.9, 0.99)
+    assert rates == pytest.approx([0.01, 0.01 * (0.5 + 0.5**1.5), 0.005, 0.01 * (0.5 - 0.5**1.5)])
+
+
+def test_of_many_images_enough_serve_and_every_one_of_these_counts(monkeypatch):
+    """More than fit in one look: 300 held out for the accuracy, 600 for centre and scale."""
+    monkeypatch.setattr(eyes, "ENOUGH", 300)
+    images, labels = bars(3200)
+    labels = labels + 2 * (torch.arange(3200) % 3 == 0)
+    found = learn(images, labels, ONE)
+    seen, held_out = eyes._split(3200, ONE.seed)
+    assert (len(seen), len(held_out), found.card.held_out, found.card.images) == (2900, 300, 300, 3200)
+    right = found.logits(to_float(images[held_out])).argmax(1) == labels[held_out]
+    assert found.card.accuracy == right.double().mean().item()
+    centred = extract(found, to_float(images[seen[:600]]))
+    torch.testing.assert_close(centred.mean(0), torch.zeros(16).double(), rtol=0, atol=1e-5)
+    assert centred.var(0).mean().item() == pytest.approx(1, abs=1e-5)
+    assert extract(found, to_float(images[seen[:1200]])).mean(0).abs().max() > 1e-4
+    turns = learn(images, None, ONE)
+    asked = eyes._rotated(to_float(images[held_out]))
+    right = [(turns.logits(asked[k]).argmax(1) == k).double().mean().item() for k in range(4)]
+    assert turns.card.accuracy == pytest.approx(sum(right) / 4, abs=1e-12)
+
+
+@pytest.mark.parametrize("text", ["[]", "1", "null", '{"schema": 1}', "[" * 100])
+def test_a_card_that_is_none_is_a_mistake(network, tmp_path, text):
+    save(network, tmp_path / "eyes")
+    (tmp_path / "eyes" / eyes.CARD).write_text(text)
+    with pytest.raises(Mistake, match="not the card of a feature network"):
+        load(tmp_path / "eyes")

@@ -201,3 +201,49 @@ def test_images_without_labels_or_shards():
         ResidentFeed(Images(pixels, None, None), 0, 0, False)
     with pytest.raises(ValueError, match="no images"):
         ResidentFeed(Images(pixels[:0], None, None), 1, 0, False)
+
+
+def test_the_feed_that_is_chosen_is_told_the_seed_the_flip_and_the_batch_size(data):
+    for memory in (0, COUNT * 48):
+        for seed, flip, size in ((0, False, 8), (1, False, 8), (0, True, 8), (0, False, 9)):
+            made = feed(data, size, seed, flip, memory)
+            expected = resident(data, size, seed, flip).batch(3)
+            assert all(torch.equal(a, b) for a, b in zip(made.batch(3), expected))
+            if memory == 0:
+                made.close()
+
+
+def test_rows_asked_for_after_others_are_those_rows(data):
+    """What was prepared ahead is of the rows asked for before."""
+    whole = resident(data, 12)
+    with stream(data, 12) as made:
+        asked = [slice(0, 6), slice(6, 12), slice(6, 11), slice(7, 11), slice(None, None, 2), slice(None), slice(0, 6)]
+        for step, rows in enumerate(asked):
+            for a, b in zip(made.batch(step, rows), whole.batch(step)):
+                assert torch.equal(a, b[rows])
+
+
+def test_a_stream_of_images_without_labels_gives_none(data, tmp_path):
+    shards.write(Config(f"shards:{data}/*.tar", labels="none"), tmp_path / "out", shard_bytes=200)
+    with stream(tmp_path / "out") as made:
+        x0, labels = made.batch(1)
+    assert labels is None
+    assert made.classes is None
+    assert torch.equal(x0, resident(tmp_path / "out").batch(1)[0])
+
+
+def test_groups_and_the_order_in_them_go_by_the_seed():
+    def groups(seed: int, epoch: int) -> list:
+        return [place.group for place in Order([3] * 40, seed).at(epoch * 120, (epoch + 1) * 120)]
+
+    def rows(seed: int, epoch: int, count: int = 50) -> list:
+        return Order([count], seed).at(epoch * count, (epoch + 1) * count)[0].rows.tolist()
+
+    for drawn in (groups, rows):
+        found = [drawn(*where) for where in ((0, 0), (1, 0), (0, 1), (1, 1))]
+        assert all(one != other for number, one in enumerate(found) for other in found[:number])
+        assert drawn(1, 0) == found[1]
+    alike = Order([8] * 16, 0)  # two groups of one size, and each an order of its own
+    places = [Order.at(alike, first, first + 64)[0] for first in (0, 64)]
+    ranks = [np.argsort([place.group.index(s) * 8 + r for s, r in zip(place.shards, place.rows)]) for place in places]
+    assert not np.array_equal(*ranks)

@@ -244,3 +244,62 @@ def test_what_a_part_of_a_batch_is_told_is_its_rows_of_the_whole():
         part = fit._Loop._condition(trainer, labels[own], own)
         assert torch.equal(part.labels, whole.labels[own])
         assert torch.equal(part.guidance, whole.guidance[own])
+
+
+def test_a_run_asked_to_stop_at_its_last_step_has_finished(tmp_path):
+    resume = Resume(tmp_path, "x", "f" * 64)
+    assert same(run(job()), run(job(), resume, stop=stop_at(6)))
+
+
+def test_the_state_is_saved_when_as_much_time_has_passed_since_it_was(tmp_path, monkeypatch):
+    """Ten seconds a step, and saved every 25: after three steps, three more, and at the end."""
+    clock, saved, save = [0.0], [], Resume.save
+    monkeypatch.setattr(fit, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(Resume, "save", lambda self, step, *words: saved.append(step) or save(self, step, *words))
+
+    def tick(event: fit.Event) -> None:
+        clock[0] += 10
+
+    work = job(config=dataclasses.replace(SHORT, iterations=8))
+    run(work, Resume(tmp_path, "x", "f" * 64), dataclasses.replace(COMPUTE, save_seconds=25.0), on_event=tick)
+    assert saved == [3, 6, 8]
+
+
+def test_a_point_of_the_curve_says_its_step_its_images_and_the_rate_that_was_used():
+    config = dataclasses.replace(SHORT, warmup=4)
+    curve = run(job(config=config)).curve
+    assert [(e.step, e.images, e.lr) for e in curve] == [(k + 1, 8 * (k + 1), config.rate(k)) for k in range(6)]
+    assert len({event.lr for event in curve}) > 3
+    sparse = run(dataclasses.replace(job(config=config), events=3)).curve
+    assert [event.step for event in sparse] == [2, 4, 6]
+    for event, pair in zip(sparse, zip(curve[::2], curve[1::2])):
+        assert event.loss == sum(each.loss for each in pair) / 2
+        assert event.grad_norm == sum(each.grad_norm for each in pair) / 2
+
+
+def test_each_network_has_the_optimizer_that_was_asked_for(monkeypatch):
+    made, kind = [], torch.optim.AdamW
+    monkeypatch.setattr(torch.optim, "AdamW", lambda *words, **more: made.append(kind(*words, **more)) or made[-1])
+    method = methods.load("distribution_matching")
+    own = method.Config(critic_lr=3e-4)
+    run(job("distribution_matching", own, dataclasses.replace(SHORT, iterations=1, weight_decay=0.5)))
+    told = [(each.defaults["lr"], each.defaults["betas"], each.defaults["weight_decay"]) for each in made]
+    training = method.critic_training(own)
+    assert told == [(1e-2, (0.9, 0.99), 0.5), (3e-4, training.betas, 0.0)]
+    assert training.betas != (0.9, 0.99)
+
+
+def test_what_a_training_took_is_the_time_of_all_its_runs(tmp_path, monkeypatch):
+    clock, used = [100.0], []
+    monkeypatch.setattr(fit, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(fit.threads, "use", used.append)
+
+    def tick(event: fit.Event) -> None:
+        clock[0] += 10
+
+    resume = Resume(tmp_path, "x", "f" * 64)
+    with pytest.raises(Stopped):
+        run(job(), resume, stop=stop_at(4), on_event=tick)
+    clock[0] = 5000.0
+    assert run(job(), resume, dataclasses.replace(COMPUTE, threads=3), on_event=tick).seconds == 60
+    assert used == [1, 3]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffcore import folders, sources, tars
+from diffcore import folders, shards, sources, tars
 from diffcore.mistake import Mistake
 from diffcore.sources import Config, Split
 
@@ -291,3 +291,111 @@ def test_names_of_any_bytes_are_printed_as_one_line(tmp_path):
         entry.name.encode()
         assert entry.name.isprintable()
         entry.read()
+
+
+SPLIT_WORDS = ["train", "training", "test", "testing", "val", "valid", "validation", "dev"]
+
+
+@pytest.mark.parametrize("word", SPLIT_WORDS)
+def test_each_common_word_for_a_split_is_one(tmp_path, word):
+    other = "train" if word != "train" else "test"
+    source = found(album(tmp_path, f"{word}/a/x.png", f"{word}/b/x.png", f"{other}/a/x.png"))
+    assert (source.classes, source.splits) == (["a", "b"], {other: 1, word: 2})
+
+
+@pytest.mark.parametrize("extension", ["heic", "jfif", "svg", "psd", "tga", "ico", "ppm", "dcm", "dng", "apng", "exr"])
+def test_images_of_kinds_that_are_not_read_are_warned_of(tmp_path, extension):
+    album(tmp_path / "in", "a.png")
+    (tmp_path / f"in/b.{extension.upper()}").write_bytes(b"x")
+    lines: list[str] = []
+    shards.write(Config(f"folder:{tmp_path}/in"), tmp_path / "out", tell=lines.append)
+    assert any(line.startswith(f"warning: not read: 1 .{extension} (b.") for line in lines)
+
+
+def table(root: Path, text: str | bytes, name: str = "metadata.csv") -> Path:
+    (root / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return root
+
+
+READ_AS = {
+    "as a spreadsheet saves it": ("\ufefffile_name,label\r\na.png,cat\r\nb.png,ape\r\n", ["cat", "ape"]),
+    "lines without anything": ("file_name,label\n\na.png,cat\n\nb.png,ape\n\n", ["cat", "ape"]),
+    "blanks around a word": ("file_name,label\na.png, cat\nb.png,cat  \n", ["cat", "cat"]),
+    "a comma and two lines in a word": ('file_name,text,label\na.png,"1,\r\n2",cat\nb.png,x,ape\n', ["cat", "ape"]),
+    "a path with a point": ("file_name,label\n./a.png,cat\nx/../b.png,ape\n", ["cat", "ape"]),
+    "the same twice": ("file_name,label\na.png,cat\nb.png,ape\n./a.png,cat\n", ["cat", "ape"]),
+    "numbers of another script": ("file_name,label\na.png,\u0661\nb.png,\u0662\n", ["\u0661", "\u0662"]),
+    "a number among words": ("file_name,label\na.png,1\nb.png,ape\n", ["1", "ape"]),
+    "a column in capitals": ("file_name,Fine-Label\na.png,cat\nb.png,ape\n", ["cat", "ape"]),
+}
+
+
+@pytest.mark.parametrize("case", READ_AS)
+def test_a_table_is_read_as_people_and_programs_write_it(tmp_path, case):
+    text, said = READ_AS[case]
+    source = found(table(album(tmp_path, "a.png", "b.png"), text))
+    assert labels(source) == {"a.png": said[0], "b.png": said[1]}
+
+
+LABEL_WORDS = ["label", "labels", "class", "classes", "category", "categories", "target", "targets", "cls", "Cls-ID"]
+
+
+@pytest.mark.parametrize("word", LABEL_WORDS)
+def test_each_common_word_for_labels_is_one(tmp_path, word):
+    source = found(table(album(tmp_path, "a.png", "b.png"), f"file_name,classic,{word}\na.png,x,cat\nb.png,x,ape\n"))
+    assert labels(source) == {"a.png": "cat", "b.png": "ape"}
+
+
+def test_lines_of_json_keep_words_that_look_like_numbers_and_breaks_within_words(tmp_path):
+    rows = [{"file_name": "a.png", "label": "1"}, {"file_name": "b.png", "label": "2\u2028\n"}]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n \n" for row in rows)
+    source = found(table(album(tmp_path, "a.png", "b.png"), text, "metadata.jsonl"))
+    assert labels(source) == {"a.png": "1", "b.png": "2"}
+    rows[1]["label"] = "ape\n\x1b[31m!"
+    source = found(metadata(tmp_path, rows, "metadata.jsonl"))
+    assert source.classes == ["1", "ape\\n\\x1b[31m!"]
+
+
+REFUSED = {
+    "below none": ("file_name,label\na.png,-1\nb.png,0\n", "metadata.csv", "has label -1"),
+    "too many": ("file_name,label\na.png,65536\nb.png,0\n", "metadata.csv", "has label 65536"),
+    "true": ('{"file_name": "a.png", "label": true}\n', "metadata.jsonl", "is true, neither"),
+    "1.5": ('{"file_name": "a.png", "label": 1.5}\n', "metadata.jsonl", r"is 1\.5, neither"),
+    "twice": ("file_name,label\na.png,cat\n./a.png,ape\nb.png,ape\n", "metadata.csv", "has two labels, cat and ape"),
+    "a quote too much": ('file_name,label\na.png,"cat"x\nb.png,ape\n', "metadata.csv", "line 2 .*not CSV"),
+    "none": ('{"file_name": "a.png", "label": 1}\n{"file_name": "b.png", "label": null}\n', "metadata.jsonl", "1 of 2"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_labels_that_are_none_are_named(tmp_path, case):
+    text, name, said = REFUSED[case]
+    with pytest.raises(Mistake, match=said):
+        found(table(album(tmp_path, "a.png", "b.png"), text, name))
+
+
+def test_a_table_that_is_no_regular_file_is_not_read(tmp_path):
+    album(tmp_path, "a.png", "b.png")
+    (tmp_path / "metadata.csv").symlink_to("/dev/null")  # /dev/zero would be read without end
+    with pytest.raises(Mistake, match=r"metadata\.csv cannot be read \(it is no regular file\)"):
+        found(tmp_path)
+
+
+def test_a_column_is_refused_where_no_table_has_columns(tmp_path):
+    root = styled(album(tmp_path, *PAIR), [[PAIR[0], 1], [PAIR[1], 0]])
+    with pytest.raises(Mistake, match=r"data\.labels: 'kind' is a column of metadata\.csv .* there is none"):
+        found(root, labels="kind")
+
+
+def test_an_image_that_is_gone_changes_no_other_s_class_and_the_absent_come_in_order(tmp_path):
+    names = [f"gone{number}.png" for number in range(9)]
+    rows = [*ROWS, *({"file_name": name, "label": "aardvark"} for name in reversed(names))]
+    root = metadata(album(tmp_path, "a.png", "b.png"), rows)
+    assert found(root).classes == ["aardvark", "ape", "cat"]
+    read = folders.read(root, "it", None)
+    assert [picture.parts for picture in read.pictures] == [("a.png",), ("b.png",), *((name,) for name in names)]
+    assert [picture.label for picture in read.pictures[:2]] == [2, 1]
+
+
+def test_kinds_that_are_as_frequent_come_by_name():
+    assert folders.kinds([("x.b",), ("x.a",), ("y.c",), ("z.c",)]) == "2 .c (y.c, z.c), 1 .a (x.a), 1 .b (x.b)"

@@ -1,6 +1,7 @@
 """Networks of diffusers that ours is not, and folders that must not be opened."""
 
 import json
+import types
 
 import pytest
 import torch
@@ -189,3 +190,82 @@ def test_pickled_weights_are_not_opened_beside_other_safetensors_either(tmp_path
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors", {"format": "pt"})
     with pytest.raises(Mistake):
         open_folder(tmp_path)
+
+
+class Told(torch.nn.Module):
+    """A network of diffusers' manner that is told a time alone; it makes `times` as many channels."""
+
+    def __init__(self, times: int = 1):
+        super().__init__()
+        self.times, self.weight = times, torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x, timestep):
+        made = torch.cat([x * timestep[:, None, None, None] * (k + 1) for k in range(self.times)], 1)
+        return types.SimpleNamespace(sample=made)
+
+
+def test_a_network_that_knows_no_classes_is_not_told_one():
+    found = foreign.Foreign(Told(), {"_class_name": "Told"})
+    assert torch.equal(found(images(), LABEL), images() * LABEL[:, None, None, None])
+    with pytest.raises(Mistake, match="Told knows no classes: leave class_label out"):
+        found(images(), LABEL, torch.tensor([0, 1, 2]))
+
+
+@pytest.mark.parametrize(("times", "is_taken"), [(1, True), (2, True), (3, False)])
+def test_channels_are_kept_or_doubled(times, is_taken):
+    found = foreign.Foreign(Told(times), {"_class_name": "Told"})
+    if is_taken:
+        assert torch.equal(found(images(2), LABEL), images(2) * LABEL[:, None, None, None])
+    else:
+        with pytest.raises(Mistake, match="Told makes 6 channels of 2"):
+            found(images(2), LABEL)
+
+
+def test_a_network_saved_in_half_precision_is_opened_in_float32(tmp_path):
+    net = tiny().half()
+    net.save_pretrained(tmp_path)
+    found = open_folder(tmp_path)
+    assert {parameter.dtype for parameter in found.parameters()} == {torch.float32}
+    for name, value in net.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value.float())
+
+
+def test_weights_of_other_names_are_not_loaded_unnoticed(tmp_path):
+    tiny().save_pretrained(tmp_path)
+    found = open_folder(tmp_path)
+    state = found.state_dict()
+    renamed = {f"x.{name}": value for name, value in state.items()}
+    with pytest.raises(RuntimeError, match="Missing key"):
+        found.load_state_dict(renamed)
+    assert found.load_state_dict(renamed, strict=False).missing_keys == list(state)
+    other = {name: torch.zeros_like(value) for name, value in state.items()}
+    found.load_state_dict(other, assign=True)
+    assert all(value.data_ptr() == other[name].data_ptr() for name, value in found.state_dict().items())
+
+
+def test_nothing_is_fetched_and_nothing_pickled_is_asked_for(tmp_path, monkeypatch):
+    tiny().save_pretrained(tmp_path)
+    asked, real = [], diffusers.UNet2DModel.from_pretrained
+    monkeypatch.setattr(
+        diffusers.UNet2DModel,
+        "from_pretrained",
+        lambda *words, **more: asked.append((words, more)) or real(*words, **more),
+    )
+    open_folder(tmp_path)
+    (((folder,), options),) = asked
+    assert folder == tmp_path
+    assert (options["use_safetensors"], options["local_files_only"]) == (True, True)
+
+
+@pytest.mark.parametrize(
+    "change", [{"block_out_channels": ["a", 8]}, {"norm_num_groups": 0}, {"layers_per_block": "x"}]
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_config_that_describes_no_network_is_one_line(tmp_path, change):
+    for content in (OURS, tiny().config):
+        diffusers.UNet2DModel.from_config(OURS).save_pretrained(tmp_path)
+        config = {"_class_name": "UNet2DModel", **{k: v for k, v in content.items() if k[0] != "_"}, **change}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(Mistake, match=r"fetch (or write )?it again$") as caught:
+            open_folder(tmp_path)
+        assert len(str(caught.value).splitlines()) == 1

@@ -419,3 +419,65 @@ def test_two_points_of_one_name_and_no_point_are_refused():
 def test_a_point_has_finite_numbers_and_costs_something(change):
     with pytest.raises(ValueError, match=f"point p: {next(iter(change))}"):
         dataclasses.replace(point("p", 1, 1.0), **change)
+
+
+# --- at the edges of the rules
+
+
+def test_the_error_of_the_bar_grows_with_the_tolerance():
+    """1.5 times a number is 1.5 times as uncertain: the teacher's 0.05 becomes 0.075, the floor's 0.045 0.0675."""
+    for margin, doubtful in ((0.12, True), (0.16, False)):
+        found = frontier(teacher(64, 1.0), point("near", 1, 1.5 - margin, fd_se=0.0)).recommend(1.5)
+        assert found.point.name == "near"
+        assert ("close call" in found.reason) == doubtful
+    for margin, doubtful in ((0.11, True), (0.14, False)):
+        found = frontier(teacher(64, 0.1), point("near", 1, 1.5 * 0.321 - margin, fd_se=0.0)).recommend(1.5)
+        assert ("close call" in found.reason) == doubtful
+
+
+def test_the_reference_itself_is_no_close_call():
+    assert "close call" not in frontier(teacher(64, 1.0)).recommend(1.01).reason
+
+
+def test_a_reference_stands_in_for_a_teacher_that_is_not_there():
+    found = frontier(point("pd4", 4, 28.0)).recommend(2.0, reference=teacher(64, 20.0))
+    assert found.point.name == "pd4"
+    assert "within 2 times the reference (teacher-ddim-even-64" in found.reason
+    assert [warning.split(":")[0] for warning in found.warnings] == ["no way to sample comes near the real images"]
+
+
+def test_far_takes_the_floor_s_own_error_into_account():
+    """0.6741 above the floor: two errors of 0.335 are less, with the floor's 0.045 they are more."""
+    assert warned(teacher(64, 3.1 * 0.321, fd_se=0.335), point("a", 1, 5.0)) == ()
+    assert len(warned(teacher(64, 3.1 * 0.321, fd_se=0.335), point("a", 1, 5.0), fd_se=0.0)) == 2
+
+
+def test_one_of_equal_tries_is_the_best_the_cheaper_then_the_first_by_name():
+    tries = [point(name, nfe, 1.5, checkpoint="cd") for name, nfe in (("b", 8), ("a", 8), ("c", 8))]
+    assert best(*tries) == {"a"}
+    assert best(*tries, point("z", 8 - 1e-9, 1.5, checkpoint="cd")) == {"z"}
+    assert [each.name for each in with_best(tries)] == ["b", "a", "c"]
+    chosen = frontier(teacher(64, 9.0), *tries, point("y", 9, 1.4)).recommend(0.2)
+    assert chosen.point.name == "a"
+    assert (
+        frontier(*tries, teacher(2, 1.5)).recommend(0.01).point.nfe == 2
+    )  # none qualifies: the best, the cheapest of it
+
+
+def test_the_table_shows_the_best_of_each_kind_and_rare_measures_where_there_are_any():
+    tried = dataclasses.replace(DIGITS.points[1], name="tried", best=False)
+    lines = frontier(*DIGITS.points, tried).table().splitlines()
+    assert not any(line[1:].split()[:1] == ["tried"] for line in lines)
+    assert "1 more points, tried and not the best of their kind, are in frontier.csv" in " ".join(lines)
+    assert "tried," in frontier(*DIGITS.points, tried).to_csv()
+    assert lines[0].split() == ["name", "calls", "fd", "kid", "rmse_teacher", "ms/image"]
+    assert "more points" not in DIGITS.table()
+    known = point("known", 2, 3.0, accuracy=0.5, accuracy_se=0.012, bits=1.25, bits_se=0.034, ms_per_image=12.345)
+    head, *rows = (
+        frontier(*DIGITS.points, known, dataclasses.replace(known, name="no bits", bits=None)).table().split("\n")
+    )
+    assert head.split() == ["name", "calls", "fd", "kid", "rmse_teacher", "accuracy", "bits", "ms/image"]
+    (row,) = [row for row in rows if row[1:].split()[:1] == ["known"]]
+    assert row.split()[-4:] == ["0.1234+-0.0056", "0.500+-0.012", "1.250+-0.034", "12.3"]
+    (row,) = [row for row in rows if "no bits" in row]
+    assert row.split()[-2] == "-"

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from diffcore import gamma, search, shards
+from diffcore import disk, gamma, search, shards
 from diffcore.denoiser import GaussianDenoiser, Prediction
 from diffcore.gamma import Config, Gamma, Moments, estimate, pick
 from diffcore.mistake import Mistake
@@ -385,3 +385,46 @@ def test_the_share_of_values_at_either_end_counts_every_channel(channels):
     pixels = torch.full((5, channels, 2, 2), 7, dtype=torch.uint8)
     pixels[0, 0, 0, 0], pixels[4, channels - 1, 1, 1], pixels[2, 0, 1, 0] = 0, 255, 254
     assert stage._edges(shards.Images(pixels, None, None)) == 2 / pixels.numel()
+
+
+def test_an_estimate_that_is_broken_off_goes_on_to_the_same_numbers():
+    denoiser = gaussian()
+    x0, config = data(7, denoiser), Config(steps=5, images=7, batch=8, seed=3)
+    heard: list[gamma.Begun] = []
+    whole = estimate(denoiser, x0, config, keep=heard.append, seconds=-1.0)
+    assert [begun.pairs for begun in heard][:-1] == [8, 16, 24, 32]
+    assert heard[-1].pairs >= 35
+    for begun in heard:
+        done = []
+        again = estimate(denoiser, x0, config, lambda now, total, done=done: done.append((now, total)), begun=begun)
+        assert torch.equal(again.moments.total, whole.moments.total)
+        assert torch.equal(again.moments.square, whole.moments.square)
+        assert done == [pair for pair in ((8, 35), (16, 35), (24, 35), (32, 35), (35, 35)) if pair[0] > begun.pairs]
+    never: list[gamma.Begun] = []
+    assert torch.equal(estimate(denoiser, x0, config, keep=never.append).moments.total, whole.moments.total)
+    assert never == []
+
+
+def test_the_seed_decides_on_noise_and_images_and_the_file_says_what_is_read_of_it():
+    denoiser = gaussian()
+    x0 = data(6, denoiser)
+    found, other = (estimate(denoiser, x0, Config(4, 6, 8, seed)) for seed in (0, 1))
+    assert not torch.equal(found.moments.total, other.moments.total)
+    told = found.to_json()
+    assert told["gamma"] == (found.moments.mean[gamma.NORM] / found.sigma2).tolist() == found.gamma.tolist()
+    assert told["gamma_stderr"] == (found.moments.stderr[gamma.NORM] / found.sigma2).tolist()
+    t = torch.arange(1, 5, dtype=torch.float64) / 4
+    assert told["alpha2"] == (denoiser.schedule.alpha(t) ** 2).tolist()
+    assert told["sigma2"] == (denoiser.schedule.sigma(t) ** 2).tolist()
+
+
+def test_a_table_of_gamma_is_of_one_checkpoint_and_one_schema(tmp_path):
+    path, value = tmp_path / "gamma.json", {"about": {"checkpoint_digest": "a" * 64}}
+    disk.write_sealed(path, {"schema": gamma.SCHEMA, **value})
+    for checkpoint in (None, "a" * 64):
+        assert gamma.read(path, checkpoint, "estimate it again")["about"] == value["about"]
+    with pytest.raises(Mistake, match=r"from checkpoint a{12}, and the one here is b{12}; estimate it again$"):
+        gamma.read(path, "b" * 64, "estimate it again")
+    disk.write_sealed(path, {"schema": gamma.SCHEMA - 1, **value})
+    with pytest.raises(Mistake, match=r"estimate it again$"):
+        gamma.read(path, None, "estimate it again")

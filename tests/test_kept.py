@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from diffcore import disk
 from diffcore.kept import Kept
 
 ABOUT = {"images": 3, "code": "abc"}
@@ -49,3 +50,40 @@ def test_all_are_removed_at_the_end(kept):
     kept[0].clear()
     assert not kept[0].folder.exists()
     kept[0].clear()
+
+
+def test_a_result_needs_no_tensors_and_any_that_are_views_of_others_come_back(tmp_path):
+    kept = Kept(tmp_path / "sums")
+    kept.save(ABOUT, VALUE)
+    assert kept.load(ABOUT) == (VALUE, {})
+    turned = torch.arange(6.0).reshape(2, 3).t()
+    kept.save(ABOUT, VALUE, {"sums": turned})
+    assert torch.equal(kept.load(ABOUT)[1]["sums"], turned)
+
+
+def test_a_kill_between_the_two_files_leaves_nothing_that_is_used(tmp_path, monkeypatch):
+    """The tensors come first: numbers that are there vouch for tensors that are there."""
+    said, sealed = [], disk.write_sealed
+    kept = Kept(tmp_path / "sums", said.append)
+
+    def killed(path, value):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(disk, "write_sealed", killed)
+    with pytest.raises(KeyboardInterrupt):
+        kept.save(ABOUT, VALUE, TENSORS)
+    assert (kept.load(ABOUT), said) == (None, [])
+    monkeypatch.setattr(disk, "write_sealed", sealed)
+    kept.save(ABOUT, VALUE, TENSORS)
+    monkeypatch.setattr(disk, "write_sealed", killed)
+    with pytest.raises(KeyboardInterrupt):
+        kept.save(ABOUT, VALUE, {"sums": torch.zeros(2)})
+    assert kept.load(ABOUT) is None
+    assert len(said) == 1
+
+
+def test_what_another_version_kept_is_told_and_not_used(kept, monkeypatch):
+    monkeypatch.setattr("diffcore.kept.SCHEMA", 9)
+    assert kept[0].load(ABOUT) is None
+    assert len(kept[1]) == 1
+    assert kept[1][0].endswith("it is worked out again")

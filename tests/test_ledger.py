@@ -1,5 +1,7 @@
 """A writer of shards that dies goes on where it was, and writes the same bytes; anything else starts anew."""
 
+import contextlib
+import dataclasses
 import os
 import subprocess
 import sys
@@ -196,3 +198,139 @@ def test_a_killed_process_goes_on_in_another(flat, tmp_path):
     write(Config(f"folder:{flat}", members="image"), tmp_path / "whole", shard_bytes=SHARD)
     assert content(tmp_path / "out") == content(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["flat", "out", "whole"]
+
+
+def test_a_ledger_is_of_the_very_files_their_places_sizes_and_times(tmp_path):
+    """To the nanosecond, in their order; a file that cannot be looked up is one more state, and no error."""
+    paths = [tmp_path / name for name in ("a/0.png", "b/1.png", "b/2.png")]
+    for number, path in enumerate(paths):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"abc")
+        os.utime(path, ns=(0, 10**18 + number))
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
+    paths += [tmp_path / "loop", tmp_path / "broken"]
+
+    def kept(files: list[Path], asked: object = 1, code: str = "code") -> bool:
+        said: list[str] = []
+        unfinished = Unfinished(tmp_path / "kept", code)
+        with contextlib.suppress(ZeroDivisionError), unfinished.open({"asked": asked}, files, said.append) as ledger:
+            found = ledger.load()
+            assert bool(said) == (found is None)
+            raise ZeroDivisionError
+        save(paths)
+        return found is not None
+
+    def save(files: list[Path]) -> None:
+        unfinished = Unfinished(tmp_path / "kept", "code")
+        with contextlib.suppress(ZeroDivisionError), unfinished.open({"asked": 1}, files, print) as ledger:
+            (tmp_path / "kept/0.tar").write_bytes(b"tar")
+            sha256 = disk.sha256(tmp_path / "kept/0.tar")
+            ledger.save({"shards": [{"name": "0.tar", "bytes": 3, "sha256": sha256}]})
+            raise ZeroDivisionError
+
+    save(paths)
+    assert kept(paths)
+    assert not kept(paths, asked=2)
+    assert not kept(paths, code="other")
+    assert not kept(paths[:-1])
+    assert not kept([paths[1], paths[0], *paths[2:]])
+    (tmp_path / "a/1.png").hardlink_to(paths[1])  # of as many bytes and as old
+    assert not kept([paths[0], tmp_path / "a/1.png", *paths[2:]])
+    os.utime(paths[1], ns=(0, 10**18 + 2))
+    assert not kept(paths)
+    paths[1].write_bytes(b"abcd")
+    os.utime(paths[1], ns=(0, 10**18 + 2))
+    assert not kept(paths)
+    assert kept(paths)
+
+
+def test_each_word_of_the_configuration_that_changes_the_bytes_starts_anew_and_no_other(monkeypatch):
+    whole = Config("folder:x")
+    others = {
+        "source": "folder:y",
+        "size": 8,
+        "channels": 1,
+        "filter": "box",
+        "crop": None,
+        "limit": 5,
+        "members": "image",
+        "labels": "none",
+        "split": Split(holdout=0.3),
+        "tolerance": 0.2,
+        "bits": 12,
+    }
+    free = {"flip": True, "license": "mine"}
+    assert {*others, *free} == set(Config.__dataclass_fields__)
+
+    def signature(config: Config, shard_bytes: int = 1) -> str:
+        form = sources.Form((3, 4, 4), None, True, "lanczos")
+        return disk.digest(shards._signature(shards._Job(config, form, "block", 2, shard_bytes, print, print)))
+
+    changed = [signature(dataclasses.replace(whole, **{k: v})) for k, v in others.items() if v is not None]
+    changed.append(signature(whole, shard_bytes=2))
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "BLOCK", 7)
+        changed.append(signature(whole))
+    for library in ("PIL", "numpy", "webdataset"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"{library}.__version__", "0.0")
+            changed.append(signature(whole))
+    assert len({*changed, signature(whole)}) == len(changed) + 1
+    for name, value in free.items():
+        assert signature(dataclasses.replace(whole, **{name: value})) == signature(whole)
+
+
+def test_a_tar_is_safe_on_the_disk_before_the_ledger_vouches_for_it(flat, tmp_path, monkeypatch):
+    events, sync, write_sealed = [], os.fsync, disk.write_sealed
+    monkeypatch.setattr(
+        os, "fsync", lambda number: sync(number) or events.append(Path(os.readlink(f"/proc/self/fd/{number}")).name)
+    )
+    monkeypatch.setattr(
+        disk,
+        "write_sealed",
+        lambda path, value: events.append(value["shards"][-1]["name"]) or write_sealed(path, value),
+    )
+    config = Config(f"folder:{flat}", members="image")
+    interrupted(flat, config, Unfinished(tmp_path / "kept"), tmp_path / "out", monkeypatch)
+    tars = [name for name in events if name.endswith(".tar")]
+    assert tars == [name for path in sorted((tmp_path / "kept").glob("*.tar")) for name in (path.name, path.name)]
+    assert len(tars) > 4
+
+
+def test_what_is_held_out_has_a_ledger_of_its_own_which_is_told_of_and_gone_on_with(flat, tmp_path, monkeypatch):
+    config = Config(f"folder:{flat}", members="image", split=Split(holdout=0.3))
+    for harm, said in ((False, "goes on after"), (True, "starts anew")):
+        kept = Unfinished(tmp_path / "kept")
+        interrupted(flat, config, kept, tmp_path / "out", monkeypatch)
+        assert (tmp_path / "kept/holdout/ledger.json").exists()
+        if harm:
+            (tmp_path / "kept/holdout/000000.tar").unlink()
+        lines = told(config, tmp_path / "out", shard_bytes=SHARD, unfinished=kept)
+        progress = [line for line in lines if line.startswith(("goes on", "starts anew"))]
+        assert len(progress) == 2
+        assert progress[1].startswith(said)
+    write(config, tmp_path / "whole", shard_bytes=SHARD)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("kind", ["folder", "shards"])
+def test_all_files_that_are_read_are_looked_at_the_labels_too(tmp_path, kind, monkeypatch):
+    (tmp_path / "in").mkdir()
+    for number in range(4):
+        save(tmp_path / "in" / f"{number}.png", number)
+    (tmp_path / "in/notes.txt").write_text("not read")
+    (tmp_path / "in/metadata.csv").write_text("file_name,label\n" + "".join(f"{n}.png,{n % 2}\n" for n in range(4)))
+    written = write(Config(f"folder:{tmp_path}/in", members="image"), tmp_path / "tars", shard_bytes=100)
+    assert len(written.shards) > 1
+    source = {"folder": f"folder:{tmp_path}/in", "shards": f"shards:{tmp_path}/tars/*.tar"}[kind]
+    read = {
+        "folder": {tmp_path / "in" / name for name in ("0.png", "1.png", "2.png", "3.png", "metadata.csv")},
+        "shards": {tmp_path / "tars" / shard.name for shard in written.shards},
+    }[kind]
+    assert set(sources.find(Config(source)).files) == read
+    config, kept = Config(source, members="image"), Unfinished(tmp_path / "kept")
+    interrupted(tmp_path / "in", config, kept, tmp_path / "out", monkeypatch)
+    os.utime(max(read), (1, 1))  # the table of labels, or the last tar
+    lines = told(config, tmp_path / "out", shard_bytes=SHARD, unfinished=kept)
+    assert any("the source has changed" in line for line in lines)

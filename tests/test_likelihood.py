@@ -222,3 +222,23 @@ def test_bits_do_not_depend_on_the_range_that_images_are_told_in():
     one = likelihood.of(flow(isotropic()), x, 0, probes=1)
     two = likelihood.of(flow(small), (x + 1) / 2, 0, probes=1, within=(0.0, 1.0))
     torch.testing.assert_close(one.values, two.values, rtol=0, atol=1e-4)
+
+
+def test_each_batch_is_told_the_classes_of_its_own_images():
+    from tests.test_condition import TwoBlobs
+
+    labels = torch.tensor([0, 1, 1, 0, 0])
+    x, known = TwoBlobs().means[labels], Condition(labels)
+    for solver in (SOLVERS["ddpm"](), SOLVERS["rk45"]()):
+        sampler = Sampler(TwoBlobs(), solver, even(4))
+        whole = likelihood.of(sampler, x, 7, condition=known)
+        parts = likelihood.of(sampler, x, 7, batch=2, condition=known)
+        torch.testing.assert_close(whole.values, parts.values, rtol=0, atol=1e-6)
+
+
+def test_as_many_probes_are_thrown_as_were_asked_for(monkeypatch):
+    thrown, real = [], likelihood._probes
+    monkeypatch.setattr(likelihood, "_probes", lambda *words: thrown.append(words[3]) or real(*words))
+    for probes in (1, 3):
+        likelihood.of(flow(isotropic(), SOLVERS["rk45"]()), images(isotropic(), 2), 7, probes=probes)
+    assert thrown == [1, 3]

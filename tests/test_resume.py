@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import re
 import shutil
 import signal
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from diffcore import disk
+from diffcore.mistake import Mistake
 from diffcore.resume import Resume
 from tests import test_fit
 from tests.test_methods import CASES
@@ -181,3 +183,52 @@ def test_states_of_jobs_whose_names_begin_alike_are_left_alone(tmp_path):
         saved(tmp_path / "r", job=job * 64)
     assert all(states(each) == [1] for each in alike)
     assert sum(other.folder.exists() for other in others) < len(others)
+
+
+def test_of_the_jobs_of_a_name_the_newest_three_are_kept_and_the_own_one_whatever_its_age(tmp_path):
+    own, *others = (saved(tmp_path / "r", (1,), f"{k}" * 64)[0] for k in range(3))
+    for age, each in enumerate((own, *others)):
+        os.utime(each.folder, (10**9 + age, 10**9 + age))
+    late = [saved(tmp_path / "r", (1,), f"{k}" * 64)[0] for k in (3, 4)]
+    assert [each.folder.exists() for each in (own, *others, *late)] == [False, False, True, True, True]
+    for age, each in enumerate((others[1], *late)):
+        os.utime(each.folder, (3 * 10**9 + age, 3 * 10**9 + age))  # all of them newer than the one that saves
+    saved(tmp_path / "r", (1,), "9" * 64)
+    assert states(saved(tmp_path / "r", (), "9" * 64)[0]) == [1]
+
+
+def test_views_and_every_kind_of_number_come_back(tmp_path):
+    resume, _ = saved(tmp_path, ())
+    tensors = {
+        "turned": torch.arange(6.0).reshape(2, 3).t(),
+        "half": torch.ones(2, dtype=torch.bfloat16),
+        "whole": torch.arange(3),
+        "double": torch.tensor(0.1, dtype=torch.float64),
+    }
+    resume.save(12, tensors, FACTS)
+    step, found, facts = resume.load()
+    assert (step, facts, found.keys()) == (12, FACTS, tensors.keys())
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor)
+
+
+def test_a_state_of_another_schema_is_said_and_not_used(tmp_path, monkeypatch):
+    resume, said = saved(tmp_path, (5,))
+    monkeypatch.setattr("diffcore.resume.SCHEMA", 9)
+    assert resume.load() is None
+    assert len(said) == 1
+
+
+def test_who_holds_a_job_is_waited_for_and_then_named(tmp_path):
+    resume, _ = saved(tmp_path, ())
+    other = dataclasses.replace(resume, fingerprint="e" * 64)
+    with (
+        resume.lock(),
+        other.lock(),  # of another job, and free
+        pytest.raises(Mistake, match="x: another process is training this very job"),
+        resume.lock(0.0),
+    ):
+        pass
+    with resume.lock(0.0):
+        assert (resume.folder / "lock").exists()

@@ -1,5 +1,7 @@
 """Shards are written whole or not at all, the same bytes each time, and read only if nothing about them has changed."""
 
+import dataclasses
+import errno
 import io
 import json
 import os
@@ -453,7 +455,8 @@ def test_a_shard_that_changes_under_streamed_images_is_named(many, tmp_path):
 
 
 FORM = sources.Form((1, 8, 8), None, True, "lanczos")
-LACKS = [MemoryError("no"), *(OSError(code, os.strerror(code), "a.png") for code in shards.MACHINE)]
+CODES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EIO)
+LACKS = [MemoryError("no"), *(OSError(code, os.strerror(code), "a.png") for code in CODES)]
 
 
 @pytest.mark.parametrize("error", LACKS, ids=repr)
@@ -466,3 +469,109 @@ def test_what_the_machine_lacks_is_no_fault_of_the_image_s(error):
         shards._outcome(entry, FORM, None)
     error = OSError("truncated")
     assert shards._outcome(entry, FORM, None).lost == 1
+
+
+def test_a_manifest_says_what_became_of_the_images_and_how(tmp_path):
+    album(tmp_path / "in/train", 9, side=4)
+    album(tmp_path / "in/test", 6, side=8)
+    (tmp_path / "in/train/a/0000.png").write_bytes(b"no image")
+    for name in ("notes.txt", "train/a/x.heic"):
+        (tmp_path / "in" / name).write_text("")
+    asked = {"size": 6, "channels": 1, "filter": "box", "license": "CC0", "members": "image", "tolerance": 0.1}
+    manifest = write(Config(f"folder:{tmp_path}/in", **asked), tmp_path / "out", shard_bytes=500)
+    assert len(manifest.shards) > 1
+    assert sum(shard.images for shard in manifest.shards) == 14
+    for shard in manifest.shards:
+        path = tmp_path / "out" / shard.name
+        assert (shard.bytes, shard.sha256) == (path.stat().st_size, disk.sha256(path))
+    (bad,) = manifest.quarantined
+    assert (bad["name"], bad["images"]) == ("train/a/0000.png", 1)
+    expected = {
+        "schema": 1,
+        "source": f"folder:{tmp_path}/in",
+        "license": "CC0",
+        "found": 15,
+        "images": 14,
+        "quarantined": (bad,),
+        "enlarged": 8,
+        "ignored": 2,
+        "splits": {"test": 6, "train": 9},
+        "filter": "box",
+        "shape": (1, 6, 6),
+        "classes": ("a", "b", "c"),
+        "members": "image",
+        "shards": manifest.shards,
+        "digest": manifest.digest,
+    }
+    assert dataclasses.asdict(manifest) | {"shards": manifest.shards} == expected
+    assert Manifest.read(tmp_path / "out") == manifest
+
+
+@pytest.mark.parametrize("members", ["block", "image"])
+def test_a_sample_is_called_by_the_place_of_its_first_image(tmp_path, members, monkeypatch):
+    """In all shards together, so that no two are called alike; and all belongs to nobody of this machine."""
+    monkeypatch.setattr(shards, "BLOCK", 4)
+    album(tmp_path / "in", 14)
+    manifest = write(Config(f"folder:{tmp_path}/in", members=members), tmp_path / "out", shard_bytes=300)
+    assert len(manifest.shards) > 1
+    found = []
+    for shard in manifest.shards:
+        with tarfile.open(tmp_path / "out" / shard.name) as tar:
+            for member in tar:
+                owner = (member.uname, member.gname, member.mode, member.mtime, member.uid, member.gid)
+                assert owner == ("distill", "distill", 0o644, 0, 0, 0)
+                found.append(member.name.partition(".")[0])
+    assert list(dict.fromkeys(found)) == [f"{number:09d}" for number in range(0, 14, 4 if members == "block" else 1)]
+
+
+@pytest.mark.parametrize("spoiled", [None, 1, "x", [], {}, [1], "absent"])
+def test_a_manifest_of_other_kinds_of_values_is_refused_and_no_surprise(tmp_path, spoiled):
+    album(tmp_path / "in", 5)
+    write(Config(f"folder:{tmp_path}/in"), tmp_path / "out")
+    path = tmp_path / "out/manifest.json"
+    whole = json.loads(path.read_text())
+    for key in ("schema", "images", "shape", "classes", "members", "shards", "digest"):
+        value = {name: each for name, each in whole.items() if name != key}
+        path.write_text(json.dumps(value if spoiled == "absent" else value | {key: spoiled}))
+        if key == "schema" and spoiled == 1:
+            continue
+        with pytest.raises(Mistake, match=r"manifest\.json (was changed|is not a manifest)"):
+            Manifest.read(tmp_path / "out")
+    if spoiled == "absent":
+        for key in whole:
+            path.write_text(json.dumps({name: each for name, each in whole.items() if name != key}))
+            with pytest.raises(Mistake, match=r"manifest\.json"):
+                Manifest.read(tmp_path / "out")
+    path.write_text(json.dumps(spoiled))
+    with pytest.raises(Mistake, match="is not a manifest"):
+        Manifest.read(tmp_path / "out")
+
+
+@pytest.mark.parametrize("harm", ["cut", "grow", "remove"])
+def test_a_shard_of_another_size_is_seen_without_reading_it(tmp_path, harm):
+    album(tmp_path / "in", 60)
+    write(Config(f"folder:{tmp_path}/in", members="image"), tmp_path / "out", shard_bytes=4000)
+    path = tmp_path / "out/000001.tar"
+    whole = path.read_bytes()
+    path.unlink()
+    if harm != "remove":
+        path.write_bytes(whole[:-512] if harm == "cut" else whole + bytes(512))
+    for look in (lambda: Manifest.read(tmp_path / "out", verify=False), lambda: open_images(tmp_path / "out", 0)):
+        with pytest.raises(Mistake, match=r"000001\.tar is .*run the shard stage again"):
+            look()
+
+
+def test_a_vouched_shard_of_more_images_or_unannounced_labels_is_refused(tmp_path):
+    album(tmp_path / "in", 5)
+    six = np.stack([picture(number) for number in range(6)])
+    write(Config(f"folder:{tmp_path}/in"), tmp_path / "out")
+    resealed(tmp_path / "out", [("0.cls.npy", shards._npy(np.zeros(6, "<i8"))), ("0.npy", shards._npy(six))])
+    with pytest.raises(Mistake, match="holds 6 images, the manifest says 5"):
+        load_resident(tmp_path / "out")
+    write(Config(f"folder:{tmp_path}/in", labels="none"), tmp_path / "out")
+    resealed(tmp_path / "out", [("0.cls.npy", shards._npy(np.zeros(5, "<i8"))), ("0.npy", shards._npy(six[:5]))])
+    with pytest.raises(Mistake, match="has unannounced labels"):
+        load_resident(tmp_path / "out")
+    resealed(tmp_path / "out", [])
+    with pytest.raises(Mistake, match=r"000000\.tar"):
+        load_resident(tmp_path / "out")

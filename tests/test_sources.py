@@ -343,3 +343,143 @@ def test_numbers_below_one_are_refused():
         Config("digits", size=0)
     with pytest.raises(ValueError, match="limit"):
         Config("digits", limit=0)
+
+
+def test_the_shape_is_the_first_picture_s_whatever_its_mode(tmp_path):
+    modes = {"1": 1, "L": 1, "LA": 1, "I;16": 1, "P": 3, "RGB": 3, "RGBA": 3}
+    for name, channels in modes.items():
+        folder = tmp_path / name.replace(";", "")
+        folder.mkdir()
+        Image.new(name, (3, 2)).save(folder / "0.png")
+        config = Config(f"folder:{folder}", bits=12, filter="box")
+        form = sources.form(config, sources.find(config))
+        assert form == sources.Form((channels, 2, 3), None, False, "box", 12)
+    stated = Config(f"folder:{tmp_path}/RGB", size=5, channels=1)
+    assert sources.form(stated, sources.find(stated)) == sources.Form((1, 5, 5), 5, True, "lanczos")
+
+
+@pytest.mark.parametrize(("side", "enlarged"), [((5, 5), False), ((4, 9), True), ((9, 4), True), ((6, 5), False)])
+def test_a_picture_is_enlarged_if_its_shorter_side_is_less_than_the_size(side, enlarged):
+    form = sources.Form((3, 5, 5), 5, True, "lanczos")
+    assert sources.fit(Image.new("RGB", side), form, "it").enlarged == enlarged
+
+
+def test_large_pictures_are_pictures(tmp_path):
+    """The bounds are against bombs, not against photographs of a few megapixels and megabytes."""
+    path = tmp_path / "in/0.bmp"
+    path.parent.mkdir()
+    Image.new("RGB", (1500, 1400), (1, 2, 3)).save(path)
+    assert path.stat().st_size > 6e6
+    assert opened(Config(f"folder:{path.parent}", size=1400))[0].shape == (1, 1400, 1400, 3)
+
+
+def test_an_array_with_transparency_lies_on_white_and_one_of_two_axes_is_grey():
+    pixels = np.array([[[10, 20, 30, 255], [10, 20, 30, 0]]], dtype=np.uint8)
+    (picture,) = tars.pictures_of({"npy": npy(pixels)})
+    assert fitted(picture, (3, 1, 2)).tolist() == [[[10, 20, 30], [255, 255, 255]]]
+    (picture,) = tars.pictures_of({"npy": npy(dice(4, 5))})
+    assert np.array_equal(picture, dice(4, 5)[..., None])
+
+
+@pytest.mark.parametrize(
+    ("parts", "labels"),
+    [
+        ({"json": b'{"label": 1, "cls": 2}'}, [1, 1]),
+        ({"json": b'{"cls": 2}'}, [2, 2]),
+        ({"json": b"3"}, [3, 3]),
+        ({"json": b"null"}, [None, None]),
+        ({"json": b'{"name": "x"}'}, [None, None]),
+        ({}, [None, None]),
+        ({"cls.npy": npy(np.array([[65535], [0]], np.uint16)), "json": b"3"}, [65535, 0]),
+    ],
+)
+def test_labels_in_all_their_kinds(parts, labels):
+    assert tars.labels_of(parts, 2) == labels
+    if len({*labels}) == 1:
+        assert tars.labels_of(parts, 1) == labels[:1]
+    assert tars.labels_of({"cls": b" 65535\n", "json": b"3"}, 1) == [65535]
+
+
+def test_an_npy_of_the_second_version_is_read_and_of_the_third_not():
+    for version, is_read in (((1, 0), True), ((2, 0), True), ((3, 0), False)):
+        file = io.BytesIO()
+        np.lib.format.write_array(file, dice(3, 2), version=version)
+        if is_read:
+            assert np.array_equal(tars.array(file.getvalue()), dice(3, 2))
+        else:
+            with pytest.raises(ValueError, match="header"):
+                tars.array(file.getvalue())
+
+
+def test_whole_numbers_of_32_bits_are_refused_too():
+    file = io.BytesIO()
+    Image.new("I", (2, 2)).save(file, "TIFF")
+    with pytest.raises(ValueError, match="32-bit"):
+        tars.decode(file.getvalue(), "any")
+
+
+def test_a_tar_of_folders_has_a_sample_for_each_path(tmp_path):
+    """As `tar cf x.tar pictures` writes it: members for the folders, equal names in them, extensions in capitals."""
+    pixels = dice(3, 2, 2, 3)
+    with tarfile.open(tmp_path / "x.tar", "w") as file:
+        for name, content in (
+            ("a", None),
+            ("a/0.PNG", png(pixels[0])),
+            ("b.c", None),
+            ("b.c/0.png", png(pixels[1])),
+            ("b.c/0.cls", b"1"),
+            ("0.Png", png(pixels[2])),
+        ):
+            member = tarfile.TarInfo(name)
+            member.type = tarfile.DIRTYPE if content is None else tarfile.REGTYPE
+            member.size = len(content or b"")
+            file.addfile(member, io.BytesIO(content or b""))
+    found, labels = opened(Config(f"shards:{tmp_path}/x.tar"))
+    assert np.array_equal(found, pixels)
+    assert labels == [None, 1, None]
+
+
+def test_shards_lie_below_home_in_any_depth_and_come_in_the_order_of_their_names(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "d/e").mkdir(parents=True)
+    for number, name in enumerate(("d/0.tar", "d/1.tar", "d/e/2.tar")):
+        tar(tmp_path / name, [("0.npy", npy(np.full((2, 2, 3), number, np.uint8)))])
+    listed = sources.glob.glob
+    monkeypatch.setattr(sources.glob, "glob", lambda *words, **more: sorted(listed(*words, **more), reverse=True))
+    assert opened(Config("shards:~/d/**/*.tar"))[0][:, 0, 0, 0].tolist() == [0, 1, 2]
+    assert opened(Config("shards:~/d/{1,0}.tar"))[0][:, 0, 0, 0].tolist() == [1, 0]
+    names = [entry.name for entry in sources.find(Config("shards:~/d/*.tar")).entries]
+    assert names == ["0.tar//0", "1.tar//0"]
+
+
+def test_the_wider_number_says_how_wide_all_are():
+    assert list(sources._braces("{8..010}")) == ["008", "009", "010"]
+    assert list(sources._braces("{010..8}")) == ["010", "009", "008"]
+
+
+def test_the_order_of_a_folder_is_not_the_file_system_s(tmp_path, monkeypatch):
+    for number in range(12):
+        put(tmp_path / "abc"[number % 3] / f"{number}.png", png(dice(2, 2, 3, seed=number)))
+    found = opened(Config(f"folder:{tmp_path}"))
+    walk = os.walk
+
+    def reversed_walk(*words, **more):
+        for here, folders, names in walk(*words, **more):
+            folders.reverse()
+            yield here, folders, names[::-1]
+
+    monkeypatch.setattr(os, "walk", reversed_walk)
+    again = opened(Config(f"folder:{tmp_path}"))
+    assert np.array_equal(found[0], again[0])
+    assert found[1] == again[1]
+
+
+def test_a_class_that_is_a_link_to_a_folder_is_read(tmp_path):
+    put(tmp_path / "far/0.png", png(dice(2, 2, 3)))
+    put(tmp_path / "in/a/0.png", png(dice(2, 2, 3)))
+    os.symlink(tmp_path / "far", tmp_path / "in/b")
+    assert sources.find(Config(f"folder:{tmp_path}/in")).classes == ["a", "b"]
+
+
+def test_bits_from_nine_to_sixteen_are_taken():
+    assert [Config("digits", bits=bits).bits for bits in (9, 16)] == [9, 16]

@@ -457,3 +457,89 @@ def test_twelve_bits_in_colour_are_refused_too(tmp_path):
     (tmp_path / "in/0.png").write_bytes(colour16(dark * 16))
     write(Config(f"folder:{tmp_path}/in"), tmp_path / "out")
     assert load_resident(tmp_path / "out").pixels.max() == 255
+
+
+def test_what_is_held_out_is_dealt_as_well_and_told_apart(divided, tmp_path):
+    """Its first N images are a fair sample too, and its lines say whose they are."""
+    (divided / "readme.txt").write_text("")
+    config = Config(f"folder:{divided}", split=Split(train=["train"], holdout=["test"]))
+    held = [entry.name for entry in sources.find(config).held.entries]
+    assert held != sorted(held)
+    lines = told(config, tmp_path / "out")
+    assert [line for line in lines if "images read" in line] == [
+        "held out: 12 of 12 images read (12 in test)",
+        "30 of 30 images read (30 in train)",
+    ]
+    assert "held out: 2 classes: a 6, b 6" in lines
+    (left,) = [line for line in lines if "neither" in line]
+    assert left.startswith("val/ (6 images): neither")  # not test/, which is held out
+    assert Manifest.read(tmp_path / "out").ignored == 1
+    drawn = sources.find(Config(f"folder:{divided}", split=Split(holdout=0.5)))
+    assert (drawn.ignored, drawn.held.ignored, drawn.held.notes) == (1, 0, [])
+
+
+def test_names_of_splits_are_the_same_in_capitals(tmp_path):
+    for number, name in enumerate(("Fold1", "FOLD2", "Training", "Val")):
+        save(tmp_path / ("in" if number < 2 else "other") / name / "a" / f"{number}.png", number)
+    source = sources.find(Config(f"folder:{tmp_path}/in", split=Split(train=["fold1"], holdout=["Fold2"])))
+    assert (source.splits, source.held.splits) == ({"Fold1": 1}, {"FOLD2": 1})
+    (note,) = [note for note in sources.find(Config(f"folder:{tmp_path}/other")).notes if "all splits" in note]
+    assert "data.split: {holdout: [Val]}" in note
+    with pytest.raises(ValueError, match="both trained on and held out"):
+        Split(train=["A", "b"], holdout=["B"])
+
+
+def test_a_class_whose_images_are_all_held_out_is_a_class_without_images_and_said(tmp_path):
+    for number, name in enumerate(("train/a", "train/b", "test/a", "test/c")):
+        save(tmp_path / "in" / name / f"{number}.png", number)
+    lines = told(Config(f"folder:{tmp_path}/in", split=Split(holdout=["test"])), tmp_path / "out")
+    assert "3 classes: a 1, b 1, c 0" in lines
+    assert "warning: 1 of 3 classes have no images: c" in lines
+
+
+@pytest.mark.parametrize("split", [Split(train=["train"]), Split(train=["train"], holdout=0.1)])
+@pytest.mark.parametrize("source", ["digits", "shards:x.tar"])
+def test_only_a_folder_has_splits_to_train_on(source, split):
+    with pytest.raises(ValueError, match="split names folders"):
+        Config(source, split=split)
+
+
+def test_the_tolerance_that_is_proposed_is_enough(flat, tmp_path):
+    spoil(flat, 2)
+    for number in range(116, 120):
+        (flat / f"{number}.png").unlink()
+    with pytest.raises(Mistake, match=r"2 of 116 images .*data\.tolerance to (0\.018)") as caught:
+        write(Config(f"folder:{flat}"), tmp_path / "out")
+    proposed = float(str(caught.value).rpartition(" ")[2])
+    assert len(write(Config(f"folder:{flat}", tolerance=proposed), tmp_path / "out").quarantined) == 2
+
+
+def test_a_damaged_block_counts_as_all_its_images(tmp_path):
+    import webdataset
+
+    block = np.stack([picture(number) for number in range(5)])
+    with webdataset.TarWriter(str(tmp_path / "x.tar")) as tar:
+        tar.write({"__key__": "0", "npy": block, "cls.npy": np.arange(5)})
+        tar.write({"__key__": "1", "npy": block[:3], "cls.npy": np.arange(2)})  # a label too few
+    heard = []
+    config = Config(f"shards:{tmp_path}/x.tar", tolerance=0.4)
+    manifest = write(config, tmp_path / "out", on_progress=lambda done, total: heard.append((done, total)))
+    assert (manifest.found, manifest.images) == (8, 5)
+    assert [(each["name"], each["images"]) for each in manifest.quarantined] == [("x.tar//1", 3)]
+    assert heard[-1] == (8, 8)
+    with pytest.raises(Mistake, match=r"3 of 8 images cannot be read .*data\.tolerance to 0\.375"):
+        write(Config(f"shards:{tmp_path}/x.tar", tolerance=0.3), tmp_path / "out")
+
+
+def test_how_bright_a_set_is_says_its_brightest_image_whatever_the_order(tmp_path):
+    for number, values in enumerate(((0, 200), (0, 40000), (0, 300), (0, 4095), (0, 4094), (0, 6000))):
+        deep(tmp_path / "in" / f"{number}.png", *values)
+    lines = told(Config(f"folder:{tmp_path}/in"), tmp_path / "out")
+    (dark,) = [line for line in lines if "nearly black" in line]
+    assert dark.startswith("3 of 6 images with 16 bits")
+    (tmp_path / "in/1.png").unlink()
+    with pytest.raises(Mistake, match=r"brightest of 5 images with 16 bits is at 6000.*data\.bits to 13"):
+        write(Config(f"folder:{tmp_path}/in"), tmp_path / "out")
+    deep(tmp_path / "black/0.png", 0, 3)
+    with pytest.raises(Mistake, match=r"data\.bits to 9, "):
+        write(Config(f"folder:{tmp_path}/black"), tmp_path / "out")
