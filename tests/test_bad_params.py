@@ -14,7 +14,7 @@ from diffcore.mistake import Mistake
 from diffcore.nets import unet
 from diffcore.nets.unet import Shape
 from diffcore.sources import Split
-from tasks import bounds, params, workspace
+from tasks import bounds, params, strict_yaml, workspace
 from tests import bad_params
 
 ROOT = Path(__file__).parent.parent
@@ -374,3 +374,66 @@ def test_a_value_that_may_be_of_several_kinds_is_refused_in_one_line(value):
     assert line.startswith("data.split.holdout: ")
     assert "array" in line
     assert "number" in line
+
+
+# ------------------------------------------------------------------------------- just within
+
+
+def test_a_file_of_the_greatest_length_is_read_and_a_longer_one_is_not(tmp_path):
+    path = tmp_path / "p.yaml"
+    text = "a: 1\n#"
+    path.write_text(text + "x" * (strict_yaml.LONGEST - len(text)))
+    assert strict_yaml.load_yaml(path) == {"a": 1}
+    path.write_text(text + "x" * (strict_yaml.LONGEST - len(text) + 1))
+    with pytest.raises(Mistake, match=f"is longer than {2**18} bytes"):
+        strict_yaml.load_yaml(path)
+
+
+def test_brackets_within_brackets_are_counted():
+    deep = strict_yaml.DEEPEST - 1
+    assert strict_yaml.parse_yaml("[" * deep + "]" * deep, "x") is not None
+    for text in ("[" * (deep + 1) + "]" * (deep + 1), "{a: " * (deep + 1) + "1" + "}" * (deep + 1)):
+        with pytest.raises(Mistake, match=r"^x is nested more than 40 deep"):
+            strict_yaml.parse_yaml(text, "x")
+
+
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        (2**63 - 1, None),
+        (2**63, "is a number of more than 64 bits"),
+        (-(2**63), None),
+        (-(2**63) - 1, "is a number of more than 64 bits"),
+        ("a\nb\tc \u30c6", None),
+        ("a\rb", "holds a control character"),
+        ("\x00", "holds a control character"),
+        (1e308, None),
+        (None, None),
+        (True, None),
+        (b"x", "is a bytes"),
+    ],
+)
+def test_what_a_parameter_may_be(value, fault):
+    """Wherever it stands."""
+    for path, inside in (("s", value), ("s.a", {"a": value}), ("s.a.1.b", {"a": [0, {"b": value}]})):
+        found = list(strict_yaml.strange("s", inside))
+        assert len(found) == (fault is not None)
+        assert all(line.startswith(f"{path}: {fault}") for line in found)
+
+
+@pytest.mark.parametrize(
+    ("key", "fine"), [("a", True), ("k" * 100, True), ("k" * 101, False), ("", False), ("a\n", False), (1, False)]
+)
+def test_what_a_key_may_be(key, fine):
+    assert (strict_yaml.bad_key(key) is None) == fine
+    assert (list(strict_yaml.strange("s", [{"a": {key: 1}}])) == []) == fine
+    assert fine or next(strict_yaml.strange("s", [{"a": {key: 1}}])).startswith("s.0.a: the key ")
+
+
+def test_what_is_written_is_read_again_in_its_own_order_and_tongue(tmp_path):
+    value = {"z": 1, "a": {"y": [1.5, None, True, "on", "1e-4"], "b": "\u30c6: #"}, "m": {}}
+    strict_yaml.dump_yaml(value, tmp_path / "p.yaml")
+    found = strict_yaml.load_yaml(tmp_path / "p.yaml")
+    assert found == value
+    assert [list(found), list(found["a"])] == [["z", "a", "m"], ["y", "b"]]
+    assert len((tmp_path / "p.yaml").read_text().splitlines()) > 5  # a line for each, as people write it
