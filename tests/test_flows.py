@@ -935,7 +935,8 @@ def test_both_outputs_come_as_lines_whatever_bytes_and_the_last_of_them_are_kept
     assert ended == Ended(0, tuple(map(str, range(50, 250))))
 
 
-def test_a_command_has_the_environment_laid_over_and_the_locks_that_it_holds(tmp_path):
+def test_a_command_has_the_environment_laid_over_and_the_locks_that_it_holds(tmp_path, monkeypatch):
+    monkeypatch.setenv("A", "0")  # as CUDA_VISIBLE_DEVICES may be set already, and a slot has one of these
     kept, more = (os.open(tmp_path / name, os.O_CREAT) for name in "ab")
     held = "*(os.readlink(f'/proc/{os.getppid()}/fd/{n}') for n in sys.argv[1:])"  # by its leash, which outlives it
     script = f"import os, sys; print(os.environ['A'], {held})"
@@ -994,6 +995,26 @@ left.stdout.readline()
 
 def test_what_a_command_left_running_has_the_time_to_save(tmp_path):
     assert Running(grace=20).run([sys.executable, "-c", LEAVES], tmp_path, print).code == 0
+    assert (tmp_path / "saved").exists()
+
+
+OUTLIVED = f"""
+import subprocess, sys
+saves = subprocess.Popen([sys.executable, "-c", {SAVES!r}], stdout=subprocess.PIPE)
+saves.stdout.readline()
+own = subprocess.Popen(["sleep", "60"])
+print("both", flush=True)
+own.wait()
+"""
+
+
+def test_what_outlives_a_stopped_command_has_the_time_to_save_too(tmp_path):
+    """DVC ends as soon as its stage has; what that one has started may be at work still."""
+    running, heard = Running(grace=20), []
+    future = start(running.run, [sys.executable, "-c", OUTLIVED], tmp_path, heard.append)
+    assert until(lambda: heard, 60)
+    running.stop()
+    assert isinstance(future.exception(60), Stopped)
     assert (tmp_path / "saved").exists()
 
 
