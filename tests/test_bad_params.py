@@ -1,6 +1,7 @@
 """No params.yaml hangs, ends in a traceback, or is taken and fails hours later."""
 
 import dataclasses
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from diffcore.mistake import Mistake
 from diffcore.nets import unet
 from diffcore.nets.unet import Shape
 from diffcore.sources import Split
-from tasks import bounds, params, workspace
+from tasks import bounds, params, strict_yaml, workspace
 from tests import bad_params
 
 ROOT = Path(__file__).parent.parent
@@ -215,6 +216,101 @@ def test_the_gpus_of_a_machine_count_together_where_they_have_more(monkeypatch):
     assert memory.of_machine() == own
 
 
+def parts_of_all() -> dict:
+    """The shipped parameters by section, every number that memory depends on another than the rest."""
+    found = vars(params.read(ROOT / "params.yaml")).copy()
+
+    def change(section: str, **values) -> None:
+        found[section] = dataclasses.replace(found[section], **values)
+
+    change("data", channels=3, size=5)
+    change("features", channels=8, dimension=11, batch=13)
+    change("evaluate", images=17, batch=19)
+    change("search", fitted=dataclasses.replace(found["search"].fitted, points=23, batch=29))
+    change("gamma", batch=31)
+    change("compute", precision="no")
+    change("teacher", batch=42, accumulate=6)
+    taught = found["distill"]["cd"]
+    found["distill"] = {"cd": dataclasses.replace(taught, fit=dataclasses.replace(taught.fit, batch=52, accumulate=4))}
+    return found
+
+
+def test_what_every_number_takes_of_memory_is_counted():
+    found = parts_of_all()
+    shape, image = found["network"], (3, 5, 5)
+    needs = {path: count for path, count, _, _ in bounds._needs(found)}
+    assert needs == {
+        "network.channels": memory.of_weights(shape, 3, copies=2),
+        "teacher.batch": memory.of_batch(shape, image, 42, 7),
+        "distill.cd.batch": memory.of_batch(shape, image, 52, 13),
+        "features.channels": 16 * 19 * 8 * 8,
+        "features.dimension": 16 * 11 * 11,
+        "features.batch": 13 * (4 * 2 * 8 * 25 + 2 * 300),
+        "evaluate.images": 17 * (2 * 300 + 8 * 11),
+        "evaluate.batch": 19 * 4 * 300,
+        "search.fitted.points": 8 * 23 * 23,
+        "search.fitted.batch": 29 * 23 * 300,
+        "gamma.batch": 31 * 4 * 300,
+    }
+    found["teacher"] = params.Adopt("there")
+    assert "network.channels" not in {path for path, *_ in bounds._needs(found)}
+    assert bounds._trainings(found).keys() == {"distill.cd"}
+
+
+def test_whatever_takes_more_than_four_times_the_memory_is_refused_by_its_name(monkeypatch):
+    found = parts_of_all()
+    for path, needs, _, remedy in bounds._needs(found):
+        for has, refused in (((needs - 1) // 4, True), (-(-needs // 4), False)):
+            monkeypatch.setattr(memory, "of_machine", lambda has=has: has)
+            lines = {line.partition(": ")[0]: line for line in bounds.of_machine(found)}
+            assert (path in lines) == refused
+            assert not refused or lines[path].endswith(f"and this machine has {memory.words(has)}; {remedy}")
+
+
+def test_images_are_as_large_as_can_be_known():
+    data = params.read(ROOT / "params.yaml").data
+    known = {"source": "digits"}, {"source": "folder:x"}, {"source": "folder:x", "size": 9}
+    known += {"source": "digits", "channels": 3, "size": 16}, {"source": "shards:x", "channels": 3}
+    sizes = [bounds._image(dataclasses.replace(data, **each)) for each in known]
+    assert sizes == [(1, 8, 8), (1, 1, 1), (1, 9, 9), (3, 16, 16), (3, 1, 1)]
+
+
+@pytest.mark.parametrize(("processors", "most"), [(None, 64), (2, 64), (8, 64), (9, 72), (100, 800)])
+def test_threads_are_as_many_as_processors_could_use(monkeypatch, processors, most):
+    monkeypatch.setattr(bounds.os, "cpu_count", lambda: processors)
+    found = {**vars(params.read(ROOT / "params.yaml")), "distill": {}}
+    for threads, count in ((most, 0), (most + 1, 1)):
+        found["compute"] = dataclasses.replace(found["compute"], threads=threads)
+        lines = list(bounds.of_machine(found))
+        assert len(lines) == count
+        assert all(line.startswith(f"compute.threads: {most + 1} threads") for line in lines)
+
+
+def test_the_batch_of_every_training_divides_into_its_parts():
+    found = parts_of_all()
+    found["teacher"] = dataclasses.replace(found["teacher"], accumulate=5)
+    student = found["distill"]["cd"]
+    found["distill"] = {"cd": dataclasses.replace(student, fit=dataclasses.replace(student.fit, accumulate=3))}
+    assert [line.partition(" images")[0] for line in bounds.of_machine(found)] == [
+        "teacher.accumulate: 42",
+        "distill.cd.accumulate: 52",
+    ]
+
+
+def test_every_try_of_every_way_is_a_point(monkeypatch):
+    """Lists are tried in all their combinations."""
+    way = SimpleNamespace(steps=[], trajectory="own", deepcache=None, skip=None, guidance=None)
+    full = {"steps": [1, 2], "trajectory": ["even"] * 3, "deepcache": [0] * 5, "skip": [0] * 7, "guidance": [0] * 11}
+    for names in [(name,) for name in full] + [tuple(full)]:
+        ways = [("a", "", way), ("b", "", SimpleNamespace(**vars(way) | {name: full[name] for name in names}))]
+        points = 1 + math.prod(len(full[name]) for name in names)
+        for most, told in ((points, []), (points - 1, ["b"])):
+            monkeypatch.setattr(bounds, "WAYS", most)
+            assert [line.partition(":")[0] for line in bounds.of_ways(iter(ways))] == told
+    monkeypatch.setattr(bounds, "WAYS", 1)
+    assert len(list(bounds.of_ways(iter([("a", "", way), ("b", "", way), ("c", "", way)])))) == 1
+
+
 def test_bytes_are_said_as_people_say_them():
     said = {0: "0 bytes", 999: "999 bytes", 25_300_000_000: "25.3 GB", 3_200_000_000_000: "3.2 TB", 10**18: "1e+03 PB"}
     assert {count: memory.words(count) for count in said} == said
@@ -278,3 +374,66 @@ def test_a_value_that_may_be_of_several_kinds_is_refused_in_one_line(value):
     assert line.startswith("data.split.holdout: ")
     assert "array" in line
     assert "number" in line
+
+
+# ------------------------------------------------------------------------------- just within
+
+
+def test_a_file_of_the_greatest_length_is_read_and_a_longer_one_is_not(tmp_path):
+    path = tmp_path / "p.yaml"
+    text = "a: 1\n#"
+    path.write_text(text + "x" * (strict_yaml.LONGEST - len(text)))
+    assert strict_yaml.load_yaml(path) == {"a": 1}
+    path.write_text(text + "x" * (strict_yaml.LONGEST - len(text) + 1))
+    with pytest.raises(Mistake, match=f"is longer than {2**18} bytes"):
+        strict_yaml.load_yaml(path)
+
+
+def test_brackets_within_brackets_are_counted():
+    deep = strict_yaml.DEEPEST - 1
+    assert strict_yaml.parse_yaml("[" * deep + "]" * deep, "x") is not None
+    for text in ("[" * (deep + 1) + "]" * (deep + 1), "{a: " * (deep + 1) + "1" + "}" * (deep + 1)):
+        with pytest.raises(Mistake, match=r"^x is nested more than 40 deep"):
+            strict_yaml.parse_yaml(text, "x")
+
+
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        (2**63 - 1, None),
+        (2**63, "is a number of more than 64 bits"),
+        (-(2**63), None),
+        (-(2**63) - 1, "is a number of more than 64 bits"),
+        ("a\nb\tc \u30c6", None),
+        ("a\rb", "holds a control character"),
+        ("\x00", "holds a control character"),
+        (1e308, None),
+        (None, None),
+        (True, None),
+        (b"x", "is a bytes"),
+    ],
+)
+def test_what_a_parameter_may_be(value, fault):
+    """Wherever it stands."""
+    for path, inside in (("s", value), ("s.a", {"a": value}), ("s.a.1.b", {"a": [0, {"b": value}]})):
+        found = list(strict_yaml.strange("s", inside))
+        assert len(found) == (fault is not None)
+        assert all(line.startswith(f"{path}: {fault}") for line in found)
+
+
+@pytest.mark.parametrize(
+    ("key", "fine"), [("a", True), ("k" * 100, True), ("k" * 101, False), ("", False), ("a\n", False), (1, False)]
+)
+def test_what_a_key_may_be(key, fine):
+    assert (strict_yaml.bad_key(key) is None) == fine
+    assert (list(strict_yaml.strange("s", [{"a": {key: 1}}])) == []) == fine
+    assert fine or next(strict_yaml.strange("s", [{"a": {key: 1}}])).startswith("s.0.a: the key ")
+
+
+def test_what_is_written_is_read_again_in_its_own_order_and_tongue(tmp_path):
+    value = {"z": 1, "a": {"y": [1.5, None, True, "on", "1e-4"], "b": "\u30c6: #"}, "m": {}}
+    strict_yaml.dump_yaml(value, tmp_path / "p.yaml")
+    found = strict_yaml.load_yaml(tmp_path / "p.yaml")
+    assert found == value
+    assert [list(found), list(found["a"])] == [["z", "a", "m"], ["y", "b"]]
+    assert len((tmp_path / "p.yaml").read_text().splitlines()) > 5  # a line for each, as people write it

@@ -286,3 +286,55 @@ def test_what_one_killed_at_its_very_end_left_is_removed(path):
     (left / "old").write_bytes(path.read_bytes())
     assert database.ready(path) is None
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_was_there_is_kept_under_its_version_with_all_that_was_written_to_it(path, monkeypatch):
+    """Also what SQLite has not yet moved from its journal into the file."""
+    from mlflow.store.db import utils
+
+    upgraded = []
+    monkeypatch.setattr(utils, "_upgrade_db", lambda engine: upgraded.append(engine.url.database))
+    run(path, "pragma journal_mode = wal")
+    run(path, "update alembic_version set version_num = 'old'")
+    with contextlib.closing(sqlite3.connect(path)) as other:
+        other.execute("pragma wal_autocheckpoint = 0")
+        other.execute("insert into experiments (experiment_id, name) values (7, 'late')")
+        other.commit()
+        said = database.ready(path)
+    kept = path.with_name(f"{path.name}.before-old")
+    assert said.endswith(f"as it was before: {kept}")
+    assert version(kept) == "old"
+    assert run(kept, "select name from experiments where experiment_id = 7") == [("late",)]
+    assert upgraded[0] != str(path)
+    assert Path(upgraded[0]).name == path.name
+
+
+def test_two_versions_at_once_are_none(path):
+    run(path, "insert into alembic_version values ('another')")
+    with pytest.raises(Mistake, match="it was left half made"):
+        database.ready(path)
+
+
+def test_what_only_another_holds_is_not_called_damaged(path, monkeypatch):
+    """Whoever moved it away then would lose it."""
+    real = sqlite3.connect
+    waits = []
+
+    def connect(*words, timeout=5.0, **more):
+        waits.append(timeout)
+        return real(*words, timeout=0.01, **more)
+
+    monkeypatch.setattr(sqlite3, "connect", connect)
+    with contextlib.closing(real(path)) as other:
+        other.execute("begin exclusive")
+        with pytest.raises(Mistake, match=rf"^{path} cannot be opened: database is locked$"):
+            database.ready(path)
+        assert database.lacks(path, "x").startswith(f"{path} cannot be read (database is locked)")
+    assert set(waits) == {20}
+
+
+def test_whether_a_run_is_there_is_asked_of_a_file_that_nobody_may_write_to(path, monkeypatch):
+    asked, real = [], sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *words, **more: asked.append((*words, more)) or real(*words, **more))
+    assert database.lacks(path, "x") == f"{path} is another one"
+    assert asked == [(f"file://{path}?mode=ro", {"uri": True, "timeout": 20})]

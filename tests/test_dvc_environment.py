@@ -155,3 +155,32 @@ def test_a_user_without_a_name_gets_one(tmp_path, monkeypatch, error):
 
     monkeypatch.setattr(getpass, "getuser", nameless)
     assert dvc_environment.of(tmp_path)["LOGNAME"] == f"uid-{os.getuid()}"
+
+
+def test_a_place_is_whole_wherever_dvc_goes_from_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w").mkdir()
+    assert dvc_environment.of(Path("w"))["DVC_SITE_CACHE_DIR"] == str(tmp_path / "w/.dvc-site-cache")
+    assert (tmp_path / "w/.dvc-site-cache/repo").is_dir()
+
+
+@pytest.mark.parametrize("error", [KeyError, RuntimeError])
+def test_a_user_without_a_home_gets_one_in_the_project(tmp_path, monkeypatch, error):
+    def homeless() -> Path:
+        raise error("no home")
+
+    monkeypatch.setattr(dvc_environment.Path, "home", homeless)
+    monkeypatch.chdir(tmp_path)
+    wanted = {"HOME": str(tmp_path / "w/.services")}
+    assert dvc_environment.nameless(Path("w")) == wanted
+    assert dvc_environment.of(Path("w")).items() >= wanted.items()
+
+
+def test_a_configuration_must_say_that_dvc_shall_not_phone_home(tmp_path):
+    (tmp_path / ".dvc").mkdir()
+    for text in ("[core]\n    no_scm = true\n", "[cache]\nanalytics = false\n", "core.analytics\n"):
+        (tmp_path / ".dvc/config").write_text(text)
+        with pytest.raises(Mistake, match="is missing or damaged"):
+            dvc_environment.check(tmp_path)
+    (tmp_path / ".dvc/config").write_text("[core]\nanalytics = false\n[core]\nautostage = true\n")
+    dvc_environment.check(tmp_path)

@@ -1,5 +1,9 @@
 """DVC ends as our own commands do: what the machine refused is one line and 2, a stage's 2 is 2, the rest is DVC's."""
 
+import errno
+import itertools
+import json
+import logging
 import resource
 import shutil
 import subprocess
@@ -10,6 +14,7 @@ import pytest
 
 from flows import stages
 from flows.running import Ended
+from tasks import dvc_files, dvc_repro
 
 CONFIG = "[core]\n    no_scm = true\n    analytics = false\n    site_cache_dir = .site\n"
 
@@ -77,3 +82,93 @@ def test_a_damaged_note_of_dvc_s_on_an_earlier_run_is_removed_and_its_stage_runs
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out").read_text() == "3\n"
     assert note.read_bytes() == whole
+
+
+def record(error: BaseException | None, name: str = "dvc.repo", level: int = logging.ERROR) -> logging.LogRecord:
+    return logging.LogRecord(name, level, "", 0, "", (), (type(error), error, None) if error else None)
+
+
+def chained(*errors: Exception) -> Exception:
+    for above, below in itertools.pairwise(errors):
+        above.__cause__ = below
+    return errors[0]
+
+
+def test_the_codes_of_failed_stages_are_heard_in_whatever_caused_an_error():
+    listener = dvc_repro._Listener()
+    for code in (2, -9):
+        words = f"failed to run: ./stage x, exited with {code}"
+        error = chained(RuntimeError("failed to reproduce"), ValueError("other"), RuntimeError(words))
+        assert listener.filter(record(error))
+    assert listener.codes == {2, -9}
+    assert listener.filter(record(None))
+    assert listener.filter(record(RuntimeError("y, exited with 3"), level=logging.INFO))
+    assert listener.filter(record(RuntimeError("exited with 4, they say")))
+    assert (listener.codes, listener.line) == ({2, -9}, None)
+
+
+def test_the_first_of_the_machine_s_refusals_is_dvc_s_last_word():
+    full, other = OSError(errno.ENOSPC, "full", "a"), OSError(errno.EROFS, "read-only", "b")
+    listener = dvc_repro._Listener()
+    assert not listener.filter(record(chained(RuntimeError("it failed"), full)))
+    assert not listener.filter(record(other))
+    assert listener.filter(record(RuntimeError("unlike these")))
+    with pytest.raises(dvc_repro._Refused, match=r"^a: no space left on the disk"):
+        listener.filter(record(RuntimeError("failed"), "dvc.cli"))
+
+
+def answers(monkeypatch, *codes: int, heard: frozenset = frozenset(), removed: int = 0) -> tuple[int, list]:
+    """(the exit code where DVC ends with these, what DVC was asked)."""
+    import dvc.cli
+
+    asked, left = [], list(codes)
+
+    class Listener(dvc_repro._Listener):
+        def __init__(self):
+            super().__init__()
+            self.codes = set(heard)
+
+    monkeypatch.setattr(dvc.cli, "main", lambda words: asked.append(words) or left.pop(0))
+    monkeypatch.setattr(dvc_repro, "_Listener", Listener)
+    monkeypatch.setattr(dvc_repro, "_removed", lambda: removed)
+    return dvc_repro.main(["--single-item", "one"]), asked
+
+
+@pytest.mark.parametrize(
+    ("codes", "heard", "removed", "wanted"),
+    [
+        ([0], set(), 1, 0),
+        ([255], {2}, 0, 2),
+        ([255], {2}, 1, 2),  # a stage failed: no note of DVC's did
+        ([255], {2, 1}, 0, 255),
+        ([255], {1}, 1, 255),
+        ([255], set(), 0, 255),
+        ([255, 0], set(), 1, 0),
+        ([255, 253], set(), 3, 253),
+    ],
+)
+def test_dvc_is_asked_again_only_where_a_damaged_note_was_in_its_way(monkeypatch, codes, heard, removed, wanted):
+    code, asked = answers(monkeypatch, *codes, heard=frozenset(heard), removed=removed)
+    assert code == wanted
+    assert asked == [["--wait-for-lock", "repro", "--single-item", "one"]] * len(codes)
+
+
+def test_notes_are_told_whole_as_dvc_names_them(tmp_path, monkeypatch, capsys):
+    from dvc.utils import dict_sha256
+
+    monkeypatch.chdir(tmp_path)
+    named = {"cmd": "x", "outs": [{"path": "a", "md5": "0", "hash": "md5"}]}
+    note = {**named, "outs": [{**named["outs"][0], "size": 7, "nfiles": 2}]}
+    name = dict_sha256(named)
+    good = dvc_files.RUNS / "ab" / ("ab" * 32) / name
+    for path, content in ((good, note), (good.with_name("0" * 64), note), (good.with_name("1" * 64), [1])):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+    alone = dvc_files.RUNS / "cd" / ("cd" * 32) / "x"
+    alone.parent.mkdir(parents=True)
+    alone.write_bytes(b"\x00")
+    assert dvc_repro._removed() == 3
+    assert [path for path in dvc_files.RUNS.rglob("*") if path.is_file()] == [good]
+    assert not alone.parent.exists()  # over an empty folder DVC falls
+    assert capsys.readouterr().out.startswith("3 damaged of DVC's notes on earlier runs (")
+    assert dvc_repro._removed() == 0

@@ -5,9 +5,13 @@ The quick tests need no server. The slow ones start the real Prefect server, MLf
 
 import contextlib
 import ctypes
+import dataclasses
+import http.server
+import inspect
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -17,16 +21,19 @@ import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 from dvc.lock import LockError
+from prefect.cache_policies import NO_CACHE
 from prefect.logging import disable_run_logger
 from prefect.states import Cancelled, Completed, Crashed, Failed, Pending
+from ruamel.yaml import YAML
 
 from diffcore.mistake import Mistake
 from flows import distill, locks, services, stages
-from flows.running import Ended, Running, Stopped
+from flows.running import LEASH, Ended, Running, Stopped, surroundings
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = [
@@ -563,6 +570,555 @@ def test_the_frontier_is_shown_only_by_a_run_that_made_it(tmp_path, monkeypatch)
     assert images == ["data:image/png;base64,cG5n"]
 
 
+# ---- what is handed on
+
+
+@dataclass
+class Submitted:
+    """A stage's future, and what it was submitted with."""
+
+    name: str
+    given: tuple
+    after: list
+    retries: int
+    state: object = None
+
+
+def flow(monkeypatch, folder: Path, verdict=Completed, **given):
+    """Runs the flow without Prefect: (what was submitted, its state, what was shown)."""
+    submitted, shown, waited = [], [], []
+
+    def with_options(retries):
+        def submit(name, *words, wait_for):
+            submitted.append(Submitted(name, words, [one.name for one in wait_for], retries, verdict()))
+            return submitted[-1]
+
+        return SimpleNamespace(submit=submit)
+
+    monkeypatch.setattr(distill, "run_stage", SimpleNamespace(with_options=with_options))
+    monkeypatch.setattr(distill, "wait", waited.extend)
+    monkeypatch.setattr(distill, "_show", lambda *what: shown.append(what))
+    monkeypatch.setattr(locks, "gpus", list)
+    with disable_run_logger():
+        state = distill.distill.fn(workspace=str(folder), **given)
+    assert [one.name for one in waited] == [one.name for one in submitted]
+    return submitted, state, shown
+
+
+def test_the_flow_submits_each_stage_after_those_it_needs_with_all_it_was_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(toy(tmp_path / "toy").parent)
+    submitted, state, shown = flow(monkeypatch, Path("toy"), targets=("arm",), retries=5, slots=3)
+    assert {one.name: one.after for one in submitted} == {
+        "shard": [],
+        "arm@left": ["shard"],
+        "arm@right": ["shard"],
+    }
+    assert {one.retries for one in submitted} == {5}
+    workspace, running, slots = submitted[0].given
+    assert all(one.given == (workspace, running, slots) for one in submitted)
+    assert workspace == tmp_path / "toy"
+    assert [slot.lock for slot in slots.all] == [workspace / f".dvc/tmp/slot-{number}.lock" for number in range(3)]
+    assert running.stopped  # once all is done
+    assert state.message == "3 stages: 0 up to date, 3 run or restored"
+    assert shown == [(workspace, [stages.graph(workspace)[one.name] for one in submitted])]
+
+
+def test_unless_told_otherwise_the_flow_takes_all_stages_one_at_a_time_and_tries_once_more(tmp_path, monkeypatch):
+    submitted, state, shown = flow(monkeypatch, toy(tmp_path), verdict=lambda: Failed(data=Mistake("no")))
+    assert [one.name for one in submitted] == list(stages.graph(tmp_path))
+    assert {one.retries for one in submitted} == {1}
+    assert len(submitted[0].given[2].all) == 1
+    assert state.is_failed()
+    assert shown == [(tmp_path, [])]
+    assert inspect.signature(distill.distill.fn).parameters["workspace"].default == "."
+
+
+def test_a_mistake_of_the_user_s_is_a_failed_run_in_its_own_words(tmp_path, monkeypatch):
+    (toy(tmp_path) / "params.yaml").write_text('{"typo": 1}')
+    submitted, state, _ = flow(monkeypatch, tmp_path)
+    assert submitted == []
+    assert state.is_failed()
+    assert state.message.startswith("params.yaml: typo: unknown key")
+    assert flow(monkeypatch, tmp_path / "nowhere")[1].message.endswith("start in the project's root")
+
+
+def test_prefect_keeps_no_results_and_tries_a_crash_again_soon():
+    """A cache of Prefect's would take a stage for done that DVC knows to be stale."""
+    task = distill.run_stage
+    assert task.cache_policy == NO_CACHE
+    assert (task.persist_result, distill.distill.persist_result) == (False, False)
+    assert (task.retry_condition_fn, task.retry_delay_seconds) == (distill._may_help, 2)
+    assert (task.name, task.task_run_name, distill.distill.name) == ("stage", "{name}", "distill")
+
+
+def test_a_stage_gets_its_slot_and_holds_it_until_it_has_ended(tmp_path, monkeypatch):
+    toy(tmp_path)
+    slot, seen, running = locks.Slot(tmp_path / "slot", {"CUDA_VISIBLE_DEVICES": "GPU-7"}), [], Running()
+
+    def reproduce(*words, keep):
+        assert locks.take(slot.lock) is None
+        (descriptor,) = keep
+        assert os.path.samestat(os.fstat(descriptor), slot.lock.stat())
+        seen.append((*words[:3], words[4]))
+
+    monkeypatch.setattr(stages, "reproduce", reproduce)
+    monkeypatch.setattr(stages, "up_to_date", lambda *words: seen.append(words))
+    with disable_run_logger():
+        assert distill.run_stage.fn("shard", tmp_path, running, locks.Slots([slot])).name == "Completed"
+    assert seen == [(tmp_path, "shard"), ("shard", tmp_path, running, {"CUDA_VISIBLE_DEVICES": "GPU-7"})]
+    os.close(locks.take(slot.lock))
+
+
+def test_a_workspace_is_locked_then_mended_then_checked_and_at_its_end_stopped_before_it_is_kept(tmp_path, monkeypatch):
+    toy(tmp_path)
+    seen = []
+    lock = tmp_path / ".dvc/tmp/flow.lock"
+
+    def note(what: str, *more) -> None:
+        assert locks.take(lock) is None
+        seen.append((what, *more))
+
+    monkeypatch.setattr(distill.dvc_files, "mend", lambda: note("mend", Path.cwd()))
+    monkeypatch.setattr(distill.dvc_files, "keep", lambda: note("keep", Path.cwd()))
+    monkeypatch.setattr(Running, "stop", lambda self: note("stop"))
+    monkeypatch.setattr(distill, "_tasks", lambda folder, running, say, *words: note(*words, folder, running._keep))
+    with contextlib.suppress(ZeroDivisionError), distill._ready(tmp_path, None, print) as (workspace, running):
+        assert workspace == tmp_path
+        (kept,) = running._keep
+        assert os.path.samestat(os.fstat(kept), lock.stat())
+        raise ZeroDivisionError
+    assert seen == [("mend", tmp_path), ("check", tmp_path, (kept,)), ("stop",), ("keep", tmp_path)]
+    os.close(locks.take(lock))
+
+
+def test_the_copy_of_a_preset_is_made_under_a_lock_that_its_stages_hold_too(tmp_path, monkeypatch):
+    toy(tmp_path)
+    seen, tasks = [], distill._tasks
+
+    def noted(folder, running, say, *words):
+        seen.append((folder, words, len(running._keep)))
+        assert locks.take(tmp_path / ".workspaces/.smoke.lock") is None
+        tasks(folder, running, say, *words)
+
+    monkeypatch.setattr(distill, "_tasks", noted)
+    with distill._ready(tmp_path, "smoke", print) as (workspace, running):
+        held = [os.fstat(descriptor).st_ino for descriptor in running._keep]
+        assert held == [
+            (tmp_path / ".workspaces/.smoke.lock").stat().st_ino,
+            (workspace / ".dvc/tmp/flow.lock").stat().st_ino,
+        ]
+    made = ("workspace", ".workspaces/smoke", "--preset", "smoke")
+    assert seen == [(tmp_path, made, 1), (workspace, ("check",), 2)]
+
+
+@pytest.mark.parametrize("preset", ["../smoke", "a/b", "/tmp", "smoke/"])
+def test_a_preset_leads_to_no_other_folder(tmp_path, preset):
+    with pytest.raises(Mistake, match="a preset is the name of a file in presets/"):
+        distill._ready(toy(tmp_path), preset, print).__enter__()
+    assert not (tmp_path / ".workspaces").exists()
+
+
+def test_a_command_of_tasks_that_fails_is_told_by_what_it_reported(tmp_path, monkeypatch):
+    ended = []
+    monkeypatch.setattr(Running, "run", lambda self, command, folder, say: ended[-1])
+    for code, lines, words in (
+        (2, ("noise", "error: one", "error: two"), "^one; two$"),
+        (1, ("error: one", "Killed"), r"^python -m tasks check failed: Killed$"),
+        (2, (), r"^python -m tasks check failed: it said nothing$"),
+    ):
+        ended.append(Ended(code, lines))
+        with pytest.raises(Mistake, match=words):
+            distill._tasks(tmp_path, Running(), print, "check")
+    ended.append(Ended(0, ("error: it did not matter",)))
+    distill._tasks(tmp_path, Running(), print, "check")
+
+
+def test_a_run_that_was_stopped_says_where_and_one_that_failed_too_is_failed():
+    stopped = {"shard": Completed(), "left": Cancelled(), "right": Cancelled()}
+    assert distill.verdict(stopped).message == "stopped: left, right"
+    assert distill.verdict({**stopped, "shard": Failed(data=Mistake("no"))}).is_failed()
+    assert distill.verdict({"shard": Failed(message="odd", data=ValueError("x"))}).message == "odd"
+    assert distill.verdict({}).is_completed()
+
+
+def test_the_frontier_is_shown_under_its_own_name_whatever_folder_the_stage_writes(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(distill, "create_table_artifact", lambda table, **about: shown.append(about["key"]))
+    monkeypatch.setattr(distill, "create_image_artifact", lambda url, **about: shown.append(about["key"]))
+    (tmp_path / "artifacts").mkdir()
+    (tmp_path / "artifacts/frontier.csv").write_text("name,fd\n")
+    distill._show(tmp_path, [stages.Stage("evaluate", (), ("artifacts",))])
+    assert shown == ["frontier"]  # there is no picture
+    (tmp_path / "artifacts/frontier.png").write_bytes(b"png")
+    distill._show(tmp_path, [stages.Stage("evaluate", (), ("artifacts",))])
+    assert shown[1:] == ["frontier", "frontier-picture"]
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "end"),
+    [
+        (Completed(message="4 stages"), 0, "out"),
+        (Completed(name="Cached", message="x"), 0, "out"),
+        (Failed(message="no"), 1, "err"),
+        (Cancelled(message="stopped"), 1, "err"),
+        (Crashed(message="died"), 1, "err"),
+    ],
+)
+def test_the_flow_s_command_hands_on_its_words_and_ends_with_the_state_s_code(monkeypatch, capsys, state, code, end):
+    asked = []
+    monkeypatch.setattr(distill, "_server", contextlib.nullcontext)
+    monkeypatch.setattr(distill, "distill", lambda **given: asked.append(given) or state)
+    assert distill.main(["--preset", "smoke", "shard", "arm"]) == code
+    assert asked == [{"preset": "smoke", "targets": ("shard", "arm"), "return_state": True}]
+    assert getattr(capsys.readouterr(), end) == f"{state.name}: {state.message}\n"
+    distill.main([])
+    assert asked[-1] == {"preset": None, "targets": (), "return_state": True}
+
+
+def test_a_server_that_is_none_is_a_mistake_without_a_password(monkeypatch, capsys):
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    monkeypatch.setattr(distill, "distill", lambda **given: pytest.fail("it went on"))
+    for address, words in (
+        ("garbage", "PREFECT_API_URL is garbage, no address"),
+        (f"http://me:s3same@127.0.0.1:{free_port()}/api", "does not answer: "),
+    ):
+        monkeypatch.setenv("PREFECT_API_URL", address)
+        with temporary_settings({PREFECT_API_URL: address}):
+            assert distill.main([]) == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert words in said.err
+        assert "s3same" not in said.err
+
+
+def test_a_server_that_answers_anything_is_one_and_its_refusal_is_a_mistake(monkeypatch):
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+    from prefect.settings import PREFECT_SERVER_ALLOW_EPHEMERAL_MODE as OWN
+
+    with answering(lambda path, body: (401, "no")) as (address, asked):
+        assert distill._dumb(f"{address}/api/") is None
+        assert asked == [("GET", "/api/health", None)]
+        with temporary_settings({PREFECT_API_URL: f"{address}/api", PREFECT_API_AUTH_STRING: "own:word"}):
+            with distill._server():
+                assert PREFECT_API_URL.value() == f"{address}/api"
+                assert PREFECT_API_AUTH_STRING.value() == "own:word"
+                assert OWN.value()
+            refused = pytest.raises(Mistake, match=f"^Prefect at {address}/api refuses: 401")
+            with refused, distill._server():
+                raise distill.httpx.HTTPError("401\nfor more")
+    assert "refused" in distill._dumb(address)
+
+
+@contextlib.contextmanager
+def answering(answer):
+    """A server on this host: `answer(path, body)` gives code and text. Gives its address and what was asked of it."""
+    asked = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            length = int(self.headers.get("Content-Length", 0))
+            body = json.loads(self.rfile.read(length)) if length else None
+            asked.append((self.command, self.path, body))
+            code, text = answer(self.path, body)
+            self.send_response(code)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        do_POST = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", asked
+        server.shutdown()
+
+
+def test_what_runs_no_command_is_no_stage_and_a_stage_of_another_file_is_known_by_it(tmp_path):
+    toy(tmp_path)
+    (tmp_path / "data").write_text("x")
+    (tmp_path / "data.dvc").write_text("outs:\n- md5: 9dd4e461268c8034f5c8564e155c67a6\n  size: 1\n  path: data\n")
+    (tmp_path / "more").mkdir()
+    more = {"mine": {"cmd": "true", "deps": ["../data", "../artifacts/shard"], "outs": ["made"]}}
+    (tmp_path / "more/dvc.yaml").write_text(json.dumps({"stages": more}))
+    found = stages.graph(tmp_path)
+    assert set(found) == {"shard", "arm@left", "arm@right", "evaluate", "more/dvc.yaml:mine"}
+    assert found["more/dvc.yaml:mine"] == stages.Stage("more/dvc.yaml:mine", ("shard",), ("more/made",))
+    assert stages.up_to_date(tmp_path, "more/dvc.yaml:mine") is False
+
+
+def test_dvc_is_asked_to_wait_for_its_own_lock(tmp_path, monkeypatch):
+    asked, repo = [], stages._repo
+    monkeypatch.setattr(stages, "_repo", lambda *words, **options: asked.append(options) or repo(*words, **options))
+    assert not stages.up_to_date(toy(tmp_path), "shard")
+    assert asked == [{"_wait_for_lock": True}]
+
+
+def test_dvc_gets_the_stage_alone_the_slot_s_environment_and_the_locks_at_every_try(tmp_path, monkeypatch):
+    busy = Ended(255, ("ERROR: 'x' is busy, it is being blocked by:", "  (PID 7): dvc repro", "  (PID 8): dvc gc"))
+    asked, left, paused, heard = [], [busy, busy, Ended(0, ())], [], []
+    running = SimpleNamespace(run=lambda *words: asked.append(words) or left.pop(0), pause=paused.append)
+    stages.reproduce("arm@left", toy(tmp_path), running, heard.append, {"A": "1"}, [3, 4])
+    assert len(asked) == 3
+    command = [sys.executable, "-m", "tasks.dvc_repro", "--single-item", "arm@left"]
+    environment = {**stages.dvc_environment.of(tmp_path), "A": "1"}
+    assert environment["DVC_SITE_CACHE_DIR"] == str(tmp_path / ".dvc-site-cache")
+    for words in asked:
+        assert (*words[:2], *words[3:]) == (command, tmp_path, environment, [3, 4])
+    assert paused == [stages.BUSY_SECONDS] * 2
+    assert heard == [
+        "waiting: arm@left needs files on which another command is at work: dvc gc (pid 8), dvc repro (pid 7)"
+    ]
+    own = stages.dvc_environment.of(tmp_path)
+    left.append(Ended(0, ()))
+    stages.reproduce("shard", tmp_path, running, print, {"DVC_SITE_CACHE_DIR": "/chosen"})
+    assert asked[-1][3] == {**own, "DVC_SITE_CACHE_DIR": "/chosen"}
+
+
+def reproduced(code: int, *lines: str) -> Ended:
+    return Ended(255, (*lines, f"ERROR: failed to reproduce 'a': failed to run: x, exited with {code}"))
+
+
+@pytest.mark.parametrize(
+    ("ended", "error", "words"),
+    [
+        (reproduced(3, "x", "last"), stages.StageFailed, "a exited with 3: last"),
+        (reproduced(-9, "last"), stages.StageFailed, "a was ended by SIGKILL: last"),
+        (reproduced(143, "last"), stages.StageFailed, "a was ended by SIGTERM: last"),
+        (reproduced(2, "error: one", "x"), Mistake, "a: one"),
+        (reproduced(2, "x"), Mistake, "a: x"),
+        (reproduced(1, "error: one", "x"), stages.StageFailed, "a exited with 1: x"),
+        (Ended(2, ("error: no space",)), Mistake, "a: no space"),
+        (Ended(137, ("begun",)), stages.StageFailed, "a was ended by SIGKILL: begun"),
+        (Ended(255, ("begun", "ERROR: it broke", "help")), stages.StageFailed, "a exited with 255: ERROR: it broke"),
+    ],
+)
+def test_how_a_stage_ended_is_told_by_its_own_code_and_words(tmp_path, ended, error, words):
+    with pytest.raises(error) as caught:
+        stages.reproduce("a", tmp_path, SimpleNamespace(run=lambda *_: ended), print)
+    assert str(caught.value) == words
+
+
+# ---- a command and its leash
+
+
+def test_a_command_finds_this_python_first_and_tells_nobody(monkeypatch):
+    monkeypatch.setenv("PATH", "/a:/b")
+    monkeypatch.setenv("MINE", "kept")
+    monkeypatch.delenv("DISTILL_PYTHON", raising=False)
+    found = surroundings()
+    assert found == {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:/a:/b",
+        "DISTILL_PYTHON": sys.executable,
+        "PYTHONUNBUFFERED": "1",
+        "DO_NOT_TRACK": "true",
+        "DVC_NO_ANALYTICS": "1",
+    }
+    monkeypatch.setenv("DISTILL_PYTHON", "/own/python")
+    monkeypatch.setenv("DO_NOT_TRACK", "false")
+    monkeypatch.delenv("PATH")
+    found = surroundings()
+    assert (found["DISTILL_PYTHON"], found["DO_NOT_TRACK"]) == ("/own/python", "true")
+    assert found["PATH"] == f"{Path(sys.executable).parent}:{os.defpath}"
+
+
+def test_both_outputs_come_as_lines_whatever_bytes_and_the_last_of_them_are_kept(tmp_path):
+    seen = "os.getcwd(), os.readlink('/proc/self/fd/0'), os.getsid(0) == os.getppid()"
+    script = f"import os; os.write(2, b'bad \\xff\\n\\n'); print({seen})"
+    script += "; [print(k) for k in range(250)]"
+    heard = []
+    ended = Running().run([sys.executable, "-c", script], tmp_path, heard.append)
+    assert heard == ["bad \ufffd", f"{tmp_path} /dev/null True", *map(str, range(250))]
+    assert ended == Ended(0, tuple(map(str, range(50, 250))))
+
+
+def test_a_command_has_the_environment_laid_over_and_the_locks_that_it_holds(tmp_path, monkeypatch):
+    monkeypatch.setenv("A", "0")  # as CUDA_VISIBLE_DEVICES may be set already, and a slot has one of these
+    kept, more = (os.open(tmp_path / name, os.O_CREAT) for name in "ab")
+    held = "*(os.readlink(f'/proc/{os.getppid()}/fd/{n}') for n in sys.argv[1:])"  # by its leash, which outlives it
+    script = f"import os, sys; print(os.environ['A'], {held})"
+    words = [sys.executable, "-c", script, str(kept), str(more)]
+    ended = Running(keep=[kept]).run(words, tmp_path, print, {"A": "1"}, [more])
+    assert ended.lines == (f"1 {tmp_path / 'a'} {tmp_path / 'b'}",)
+    for descriptor in (kept, more):
+        os.close(descriptor)
+
+
+def test_python_s_own_modules_are_not_hidden_by_those_beside_the_leash(tmp_path):
+    """Python would look first in the folder of the script, which is that of the flows."""
+    running = Running()
+    leash = running._start(["true"], tmp_path, surroundings(), ())
+    running._end(leash)
+    leash.stdout.close()
+    assert leash.args[:3] == [sys.executable, "-P", str(LEASH)]
+
+
+UNLOCKS = """
+import pathlib, signal, sys, time
+print(signal.getsignal(signal.SIGINT) == signal.default_int_handler, flush=True)
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    pathlib.Path("unlocked").touch()
+"""
+
+
+def test_dvc_at_work_by_itself_is_interrupted_so_that_it_frees_its_locks(tmp_path):
+    running, heard = Running(grace=20), []
+    future = start(running.run, [sys.executable, "-c", UNLOCKS], tmp_path, heard.append)
+    assert until(lambda: heard, 60)
+    running.stop()
+    assert isinstance(future.exception(60), Stopped)
+    assert heard == ["True"]
+    assert (tmp_path / "unlocked").exists()
+
+
+SAVES = """
+import pathlib, signal, sys, time
+def save(*_):
+    time.sleep(0.3)
+    pathlib.Path("saved").touch()
+    sys.exit()
+signal.signal(signal.SIGTERM, save)
+print("ready", flush=True)
+time.sleep(60)
+"""
+LEAVES = f"""
+import subprocess, sys
+left = subprocess.Popen([sys.executable, "-c", {SAVES!r}], stdout=subprocess.PIPE, start_new_session=True)
+left.stdout.readline()
+"""
+
+
+def test_what_a_command_left_running_has_the_time_to_save(tmp_path):
+    assert Running(grace=20).run([sys.executable, "-c", LEAVES], tmp_path, print).code == 0
+    assert (tmp_path / "saved").exists()
+
+
+OUTLIVED = f"""
+import subprocess, sys
+saves = subprocess.Popen([sys.executable, "-c", {SAVES!r}], stdout=subprocess.PIPE)
+saves.stdout.readline()
+own = subprocess.Popen(["sleep", "60"])
+print("both", flush=True)
+own.wait()
+"""
+
+
+def test_what_outlives_a_stopped_command_has_the_time_to_save_too(tmp_path):
+    """DVC ends as soon as its stage has; what that one has started may be at work still."""
+    running, heard = Running(grace=20), []
+    future = start(running.run, [sys.executable, "-c", OUTLIVED], tmp_path, heard.append)
+    assert until(lambda: heard, 60)
+    running.stop()
+    assert isinstance(future.exception(60), Stopped)
+    assert (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_leash_that_is_told_to_end_stops_its_command_and_says_so_by_its_code(tmp_path, number):
+    words = [sys.executable, str(LEASH), "20", str(os.getpid()), sys.executable, "-c", SAVES]
+    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE) as leash:
+        assert leash.stdout.readline() == b"ready\n"
+        (child,) = psutil.Process(leash.pid).children()
+        leash.send_signal(number)
+        assert leash.wait(60) == 143
+    assert gone(child.pid)
+
+
+def test_a_command_does_not_outlive_a_leash_that_was_killed(tmp_path):
+    words = [sys.executable, str(LEASH), "20", str(os.getpid()), sys.executable, "-c", SAVES]
+    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE) as leash:
+        assert leash.stdout.readline() == b"ready\n"
+        (child,) = psutil.Process(leash.pid).children()
+        leash.kill()
+    assert until(lambda: gone(child.pid), 60)
+    assert (tmp_path / "saved").exists()  # it was asked, not killed
+
+
+def test_a_leash_that_does_not_end_is_killed_with_all_of_its_group(tmp_path, monkeypatch):
+    killed = []
+    monkeypatch.setattr(os, "killpg", lambda *words: killed.append(words))
+
+    class Deaf:
+        pid = 4711
+        waited = ()
+
+        def poll(self):
+            return None
+
+        def terminate(self):
+            killed.append("asked")
+
+        def wait(self, timeout=None):
+            self.waited += (timeout,)
+            if timeout is not None:
+                raise subprocess.TimeoutExpired("leash", timeout)
+
+    leash, running = Deaf(), Running(grace=3)
+    running._leashes.add(leash)
+    running._end(leash)
+    assert killed == ["asked", (4711, signal.SIGKILL)]
+    assert leash.waited == (8, None)
+    assert running._leashes == set()
+
+
+def test_all_commands_are_asked_to_end_before_the_first_is_waited_for(tmp_path):
+    """One after the other, the last would have had no time left when Prefect kills the run."""
+    running, seen = Running(), []
+    for name in "ab":
+        leash = type(name, (), {"terminate": lambda self: seen.append(("asked", type(self).__name__))})
+        running._leashes.add(leash())
+    running._end = lambda leash: seen.append(("waited", type(leash).__name__))
+    running.stop()
+    assert [word for word, _ in seen] == ["asked", "asked", "waited", "waited"]
+    assert {name for _, name in seen} == {"a", "b"}
+    with pytest.raises(Stopped):
+        running.pause(0)
+    Running().pause(0)
+
+
+def test_a_lock_is_made_for_everybody_and_another_user_s_is_only_opened(tmp_path, monkeypatch):
+    """In a folder like /tmp, Linux refuses to create what another user made."""
+    path, asked, real = tmp_path / "deep" / "lock", [], os.open
+    monkeypatch.setattr(os, "open", lambda *words, **more: asked.append(words[1:]) or real(*words, **more))
+    before = os.umask(0)
+    try:
+        os.close(locks.take(path))
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o666
+    asked.clear()
+    os.close(locks.take(path))
+    assert asked == [(os.O_RDONLY,)]
+    path.chmod(0o444)
+    os.close(locks.take(path))
+
+
+def test_the_slots_are_the_gpus_of_the_host_or_places_of_the_workspace(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "gpus", lambda: ["GPU-a", "MIG-b"])
+    monkeypatch.setattr(locks.tempfile, "gettempdir", lambda: "/shared")
+    for count in (1, 5):
+        assert locks.here(tmp_path, count).all == tuple(
+            locks.Slot(Path(f"/shared/distill-{name}.lock"), {"CUDA_VISIBLE_DEVICES": name})
+            for name in ("GPU-a", "MIG-b")
+        )
+    monkeypatch.setattr(locks, "gpus", list)
+    assert locks.here(tmp_path, 2).all == tuple(locks.Slot(tmp_path / f"slot-{k}.lock", {}) for k in range(2))
+
+
+def test_a_lock_and_a_slot_are_free_again_after_an_error(tmp_path):
+    slots = locks.Slots([locks.Slot(tmp_path / "slot", {})])
+    for held, path in ((locks.hold(tmp_path / "lock", print, "x"), "lock"), (slots.one(print, lambda: None), "slot")):
+        with contextlib.suppress(ZeroDivisionError), held:
+            assert locks.take(tmp_path / path) is None
+            raise ZeroDivisionError
+        os.close(locks.take(tmp_path / path))
+
+
 # ---- the services
 
 
@@ -807,6 +1363,379 @@ def test_a_password_goes_to_prefect_by_its_own_setting(monkeypatch):
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     with temporary_settings({PREFECT_API_URL: "http://once-up/api"}), distill._server():
         assert PREFECT_API_URL.value() is None  # then one for as long as the process
+
+
+# ---- what the services are
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    for name in (*services.AIMS, "MLFLOW_TRACKING_URI", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_the_services_listen_here_alone_and_are_told_all_that_they_need(tmp_path, plain, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "intranet")
+    prefect, mlflow, worker = services.planned(tmp_path, 4300, 5100)
+    python = (sys.executable, "-m")
+    assert prefect.command == (*python, "prefect", "server", "start", "--host", "127.0.0.1", "--port", "4300")
+    assert mlflow.command == (
+        *(*python, "mlflow", "server", "--host", "127.0.0.1", "--port", "5100", "--workers", "1"),
+        *("--no-serve-artifacts", "--default-artifact-root", str(tmp_path / "mlruns")),
+    )
+    assert worker.command[:-1] == (
+        *(*python, "prefect", "worker", "start", "--pool", "gpu", "--type", "process", "--name"),
+    )
+    assert [(each.name, each.url, each.port) for each in (prefect, mlflow, worker)] == [
+        ("prefect-server", "http://127.0.0.1:4300", 4300),
+        ("mlflow-server", "http://127.0.0.1:5100", 5100),
+        ("worker", "http://127.0.0.1:4300/api", None),
+    ]
+    assert (
+        prefect.environment
+        == worker.environment
+        == {
+            **surroundings(),
+            "PREFECT_HOME": str(tmp_path / ".services/prefect"),
+            "PREFECT_PROFILES_PATH": str(tmp_path / ".services/prefect/profiles.toml"),
+            "PREFECT_API_URL": "http://127.0.0.1:4300/api",
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "MLFLOW_TRACKING_URI": "http://127.0.0.1:5100",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "DISTILL_ROOT": str(tmp_path),
+            "NO_PROXY": "intranet,127.0.0.1",
+            "no_proxy": "intranet,127.0.0.1",
+        }
+    )
+    assert mlflow.environment == {**worker.environment, services.STORE: f"sqlite:///{tmp_path / 'mlflow.db'}"}
+    monkeypatch.delenv("NO_PROXY")
+    time.sleep(0.002)
+    again = services.planned(tmp_path, 4300, 5100)
+    assert again[2].command[-1] != worker.command[-1]  # the server remembers old ones
+    assert again[0].environment["NO_PROXY"] == "127.0.0.1"
+    assert (services.PREFECT_PORT, services.MLFLOW_PORT) == (4200, 5000)
+
+
+@pytest.mark.parametrize("address", ["http://h:5000", "https://h/a", "databricks", "databricks://profile"])
+def test_where_mlflow_is_served_already_no_other_is_started(tmp_path, plain, monkeypatch, address):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    planned = services.planned(tmp_path, 4300, 5100)
+    assert [service.name for service in planned] == ["prefect-server", "worker"]
+    assert {service.environment["MLFLOW_TRACKING_URI"] for service in planned} == {address}
+    assert not any(services.STORE in service.environment for service in planned)
+
+
+def test_a_service_works_once_it_says_so_itself(tmp_path, plain):
+    filtered = "/api/work_pools/gpu/workers/filter"
+    says = {"/api/health": "true", "/health": "OK"}
+
+    with answering(lambda path, body: (200, says[path])) as (address, asked):
+        port = int(address.rpartition(":")[2])
+        prefect, mlflow, worker = services.planned(tmp_path, port, port)
+        assert prefect.healthy()
+        assert mlflow.healthy()
+        says |= {"/api/health": '"true"', "/health": "OK, soon"}
+        assert not prefect.healthy()
+        assert not mlflow.healthy()
+        name = worker.command[-1]
+        for there, up in (
+            ([], False),
+            ([{"name": "other", "status": "ONLINE"}], False),
+            ([{"name": name, "status": "OFFLINE"}], False),
+            ([{"name": "other", "status": "OFFLINE"}, {"name": name, "status": "ONLINE"}], True),
+        ):
+            says[filtered] = json.dumps(there)
+            assert worker.healthy() is up
+        assert asked[-1] == ("POST", filtered, {})
+    assert not any(service.healthy() for service in (prefect, mlflow, worker))
+
+
+def test_what_is_asked_comes_from_this_host_whatever_the_proxy_and_no_answer_is_none(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    codes = {"/a": (200, '{"x": 1}'), "/b": (200, "no json"), "/c": (503, "{}")}
+    with answering(lambda path, body: codes[path]) as (address, asked):
+        assert services.ask(f"{address}/a") == {"x": 1}
+        assert services.ask(f"{address}/a", {"y": [2]}) == {"x": 1}
+        assert services.ask(f"{address}/a", {}) == {"x": 1}
+        assert [services.ask(f"{address}/b"), services.ask(f"{address}/b", plain=True)] == [None, "no json"]
+        assert services.ask(f"{address}/c") is None
+    assert asked[:3] == [("GET", "/a", None), ("POST", "/a", {"y": [2]}), ("POST", "/a", {})]
+    assert services.ask(f"{address}/a") is None
+
+
+def test_runs_under_way_are_cancelled_and_waited_for(monkeypatch, capsys):
+    """A worker that just ends leaves its runs "Running" on the server for ever."""
+    monkeypatch.setattr(services, "POLL_SECONDS", 0.01)
+    one, two = ({"id": name, "name": f"run {name}", "state_type": "RUNNING"} for name in "ab")
+    going = [[one, two], None, [{**one, "state_type": "CANCELLING"}, two], [two], []]
+    told = []
+
+    def answer(path, body):
+        if path == "/api/flow_runs/filter":
+            assert body == {
+                "flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}},
+                "work_pools": {"name": {"any_": ["gpu"]}},
+            }
+            found = going.pop(0)
+            return (503, "") if found is None else (200, json.dumps(found))
+        told.append((path, body))
+        return 200, "{}"
+
+    with answering(answer) as (address, _):
+        services._cancel(f"{address}/api")
+    cancelling = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
+    assert told == [(f"/api/flow_runs/{name}/set_state", cancelling) for name in "abbb"]
+    assert capsys.readouterr().out == "cancelling the run run a\ncancelling the run run b\n"
+    assert going == []
+
+
+def test_a_run_that_never_ends_is_not_waited_for_for_ever(monkeypatch):
+    clock = iter([0.0, 1.0, 39.0, 41.0])
+    asked = []
+    monkeypatch.setattr(services.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(services.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(services, "ask", lambda url, body=None: asked.append(url))
+    services._cancel("http://h/api")
+    assert len(asked) == 3
+
+
+def test_down_cancels_then_ends_the_worker_first_and_the_servers_last(tmp_path, monkeypatch):
+    folder, seen = services.Folder(tmp_path), []
+    folder.path.mkdir()
+    up = set(services.NAMES)
+    monkeypatch.setattr(services.Folder, "alive", lambda self, name: name in up)
+    monkeypatch.setattr(services, "_cancel", lambda api: seen.append(api))
+    monkeypatch.setattr(services, "_end", lambda name, folder: seen.append(name) or True)
+    for name in services.NAMES:
+        folder.write(name, services.Record(1, 0.0, f"http://{name}"))
+    services.down(tmp_path)
+    assert seen == ["http://worker", "worker", "mlflow-server", "prefect-server"]
+    for gone_one in ("worker", "prefect-server"):  # nobody to ask, or nothing to cancel
+        up = set(services.NAMES) - {gone_one}
+        seen.clear()
+        services.down(tmp_path)
+        assert seen == ["worker", "mlflow-server", "prefect-server"]
+
+
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+def test_what_is_up_is_seen_kept_and_not_started_elsewhere(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder, started = services.Folder(tmp_path), []
+    folder.path.mkdir()
+    assert services.main(["status"]) == 1
+    assert capsys.readouterr().out == "".join(f"{name:<15} down\n" for name in services.NAMES)
+    seen = "os.environ['A'], os.getcwd(), os.getsid(0) == os.getpid(), os.readlink('/proc/self/fd/0')"
+    script = f"import os; print({seen}, flush=True)"
+    sleeping = (sys.executable, "-c", f"{script}; import time; time.sleep(300)")
+    try:
+        for name in services.NAMES:
+            service = services.Service(name, sleeping, f"http://{name}", lambda: True, {"A": name}, 1)
+            services._start(service, folder, started)
+            assert until(folder.log(name).read_text)
+            assert folder.log(name).read_text() == f"{name} {tmp_path} True /dev/null\n"
+        assert started == list(services.NAMES)
+        process = folder.alive("worker")
+        record = folder.record("worker")
+        assert (record.pid, record.born, record.url) == (process.pid, process.create_time(), "http://worker")
+        assert process.environ()[services.MARK] == record.mark
+        assert len({folder.record(name).mark for name in services.NAMES}) == 3
+        capsys.readouterr()
+        assert services.main(["status"]) == 0
+        assert capsys.readouterr().out.splitlines()[2] == f"{'worker':<15} up    pid {process.pid:<8} http://worker"
+        services._start(service, folder, started)  # is kept
+        assert (folder.alive("worker").pid, len(started)) == (process.pid, 3)
+        services._clear(service, folder)
+        services._check(service, folder)
+        assert folder.alive("worker")
+        moved = dataclasses.replace(service, url="http://other")
+        with pytest.raises(Mistake, match="worker is up already at http://worker: end it with"):
+            services._check(moved, folder)
+        process.kill()
+        assert until(lambda: folder.alive("worker") is None)
+        assert services.main(["status"]) == 1
+    finally:
+        services.down(tmp_path)
+    assert not list(folder.path.glob("*.json"))
+
+
+def test_a_port_is_free_until_somebody_listens_there(tmp_path):
+    folder, port = services.Folder(tmp_path), free_port()
+    service = services.Service("mlflow-server", (), "http://h", lambda: True, {}, port)
+    services._check(service, folder)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        with pytest.raises(Mistake, match=rf"port {port} is taken by .*\(pid {os.getpid()}\): .*--mlflow-port$"):
+            services._check(service, folder)
+        services._check(dataclasses.replace(service, port=None), folder)
+    services._check(service, folder)
+
+
+def test_one_that_never_answers_is_given_up_in_time(tmp_path, monkeypatch, capsys):
+    folder = services.Folder(tmp_path)
+    clock = iter([0.0, 4.0, 6.0, 7.0, 180.0, 181.0])
+    monkeypatch.setattr(services.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(services.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(services.Folder, "alive", lambda self, name: True)
+    service = services.Service("worker", (), "http://h", lambda: False, {})
+    with pytest.raises(Mistake, match=r"^worker does not answer after 180 s: see .*worker\.log$"):
+        services._await(service, folder)
+    assert capsys.readouterr().out == "worker          is starting, 6 s\nworker          is starting, 180 s\n"
+
+
+@pytest.fixture
+def raised(tmp_path, monkeypatch):
+    """`up` without processes: (the folder, what is done, in its order, who is up, what fails)."""
+    seen, up, faults = [], set(), {}
+    (tmp_path / "prefect.yaml").touch()
+
+    def note(what: str, name: str) -> None:
+        seen.append((what, name))
+        if (what, name) in faults:
+            raise faults[what, name]
+
+    def start(service, folder, started):
+        note("start", service.name)
+        if service.name not in up:
+            started.append(service.name)
+
+    @contextlib.contextmanager
+    def prepared(store, waiting):
+        note("prepare", store)
+        yield
+        note("prepared", store)
+
+    for name in ("_clear", "_check", "_await", "_end"):
+        monkeypatch.setattr(services, name, lambda one, folder, name=name: note(name, getattr(one, "name", one)))
+    monkeypatch.setattr(services, "_start", start)
+    monkeypatch.setattr(services, "_deploy", lambda worker, folder: note("deploy", worker.name))
+    monkeypatch.setattr(services, "_aim", lambda root, api: note("aim", api))
+    monkeypatch.setattr(services, "_tell", lambda planned: note("tell", planned[0].url))
+    monkeypatch.setattr(services.tracking, "prepared", prepared)
+    monkeypatch.setattr(services.Folder, "alive", lambda self, name: name in up)
+    return tmp_path, seen, up, faults
+
+
+def test_up_checks_all_starts_the_servers_with_a_whole_database_then_aims_works_and_deploys(raised, plain):
+    root, seen, up, _ = raised
+    services.up(root, 4300, 5100)
+    names, store = ("prefect-server", "mlflow-server"), f"sqlite:///{root / 'mlflow.db'}"
+    checks = [(word, name) for name in services.NAMES for word in ("_clear", "_check")]
+    wanted = [
+        *checks,
+        ("prepare", store),
+        *(("start", name) for name in names),
+        *(("_await", name) for name in names),
+        ("prepared", store),
+        ("aim", "http://127.0.0.1:4300/api"),
+        ("start", "worker"),
+        ("_await", "worker"),
+        ("deploy", "worker"),
+        ("tell", "http://127.0.0.1:4300"),
+    ]
+    assert seen == wanted
+    up |= set(services.NAMES)
+    seen.clear()
+    services.up(root, 4300, 5100)  # the database is the server's; a worker that is up has another name
+    assert seen == [one for one in wanted if one[0] not in ("prepare", "prepared") and one != ("_await", "worker")]
+
+
+@pytest.mark.parametrize("error", [Mistake("no"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "where", [("_await", "mlflow-server"), ("deploy", "worker"), ("aim", "http://127.0.0.1:1/api")]
+)
+def test_whatever_fails_in_up_what_it_started_is_ended_in_reverse_and_nothing_else(raised, plain, where, error):
+    root, seen, up, faults = raised
+    up.add("prefect-server")
+    faults[where] = error
+    with pytest.raises(type(error)):
+        services.up(root, 1, 2)
+    started = [name for word, name in seen if word == "start" and name not in up]
+    assert [name for word, name in seen if word == "_end"] == started[::-1] != []
+
+
+def test_up_belongs_in_the_project_s_root(tmp_path):
+    with pytest.raises(Mistake, match=r"there is no prefect\.yaml in"):
+        services.up(tmp_path, 1, 2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_both_flows_are_deployed_with_the_worker_s_own_surroundings(tmp_path, monkeypatch):
+    folder = services.Folder(tmp_path)
+    folder.path.mkdir()
+    program = tmp_path / "python"
+    program.write_text('#!/bin/sh\necho "$PWD: $* for $A"; read line; exit ${CODE:-0}\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    worker = services.Service("worker", (), "http://h", lambda: True, {"A": "us", "CODE": ""})
+    services._deploy(worker, folder)
+    said = f"{tmp_path}: -m prefect --no-prompt deploy --all for us"
+    assert folder.log("deploy").read_text() == f"{said}\n"
+    with pytest.raises(Mistake, match=r"^prefect deploy --all failed: ") as caught:
+        services._deploy(dataclasses.replace(worker, environment={"A": "us", "CODE": "3"}), folder)
+    assert str(caught.value).endswith(f"{said} (see {folder.log('deploy')})")
+
+
+def test_what_comes_next_is_said_with_the_address_where_the_environment_leads_elsewhere(
+    tmp_path, plain, monkeypatch, capsys
+):
+    command = os.path.relpath(Path(sys.executable).with_name("prefect"))
+    planned = services.planned(tmp_path, 4300, 5100)
+    for name in (None, *services.AIMS):
+        with monkeypatch.context() as patch:
+            if name:
+                patch.setenv(name, "x")
+            services._tell(planned)
+        told = "PREFECT_API_URL=http://127.0.0.1:4300/api " if name else ""
+        assert capsys.readouterr().out.splitlines() == [
+            "",
+            "Prefect  http://127.0.0.1:4300",
+            "MLflow   http://127.0.0.1:5100",
+            f"next     {told}{command} deployment run distill/smoke --watch    (or distill/full)",
+        ]
+
+
+def test_the_command_of_the_services_hands_on_its_ports_and_its_mistakes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    for verb in ("up", "down"):
+        monkeypatch.setattr(services, verb, lambda *words, verb=verb: seen.append((verb, *words)))
+    assert services.main(["up"]) == services.main(["down"]) == 0
+    assert services.main(["up", "--mlflow-port", "7", "--prefect-port", "8"]) == 0
+    assert seen == [("up", tmp_path, 4200, 5000), ("down", tmp_path), ("up", tmp_path, 8, 7)]
+
+    def refuse(*_):
+        raise Mistake("http://me:s3same@h/ is down")
+
+    monkeypatch.setattr(services, "down", refuse)
+    assert services.main(["down"]) == 2
+    assert capsys.readouterr().err == "error: http://h/ is down\n"
+
+
+def test_what_is_deployed_is_the_flow_in_the_project_s_folder_on_the_worker_s_pool():
+    found = YAML(typ="safe").load((ROOT / "prefect.yaml").read_text())
+    assert found["name"] == distill.distill.name
+    (step,) = found["pull"]
+    assert step == {"prefect.deployments.steps.set_working_directory": {"directory": "{{ $DISTILL_ROOT }}"}}
+    full, smoke = ({key: one[key] for key in one if key != "description"} for one in found["deployments"])
+    shared = {"entrypoint": "flows/distill.py:distill", "work_pool": {"name": services.POOL}}
+    assert full == {"name": "full", **shared}
+    assert smoke == {"name": "smoke", "parameters": {"preset": "smoke"}, **shared}
+    assert (ROOT / "presets/smoke.yaml").is_file()
+
+
+def test_prefect_keeps_all_of_this_project_in_it_and_tells_nobody():
+    found = tomllib.loads((ROOT / "prefect.toml").read_text())
+    assert found["home"] == str(services.HOME)
+    assert found["profiles_path"] == str(services.HOME / "profiles.toml")
+    assert found["client"] == {"server_version_check_enabled": False}
+    assert found["server"] == {
+        "analytics_enabled": False,
+        "ephemeral": {"startup_timeout_seconds": 120},
+        "ui": {"show_promotional_content": False},
+    }
 
 
 # ---- with the real servers

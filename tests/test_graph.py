@@ -1,5 +1,6 @@
 """A dvc.yaml that is not what it was is refused in one line, before anything runs."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,42 @@ def test_a_stage_of_the_user_s_own_is_left_to_dvc(tmp_path, monkeypatch):
     (tmp_path / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text() + own)
     monkeypatch.chdir(tmp_path)
     graph.check()
+
+
+def test_the_code_of_a_stage_is_every_file_of_it_and_of_its_method_and_nothing_else(tmp_path, monkeypatch):
+    """What is trained with other code is not gone on with."""
+    monkeypatch.chdir(tmp_path)
+    deps = ["a.py", "b.py", "m/${item.method}.py", "data.txt", "artifacts/x"]
+    stages = {"distill": {"foreach": "x", "do": {"cmd": "x", "deps": deps}}, "shard": {"cmd": "x", "deps": ["c.py"]}}
+    (tmp_path / "dvc.yaml").write_text(json.dumps({"stages": stages}))
+    (tmp_path / "m").mkdir()
+    for number, name in enumerate(("a.py", "b.py", "c.py", "m/one.py", "m/two.py", "data.txt")):
+        (tmp_path / name).write_text(f"{number}")
+    first = graph.code_digest("distill", "one")
+    assert first != graph.code_digest("distill", "two") != graph.code_digest("shard")
+    for name, counts in (("a.py", 1), ("b.py", 1), ("m/one.py", 1), ("m/two.py", 0), ("c.py", 0), ("data.txt", 0)):
+        before = (tmp_path / name).read_text()
+        (tmp_path / name).write_text("another")
+        assert (graph.code_digest("distill", "one") != first) == bool(counts), name
+        (tmp_path / name).write_text(before)
+    (tmp_path / "a.py").write_text("1")
+    (tmp_path / "b.py").write_text("0")
+    assert graph.code_digest("distill", "one") != first  # each under its own name
+    (tmp_path / "m/one.py").unlink()
+    with pytest.raises(Mistake, match=r"distill depends on m/one\.py, which is not there"):
+        graph.code_digest("distill", "one")
+
+
+@pytest.mark.parametrize("kind", ["outs", "metrics", "plots"])
+def test_what_a_stage_makes_of_any_kind_another_may_depend_on(tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text("a: {b: {c: 1}}\n")
+    one = {"cmd": "x", "deps": [], kind: [{"made/one": {"cache": False}}, "made/other"]}
+    stages = {"one": one, "two": {"cmd": "x", "deps": ["made/one", "made"], "params": ["a.b.c", {"more.yaml": ["z"]}]}}
+    (tmp_path / "dvc.yaml").write_text(json.dumps({"stages": stages}))
+    graph.check()
+    for key, value in (("deps", ["mad"]), ("params", ["a.b.d"]), ("params", ["a.b.c.d"]), ("params", ["b"])):
+        changed = {**stages, "two": {**stages["two"], key: value}}
+        (tmp_path / "dvc.yaml").write_text(json.dumps({"stages": changed}))
+        with pytest.raises(Mistake, match=f"two depends on {value[0]}, which is not "):
+            graph.check()

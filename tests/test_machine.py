@@ -420,3 +420,155 @@ def test_what_a_killed_dvc_had_half_made_is_removed_and_nothing_else(workspace):
     dvc_files.mend()
     assert not any(map(os.path.lexists, (trial, link, copy, note.parent, dvc_files.RUNS / "0b/0bcd")))
     assert all(path.exists() for path in (*kept, workspace / f"made/.{'d' * 22}.tmp"))
+
+
+# ------------------------------------------------------------------------------- who is at work
+
+
+def held(write: dict | None = None, read: dict | None = None) -> None:
+    dvc_files.HOLDERS.write_text(json.dumps({"write": write or {}, "read": read or {}}))
+
+
+def test_a_process_that_nobody_has_waited_for_and_another_user_s_are_told_apart(workspace, monkeypatch):
+    """The first is dead, though the kernel still lists it; of the second nothing can be known but that it lives."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    process = psutil.Process(ended.pid)
+    while process.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    held({"a": {"pid": ended.pid, "cmd": ""}})
+    dvc_files.mend()
+    assert json.loads(dvc_files.HOLDERS.read_text())["write"] == {}
+    ended.wait()
+
+    def refuse(self):
+        raise psutil.AccessDenied(self.pid)
+
+    monkeypatch.setattr(psutil.Process, "cmdline", refuse)
+    other = {"pid": os.getpid(), "cmd": "dvc repro"}
+    held({"a": other}, {"b": [other]})
+    dvc_files.mend()
+    assert json.loads(dvc_files.HOLDERS.read_text()) == {"write": {"a": other}, "read": {"b": [other]}}
+    assert dvc_files.who(os.getpid()) == f"process {os.getpid()}"
+
+
+def test_one_that_only_reads_is_waited_for_too_and_looked_at_again(workspace, monkeypatch):
+    held(read={"a": [HERE]})
+    with pytest.raises(Mistake, match=f"process {os.getpid()} "):
+        dvc_files.wait_for_others(0)
+    slept = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        held(read={"a": [{"pid": DEAD, "cmd": "dvc"}]})  # it has ended, and DVC did not take it out
+
+    monkeypatch.setattr(dvc_files.time, "sleep", sleep)
+    dvc_files.wait_for_others(1000)
+    assert len(slept) == 1
+    assert 0 < slept[0] < 1
+    dvc_files.HOLDERS.unlink()
+    dvc_files.wait_for_others(0)
+
+
+def test_others_have_a_quarter_of_a_minute_to_end(workspace, monkeypatch):
+    held({"a": HERE})
+    clock = iter([0.0, 14.0, 15.0, 15.1])
+    monkeypatch.setattr(dvc_files.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(dvc_files.time, "sleep", lambda seconds: None)
+    with pytest.raises(Mistake, match="DVC is at work in this folder"):
+        dvc_files.wait_for_others()
+    assert next(clock, None) is None
+
+
+def test_a_run_begins_where_dvc_has_kept_nothing_yet_and_names_the_holder_of_its_own_lock(workspace, monkeypatch):
+    (workspace / ".dvc/tmp").rmdir()
+    with alone.alone():
+        inode = alone.LOCK.stat().st_ino
+    table = "\n".join(
+        [
+            f"1: POSIX  ADVISORY  WRITE 11 00:2f:{inode} 0 EOF",
+            f"2: FLOCK  ADVISORY  WRITE 22 00:2f:{inode + 1} 0 EOF",
+            f"3: FLOCK  ADVISORY  WRITE 33 00:2f:{inode} 0 EOF",
+            f"4: FLOCK  ADVISORY  WRITE 44 00:2f:{inode} 0 EOF",
+        ]
+    )
+    monkeypatch.setattr(dvc_files, "who", lambda pid: f"number {pid}")
+    monkeypatch.setattr(alone.Path, "read_text", lambda self: table)
+    assert alone._holder() == "number 33"
+    monkeypatch.setattr(alone.Path, "read_text", lambda self: table.replace("3: FLOCK", "3: LEASE").partition("4:")[0])
+    assert alone._holder() == "process unknown"
+    monkeypatch.setattr(alone.Path, "read_text", lambda self: full())
+    assert alone._holder() == "process unknown"
+
+
+# ------------------------------------------------------------------------------- what a whole dvc.lock is
+
+
+PART = {"path": "a", "hash": "md5", "md5": "0" * 32, "size": 1, "nfiles": 2}
+STAGE = {"cmd": "x", "deps": [PART], "outs": [PART], "params": {"params.yaml": {"seed": 0}}}
+
+
+def locked(**stage: object) -> bool:
+    """Whether a dvc.lock with this stage beside a whole one is whole, too."""
+    content = {"schema": "2.0", "stages": {"whole": STAGE, "s": {**STAGE, **stage}}}
+    dvc_files.LOCK.write_text(json.dumps(content))
+    return dvc_files.read(dvc_files.LOCK) == content["stages"]
+
+
+def test_every_part_of_a_dvc_lock_is_looked_at(workspace):
+    assert locked()
+    assert locked(cmd=["a", "b"])
+    assert locked(deps=[], params={})
+    for wrong in ({"cmd": None}, {"cmd": 3}, {"params": []}, {"params": {"p": None}}, {"deps": {}}, {"outs": None}):
+        assert not locked(**wrong), wrong
+    for key in ("deps", "outs"):
+        assert not locked(**{key: ["a"]})
+        assert not locked(**{key: [PART, {"md5": "0"}]})
+        for name, value in (("path", 1), ("md5", 5), ("hash", None), ("size", "1"), ("nfiles", "2")):
+            assert not locked(**{key: [PART, {**PART, name: value}]}), (key, name)
+    for content in ({"stages": {"s": STAGE}}, {"schema": "2.0"}, {"schema": "2.0", "stages": []}, []):
+        dvc_files.LOCK.write_text(json.dumps(content))
+        assert dvc_files.read(dvc_files.LOCK) is None, content
+    dvc_files.LOCK.write_text(json.dumps({"schema": "2.0", "stages": {"s": None}}))
+    assert dvc_files.read(dvc_files.LOCK) is None
+
+
+def test_a_copy_of_dvc_lock_is_written_only_when_it_is_another(workspace):
+    dvc_files.LOCK.write_text(WHOLE)
+    dvc_files.keep()
+    before = dvc_files.KEPT.stat()
+    dvc_files.keep()
+    assert dvc_files.KEPT.stat() == before
+    assert not dvc_files.DAMAGED.exists()
+
+
+def test_a_damaged_dvc_lock_is_set_aside_for_whoever_wants_to_see_it(workspace):
+    dvc_files.LOCK.write_text(WHOLE)
+    dvc_files.keep()
+    dvc_files.LOCK.write_text("half of")
+    dvc_files.mend()
+    assert (dvc_files.LOCK.read_text(), dvc_files.DAMAGED.read_text()) == (WHOLE, "half of")
+
+
+@pytest.mark.parametrize("what", ["a link to nothing", "a folder", "a file"])
+def test_whatever_stands_where_an_output_was_stays(what, workspace):
+    knows_student()
+    path = paths.CURVES / "cd.csv"
+    path.parent.mkdir(parents=True)
+    if what == "a folder":
+        path.mkdir()
+    elif what == "a file":
+        path.touch()
+    else:
+        path.symlink_to("nowhere")
+    before = path.lstat()
+    assert dvc_files.put_back("distill@cd") == [paths.CHECKPOINTS / "cd"]
+    assert path.lstat().st_ino == before.st_ino
+
+
+def test_only_the_failed_stage_s_own_outputs_come_back(workspace):
+    knows_student()
+    assert dvc_files.put_back("distill@ce") == dvc_files.put_back("teacher") == []
+    assert dvc_files.put_back("distill@cd") == [paths.CHECKPOINTS / "cd", paths.CURVES / "cd.csv"]
+    assert (paths.CHECKPOINTS / "cd/card.json").read_text() == "card.json"
+    dvc_files.LOCK.unlink()
+    assert dvc_files.put_back("distill@cd") == []

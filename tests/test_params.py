@@ -5,7 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from diffcore import disk
+from diffcore.clipping import Threshold
+from diffcore.deepcache import Config as CacheConfig
 from diffcore.mistake import Mistake
+from diffcore.recipe import Recipe
+from diffcore.skip_tuning import Config as SkipConfig
 from diffcore.trajectory import even
 from tasks import evaluate, params, strict_yaml, workspace
 
@@ -36,6 +41,12 @@ def test_the_shipped_file_is_in_order(tmp_path):
     assert params.grid_of("pd4", found.distill) == even(4)
     assert params.grid_of("cd", found.distill) is None
     assert found.distill["pd4"].fit.iterations > found.distill["pd8"].fit.iterations  # the last rounds are longer
+
+
+def test_the_shipped_numbers_are_those_of_the_readme_s_picture():
+    """Any of them may be changed; then run the pipeline, make docs/frontier.png and what README.md says of it anew, and write
+    the new digest here."""
+    assert disk.digest(params.load_yaml(ROOT / "params.yaml")).startswith("66eec6fb2c6e91a6")
 
 
 @pytest.mark.parametrize("preset", sorted(path.stem for path in (ROOT / "presets").glob("*.yaml")))
@@ -349,3 +360,252 @@ def test_every_package_is_installed():
         for path in (ROOT / top).rglob("__init__.py")
     }
     assert set(listed) == there
+
+
+# ------------------------------------------------------------------------------- each refusal by itself
+
+WAY = {"sampler": "ddim", "trajectory": "even", "steps": [8]}
+LOOKS = {"images": 10, "seed": 0, "batch": 1, "likelihood": None, "teacher": [None], "anytime": [], "students": {}}
+NAMES = {"experiment": "e", "model": "m", "tolerance": 1.0}
+SEARCH = {"estimator": "norm", "most": 1, "repair": True, "decoder": True, "fitted": None}
+
+REFUSED = {
+    "own steps and others": (params.Way, {**WAY, "trajectory": "own"}, "has steps of its own"),
+    "own times and others": (params.Way, {"sampler": "ddim", "trajectory": ["own", "even"]}, "has steps of its own"),
+    "no step": (params.Way, {**WAY, "steps": [8, 0]}, "at least 1"),
+    "a cache of an adaptive sampler": (params.Way, {**WAY, "sampler": "rk45", "deepcache": CacheConfig(2)}, "deepcache"),
+    "a class without a name": (params.Way, {**WAY, "guidance": 1.0, "negative": ""}, "negative must be"),
+    "a class of 65 letters": (params.Way, {**WAY, "guidance": 1.0, "negative": "n" * 65}, "negative must be"),
+    "two limits": (params.Way, {**WAY, "clip": 1.0, "threshold": Threshold()}, "give one of them"),
+    "a limit of nothing": (params.Way, {**WAY, "clip": 0.0}, "clip must be"),
+    "less than no images": (params.Likelihood, {"images": -1, "probes": 1, "seed": 0}, "images must not"),
+    "no probe": (params.Likelihood, {"images": 0, "probes": 0, "seed": 0}, "probes at least 1"),
+    "nine images": (params.Evaluate, {**LOOKS, "images": 9}, "images must be at least 10"),
+    "an empty batch": (params.Evaluate, {**LOOKS, "batch": 0}, "batch at least 1"),
+    "nothing to compare with": (params.Evaluate, {**LOOKS, "teacher": []}, "at least one way"),
+    "better than the best": (params.Publish, {**NAMES, "tolerance": 0.99}, "tolerance must be at least 1"),
+    "a model with a blank before it": (params.Publish, {**NAMES, "model": " m"}, "model must be a name"),
+    "an experiment with one after it": (params.Publish, {**NAMES, "experiment": "e "}, "experiment must be a name"),
+    "a model of 201 letters": (params.Publish, {**NAMES, "model": "m" * 201}, "model must be a name"),
+    "a model that is a dot": (params.Publish, {**NAMES, "model": "."}, "without / and :"),
+    "no folder": (params.Adopt, {"folder": " "}, "folder must be"),
+    "no search": (params.Search, {**SEARCH, "most": 0}, "most must be at least 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_each_part_refuses_what_it_cannot_be(case):
+    kind, given, words = REFUSED[case]
+    with pytest.raises(ValueError, match=re.escape(words)):
+        kind(**given)
+
+
+def test_what_is_just_within_its_limits_is_taken():
+    params.Way(**{**WAY, "steps": [1], "guidance": 0.0, "negative": "n" * 64, "clip": False})
+    params.Way("ddim", "own")
+    params.Way(**{**WAY, "sampler": "rk45", "steps": [1]})
+    params.Likelihood(0, 1, 0)
+    params.Evaluate(**LOOKS)
+    params.Publish(**{**NAMES, "experiment": "e/ f" * 50, "model": "m" * 200})
+    params.Search(**SEARCH)
+
+
+def test_a_sampler_that_needs_more_steps_refuses_fewer(monkeypatch):
+    monkeypatch.setattr(params.SOLVERS["heun"], "least", 3)
+    params.Way(**{**WAY, "sampler": "heun", "steps": [4, 3]})
+    with pytest.raises(ValueError, match="heun needs at least 3 steps, got 2"):
+        params.Way(**{**WAY, "sampler": "heun", "steps": [4, 2]})
+
+
+def test_a_way_is_tried_in_all_combinations_of_its_lists_each_with_all_that_it_says():
+    caches, skips, threshold = [CacheConfig(2), CacheConfig(3)], [None, SkipConfig(0.8)], Threshold(0.9, 2.0)
+    way = params.Way("ddpm", ["even", "karras"], [8], {}, caches, skips, [1.0, 2.0], "a", threshold=threshold)
+    assert way.trajectories == ["even", "karras"]
+    solver = params.SOLVERS["ddpm"]()
+    assert way.recipes() == [
+        Recipe(solver, cache, skip, weight, "a", None, threshold)
+        for cache in caches
+        for skip in skips
+        for weight in (1.0, 2.0)
+    ]
+    assert params.Way("analytic", "even", [8], {"eta": 0.5}, clip=0.5).recipes() == [
+        Recipe(params.SOLVERS["analytic"](eta=0.5), clip=0.5)
+    ]
+
+
+SHORT = {"iterations": 1, "batch": 8, "lr": 1e-3, "ema": 0.9}
+
+
+def student(**line) -> tuple:
+    """(the student of a line, its faults)."""
+    faults: list[str] = []
+    found = params._student("s", {"method": "progressive", "teacher": "t", "steps": 8, **SHORT, **line}, "s", faults)
+    return found, faults
+
+
+def test_all_that_a_line_says_is_its_students():
+    found, _ = student(guidance=[1, 4], head="v", dropout=0.25, warmup=3, weight_decay=0.5)
+    method = params.methods.load("progressive")
+    fitting = params.fit.Config(**SHORT, warmup=3, weight_decay=0.5)
+    config = method.Config(steps=8)
+    assert found == params.Distill("s", "t", method, config, fitting, (1.0, 4.0), "v", 0.25)
+    assert student()[0] == params.Distill("s", "t", method, config, params.fit.Config(**SHORT), None, None, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("weights", "wanted"),
+    [(None, None), (0, (0.0, 0.0)), (2.5, (2.5, 2.5)), ([0, 3], (0.0, 3.0)), ([1.5, 2], (1.5, 2.0))],
+)
+def test_one_weight_of_guidance_or_a_range_of_them(weights, wanted):
+    found, faults = student(guidance=weights)
+    assert (found.guidance, faults) == (wanted, [])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("guidance", value) for value in (-1, True, "2", [], [1], [2, 2], [3, 1], [-1, 1], [1, 2, 3], [1, True], {})]
+    + [("dropout", value) for value in (-0.1, 1, 1.5, True, "0.1", None)]
+    + [("head", value) for value in ("x0", "both", "eps", 1, True)],
+)
+def test_a_line_s_own_numbers_are_within_their_limits(key, value):
+    found, faults = student(**{key: value})
+    assert found is None
+    (fault,) = faults
+    assert fault.startswith(f"s.{key}: must be ")
+
+
+@pytest.mark.parametrize("name", ["teacher", "real", "Pd", "1pd", "_pd", "p-d", "p" * 65, "p.d", ""])
+def test_a_name_that_files_and_tables_cannot_have_is_no_student(name):
+    faults: list[str] = []
+    assert params._distill({name: {"method": "progressive"}}, faults) == {}
+    (fault,) = faults
+    assert fault.startswith(f"distill.{name}: a student's name must be")
+
+
+def test_a_name_of_letters_and_digits_is_one():
+    line = {"method": "progressive", "teacher": "t", "steps": 8, **SHORT}
+    names = ["p", "p" * 64, "really", "teachers", "p_2"]
+    assert list(params._distill(dict.fromkeys(names, line), [])) == names
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"folder": "x", "iterations": 3, "lr": 0.1}, "teacher: give folder or the numbers of a training, not both; leave out iterations, lr"),
+        ({"foldr": "x"}, "teacher.folder: missing"),
+        ({"folder": ""}, "teacher: folder must be"),
+        ({}, "teacher.iterations: missing"),
+        (None, "teacher: "),
+        ("x", "teacher: "),
+    ],
+)  # fmt: skip
+def test_a_teacher_is_a_training_or_a_folder(given, words):
+    faults: list[str] = []
+    assert params._teacher(given, faults) is None
+    assert any(fault.startswith(words) for fault in faults), faults
+    assert params._teacher({"folder": "x"}, []) == params.Adopt("x")
+    assert params._teacher(SHORT, []) == params.fit.Config(**SHORT)
+
+
+def test_a_section_of_anchors_is_no_section_and_holds_what_a_file_may(tmp_path):
+    assert read(tmp_path, SHIPPED + "\nx-more: {anything: [1, {b: c}]}\n").distill
+    for odd, words in ((".nan", "must be a finite number"), ("1e30", "is beyond all use"), ("{1: 2}", "is no word")):
+        (fault,) = faults(tmp_path, (r"x-grids:", f"x-more: {{b: {odd}}}\nx-grids:"))
+        assert fault.startswith("x-more")
+        assert words in fault
+
+
+def line_of(method: str, teacher: str, **more) -> dict:
+    own = {"steps": more.pop("steps")} if "steps" in more else {}
+    needed = {"consistency": {"target_ema": 0.5, "steps": 16}}.get(method, {})
+    return {"method": method, "teacher": teacher, **SHORT, **needed, **own, **more}
+
+
+def students(**lines: dict) -> dict:
+    faults: list[str] = []
+    found = params._distill(lines, faults)
+    assert faults == []
+    return found
+
+
+def test_how_each_checkpoint_is_sampled():
+    """The teacher in all its ways; who jumps to images `anytime`; who knows velocities as the teacher's first way; who has
+    steps of its own on these; and who is named as is said there."""
+    found = students(
+        jumps=line_of("consistency", "teacher"),
+        knows=line_of("denoising", "teacher"),
+        halves=line_of("progressive", "teacher", steps=8),
+        leaps=line_of("distribution_matching", "teacher", steps=2),
+        named=line_of("consistency", "teacher"),
+    )
+    ways = [params.Way("ddim", "even", [steps]) for steps in (1, 2, 3, 4, 5)]
+    evaluate = params.Evaluate(10, 0, 1, None, ways[:2], ways[2:4], {"named": ways[4:]})
+    assert {name: params.ways_of(name, evaluate, found) for name in ("teacher", *found)} == {
+        "teacher": [("evaluate.teacher.0", ways[0]), ("evaluate.teacher.1", ways[1])],
+        "jumps": [("evaluate.anytime.0", ways[2]), ("evaluate.anytime.1", ways[3])],
+        "knows": [("evaluate.teacher.0", ways[0])],
+        "halves": [("distill.halves", params.Way("ddim", "own"))],
+        "leaps": [("distill.leaps", params.Way("renoise", "own"))],
+        "named": [("evaluate.students.named.0", ways[4])],
+    }
+    assert list(params._ways(evaluate)) == [
+        ("evaluate.teacher.0", "teacher", ways[0]),
+        ("evaluate.teacher.1", "teacher", ways[1]),
+        ("evaluate.anytime.0", "", ways[2]),
+        ("evaluate.anytime.1", "", ways[3]),
+        ("evaluate.students.named.0", "named", ways[4]),
+    ]
+
+
+def test_a_method_asks_about_who_teaches_and_not_about_where_its_network_starts():
+    lines = {
+        "pd16": line_of("progressive", "teacher", steps=16),
+        "jumps": line_of("consistency_training", "pd16"),
+        "pd8": line_of("progressive", "jumps", steps=8),
+    }
+    told: list[str] = []
+    params._chains(students(**lines), told)
+    assert told == []
+    params._chains(students(**{**lines, "pd8": line_of("progressive", "jumps", steps=5)}), told)
+    assert [fault.partition("; set")[0] for fault in told] == [
+        "distill.pd8: steps 5 needs a teacher of 10 steps or one valid at any time, but its teacher has 16"
+    ]
+
+
+def test_the_head_of_a_network_is_its_line_s_or_that_of_the_one_it_starts_from():
+    found = students(
+        first=line_of("denoising", "teacher", head="v"),
+        child=line_of("progressive", "first", steps=8),
+        own=line_of("progressive", "teacher", steps=8),
+    )
+    heads = {name: params.head_of(name, found, "x0") for name in ("teacher", *found)}
+    assert heads == {"teacher": "x0", "first": "v", "child": "v", "own": "x0"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ({"first": line_of("denoising", "teacher", head="v")}, []),
+        ({"first": line_of("denoising", "teacher")}, ["first"]),
+        ({"halves": line_of("progressive", "teacher", steps=8), "jumps": line_of("consistency", "teacher")}, []),
+        ({"leaps": line_of("distribution_matching", "teacher", head="v")}, ["leaps"]),  # whose teacher says x0
+        (
+            {"first": line_of("denoising", "teacher", head="v"), "leaps": line_of("distribution_matching", "first")},
+            [],
+        ),
+    ],
+)
+def test_who_asks_for_velocities_close_to_the_data_has_a_network_and_a_teacher_that_know_them(lines, told):
+    faults: list[str] = []
+    params._heads(students(**lines), "x0", faults)
+    assert [fault.partition(".method: ")[0] for fault in faults] == [f"distill.{name}" for name in told]
+    params._heads(students(**lines), "both", faults)
+    assert len(faults) == len(told)
+
+
+def test_as_many_steps_as_there_will_be_are_taken_and_one_more_is_not(tmp_path):
+    line = "gamma: {steps: 1000"
+    assert read(tmp_path, SHIPPED.replace(line, "gamma: {steps: 64")).search.most == 64
+    assert faults(tmp_path, (line, "gamma: {steps: 63")) == ["search.most: 64 is more than gamma.steps, 63; lower it"]
+    way = "    - {sampler: ddim, trajectory: searched, steps: [8, 4, 2]}"
+    assert read(tmp_path, SHIPPED.replace(way, way.replace("8, 4", "64, 4")))

@@ -123,3 +123,43 @@ def test_what_is_no_address_is_an_error(address):
 def test_the_command_line_tells_no_password(capsys):
     assert __main__._told("MLflow at http://me:s3same@h/ is down\nand out") == 2
     assert capsys.readouterr().err == "error: MLflow at http://h/ is down\nerror: and out\n"
+
+
+@pytest.mark.parametrize("owner", ["MLFLOW", "PREFECT", "DVC"])
+@pytest.mark.parametrize("kind", ["PASSWORD", "TOKEN", "SECRET", "API_KEY", "AUTH_STRING"])
+def test_every_variable_that_is_named_for_a_password_is_one(monkeypatch, owner, kind):
+    for name in (f"{owner}_{kind}", f"{owner}_SERVER_{kind}"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "s3same")
+            assert told("it is s3same") == "it is ***"
+            patch.setenv(name, "s3s4")
+            assert told("it is s3s4") == "it is ***"
+            patch.setenv(name, "s3s")  # part of too many words
+            assert told("it is s3s") == "it is s3s"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["signature", "X-Amz-Signature", "x-amz-credential", "client_secret", "access-key", "accesskey", "sig", "pass"],
+)
+def test_so_are_the_keys_of_clouds_in_an_address(name):
+    assert told(f"https://h/a?{name}=s3same&y=2;{name}=s3same#z") == f"https://h/a?{name}=***&y=2;{name}=***#z"
+
+
+def test_a_name_and_its_password_are_not_told_as_a_header_carries_them(monkeypatch):
+    carried = base64.b64encode(b"me:s3same").decode()
+    for found in (
+        {"MLFLOW_TRACKING_USERNAME": "me", "MLFLOW_TRACKING_PASSWORD": "s3same"},
+        {"PREFECT_API_AUTH_STRING": "me:s3same"},
+    ):
+        with monkeypatch.context() as patch:
+            for name, value in found.items():
+                patch.setenv(name, value)
+            assert told(f"sent {carried}, s3same for me") == "sent ***, *** for me"
+
+
+def test_an_address_that_nobody_can_listen_at_is_none():
+    for address in ("http://h:0", "ftp://h", "h:80", ""):
+        with pytest.raises(ValueError, match="it must be http://HOST"):
+            parted(address)
+    assert parted("https://h:1/a?b#c") == ("https://h:1/a?b#c", "", "")

@@ -1,10 +1,14 @@
 """Odd surroundings are one line, or work: the script `stage`, the command line, and what accelerate finds."""
 
+import ctypes
+import importlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +16,8 @@ import torch
 from diffcore import fit
 from diffcore.mistake import Mistake
 from tasks import __main__ as command
-from tasks import params, surroundings
+from tasks import lifeline, params, surroundings, train
+from tasks.lifeline import die_with_parent
 
 ROOT = Path(__file__).parent.parent
 
@@ -87,8 +92,6 @@ def main(capsys, *words: str) -> tuple[int, str]:
 
 @pytest.fixture(autouse=True)
 def unattached(monkeypatch):
-    from tasks import lifeline
-
     monkeypatch.setattr(lifeline, "die_with_parent", lambda: None)
 
 
@@ -166,6 +169,142 @@ def test_a_reader_that_goes_away_is_no_fault():
 def test_without_any_output_it_ends_as_well(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     assert command._end(3) == 3
+
+
+COMMANDS = {
+    "shard": ("shard.shard", [], 0),
+    "features": ("features.train", [], 0),
+    "teacher": ("train.teacher", [], 0),
+    "distill pd4": ("train.distill", ["pd4"], 0),
+    "gamma": ("gamma.estimate", [], 0),
+    "search": ("search.find", [], 0),
+    "evaluate": ("evaluate.evaluate", [], 0),
+    "publish": ("publish.publish", [], 0),
+}
+
+
+@pytest.fixture
+def order(monkeypatch) -> list:
+    """What happens, in its order: each part of the command line with what it was given."""
+    seen = []
+
+    def note(place: str, answer=None) -> None:
+        module, name = place.split(".")
+        holder = importlib.import_module(f"tasks.{module}")
+        monkeypatch.setattr(holder, name, lambda *given: seen.append((place, *given)) or answer)
+
+    for place in ("surroundings.check", "lifeline.die_with_parent", "graph.check", "report.report", "workspace.make"):
+        note(place)
+    for place in ("dvc_files.keep", "dvc_files.mend", *(place for place, _, _ in COMMANDS.values()), "adopt.teacher"):
+        note(place)
+    note("dvc_files.put_back", [])
+    note("report.run", 7)
+    note("params.read", PARAMS)
+    return seen
+
+
+PARAMS = SimpleNamespace(teacher=None, distill={"pd4": None})
+BEGINS = [("surroundings.check",), ("lifeline.die_with_parent",)]
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_a_stage_keeps_dvc_s_files_and_gets_the_parameters(order, words):
+    place, more, code = COMMANDS[words]
+    assert command.main(words.split()) == code
+    assert order == [*BEGINS, ("dvc_files.keep",), ("params.read",), (place, PARAMS, *more)]
+
+
+def test_a_teacher_in_a_folder_is_adopted_and_not_trained(order, monkeypatch):
+    adopted = SimpleNamespace(teacher=params.Adopt("there"))
+    monkeypatch.setattr(params, "read", lambda: adopted)
+    assert command.main(["teacher"]) == 0
+    assert order[-1] == ("adopt.teacher", adopted)
+
+
+def test_the_other_commands_check_first_and_hand_on_what_they_were_given(order, capsys):
+    wanted = {
+        "check": ([("params.read",), ("graph.check",), ("dvc_files.mend",)], 0),
+        "run": ([("graph.check",), ("report.run",)], 7),
+        "report": ([("report.report",)], 0),
+        "workspace w": ([("workspace.make", Path("w"), None, [])], 0),
+        "workspace w --preset smoke --set a.b=1 --set c=2": (
+            [("workspace.make", Path("w"), "smoke", ["a.b=1", "c=2"])],
+            0,
+        ),
+    }
+    for words, (then, code) in wanted.items():
+        order.clear()
+        assert command.main(words.split()) == code
+        assert order == [*BEGINS, *then]
+    assert capsys.readouterr().out.splitlines()[0] == "params.yaml: 1 students (pd4); all sections are in order"
+
+
+@pytest.mark.parametrize("words", ["teacher", "distill pd4"])
+def test_a_stopped_training_ends_with_143_and_what_it_had_is_put_back(order, words, monkeypatch):
+    """What starts it again goes by the code."""
+
+    def stopped(*_):
+        raise fit.Stopped("stopped at step 3")
+
+    for name in ("teacher", "distill"):
+        monkeypatch.setattr(train, name, stopped)
+    assert command.main(words.split()) == 143
+    assert order[-1] == ("dvc_files.put_back", words.replace(" ", "@"))
+
+
+def test_no_command_or_an_unknown_one_is_told_how_to_ask(order, capsys):
+    for words in ([], ["shart"], ["distill"], ["shard", "more"], ["workspace"]):
+        with pytest.raises(SystemExit) as caught:
+            command.main(words)
+        assert caught.value.code == 2
+        assert "usage: python -m tasks" in capsys.readouterr().err
+    assert ("dvc_files.keep",) not in order
+
+
+def test_a_stage_waits_idly_for_the_others_on_its_cores():
+    read = "import os, sys; import tasks.__main__; print(os.environ['OMP_WAIT_POLICY'])"
+    for given, wanted in (({}, "PASSIVE\n"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE\n")):
+        done = subprocess.run([sys.executable, "-c", read], cwd=ROOT, env=given, capture_output=True, text=True)
+        assert done.stdout == wanted, done.stderr
+
+
+# ------------------------------------------------------------------------------- ends with its starter
+
+
+@pytest.mark.parametrize(("parents", "struck"), [((7, 7), False), ((7, 1), True)], ids=["lives", "ended meanwhile"])
+def test_the_kernel_is_asked_for_sigterm_at_the_parents_end(monkeypatch, parents, struck):
+    """With which a training saves its state, unlike with any other signal; a parent that ended first sends none."""
+    asked, sent, left = [], [], list(parents)
+    kernel = SimpleNamespace(prctl=lambda *words: asked.append(words))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: kernel)
+    monkeypatch.setattr(os, "getppid", lambda: left.pop(0))
+    monkeypatch.setattr(os, "kill", lambda *words: sent.append(words))
+    die_with_parent()
+    assert asked == [(1, signal.SIGTERM)]  # PR_SET_PDEATHSIG
+    assert sent == ([(os.getpid(), signal.SIGTERM)] if struck else [])
+
+
+@pytest.mark.parametrize("error", [OSError, AttributeError])
+def test_where_the_kernel_cannot_be_asked_nothing_happens(monkeypatch, error):
+    def none(name):
+        raise error
+
+    monkeypatch.setattr(ctypes, "CDLL", none)
+    monkeypatch.setattr(os, "kill", lambda *words: pytest.fail("killed"))
+    assert die_with_parent() is None
+
+
+def test_sigterm_and_no_other_signal_asks_a_training_to_stop():
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        stop = lifeline.StopFlag()
+        assert not stop()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        signal.raise_signal(signal.SIGTERM)
+        assert stop()
+        assert stop()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 # ------------------------------------------------------------------------------- accelerate

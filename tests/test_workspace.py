@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -442,3 +443,208 @@ def test_a_workspace_made_again_has_new_code_and_old_artifacts(tmp_path, monkeyp
     assert (target / "artifacts/kept.txt").exists()
     assert (target / "diffcore/angle.py").read_text() == (ROOT / "diffcore/angle.py").read_text()
     assert params.read(target / "params.yaml").data.source == "digits"
+
+
+# ------------------------------------------------------------------------------- what is laid over what
+
+
+BASE = {
+    "seed": 0,
+    "teacher": {"iterations": 1, "lr": 0.1},
+    "distill": {"a": {"lr": 1, "steps": 2}, "b": {"lr": 3}},
+    "evaluate": {"images": 10, "students": {}},
+    "network": {"channels": [8, 16]},
+}
+
+
+def over(*changes: dict) -> dict:
+    found = json.loads(json.dumps(BASE))
+    for change in changes:
+        workspace._merge(found, change, "x")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "wanted"),
+    [
+        ({"seed": 3}, "seed", 3),
+        ({"network": {"channels": [4]}}, "network", {"channels": [4]}),
+        ({"teacher": {"lr": 2}}, "teacher", {"iterations": 1, "lr": 2}),
+        ({"teacher": {"folder": "x"}}, "teacher", {"folder": "x"}),
+        ({"distill": {"a": {"lr": 7}}}, "distill", {"a": {"lr": 7, "steps": 2}, "b": {"lr": 3}}),
+        ({"distill": {"a": {"lr": 7, "steps": 1}}}, "distill", {"a": {"lr": 7, "steps": 1}}),
+        ({"distill": {"c": {"lr": 7}}}, "distill", {"c": {"lr": 7}}),
+        ({"evaluate": {"students": {"a": [1]}}}, "evaluate", {"images": 10, "students": {"a": [1]}}),
+    ],
+)
+def test_a_change_is_merged_or_takes_the_place_of_what_was(change, key, wanted):
+    assert over(change) == {**BASE, key: wanted}
+
+
+def test_what_a_preset_adds_must_be_there_already():
+    for change, path in (
+        ({"sed": 1}, "sed"),
+        ({"evaluate": {"imags": 1}}, "evaluate.imags"),
+        ({"network": {"a": {"b": 1}}}, "network.a"),
+        ({"distill": {"a": {"head": "v"}}}, "distill.a.head"),
+    ):
+        with pytest.raises(Mistake, match=f"^x: params.yaml has no {path}$"):
+            over(change)
+
+
+def test_changes_lie_over_the_preset_and_that_over_the_parameters(repository):
+    lay(repository, {"params.yaml": "seed: 0\na: 0\nb: 0\nc: 0\n", "presets/tiny.yaml": "a: 1\nb: 1\n"})
+    assert workspace.merged(None, []) == {"seed": 0, "a": 0, "b": 0, "c": 0}
+    assert workspace.merged("tiny", ["b=2", "c=3", "c=4"]) == {"seed": 0, "a": 1, "b": 2, "c": 4}
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("a=1", {"a": 1}),
+        ("a.b.c=[1e-4, on]", {"a": {"b": {"c": [1e-4, "on"]}}}),
+        ("a.b=x=y", {"a": {"b": "x=y"}}),
+        ("a=", {"a": None}),
+    ],
+)
+def test_a_change_on_the_command_line_is_in_yaml(text, wanted):
+    assert workspace._change(text) == wanted
+
+
+# ------------------------------------------------------------------------------- what lies in it
+
+
+def test_a_workspace_holds_the_code_as_it_is_its_own_parameters_and_this_environment(repository, tmp_path, monkeypatch):
+    real = tmp_path / "real"
+    real.mkdir()
+    (tmp_path / "venv").symlink_to(real)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "venv"))
+    lay(repository, {"tasks/__pycache__/train.pyc": "compiled", "tasks/notes/more.txt": "x", "docs/x.md": "x"})
+    (repository / "tasks/train.py").chmod(0o755)
+    before = os.umask(0o077)
+    try:
+        workspace.make(tmp_path / "w", "tiny", [])
+    finally:
+        os.umask(before)
+    listed = set(inventory._read(tmp_path / "w"))
+    code = {name for name in CODE if name.startswith(("diffcore", "tasks"))}
+    assert listed == {*code, "tasks/notes/more.txt", "dvc.yaml", ".dvcignore", "stage", "params.yaml", ".venv"}
+    assert (tmp_path / "w/params.yaml").read_text() == "seed: 1\n"
+    assert os.readlink(tmp_path / "w/.venv") == str(real)
+    modes = {name: (tmp_path / "w" / name).stat().st_mode & 0o777 for name in ("stage", "tasks/train.py", "dvc.yaml")}
+    assert modes == {"stage": 0o755, "tasks/train.py": 0o755, "dvc.yaml": 0o644}
+    assert (tmp_path / "w/artifacts").is_dir()
+
+
+def test_dvc_starts_without_git_with_this_project_s_settings_and_in_its_own_place(repository, tmp_path, monkeypatch):
+    seen = []
+
+    def dvc(place: Path, surroundings: dict[str, str], *words: str) -> None:
+        (place / ".dvc").mkdir(exist_ok=True)
+        settings = (place / ".dvc/config").read_text() if words[0] == "config" else ""
+        seen.append((place, surroundings, words, settings))
+
+    monkeypatch.setattr(workspace, "_dvc", dvc)
+    monkeypatch.delenv("DVC_SITE_CACHE_DIR", raising=False)
+    made(tmp_path / "w")
+    assert [words for _, _, words, _ in seen] == [("init", "--no-scm", "--quiet"), ("config", "core.no_scm", "true")]
+    assert seen[1][3] == CODE[".dvc/config"]
+    for place, surroundings, _, _ in seen:
+        assert place.parent == tmp_path / "w"  # beside its place: none is half made
+        assert surroundings == {**os.environ, "DVC_SITE_CACHE_DIR": str(tmp_path / "w/.dvc-site-cache")}
+    assert (tmp_path / "w/.dvc-site-cache/repo").is_dir()
+    seen.clear()
+    made(tmp_path / "w")
+    assert seen == []
+
+
+def test_dvc_is_this_python_s_in_that_folder(tmp_path, monkeypatch):
+    program = tmp_path / "python"
+    program.write_text('#!/bin/sh\necho "$PWD $* $A" > "$OUT"\nexit ${CODE:-0}\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    workspace._dvc(tmp_path, {"A": "us", "OUT": str(tmp_path / "out")}, "init", "-q")
+    assert (tmp_path / "out").read_text() == f"{tmp_path} -m dvc init -q us\n"
+    with pytest.raises(Mistake, match=rf"^dvc init failed in {tmp_path}: it said nothing$"):
+        workspace._dvc(tmp_path, {"OUT": str(tmp_path / "out"), "CODE": "3"}, "init")
+
+
+@pytest.mark.parametrize("name", [*workspace.OWN, ".git", ".venv", ".dvc", ".services", ".other"])
+def test_no_folder_of_the_repository_is_one(repository, name):
+    for target in (Path(name), Path(name, "more")):
+        with pytest.raises(Mistake, match=f"lies in {re.escape(name)}, which belongs to the repository"):
+            made(target)
+    assert {"diffcore", "tasks", "flows", "tests", "bench", "docs", "presets", "artifacts", "mlruns"} == {
+        *workspace.OWN
+    }
+
+
+def test_beside_its_own_folders_the_repository_has_room_for_workspaces(repository):
+    for place in (".workspaces/smoke", "trial", "more/trial"):
+        assert (made(repository / place) / "stage").is_file()
+
+
+@pytest.mark.parametrize("name", ["diffcore", "tasks", "dvc.yaml", ".dvcignore", "stage", ".dvc/config"])
+def test_whatever_is_missing_of_the_code_is_named(repository, tmp_path, name):
+    path = repository / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(Mistake, match=rf"^{re.escape(name)} is missing; run from the folder"):
+        made(tmp_path / "w")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"files": []}', '{"files": {"a": 1}}', '{"files": {"a": [1]}}', '{"files": {"a": [null]}}']
+    + [json.dumps({"files": {name: ["x"]}}) for name in ("/etc/passwd", "../a", "a/../../b", "", ".")]
+    + ["[" * 100_000],
+)
+def test_an_inventory_that_is_none_touches_nothing(repository, tmp_path, content):
+    lay(tmp_path, {"w/mine": "mine", f"w/{inventory.NAME}": content})
+    before = everything(tmp_path)
+    with pytest.raises(Mistake, match="is damaged, so what in this folder is whose cannot be told"):
+        made(tmp_path / "w")
+    assert everything(tmp_path) == before
+
+
+def test_an_inventory_that_is_a_link_or_a_folder_is_none(repository, tmp_path):
+    good = made(tmp_path / "w") / inventory.NAME
+    good.rename(tmp_path / "list")
+    good.symlink_to(tmp_path / "list")
+    with pytest.raises(Mistake, match="is damaged"):
+        made(tmp_path / "w")
+    good.unlink()
+    good.mkdir()
+    with pytest.raises(Mistake, match="is damaged"):
+        made(tmp_path / "w")
+
+
+def test_a_refusal_names_some_files_and_counts_the_rest(repository, tmp_path):
+    for count, said in (
+        (3, "f0, f1, f2 and was"),
+        (4, "f0, f1, f2 and 1 more and was"),
+        (6, "f0, f1, f2 and 3 more and"),
+    ):
+        lay(tmp_path / f"w{count}", {f"f{k}": "" for k in range(count)})
+        with pytest.raises(Mistake, match=f"holds {said}"):
+            made(tmp_path / f"w{count}")
+
+
+def test_what_a_killed_command_left_is_removed_and_what_a_link_of_that_name_leads_to_is_not(repository, tmp_path):
+    target = made(tmp_path / "w")
+    lay(tmp_path, {"mine/x": "mine"})
+    (target / f"{inventory.NAME}.link").symlink_to(tmp_path / "mine")
+    lay(target, {f"{inventory.NAME}.scratch/.dvc/config": "x", f".{inventory.NAME}.1.tmp": "x"})
+    lay(repository, {"diffcore/angle.py": "newest"})
+    made(target)
+    assert (tmp_path / "mine/x").read_text() == "mine"
+    assert [path.name for path in target.iterdir() if inventory.NAME in path.name] == [inventory.NAME]
+
+
+def test_what_is_wanted_no_more_goes_and_its_empty_folder_too(repository, tmp_path):
+    lay(repository, {"tasks/old/one.py": "", "tasks/both/one.py": ""})
+    lay(made(tmp_path / "w"), {"tasks/both/mine.py": "mine"})
+    for name in ("tasks/old", "tasks/both"):
+        shutil.rmtree(repository / name)
+    made(tmp_path / "w")
+    assert not (tmp_path / "w/tasks/old").exists()
+    assert everything(tmp_path / "w/tasks/both") == {"mine.py": "mine"}
