@@ -738,7 +738,7 @@ def test_sides_are_height_then_width_and_channels_three_where_nothing_is_said(tm
     assert adopt.adopt(tmp_path / "rgb").image == (3, 8, 8)
     for size in ("8", [8], [8, 8, 8], [8, "8"], True):
         changed(tmp_path / "rgb", CONFIG, sample_size=size)
-        with pytest.raises(Mistake, match=r"sample_size must be a side in pixels or \[height, width\]"):
+        with pytest.raises(Mistake, match="sample_size"):
             adopt.adopt(tmp_path / "rgb")
 
 
