@@ -136,7 +136,7 @@ def starts(folder: Path) -> list[str]:
     return [line.split()[0] for line in log.read_text().splitlines()] if log.exists() else []
 
 
-def until(true, seconds: float = 10.0) -> bool:
+def until(true, seconds: float = 60.0) -> bool:
     limit = time.monotonic() + seconds
     while not (found := true()) and time.monotonic() < limit:
         time.sleep(0.05)

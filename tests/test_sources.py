@@ -386,7 +386,11 @@ def test_an_array_with_transparency_lies_on_white_and_one_of_two_axes_is_grey():
     [
         ({"json": b'{"label": 1, "cls": 2}'}, [1, 1]),
         ({"json": b'{"cls": 2}'}, [2, 2]),
+        ({"json": b'{"label": 0}'}, [0, 0]),
+        ({"json": b'{"label": 0, "cls": 2}'}, [0, 0]),
+        ({"json": b'{"cls": 0}'}, [0, 0]),
         ({"json": b"3"}, [3, 3]),
+        ({"json": b"0"}, [0, 0]),
         ({"json": b"null"}, [None, None]),
         ({"json": b'{"name": "x"}'}, [None, None]),
         ({}, [None, None]),
