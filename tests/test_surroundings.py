@@ -252,6 +252,26 @@ def test_a_stopped_training_ends_with_143_and_what_it_had_is_put_back(order, wor
     assert order[-1] == ("dvc_files.put_back", words.replace(" ", "@"))
 
 
+@pytest.mark.parametrize("words", COMMANDS)
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [(Mistake("no"), 2), (OSError(28, "full"), 2), (KeyboardInterrupt(), 130), (ZeroDivisionError(), None)],
+)
+def test_however_a_stage_fails_what_it_had_is_put_back(order, words, end, code, monkeypatch):
+    """DVC has deleted it before the stage began."""
+
+    def fail(*_):
+        raise end
+
+    monkeypatch.setattr(f"tasks.{COMMANDS[words][0]}", fail)
+    if code is None:
+        with pytest.raises(ZeroDivisionError):
+            command.main(words.split())
+    else:
+        assert command.main(words.split()) == code
+    assert order[-1] == ("dvc_files.put_back", words.replace(" ", "@"))
+
+
 def test_no_command_or_an_unknown_one_is_told_how_to_ask(order, capsys):
     for words in ([], ["shart"], ["distill"], ["shard", "more"], ["workspace"]):
         with pytest.raises(SystemExit) as caught:
