@@ -107,6 +107,14 @@ def test_the_largest_number_is_in_order_and_the_next_is_not(key):
         assert list(bounds.of_numbers("section", {key: sign * 1.01 * bounds.LARGEST})) != []
 
 
+MACHINE = ("seed", "limit", "batch", "accumulate", "channels", "groups", "dimension", "threads")
+
+
+@pytest.mark.parametrize("key", MACHINE)
+def test_what_the_machine_or_the_user_decides_has_no_largest_value_of_its_own(key):
+    assert list(bounds.of_numbers("section", {key: 5 * bounds.MOST, "list": {key: [50_000, 10**7]}})) == []
+
+
 def test_the_walk_over_all_numbers_reaches_them():
     names = {".".join(map(str, place[:-1])) for place in NUMBERS}
     assert len(NUMBERS) > 100

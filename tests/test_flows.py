@@ -34,6 +34,7 @@ from ruamel.yaml import YAML
 from diffcore.mistake import Mistake
 from flows import distill, locks, services, stages
 from flows.running import LEASH, Ended, Running, Stopped, surroundings
+from tasks import alone
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = [
@@ -539,6 +540,24 @@ def test_two_runs_in_one_workspace_come_one_after_the_other(tmp_path, preset):
         time.sleep(0.5)
         end = time.monotonic()
     assert future.result(120) > end
+
+
+def test_a_flow_and_run_keep_out_of_each_other_s_way(tmp_path, monkeypatch):
+    """`python -m tasks run` refuses where a flow is at work, and a flow waits for it."""
+    monkeypatch.chdir(toy(tmp_path))
+    with distill._ready(tmp_path, None, lambda line: None), pytest.raises(Mistake, match="another run is at work"):
+        alone.alone().__enter__()
+    said = []
+
+    def flow():
+        with distill._ready(tmp_path, None, said.append):
+            return (tmp_path / "ended").exists()
+
+    with alone.alone():
+        future = start(flow)
+        assert until(lambda: f"waiting: another run works in {tmp_path}" in said)
+        (tmp_path / "ended").touch()
+    assert future.result(120)
 
 
 def test_the_verdict_keeps_the_words_of_what_failed_and_names_what_did_not_run():

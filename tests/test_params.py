@@ -225,6 +225,22 @@ def test_what_a_method_needs_of_guidance_is_asked_of_the_file(tmp_path):
     assert with_students(tmp_path, True, cfg={**guided, "guidance": [1, 4]}, again={**guided, "teacher": "cfg"}).distill
 
 
+@pytest.mark.parametrize(
+    ("weights", "wrong"),
+    [([1, 3], None), ([1, 4], None), ([0.5, 3], "0.5"), ([2, 9], "9"), (0.5, "0.5"), (9.0, "9")],
+)
+def test_both_ends_of_a_student_s_weights_are_those_that_its_teacher_learned(tmp_path, weights, wrong):
+    lines = {"cfg": {"method": "guided", "guidance": [1, 4]}}
+    lines["below"] = {"method": "guided", "teacher": "cfg", "guidance": weights}
+    if wrong is None:
+        assert with_students(tmp_path, True, **lines).distill
+    else:
+        told = f"distill.below.guidance: its teacher 'cfg': this student was trained for a guidance weight of 1 to 4, not for {wrong}"
+        with pytest.raises(Mistake) as caught:
+            with_students(tmp_path, True, **lines)
+        assert told in str(caught.value)
+
+
 def test_a_fault_that_students_inherit_is_told_once(tmp_path):
     guided = {"method": "guided", "guidance": [1, 4]}
     with pytest.raises(Mistake) as caught:
