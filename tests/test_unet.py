@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -303,6 +304,29 @@ def test_autocast_is_near(name):
 
 
 # seams
+
+
+def test_features_are_the_ends_of_the_levels_and_the_middle(config):
+    """What the last block of each level on the way down gives, its attention included, before it is halved."""
+    net, (x, label, classes) = stirred(config), batch(config)
+    seen = []
+    lasts = [(block.attentions if block.attends else block.resnets)[-1] for block in net.down_blocks]
+    for layer in (*lasts, *([] if net.mid_block is None else [net.mid_block])):
+        layer.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    with torch.no_grad():
+        found = net.features(x, label, classes)
+    right = [*seen, seen[-1]] if net.mid_block is None else seen
+    assert len(found) == len(config.block_out_channels) + 1
+    assert all(torch.equal(one, other) for one, other in zip(found, right, strict=True))
+
+
+def test_the_features_of_a_guidance_weight_by_hand():
+    g = torch.tensor([0.0, 1.0, 7.5], dtype=torch.float64)
+    found = unet.guidance_features(g)
+    assert found.dtype == torch.float32
+    for row, weight in zip(found.tolist(), g.tolist()):
+        phases = [weight / 2**k for k in range(8)]
+        assert row == pytest.approx([*map(math.cos, phases), *map(math.sin, phases)], rel=1e-6, abs=1e-7)
 
 
 @pytest.mark.parametrize("name", ["default", "three levels, two layers", "three levels, all attend"])
