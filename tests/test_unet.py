@@ -404,6 +404,32 @@ def test_shape_refuses(change):
         unet.Shape(**{**good, **change})
 
 
+def test_a_shape_s_network_by_hand():
+    """Each number of params.yaml's section where it belongs; one more class, for none; twice the channels for `both`."""
+    shape = unet.Shape((8, 24, 40), 3, True, 4, 0.25, 6.0, conditional=True, head="both")
+    assert shape.config((2, 8, 12), 5) == UNetConfig(
+        sample_size=(8, 12),
+        in_channels=2,
+        out_channels=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(8, 24, 40),
+        layers_per_block=3,
+        dropout=0.25,
+        attention_head_dim=8,
+        norm_num_groups=4,
+        attn_norm_num_groups=4,
+        resnet_time_scale_shift="scale_shift",
+        add_attention=True,
+        num_class_embeds=6,
+    )
+    plain = replace(shape, channels=(4, 8), attention=False, conditional=False, head="x0").config((2, 8, 8), 5)
+    assert (plain.sample_size, plain.out_channels, plain.num_class_embeds) == (8, 2, None)
+    assert (plain.attention_head_dim, plain.add_attention) == (4, False)
+    assert plain.down_block_types == ("DownBlock2D",) * 2
+    assert replace(shape, conditional=False, head="x0").skips == shape.config((2, 8, 12), 5).skips == 12
+
+
 def test_classes_must_fit_the_table():
     x, label, classes = batch(FAMILY["classes"])
     with pytest.raises(Mistake, match="give class_label"):
