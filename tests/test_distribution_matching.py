@@ -168,6 +168,12 @@ def test_whom_the_critic_begins_as_and_what_its_heads_are_made_of():
     assert teacher.grid == student.grid == even(4)
 
 
+def test_where_the_teacher_believes_just_the_sample_the_size_of_the_error_is_no_zero():
+    point = GaussianDenoiser(torch.full((2, 3), 0.5).double(), torch.zeros(2, 3).double(), Cosine())
+    found = dm.loss(ONE, cast(point, point, point), randn(5, 2, 3), dice(), 0.0)
+    assert torch.equal(found, torch.zeros(5).double())
+
+
 def test_how_the_critic_is_trained_and_what_an_image_costs():
     made = dm.Config(steps=3, critic_updates=4, critic_lr=0.25)
     training = dm.critic_training(made)
