@@ -4,8 +4,21 @@ import dataclasses
 import importlib
 import pkgutil
 
+import pytest
+
 import diffcore
+from diffcore import deepcache, fit, hops
 from diffcore.clipping import Clip, Threshold
+from diffcore.methods import (
+    consistency,
+    consistency_training,
+    continuous,
+    denoising,
+    distribution_matching,
+    phased,
+    progressive,
+)
+from diffcore.nets.unet import Shape
 from diffcore.schedule import SCHEDULES
 from diffcore.solvers import SOLVERS
 from tasks.params import Distill, Way
@@ -148,3 +161,102 @@ def test_limits_students_and_ways_have_these_and_no_others():
     assert defaults(Distill) == {"guidance": None, "head": None, "dropout": 0.0}
     unsaid = dict.fromkeys(("deepcache", "skip", "guidance", "negative", "clip", "threshold"))
     assert defaults(Way) == {"steps": [], "options": {}, **unsaid}
+
+
+SMALL = 1e-9
+FIT = {"iterations": 8, "batch": 8, "lr": 1e-3, "ema": 0.5}
+SHAPE = {"channels": (4,), "layers": 1, "attention": False, "groups": 1, "dropout": 0.0, "max_phase": 12.0}
+HOPS = {"points": 5, "images": 5, "batch": 5, "seed": 0}
+COMPUTE = {"threads": 2, "precision": "no", "compile": False, "save_seconds": 1.0, "memory_gb": 1.0}
+EDGES = [
+    (Clip, {}, "bound", [SMALL], [0.0]),
+    (Threshold, {}, "quantile", [SMALL, 1.0], [0.0, 1 + SMALL]),
+    (Threshold, {}, "max", [1.0], [1 - SMALL, float("inf")]),
+    (deepcache.Config, {}, "interval", [1], [0]),
+    (deepcache.Config, {"interval": 2}, "branch", [0], [-1]),
+    (deepcache.Config, {"interval": 2}, "center", [0.0], [-SMALL]),
+    (deepcache.Config, {"interval": 2}, "power", [1.0], [1 - SMALL]),
+    (hops.Config, HOPS, "points", [2], [1]),
+    (hops.Config, HOPS, "images", [1], [0]),
+    (hops.Config, HOPS, "batch", [1], [0]),
+    (hops.Config, HOPS, "late", [SMALL], [0.0]),
+    (fit.Config, FIT, "iterations", [1], [0]),
+    (fit.Config, FIT, "batch", [1], [0]),
+    (fit.Config, FIT, "accumulate", [1], [0]),
+    (fit.Config, FIT, "lr", [SMALL], [0.0]),
+    (fit.Config, FIT, "ema", [0.0, 1 - SMALL], [-SMALL, 1.0]),
+    (fit.Config, FIT, "label_dropout", [0.0, 1 - SMALL], [-SMALL, 1.0]),
+    (fit.Config, FIT, "warmup", [0], [-1]),
+    (fit.Config, FIT, "weight_decay", [0.0], [-SMALL]),
+    (fit.Config, FIT, "clip", [None, SMALL], [0.0]),
+    (fit.Compute, COMPUTE, "threads", [1], [0]),
+    (fit.Compute, COMPUTE, "save_seconds", [SMALL], [0.0]),
+    (fit.Compute, COMPUTE, "memory_gb", [0.0], [-SMALL]),
+    (Shape, SHAPE, "channels", [(1,)], [(), (0,), (4, 0)]),
+    (Shape, SHAPE, "layers", [1], [0]),
+    (Shape, SHAPE, "groups", [1, 4], [0, 3]),
+    (Shape, SHAPE, "dropout", [0.0, 1 - SMALL], [-SMALL, 1.0]),
+    (Shape, SHAPE, "max_phase", [SMALL], [0.0]),
+    (consistency.Config, {"target_ema": 0.0}, "steps", [2], [1]),
+    (consistency.Config, {"steps": 4}, "target_ema", [0.0, 1 - SMALL], [-SMALL, 1.0]),
+    (consistency.Config, {"steps": 4, "target_ema": 0.0}, "huber", [SMALL], [0.0]),
+    (consistency.Config, {"steps": 4, "target_ema": 0.0}, "floor", [SMALL], [0.0]),
+    (consistency.Config, {"steps": 4, "target_ema": 0.0}, "substeps", [2], [1]),
+    (consistency.Config, {"steps": 4, "target_ema": 0.0}, "steps_end", [None, 2], [1]),
+    (consistency.Config, {"steps": 4, "target_ema": 0.0}, "anneal", [SMALL, 1.0], [0.0, 1 + SMALL]),
+    (consistency_training.Config, {}, "std", [SMALL], [0.0]),
+    (consistency_training.Config, {}, "first", [1, 1280], [0, 1281]),
+    (consistency_training.Config, {}, "q", [1 + SMALL], [1.0]),
+    (consistency_training.Config, {}, "k", [0.0], [-SMALL]),
+    (consistency_training.Config, {}, "b", [0.0], [-SMALL]),
+    (consistency_training.Config, {}, "stages", [1], [0]),
+    (consistency_training.Config, {}, "huber", [None, 0.0], [-SMALL]),
+    (continuous.Config, {}, "std", [SMALL], [0.0]),
+    (continuous.Config, {}, "warmup", [0.0, 1.0], [-SMALL, 1 + SMALL]),
+    (continuous.Config, {}, "norm", [SMALL], [0.0]),
+    (denoising.Config, {}, "gamma", [SMALL], [0.0]),
+    (distribution_matching.Config, {}, "steps", [1], [0]),
+    (distribution_matching.Config, {}, "critic_updates", [1], [0]),
+    (distribution_matching.Config, {}, "critic_lr", [SMALL], [0.0]),
+    (distribution_matching.Config, {}, "adversarial", [0.0], [-SMALL]),
+    (phased.Config, {"phases": 1}, "steps", [1], [0]),
+    (phased.Config, {}, "phases", [1, 64], [0, 3, 128]),
+    (phased.Config, {}, "target_ema", [0.0, 1 - SMALL], [-SMALL, 1.0]),
+    (phased.Config, {}, "adversarial", [0.0], [-SMALL]),
+    (phased.Config, {}, "huber", [SMALL], [0.0]),
+    (phased.Config, {}, "critic_lr", [SMALL], [0.0]),
+    (progressive.Config, {}, "steps", [1], [0]),
+    (progressive.Config, {"steps": 1}, "factor", [2], [1]),
+    (progressive.Config, {"steps": 2}, "weight", ["snr"], []),
+    (progressive.Config, {"steps": 1}, "weight", ["one", "truncated_snr", "snr_plus_one"], ["snr"]),
+    (SOLVERS["ddim"], {}, "eta", [0.0, 1.0], [-SMALL, 1 + SMALL]),
+    (SOLVERS["analytic"], {}, "eta", [0.0, 1.0], [-SMALL, 1 + SMALL]),
+    (SOLVERS["analytic"], {}, "last", [None, SMALL], [0.0]),
+    (SOLVERS["dpm_solver_12"], {}, "rtol", [SMALL], [0.0]),
+    (SOLVERS["dpm_solver_12"], {}, "atol", [SMALL], [0.0]),
+    (SOLVERS["dpm_solver_fast"], {}, "uses", [2, 3], [1, 4]),
+    (SOLVERS["edm"], {}, "churn", [0.0], [-SMALL]),
+    (SOLVERS["edm"], {}, "s_min", [0.0, 50.0], [-SMALL, 51.0]),
+    (SOLVERS["edm"], {}, "noise", [SMALL], [0.0]),
+    (SOLVERS["langevin"], {}, "inner", [1], [0]),
+    (SOLVERS["langevin"], {}, "rate", [SMALL, 2 - SMALL], [0.0, 2.0]),
+    (SOLVERS["predictor_corrector"], {}, "snr", [SMALL], [0.0]),
+    (SOLVERS["predictor_corrector"], {}, "corrections", [1], [0]),
+    (SOLVERS["rk45"], {}, "rtol", [SMALL], [0.0]),
+    (SOLVERS["rk45"], {}, "atol", [SMALL], [0.0]),
+    (SOLVERS["unipc"], {}, "uses", [1, 3], [0, 4]),
+]
+"""What an option may still be, and what it may not be any more."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "rest", "option", "within", "beyond"),
+    EDGES,
+    ids=[f"{kind.__module__}-{name}" for kind, _, name, *_ in EDGES],
+)
+def test_an_option_may_be_what_lies_within_its_edges_and_nothing_beyond(kind, rest, option, within, beyond):
+    for value in within:
+        assert getattr(kind(**{**rest, option: value}), option) == value
+    for value in beyond:
+        with pytest.raises(ValueError, match=r"must|weight snr is 0"):
+            kind(**{**rest, option: value})

@@ -136,12 +136,13 @@ def our_net(image=(1, 8, 8), channels=(8, 16), classes=None) -> unet.UNet:
         (NetDenoiser(ToyNet(3, width=5).double(), Cosine()), (5,)),
         (NetDenoiser(our_net(), Cosine()), (8, 16, 16)),
         (NetDenoiser(our_net((4, 8, 8)), Cosine()), (8, 16, 16)),
+        (NetDenoiser(ToyNet(16), Cosine()), (8,)),
         (NetDenoiser(our_net(channels=(8,) * 7, image=(3, 64, 64)), Cosine()), (8,) * 8),
         (NetDenoiser(our_net(classes=4), Cosine(), classes=3), (8, 16, 16)),
         (Guided(NetDenoiser(our_net(classes=4), Cosine(), classes=3)), (8, 16, 16)),
         (NetDenoiser(unet.with_guidance(our_net(classes=4)), Cosine(), classes=3, weighs=True), (8, 16, 16)),
     ],
-    ids=["toy", "colour", "ours", "latent", "deep", "classes", "guided", "weighs"],
+    ids=["toy", "colour", "ours", "latent", "sixteen", "deep", "classes", "guided", "weighs"],
 )
 def test_the_widths_of_a_teacher_are_those_of_its_features(teacher, expected):
     assert widths(teacher) == expected

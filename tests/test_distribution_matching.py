@@ -4,7 +4,8 @@ import dataclasses
 
 import torch
 
-from diffcore.denoiser import Condition, GaussianDenoiser
+from diffcore.denoiser import Condition, GaussianDenoiser, Guided
+from diffcore.discriminator import Discriminator
 from diffcore.draw import draw
 from diffcore.methods import Roles
 from diffcore.methods import distribution_matching as dm
@@ -146,6 +147,57 @@ def test_the_heads_learn_which_images_are_real_and_the_student_hears_what_they_s
     found = dm.loss(config, roles, x0, rolls, 0.0) - dm.loss(ONE, plain, x0, rolls, 0.0)
     torch.testing.assert_close(found, 0.25 * (1 - told[1]).clamp(min=0), rtol=1e-9, atol=1e-12)
     assert torch.equal(teacher.seen[2][1], t)
+
+
+def test_whom_the_critic_begins_as_and_what_its_heads_are_made_of():
+    """The network within a guided teacher; the student where the teacher is none of ours. It is valid at every time, a copy
+    that learns, and its heads, four for each of the teacher's maps, come from the seed."""
+    config, student, teacher = dm.Config(adversarial=0.1), toy_denoiser(1), toy_denoiser(2).requires_grad_(False)
+    student.grid = teacher.grid = even(4)
+    for given, start in ((teacher, teacher), (Guided(teacher), teacher), (gaussian(), student)):
+        made = dm.critic(ONE if start is student else config, Roles(student, given, student), 5)
+        assert all(torch.equal(a, b) for a, b in zip(made.denoiser.net.parameters(), start.net.parameters()))
+        assert not {id(one) for one in made.parameters()} & {id(one) for one in start.parameters()}
+        assert all(parameter.requires_grad for parameter in made.parameters())
+        assert made.denoiser.grid is None
+        if start is teacher:
+            found, right = made.heads.state_dict(), Discriminator((8,), 4, 5).state_dict()
+            assert found.keys() == right.keys()
+            assert all(torch.equal(value, right[name]) for name, value in found.items())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert teacher.grid == student.grid == even(4)
+
+
+def test_where_the_teacher_believes_just_the_sample_the_size_of_the_error_is_no_zero():
+    point = GaussianDenoiser(torch.full((2, 3), 0.5).double(), torch.zeros(2, 3).double(), Cosine())
+    found = dm.loss(ONE, cast(point, point, point), randn(5, 2, 3), dice(), 0.0)
+    assert torch.equal(found, torch.zeros(5).double())
+
+
+def test_how_the_critic_is_trained_and_what_an_image_costs():
+    made = dm.Config(steps=3, critic_updates=4, critic_lr=0.25)
+    training = dm.critic_training(made)
+    assert (training.updates, training.lr, training.betas) == (4, 0.25, (0.0, 0.99))
+    assert dm.grid(made) == even(3)
+    assert [dm.network_calls(dm.Config(steps=steps)) for steps in (1, 3)] == [4, 6]
+    assert dm.network_calls(dm.Config(steps=3, adversarial=0.1)) == 7
+
+
+def test_roles_are_told_of_a_batch_and_nothing_else_of_them_changes():
+    class Told(GaussianDenoiser):
+        def given(self, condition):
+            made = Told(self.mean, self.variance, self.schedule)
+            made.told = (self, condition)
+            return made
+
+    exact = gaussian()
+    student, teacher, target = (Told(exact.mean, exact.variance, exact.schedule) for _ in range(3))
+    known, critic = Condition(torch.tensor([0, 1])), Known(exact)
+    found = Roles(student, teacher, target, critic).given(known)
+    told = [role.told for role in (found.student, found.teacher, found.target)]
+    assert told == [(student, known), (teacher, known), (target, known)]
+    assert (found.critic, found.condition) == (critic, known)
+    assert Roles(student, None, target).given(known).teacher is None
 
 
 def test_a_few_step_teacher_is_refused():

@@ -361,6 +361,45 @@ def test_the_table_is_sorted_marked_and_complete():
     assert "from 300 held-out images, which bits and Gamma are of too" in told
 
 
+def test_every_cell_of_the_table_by_hand():
+    """The best of each way alone; a rare column where one that is shown has it, and `-` for those that have not."""
+    rare = {"accuracy": 0.9, "accuracy_se": 0.01, "bits": 3.25, "bits_se": 0.02}
+    shown = [
+        point("jump", 1, 1.5, ms_per_image=12.345, accuracy=0.75, accuracy_se=0.02, rmse_teacher=0.5),
+        point("worse", 2.125, 2.5, ms_per_image=0.5, rmse_teacher=None, rmse_teacher_se=None),
+        teacher(64, 1.0, ms_per_image=1234.5),
+    ]
+    tried = [point(f"tried{k}", 1, 1.75 + k, best=False, **rare) for k in range(3)]
+    lines = frontier(*shown[::-1], *tried).table().splitlines()
+    assert [line.split() for line in lines[:4]] == [
+        ["name", "calls", "fd", "kid", "rmse_teacher", "accuracy", "ms/image"],
+        ["*", "jump", "1", "1.500+-0.075", "0.00500+-0.00038", "0.5000+-0.0056", "0.750+-0.020", "12.3"],
+        ["worse", "2.125", "2.50+-0.12", "0.00833+-0.00063", "-", "-", "0.5"],
+        ["*", "teacher-ddim-even-64", "64", "1.000+-0.050", "0.00333+-0.00025", "-", "-", "1.23e+03"],
+    ]
+    assert lines[4] == ""
+    assert "; 3 more points, tried and not the best of their kind, are in frontier.csv" in " ".join(lines[5:])
+    assert "tried" not in frontier(*shown).table()
+    for key, heading in (("accuracy", "accuracy"), ("bits", "bits")):
+        told = point("told", 3, 1.2, **{key: 0.5, f"{key}_se": 0.125})
+        head, *rows = frontier(teacher(64, 1.0), told).table().splitlines()[:3]
+        assert head.split()[-2] == heading
+        assert [row.split()[-2] for row in rows] == ["0.50+-0.12", "-"]
+        assert not {"accuracy", "bits"} - {heading} & set(head.split())
+
+
+def test_of_equal_tries_the_cheapest_then_the_first_by_name_is_the_best_whatever_their_order():
+    tries = [point(name, nfe, 1.0, checkpoint="one") for name, nfe in (("b", 8), ("a", 8), ("c", 8 - 1e-9))]
+    for some in (tries, tries[::-1]):
+        assert best(*some) == {"c"}
+        assert best(*(each for each in some if each.name != "c")) == {"a"}
+
+
+def test_a_reference_that_is_recommended_is_no_close_call_with_itself():
+    assert "close call" not in frontier(teacher(64, 1.0), point("far", 1, 9.0)).recommend(1.0).reason
+    assert "close call" in frontier(teacher(64, 1.0), point("near", 1, 1.0)).recommend(1.0).reason
+
+
 def test_the_table_fits_a_terminal():
     long = point("students/of-a-very-long-name-that-nobody-wants-to-type-twice-in-one-day-or-ever", 1, 123.456)
     lines = frontier(*DIGITS.points, long).table().splitlines()

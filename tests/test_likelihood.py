@@ -10,6 +10,7 @@ from diffcore import likelihood, trajectory
 from diffcore.denoiser import Condition, GaussianDenoiser
 from diffcore.sampler import Sampler
 from diffcore.schedule import SCHEDULES, Cosine, Linear
+from diffcore.solver import forward_variance, posterior_variance
 from diffcore.solvers import SOLVERS
 from diffcore.trajectory import Trajectory, even
 from tests.conftest import exact_gamma, gaussian, make_schedule, mixture, randn
@@ -130,6 +131,44 @@ def test_a_decoder_without_a_variance_takes_that_of_the_step_before():
     large = likelihood.bound(Sampler(denoiser, SOLVERS["ddpm_large"](), even(1)), x, 0, range(3))
     assert torch.equal(one.decoder, large.decoder)
     assert one.jumps.shape == (0, 3)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddpm_large", "rk45"])
+def test_bits_are_those_of_each_part_of_the_images_with_all_that_was_asked(name):
+    """The last part is smaller; classes, rows, range, probes and seed are its own."""
+    from tests.test_condition import TwoBlobs
+
+    x, labels, within = 0.3 * randn(5, 2), torch.tensor([0, -1, 1, 0, -1]), (-2.0, 3.0)  # of no class, probes matter
+    sampler = Sampler(TwoBlobs(), SOLVERS[name](), even(3))
+    asked = {"seed": 4, "probes": 3, "condition": Condition(labels), "within": within}
+    found, parts = likelihood.of(sampler, x, batch=2, **asked), []
+    for rows in (range(0, 2), range(2, 4), range(4, 5)):
+        here = Sampler(TwoBlobs(labels[rows.start : rows.stop]), SOLVERS[name](), even(3))
+        images = x[rows.start : rows.stop]
+        if name == "rk45":
+            noisy = likelihood.dequantised(images, 4, rows, within)
+            parts.append(likelihood.exact(here, noisy, 4, rows, 3) - math.log(5 / 255))
+        else:
+            parts.append(likelihood.bound(here, images, 4, rows, within).total)
+    torch.testing.assert_close(found.values, torch.cat(parts) / math.log(2), rtol=1e-9, atol=1e-12)
+    assert len(set(found.values.tolist())) == 5
+
+
+def test_the_last_of_several_steps_has_the_variance_of_the_one_before_it():
+    """Of four steps the third's, neither the first's nor that of the forward process; a variance of its own stays."""
+    denoiser, x = isotropic(), images(isotropic(), 3)
+    sampler = Sampler(denoiser, SOLVERS["ddpm"](), even(4))
+    levels = [denoiser.schedule.level(torch.full((3,), k / 4).double(), x) for k in range(4)]
+    seen = []
+    denoiser.register_forward_hook(lambda module, inputs, belief: seen.append(belief.x0))
+    likelihood.bound(sampler, x, 0, range(3))
+    for name, variance in (
+        ("ddpm", posterior_variance(levels[2], levels[1])),
+        ("ddpm_large", forward_variance(levels[1], levels[0])),
+    ):
+        found = likelihood.bound(Sampler(denoiser, SOLVERS[name](), even(4)), x, 0, range(3))
+        right = -likelihood.decoder(x, seen[3], variance.sqrt()).flatten(1).mean(1)
+        torch.testing.assert_close(found.decoder, right, rtol=1e-12, atol=0)
 
 
 def test_of_dice_and_of_samplers_without_a_likelihood():

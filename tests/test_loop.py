@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import re
 import types
 from functools import partial
@@ -227,6 +228,169 @@ def test_what_a_training_took_is_all_of_its_calls():
         distribution_matching.network_calls(own) + 1 + 2 * (1 + 3)
     )  # the fake belief in the loss
     assert train(method=denoising).calls == images * denoising.network_calls(denoising.Config())
+
+
+def test_the_teacher_that_was_given_is_left_as_it_was():
+    """Others may train it or ask it on: it is copied, then frozen and without its dropout."""
+    teacher = toy_denoiser(1).train()
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    work = Job(consistency, consistency.Config(8, 0.5), SHORT, feed(), 0)
+    fit.fit(work, toy_denoiser(), teacher, COMPUTE)
+    assert teacher.training
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in teacher.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize(
+    ("method", "own", "betas"),
+    [
+        (distribution_matching, distribution_matching.Config(critic_lr=3e-4), (0.0, 0.99)),
+        (distribution_matching, distribution_matching.Config(critic_lr=3e-4, adversarial=0.1), (0.0, 0.99)),
+        (phased, phased.Config(8, 2, adversarial=0.1, critic_lr=3e-4), (0.0, 0.999)),
+    ],
+)
+def test_what_each_optimizer_is_told(method, own, betas, dropout):
+    """The student's by the line, the critic's by its method, whatever the other's are; each learns its own network."""
+    config = dataclasses.replace(SHORT, lr=2e-3, weight_decay=0.07)
+    teacher = toy_denoiser(1)
+    teacher.net.drop = nn.Dropout(dropout)
+    loop = fit._Loop(Job(method, own, config, feed(), 0), toy_denoiser(), teacher, COMPUTE)
+    for optimizer, net, told in (
+        (loop.optimizer, loop.net, (2e-3, (0.9, 0.99), 0.07)),
+        (loop.critic.optimizer, loop.critic.net, (3e-4, betas, 0.0)),
+    ):
+        (group,) = optimizer.param_groups
+        assert (group["lr"], group["betas"], group["weight_decay"]) == told
+        assert [id(one) for one in group["params"]] == [id(one) for one in net.parameters() if one.requires_grad]
+        assert net.training
+    assert all(layer.p == 0 for layer in loop.critic.net.modules() if isinstance(layer, nn.Dropout))
+    assert loop.roles.critic is loop.critic.net
+
+
+def test_a_state_is_saved_once_for_so_much_work(tmp_path, monkeypatch):
+    """Every step takes ten seconds here, and 25 may be lost: after three steps, after three more, and at the end. What a
+    run took, in seconds and in calls, is that of all the processes that worked at it in turn."""
+    clock, saved, config = [0.0], [], dataclasses.replace(SHORT, iterations=8)
+    monkeypatch.setattr(fit, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def look(cast: Roles) -> None:
+        clock[0] += 10
+
+    class Watched(Resume):
+        def save(self, step, *more):
+            saved.append(step)
+            super().save(step, *more)
+
+    compute, resume = dataclasses.replace(COMPUTE, save_seconds=25.0), Watched(tmp_path, "x", "f" * 64)
+    whole = train(config, look=look, compute=compute, resume=resume)
+    assert saved == [3, 6, 8]
+    assert whole.seconds == 80
+    again = Resume(tmp_path, "y", "f" * 64)
+    with pytest.raises(Stopped, match="after 3 of 8 steps"):
+        train(config, look=look, compute=compute, resume=again, stop=stop_at(3))
+    resumed = train(config, look=look, compute=compute, resume=again)
+    assert (resumed.seconds, resumed.calls) == (80, whole.calls)
+
+
+def test_who_is_asked_to_stop_at_the_end_has_finished_and_who_begins_has_not_resumed(tmp_path):
+    resume, starts = Resume(tmp_path, "x", "f" * 64), []
+    found = train(resume=resume, stop=stop_at(SHORT.iterations), on_resume=starts.append)
+    assert found.curve[-1].step == SHORT.iterations
+    assert starts == []
+    with pytest.raises(Stopped, match="after 1 of 5 steps"):  # with nothing to save it to as well
+        train(stop=stop_at(1))
+
+
+def test_a_point_of_the_curve_is_the_mean_since_the_one_before_at_the_rate_of_its_step():
+    """Seven steps in three parts: after every second, and the last one alone."""
+    losses, config = [], dataclasses.replace(SHORT, iterations=7, warmup=2)
+    method = types.ModuleType("denoising")
+
+    def loss(config, roles, x0, dice_, progress):
+        losses.append((2.0 ** len(losses), progress))
+        return losses[-1][0] + 0 * roles.student(x0, dice_.u).v.flatten(1).sum(1)
+
+    method.loss = loss
+    heard = []
+    work = Job(method, denoising.Config(), config, feed(), 0, events=3)
+    found = fit.fit(work, toy_denoiser(), None, COMPUTE, on_event=heard.append)
+    assert [(point.step, point.images, point.loss, point.lr) for point in found.curve] == [
+        (2, 16, 1.5, config.rate(1)),
+        (4, 32, 6.0, config.rate(3)),
+        (6, 48, 24.0, config.rate(5)),
+        (7, 56, 64.0, config.rate(6)),
+    ]
+    assert heard == found.curve
+    assert all(point.critic_loss is None for point in found.curve)
+    assert [progress for _, progress in losses] == [step / 7 for step in range(7)]
+
+
+def test_a_point_of_the_curve_has_the_critic_s_losses_since_the_one_before():
+    """Two updates a step, a point after every second step."""
+    told, method = [], spied(distribution_matching, lambda cast: None)
+
+    def critic_loss(config, roles, x0, dice_, progress):
+        told.append(2.0 ** len(told))
+        return told[-1] + 0 * roles.critic.denoiser(x0, dice_.u).v.flatten(1).sum(1)
+
+    method.critic_loss = critic_loss
+    work = Job(
+        method, distribution_matching.Config(critic_updates=2), dataclasses.replace(SHORT, iterations=4), feed(), 0
+    )
+    found = fit.fit(dataclasses.replace(work, events=2), toy_denoiser(), toy_denoiser(1), COMPUTE)
+    assert [point.critic_loss for point in found.curve] == [sum(told[:4]) / 4, sum(told[4:]) / 4]
+
+
+def test_threads_are_those_asked_for():
+    train(dataclasses.replace(SHORT, iterations=1), compute=dataclasses.replace(COMPUTE, threads=2))
+    assert torch.get_num_threads() == 2
+
+
+def test_a_gigabyte_is_one_of_memory():
+    assert dataclasses.replace(COMPUTE, memory_gb=1.5).memory_bytes == 3 * 2**29
+
+
+@pytest.mark.parametrize("wrong", [{"threads": 0}, {"save_seconds": 0.0}, {"memory_gb": -1.0}])
+def test_impossible_ways_to_compute_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        dataclasses.replace(COMPUTE, **wrong)
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_masks_are_thrown_anew_for_every_pass_of_every_part(monkeypatch, seed):
+    """By the seed, whose turn it is, the step, which of the critic's updates, and the first image of the part."""
+    thrown, throw = [], fit.Masks.throw
+    monkeypatch.setattr(fit.Masks, "throw", lambda self, *words: thrown.append(words) or throw(self, *words))
+    config = dataclasses.replace(SHORT, iterations=2, accumulate=2)
+    work = Job(distribution_matching, distribution_matching.Config(critic_updates=2), config, feed(), seed)
+    fit.fit(work, toy_denoiser(), toy_denoiser(1), COMPUTE)
+    assert thrown == [
+        (seed, *words)
+        for step in (0, 1)
+        for words in (
+            *(("critic", step, number, first) for number in (0, 1) for first in (0, 4)),
+            *(("train", step, first) for first in (0, 4)),
+        )
+    ]
+
+
+def test_a_critic_whose_loss_is_not_finite_learns_nothing_from_it():
+    """Its second update is the bad one: neither that is made, nor the third."""
+    asked, method = [], spied(distribution_matching, lambda cast: pytest.fail("the student must not learn from it"))
+
+    def critic_loss(config, roles, x0, dice_, progress):
+        asked.append(flat(roles.critic))
+        found = distribution_matching.critic_loss(config, roles, x0, dice_, progress)
+        return found * (math.nan if len(asked) == 2 else 1.0)
+
+    method.critic_loss = critic_loss
+    work = Job(method, distribution_matching.Config(critic_updates=3), SHORT, feed(), 0)
+    loop = fit._Loop(work, toy_denoiser(), toy_denoiser(1), COMPUTE)
+    with pytest.raises(Diverged, match=r"step 1: the critic's loss is nan; .*Lower critic_lr"):
+        loop.update()
+    assert len(asked) == 2
+    assert torch.equal(flat(loop.critic.net), asked[1])
 
 
 # ------------------------------------------------------------------------------------------- divergence

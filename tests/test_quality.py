@@ -496,6 +496,41 @@ def test_held_out_images_are_the_floor_with_what_sets_them_apart(monkeypatch, ap
     assert ((found.mean(0) - want.mean(0)).abs() < 4 * error).all()
 
 
+def test_the_floor_of_held_out_images_by_hand(monkeypatch):
+    """Their own score, moved by what N samples have more of the halves' floor than they; errors in quadrature."""
+    monkeypatch.setattr(quality, "SPLITS", 5)
+    monkeypatch.setattr(quality, "RESAMPLES", 4)
+    reference = Reference.of(pictures(normal_images(80)), Flat())
+    held = quality._look(to_float(normal_images(30, 7)), Flat())
+    for count in (12, 30, 200):
+        halves, score = floor(reference, count, 3), quality._compare(held, reference, 3)
+        share = (1 / count - 1 / 30) / (1 / count + 1 / 80)
+        assert share == 0 if count == 30 else abs(share) > 0.1
+        found = floor(reference, count, 3, held)
+        for key in ("fd", "fd_pixels"):
+            assert getattr(found, key) == pytest.approx(getattr(score, key) + share * getattr(halves, key), rel=1e-9)
+            error = math.hypot(getattr(score, f"{key}_se"), share * getattr(halves, f"{key}_se"))
+            assert getattr(found, f"{key}_se") == pytest.approx(error, rel=1e-9)
+        assert (found.kid, found.kid_se) == (score.kid, score.kid_se)
+        assert (found.n, found.compared, found.real) == ((count, 80), (30, 80), "held-out")
+        assert (halves.n, halves.compared, halves.real) == ((count, 80), (40, 40), "halves")
+
+
+def test_progress_counts_real_images_and_all_of_them_are_looked_at(monkeypatch):
+    monkeypatch.setattr(quality, "ROWS", 7)
+    heard = []
+    Reference.of(pictures(normal_images(24)), Flat(), lambda done, total: heard.append((done, total)))
+    assert heard == [(7, 24), (14, 24), (21, 24), (24, 24)]
+
+
+def test_the_fewest_images_that_can_be_compared():
+    found = floor(Reference.of(pictures(normal_images(4)), Flat()), 10, 0)
+    assert found.compared == (2, 2)
+    assert len(quality.look(pictures(normal_images(2)), Flat())) == 2
+    with pytest.raises(Mistake, match="must be at least 2, there are 1"):
+        quality.look(pictures(normal_images(1)), Flat())
+
+
 def test_real_images_in_any_blocks_are_the_same_reference(monkeypatch, network):
     """Blocks of another size, as from a data set that is streamed: the same parts, rows, digest and measures."""
     whole = Reference.of(pictures(blobs(100)), network)

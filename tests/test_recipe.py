@@ -307,6 +307,15 @@ def test_a_negative_class_that_does_not_fit_is_refused(made, checkpoint, words):
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_of_many_classes_the_first_twenty_are_named():
+    for count, end in ((20, ", 19"), (21, ", 19, ...")):
+        found = opened(True)
+        vars(found.card).update(classes=[str(k) for k in range(count)])
+        with pytest.raises(Mistake, match="toy knows no class 'x'") as caught:
+            Recipe(DDIM(), guidance=2.0, negative="x").sampler(found, even(4))
+        assert str(caught.value).endswith(", 18" + end)
+
+
 # classes
 
 

@@ -6,12 +6,24 @@ import torch
 from diffcore.denoiser import NetDenoiser
 from diffcore.draw import draw, noises
 from diffcore.mistake import Mistake
-from diffcore.sampler import Sampler
+from diffcore.sampler import Sampler, rehearse
 from diffcore.schedule import VE, Cosine
 from diffcore.solvers import SOLVERS
 from diffcore.solvers.adaptive import Adaptive
 from diffcore.trajectory import Trajectory, even, karras
 from tests.conftest import ToyNet, gaussian, make_solver, toy_denoiser
+
+ELSEWHERE = {
+    "dpm_solver_2",
+    "dpm_solver_3",
+    "dpm_solver_12",
+    "dpm_solver_23",
+    "dpmpp_2s",
+    "dpmpp_3s",
+    "rk45",
+    "edm",
+}
+"""Solvers that look between the times of a trajectory."""
 
 
 def sampler(name: str = "ddpm", steps: int = 3, **about) -> Sampler:
@@ -54,6 +66,38 @@ def test_a_student_is_refused_on_anothers_trajectory():
         Sampler(student, SOLVERS["ddim"](), even(2))
     with pytest.raises(Mistake, match="own 4 steps"):
         Sampler(student, SOLVERS["ddim"](), Trajectory((1.0, 0.8, 0.5, 0.25, 0.0)))
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_student_of_steps_is_sampled_by_those_who_look_nowhere_else(name):
+    """The others are told which solver to take, whether they look between the steps or where the data say."""
+    student, path = NetDenoiser(ToyNet(), Cosine(), grid=karras(4, Cosine())), karras(4, Cosine())
+    solver = make_solver(name)
+    within = not solver.adaptive and set(rehearse(solver, path, Cosine())) <= set(path.times)
+    assert within == (name not in ELSEWHERE)
+    if within:
+        assert Sampler(student, solver, path).nfe >= 4
+        return
+    with pytest.raises(Mistake, match=f"{name} looks between them; sample it with ddim"):
+        Sampler(student, solver, path)
+
+
+def test_a_long_trajectory_is_told_by_its_ends():
+    student = NetDenoiser(ToyNet(), Cosine(), grid=even(8))
+    with pytest.raises(Mistake) as caught:
+        Sampler(student, SOLVERS["ddim"](), even(5))
+    assert "own 8 steps at t = 1, 0.875, 0.75, ..., 0.125, 0, not on 5 steps at t = 1, 0.8, 0.6, 0.4, 0.2, 0;" in str(
+        caught.value
+    )
+
+
+def test_a_solver_that_needs_more_steps_says_how_many():
+    class Two(SOLVERS["ddim"]):
+        least = 2
+
+    Sampler(toy_denoiser(), Two(), even(2))
+    with pytest.raises(Mistake, match="Two needs at least 2 steps, got 1"):
+        Sampler(toy_denoiser(), Two(), even(1))
 
 
 def test_a_noisy_solver_asks_for_noise():

@@ -112,3 +112,13 @@ def test_a_table_first_asked_for_in_inference_mode_takes_gradients_later():
 
 def test_make_schedule_knows_every_name():
     assert {type(make_schedule(name)) for name in SCHEDULES} == set(SCHEDULES.values())
+
+
+def test_times_in_single_precision_are_computed_with_in_double(schedule):
+    """What a network was trained in says nothing about how far apart two levels are."""
+    t = torch.tensor([0.1, 0.5, 0.9])
+    lam = schedule.half_logsnr(t.double()).float()
+    for asked, given in ((schedule.alpha, t), (schedule.sigma, t), (schedule.angle, t), (schedule.time, lam)):
+        found = asked(given)
+        assert found.dtype == torch.float64
+        torch.testing.assert_close(found, asked(given.double()), rtol=1e-15, atol=0)

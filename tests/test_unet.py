@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -305,6 +306,29 @@ def test_autocast_is_near(name):
 # seams
 
 
+def test_features_are_the_ends_of_the_levels_and_the_middle(config):
+    """What the last block of each level on the way down gives, its attention included, before it is halved."""
+    net, (x, label, classes) = stirred(config), batch(config)
+    seen = []
+    lasts = [(block.attentions if block.attends else block.resnets)[-1] for block in net.down_blocks]
+    for layer in (*lasts, *([] if net.mid_block is None else [net.mid_block])):
+        layer.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    with torch.no_grad():
+        found = net.features(x, label, classes)
+    right = [*seen, seen[-1]] if net.mid_block is None else seen
+    assert len(found) == len(config.block_out_channels) + 1
+    assert all(torch.equal(one, other) for one, other in zip(found, right, strict=True))
+
+
+def test_the_features_of_a_guidance_weight_by_hand():
+    g = torch.tensor([0.0, 1.0, 7.5], dtype=torch.float64)
+    found = unet.guidance_features(g)
+    assert found.dtype == torch.float32
+    for row, weight in zip(found.tolist(), g.tolist()):
+        phases = [weight / 2**k for k in range(8)]
+        assert row == pytest.approx([*map(math.cos, phases), *map(math.sin, phases)], rel=1e-6, abs=1e-7)
+
+
 @pytest.mark.parametrize("name", ["default", "three levels, two layers", "three levels, all attend"])
 def test_every_cut_gives_the_same_output(name):
     """What a cache keeps at a cut, continued with the skips above the cut, is the whole forward pass."""
@@ -378,6 +402,32 @@ def test_shape_refuses(change):
     assert unet.Shape(**good).config([1, 8, 8]) == DEFAULT
     with pytest.raises(ValueError, match=r"must|at least"):
         unet.Shape(**{**good, **change})
+
+
+def test_a_shape_s_network_by_hand():
+    """Each number of params.yaml's section where it belongs; one more class, for none; twice the channels for `both`."""
+    shape = unet.Shape((8, 24, 40), 3, True, 4, 0.25, 6.0, conditional=True, head="both")
+    assert shape.config((2, 8, 12), 5) == UNetConfig(
+        sample_size=(8, 12),
+        in_channels=2,
+        out_channels=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(8, 24, 40),
+        layers_per_block=3,
+        dropout=0.25,
+        attention_head_dim=8,
+        norm_num_groups=4,
+        attn_norm_num_groups=4,
+        resnet_time_scale_shift="scale_shift",
+        add_attention=True,
+        num_class_embeds=6,
+    )
+    plain = replace(shape, channels=(4, 8), attention=False, conditional=False, head="x0").config((2, 8, 8), 5)
+    assert (plain.sample_size, plain.out_channels, plain.num_class_embeds) == (8, 2, None)
+    assert (plain.attention_head_dim, plain.add_attention) == (4, False)
+    assert plain.down_block_types == ("DownBlock2D",) * 2
+    assert replace(shape, conditional=False, head="x0").skips == shape.config((2, 8, 12), 5).skips == 12
 
 
 def test_classes_must_fit_the_table():

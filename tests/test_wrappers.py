@@ -1,5 +1,6 @@
 """What wraps a denoiser: each carries what the inner one says of itself, and is told to it whatever it is told itself."""
 
+import dataclasses
 import importlib
 import pkgutil
 
@@ -14,7 +15,7 @@ from diffcore.meter import Meter, Metered
 from diffcore.nets import unet
 from diffcore.schedule import VE, Cosine
 from diffcore.trajectory import even
-from tests.conftest import gaussian
+from tests.conftest import dice, gaussian
 
 METER, SIGMAS = Meter(), VE(0.01, 50.0)
 WRAPPERS = {
@@ -100,6 +101,44 @@ def test_what_a_wrapper_is_told_its_inner_one_is_told_and_all_else_is_kept(kind,
         expected = {"begin": 7, "given": CONDITION, "of": slice(1, 2)}[asked]
         assert found.inner.told == ((asked, expected),)
         assert kind is not Guided or found.condition is wrapped.condition
+
+
+class Dear(Inner):
+    """A call costs two and a half; features are what was asked, after a mark."""
+
+    def forward(self, x_t, t):
+        return dataclasses.replace(super().forward(x_t, t), cost=2.5)
+
+    def given(self, condition):
+        return Dear((*self.told, ("given", condition)))
+
+    def features(self, x_t, t):
+        return [x_t, t, torch.tensor(float(len(self.told)))]
+
+
+@pytest.mark.parametrize("kind", WRAPPERS, ids=lambda kind: kind.__name__)
+def test_what_a_call_cost_is_told_on(kind):
+    """A guided one makes two; whoever limits, rescales or counts makes none besides. A backward pass counts as two more."""
+    x, t = torch.zeros(2, 2, 3).double(), torch.tensor([0.2, 0.4]).double()
+    found = WRAPPERS[kind][0](Dear()).given(CONDITION)
+    spent = METER.spent
+    assert found(x, t).cost == (5.0 if kind is Guided else 2.5)
+    assert METER.spent - spent == (3 * 2 * 2.5 if kind is Metered else 0.0)
+    with torch.no_grad():
+        found(x, t)
+    assert METER.spent - spent == (4 * 2 * 2.5 if kind is Metered else 0.0)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in WRAPPERS if kind is not Rescaled], ids=lambda kind: kind.__name__)
+def test_features_are_the_inner_one_s_of_the_very_images(kind):
+    """At the very times, told the classes; each image counts as a call."""
+    x, t = torch.randn(2, 2, 3, generator=dice()).double(), torch.tensor([0.2, 0.4]).double()
+    spent = METER.spent
+    seen, when, told = WRAPPERS[kind][0](Dear()).given(CONDITION).features(x, t)
+    assert torch.equal(seen, x)
+    assert torch.equal(when, t)
+    assert float(told) == 1
+    assert METER.spent - spent == (2 if kind is Metered else 0)
 
 
 def net(**more) -> NetDenoiser:
