@@ -107,6 +107,22 @@ def test_a_mask_is_the_same_in_every_memory_format_and_another_for_every_layer_a
     assert not torch.equal(one(x) == 0, found == 0)
 
 
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_every_place_of_every_sample_is_dropped_by_a_die_of_its_own(p):
+    """A share p of them, in each sample, channel, row and column, and whatever is kept is scaled so that the mean stays."""
+    masks = Masks()
+    masks.throw("some words")
+    layer, ones = Masked(p, "place", masks), torch.ones(16, 8, 12, 12)
+    kept = layer.kept(ones).float()
+    for axis in range(4):
+        rest = [other for other in range(4) if other != axis]
+        assert float((kept.mean(rest) - (1 - p)).abs().max()) < 0.1
+        whole = kept.movedim(axis, 0).flatten(1)
+        alike = (whole[:-1] == whole[1:]).float().mean(1)
+        assert float((alike - (p**2 + (1 - p) ** 2)).abs().max()) < 0.1
+    assert torch.equal(layer(ones), kept / (1 - p))
+
+
 def test_the_derivative_of_a_network_with_dropout_is_that_of_the_network_with_this_mask():
     """In the trainer's memory format, from which the derivative takes group norms away."""
     net = unet.build(unet.default_config((1, 8, 8), (8, 16), groups=4, dropout=0.4), 0)

@@ -177,3 +177,25 @@ def test_a_clip_of_a_clip_takes_both():
     x, t = torch.full((2, 2, 3), 3.0).double(), torch.tensor([0.2, 0.4]).double()
     assert float(Clipped(inner, Clip(0.2))(x, t).x0.abs().max()) == 0.2
     assert float(Clipped(inner, Clip(0.9))(x, t).x0.abs().max()) == 0.5
+
+
+@pytest.mark.parametrize("steps", [1000, 1024])
+def test_features_are_of_the_time_that_the_network_is_told_there(steps):
+    """An adopted network counts in steps of its own, for its features as for its answers."""
+    told = []
+
+    class Shows(torch.nn.Module):
+        def forward(self, x_t, label, *known):
+            told.append(label)
+            return x_t
+
+        def features(self, x_t, label, *known):
+            told.append(label)
+            return [x_t]
+
+    x, t = torch.zeros(3, 1, 2, 2), torch.tensor([0.25, 0.5, 1.0]).double()
+    denoiser = NetDenoiser(Shows(), Cosine(), labels=steps)
+    denoiser(x, t)
+    denoiser.features(x, t)
+    assert torch.equal(told[0], (t * steps - 1).float())
+    assert torch.equal(told[1], told[0])
