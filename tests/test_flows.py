@@ -985,10 +985,19 @@ except KeyboardInterrupt:
 """
 
 
-def test_dvc_at_work_by_itself_is_interrupted_so_that_it_frees_its_locks(tmp_path):
+@pytest.mark.parametrize(
+    "ignored", [False, True], ids=["as it is", "a worker that ignores SIGINT, as a shell's & makes it"]
+)
+def test_dvc_at_work_by_itself_is_interrupted_so_that_it_frees_its_locks(tmp_path, ignored):
     running, heard = Running(grace=20), []
-    future = start(running.run, [sys.executable, "-c", UNLOCKS], tmp_path, heard.append)
-    assert until(lambda: heard, 60)
+    before = signal.getsignal(signal.SIGINT)
+    if ignored:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        future = start(running.run, [sys.executable, "-c", UNLOCKS], tmp_path, heard.append)
+        assert until(lambda: heard, 60)
+    finally:
+        signal.signal(signal.SIGINT, before)
     running.stop()
     assert isinstance(future.exception(60), Stopped)
     assert heard == ["True"]

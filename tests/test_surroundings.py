@@ -315,11 +315,14 @@ def test_where_the_kernel_cannot_be_asked_nothing_happens(monkeypatch, error):
 
 
 def test_sigterm_and_no_other_signal_asks_a_training_to_stop():
-    before = signal.getsignal(signal.SIGTERM)
+    before, others = (
+        signal.getsignal(signal.SIGTERM),
+        [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGHUP)],
+    )
     try:
         stop = lifeline.StopFlag()
         assert not stop()
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGHUP)] == others
         signal.raise_signal(signal.SIGTERM)
         assert stop()
         assert stop()
