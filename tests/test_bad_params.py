@@ -210,6 +210,14 @@ def test_bfloat16_takes_half_of_what_is_kept():
     assert whole - images == 2 * (half - images) > 0
 
 
+def test_a_machine_has_all_its_memory_however_much_of_it_is_free(monkeypatch):
+    """A busy one takes the same parameters as an idle one."""
+    says = {"SC_PHYS_PAGES": 1000, "SC_AVPHYS_PAGES": 10, "SC_PAGE_SIZE": 4096, "SC_PAGESIZE": 4096}
+    monkeypatch.setattr(memory.os, "sysconf", says.__getitem__)
+    monkeypatch.setattr(memory.torch.cuda, "is_available", lambda: False)
+    assert memory.of_machine() == 4_096_000
+
+
 def test_the_gpus_of_a_machine_count_together_where_they_have_more(monkeypatch):
     import torch
 

@@ -215,7 +215,8 @@ def test_a_student_has_the_dropout_of_its_own_line_and_its_config_says_so(p, tmp
 
 
 def test_a_network_without_such_a_key_takes_none(tmp_path):
-    net = tiny()
+    net = tiny(dropout=0.1)
+    assert 0.1 in dropouts(net)
     del net._internal_dict
     net._internal_dict = {"_class_name": "UNet2DModel"}
     found = foreign.Foreign(net, {"_class_name": "UNet2DModel"})

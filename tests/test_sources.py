@@ -373,6 +373,31 @@ def test_large_pictures_are_pictures(tmp_path):
     assert opened(Config(f"folder:{path.parent}", size=1400))[0].shape == (1, 1400, 1400, 3)
 
 
+@pytest.mark.parametrize(
+    ("mode", "format", "more"),
+    [
+        ("P", "PNG", {"transparency": 1}),
+        ("P", "GIF", {"transparency": 1}),
+        ("L", "PNG", {"transparency": 7}),
+        ("RGB", "PNG", {"transparency": (7, 7, 7)}),
+    ],
+)
+def test_a_colour_that_stands_for_nothing_lies_on_white_too(mode, format, more):
+    """PNG-8, GIF, and PNGs without an alpha of their own: what is there stays, what is not is white."""
+    picture = Image.new(mode, (2, 1), 0)
+    if mode == "P":
+        picture.putpalette([40, 40, 40, 7, 7, 7] + [0] * 762)
+        picture.putpixel((1, 0), 1)
+        there = 40
+    else:
+        there = 0
+        picture.putpixel((1, 0), 7 if mode == "L" else (7, 7, 7))
+    file = io.BytesIO()
+    picture.save(file, format, **more)
+    opened_again = Image.open(io.BytesIO(file.getvalue()))
+    assert fitted(opened_again, (3, 1, 2)).tolist() == [[[there] * 3, [255] * 3]]
+
+
 def test_an_array_with_transparency_lies_on_white_and_one_of_two_axes_is_grey():
     pixels = np.array([[[10, 20, 30, 255], [10, 20, 30, 0]]], dtype=np.uint8)
     (picture,) = tars.pictures_of({"npy": npy(pixels)})

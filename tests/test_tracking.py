@@ -1005,6 +1005,22 @@ def test_all_pages_of_an_answer_are_read():
     assert list(tracking._all(pages.get)) == [1, 2, 3]
 
 
+def test_of_more_logged_models_than_a_page_holds_all_are_seen():
+    class Answer(list):
+        token = None
+
+    first, second, asked = Answer(["a", "b"]), Answer(["c"]), []
+    first.token = "more"
+
+    def search(experiments, filter_string, page_token):
+        asked.append((experiments, filter_string, page_token))
+        return second if page_token else first
+
+    book = tracking.Book(SimpleNamespace(search_logged_models=search), "7")
+    assert list(tracking._logged(book, "name = 'x'")) == ["a", "b", "c"]
+    assert asked == [(["7"], "name = 'x'", None), (["7"], "name = 'x'", "more")]
+
+
 def test_what_mlflow_takes_as_a_key_and_a_value():
     heard = []
     fake = SimpleNamespace(log_batch=lambda run, **parts: heard.append((run, parts)))
