@@ -21,6 +21,7 @@ import tempfile
 import textwrap
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -490,9 +491,10 @@ def _fault(files: Files, point: Point, model: Any) -> str | None:
 
 def _local(location: str) -> Path | None:
     """The folder that a location in MLflow means, if it is one of this machine's."""
-    scheme, found, path = location.partition("://")
-    if not found:
+    scheme = urllib.parse.urlsplit(location).scheme  # `mlflow-artifacts:/1`, a server's own, has one slash
+    if not scheme:
         return Path(location)
+    path = location.removeprefix("file:").removeprefix("//")
     return Path(urllib.request.url2pathname(path)) if scheme == "file" else None
 
 

@@ -141,4 +141,5 @@ def _replaces(where: str, value: dict[str, Any], old: dict[str, Any]) -> bool:
     # a folder takes the place of a training's numbers
     if where == "teacher":
         return "folder" in value
-    return where == "distill" and not all(name in old and len(line) == 1 for name, line in value.items())
+    one = (not isinstance(line, dict) or len(line) == 1 for line in value.values())
+    return where == "distill" and not (value.keys() <= old.keys() and all(one))

@@ -1035,11 +1035,18 @@ def test_what_mlflow_takes_as_a_key_and_a_value():
 
 @pytest.mark.parametrize(
     ("location", "folder"),
-    [("/a/b c", "/a/b c"), ("file:///a/b%20c", "/a/b c"), ("mlflow-artifacts:/1/models", None), ("s3://b/x", None)],
+    [
+        ("/a/b c", "/a/b c"),
+        ("/a:b/c?d#e", "/a:b/c?d#e"),
+        ("mlruns/1", "mlruns/1"),
+        ("file:///a/b%20c", "/a/b c"),
+        ("file:/a/b%20c", "/a/b c"),
+        ("mlflow-artifacts:/1/models", None),
+        ("mlflow-artifacts://h:1/1/models", None),
+        ("s3://b/x", None),
+    ],
 )
 def test_a_folder_of_this_machine_is_known_by_its_address(location, folder):
-    if location.startswith("mlflow-artifacts:"):
-        location = location.replace(":/", "://")
     assert tracking._local(location) == (folder and Path(folder))
 
 
