@@ -1,9 +1,12 @@
 """Toys that many tests share: small exact denoisers and the schedules of the registry."""
 
+import shutil
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from diffcore import quality
 from diffcore.denoiser import GaussianDenoiser, MixtureDenoiser, NetDenoiser
 from diffcore.gamma import Gamma, Moments
 from diffcore.schedule import SCHEDULES, Cosine, Discrete, Schedule
@@ -26,6 +29,15 @@ def schedule(request) -> Schedule:
 def one_thread():
     """Each process of the suite keeps to a core of its own."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def project(finished, tmp_path, monkeypatch):
+    """The parameters of a module's `finished` run; a copy of its folder, to change or break, is the working directory."""
+    monkeypatch.setattr(quality, "RESAMPLES", 10)
+    shutil.copytree(finished[0], tmp_path / "copy", symlinks=True)
+    monkeypatch.chdir(tmp_path / "copy")
+    return finished[1]
 
 
 def dice(seed: int = 0) -> torch.Generator:

@@ -29,15 +29,6 @@ def finished(tmp_path_factory) -> tuple[Path, params.Params]:
     return folder, found
 
 
-@pytest.fixture
-def project(finished, tmp_path, monkeypatch) -> params.Params:
-    """A copy to break, which is the working directory."""
-    monkeypatch.setattr(quality, "RESAMPLES", 10)
-    shutil.copytree(finished[0], tmp_path / "copy", symlinks=True)
-    monkeypatch.chdir(tmp_path / "copy")
-    return finished[1]
-
-
 def readers() -> dict[str, Callable[[params.Params, Path], object]]:
     """By the beginning of a path under artifacts/: a stage's way to read it."""
     return {

@@ -101,15 +101,6 @@ def save(name: str, about: dict, grid=None, seed: int = 9) -> checkpoint.Card:
     return checkpoint.save(paths.CHECKPOINTS / name, denoiser, tuple(old.image), {**kept, **about})
 
 
-@pytest.fixture
-def project(finished, tmp_path, monkeypatch) -> params.Params:
-    """A copy to change, which is the working directory."""
-    monkeypatch.setattr(quality, "RESAMPLES", 10)
-    shutil.copytree(finished[0], tmp_path / "copy", symlinks=True)
-    monkeypatch.chdir(tmp_path / "copy")
-    return finished[1]
-
-
 def heard(monkeypatch, place, name: str, answer) -> list[SimpleNamespace]:
     """What `place.name` is called with from now on; it answers what it is told to, or does what it did."""
     calls, real = [], getattr(place, name)

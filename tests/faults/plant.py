@@ -6,6 +6,7 @@ Prints a table: fault, file, the test that failed first, or SURVIVED. Exit code 
 
 import argparse
 import contextlib
+import functools
 import os
 import re
 import shutil
@@ -129,14 +130,10 @@ def try_one(fault: Fault, tree: Path) -> Found:
     return Found(fault, caught_by, time.monotonic() - begun)
 
 
+@functools.cache
 def _fails(tree: Path, test: str, marks: str) -> bool:
     """Whether a test fails in the sound tree: then it has noticed nothing. Asked once of each tree and test."""
-    if (key := (tree, test, marks)) not in _asked:
-        _asked[key] = test != ENDLESS and _failure(tree, [test.partition("[")[0]], marks) is not None
-    return _asked[key]
-
-
-_asked: dict[tuple[Path, str, str], bool] = {}
+    return test != ENDLESS and _failure(tree, [test.partition("[")[0]], marks) is not None
 
 
 def _failure(tree: Path, tests: list[str], marks: str) -> str | None:

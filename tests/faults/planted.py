@@ -5,6 +5,7 @@ A fault whose text is no longer found exactly once is refused aloud: write it ag
 
 # ruff: noqa: E501
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -35,24 +36,14 @@ def _known(file: str, old: str, new: str, means: str, *tests: str) -> Fault:
     )
 
 
-def _own(file: str, old: str, new: str, means: str, *tests: str) -> Fault:
-    return Fault("own", file, old, new, means, _paths(tests))
+def _of(group: str) -> Callable[..., Fault]:
+    def fault(file: str, old: str, new: str, means: str, *tests: str, **how: str) -> Fault:
+        return Fault(group, file, old, new, means, _paths(tests), **how)
+
+    return fault
 
 
-def _later(file: str, old: str, new: str, means: str, *tests: str, **how: str) -> Fault:
-    return Fault("later", file, old, new, means, _paths(tests), **how)
-
-
-def _third(file: str, old: str, new: str, means: str, *tests: str) -> Fault:
-    return Fault("third", file, old, new, means, _paths(tests))
-
-
-def _fourth(file: str, old: str, new: str, means: str, *tests: str) -> Fault:
-    return Fault("fourth", file, old, new, means, _paths(tests))
-
-
-def _fifth(file: str, old: str, new: str, means: str, *tests: str) -> Fault:
-    return Fault("fifth", file, old, new, means, _paths(tests))
+_own, _later, _third, _fourth, _fifth = map(_of, ("own", "later", "third", "fourth", "fifth"))
 
 
 def _paths(tests: tuple[str, ...]) -> tuple[str, ...]:
