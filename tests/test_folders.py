@@ -110,6 +110,36 @@ def test_each_split_may_have_metadata_of_its_own(tmp_path):
     assert source.classes == ["ape", "cat", "emu"]
 
 
+def test_each_dataset_json_speaks_for_the_folder_it_lies_in(tmp_path):
+    """Equal names, other labels; and each names an image below its own folder."""
+    root = album(tmp_path, "train/a.png", "train/in/b.png", "test/a.png", "test/in/b.png")
+    styled(root / "train", [["a.png", 3], ["in/b.png", 1]])
+    styled(root / "test", [["in/b.png", 2], ["a.png", 0]])
+    source = found(root)
+    assert labels(source) == {"test/a.png": 0, "test/in/b.png": 2, "train/a.png": 3, "train/in/b.png": 1}
+    assert source.ignored == 0
+    assert {path.relative_to(root).as_posix() for path in source.files} >= {"train/dataset.json", "test/dataset.json"}
+    assert any("dataset.json and 1 more" in note for note in source.notes)
+
+
+@pytest.mark.parametrize("column", [None, "kind"])
+def test_a_column_that_the_first_line_lacks_is_a_column(tmp_path, column):
+    """Lines of JSON need not have the same keys; and what one lacks is a label that is missing, not another column."""
+    name = column or "label"
+    rows = [{"file_name": "a.png", name: "cat"}, {"file_name": "b.png", name: "ape"}]
+    root = metadata(album(tmp_path, "a.png", "b.png"), [{"file_name": "gone.png"}, *rows], "metadata.jsonl")
+    source = found(root, labels=column)
+    assert {label for key, label in labels_of_those_there(source).items()} == {"cat", "ape"}
+    metadata(root, [{"text": "x", "file_name": "a.png"}, rows[1]], "metadata.jsonl")
+    with pytest.raises(Mistake, match="1 of 2 images have no label"):
+        found(root, labels=column)
+
+
+def labels_of_those_there(source: sources.Source) -> dict[str, str]:
+    there = [entry for entry in source.entries if entry.name != "gone.png"]
+    return {entry.name: source.classes[entry.read()[1][0]] for entry in there}
+
+
 def test_a_key_chooses_among_several_columns(tmp_path):
     rows = [{"file_name": f"{name}.png", "fine_label": name, "coarse_label": "x"} for name in "ab"]
     root = metadata(album(tmp_path, "a.png", "b.png"), rows)
@@ -221,6 +251,14 @@ def test_one_class_alone_can_be_asked_for(tmp_path):
     assert found(root, labels="folders").classes == ["cats"]
 
 
+@pytest.mark.parametrize("inner", ["cats", "images/cats"])
+def test_one_class_alone_can_be_asked_for_below_splits_too(tmp_path, inner):
+    root = album(tmp_path, f"train/{inner}/x.png", f"test/{inner}/y.png")
+    assert found(root).classes is None
+    source = found(root, labels="folders")
+    assert (source.classes, source.splits) == (["cats"], {"test": 1, "train": 1})
+
+
 def test_folders_that_hold_no_image_are_said(tmp_path):
     root = album(tmp_path, "a/x.png", "b/y.png")
     (root / "c/deep").mkdir(parents=True)
@@ -303,13 +341,23 @@ def test_each_common_word_for_a_split_is_one(tmp_path, word):
     assert (source.classes, source.splits) == (["a", "b"], {other: 1, word: 2})
 
 
-@pytest.mark.parametrize("extension", ["heic", "jfif", "svg", "psd", "tga", "ico", "ppm", "dcm", "dng", "apng", "exr"])
+NOT_READ = """
+heic heif hif jxl jp2 j2k jpx jfif svg psd eps exr hdr tga ico pcx ppm pgm pbm pnm dds dcm cr2 cr3 nef arw dng orf raf rw2
+apng
+"""
+
+
+@pytest.mark.parametrize("extension", NOT_READ.split())
 def test_images_of_kinds_that_are_not_read_are_warned_of(tmp_path, extension):
     album(tmp_path / "in", "a.png")
     (tmp_path / f"in/b.{extension.upper()}").write_bytes(b"x")
     lines: list[str] = []
     shards.write(Config(f"folder:{tmp_path}/in"), tmp_path / "out", tell=lines.append)
     assert any(line.startswith(f"warning: not read: 1 .{extension} (b.") for line in lines)
+
+
+def test_no_kind_is_warned_of_that_is_not_written_out_above():
+    assert {*NOT_READ.split(), "avif"} == folders.OTHER_IMAGES
 
 
 def table(root: Path, text: str | bytes, name: str = "metadata.csv") -> Path:

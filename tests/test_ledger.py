@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from diffcore import disk, shards, sources
-from diffcore.ledger import Unfinished
+from diffcore.ledger import Ledger, Unfinished
 from diffcore.mistake import Mistake
 from diffcore.shards import Config, load_resident, write
 from diffcore.sources import Split
@@ -209,7 +209,9 @@ def test_a_ledger_is_of_the_very_files_their_places_sizes_and_times(tmp_path):
         os.utime(path, ns=(0, 10**18 + number))
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
-    paths += [tmp_path / "loop", tmp_path / "broken"]
+    (tmp_path / "far").write_bytes(b"far")
+    (tmp_path / "link").symlink_to(tmp_path / "far")
+    paths += [tmp_path / "loop", tmp_path / "broken", tmp_path / "link"]
 
     def kept(files: list[Path], asked: object = 1, code: str = "code") -> bool:
         said: list[str] = []
@@ -241,6 +243,13 @@ def test_a_ledger_is_of_the_very_files_their_places_sizes_and_times(tmp_path):
     assert not kept(paths)
     paths[1].write_bytes(b"abcd")
     os.utime(paths[1], ns=(0, 10**18 + 2))
+    assert not kept(paths)
+    (tmp_path / "far").write_bytes(b"else")  # what a link leads to
+    assert not kept(paths)
+    os.utime(tmp_path / "far", ns=(0, 10**18))
+    assert not kept(paths)
+    (tmp_path / "broken").unlink()
+    (tmp_path / "broken").write_bytes(b"there")
     assert not kept(paths)
     assert kept(paths)
 
@@ -334,3 +343,31 @@ def test_all_files_that_are_read_are_looked_at_the_labels_too(tmp_path, kind, mo
     os.utime(max(read), (1, 1))  # the table of labels, or the last tar
     lines = told(config, tmp_path / "out", shard_bytes=SHARD, unfinished=kept)
     assert any("the source has changed" in line for line in lines)
+
+
+def test_a_folder_that_cannot_get_its_name_costs_no_image_to_be_read_again(flat, tmp_path, monkeypatch):
+    """What is finished is kept until the new folder stands there."""
+    config, kept = Config(f"folder:{flat}"), Unfinished(tmp_path / "kept")
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "_swap", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            write(config, tmp_path / "out", shard_bytes=SHARD, unfinished=kept)
+    monkeypatch.setattr(sources, "_read_file", reading := Reading(0))
+    lines = told(config, tmp_path / "out", workers=1, shard_bytes=SHARD, unfinished=kept)
+    assert "goes on after 60 of 60 images" in lines
+    assert reading.count <= 1  # the first says the shape
+    assert len(load_resident(tmp_path / "out")) == 60
+
+
+def test_a_writer_that_dies_between_its_end_and_the_ledger_s_harms_no_finished_data_set(flat, tmp_path, monkeypatch):
+    """The tars of both are the same files then: whoever writes next must not write into them."""
+    config, kept = Config(f"folder:{flat}", members="image"), Unfinished(tmp_path / "kept")
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "clear", lambda ledger: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            write(config, tmp_path / "out", shard_bytes=SHARD, unfinished=kept)
+    whole = content(tmp_path / "out")
+    assert (tmp_path / "kept/000000.tar").samefile(tmp_path / "out/000000.tar")
+    interrupted(flat, dataclasses.replace(config, channels=1), kept, tmp_path / "out", monkeypatch)
+    assert content(tmp_path / "out") == whole
+    assert len(load_resident(tmp_path / "out")) == 60

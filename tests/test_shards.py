@@ -575,3 +575,15 @@ def test_a_vouched_shard_of_more_images_or_unannounced_labels_is_refused(tmp_pat
     resealed(tmp_path / "out", [])
     with pytest.raises(Mistake, match=r"000000\.tar"):
         load_resident(tmp_path / "out")
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_no_more_is_read_ahead_than_a_few_for_each_thread(workers):
+    """Data may be larger than memory."""
+    drawn = []
+    results = shards._in_order(lambda number: -number, (drawn.append(n) or n for n in range(60)), workers)
+    for done in range(5):
+        assert next(results) == -done
+        assert len(drawn) <= done + 1 + 2 * workers
+    results.close()
+    assert list(shards._in_order(lambda number: -number, range(20), workers)) == [-number for number in range(20)]

@@ -3,12 +3,14 @@
 import io
 import json
 import os
+import struct
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from diffcore import sources, tars
 from diffcore.mistake import Mistake
@@ -329,6 +331,14 @@ def test_labels_are_whole_numbers_from_zero(label):
         tars.labels_of({"png": b"", "cls": label}, 1)
 
 
+@pytest.mark.parametrize("word", ["-1", "65536", '"1"', "1.0", "1.5", "true", "false", "[1]", '{"label": 1}'])
+def test_labels_in_a_json_are_whole_numbers_from_zero(word):
+    for content in (word, f'{{"label": {word}}}', f'{{"cls": {word}}}', f'{{"label": {word}, "cls": 1}}'):
+        if content != '{"label": 1}':
+            with pytest.raises(ValueError, match="label"):
+                tars.labels_of({"json": content.encode()}, 1)
+
+
 @pytest.mark.parametrize(
     "source",
     ["pipe:cat x", "shards:pipe:cat x", "shards:a{,pipe:b}", "shards:s3://bucket/a.tar", "folder:", "digit", ""],
@@ -512,3 +522,144 @@ def test_a_class_that_is_a_link_to_a_folder_is_read(tmp_path):
 
 def test_bits_from_nine_to_sixteen_are_taken():
     assert [Config("digits", bits=bits).bits for bits in (9, 16)] == [9, 16]
+
+
+@pytest.mark.parametrize(
+    "values", [dice(3, 2).T, np.asfortranarray(dice(2, 3, 4, 3)), dice(4, 5, 3).transpose(1, 0, 2)]
+)
+def test_an_npy_whose_rows_lie_in_another_order_is_refused_and_not_scrambled(tmp_path, values):
+    """np.save keeps the order of a transposed array's memory."""
+    if values.flags.f_contiguous:
+        with pytest.raises(ValueError, match="C order"):
+            tars.array(npy(values))
+    assert np.array_equal(tars.array(npy(np.ascontiguousarray(values))), values)
+    if values.ndim == 4:
+        with pytest.raises(Mistake, match="C order"):
+            opened(Config(f"shards:{tar(tmp_path / 'x.tar', [('0.npy', npy(values))])}"))
+
+
+@pytest.mark.parametrize("kind", ["<u2", ">u2", "<i8", ">i8", "u1"])
+def test_labels_in_an_npy_are_read_in_their_own_byte_order(kind):
+    assert tars.labels_of({"cls.npy": npy(np.array([3, 200], kind))}, 2) == [3, 200]
+
+
+EXTENSIONS = {
+    **{"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"},
+    **{"bmp": "BMP", "gif": "GIF", "tif": "TIFF", "tiff": "TIFF"},
+}
+
+
+def image_file(kind: str) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (2, 2), (90, 90, 90)).save(file, kind)
+    return file.getvalue()
+
+
+def test_images_of_these_kinds_are_found_in_a_folder_in_small_letters_and_in_capitals(tmp_path):
+    """Written out, as data sets hold them: ImageNet's are called .JPEG."""
+    known = EXTENSIONS | ({"avif": "AVIF"} if features.check("avif") else {})
+    names = sorted(f"{number}.{e}" for e in known for number, e in enumerate((e, e.upper(), e.capitalize())))
+    for name in names:
+        put(tmp_path / name, image_file(known[name.partition(".")[2].lower()]))
+    put(tmp_path / "no.pngx", b"")
+    source = sources.find(Config(f"folder:{tmp_path}"))
+    assert (sorted(entry.name for entry in source.entries), source.ignored) == (names, 1)
+    assert len(opened(Config(f"folder:{tmp_path}"))[0]) == len(names)
+
+
+def test_images_of_these_kinds_are_read_from_a_tar_and_no_others(tmp_path):
+    words = ("png", "jpg", "jpeg", "webp", "npy")
+    contents = {word: npy(np.full((2, 2, 3), 90, np.uint8)) if word == "npy" else None for word in words}
+    contents = {word: content or image_file(EXTENSIONS[word]) for word, content in contents.items()}
+    members = [(f"{w}{n}.{e}", contents[w]) for w in words for n, e in enumerate((w, w.upper()))]
+    pixels, _ = opened(Config(f"shards:{tar(tmp_path / 'x.tar', members)}"))
+    assert len(pixels) == 2 * len(words)
+    assert np.abs(pixels.astype(int) - 90).max() < 4
+    for word in {*EXTENSIONS} - {*words}:
+        with pytest.raises(Mistake, match="unknown kind"):
+            sources.find(Config(f"shards:{tar(tmp_path / 'y.tar', [(f'0.{word}', image_file(EXTENSIONS[word]))])}"))
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_grey_tiffs_of_16_bits_are_the_same_pictures_in_either_byte_order(tmp_path, order):
+    """ImageJ and microscopes write big-endian ones, which Pillow calls by another mode."""
+    deep = np.array([[0, 128, 257], [32768, 65278, 65535]], dtype=np.uint16)
+    put(tmp_path / "0.tif", tiff16(deep[..., None], order))
+    config = Config(f"folder:{tmp_path}")
+    assert sources.form(config, sources.find(config)).shape == (1, 2, 3)
+    pixels, _ = opened(config)
+    assert pixels[0, ..., 0].tolist() == [[0, 0, 1], [128, 254, 255]]
+    fit = sources.fit(
+        tars.decode(tiff16(deep[..., None], order), "any"), sources.form(config, sources.find(config)), "it"
+    )
+    assert fit.peak == 65535
+
+
+def tiff16(values: np.ndarray, order: str = "<", packed: bool = False) -> bytes:
+    """An uncompressed TIFF of 16 bits a channel, little- or big-endian; `packed`: deflated, which another decoder reads."""
+    height, width, channels = values.shape
+    strip = values.astype(f"{order}u2").tobytes()
+    strip = zlib.compress(strip) if packed else strip
+    fields = {256: width, 257: height, 258: 16, 259: 8 if packed else 1, 262: 2 if channels == 3 else 1}
+    fields |= {273: 8, 277: channels, 278: height, 279: len(strip)}
+    bits = 8 + len(strip) + len(strip) % 2  # where the bits of each channel stand, which are too long for a field
+    entries = b""
+    for tag, value in fields.items():
+        count, kind, word = 1, 4, struct.pack(f"{order}I", value)
+        if tag == 258:
+            short = struct.pack(f"{order}HH", 16, 0)
+            count, kind, word = channels, 3, struct.pack(f"{order}I", bits) if channels > 2 else short
+        entries += struct.pack(f"{order}HHI", tag, kind, count) + word
+    depths = struct.pack(f"{order}{channels}H", *[16] * channels) + b"\0" * (2 * channels % 4)
+    directory = struct.pack(f"{order}H", len(fields)) + entries + bytes(4)
+    head = b"II*\0" if order == "<" else b"MM\0*"
+    start = struct.pack(f"{order}I", bits + len(depths))
+    return head + start + strip + b"\0" * (len(strip) % 2) + depths + directory
+
+
+@pytest.mark.parametrize(("order", "packed"), [("<", False), (">", False), ("<", True), (">", True)])
+def test_twelve_bits_in_a_colour_tiff_are_known_as_such(order, packed):
+    """Of 16 bits in colour Pillow keeps the upper 8 and does not tell that there were more."""
+    dark = np.array([[[0, 4095, 0], [100, 0, 9]]])
+    picture = tars.decode(tiff16(dark, order, packed), "any")
+    assert fitted(picture, (3, 1, 2)).tolist() == [[[0, 15, 0], [0, 0, 0]]]
+    assert sources.fit(picture, sources.Form((3, 1, 2), None, True, "lanczos"), "it").peak == 15 * 257
+    with pytest.raises(Mistake, match="in colour"):
+        sources.fit(picture, sources.Form((3, 1, 2), None, True, "lanczos", 12), "it")
+
+
+def test_two_folders_of_one_number_on_two_disks_are_two(tmp_path, monkeypatch):
+    """The roots of file systems often share their inode's number."""
+    for name in ("a", "b"):
+        put(tmp_path / name / "0.png", png(dice(2, 2, 3)))
+    numbers = {tmp_path / "a": (7, 1), tmp_path / "b": (7, 2)}
+    real = os.stat
+
+    def stat(path, *words, **more):
+        found = list(real(path, *words, **more))
+        found[1:3] = numbers.get(Path(path), found[1:3]) if isinstance(path, str | Path) else found[1:3]
+        return os.stat_result(found)
+
+    monkeypatch.setattr(os, "stat", stat)
+    assert sources.find(Config(f"folder:{tmp_path}")).classes == ["a", "b"]
+    numbers[tmp_path / "b"] = (8, 1)
+    assert sources.find(Config(f"folder:{tmp_path}")).classes == ["a", "b"]
+    numbers[tmp_path / "b"] = (7, 1)
+    assert sources.find(Config(f"folder:{tmp_path}")).images == 1
+
+
+def test_of_a_folder_and_a_link_to_it_the_first_name_counts_whatever_the_file_system_says(tmp_path, monkeypatch):
+    put(tmp_path / "in/b/0.png", png(dice(2, 2, 3)))
+    put(tmp_path / "in/c/0.png", png(dice(2, 2, 3)))
+    os.symlink(tmp_path / "in/b", tmp_path / "in/a")
+    os.symlink(tmp_path / "in/c", tmp_path / "in/d")
+    walk = os.walk
+    for turned in (False, True):
+
+        def ordered(*words, turned=turned, **more):
+            for here, folders, names in walk(*words, **more):
+                folders.sort(reverse=turned)
+                yield here, folders, names
+
+        monkeypatch.setattr(os, "walk", ordered)
+        assert sources.find(Config(f"folder:{tmp_path}/in")).classes == ["a", "c"]

@@ -432,15 +432,18 @@ def test_bits_that_are_none_are_refused(bits):
 
 
 def colour16(values: np.ndarray, text: bytes = b"deep\0") -> bytes:
-    """A PNG of 16 bits a channel, which Pillow does not write, and a text in it, which says nothing of the bits."""
+    """A PNG of 16 bits a channel, which Pillow does not write, and a text in it, which says nothing of the bits.
+
+    Of two channels the second is alpha, of four the last.
+    """
     import struct
     import zlib
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    height, width, _ = values.shape
-    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    height, width, channels = values.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"tEXt", text) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + parts
@@ -457,6 +460,68 @@ def test_twelve_bits_in_colour_are_refused_too(tmp_path):
     (tmp_path / "in/0.png").write_bytes(colour16(dark * 16))
     write(Config(f"folder:{tmp_path}/in"), tmp_path / "out")
     assert load_resident(tmp_path / "out").pixels.max() == 255
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_twelve_bits_are_refused_however_many_channels_there_are_and_alpha_is_no_brightness(tmp_path, channels):
+    (tmp_path / "in").mkdir()
+    dark = np.full((2, 3, channels), 4095)
+    dark[0] = 17
+    if channels != 3:
+        dark[..., -1] = 65535
+    (tmp_path / "in/0.png").write_bytes(colour16(dark))
+    with pytest.raises(Mistake, match=r"brightest of 1 images with 16 bits is at 3855"):
+        write(Config(f"folder:{tmp_path}/in"), tmp_path / "out")
+
+
+def pixels_of(source: sources.Source) -> dict[str, np.ndarray]:
+    """By name of the image, or of the block and row."""
+    found = {}
+    for entry in source.entries:
+        for row, picture in enumerate(entry.read()[0][: entry.images]):
+            found[f"{entry.name}{row}{np.asarray(picture).tobytes().hex()}"] = np.asarray(picture)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["digits", "folder", "shards"])
+def test_what_is_held_out_does_not_depend_on_whether_labels_are_read(flat, tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(shards, "BLOCK", 7)
+    write(Config(f"folder:{flat}"), tmp_path / "tars", shard_bytes=2000)
+    place = {"digits": "digits", "folder": f"folder:{flat}", "shards": f"shards:{tmp_path}/tars/*.tar"}[kind]
+    with_labels, without = (
+        sources.find(Config(place, labels=labels, split=Split(holdout=0.25))) for labels in (None, "none")
+    )
+    assert pixels_of(with_labels).keys() == pixels_of(without).keys()
+    assert pixels_of(with_labels.held).keys() == pixels_of(without.held).keys()
+    assert len(pixels_of(without.held)) > 10
+    assert {label for entry in without.held.entries for label in entry.read()[1]} == {None}
+    assert without.held.classes is None
+
+
+@pytest.mark.parametrize("how", ["by the key", "by dataset.json"])
+def test_images_without_labels_are_held_out_by_their_folders_all_the_same(divided, tmp_path, how):
+    labels = "none" if how == "by the key" else None
+    if labels is None:
+        (divided / "dataset.json").write_text('{"labels": null}')
+    config = Config(f"folder:{divided}", labels=labels, split=Split(holdout=["Test"]))
+    manifest = write(config, tmp_path / "out")
+    held = Manifest.read(tmp_path / "out/holdout")
+    assert numbers(tmp_path / "out") == dict.fromkeys([*range(30), *range(42, 48)])
+    assert numbers(tmp_path / "out/holdout") == dict.fromkeys(range(30, 42))
+    assert (manifest.splits, held.splits) == ({"train": 30, "val": 6}, {"test": 12})
+    lines = told(Config(f"folder:{divided}", labels=labels), tmp_path / "all")
+    assert any("trains on all splits, test/ (12 images) and train/ (30 images)" in line for line in lines)
+
+
+def test_a_limit_does_not_change_how_many_images_were_found(divided, tmp_path):
+    """The manifest's splits, and what is told of them, are of what lies in the folder."""
+    for limit in (None, 5, 1):
+        config = Config(f"folder:{divided}", split=Split(train=["train", "val"], holdout=["test"]), limit=limit)
+        lines = told(config, tmp_path / "out")
+        parts = [Manifest.read(tmp_path / name) for name in ("out", "out/holdout")]
+        assert [part.splits for part in parts] == [{"train": 30, "val": 6}, {"test": 12}]
+        assert [part.images for part in parts] == [min(limit or 99, 36), min(limit or 99, 12)]
+        assert any(line.endswith("images read (30 in train, 6 in val)") for line in lines)
 
 
 def test_what_is_held_out_is_dealt_as_well_and_told_apart(divided, tmp_path):
