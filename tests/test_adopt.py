@@ -13,11 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diffcore import adopt, checkpoint, disk, fit
+from diffcore.denoiser import NetDenoiser
 from diffcore.feed import to_uint8
 from diffcore.mistake import Mistake
 from diffcore.nets import foreign, unet
 from diffcore.sampler import Sampler
-from diffcore.schedule import Discrete
+from diffcore.schedule import Cosine, Discrete
 from diffcore.shards import Manifest
 from diffcore.solvers import SOLVERS
 from diffcore.trajectory import even, karras
@@ -763,6 +764,52 @@ def test_what_a_card_of_ours_says_of_an_adopted_teacher_is_taken(tmp_path):
         )
         found = adopt.adopt(tmp_path / method)
         assert (found.sampling, found.image, found.classes) == (sampling, (1, 8, 8), None)
+
+
+def test_a_conditional_checkpoint_of_ours_is_for_its_own_classes_in_their_own_order(tmp_path):
+    net = unet.build(dataclasses.replace(unet.default_config((1, 8, 8)), num_class_embeds=4), 0)
+    own = NetDenoiser(net, Cosine(), "v", classes=3)
+    checkpoint.save(tmp_path / "own", own, (1, 8, 8), {**ABOUT, "classes": ["a", "b", "c"]})
+    found = adopt.adopt(tmp_path / "own")
+    assert list(found.classes) == ["a", "b", "c"]
+    assert found.denoiser.classes == 3
+    found.check((1, 8, 8), ["a", "b", "c"])
+    for others in (["b", "a", "c"], ["a", "b", "d"]):
+        with pytest.raises(Mistake, match="the teacher's classes are a, b, c and the data's are "):
+            found.check((1, 8, 8), others)
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_teacher_in_half_precision_is_one_in_float32(tmp_path, ours):
+    """As fp16 teachers are published: its values are taken as they are, and computed with in float32."""
+    kinds = {} if ours else {"down_block_types": ["ResnetDownsampleBlock2D", "DownBlock2D"]}
+    net, _ = save(tmp_path, network(**kinds).half())
+    denoiser, x = adopt.adopt(tmp_path).denoiser, images()
+    assert isinstance(denoiser.net, unet.UNet) == ours
+    assert {parameter.dtype for parameter in denoiser.net.parameters()} == {torch.float32}
+    out = net.float()(x, 499).sample
+    assert apart(denoiser(x, torch.full((5,), 0.5, dtype=torch.float64)).eps, out.detach()) < 1e-5
+
+
+OLD = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+
+def test_a_teacher_saved_before_diffusers_0_15_is_the_same_teacher(tmp_path):
+    """google/ddpm-cifar10-32 and its kin call the layers of attention otherwise."""
+    blocks = {"down_block_types": ["DownBlock2D", "AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D", "UpBlock2D"]}
+    net, _ = save(tmp_path, network(**blocks, add_attention=True, attention_head_dim=8))
+    path = tmp_path / "unet/diffusion_pytorch_model.safetensors"
+    renamed = {}
+    for name, tensor in load_file(path).items():
+        for now, then in OLD.items():
+            name = name.replace(f".{now}.", f".{then}.")
+        renamed[name] = tensor
+    assert all(any(f".{then}.weight" in name for name in renamed) for then in OLD.values())
+    save_file(renamed, path)
+    found, x = adopt.adopt(tmp_path).denoiser, images()
+    assert isinstance(found.net, unet.UNet)
+    t = torch.full((5,), 0.5, dtype=torch.float64)
+    assert apart(found(x, t).eps, net(x, 499).sample.detach()) < 1e-5
 
 
 def test_a_student_with_guidance_built_in_is_no_teacher(tmp_path):

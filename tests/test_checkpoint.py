@@ -318,3 +318,16 @@ def test_what_is_opened_does_not_learn(folder):
     net = checkpoint.load(folder).denoiser.net
     assert not any(module.training for module in net.modules())
     assert not any(parameter.requires_grad for parameter in net.parameters())
+
+
+def test_a_checkpoint_moves_to_a_device_and_stays_what_it_is(folder):
+    """To a device that needs no hardware; convolutions in the layout that is fast there."""
+    opened = checkpoint.load(folder)
+    for device in ("cpu", "meta"):
+        moved = opened.to(torch.device(device))
+        assert moved.card == opened.card
+        assert (moved.shape, moved.guidance) == (opened.shape, opened.guidance)
+        weights = list(moved.denoiser.net.parameters())
+        assert {weight.device.type for weight in weights} == {device}
+        assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights if w.dim() == 4)
+        assert (moved.denoiser.grid, moved.denoiser.head) == (even(4), "v")

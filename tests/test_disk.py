@@ -246,8 +246,9 @@ def test_who_has_the_old_file_open_reads_it_to_its_end(tmp_path):
 
 
 @writers
+@pytest.mark.parametrize("exchanges", [True, False], ids=["exchange", "two renames"])
 def test_all_that_is_written_is_safe_on_the_disk_before_it_gets_its_name_and_so_is_the_name(
-    write, tmp_path, monkeypatch
+    write, exchanges, tmp_path, monkeypatch
 ):
     events, sync = [], os.fsync
 
@@ -260,12 +261,18 @@ def test_all_that_is_written_is_safe_on_the_disk_before_it_gets_its_name_and_so_
         monkeypatch.setattr(
             os, name, lambda old, new, move=move: move(old, new) or events.append(f"-> {Path(new).name}")
         )
-    write(tmp_path, "new")
-    named = events.index("-> made")
+    exchange = disk._exchanged
+    if not exchanges:
+        exchange = lambda one, other: False  # noqa: E731
+    monkeypatch.setattr(disk, "_exchanged", lambda old, new: exchange(old, new) and (events.append("-> made") or True))
     new = "/.made.PID.tmp"
     inside = {new} if write is write_file else {new, f"{new}/a", f"{new}/in", f"{new}/in/b"}
-    assert inside <= set(events[:named])
-    assert events[named + 1 :] == [""]
+    for word in ("new", "newer"):  # the second in the place of the first
+        events.clear()
+        write(tmp_path, word)
+        named = events.index("-> made")
+        assert inside <= set(events[:named])
+        assert events[named + 1 :] == [""]
 
 
 def test_what_another_user_s_living_process_is_writing_is_left_alone(tmp_path, monkeypatch):

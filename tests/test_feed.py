@@ -247,3 +247,25 @@ def test_groups_and_the_order_in_them_go_by_the_seed():
     places = [Order.at(alike, first, first + 64)[0] for first in (0, 64)]
     ranks = [np.argsort([place.group.index(s) * 8 + r for s, r in zip(place.shards, place.rows)]) for place in places]
     assert not np.array_equal(*ranks)
+
+
+@pytest.mark.parametrize("flip", [True, False])
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("memory", [0, COUNT * 48])
+def test_batches_lie_on_the_device_that_was_asked_for(data, tmp_path, memory, labelled, flip):
+    """All parts of them: torch's `meta` device refuses, as a GPU does, to meet what lies on the CPU."""
+    if not labelled:
+        shards.write(Config(f"shards:{data}/*.tar", labels="none"), tmp_path / "out", shard_bytes=200)
+    made = feed(data if labelled else tmp_path / "out", 8, 0, flip, memory, "meta")
+    for rows in (slice(None), slice(2, 5)):
+        x0, labels = made.batch(1, rows)
+        assert (x0.device.type, x0.shape[1:]) == ("meta", (3, 4, 4))
+        assert (labels is not None) == labelled
+        assert labels is None or labels.device.type == "meta"
+    if memory == 0:
+        made.close()
+
+
+def test_the_mask_of_what_is_mirrored_follows_its_images():
+    mirrored = feeds._mirrored(torch.empty(4, 1, 2, 2, device="meta"), feeds._flips(0, 0, 4))
+    assert (mirrored.device.type, mirrored.shape) == ("meta", (4, 1, 2, 2))

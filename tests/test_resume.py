@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import os
 import re
@@ -232,3 +233,39 @@ def test_who_holds_a_job_is_waited_for_and_then_named(tmp_path):
         pass
     with resume.lock(0.0):
         assert (resume.folder / "lock").exists()
+
+
+class Clock:
+    """Seconds that pass by sleeping alone; the job is free after some."""
+
+    def __init__(self, free_after: float):
+        self.now, self.free_after, self.slept = 100.0, free_after, []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+    def locked(self, file) -> bool:
+        return self.now >= 100 + self.free_after
+
+
+@pytest.mark.parametrize(
+    ("patience", "free_after", "got"),
+    [((), 50.0, True), ((), 70.0, False), ((5.0,), 3.0, True), ((5.0,), 7.0, False), ((0.0,), 3.0, False)],
+)
+def test_a_job_that_another_holds_is_waited_for_a_minute_or_as_long_as_is_said(
+    patience, free_after, got, tmp_path, monkeypatch
+):
+    """A training that was told to end may still be saving when the next is started."""
+    clock = Clock(free_after)
+    monkeypatch.setattr("diffcore.resume.time", clock)
+    monkeypatch.setattr("diffcore.resume._locked", clock.locked)
+    entered = False
+    with contextlib.suppress(Mistake), saved(tmp_path, ())[0].lock(*patience):
+        entered = True
+    assert entered == got
+    assert clock.now - 100 == pytest.approx(free_after if got else (*patience, 60.0)[0], abs=0.3)
+    assert all(0 < seconds <= 1 for seconds in clock.slept)
