@@ -163,6 +163,30 @@ def test_limits_students_and_ways_have_these_and_no_others():
     assert defaults(Way) == {"steps": [], "options": {}, **unsaid}
 
 
+NUMBERS = {
+    "denoiser": {"LABELS": 1024},
+    "features": {"TURNS": 4, "SMALLEST": 4, "ENOUGH": 2000, "NEAR_CHANCE": 0.2},
+    "feed": {"GROUP": 8},
+    "frontier": {"FAR": 3.0},
+    "gamma": {"RANGE": (-1.0, 1.0), "GREYS": 256},
+    "methods.consistency_training": {"SIGMAS": (0.002, 80.0), "RHO": 7},
+    "methods.distribution_matching": {"LEVELS": (0.02, 0.98), "HEADS": 4},
+    "methods.phased": {"HEADS": 4},
+    "nets.unet": {"MAX_PERIOD": 10000, "GUIDANCE_FEATURES": 16},
+    "quality": {"RESAMPLES": 200, "SIDE": 8, "KERNEL_ROWS": 50_000, "GROUPS": 128, "SPLITS": 64},
+    "shards": {"BLOCK": 256, "SMALL": 12288, "SHARD_BYTES": 33554432, "MOST_BAD": 100, "MOST_AFTER": 10_000},
+    "sources": {"FULL": 65535, "MOST_PIXELS": 134217728, "MOST_BYTES": 1073741824},
+    "tars": {"MOST_CLASSES": 65536},
+}
+"""Numbers that no file names and every result rests on: tests that set them aside for speed do not notice one that moves."""
+
+
+@pytest.mark.parametrize("module", NUMBERS)
+def test_numbers_that_results_rest_on_are_what_they_were(module):
+    found = vars(importlib.import_module(f"diffcore.{module}"))
+    assert {name: found[name] for name in NUMBERS[module]} == NUMBERS[module]
+
+
 SMALL = 1e-9
 FIT = {"iterations": 8, "batch": 8, "lr": 1e-3, "ema": 0.5}
 SHAPE = {"channels": (4,), "layers": 1, "attention": False, "groups": 1, "dropout": 0.0, "max_phase": 12.0}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
@@ -235,7 +236,14 @@ def test_mistakes(network):
         learn(bars(20)[0], torch.zeros(19, dtype=torch.int64), ONE)
 
 
-@pytest.mark.parametrize("change", [{"channels": 12}, {"dimension": 0}, {"iterations": 0}, {"batch": 0}, {"lr": 0.0}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"channels": bad} for bad in (0, -8, 4, 12)),
+        *({name: bad} for name in ("dimension", "iterations", "batch") for bad in (0, -1)),
+        *({"lr": bad} for bad in (0.0, -1e-3, math.inf, math.nan)),
+    ],
+)
 def test_config_is_checked(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         dataclasses.replace(QUICK, **change)
@@ -317,3 +325,117 @@ def test_a_card_that_is_none_is_a_mistake(network, tmp_path, text):
     (tmp_path / "eyes" / eyes.CARD).write_text(text)
     with pytest.raises(Mistake, match="not the card of a feature network"):
         load(tmp_path / "eyes")
+
+
+def card(side: tuple[int, int] = (8, 8), config: Config = QUICK, channels: int = 1) -> eyes.Card:
+    return eyes.Card(config, (channels, *side), "rotations", 4, 100, 10)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_every_iteration_looks_at_images_and_turns_of_its_own(labelled):
+    images, labels = bars(100)
+    seen = torch.arange(90)
+    config = dataclasses.replace(QUICK, iterations=40, batch=16)
+    batches = list(eyes._batches(Images(images, labels if labelled else None, None), seen, config))
+    assert len(batches) == 40
+    assert len({tuple(rows.tolist()) for _, rows, _ in batches}) == 40
+    assert torch.cat([rows for _, rows, _ in batches]).unique().tolist() == seen.tolist()
+    for x, rows, _ in batches:
+        assert torch.equal(x, images[rows])
+    turns = {tuple(torch.randint(4, (16,), generator=each).tolist()) for _, _, each in batches}
+    assert len(turns) == 40
+    again, other = (
+        next(eyes._batches(Images(images, None, None), seen, dataclasses.replace(config, seed=seed)))[1]
+        for seed in (config.seed, config.seed + 1)
+    )
+    assert torch.equal(again, batches[0][1])
+    assert not torch.equal(other, again)
+
+
+def test_the_seed_decides_on_the_first_weights_and_on_what_is_held_out():
+    """So that networks of several seeds are independent ones; of one seed they are the same."""
+    first, again, other = (
+        eyes._build(card(config=dataclasses.replace(QUICK, seed=seed))).state_dict() for seed in (0, 0, 1)
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    drawn = [name for name in first if first[name].ndim > 1]
+    assert len(drawn) > 5
+    assert not any(torch.equal(first[name], other[name]) for name in drawn)
+    splits = [eyes._split(100, seed) for seed in (0, 0, 1)]
+    for one, same, another in zip(*splits):
+        assert torch.equal(one, same)
+        assert sorted(one.tolist()) != sorted(another.tolist())
+
+
+@pytest.mark.parametrize("side", [(5, 5), (7, 9), (9, 6), (17, 11)])
+def test_every_pixel_counts_at_every_halving_the_last_row_and_column_too(side):
+    """Of an odd side the last row stands for itself, as if it were there twice."""
+    network, given, made = eyes._build(card(side)).eval(), [], []
+    for stage in network.stages:
+        stage.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
+        stage.register_forward_hook(lambda module, inputs, output: made.append(output))
+    extract(network, torch.randn(2, 1, *side, generator=dice()))
+    assert len(given) > 1
+    for before, after in zip(made, given[1:]):
+        height, width = before.shape[2:]
+        even = F.pad(before, (0, width % 2, 0, height % 2), mode="replicate")
+        torch.testing.assert_close(after, F.avg_pool2d(even, 2))
+
+
+@pytest.mark.parametrize(
+    ("side", "times"),
+    [
+        ((4, 4), [1, 2]),
+        ((8, 8), [1, 2]),
+        ((9, 64), [1, 2, 4]),
+        ((64, 64), [1, 2, 4, 4, 4]),
+        ((256, 300), [1, 2] + [4] * 5),
+    ],
+)
+def test_layers_are_doubled_at_the_first_two_halvings_and_no_more(side, times):
+    """Whatever the images' size; they are halved until the shorter side has at most four pixels."""
+    network = eyes._empty(card(side, channels=3))
+    assert (network.stem.in_channels, network.stem.out_channels) == (3, 8)
+    assert [stage.conv2.out_channels for stage in network.stages] == [8 * each for each in times]
+    assert [stage.conv1.in_channels for stage in network.stages] == [8, *(8 * each for each in times[:-1])]
+    assert network.embed.in_features == 8 * times[-1]
+
+
+def test_a_step_goes_down_the_gradient_of_its_own_batch_alone():
+    config = dataclasses.replace(QUICK, iterations=3, batch=8)
+    images, labels = bars(40)
+    seen, _ = eyes._split(40, 0)
+    made = dataclasses.replace(card(config=config), task="classes", outputs=2)
+    found, plain = eyes._build(made), eyes._build(made)
+    eyes._fit(found, Images(images, labels, None), seen, labels, lambda step, loss: None)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1.0, betas=(0.9, 0.99), weight_decay=0.01)
+    for step, (x, rows, _) in enumerate(eyes._batches(Images(images, labels, None), seen, config)):
+        optimizer.param_groups[0]["lr"] = config.lr * 0.5 * (1 + math.cos(math.pi * step / 3))
+        for parameter in plain.parameters():
+            parameter.grad = None
+        F.cross_entropy(plain.logits(to_float(x)), labels[rows]).backward()
+        optimizer.step()
+    for (name, one), (_, other) in zip(found.named_parameters(), plain.named_parameters()):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_card_without_any_of_its_keys_is_a_mistake(network, tmp_path):
+    save(network, tmp_path / "eyes")
+    path = tmp_path / "eyes" / eyes.CARD
+    stored = json.loads(path.read_text())
+    assert {"schema", "digest", "files"} < set(stored)
+    for key in stored:
+        path.write_text(json.dumps({name: value for name, value in stored.items() if name != key}))
+        with pytest.raises(
+            Mistake, match=r"not the card of a feature network .*make it again with the stage `features`"
+        ):
+            load(tmp_path / "eyes")
+    for key in stored["config"]:
+        config = {name: value for name, value in stored["config"].items() if name != key}
+        path.write_text(json.dumps({**stored, "config": config}))
+        with pytest.raises(Mistake, match="not the card of a feature network"):
+            load(tmp_path / "eyes")
+
+
+def test_ten_images_are_enough():
+    assert learn(*bars(10), ONE).card.images == 10

@@ -124,6 +124,26 @@ def test_the_reason_holds_the_numbers_and_their_errors():
     assert "1 network call," in DIGITS.recommend(50.0).reason
 
 
+def test_parts_of_network_calls_are_told_as_such_wherever_they_are_told():
+    """A cache makes 2.125 calls of 4."""
+    cached = point("cached", 2.125, 1.2)
+    for found in (frontier(teacher(8, 1.0), cached), frontier(teacher(8, 1.0), cached, point("plain", 4, 1.3))):
+        assert found.recommend(1.5).reason.startswith("cached, 2.125 network calls, fd ")
+        assert any(" 2.125 " in line for line in found.table().splitlines() if "cached" in line)
+    (far,) = [
+        line for line in warned(teacher(8, 90.0), point("cached", 2.125, 30.0)) if line.startswith("no way to sample")
+    ]
+    assert "cached, 2.125 network calls, fd" in far
+
+
+def test_each_number_of_the_floor_is_told_as_its_own():
+    numbers = {"fd": 1.23, "fd_se": 0.11, "kid": 0.0456, "kid_se": 0.0012, "fd_pixels": 7.8, "fd_pixels_se": 0.23}
+    floor = Floor(**numbers, n=(50, 60), compared=(30, 31), real="halves")
+    notes = " ".join(dataclasses.replace(DIGITS, floor=floor).table().split())
+    assert "of 50 samples against 60 real images" in notes
+    assert "fd 1.23+-0.11, kid 0.0456+-0.0012, fd_pixels 7.80+-0.23; from halves" in notes
+
+
 def test_the_bar_itself_is_within():
     points = teacher(8, 2.0), point("exactly", 4, 3.0), point("beyond", 2, math.nextafter(3.0, 4.0))
     assert frontier(*points).recommend(1.5).point.name == "exactly"

@@ -34,12 +34,13 @@ def images(denoiser: GaussianDenoiser, count: int, seed: int = 1) -> torch.Tenso
     return ((x.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
 
 
+@pytest.mark.parametrize("times", [(0.0, 1.0), (0.1, 0.9)])
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_the_exact_likelihood_is_the_density(name):
+def test_the_exact_likelihood_is_the_density(name, times):
     schedule = make_schedule(name)
     denoiser = gaussian(schedule)
     # what the flow carries to x at t = 0 is the density of alpha_0 x_0 + sigma_0 eps; its start is N(0, alpha^2 + sigma^2)
-    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    ends = torch.tensor(times, dtype=torch.float64)
     alpha, sigma = schedule.alpha(ends), schedule.sigma(ends)
     x = randn(7, 2, 3, seed=5)
     std = (alpha[0] ** 2 * denoiser.variance + sigma[0] ** 2).sqrt()
@@ -47,8 +48,32 @@ def test_the_exact_likelihood_is_the_density(name):
     z = (x - alpha[0] * denoiser.mean) / std
     landed, prior = alpha[1] * denoiser.mean + std1 * z, torch.hypot(alpha[1], sigma[1])
     log_p = torch.distributions.Normal(0, prior).log_prob(landed) + (std1 / std).log()
-    found = likelihood.exact(flow(denoiser), x, 0, range(7), None)
+    sampler = Sampler(denoiser, FINE, Trajectory((times[1], times[0])))
+    found = likelihood.exact(sampler, x, 0, range(7), None)
     torch.testing.assert_close(found, -log_p.flatten(1).mean(1), rtol=0, atol=1e-5)
+
+
+def test_each_tolerance_is_its_own(monkeypatch):
+    told, real = [], likelihood.integrate
+    monkeypatch.setattr(likelihood, "integrate", lambda *words: told.append(words[-2:]) or real(*words))
+    for rtol, atol in ((1e-2, 1e-4), (1e-4, 1e-2)):
+        likelihood.exact(flow(isotropic(), SOLVERS["rk45"](rtol=rtol, atol=atol)), randn(2, 2, 3), 0, range(2))
+    assert told == [(1e-2, 1e-4), (1e-4, 1e-2)]
+
+
+@pytest.mark.parametrize("first", [1.0, 0.9])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_prior_is_the_noise_that_sampling_starts_from(name, first):
+    """KL(N(alpha x_0, sigma^2) || N(0, alpha^2 + sigma^2)) at the first time, whatever that is and however loud."""
+    schedule, x = make_schedule(name), 0.5 * randn(4, 2, 3, seed=4)
+    found = likelihood.bound(
+        Sampler(isotropic(schedule=schedule), SOLVERS["ddpm"](), Trajectory((first, 0.5, 0.1))), x, 0, range(4)
+    )
+    alpha, sigma = (float(f(torch.tensor([first], dtype=torch.float64))) for f in (schedule.alpha, schedule.sigma))
+    started = torch.distributions.Normal(0.0, torch.tensor(math.hypot(alpha, sigma)).double())
+    noised = torch.distributions.Normal(alpha * x, torch.tensor(sigma).double())
+    expected = torch.distributions.kl_divergence(noised, started).flatten(1).mean(1)
+    torch.testing.assert_close(found.prior, expected, rtol=1e-6, atol=1e-9)
 
 
 def test_the_exact_likelihood_of_a_mixture():

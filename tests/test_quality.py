@@ -7,8 +7,10 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from diffcore import quality
+from diffcore.draw import generator
 from diffcore.features import Card, Config, Features, extract, train
 from diffcore.feed import to_float
 from diffcore.mistake import Mistake
@@ -350,7 +352,8 @@ def test_measure_is_made_of_its_parts(network, reference):
     repeats = quality.resamples(100, 0)
     assert found.fd_se == pytest.approx(quality.frechet_spread(seen, Moments.of(against), repeats), rel=1e-5)
     assert found.kid_se == pytest.approx(quality.kid_spread(seen, against, repeats), rel=1e-5)
-    assert found.fd_pixels_se > 0
+    against = Moments.of(real.flatten(1))
+    assert found.fd_pixels_se == pytest.approx(quality.frechet_spread(x.flatten(1), against, repeats), rel=1e-5)
 
 
 def test_every_distance_grows_with_noise(network, reference):
@@ -422,6 +425,37 @@ def test_accuracy_counts_the_classes_that_occur_and_has_the_error_of_a_mean():
     found = quality.accuracy(samples, torch.tensor([3, 7, 7, 7]), torch.tensor([7, 3, 7]), Bright())
     assert found.mean == 0.75
     assert found.se == pytest.approx((0.25 / 4) ** 0.5, rel=1e-12)  # variance 0.1875 x 4 / 3
+
+
+class Faint(Bright):
+    """Sees class 1 in whatever has a pixel that no image file can hold."""
+
+    def logits(self, x: Tensor) -> Tensor:
+        level = (x + 1) * 127.5
+        odd = ((level - level.round()).abs() > 1e-3).flatten(1).any(1) | (x.abs() > 1).flatten(1).any(1)
+        return F.one_hot(odd.long(), 2).float()
+
+
+def test_the_accuracy_is_of_the_images_that_are_kept():
+    samples = 1.5 * randn(20, 1, 4, 4).float()
+    asked, real = torch.zeros(20, dtype=torch.int64), torch.tensor([0, 1])
+    assert quality.accuracy(samples, asked, real, Faint()).mean == 1.0
+    assert quality.accuracy(samples.clamp(-1, 1), asked, real, Faint()).mean == 1.0
+
+
+@pytest.mark.parametrize("most", [1, 7, 30, 99, 100, 1000])
+@pytest.mark.parametrize("rows", [7, 64, 2048])
+def test_of_many_images_the_same_ones_are_looked_at_whatever_the_blocks(monkeypatch, rows, most):
+    """The first so many of one order of them all."""
+    images = normal_images(100)
+    whole = quality._look(to_float(images), Flat())
+    monkeypatch.setattr(quality, "ROWS", rows)
+    found = quality.look(pictures(images), Flat(), most)
+    order = torch.randperm(100, generator=generator("real images", 100))
+    chosen = order < most
+    assert int(chosen.sum()) == min(most, 100)
+    assert torch.equal(found.features, whole.features[chosen])
+    assert torch.equal(found.pixels, whole.pixels[chosen])
 
 
 @pytest.mark.parametrize(("count", "real"), [(300, 400), (60, 400), (1000, 101)])

@@ -226,6 +226,15 @@ def test_a_teacher_from_elsewhere_is_sampled_as_its_scheduler_says_unless_the_re
     assert plain.on(opened()) == plain.on(adopted()) == plain
 
 
+@pytest.mark.parametrize("parameters", [{}, {"folder": "~/ddpm"}, {"folder": "~/ddpm", "sampling": {}}])
+def test_a_card_that_says_nothing_of_x0_is_sampled_as_it_is(parameters):
+    """As the stage writes it of a scheduler that does nothing to x_0."""
+    found = adopted()
+    vars(found.card).update(parameters=parameters)
+    assert Recipe(DDIM()).on(found) == Recipe(DDIM())
+    assert Recipe(DDIM()).sampler(found, even(4)).denoiser is found.denoiser
+
+
 # guidance
 
 

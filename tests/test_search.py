@@ -60,6 +60,22 @@ def test_any_costs_will_do():
         assert found.nodes(steps) == min(every, key=lambda path: along(costs, path))
 
 
+@pytest.mark.parametrize("growth", [1.0, 1.15, 0.5, 3.0])
+def test_where_errors_grow_on_the_way_an_early_jump_counts_more(growth):
+    """The last jump, into N, counts once, each one before it `growth` times as much as the next."""
+    costs = np.where(np.triu(np.ones((8, 8)), 1) > 0, np.random.default_rng(2).random((8, 8)), np.inf)
+
+    def grown(path: list[int]) -> float:
+        jumps = [costs[a - 1, b - 1] for a, b in itertools.pairwise(path)]
+        return sum(jump * growth**later for later, jump in enumerate(reversed(jumps)))
+
+    found = search.shortest(costs, growth=growth)
+    for steps in range(2, 9):
+        every = [[1, *inner, 8] for inner in itertools.combinations(range(2, 8), steps - 2)]
+        assert found.nodes(steps) == min(every, key=grown)
+        assert found.cost(steps) == pytest.approx(min(map(grown, every)), rel=1e-12)
+
+
 def test_our_cost_is_the_published_one_up_to_a_constant():
     alpha2, sigma2, cov, gamma = tables()
     ours, theirs = search.cost(sigma2, cov), published(alpha2, gamma)
