@@ -77,16 +77,29 @@ def test_digits_keep_every_level():
     assert sources.find(Config("digits", limit=100)).images == 100
 
 
+@pytest.mark.parametrize(("size", "longer"), [(12, 19), (11, 18), (31, 50), (40, 65)])  # 19.4, 17.7, 50 and 64.5 pixels
 @pytest.mark.parametrize("filter", ["lanczos", "bicubic", "bilinear", "box"])
-def test_the_resize_is_pillows_and_the_crop_the_middle(filter):
+def test_the_resize_is_pillows_and_the_crop_the_middle(filter, size, longer):
     picture = Image.fromarray(dice(31, 50, 3))
-    wide = picture.resize((round(50 * 12 / 31), 12), Image.Resampling[filter.upper()])
-    left = (wide.width - 12) // 2
-    expected = np.asarray(wide)[:, left : left + 12]
-    assert np.array_equal(fitted(picture, (3, 12, 12), size=12, filter=filter), expected)
+    wide = picture.resize((longer, size), Image.Resampling[filter.upper()])
+    left = (longer - size) // 2
+    expected = np.asarray(wide)[:, left : left + size]
+    assert np.array_equal(fitted(picture, (3, size, size), size=size, filter=filter), expected)
     picture = picture.transpose(Image.Transpose.TRANSPOSE)
-    tall = np.asarray(picture.resize((12, wide.width), Image.Resampling[filter.upper()]))[left : left + 12]
-    assert np.array_equal(fitted(picture, (3, 12, 12), size=12, filter=filter), tall)
+    tall = np.asarray(picture.resize((size, longer), Image.Resampling[filter.upper()]))[left : left + size]
+    assert np.array_equal(fitted(picture, (3, size, size), size=size, filter=filter), tall)
+
+
+@pytest.mark.parametrize("bits", [None, 9, 12, 16])
+def test_what_is_said_of_16_bits_touches_no_picture_of_8(bits):
+    """In a folder of both, grey or in colour."""
+    form = sources.Form((1, 4, 4), None, True, "lanczos", bits)
+    for mode in ("1", "L", "LA", "P", "RGB", "RGBA"):
+        picture = Image.fromarray(dice(4, 4, 3)).convert(mode)
+        found = sources.fit(picture, form, "it")
+        plain = sources.fit(picture, sources.Form((1, 4, 4), None, True, "lanczos"), "it")
+        assert np.array_equal(found.pixels, plain.pixels)
+        assert found.peak is None
 
 
 def test_a_picture_of_the_right_size_is_not_resampled():

@@ -283,6 +283,14 @@ def test_classes_without_images_one_class_alone_and_classes_named_like_splits_ar
     assert any(line.startswith("warning: Test, train was read as a class") for line in lines)
 
 
+def test_an_image_of_one_pixel_is_not_told_to_be_of_one_colour(tmp_path):
+    for number, shape in enumerate(((1, 1, 3), (1, 2, 3), (2, 1, 3))):
+        (tmp_path / f"{number}").mkdir()
+        Image.fromarray(np.full(shape, 7, np.uint8)).save(tmp_path / f"{number}/0.png")
+        lines = told(Config(f"folder:{tmp_path}/{number}"), tmp_path / "out")
+        assert any("of one colour" in line for line in lines) == (number > 0)
+
+
 def test_a_plain_source_is_not_warned_of(tmp_path):
     lines = told(Config("digits"), tmp_path / "out")
     assert lines == ["1797 of 1797 images read", lines[1]]
