@@ -156,7 +156,7 @@ def _settings(folder: Path) -> dict[str, Any]:
         )
     try:
         found = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Mistake(f"{path} is not valid JSON ({error}); fetch or write it again") from None
     name = found.get("_class_name") if isinstance(found, dict) else None
     flag = next((key for key in FLAGS if found.get(key)), None) if isinstance(found, dict) else None

@@ -153,7 +153,7 @@ def read_card(folder: Path) -> Card:
     try:
         fields = json.loads(path.read_text())
         card = Card(**fields)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise Mistake(f"{path} is damaged ({_first_line(error)}); run the stage that makes it again") from None
     if card.schema != SCHEMA:
         raise Mistake(

@@ -276,7 +276,7 @@ def _read_card(folder: Path) -> tuple[Card, dict[str, Any]]:
             raise ValueError("schema, digest or files")
     except OSError as error:
         raise Mistake(f"{folder} holds no feature network (no readable {CARD}); {_REMEDY}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Mistake(f"{folder / CARD} is not the card of a feature network ({error}); {_REMEDY}") from error
     return Card(**fields), stored
 

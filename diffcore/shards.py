@@ -575,7 +575,7 @@ def _parse(folder: Path) -> Manifest:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise Mistake(f"{folder} holds no manifest.json: run the shard stage") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise Mistake(f"{path} is not JSON: run the shard stage again") from None
     if not isinstance(value, dict) or value.get("schema") != SCHEMA:
         raise Mistake(f"{path} is not a manifest of schema {SCHEMA}: run the shard stage again")

@@ -250,6 +250,8 @@ SAVED = {
     "half the weights": (cut, "does not hold this network's weights"),
     "weights that are not finite": (not_finite, "unet: conv_in.weight holds 1 of "),
     "no JSON": (lambda folder: (folder / adopt.SCHEDULER).write_text("{"), "is not valid JSON"),
+    "JSON without end": (lambda folder: (folder / adopt.SCHEDULER).write_text("[" * 100_000), "is not valid JSON"),
+    "a network without end": (lambda folder: (folder / CONFIG).write_text("[" * 100_000), "is not valid JSON"),
     "no mapping": (lambda folder: (folder / adopt.SCHEDULER).write_text("[1]"), "is of an unknown scheduler: its process is"),
     "a weight that is NaN": (poisoned(float("nan")), "unet: conv_in.bias holds 1 of "),
     "a weight without bounds": (poisoned(float("inf")), "values that are NaN or infinite; fetch it again, or take another"),

@@ -108,6 +108,7 @@ def flip(path):
 DAMAGE = {
     "no card": (lambda f: (f / "card.json").unlink(), "is not a checkpoint: it has no card.json"),
     "half a card": (lambda f: (f / "card.json").write_text((f / "card.json").read_text()[:100]), "is damaged"),
+    "a card without end": (lambda f: (f / "card.json").write_text("[" * 100_000), "is damaged"),
     "a key too many": (lambda f: rewrite(f, colour="red"), "is damaged .*colour"),
     "a schema to come": (lambda f: rewrite(f, schema=99), "has schema 99, this version reads 2"),
     "another head": (lambda f: rewrite(f, head="w"), "names the head 'w'; known: "),

@@ -304,9 +304,10 @@ def test_a_manifest_that_does_not_add_up_is_refused(tmp_path):
 def test_a_folder_without_a_manifest_holds_no_data(tmp_path):
     with pytest.raises(Mistake, match="holds no manifest"):
         load_resident(tmp_path)
-    (tmp_path / "manifest.json").write_text('{"schema": 1,')
-    with pytest.raises(Mistake, match="not JSON"):
-        load_resident(tmp_path)
+    for text in ('{"schema": 1,', "[" * 100_000, "\0"):
+        (tmp_path / "manifest.json").write_text(text)
+        with pytest.raises(Mistake, match="not JSON"):
+            load_resident(tmp_path)
 
 
 def test_shard_names_stay_in_the_folder(tmp_path):

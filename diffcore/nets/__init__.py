@@ -56,7 +56,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise Mistake(f"{folder} holds no network: {CONFIG} is missing; give a local folder in diffusers' format")
     try:
         content = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Mistake(f"{path} is not valid JSON ({error}); fetch or write it again") from None
     if not isinstance(content, dict) or not isinstance(content.get("_class_name"), str):
         raise Mistake(f"{path} does not say which network it is: it needs _class_name, as diffusers writes it")
