@@ -616,6 +616,7 @@ def test_more_real_images_than_kid_takes_are_drawn_for_it(monkeypatch, network):
 def test_the_digest_of_a_reference_covers_images_and_network(network, reference):
     assert Reference.of(pictures(blobs(400)), network).digest == reference.digest
     assert Reference.of(pictures(blobs(400).flip(0)), network).digest != reference.digest
+    assert Reference.of(pictures(blobs(400).reshape(400, 1, 4, 16)), network).digest != reference.digest
     other = train(pictures(blobs(40)), dataclasses.replace(network.card.config, iterations=1))
     assert Reference.of(pictures(blobs(400)), other).digest != reference.digest
     with pytest.raises(ValueError, match="another feature network"):
