@@ -122,6 +122,16 @@ def test_each_dataset_json_speaks_for_the_folder_it_lies_in(tmp_path):
     assert any("dataset.json and 1 more" in note for note in source.notes)
 
 
+@pytest.mark.parametrize("csv_of", ["train", "test"])
+def test_a_table_of_text_beside_lines_of_json_means_the_same_numbers(tmp_path, csv_of):
+    root = album(tmp_path, "train/a.png", "test/a.png")
+    for split, label in (("train", 3), ("test", 1)):
+        name = "metadata.csv" if split == csv_of else "metadata.jsonl"
+        metadata(root / split, [{"file_name": "a.png", "label": label}], name)
+    source = found(root)
+    assert (labels(source), source.classes) == ({"test/a.png": 1, "train/a.png": 3}, None)
+
+
 @pytest.mark.parametrize("column", [None, "kind"])
 def test_a_column_that_the_first_line_lacks_is_a_column(tmp_path, column):
     """Lines of JSON need not have the same keys; and what one lacks is a label that is missing, not another column."""
@@ -374,6 +384,7 @@ READ_AS = {
     "the same twice": ("file_name,label\na.png,cat\nb.png,ape\n./a.png,cat\n", ["cat", "ape"]),
     "numbers of another script": ("file_name,label\na.png,\u0661\nb.png,\u0662\n", ["\u0661", "\u0662"]),
     "a number among words": ("file_name,label\na.png,1\nb.png,ape\n", ["1", "ape"]),
+    "numbers with zeros behind the point": ("file_name,label\na.png,1.00\nb.png,0.000\n", [1, 0]),
     "a column in capitals": ("file_name,Fine-Label\na.png,cat\nb.png,ape\n", ["cat", "ape"]),
 }
 
