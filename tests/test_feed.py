@@ -172,6 +172,20 @@ def test_a_stream_holds_only_the_groups_it_needs_and_reads_the_next_ahead(data, 
         assert len(made._opened) < len(order.counts)
 
 
+def test_a_stream_reads_no_shard_twice_in_an_epoch(data, monkeypatch):
+    """What was read ahead is still there when it is needed."""
+    read, real = [], feeds.open_shard
+    monkeypatch.setattr(feeds, "open_shard", lambda *words: read.append(words[2]) or real(*words))
+    with stream(data, 4) as made:
+        for step in range(COUNT // 4):
+            made.batch(step)
+        made._preparing.submit(int).result()
+        made._reading.submit(int).result()
+    first = read[: len(Manifest.read(data).shards)]
+    assert len(set(first)) == len(first)
+    assert len(read) - len(first) <= 2 * feeds.GROUP  # of the next epoch
+
+
 def test_memory_chooses_the_feed_and_nothing_else(data):
     small, large = feed(data, 8, 0, True, COUNT * 48 - 1), feed(data, 8, 0, True, COUNT * 48)
     assert (type(small), type(large)) == (StreamFeed, ResidentFeed)
