@@ -159,8 +159,10 @@ def test_phased_jumps_are_led_away_from_a_class(phases):
 
 
 def test_guidance_without_a_class_or_a_weight_is_refused():
-    with pytest.raises(Mistake, match="needs a class and a weight"):
-        Guided(TwoBlobs()).given(Condition(torch.tensor([1])))(randn(1, 2), torch.tensor([0.5]))
+    labels, weights = torch.tensor([1]), torch.ones(1).double()
+    for known in (Condition(), Condition(labels), Condition(None, weights), Condition(None, weights, labels)):
+        with pytest.raises(Mistake, match="needs a class and a weight"):
+            Guided(TwoBlobs()).given(known)(randn(1, 2), torch.tensor([0.5]))
 
 
 @pytest.mark.parametrize("name", sorted(set(SOLVERS) - {"analytic"}))
