@@ -1,5 +1,6 @@
 """What the training loop does between two losses, by hand: averages, clipping, decay, dice, divergence, what is kept."""
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -17,6 +18,7 @@ from diffcore.denoiser import Condition, Denoiser, Guided, NetDenoiser
 from diffcore.discriminator import Discriminator
 from diffcore.fit import Config, Diverged, Job, Stopped
 from diffcore.methods import Roles, consistency, continuous, denoising, distribution_matching, phased
+from diffcore.mistake import Mistake
 from diffcore.resume import Resume
 from diffcore.schedule import Cosine
 from diffcore.trajectory import even
@@ -391,6 +393,109 @@ def test_a_critic_whose_loss_is_not_finite_learns_nothing_from_it():
         loop.update()
     assert len(asked) == 2
     assert torch.equal(flat(loop.critic.net), asked[1])
+
+
+# ------------------------------------------------------------------------------------------- several processes
+
+
+@pytest.mark.parametrize(("processes", "accumulate"), [(1, 1), (1, 4), (2, 1), (2, 2), (4, 2), (8, 1)])
+def test_the_parts_of_a_batch_are_all_of_it_in_its_order_whoever_has_them(processes, accumulate):
+    config = dataclasses.replace(SHORT, batch=16, accumulate=accumulate)
+    parts = [fit._rows(config, rank, processes) for rank in range(processes)]
+    assert [len(own) for own in parts] == [accumulate] * processes
+    images = [[list(range(16))[part] for part in own] for own in parts]
+    assert [image for own in images for part in own for image in part] == list(range(16))
+    assert len({len(part) for own in images for part in own}) == 1
+    for own, seen in zip(parts, images):
+        mine = [image for part in seen for image in part]
+        assert [mine[fit._from(part, own)] for part in own] == seen
+    with pytest.raises(Mistake, match=f"batch 17 does not divide into 5 processes x accumulate {accumulate + 1}"):
+        fit._rows(dataclasses.replace(config, batch=17, accumulate=accumulate + 1), 0, 5)
+
+
+def test_gradients_travel_once_a_step_with_the_last_part(monkeypatch):
+    """Of each update; what all have is the mean of their losses, of the critic's too, and of their critics' gradients."""
+    asked = []
+    accelerate = fit.Accelerator
+    monkeypatch.setattr(accelerate, "no_sync", lambda self, net: asked.append("kept") or contextlib.nullcontext())
+    backward = accelerate.backward
+    monkeypatch.setattr(accelerate, "backward", lambda self, loss: asked.append("backward") or backward(self, loss))
+    train(dataclasses.replace(SHORT, iterations=2, accumulate=4))
+    assert asked == [*["kept", "backward"] * 3, "backward"] * 2
+
+
+def test_a_loss_is_the_mean_of_all_processes(monkeypatch):
+    own = distribution_matching.Config(critic_updates=1)
+    one = dataclasses.replace(SHORT, iterations=1)
+    alone = train(one, distribution_matching, own).curve[0]
+    how = []
+    monkeypatch.setattr(fit.Accelerator, "reduce", lambda self, tensor, way: how.append(way) or tensor + 1)
+    among = train(one, distribution_matching, own).curve[0]
+    assert how == ["mean", "mean"]
+    assert among.loss == pytest.approx(alone.loss + 1, rel=1e-5)
+    assert among.critic_loss == pytest.approx(alone.critic_loss + 1, rel=1e-5)
+    assert among.grad_norm == pytest.approx(alone.grad_norm, rel=1e-5)
+
+
+def test_the_critics_gradients_are_averaged_each_in_its_own_place():
+    class Two(fit.Accelerator):
+        num_processes = 2
+
+        def reduce(self, tensor, way):
+            assert (way, tensor.ndim) == ("mean", 1)
+            return tensor / 2 + 1
+
+    gradients = [randn(2, 3), randn(4, seed=1), randn(1, 2, 2, seed=2)]
+    before = [gradient.clone() for gradient in gradients]
+    fit._average_over_processes(Two(), gradients)
+    for found, was in zip(gradients, before):
+        torch.testing.assert_close(found, was / 2 + 1)
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_one_process_writes_the_state_and_all_wait_for_it(main, monkeypatch, tmp_path):
+    """And what all of them took is the work of all."""
+    loop = fit._Loop(Job(denoising, denoising.Config(), SHORT, feed(), 0), toy_denoiser(), None, COMPUTE)
+    loop.update()
+    done, resume = [], Resume(tmp_path, "x", "f" * 64)
+    monkeypatch.setattr(Resume, "save", lambda self, step, tensors, facts: done.append((step, facts["calls"])))
+    loop.accelerator = types.SimpleNamespace(
+        is_main_process=main, num_processes=3, wait_for_everyone=lambda: done.append("waited")
+    )
+    loop.save(resume)
+    assert done == [*[(1, 3 * 8 * 3.0)] * main, "waited"]
+    assert loop.kept == 1
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_a_process_computes_on_its_gpu_where_there_is_one(gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert COMPUTE.device.type == ("cuda" if gpu else "cpu")
+
+
+def test_a_frozen_student_in_evaluation_learns_all_the_same():
+    """As it is opened from a checkpoint; it itself stays as it is."""
+    student = toy_denoiser()
+    student.net.drop = nn.Dropout(0.5)
+    student.eval().requires_grad_(False)
+    loop = fit._Loop(Job(denoising, denoising.Config(), SHORT, feed(), 0), student, None, COMPUTE)
+    assert all(parameter.requires_grad for parameter in loop.net.parameters())
+    assert all(part.training for part in loop.net.modules())
+    assert not any(part.training for part in loop.ema.modules())
+    assert not any(parameter.requires_grad for parameter in (*loop.ema.parameters(), *student.parameters()))
+    assert not student.net.training
+
+
+def test_a_teacher_and_an_averaged_target_answer_as_they_do_in_evaluation():
+    teacher, seen = toy_denoiser(1).train(), []
+    teacher.net.drop = nn.Dropout(0.5)
+    method = spied(consistency, lambda cast: seen.append((cast.teacher, cast.target)))
+    fit.fit(Job(method, consistency.Config(8, 0.5), SHORT, feed(), 0), toy_denoiser(), teacher, COMPUTE)
+    for role in seen[0]:
+        nets = [part for part in role.modules() if isinstance(part, (ToyNet, nn.Dropout))]
+        assert nets
+        assert not any(net.training for net in nets)
+        assert not any(parameter.requires_grad for parameter in role.parameters())
 
 
 # ------------------------------------------------------------------------------------------- divergence
