@@ -25,7 +25,7 @@ from diffcore.trajectory import even
 from tests.conftest import ToyNet, dice, randn, toy_denoiser
 from tests.test_condition import net as conditional_net
 from tests.test_fit import COMPUTE, same, stop_at
-from tests.test_precision import denoiser, feed, run
+from tests.test_precision import denoiser, feed, job, run
 
 SHORT = Config(iterations=5, batch=8, lr=1e-2, ema=0.9)
 PARTED = dataclasses.replace(SHORT, iterations=3, batch=16)
@@ -411,6 +411,39 @@ def test_the_parts_of_a_batch_are_all_of_it_in_its_order_whoever_has_them(proces
         assert [mine[fit._from(part, own)] for part in own] == seen
     with pytest.raises(Mistake, match=f"batch 17 does not divide into 5 processes x accumulate {accumulate + 1}"):
         fit._rows(dataclasses.replace(config, batch=17, accumulate=accumulate + 1), 0, 5)
+
+
+SHARED = [
+    ("denoising", denoising.Config()),
+    ("consistency", consistency.Config(8, 0.5)),
+    ("distribution_matching", distribution_matching.Config(2, 1, adversarial=0.1)),
+]
+
+
+@pytest.mark.parametrize(("name", "own"), SHARED)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_what_two_processes_make_of_their_parts_is_what_one_makes_of_the_whole(name, own, accumulate):
+    """Their images, dice, classes and weights: the mean of their gradients, and of their critics' losses, is the whole's."""
+
+    def loop(processes: int, rank: int = 0) -> fit._Loop:
+        parts = dataclasses.replace(SHORT, batch=16, accumulate=accumulate * 2 // processes)
+        teacher = Guided(denoiser(True, seed=2, whose="teacher"))
+        made = fit._Loop(job(name, own, True, parts), denoiser(True), teacher, COMPUTE)
+        made.rows = fit._rows(parts, rank, processes)
+        made.step = 3
+        return made
+
+    def gradient(made: fit._Loop) -> tuple[float, torch.Tensor]:
+        loss, _ = made._gradient()
+        return loss, torch.cat([parameter.grad.flatten() for parameter in made.net.parameters()])
+
+    whole, halves = loop(1), [loop(2, rank) for rank in (0, 1)]
+    right, found = gradient(whole), [gradient(half) for half in halves]
+    if whole.critic:
+        assert sum(half.critic.losses[0] for half in halves) / 2 == pytest.approx(whole.critic.losses[0], rel=1e-5)
+        return  # each has its own half of the critic's gradient here
+    assert (found[0][0] + found[1][0]) / 2 == pytest.approx(right[0], rel=1e-5)
+    torch.testing.assert_close((found[0][1] + found[1][1]) / 2, right[1], rtol=1e-4, atol=1e-6)
 
 
 def test_gradients_travel_once_a_step_with_the_last_part(monkeypatch):
