@@ -3,6 +3,7 @@
 Written with alpha, sigma and what is believed of x_0 and eps alone: no angle, no velocity that is composed of others.
 """
 
+import contextlib
 import dataclasses
 import math
 
@@ -112,7 +113,7 @@ class Judge(nn.Module):
         self.denoiser, self.heads = denoiser, self.forward
 
     def forward(self, maps):
-        return [0.6 * torch.cos(torch.arange(part[0].numel()).reshape(part.shape[1:])) * part for part in maps]
+        return [0.6 * torch.cos(torch.arange(part[0].numel()).reshape(part.shape[1:])).to(part) * part for part in maps]
 
 
 def cast(schedule: Schedule) -> Roles:
@@ -375,6 +376,24 @@ def test_a_loss_is_its_definition_on_every_schedule(name, config):
                 CRITICS_BY_HAND[name](config, who, x0, dice),
             )
             torch.testing.assert_close(found, right, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "config"), [line for line in LINES if line[0] != "consistency_training"], ids=str
+)  # which asks the schedule for a number
+def test_a_loss_is_computed_where_its_images_lie(name, config, monkeypatch):
+    """No part of it is left on the CPU: on the device of no memory that would be an error."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # which knows no such device
+    method, (x0, dice), who = methods.load(name), toss(), cast(SCHEDULES["discrete"])
+    for role in (who.student, who.teacher, who.target, who.critic.denoiser):
+        role.mean, role.variance = role.mean.to("meta"), role.variance.to("meta")
+    x0, dice = x0.to("meta"), dataclasses.replace(dice, u=dice.u.to("meta"), noise=dice.noise.to("meta"))
+    losses = [method.loss]
+    if name == "distribution_matching" or getattr(config, "adversarial", 0):
+        losses.append(method.critic_loss)
+    for loss in losses:
+        found = loss(config, who, x0, dice, PROGRESS)
+        assert (found.shape, found.device.type) == ((COUNT,), "meta")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from diffcore.schedule import VE, Cosine
 from diffcore.solvers import SOLVERS
 from diffcore.solvers.adaptive import Adaptive
 from diffcore.trajectory import Trajectory, even, karras
-from tests.conftest import ToyNet, gaussian, make_solver, toy_denoiser
+from tests.conftest import ToyNet, gaussian, make_schedule, make_solver, toy_denoiser
 
 ELSEWHERE = {
     "dpm_solver_2",
@@ -174,3 +174,16 @@ def test_all_that_a_network_is_asked_lies_where_its_weights_do(name, known):
             ask(Sampler(Elsewhere(), make_solver(name), even(2)))
         assert len(seen) >= (5 if known else 2)
         assert {part.device.type for part in seen} == {"meta"}
+
+
+@pytest.mark.parametrize("word", ["linear", "discrete"])
+@pytest.mark.parametrize("name", [name for name, kind in SOLVERS.items() if not kind.adaptive])
+def test_every_solver_computes_where_the_samples_lie(name, word):
+    """On the device of no memory a part of a step that were left on the CPU would be an error."""
+    schedule = make_schedule(word)
+    denoiser = gaussian(schedule)
+    solver = make_solver(name, denoiser)
+    denoiser.mean, denoiser.variance = denoiser.mean.to("meta"), denoiser.variance.to("meta")
+    start = torch.zeros(3, 2, 3, device="meta")
+    found = Sampler(denoiser, solver, karras(4, schedule)).sample(start, lambda k: start)
+    assert (found.shape, found.device.type) == (start.shape, "meta")
