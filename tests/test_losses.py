@@ -95,14 +95,14 @@ CHANGES: dict[str, list[tuple[dict, dict]]] = {
 
 
 class Believer(GaussianDenoiser):
-    """Exact beliefs about Gaussian images that are not square, and two maps of features that know the time."""
+    """Exact beliefs about Gaussian images that are not square, and two maps of features that know the time and who sees."""
 
     def __init__(self, seed: int, schedule: Schedule):
         super().__init__(0.5 * randn(*SHAPE, seed=seed), 0.1 + randn(*SHAPE, seed=seed + 1) ** 2, schedule)
 
     def features(self, x_t, t):
-        t = wide(t)
-        return [torch.stack([x_t[:, 0] + t[:, 0], x_t[:, 1]], 1), (x_t**2 - t)[..., :1]]
+        own = x_t * (1 + self.mean) + wide(t)
+        return [torch.stack([own[:, 0], x_t[:, 1]], 1), (x_t**2 - own)[..., :1]]
 
 
 class Judge(nn.Module):

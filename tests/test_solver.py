@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from diffcore.denoiser import Denoiser, GaussianDenoiser, per_sample
+from diffcore.denoiser import HEADS, Denoiser, GaussianDenoiser, per_sample
 from diffcore.meter import Meter, Metered
 from diffcore.mistake import Mistake
 from diffcore.sampler import Sampler
@@ -13,7 +13,7 @@ from diffcore.schedule import SCHEDULES, Cosine, Linear
 from diffcore.solver import Stepwise
 from diffcore.solvers import SOLVERS
 from diffcore.solvers.ancestral import DDIM, Renoise
-from diffcore.solvers.langevin import Langevin, PredictorCorrector
+from diffcore.solvers.langevin import PREDICTORS, Langevin, PredictorCorrector
 from diffcore.trajectory import Trajectory, even, karras
 from tests.conftest import exact_gamma, gaussian, make_schedule, make_solver, mixture, randn
 
@@ -246,3 +246,13 @@ def test_every_option_changes_the_samples(name, base, change):
         ends.append(Sampler(mixture(Linear()), solver, path).sample(randn(4, 2), numbered(4, 2)))
     assert float((ends[0] - ends[1]).abs().max()) > 1e-7
     assert all(end.isfinite().all() for end in ends)
+
+
+def test_every_word_is_the_name_of_what_it_stands_for():
+    """An exchange of two would be somebody's comparison of the wrong ones."""
+    assert {word.replace("_solver", "").replace("_", ""): word for word in SOLVERS} == {
+        kind.__name__.lower(): word for word, kind in SOLVERS.items()
+    }
+    assert {word: word for word in SCHEDULES} == {kind.__name__.lower(): word for word, kind in SCHEDULES.items()}
+    assert all(reading.__name__ == f"from_{word}" for word, reading in HEADS.items())
+    assert all(kind is SOLVERS[word] for word, kind in PREDICTORS.items())
