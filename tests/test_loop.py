@@ -395,6 +395,23 @@ def test_a_critic_whose_loss_is_not_finite_learns_nothing_from_it():
     assert torch.equal(flat(loop.critic.net), asked[1])
 
 
+@pytest.mark.parametrize(
+    ("method", "own"),
+    [
+        (distribution_matching, distribution_matching.Config(adversarial=0.1)),
+        (phased, phased.Config(8, 2, adversarial=0.1)),
+    ],
+)
+def test_a_critic_s_heads_come_from_the_job_s_seed_and_are_the_paper_s_four_for_each_map_of_the_teacher(method, own):
+    teacher = NetDenoiser(ToyNet(width=12, seed=1), Cosine())
+    for seed in (0, 5):
+        loop = fit._Loop(Job(method, own, SHORT, feed(), seed), toy_denoiser(), teacher, COMPUTE)
+        found = loop.critic.net if method is phased else loop.critic.net.heads
+        right = Discriminator((12,), 4, seed).state_dict()
+        assert found.state_dict().keys() == right.keys()
+        assert all(torch.equal(value, right[name]) for name, value in found.state_dict().items())
+
+
 # ------------------------------------------------------------------------------------------- several processes
 
 
