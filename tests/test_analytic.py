@@ -337,3 +337,26 @@ def test_covariances_and_the_last_noise_are_those_of_the_datas_range(estimator):
 def test_the_covariances_are_copied_to_a_device_once():
     known, t = Analytic().knowing(exact_table(make_schedule("cosine"), 0.3)), torch.ones(1, device="meta")
     assert known._table.beside(t) is known._table.beside(t)
+
+
+@pytest.mark.parametrize("word", ["norm", "residual"])
+def test_the_covariance_is_that_of_the_estimator_asked_for(word):
+    """Exact estimates of both are one number; these are not."""
+    schedule, at, to, t = (
+        make_schedule("linear"),
+        level("linear", 100),
+        level("linear", 60),
+        torch.tensor([0.1]).double(),
+    )
+    known = exact_table(schedule, 0.3)
+    unlike = known.moments.total * torch.tensor([[0.8], [1.0], [0.9]])
+    gamma = Gamma(N, 0, known.alpha2, known.sigma2, Moments(unlike, known.moments.square, 4))
+    total = at.alpha**2 * 0.3 + at.sigma**2
+    cov = {
+        "norm": (1 - 0.8 * at.sigma**2 / total) * at.sigma**2 / at.alpha**2,
+        "residual": 0.9 * 0.3 * at.sigma**2 / total,
+    }
+    lam2 = posterior_variance(at, to)
+    right = analytic.optimal_variance(at, to, cov[word], lam2)
+    torch.testing.assert_close(Analytic(1.0, word).knowing(gamma).variances(at, to, t)[1], right, rtol=1e-6, atol=0)
+    assert abs(float(cov["norm"] / cov["residual"]) - 1) > 0.1

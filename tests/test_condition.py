@@ -1,5 +1,6 @@
 """Classes and guidance: what a network is told of a sample, and what is made of it."""
 
+import contextlib
 import dataclasses
 
 import pytest
@@ -21,7 +22,7 @@ from diffcore.meter import Meter, Metered
 from diffcore.mistake import Mistake
 from diffcore.nets import unet
 from diffcore.sampler import Sampler
-from diffcore.schedule import VE, Cosine
+from diffcore.schedule import VE, Cosine, Linear
 from diffcore.solvers import SOLVERS
 from diffcore.trajectory import even, karras
 from tests.conftest import MixtureDenoiser, make_solver, randn
@@ -159,8 +160,10 @@ def test_phased_jumps_are_led_away_from_a_class(phases):
 
 
 def test_guidance_without_a_class_or_a_weight_is_refused():
-    with pytest.raises(Mistake, match="needs a class and a weight"):
-        Guided(TwoBlobs()).given(Condition(torch.tensor([1])))(randn(1, 2), torch.tensor([0.5]))
+    labels, weights = torch.tensor([1]), torch.ones(1).double()
+    for known in (Condition(), Condition(labels), Condition(None, weights), Condition(None, weights, labels)):
+        with pytest.raises(Mistake, match="needs a class and a weight"):
+            Guided(TwoBlobs()).given(known)(randn(1, 2), torch.tensor([0.5]))
 
 
 @pytest.mark.parametrize("name", sorted(set(SOLVERS) - {"analytic"}))
@@ -221,3 +224,18 @@ def test_other_dice_are_independent_and_those_of_the_whole_batch():
     assert torch.equal(torch.cat([part[1:3].other("a").u for part in parts])[2:], whole.other("a").u[5:7])
     names = [whole.noise, whole.other("a").noise, whole.other("b").noise, whole.other("a").other("b").noise]
     assert all(not torch.equal(one, two) for k, one in enumerate(names) for two in names[:k])
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_network_computes_where_the_samples_lie(known, monkeypatch):
+    """With classes and weights as inputs, told of both or of the weight alone; on the device of no memory a part of it that
+    were left on the CPU would be an error."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # which knows no such device
+    told = Condition(torch.arange(3) if known else None, torch.ones(3).double()).to(torch.device("meta"))
+    network, heard = unet.with_guidance(net()).to("meta"), []
+    network.register_forward_pre_hook(lambda _, inputs: heard.extend(inputs))
+    denoiser = NetDenoiser(network, Linear(), classes=3, weighs=True).given(told)
+    x, t = torch.zeros(3, 1, 8, 8, device="meta"), torch.zeros(3, device="meta").double()
+    found = [denoiser(x, t).v, *denoiser.features(x, t)]
+    assert len(heard) == 4
+    assert {part.device.type for part in (*heard, *found)} == {"meta"}

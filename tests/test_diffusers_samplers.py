@@ -134,13 +134,19 @@ def test_dpm_solver_multistep(steps, order, name, kind):
 @STEPS
 @pytest.mark.parametrize(("order", "name"), [(2, "dpm_solver_2m"), (3, "dpm_solver_3m")])
 @pytest.mark.parametrize("kind", ["midpoint", "heun"])
-def test_dpm_solver_multistep_of_eps(steps, order, name, kind):
+@pytest.mark.parametrize("lower", [True, False])
+def test_dpm_solver_multistep_of_eps(steps, order, name, kind, lower):
     """Theirs cannot end at sigma = 0."""
     scheduler = diffusers.DPMSolverMultistepScheduler(
-        **PLAIN, solver_order=order, solver_type=kind, algorithm_type="dpmsolver", final_sigmas_type="sigma_min"
+        **PLAIN,
+        solver_order=order,
+        solver_type=kind,
+        algorithm_type="dpmsolver",
+        final_sigmas_type="sigma_min",
+        lower_order_final=lower,
     )
     in_float64(scheduler, steps, ends_at_zero=False)
-    compare(SOLVERS[name](solver_type=kind), scheduler, steps, last=0.001)
+    compare(SOLVERS[name](solver_type=kind, lower_order_final=lower), scheduler, steps, last=0.001)
 
 
 @STEPS
@@ -199,12 +205,19 @@ def test_unipc(steps, uses, variant):
 @STEPS
 @pytest.mark.parametrize("uses", [1, 2, 3])
 @pytest.mark.parametrize("variant", ["bh1", "bh2"])
-def test_unipc_of_eps(steps, uses, variant):
+@pytest.mark.parametrize(("predicts", "lower"), [("eps", True), ("eps", False), ("x0", False)])
+def test_unipc_of_eps_and_without_a_lower_order_at_the_end(steps, uses, variant, predicts, lower):
     scheduler = diffusers.UniPCMultistepScheduler(
-        **PLAIN, solver_order=uses, solver_type=variant, predict_x0=False, final_sigmas_type="sigma_min"
+        **PLAIN,
+        solver_order=uses,
+        solver_type=variant,
+        predict_x0=predicts == "x0",
+        final_sigmas_type="sigma_min",
+        lower_order_final=lower,
     )
     in_float64(scheduler, steps, ends_at_zero=False)
-    compare(SOLVERS["unipc"](uses=uses, variant=variant, predicts="eps"), scheduler, steps, last=0.001)
+    options = {"uses": uses, "variant": variant, "predicts": predicts, "lower_order_final": lower}
+    compare(SOLVERS["unipc"](**options), scheduler, steps, last=0.001)
 
 
 LIMITED = {

@@ -73,3 +73,10 @@ def test_a_label_is_of_its_number_whatever_is_asked_besides():
     share = torch.bincount(many, minlength=10).double() / 2000
     wanted = torch.arange(1, 11).double() / 55
     assert ((share - wanted).abs() < 4 * (wanted * (1 - wanted) / 2000).sqrt()).all()
+
+
+def test_dice_lie_where_the_images_do_and_so_do_all_others_made_of_them():
+    whole = draw(torch.zeros(4, 2, device="meta"), 0)
+    for made in (whole, whole.other("level"), whole[1:3], whole[1:3].other("level")):
+        assert made.u.device.type == made.noise.device.type == "meta"
+        assert (made.u.dtype, made.noise.dtype) == (torch.float64, torch.float32)

@@ -13,8 +13,9 @@ from diffcore.denoiser import Denoiser, Prediction, from_eps, from_x0, per_sampl
 from diffcore.meter import Meter, Metered
 from diffcore.mistake import Mistake
 from diffcore.sampler import Sampler
-from diffcore.schedule import Cosine
+from diffcore.schedule import VE, Cosine
 from diffcore.solver import Mark, believe, mark
+from diffcore.solvers import adaptive
 from diffcore.solvers.adaptive import DPM12, DPM23, Adaptive
 from diffcore.solvers.dpm_solver import DPM2, DPM2M, DPM3, DPM3M, DPMpp2M, DPMpp2S, DPMpp3M, DPMpp3S, Multistep
 from diffcore.solvers.rk45 import RK45
@@ -255,3 +256,37 @@ def test_the_error_is_measured_as_the_paper_says():
     allowed = torch.maximum(0.5 * torch.maximum(lower.abs(), before.abs()), torch.tensor(0.4).double())
     expected = (difference / allowed).square().mean(1).sqrt()
     torch.testing.assert_close(solver._size(difference, lower, before), expected)
+
+
+@PREDICTS
+@pytest.mark.parametrize(("kind", "order"), [(DPM12, 2), (DPM23, 3)])
+@pytest.mark.parametrize("known", [Cosine(), VE(0.05, 20.0)], ids=["cosine", "ve"])
+def test_steps_are_chosen_as_the_paper_says(kind, order, predicts, known):
+    """Appendix C, algorithm 1: what is allowed is relative to the lower result of the step that was accepted before; the
+    next step is 0.9 h E^(-1/k), whether this one is accepted or not. One sample at a time, the steps themselves as above."""
+    path = Trajectory(tuple(known.time(torch.tensor([-2.5, 2.5]).double()).tolist()))
+    solver, model = kind(rtol=0.02, atol=1e-4, predicts=predicts), mixture(known)
+    start = randn(3, 2) * torch.hypot(*(f(torch.tensor([path.times[0]])) for f in (known.alpha, known.sigma)))
+    ends, refused = [], 0
+    for x in start[:, None]:
+        before, h = x, torch.tensor([0.05]).double()
+        lam, end = (known.half_logsnr(torch.tensor([t]).double()) for t in path.times)
+        while lam < end - 1e-9:
+            h = torch.minimum(h, end - lam)
+            lower, higher = solver._step(model, x, lam, lam + h)
+            allowed = torch.maximum(0.02 * torch.maximum(lower.abs(), before.abs()), torch.tensor(1e-4).double())
+            error = ((higher - lower) / allowed).square().mean().sqrt()
+            if error <= 1:
+                x, before, lam = higher, lower, lam + h
+            refused += int(error > 1)
+            h = 0.9 * h * error ** (-1 / order)
+        ends.append(x)
+    assert refused
+    torch.testing.assert_close(Sampler(model, solver, path).sample(start), torch.cat(ends), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(DPM12, "dpm_solver_12"), (DPM23, "dpm_solver_23")])
+def test_an_adaptive_solver_that_does_not_arrive_gives_up(kind, name, monkeypatch):
+    monkeypatch.setattr(adaptive, "MOST_STEPS", 5)
+    with pytest.raises(Mistake, match=f"{name} took 5 steps without arriving; raise rtol"):
+        Sampler(mixture(), kind(rtol=1e-6, atol=1e-9), interior()).sample(randn(2, 2))

@@ -10,6 +10,7 @@ from diffcore.denoiser import NetDenoiser
 from diffcore.draw import draw
 from diffcore.feed import ResidentFeed
 from diffcore.fit import Compute, Config, Diverged, Job, Stopped
+from diffcore.methods import Roles
 from diffcore.mistake import Mistake
 from diffcore.resume import Resume
 from diffcore.schedule import Cosine
@@ -303,3 +304,107 @@ def test_what_a_training_took_is_the_time_of_all_its_runs(tmp_path, monkeypatch)
     clock[0] = 5000.0
     assert run(job(), resume, dataclasses.replace(COMPUTE, threads=3), on_event=tick).seconds == 60
     assert used == [1, 3]
+
+
+@CASES
+def test_what_a_training_costs_is_what_its_method_says_for_an_image(name, config):
+    """The student's, the teacher's and the target's calls, all of them; but a critic's own, and those for features."""
+    method = methods.load(name)
+    if getattr(config, "adversarial", 0) or name == "distribution_matching":  # see tests/test_loop.py
+        return
+    seen = 2 if getattr(config, "distance", "") == "perceptual" else 0
+    fitting = dataclasses.replace(SHORT, iterations=2)
+    assert run(job(name, config, fitting)).calls == 2 * 8 * (method.network_calls(config) + seen)
+
+
+@pytest.mark.parametrize(
+    ("word", "gpu", "able", "right"),
+    [
+        ("auto", True, True, "bf16"),
+        ("auto", True, False, "no"),
+        ("auto", False, True, "no"),  # as torch says of a CPU
+        ("auto", False, False, "no"),
+        *((word, gpu, gpu, word) for word in ("no", "bf16") for gpu in (True, False)),
+    ],
+)
+def test_the_precision_is_what_was_asked_for_and_of_its_own_accord_bfloat16_on_a_gpu_alone(
+    word, gpu, able, right, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: able)
+    assert fit._precision(word) == right
+
+
+def test_where_no_gpu_is_auto_is_full_precision(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    plain, auto, half = (run(job(), compute=dataclasses.replace(COMPUTE, precision=w)) for w in ("no", "auto", "bf16"))
+    assert same(plain, auto)
+    assert not same(plain, half)
+
+
+def test_the_release_of_torch_is_all_of_its_number_and_nothing_of_its_build(monkeypatch):
+    for version, release in (("2.9.1+cpu", "2.9.1"), ("2.10.0", "2.10.0"), ("2.9.1+cu128", "2.9.1")):
+        monkeypatch.setattr(torch, "__version__", version)
+        assert fit.torch_version() == release
+
+
+def test_the_rate_rises_and_is_kept_where_it_does_not_fall():
+    config = dataclasses.replace(SHORT, iterations=10, lr=2.0, warmup=4, decay="none")
+    assert [config.rate(step) for step in range(10)] == [0.5, 1.0, 1.5, *[2.0] * 7]
+    falls = dataclasses.replace(config, decay="cosine")
+    assert [falls.rate(step) for step in range(5)] == [0.5, 1.0, 1.5, 2.0, 2.0]
+    assert falls.rate(9) == pytest.approx(1 + math.cos(math.pi * 5 / 6))
+
+
+def test_what_others_ask_for_is_done_though_nobody_here_does(tmp_path, monkeypatch):
+    """In a training of several processes one of them may find that time has passed, or be told to stop."""
+    asked, saved, save = [], [], Resume.save
+
+    def anywhere(self, *flags: bool) -> list[bool]:
+        asked.append(flags)
+        return [self.step == 4, self.step == 2]
+
+    monkeypatch.setattr(fit._Loop, "anywhere", anywhere)
+    monkeypatch.setattr(Resume, "save", lambda self, step, *words: saved.append(step) or save(self, step, *words))
+    with pytest.raises(Stopped, match="after 4 of 6"):
+        run(job(), Resume(tmp_path, "x", "f" * 64), stop=stop_at(3))
+    assert saved == [2, 4]
+    assert asked == [(step == 3, False) for step in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize("others", [(0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0)])
+@pytest.mark.parametrize("own", [(False, False), (True, False), (False, True)])
+def test_a_flag_is_up_where_any_process_has_it_up(own, others):
+    def reduce(flags: torch.Tensor, how: str) -> torch.Tensor:
+        assert how == "sum"
+        return flags + torch.tensor(others)
+
+    together = types.SimpleNamespace(num_processes=2, device=torch.device("cpu"), reduce=reduce)
+    found = fit._Loop.anywhere(types.SimpleNamespace(accelerator=together), *own)
+    assert found == [mine or bool(other) for mine, other in zip(own, others)]
+    alone = types.SimpleNamespace(num_processes=1, reduce=lambda *_: pytest.fail("there is nobody to ask"))
+    assert fit._Loop.anywhere(types.SimpleNamespace(accelerator=alone), *own) == list(own)
+
+
+@pytest.mark.parametrize("guidance", [None, (1.0, 3.0)])
+def test_what_a_batch_is_told_lies_where_its_images_are_computed_with(guidance):
+    """A feed may leave both on the CPU."""
+    heard, cast = [], Roles(toy_denoiser(), None, toy_denoiser())
+    trainer = types.SimpleNamespace(
+        job=types.SimpleNamespace(
+            feed=types.SimpleNamespace(batch=lambda step, own: (torch.zeros(8, 1, 4, 4), torch.arange(8))),
+            config=dataclasses.replace(SHORT, label_dropout=0.2),
+            guidance=guidance,
+            seed=0,
+        ),
+        rows=[slice(0, 4), slice(4, 8)],
+        step=0,
+        accelerator=types.SimpleNamespace(device=torch.device("meta")),
+        roles=types.SimpleNamespace(given=lambda condition: heard.append(condition) or cast),
+    )
+    trainer._condition = lambda *given: fit._Loop._condition(trainer, *given)
+    x0, told = fit._Loop._batch(trainer)
+    assert told is cast
+    assert x0.device.type == heard[0].labels.device.type == "meta"
+    assert (heard[0].guidance is None) == (guidance is None)
+    assert guidance is None or heard[0].guidance.device.type == "meta"

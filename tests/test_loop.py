@@ -1,5 +1,6 @@
 """What the training loop does between two losses, by hand: averages, clipping, decay, dice, divergence, what is kept."""
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -17,13 +18,14 @@ from diffcore.denoiser import Condition, Denoiser, Guided, NetDenoiser
 from diffcore.discriminator import Discriminator
 from diffcore.fit import Config, Diverged, Job, Stopped
 from diffcore.methods import Roles, consistency, continuous, denoising, distribution_matching, phased
+from diffcore.mistake import Mistake
 from diffcore.resume import Resume
 from diffcore.schedule import Cosine
 from diffcore.trajectory import even
 from tests.conftest import ToyNet, dice, randn, toy_denoiser
 from tests.test_condition import net as conditional_net
 from tests.test_fit import COMPUTE, same, stop_at
-from tests.test_precision import denoiser, feed, run
+from tests.test_precision import denoiser, feed, job, run
 
 SHORT = Config(iterations=5, batch=8, lr=1e-2, ema=0.9)
 PARTED = dataclasses.replace(SHORT, iterations=3, batch=16)
@@ -391,6 +393,159 @@ def test_a_critic_whose_loss_is_not_finite_learns_nothing_from_it():
         loop.update()
     assert len(asked) == 2
     assert torch.equal(flat(loop.critic.net), asked[1])
+
+
+@pytest.mark.parametrize(
+    ("method", "own"),
+    [
+        (distribution_matching, distribution_matching.Config(adversarial=0.1)),
+        (phased, phased.Config(8, 2, adversarial=0.1)),
+    ],
+)
+def test_a_critic_s_heads_come_from_the_job_s_seed_and_are_the_paper_s_four_for_each_map_of_the_teacher(method, own):
+    teacher = NetDenoiser(ToyNet(width=12, seed=1), Cosine())
+    for seed in (0, 5):
+        loop = fit._Loop(Job(method, own, SHORT, feed(), seed), toy_denoiser(), teacher, COMPUTE)
+        found = loop.critic.net if method is phased else loop.critic.net.heads
+        right = Discriminator((12,), 4, seed).state_dict()
+        assert found.state_dict().keys() == right.keys()
+        assert all(torch.equal(value, right[name]) for name, value in found.state_dict().items())
+
+
+# ------------------------------------------------------------------------------------------- several processes
+
+
+@pytest.mark.parametrize(("processes", "accumulate"), [(1, 1), (1, 4), (2, 1), (2, 2), (4, 2), (8, 1)])
+def test_the_parts_of_a_batch_are_all_of_it_in_its_order_whoever_has_them(processes, accumulate):
+    config = dataclasses.replace(SHORT, batch=16, accumulate=accumulate)
+    parts = [fit._rows(config, rank, processes) for rank in range(processes)]
+    assert [len(own) for own in parts] == [accumulate] * processes
+    images = [[list(range(16))[part] for part in own] for own in parts]
+    assert [image for own in images for part in own for image in part] == list(range(16))
+    assert len({len(part) for own in images for part in own}) == 1
+    for own, seen in zip(parts, images):
+        mine = [image for part in seen for image in part]
+        assert [mine[fit._from(part, own)] for part in own] == seen
+    with pytest.raises(Mistake, match=f"batch 17 does not divide into 5 processes x accumulate {accumulate + 1}"):
+        fit._rows(dataclasses.replace(config, batch=17, accumulate=accumulate + 1), 0, 5)
+
+
+SHARED = [
+    ("denoising", denoising.Config()),
+    ("consistency", consistency.Config(8, 0.5)),
+    ("distribution_matching", distribution_matching.Config(2, 1, adversarial=0.1)),
+]
+
+
+@pytest.mark.parametrize(("name", "own"), SHARED)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_what_two_processes_make_of_their_parts_is_what_one_makes_of_the_whole(name, own, accumulate):
+    """Their images, dice, classes and weights: the mean of their gradients, and of their critics' losses, is the whole's."""
+
+    def loop(processes: int, rank: int = 0) -> fit._Loop:
+        parts = dataclasses.replace(SHORT, batch=16, accumulate=accumulate * 2 // processes)
+        teacher = Guided(denoiser(True, seed=2, whose="teacher"))
+        made = fit._Loop(job(name, own, True, parts), denoiser(True), teacher, COMPUTE)
+        made.rows = fit._rows(parts, rank, processes)
+        made.step = 3
+        return made
+
+    def gradient(made: fit._Loop) -> tuple[float, torch.Tensor]:
+        loss, _ = made._gradient()
+        return loss, torch.cat([parameter.grad.flatten() for parameter in made.net.parameters()])
+
+    whole, halves = loop(1), [loop(2, rank) for rank in (0, 1)]
+    right, found = gradient(whole), [gradient(half) for half in halves]
+    if whole.critic:
+        assert sum(half.critic.losses[0] for half in halves) / 2 == pytest.approx(whole.critic.losses[0], rel=1e-5)
+        return  # each has its own half of the critic's gradient here
+    assert (found[0][0] + found[1][0]) / 2 == pytest.approx(right[0], rel=1e-5)
+    torch.testing.assert_close((found[0][1] + found[1][1]) / 2, right[1], rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_travel_once_a_step_with_the_last_part(monkeypatch):
+    """Of each update; what all have is the mean of their losses, of the critic's too, and of their critics' gradients."""
+    asked = []
+    accelerate = fit.Accelerator
+    monkeypatch.setattr(accelerate, "no_sync", lambda self, net: asked.append("kept") or contextlib.nullcontext())
+    backward = accelerate.backward
+    monkeypatch.setattr(accelerate, "backward", lambda self, loss: asked.append("backward") or backward(self, loss))
+    train(dataclasses.replace(SHORT, iterations=2, accumulate=4))
+    assert asked == [*["kept", "backward"] * 3, "backward"] * 2
+
+
+def test_a_loss_is_the_mean_of_all_processes(monkeypatch):
+    own = distribution_matching.Config(critic_updates=1)
+    one = dataclasses.replace(SHORT, iterations=1)
+    alone = train(one, distribution_matching, own).curve[0]
+    how = []
+    monkeypatch.setattr(fit.Accelerator, "reduce", lambda self, tensor, way: how.append(way) or tensor + 1)
+    among = train(one, distribution_matching, own).curve[0]
+    assert how == ["mean", "mean"]
+    assert among.loss == pytest.approx(alone.loss + 1, rel=1e-5)
+    assert among.critic_loss == pytest.approx(alone.critic_loss + 1, rel=1e-5)
+    assert among.grad_norm == pytest.approx(alone.grad_norm, rel=1e-5)
+
+
+def test_the_critics_gradients_are_averaged_each_in_its_own_place():
+    class Two(fit.Accelerator):
+        num_processes = 2
+
+        def reduce(self, tensor, way):
+            assert (way, tensor.ndim) == ("mean", 1)
+            return tensor / 2 + 1
+
+    gradients = [randn(2, 3), randn(4, seed=1), randn(1, 2, 2, seed=2)]
+    before = [gradient.clone() for gradient in gradients]
+    fit._average_over_processes(Two(), gradients)
+    for found, was in zip(gradients, before):
+        torch.testing.assert_close(found, was / 2 + 1)
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_one_process_writes_the_state_and_all_wait_for_it(main, monkeypatch, tmp_path):
+    """And what all of them took is the work of all."""
+    loop = fit._Loop(Job(denoising, denoising.Config(), SHORT, feed(), 0), toy_denoiser(), None, COMPUTE)
+    loop.update()
+    done, resume = [], Resume(tmp_path, "x", "f" * 64)
+    monkeypatch.setattr(Resume, "save", lambda self, step, tensors, facts: done.append((step, facts["calls"])))
+    loop.accelerator = types.SimpleNamespace(
+        is_main_process=main, num_processes=3, wait_for_everyone=lambda: done.append("waited")
+    )
+    loop.save(resume)
+    assert done == [*[(1, 3 * 8 * 3.0)] * main, "waited"]
+    assert loop.kept == 1
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_a_process_computes_on_its_gpu_where_there_is_one(gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert COMPUTE.device.type == ("cuda" if gpu else "cpu")
+
+
+def test_a_frozen_student_in_evaluation_learns_all_the_same():
+    """As it is opened from a checkpoint; it itself stays as it is."""
+    student = toy_denoiser()
+    student.net.drop = nn.Dropout(0.5)
+    student.eval().requires_grad_(False)
+    loop = fit._Loop(Job(denoising, denoising.Config(), SHORT, feed(), 0), student, None, COMPUTE)
+    assert all(parameter.requires_grad for parameter in loop.net.parameters())
+    assert all(part.training for part in loop.net.modules())
+    assert not any(part.training for part in loop.ema.modules())
+    assert not any(parameter.requires_grad for parameter in (*loop.ema.parameters(), *student.parameters()))
+    assert not student.net.training
+
+
+def test_a_teacher_and_an_averaged_target_answer_as_they_do_in_evaluation():
+    teacher, seen = toy_denoiser(1).train(), []
+    teacher.net.drop = nn.Dropout(0.5)
+    method = spied(consistency, lambda cast: seen.append((cast.teacher, cast.target)))
+    fit.fit(Job(method, consistency.Config(8, 0.5), SHORT, feed(), 0), toy_denoiser(), teacher, COMPUTE)
+    for role in seen[0]:
+        nets = [part for part in role.modules() if isinstance(part, (ToyNet, nn.Dropout))]
+        assert nets
+        assert not any(net.training for net in nets)
+        assert not any(parameter.requires_grad for parameter in role.parameters())
 
 
 # ------------------------------------------------------------------------------------------- divergence

@@ -13,7 +13,7 @@ from diffcore.schedule import Cosine
 from diffcore.solver import Mark, Solver, believe, land, mark
 from diffcore.solvers import SOLVERS
 from diffcore.solvers.ancestral import DDIM
-from diffcore.solvers.dpm_solver import DPM2, DPM2M, DPM3, DPM3M, DPMFast, DPMpp2M, DPMpp3M
+from diffcore.solvers.dpm_solver import DPM2, DPM2M, DPM3, DPM3M, DPMFast, DPMpp2M, DPMpp2S, DPMpp3M, DPMpp3S
 from diffcore.solvers.rk45 import RK45
 from diffcore.solvers.unipc import UniPC
 from diffcore.trajectory import Trajectory
@@ -124,12 +124,19 @@ def test_a_group_of_three_is_the_papers_algorithm(predicts, lam):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
-def test_groups_with_looks_at_equal_parts_are_single_steps(flow):
-    """8 calls are two steps of DPM-Solver-3 and one of DPM-Solver-2."""
+@pytest.mark.parametrize("solver_type", ["midpoint", "heun"])
+@pytest.mark.parametrize(("predicts", "three", "two"), [("eps", DPM3, DPM2), ("x0", DPMpp3S, DPMpp2S)])
+def test_groups_with_looks_at_equal_parts_are_single_steps(flow, predicts, three, two, solver_type):
+    """8 calls are two steps of DPM-Solver-3 and one of DPM-Solver-2, or of twos alone four."""
     times = path(8).times
-    found = Sampler(mixture(), DPMFast(), path(8)).sample(flow[0])
-    three = Sampler(mixture(), DPM3(), Trajectory(times[:7:3])).sample(flow[0])
-    expected = Sampler(mixture(), DPM2(), Trajectory(times[6::2])).sample(three)
+    found = Sampler(mixture(), DPMFast(predicts=predicts, solver_type=solver_type), path(8)).sample(flow[0])
+    expected = Sampler(mixture(), three(solver_type), Trajectory(times[:7:3])).sample(flow[0])
+    expected = Sampler(mixture(), two(solver_type), Trajectory(times[6::2])).sample(expected)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+    fast = DPMFast(predicts=predicts, uses=2, solver_type=solver_type)
+    found = Sampler(mixture(), fast, path(7)).sample(flow[0])  # three of two and one
+    expected = Sampler(mixture(), two(solver_type), Trajectory(path(7).times[:7:2])).sample(flow[0])
+    expected = Sampler(mixture(), DDIM(), Trajectory(path(7).times[6:])).sample(expected)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
 
 

@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from diffcore.denoiser import NetDenoiser
+from diffcore.denoiser import Condition, Denoiser, NetDenoiser, Prediction
 from diffcore.draw import draw, noises
 from diffcore.mistake import Mistake
 from diffcore.sampler import Sampler, rehearse
@@ -11,7 +11,7 @@ from diffcore.schedule import VE, Cosine
 from diffcore.solvers import SOLVERS
 from diffcore.solvers.adaptive import Adaptive
 from diffcore.trajectory import Trajectory, even, karras
-from tests.conftest import ToyNet, gaussian, make_solver, toy_denoiser
+from tests.conftest import ToyNet, gaussian, make_schedule, make_solver, toy_denoiser
 
 ELSEWHERE = {
     "dpm_solver_2",
@@ -143,3 +143,47 @@ def test_other_dice_have_noise_and_times_of_their_own(rows):
     for one, two in itertools.combinations(made, 2):
         assert alike(one.noise, two.noise) < 5 / one.noise.numel() ** 0.5
         assert alike(12**0.5 * (one.u - 0.5), 12**0.5 * (two.u - 0.5)) < 5 / len(one.u) ** 0.5
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddpm"])
+@pytest.mark.parametrize("known", [None, Condition(torch.arange(5), torch.ones(5).double(), torch.arange(5))])
+def test_all_that_a_network_is_asked_lies_where_its_weights_do(name, known):
+    """The samples, their times, the noise, what is known of them; in rehearsal too. They end on the CPU."""
+    seen = []
+
+    class Elsewhere(Denoiser):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones((), device="meta"))
+            self.schedule, self.grid = Cosine(), None
+
+        def given(self, condition):
+            seen.extend([condition.labels, condition.guidance, condition.negative])
+            return self
+
+        def forward(self, x_t, t):
+            seen.extend([x_t, t])
+            return Prediction(x_t, x_t, self.schedule.level(t, x_t))
+
+    for ask in (
+        lambda made: made.draw((2, 3), 5, seed=0, batch=3, condition=known),
+        lambda made: made.warm_up((2, 3), 4, known),
+    ):
+        seen.clear()
+        with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
+            ask(Sampler(Elsewhere(), make_solver(name), even(2)))
+        assert len(seen) >= (5 if known else 2)
+        assert {part.device.type for part in seen} == {"meta"}
+
+
+@pytest.mark.parametrize("word", ["linear", "discrete"])
+@pytest.mark.parametrize("name", [name for name, kind in SOLVERS.items() if not kind.adaptive])
+def test_every_solver_computes_where_the_samples_lie(name, word):
+    """On the device of no memory a part of a step that were left on the CPU would be an error."""
+    schedule = make_schedule(word)
+    denoiser = gaussian(schedule)
+    solver = make_solver(name, denoiser)
+    denoiser.mean, denoiser.variance = denoiser.mean.to("meta"), denoiser.variance.to("meta")
+    start = torch.zeros(3, 2, 3, device="meta")
+    found = Sampler(denoiser, solver, karras(4, schedule)).sample(start, lambda k: start)
+    assert (found.shape, found.device.type) == (start.shape, "meta")

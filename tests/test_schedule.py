@@ -122,3 +122,23 @@ def test_times_in_single_precision_are_computed_with_in_double(schedule):
         found = asked(given)
         assert found.dtype == torch.float64
         torch.testing.assert_close(found, asked(given.double()), rtol=1e-15, atol=0)
+
+
+def test_a_beta_above_1_is_refused_and_one_of_1_is_not():
+    for wrong in ((0.1, 1.5), (1 + 1e-9,), (0.1, -0.1), (0.1, 0.0, 0.2), (0.1, math.nan)):
+        with pytest.raises(ValueError, match="discrete schedule: betas"):
+            Discrete(wrong)
+    assert Discrete((0.1, 1.0)).betas == (0.1, 1.0)
+
+
+@pytest.mark.parametrize(
+    "known", [*(make_schedule(name) for name in SCHEDULES), Discrete((0.1, 0.2, 0.3))], ids=[*SCHEDULES, "short"]
+)
+def test_noise_a_rounding_beyond_an_end_has_a_time_a_rounding_beyond_it(known):
+    """Where trajectories and adaptive solvers ask for the very end."""
+    ends = torch.tensor([1.0, 1e-3], dtype=torch.float64)
+    lam = known.half_logsnr(ends).clamp(min=-30)
+    found = known.time(lam + torch.tensor([-1e-9, 1e-9], dtype=torch.float64))
+    torch.testing.assert_close(found, ends, rtol=0, atol=1e-6)
+    assert found[1] <= 1e-3
+    assert found[0] >= 1 or known == Cosine()  # whose end is nowhere near

@@ -1,10 +1,11 @@
+import dataclasses
 import itertools
 import math
 
 import pytest
 import torch
 
-from diffcore.denoiser import Denoiser, GaussianDenoiser, per_sample
+from diffcore.denoiser import HEADS, Denoiser, GaussianDenoiser, per_sample
 from diffcore.meter import Meter, Metered
 from diffcore.mistake import Mistake
 from diffcore.sampler import Sampler
@@ -12,9 +13,9 @@ from diffcore.schedule import SCHEDULES, Cosine, Linear
 from diffcore.solver import Stepwise
 from diffcore.solvers import SOLVERS
 from diffcore.solvers.ancestral import DDIM, Renoise
-from diffcore.solvers.langevin import Langevin, PredictorCorrector
+from diffcore.solvers.langevin import PREDICTORS, Langevin, PredictorCorrector
 from diffcore.trajectory import Trajectory, even, karras
-from tests.conftest import gaussian, make_schedule, make_solver, randn
+from tests.conftest import exact_gamma, gaussian, make_schedule, make_solver, mixture, randn
 
 DETERMINISTIC = [name for name, kind in SOLVERS.items() if kind().order is not None and not kind().adaptive]
 STEPWISE = [name for name, kind in SOLVERS.items() if issubclass(kind, Stepwise)]
@@ -188,3 +189,70 @@ def test_many_steps_end_near_the_data(name):
     x = Sampler(denoiser, solver, karras(100, Cosine())).sample(randn(count, 2, 3), numbered(count, 2, 3))
     torch.testing.assert_close(x.mean(0), denoiser.mean, rtol=0, atol=0.12)
     torch.testing.assert_close(x.var(0), denoiser.variance, rtol=0.25, atol=0.01)
+
+
+# ------------------------------------------------------------------------------------------- options
+
+SINGLESTEP = [({}, {"solver_type": "heun"}), ({}, {"spacing": "time"})]
+MULTISTEP = [({}, {"lower_order_final": False}), ({}, {"solver_type": "heun"})]
+ADAPTIVE = [
+    ({}, {"predicts": "x0"}),
+    ({"atol": 1e-9}, {"rtol": 0.01}),
+    ({"rtol": 1e-9}, {"atol": 0.1}),
+]
+CHANGES: dict[str, list[tuple[dict, dict]]] = {
+    "analytic": [({}, {"eta": 0.5}), ({}, {"estimator": "norm"}), ({}, {"last": 0.1})],
+    "ddim": [({}, {"eta": 0.5}), ({"eta": 1.0}, {"eta": 0.5})],
+    **dict.fromkeys(("dpm_solver_12", "dpm_solver_23"), ADAPTIVE),
+    **dict.fromkeys(("dpm_solver_2", "dpm_solver_3", "dpmpp_2s", "dpmpp_3s"), SINGLESTEP),
+    **dict.fromkeys(("dpm_solver_2m", "dpmpp_2m", "dpmpp_2m_sde"), MULTISTEP),
+    **{name: [*MULTISTEP, ({}, {"corrected": True})] for name in ("dpm_solver_3m", "dpmpp_3m")},
+    "dpm_solver_fast": [({}, {"predicts": "x0"}), ({}, {"uses": 2}), ({}, {"solver_type": "heun"})],
+    "edm": [({}, change) for change in ({"churn": 2.0}, {"s_min": 0.5}, {"s_max": 5.0}, {"noise": 1.2})],
+    "langevin": [({}, {"inner": 3}), ({}, {"rate": 0.4})],
+    "predictor_corrector": [
+        *(({}, {"predictor": word}) for word in ("euler_maruyama", "ddpm")),
+        ({"predictor": "euler_maruyama"}, {"predictor": "ddpm"}),
+        *(({}, change) for change in ({"snr": 0.4}, {"corrections": 2})),
+    ],
+    "rk45": [({"atol": 1e-12}, {"rtol": 1e-6}), ({"rtol": 1e-12}, {"atol": 1e-6})],
+    "unipc": [
+        *(({}, change) for change in ({"uses": 3}, {"variant": "bh1"}, {"variant": "vary_coeff"}, {"predicts": "eps"})),
+        *(({"uses": uses}, {"lower_order_final": False}) for uses in (2, 3)),
+    ],
+}
+"""Of each solver with options: what is said of them, and what is said instead of one."""
+
+
+def test_no_option_of_a_solver_is_left_out():
+    changed = {name: {option for _, change in pairs for option in change} for name, pairs in CHANGES.items()}
+    options = {name: {f.name for f in dataclasses.fields(kind)} for name, kind in SOLVERS.items()}
+    assert changed == {name: found for name, found in options.items() if found}
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "change"), [(name, *pair) for name, pairs in CHANGES.items() for pair in pairs], ids=str
+)
+def test_every_option_changes_the_samples(name, base, change):
+    path, ends = Trajectory((*interior(Linear(), 8).times, 0.0)), []
+    path = path if name in ("analytic", "langevin") else Trajectory(path.times[:-1])
+    for line in (base, base | change):
+        solver = SOLVERS[name](**line)
+        if name == "analytic":
+            known = exact_gamma(gaussian(Linear()))
+            unlike = known.moments.total * torch.tensor([[0.8], [1.0], [1.0]])  # exact estimates would be alike
+            known = dataclasses.replace(known, moments=dataclasses.replace(known.moments, total=unlike))
+            solver = solver.knowing(known)
+        ends.append(Sampler(mixture(Linear()), solver, path).sample(randn(4, 2), numbered(4, 2)))
+    assert float((ends[0] - ends[1]).abs().max()) > 1e-7
+    assert all(end.isfinite().all() for end in ends)
+
+
+def test_every_word_is_the_name_of_what_it_stands_for():
+    """An exchange of two would be somebody's comparison of the wrong ones."""
+    assert {word.replace("_solver", "").replace("_", ""): word for word in SOLVERS} == {
+        kind.__name__.lower(): word for word, kind in SOLVERS.items()
+    }
+    assert {word: word for word in SCHEDULES} == {kind.__name__.lower(): word for word, kind in SCHEDULES.items()}
+    assert all(reading.__name__ == f"from_{word}" for word, reading in HEADS.items())
+    assert all(kind is SOLVERS[word] for word, kind in PREDICTORS.items())

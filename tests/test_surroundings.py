@@ -359,3 +359,31 @@ def test_garbage_for_accelerate_is_one_line(monkeypatch, name, value):
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
     assert fit.accelerator().device == torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("word", ["bf16", "fp16", "no"])
+def test_precision_is_the_projects_own_whatever_accelerate_was_set_to(monkeypatch, word):
+    """Its config would open autocast within the student's own forward, around what must run in full."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", word)
+    try:
+        made = fit.accelerator()
+        assert (made.mixed_precision, made.native_amp) == ("no", False)
+    finally:
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._reset_state()
+
+
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError, ImportError, torch.distributed.DistNetworkError])
+def test_whatever_accelerate_fails_with_is_one_line(monkeypatch, kind):
+    """Where processes cannot meet torch raises a kind of its own."""
+
+    def fails(**_):
+        raise kind("the server\n socket has failed")
+
+    monkeypatch.setattr(fit, "Accelerator", fails)
+    with pytest.raises(Mistake, match=r"cannot start here: the server socket has failed; .*MASTER_PORT"):
+        fit.accelerator()

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from diffcore.mistake import Mistake
-from diffcore.trajectory import Trajectory, even, karras, logsnr, nodes, quadratic
+from diffcore.schedule import VE
+from diffcore.trajectory import TRAJECTORIES, Trajectory, even, karras, logsnr, nodes, quadratic
 
 
 @pytest.mark.parametrize("make", [even, quadratic])
@@ -60,3 +61,32 @@ def test_the_ends_are_edm_s_or_what_the_schedule_has(make, schedule):
     assert float(ratios[0]) == pytest.approx(min(most, 80.0), rel=1e-5)
     assert float(ratios[-1]) == pytest.approx(max(least, 0.002), rel=1e-5)
     assert (ratios.diff() < 0).all()
+
+
+EQUAL = {
+    "even": lambda t, ratio: t,
+    "quadratic": lambda t, ratio: t.sqrt(),
+    "logsnr": lambda t, ratio: ratio.log(),
+    "karras": lambda t, ratio: ratio ** (1 / 7),
+}
+"""In what the steps of each word are equal; of those that know the schedule all but the last one."""
+
+
+@pytest.mark.parametrize("word", TRAJECTORIES)
+def test_each_words_steps_are_equal_in_what_it_says_and_in_nothing_another_says(word, schedule):
+    times = torch.tensor(TRAJECTORIES[word](6, schedule).times, dtype=torch.float64)
+    assert (len(times), float(times[-1])) == (7, 0)
+    uneven = {}
+    for name, measure in EQUAL.items():
+        t = times if name in ("even", "quadratic") and word in ("even", "quadratic") else times[:-1]
+        steps = measure(t, schedule.sigma(t) / schedule.alpha(t)).diff()
+        uneven[name] = float((steps / steps.mean() - 1).abs().max())
+    assert uneven.pop(word) < 1e-6
+    if schedule != VE():  # whose log sigma is t
+        assert min(uneven.values()) > 1e-3
+
+
+def test_how_many_levels_karras_steps_are_equal_in_is_rho(schedule):
+    t = torch.tensor(karras(5, schedule, rho=3.0).times[:-1], dtype=torch.float64)
+    steps = ((schedule.sigma(t) / schedule.alpha(t)) ** (1 / 3)).diff()
+    torch.testing.assert_close(steps, steps.mean().expand(4), rtol=1e-6, atol=0)

@@ -436,3 +436,43 @@ def test_classes_must_fit_the_table():
         stirred(FAMILY["classes"])(x, label)
     with pytest.raises(Mistake, match="leave class_label out"):
         stirred(DEFAULT)(x, label, classes)
+
+
+@pytest.mark.parametrize("name", ["classes", "attention", "three levels, all attend", "heads 4 wide"])
+def test_weights_begin_as_wide_as_what_comes_in_asks(name):
+    """Uniform within fan_in^-0.5, weights and biases alike; a table of classes is standard normal, a norm does nothing."""
+    zero = ("conv2", "conv_out")
+    for place, layer in unet.build(FAMILY[name], 0, None).requires_grad_(False).named_modules():
+        own = dict(layer.named_parameters(recurse=False))
+        if not own or place.endswith(zero):
+            assert not any(parameter.any() for parameter in own.values())
+        elif isinstance(layer, torch.nn.GroupNorm):
+            assert (layer.weight == 1).all()
+            assert not layer.bias.any()
+        elif isinstance(layer, torch.nn.Embedding):
+            assert float(layer.weight.std()) == pytest.approx(1, abs=0.15)
+        else:
+            bound = layer.weight[0].numel() ** -0.5
+            assert 0.9 * bound < float(layer.weight.abs().max()) <= bound, place
+            assert 0.5 * bound < float(layer.bias.abs().max()) <= bound, place
+            assert float(layer.weight.square().mean() * 3 / bound**2) == pytest.approx(1, abs=0.25), place
+
+
+@pytest.mark.parametrize("classes", [None, 5])
+@pytest.mark.parametrize("weighs", [False, True])
+def test_a_network_takes_just_what_it_has_an_input_for(classes, weighs):
+    made = unet.build(unet.default_config((1, 8, 8), classes=classes), 0)
+    net = unet.with_guidance(made) if weighs else made
+    x, label = torch.zeros(2, 1, 8, 8), torch.zeros(2)
+    inputs = (torch.tensor([0, 1]), torch.ones(2))
+    for told in ((None, None), (inputs[0], None), (None, inputs[1]), inputs):
+        wrong = [
+            f"{'leave ' if given is not None else 'give '}{word}"
+            for word, given, known in zip(("class_label", "guidance"), told, (classes is not None, weighs))
+            if (given is not None) != known
+        ]
+        if not wrong:
+            assert net(x, label, *told).shape == x.shape
+            continue
+        with pytest.raises(Mistake, match=wrong[0]):
+            net(x, label, *told)
