@@ -308,6 +308,31 @@ def test_the_alias_challenger_moves_and_production_stays(room):
     assert counts(room)["model_versions"] == 2
 
 
+def test_what_a_person_did_in_the_experiment_does_not_end_publishing(room, capsys):
+    """A run of their own, and the recommended point's logged model deleted: it is logged again, into the way's run, and
+    registered anew; then all is as it should be."""
+    first = publish()
+    mine = client().create_run(first["experiment_id"], run_name="by hand").info.run_id
+    client().set_terminated(mine)
+    gone = first["models"]["pd2-ddim-even-2"]
+    client().delete_logged_model(gone)
+    capsys.readouterr()
+    second = publish()
+    said = capsys.readouterr().out
+    assert "what MLflow held of pd2-ddim-even-2 was deleted; logged again" in said
+    assert "version 1 of 'sampler' in MLflow is damaged; version 2 takes its place" in said
+    new = second["models"].pop("pd2-ddim-even-2")
+    assert second["models"].items() == first["models"].items() - {("pd2-ddim-even-2", gone)}
+    model = client().get_logged_model(new)
+    assert (model.experiment_id, model.source_run_id) == (first["experiment_id"], first["runs"]["progressive"])
+    assert model.tags["weights"] == "here"
+    assert client().get_model_version_by_alias("sampler", "challenger").source == f"models:/{new}"
+    assert "current" not in client().get_run(mine).data.tags
+    before = counts(room)
+    assert publish()["models"] == second["models"] | {"pd2-ddim-even-2": new}
+    assert counts(room) == before
+
+
 def aliases() -> dict[str, str]:
     return {name: str(number) for name, number in client().get_registered_model("sampler").aliases.items()}
 
