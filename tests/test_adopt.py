@@ -755,10 +755,13 @@ def test_sides_are_height_then_width_and_channels_three_where_nothing_is_said(tm
     save(tmp_path / "rgb", network(in_channels=3, out_channels=3))
     changed(tmp_path / "rgb", CONFIG, in_channels=None, out_channels=None)
     assert adopt.adopt(tmp_path / "rgb").image == (3, 8, 8)
-    for size in ("8", [8], [8, 8, 8], [8, "8"], True):
+    for size in ("8", [8], [8, 8, 8], ["8", "8"], True):
         changed(tmp_path / "rgb", CONFIG, sample_size=size)
         with pytest.raises(Mistake, match="sample_size"):
             adopt.adopt(tmp_path / "rgb")
+    for size in ([8, "8"], ["8", 8]):  # asked directly: who checks types meanwhile looks at one place by chance
+        with pytest.raises(Mistake, match="sample_size"):
+            adopt._image({"sample_size": size})
 
 
 def test_a_network_of_three_levels_halves_twice(tmp_path):
