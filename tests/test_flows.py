@@ -1659,10 +1659,15 @@ def test_a_run_that_never_ends_is_not_waited_for_for_ever(monkeypatch):
 def test_down_cancels_then_ends_the_worker_first_and_the_servers_last(tmp_path, monkeypatch):
     folder, seen = services.Folder(tmp_path), []
     folder.path.mkdir()
+
+    def held() -> bool:
+        assert locks.take(folder.path / "lock") is None
+        return True
+
     up = set(services.NAMES)
     monkeypatch.setattr(services.Folder, "alive", lambda self, name: name in up)
     monkeypatch.setattr(services, "_cancel", lambda api: seen.append(api))
-    monkeypatch.setattr(services, "_end", lambda name, folder: seen.append(name) or True)
+    monkeypatch.setattr(services, "_end", lambda name, folder: seen.append(name) or held())
     for name in services.NAMES:
         folder.write(name, services.Record(1, 0.0, f"http://{name}"))
     services.down(tmp_path)
@@ -1748,6 +1753,10 @@ def raised(tmp_path, monkeypatch):
 
     def note(what: str, name: str) -> None:
         seen.append((what, name))
+        free = locks.take(tmp_path / ".services/lock")  # no other up or down at the same time
+        assert (free is None) == (what != "tell")
+        if free is not None:
+            os.close(free)
         if (what, name) in faults:
             raise faults[what, name]
 

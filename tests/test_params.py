@@ -131,6 +131,7 @@ STUDENTS = r"students: \{\}"
             "evaluate.teacher.2.trajectory: fitted times follow the teacher's path without guidance, and teacher is "
             "sampled with guidance; name another trajectory",
         ),
+        ([GUIDED, (FITTED, "{sampler: ddim, trajectory: [even, fitted], steps: [8], guidance: 0.0}")], "evaluate.teacher.2.trajectory: fitted times"),
         ([GUIDED, BUILT_IN], "evaluate.anytime.1.trajectory: fitted times follow the teacher's path without guidance, and cd"),
         ([(WEIGHT, "{sampler: ddim, trajectory: even, steps: [64], guidance: 2.0}")], "evaluate.teacher.0.guidance: there are no classes"),
         ([(WEIGHT, "{sampler: ddim, trajectory: even, steps: [64], guidance: 0.0}")], "evaluate.teacher.0.guidance: there are no classes"),
@@ -352,9 +353,9 @@ def test_trajectories_that_will_not_be_there_are_refused(tmp_path):
     (fault,) = with_way(fitted, eta)
     assert fault.startswith("evaluate.teacher.2: ")
     assert "eta must be in 0..1, got 1.5" in fault
-    noisy = "    - {sampler: langevin, trajectory: even, steps: [8]}"
-    (fault,) = with_way(fitted, noisy)
-    assert fault.startswith("evaluate.teacher.2: langevin cannot begin at t = 1")
+    for kinds in ("even", "[searched, even]"):
+        (fault,) = with_way(fitted, f"    - {{sampler: langevin, trajectory: {kinds}, steps: [8]}}")
+        assert fault.startswith("evaluate.teacher.2: langevin cannot begin at t = 1")
     assert with_way("gamma: {steps: 1000", "gamma: {steps: 50") == [
         "search.most: 64 is more than gamma.steps, 50; lower it"
     ]

@@ -520,6 +520,45 @@ def test_students_are_among_the_runs_that_the_page_opens_with():
     assert len(found) == 14
 
 
+def test_the_runs_are_made_in_the_order_in_which_the_page_shows_them_backwards(tmp_path, monkeypatch):
+    """It opens with the newest ten."""
+    write_files(tmp_path, few_points())
+    made = []
+
+    def enter(book: tracking.Book, pages: list[tracking.Page]) -> None:
+        made.extend(page.name for page in pages)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tracking, "_enter", enter)
+    with pytest.raises(KeyboardInterrupt):
+        tracking._publish(tracking._read(tmp_path, {}), tracking.Book(None, "1"), "m")
+    ways = ["teacher ddim even", "progressive", "consistency"]
+    trained = ["train cd", "train pd1", "train pd2", "train teacher"]
+    assert made[::-1] == [*ways, "real against real", "frontier", *trained]
+
+
+def test_the_newest_of_several_sound_versions_is_the_challenger(monkeypatch):
+    """By number: 10 comes after 9. One that holds another point or is damaged does not count."""
+    files = tracking.Files(Path(), few_points(), {}, {})
+    wanted = tracking._identity(files.recommended)
+    versions = [SimpleNamespace(version=n, tags=dict(wanted)) for n in ("9", "10", "2", "11")]
+    versions += [SimpleNamespace(version="12", tags={**wanted, key: "other"}) for key in wanted]
+    versions[3].tags["damaged"] = "replaced by version 10"
+    moved = []
+
+    class Answer(list):
+        token = None
+
+    fake = SimpleNamespace(
+        search_model_versions=lambda condition, page_token: Answer(versions if condition == "name = 'm'" else ()),
+        get_registered_model=lambda name: SimpleNamespace(aliases={"challenger": "9", "production": "2"}),
+        set_registered_model_alias=lambda *words: moved.append(words),
+    )
+    monkeypatch.setattr(tracking, "_version_fault", lambda book, files, v: "bad" if v.version == "11" else None)
+    assert tracking._register(tracking.Book(fake, "7"), files, "m", {}) == "10"
+    assert moved == [("m", "challenger", "10")]
+
+
 # ---- what is shipped is verified
 
 
@@ -640,6 +679,7 @@ def test_a_registered_version_that_is_damaged_is_replaced_aloud(room, capsys, fi
     assert second["version"]["version"] == "2"
     assert "version 1 of 'sampler' in MLflow is damaged; version 2 takes its place" in said
     assert "the alias 'production' of 'sampler' names the damaged version 1: set it anew" in said
+    assert "challenger" not in said  # which has moved
     assert second["models"]["pd2-ddim-even-2"] != first["models"]["pd2-ddim-even-2"]
     assert client().get_logged_model(first["models"]["pd2-ddim-even-2"]).tags["current"] == "false"
     whole = Path("artifacts/checkpoints/pd2/unet/diffusion_pytorch_model.safetensors").read_bytes()
@@ -948,10 +988,13 @@ def test_every_model_says_of_its_point_what_the_table_says(receipt):
         assert weights in ("here", f"not here: checkpoints/{point_['checkpoint']}")
         way = next(name for name, ps in pictures.ways(few_points()["points"]).items() if point_ in ps)
         assert model.source_run_id == receipt["runs"][way]
-        assert model.name == tracking._model_name(point_)
+        assert (model.name, model.model_type) == (tracking._model_name(point_), "sampler")
         logged = {metric.key: (metric.value, metric.step) for metric in model.metrics}
         wanted = {key: point_[key] for key in SHOWN if point_[key] is not None}
         assert logged == {key: (value, point_["nfe"]) for key, value in wanted.items()}
+        if weights == "here":  # the step at which the run's page shows it
+            steps = {each.model_id: each.step for each in client().get_run(model.source_run_id).outputs.model_outputs}
+            assert steps[model.model_id] == point_["nfe"]
 
 
 def test_every_run_says_what_it_was_made_from(receipt):
@@ -1281,7 +1324,16 @@ def test_every_file_that_is_shipped_is_verified_where_it_lies(room, tmp_path, sa
     (here / "MLmodel").write_text("another")
     assert tracking._fault(files, point_, near) == "a file of it was changed"
     assert tracking._fault(files, point_, far) is None
+    (here / "MLmodel").unlink()
+    assert "is missing" in tracking._fault(files, point_, far)
     assert set(fetched) == {"s3://bucket/x"}
+
+    def refuse(**_):
+        raise raised("MlflowException", "gone\nand more")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mlflow.artifacts.download_artifacts", refuse)
+        assert tracking._fault(files, point_, far) == "gone"
     fetched.clear()
     assert tracking._fault(files, shown["points"][0], far) is None
     assert fetched == []
@@ -1369,7 +1421,8 @@ def test_what_mlflow_refuses_is_one_line_and_a_fault_of_the_machine_s_or_ours_is
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     }
-    for name in quiet:
+    monkeypatch.setattr(tracking.dvc_environment, "nameless", lambda folder: {"A_NAME": f"uid-1 in {folder}"})
+    for name in (*quiet, "A_NAME"):
         monkeypatch.delenv(name, raising=False)
     error = raised(*error) if isinstance(error, tuple) else error
 
@@ -1385,18 +1438,26 @@ def test_what_mlflow_refuses_is_one_line_and_a_fault_of_the_machine_s_or_ours_is
     assert "and more" not in str(caught.value)
     assert capsys.readouterr() == ("", "")
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
-    assert quiet.items() <= os.environ.items()
+    assert (quiet | {"A_NAME": "uid-1 in ."}).items() <= os.environ.items()
     print("heard again")
     assert capsys.readouterr().out == "heard again\n"
 
 
 @pytest.mark.parametrize(
-    ("address", "used"), [(None, tracking.LOCAL), ("", tracking.LOCAL), ("sqlite:///x.db", "sqlite:///x.db")]
+    ("address", "used", "named"),
+    [
+        (None, "sqlite:///mlflow.db", "sqlite:///mlflow.db"),
+        ("", "sqlite:///mlflow.db", "sqlite:///mlflow.db"),
+        ("sqlite:///x.db", "sqlite:///x.db", "sqlite:///x.db"),
+        ("http://me:s3same@h:1", "http://h:1", "http://h:1"),
+        ("http://t0kenOfMine@h:1", "http://t0kenOfMine@h:1", "http://h:1"),  # MLflow takes it in the address alone
+    ],
 )
 def test_publishing_goes_to_the_address_that_is_set_or_to_a_file_here_and_tells_what_was_done(
-    address, used, tmp_path, monkeypatch, capsys
+    address, used, named, tmp_path, monkeypatch, capsys
 ):
-    """Also where it fails afterwards: what MLflow did meanwhile is said."""
+    """Also where it fails afterwards: what MLflow did meanwhile is said. No other publishes at the same time, MLflow's own
+    chatter is heard by nobody, and no password is told."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     if address is not None:
@@ -1405,14 +1466,55 @@ def test_publishing_goes_to_the_address_that_is_set_or_to_a_file_here_and_tells_
     monkeypatch.setattr(tracking, "_read", lambda folder, parameters: ("files", folder, parameters))
     monkeypatch.setattr(tracking, "_ask", lambda *words: heard.append(words))
     monkeypatch.setattr(tracking, "_open", lambda *words: words[2].append("made a book") or words[:2])
-    monkeypatch.setattr(tracking, "_publish", lambda *words: heard.append(words) or {"runs": {}})
-    assert tracking.publish(tmp_path, "e", "m", {"seed": 1}) == {"runs": {}, "tracking_uri": used}
+
+    def published(*words) -> dict:
+        print("chatter")
+        heard.append(words)
+        with open(tracking.LOCK) as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return {"runs": {}}
+
+    monkeypatch.setattr(tracking, "_publish", published)
+    assert tracking.publish(tmp_path, "e", "m", {"seed": 1}) == {"runs": {}, "tracking_uri": named}
     assert heard == [(used,), (("files", tmp_path, {"seed": 1}), (used, "e"), "m")]
     assert capsys.readouterr().out == "publish: made a book\n"
     monkeypatch.setattr(tracking, "_publish", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         tracking.publish(tmp_path, "e", "m", {"seed": 1})
     assert capsys.readouterr().out == "publish: made a book\n"
+
+
+@pytest.mark.parametrize("stage", [None, "active", "deleted"])
+def test_an_experiment_is_opened_in_a_database_that_is_ready_and_made_where_there_is_none(monkeypatch, stage):
+    done, aloud = [], []
+    found = None if stage is None else SimpleNamespace(experiment_id="4", lifecycle_stage=stage)
+    fake = SimpleNamespace(
+        get_experiment_by_name=lambda name: done.append(name) or found,
+        create_experiment=lambda name, tags: done.append((name, tags)) or "5",
+    )
+    monkeypatch.setattr(database, "ready", lambda path: done.append(path) or f"{path} was brought on")
+    monkeypatch.setattr(tracking, "_client", lambda address: done.append(address) or fake)
+    made = [("e", {"mlflow.experimentKind": "custom_model_development"})] if stage is None else []
+    for address, readied in (("sqlite:///a/b.db", [Path("a/b.db")]), ("http://h:1", [])):
+        done.clear()
+        with pytest.raises(Mistake, match="'e' was deleted") if stage == "deleted" else contextlib.nullcontext():
+            assert tracking._open(address, "e", aloud) == tracking.Book(fake, "5" if stage is None else "4", aloud)
+        assert done == [*readied, address, "e", *made]
+        assert aloud == ["a/b.db was brought on"]
+
+
+def test_a_recommended_point_that_the_table_has_not_is_refused(tmp_path):
+    write_files(tmp_path, few_points())
+    disk.write_sealed(tmp_path / "frontier.json", table(few_points()["points"], "pd3"))
+    with pytest.raises(Mistake, match=r"frontier\.json recommends 'pd3', none of its points; run the evaluate stage"):
+        tracking._read(tmp_path, {})
+
+
+def test_a_place_where_no_lock_can_lie_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    words = r"MLflow at sqlite:.* cannot be written to: .*file/\.mlflow\.lock: "
+    with pytest.raises(Mistake, match=words), tracking.alone(f"sqlite:///{tmp_path}/file/mlflow.db"):
+        pytest.fail("held")
 
 
 def test_a_table_for_spreadsheets_that_says_anything_else_is_damaged(tmp_path):
