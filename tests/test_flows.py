@@ -900,6 +900,13 @@ def test_dvc_is_asked_by_one_thread_at_a_time(tmp_path, monkeypatch):
     assert not stages._asking.locked()
 
 
+def test_dvc_finds_a_name_for_a_user_who_has_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("A_NAME", "before")
+    monkeypatch.setattr(stages.dvc_environment, "nameless", lambda folder: {"A_NAME": f"uid-1 in {folder}"})
+    stages.graph(toy(tmp_path))
+    assert os.environ["A_NAME"] == f"uid-1 in {tmp_path}"
+
+
 def test_dvc_is_asked_to_wait_for_its_own_lock(tmp_path, monkeypatch):
     asked, repo = [], stages._repo
     monkeypatch.setattr(stages, "_repo", lambda *words, **options: asked.append(options) or repo(*words, **options))
@@ -1278,6 +1285,37 @@ def test_a_worker_can_be_ended_though_its_starter_ignored_interrupts():
     assert ended.stdout == "True\n"
 
 
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+def test_every_service_is_started_so_that_it_hears_interrupts_and_the_log_of_an_earlier_start_stays(tmp_path):
+    folder = services.Folder(tmp_path)
+    folder.path.mkdir()
+    folder.log("worker").write_text("before\n")
+    script = "import signal; print(signal.getsignal(signal.SIGINT) == signal.default_int_handler)"
+    service = services.Service("worker", (sys.executable, "-c", script), "http://a", lambda: True, dict(os.environ))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        services._start(service, folder, [])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert until(lambda: folder.log("worker").read_text().count("\n") == 2, 60)
+    assert folder.log("worker").read_text() == "before\nTrue\n"
+    services._end("worker", folder)
+
+
+def test_nobody_who_never_answers_is_waited_for_long(monkeypatch):
+    heard = []
+
+    def silent(*_, timeout=None, **__):
+        heard.append(timeout)
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(services.urllib.request.OpenerDirector, "open", silent)
+    monkeypatch.setattr(distill.httpx, "get", silent)
+    assert services.ask("http://h") is None
+    assert distill._dumb("http://h") == "timed out"
+    assert heard == [5, 5]
+
+
 def test_nothing_committed_names_a_folder_of_this_machine():
     for name in ("prefect.yaml", "prefect.toml", ".dvc/config", ".dvcignore"):
         assert str(ROOT) not in (ROOT / name).read_text()
@@ -1507,8 +1545,8 @@ def test_a_server_of_prefect_that_is_none_is_one_line(tmp_path, address, line):
     assert re.fullmatch(line, done.stderr.strip()), done.stderr
 
 
-def test_a_password_goes_to_prefect_by_its_own_setting(monkeypatch):
-    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+def test_a_password_goes_to_prefect_by_its_own_setting(tmp_path, monkeypatch):
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
     monkeypatch.setattr(distill, "_dumb", lambda address: None)
     with temporary_settings({PREFECT_API_URL: "https://me:s3same%40x@h/api"}), distill._server():
@@ -1516,8 +1554,10 @@ def test_a_password_goes_to_prefect_by_its_own_setting(monkeypatch):
         assert PREFECT_API_AUTH_STRING.value() == "me:s3same@x"
     monkeypatch.setattr(distill, "_dumb", lambda address: "refused")
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    with temporary_settings({PREFECT_API_URL: "http://once-up/api"}), distill._server():
+    settings = {PREFECT_API_URL: "http://once-up/api", PREFECT_HOME: tmp_path / "new" / "home"}
+    with temporary_settings(settings), distill._server():
         assert PREFECT_API_URL.value() is None  # then one for as long as the process
+        assert (tmp_path / "new" / "home").is_dir()
 
 
 # ---- what the services are

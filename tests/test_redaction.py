@@ -101,6 +101,13 @@ def test_a_variable_that_is_a_password_is_told_nowhere(monkeypatch, variable):
     assert told("refused: s3same:open.") == "refused: ***."
 
 
+def test_of_a_password_that_begins_as_another_nothing_is_left(monkeypatch):
+    monkeypatch.setenv("PREFECT_API_KEY", "s3same")
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "s3same-open")
+    monkeypatch.setenv("DVC_SECRET", "more-s3same")
+    assert told("s3same, s3same-open, more-s3same") == "***, ***, ***"
+
+
 def test_a_short_password_does_not_blot_out_other_words(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a")
     assert told("a frontier of a teacher") == "a frontier of a teacher"

@@ -8,6 +8,7 @@ import errno
 import fcntl
 import hashlib
 import http.server
+import importlib
 import io
 import json
 import os
@@ -1062,6 +1063,33 @@ def test_the_receipt_and_the_experiment_s_page_tell_what_is_there(receipt):
     rows = [line.split(" | ")[0].removeprefix("| ") for line in note if " +- " in line]
     assert rows == [p["name"] for p in sorted(few_points()["points"], key=lambda p: (p["nfe"], p["fd"]))]
     assert "| pd2-ddim-even-2 | 2 | 1.7 +- 0.07 | 0.08 |" in note
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # MLflow's advice when its pyfunc is imported
+@pytest.mark.parametrize(("calls", "step"), [(2.6, 3), (3.4, 3), (0.6, 1)])
+def test_a_point_of_a_mean_number_of_calls_is_shown_at_the_nearest_step(tmp_path, monkeypatch, calls, step):
+    """As an adaptive sampler's: numbers, pictures, floor and model alike. Its own metric and tag tell it as it is."""
+    row = point("teacher", 4, 13.0, sampler="rk45") | {"nfe": calls}
+    write_files(tmp_path, table([row], row["name"]))
+    files, told, shown, kept = tracking._read(tmp_path, {}), [], [], []
+    fake = SimpleNamespace(
+        log_batch=lambda run, metrics, params, tags: told.extend(metrics),
+        log_image=lambda run, image, key, step: shown.append((run, key, step)),
+    )
+    monkeypatch.chdir(tmp_path)
+    pyfunc, logged = importlib.import_module("mlflow.pyfunc"), SimpleNamespace(model_id="m")
+    monkeypatch.setattr(pyfunc, "log_model", lambda **words: kept.append(words) or logged)
+    monkeypatch.setattr(tracking, "_seal", lambda *_: None)
+    book = tracking.Book(fake, "1")
+    (page,) = tracking._way_pages(book, files)
+    page.fill("r")
+    assert {(metric.step, metric.model_id) for metric in told} == {(step, "m")}
+    assert {metric.key: metric.value for metric in told}["nfe"] == calls
+    assert shown == [("r", "samples", 0), ("r", "samples", step)]
+    assert (kept[0]["step"], kept[0]["tags"]["nfe"], kept[0]["params"]["nfe"]) == (step, f"{calls:g}", f"{calls}")
+    told.clear()
+    tracking._floor_page(book, files).fill("r")
+    assert {metric.step for metric in told} == {step}
 
 
 def test_a_warning_stands_on_the_experiment_s_page(monkeypatch):
