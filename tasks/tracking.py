@@ -156,7 +156,8 @@ def _publish(files: Files, book: Book, model: str) -> dict[str, Any]:
     pages += reversed(_students_early(_way_pages(book, files)))
     runs = _enter(book, pages)
     models = _models(book, set(runs.values()))
-    models |= _weighed(files, models)
+    (way,) = (page for page in pages if page.kind == "way" and files.recommended in page.content["points"])
+    models |= _weighed(book, files, models, runs[way.digest])
     models |= _mended(book, files, models)
     number = _register(book, files, model, models)
     _note(book, files, model, number)
@@ -439,15 +440,18 @@ def _models(book: Book, runs: set[str]) -> dict[str, Any]:
     return {model.tags["point"]: model for model in sorted(found, key=lambda model: model.tags["weights"] == "here")}
 
 
-def _weighed(files: Files, models: dict[str, Any]) -> dict[str, Any]:
-    """The recommended point's model with weights, where an earlier frontier recommended another and left it without."""
+def _weighed(book: Book, files: Files, models: dict[str, Any], run: str) -> dict[str, Any]:
+    """The recommended point's model with weights, where an earlier frontier recommended another and left it without, or a
+    person deleted it. run: that of the point's way."""
     import mlflow
 
     point = files.recommended
-    found = models[point["name"]]
-    if found.tags["weights"] == "here":
+    found = models.get(point["name"])
+    if found and found.tags["weights"] == "here":
         return {}
-    with mlflow.start_run(run_id=found.source_run_id):
+    if not found:
+        book.aloud.append(f"what MLflow held of {point['name']} was deleted; logged again")
+    with mlflow.start_run(run_id=run):
         return {point["name"]: mlflow.get_logged_model(_with_weights(files, point))}
 
 

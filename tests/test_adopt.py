@@ -439,6 +439,21 @@ def test_a_cached_branch_is_not_asked_of_a_section_that_does_not_count(tmp_path)
     assert params.read(tmp_path / "params.yaml")
 
 
+def test_a_head_and_a_schedule_that_an_adopted_teacher_need_not_have_forbid_nothing(tmp_path):
+    """`network` says nothing of it, and its betas may begin where the cosine schedule cannot."""
+    raw = params.load_yaml(ROOT / "params.yaml")
+    ours = raw["teacher"]
+    langevin = {"sampler": "langevin", "trajectory": "even", "steps": [8]}
+    for section, key, value, words in (
+        ("network", "head", "x0", "distill.dm1.method: distribution_matching asks for velocities"),
+        ("evaluate", "teacher", [*raw["evaluate"]["teacher"], langevin], "langevin cannot begin at t = 1"),
+    ):
+        changed = {**raw, section: {**raw[section], key: value}}
+        assert params.parse({**changed, "teacher": {"folder": "x"}}, "p").teacher == params.Adopt("x")
+        with pytest.raises(Mistake, match=words):
+            params.parse({**changed, "teacher": ours}, "p")
+
+
 # ------------------------------------------------------------------------------- the stages
 
 SHORT = {"teacher": "teacher", "iterations": 3, "batch": 16, "lr": 1.0e-3, "ema": 0.9}
@@ -602,6 +617,10 @@ def test_what_the_file_asks_of_another_network_is_told_before_anything_is_traine
     assert str(caught.value) == (
         "params.yaml: evaluate.teacher.2.deepcache: needs our own U-Net, which the teacher is not; leave it out"
     )
+    skips = {"sampler": "ddim", "trajectory": "even", "steps": [4], "skip": [{"bottom": 0.9}, {"bottom": 1.1}]}
+    with pytest.raises(Mistake, match=r"^params\.yaml: evaluate\.anytime\.0\.skip: needs our own U-Net"):
+        adopted(workspace(evaluate={"teacher": EVALUATE["teacher"][:2], "anytime": [skips]}))
+    workspace(evaluate=EVALUATE)
     save(Path("theirs"), prediction_type="sample")
     ways = [{"sampler": "ddim", "trajectory": "even", "steps": [4], "deepcache": {"interval": 2, "branch": 3}}]
     lines = {name: {**STUDENTS["v"], "method": "continuous", "teacher": "v"} for name in ("one", "two")}
@@ -739,10 +758,13 @@ def test_sides_are_height_then_width_and_channels_three_where_nothing_is_said(tm
     save(tmp_path / "rgb", network(in_channels=3, out_channels=3))
     changed(tmp_path / "rgb", CONFIG, in_channels=None, out_channels=None)
     assert adopt.adopt(tmp_path / "rgb").image == (3, 8, 8)
-    for size in ("8", [8], [8, 8, 8], [8, "8"], True):
+    for size in ("8", [8], [8, 8, 8], ["8", "8"], True):
         changed(tmp_path / "rgb", CONFIG, sample_size=size)
         with pytest.raises(Mistake, match="sample_size"):
             adopt.adopt(tmp_path / "rgb")
+    for size in ([8, "8"], ["8", 8]):  # asked directly: who checks types meanwhile looks at one place by chance
+        with pytest.raises(Mistake, match="sample_size"):
+            adopt._image({"sample_size": size})
 
 
 def test_a_network_of_three_levels_halves_twice(tmp_path):

@@ -309,6 +309,26 @@ def test_what_was_there_is_kept_under_its_version_with_all_that_was_written_to_i
     assert Path(upgraded[0]).name == path.name
 
 
+def test_an_upgrade_killed_before_its_end_has_kept_what_was_there(path, monkeypatch):
+    from mlflow.store.db import utils
+
+    monkeypatch.setattr(utils, "_upgrade_db", lambda engine: None)
+    run(path, "update alembic_version set version_num = 'old'")
+    put, left = database.disk.put, []
+
+    def killed_at_the_second(source: Path, target: Path) -> None:
+        if left:
+            raise KeyboardInterrupt
+        left.append(target)
+        put(source, target)
+
+    monkeypatch.setattr(database.disk, "put", killed_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        database.ready(path)
+    kept = path.with_name(f"{path.name}.before-old")
+    assert (version(kept), version(path)) == ("old", "old")
+
+
 def test_two_versions_at_once_are_none(path):
     run(path, "insert into alembic_version values ('another')")
     with pytest.raises(Mistake, match="it was left half made"):

@@ -157,6 +157,22 @@ def test_a_user_without_a_name_gets_one(tmp_path, monkeypatch, error):
     assert dvc_environment.of(tmp_path)["LOGNAME"] == f"uid-{os.getuid()}"
 
 
+def test_a_flow_of_a_user_without_a_name_has_one_before_prefect_asks(tmp_path):
+    """And a home, in the project."""
+    code = """
+import getpass, os, pathlib
+def nobody(*_):
+    raise KeyError("uid not found")
+getpass.getuser, pathlib.Path.home = nobody, nobody
+import flows
+print(os.environ["LOGNAME"], os.environ["HOME"])
+"""
+    unknown = ("LOGNAME", "USER", "LNAME", "USERNAME", "HOME")
+    environment = {name: value for name, value in os.environ.items() if name not in unknown} | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == [f"uid-{os.getuid()}", str(tmp_path / ".services")], done.stderr
+
+
 def test_a_place_is_whole_wherever_dvc_goes_from_here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "w").mkdir()
@@ -176,9 +192,13 @@ def test_a_user_without_a_home_gets_one_in_the_project(tmp_path, monkeypatch, er
     assert dvc_environment.of(Path("w")).items() >= wanted.items()
 
 
+CUT = "[core]\n    analytics = false\n    no_sc"
+"""Torn behind its first lines: DVC reads none of it."""
+
+
 def test_a_configuration_must_say_that_dvc_shall_not_phone_home(tmp_path):
     (tmp_path / ".dvc").mkdir()
-    for text in ("[core]\n    no_scm = true\n", "[cache]\nanalytics = false\n", "core.analytics\n"):
+    for text in ("[core]\n    no_scm = true\n", "[cache]\nanalytics = false\n", "core.analytics\n", CUT):
         (tmp_path / ".dvc/config").write_text(text)
         with pytest.raises(Mistake, match="is missing or damaged"):
             dvc_environment.check(tmp_path)

@@ -868,6 +868,45 @@ def test_what_runs_no_command_is_no_stage_and_a_stage_of_another_file_is_known_b
     assert stages.up_to_date(tmp_path, "more/dvc.yaml:mine") is False
 
 
+def test_dvc_is_asked_by_one_thread_at_a_time(tmp_path, monkeypatch):
+    """Of two arms that ask at once one would fail now and then."""
+    held = []
+
+    class Repo:
+        root_dir = str(tmp_path)
+
+        def __enter__(self):
+            return note(self)
+
+        def __exit__(self, *_):
+            note(None)
+
+        def status(self, targets):
+            return note({})
+
+        @property
+        def index(self):
+            return note(SimpleNamespace(graph=()))
+
+    def note(answer):
+        held.append(stages._asking.locked())
+        return answer
+
+    monkeypatch.setattr(stages, "_repo", lambda *_, **__: note(Repo()))
+    assert stages.up_to_date(tmp_path, "shard")
+    with pytest.raises(Mistake, match="has no stages"):
+        stages.graph(tmp_path)
+    assert held == [True] * 8
+    assert not stages._asking.locked()
+
+
+def test_dvc_finds_a_name_for_a_user_who_has_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("A_NAME", "before")
+    monkeypatch.setattr(stages.dvc_environment, "nameless", lambda folder: {"A_NAME": f"uid-1 in {folder}"})
+    stages.graph(toy(tmp_path))
+    assert os.environ["A_NAME"] == f"uid-1 in {tmp_path}"
+
+
 def test_dvc_is_asked_to_wait_for_its_own_lock(tmp_path, monkeypatch):
     asked, repo = [], stages._repo
     monkeypatch.setattr(stages, "_repo", lambda *words, **options: asked.append(options) or repo(*words, **options))
@@ -1024,6 +1063,28 @@ left.stdout.readline()
 def test_what_a_command_left_running_has_the_time_to_save(tmp_path):
     assert Running(grace=20).run([sys.executable, "-c", LEAVES], tmp_path, print).code == 0
     assert (tmp_path / "saved").exists()
+
+
+DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
+LEAVES_DEAF = f"""
+import subprocess, sys
+quiet = {{"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}}
+left = subprocess.Popen([sys.executable, "-c", {DEAF!r}], start_new_session=True, **quiet)
+left.stdout.readline()
+print(left.pid, flush=True)
+"""
+
+
+def test_what_a_command_left_running_and_is_deaf_is_killed(tmp_path):
+    """It would hold the GPU and the locks that it was given."""
+    ended = Running(grace=0.1).run([sys.executable, "-c", LEAVES_DEAF], tmp_path, print)
+    left = int(ended.lines[-1])
+    try:
+        assert ended.code == 0
+        assert until(lambda: gone(left), 2)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(left, signal.SIGKILL)
 
 
 OUTLIVED = f"""
@@ -1224,6 +1285,37 @@ def test_a_worker_can_be_ended_though_its_starter_ignored_interrupts():
     assert ended.stdout == "True\n"
 
 
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+def test_every_service_is_started_so_that_it_hears_interrupts_and_the_log_of_an_earlier_start_stays(tmp_path):
+    folder = services.Folder(tmp_path)
+    folder.path.mkdir()
+    folder.log("worker").write_text("before\n")
+    script = "import signal; print(signal.getsignal(signal.SIGINT) == signal.default_int_handler)"
+    service = services.Service("worker", (sys.executable, "-c", script), "http://a", lambda: True, dict(os.environ))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        services._start(service, folder, [])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert until(lambda: folder.log("worker").read_text().count("\n") == 2, 60)
+    assert folder.log("worker").read_text() == "before\nTrue\n"
+    services._end("worker", folder)
+
+
+def test_nobody_who_never_answers_is_waited_for_long(monkeypatch):
+    heard = []
+
+    def silent(*_, timeout=None, **__):
+        heard.append(timeout)
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(services.urllib.request.OpenerDirector, "open", silent)
+    monkeypatch.setattr(distill.httpx, "get", silent)
+    assert services.ask("http://h") is None
+    assert distill._dumb("http://h") == "timed out"
+    assert heard == [5, 5]
+
+
 def test_nothing_committed_names_a_folder_of_this_machine():
     for name in ("prefect.yaml", "prefect.toml", ".dvc/config", ".dvcignore"):
         assert str(ROOT) not in (ROOT / name).read_text()
@@ -1273,6 +1365,79 @@ def test_what_a_killed_service_left_is_ended_and_nothing_else(tmp_path, capsys, 
     assert folder.record("mlflow-server") is None
     services.down(tmp_path)
     assert capsys.readouterr().out == "nothing is up\n"
+
+
+ANSWERS = """
+import os, signal, subprocess, sys, time
+def answer(*_):
+    own = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    open("own", "w").write(str(own.pid))
+    os._exit(0)
+signal.signal(signal.SIGTERM, answer if sys.argv[1] == "starts another" else signal.SIG_IGN)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+@pytest.mark.parametrize("how", ["starts another", "hears nothing"])
+def test_however_a_service_answers_sigterm_nothing_of_it_lives_on(tmp_path, monkeypatch, how):
+    monkeypatch.setattr(services, "END_SECONDS", 0.5 if how == "hears nothing" else 20)
+    monkeypatch.setattr(services, "POLL_SECONDS", 0.05)
+    folder = services.Folder(tmp_path)
+    folder.path.mkdir()
+    command = (sys.executable, "-c", ANSWERS, how)
+    services._start(services.Service("worker", command, "http://a", lambda: True, dict(os.environ)), folder, [])
+    left = [folder.alive("worker")]
+    assert until(lambda: "ready" in folder.log("worker").read_text(), 60)
+    try:
+        assert services._end("worker", folder)
+        if how == "starts another":
+            left.append(int((tmp_path / "own").read_text()))
+        assert until(lambda: gone(left[0].pid) and all(map(gone, left[1:])), 2)
+    finally:
+        for pid in (left[0].pid, *left[1:]):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    assert folder.record("worker") is None
+
+
+TORN = [
+    "",
+    "{",
+    "garbage",
+    "[]",
+    "3",
+    "null",
+    "{}",
+    '{"pid": 1, "born": 0.0}',
+    '{"pid": 1, "born": 0.0, "url": "", "x": 1}',
+]
+
+
+@pytest.mark.parametrize("content", [*TORN, b"\xff\xfe"])
+def test_a_record_that_cannot_be_read_is_none(tmp_path, capsys, content):
+    """As a kill or another version of this project leaves it: the service counts as down and can be started."""
+    folder = services.Folder(tmp_path)
+    folder.path.mkdir()
+    (folder.path / "worker.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert (folder.record("worker"), folder.alive("worker"), folder.family("worker")) == (None, None, [])
+    assert not services.status(tmp_path)
+    services.down(tmp_path)
+    assert capsys.readouterr().out.endswith("nothing is up\n")
+
+
+def test_the_last_words_of_a_service_are_told_and_not_those_of_an_earlier_start(tmp_path):
+    log = tmp_path / "a.log"
+    for text, told in (
+        (b"old\nwhy\n", "why"),
+        (b"old\n  why \n\n \n", "why"),
+        (b"old\nw\xffhy", "w\ufffdhy"),
+        (b"\n \n", "it said nothing"),
+    ):
+        log.write_bytes(text)
+        assert services._last_line(log) == f"{told} (see {log})"
+    assert services._last_line(tmp_path / "none") == f"it said nothing (see {tmp_path / 'none'})"
 
 
 def test_a_service_of_another_clone_is_not_of_the_family(tmp_path):
@@ -1380,8 +1545,8 @@ def test_a_server_of_prefect_that_is_none_is_one_line(tmp_path, address, line):
     assert re.fullmatch(line, done.stderr.strip()), done.stderr
 
 
-def test_a_password_goes_to_prefect_by_its_own_setting(monkeypatch):
-    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+def test_a_password_goes_to_prefect_by_its_own_setting(tmp_path, monkeypatch):
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
     monkeypatch.setattr(distill, "_dumb", lambda address: None)
     with temporary_settings({PREFECT_API_URL: "https://me:s3same%40x@h/api"}), distill._server():
@@ -1389,8 +1554,10 @@ def test_a_password_goes_to_prefect_by_its_own_setting(monkeypatch):
         assert PREFECT_API_AUTH_STRING.value() == "me:s3same@x"
     monkeypatch.setattr(distill, "_dumb", lambda address: "refused")
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    with temporary_settings({PREFECT_API_URL: "http://once-up/api"}), distill._server():
+    settings = {PREFECT_API_URL: "http://once-up/api", PREFECT_HOME: tmp_path / "new" / "home"}
+    with temporary_settings(settings), distill._server():
         assert PREFECT_API_URL.value() is None  # then one for as long as the process
+        assert (tmp_path / "new" / "home").is_dir()
 
 
 # ---- what the services are
@@ -1532,10 +1699,15 @@ def test_a_run_that_never_ends_is_not_waited_for_for_ever(monkeypatch):
 def test_down_cancels_then_ends_the_worker_first_and_the_servers_last(tmp_path, monkeypatch):
     folder, seen = services.Folder(tmp_path), []
     folder.path.mkdir()
+
+    def held() -> bool:
+        assert locks.take(folder.path / "lock") is None
+        return True
+
     up = set(services.NAMES)
     monkeypatch.setattr(services.Folder, "alive", lambda self, name: name in up)
     monkeypatch.setattr(services, "_cancel", lambda api: seen.append(api))
-    monkeypatch.setattr(services, "_end", lambda name, folder: seen.append(name) or True)
+    monkeypatch.setattr(services, "_end", lambda name, folder: seen.append(name) or held())
     for name in services.NAMES:
         folder.write(name, services.Record(1, 0.0, f"http://{name}"))
     services.down(tmp_path)
@@ -1621,6 +1793,10 @@ def raised(tmp_path, monkeypatch):
 
     def note(what: str, name: str) -> None:
         seen.append((what, name))
+        free = locks.take(tmp_path / ".services/lock")  # no other up or down at the same time
+        assert (free is None) == (what != "tell")
+        if free is not None:
+            os.close(free)
         if (what, name) in faults:
             raise faults[what, name]
 
@@ -1668,6 +1844,15 @@ def test_up_checks_all_starts_the_servers_with_a_whole_database_then_aims_works_
     seen.clear()
     services.up(root, 4300, 5100)  # the database is the server's; a worker that is up has another name
     assert seen == [one for one in wanted if one[0] not in ("prepare", "prepared") and one != ("_await", "worker")]
+
+
+def test_where_mlflow_is_served_elsewhere_up_does_the_rest(raised, plain, monkeypatch):
+    root, seen, _, _ = raised
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://h:5000")
+    services.up(root, 4300, 5100)
+    assert [one for one in seen if one[0].startswith(("prep", "mlflow"))] == []
+    assert [name for word, name in seen if word == "start"] == ["prefect-server", "worker"]
+    assert seen[-1] == ("tell", "http://127.0.0.1:4300")
 
 
 @pytest.mark.parametrize("error", [Mistake("no"), KeyboardInterrupt()])

@@ -78,6 +78,15 @@ def test_a_damaged_dvc_lock_without_a_copy_gives_way_to_the_run_cache(workspace,
     assert dvc_files.DAMAGED.read_bytes() == b""
 
 
+@pytest.mark.parametrize("torn", ["", "schema: '2.0'\nstages: [", MORE[: MORE.index("./stage")]])
+def test_a_damaged_copy_of_a_damaged_dvc_lock_is_not_put_in_its_place(torn, workspace, capsys):
+    dvc_files.KEPT.write_text(torn)
+    dvc_files.LOCK.write_text(MORE[:99])
+    dvc_files.mend()
+    assert not dvc_files.LOCK.exists()
+    assert "it is made anew" in capsys.readouterr().out
+
+
 def test_a_damaged_dvc_lock_is_never_kept_and_a_good_one_always(workspace):
     torn = ["", "schema: '2.0'\nstages: [", MORE[: MORE.index("./stage")]]
     for text, kept in ((WHOLE, WHOLE), (torn[0], WHOLE), (MORE, MORE), (torn[1], MORE), (torn[2], MORE)):
@@ -274,6 +283,15 @@ TOLD = [
     (OSError(errno.EDQUOT, "", "a"), "a: the disk quota is used up"),
     (OSError(errno.EROFS, "", "a"), "a: the file system is read-only"),
     (OSError(errno.EACCES, "", "a"), "a: permission denied"),
+    (OSError(errno.EPERM, "", "a"), "a: not permitted; give this user"),
+    (OSError(errno.ENFILE, "", "a"), "a: too many open files on this machine"),
+    (OSError(errno.ENOMEM, "", "a"), "a: out of memory; end other programs"),
+    (OSError(errno.ENODEV, "", "a"), "a: no such device"),
+    (OSError(errno.ENXIO, "", "a"), "a: no such device"),
+    (OSError(errno.EFBIG, "", "a"), "a: the file is too large for this file system"),
+    (OSError(errno.ESTALE, "", "a"), "a: the network file system lost it; mount it again"),
+    (OSError(errno.ENAMETOOLONG, "", "a"), "a: the name is too long"),
+    (OSError(errno.ELOOP, "", "a"), "a: the links lead in a circle"),
     (OSError(errno.EMFILE, "", "a"), "a: too many open files; raise the limit (ulimit -n)"),
     (OSError(errno.ENOTDIR, "", "a"), "a: a file is where a folder should be; move it away, and"),
     (
@@ -296,6 +314,8 @@ TOLD = [
         RuntimeError("Not enough memory: 9 bytes\nand more"),
         "Not enough memory: 9 bytes: out of memory; end other programs",
     ),
+    (RuntimeError("CUDA error: out of memory\nmore"), "CUDA error: out of memory: out of memory; end other programs"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "can't allocate memory: out of memory; end other"),
     (RuntimeError("std::bad_alloc"), "std::bad_alloc: out of memory; end other programs"),
     (ValueError("out of memory"), None),
 ]

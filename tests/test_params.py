@@ -131,8 +131,18 @@ STUDENTS = r"students: \{\}"
             "evaluate.teacher.2.trajectory: fitted times follow the teacher's path without guidance, and teacher is "
             "sampled with guidance; name another trajectory",
         ),
+        ([GUIDED, (FITTED, "{sampler: ddim, trajectory: [even, fitted], steps: [8], guidance: 0.0}")], "evaluate.teacher.2.trajectory: fitted times"),
         ([GUIDED, BUILT_IN], "evaluate.anytime.1.trajectory: fitted times follow the teacher's path without guidance, and cd"),
         ([(WEIGHT, "{sampler: ddim, trajectory: even, steps: [64], guidance: 2.0}")], "evaluate.teacher.0.guidance: there are no classes"),
+        ([(WEIGHT, "{sampler: ddim, trajectory: even, steps: [64], guidance: 0.0}")], "evaluate.teacher.0.guidance: there are no classes"),
+        (
+            [GUIDED, INPUT, (STUDENTS, "students: {cd: [{sampler: renoise, trajectory: even, steps: [2], guidance: [2.0, 9.0]}]}")],
+            "evaluate.students.cd.0.guidance: cd: ",
+        ),
+        (
+            [GUIDED, INPUT, (STUDENTS, "students: {cd: [{sampler: renoise, trajectory: even, steps: [2], guidance: [2.0, 0.5]}]}")],
+            "evaluate.students.cd.0.guidance: cd: ",
+        ),
         ([GUIDED, INPUT], "evaluate.anytime.0: cd takes the guidance weight as an input; give evaluate.students.cd ways with"),
         (
             [GUIDED, BUILT_IN, (STUDENTS, "students: {cd: [{sampler: renoise, trajectory: even, steps: [2], guidance: 3.0}]}")],
@@ -320,9 +330,16 @@ def test_trajectories_that_will_not_be_there_are_refused(tmp_path):
     assert with_way(fitted, fitted.replace("8, 4", "61, 4")) == [
         "evaluate.teacher.2.steps: 61 on the trajectory fitted; search.fitted.points allows 60"
     ]
+    first, second = with_way(fitted, "    - {sampler: ddim, trajectory: [even, searched, fitted], steps: [4, 65]}")
+    assert first == "evaluate.teacher.2.steps: 65 on the trajectory searched; search.most allows 64"
+    assert second == "evaluate.teacher.2.steps: 65 on the trajectory fitted; search.fitted.points allows 60"
     own = "    - {sampler: ddim, trajectory: own}"
-    assert with_way(fitted, own) == [
-        "evaluate.teacher.2.trajectory: own is for a student with steps of its own; name another"
+    words = "own is for a student with steps of its own; name another"
+    assert with_way(fitted, own) == [f"evaluate.teacher.2.trajectory: {words}"]
+    anytime = "    - {sampler: renoise, trajectory: even, steps: [4, 2, 1]}"
+    assert with_way(anytime, own) == [f"evaluate.anytime.0.trajectory: {words}"]
+    assert with_way("students: {}", "students: {cd: [{sampler: ddim, trajectory: own}]}") == [
+        f"evaluate.students.cd.0.trajectory: {words}"
     ]
     wrong = "students: {pd4: [{sampler: ddim, trajectory: even, steps: [3]}], pd5: []}"
     assert with_way("students: {}", wrong) == [
@@ -336,9 +353,9 @@ def test_trajectories_that_will_not_be_there_are_refused(tmp_path):
     (fault,) = with_way(fitted, eta)
     assert fault.startswith("evaluate.teacher.2: ")
     assert "eta must be in 0..1, got 1.5" in fault
-    noisy = "    - {sampler: langevin, trajectory: even, steps: [8]}"
-    (fault,) = with_way(fitted, noisy)
-    assert fault.startswith("evaluate.teacher.2: langevin cannot begin at t = 1")
+    for kinds in ("even", "[searched, even]"):
+        (fault,) = with_way(fitted, f"    - {{sampler: langevin, trajectory: {kinds}, steps: [8]}}")
+        assert fault.startswith("evaluate.teacher.2: langevin cannot begin at t = 1")
     assert with_way("gamma: {steps: 1000", "gamma: {steps: 50") == [
         "search.most: 64 is more than gamma.steps, 50; lower it"
     ]

@@ -81,6 +81,13 @@ def test_a_name_is_no_secret(monkeypatch):
     assert told("the frontier of frontier") == "the frontier of frontier"
 
 
+@pytest.mark.parametrize("token", ["t0kenOfMine", "t0ken%40mine"])
+def test_a_name_alone_in_an_address_is_a_key_and_told_nowhere(monkeypatch, token):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"https://{token}@h/a")
+    for form in {token, token.replace("%40", "@")}:
+        assert told(f"403: {form} may not") == "403: *** may not"
+
+
 def test_an_address_without_a_password_blots_nothing_out(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://h:5000/a@b")
     assert told("h:5000/a and 5000/a") == "h:5000/a and 5000/a"
@@ -92,6 +99,13 @@ def test_an_address_without_a_password_blots_nothing_out(monkeypatch):
 def test_a_variable_that_is_a_password_is_told_nowhere(monkeypatch, variable):
     monkeypatch.setenv(variable, "s3same:open")
     assert told("refused: s3same:open.") == "refused: ***."
+
+
+def test_of_a_password_that_begins_as_another_nothing_is_left(monkeypatch):
+    monkeypatch.setenv("PREFECT_API_KEY", "s3same")
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "s3same-open")
+    monkeypatch.setenv("DVC_SECRET", "more-s3same")
+    assert told("s3same, s3same-open, more-s3same") == "***, ***, ***"
 
 
 def test_a_short_password_does_not_blot_out_other_words(monkeypatch):

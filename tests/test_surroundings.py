@@ -16,7 +16,7 @@ import torch
 from diffcore import fit
 from diffcore.mistake import Mistake
 from tasks import __main__ as command
-from tasks import lifeline, params, surroundings, train
+from tasks import lifeline, params, progress, surroundings, train
 from tasks.lifeline import die_with_parent
 
 ROOT = Path(__file__).parent.parent
@@ -75,6 +75,11 @@ def test_an_environment_that_is_gone_is_named_and_no_other_python_taken(project)
         "error: .venv leads to nothing; make the environment again (make setup), or name a Python in DISTILL_PYTHON\n",
     )
     shutil.rmtree(project / ".venv")
+    (project / ".venv").symlink_to("/nowhere")  # as in a workspace whose project was moved
+    code, out, err = stage(project, PATH=path)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: .venv leads to nothing; ")
+    (project / ".venv").unlink()
     assert stage(project, PATH=path)[1].startswith("other/python in ")
     assert stage(project, PATH="")[::2] == (
         2,
@@ -164,6 +169,24 @@ def test_a_reader_that_goes_away_is_no_fault():
     done = subprocess.run(words, cwd=ROOT, env=buffered, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_reader_that_goes_away_ends_no_work_and_a_disk_that_is_full_does(monkeypatch):
+    """`./stage run | head` trains to the end."""
+
+    def output(error: Exception) -> SimpleNamespace:
+        def write(_: str) -> None:
+            raise error
+
+        return SimpleNamespace(write=write, flush=lambda: None)
+
+    monkeypatch.setattr(sys, "stdout", output(BrokenPipeError()))
+    progress.say("loss 0.31")
+    progress.Progress("teacher", "it")(2, 2)
+    monkeypatch.setattr(sys, "stdout", output(OSError(28, "full")))
+    with pytest.raises(OSError, match="full") as caught:
+        progress.say("loss 0.31")
+    assert caught.value.__notes__ == ["the standard output"]
 
 
 def test_without_any_output_it_ends_as_well(monkeypatch):

@@ -8,6 +8,8 @@ import errno
 import fcntl
 import hashlib
 import http.server
+import importlib
+import io
 import json
 import os
 import re
@@ -19,6 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -32,7 +35,7 @@ from diffcore import checkpoint, disk, frontier, gamma
 from diffcore.checkpoint import Card
 from diffcore.mistake import Mistake
 from tasks import database, faults, paths, pictures, redaction, report, tracking
-from tests.test_pictures import point, ramp, small_table, table, write_curve
+from tests.test_pictures import pixels, point, ramp, small_table, table, write_curve
 
 # what mlflow and the libraries below it warn of on import or on opening a database; nothing of ours
 pytestmark = [
@@ -56,8 +59,10 @@ def write_files(folder: Path, shown: dict) -> None:
     )
     known = {"checkpoint_digest": next(p["checkpoint_digest"] for p in shown["points"] if p["checkpoint"] == "teacher")}
     disk.write_sealed(folder / "gamma.json", {"schema": gamma.SCHEMA, "about": known})
-    for name in ("frontier.png", "samples/all.png", *(f"samples/{p['name']}.png" for p in shown["points"])):
-        pictures.grid(ramp(4, 8, 8, 1), folder / name)
+    for number, name in enumerate(
+        ("frontier.png", "samples/all.png", *(f"samples/{p['name']}.png" for p in shown["points"]))
+    ):
+        pictures.grid(ramp(4, 8, 8, 1) // (number + 1), folder / name)  # no two alike
 
 
 def write_checkpoint(folder: Path, p: dict) -> str:
@@ -75,7 +80,7 @@ def write_checkpoint(folder: Path, p: dict) -> str:
         grid=None,
         classes=None,
         guidance=None,
-        image=[1, 8, 8],
+        image=[3, 8, 12],
         weights=p["weights"],
         parent=None,
         teacher=None,
@@ -152,6 +157,8 @@ def few_points() -> dict:
     points = [point("teacher", 4, 13.0), point("teacher", 1, 52.0)]
     points += [point("progressive", 2, 1.7), point("progressive", 1, 2.4)]
     points += [point("consistency", 2, 2.0), point("consistency", 1, 2.2)]
+    for k, row in enumerate(points[:3]):
+        row |= {"accuracy": 0.9 - k / 50, "accuracy_se": 0.01 + k / 500, "bits": 3.5 + k, "bits_se": 0.02 + k / 500}
     return table(points, "pd2-ddim-even-2")
 
 
@@ -169,11 +176,15 @@ def counts(room: Path) -> dict[str, int]:
         return {name: database.execute(f"select count(*) from {name}").fetchone()[0] for name in tables}
 
 
+SHOWN = ("fd", "fd_se", "kid", "kid_se", "fd_pixels", "fd_pixels_se", "rmse_teacher", "rmse_teacher_se")
+SHOWN += ("accuracy", "accuracy_se", "bits", "bits_se", "ms_per_image", "nfe")
+
+
 def test_one_run_for_each_way_with_the_calls_as_step(receipt):
     assert list(receipt["runs"]) == ["teacher ddim even", "progressive", "consistency"]
     for name, points in pictures.ways(few_points()["points"]).items():
         run = receipt["runs"][name]
-        for key in ("fd", "fd_se", "kid", "kid_se", "fd_pixels", "rmse_teacher", "ms_per_image", "nfe"):
+        for key in SHOWN:
             logged = {m.step: m.value for m in client().get_metric_history(run, key)}
             assert logged == {p["nfe"]: p[key] for p in points if p[key] is not None}, (name, key)
         found = client().get_run(run)
@@ -184,6 +195,21 @@ def test_the_sample_grids_lie_at_their_steps_and_a_sheet_at_step_0(receipt):
     names = [Path(f.path).name for f in client().list_artifacts(receipt["runs"]["progressive"], "images")]
     steps = sorted(int(re.search(r"step\W(\d+)", name)[1]) for name in names if name.endswith(".png"))
     assert steps == [0, 1, 2]
+
+
+def test_the_sample_grid_at_a_step_is_that_of_the_point_with_so_many_calls(receipt):
+    """And the sheet has all of the way's, the one with the fewest calls last."""
+    for way, points in pictures.ways(few_points()["points"]).items():
+        folder = Path(client().download_artifacts(receipt["runs"][way], "images"))
+        logged = {int(re.search(r"step\W(\d+)", path.name)[1]): path for path in folder.glob("*.png")}
+        assert set(logged) == {0, *(point_["nfe"] for point_ in points)}
+        for point_ in points:
+            wanted = pixels(Path(f"artifacts/samples/{point_['name']}.png"))
+            shown = pixels(logged[point_["nfe"]])
+            assert np.array_equal(shown, np.broadcast_to(wanted[..., None], shown.shape)), point_["name"]
+        rows = [(each["name"], pictures.tiles(Path(f"artifacts/samples/{each['name']}.png"))) for each in points[::-1]]
+        pictures.contact_sheet(rows, folder.parent / "wanted.png")
+        assert np.array_equal(pixels(logged[0]), pixels(folder.parent / "wanted.png"))
 
 
 def test_every_metric_has_the_time_it_was_published_in_milliseconds(receipt):
@@ -197,8 +223,11 @@ def test_every_metric_has_the_time_it_was_published_in_milliseconds(receipt):
 def test_training_curves_have_runs_of_their_own(receipt):
     assert list(receipt["train"]) == ["train cd", "train pd1", "train pd2", "train teacher"]
     run = client().get_run(receipt["train"]["train pd2"])
-    losses = client().get_metric_history(run.info.run_id, "train_loss")
-    assert {m.step: m.value for m in losses} == {k: 1 / k for k in range(1, 51)}
+    rows = list(csv.DictReader(io.StringIO(disk.read_summed(Path("artifacts/curves/pd2.csv"), "x"))))
+    for key in ("loss", "grad_norm", "lr"):
+        history = client().get_metric_history(run.info.run_id, f"train_{key}")
+        assert {m.step: m.value for m in history} == {int(row["step"]): float(row[key]) for row in rows}
+    assert len(rows) == 50
     assert run.data.params["cost.seconds"] == "3.5"
     assert run.data.params["fit.iterations"] == "50"
 
@@ -256,8 +285,24 @@ def test_the_signature_says_what_goes_in_and_comes_out(receipt):
     signature = mlflow.models.get_model_info(f"models:/{receipt['models']['pd2-ddim-even-2']}").signature
     assert signature.inputs.input_names() == ["num_images"]
     (images,) = signature.outputs.inputs
-    assert (images.shape, images.type) == ((-1, 8, 8, 1), np.dtype("uint8"))
+    assert (images.shape, images.type) == ((-1, 8, 12, 3), np.dtype("uint8"))
     assert signature.params.params[0].name == "seed"
+
+
+def test_a_shipped_model_asks_for_the_packages_it_needs_as_an_index_serves_them(receipt, monkeypatch):
+    """torch==2.5.1+cpu is served by none."""
+    (told,) = Path("mlruns").rglob(f"{receipt['models']['pd2-ddim-even-2']}/artifacts/requirements.txt")
+    asked = dict(line.split("==") for line in told.read_text().split())
+    assert asked == {name: version(name).split("+")[0] for name in ("mlflow", "torch", "numpy", "safetensors")}
+    monkeypatch.setattr(tracking, "version", lambda package: f"{len(package)}.5.1+cu128")
+    assert tracking._pin("torch") == "torch==5.5.1"
+
+
+@pytest.mark.parametrize("name", ["g2.5", "skip0.8to1", "a/b:c", "100%", "it's", 'a"b', "plain_name-1"])
+def test_a_point_of_any_name_is_a_model_that_mlflow_takes(name):
+    from mlflow.utils.validation import _validate_logged_model_name
+
+    _validate_logged_model_name(tracking._model_name({"name": name}))
 
 
 def test_publishing_twice_creates_nothing_new(room):
@@ -282,6 +327,24 @@ def test_only_the_way_that_changed_gets_a_new_run(room):
     assert client().get_logged_model(gone).tags["current"] == "false"
     assert len(second["models"]) == 6
     assert second["version"] == first["version"]
+    client().set_logged_model_tags(
+        gone, {"current": "true"}
+    )  # as a kill between a run's mark and its models' leaves it
+    assert publish() == second
+
+
+def test_what_a_run_shows_besides_numbers_makes_it_new_too(room):
+    """Parameters and pictures; and a model whose digest a kill left unwritten is as good as any."""
+    first = publish()
+    client().delete_logged_model_tag(first["models"]["pd2-ddim-even-2"], "files")
+    pictures.grid(ramp(4, 8, 8, 1)[::-1], room / "artifacts/samples/cd-ddim-even-2.png")
+    second = tracking.publish(Path("artifacts"), "distill", "sampler", PARAMETERS | {"seed": 1})
+    assert [name for name in first["runs"] if first["runs"][name] != second["runs"][name]] == ["consistency"]
+    assert second["train"] == first["train"]
+    assert client().get_run(second["frontier"]).data.params["seed"] == "1"
+    same = {name for name in first["models"] if first["models"][name] == second["models"][name]}
+    assert same == {name for name in first["models"] if not name.startswith("cd-")}
+    assert second["version"] == first["version"]
 
 
 def test_an_earlier_frontier_that_comes_back_is_found_again(room):
@@ -302,10 +365,40 @@ def test_the_alias_challenger_moves_and_production_stays(room):
     client().set_registered_model_alias("sampler", "production", "1")
     second = publish(table(few_points()["points"], "cd-ddim-even-1"))
     assert aliases() == {"challenger": "2", "production": "1"}
-    assert client().get_logged_model(second["models"]["cd-ddim-even-1"]).tags["weights"] == "here"
+    moved = client().get_logged_model(second["models"]["cd-ddim-even-1"])
+    assert moved.tags["weights"] == "here"
+    assert (moved.experiment_id, moved.source_run_id) == (second["experiment_id"], second["runs"]["consistency"])
+    before = counts(room)
+    assert publish() == second
+    assert counts(room) == before
     publish(few_points())
     assert aliases() == {"challenger": "1", "production": "1"}
     assert counts(room)["model_versions"] == 2
+
+
+def test_what_a_person_did_in_the_experiment_does_not_end_publishing(room, capsys):
+    """A run of their own, and the recommended point's logged model deleted: it is logged again, into the way's run, and
+    registered anew; then all is as it should be."""
+    first = publish()
+    mine = client().create_run(first["experiment_id"], run_name="by hand").info.run_id
+    client().set_terminated(mine)
+    gone = first["models"]["pd2-ddim-even-2"]
+    client().delete_logged_model(gone)
+    capsys.readouterr()
+    second = publish()
+    said = capsys.readouterr().out
+    assert "what MLflow held of pd2-ddim-even-2 was deleted; logged again" in said
+    assert "version 1 of 'sampler' in MLflow is damaged; version 2 takes its place" in said
+    new = second["models"].pop("pd2-ddim-even-2")
+    assert second["models"].items() == first["models"].items() - {("pd2-ddim-even-2", gone)}
+    model = client().get_logged_model(new)
+    assert (model.experiment_id, model.source_run_id) == (first["experiment_id"], first["runs"]["progressive"])
+    assert model.tags["weights"] == "here"
+    assert client().get_model_version_by_alias("sampler", "challenger").source == f"models:/{new}"
+    assert "current" not in client().get_run(mine).data.tags
+    before = counts(room)
+    assert publish()["models"] == second["models"] | {"pd2-ddim-even-2": new}
+    assert counts(room) == before
 
 
 def aliases() -> dict[str, str]:
@@ -428,6 +521,45 @@ def test_students_are_among_the_runs_that_the_page_opens_with():
     assert len(found) == 14
 
 
+def test_the_runs_are_made_in_the_order_in_which_the_page_shows_them_backwards(tmp_path, monkeypatch):
+    """It opens with the newest ten."""
+    write_files(tmp_path, few_points())
+    made = []
+
+    def enter(book: tracking.Book, pages: list[tracking.Page]) -> None:
+        made.extend(page.name for page in pages)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tracking, "_enter", enter)
+    with pytest.raises(KeyboardInterrupt):
+        tracking._publish(tracking._read(tmp_path, {}), tracking.Book(None, "1"), "m")
+    ways = ["teacher ddim even", "progressive", "consistency"]
+    trained = ["train cd", "train pd1", "train pd2", "train teacher"]
+    assert made[::-1] == [*ways, "real against real", "frontier", *trained]
+
+
+def test_the_newest_of_several_sound_versions_is_the_challenger(monkeypatch):
+    """By number: 10 comes after 9. One that holds another point or is damaged does not count."""
+    files = tracking.Files(Path(), few_points(), {}, {})
+    wanted = tracking._identity(files.recommended)
+    versions = [SimpleNamespace(version=n, tags=dict(wanted)) for n in ("9", "10", "2", "11")]
+    versions += [SimpleNamespace(version="12", tags={**wanted, key: "other"}) for key in wanted]
+    versions[3].tags["damaged"] = "replaced by version 10"
+    moved = []
+
+    class Answer(list):
+        token = None
+
+    fake = SimpleNamespace(
+        search_model_versions=lambda condition, page_token: Answer(versions if condition == "name = 'm'" else ()),
+        get_registered_model=lambda name: SimpleNamespace(aliases={"challenger": "9", "production": "2"}),
+        set_registered_model_alias=lambda *words: moved.append(words),
+    )
+    monkeypatch.setattr(tracking, "_version_fault", lambda book, files, v: "bad" if v.version == "11" else None)
+    assert tracking._register(tracking.Book(fake, "7"), files, "m", {}) == "10"
+    assert moved == [("m", "challenger", "10")]
+
+
 # ---- what is shipped is verified
 
 
@@ -548,6 +680,7 @@ def test_a_registered_version_that_is_damaged_is_replaced_aloud(room, capsys, fi
     assert second["version"]["version"] == "2"
     assert "version 1 of 'sampler' in MLflow is damaged; version 2 takes its place" in said
     assert "the alias 'production' of 'sampler' names the damaged version 1: set it anew" in said
+    assert "challenger" not in said  # which has moved
     assert second["models"]["pd2-ddim-even-2"] != first["models"]["pd2-ddim-even-2"]
     assert client().get_logged_model(first["models"]["pd2-ddim-even-2"]).tags["current"] == "false"
     whole = Path("artifacts/checkpoints/pd2/unet/diffusion_pytorch_model.safetensors").read_bytes()
@@ -856,10 +989,13 @@ def test_every_model_says_of_its_point_what_the_table_says(receipt):
         assert weights in ("here", f"not here: checkpoints/{point_['checkpoint']}")
         way = next(name for name, ps in pictures.ways(few_points()["points"]).items() if point_ in ps)
         assert model.source_run_id == receipt["runs"][way]
-        assert model.name == tracking._model_name(point_)
+        assert (model.name, model.model_type) == (tracking._model_name(point_), "sampler")
         logged = {metric.key: (metric.value, metric.step) for metric in model.metrics}
-        wanted = {key: point_[key] for key in (*tracking.METRICS, "nfe") if point_.get(key) is not None}
+        wanted = {key: point_[key] for key in SHOWN if point_[key] is not None}
         assert logged == {key: (value, point_["nfe"]) for key, value in wanted.items()}
+        if weights == "here":  # the step at which the run's page shows it
+            steps = {each.model_id: each.step for each in client().get_run(model.source_run_id).outputs.model_outputs}
+            assert steps[model.model_id] == point_["nfe"]
 
 
 def test_every_run_says_what_it_was_made_from(receipt):
@@ -927,6 +1063,33 @@ def test_the_receipt_and_the_experiment_s_page_tell_what_is_there(receipt):
     rows = [line.split(" | ")[0].removeprefix("| ") for line in note if " +- " in line]
     assert rows == [p["name"] for p in sorted(few_points()["points"], key=lambda p: (p["nfe"], p["fd"]))]
     assert "| pd2-ddim-even-2 | 2 | 1.7 +- 0.07 | 0.08 |" in note
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # MLflow's advice when its pyfunc is imported
+@pytest.mark.parametrize(("calls", "step"), [(2.6, 3), (3.4, 3), (0.6, 1)])
+def test_a_point_of_a_mean_number_of_calls_is_shown_at_the_nearest_step(tmp_path, monkeypatch, calls, step):
+    """As an adaptive sampler's: numbers, pictures, floor and model alike. Its own metric and tag tell it as it is."""
+    row = point("teacher", 4, 13.0, sampler="rk45") | {"nfe": calls}
+    write_files(tmp_path, table([row], row["name"]))
+    files, told, shown, kept = tracking._read(tmp_path, {}), [], [], []
+    fake = SimpleNamespace(
+        log_batch=lambda run, metrics, params, tags: told.extend(metrics),
+        log_image=lambda run, image, key, step: shown.append((run, key, step)),
+    )
+    monkeypatch.chdir(tmp_path)
+    pyfunc, logged = importlib.import_module("mlflow.pyfunc"), SimpleNamespace(model_id="m")
+    monkeypatch.setattr(pyfunc, "log_model", lambda **words: kept.append(words) or logged)
+    monkeypatch.setattr(tracking, "_seal", lambda *_: None)
+    book = tracking.Book(fake, "1")
+    (page,) = tracking._way_pages(book, files)
+    page.fill("r")
+    assert {(metric.step, metric.model_id) for metric in told} == {(step, "m")}
+    assert {metric.key: metric.value for metric in told}["nfe"] == calls
+    assert shown == [("r", "samples", 0), ("r", "samples", step)]
+    assert (kept[0]["step"], kept[0]["tags"]["nfe"], kept[0]["params"]["nfe"]) == (step, f"{calls:g}", f"{calls}")
+    told.clear()
+    tracking._floor_page(book, files).fill("r")
+    assert {metric.step for metric in told} == {step}
 
 
 def test_a_warning_stands_on_the_experiment_s_page(monkeypatch):
@@ -1021,6 +1184,100 @@ def test_of_more_logged_models_than_a_page_holds_all_are_seen():
     assert asked == [(["7"], "name = 'x'", None), (["7"], "name = 'x'", "more")]
 
 
+def test_of_more_runs_than_a_page_holds_all_are_seen():
+    """One that is there is taken from a later page too, and what is no longer shown there is marked."""
+
+    class Answer(list):
+        token = None
+
+    def run(name: str, digest: str) -> SimpleNamespace:
+        data = SimpleNamespace(tags={"digest": digest, "current": "true"})
+        return SimpleNamespace(info=SimpleNamespace(run_id=name, status="FINISHED"), data=data)
+
+    page = tracking.Page("way", "a", {}, lambda run: pytest.fail("logged again"))
+    first, second, marked = Answer([run("x", "gone")]), Answer([run("y", page.digest), run("z", "gone too")]), []
+    first.token = "more"
+    fake = SimpleNamespace(
+        search_runs=lambda experiments, page_token=None: second if page_token else first,
+        set_tag=lambda *words: marked.append(words),
+        search_logged_models=lambda *_, **__: Answer(),
+    )
+    assert tracking._enter(tracking.Book(fake, "7"), [page]) == {page.digest: "y"}
+    assert marked == [("x", "current", "false"), ("z", "current", "false")]
+
+
+def entered(files: tracking.Files) -> dict[str, str]:
+    """The digest of each page, by its name."""
+    book = tracking.Book(None, "1")
+    pages = [*tracking._way_pages(book, files), tracking._floor_page(book, files), tracking._frontier_page(book, files)]
+    return {page.name: page.digest for page in (*pages, *tracking._train_pages(book, files))}
+
+
+def test_a_run_is_new_where_anything_that_it_shows_is_another(tmp_path):
+    """Each key and each file alone: the pages that show it, and no other, have another digest."""
+    write_files(tmp_path, few_points())
+    first = entered(files := tracking._read(tmp_path, {"seed": 0, "a": {"b": 1}}))
+    ways, floor = {"teacher ddim even", "progressive", "consistency"}, "real against real"
+    trained = {"train teacher", "train cd", "train pd1", "train pd2"}
+    assert set(first) == {*ways, *trained, floor, "frontier"}
+    assert len(set(first.values())) == len(first)
+
+    def changed(**parts) -> set[str]:
+        now = entered(dataclasses.replace(files, **parts))
+        return {name for name in first if now[name] != first[name]}
+
+    table = files.table
+    for number, row in enumerate(table["points"]):
+        for key in row.keys() - {"way", "best", "name", "checkpoint", "method"}:
+            points = [*table["points"]]
+            points[number] = row | {key: 9 if key == "nfe" else f"another {row[key]}"}
+            (way,) = (name for name, alike in pictures.ways(table["points"]).items() if row in alike)
+            assert changed(table=table | {"points": points}) == {way, *([floor] if key == "nfe" else [])}, key
+    for key, value in table["about"].items():
+        about = table["about"] | {key: f"another {value}"}
+        assert changed(table=table | {"about": about}) == {*ways, floor}, key
+    for key in ("fd", "fd_se", "kid", "kid_se", "fd_pixels"):
+        assert changed(table=table | {"floor": table["floor"] | {key: 9.0}}) == {floor}, key
+    for name, way in (("teacher", "teacher ddim even"), ("pd1", "progressive"), ("pd2", "progressive")):
+        for key, value in files.cards[name].items():
+            card = files.cards[name] | {key: f"another {value}"}
+            assert changed(cards=files.cards | {name: card}) == {way}, key
+    for parameters in ({"seed": 1, "a": {"b": 1}}, {"seed": 0, "a": {"b": 2}}, {"seed": 0}):
+        assert changed(parameters=parameters) == {"frontier"}
+    for name in ("frontier.json", "frontier.csv", "frontier.png", "samples/all.png", "samples/pd1-ddim-even-1.png"):
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content + b"x")
+        assert changed() == {"progressive" if "pd1" in name else "frontier"}, name
+        (tmp_path / name).write_bytes(content)
+    write_curve(tmp_path / "curves/pd1.csv", 49)
+    assert changed() == {"train pd1"}
+    disk.write_sealed(tmp_path / "cost/pd2.json", {"seconds": 3.5, "iterations": 51})
+    assert changed() == {"train pd1", "train pd2"}
+    shutil.rmtree(tmp_path / "checkpoints/cd")
+    shutil.copytree(tmp_path / "checkpoints/pd1", tmp_path / "checkpoints/cd")
+    assert changed() == {"train pd1", "train pd2", "train cd"}
+
+
+def test_pages_of_another_kind_or_name_are_other_pages():
+    same = [("way", "a"), ("way", "b"), ("train", "a")]
+    assert len({tracking.Page(kind, name, {"x": 1}, lambda run: None).digest for kind, name in same}) == 3
+
+
+def test_a_server_that_takes_the_connection_and_says_nothing_is_waited_for_seconds(monkeypatch):
+    asked = []
+
+    def silent(url: str, **words) -> None:
+        asked.append((url, words))
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(tracking.urllib.request, "urlopen", silent)
+    with pytest.raises(Mistake, match="MLflow at http://h:1/a/ does not answer: timed out"):
+        tracking._ask("http://h:1/a/")
+    ((url, words),) = asked
+    assert url == "http://h:1/a/health"
+    assert 0 < words["timeout"] <= 10
+
+
 def test_what_mlflow_takes_as_a_key_and_a_value():
     heard = []
     fake = SimpleNamespace(log_batch=lambda run, **parts: heard.append((run, parts)))
@@ -1095,7 +1352,16 @@ def test_every_file_that_is_shipped_is_verified_where_it_lies(room, tmp_path, sa
     (here / "MLmodel").write_text("another")
     assert tracking._fault(files, point_, near) == "a file of it was changed"
     assert tracking._fault(files, point_, far) is None
+    (here / "MLmodel").unlink()
+    assert "is missing" in tracking._fault(files, point_, far)
     assert set(fetched) == {"s3://bucket/x"}
+
+    def refuse(**_):
+        raise raised("MlflowException", "gone\nand more")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mlflow.artifacts.download_artifacts", refuse)
+        assert tracking._fault(files, point_, far) == "gone"
     fetched.clear()
     assert tracking._fault(files, shown["points"][0], far) is None
     assert fetched == []
@@ -1125,6 +1391,22 @@ def test_publishers_of_one_database_wait_for_each_other_whatever_folder_they_are
         assert waited == [fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_EX]
         with tracking.alone(address, "waiting: another"):
             assert capsys.readouterr().out == ""
+
+
+def test_a_server_s_database_is_held_until_the_server_has_answered_whoever_made_it(tmp_path, monkeypatch, capsys):
+    """By a file that every user may lock."""
+    monkeypatch.setattr(database, "ready", lambda path: f"{path.name} was brought on")
+    before = os.umask(0)
+    try:
+        with tracking.prepared(f"sqlite:///{tmp_path}/mlflow.db", "waiting"):
+            assert capsys.readouterr().out == "mlflow.db was brought on\n"
+            assert (tmp_path / tracking.LOCK).stat().st_mode & 0o777 == 0o666
+            with open(tmp_path / tracking.LOCK) as lock, pytest.raises(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.umask(before)
+    with open(tmp_path / tracking.LOCK) as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def raised(kind: str, text: str) -> Exception:
@@ -1160,7 +1442,15 @@ def test_what_mlflow_refuses_is_one_line_and_a_fault_of_the_machine_s_or_ours_is
 ):
     """What it prints meanwhile is heard by nobody; what a user set of its switches stays."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
-    for name in ("DO_NOT_TRACK", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"):
+    quiet = {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    }
+    monkeypatch.setattr(tracking.dvc_environment, "nameless", lambda folder: {"A_NAME": f"uid-1 in {folder}"})
+    for name in (*quiet, "A_NAME"):
         monkeypatch.delenv(name, raising=False)
     error = raised(*error) if isinstance(error, tuple) else error
 
@@ -1176,18 +1466,26 @@ def test_what_mlflow_refuses_is_one_line_and_a_fault_of_the_machine_s_or_ours_is
     assert "and more" not in str(caught.value)
     assert capsys.readouterr() == ("", "")
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
-    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "2"
+    assert (quiet | {"A_NAME": "uid-1 in ."}).items() <= os.environ.items()
     print("heard again")
     assert capsys.readouterr().out == "heard again\n"
 
 
 @pytest.mark.parametrize(
-    ("address", "used"), [(None, tracking.LOCAL), ("", tracking.LOCAL), ("sqlite:///x.db", "sqlite:///x.db")]
+    ("address", "used", "named"),
+    [
+        (None, "sqlite:///mlflow.db", "sqlite:///mlflow.db"),
+        ("", "sqlite:///mlflow.db", "sqlite:///mlflow.db"),
+        ("sqlite:///x.db", "sqlite:///x.db", "sqlite:///x.db"),
+        ("http://me:s3same@h:1", "http://h:1", "http://h:1"),
+        ("http://t0kenOfMine@h:1", "http://t0kenOfMine@h:1", "http://h:1"),  # MLflow takes it in the address alone
+    ],
 )
 def test_publishing_goes_to_the_address_that_is_set_or_to_a_file_here_and_tells_what_was_done(
-    address, used, tmp_path, monkeypatch, capsys
+    address, used, named, tmp_path, monkeypatch, capsys
 ):
-    """Also where it fails afterwards: what MLflow did meanwhile is said."""
+    """Also where it fails afterwards: what MLflow did meanwhile is said. No other publishes at the same time, MLflow's own
+    chatter is heard by nobody, and no password is told."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     if address is not None:
@@ -1196,14 +1494,55 @@ def test_publishing_goes_to_the_address_that_is_set_or_to_a_file_here_and_tells_
     monkeypatch.setattr(tracking, "_read", lambda folder, parameters: ("files", folder, parameters))
     monkeypatch.setattr(tracking, "_ask", lambda *words: heard.append(words))
     monkeypatch.setattr(tracking, "_open", lambda *words: words[2].append("made a book") or words[:2])
-    monkeypatch.setattr(tracking, "_publish", lambda *words: heard.append(words) or {"runs": {}})
-    assert tracking.publish(tmp_path, "e", "m", {"seed": 1}) == {"runs": {}, "tracking_uri": used}
+
+    def published(*words) -> dict:
+        print("chatter")
+        heard.append(words)
+        with open(tracking.LOCK) as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return {"runs": {}}
+
+    monkeypatch.setattr(tracking, "_publish", published)
+    assert tracking.publish(tmp_path, "e", "m", {"seed": 1}) == {"runs": {}, "tracking_uri": named}
     assert heard == [(used,), (("files", tmp_path, {"seed": 1}), (used, "e"), "m")]
     assert capsys.readouterr().out == "publish: made a book\n"
     monkeypatch.setattr(tracking, "_publish", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         tracking.publish(tmp_path, "e", "m", {"seed": 1})
     assert capsys.readouterr().out == "publish: made a book\n"
+
+
+@pytest.mark.parametrize("stage", [None, "active", "deleted"])
+def test_an_experiment_is_opened_in_a_database_that_is_ready_and_made_where_there_is_none(monkeypatch, stage):
+    done, aloud = [], []
+    found = None if stage is None else SimpleNamespace(experiment_id="4", lifecycle_stage=stage)
+    fake = SimpleNamespace(
+        get_experiment_by_name=lambda name: done.append(name) or found,
+        create_experiment=lambda name, tags: done.append((name, tags)) or "5",
+    )
+    monkeypatch.setattr(database, "ready", lambda path: done.append(path) or f"{path} was brought on")
+    monkeypatch.setattr(tracking, "_client", lambda address: done.append(address) or fake)
+    made = [("e", {"mlflow.experimentKind": "custom_model_development"})] if stage is None else []
+    for address, readied in (("sqlite:///a/b.db", [Path("a/b.db")]), ("http://h:1", [])):
+        done.clear()
+        with pytest.raises(Mistake, match="'e' was deleted") if stage == "deleted" else contextlib.nullcontext():
+            assert tracking._open(address, "e", aloud) == tracking.Book(fake, "5" if stage is None else "4", aloud)
+        assert done == [*readied, address, "e", *made]
+        assert aloud == ["a/b.db was brought on"]
+
+
+def test_a_recommended_point_that_the_table_has_not_is_refused(tmp_path):
+    write_files(tmp_path, few_points())
+    disk.write_sealed(tmp_path / "frontier.json", table(few_points()["points"], "pd3"))
+    with pytest.raises(Mistake, match=r"frontier\.json recommends 'pd3', none of its points; run the evaluate stage"):
+        tracking._read(tmp_path, {})
+
+
+def test_a_place_where_no_lock_can_lie_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    words = r"MLflow at sqlite:.* cannot be written to: .*file/\.mlflow\.lock: "
+    with pytest.raises(Mistake, match=words), tracking.alone(f"sqlite:///{tmp_path}/file/mlflow.db"):
+        pytest.fail("held")
 
 
 def test_a_table_for_spreadsheets_that_says_anything_else_is_damaged(tmp_path):

@@ -254,7 +254,7 @@ def test_student_and_mentor_are_cast_with_all_that_the_line_says(wired, monkeypa
     assert tells == [("dm", heard.student, line.method.grid(line.config))]
 
 
-@pytest.mark.parametrize(("conditional", "head"), [(True, "v"), (False, "x0")])
+@pytest.mark.parametrize(("conditional", "head"), [(True, "v"), (False, "x0"), (False, "both")])
 def test_the_teacher_s_training_is_that_of_its_section_and_its_card_tells_it(conditional, head, wired, monkeypatch):
     network = dataclasses.replace(wired.network, conditional=conditional, head=head, max_phase=7.0)
     raw = {**wired.raw, "network": {**wired.raw["network"], "max_phase": 7.0}}
@@ -262,7 +262,7 @@ def test_the_teacher_s_training_is_that_of_its_section_and_its_card_tells_it(con
     heard = told(monkeypatch, train.teacher, changed)
     seed, method = draw.seed(5, "teacher"), methods.load("denoising")
     assert heard.feed == (paths.DATA, 9, seed, True, 2**29, wired.compute.device)
-    weight = "one" if head == "v" else "min_snr"
+    weight = {"v": "one", "both": "one", "x0": "min_snr"}[head]
     assert heard.job == fit.Job(method, method.Config(weight), wired.teacher, heard.batches, seed)
     assert (heard.teacher, heard.compute, heard.resume.name) == (None, wired.compute, "teacher")
     shape = network.config((1, 4, 4), 2)
