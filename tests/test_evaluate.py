@@ -337,6 +337,55 @@ def test_a_killed_gamma_goes_on_where_it_was(plain, monkeypatch, capsys):
     assert not (paths.RESUME / "gamma.sums").exists()
 
 
+def test_what_was_kept_of_a_gamma_is_kept_until_its_file_is_written(plain, monkeypatch, capsys):
+    """A full disk at the very end costs nothing but what had not been kept."""
+    whole = paths.GAMMA.read_bytes()
+    impatient = dataclasses.replace(plain, compute=dataclasses.replace(plain.compute, save_seconds=1e-9))
+    write = disk.write_sealed
+
+    def full(path, value):
+        if path == paths.GAMMA:
+            raise OSError(28, "No space left")
+        write(path, value)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(disk, "write_sealed", full)
+        with pytest.raises(OSError, match="No space left"):
+            gamma.estimate(impatient)
+    capsys.readouterr()
+    gamma.estimate(plain)
+    assert "gamma: goes on after " in capsys.readouterr().out
+    assert paths.GAMMA.read_bytes() == whole
+
+
+@pytest.mark.parametrize(("points", "most"), [(2, 6), (3, 1)])
+def test_the_fewest_times_and_the_most_nodes_that_the_file_may_ask_for_are_searched(points, most, plain):
+    """Of 6 times of gamma 6 nodes; fitted times of 2 points, the fewest that are."""
+    fitting = dataclasses.replace(plain.search.fitted, points=points)
+    search.find(dataclasses.replace(plain, search=dataclasses.replace(plain.search, most=most, fitted=fitting)))
+    found = json.loads(paths.TRAJECTORY.read_text())
+    assert list(found["nodes"]) == [str(k) for k in range(1, most + 1)]
+    assert all(list(times) == [str(k) for k in range(1, points + 1)] for times in found["fitted"].values())
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut", "gone"])
+@pytest.mark.parametrize(("name", "stage"), [("v", "distill@v"), ("teacher", "teacher")])
+def test_a_damaged_training_curve_is_named_and_so_is_the_stage_that_makes_it(
+    name, stage, damage, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for each in ("teacher", "v"):
+        disk.write_summed(paths.CURVES / f"{each}.csv", "step,images,loss\n1,4,0.5\n2,8,0.25\n")
+    path = paths.CURVES / f"{name}.csv"
+    assert set(evaluate.curves()) == {"teacher", "v"}
+    whole = path.read_bytes()
+    path.unlink()
+    if damage != "gone":
+        path.write_bytes(whole[:-3] if damage == "cut" else whole.replace(b"0.25", b"0.35"))
+    with pytest.raises(Mistake, match=rf"{name}\.csv.*`{stage}`"):
+        evaluate.curves()
+
+
 # --- data larger than memory, and images held out
 
 

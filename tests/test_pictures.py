@@ -387,3 +387,55 @@ def test_small_images_are_enlarged_and_large_ones_are_not(tmp_path):
     sheet, scale = pixels(tmp_path / "colour.png"), 6
     right = sheet.shape[1] - 16 - 2 * (8 * scale + pictures.GAP)
     assert sheet[16 : 16 + 48 : scale, right : right + 48 : scale].tolist() == ramp(2, 8, 8, 3)[0].tolist()
+
+
+@pytest.mark.parametrize("side", [(4, 10), (10, 4), (6, 6), (4, 200), (200, 4), (512, 512), (30, 1900)])
+def test_every_tile_of_a_contact_sheet_is_its_image_and_nothing_covers_another(side, tmp_path):
+    """Of images wider than high and higher than wide, with the longest name anywhere but in the first row."""
+    h, w = side
+    scale = max(1, 48 // max(h, w))
+    rows = [
+        ("a", ramp(6, h, w, 3)),
+        ("by far the longest name of all", 255 - ramp(7, h, w, 3)),
+        ("bb", ramp(9, h, w, 1)),
+    ]
+    pictures.contact_sheet(rows, tmp_path / "sheet.png")
+    sheet = pixels(tmp_path / "sheet.png")
+    columns = min(6, max(4, 1600 // (w * scale)))
+    left = sheet.shape[1] - 16 - columns * (w * scale + pictures.GAP)
+    blank = np.full_like(sheet, 255)
+    for k, (_, images) in enumerate(rows):
+        top = 16 + k * (h * scale + 3 * pictures.GAP)
+        for i in range(columns):
+            across = left + i * (w * scale + pictures.GAP)
+            tile = (slice(top, top + h * scale), slice(across, across + w * scale))
+            assert (blank[tile] == 255).all()  # of no other tile
+            blank[tile] = images[i].repeat(scale, 0).repeat(scale, 1)
+    assert np.array_equal(sheet[:, left:], blank[:, left:])
+    assert sheet.shape[0] == 32 + 3 * (h * scale + 3 * pictures.GAP)
+    ink = (sheet[:, :left] != 255).any((0, 2)).nonzero()[0]
+    assert ink[0] >= 16
+    assert left - 30 <= ink[-1] < left - 8  # the longest name ends before the images begin
+
+
+@pytest.mark.parametrize("side", [(4, 200), (200, 4), (3, 20)])
+def test_a_grid_is_enlarged_by_the_longer_side_of_its_images(side, tmp_path):
+    pictures.grid(ramp(2, *side, 1), tmp_path / "grid.png", columns=2)
+    h, w = side
+    scale = {200: 1, 20: 2}[max(side)]
+    assert pixels(tmp_path / "grid.png").shape == (h * scale + 2 * pictures.GAP, 2 * (w * scale + pictures.GAP) + 2)
+
+
+def test_an_axis_reaches_the_floor_and_a_thousand_calls(tmp_path, drawn):
+    """The floor far below every point, and far above; ticks as far as the points go; a cost that is not whole."""
+    for floor in (1e-3, 1e4):
+        points = [point("teacher", 1000, 2.0), point("progressive", 4, 2.4) | {"nfe": 2.125}]
+        shown = table(points, points[1]["name"], floor)
+        pictures.frontier(shown, tmp_path / "frontier.png")
+        axes = drawn()
+        low, high = axes.get_ylim()
+        assert low < min(floor, 1.9)
+        assert high > max(floor, 2.5)
+        assert [text.get_text() for text in axes.get_xticklabels()] == [str(2**k) for k in range(1, 11)]
+        (words,) = [text.get_text() for text in axes.texts if text.get_text().startswith("recommended")]
+        assert "\n2.125 network calls, " in words

@@ -1,0 +1,545 @@
+"""Every option of every part, and what came out when closed forms and papers had last been held against it.
+
+The laws say that the parts are right; these numbers say that nothing moved since, also where no law looks. They are written
+by `python -m tests.test_golden`, into tests/golden.json: whoever changes one says in the commit which and why.
+"""
+
+import dataclasses
+import functools
+import itertools
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from diffcore import draw, features, fit, gamma, hops, likelihood, methods, quality, search
+from diffcore.angle import min_snr, snr, truncated_snr
+from diffcore.clipping import Clip, Clipped, Threshold
+from diffcore.deepcache import Config as CacheConfig
+from diffcore.deepcache import DeepCached, full_calls
+from diffcore.denoiser import HEADS, Condition, Guided, MixtureDenoiser, NetDenoiser, Rescaled
+from diffcore.feed import ResidentFeed
+from diffcore.fit import Compute, Job
+from diffcore.mistake import Mistake
+from diffcore.nets import unet
+from diffcore.sampler import Sampler
+from diffcore.schedule import SCHEDULES, Cosine, Discrete, Schedule
+from diffcore.shards import Images
+from diffcore.skip_tuning import Config as SkipConfig
+from diffcore.skip_tuning import skip_tuned
+from diffcore.solvers import SOLVERS
+from diffcore.solvers.analytic import Analytic
+from diffcore.trajectory import TRAJECTORIES, Trajectory
+from tests.test_unet import stirred
+
+GOLDEN = Path(__file__).with_name("golden.json")
+SHAPE = (3, 6, 4)
+BETAS = tuple(1e-4 + (0.2 - 1e-4) * k / 39 for k in range(40))
+NOISES = {name: Discrete(BETAS) if kind is Discrete else kind() for name, kind in SCHEDULES.items()}
+MEASURED: dict[str, Callable[[], Iterable[Any]]] = {}
+"""By name: what is worked out, tensors or numbers."""
+
+
+def measured(*words: object) -> Callable[[Callable[[], Iterable[Any]]], None]:
+    return lambda work: MEASURED.__setitem__(" ".join(map(str, words)), work) or work
+
+
+def told(work: Callable[[], Iterable[Any]]) -> list[float] | str:
+    """Of each value its mean, its size and a sum in which every place counts differently; `refused` is kept too."""
+    found: list[float] = []
+    try:
+        values = list(work())
+    except Mistake:
+        return "refused"
+    for value in values:
+        flat = torch.as_tensor(value, dtype=torch.float64).detach().flatten()
+        place = torch.arange(len(flat), dtype=torch.float64)
+        several = (flat.mean(), flat.abs().mean(), (flat * (place + 1).cos()).sum())
+        found += [float(f"{float(each):.10g}") for each in (several if len(flat) > 1 else flat)]
+    return found
+
+
+def waves(*shape: int, phase: float = 0.0) -> Tensor:
+    """Numbers in [-1, 1] without a generator, no two alike."""
+    return (torch.arange(math.prod(shape), dtype=torch.float64) * 0.7548776662 + phase).mul(3.1).sin().reshape(shape)
+
+
+def changes(kind: type, options: dict[str, list[Any]], **given: Any) -> Iterator[tuple[str, Any]]:
+    """As it is by default, and with each option set to each of its other values; `a b` are two that act together."""
+    yield "", kind(**given)
+    for key, values in options.items():
+        for value in values:
+            several = {key: value} if " " not in key else dict(zip(key.split(), value))
+            yield f"{key}={value}", kind(**{**given, **several})
+
+
+# --------------------------------------------------------------------------------------------- schedules and times
+
+TIMES = torch.tensor([0.02, 0.11, 0.37, 0.5, 0.83, 0.97], dtype=torch.float64)
+for _name, _schedule in NOISES.items():
+
+    @measured("schedule", _name)
+    def _(schedule: Schedule = _schedule):
+        phi = schedule.angle(TIMES)
+        yield from (schedule.alpha(TIMES), schedule.sigma(TIMES), schedule.half_logsnr(TIMES), phi)
+        yield schedule.time(schedule.half_logsnr(TIMES))
+        yield from (snr(phi), truncated_snr(phi), min_snr(phi, 2.5))
+
+    for _word, _steps in itertools.product(TRAJECTORIES, (1, 2, 5)):
+
+        @measured("times", _word, _steps, _name)
+        def _(word: str = _word, steps: int = _steps, schedule: Schedule = _schedule):
+            return [TRAJECTORIES[word](steps, schedule).times]
+
+
+# ---------------------------------------------------------------------------------------------------------- solvers
+
+SINGLESTEP = {"solver_type": ["heun"], "spacing": ["time"]}
+MULTISTEP = {"lower_order_final": [False], "solver_type": ["heun"]}
+ADAPTIVE = {"rtol": [0.01], "atol": [0.1], "predicts": ["x0"]}
+OPTIONS: dict[str, dict[str, list[Any]]] = {
+    "analytic": {"eta": [0.0, 0.4], "estimator": ["norm"], "last": [0.05]},
+    "ddim": {"eta": [0.3, 1.0]},
+    "dpm_solver_12": ADAPTIVE,
+    "dpm_solver_23": ADAPTIVE,
+    "dpm_solver_2": SINGLESTEP,
+    "dpm_solver_3": SINGLESTEP,
+    "dpmpp_2s": SINGLESTEP,
+    "dpmpp_3s": SINGLESTEP,
+    "dpm_solver_2m": MULTISTEP,
+    "dpmpp_2m": MULTISTEP,
+    "dpmpp_2m_sde": MULTISTEP,
+    "dpm_solver_3m": {**MULTISTEP, "corrected": [True]},
+    "dpmpp_3m": {**MULTISTEP, "corrected": [True]},
+    "dpm_solver_fast": {"predicts": ["x0"], "uses": [2], "solver_type": ["heun"]},
+    "edm": {"churn": [0.0, 1.0], "s_min": [1.0], "s_max": [2.0], "noise": [1.1]},
+    "langevin": {"inner": [2], "rate": [0.1]},
+    "predictor_corrector": {"predictor": ["euler_maruyama", "ddpm"], "snr": [0.3], "corrections": [2]},
+    "rk45": {"rtol": [1e-6], "atol": [1e-6]},
+    "unipc": {"uses": [1, 3], "variant": ["bh1", "vary_coeff"], "lower_order_final": [False], "predicts": ["eps"]},
+}
+
+
+def mixture(schedule: Schedule) -> MixtureDenoiser:
+    return MixtureDenoiser(torch.tensor([0.3, 0.7]).double(), waves(2, 5), 0.05 + waves(2, 5, phase=1.0) ** 2, schedule)
+
+
+@functools.cache
+def known() -> gamma.Gamma:
+    config = gamma.Config(steps=12, images=9, batch=7, seed=4)
+    return gamma.estimate(mixture(NOISES["linear"]), waves(9, 5, phase=2.0), config)
+
+
+def solved(solver: Any, schedule: Schedule, trajectory: Trajectory) -> Tensor:
+    if isinstance(solver, Analytic):
+        solver = solver.knowing(known())
+    return Sampler(mixture(schedule), solver, trajectory).draw((5,), 4, 6, batch=3)
+
+
+AT = {
+    "begins late": (0.9, 0.62, 0.41, 0.18, 0.05, 0.0),
+    "ends early": (0.95, 0.7, 0.5, 0.2, 0.11, 0.03),
+}
+for _word, _kind in SOLVERS.items():
+    for (_told, _solver), (_name, _schedule), (_which, _times) in itertools.product(
+        changes(_kind, OPTIONS.get(_word, {})), NOISES.items(), AT.items()
+    ):
+        if _which == "ends early" and _name != "linear":
+            continue
+
+        @measured("solver", _word, _told, _name, _which)
+        def _(solver: Any = _solver, schedule: Schedule = _schedule, times: tuple[float, ...] = _times):
+            return [solved(solver, schedule, Trajectory(times))]
+
+
+# ---------------------------------------------------------------------------------------------------------- networks
+
+
+@functools.cache
+def network(classes: int | None = None, seed: int = 0, head: str = "v", weighs: bool = False) -> NetDenoiser:
+    config = unet.default_config(SHAPE, (8, 8), classes=classes and classes + 1, layers=1, groups=4)
+    net = stirred(dataclasses.replace(config, out_channels=6) if head == "both" else config, seed=seed)
+    if weighs:
+        net = unet.with_guidance(net)
+        with torch.no_grad():
+            for part in net.guidance_embedding.parameters():
+                part.copy_(0.3 * waves(*part.shape))
+    return NetDenoiser(net.eval(), Cosine(), head, classes=classes, weighs=weighs)
+
+
+def told_to(count: int, weight: bool = True) -> Condition:
+    labels = torch.arange(count) % 4 - 1
+    return Condition(labels, 1 + waves(count) if weight else None, (labels + 2) % 3 if weight else None)
+
+
+WRAPPED = {
+    "plain": lambda: network(3).given(told_to(5, weight=False)),
+    "weighs": lambda: network(3, weighs=True).given(told_to(5)),
+    "guided": lambda: Guided(network(3)).given(told_to(5)),
+    "clipped": lambda: Clipped(network(), Clip(0.4)),
+    "threshold": lambda: Clipped(network(), Threshold(0.7, 1.4)),
+    "skip": lambda: skip_tuned(network(), SkipConfig(0.6, 1.3)),
+    "rescaled": lambda: Rescaled(network(), NOISES["ve"]),
+    **{f"head {head}": lambda head=head: network(head=head) for head in HEADS if head != "score"},
+}
+for _name, _make in WRAPPED.items():
+
+    @measured("belief", _name)
+    def _(make: Callable[[], Any] = _make):
+        with torch.no_grad():
+            found = make()(waves(5, *SHAPE).float(), torch.linspace(0.05, 0.95, 5).double())
+        return [found.x0, found.eps, found.v, found.cost]
+
+
+CACHES = [
+    CacheConfig(2),
+    CacheConfig(3, 1),
+    CacheConfig(3, 0, "quadratic", 4.0, 2.0),
+    CacheConfig(4, 0, "quadratic", 2.0, 1.4),
+]
+for _cache in CACHES:
+
+    @measured("cache", dataclasses.astuple(_cache))
+    def _(cache: CacheConfig = _cache):
+        sampler = Sampler(DeepCached(network(3), cache), SOLVERS["ddim"](), TRAJECTORIES["even"](7, Cosine()))
+        labels = Condition(torch.arange(4) % 3)
+        yield sampler.draw(SHAPE, 4, 2, 3, labels)
+        yield sorted(full_calls(cache, 11))
+        yield sampler.denoiser.share(SHAPE)
+
+
+# --------------------------------------------------------------------------------------------------------- trainings
+
+MET: dict[str, tuple[dict[str, Any], dict[str, list[Any]]]] = {
+    "consistency": (
+        {"steps": 8, "target_ema": 0.9},
+        {
+            "distance": ["squared", "perceptual"],
+            "distance floor": [("perceptual", 0.5)],
+            "huber": [0.03],
+            "hop": ["heun", "substeps"],
+            "hop substeps": [("substeps", 2)],
+            "steps_end": [32],
+            "steps_end anneal": [(32, 1.0)],
+            "target_ema": [0.0],
+            "steps": [5],
+        },
+    ),
+    "consistency_training": (
+        {},
+        {
+            "schedule": ["ect"],
+            "mean": [0.5],
+            "std": [1.0],
+            "first": [20],
+            "first last": [(20, 40)],
+            "huber": [0.1],
+            "weight": ["one"],
+            "schedule mean": [("ect", 0.5)],
+            "schedule std": [("ect", 1.0)],
+            "schedule q": [("ect", 1.5)],
+            "schedule k": [("ect", 2.0)],
+            "schedule b": [("ect", 3.0)],
+            "schedule stages": [("ect", 3)],
+        },
+    ),
+    "continuous": (
+        {},
+        {"data": ["training"], "mean": [0.3], "std": [0.8], "warmup": [0.9], "norm": [1.0], "weight": ["inverse_tan"]},
+    ),
+    "denoising": (
+        {},
+        {"weight": ["snr_plus_one", "truncated_snr", "snr", "min_snr"], "weight gamma": [("min_snr", 2.0)]},
+    ),
+    "distribution_matching": ({}, {"steps": [3], "critic_updates": [2], "critic_lr": [1e-2], "adversarial": [0.3]}),
+    "guided": ({}, {"weight": ["one"]}),
+    "phased": (
+        {"target_ema": 0.9},
+        {
+            "steps": [16],
+            "phases": [2],
+            "target_ema": [0.0],
+            "distance": ["squared"],
+            "huber": [0.03],
+            "weight": ["endpoint"],
+            "adversarial": [0.3],
+            "adversarial critic_lr": [(0.3, 1e-2)],
+        },
+    ),
+    "progressive": ({"steps": 4}, {"weight": ["one", "snr_plus_one", "snr"], "factor": [4], "clip": [True]}),
+}
+"""What must be given, and what else a method knows."""
+
+TRAINED = {"iterations": 4, "batch": 6, "lr": 3e-3, "ema": 0.7}
+FITTED: dict[str, dict[str, Any]] = {
+    "": {},
+    **{
+        f"{key}={value}": {key: value}
+        for key, value in {
+            "warmup": 3,
+            "decay": "none",
+            "weight_decay": 3.0,
+            "clip": 0.05,
+            "accumulate": 3,
+            "label_dropout": 0.5,
+            "ema": 0.0,
+            "lr": 1e-3,
+            "batch": 4,
+        }.items()
+    },
+}
+
+
+@functools.cache
+def pictures() -> Images:
+    pixels = (waves(26, *SHAPE, phase=0.3) * 127 + 128).round().to(torch.uint8)
+    return Images(pixels, torch.arange(26) * 7 % 3, ("a", "b", "c"), (10, 9, 7))
+
+
+def taught(
+    name: str,
+    config: Any,
+    changed: dict[str, Any],
+    classes: int | None = None,
+    weights: tuple[float, float] | None = None,
+    schedule: Schedule | None = None,
+    flip: bool = False,
+    dropout: float = 0.0,
+) -> Iterator[Any]:
+    """Losses, gradients, rates, and how far the average went from where it began."""
+    start, images, schedule = network(classes, 3, weighs=bool(weights)), pictures(), schedule or Cosine()
+    if not classes:
+        images = dataclasses.replace(images, labels=None, classes=None)
+    net = start.net.with_dropout(dropout)
+    student = NetDenoiser(net, schedule, classes=classes, weighs=bool(weights))
+    teacher = NetDenoiser(network(classes, 1).net, schedule, classes=classes)
+    training = fit.Config(**{**TRAINED, **changed})
+    job = Job(methods.load(name), config, training, ResidentFeed(images, training.batch, 5, flip), 5, 9, weights)
+    compute = Compute(threads=1, precision="no", compile=False, save_seconds=1e9, memory_gb=1.0)
+    found = fit.fit(job, student, Guided(teacher) if weights else teacher, compute)
+    for event in found.curve:
+        yield from (event.loss, event.grad_norm, event.lr, event.critic_loss or 0.0)
+    yield found.calls
+    moved = (a - b for a, b in zip(found.net.parameters(), net.parameters()))
+    yield torch.cat([part.detach().flatten() for part in moved]).norm()
+
+
+for _name, (_given, _options) in MET.items():
+    _module = methods.load(_name)
+    for _told, _config in changes(_module.Config, _options, **_given):
+
+        @measured("method", _name, _told)
+        def _(name: str = _name, config: Any = _config):
+            return taught(name, config, {}, 3, (1.0, 4.0) if name == "guided" else None)
+
+    for _noise in ("linear", "discrete", "subvp"):
+
+        @measured("method", _name, "on", _noise)
+        def _(name: str = _name, noise: str = _noise):
+            config, weights = methods.load(name).Config(**MET[name][0]), (1.0, 4.0) if name == "guided" else None
+            return taught(name, config, {}, 3 if weights else None, weights, NOISES[noise])
+
+
+for _told, _changed in FITTED.items():
+
+    @measured("fit", _told)
+    def _(changed: dict[str, Any] = _changed):
+        return taught("denoising", methods.load("denoising").Config(), changed, 3)
+
+
+@measured("fit flip")
+def _():
+    return taught("denoising", methods.load("denoising").Config(), {}, 3, flip=True)
+
+
+@measured("fit dropout")
+def _():
+    module = methods.load("consistency")
+    return taught("consistency", module.Config(steps=8, target_ema=0.9), {}, 3, dropout=0.4)
+
+
+# ----------------------------------------------------------------------------------------------- what is measured
+
+
+@measured("gamma")
+def _():
+    found = known()
+    yield from (found.moments.total, found.moments.square, found.gamma, found.gamma_stderr)
+    for estimator, repair, within in itertools.product(("norm", "residual"), (False, True), ((-1.0, 1.0), (0.0, 1.0))):
+        covariance = found.covariance(estimator, repair, within)
+        yield from (covariance.values, covariance.below, covariance.above, covariance.repaired or 0)
+
+
+@measured("gamma of classes")
+def _():
+    config = gamma.Config(steps=5, images=9, batch=7, seed=4)
+    labels = torch.arange(9) % 3
+    yield gamma.estimate(network(3), waves(9, *SHAPE).float(), config, labels=labels).moments.total
+
+
+@measured("search")
+def _():
+    found = known()
+    share = (found.sigma2 / (found.alpha2 + found.sigma2)).numpy()
+    values = found.covariance("residual", True).values.numpy()
+    for data in (None, search.decoded(values, 0.1), search.decoded(values, 0.1, (0.0, 1.0))):
+        result = search.cheapest(share, values, 6, data=data)
+        for steps in range(2, 7):
+            yield from (result.nodes(steps), result.cost(steps))
+    rough = values * (1 + 0.9 * waves(12).numpy())  # no longer such that the quick way serves
+    for data in (None, search.decoded(rough, 0.1)):
+        result = search.cheapest(share, rough, 6, data=data)
+        yield from (part for k in range(2, 7) for part in (result.nodes(k), result.cost(k)))
+    costs = search.cost(share, values)
+    yield costs[np.isfinite(costs)]
+    yield from (search.is_monge(share, values), search.is_monge(share, rough))
+    jumps = np.abs(waves(7, 7).numpy()) + 0.1
+    for growth in (1.0, 1.3):
+        result = search.shortest(jumps, 5, growth)
+        yield from (part for k in range(2, 6) for part in (result.nodes(k), result.cost(k)))
+
+
+@measured("hops")
+def _():
+    config = hops.Config(points=5, images=7, batch=3, seed=8)
+    found = hops.strays(network(3, 2), network(3), config, SHAPE, condition=Condition(torch.arange(7) % 3))
+    yield found[np.isfinite(found)]
+    for late in (1.0, 1.15, 2.0):
+        yield from (path.times for path in hops.fit(found, late).values())
+
+
+for (_name, _schedule), _word, _within in itertools.product(
+    NOISES.items(), ("ddpm", "ddpm_large", "analytic", "rk45"), ((-1.0, 1.0), (0.0, 1.0))
+):
+
+    @measured("bits", _word, _name, _within)
+    def _(word: str = _word, schedule: Schedule = _schedule, within: tuple[float, float] = _within):
+        solver = SOLVERS[word]().knowing(known()) if word == "analytic" else SOLVERS[word]()
+        low, high = within
+        x0 = ((waves(7, 5) + 1) / 2 * 255).round() / 255 * (high - low) + low
+        for times in ((0.95, 0.5, 0.1, 0.0), (0.9, 0.3, 0.02)):
+            sampler = Sampler(mixture(schedule), solver, Trajectory(times))
+            yield likelihood.of(sampler, x0, 3, probes=2, batch=3, within=within).values
+
+
+@functools.cache
+def judge(labelled: bool) -> features.Features:
+    images = pictures() if labelled else dataclasses.replace(pictures(), labels=None, classes=None)
+    return features.train(images, features.Config(channels=8, dimension=4, iterations=3, batch=5, lr=3e-3, seed=2))
+
+
+for _labelled in (True, False):
+
+    @measured("features", _labelled)
+    def _(labelled: bool = _labelled):
+        found = judge(labelled)
+        yield features.extract(found, waves(7, *SHAPE).float(), batch=3)
+        yield found.logits(waves(7, *SHAPE).float())
+        yield from (found.card.accuracy, found.card.chance)
+
+
+@measured("quality")
+def _():
+    network, images = judge(True), pictures()
+    reference = quality.Reference.of(images, network)
+    samples = 1.2 * waves(9, *SHAPE, phase=4.0).float()
+    yield from dataclasses.astuple(quality.measure(samples, reference, network, 3))
+    held = quality.look(Images(images.pixels[:8].flip(0), None, None), network)
+    for found in (quality.floor(reference, 9, 3), quality.floor(reference, 9, 3, held)):
+        yield from (part for part in dataclasses.astuple(found) if not isinstance(part, str))
+    share = quality.accuracy(samples, torch.arange(9) % 3, images.labels, network)
+    yield from (share.mean, share.se)
+    apart = quality.fidelity(samples, samples.flip(0))
+    yield from (apart.rmse, apart.se)
+
+
+@measured("dice")
+def _():
+    like = waves(4, 5)
+    found = draw.draw(like, 3, "train", 7, count=9)
+    yield from (found.u, found.noise, found.other("again").u, found[2:4].noise, found[2:4].other("x").noise)
+    yield from (draw.noises(SHAPE, 3, range(2, 5)), draw.noises(SHAPE, 3, range(2), "step 1"), draw.some(4, 20, 3, "a"))
+    yield from (draw.labels_like(pictures().labels, 11, 3), draw.seed("a", 1) % 10007, draw.seed("a1") % 10007)
+
+
+@measured("feed")
+def _():
+    for flip, batch in ((False, 6), (True, 4)):
+        feed = ResidentFeed(pictures(), batch, 5, flip)
+        for step in (0, 3, 9):
+            x0, labels = feed.batch(step)
+            yield from (x0, labels, feed.batch(step, slice(1, 3))[0])
+
+
+# ------------------------------------------------------------------------------------------------------------------
+
+WITHIN = {"method": 2e-3, "fit": 2e-3, "features": 2e-3, "quality": 2e-3, "belief": 1e-4, "cache": 1e-4, "hops": 1e-3}
+"""How far a number may be from the one that is kept, relative to the largest beside it. float32, several steps: machines
+round differently. What is not named is worked out in float64."""
+
+
+@functools.cache
+def kept() -> dict[str, list[float] | str]:
+    return json.loads(GOLDEN.read_text())
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_nothing_moved(name):
+    found, right = told(MEASURED[name]), kept()[name]
+    if "refused" in (found, right):
+        assert found == right
+        return
+    assert len(found) == len(right)
+    scale = max(1e-3, *(abs(each) for each in right)) if len(right) > 40 else 1e-3
+    within = WITHIN.get(name.split()[0], 1e-6)
+    for k, (one, other) in enumerate(zip(found, right)):
+        assert one == pytest.approx(other, rel=10 * within, abs=within * min(1.0, scale)), f"number {k}"
+
+
+def test_every_number_that_is_kept_is_worked_out():
+    assert list(kept()) == list(MEASURED)
+
+
+def test_every_option_of_every_solver_and_method_is_changed_here():
+    """One that is new belongs into OPTIONS or MET."""
+    told_of = {word: (kind, OPTIONS.get(word, {})) for word, kind in SOLVERS.items()}
+    told_of |= {name: (methods.load(name).Config, {**MET[name][0], **MET[name][1]}) for name in methods.names()}
+    for word, (kind, options) in told_of.items():
+        changed = {word for key in options for word in key.split()}
+        assert changed == {field.name for field in dataclasses.fields(kind)}, word
+
+
+def test_every_change_changes_the_numbers():
+    """Of what is compared here no two are alike: an option that did nothing would be held to its nothing."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name, numbers in kept().items():
+        kind, *words = name.split(" ")
+        whose = {"method": 1, "fit": 0, "solver": 1, "bits": 1, "cache": 0, "belief": 0}.get(kind)
+        if whose is not None and numbers != "refused":
+            groups.setdefault((kind, *words[:whose], *(words[-3:] if kind == "solver" else ())), []).append(name)
+    alike = []
+    for names in groups.values():
+        for one, other in itertools.combinations(names, 2):
+            if kept()[one] == kept()[other]:
+                alike.append((one, other))
+    known = (
+        ("spacing=time", " ve "),  # whose half log-SNR is even in time
+        ("lower_order_final=False", "late"),  # a step to sigma 0 is of first order all the same
+        ("weight=snr_plus_one", ""),  # which is the weight `one` of v
+    )
+    assert [pair for pair in alike if not any(a in pair[1] and b in pair[1] for a, b in known)] == []
+    assert all(any(a in pair[1] for pair in alike) for a, _ in known)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    numbers = {name: told(work) for name, work in MEASURED.items()}
+    GOLDEN.write_text("{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in numbers.items()) + "\n}\n")
+    sys.stdout.write(f"{GOLDEN}: {sum(map(len, numbers.values()))} numbers under {len(numbers)} names\n")

@@ -1,0 +1,263 @@
+"""What the table says of a point, against what a hand counts and computes: no part of the engine stands in for itself."""
+
+import dataclasses
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffcore import checkpoint, draw, likelihood, quality, shards
+from diffcore.denoiser import NetDenoiser
+from diffcore.feed import to_float
+from diffcore.nets.unet import UNet, with_guidance
+from diffcore.sampler import Sampler
+from diffcore.schedule import Cosine
+from diffcore.solvers import SOLVERS
+from diffcore.solvers.ancestral import Posterior
+from diffcore.solvers.rk45 import RK45
+from tasks import evaluate, params, paths, search
+from tests import test_evaluate
+from tests.test_evaluate import FIT, make
+from tests.test_unet import stirred
+
+SHAPE, STEPS, COUNT, SEED = (3, 6, 4), 4, 12, 3
+LATER = ("edm", "euler_maruyama", "langevin", "predictor_corrector")  # cannot begin at t = 1
+PLAIN = {"sampler": "ddim", "trajectory": "even", "steps": [STEPS]}
+GUIDED = [
+    {"guidance": 2.5},
+    {"guidance": 0.0},
+    {"guidance": 2.5, "negative": "class2"},
+    {"guidance": 2.5, "negative": "class0"},
+]
+CHANGED = [{"clip": 0.6}, {"threshold": {"quantile": 0.7, "max": 1.4}}, {"skip": {"bottom": 0.7}}]
+CACHES = [{"deepcache": {"interval": 2}}, {"deepcache": {"interval": 3}, "guidance": 2.5, "steps": [5]}]
+SETTINGS = {
+    "distill": {
+        "v": {"method": "denoising", "teacher": "teacher", **FIT},
+        "g": {"method": "guided", "teacher": "teacher", "guidance": [1.0, 4.0], **FIT},
+        "built_in": {"method": "guided", "teacher": "teacher", "guidance": 2.0, **FIT},
+        "pd": {"method": "progressive", "teacher": "teacher", "steps": 2, **FIT},
+    },
+    "evaluate": {
+        "images": COUNT,
+        "seed": SEED,
+        "batch": 5,
+        "likelihood": {"images": 4, "probes": 2, "seed": 19},
+        "teacher": [
+            PLAIN,
+            *(
+                {**PLAIN, "sampler": word, "trajectory": "karras" if word in LATER else "even"}
+                for word in SOLVERS
+                if word != "ddim"
+            ),
+            *({**PLAIN, **each} for each in (*GUIDED, *CHANGED, *CACHES)),
+        ],
+        "anytime": [PLAIN],
+        "students": {"g": [{**PLAIN, "guidance": [1.5, 3.0]}]},
+    },
+}
+
+
+def coloured(folder, classes: int) -> None:
+    """Images higher than wide, in colour, of classes that are not equally frequent."""
+    dice = np.random.default_rng(5)
+    for number in range(26):
+        kind = min(number % 5, classes - 1)
+        home = folder / f"class{kind}"
+        home.mkdir(parents=True, exist_ok=True)
+        base = np.array([60 * kind, 90, 200 - 50 * kind]) + np.arange(24).reshape(6, 4, 1) * 2
+        Image.fromarray((base + dice.integers(0, 40, (6, 4, 3))).clip(0, 255).astype(np.uint8)).save(
+            home / f"{number:02d}.png"
+        )
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """A project of every solver, of guided and changed networks, and of students that take or hold the weight."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quality, "RESAMPLES", 10)
+        patch.setattr(test_evaluate, "SMALL", {**test_evaluate.SMALL, **SETTINGS})
+        patch.setattr(test_evaluate, "pngs", coloured)
+        project = make(tmp_path_factory.mktemp("points"), patch, 3, True)
+        for name, weights in (("g", (1.0, 4.0)), ("built_in", (2.0, 2.0)), ("pd", None)):
+            again(project, name, weights)
+        search.find(project)
+        yield project, measured(project)
+
+
+def again(project: params.Params, name: str, weights: tuple[float, float] | None) -> None:
+    """The student once more, as its method makes it."""
+    card = checkpoint.read_card(paths.CHECKPOINTS / name)
+    about = {
+        field: getattr(card, field) for field in ("name", "method", "solver", "weights", "parent", "teacher", "data")
+    }
+    about |= {field: getattr(card, field) for field in ("parameters", "seed", "code", "torch", "classes", "cost")}
+    net = stirred(project.network.config(SHAPE, 3), seed=len(name))
+    if is_input := bool(weights and weights[0] < weights[1]):
+        net = with_guidance(net)
+        with torch.no_grad():
+            for part in net.guidance_embedding.parameters():
+                part.normal_(0, 0.3, generator=torch.Generator().manual_seed(part.numel()))
+    grid = project.distill[name].method.grid(project.distill[name].config)
+    made = NetDenoiser(net.eval(), Cosine(), grid=grid, classes=3, weighs=is_input)
+    told = {"guidance": {"low": weights[0], "high": weights[1]}} if weights else {}
+    checkpoint.save(paths.CHECKPOINTS / name, made, SHAPE, {**about, **told})
+
+
+@dataclasses.dataclass
+class One:
+    """A measured point. calls: how many rows its networks were shown while samples were drawn, each row one image."""
+
+    plan: evaluate.Plan
+    point: evaluate.Point
+    samples: torch.Tensor
+    calls: int
+    opened: checkpoint.Checkpoint
+    bench: evaluate.Bench
+
+
+def measured(project: params.Params) -> dict[str, One]:
+    bench, embed, drawing, calls, found = evaluate.Bench(project), UNet.embed, Sampler.draw, [False, 0], {}
+
+    def counted(net, label, *words):
+        calls[1] += len(label) * calls[0]
+        return embed(net, label, *words)
+
+    def while_drawing(*words):
+        calls[0] = True
+        try:
+            return drawing(*words)
+        finally:
+            calls[0] = False
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(UNet, "embed", counted)
+        patch.setattr(Sampler, "draw", while_drawing)
+        for plan in evaluate.plan(project, bench.opened):
+            calls[1] = 0
+            samples, point = bench.measure(plan)
+            bench.teacher = samples if bench.teacher is None else bench.teacher
+            found[plan.name] = One(plan, point, samples, calls[1], bench.opened[plan.checkpoint], bench)
+    return found
+
+
+def test_every_solver_s_and_every_guided_sampler_s_cost_is_what_its_network_did(found):
+    """Of samples alone: no call of the warm-up, none of the likelihood."""
+    _, points = found
+    assert {one.point.sampler for one in points.values()} == set(SOLVERS)
+    for name, one in points.items():
+        if not one.plan.recipe.deepcache:
+            assert one.calls == round(one.point.nfe * COUNT) > 0, name
+    for name, one in points.items():
+        if one.point.sampler == "ddim" and not one.plan.recipe.deepcache:
+            twice = one.plan.checkpoint == "teacher" and one.plan.recipe.guidance is not None
+            assert one.point.nfe == one.plan.times.steps * (1 + twice), name
+
+
+def test_a_cache_s_cost_is_whole_calls_and_shares(found):
+    """Of four calls two are whole, of five calls three apart two; what a share is, test_deepcache asks."""
+    _, points = found
+    for one in points.values():
+        if cache := one.plan.recipe.deepcache:
+            share = (
+                evaluate.Recipe(one.plan.recipe.solver, cache).sampler(one.opened, one.plan.times).denoiser.share(SHAPE)
+            )
+            calls, twice = one.plan.times.steps, 1 + (one.plan.recipe.guidance is not None)
+            whole = math.ceil(calls / cache.interval)
+            assert 0 < share < 1
+            assert one.point.nfe == pytest.approx(twice * (whole + (calls - whole) * share))
+
+
+def belief(one: One, x: torch.Tensor, t: float, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(x_0, eps) as the recipe means it, from the network's own output."""
+    recipe, net = one.plan.recipe, one.opened.denoiser.net
+    phi, label = math.pi / 2 * t, torch.full((len(x),), 1024 * t - 1)
+
+    def says(classes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        weight = (torch.full((len(x),), recipe.guidance, dtype=torch.float64),) if one.opened.denoiser.weighs else ()
+        v = net(x, label, classes, *weight)
+        return math.cos(phi) * x - math.sin(phi) * v, math.sin(phi) * x + math.cos(phi) * v
+
+    if recipe.guidance is None or one.opened.guidance:
+        return says(labels)
+    away = {None: 3, "class2": 2, "class0": 0}[recipe.negative]
+    with_, without = says(labels), says(torch.full_like(labels, away))
+    return tuple(b + recipe.guidance * (a - b) for a, b in zip(with_, without))
+
+
+def test_samples_of_ddim_are_those_of_its_formula_with_classes_weights_and_limits(found):
+    """x_s = alpha_s x_0 + sigma_s eps, of each image its own noise and its own class, whatever the batch."""
+    _, points = found
+    labels = draw.labels_like(shards.load_resident(paths.DATA).labels, COUNT, SEED)
+    assert len(set(labels.tolist())) == 3
+    tried = [one for one in points.values() if one.point.sampler == "ddim" and not one.plan.recipe.deepcache]
+    assert len(tried) >= 12
+    for one in tried:
+        if one.plan.recipe.skip or one.plan.recipe.threshold:
+            continue
+        x, times = draw.noises(SHAPE, SEED, range(COUNT), "start"), one.plan.times.times
+        with torch.inference_mode():
+            for t, s in itertools.pairwise(times):
+                x0, eps = belief(one, x, t, labels)
+                if limit := one.plan.recipe.clip:
+                    clipped = x0.clamp(-limit, limit)
+                    angle = math.pi / 2 * t
+                    eps = (x - math.cos(angle) * clipped) / math.sin(angle)
+                    x0 = clipped
+                x = math.cos(math.pi / 2 * s) * x0 + math.sin(math.pi / 2 * s) * eps
+        torch.testing.assert_close(one.samples, x, rtol=0, atol=2e-4 * float(x.abs().max()), msg=one.plan.name)
+    samples = [tuple(one.samples.flatten().tolist()) for one in tried]
+    assert len(set(samples)) == len(tried)  # no two ways to sample are one
+
+
+def test_what_is_said_of_a_point_s_quality_is_of_its_own_samples(found):
+    project, points = found
+    images = shards.load_resident(paths.DATA)
+    labels = draw.labels_like(images.labels, COUNT, SEED)
+    first = next(iter(points.values()))
+    assert first.plan.name == f"teacher-ddim-even-{STEPS}"
+    assert first.point.rmse_teacher is None
+    for name, one in points.items():
+        score = quality.measure(one.samples, one.bench.reference, one.bench.network, SEED)
+        for key, value in dataclasses.asdict(score).items():
+            if not key.endswith("_se"):  # the fixture's ten resamples are over
+                assert getattr(one.point, key) == pytest.approx(value, rel=1e-9), (name, key)
+        if one is not first:
+            away = (one.samples.double() - first.samples.double()).square().mean().sqrt()
+            assert one.point.rmse_teacher == pytest.approx(float(away), rel=1e-6), name
+        asked = one.bench.network.logits(quality.to_8bit(one.samples)).argmax(1) == labels
+        assert one.point.accuracy == pytest.approx(float(asked.double().mean())), name
+    assert project.evaluate.images == COUNT
+
+
+def test_bits_are_those_of_the_classes_and_weights_of_the_images(found):
+    project, points = found
+    images, asked = shards.load_resident(paths.DATA), project.evaluate.likelihood
+    chosen = draw.some(asked.images, len(images), asked.seed, "likelihood")
+    x0, labels, some = to_float(images.pixels[chosen]), images.labels[chosen], set()
+    for name, one in points.items():
+        solver = one.plan.recipe.solver
+        has = isinstance(solver, RK45 | Posterior) and solver.noisy | isinstance(solver, RK45)
+        assert (one.point.bits is not None) == bool(has), name
+        if has:
+            sampler, condition = one.bench.sampler(one.plan), one.plan.recipe.condition(one.opened, labels)
+            assert condition.labels.tolist() == labels.tolist()
+            whole = likelihood.of(sampler, x0, asked.seed, asked.probes, 99, condition)
+            assert one.point.bits == pytest.approx(whole.mean, rel=1e-4), name
+            some.add(round(one.point.bits, 6))
+    assert len(some) >= 4
+
+
+def test_every_name_and_every_recipe_is_one_of_its_own(found):
+    _, points = found
+    assert len({one.point.recipe for one in points.values() if one.plan.checkpoint == "teacher"}) == sum(
+        one.plan.checkpoint == "teacher" for one in points.values()
+    )
+    for name in ("g2.5", "g0", "g2.5-not-class2", "g2.5-not-class0"):
+        assert f"teacher-ddim-{name}-even-{STEPS}" in points
+    for one in points.values():
+        assert json.loads(one.point.recipe) == one.plan.recipe.to_json()
