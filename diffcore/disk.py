@@ -157,6 +157,14 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
+def lock_file(path: Path) -> int:
+    """A descriptor of a file to lock, made if it is not there, that every user may lock."""
+    try:  # in a folder like /tmp, Linux refuses O_CREAT on what another user made
+        return os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)
+
+
 def clear(path: Path) -> None:
     """Removes what killed writers of `path` left beside it, and puts back what stood there if it had stepped aside."""
     own = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.(tmp|old)")

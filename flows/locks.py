@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffcore import disk
 from diffcore.mistake import Mistake
 
 POLL_SECONDS = 0.3
@@ -20,20 +21,13 @@ POLL_SECONDS = 0.3
 def take(path: Path) -> int | None:
     """A descriptor that holds the lock, or None while somebody else does. Closing it, in all who inherited it, frees it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = _open(path)
+    descriptor = disk.lock_file(path)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         return None
     return descriptor
-
-
-def _open(path: Path) -> int:
-    try:  # in a folder like /tmp, Linux refuses O_CREAT on what another user made
-        return os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)
 
 
 @contextlib.contextmanager

@@ -324,7 +324,7 @@ def alone(address: str, waiting: str = "waiting: another publishes to MLflow") -
     lock = file.parent / LOCK if file else Path(LOCK)
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(lock, os.O_RDONLY | os.O_CREAT, 0o666)
+        descriptor = disk.lock_file(lock)
     except OSError as error:
         raise Mistake(f"MLflow at {told(address)} cannot be written to: {lock}: {error.strerror}") from None
     try:

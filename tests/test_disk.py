@@ -11,6 +11,8 @@ import pytest
 
 from diffcore import disk
 from diffcore.mistake import Mistake
+from flows import locks
+from tasks import tracking
 
 DEAD = 2**22 + 7
 """A process id that Linux never gives."""
@@ -444,3 +446,30 @@ def test_no_number_that_json_lacks_is_written_and_keys_keep_their_order(tmp_path
     disk.write_json(tmp_path / "deep/er/x.json", {"b": 1, "a": 2})
     assert (tmp_path / "deep/er/x.json").read_text() == '{\n "b": 1,\n "a": 2\n}\n'
     assert disk.digest({"b": 1, "a": 2}) == disk.digest({"a": 2, "b": 1}) != disk.digest({"a": 1, "b": 2})
+
+
+def test_a_file_to_lock_is_opened_where_linux_lets_nobody_create_what_another_user_made(tmp_path, monkeypatch):
+    """fs.protected_regular: O_CREAT on a file that is there is refused in a sticky folder, though anybody may open it."""
+    real = os.open
+
+    def sticky(path, flags, *mode):
+        if flags & os.O_CREAT and Path(path).exists():
+            raise PermissionError(13, "Permission denied")
+        return real(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", sticky)
+    before = os.umask(0)
+    try:
+        made = disk.lock_file(tmp_path / "lock")
+    finally:
+        os.umask(before)
+    again = disk.lock_file(tmp_path / "lock")
+    assert os.fstat(made).st_ino == os.fstat(again).st_ino
+    assert os.fstat(made).st_mode & 0o777 == 0o666
+    for descriptor in (made, again):
+        os.close(descriptor)
+    monkeypatch.chdir(tmp_path)
+    for holding in (lambda: tracking.alone("sqlite:///mlflow.db"), lambda: locks.hold(tmp_path / "a", print, "")):
+        for _ in range(2):
+            with holding():
+                pass
