@@ -161,6 +161,17 @@ def test_a_teacher_below_the_floor_was_lucky_and_the_floor_is_the_bar():
     assert "within 1.5 times the teacher's best" in above.reason
 
 
+@pytest.mark.parametrize("tolerance", [1.1, 1.5, 4.0])
+@pytest.mark.parametrize("best", [0.05, 0.1, 0.25, 0.3, 0.32, 0.33, 0.5])
+def test_the_bar_is_the_tolerance_times_the_teacher_or_the_floor_whichever_is_higher(best, tolerance):
+    """The floor is 0.321; a teacher just below it, whose bar would be above the floor, is below it all the same."""
+    bar = tolerance * max(best, 0.321)
+    enough, short = point("enough", 2, bar * (1 - 1e-9)), point("short", 1, bar * (1 + 1e-9))
+    found = frontier(teacher(64, best), enough, short).recommend(tolerance)
+    assert found.point.name == "enough"
+    assert ("the floor of fd" in found.reason) == (best < 0.321)
+
+
 @pytest.mark.parametrize("change", [{"n": 999}, {"seed": 4}, {"features": "f" * 64}])
 @pytest.mark.parametrize("weights", ["ema", GIVEN])
 def test_what_was_measured_otherwise_is_refused_beside_the_rest(weights, change):
