@@ -202,6 +202,16 @@ def test_one_that_was_left_half_made_is_refused_with_what_to_do(path, left):
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_database_is_made_where_there_is_none_or_an_empty_file(there, tmp_path, monkeypatch):
+    made, path = [], tmp_path / "mlflow.db"
+    monkeypatch.setattr(database, "_make", made.append)
+    if there:
+        path.touch()
+    assert database.ready(path) is None
+    assert made == [path]
+
+
 @pytest.mark.slow
 def test_an_empty_file_is_as_good_as_none(tmp_path):
     """SQLite makes one before it writes the first page: all that a process killed then leaves."""
