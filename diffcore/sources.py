@@ -279,7 +279,7 @@ def _splits(entries: Iterable[Entry]) -> set[str]:
 
 def _unlabelled(source: Source) -> Source:
     entries = [replace(entry, read=functools.partial(_read_unlabelled, entry.read)) for entry in source.entries]
-    return replace(source, entries=entries, classes=None, held=source.held and _unlabelled(source.held))
+    return replace(source, entries=entries, classes=None)
 
 
 def _read_unlabelled(read: Callable[[], tuple[Sequence[Any], Any]]) -> tuple[Sequence[Any], Sequence[None]]:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import re
 import tarfile
 from pathlib import Path
 
@@ -588,3 +589,20 @@ def test_no_more_is_read_ahead_than_a_few_for_each_thread(workers):
         assert len(drawn) <= done + 1 + 2 * workers
     results.close()
     assert list(shards._in_order(lambda number: -number, range(20), workers)) == [-number for number in range(20)]
+
+
+@pytest.mark.parametrize("found", [3, 7, 27, 90, 1797, 50_000])
+def test_the_tolerance_that_a_refusal_names_is_enough(found):
+    """Rounded up, whatever the counts: what it says is what the next run takes; and no more than it has to be."""
+    for bad in {1, 2, 3, found // 3, found // 2, found - 1, found} & set(range(1, found + 1)):
+        tally = shards._Tally(found, 0.0)
+        tally.lose("a.png", bad, "torn")
+        with pytest.raises(Mistake) as told:
+            tally.judge(None)
+        share = re.search(r"set data\.tolerance to ([\d.]+)", str(told.value))
+        assert (share is None) == (bad * 1000 > 999 * found)
+        if share:
+            assert bad / found <= float(share[1]) < bad / found + 0.001
+            again = shards._Tally(found, float(share[1]))
+            again.lose("a.png", bad, "torn")
+            again.judge(None)
