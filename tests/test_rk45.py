@@ -116,9 +116,15 @@ def test_it_gives_up(monkeypatch):
         integrate(lambda y, u, rows: -y, torch.ones(1, 1).double(), 0.0, 1.0, 1e-14, 1e-14)
 
 
-def test_a_rate_that_is_not_finite_is_told():
+@pytest.mark.parametrize("broken", [(0, 1), (0,), (1,)])
+def test_a_rate_that_is_not_finite_is_told(broken):
+    """Of one sample among others too, and at once."""
+    factor, calls = torch.tensor([[torch.nan if k in broken else 1.0] for k in range(2)], dtype=torch.float64), []
     with pytest.raises(Mistake, match="not finite"):
-        integrate(lambda y, u, rows: y * torch.nan, torch.ones(2, 1).double(), 0.0, 1.0, 1e-3, 1e-3)
+        integrate(
+            lambda y, u, rows: calls.append(u) or y * factor[rows], torch.ones(2, 1).double(), 0.0, 1.0, 1e-3, 1e-3
+        )
+    assert len(calls) == 8
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
