@@ -1081,7 +1081,7 @@ def test_what_a_command_left_running_and_is_deaf_is_killed(tmp_path):
     left = int(ended.lines[-1])
     try:
         assert ended.code == 0
-        assert until(lambda: gone(left), 2)
+        assert until(lambda: gone(left))
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(left, signal.SIGKILL)
@@ -1116,6 +1116,37 @@ def test_a_leash_that_is_told_to_end_stops_its_command_and_says_so_by_its_code(t
         leash.send_signal(number)
         assert leash.wait(60) == 143
     assert gone(child.pid)
+
+
+ALL_DEAF = f"""
+import signal, subprocess, sys, time
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, signal.SIG_IGN)
+below = sys.argv[1:] and subprocess.Popen([sys.executable, "-c", {DEAF!r}], stdout=subprocess.PIPE)
+if below:
+    below.stdout.readline()
+    print(below.pid, flush=True)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("below", [[], ["one"]], ids=["alone", "with one below"])
+def test_a_command_that_is_deaf_is_killed_with_all_that_is_below_it(below, tmp_path):
+    """When the grace is over: the command itself too, which no list of what is below it has."""
+    words = [sys.executable, str(LEASH), "0.2", str(os.getpid()), sys.executable, "-c", ALL_DEAF, *below]
+    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as leash:
+        told = [line.strip() for line in iter(leash.stdout.readline, "ready\n")]
+        family = [leash.pid, *(process.pid for process in psutil.Process(leash.pid).children(recursive=True))]
+        assert len(family) == 2 + len(told) == 2 + len(below)
+        try:
+            leash.send_signal(signal.SIGTERM)
+            assert leash.wait(30) == 143
+            assert until(lambda: all(map(gone, family)))
+        finally:
+            for pid in family:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 def test_a_command_does_not_outlive_a_leash_that_was_killed(tmp_path):
@@ -1168,6 +1199,16 @@ def test_all_commands_are_asked_to_end_before_the_first_is_waited_for(tmp_path):
     with pytest.raises(Stopped):
         running.pause(0)
     Running().pause(0)
+
+
+def test_looking_at_a_lock_that_is_held_leaves_nothing_open(tmp_path):
+    """A run that waits looks three times a second, for hours."""
+    held = locks.take(tmp_path / "lock")
+    before = sorted(os.listdir("/proc/self/fd"))
+    assert [locks.take(tmp_path / "lock") for _ in range(5)] == [None] * 5
+    assert sorted(os.listdir("/proc/self/fd")) == before
+    os.close(held)
+    os.close(locks.take(tmp_path / "lock"))
 
 
 def test_a_lock_is_made_for_everybody_and_another_user_s_is_only_opened(tmp_path, monkeypatch):
@@ -1394,7 +1435,7 @@ def test_however_a_service_answers_sigterm_nothing_of_it_lives_on(tmp_path, monk
         assert services._end("worker", folder)
         if how == "starts another":
             left.append(int((tmp_path / "own").read_text()))
-        assert until(lambda: gone(left[0].pid) and all(map(gone, left[1:])), 2)
+        assert until(lambda: gone(left[0].pid) and all(map(gone, left[1:])))
     finally:
         for pid in (left[0].pid, *left[1:]):
             with contextlib.suppress(ProcessLookupError):
