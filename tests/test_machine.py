@@ -478,6 +478,7 @@ def test_one_that_only_reads_is_waited_for_too_and_looked_at_again(workspace, mo
     slept = []
 
     def sleep(seconds: float) -> None:
+        assert not slept, "the dead one is waited for"
         slept.append(seconds)
         held(read={"a": [{"pid": DEAD, "cmd": "dvc"}]})  # it has ended, and DVC did not take it out
 
