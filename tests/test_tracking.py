@@ -62,7 +62,7 @@ def write_files(folder: Path, shown: dict) -> None:
     for number, name in enumerate(
         ("frontier.png", "samples/all.png", *(f"samples/{p['name']}.png" for p in shown["points"]))
     ):
-        pictures.grid(ramp(4, 8, 8, 1) // (number + 1), folder / name)  # no two alike
+        pictures.grid(ramp(4, 8, 8, 1) // (number % 250 + 1) + number // 250, folder / name)  # no two alike
 
 
 def write_checkpoint(folder: Path, p: dict) -> str:
