@@ -1,5 +1,7 @@
 """What becomes of a user's picture, and what is said when there is none."""
 
+import ast
+import gc
 import io
 import json
 import os
@@ -464,6 +466,69 @@ def test_an_npy_of_the_second_version_is_read_and_of_the_third_not():
         else:
             with pytest.raises(ValueError, match="header"):
                 tars.array(file.getvalue())
+
+
+@pytest.mark.parametrize("kind", ["u1", "<u2", ">i4", "<i8"])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3), (2, 3, 4, 3), (0, 5)])
+@pytest.mark.parametrize("written", [lambda words: words, lambda words: words.replace("'", '"').replace(" ", "")])
+def test_the_header_of_an_npy_is_read_as_numpy_reads_it(kind, shape, written):
+    values = np.arange(np.prod(shape), dtype=kind).reshape(shape)
+    words = written(npy(values)[10:128].decode().strip())
+    file = b"\x93NUMPY\x02\x00" + struct.pack("<I", len(words)) + words.encode() + values.tobytes()
+    found, right = tars.array(file), np.load(io.BytesIO(file))
+    assert (found.dtype, found.shape) == (right.dtype, right.shape)
+    assert np.array_equal(found, right)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "",
+        "{",
+        "{}",
+        "{'descr': '|u1', 'fortran_order': False, }",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (3), }",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': 3, }",
+        "{'descr': '|u1', 'fortran_order': 0, 'shape': (3,), }",
+        "{'descr': '|u1' 'fortran_order': False, 'shape': (3,), }",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (3,), 'more': 1}",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (3,), } + {}",
+        "x{'descr': '|u1', 'fortran_order': False, 'shape': (3,), }",
+        "{'descr': '|u3', 'fortran_order': False, 'shape': (3,), }",
+        "{'descr': [('a', '|u1')], 'fortran_order': False, 'shape': (3,), }",
+        "{'descr': __import__('os'), 'fortran_order': False, 'shape': (3,), }",
+    ],
+)
+def test_a_header_that_says_something_else_is_refused(words):
+    file = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(words)) + words.encode() + b"\0\1\2"
+    with pytest.raises(ValueError, match=r"the header of the \.npy cannot be read"):
+        tars.array(file)
+
+
+def test_an_array_is_whole_whatever_is_parsed_beside_it():
+    """Python's parser of syntax trees, with which NumPy reads a header, fails where another one begins within it."""
+
+    class Rubbish:
+        more = True
+
+        def __init__(self):
+            self.itself = self
+
+        def __del__(self):  # in the midst of what was at work, as another thread is
+            ast.literal_eval("[1, (2, 3)]")
+            if Rubbish.more:
+                Rubbish()
+
+    whole, before = npy(np.arange(12).reshape(3, 4)), gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        Rubbish()
+        found = [int(tars.array(whole).sum()) for _ in range(20)]
+    finally:
+        Rubbish.more = False
+        gc.set_threshold(*before)
+        gc.collect()
+    assert found == [66] * 20
 
 
 def test_whole_numbers_of_32_bits_are_refused_too():
