@@ -2,6 +2,7 @@
 
 import shutil
 
+import jaxtyping
 import pytest
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,14 @@ def schedule(request) -> Schedule:
 def one_thread():
     """Each process of the suite keeps to a core of its own."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def without_shape_checks():
+    """For tests of many small steps, most of whose time is the checks of their shapes: others check the same functions."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

@@ -23,6 +23,8 @@ from diffcore.solvers.unipc import UniPC
 from diffcore.trajectory import Trajectory, even
 from tests.conftest import gaussian, mixture, randn
 
+pytestmark = pytest.mark.usefixtures("without_shape_checks")
+
 BELIEF = (0.7, -0.4, 0.3)
 """The coefficients of 1, lambda and lambda^2."""
 PREDICTS = pytest.mark.parametrize("predicts", ["eps", "x0"])

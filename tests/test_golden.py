@@ -37,7 +37,10 @@ from diffcore.skip_tuning import skip_tuned
 from diffcore.solvers import SOLVERS
 from diffcore.solvers.analytic import Analytic
 from diffcore.trajectory import TRAJECTORIES, Trajectory
+from tests import test_losses, test_solver
 from tests.test_unet import stirred
+
+pytestmark = pytest.mark.usefixtures("without_shape_checks")
 
 GOLDEN = Path(__file__).with_name("golden.json")
 SHAPE = (3, 6, 4)
@@ -71,13 +74,10 @@ def waves(*shape: int, phase: float = 0.0) -> Tensor:
     return (torch.arange(math.prod(shape), dtype=torch.float64) * 0.7548776662 + phase).mul(3.1).sin().reshape(shape)
 
 
-def changes(kind: type, options: dict[str, list[Any]], **given: Any) -> Iterator[tuple[str, Any]]:
-    """As it is by default, and with each option set to each of its other values; `a b` are two that act together."""
-    yield "", kind(**given)
-    for key, values in options.items():
-        for value in values:
-            several = {key: value} if " " not in key else dict(zip(key.split(), value))
-            yield f"{key}={value}", kind(**{**given, **several})
+def lines(pairs: Iterable[tuple[dict, dict]]) -> list[dict]:
+    """Of pairs of what is said and what is said instead of a part: every line that they make, once."""
+    every = [line for base, change in pairs for line in (base, base | change)]
+    return [line for k, line in enumerate(every) if line not in every[:k]]
 
 
 # --------------------------------------------------------------------------------------------- schedules and times
@@ -101,31 +101,6 @@ for _name, _schedule in NOISES.items():
 
 # ---------------------------------------------------------------------------------------------------------- solvers
 
-SINGLESTEP = {"solver_type": ["heun"], "spacing": ["time"]}
-MULTISTEP = {"lower_order_final": [False], "solver_type": ["heun"]}
-ADAPTIVE = {"rtol": [0.01], "atol": [0.1], "predicts": ["x0"]}
-OPTIONS: dict[str, dict[str, list[Any]]] = {
-    "analytic": {"eta": [0.0, 0.4], "estimator": ["norm"], "last": [0.05]},
-    "ddim": {"eta": [0.3, 1.0]},
-    "dpm_solver_12": ADAPTIVE,
-    "dpm_solver_23": ADAPTIVE,
-    "dpm_solver_2": SINGLESTEP,
-    "dpm_solver_3": SINGLESTEP,
-    "dpmpp_2s": SINGLESTEP,
-    "dpmpp_3s": SINGLESTEP,
-    "dpm_solver_2m": MULTISTEP,
-    "dpmpp_2m": MULTISTEP,
-    "dpmpp_2m_sde": MULTISTEP,
-    "dpm_solver_3m": {**MULTISTEP, "corrected": [True]},
-    "dpmpp_3m": {**MULTISTEP, "corrected": [True]},
-    "dpm_solver_fast": {"predicts": ["x0"], "uses": [2], "solver_type": ["heun"]},
-    "edm": {"churn": [0.0, 1.0], "s_min": [1.0], "s_max": [2.0], "noise": [1.1]},
-    "langevin": {"inner": [2], "rate": [0.1]},
-    "predictor_corrector": {"predictor": ["euler_maruyama", "ddpm"], "snr": [0.3], "corrections": [2]},
-    "rk45": {"rtol": [1e-6], "atol": [1e-6]},
-    "unipc": {"uses": [1, 3], "variant": ["bh1", "vary_coeff"], "lower_order_final": [False], "predicts": ["eps"]},
-}
-
 
 def mixture(schedule: Schedule) -> MixtureDenoiser:
     return MixtureDenoiser(torch.tensor([0.3, 0.7]).double(), waves(2, 5), 0.05 + waves(2, 5, phase=1.0) ** 2, schedule)
@@ -147,16 +122,21 @@ AT = {
     "begins late": (0.9, 0.62, 0.41, 0.18, 0.05, 0.0),
     "ends early": (0.95, 0.7, 0.5, 0.2, 0.11, 0.03),
 }
-for _word, _kind in SOLVERS.items():
-    for (_told, _solver), (_name, _schedule), (_which, _times) in itertools.product(
-        changes(_kind, OPTIONS.get(_word, {})), NOISES.items(), AT.items()
+for _word in SOLVERS:
+    for _line, (_name, _schedule), (_which, _times) in itertools.product(
+        lines([({}, {}), *test_solver.CHANGES.get(_word, [])]), NOISES.items(), AT.items()
     ):
-        if _name != "linear" and (_which == "ends early" or (_told and _name != "ve")):
+        if _name != "linear" and (_which == "ends early" or (_line and _name != "ve")):
             continue
 
-        @measured("solver", _word, _told, _name, _which)
-        def _(solver: Any = _solver, schedule: Schedule = _schedule, times: tuple[float, ...] = _times):
-            return [solved(solver, schedule, Trajectory(times))]
+        @measured("solver", _word, _line, _name, _which)
+        def _(
+            word: str = _word,
+            line: dict[str, Any] = _line,
+            schedule: Schedule = _schedule,
+            times: tuple[float, ...] = _times,
+        ):
+            return [solved(SOLVERS[word](**line), schedule, Trajectory(times))]
 
 
 # ---------------------------------------------------------------------------------------------------------- networks
@@ -219,66 +199,6 @@ for _cache in CACHES:
 
 # --------------------------------------------------------------------------------------------------------- trainings
 
-MET: dict[str, tuple[dict[str, Any], dict[str, list[Any]]]] = {
-    "consistency": (
-        {"steps": 8, "target_ema": 0.9},
-        {
-            "distance": ["squared", "perceptual"],
-            "distance floor": [("perceptual", 0.5)],
-            "huber": [0.03],
-            "hop": ["heun", "substeps"],
-            "hop substeps": [("substeps", 2)],
-            "steps_end": [32],
-            "steps_end anneal": [(32, 1.0)],
-            "target_ema": [0.0],
-            "steps": [5],
-        },
-    ),
-    "consistency_training": (
-        {},
-        {
-            "schedule": ["ect"],
-            "mean": [0.5],
-            "std": [1.0],
-            "first": [20],
-            "first last": [(20, 40)],
-            "huber": [0.1],
-            "weight": ["one"],
-            "schedule mean": [("ect", 0.5)],
-            "schedule std": [("ect", 1.0)],
-            "schedule q": [("ect", 1.5)],
-            "schedule k": [("ect", 2.0)],
-            "schedule b": [("ect", 3.0)],
-            "schedule stages": [("ect", 3)],
-        },
-    ),
-    "continuous": (
-        {},
-        {"data": ["training"], "mean": [0.3], "std": [0.8], "warmup": [0.9], "norm": [1.0], "weight": ["inverse_tan"]},
-    ),
-    "denoising": (
-        {},
-        {"weight": ["snr_plus_one", "truncated_snr", "snr", "min_snr"], "weight gamma": [("min_snr", 2.0)]},
-    ),
-    "distribution_matching": ({}, {"steps": [3], "critic_updates": [2], "critic_lr": [1e-2], "adversarial": [0.3]}),
-    "guided": ({}, {"weight": ["one"]}),
-    "phased": (
-        {"target_ema": 0.9},
-        {
-            "steps": [16],
-            "phases": [2],
-            "target_ema": [0.0],
-            "distance": ["squared"],
-            "huber": [0.03],
-            "weight": ["endpoint"],
-            "adversarial": [0.3],
-            "adversarial critic_lr": [(0.3, 1e-2)],
-        },
-    ),
-    "progressive": ({"steps": 4}, {"weight": ["one", "snr_plus_one", "snr"], "factor": [4], "clip": [True]}),
-}
-"""What must be given, and what else a method knows."""
-
 TRAINED = {"iterations": 3, "batch": 4, "lr": 3e-3, "ema": 0.7}
 FITTED: dict[str, dict[str, Any]] = {
     "": {},
@@ -333,19 +253,20 @@ def taught(
     yield torch.cat([part.detach().flatten() for part in moved]).norm()
 
 
-for _name, (_given, _options) in MET.items():
-    _module = methods.load(_name)
-    for _told, _config in changes(_module.Config, _options, **_given):
+for _name, _pairs in test_losses.CHANGES.items():
+    _weights = (1.0, 4.0) if _name == "guided" else None
+    _all = lines(_pairs)
+    for _line in _all:
 
-        @measured("method", _name, _told)
-        def _(name: str = _name, config: Any = _config):
-            return taught(name, config, {}, 3, (1.0, 4.0) if name == "guided" else None)
+        @measured("method", _name, _line)
+        def _(name: str = _name, line: dict[str, Any] = _line, weights: Any = _weights):
+            return taught(name, methods.load(name).Config(**line), {}, 3, weights)
 
     for _noise in ("linear", "discrete", "subvp"):
 
         @measured("method", _name, "on", _noise)
-        def _(name: str = _name, noise: str = _noise):
-            config, weights = methods.load(name).Config(**MET[name][0]), (1.0, 4.0) if name == "guided" else None
+        def _(name: str = _name, line: dict[str, Any] = _all[0], noise: str = _noise, weights: Any = _weights):
+            config = methods.load(name).Config(**line)
             return taught(name, config, {}, 3 if weights else None, weights, NOISES[noise])
 
 
@@ -509,35 +430,19 @@ def test_every_number_that_is_kept_is_worked_out():
     assert list(kept()) == list(MEASURED)
 
 
-def test_every_option_of_every_solver_and_method_is_changed_here():
-    """One that is new belongs into OPTIONS or MET."""
-    told_of = {word: (kind, OPTIONS.get(word, {})) for word, kind in SOLVERS.items()}
-    told_of |= {name: (methods.load(name).Config, {**MET[name][0], **MET[name][1]}) for name in methods.names()}
-    for word, (kind, options) in told_of.items():
-        changed = {word for key in options for word in key.split()}
-        assert changed == {field.name for field in dataclasses.fields(kind)}, word
-
-
 def test_every_change_changes_the_numbers():
-    """Of what is compared here no two are alike: an option that did nothing would be held to its nothing."""
+    """An option that did nothing would be held to its nothing; those of solvers and methods have such a test elsewhere."""
     groups: dict[tuple[str, ...], list[str]] = {}
-    for name, numbers in kept().items():
+    for name in kept():
         kind, *words = name.split(" ")
-        whose = {"method": 1, "fit": 0, "solver": 1, "bits": 1, "cache": 0, "belief": 0}.get(kind)
-        if whose is not None and numbers != "refused":
-            groups.setdefault((kind, *words[:whose], *(words[-3:] if kind == "solver" else ())), []).append(name)
-    alike = []
-    for names in groups.values():
-        for one, other in itertools.combinations(names, 2):
-            if kept()[one] == kept()[other]:
-                alike.append((one, other))
-    known = (
-        ("spacing=time", " ve "),  # whose half log-SNR is even in time
-        ("lower_order_final=False", "late"),  # a step to sigma 0 is of first order all the same
-        ("weight=snr_plus_one", ""),  # which is the weight `one` of v
-    )
-    assert [pair for pair in alike if not any(a in pair[1] and b in pair[1] for a, b in known)] == []
-    assert all(any(a in pair[1] for pair in alike) for a, _ in known)
+        if kind in ("fit", "cache", "belief", "bits"):
+            groups.setdefault((kind, *words[: kind == "bits"]), []).append(name)
+    alike = [pair for names in groups.values() for pair in itertools.combinations(names, 2) if same(*pair)]
+    assert alike == []
+
+
+def same(one: str, other: str) -> bool:
+    return kept()[one] == kept()[other] != "refused"
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from diffcore.solvers.unipc import UniPC
 from diffcore.trajectory import Trajectory
 from tests.conftest import make_solver, mixture, randn
 
+pytestmark = pytest.mark.usefixtures("without_shape_checks")
+
 SOLVED: dict[str, Solver] = {name: make_solver(name) for name in SOLVERS}
 CASES: dict[str, Solver] = {
     **{name: solver for name, solver in SOLVED.items() if solver.order is not None and not solver.adaptive},

@@ -30,6 +30,8 @@ from tests.test_consistency_training import GaussianFeed
 from tests.test_fit import COMPUTE, job, run, same, stop_at
 from tests.test_methods import Exact, roles, toss
 
+pytestmark = pytest.mark.usefixtures("without_shape_checks")
+
 GRIDS = [(1, 1), (4, 1), (4, 4), (8, 4), (6, 3), (12, 3), (50, 5), (49, 7), (64, 4), (96, 6), (1000, 8)]
 ADVERSARIAL = Config(steps=8, phases=2, adversarial=0.1)
 

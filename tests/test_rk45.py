@@ -18,6 +18,8 @@ from diffcore.solvers.rk45 import RK45
 from diffcore.trajectory import Trajectory, even, karras
 from tests.conftest import gaussian, make_schedule, mixture, randn
 
+pytestmark = pytest.mark.usefixtures("without_shape_checks")
+
 WHOLE = Trajectory((1.0, 0.0))
 
 

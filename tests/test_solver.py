@@ -17,6 +17,8 @@ from diffcore.solvers.langevin import PREDICTORS, Langevin, PredictorCorrector
 from diffcore.trajectory import Trajectory, even, karras
 from tests.conftest import exact_gamma, gaussian, make_schedule, make_solver, mixture, randn
 
+pytestmark = pytest.mark.usefixtures("without_shape_checks")
+
 DETERMINISTIC = [name for name, kind in SOLVERS.items() if kind().order is not None and not kind().adaptive]
 STEPWISE = [name for name, kind in SOLVERS.items() if issubclass(kind, Stepwise)]
 

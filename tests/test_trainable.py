@@ -33,6 +33,8 @@ from diffcore.schedule import Cosine
 from tests.test_consistency_training import Affine as Smooth
 from tests.test_consistency_training import GaussianFeed
 
+pytestmark = pytest.mark.usefixtures("without_shape_checks")
+
 MEAN, STD, KNOTS = 0.2, 0.5, 16
 COMPUTE = Compute(threads=1, precision="no", compile=False, save_seconds=1e9, memory_gb=1.0)
 Map = Callable[[Tensor, Tensor], Tensor]
