@@ -4,7 +4,6 @@ Its betas become a Discrete schedule of as many steps, its prediction_type a hea
 is approximated: what has no exact counterpart here is refused. A checkpoint of this pipeline's own is taken as its card says.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -155,8 +154,8 @@ def _settings(folder: Path) -> dict[str, Any]:
             f"{folder} is not a teacher in diffusers' format: {SCHEDULER} is missing; save its pipeline with save_pretrained"
         )
     try:
-        found = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
+        found = disk.parse_json(path.read_text())
+    except ValueError as error:
         raise Mistake(f"{path} is not valid JSON ({error}); fetch or write it again") from None
     name = found.get("_class_name") if isinstance(found, dict) else None
     flag = next((key for key in FLAGS if found.get(key)), None) if isinstance(found, dict) else None

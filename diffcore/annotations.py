@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffcore import disk
 from diffcore.mistake import Mistake
 from diffcore.tars import MOST_CLASSES, printable
 
@@ -207,8 +208,8 @@ def _text(root: Path, name: str) -> str:
 
 def _json(text: str, what: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return disk.parse_json(text)
+    except ValueError as error:
         raise Mistake(f"data.source: {what} is not JSON ({error}): mend or remove it") from None
 
 

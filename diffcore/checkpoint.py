@@ -6,7 +6,6 @@ A folder without a valid card and matching sha256s is not a checkpoint. Weights 
 The card holds nothing that changes from run to run (no dates, no seconds), so equal jobs give equal bytes.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -151,9 +150,9 @@ def read_card(folder: Path) -> Card:
     if not path.exists():
         raise Mistake(f"{folder} is not a checkpoint: it has no card.json; run the stage that makes it")
     try:
-        fields = json.loads(path.read_text())
+        fields = disk.parse_json(path.read_text())
         card = Card(**fields)
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError) as error:
         raise Mistake(f"{path} is damaged ({_first_line(error)}); run the stage that makes it again") from None
     if card.schema != SCHEMA:
         raise Mistake(

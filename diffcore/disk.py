@@ -49,6 +49,14 @@ def write(path: Path, content: bytes | str) -> None:
     _sync_folder(path.parent)
 
 
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text. Raises ValueError, also for brackets nested deeper than Python follows."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def write_json(path: Path, value: Any) -> None:
     """`write` for JSON, readable and with a stable order of keys as given; refuses NaN, which is not JSON."""
     write(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
@@ -66,10 +74,10 @@ def read_sealed(path: Path, schema: int | None, remedy: str) -> dict[str, Any]:
     A Mistake that ends with the remedy for a file that is missing, torn, changed or of another schema.
     """
     try:
-        value = json.loads(Path(path).read_bytes())
+        value = parse_json(Path(path).read_bytes())
     except FileNotFoundError:
         raise Mistake(f"{path} is missing; {remedy}") from None
-    except (ValueError, RecursionError):
+    except ValueError:
         raise Mistake(f"{path} is damaged, it is not JSON; {remedy}") from None
     if not isinstance(value, dict) or "seal" not in value:
         raise Mistake(f"{path} has no seal: another version wrote it, or it was changed since; {remedy}")

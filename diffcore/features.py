@@ -10,7 +10,6 @@ With labels the network learns to tell the classes apart; without, by how many q
 
 import dataclasses
 import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -269,14 +268,14 @@ _REMEDY = "make it again with the stage `features`"
 
 def _read_card(folder: Path) -> tuple[Card, dict[str, Any]]:
     try:
-        stored = json.loads((folder / CARD).read_text())
+        stored = disk.parse_json((folder / CARD).read_text())
         fields = {field.name: stored[field.name] for field in dataclasses.fields(Card)}
         fields |= {"config": Config(**stored["config"]), "shape": tuple(stored["shape"])}
         if stored["schema"] != SCHEMA or not {"digest", "files"} <= stored.keys() or WEIGHTS not in stored["files"]:
             raise ValueError("schema, digest or files")
     except OSError as error:
         raise Mistake(f"{folder} holds no feature network (no readable {CARD}); {_REMEDY}") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise Mistake(f"{folder / CARD} is not the card of a feature network ({error}); {_REMEDY}") from error
     return Card(**fields), stored
 

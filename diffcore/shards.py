@@ -11,7 +11,6 @@ import functools
 import hashlib
 import io
 import itertools
-import json
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -572,10 +571,10 @@ def _digest(content: dict[str, Any]) -> str:
 def _parse(folder: Path) -> Manifest:
     path = folder / "manifest.json"
     try:
-        value = json.loads(path.read_bytes())
+        value = disk.parse_json(path.read_bytes())
     except FileNotFoundError:
         raise Mistake(f"{folder} holds no manifest.json: run the shard stage") from None
-    except (ValueError, RecursionError):
+    except ValueError:
         raise Mistake(f"{path} is not JSON: run the shard stage again") from None
     if not isinstance(value, dict) or value.get("schema") != SCHEMA:
         raise Mistake(f"{path} is not a manifest of schema {SCHEMA}: run the shard stage again")

@@ -7,7 +7,6 @@ is ever used as a path, and an unknown extension is refused rather than passed o
 import functools
 import io
 import itertools
-import json
 import re
 import struct
 import tarfile
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from diffcore import disk
 from diffcore.mistake import Mistake
 
 EXTENSIONS = {
@@ -148,7 +148,7 @@ def _number(content: bytes) -> int:
 
 
 def _json_label(content: bytes | memoryview) -> int | None:
-    value = json.loads(bytes(content))
+    value = disk.parse_json(bytes(content))
     label = value.get("label", value.get("cls")) if isinstance(value, dict) else value
     if label is not None and type(label) is not int:
         raise ValueError("the label in the .json is not a whole number")

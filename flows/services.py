@@ -106,7 +106,7 @@ class Folder:
 
     def record(self, name: str) -> Record | None:
         try:
-            return Record(**json.loads((self.path / f"{name}.json").read_text()))
+            return Record(**disk.parse_json((self.path / f"{name}.json").read_text()))
         except (OSError, ValueError, TypeError):
             return None
 
@@ -462,7 +462,7 @@ def ask(url: str, body: Any = None, plain: bool = False) -> Any:
     try:
         with straight.open(request, timeout=TALK_SECONDS) as answer:
             text = answer.read().decode()
-        return text if plain else json.loads(text)
+        return text if plain else disk.parse_json(text)
     except (OSError, ValueError, http.client.HTTPException):
         return None
 

@@ -128,7 +128,7 @@ def _forget_the_dead() -> None:
     """DVC itself counts one that nobody has waited for yet, or whose number another process has by now, as at work."""
     written = HOLDERS.stat().st_mtime
     try:
-        held = json.loads(HOLDERS.read_text())
+        held = disk.parse_json(HOLDERS.read_text())
         writers, readers = held.get("write", {}), held.get("read", {})
         write = {path: one for path, one in writers.items() if _lives(one, written)}
         read = {path: [one for one in ones if _lives(one, written)] for path, ones in readers.items()}
@@ -165,7 +165,7 @@ def wait_for_others(patience: float = 15.0) -> None:
 
 def _at_work() -> int | None:
     with contextlib.suppress(OSError, ValueError):
-        held = json.loads(HOLDERS.read_text())
+        held = disk.parse_json(HOLDERS.read_text())
         ones = [*held.get("write", {}).values(), *(one for ones in held.get("read", {}).values() for one in ones)]
         return next((int(one["pid"]) for one in ones), None)
     return None
@@ -202,7 +202,7 @@ def _restored(path: Path, md5: Any) -> bool:
 
 def _restore_folder(path: Path, md5: str) -> None:
     with disk.folder(path) as new:
-        for part in json.loads(_object(md5).read_text()):
+        for part in disk.parse_json(_object(md5).read_text()):
             (new / part["relpath"]).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(_object(part["md5"]), new / part["relpath"])
 

@@ -8,7 +8,6 @@ next time it knows its own files from those of others. Names that begin with `.d
 import contextlib
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 import stat
@@ -167,11 +166,11 @@ def _read(folder: Path) -> Prints | None:
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
             raise ValueError
-        files = json.loads(path.read_bytes())["files"]
+        files = disk.parse_json(path.read_bytes())["files"]
         if all(_inside(name) and all(isinstance(print, str) for print in prints) for name, prints in files.items()):
             return files
         raise ValueError
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise Mistake(
             f"{path} is damaged, so what in this folder is whose cannot be told: move the folder away or name another"
         ) from None

@@ -102,8 +102,8 @@ def tiles(path: Path) -> np.ndarray:
 
     try:
         with Image.open(path) as picture:
-            about, sheet = json.loads(picture.text["tiles"]), np.asarray(picture)
-    except (OSError, KeyError, AttributeError) as error:
+            about, sheet = disk.parse_json(picture.text["tiles"]), np.asarray(picture)
+    except (OSError, KeyError, AttributeError, ValueError) as error:
         raise Mistake(f"{path} is not a grid of samples ({error!r}); run the evaluate stage again") from None
     (n, h, w, c), columns, scale = about["shape"], about["columns"], about["scale"]
     sheet = sheet.reshape(*sheet.shape[:2], c)

@@ -119,7 +119,16 @@ def test_where_nothing_can_be_written_nothing_is_mended_and_nothing_fails(worksp
     assert dvc_files.LOCK.read_bytes() == b""
 
 
-TORN = ["", "garbage", "[]", '{"write": 3}', '{"write": {"x": {"pid": 1}}}', '{"read": {"x": [7]}}', "\x00" * 20]
+TORN = [
+    "",
+    "garbage",
+    "[]",
+    '{"write": 3}',
+    '{"write": {"x": {"pid": 1}}}',
+    '{"read": {"x": [7]}}',
+    "\x00" * 20,
+    "[" * 100_000,
+]
 
 
 @pytest.mark.parametrize("content", TORN)

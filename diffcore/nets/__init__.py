@@ -1,11 +1,11 @@
 """Networks in diffusers' format: our U-Net where it fits, anything else through the adapter."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from diffcore import disk
 from diffcore.mistake import Mistake
 from diffcore.nets import unet
 
@@ -55,8 +55,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise Mistake(f"{folder} holds no network: {CONFIG} is missing; give a local folder in diffusers' format")
     try:
-        content = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
+        content = disk.parse_json(path.read_text())
+    except ValueError as error:
         raise Mistake(f"{path} is not valid JSON ({error}); fetch or write it again") from None
     if not isinstance(content, dict) or not isinstance(content.get("_class_name"), str):
         raise Mistake(f"{path} does not say which network it is: it needs _class_name, as diffusers writes it")
