@@ -16,6 +16,8 @@ from diffcore.trajectory import even, karras
 from tests.conftest import gaussian, make_solver, randn, toy_denoiser
 from tests.test_condition import TwoBlobs
 
+pytestmark = pytest.mark.usefixtures("without_shape_checks")
+
 LIMITS = {"clip": Clip(0.4), "threshold": Threshold(0.6, 1.5), "threshold to 1": Threshold(0.9)}
 OFF_X0 = {"euler_maruyama", "reverse_diffusion", "predictor_corrector"}
 """Whose last step is not to the believed x_0 itself."""

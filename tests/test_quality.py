@@ -18,6 +18,8 @@ from diffcore.quality import Moments, Reference, fidelity, floor, frechet, kid, 
 from diffcore.shards import Images
 from tests.conftest import dice, randn
 
+pytestmark = pytest.mark.usefixtures("without_shape_checks")
+
 
 def f64(*values: float | list[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)

@@ -26,6 +26,8 @@ from diffcore.solvers.sde import EulerMaruyama, ReverseDiffusion
 from diffcore.trajectory import Trajectory, even, karras
 from tests.conftest import gaussian, make_schedule, make_solver, randn
 
+pytestmark = pytest.mark.usefixtures("without_shape_checks")
+
 SHAPE = (2, 3)
 AFFINE = [name for name in SOLVERS if make_solver(name).noisy and name != "predictor_corrector"]  # which takes norms
 SMOOTH = [name for name in AFFINE if name != "renoise"]  # whose jumps are a consistency model's, not a denoiser's
