@@ -96,7 +96,7 @@ OWN = (
     _own("diffcore/shards.py", '"shape", "classes", "members")', '"shape", "members")', "the data's digest does not cover the classes", "shards"),
     _own("diffcore/shards.py", "if hashlib.sha256(content).hexdigest() != shard.sha256:", "if not content:", "a shard's digest is not checked", "shards", "feed"),
     _own("diffcore/sources.py", "left, top = (width - size) // 2, (height - size) // 2", "left, top = 0, 0", "the crop is the corner, not the middle", "sources"),
-    _own("diffcore/tars.py", 'if fortran or dtype.kind not in "iu":', "if fortran:", "an .npy may hold anything", "shards", "sources"),
+    _own("diffcore/tars.py", 'if items["fortran_order"] != "False" or dtype.kind not in "iu":', 'if items["fortran_order"] != "False":', "an .npy may hold anything", "shards", "sources"),
     _own("diffcore/tars.py", "if size < 512:", "if size < 0:", "a tar that ends early is taken for whole", "shards", "sources"),
     _own("diffcore/checkpoint.py", "if disk.sha256(file) != digest:", "if False:", "a checkpoint's files are not checked", "checkpoint"),
     _own("diffcore/checkpoint.py", "if card.seal != card.sealed() or card.digest", "if card.digest", "a changed card is taken", "checkpoint"),
