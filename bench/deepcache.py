@@ -10,15 +10,15 @@ import time
 
 import torch
 
-from diffcore.deepcache import Config, DeepCached
-from diffcore.denoiser import Denoiser, NetDenoiser
-from diffcore.draw import noises
-from diffcore.meter import Meter, Metered
+from diffcore.core.draw import noises
+from diffcore.denoisers.denoiser import Denoiser, NetDenoiser
+from diffcore.denoisers.meter import Meter, Metered
 from diffcore.nets import unet
-from diffcore.sampler import Sampler
-from diffcore.schedule import Cosine
-from diffcore.solvers import SOLVERS
-from diffcore.trajectory import even
+from diffcore.noise.schedule import Cosine
+from diffcore.noise.trajectory import even
+from diffcore.sampling.deepcache import Config, DeepCached
+from diffcore.sampling.sampler import Sampler
+from diffcore.sampling.solvers import SOLVERS
 
 THREADS, SHAPE, BATCH, STEPS, ROUNDS, INTERVALS = 2, (3, 32, 32), 4, 20, 5, (1, 2, 3, 5)
 

@@ -8,11 +8,11 @@ import time
 
 import torch
 
-from diffcore.denoiser import NetDenoiser, label
-from diffcore.draw import noises
-from diffcore.gamma import Config, estimate
+from diffcore.core.draw import noises
+from diffcore.denoisers.denoiser import NetDenoiser, label
 from diffcore.nets import unet
-from diffcore.schedule import Cosine
+from diffcore.noise.schedule import Cosine
+from diffcore.search.gamma import Config, estimate
 
 THREADS, ROUNDS = 2, 5
 CONFIG = Config(steps=1000, images=10, batch=500, seed=0)

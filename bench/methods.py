@@ -14,11 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffcore import checkpoint, features, feed, fit, methods, quality, shards
-from diffcore.denoiser import NetDenoiser
-from diffcore.sampler import Sampler
-from diffcore.solvers import SOLVERS
-from diffcore.trajectory import even
+from diffcore import methods
+from diffcore.checkpoints import checkpoint
+from diffcore.data import feed, shards
+from diffcore.denoisers.denoiser import NetDenoiser
+from diffcore.metrics import features, quality
+from diffcore.noise.trajectory import even
+from diffcore.sampling.sampler import Sampler
+from diffcore.sampling.solvers import SOLVERS
+from diffcore.training import fit
 from tasks.params import Distill, mentor_of
 
 BATCH, IMAGES, STEPS = 128, 1000, (1, 2, 4, 8)

@@ -10,8 +10,8 @@ import time
 import torch
 from torch import Tensor
 
-from diffcore import quality
-from diffcore.quality import Moments
+from diffcore.metrics import quality
+from diffcore.metrics.quality import Moments
 
 THREADS, ROUNDS, DIMENSION = 1, 3, 64
 

@@ -9,7 +9,7 @@ import tracemalloc
 
 import numpy as np
 
-from diffcore import search
+from diffcore.search import search
 
 EDGES = 0.58
 """The digits' share of values at an end of their range."""

@@ -13,12 +13,13 @@ import warnings
 import torch
 from accelerate import Accelerator
 
-from diffcore import fit, methods
-from diffcore.denoiser import NetDenoiser
-from diffcore.feed import ResidentFeed
+from diffcore import methods
+from diffcore.data.feed import ResidentFeed
+from diffcore.data.shards import Images
+from diffcore.denoisers.denoiser import NetDenoiser
 from diffcore.nets import unet
-from diffcore.schedule import Cosine
-from diffcore.shards import Images
+from diffcore.noise.schedule import Cosine
+from diffcore.training import fit
 
 THREADS, BATCH, STEPS, SLICES = 2, 128, 20, 6
 

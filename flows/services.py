@@ -24,8 +24,8 @@ from typing import Any
 
 import psutil
 
-from diffcore import disk
-from diffcore.mistake import Mistake
+from diffcore.core import disk
+from diffcore.core.mistake import Mistake
 from flows import locks
 from flows.running import surroundings
 from tasks import database, tracking

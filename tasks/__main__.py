@@ -51,7 +51,7 @@ def _kept(options: argparse.Namespace) -> int:
 
 def _mendable(work: Callable[[], int]) -> tuple[int, str | None]:
     """The exit code, and what the user or the machine is to mend, if anything."""
-    from diffcore.mistake import Mistake
+    from diffcore.core.mistake import Mistake
     from tasks import faults, surroundings
 
     try:

@@ -4,9 +4,11 @@ import json
 from dataclasses import MISSING, fields
 from pathlib import Path
 
-from diffcore import adopt, checkpoint, disk, fit
-from diffcore.mistake import Mistake
-from diffcore.shards import Manifest
+from diffcore.checkpoints import adopt, checkpoint
+from diffcore.core import disk
+from diffcore.core.mistake import Mistake
+from diffcore.data.shards import Manifest
+from diffcore.training import fit
 from tasks import graph, paths
 from tasks.params import ROOT, Params, check_adopted
 from tasks.progress import say

@@ -9,8 +9,9 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from diffcore import fit, memory
-from diffcore.sources import Config as DataConfig
+from diffcore.data.sources import Config as DataConfig
+from diffcore.nets import memory
+from diffcore.training import fit
 
 MARGIN = 4
 """Times the memory of this machine: swap, several machines, a batch that is split among more processes."""

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from diffcore import disk
-from diffcore.mistake import Mistake
+from diffcore.core import disk
+from diffcore.core.mistake import Mistake
 
 SCHEME = "sqlite:"
 

@@ -10,7 +10,7 @@ import getpass
 import os
 from pathlib import Path
 
-from diffcore.mistake import Mistake
+from diffcore.core.mistake import Mistake
 
 SITE_CACHE = Path(".dvc-site-cache")
 

@@ -17,8 +17,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from diffcore import disk
-from diffcore.mistake import Mistake
+from diffcore.core import disk
+from diffcore.core.mistake import Mistake
 from tasks.progress import say
 
 LOCK = Path("dvc.lock")

@@ -11,29 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from diffcore import (
-    checkpoint,
-    disk,
-    draw,
-    features,
-    feed,
-    gamma,
-    likelihood,
-    quality,
-    shards,
-    threads,
-    trajectory,
-)
-from diffcore.denoiser import Condition
-from diffcore.frontier import Frontier, Point, with_best
-from diffcore.kept import Kept
-from diffcore.meter import Meter, Metered
-from diffcore.mistake import Mistake
-from diffcore.recipe import Recipe
-from diffcore.sampler import Sampler
-from diffcore.shapes import Sample
-from diffcore.solvers.analytic import Analytic
-from diffcore.trajectory import TRAJECTORIES, Trajectory
+from diffcore.checkpoints import checkpoint
+from diffcore.core import disk, draw, threads
+from diffcore.core.kept import Kept
+from diffcore.core.mistake import Mistake
+from diffcore.core.shapes import Sample
+from diffcore.data import feed, shards
+from diffcore.denoisers.denoiser import Condition
+from diffcore.denoisers.meter import Meter, Metered
+from diffcore.metrics import features, likelihood, quality
+from diffcore.metrics.frontier import Frontier, Point, with_best
+from diffcore.noise import trajectory
+from diffcore.noise.trajectory import TRAJECTORIES, Trajectory
+from diffcore.sampling.recipe import Recipe
+from diffcore.sampling.sampler import Sampler
+from diffcore.sampling.solvers.analytic import Analytic
+from diffcore.search import gamma
 from tasks import graph, paths, pictures
 from tasks.params import OWN, ROOT, Params, Way, ways_of
 from tasks.progress import Progress, say

@@ -1,6 +1,8 @@
 """The stage `features`: the small network in whose features quality is measured, trained on the same data."""
 
-from diffcore import features, shards, threads
+from diffcore.core import threads
+from diffcore.data import shards
+from diffcore.metrics import features
 from tasks import paths
 from tasks.params import Params
 from tasks.progress import Progress, say

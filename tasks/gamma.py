@@ -4,9 +4,12 @@ import dataclasses
 import math
 from typing import Any
 
-from diffcore import checkpoint, disk, feed, gamma, shards, threads
-from diffcore.gamma import Begun
-from diffcore.kept import Kept
+from diffcore.checkpoints import checkpoint
+from diffcore.core import disk, threads
+from diffcore.core.kept import Kept
+from diffcore.data import feed, shards
+from diffcore.search import gamma
+from diffcore.search.gamma import Begun
 from tasks import graph, paths
 from tasks.params import ROOT, Params
 from tasks.progress import Progress, say

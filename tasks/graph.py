@@ -1,10 +1,11 @@
 """What dvc.yaml says of a stage: the graph is the one place that knows which code a result depends on."""
 
+import ast
 from pathlib import Path
 from typing import Any
 
-from diffcore import disk
-from diffcore.mistake import Mistake
+from diffcore.core import disk
+from diffcore.core.mistake import Mistake
 from tasks.paths import (
     ARTIFACTS,
     CHECKPOINTS,
@@ -81,12 +82,35 @@ def _known(parameters: Any, key: str) -> bool:
 
 
 def code_digest(stage: str, method: str = "") -> str:
-    """Digest of the source files that the stage depends on; another one never resumes this one's state."""
-    named = [dep.replace("${item.method}", method) for dep in _body(stage)["deps"]]
-    code = [Path(name) for name in named if name.endswith(".py")]
-    if missing := [path for path in code if not path.is_file()]:
+    """Digest of the code that the stage depends on; another one never resumes this one's state.
+
+    Of syntax trees, so that neither a comment nor a docstring costs anybody a training that was begun.
+    """
+    named = [Path(dep.replace("${item.method}", method)) for dep in _body(stage)["deps"]]
+    code = [path for path in named if not path.is_relative_to(ARTIFACTS)]
+    if missing := [path for path in code if not path.exists()]:
         raise Mistake(f"{GRAPH}: {stage} depends on {missing[0]}, which is not there; {REMEDY}")
-    return disk.digest({str(path): disk.sha256(path) for path in code})
+    files = {
+        file for path in code for file in (path.rglob("*.py") if path.is_dir() else [path]) if file.suffix == ".py"
+    }
+    return disk.digest({str(file): _tree(file) for file in files})
+
+
+def _tree(file: Path) -> str:
+    """A file's syntax tree without what stands there for readers alone."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        raise Mistake(f"{file} is not Python ({error}); {REMEDY}") from None
+    for node in ast.walk(tree):
+        if isinstance(getattr(node, "body", None), list):
+            node.body = [each for each in node.body if not _is_text(each)]
+    return ast.dump(tree)
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    value = statement.value if isinstance(statement, ast.Expr) else None
+    return isinstance(value, ast.Constant) and isinstance(value.value, str)
 
 
 def _stages() -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Which guidance weights a student is trained for, and who takes part in that."""
 
-from diffcore.checkpoint import Checkpoint, Guidance
-from diffcore.denoiser import Denoiser, Guided, NetDenoiser
-from diffcore.mistake import Mistake
+from diffcore.checkpoints.checkpoint import Checkpoint, Guidance
+from diffcore.core.mistake import Mistake
+from diffcore.denoisers.denoiser import Denoiser, Guided, NetDenoiser
 from diffcore.nets import unet
 
 

@@ -15,8 +15,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from diffcore import disk
-from diffcore.mistake import Mistake
+from diffcore.core import disk
+from diffcore.core.mistake import Mistake
 
 NAME = ".distill-workspace"
 """The inventory's file. The temporary names beside it begin with the same word."""

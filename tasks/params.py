@@ -13,20 +13,25 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from diffcore import deepcache, features, fit, gamma, hops, methods, sources
-from diffcore.checkpoint import Guidance
-from diffcore.clipping import Threshold
-from diffcore.deepcache import Config as CacheConfig
-from diffcore.mistake import Mistake
+from diffcore import methods
+from diffcore.checkpoints.checkpoint import Guidance
+from diffcore.core.mistake import Mistake
+from diffcore.data import sources
+from diffcore.denoisers.clipping import Threshold
+from diffcore.metrics import features
 from diffcore.nets import unet
-from diffcore.recipe import Recipe
-from diffcore.sampler import check_grid, check_steps, rehearse
-from diffcore.schedule import Cosine
-from diffcore.skip_tuning import Config as SkipConfig
-from diffcore.solver import Solver
-from diffcore.solvers import SOLVERS
-from diffcore.solvers.analytic import Analytic
-from diffcore.trajectory import TRAJECTORIES, Trajectory
+from diffcore.noise.schedule import Cosine
+from diffcore.noise.trajectory import TRAJECTORIES, Trajectory
+from diffcore.sampling import deepcache
+from diffcore.sampling.deepcache import Config as CacheConfig
+from diffcore.sampling.recipe import Recipe
+from diffcore.sampling.sampler import check_grid, check_steps, rehearse
+from diffcore.sampling.skip_tuning import Config as SkipConfig
+from diffcore.sampling.solver import Solver
+from diffcore.sampling.solvers import SOLVERS
+from diffcore.sampling.solvers.analytic import Analytic
+from diffcore.search import gamma, hops
+from diffcore.training import fit
 from tasks import bounds, paths, strict_yaml
 from tasks.strict_yaml import dump_yaml as dump_yaml
 from tasks.strict_yaml import load_yaml

@@ -1,6 +1,6 @@
 """The stage `publish`: the frontier and the students, shown in MLflow."""
 
-from diffcore import disk
+from diffcore.core import disk
 from tasks import paths, tracking
 from tasks.params import Params
 from tasks.progress import say

@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from diffcore import disk
-from diffcore.checkpoint import read_card
-from diffcore.frontier import SCHEMA, Frontier
-from diffcore.mistake import Mistake
+from diffcore.checkpoints.checkpoint import read_card
+from diffcore.core import disk
+from diffcore.core.mistake import Mistake
+from diffcore.metrics.frontier import SCHEMA, Frontier
 from tasks import dvc_environment, dvc_files, lifeline, params, paths, tracking
 from tasks.alone import alone
 from tasks.progress import say

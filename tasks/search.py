@@ -6,9 +6,13 @@ serves the quality of samples.
 
 from typing import Any
 
-from diffcore import checkpoint, disk, draw, gamma, hops, search, shards, threads, trajectory
-from diffcore.denoiser import Condition
-from diffcore.mistake import Mistake
+from diffcore.checkpoints import checkpoint
+from diffcore.core import disk, draw, threads
+from diffcore.core.mistake import Mistake
+from diffcore.data import shards
+from diffcore.denoisers.denoiser import Condition
+from diffcore.noise import trajectory
+from diffcore.search import gamma, hops, search
 from tasks import paths
 from tasks.params import ROOT, Params
 from tasks.progress import say

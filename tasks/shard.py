@@ -1,7 +1,7 @@
 """The stage `shard`: the user's images as shards with a manifest."""
 
-from diffcore import shards
-from diffcore.ledger import Unfinished
+from diffcore.data import shards
+from diffcore.data.ledger import Unfinished
 from tasks import graph, paths
 from tasks.params import Params
 from tasks.progress import Progress, say

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from diffcore.mistake import Mistake
+from diffcore.core.mistake import Mistake
 
 
 def check() -> None:

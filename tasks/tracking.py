@@ -30,14 +30,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from diffcore import disk
-from diffcore.mistake import Mistake
+from diffcore.core import disk
+from diffcore.core.mistake import Mistake
 from tasks import database, dvc_environment, faults, paths, pictures
 from tasks.progress import say
 from tasks.redaction import parted, told
 
 LOCAL = "sqlite:///mlflow.db"
-FRONTIER_SCHEMA = 3  # that of diffcore.frontier, which nothing else here needs
+FRONTIER_SCHEMA = 3  # that of diffcore.metrics.frontier, which nothing else here needs
 LOCK = ".mlflow.lock"
 CHALLENGER = "challenger"
 TEACHER = "teacher"
@@ -223,14 +223,14 @@ def _damaged(path: Path) -> Mistake:
 
 def _card(folder: Path) -> dict[str, Any]:
     """The card of a checkpoint whose every file is as the card says."""
-    from diffcore.checkpoint import verify
+    from diffcore.checkpoints.checkpoint import verify
 
     return asdict(verify(folder))
 
 
 def _check_gamma(files: Files) -> None:
     """Whether what analytic samplers are shipped with is whole, and was estimated from this teacher."""
-    from diffcore import gamma
+    from diffcore.search import gamma
 
     teacher = files.cards.get(TEACHER)
     gamma.read(files.folder / "gamma.json", teacher and teacher["digest"], paths.again("gamma"))

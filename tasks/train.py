@@ -6,14 +6,18 @@ import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from diffcore import checkpoint, disk, draw, feed, fit, methods
-from diffcore.denoiser import Denoiser, NetDenoiser
-from diffcore.mistake import Mistake
+from diffcore import methods
+from diffcore.checkpoints import checkpoint
+from diffcore.core import disk, draw
+from diffcore.core.mistake import Mistake
+from diffcore.data import feed
+from diffcore.data.shards import Manifest
+from diffcore.denoisers.denoiser import Denoiser, NetDenoiser
 from diffcore.nets import unet
-from diffcore.resume import Resume
-from diffcore.schedule import Cosine
-from diffcore.shards import Manifest
-from diffcore.trajectory import Trajectory
+from diffcore.noise.schedule import Cosine
+from diffcore.noise.trajectory import Trajectory
+from diffcore.training import fit
+from diffcore.training.resume import Resume
 from tasks import graph, guidance, lifeline, paths
 from tasks.params import ROOT, Distill, Params, guidance_of, mentor_of
 from tasks.progress import Progress, say

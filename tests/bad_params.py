@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffcore import fit, methods
-from diffcore.solvers import SOLVERS
+from diffcore import methods
+from diffcore.sampling.solvers import SOLVERS
+from diffcore.training import fit
 from tasks import params, strict_yaml
 
 ROOT = Path(__file__).parent.parent

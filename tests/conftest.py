@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffcore import quality
-from diffcore.denoiser import GaussianDenoiser, MixtureDenoiser, NetDenoiser
-from diffcore.gamma import Gamma, Moments
-from diffcore.schedule import SCHEDULES, Cosine, Discrete, Schedule
-from diffcore.solver import Solver
-from diffcore.solvers import SOLVERS
+from diffcore.denoisers.denoiser import GaussianDenoiser, MixtureDenoiser, NetDenoiser
+from diffcore.metrics import quality
+from diffcore.noise.schedule import SCHEDULES, Cosine, Discrete, Schedule
+from diffcore.sampling.solver import Solver
+from diffcore.sampling.solvers import SOLVERS
+from diffcore.search.gamma import Gamma, Moments
 
 DDPM_BETAS = tuple(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64).tolist())
 

@@ -12,16 +12,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffcore import adopt, checkpoint, disk, fit
-from diffcore.denoiser import NetDenoiser
-from diffcore.feed import to_uint8
-from diffcore.mistake import Mistake
+from diffcore.checkpoints import adopt, checkpoint
+from diffcore.core import disk
+from diffcore.core.mistake import Mistake
+from diffcore.data.feed import to_uint8
+from diffcore.data.shards import Manifest
+from diffcore.denoisers.denoiser import NetDenoiser
 from diffcore.nets import foreign, unet
-from diffcore.sampler import Sampler
-from diffcore.schedule import Cosine, Discrete
-from diffcore.shards import Manifest
-from diffcore.solvers import SOLVERS
-from diffcore.trajectory import even, karras
+from diffcore.noise.schedule import Cosine, Discrete
+from diffcore.noise.trajectory import even, karras
+from diffcore.sampling.sampler import Sampler
+from diffcore.sampling.solvers import SOLVERS
+from diffcore.training import fit
 from tasks import params, paths
 from tests.conftest import dice
 from tests.test_checkpoint import ABOUT, student

@@ -1,14 +1,14 @@
 import pytest
 import torch
 
-from diffcore.denoiser import GaussianDenoiser, per_sample
-from diffcore.gamma import Gamma, Moments
-from diffcore.sampler import Sampler
-from diffcore.schedule import Level
-from diffcore.solver import forward_variance, posterior_variance
-from diffcore.solvers import analytic
-from diffcore.solvers.analytic import Analytic
-from diffcore.trajectory import Trajectory, even, nodes
+from diffcore.denoisers.denoiser import GaussianDenoiser, per_sample
+from diffcore.noise.schedule import Level
+from diffcore.noise.trajectory import Trajectory, even, nodes
+from diffcore.sampling.sampler import Sampler
+from diffcore.sampling.solver import forward_variance, posterior_variance
+from diffcore.sampling.solvers import analytic
+from diffcore.sampling.solvers.analytic import Analytic
+from diffcore.search.gamma import Gamma, Moments
 from tests.conftest import exact_gamma, make_schedule, randn
 
 N = 1000

@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from diffcore.angle import between, compose, diffuse, hop, truncated_snr, velocity
-from diffcore.denoiser import from_v
-from diffcore.schedule import Cosine
+from diffcore.denoisers.denoiser import from_v
+from diffcore.noise.angle import between, compose, diffuse, hop, truncated_snr, velocity
+from diffcore.noise.schedule import Cosine
 from tests.conftest import randn
 
 COSINE = Cosine()

@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from diffcore import checkpoint, disk, features, frontier, gamma, quality, shards
-from diffcore.mistake import Mistake
+from diffcore.checkpoints import checkpoint
+from diffcore.core import disk
+from diffcore.core.mistake import Mistake
+from diffcore.data import shards
+from diffcore.metrics import features, frontier, quality
+from diffcore.search import gamma
 from tasks import evaluate, params, paths, report, search, tracking
 from tests.test_evaluate import make
 

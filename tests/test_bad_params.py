@@ -9,11 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from diffcore import memory
-from diffcore.mistake import Mistake
-from diffcore.nets import unet
+from diffcore.core.mistake import Mistake
+from diffcore.data.sources import Split
+from diffcore.nets import memory, unet
 from diffcore.nets.unet import Shape
-from diffcore.sources import Split
 from tasks import bounds, params, strict_yaml, workspace
 from tests import bad_params
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffcore import sources
-from diffcore.mistake import Mistake
-from diffcore.shards import Config, write
+from diffcore.core.mistake import Mistake
+from diffcore.data import sources
+from diffcore.data.shards import Config, write
 
 
 def png(side: int = 4, kind: str = "PNG") -> bytes:

@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from diffcore import checkpoint, disk
-from diffcore.denoiser import NetDenoiser
-from diffcore.feed import to_uint8
-from diffcore.mistake import Mistake
+from diffcore.checkpoints import checkpoint
+from diffcore.core import disk
+from diffcore.core.mistake import Mistake
+from diffcore.data.feed import to_uint8
+from diffcore.denoisers.denoiser import NetDenoiser
 from diffcore.nets import unet
-from diffcore.sampler import Sampler
-from diffcore.schedule import Cosine
-from diffcore.solvers import SOLVERS
-from diffcore.trajectory import even
+from diffcore.noise.schedule import Cosine
+from diffcore.noise.trajectory import even
+from diffcore.sampling.sampler import Sampler
+from diffcore.sampling.solvers import SOLVERS
 from tests.conftest import dice
 
 IMAGE = (1, 8, 8)

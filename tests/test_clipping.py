@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from diffcore import likelihood
-from diffcore.clipping import Clip, Clipped, Threshold
-from diffcore.denoiser import Condition, Denoiser, GaussianDenoiser, Guided, Prediction, per_sample
-from diffcore.meter import Meter, Metered
-from diffcore.mistake import Mistake
-from diffcore.sampler import Sampler
-from diffcore.schedule import Cosine
-from diffcore.solvers import SOLVERS
-from diffcore.trajectory import even, karras
+from diffcore.core.mistake import Mistake
+from diffcore.denoisers.clipping import Clip, Clipped, Threshold
+from diffcore.denoisers.denoiser import Condition, Denoiser, GaussianDenoiser, Guided, Prediction, per_sample
+from diffcore.denoisers.meter import Meter, Metered
+from diffcore.metrics import likelihood
+from diffcore.noise.schedule import Cosine
+from diffcore.noise.trajectory import even, karras
+from diffcore.sampling.sampler import Sampler
+from diffcore.sampling.solvers import SOLVERS
 from tests.conftest import gaussian, make_solver, randn, toy_denoiser
 from tests.test_condition import TwoBlobs
 

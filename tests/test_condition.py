@@ -6,8 +6,9 @@ import dataclasses
 import pytest
 import torch
 
-from diffcore.angle import between
-from diffcore.denoiser import (
+from diffcore.core.draw import draw
+from diffcore.core.mistake import Mistake
+from diffcore.denoisers.denoiser import (
     HEADS,
     Condition,
     GaussianDenoiser,
@@ -17,14 +18,13 @@ from diffcore.denoiser import (
     Rescaled,
     per_sample,
 )
-from diffcore.draw import draw
-from diffcore.meter import Meter, Metered
-from diffcore.mistake import Mistake
+from diffcore.denoisers.meter import Meter, Metered
 from diffcore.nets import unet
-from diffcore.sampler import Sampler
-from diffcore.schedule import VE, Cosine, Linear
-from diffcore.solvers import SOLVERS
-from diffcore.trajectory import even, karras
+from diffcore.noise.angle import between
+from diffcore.noise.schedule import VE, Cosine, Linear
+from diffcore.noise.trajectory import even, karras
+from diffcore.sampling.sampler import Sampler
+from diffcore.sampling.solvers import SOLVERS
 from tests.conftest import MixtureDenoiser, make_solver, randn
 
 

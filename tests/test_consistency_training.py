@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from diffcore import fit
-from diffcore.angle import compose, diffuse, hop
-from diffcore.denoiser import Denoiser, GaussianDenoiser, NetDenoiser, from_v
-from diffcore.draw import Draw
-from diffcore.fit import Compute, Job
+from diffcore.core.draw import Draw
+from diffcore.denoisers.denoiser import Denoiser, GaussianDenoiser, NetDenoiser, from_v
 from diffcore.methods import Roles, consistency_training
 from diffcore.methods.consistency_training import Config, aim, ect_lower, ict_levels, intervals, pair
-from diffcore.schedule import Cosine, Linear
+from diffcore.noise.angle import compose, diffuse, hop
+from diffcore.noise.schedule import Cosine, Linear
+from diffcore.training import fit
+from diffcore.training.fit import Compute, Job
 from tests.conftest import ToyNet, dice, gaussian, randn
 from tests.test_methods import roles, toss
 

@@ -6,14 +6,14 @@ import math
 import pytest
 import torch
 
-from diffcore.angle import compose, diffuse, hop, velocity
-from diffcore.denoiser import Denoiser, GaussianDenoiser, NetDenoiser, from_v
+from diffcore.core.mistake import Mistake
+from diffcore.denoisers.denoiser import Denoiser, GaussianDenoiser, NetDenoiser, from_v
 from diffcore.methods import Roles, consistency_training, continuous
 from diffcore.methods.continuous import Config, log_tans, normalised, tangent, warm
-from diffcore.mistake import Mistake
 from diffcore.nets import unet
-from diffcore.schedule import Cosine, Discrete, Linear
-from diffcore.trajectory import even
+from diffcore.noise.angle import compose, diffuse, hop, velocity
+from diffcore.noise.schedule import Cosine, Discrete, Linear
+from diffcore.noise.trajectory import even
 from tests.conftest import DDPM_BETAS, ToyNet, gaussian, randn
 from tests.test_consistency_training import Consistent, posterior, trained
 from tests.test_methods import roles, toss

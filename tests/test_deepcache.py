@@ -6,19 +6,19 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffcore import deepcache
-from diffcore.deepcache import Config, DeepCached, full_calls
-from diffcore.denoiser import Condition, Denoiser, Guided, NetDenoiser, per_sample
-from diffcore.draw import noises
-from diffcore.meter import Meter, Metered
-from diffcore.mistake import Mistake
+from diffcore.core.draw import noises
+from diffcore.core.mistake import Mistake
+from diffcore.denoisers.denoiser import Condition, Denoiser, Guided, NetDenoiser, per_sample
+from diffcore.denoisers.meter import Meter, Metered
 from diffcore.nets import unet
-from diffcore.sampler import Sampler
-from diffcore.schedule import Cosine
-from diffcore.skip_tuning import Config as SkipConfig
-from diffcore.skip_tuning import skip_tuned
-from diffcore.solvers import SOLVERS
-from diffcore.trajectory import even, karras
+from diffcore.noise.schedule import Cosine
+from diffcore.noise.trajectory import even, karras
+from diffcore.sampling import deepcache
+from diffcore.sampling.deepcache import Config, DeepCached, full_calls
+from diffcore.sampling.sampler import Sampler
+from diffcore.sampling.skip_tuning import Config as SkipConfig
+from diffcore.sampling.skip_tuning import skip_tuned
+from diffcore.sampling.solvers import SOLVERS
 from tests.conftest import ToyNet, make_solver
 from tests.test_unet import FAMILY, stirred
 

@@ -7,8 +7,7 @@ import pkgutil
 import pytest
 
 import diffcore
-from diffcore import deepcache, fit, hops
-from diffcore.clipping import Clip, Threshold
+from diffcore.denoisers.clipping import Clip, Threshold
 from diffcore.methods import (
     consistency,
     consistency_training,
@@ -19,8 +18,11 @@ from diffcore.methods import (
     progressive,
 )
 from diffcore.nets.unet import Shape
-from diffcore.schedule import SCHEDULES
-from diffcore.solvers import SOLVERS
+from diffcore.noise.schedule import SCHEDULES
+from diffcore.sampling import deepcache
+from diffcore.sampling.solvers import SOLVERS
+from diffcore.search import hops
+from diffcore.training import fit
 from tasks.params import Distill, Way
 
 SINGLESTEP = {"solver_type": "midpoint", "spacing": "half_logsnr"}

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from diffcore.denoiser import HEADS, GaussianDenoiser, NetDenoiser, Rescaled, label
-from diffcore.schedule import VE, Cosine, Linear
+from diffcore.denoisers.denoiser import HEADS, GaussianDenoiser, NetDenoiser, Rescaled, label
+from diffcore.noise.schedule import VE, Cosine, Linear
 from tests.conftest import ToyNet, gaussian, make_schedule, mixture, randn
 
 TIMES = torch.tensor([0.05, 0.3, 0.5, 0.8, 0.95], dtype=torch.float64)
@@ -63,7 +63,7 @@ def test_mixture_score_is_the_gradient_of_the_log_density(schedule):
 
 def test_a_mixture_of_one_is_a_gaussian(schedule):
     one = gaussian(schedule)
-    from diffcore.denoiser import MixtureDenoiser
+    from diffcore.denoisers.denoiser import MixtureDenoiser
 
     same = MixtureDenoiser(torch.ones(1).double(), one.mean[None], one.variance[None], schedule)
     x_t = randn(5, 2, 3)

@@ -6,13 +6,13 @@ Our time of diffusers' integer timestep j is (j + 1)/T, on the discrete schedule
 import pytest
 import torch
 
-from diffcore.clipping import Clip, Clipped, Threshold
-from diffcore.denoiser import Denoiser, GaussianDenoiser, Prediction, per_sample
-from diffcore.sampler import Sampler
-from diffcore.schedule import VE
-from diffcore.solver import Solver
-from diffcore.solvers import SOLVERS
-from diffcore.trajectory import Trajectory
+from diffcore.denoisers.clipping import Clip, Clipped, Threshold
+from diffcore.denoisers.denoiser import Denoiser, GaussianDenoiser, Prediction, per_sample
+from diffcore.noise.schedule import VE
+from diffcore.noise.trajectory import Trajectory
+from diffcore.sampling.sampler import Sampler
+from diffcore.sampling.solver import Solver
+from diffcore.sampling.solvers import SOLVERS
 from tests.conftest import DDPM_BETAS, make_schedule, randn
 
 diffusers = pytest.importorskip("diffusers")

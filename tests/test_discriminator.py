@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffcore.denoiser import Guided, NetDenoiser
-from diffcore.discriminator import Discriminator, Head, fooling, hinge, widths
-from diffcore.mistake import Mistake
+from diffcore.core.mistake import Mistake
+from diffcore.denoisers.denoiser import Guided, NetDenoiser
+from diffcore.methods.discriminator import Discriminator, Head, fooling, hinge, widths
 from diffcore.nets import unet
-from diffcore.schedule import Cosine
+from diffcore.noise.schedule import Cosine
 from tests.conftest import ToyNet, gaussian, randn, toy_denoiser
 
 

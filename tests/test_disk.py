@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from diffcore import disk
-from diffcore.mistake import Mistake
+from diffcore.core import disk
+from diffcore.core.mistake import Mistake
 from flows import locks
 from tasks import tracking
 

@@ -4,15 +4,15 @@ import dataclasses
 
 import torch
 
-from diffcore.denoiser import Condition, GaussianDenoiser, Guided
-from diffcore.discriminator import Discriminator
-from diffcore.draw import draw
+from diffcore.core.draw import draw
+from diffcore.denoisers.denoiser import Condition, GaussianDenoiser, Guided
 from diffcore.methods import Roles
 from diffcore.methods import distribution_matching as dm
-from diffcore.sampler import Sampler
-from diffcore.schedule import Cosine
-from diffcore.solvers import SOLVERS
-from diffcore.trajectory import even
+from diffcore.methods.discriminator import Discriminator
+from diffcore.noise.schedule import Cosine
+from diffcore.noise.trajectory import even
+from diffcore.sampling.sampler import Sampler
+from diffcore.sampling.solvers import SOLVERS
 from tests.conftest import gaussian, randn, toy_denoiser
 
 ONE, TWO = dm.Config(), dm.Config(steps=3)
@@ -203,7 +203,7 @@ def test_roles_are_told_of_a_batch_and_nothing_else_of_them_changes():
 def test_a_few_step_teacher_is_refused():
     import pytest
 
-    from diffcore.mistake import Mistake
+    from diffcore.core.mistake import Mistake
 
     with pytest.raises(Mistake, match="valid at any time"):
         dm.check(ONE, even(4))

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from diffcore import fit
-from diffcore.denoiser import Guided, NetDenoiser
-from diffcore.dropout import Masked, Masks, masked, without
+from diffcore.core.mistake import Mistake
+from diffcore.denoisers.denoiser import Guided, NetDenoiser
 from diffcore.methods import Roles, consistency, continuous, distribution_matching
-from diffcore.mistake import Mistake
 from diffcore.nets import foreign, open_folder, unet
-from diffcore.resume import Resume
-from diffcore.schedule import Cosine
+from diffcore.nets.dropout import Masked, Masks, masked, without
+from diffcore.noise.schedule import Cosine
+from diffcore.training import fit
+from diffcore.training.resume import Resume
 from tasks import guidance
 from tests.conftest import dice, randn
 from tests.test_fit import same, stop_at

@@ -9,21 +9,25 @@ import pytest
 import torch
 from PIL import Image
 
-from diffcore import checkpoint, disk, draw, hops, quality, shards
-from diffcore.clipping import Threshold
-from diffcore.deepcache import Config as CacheConfig
-from diffcore.denoiser import Condition, NetDenoiser
-from diffcore.feed import to_float, to_uint8
-from diffcore.frontier import Point
-from diffcore.gamma import estimate, pick
-from diffcore.mistake import Mistake
-from diffcore.recipe import Recipe
-from diffcore.schedule import Cosine
-from diffcore.shards import Manifest
-from diffcore.skip_tuning import Config as SkipConfig
-from diffcore.solvers import SOLVERS
-from diffcore.solvers.analytic import Analytic
-from diffcore.trajectory import Trajectory, even, karras
+from diffcore.checkpoints import checkpoint
+from diffcore.core import disk, draw
+from diffcore.core.mistake import Mistake
+from diffcore.data import shards
+from diffcore.data.feed import to_float, to_uint8
+from diffcore.data.shards import Manifest
+from diffcore.denoisers.clipping import Threshold
+from diffcore.denoisers.denoiser import Condition, NetDenoiser
+from diffcore.metrics import quality
+from diffcore.metrics.frontier import Point
+from diffcore.noise.schedule import Cosine
+from diffcore.noise.trajectory import Trajectory, even, karras
+from diffcore.sampling.deepcache import Config as CacheConfig
+from diffcore.sampling.recipe import Recipe
+from diffcore.sampling.skip_tuning import Config as SkipConfig
+from diffcore.sampling.solvers import SOLVERS
+from diffcore.sampling.solvers.analytic import Analytic
+from diffcore.search import hops
+from diffcore.search.gamma import estimate, pick
 from tasks import evaluate, features, gamma, params, paths, pictures, search, shard, workspace
 from tests.conftest import ToyNet
 from tests.test_params import ROOT

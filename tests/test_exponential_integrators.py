@@ -9,18 +9,18 @@ import math
 import pytest
 import torch
 
-from diffcore.denoiser import Denoiser, Prediction, from_eps, from_x0, per_sample
-from diffcore.meter import Meter, Metered
-from diffcore.mistake import Mistake
-from diffcore.sampler import Sampler
-from diffcore.schedule import VE, Cosine
-from diffcore.solver import Mark, believe, mark
-from diffcore.solvers import adaptive
-from diffcore.solvers.adaptive import DPM12, DPM23, Adaptive
-from diffcore.solvers.dpm_solver import DPM2, DPM2M, DPM3, DPM3M, DPMpp2M, DPMpp2S, DPMpp3M, DPMpp3S, Multistep
-from diffcore.solvers.rk45 import RK45
-from diffcore.solvers.unipc import UniPC
-from diffcore.trajectory import Trajectory, even
+from diffcore.core.mistake import Mistake
+from diffcore.denoisers.denoiser import Denoiser, Prediction, from_eps, from_x0, per_sample
+from diffcore.denoisers.meter import Meter, Metered
+from diffcore.denoisers.node import Mark, believe, mark
+from diffcore.noise.schedule import VE, Cosine
+from diffcore.noise.trajectory import Trajectory, even
+from diffcore.sampling.sampler import Sampler
+from diffcore.sampling.solvers import adaptive
+from diffcore.sampling.solvers.adaptive import DPM12, DPM23, Adaptive
+from diffcore.sampling.solvers.dpm_solver import DPM2, DPM2M, DPM3, DPM3M, DPMpp2M, DPMpp2S, DPMpp3M, DPMpp3S, Multistep
+from diffcore.sampling.solvers.rk45 import RK45
+from diffcore.sampling.solvers.unipc import UniPC
 from tests.conftest import gaussian, mixture, randn
 
 pytestmark = pytest.mark.usefixtures("without_shape_checks")

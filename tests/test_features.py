@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffcore import features as eyes
-from diffcore.features import Config, Features, extract, load, save, train
-from diffcore.feed import to_float
-from diffcore.mistake import Mistake
-from diffcore.shards import Images
+from diffcore.core.mistake import Mistake
+from diffcore.data.feed import to_float
+from diffcore.data.shards import Images
+from diffcore.metrics import features as eyes
+from diffcore.metrics.features import Config, Features, extract, load, save, train
 from tests.conftest import dice
 
 QUICK = Config(channels=8, dimension=16, iterations=60, batch=32, lr=4e-3, seed=0)

@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from diffcore import feed as feeds
-from diffcore import shards
-from diffcore.feed import Order, ResidentFeed, StreamFeed, feed, to_float, to_uint8
-from diffcore.mistake import Mistake
-from diffcore.shards import Config, Images, Manifest, load_resident
+from diffcore.core.mistake import Mistake
+from diffcore.data import feed as feeds
+from diffcore.data import shards
+from diffcore.data.feed import Order, ResidentFeed, StreamFeed, feed, to_float, to_uint8
+from diffcore.data.shards import Config, Images, Manifest, load_resident
 
 COUNT = 101
 

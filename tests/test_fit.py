@@ -5,16 +5,17 @@ import types
 import pytest
 import torch
 
-from diffcore import fit, methods
-from diffcore.denoiser import NetDenoiser
-from diffcore.draw import draw
-from diffcore.feed import ResidentFeed
-from diffcore.fit import Compute, Config, Diverged, Job, Stopped
+from diffcore import methods
+from diffcore.core.draw import draw
+from diffcore.core.mistake import Mistake
+from diffcore.data.feed import ResidentFeed
+from diffcore.data.shards import Images
+from diffcore.denoisers.denoiser import NetDenoiser
 from diffcore.methods import Roles
-from diffcore.mistake import Mistake
-from diffcore.resume import Resume
-from diffcore.schedule import Cosine
-from diffcore.shards import Images
+from diffcore.noise.schedule import Cosine
+from diffcore.training import fit
+from diffcore.training.fit import Compute, Config, Diverged, Job, Stopped
+from diffcore.training.resume import Resume
 from tests.conftest import ToyNet, dice, toy_denoiser
 from tests.test_methods import CASES
 

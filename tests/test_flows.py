@@ -31,7 +31,7 @@ from prefect.logging import disable_run_logger
 from prefect.states import Cancelled, Completed, Crashed, Failed, Pending
 from ruamel.yaml import YAML
 
-from diffcore.mistake import Mistake
+from diffcore.core.mistake import Mistake
 from flows import distill, locks, services, stages
 from flows.running import LEASH, Ended, Running, Stopped, surroundings
 from tasks import alone

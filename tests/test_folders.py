@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffcore import folders, shards, sources, tars
-from diffcore.mistake import Mistake
-from diffcore.sources import Config, Split
+from diffcore.core.mistake import Mistake
+from diffcore.data import folders, shards, sources, tars
+from diffcore.data.sources import Config, Split
 
 
 def image(path: Path, value: int = 0) -> None:

@@ -9,10 +9,10 @@ import math
 import pytest
 import torch
 
-from diffcore.features import Skill
-from diffcore.frontier import GIVEN, WIDTH, Frontier, Point, plus_minus, with_best
-from diffcore.mistake import Mistake
-from diffcore.quality import RESAMPLES, Floor
+from diffcore.core.mistake import Mistake
+from diffcore.metrics.features import Skill
+from diffcore.metrics.frontier import GIVEN, WIDTH, Frontier, Point, plus_minus, with_best
+from diffcore.metrics.quality import RESAMPLES, Floor
 from tests.conftest import dice
 
 MEASURES = {"fd": 0.321, "fd_se": 0.045, "kid": 0.0011, "kid_se": 0.0004, "fd_pixels": 0.31, "fd_pixels_se": 0.02}

@@ -5,11 +5,13 @@ import math
 import pytest
 import torch
 
-from diffcore import disk, gamma, search, shards
-from diffcore.denoiser import GaussianDenoiser, Prediction
-from diffcore.gamma import Config, Gamma, Moments, estimate, pick
-from diffcore.mistake import Mistake
-from diffcore.schedule import Cosine, Linear
+from diffcore.core import disk
+from diffcore.core.mistake import Mistake
+from diffcore.data import shards
+from diffcore.denoisers.denoiser import GaussianDenoiser, Prediction
+from diffcore.noise.schedule import Cosine, Linear
+from diffcore.search import gamma, search
+from diffcore.search.gamma import Config, Gamma, Moments, estimate, pick
 from tasks import gamma as stage
 from tests.conftest import SCHEDULES, exact_gamma, gaussian, make_schedule, mixture, randn
 from tests.test_condition import TwoBlobs

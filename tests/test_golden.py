@@ -19,24 +19,28 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffcore import draw, features, fit, gamma, hops, likelihood, methods, quality, search
-from diffcore.angle import min_snr, snr, truncated_snr
-from diffcore.clipping import Clip, Clipped, Threshold
-from diffcore.deepcache import Config as CacheConfig
-from diffcore.deepcache import DeepCached, full_calls
-from diffcore.denoiser import HEADS, Condition, Guided, MixtureDenoiser, NetDenoiser, Rescaled
-from diffcore.feed import ResidentFeed
-from diffcore.fit import Compute, Job
-from diffcore.mistake import Mistake
+from diffcore import methods
+from diffcore.core import draw
+from diffcore.core.mistake import Mistake
+from diffcore.data.feed import ResidentFeed
+from diffcore.data.shards import Images
+from diffcore.denoisers.clipping import Clip, Clipped, Threshold
+from diffcore.denoisers.denoiser import HEADS, Condition, Guided, MixtureDenoiser, NetDenoiser, Rescaled
+from diffcore.metrics import features, likelihood, quality
 from diffcore.nets import unet
-from diffcore.sampler import Sampler
-from diffcore.schedule import SCHEDULES, Cosine, Discrete, Schedule
-from diffcore.shards import Images
-from diffcore.skip_tuning import Config as SkipConfig
-from diffcore.skip_tuning import skip_tuned
-from diffcore.solvers import SOLVERS
-from diffcore.solvers.analytic import Analytic
-from diffcore.trajectory import TRAJECTORIES, Trajectory
+from diffcore.noise.angle import min_snr, snr, truncated_snr
+from diffcore.noise.schedule import SCHEDULES, Cosine, Discrete, Schedule
+from diffcore.noise.trajectory import TRAJECTORIES, Trajectory
+from diffcore.sampling.deepcache import Config as CacheConfig
+from diffcore.sampling.deepcache import DeepCached, full_calls
+from diffcore.sampling.sampler import Sampler
+from diffcore.sampling.skip_tuning import Config as SkipConfig
+from diffcore.sampling.skip_tuning import skip_tuned
+from diffcore.sampling.solvers import SOLVERS
+from diffcore.sampling.solvers.analytic import Analytic
+from diffcore.search import gamma, hops, search
+from diffcore.training import fit
+from diffcore.training.fit import Compute, Job
 from tests import test_losses, test_solver
 from tests.test_unet import stirred
 

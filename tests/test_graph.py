@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from diffcore.mistake import Mistake
+from diffcore.core.mistake import Mistake
 from tasks import graph
 from tests import bad_params
 
@@ -111,25 +111,59 @@ def test_a_stage_of_the_user_s_own_is_left_to_dvc(tmp_path, monkeypatch):
 def test_the_code_of_a_stage_is_every_file_of_it_and_of_its_method_and_nothing_else(tmp_path, monkeypatch):
     """What is trained with other code is not gone on with."""
     monkeypatch.chdir(tmp_path)
-    deps = ["a.py", "b.py", "m/${item.method}.py", "data.txt", "artifacts/x"]
+    deps = ["a.py", "b.py", "p", "m/${item.method}.py", "data.txt", "artifacts/x"]
     stages = {"distill": {"foreach": "x", "do": {"cmd": "x", "deps": deps}}, "shard": {"cmd": "x", "deps": ["c.py"]}}
     (tmp_path / "dvc.yaml").write_text(json.dumps({"stages": stages}))
-    (tmp_path / "m").mkdir()
-    for number, name in enumerate(("a.py", "b.py", "c.py", "m/one.py", "m/two.py", "data.txt")):
+    for folder in ("m", "p/q"):
+        (tmp_path / folder).mkdir(parents=True)
+    for number, name in enumerate(
+        ("a.py", "b.py", "c.py", "m/one.py", "m/two.py", "p/q/d.py", "p/notes.txt", "data.txt")
+    ):
         (tmp_path / name).write_text(f"{number}")
     first = graph.code_digest("distill", "one")
     assert first != graph.code_digest("distill", "two") != graph.code_digest("shard")
-    for name, counts in (("a.py", 1), ("b.py", 1), ("m/one.py", 1), ("m/two.py", 0), ("c.py", 0), ("data.txt", 0)):
+    counted, others = ("a.py", "b.py", "m/one.py", "p/q/d.py"), ("m/two.py", "c.py", "p/notes.txt", "data.txt")
+    for name, counts in [*((name, True) for name in counted), *((name, False) for name in others)]:
         before = (tmp_path / name).read_text()
         (tmp_path / name).write_text("another")
-        assert (graph.code_digest("distill", "one") != first) == bool(counts), name
+        assert (graph.code_digest("distill", "one") != first) == counts, name
         (tmp_path / name).write_text(before)
     (tmp_path / "a.py").write_text("1")
     (tmp_path / "b.py").write_text("0")
     assert graph.code_digest("distill", "one") != first  # each under its own name
+    (tmp_path / "a.py").write_text("def f(:")
+    with pytest.raises(Mistake, match=r"^a\.py is not Python \(.*\); put back the one that belongs to this code$"):
+        graph.code_digest("distill", "one")
+    (tmp_path / "a.py").write_text("0")
     (tmp_path / "m/one.py").unlink()
     with pytest.raises(Mistake, match=r"distill depends on m/one\.py, which is not there"):
         graph.code_digest("distill", "one")
+
+
+PLAIN = "X = 3\n\n\nclass A:\n    y: int\n\n    def f(self):\n        return self.y + X\n"
+TOLD = (
+    '"""What."""\n\n# why\nX = 3\n"""Of it."""\n\n\nclass A:\n    """Such."""\n\n    y: int\n    """Its."""\n\n'
+    '    def f(self):\n        """A sum."""\n        return (self.y  # so\n                + X)\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        (TOLD, True),
+        (PLAIN.replace("3", "4"), False),
+        (PLAIN.replace("y + X", "y - X"), False),
+        (PLAIN.replace("X = 3", 'X = "3"'), False),
+        (PLAIN.replace("return", "f'{self}'; return"), False),
+    ],
+)
+def test_what_is_written_for_readers_alone_costs_no_training_that_was_begun(tmp_path, monkeypatch, text, same):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.yaml").write_text(json.dumps({"stages": {"shard": {"cmd": "x", "deps": ["a.py"]}}}))
+    (tmp_path / "a.py").write_text(PLAIN)
+    first = graph.code_digest("shard")
+    (tmp_path / "a.py").write_text(text)
+    assert (graph.code_digest("shard") == first) == same
 
 
 @pytest.mark.parametrize("kind", ["outs", "metrics", "plots"])

@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from diffcore import fit
-from diffcore.angle import diffuse
-from diffcore.denoiser import Condition, Denoiser, GaussianDenoiser, Guided, NetDenoiser, from_v
-from diffcore.draw import Draw
-from diffcore.fit import Job
+from diffcore.core.draw import Draw
+from diffcore.core.mistake import Mistake
+from diffcore.denoisers.denoiser import Condition, Denoiser, GaussianDenoiser, Guided, NetDenoiser, from_v
 from diffcore.methods import Roles, guided
 from diffcore.methods.guided import Config
-from diffcore.mistake import Mistake
-from diffcore.schedule import Cosine
-from diffcore.trajectory import even
+from diffcore.noise.angle import diffuse
+from diffcore.noise.schedule import Cosine
+from diffcore.noise.trajectory import even
+from diffcore.training import fit
+from diffcore.training.fit import Job
 from tests.conftest import dice, randn
 from tests.test_condition import TwoBlobs
 from tests.test_fit import COMPUTE

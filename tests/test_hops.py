@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from diffcore import hops
-from diffcore.denoiser import Condition, GaussianDenoiser, per_sample
-from diffcore.draw import noises
-from diffcore.mistake import Mistake
-from diffcore.sampler import Sampler
-from diffcore.solvers.ancestral import DDIM
-from diffcore.solvers.rk45 import RK45
-from diffcore.trajectory import Trajectory, even
+from diffcore.core.draw import noises
+from diffcore.core.mistake import Mistake
+from diffcore.denoisers.denoiser import Condition, GaussianDenoiser, per_sample
+from diffcore.noise.trajectory import Trajectory, even
+from diffcore.sampling.sampler import Sampler
+from diffcore.sampling.solvers.ancestral import DDIM
+from diffcore.sampling.solvers.rk45 import RK45
+from diffcore.search import hops
 from tests.conftest import gaussian, make_schedule, mixture
 from tests.test_condition import TwoBlobs
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from diffcore import disk
-from diffcore.kept import Kept
+from diffcore.core import disk
+from diffcore.core.kept import Kept
 
 ABOUT = {"images": 3, "code": "abc"}
 VALUE, TENSORS = {"pairs": 14, "mean": 0.1}, {"sums": torch.arange(6.0).reshape(2, 3)}
@@ -83,7 +83,7 @@ def test_a_kill_between_the_two_files_leaves_nothing_that_is_used(tmp_path, monk
 
 
 def test_what_another_version_kept_is_told_and_not_used(kept, monkeypatch):
-    monkeypatch.setattr("diffcore.kept.SCHEMA", 9)
+    monkeypatch.setattr("diffcore.core.kept.SCHEMA", 9)
     assert kept[0].load(ABOUT) is None
     assert len(kept[1]) == 1
     assert kept[1][0].endswith("it is worked out again")

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffcore import disk, shards, sources
-from diffcore.ledger import Ledger, Unfinished
-from diffcore.mistake import Mistake
-from diffcore.shards import Config, load_resident, write
-from diffcore.sources import Split
+from diffcore.core import disk
+from diffcore.core.mistake import Mistake
+from diffcore.data import shards, sources
+from diffcore.data.ledger import Ledger, Unfinished
+from diffcore.data.shards import Config, load_resident, write
+from diffcore.data.sources import Split
 
 SHARD = 400  # bytes: some ten shards of what `flat` holds
 
@@ -165,8 +166,8 @@ def test_two_writers_of_one_folder_do_not_share_their_work(flat, tmp_path):
 WRITER = """
 import sys, time
 from pathlib import Path
-from diffcore import shards
-from diffcore.ledger import Unfinished
+from diffcore.data import shards
+from diffcore.data.ledger import Unfinished
 
 def wait(done, total):
     if sys.argv[3] != "never" and Path(sys.argv[2], "kept", sys.argv[3]).exists():

@@ -6,13 +6,14 @@ import math
 import pytest
 import torch
 
-from diffcore import likelihood, trajectory
-from diffcore.denoiser import Condition, GaussianDenoiser
-from diffcore.sampler import Sampler
-from diffcore.schedule import SCHEDULES, Cosine, Linear
-from diffcore.solver import forward_variance, posterior_variance
-from diffcore.solvers import SOLVERS
-from diffcore.trajectory import Trajectory, even
+from diffcore.denoisers.denoiser import Condition, GaussianDenoiser
+from diffcore.metrics import likelihood
+from diffcore.noise import trajectory
+from diffcore.noise.schedule import SCHEDULES, Cosine, Linear
+from diffcore.noise.trajectory import Trajectory, even
+from diffcore.sampling.sampler import Sampler
+from diffcore.sampling.solver import forward_variance, posterior_variance
+from diffcore.sampling.solvers import SOLVERS
 from tests.conftest import exact_gamma, gaussian, make_schedule, mixture, randn
 
 FINE = SOLVERS["rk45"](rtol=1e-8, atol=1e-8)
@@ -219,7 +220,7 @@ def test_a_condition_reaches_the_denoiser():
 
 
 def test_the_searched_trajectory_has_the_better_bound():
-    from diffcore import search
+    from diffcore.search import search
 
     denoiser = gaussian()
     known = exact_gamma(denoiser, 100)

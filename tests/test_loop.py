@@ -12,16 +12,17 @@ import pytest
 import torch
 from torch import nn
 
-from diffcore import draw, fit
-from diffcore.angle import diffuse
-from diffcore.denoiser import Condition, Denoiser, Guided, NetDenoiser
-from diffcore.discriminator import Discriminator
-from diffcore.fit import Config, Diverged, Job, Stopped
+from diffcore.core import draw
+from diffcore.core.mistake import Mistake
+from diffcore.denoisers.denoiser import Condition, Denoiser, Guided, NetDenoiser
 from diffcore.methods import Roles, consistency, continuous, denoising, distribution_matching, phased
-from diffcore.mistake import Mistake
-from diffcore.resume import Resume
-from diffcore.schedule import Cosine
-from diffcore.trajectory import even
+from diffcore.methods.discriminator import Discriminator
+from diffcore.noise.angle import diffuse
+from diffcore.noise.schedule import Cosine
+from diffcore.noise.trajectory import even
+from diffcore.training import fit
+from diffcore.training.fit import Config, Diverged, Job, Stopped
+from diffcore.training.resume import Resume
 from tests.conftest import ToyNet, dice, randn, toy_denoiser
 from tests.test_condition import net as conditional_net
 from tests.test_fit import COMPUTE, same, stop_at

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from diffcore import methods
-from diffcore.denoiser import GaussianDenoiser
-from diffcore.draw import Draw
+from diffcore.core.draw import Draw
+from diffcore.denoisers.denoiser import GaussianDenoiser
 from diffcore.methods import Roles, continuous
-from diffcore.schedule import Cosine, Discrete, Linear, Schedule
+from diffcore.noise.schedule import Cosine, Discrete, Linear, Schedule
 from tests.conftest import DDPM_BETAS, make_schedule, randn
 
 SCHEDULES = {

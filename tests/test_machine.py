@@ -18,8 +18,8 @@ from dvc import fs
 from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from ruamel.yaml import YAML
 
-from diffcore import disk
-from diffcore.mistake import Mistake
+from diffcore.core import disk
+from diffcore.core.mistake import Mistake
 from tasks import __main__ as command
 from tasks import alone, dvc_files, faults, paths, progress
 from tests.test_disk import DEAD

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from diffcore import methods
-from diffcore.angle import WEIGHTS, between, hop, min_snr
-from diffcore.denoiser import Denoiser, GaussianDenoiser, NetDenoiser, Prediction, from_v
-from diffcore.draw import Draw, draw
+from diffcore.core.draw import Draw, draw
+from diffcore.core.mistake import Mistake
+from diffcore.denoisers.denoiser import Denoiser, GaussianDenoiser, NetDenoiser, Prediction, from_v
 from diffcore.methods import Roles, consistency, denoising, progressive
-from diffcore.mistake import Mistake
-from diffcore.sampler import Sampler
-from diffcore.schedule import Cosine
-from diffcore.solvers import SOLVERS
-from diffcore.trajectory import even
+from diffcore.noise.angle import WEIGHTS, between, hop, min_snr
+from diffcore.noise.schedule import Cosine
+from diffcore.noise.trajectory import even
+from diffcore.sampling.sampler import Sampler
+from diffcore.sampling.solvers import SOLVERS
 from tasks import params
 from tests.conftest import ToyNet, gaussian, randn
 

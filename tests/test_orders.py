@@ -8,15 +8,16 @@ import math
 import pytest
 import torch
 
-from diffcore.sampler import Sampler
-from diffcore.schedule import Cosine
-from diffcore.solver import Mark, Solver, believe, land, mark
-from diffcore.solvers import SOLVERS
-from diffcore.solvers.ancestral import DDIM
-from diffcore.solvers.dpm_solver import DPM2, DPM2M, DPM3, DPM3M, DPMFast, DPMpp2M, DPMpp2S, DPMpp3M, DPMpp3S
-from diffcore.solvers.rk45 import RK45
-from diffcore.solvers.unipc import UniPC
-from diffcore.trajectory import Trajectory
+from diffcore.denoisers.node import Mark, believe, land, mark
+from diffcore.noise.schedule import Cosine
+from diffcore.noise.trajectory import Trajectory
+from diffcore.sampling.sampler import Sampler
+from diffcore.sampling.solver import Solver
+from diffcore.sampling.solvers import SOLVERS
+from diffcore.sampling.solvers.ancestral import DDIM
+from diffcore.sampling.solvers.dpm_solver import DPM2, DPM2M, DPM3, DPM3M, DPMFast, DPMpp2M, DPMpp2S, DPMpp3M, DPMpp3S
+from diffcore.sampling.solvers.rk45 import RK45
+from diffcore.sampling.solvers.unipc import UniPC
 from tests.conftest import make_solver, mixture, randn
 
 pytestmark = pytest.mark.usefixtures("without_shape_checks")

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from diffcore.clipping import Threshold
-from diffcore.deepcache import Config as CacheConfig
-from diffcore.mistake import Mistake
-from diffcore.recipe import Recipe
-from diffcore.skip_tuning import Config as SkipConfig
-from diffcore.trajectory import even
+from diffcore.core.mistake import Mistake
+from diffcore.denoisers.clipping import Threshold
+from diffcore.noise.trajectory import even
+from diffcore.sampling.deepcache import Config as CacheConfig
+from diffcore.sampling.recipe import Recipe
+from diffcore.sampling.skip_tuning import Config as SkipConfig
 from tasks import evaluate, params, strict_yaml, workspace
 
 ROOT = Path(__file__).parent.parent

@@ -10,20 +10,20 @@ import pytest
 import torch
 from torch import nn
 
-from diffcore import fit
-from diffcore.angle import diffuse
-from diffcore.denoiser import Denoiser, GaussianDenoiser, NetDenoiser, Prediction, from_v
-from diffcore.discriminator import Discriminator, fooling, hinge
-from diffcore.draw import Draw, draw
-from diffcore.fit import Job, Stopped
+from diffcore.core.draw import Draw, draw
+from diffcore.core.mistake import Mistake
+from diffcore.denoisers.denoiser import Denoiser, GaussianDenoiser, NetDenoiser, Prediction, from_v
 from diffcore.methods import Roles, consistency, phased
+from diffcore.methods.discriminator import Discriminator, fooling, hinge
 from diffcore.methods.phased import Config, aim, renoise, times
-from diffcore.mistake import Mistake
-from diffcore.resume import Resume
-from diffcore.sampler import Sampler
-from diffcore.schedule import Cosine
-from diffcore.solvers import SOLVERS
-from diffcore.trajectory import even
+from diffcore.noise.angle import diffuse
+from diffcore.noise.schedule import Cosine
+from diffcore.noise.trajectory import even
+from diffcore.sampling.sampler import Sampler
+from diffcore.sampling.solvers import SOLVERS
+from diffcore.training import fit
+from diffcore.training.fit import Job, Stopped
+from diffcore.training.resume import Resume
 from tests import test_methods as laws
 from tests.conftest import gaussian, make_schedule, randn, toy_denoiser
 from tests.test_consistency_training import GaussianFeed

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffcore import disk
-from diffcore.mistake import Mistake
+from diffcore.core import disk
+from diffcore.core.mistake import Mistake
 from tasks import pictures
 
 

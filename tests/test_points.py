@@ -10,15 +10,18 @@ import pytest
 import torch
 from PIL import Image
 
-from diffcore import checkpoint, draw, likelihood, quality, shards
-from diffcore.denoiser import NetDenoiser
-from diffcore.feed import to_float
+from diffcore.checkpoints import checkpoint
+from diffcore.core import draw
+from diffcore.data import shards
+from diffcore.data.feed import to_float
+from diffcore.denoisers.denoiser import NetDenoiser
+from diffcore.metrics import likelihood, quality
 from diffcore.nets.unet import UNet, with_guidance
-from diffcore.sampler import Sampler
-from diffcore.schedule import Cosine
-from diffcore.solvers import SOLVERS
-from diffcore.solvers.ancestral import Posterior
-from diffcore.solvers.rk45 import RK45
+from diffcore.noise.schedule import Cosine
+from diffcore.sampling.sampler import Sampler
+from diffcore.sampling.solvers import SOLVERS
+from diffcore.sampling.solvers.ancestral import Posterior
+from diffcore.sampling.solvers.rk45 import RK45
 from tasks import evaluate, params, paths, search
 from tests import test_evaluate
 from tests.test_evaluate import FIT, make

@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from diffcore import fit, methods
-from diffcore.denoiser import Guided, NetDenoiser
-from diffcore.feed import ResidentFeed
-from diffcore.fit import Compute, Config, Job
+from diffcore import methods
+from diffcore.data.feed import ResidentFeed
+from diffcore.data.shards import Images
+from diffcore.denoisers.denoiser import Guided, NetDenoiser
 from diffcore.methods import consistency, distribution_matching, phased
-from diffcore.schedule import Cosine, Linear
-from diffcore.shards import Images
+from diffcore.noise.schedule import Cosine, Linear
+from diffcore.training import fit
+from diffcore.training.fit import Compute, Config, Job
 from tasks import params
 from tests.conftest import ToyNet, dice
 from tests.test_methods import configs

@@ -5,13 +5,14 @@ import math
 import pytest
 import torch
 
-from diffcore.denoiser import per_sample
-from diffcore.process import flow_drift, rates, reverse_drift, transition
-from diffcore.sampler import Sampler
-from diffcore.schedule import VE, Cosine, Discrete, Linear, SubVP
-from diffcore.solvers import SOLVERS
-from diffcore.solvers.adaptive import Adaptive
-from diffcore.trajectory import Trajectory
+from diffcore.denoisers.denoiser import per_sample
+from diffcore.noise.process import rates, transition
+from diffcore.noise.schedule import VE, Cosine, Discrete, Linear, SubVP
+from diffcore.noise.trajectory import Trajectory
+from diffcore.sampling.drift import flow_drift, reverse_drift
+from diffcore.sampling.sampler import Sampler
+from diffcore.sampling.solvers import SOLVERS
+from diffcore.sampling.solvers.adaptive import Adaptive
 from tests.conftest import DDPM_BETAS, gaussian, make_schedule, make_solver, mixture, randn
 
 NODES = torch.tensor([1, 2, 20, 500, 999, 1000], dtype=torch.float64) / 1000

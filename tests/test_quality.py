@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffcore import quality
-from diffcore.draw import generator
-from diffcore.features import Card, Config, Features, extract, train
-from diffcore.feed import to_float
-from diffcore.mistake import Mistake
-from diffcore.quality import Moments, Reference, fidelity, floor, frechet, kid, measure
-from diffcore.shards import Images
+from diffcore.core.draw import generator
+from diffcore.core.mistake import Mistake
+from diffcore.data.feed import to_float
+from diffcore.data.shards import Images
+from diffcore.metrics import quality
+from diffcore.metrics.features import Card, Config, Features, extract, train
+from diffcore.metrics.quality import Moments, Reference, fidelity, floor, frechet, kid, measure
 from tests.conftest import dice, randn
 
 pytestmark = pytest.mark.usefixtures("without_shape_checks")

@@ -4,23 +4,24 @@ import json
 import pytest
 import torch
 
-from diffcore import checkpoint, recipe
-from diffcore.checkpoint import Checkpoint, Guidance
-from diffcore.clipping import Clip, Clipped, Threshold
-from diffcore.deepcache import Config as CacheConfig
-from diffcore.deepcache import DeepCached
-from diffcore.denoiser import Condition, Guided, NetDenoiser
-from diffcore.mistake import Mistake
+from diffcore.checkpoints import checkpoint
+from diffcore.checkpoints.checkpoint import Checkpoint, Guidance
+from diffcore.core.mistake import Mistake
+from diffcore.denoisers.clipping import Clip, Clipped, Threshold
+from diffcore.denoisers.denoiser import Condition, Guided, NetDenoiser
 from diffcore.nets import unet
-from diffcore.recipe import Recipe, from_json
-from diffcore.sampler import Sampler
-from diffcore.schedule import Cosine
-from diffcore.skip_tuning import Config as SkipConfig
-from diffcore.skip_tuning import SkipScaled
-from diffcore.solvers import SOLVERS
-from diffcore.solvers.ancestral import DDIM
-from diffcore.solvers.edm import EDM
-from diffcore.trajectory import even, karras
+from diffcore.noise.schedule import Cosine
+from diffcore.noise.trajectory import even, karras
+from diffcore.sampling import recipe
+from diffcore.sampling.deepcache import Config as CacheConfig
+from diffcore.sampling.deepcache import DeepCached
+from diffcore.sampling.recipe import Recipe, from_json
+from diffcore.sampling.sampler import Sampler
+from diffcore.sampling.skip_tuning import Config as SkipConfig
+from diffcore.sampling.skip_tuning import SkipScaled
+from diffcore.sampling.solvers import SOLVERS
+from diffcore.sampling.solvers.ancestral import DDIM
+from diffcore.sampling.solvers.edm import EDM
 from tests.conftest import exact_gamma, gaussian, toy_denoiser
 from tests.test_unet import FAMILY, stirred
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffcore import disk
-from diffcore.mistake import Mistake
-from diffcore.resume import Resume
+from diffcore.core import disk
+from diffcore.core.mistake import Mistake
+from diffcore.training.resume import Resume
 from tests import test_fit
 from tests.test_methods import CASES
 
@@ -155,7 +155,7 @@ def test_killed_again_and_again_after_every_step_any_method_ends_with_the_same_b
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from diffcore.resume import Resume
+from diffcore.training.resume import Resume
 from tests import test_fit, test_resume
 name, config = next(case for case in test_resume.CASES.args[1] if case[0] == sys.argv[2])
 die = lambda event: event.step == 4 and os.kill(os.getpid(), signal.SIGKILL)
@@ -216,7 +216,7 @@ def test_views_and_every_kind_of_number_come_back(tmp_path):
 
 def test_a_state_of_another_schema_is_said_and_not_used(tmp_path, monkeypatch):
     resume, said = saved(tmp_path, (5,))
-    monkeypatch.setattr("diffcore.resume.SCHEMA", 9)
+    monkeypatch.setattr("diffcore.training.resume.SCHEMA", 9)
     assert resume.load() is None
     assert len(said) == 1
 
@@ -261,8 +261,8 @@ def test_a_job_that_another_holds_is_waited_for_a_minute_or_as_long_as_is_said(
 ):
     """A training that was told to end may still be saving when the next is started."""
     clock = Clock(free_after)
-    monkeypatch.setattr("diffcore.resume.time", clock)
-    monkeypatch.setattr("diffcore.resume._locked", clock.locked)
+    monkeypatch.setattr("diffcore.training.resume.time", clock)
+    monkeypatch.setattr("diffcore.training.resume._locked", clock.locked)
     entered = False
     with contextlib.suppress(Mistake), saved(tmp_path, ())[0].lock(*patience):
         entered = True

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from diffcore import ode
-from diffcore.denoiser import Denoiser, GaussianDenoiser, per_sample
-from diffcore.mistake import Mistake
-from diffcore.ode import ERROR, A, C, integrate
-from diffcore.process import flow_drift
-from diffcore.sampler import Sampler
-from diffcore.schedule import Cosine, Discrete
-from diffcore.solvers.rk45 import RK45
-from diffcore.trajectory import Trajectory, even, karras
+from diffcore.core.mistake import Mistake
+from diffcore.denoisers.denoiser import Denoiser, GaussianDenoiser, per_sample
+from diffcore.noise.schedule import Cosine, Discrete
+from diffcore.noise.trajectory import Trajectory, even, karras
+from diffcore.sampling import ode
+from diffcore.sampling.drift import flow_drift
+from diffcore.sampling.ode import ERROR, A, C, integrate
+from diffcore.sampling.sampler import Sampler
+from diffcore.sampling.solvers.rk45 import RK45
 from tests.conftest import gaussian, make_schedule, mixture, randn
 
 pytestmark = pytest.mark.usefixtures("without_shape_checks")

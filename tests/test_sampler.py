@@ -3,14 +3,14 @@ import itertools
 import pytest
 import torch
 
-from diffcore.denoiser import Condition, Denoiser, NetDenoiser, Prediction
-from diffcore.draw import draw, noises
-from diffcore.mistake import Mistake
-from diffcore.sampler import Sampler, rehearse
-from diffcore.schedule import VE, Cosine
-from diffcore.solvers import SOLVERS
-from diffcore.solvers.adaptive import Adaptive
-from diffcore.trajectory import Trajectory, even, karras
+from diffcore.core.draw import draw, noises
+from diffcore.core.mistake import Mistake
+from diffcore.denoisers.denoiser import Condition, Denoiser, NetDenoiser, Prediction
+from diffcore.noise.schedule import VE, Cosine
+from diffcore.noise.trajectory import Trajectory, even, karras
+from diffcore.sampling.sampler import Sampler, rehearse
+from diffcore.sampling.solvers import SOLVERS
+from diffcore.sampling.solvers.adaptive import Adaptive
 from tests.conftest import ToyNet, gaussian, make_schedule, make_solver, toy_denoiser
 
 ELSEWHERE = {
@@ -119,7 +119,7 @@ def alike(one: torch.Tensor, two: torch.Tensor) -> float:
 @pytest.mark.parametrize("name", [name for name in SOLVERS if make_solver(name).noisy])
 def test_every_draw_of_a_noisy_solver_is_new(name, monkeypatch):
     """Neither the start's noise nor that of another step: their correlations are those of chance."""
-    from diffcore import sampler as module
+    from diffcore.sampling import sampler as module
 
     seen = []
     monkeypatch.setattr(module, "noises", lambda *given: seen.append(noises(*given)) or seen[-1])

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from diffcore.mistake import Mistake
-from diffcore.schedule import SCHEDULES, VE, Cosine, Discrete, Linear, SubVP, from_json, to_json
+from diffcore.core.mistake import Mistake
+from diffcore.noise.schedule import SCHEDULES, VE, Cosine, Discrete, Linear, SubVP, from_json, to_json
 from tests.conftest import DDPM_BETAS, make_schedule, randn
 
 TIMES = torch.linspace(0.001, 0.999, 401, dtype=torch.float64)

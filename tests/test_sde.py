@@ -12,18 +12,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffcore.denoiser import GaussianDenoiser, per_sample
-from diffcore.mistake import Mistake
-from diffcore.sampler import Sampler
-from diffcore.schedule import SCHEDULES, VE, Cosine, Linear, Schedule, SubVP
-from diffcore.solver import Solver, Stepwise, mark
-from diffcore.solvers import SOLVERS
-from diffcore.solvers.ancestral import DDIM
-from diffcore.solvers.dpm_solver import DPMpp2MSDE
-from diffcore.solvers.edm import EDM, Heun
-from diffcore.solvers.langevin import PREDICTORS, Langevin, PredictorCorrector
-from diffcore.solvers.sde import EulerMaruyama, ReverseDiffusion
-from diffcore.trajectory import Trajectory, even, karras
+from diffcore.core.mistake import Mistake
+from diffcore.denoisers.denoiser import GaussianDenoiser, per_sample
+from diffcore.denoisers.node import mark
+from diffcore.noise.schedule import SCHEDULES, VE, Cosine, Linear, Schedule, SubVP
+from diffcore.noise.trajectory import Trajectory, even, karras
+from diffcore.sampling.sampler import Sampler
+from diffcore.sampling.solver import Solver, Stepwise
+from diffcore.sampling.solvers import SOLVERS
+from diffcore.sampling.solvers.ancestral import DDIM
+from diffcore.sampling.solvers.dpm_solver import DPMpp2MSDE
+from diffcore.sampling.solvers.edm import EDM, Heun
+from diffcore.sampling.solvers.langevin import PREDICTORS, Langevin, PredictorCorrector
+from diffcore.sampling.solvers.sde import EulerMaruyama, ReverseDiffusion
 from tests.conftest import gaussian, make_schedule, make_solver, randn
 
 pytestmark = pytest.mark.usefixtures("without_shape_checks")

@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from diffcore import likelihood, search
-from diffcore.denoiser import GaussianDenoiser
-from diffcore.gamma import Gamma, Moments
-from diffcore.mistake import Mistake
-from diffcore.sampler import Sampler
-from diffcore.schedule import Level
-from diffcore.solver import posterior_variance
-from diffcore.solvers.analytic import Analytic, optimal_variance
-from diffcore.trajectory import nodes
+from diffcore.core.mistake import Mistake
+from diffcore.denoisers.denoiser import GaussianDenoiser
+from diffcore.metrics import likelihood
+from diffcore.noise.schedule import Level
+from diffcore.noise.trajectory import nodes
+from diffcore.sampling.sampler import Sampler
+from diffcore.sampling.solver import posterior_variance
+from diffcore.sampling.solvers.analytic import Analytic, optimal_variance
+from diffcore.search import search
+from diffcore.search.gamma import Gamma, Moments
 from tasks import search as stage
 from tests.conftest import DDPM_BETAS, exact_gamma, make_schedule, randn
 

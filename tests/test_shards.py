@@ -15,9 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from diffcore import disk, shards, sources
-from diffcore.mistake import Mistake
-from diffcore.shards import Config, Images, Manifest, StreamedImages, load_resident, open_images, write
+from diffcore.core import disk
+from diffcore.core.mistake import Mistake
+from diffcore.data import shards, sources
+from diffcore.data.shards import Config, Images, Manifest, StreamedImages, load_resident, open_images, write
 
 
 def picture(number: int, side: int = 6, channels: int = 3) -> np.ndarray:

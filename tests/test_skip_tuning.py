@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from diffcore.denoiser import Condition, NetDenoiser, per_sample
-from diffcore.mistake import Mistake
+from diffcore.core.mistake import Mistake
+from diffcore.denoisers.denoiser import Condition, NetDenoiser, per_sample
 from diffcore.nets import unet
-from diffcore.sampler import Sampler
-from diffcore.schedule import Cosine
-from diffcore.skip_tuning import Config, scales, skip_tuned
-from diffcore.trajectory import even, karras
+from diffcore.noise.schedule import Cosine
+from diffcore.noise.trajectory import even, karras
+from diffcore.sampling.sampler import Sampler
+from diffcore.sampling.skip_tuning import Config, scales, skip_tuned
 from tests.conftest import ToyNet, make_solver, toy_denoiser
 from tests.test_deepcache import CONFIGS, FIXED, SMALL, labelled, plain, sample, start
 from tests.test_unet import FAMILY

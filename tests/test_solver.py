@@ -5,16 +5,16 @@ import math
 import pytest
 import torch
 
-from diffcore.denoiser import HEADS, Denoiser, GaussianDenoiser, per_sample
-from diffcore.meter import Meter, Metered
-from diffcore.mistake import Mistake
-from diffcore.sampler import Sampler
-from diffcore.schedule import SCHEDULES, Cosine, Linear
-from diffcore.solver import Stepwise
-from diffcore.solvers import SOLVERS
-from diffcore.solvers.ancestral import DDIM, Renoise
-from diffcore.solvers.langevin import PREDICTORS, Langevin, PredictorCorrector
-from diffcore.trajectory import Trajectory, even, karras
+from diffcore.core.mistake import Mistake
+from diffcore.denoisers.denoiser import HEADS, Denoiser, GaussianDenoiser, per_sample
+from diffcore.denoisers.meter import Meter, Metered
+from diffcore.noise.schedule import SCHEDULES, Cosine, Linear
+from diffcore.noise.trajectory import Trajectory, even, karras
+from diffcore.sampling.sampler import Sampler
+from diffcore.sampling.solver import Stepwise
+from diffcore.sampling.solvers import SOLVERS
+from diffcore.sampling.solvers.ancestral import DDIM, Renoise
+from diffcore.sampling.solvers.langevin import PREDICTORS, Langevin, PredictorCorrector
 from tests.conftest import exact_gamma, gaussian, make_schedule, make_solver, mixture, randn
 
 pytestmark = pytest.mark.usefixtures("without_shape_checks")

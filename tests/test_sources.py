@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from diffcore import sources, tars
-from diffcore.mistake import Mistake
-from diffcore.sources import Config
+from diffcore.core.mistake import Mistake
+from diffcore.data import sources, tars
+from diffcore.data.sources import Config
 
 
 def dice(*shape: int, seed: int = 0) -> np.ndarray:

@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from diffcore import shards, sources
-from diffcore.mistake import Mistake
-from diffcore.shards import Config, Manifest, load_resident, write
-from diffcore.sources import Split
+from diffcore.core.mistake import Mistake
+from diffcore.data import shards, sources
+from diffcore.data.shards import Config, Manifest, load_resident, write
+from diffcore.data.sources import Split
 
 
 def picture(number: int) -> np.ndarray:
@@ -344,7 +344,7 @@ def test_a_tolerance_that_is_no_share_is_refused(tolerance):
 MANIFEST = """
 import sys
 from pathlib import Path
-from diffcore.shards import Config, write
+from diffcore.data.shards import Config, write
 padding = [bytearray(100) for _ in range(int(sys.argv[2]))]
 write(Config(f"folder:{sys.argv[1]}", tolerance=0.5), Path(sys.argv[1] + ".out"))
 """
@@ -388,7 +388,7 @@ def test_what_the_machine_cannot_do_is_not_the_images_fault(flat, tmp_path, monk
 
     def failing(*arguments):
         monkeypatch.setattr(sources, "_read_file", None)
-        monkeypatch.setattr("diffcore.tars.decode", fail)
+        monkeypatch.setattr("diffcore.data.tars.decode", fail)
         return found
 
     def fail(*arguments):

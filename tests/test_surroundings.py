@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffcore import fit
-from diffcore.mistake import Mistake
+from diffcore.core.mistake import Mistake
+from diffcore.training import fit
 from tasks import __main__ as command
 from tasks import lifeline, params, progress, surroundings, train
 from tasks.lifeline import die_with_parent

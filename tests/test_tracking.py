@@ -31,9 +31,12 @@ import numpy as np
 import pytest
 import torch
 
-from diffcore import checkpoint, disk, frontier, gamma
-from diffcore.checkpoint import Card
-from diffcore.mistake import Mistake
+from diffcore.checkpoints import checkpoint
+from diffcore.checkpoints.checkpoint import Card
+from diffcore.core import disk
+from diffcore.core.mistake import Mistake
+from diffcore.metrics import frontier
+from diffcore.search import gamma
 from tasks import database, faults, paths, pictures, redaction, report, tracking
 from tests.test_pictures import pixels, point, ramp, small_table, table, write_curve
 
@@ -664,7 +667,7 @@ def held(receipt: dict, name: str, file: str) -> Path:
         pytest.param("artifacts/pd2/card.json", marks=pytest.mark.slow),
         pytest.param("MLmodel", marks=pytest.mark.slow),
         pytest.param("sampler_model.py", marks=pytest.mark.slow),
-        pytest.param("code/diffcore/angle.py", marks=pytest.mark.slow),
+        pytest.param("code/diffcore/noise/angle.py", marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.parametrize("damage", ["flipped", pytest.param("gone", marks=pytest.mark.slow)])
@@ -1577,8 +1580,8 @@ def test_a_table_for_spreadsheets_that_says_anything_else_is_damaged(tmp_path):
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """Two checkpoints of classes, the student's card naming the teacher, and their gamma."""
-    from diffcore.denoiser import NetDenoiser
-    from diffcore.schedule import Cosine
+    from diffcore.denoisers.denoiser import NetDenoiser
+    from diffcore.noise.schedule import Cosine
     from tests.conftest import exact_gamma, gaussian
     from tests.test_checkpoint import ABOUT
     from tests.test_unet import FAMILY, stirred
@@ -1607,9 +1610,9 @@ def served(tmp_path_factory):
 @pytest.mark.parametrize("made", [{"sampler": "ddim", "guidance": 2.0}, {"sampler": "analytic"}])
 def test_a_served_model_draws_what_its_recipe_draws(served, name, made):
     """As many as are asked for, from the seed, of the classes: uint8, channels last."""
-    from diffcore import recipe
-    from diffcore.feed import to_uint8
-    from diffcore.trajectory import Trajectory
+    from diffcore.data.feed import to_uint8
+    from diffcore.noise.trajectory import Trajectory
+    from diffcore.sampling import recipe
     from tasks.sampler_model import SamplerModel
 
     artifacts = {"checkpoint": str(served / name), "gamma": str(served / "gamma.json")}

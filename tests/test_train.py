@@ -9,13 +9,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffcore import checkpoint, disk, draw, fit, methods, quality
-from diffcore.denoiser import Condition, Guided, NetDenoiser
-from diffcore.mistake import Mistake
+from diffcore import methods
+from diffcore.checkpoints import checkpoint
+from diffcore.core import disk, draw
+from diffcore.core.mistake import Mistake
+from diffcore.data.shards import Manifest
+from diffcore.denoisers.denoiser import Condition, Guided, NetDenoiser
+from diffcore.metrics import quality
 from diffcore.nets import unet
-from diffcore.schedule import Cosine, Discrete
-from diffcore.shards import Manifest
-from diffcore.trajectory import even
+from diffcore.noise.schedule import Cosine, Discrete
+from diffcore.noise.trajectory import even
+from diffcore.training import fit
 from tasks import gamma, graph, guidance, paths, search, train
 from tests import test_evaluate
 from tests.conftest import ToyNet, randn

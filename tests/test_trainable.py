@@ -14,10 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffcore import fit, methods
-from diffcore.angle import between, heun, hop
-from diffcore.denoiser import GaussianDenoiser, NetDenoiser
-from diffcore.fit import Compute, Job
+from diffcore import methods
+from diffcore.denoisers.denoiser import GaussianDenoiser, NetDenoiser
 from diffcore.methods import (
     consistency,
     consistency_training,
@@ -28,8 +26,11 @@ from diffcore.methods import (
     phased,
     progressive,
 )
-from diffcore.resume import Resume
-from diffcore.schedule import Cosine
+from diffcore.noise.angle import between, heun, hop
+from diffcore.noise.schedule import Cosine
+from diffcore.training import fit
+from diffcore.training.fit import Compute, Job
+from diffcore.training.resume import Resume
 from tests.test_consistency_training import Affine as Smooth
 from tests.test_consistency_training import GaussianFeed
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from diffcore.mistake import Mistake
-from diffcore.schedule import VE
-from diffcore.trajectory import TRAJECTORIES, Trajectory, even, karras, logsnr, nodes, quadratic
+from diffcore.core.mistake import Mistake
+from diffcore.noise.schedule import VE
+from diffcore.noise.trajectory import TRAJECTORIES, Trajectory, even, karras, logsnr, nodes, quadratic
 
 
 @pytest.mark.parametrize("make", [even, quadratic])

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from diffcore import fit
-from diffcore.denoiser import Guided, NetDenoiser
-from diffcore.fit import Compute, Config
+from diffcore.denoisers.denoiser import Guided, NetDenoiser
 from diffcore.methods import consistency, consistency_training, denoising, distribution_matching, phased
-from diffcore.resume import Resume
-from diffcore.schedule import Cosine
+from diffcore.noise.schedule import Cosine
+from diffcore.training import fit
+from diffcore.training.fit import Compute, Config
+from diffcore.training.resume import Resume
 from tests.test_fit import stop_at
 from tests.test_precision import Told, job
 

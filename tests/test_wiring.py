@@ -9,16 +9,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffcore import checkpoint, disk, draw, quality, shards
-from diffcore import gamma as estimates
-from diffcore.denoiser import NetDenoiser
-from diffcore.feed import to_float
-from diffcore.ledger import Unfinished
-from diffcore.mistake import Mistake
+from diffcore.checkpoints import checkpoint
+from diffcore.core import disk, draw
+from diffcore.core.mistake import Mistake
+from diffcore.data import shards
+from diffcore.data.feed import to_float
+from diffcore.data.ledger import Unfinished
+from diffcore.data.shards import Manifest
+from diffcore.denoisers.denoiser import NetDenoiser
+from diffcore.metrics import quality
 from diffcore.nets import unet
-from diffcore.schedule import Cosine
-from diffcore.shards import Manifest
-from diffcore.trajectory import even
+from diffcore.noise.schedule import Cosine
+from diffcore.noise.trajectory import even
+from diffcore.search import gamma as estimates
 from tasks import (
     evaluate,
     features,
@@ -122,7 +125,7 @@ def test_a_stage_computes_with_the_threads_of_the_file(stage, project, monkeypat
     def use(threads: int) -> None:
         raise InterruptedError(threads)
 
-    monkeypatch.setattr("diffcore.threads.use", use)
+    monkeypatch.setattr("diffcore.core.threads.use", use)
     with pytest.raises(InterruptedError, match=r"^3$"):
         stage(compute(project, threads=3))
 

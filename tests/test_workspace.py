@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from diffcore.mistake import Mistake
+from diffcore.core.mistake import Mistake
 from tasks import inventory, params, workspace
 
 ROOT = Path(__file__).parent.parent
 
 CODE = {
     "diffcore/__init__.py": "",
-    "diffcore/angle.py": "new",
+    "diffcore/noise/angle.py": "new",
     "diffcore/methods/__init__.py": "",
     "tasks/__init__.py": "",
     "tasks/train.py": "new",
@@ -143,7 +143,7 @@ def a_home(tmp: Path) -> Path:
 
 
 def another_clone(tmp: Path) -> Path:
-    return lay(tmp / "clone", {**CODE, "diffcore/angle.py": "mended by hand", ".git/HEAD": "ref"})
+    return lay(tmp / "clone", {**CODE, "diffcore/noise/angle.py": "mended by hand", ".git/HEAD": "ref"})
 
 
 def the_repository(tmp: Path) -> Path:
@@ -227,18 +227,18 @@ def one_with_edited_parameters(tmp: Path) -> Path:
 
 
 def one_with_edited_code(tmp: Path) -> Path:
-    return lay(made(tmp / "target"), {"diffcore/angle.py": "mended by hand"})
+    return lay(made(tmp / "target"), {"diffcore/noise/angle.py": "mended by hand"})
 
 
 def one_with_a_file_where_a_new_one_is_to_be(tmp: Path) -> Path:
-    lay(made(tmp / "target"), {"diffcore/solver.py": "mine"})
-    lay(tmp / "repository", {"diffcore/solver.py": "ours"})
+    lay(made(tmp / "target"), {"diffcore/sampling/solver.py": "mine"})
+    lay(tmp / "repository", {"diffcore/sampling/solver.py": "ours"})
     return tmp / "target"
 
 
 def one_with_an_edited_file_that_is_no_more(tmp: Path) -> Path:
-    lay(made(tmp / "target"), {"diffcore/angle.py": "mended by hand"})
-    (tmp / "repository/diffcore/angle.py").unlink()
+    lay(made(tmp / "target"), {"diffcore/noise/angle.py": "mended by hand"})
+    (tmp / "repository/diffcore/noise/angle.py").unlink()
     return tmp / "target"
 
 
@@ -252,7 +252,7 @@ def one_whose_code_is_a_link_elsewhere(tmp: Path) -> Path:
     lay(tmp / "mine", {"angle.py": "new", "__init__.py": ""})
     shutil.rmtree(made(tmp / "target") / "diffcore")
     (tmp / "target/diffcore").symlink_to(tmp / "mine")
-    lay(tmp / "repository", {"diffcore/angle.py": "newer"})
+    lay(tmp / "repository", {"diffcore/noise/angle.py": "newer"})
     return tmp / "target"
 
 
@@ -311,11 +311,12 @@ ARRANGEMENTS: dict[Callable[[Path], Path], str | None] = {
     one_with_a_file_of_the_users: None,
     one_that_has_run: None,
     one_with_edited_parameters: "params.yaml is " + EDITED,
-    one_with_edited_code: "diffcore/angle.py is " + EDITED,
-    one_with_a_file_where_a_new_one_is_to_be: "diffcore/solver.py is " + EDITED,
-    one_with_an_edited_file_that_is_no_more: "diffcore/angle.py is " + EDITED,
-    one_whose_code_is_a_link: "diffcore/__init__.py, diffcore/angle.py, diffcore/methods/__init__.py are " + EDITED,
-    one_whose_code_is_a_link_elsewhere: "diffcore/angle.py",
+    one_with_edited_code: "diffcore/noise/angle.py is " + EDITED,
+    one_with_a_file_where_a_new_one_is_to_be: "diffcore/sampling/solver.py is " + EDITED,
+    one_with_an_edited_file_that_is_no_more: "diffcore/noise/angle.py is " + EDITED,
+    one_whose_code_is_a_link: "diffcore/__init__.py, diffcore/noise/angle.py, diffcore/methods/__init__.py are "
+    + EDITED,
+    one_whose_code_is_a_link_elsewhere: "diffcore/noise/angle.py",
     one_with_a_folder_in_a_files_place: "stage is " + EDITED,
     one_with_a_link_in_a_files_place: "params.yaml is " + EDITED,
     one_with_an_environment_of_its_own: None,
@@ -332,7 +333,7 @@ def test_what_it_did_not_make_is_the_same_before_and_after(tmp_path, repository,
         before = others(tmp_path, target)
         made(target)
         assert others(tmp_path, target.resolve()).items() >= before.items()
-        assert (target / "diffcore/angle.py").read_text() == "new"
+        assert (target / "diffcore/noise/angle.py").read_text() == "new"
         return
     with pytest.raises(Mistake) as caught:
         reaper.let(None, lambda: made(target))
@@ -350,7 +351,7 @@ def test_nor_is_anything_lost_where_it_is_killed_at_any_call(tmp_path, repositor
     """Killed before each change of the file system in turn: what is others' is as it was, what can be started is of one
     make, and the same command again ends the work."""
     target = arrange(tmp_path)
-    lay(repository, {"diffcore/angle.py": "newest", "tasks/new.py": "newest"})
+    lay(repository, {"diffcore/noise/angle.py": "newest", "tasks/new.py": "newest"})
     (repository / "tasks/train.py").unlink()  # so that something is to be removed, too
     before, start = others(tmp_path, target), tmp_path.with_name("start")
     shutil.rmtree(start, ignore_errors=True)
@@ -365,9 +366,11 @@ def test_nor_is_anything_lost_where_it_is_killed_at_any_call(tmp_path, repositor
         after = everything(tmp_path)
         assert {name: after.get(name) for name in before} == before, last
         old = everything(start / "target") if (start / "target").is_dir() else {}
-        assert {"dvc.yaml", "params.yaml", "diffcore/angle.py"} & set(old) <= set(everything(target)), last
+        assert {"dvc.yaml", "params.yaml", "diffcore/noise/angle.py"} & set(old) <= set(everything(target)), last
         if (target / "stage").is_file():
-            assert (target / "tasks/train.py").exists() == ((target / "diffcore/angle.py").read_text() == "new"), last
+            assert (target / "tasks/train.py").exists() == (
+                (target / "diffcore/noise/angle.py").read_text() == "new"
+            ), last
         made(target)
         assert complete(target, repository)
         assert others(tmp_path, target.resolve()).items() >= before.items()
@@ -419,8 +422,8 @@ def test_two_commands_at_once_do_not_meet(repository, tmp_path):
 
 def test_a_copy_of_a_workspace_is_one(repository, tmp_path):
     shutil.copytree(made(tmp_path / "w"), tmp_path / "copy", symlinks=True)
-    lay(repository, {"diffcore/angle.py": "newest"})
-    assert (made(tmp_path / "copy") / "diffcore/angle.py").read_text() == "newest"
+    lay(repository, {"diffcore/noise/angle.py": "newest"})
+    assert (made(tmp_path / "copy") / "diffcore/noise/angle.py").read_text() == "newest"
 
 
 def test_what_dvc_says_when_it_cannot_is_one_line(tmp_path, monkeypatch):
@@ -435,13 +438,13 @@ def test_a_workspace_made_again_has_new_code_and_old_artifacts(tmp_path, monkeyp
     target = tmp_path / "w"
     workspace.make(target, "smoke", ["data.source=folder:/nowhere"])
     assert (target / "stage").stat().st_mode & 0o100
-    lay(target, {"artifacts/kept.txt": "x", "diffcore/angle.py": "of last week"})
+    lay(target, {"artifacts/kept.txt": "x", "diffcore/noise/angle.py": "of last week"})
     found = json.loads((target / inventory.NAME).read_text())
-    found["files"]["diffcore/angle.py"] = [inventory._print(target / "diffcore/angle.py")]
+    found["files"]["diffcore/noise/angle.py"] = [inventory._print(target / "diffcore/noise/angle.py")]
     (target / inventory.NAME).write_text(json.dumps(found))
     workspace.make(target, "smoke", [])
     assert (target / "artifacts/kept.txt").exists()
-    assert (target / "diffcore/angle.py").read_text() == (ROOT / "diffcore/angle.py").read_text()
+    assert (target / "diffcore/noise/angle.py").read_text() == (ROOT / "diffcore/noise/angle.py").read_text()
     assert params.read(target / "params.yaml").data.source == "digits"
 
 
@@ -644,7 +647,7 @@ def test_what_a_killed_command_left_is_removed_and_what_a_link_of_that_name_lead
     lay(tmp_path, {"mine/x": "mine"})
     (target / f"{inventory.NAME}.link").symlink_to(tmp_path / "mine")
     lay(target, {f"{inventory.NAME}.scratch/.dvc/config": "x", f".{inventory.NAME}.1.tmp": "x"})
-    lay(repository, {"diffcore/angle.py": "newest"})
+    lay(repository, {"diffcore/noise/angle.py": "newest"})
     made(target)
     assert (tmp_path / "mine/x").read_text() == "mine"
     assert [path.name for path in target.iterdir() if inventory.NAME in path.name] == [inventory.NAME]

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import diffcore
-from diffcore.clipping import Clip, Clipped, Threshold
-from diffcore.deepcache import Config, DeepCached
-from diffcore.denoiser import Condition, Denoiser, Guided, NetDenoiser, Rescaled
-from diffcore.meter import Meter, Metered
+from diffcore.denoisers.clipping import Clip, Clipped, Threshold
+from diffcore.denoisers.denoiser import Condition, Denoiser, Guided, NetDenoiser, Rescaled
+from diffcore.denoisers.meter import Meter, Metered
 from diffcore.nets import unet
-from diffcore.schedule import VE, Cosine
-from diffcore.trajectory import even
+from diffcore.noise.schedule import VE, Cosine
+from diffcore.noise.trajectory import even
+from diffcore.sampling.deepcache import Config, DeepCached
 from tests.conftest import dice, gaussian
 
 METER, SIGMAS = Meter(), VE(0.01, 50.0)

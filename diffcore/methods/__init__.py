@@ -27,8 +27,11 @@ from types import ModuleType
 
 from torch import nn
 
-from diffcore.denoiser import Condition, Denoiser
-from diffcore.mistake import Mistake
+from diffcore.core.mistake import Mistake
+from diffcore.denoisers.denoiser import Condition, Denoiser
+
+PARTS = {"distance", "discriminator"}
+"""What several methods are made of."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Critic:
 
 def names() -> list[str]:
     """The known methods, in alphabetical order."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return sorted({module.name for module in pkgutil.iter_modules(__path__)} - PARTS)
 
 
 def load(name: str) -> ModuleType:

@@ -13,14 +13,14 @@ from typing import Literal
 
 import torch
 
-from diffcore.angle import compose, diffuse, heun, hop, hops
-from diffcore.denoiser import Denoiser
-from diffcore.distance import pseudo_huber
-from diffcore.draw import Draw
+from diffcore.core.draw import Draw
+from diffcore.core.mistake import Mistake
+from diffcore.core.shapes import PerSample, Sample, lift
+from diffcore.denoisers.denoiser import Denoiser
 from diffcore.methods import Roles
-from diffcore.mistake import Mistake
-from diffcore.shapes import PerSample, Sample, lift
-from diffcore.trajectory import Trajectory
+from diffcore.methods.distance import pseudo_huber
+from diffcore.noise.angle import compose, diffuse, heun, hop, hops
+from diffcore.noise.trajectory import Trajectory
 
 SOLVER = "renoise"
 

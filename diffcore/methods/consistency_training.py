@@ -16,13 +16,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diffcore.angle import compose, diffuse, velocity
-from diffcore.distance import pseudo_huber
-from diffcore.draw import Draw
+from diffcore.core.draw import Draw
+from diffcore.core.shapes import PerSample, Sample, lift
 from diffcore.methods import Roles
-from diffcore.schedule import Schedule
-from diffcore.shapes import PerSample, Sample, lift
-from diffcore.trajectory import Trajectory
+from diffcore.methods.distance import pseudo_huber
+from diffcore.noise.angle import compose, diffuse, velocity
+from diffcore.noise.schedule import Schedule
+from diffcore.noise.trajectory import Trajectory
 
 SOLVER = "renoise"
 

@@ -19,13 +19,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from diffcore.angle import diffuse, velocity
-from diffcore.draw import Draw
+from diffcore.core.draw import Draw
+from diffcore.core.mistake import Mistake
+from diffcore.core.shapes import PerSample, Sample, lift
 from diffcore.methods import Roles
-from diffcore.mistake import Mistake
-from diffcore.schedule import Schedule
-from diffcore.shapes import PerSample, Sample, lift
-from diffcore.trajectory import Trajectory
+from diffcore.noise.angle import diffuse, velocity
+from diffcore.noise.schedule import Schedule
+from diffcore.noise.trajectory import Trajectory
 
 SOLVER = "renoise"
 

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from diffcore.angle import WEIGHTS, diffuse, min_snr, velocity
-from diffcore.draw import Draw
+from diffcore.core.draw import Draw
+from diffcore.core.shapes import PerSample, Sample, lift
 from diffcore.methods import Roles
-from diffcore.shapes import PerSample, Sample, lift
-from diffcore.trajectory import Trajectory
+from diffcore.noise.angle import WEIGHTS, diffuse, min_snr, velocity
+from diffcore.noise.trajectory import Trajectory
 
 SOLVER = "ddim"
 

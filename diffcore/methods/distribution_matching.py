@@ -15,15 +15,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from diffcore import discriminator
-from diffcore.angle import diffuse, velocity
-from diffcore.denoiser import Denoiser, Guided, NetDenoiser, per_sample
-from diffcore.discriminator import Discriminator, fooling, hinge
-from diffcore.draw import Draw
-from diffcore.methods import Critic, Roles
-from diffcore.mistake import Mistake
-from diffcore.shapes import PerSample, Sample, lift
-from diffcore.trajectory import Trajectory, even
+from diffcore.core.draw import Draw
+from diffcore.core.mistake import Mistake
+from diffcore.core.shapes import PerSample, Sample, lift
+from diffcore.denoisers.denoiser import Denoiser, Guided, NetDenoiser, per_sample
+from diffcore.methods import Critic, Roles, discriminator
+from diffcore.methods.discriminator import Discriminator, fooling, hinge
+from diffcore.noise.angle import diffuse, velocity
+from diffcore.noise.trajectory import Trajectory, even
 
 SOLVER = "renoise"
 ANY_TIME = True

@@ -1,8 +1,8 @@
 """Guided distillation, stage one: one call of the student for the two of a guided teacher, at every time and weight.
 
 Meng et al. 2022, arXiv 2210.03142, section 3.1. The trainer has wrapped the teacher in classifier-free guidance
-(diffcore.denoiser.Guided), and student and teacher know each sample's class and weight. Few steps are stage two: any method
-with this student as its teacher.
+(diffcore.denoisers.denoiser.Guided), and student and teacher know each sample's class and weight. Few steps are stage two:
+any method with this student as its teacher.
 """
 
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from typing import Literal
 
 import torch
 
-from diffcore.angle import diffuse, truncated_snr
-from diffcore.draw import Draw
+from diffcore.core.draw import Draw
+from diffcore.core.mistake import Mistake
+from diffcore.core.shapes import PerSample, Sample, lift
 from diffcore.methods import Roles
-from diffcore.mistake import Mistake
-from diffcore.shapes import PerSample, Sample, lift
-from diffcore.trajectory import Trajectory
+from diffcore.noise.angle import diffuse, truncated_snr
+from diffcore.noise.trajectory import Trajectory
 
 SOLVER = "ddim"
 

@@ -4,8 +4,8 @@ Wang et al. 2024 (PCM, arXiv 2405.18407), also multistep consistency models (Hee
 k/N are cut into M phases with edges m/M. As in consistency, the target lands where a teacher's hop, then the target itself
 lands, but at the phase's lower edge instead of the data; so no step adds noise, and one phase is consistency.
 
-With `adversarial` above 0 a critic compares landings by the teacher's features (diffcore.discriminator), noised a little
-further, where the two overlap.
+With `adversarial` above 0 a critic compares landings by the teacher's features (diffcore.methods.discriminator), noised a
+little further, where the two overlap.
 """
 
 from dataclasses import dataclass
@@ -13,16 +13,15 @@ from typing import Literal
 
 import torch
 
-from diffcore import discriminator
-from diffcore.angle import compose, diffuse, hop
-from diffcore.discriminator import Discriminator, fooling, hinge
-from diffcore.distance import pseudo_huber
-from diffcore.draw import Draw
-from diffcore.methods import Critic, Roles
-from diffcore.mistake import Mistake
-from diffcore.schedule import Schedule
-from diffcore.shapes import PerSample, Sample, lift
-from diffcore.trajectory import Trajectory, even
+from diffcore.core.draw import Draw
+from diffcore.core.mistake import Mistake
+from diffcore.core.shapes import PerSample, Sample, lift
+from diffcore.methods import Critic, Roles, discriminator
+from diffcore.methods.discriminator import Discriminator, fooling, hinge
+from diffcore.methods.distance import pseudo_huber
+from diffcore.noise.angle import compose, diffuse, hop
+from diffcore.noise.schedule import Schedule
+from diffcore.noise.trajectory import Trajectory, even
 
 SOLVER = "ddim"
 

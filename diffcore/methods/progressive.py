@@ -1,7 +1,7 @@
 """Progressive distillation: one step of the student does what `factor` steps of the teacher do, two in the paper.
 
-Salimans & Ho 2022, arXiv 2202.00512, algorithm 2, with the target in velocity form (diffcore.angle.compose). The paper's next
-teacher is the student's last weights, not an average of them: `ema: 0`.
+Salimans & Ho 2022, arXiv 2202.00512, algorithm 2, with the target in velocity form (diffcore.noise.angle.compose). The
+paper's next teacher is the student's last weights, not an average of them: `ema: 0`.
 """
 
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from typing import Literal
 
 import torch
 
-from diffcore.angle import WEIGHTS, Velocity, diffuse, hops
-from diffcore.denoiser import Denoiser
-from diffcore.draw import Draw
+from diffcore.core.draw import Draw
+from diffcore.core.mistake import Mistake
+from diffcore.core.shapes import PerSample, Sample, lift
+from diffcore.denoisers.denoiser import Denoiser
 from diffcore.methods import Roles
-from diffcore.mistake import Mistake
-from diffcore.shapes import PerSample, Sample, lift
-from diffcore.trajectory import Trajectory, even
+from diffcore.noise.angle import WEIGHTS, Velocity, diffuse, hops
+from diffcore.noise.trajectory import Trajectory, even
 
 SOLVER = "ddim"
 

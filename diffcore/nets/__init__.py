@@ -1,16 +1,14 @@
 """Networks in diffusers' format: our U-Net where it fits, anything else through the adapter."""
 
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
-from diffcore import disk
-from diffcore.mistake import Mistake
-from diffcore.nets import unet
+from diffcore.core.mistake import Mistake
+from diffcore.nets import foreign, unet
+from diffcore.nets.files import CONFIG, WEIGHTS, read_config
 
-CONFIG = "config.json"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+__all__ = ["CONFIG", "WEIGHTS", "open_folder", "read_config"]
 
 
 def open_folder(folder: Path, both: bool = False) -> nn.Module:
@@ -44,23 +42,7 @@ def _opened(folder: Path, both: bool) -> nn.Module:
         else:
             if both or config.out_channels == config.in_channels:
                 return _ours(config, folder / WEIGHTS)
-    from diffcore.nets import foreign
-
     return foreign.load(folder)
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a network's folder, which must name its class."""
-    path = Path(folder) / CONFIG
-    if not path.is_file():
-        raise Mistake(f"{folder} holds no network: {CONFIG} is missing; give a local folder in diffusers' format")
-    try:
-        content = disk.parse_json(path.read_text())
-    except ValueError as error:
-        raise Mistake(f"{path} is not valid JSON ({error}); fetch or write it again") from None
-    if not isinstance(content, dict) or not isinstance(content.get("_class_name"), str):
-        raise Mistake(f"{path} does not say which network it is: it needs _class_name, as diffusers writes it")
-    return content
 
 
 def _ours(config: unet.UNetConfig, weights: Path) -> unet.UNet:

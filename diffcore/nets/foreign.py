@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffcore.mistake import Mistake
-from diffcore.nets import read_config
-from diffcore.shapes import PerSample, Sample
+from diffcore.core.mistake import Mistake
+from diffcore.core.shapes import PerSample, Sample
+from diffcore.nets.files import read_config
 
 TIME, CLASS = "timestep", "class_labels"
 

@@ -21,10 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffcore.denoiser import LABELS
-from diffcore.draw import generator
-from diffcore.mistake import Mistake
-from diffcore.shapes import PerSample, Sample
+from diffcore.core.draw import generator
+from diffcore.core.mistake import Mistake
+from diffcore.core.shapes import PerSample, Sample
+from diffcore.denoisers.denoiser import LABELS
 
 FORMAT = "UNet2DModel"
 GUIDED = "GuidedUNet2DModel"
@@ -137,7 +137,8 @@ class Shape:
 
     channels: of each level, from the finest. layers: residual blocks per level on the way down. attention: on every level
     but the finest. groups: of the group norms. max_phase: radians, see `build`. conditional: told the class, or that there
-    is none, which guidance needs. head: what the network says, see diffcore.denoiser.HEADS; its students say the same.
+    is none, which guidance needs. head: what the network says, see diffcore.denoisers.denoiser.HEADS; its students say the
+    same.
     """
 
     channels: tuple[int, ...]

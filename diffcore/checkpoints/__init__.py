@@ -1,0 +1,1 @@
+"""Checkpoints on disk, in diffusers' format, and teachers that come from diffusers."""

@@ -1,0 +1,1 @@
+"""What samples are worth: feature networks, distances, likelihood, the frontier."""

@@ -1,0 +1,1 @@
+"""What noise is: schedules, angles, the process behind them, trajectories of times. No network."""

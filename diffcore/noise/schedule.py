@@ -1,0 +1,218 @@
+"""How much noise there is at time t.
+
+x_t = alpha(t) x_0 + sigma(t) eps with t in [0, 1], t = 0 the data. alpha and sigma are the standard-deviation scales (never
+alpha-bar). Everything here is computed in float64 and cast where it meets a sample.
+"""
+
+import abc
+import dataclasses
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffcore.core.mistake import Mistake
+from diffcore.core.shapes import PerSample, Sample, lift
+
+
+@dataclass(frozen=True)
+class Level:
+    """One noise level for each sample of a batch, lifted to the sample's axes `[b, 1, ...]`."""
+
+    alpha: Tensor
+    sigma: Tensor
+
+
+class Table:
+    """Numbers that are asked for wherever a sample lies, and copied there once."""
+
+    def __init__(self, values: Tensor):
+        self._copies = {values.device: values}
+
+    def beside(self, like: Tensor) -> Tensor:
+        """The same numbers on the device of `like`."""
+        if like.device not in self._copies:
+            with torch.inference_mode(False):  # the copy outlives the block that asks first
+                self._copies[like.device] = next(iter(self._copies.values())).to(like.device)
+        return self._copies[like.device]
+
+
+class Schedule(abc.ABC):
+    """A noise schedule: `alpha` and `sigma` of t, and the inverse of the half log-SNR log(alpha/sigma)."""
+
+    @abc.abstractmethod
+    def alpha(self, t: PerSample) -> PerSample:
+        """The scale of the signal, [b], float64."""
+
+    @abc.abstractmethod
+    def sigma(self, t: PerSample) -> PerSample:
+        """The scale of the noise, [b], float64."""
+
+    @abc.abstractmethod
+    def time(self, half_logsnr: PerSample) -> PerSample:
+        """The t at which log(alpha/sigma) has this value, [b], float64."""
+
+    def level(self, t: PerSample, like: Sample) -> Level:
+        """alpha and sigma at t, lifted to `like` and in its dtype."""
+        return Level(lift(self.alpha(t), like), lift(self.sigma(t), like))
+
+    def angle(self, t: PerSample) -> PerSample:
+        """phi = atan2(sigma, alpha) in [0, pi/2], float64: 0 is data, pi/2 pure noise."""
+        return torch.atan2(self.sigma(t), self.alpha(t))
+
+    def half_logsnr(self, t: PerSample) -> PerSample:
+        """lambda = log(alpha/sigma) (DPM-Solver's; half of progressive distillation's log-SNR). Infinite where one is 0."""
+        return self.alpha(t).log() - self.sigma(t).log()
+
+
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    """alpha = cos(pi t/2), sigma = sin(pi t/2): the angle is linear in t, and alpha(1) = 0 exactly."""
+
+    def alpha(self, t: PerSample) -> PerSample:
+        return torch.sin(math.pi / 2 * (1 - t.double()))  # cos would leave 6e-17 at t = 1
+
+    def sigma(self, t: PerSample) -> PerSample:
+        return torch.sin(math.pi / 2 * t.double())
+
+    def time(self, half_logsnr: PerSample) -> PerSample:
+        return torch.atan(torch.exp(-half_logsnr.double())) * (2 / math.pi)
+
+
+@dataclass(frozen=True)
+class Linear(Schedule):
+    """The variance-preserving SDE with beta(t) linear in t (Song et al. 2021, arXiv 2011.13456, eq. 32-33)."""
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def __post_init__(self):
+        if not 0 < self.beta_min < self.beta_max:
+            raise ValueError(f"linear schedule: 0 < beta_min < beta_max, got {self.beta_min} and {self.beta_max}")
+
+    def _log_alpha(self, t: PerSample) -> PerSample:
+        t = t.double()
+        return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
+
+    def alpha(self, t: PerSample) -> PerSample:
+        return self._log_alpha(t).exp()
+
+    def sigma(self, t: PerSample) -> PerSample:
+        return (-torch.expm1(2 * self._log_alpha(t))).sqrt()
+
+    def time(self, half_logsnr: PerSample) -> PerSample:
+        minus_log_alpha = 0.5 * torch.nn.functional.softplus(-2 * half_logsnr.double())
+        # the root of the quadratic that loses no digits at small t
+        root = (0.25 * self.beta_min**2 + (self.beta_max - self.beta_min) * minus_log_alpha).sqrt()
+        return 2 * minus_log_alpha / (0.5 * self.beta_min + root)
+
+
+@dataclass(frozen=True)
+class SubVP(Linear):
+    """The linear VP's alpha with the smaller noise sigma = 1 - alpha^2 (2011.13456, eq. 29): not variance-preserving."""
+
+    def sigma(self, t: PerSample) -> PerSample:
+        return -torch.expm1(2 * self._log_alpha(t))
+
+    def time(self, half_logsnr: PerSample) -> PerSample:
+        # alpha from sigma/alpha = 1/alpha - alpha, and the variance-preserving schedule's time of that alpha
+        ratio = torch.exp(-half_logsnr.double())
+        alpha = 2 / (ratio + (ratio**2 + 4).sqrt())
+        return super().time(alpha.log() - 0.5 * (ratio * alpha).log())  # whose sigma^2 is 1 - alpha^2 = alpha ratio
+
+
+@dataclass(frozen=True)
+class Discrete(Schedule):
+    """DDPM's N betas (Ho et al. 2020, arXiv 2006.11239): t = n/N is step n, t = 0 is data.
+
+    Between the steps the angle is linear in t, which stays finite where alpha-bar is 0 (a zero terminal SNR). At n/N its
+    slope is that of step n, which lies below: the one that a sampler at n/N is about to undo.
+    """
+
+    betas: tuple[float, ...]
+
+    def __post_init__(self):
+        if not self.betas or not all(0 < beta <= 1 for beta in self.betas):
+            raise ValueError("discrete schedule: betas must be a non-empty list of numbers in (0, 1]")
+
+    @functools.cached_property
+    def _table(self) -> Table:
+        with torch.inference_mode(False):  # it outlives the block that asks first
+            log_alpha_bar = torch.log1p(-torch.tensor(self.betas, dtype=torch.float64)).cumsum(0)
+            sigma = (-torch.expm1(log_alpha_bar)).sqrt()
+            angles = torch.atan2(sigma, (0.5 * log_alpha_bar).exp())
+            return Table(torch.cat([torch.zeros(1, dtype=torch.float64), angles]))
+
+    def _angle(self, t: PerSample) -> PerSample:
+        angles = self._table.beside(t)
+        place = t.double() * len(self.betas)
+        # t = n/N may miss its n by a rounding, which must move it neither off the table nor, by its slope, off the clock
+        off = (place.round() - place).detach()
+        place = place + torch.where(off.abs() < 1e-9, off, 0.0)
+        high = place.detach().ceil().long().clamp(1, len(self.betas))
+        return torch.lerp(angles[high - 1], angles[high], place - (high - 1))
+
+    def alpha(self, t: PerSample) -> PerSample:
+        return torch.sin(math.pi / 2 - self._angle(t))
+
+    def sigma(self, t: PerSample) -> PerSample:
+        return torch.sin(self._angle(t))
+
+    def time(self, half_logsnr: PerSample) -> PerSample:
+        angles = self._table.beside(half_logsnr)
+        angle = torch.atan(torch.exp(-half_logsnr.double()))
+        high = torch.searchsorted(angles, angle.contiguous()).clamp(1, len(self.betas))
+        within = (angle - angles[high - 1]) / (angles[high] - angles[high - 1])
+        return (high - 1 + within) / len(self.betas)
+
+
+@dataclass(frozen=True)
+class VE(Schedule):
+    """Variance exploding: alpha = 1, sigma = sigma_min (sigma_max/sigma_min)^t (arXiv 2011.13456, eq. 30).
+
+    At t = 0 the noise is sigma_min, not 0.
+    """
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+
+    def __post_init__(self):
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise ValueError(f"ve schedule: 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}")
+
+    def alpha(self, t: PerSample) -> PerSample:
+        return torch.ones_like(t, dtype=torch.float64)
+
+    def sigma(self, t: PerSample) -> PerSample:
+        return self.sigma_min * (self.sigma_max / self.sigma_min) ** t.double()
+
+    def time(self, half_logsnr: PerSample) -> PerSample:
+        return (-half_logsnr.double() - math.log(self.sigma_min)) / math.log(self.sigma_max / self.sigma_min)
+
+
+SCHEDULES: dict[str, type[Schedule]] = {
+    "cosine": Cosine,
+    "linear": Linear,
+    "subvp": SubVP,
+    "discrete": Discrete,
+    "ve": VE,
+}
+
+
+def to_json(schedule: Schedule) -> dict[str, Any]:
+    """`{"name": ..., **fields}`, what a card holds."""
+    name = next(name for name, kind in SCHEDULES.items() if type(schedule) is kind)
+    return {"name": name, **dataclasses.asdict(schedule)}
+
+
+def from_json(spec: dict[str, Any]) -> Schedule:
+    """The inverse of `to_json`; an unknown name is a Mistake."""
+    fields = dict(spec)
+    name = fields.pop("name", None)
+    if name not in SCHEDULES:
+        raise Mistake(f"schedule {name!r} is unknown; known: {', '.join(SCHEDULES)}")
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    return SCHEDULES[name](**fields)

@@ -1,0 +1,1 @@
+"""From noise to samples: solvers, samplers, and what makes a network call cheaper."""

@@ -1,0 +1,163 @@
+"""One way to sample a checkpoint, as data: what a point of the frontier was made by, and what is shipped."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from diffcore.checkpoints.checkpoint import Checkpoint
+from diffcore.core.mistake import Mistake
+from diffcore.denoisers.clipping import Clip, Clipped, Threshold
+from diffcore.denoisers.denoiser import Condition, Denoiser, Guided
+from diffcore.noise.trajectory import Trajectory
+from diffcore.sampling.deepcache import Config as CacheConfig
+from diffcore.sampling.deepcache import DeepCached
+from diffcore.sampling.sampler import Sampler, name
+from diffcore.sampling.skip_tuning import Config as SkipConfig
+from diffcore.sampling.skip_tuning import skip_tuned
+from diffcore.sampling.solver import Solver
+from diffcore.sampling.solvers import SOLVERS
+from diffcore.sampling.solvers.analytic import Analytic
+from diffcore.search.gamma import Gamma
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """solver: with its options. deepcache, skip: what is done to the network, None for nothing. guidance: the weight g of
+    classifier-free guidance, None for none. negative: the class that it leads away from, a name or a number of the card's
+    classes; None for no class. clip, threshold: what is done to the believed x_0, see diffcore.denoisers.clipping; where both
+    are None it is what an adopted teacher's own scheduler does, and with clip False it is nothing."""
+
+    solver: Solver
+    deepcache: CacheConfig | None = None
+    skip: SkipConfig | None = None
+    guidance: float | None = None
+    negative: str | int | None = None
+    clip: float | Literal[False] | None = None
+    threshold: Threshold | None = None
+
+    def __post_init__(self):
+        if self.clip is not None and self.threshold is not None:
+            raise ValueError("clip and threshold are two ways to limit x_0; give one of them")
+        if self.clip is not None and self.clip is not False:
+            Clip(self.clip)
+
+    def on(self, checkpoint: Checkpoint) -> "Recipe":
+        """With nothing left to the checkpoint: what it does to x_0 by itself stands in the recipe."""
+        if self.clip is not None or self.threshold is not None or checkpoint.card.method != "adopted":
+            return self
+        own = checkpoint.card.parameters.get("sampling", {})
+        return dataclasses.replace(self, **_limits(own))
+
+    def sampler(self, checkpoint: Checkpoint, times: Trajectory, gamma: Gamma | None = None) -> Sampler:
+        """A Mistake if the checkpoint cannot be sampled so."""
+        solver = self.solver
+        if isinstance(solver, Analytic):
+            if gamma is None:
+                raise Mistake("the analytic sampler needs an estimate of Gamma; run the stage `gamma`")
+            solver = solver.knowing(gamma)
+        return Sampler(self.on(checkpoint)._limited(self._denoiser(checkpoint)), solver, times)
+
+    def condition(self, checkpoint: Checkpoint, labels: Tensor | None) -> Condition | None:
+        """What a network is told of samples with these classes, int64 [n]; None for one that takes no notice."""
+        if not checkpoint.card.classes or labels is None:
+            return None
+        weight = None if self.guidance is None else torch.full((len(labels),), self.guidance, dtype=torch.float64)
+        away = self._negative(checkpoint)
+        return Condition(labels, weight, None if away is None else torch.full_like(labels, away))
+
+    def to_json(self) -> dict[str, Any]:
+        """What differs from nothing: the word of the solver, its options that are not the defaults, and the rest."""
+        found = {"sampler": name(self.solver), "options": _changed(self.solver)}
+        for key in ("deepcache", "skip", "threshold"):
+            part = getattr(self, key)
+            found[key] = None if part is None else dataclasses.asdict(part)
+        found |= {"guidance": self.guidance, "negative": self.negative, "clip": self.clip}
+        return {key: value for key, value in found.items() if value not in (None, {})}
+
+    def _limited(self, denoiser: Denoiser) -> Denoiser:
+        limit = Clip(self.clip) if self.clip else self.threshold
+        return Clipped(denoiser, limit) if limit else denoiser
+
+    def _denoiser(self, checkpoint: Checkpoint) -> Denoiser:
+        found = checkpoint.denoiser
+        if self.skip is not None:
+            found = skip_tuned(found, self.skip)
+        if self.deepcache is not None:
+            found = DeepCached(found, self.deepcache)
+        known = checkpoint.guidance
+        self._negative(checkpoint)
+        if known is not None:
+            known.check(known.low if self.guidance is None and not known.is_input else self._weight())
+            return found
+        if self.guidance is None:
+            return found
+        if not checkpoint.card.classes:
+            raise Mistake(
+                f"{checkpoint.card.name} knows no classes, so there is nothing to guide to; leave guidance out"
+            )
+        return Guided(found)
+
+    def _negative(self, checkpoint: Checkpoint) -> int | None:
+        """The index of the negative class; a Mistake where it is none of the card's, or nothing leads away from it."""
+        card, asked = checkpoint.card, self.negative
+        if asked is None:
+            return None
+        if self.guidance is None:
+            raise Mistake(f"negative {asked!r} is what guidance leads away from; give `guidance` too, or leave it out")
+        if checkpoint.guidance is not None:
+            raise Mistake(f"{card.name} learned to be led away from no class; leave negative out")
+        names = card.classes or []
+        if asked in names:
+            return names.index(asked)
+        if isinstance(asked, str) or not 0 <= asked < len(names):
+            known = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+            raise Mistake(f"{card.name} knows no class {asked!r}; known: {known or 'none'}")
+        return int(asked)
+
+    def _weight(self) -> float:
+        if self.guidance is None:
+            raise Mistake("this student takes the guidance weight as an input; say which one with `guidance`")
+        return self.guidance
+
+
+def from_json(spec: dict[str, Any]) -> Recipe:
+    """The inverse of `to_json`; a Mistake for what this version does not know."""
+    parts = {"deepcache": CacheConfig, "skip": SkipConfig}
+    unknown = spec.keys() - parts.keys() - {"sampler", "options", "guidance", "negative", "clip", "threshold"}
+    if unknown or spec.get("sampler") not in SOLVERS:
+        raise Mistake(f"this version knows no such recipe: {', '.join(sorted(unknown)) or spec.get('sampler')}")
+    try:
+        made = {key: kind(**spec[key]) for key, kind in parts.items() if key in spec}
+        told = {key: spec[key] for key in ("guidance", "negative") if key in spec}
+        return Recipe(SOLVERS[spec["sampler"]](**spec.get("options", {})), **made, **told, **_limits(spec))
+    except (TypeError, ValueError) as error:
+        raise Mistake(f"this version knows no such recipe: {error}") from None
+
+
+def classes(checkpoint: Checkpoint, count: int, asked: Sequence[int] | None) -> Tensor | None:
+    """The classes of `count` samples, int64: those asked for, or each in turn. A Mistake if they do not fit the network."""
+    known = checkpoint.card.classes
+    if not known:
+        if asked is not None:
+            raise Mistake(f"{checkpoint.card.name} knows no classes; leave the labels out")
+        return None
+    found = torch.arange(count) % len(known) if asked is None else torch.as_tensor(asked, dtype=torch.int64)
+    if len(found) != count or bool((found < 0).any()) or bool((found >= len(known)).any()):
+        raise Mistake(f"give each image one label in 0..{len(known) - 1}, got {found.tolist()[:10]}")
+    return found
+
+
+def _limits(spec: dict[str, Any]) -> dict[str, Any]:
+    """What JSON says of x_0, as the fields of a recipe."""
+    found = {"clip": spec["clip"]} if "clip" in spec else {}
+    return found | ({"threshold": Threshold(**spec["threshold"])} if "threshold" in spec else {})
+
+
+def _changed(solver: Solver) -> dict[str, Any]:
+    defaults = type(solver)()
+    options = {field.name: getattr(solver, field.name) for field in dataclasses.fields(solver)}
+    return {key: value for key, value in options.items() if value != getattr(defaults, key)}

@@ -1,0 +1,149 @@
+"""A sampler is a denoiser, a solver and a trajectory."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from diffcore.core.draw import noises
+from diffcore.core.mistake import Mistake
+from diffcore.core.shapes import PerSample, Sample
+from diffcore.denoisers.denoiser import Condition, Denoiser, Prediction, per_sample
+from diffcore.noise.schedule import Schedule
+from diffcore.noise.trajectory import Trajectory
+from diffcore.sampling.solver import Solver
+from diffcore.sampling.solvers import SOLVERS
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Draws samples; refuses a trajectory on which its denoiser is not valid, or which is too short for its solver."""
+
+    denoiser: Denoiser
+    solver: Solver
+    trajectory: Trajectory
+
+    def __post_init__(self):
+        check_steps(self.solver, self.trajectory.steps)
+        if self.denoiser.grid is not None:
+            check_grid(self.solver, self.trajectory, self.denoiser.grid, self.denoiser.schedule)
+
+    @property
+    def looks(self) -> tuple[float, ...]:
+        """The times of its network calls, in their order; a Mistake for a solver whose times the data decide."""
+        return rehearse(self.solver, self.trajectory, self.denoiser.schedule)
+
+    @property
+    def nfe(self) -> int:
+        """Network calls for one batch of samples; a Mistake for a solver whose number the data decide."""
+        return len(self.looks)
+
+    @torch.inference_mode()
+    def sample(self, start: Sample, noise: Callable[[int], Sample] | None = None) -> Sample:
+        """From `start` at the trajectory's first time to its last. `noise(k)` gives a noisy solver its k-th draw.
+
+        start: [b, *x], already on the scale of the first time (standard normal for a variance-preserving schedule at 1).
+        """
+        if self.solver.noisy and noise is None:
+            raise Mistake("a noisy solver needs noise; give Sampler.sample a function of the draw's number")
+        denoiser = self.denoiser.begin(None if self.solver.adaptive else self.nfe)
+        return self.solver.solve(denoiser, start, self.trajectory, _numbered(noise))
+
+    def draw(
+        self,
+        shape: tuple[int, ...],
+        count: int,
+        seed: int,
+        batch: int = 250,
+        condition: Condition | None = None,
+    ) -> Sample:
+        """`count` samples `[count, *shape]`, on the CPU. Sample i depends on (seed, i) alone, not on `batch`.
+
+        condition: the classes and guidance weights of all of them, for a network that takes such.
+
+        The first noise is the same for every sampler of a variance-preserving schedule, so that samplers can be compared
+        image by image.
+        """
+        device = next((p.device for p in self.denoiser.parameters()), torch.device("cpu"))
+        parts = []
+        for first in range(0, count, batch):
+            rows = range(first, min(first + batch, count))
+            start = self._scale() * noises(shape, seed, rows, "start").to(device)
+            sampler = self if condition is None else self._given(condition[rows.start : rows.stop].to(device))
+            parts.append(sampler.sample(start, lambda k, r=rows: noises(shape, seed, r, f"step {k}").to(device)).cpu())
+        return torch.cat(parts)
+
+    @torch.inference_mode()
+    def warm_up(self, shape: tuple[int, ...], count: int, condition: Condition | None = None) -> None:
+        """Two network calls for `count` samples, the second with what a cache keeps: what is done once only is then done."""
+        device = next((p.device for p in self.denoiser.parameters()), torch.device("cpu"))
+        given = self if condition is None else self._given(condition[:count].to(device))
+        denoiser = given.denoiser.begin(2)
+        x = noises(shape, 0, range(count), "warm up").to(device)
+        for _ in range(2):
+            denoiser(x, per_sample(self.trajectory.times[0], x)).x0.cpu()
+
+    def _given(self, condition: Condition) -> "Sampler":
+        return replace(self, denoiser=self.denoiser.given(condition))
+
+    def _scale(self) -> float:
+        # the standard deviation of unit-variance data at the first time: 1 unless the variance explodes
+        t = torch.tensor(self.trajectory.times[:1], dtype=torch.float64)
+        return float(torch.hypot(self.denoiser.schedule.alpha(t), self.denoiser.schedule.sigma(t)))
+
+
+def rehearse(solver: Solver, trajectory: Trajectory, schedule: Schedule) -> tuple[float, ...]:
+    """The times at which a solver calls the network on a trajectory, in their order, seen by running it on nothing."""
+    if solver.adaptive:
+        raise Mistake(f"how often {name(solver)} calls the network depends on the data; count it while sampling")
+    blank = _Blank(schedule)
+    solver.solve(blank, torch.zeros(1, 1, dtype=torch.float64), trajectory, lambda: torch.zeros(1, 1).double())
+    return tuple(blank.looks)
+
+
+class _Blank(Denoiser):
+    """Believes in nothing and keeps the times at which it is asked."""
+
+    def __init__(self, schedule: Schedule):
+        super().__init__()
+        self.schedule, self.grid, self.looks = schedule, None, []
+
+    def forward(self, x_t: Sample, t: PerSample) -> Prediction:
+        self.looks.append(float(t[0]))
+        return Prediction(torch.zeros_like(x_t), x_t, self.schedule.level(t, x_t))
+
+
+def check_grid(solver: Solver, trajectory: Trajectory, grid: Trajectory, schedule: Schedule) -> None:
+    """A Mistake if a student that is valid on `grid` alone would be asked elsewhere."""
+    if grid != trajectory:
+        raise Mistake(
+            f"this student is valid only on its own {grid.steps} steps at t = {_short(grid)}, "
+            f"not on {trajectory.steps} steps at t = {_short(trajectory)}; sample it on its own trajectory"
+        )
+    if solver.adaptive or set(rehearse(solver, trajectory, schedule)) - set(grid.times):
+        raise Mistake(
+            f"this student is valid only at its own times t = {_short(grid)}, and {name(solver)} looks between them; "
+            "sample it with ddim"
+        )
+
+
+def check_steps(solver: Solver, steps: int) -> None:
+    """A Mistake if the solver needs more steps than these."""
+    if steps < solver.least:
+        raise Mistake(f"{name(solver)} needs at least {solver.least} steps, got {steps}; ask for more, or for ddim")
+
+
+def name(solver: Solver) -> str:
+    """The word for a solver in params.yaml."""
+    return next((word for word, kind in SOLVERS.items() if type(solver) is kind), type(solver).__name__)
+
+
+def _numbered(noise: Callable[[int], Sample] | None) -> Callable[[], Sample]:
+    numbers = itertools.count()
+    return lambda: noise(next(numbers))
+
+
+def _short(trajectory: Trajectory) -> str:
+    times = [f"{t:.4g}" for t in trajectory.times]
+    return ", ".join(times if len(times) <= 6 else [*times[:3], "...", *times[-2:]])

@@ -1,0 +1,1 @@
+"""What is estimated of a teacher before it is sampled: Gamma, least-cost and fitted trajectories."""
