@@ -106,17 +106,17 @@ class Bench:
     ) -> tuple[NetDenoiser, float, float]:
         """(student, network calls, seconds)."""
         batches = feed.feed(self.data, BATCH, seed, False, 2**30, self.compute.device)
-        fitted = fit.fit(fit.Job(line.method, line.config, line.fit, batches, seed), start, teacher, self.compute)
+        fitted = fit.fit(fit.Job(line.method, line.fit, batches, seed), start, teacher, self.compute)
         student = start.around(fitted.net.eval())
-        student.grid = line.method.grid(line.config)
+        student.grid = line.method.grid
         return student, fitted.calls, fitted.seconds
 
 
 def distill(name: str) -> Distill:
     """A line as params.yaml would have it."""
-    line, method = LINES[name], methods.load(LINES[name].method)
+    line = LINES[name]
     setting = fit.Config(line.iterations, BATCH, line.lr, line.ema, line.warmup)
-    return Distill(name, line.start, method, method.Config(**line.config), setting)
+    return Distill(name, line.start, methods.load(line.method)(**line.config), setting)
 
 
 def run(bench: Bench, seed: int, names: list[str], on_line) -> None:
@@ -130,7 +130,7 @@ def run(bench: Bench, seed: int, names: list[str], on_line) -> None:
         spent[name] = spent[line.teacher] + calls
         own = made[name].grid
         steps = STEPS if own is None else (own.steps,)
-        found = {k: bench.fd(made[name], line.method.SOLVER, k) for k in steps if LINES[name].shown}
+        found = {k: bench.fd(made[name], line.method.sampler, k) for k in steps if LINES[name].shown}
         on_line(name, found, spent[name] / whole, seconds)
 
 

@@ -35,7 +35,7 @@ def ours() -> "fit._Loop":
     compute = fit.Compute(threads=THREADS, precision="no", compile=False, save_seconds=1e9, memory_gb=1.0)
     feed = ResidentFeed(Images(pixels(), None, None), BATCH, 0, False)
     student = NetDenoiser(unet.build(unet.default_config((1, 8, 8)), 0), Cosine())
-    return fit._Loop(fit.Job(method, method.Config(), config, feed, 0), student, None, compute)
+    return fit._Loop(fit.Job(method(), config, feed, 0), student, None, compute)
 
 
 def peer():

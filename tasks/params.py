@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 from diffcore import methods
@@ -18,6 +17,7 @@ from diffcore.checkpoints.checkpoint import Guidance
 from diffcore.core.mistake import Mistake
 from diffcore.data import sources
 from diffcore.denoisers.clipping import Threshold
+from diffcore.methods import Method
 from diffcore.metrics import features
 from diffcore.nets import unet
 from diffcore.noise.schedule import Cosine
@@ -39,9 +39,6 @@ from tasks.strict_yaml import load_yaml
 Kind = Literal["even", "quadratic", "logsnr", "karras", "searched", "fitted", "own"]
 OWN = "own"
 """A student's own steps, the only ones it is valid on."""
-
-OFF_THE_DATA = ("consistency", "phased", "progressive")
-"""Methods that ask nobody for a velocity closer to the data than one of their steps."""
 
 NAME = 200
 """Letters of a name in MLflow, whose columns hold 256."""
@@ -78,8 +75,7 @@ class Distill:
 
     name: str
     teacher: str
-    method: ModuleType
-    config: Any
+    method: Method
     fit: fit.Config
     guidance: tuple[float, float] | None = None
     head: Literal["v"] | None = None
@@ -349,13 +345,13 @@ def _student(name: str, line: Any, where: str, faults: list[str]) -> Distill | N
     if line["method"] not in methods.names():
         faults.append(f"{where}.method: {line['method']!r} is unknown{_nearest(line['method'], methods.names())}")
         return None
-    method = methods.load(line["method"])
-    own, shared = _names(method.Config), _names(fit.Config)
+    kind = methods.load(line["method"])
+    own, shared = _names(kind), _names(fit.Config)
     before = len(faults)
     for key in line:
         if key not in (known := ["method", "teacher", "guidance", "head", "dropout", *own, *shared]):
             faults.append(f"{where}.{key}: unknown key{_nearest(key, known)}")
-    config = _typed(method.Config, {key: line[key] for key in own if key in line}, where, faults)
+    method = _typed(kind, {key: line[key] for key in own if key in line}, where, faults)
     fitting = _typed(fit.Config, {key: line[key] for key in shared if key in line}, where, faults)
     guidance = _range(line.get("guidance"), f"{where}.guidance", faults)
     if (head := line.get("head")) not in (None, "v"):
@@ -364,7 +360,7 @@ def _student(name: str, line: Any, where: str, faults: list[str]) -> Distill | N
         faults.append(f"{where}.dropout: must be at least 0 and below 1, got {dropout!r}")
     if len(faults) > before:
         return None
-    return Distill(name, line["teacher"], method, config, fitting, guidance, head, float(dropout))
+    return Distill(name, line["teacher"], method, fitting, guidance, head, float(dropout))
 
 
 def _share(value: Any) -> bool:
@@ -393,9 +389,9 @@ def _chains(students: dict[str, Distill], faults: list[str]) -> None:
             )
         elif _in_circle(name, students):
             faults.append(f"distill.{name}.teacher: the chain {student.teacher!r} comes from goes round in a circle")
-        elif hasattr(student.method, "check"):
+        else:
             try:
-                student.method.check(student.config, grid_of(mentor_of(name, students), students))
+                student.method.check(grid_of(mentor_of(name, students), students))
             except Mistake as mistake:
                 faults.append(f"distill.{name}: {mistake}")
 
@@ -455,8 +451,8 @@ def ways_of(name: str, evaluate: Evaluate, students: Mapping[str, Distill]) -> l
         return _numbered(f"evaluate.students.{name}", evaluate.students[name])
     method = students[name].method
     if grid_of(name, students):
-        return [(f"distill.{name}", Way(method.SOLVER, OWN))]
-    if methods.teaches(method):
+        return [(f"distill.{name}", Way(method.sampler, OWN))]
+    if method.is_velocity:
         return _numbered("evaluate.teacher", evaluate.teacher[:1])
     return _numbered("evaluate.anytime", evaluate.anytime)
 
@@ -509,7 +505,7 @@ def _heads(students: dict[str, Distill], head: str, faults: list[str]) -> None:
     for name, student in students.items():
         word = methods.word(student.method)
         asked = [name] if word == "denoising" else [name, mentor_of(name, students)]  # which learns from the data alone
-        if word not in OFF_THE_DATA and "x0" in [head_of(role, students, head) for role in asked]:
+        if not student.method.off_the_data and "x0" in [head_of(role, students, head) for role in asked]:
             faults.append(
                 f"distill.{name}.method: {word} asks for velocities close to the data, where the head x0 has none; set "
                 "network.head to v or both, or begin the chain with a line of method denoising and head v"
@@ -536,17 +532,16 @@ def _weights(students: dict[str, Distill], conditional: bool, faults: list[str])
     for name, student in students.items():
         with _noting(faults):
             weights = guidance_of(name, students, conditional)
-            if hasattr(student.method, "check_guidance"):
-                with _noting(faults, f"distill.{name}: "):
-                    student.method.check_guidance(student.config, weights and (weights.low, weights.high))
+            with _noting(faults, f"distill.{name}: "):
+                student.method.check_guidance(weights and (weights.low, weights.high))
 
 
 def mentor_of(name: str, students: Mapping[str, Distill]) -> str:
     """Who teaches `name`, which starts as a copy of its line's `teacher`: that one, or if it only jumps to images, the
     nearest above it that knows velocities; for some methods the nearest that knows them at any time."""
-    any_time, found = getattr(students[name].method, "ANY_TIME", False), students[name].teacher
+    any_time, found = students[name].method.any_time_teacher, students[name].teacher
     while found != ROOT:
-        if methods.teaches(students[found].method) and not (any_time and grid_of(found, students)):
+        if students[found].method.is_velocity and not (any_time and grid_of(found, students)):
             return found
         found = students[found].teacher
     return found
@@ -554,7 +549,7 @@ def mentor_of(name: str, students: Mapping[str, Distill]) -> str:
 
 def grid_of(name: str, students: dict[str, Distill]) -> Trajectory | None:
     """The only trajectory the checkpoint `name` will be valid on; None for any."""
-    return None if name == ROOT else students[name].method.grid(students[name].config)
+    return None if name == ROOT else students[name].method.grid
 
 
 def head_of(name: str, students: Mapping[str, Distill], root: str) -> str:

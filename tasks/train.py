@@ -31,10 +31,10 @@ def teacher(params: Params) -> None:
     shape = params.network.config(manifest.shape, manifest.classes and len(manifest.classes))
     net = unet.build(shape, seed, params.network.max_phase)
     student = NetDenoiser(net, Cosine(), params.network.head, classes=classes and len(classes))
-    method = methods.load("denoising")
-    config = method.Config("min_snr" if params.network.head == "x0" else "one")  # v of an x0 has no bound near the data
+    kind = methods.load("denoising")
+    method = kind("min_snr" if params.network.head == "x0" else "one")  # v of an x0 has no bound near the data
     parameters = {"fit": params.raw["teacher"], "network": params.raw["network"]}
-    _train(ROOT, Job(method, config, params.teacher, student, classes=classes), parameters, params)
+    _train(ROOT, Job(method, params.teacher, student, classes=classes), parameters, params)
 
 
 def distill(params: Params, name: str) -> None:
@@ -48,8 +48,8 @@ def distill(params: Params, name: str) -> None:
         known = checkpoint.load(paths.CHECKPOINTS / mentor)
         teacher, taught = guidance.cast(known, weights)[1], known.card
         say(f"{name}: starts as {line.teacher} and learns from {mentor}")
-    _tell(name, student, line.method.grid(line.config))
-    job = Job(line.method, line.config, line.fit, student, teacher, weights, parent.card, taught=taught)
+    _tell(name, student, line.method.grid)
+    job = Job(line.method, line.fit, student, teacher, weights, parent.card, taught=taught)
     _train(name, job, params.raw["distill"][name], params)
 
 
@@ -76,8 +76,7 @@ class Job:
     """What is trained, by which method. weights: the range of guidance weights. parent: the card of the checkpoint it starts
     from; taught: of the one it learns from."""
 
-    method: Any
-    config: Any
+    method: methods.Method
     fit: fit.Config
     student: NetDenoiser
     teacher: Denoiser | None = None
@@ -97,7 +96,7 @@ def _train(name: str, job: Job, parameters: dict[str, Any], params: Params) -> N
     about = {
         "name": name,
         "method": methods.word(method),
-        "solver": method.SOLVER,
+        "solver": method.sampler,
         "weights": "ema",
         "parent": job.parent.digest if job.parent else None,
         "teacher": job.taught.digest if job.taught else None,
@@ -113,7 +112,7 @@ def _train(name: str, job: Job, parameters: dict[str, Any], params: Params) -> N
         memory, device = params.compute.memory_bytes, params.compute.device
         batches = feed.feed(paths.DATA, job.fit.batch, seed, params.data.flip, memory, device)
         weights = (job.weights.low, job.weights.high) if job.weights else None
-        work = fit.Job(method, job.config, job.fit, batches, seed, guidance=weights)
+        work = fit.Job(method, job.fit, batches, seed, guidance=weights)
         shown = Progress(name, "it")
         fitted = fit.fit(
             work,
@@ -128,7 +127,7 @@ def _train(name: str, job: Job, parameters: dict[str, Any], params: Params) -> N
     images = job.fit.iterations * job.fit.batch
     cost = {"iterations": job.fit.iterations, "images": images, "network_calls": fitted.calls}
     result = job.student.around(fitted.net)
-    result.grid = method.grid(job.config)
+    result.grid = method.grid
     card = checkpoint.save(paths.CHECKPOINTS / name, result, tuple(manifest.shape), {**about, "cost": cost})
     disk.write_summed(paths.CURVES / f"{name}.csv", _csv(fitted.curve))
     disk.write_sealed(paths.COST / f"{name}.json", {"seconds": round(fitted.seconds, 1), **cost})

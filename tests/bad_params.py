@@ -123,7 +123,7 @@ def fields_of_all() -> Iterator[tuple[Where, str, type]]:
     yield from _numbers_of(params.Way, WAY)
     yield from _numbers_of(fit.Config, ("teacher",))
     for word in methods.names():
-        yield from _numbers_of(methods.load(word).Config, ("distill", word))
+        yield from _numbers_of(methods.load(word), ("distill", word))
         yield from _numbers_of(fit.Config, ("distill", word))
     for word, solver in SOLVERS.items():
         yield from _numbers_of(solver, (*WAY, "options", word))
@@ -153,9 +153,7 @@ def raw_with(where: Where, name: str, value: Any) -> dict[str, Any]:
     raw = shipped()
     if where[0] == "distill":
         needed = {
-            field.name
-            for field in dataclasses.fields(methods.load(where[1]).Config)
-            if field.default is dataclasses.MISSING
+            field.name for field in dataclasses.fields(methods.load(where[1])) if field.default is dataclasses.MISSING
         }
         own = {"steps": 8, "target_ema": 0.5}
         line = {"method": where[1], "teacher": "teacher", "iterations": 1, "batch": 8, "lr": 0.1, "ema": 0.9}

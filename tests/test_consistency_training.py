@@ -10,7 +10,7 @@ from torch import nn
 from diffcore.core.draw import Draw
 from diffcore.denoisers.denoiser import Denoiser, GaussianDenoiser, NetDenoiser, from_v
 from diffcore.methods import Roles, consistency_training
-from diffcore.methods.consistency_training import Config, aim, ect_lower, ict_levels, intervals, pair
+from diffcore.methods.consistency_training import ConsistencyTraining, aim, ict_levels
 from diffcore.noise.angle import compose, diffuse, hop
 from diffcore.noise.schedule import Cosine, Linear
 from diffcore.training import fit
@@ -74,16 +74,16 @@ def posterior(exact: GaussianDenoiser, z, phi):
 
 
 def test_the_ladder_doubles_in_equal_parts():
-    found = [intervals(Config(), part / 8 + late) for part in range(8) for late in (0.0, 0.1249)]
+    found = [ConsistencyTraining().intervals(part / 8 + late) for part in range(8) for late in (0.0, 0.1249)]
     assert found == [n for n in (10, 20, 40, 80, 160, 320, 640, 1280) for _ in range(2)]
     assert all(type(n) is int for n in found)
-    assert [intervals(Config(first=10, last=25), progress) for progress in (0.0, 1 / 3, 2 / 3, 0.999)] == [
+    assert [ConsistencyTraining(first=10, last=25).intervals(progress) for progress in (0.0, 1 / 3, 2 / 3, 0.999)] == [
         10,
         20,
         25,
         25,
     ]
-    assert intervals(Config(first=18, last=18), 0.999) == 18
+    assert ConsistencyTraining(first=18, last=18).intervals(0.999) == 18
 
 
 def test_ict_levels_are_karras_down_to_the_data():
@@ -94,7 +94,7 @@ def test_ict_levels_are_karras_down_to_the_data():
 
 
 def test_ict_draws_each_interval_as_often_as_the_log_normal():
-    t, _ = pair(Config(), FINE, 0.0)
+    t, _ = ConsistencyTraining().pair(FINE, 0.0)
     levels = ict_levels(10)
     log = torch.tensor([math.log(0.002), *levels[1:].log().tolist()])
     mass = torch.distributions.Normal(-1.1, 2.0).cdf(log).diff()
@@ -103,11 +103,14 @@ def test_ict_draws_each_interval_as_often_as_the_log_normal():
 
 
 def test_ect_times_are_log_normal_and_its_lower_times_by_hand():
-    log = pair(Config(schedule="ect"), FINE, 0.3)[0].log()
+    log = ConsistencyTraining(schedule="ect").pair(FINE, 0.3)[0].log()
     assert float(log.mean()) == pytest.approx(-1.1, abs=1e-3)
     assert float(log.std()) == pytest.approx(2.0, rel=1e-3)
-    config, t = Config(schedule="ect", q=2.0, k=8.0, b=1.0, stages=8), torch.tensor([0.0, 0.5, 5.0]).double()
-    in_stage = [ect_lower(config, t, stage / 8).tolist() for stage in (0, 2)]
+    config, t = (
+        ConsistencyTraining(schedule="ect", q=2.0, k=8.0, b=1.0, stages=8),
+        torch.tensor([0.0, 0.5, 5.0]).double(),
+    )
+    in_stage = [config.ect_lower(t, stage / 8).tolist() for stage in (0, 2)]
     near = [1 + 8 / (1 + math.exp(time)) for time in (0.5, 5.0)]
     assert in_stage[0] == pytest.approx([0, 0, 5 * (1 - near[1] / 2)], rel=1e-12)
     assert in_stage[1] == pytest.approx([0, 0.5 * (1 - near[0] / 8), 5 * (1 - near[1] / 8)], rel=1e-12)
@@ -117,7 +120,7 @@ def test_ect_times_are_log_normal_and_its_lower_times_by_hand():
 @pytest.mark.parametrize("progress", [0.0, 0.4, 0.999])
 def test_the_lower_time_is_lower_but_not_below_the_data(word, progress):
     u = torch.cat([torch.tensor([1e-12, 1 - 1e-12], dtype=torch.float64), FINE])
-    t, r = pair(Config(schedule=word), u, progress)
+    t, r = ConsistencyTraining(schedule=word).pair(u, progress)
     assert t.dtype == r.dtype == torch.float64
     assert bool(((r >= 0) & (r < t) & t.isfinite()).all())
 
@@ -133,8 +136,8 @@ def test_no_time_is_beyond_the_schedules_end(word):
 
     spy = Spy(ToyNet().double(), Linear(beta_max=5.0))  # sigma/alpha is 3.4 at its end
     u = torch.tensor([0.5, 0.999, 1 - 1e-12], dtype=torch.float64)
-    found = consistency_training.loss(
-        Config(schedule=word), Roles(spy, None, spy), randn(3, 1, 4, 4), Draw(u, randn(3, 1, 4, 4)), 0.9
+    found = ConsistencyTraining(schedule=word).loss(
+        Roles(spy, None, spy), randn(3, 1, 4, 4), Draw(u, randn(3, 1, 4, 4)), 0.9
     )
     assert found.isfinite().all()
     assert all(float(t.max()) <= 1 + 1e-12 for t in seen)
@@ -149,27 +152,27 @@ def test_no_time_is_beyond_the_schedules_end(word):
 def test_the_loss_is_the_published_one(word, weight):
     """The distance of two beliefs about x_0 over the gap in sigma, each belief at its own noisy image."""
     cast, (x0, dice_) = roles(), toss()
-    config = Config(schedule=word, weight=weight)
-    t, r = pair(config, dice_.u, 0.5)
+    config = ConsistencyTraining(schedule=word, weight=weight)
+    t, r = config.pair(dice_.u, 0.5)
     phi, phi_r = t.atan(), r.atan()
     ours = cast.student(diffuse(x0, dice_.noise, phi), phi * 2 / math.pi).x0
     theirs = cast.target(diffuse(x0, dice_.noise, phi_r), phi_r * 2 / math.pi).x0
     error = (ours - theirs).flatten(1).norm(dim=1) / (phi.sin() if weight == "one" else 1)
     c = 0.00054 * math.sqrt(27) if word == "ict" else 0.0
     by_hand = ((error**2 + c**2).sqrt() - c) / (t - r if weight == "gap" else 1)
-    found = consistency_training.loss(config, cast, x0, dice_, 0.5)
+    found = config.loss(cast, x0, dice_, 0.5)
     torch.testing.assert_close(found, by_hand, rtol=1e-6, atol=0)  # the label of t is float32
 
 
 @SCHEDULES
 @pytest.mark.parametrize("progress", [0.0, 0.9])
 def test_data_of_one_image_leave_no_residual(word, progress):
-    where, config = randn(1, 2, 3), Config(schedule=word, huber=0.0)
+    where, config = randn(1, 2, 3), ConsistencyTraining(schedule=word, huber=0.0)
     u = torch.cat([torch.tensor([1e-6, 1 - 1e-6], dtype=torch.float64), FINE[::400]])
     x0, noise = where.expand(len(u), 2, 3), randn(len(u), 2, 3, seed=1)
     cast = Roles(Point(where), None, Point(where))
-    assert float(consistency_training.loss(config, cast, x0, Draw(u, noise), progress).max()) < 1e-9
-    lower = pair(config, u, progress)[1]
+    assert float(config.loss(cast, x0, Draw(u, noise), progress).max()) < 1e-9
+    lower = config.pair(u, progress)[1]
     assert progress == 0.9 or bool((lower == 0).any())
 
 
@@ -188,9 +191,9 @@ def test_the_target_is_distillations_in_expectation():
 
 
 def test_the_finest_targets_keep_their_digits_in_float32():
-    exact, config = gaussian(), Config()
+    exact, config = gaussian(), ConsistencyTraining()
     single = GaussianDenoiser(exact.mean.float(), exact.variance.float(), Cosine())
-    t, r = pair(config, FINE[::200], 0.999)
+    t, r = config.pair(FINE[::200], 0.999)
     x0, eps = randn(len(t), 2, 3), randn(len(t), 2, 3, seed=1)
     whole = aim(Roles(exact, None, Consistent(exact)), x0, eps, t, r)
     half = aim(Roles(single, None, Consistent(single)), x0.float(), eps.float(), t, r)
@@ -212,13 +215,13 @@ def test_a_network_that_says_x0_is_not_asked_for_its_v_at_the_data():
 )
 def test_huber_is_what_is_given_0_too_and_the_paper_s_where_nothing_is(word, given, c):
     error, c = randn(4, 3) / 100, c * math.sqrt(3)
-    found = consistency_training._distance(Config(schedule=word, huber=given), error)
+    found = ConsistencyTraining(schedule=word, huber=given)._distance(error)
     torch.testing.assert_close(found, (error.square().sum(1) + c**2).sqrt() - c, rtol=1e-6, atol=1e-9)
 
 
 def test_the_plain_norm_has_a_slope_of_zero_at_zero():
     error = torch.zeros(2, 3, requires_grad=True)
-    consistency_training._distance(Config(schedule="ect"), error).sum().backward()
+    ConsistencyTraining(schedule="ect")._distance(error).sum().backward()
     assert torch.equal(error.grad, torch.zeros(2, 3))
 
 
@@ -228,7 +231,7 @@ def test_the_plain_norm_has_a_slope_of_zero_at_zero():
 )
 def test_impossible_numbers_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        Config(**wrong)
+        ConsistencyTraining(**wrong)
 
 
 # ------------------------------------------------------------------------------------------- the trainer
@@ -273,7 +276,7 @@ def trained(method, config, teacher=None, iterations: int = 800, lr=0.01, mean=0
     """The largest error of gain and of shift over t in (0, 1] of a student trained from nothing, ema and all."""
     setting = fit.Config(iterations, 512, lr, ema=0.99, weight_decay=0.0)
     compute = Compute(threads=1, precision="no", compile=False, save_seconds=1e9, memory_gb=1.0)
-    job = Job(method, config, setting, GaussianFeed(mean, std, 512), 0)
+    job = Job(config, setting, GaussianFeed(mean, std, 512), 0)
     net = fit.fit(job, NetDenoiser(Affine(), Cosine()), teacher, compute).net
     t = torch.arange(1, 51).float() / 50
     cos, sin = (math.pi / 2 * t).cos(), (math.pi / 2 * t).sin()
@@ -287,5 +290,5 @@ def trained(method, config, teacher=None, iterations: int = 800, lr=0.01, mean=0
 @pytest.mark.parametrize(("word", "within"), [("ict", 0.09), ("ect", 0.16)])
 def test_the_trainer_finds_the_flow_map_of_gaussian_data(word, within):
     """From nothing and from data alone: a start off by 0.5 in gain, as the denoiser is. What is left is the dice's."""
-    errors = trained(consistency_training, Config(schedule=word))
+    errors = trained(consistency_training, ConsistencyTraining(schedule=word))
     assert max(errors) < within, errors

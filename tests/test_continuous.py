@@ -9,7 +9,7 @@ import torch
 from diffcore.core.mistake import Mistake
 from diffcore.denoisers.denoiser import Denoiser, GaussianDenoiser, NetDenoiser, from_v
 from diffcore.methods import Roles, consistency_training, continuous
-from diffcore.methods.continuous import Config, log_tans, normalised, tangent, warm
+from diffcore.methods.continuous import Continuous, normalised, tangent
 from diffcore.nets import unet
 from diffcore.noise.angle import compose, diffuse, hop, velocity
 from diffcore.noise.schedule import Cosine, Discrete, Linear
@@ -136,8 +136,8 @@ def test_a_tangent_is_never_taken_in_bfloat16():
 
 
 def test_the_warm_up_turns_the_second_term_on():
-    assert [warm(Config(warmup=0.2), progress) for progress in (0.0, 0.05, 0.2, 0.9)] == [0, 0.25, 1, 1]
-    assert warm(Config(warmup=0.0), 0.0) == 1
+    assert [Continuous(warmup=0.2).warm(progress) for progress in (0.0, 0.05, 0.2, 0.9)] == [0, 0.25, 1, 1]
+    assert Continuous(warmup=0.0).warm(0.0) == 1
     exact, log_tan, z, arc = gaussian(), torch.zeros(3).double(), randn(3, 2, 3), randn(3, 2, 3, seed=1)
     cold = tangent(only(exact), z, log_tan, arc, 0.0)
     torch.testing.assert_close(cold, (arc - exact(z, time(log_tan)).v) / 2, rtol=0, atol=1e-14)
@@ -155,12 +155,12 @@ def test_a_tangent_is_normalised_alike_at_every_size():
 
 def test_times_are_log_normal_and_end_with_the_schedule():
     u = (torch.arange(10_000).double() + 0.5) / 10_000
-    found = log_tans(Config(mean=-1.0, std=1.4), u, Cosine())
+    found = Continuous(mean=-1.0, std=1.4).log_tans(u, Cosine())
     assert found.dtype == torch.float64
     assert float(found.mean()) == pytest.approx(-1, abs=1e-6)
     assert float(found.std()) == pytest.approx(1.4, rel=1e-3)
     short = Linear(beta_max=5.0)
-    assert float(short.time(-log_tans(Config(), u, short)).max()) == pytest.approx(1)
+    assert float(short.time(-Continuous().log_tans(u, short)).max()) == pytest.approx(1)
 
 
 class Shifted(Denoiser):
@@ -178,10 +178,10 @@ class Shifted(Denoiser):
 @pytest.mark.parametrize("weight", ["one", "inverse_tan"])
 @pytest.mark.parametrize("data", ["distillation", "training"])
 def test_the_student_s_gradient_is_against_the_normalised_tangent(data, weight):
-    config, cast, (x0, dice) = Config(data=data, weight=weight), roles(), toss()
+    config, cast, (x0, dice) = Continuous(data=data, weight=weight), roles(), toss()
     student = Shifted(cast.student)
     cast = dataclasses.replace(cast, student=student)
-    continuous.loss(config, cast, x0, dice, 0.5).sum().backward()
+    config.loss(cast, x0, dice, 0.5).sum().backward()
     log_tan = -1.0 + 1.4 * torch.distributions.Normal(0.0, 1.0).icdf(dice.u)
     phi = log_tan.exp().atan()
     z = diffuse(x0, dice.noise, phi)
@@ -195,28 +195,28 @@ def test_the_student_s_gradient_is_against_the_normalised_tangent(data, weight):
 def test_the_teacher_is_asked_only_to_distil():
     cast, (x0, dice) = roles(), toss()
     alone = dataclasses.replace(cast, teacher=None)
-    assert continuous.loss(Config(data="training"), alone, x0, dice, 0.5).isfinite().all()
+    assert Continuous(data="training").loss(alone, x0, dice, 0.5).isfinite().all()
     calls = []
     for role in ("student", "teacher", "target"):
         getattr(cast, role).register_forward_hook(lambda *_, role=role: calls.append(role))
     for data, count in (("distillation", 5), ("training", 4)):
         calls.clear()
-        continuous.loss(Config(data=data), cast, x0, dice, 0.5)
-        assert len(calls) + 2 == count == continuous.network_calls(Config(data=data))  # a backward pass counts as two
+        Continuous(data=data).loss(cast, x0, dice, 0.5)
+        assert len(calls) + 2 == count == Continuous(data=data).network_calls  # a backward pass counts as two
         assert calls.count("target") == 1  # one product gives both v and its derivative
 
 
 def test_a_student_of_few_steps_cannot_teach_but_may_start_a_training():
-    continuous.check(Config(), None)
-    continuous.check(Config(data="training"), even(4))
+    Continuous().check(None)
+    Continuous(data="training").check(even(4))
     with pytest.raises(Mistake, match=r"valid only on its own 4 steps; .* or set data to training"):
-        continuous.check(Config(), even(4))
+        Continuous().check(even(4))
 
 
 @pytest.mark.parametrize("wrong", [{"std": 0.0}, {"warmup": -0.1}, {"warmup": 1.1}, {"norm": 0.0}])
 def test_impossible_numbers_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        Config(**wrong)
+        Continuous(**wrong)
 
 
 @pytest.mark.slow  # tests/test_trainable.py has a shorter one
@@ -224,5 +224,5 @@ def test_impossible_numbers_are_refused(wrong):
 def test_the_trainer_finds_the_flow_map_of_gaussian_data(data, iterations, within):
     """From nothing, whose gain is off by 0.5. What is left is the dice's: the sample's own arc throws more of them."""
     mean, std = (torch.full((1, 8, 8), number) for number in (0.2, 0.5))
-    errors = trained(continuous, Config(data=data), GaussianDenoiser(mean, std**2, Cosine()), iterations)
+    errors = trained(continuous, Continuous(data=data), GaussianDenoiser(mean, std**2, Cosine()), iterations)
     assert max(errors) < within, errors

@@ -7,6 +7,7 @@ import pkgutil
 import pytest
 
 import diffcore
+from diffcore import methods
 from diffcore.denoisers.clipping import Clip, Threshold
 from diffcore.methods import (
     consistency,
@@ -30,9 +31,9 @@ MULTISTEP = {"lower_order_final": True, "solver_type": "midpoint"}
 ADAPTIVE = {"rtol": 0.05, "atol": 0.0078, "predicts": "eps"}  # 0.0078 is two grey values of 256
 
 CONFIGS = {
-    "deepcache": {"branch": 0, "spread": "uniform", "center": 15.0, "power": 1.4},
-    "features": {},
-    "fit": {
+    "sampling.deepcache": {"branch": 0, "spread": "uniform", "center": 15.0, "power": 1.4},
+    "metrics.features": {},
+    "training.fit": {
         "warmup": 0,
         "decay": "cosine",
         "weight_decay": 0.01,
@@ -40,8 +41,8 @@ CONFIGS = {
         "accumulate": 1,
         "label_dropout": 0.0,
     },
-    "gamma": {},
-    "hops": {"late": 1.15},
+    "search.gamma": {},
+    "search.hops": {"late": 1.15},
     "methods.consistency": {
         "distance": "pseudo_huber",
         "huber": 0.00054,
@@ -86,8 +87,8 @@ CONFIGS = {
         "critic_lr": 1e-3,
     },
     "methods.progressive": {"weight": "truncated_snr", "factor": 2, "clip": False},
-    "skip_tuning": {"top": 1.0},
-    "sources": {
+    "sampling.skip_tuning": {"top": 1.0},
+    "data.sources": {
         "size": None,
         "channels": None,
         "filter": "lanczos",
@@ -148,6 +149,7 @@ def test_every_config_has_these_and_no_others():
     names = [module.name for module in pkgutil.walk_packages(diffcore.__path__, "diffcore.")]
     kinds = {name: vars(importlib.import_module(name)).get("Config") for name in names}
     own = {name: kind for name, kind in kinds.items() if isinstance(kind, type) and kind.__module__ == name}
+    own |= {f"diffcore.methods.{name}": methods.load(name) for name in methods.names()}
     assert {name.removeprefix("diffcore."): defaults(kind) for name, kind in own.items()} == CONFIGS
 
 
@@ -166,19 +168,19 @@ def test_limits_students_and_ways_have_these_and_no_others():
 
 
 NUMBERS = {
-    "denoiser": {"LABELS": 1024},
-    "features": {"TURNS": 4, "SMALLEST": 4, "ENOUGH": 2000, "NEAR_CHANCE": 0.2},
-    "feed": {"GROUP": 8},
-    "frontier": {"FAR": 3.0},
-    "gamma": {"RANGE": (-1.0, 1.0), "GREYS": 256},
+    "denoisers.denoiser": {"LABELS": 1024},
+    "metrics.features": {"TURNS": 4, "SMALLEST": 4, "ENOUGH": 2000, "NEAR_CHANCE": 0.2},
+    "data.feed": {"GROUP": 8},
+    "metrics.frontier": {"FAR": 3.0},
+    "search.gamma": {"RANGE": (-1.0, 1.0), "GREYS": 256},
     "methods.consistency_training": {"SIGMAS": (0.002, 80.0), "RHO": 7},
     "methods.distribution_matching": {"LEVELS": (0.02, 0.98), "HEADS": 4},
     "methods.phased": {"HEADS": 4},
     "nets.unet": {"MAX_PERIOD": 10000, "GUIDANCE_FEATURES": 16},
-    "quality": {"RESAMPLES": 200, "SIDE": 8, "KERNEL_ROWS": 50_000, "GROUPS": 128, "SPLITS": 64},
-    "shards": {"BLOCK": 256, "SMALL": 12288, "SHARD_BYTES": 33554432, "MOST_BAD": 100, "MOST_AFTER": 10_000},
-    "sources": {"FULL": 65535, "MOST_PIXELS": 134217728, "MOST_BYTES": 1073741824},
-    "tars": {"MOST_CLASSES": 65536},
+    "metrics.quality": {"RESAMPLES": 200, "SIDE": 8, "KERNEL_ROWS": 50_000, "GROUPS": 128, "SPLITS": 64},
+    "data.shards": {"BLOCK": 256, "SMALL": 12288, "SHARD_BYTES": 33554432, "MOST_BAD": 100, "MOST_AFTER": 10_000},
+    "data.sources": {"FULL": 65535, "MOST_PIXELS": 134217728, "MOST_BYTES": 1073741824},
+    "data.tars": {"MOST_CLASSES": 65536},
 }
 """Numbers that no file names and every result rests on: tests that set them aside for speed do not notice one that moves."""
 
@@ -223,38 +225,38 @@ EDGES = [
     (Shape, SHAPE, "groups", [1, 4], [0, 3]),
     (Shape, SHAPE, "dropout", [0.0, 1 - SMALL], [-SMALL, 1.0]),
     (Shape, SHAPE, "max_phase", [SMALL], [0.0]),
-    (consistency.Config, {"target_ema": 0.0}, "steps", [2], [1]),
-    (consistency.Config, {"steps": 4}, "target_ema", [0.0, 1 - SMALL], [-SMALL, 1.0]),
-    (consistency.Config, {"steps": 4, "target_ema": 0.0}, "huber", [SMALL], [0.0]),
-    (consistency.Config, {"steps": 4, "target_ema": 0.0}, "floor", [SMALL], [0.0]),
-    (consistency.Config, {"steps": 4, "target_ema": 0.0}, "substeps", [2], [1]),
-    (consistency.Config, {"steps": 4, "target_ema": 0.0}, "steps_end", [None, 2], [1]),
-    (consistency.Config, {"steps": 4, "target_ema": 0.0}, "anneal", [SMALL, 1.0], [0.0, 1 + SMALL]),
-    (consistency_training.Config, {}, "std", [SMALL], [0.0]),
-    (consistency_training.Config, {}, "first", [1, 1280], [0, 1281]),
-    (consistency_training.Config, {}, "q", [1 + SMALL], [1.0]),
-    (consistency_training.Config, {}, "k", [0.0], [-SMALL]),
-    (consistency_training.Config, {}, "b", [0.0], [-SMALL]),
-    (consistency_training.Config, {}, "stages", [1], [0]),
-    (consistency_training.Config, {}, "huber", [None, 0.0], [-SMALL]),
-    (continuous.Config, {}, "std", [SMALL], [0.0]),
-    (continuous.Config, {}, "warmup", [0.0, 1.0], [-SMALL, 1 + SMALL]),
-    (continuous.Config, {}, "norm", [SMALL], [0.0]),
-    (denoising.Config, {}, "gamma", [SMALL], [0.0]),
-    (distribution_matching.Config, {}, "steps", [1], [0]),
-    (distribution_matching.Config, {}, "critic_updates", [1], [0]),
-    (distribution_matching.Config, {}, "critic_lr", [SMALL], [0.0]),
-    (distribution_matching.Config, {}, "adversarial", [0.0], [-SMALL]),
-    (phased.Config, {"phases": 1}, "steps", [1], [0]),
-    (phased.Config, {}, "phases", [1, 64], [0, 3, 128]),
-    (phased.Config, {}, "target_ema", [0.0, 1 - SMALL], [-SMALL, 1.0]),
-    (phased.Config, {}, "adversarial", [0.0], [-SMALL]),
-    (phased.Config, {}, "huber", [SMALL], [0.0]),
-    (phased.Config, {}, "critic_lr", [SMALL], [0.0]),
-    (progressive.Config, {}, "steps", [1], [0]),
-    (progressive.Config, {"steps": 1}, "factor", [2], [1]),
-    (progressive.Config, {"steps": 2}, "weight", ["snr"], []),
-    (progressive.Config, {"steps": 1}, "weight", ["one", "truncated_snr", "snr_plus_one"], ["snr"]),
+    (consistency.Consistency, {"target_ema": 0.0}, "steps", [2], [1]),
+    (consistency.Consistency, {"steps": 4}, "target_ema", [0.0, 1 - SMALL], [-SMALL, 1.0]),
+    (consistency.Consistency, {"steps": 4, "target_ema": 0.0}, "huber", [SMALL], [0.0]),
+    (consistency.Consistency, {"steps": 4, "target_ema": 0.0}, "floor", [SMALL], [0.0]),
+    (consistency.Consistency, {"steps": 4, "target_ema": 0.0}, "substeps", [2], [1]),
+    (consistency.Consistency, {"steps": 4, "target_ema": 0.0}, "steps_end", [None, 2], [1]),
+    (consistency.Consistency, {"steps": 4, "target_ema": 0.0}, "anneal", [SMALL, 1.0], [0.0, 1 + SMALL]),
+    (consistency_training.ConsistencyTraining, {}, "std", [SMALL], [0.0]),
+    (consistency_training.ConsistencyTraining, {}, "first", [1, 1280], [0, 1281]),
+    (consistency_training.ConsistencyTraining, {}, "q", [1 + SMALL], [1.0]),
+    (consistency_training.ConsistencyTraining, {}, "k", [0.0], [-SMALL]),
+    (consistency_training.ConsistencyTraining, {}, "b", [0.0], [-SMALL]),
+    (consistency_training.ConsistencyTraining, {}, "stages", [1], [0]),
+    (consistency_training.ConsistencyTraining, {}, "huber", [None, 0.0], [-SMALL]),
+    (continuous.Continuous, {}, "std", [SMALL], [0.0]),
+    (continuous.Continuous, {}, "warmup", [0.0, 1.0], [-SMALL, 1 + SMALL]),
+    (continuous.Continuous, {}, "norm", [SMALL], [0.0]),
+    (denoising.Denoising, {}, "gamma", [SMALL], [0.0]),
+    (distribution_matching.DistributionMatching, {}, "steps", [1], [0]),
+    (distribution_matching.DistributionMatching, {}, "critic_updates", [1], [0]),
+    (distribution_matching.DistributionMatching, {}, "critic_lr", [SMALL], [0.0]),
+    (distribution_matching.DistributionMatching, {}, "adversarial", [0.0], [-SMALL]),
+    (phased.Phased, {"phases": 1}, "steps", [1], [0]),
+    (phased.Phased, {}, "phases", [1, 64], [0, 3, 128]),
+    (phased.Phased, {}, "target_ema", [0.0, 1 - SMALL], [-SMALL, 1.0]),
+    (phased.Phased, {}, "adversarial", [0.0], [-SMALL]),
+    (phased.Phased, {}, "huber", [SMALL], [0.0]),
+    (phased.Phased, {}, "critic_lr", [SMALL], [0.0]),
+    (progressive.Progressive, {}, "steps", [1], [0]),
+    (progressive.Progressive, {"steps": 1}, "factor", [2], [1]),
+    (progressive.Progressive, {"steps": 2}, "weight", ["snr"], []),
+    (progressive.Progressive, {"steps": 1}, "weight", ["one", "truncated_snr", "snr_plus_one"], ["snr"]),
     (SOLVERS["ddim"], {}, "eta", [0.0, 1.0], [-SMALL, 1 + SMALL]),
     (SOLVERS["analytic"], {}, "eta", [0.0, 1.0], [-SMALL, 1 + SMALL]),
     (SOLVERS["analytic"], {}, "last", [None, SMALL], [0.0]),

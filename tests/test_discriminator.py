@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from diffcore.core.mistake import Mistake
 from diffcore.denoisers.denoiser import Guided, NetDenoiser
-from diffcore.methods.discriminator import Discriminator, Head, fooling, hinge, widths
+from diffcore.methods.parts.discriminator import Discriminator, Head, fooling, hinge, widths
 from diffcore.nets import unet
 from diffcore.noise.schedule import Cosine
 from tests.conftest import ToyNet, gaussian, randn, toy_denoiser

@@ -8,14 +8,14 @@ from diffcore.core.draw import draw
 from diffcore.denoisers.denoiser import Condition, GaussianDenoiser, Guided
 from diffcore.methods import Roles
 from diffcore.methods import distribution_matching as dm
-from diffcore.methods.discriminator import Discriminator
+from diffcore.methods.parts.discriminator import Discriminator
 from diffcore.noise.schedule import Cosine
 from diffcore.noise.trajectory import even
 from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solvers import SOLVERS
 from tests.conftest import gaussian, randn, toy_denoiser
 
-ONE, TWO = dm.Config(), dm.Config(steps=3)
+ONE, TWO = dm.DistributionMatching(), dm.DistributionMatching(steps=3)
 
 
 class Known(torch.nn.Module):
@@ -36,7 +36,7 @@ def dice(count: int = 5):
 
 
 def test_where_the_student_makes_the_data_nothing_is_left_to_learn():
-    found = dm.loss(ONE, cast(gaussian(), gaussian(), gaussian()), randn(5, 2, 3), dice(), 0.0)
+    found = ONE.loss(cast(gaussian(), gaussian(), gaussian()), randn(5, 2, 3), dice(), 0.0)
     assert torch.equal(found, torch.zeros(5))
 
 
@@ -51,7 +51,7 @@ def test_the_gradient_at_a_sample_is_the_difference_of_the_beliefs_over_its_size
             return dataclasses.replace(super().forward(x_t, t), x0=x)
 
     student = Student(teacher.mean, teacher.variance, teacher.schedule)
-    dm.loss(ONE, cast(student, teacher, shifted), x.detach(), rolls, 0.0).sum().backward()
+    ONE.loss(cast(student, teacher, shifted), x.detach(), rolls, 0.0).sum().backward()
     level = rolls.other("level")
     t = 0.02 + 0.96 * level.u
     at = teacher.schedule.level(t, x)
@@ -66,7 +66,7 @@ def test_a_student_of_several_steps_learns_on_its_own_inputs():
     """The sample of step k is what `renoise` gives after k + 1 steps, told to stop there."""
     student, rolls = gaussian(), dice(9)
     path = even(3)
-    made = dm.generate(TWO, cast(student, student, student), rolls)
+    made = TWO.generate(cast(student, student, student), rolls)
     k = (rolls.u * 3).floor().long()
     assert set(k.tolist()) == {0, 1, 2}
 
@@ -82,26 +82,30 @@ def test_a_student_of_several_steps_learns_on_its_own_inputs():
 def test_only_the_last_step_has_a_gradient():
     student, calls = toy_denoiser(), []
     student.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
-    dm.generate(TWO, Roles(student, None, student), draw(torch.zeros(4, 1, 4, 4), "dice"))
+    TWO.generate(Roles(student, None, student), draw(torch.zeros(4, 1, 4, 4), "dice"))
     assert calls == [False, False, True]
 
 
 def test_the_critic_learns_the_samples_and_starts_as_the_student():
     """Of an exact denoiser of what the student makes, the critic's loss is the least there is."""
-    student, rolls, config = toy_denoiser(), draw(torch.zeros(4, 1, 4, 4), "dice"), dm.Config(adversarial=0.1)
+    student, rolls, config = (
+        toy_denoiser(),
+        draw(torch.zeros(4, 1, 4, 4), "dice"),
+        dm.DistributionMatching(adversarial=0.1),
+    )
     roles = Roles(student, student, student)
-    made = dm.critic(config, roles, 0)
+    made = config.critic(roles, 0)
     assert all(torch.equal(a, b) for a, b in zip(made.denoiser.net.parameters(), student.net.parameters()))
     assert made.heads is not None
-    assert dm.critic(ONE, roles, 0).heads is None
+    assert ONE.critic(roles, 0).heads is None
     # a student whose every image is one number: the critic that says it has no error
     point = GaussianDenoiser(torch.full((2, 3), 0.3).double(), torch.zeros(2, 3).double(), Cosine())
-    right = dm.critic_loss(ONE, cast(point, point, point), randn(5, 2, 3), dice(), 0.0)
-    wrong = dm.critic_loss(ONE, cast(point, point, gaussian()), randn(5, 2, 3), dice(), 0.0)
+    right = ONE.critic_loss(cast(point, point, point), randn(5, 2, 3), dice(), 0.0)
+    wrong = ONE.critic_loss(cast(point, point, gaussian()), randn(5, 2, 3), dice(), 0.0)
     assert right.max() < 1e-12 < wrong.min()
-    assert dm.critic_loss(
-        config, dataclasses.replace(roles, critic=made), torch.zeros(4, 1, 4, 4), rolls, 0.0
-    ).shape == (4,)
+    assert config.critic_loss(dataclasses.replace(roles, critic=made), torch.zeros(4, 1, 4, 4), rolls, 0.0).shape == (
+        4,
+    )
 
 
 def test_the_critic_knows_the_class():
@@ -111,7 +115,7 @@ def test_the_critic_knows_the_class():
     roles = Roles(TwoBlobs(), TwoBlobs(), TwoBlobs(), Known(TwoBlobs())).given(known)
     rolls = draw(torch.zeros(3, 2).double(), "dice")
     rolls = dataclasses.replace(rolls, noise=rolls.noise.double())
-    assert torch.equal(dm.loss(ONE, roles, randn(3, 2), rolls, 0.0), torch.zeros(3))
+    assert torch.equal(ONE.loss(roles, randn(3, 2), rolls, 0.0), torch.zeros(3))
 
 
 class Shows(GaussianDenoiser):
@@ -126,17 +130,17 @@ class Shows(GaussianDenoiser):
 
 def test_the_heads_learn_which_images_are_real_and_the_student_hears_what_they_say():
     """Both losses by hand, with heads that say the mean of what they see: real comes first, noised as the samples are."""
-    exact, config, x0, rolls = gaussian(), dm.Config(adversarial=0.25), randn(5, 2, 3), dice()
+    exact, config, x0, rolls = gaussian(), dm.DistributionMatching(adversarial=0.25), randn(5, 2, 3), dice()
     teacher = Shows(exact.mean, exact.variance, exact.schedule)
     roles = Roles(exact, teacher, exact, Known(exact))
     roles.critic.heads = lambda features: [3 * part.mean((1, 2), keepdim=True) for part in features]
     plain = cast(exact, exact, exact)
-    sample, level = dm.generate(config, roles, rolls), rolls.other("level")
+    sample, level = config.generate(roles, rolls), rolls.other("level")
     t = 0.02 + 0.96 * level.u
     at = exact.schedule.level(t, x0)
     real, fake = (at.alpha * image + at.sigma * level.noise for image in (x0, sample))
 
-    found = dm.critic_loss(config, roles, x0, rolls, 0.0) - dm.critic_loss(ONE, plain, x0, rolls, 0.0)
+    found = config.critic_loss(roles, x0, rolls, 0.0) - ONE.critic_loss(plain, x0, rolls, 0.0)
     told = [3 * image.mean((1, 2)) for image in (real, fake)]
     by_hand = (1 - told[0]).clamp(min=0) + (1 + told[1]).clamp(min=0)
     torch.testing.assert_close(found, by_hand, rtol=1e-9, atol=1e-12)
@@ -144,7 +148,7 @@ def test_the_heads_learn_which_images_are_real_and_the_student_hears_what_they_s
     assert float((by_hand - exchanged).abs().max()) > 0.1
     assert [torch.equal(when, t) for _, when in teacher.seen] == [True, True]
 
-    found = dm.loss(config, roles, x0, rolls, 0.0) - dm.loss(ONE, plain, x0, rolls, 0.0)
+    found = config.loss(roles, x0, rolls, 0.0) - ONE.loss(plain, x0, rolls, 0.0)
     torch.testing.assert_close(found, 0.25 * (1 - told[1]).clamp(min=0), rtol=1e-9, atol=1e-12)
     assert torch.equal(teacher.seen[2][1], t)
 
@@ -152,10 +156,14 @@ def test_the_heads_learn_which_images_are_real_and_the_student_hears_what_they_s
 def test_whom_the_critic_begins_as_and_what_its_heads_are_made_of():
     """The network within a guided teacher; the student where the teacher is none of ours. It is valid at every time, a copy
     that learns, and its heads, four for each of the teacher's maps, come from the seed."""
-    config, student, teacher = dm.Config(adversarial=0.1), toy_denoiser(1), toy_denoiser(2).requires_grad_(False)
+    config, student, teacher = (
+        dm.DistributionMatching(adversarial=0.1),
+        toy_denoiser(1),
+        toy_denoiser(2).requires_grad_(False),
+    )
     student.grid = teacher.grid = even(4)
     for given, start in ((teacher, teacher), (Guided(teacher), teacher), (gaussian(), student)):
-        made = dm.critic(ONE if start is student else config, Roles(student, given, student), 5)
+        made = (ONE if start is student else config).critic(Roles(student, given, student), 5)
         assert all(torch.equal(a, b) for a, b in zip(made.denoiser.net.parameters(), start.net.parameters()))
         assert not {id(one) for one in made.parameters()} & {id(one) for one in start.parameters()}
         assert all(parameter.requires_grad for parameter in made.parameters())
@@ -170,17 +178,17 @@ def test_whom_the_critic_begins_as_and_what_its_heads_are_made_of():
 
 def test_where_the_teacher_believes_just_the_sample_the_size_of_the_error_is_no_zero():
     point = GaussianDenoiser(torch.full((2, 3), 0.5).double(), torch.zeros(2, 3).double(), Cosine())
-    found = dm.loss(ONE, cast(point, point, point), randn(5, 2, 3), dice(), 0.0)
+    found = ONE.loss(cast(point, point, point), randn(5, 2, 3), dice(), 0.0)
     assert torch.equal(found, torch.zeros(5).double())
 
 
 def test_how_the_critic_is_trained_and_what_an_image_costs():
-    made = dm.Config(steps=3, critic_updates=4, critic_lr=0.25)
-    training = dm.critic_training(made)
+    made = dm.DistributionMatching(steps=3, critic_updates=4, critic_lr=0.25)
+    training = made.critic_training
     assert (training.updates, training.lr, training.betas) == (4, 0.25, (0.0, 0.99))
-    assert dm.grid(made) == even(3)
-    assert [dm.network_calls(dm.Config(steps=steps)) for steps in (1, 3)] == [4, 6]
-    assert dm.network_calls(dm.Config(steps=3, adversarial=0.1)) == 7
+    assert made.grid == even(3)
+    assert [dm.DistributionMatching(steps=steps).network_calls for steps in (1, 3)] == [4, 6]
+    assert dm.DistributionMatching(steps=3, adversarial=0.1).network_calls == 7
 
 
 def test_roles_are_told_of_a_batch_and_nothing_else_of_them_changes():
@@ -206,7 +214,7 @@ def test_a_few_step_teacher_is_refused():
     from diffcore.core.mistake import Mistake
 
     with pytest.raises(Mistake, match="valid at any time"):
-        dm.check(ONE, even(4))
+        ONE.check(even(4))
     for wrong in ({"steps": 0}, {"critic_updates": 0}, {"critic_lr": 0.0}, {"adversarial": -1.0}):
         with pytest.raises(ValueError, match="must be"):
-            dm.Config(**wrong)
+            dm.DistributionMatching(**wrong)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from diffcore import methods
 from diffcore.core.mistake import Mistake
 from diffcore.denoisers.denoiser import Guided, NetDenoiser
 from diffcore.methods import Roles, consistency, continuous, distribution_matching
@@ -141,7 +142,7 @@ def test_the_derivative_of_a_network_with_dropout_is_that_of_the_network_with_th
 
 
 def test_what_is_trained_is_returned_with_its_own_dropout_and_computes_with_none():
-    fitted = train("denoising", None or job("denoising", None).method.Config())
+    fitted = train("denoising", methods.load("denoising")())
     assert {type(layer) for name, layer in fitted.net.named_children() if name in ("first", "last")} == {nn.Dropout}
     assert fitted.net.first.p == 0.3
     x, label = randn(2, 1, 4, 4).float(), torch.tensor([3.0, 700.0])
@@ -149,9 +150,10 @@ def test_what_is_trained_is_returned_with_its_own_dropout_and_computes_with_none
 
 
 def test_a_critic_has_no_dropout(monkeypatch):
-    critics, make = [], distribution_matching.critic
-    monkeypatch.setattr(distribution_matching, "critic", lambda *of: critics.append(make(*of)) or critics[0])
-    train("distribution_matching", distribution_matching.Config(critic_updates=1))
+    critics, kind = [], distribution_matching.DistributionMatching
+    make = kind.critic
+    monkeypatch.setattr(kind, "critic", lambda *of: critics.append(make(*of)) or critics[0])
+    train("distribution_matching", kind(critic_updates=1))
     assert [layer.p for layer in critics[0].modules() if isinstance(layer, nn.Dropout)] == [0.0, 0.0]
 
 
@@ -165,7 +167,7 @@ def test_dropout_that_would_draw_its_own_masks_is_refused():
 def test_a_teacher_teaches_without_its_dropout():
     def learned(p: float) -> fit.Fitted:
         student, teacher = NetDenoiser(Told(), Cosine()), NetDenoiser(Dropped(p, seed=2, whose="teacher"), Cosine())
-        work = job("consistency", consistency.Config(8, 0.0, "perceptual"))
+        work = job("consistency", consistency.Consistency(8, 0.0, "perceptual"))
         return fit.fit(work, student, teacher, FULL)
 
     assert same(learned(0.0), learned(0.5))

@@ -11,13 +11,14 @@ from diffcore.core.mistake import Mistake
 from diffcore.data.feed import ResidentFeed
 from diffcore.data.shards import Images
 from diffcore.denoisers.denoiser import NetDenoiser
-from diffcore.methods import Roles
+from diffcore.methods import Method, Roles
+from diffcore.methods.denoising import Denoising
 from diffcore.noise.schedule import Cosine
 from diffcore.training import fit
 from diffcore.training.fit import Compute, Config, Diverged, Job, Stopped
 from diffcore.training.resume import Resume
 from tests.conftest import ToyNet, dice, toy_denoiser
-from tests.test_methods import CASES
+from tests.test_methods import CASES, spied
 
 COMPUTE = Compute(threads=1, precision="no", compile=False, save_seconds=1e9, memory_gb=1.0)
 SHORT = Config(iterations=6, batch=8, lr=1e-2, ema=0.9, weight_decay=0.0)
@@ -28,13 +29,12 @@ def feed(batch: int = 8, seed: int = 0) -> ResidentFeed:
     return ResidentFeed(Images(pixels, None, None), batch, seed, flip=False)
 
 
-def job(name: str = "denoising", method_config=None, config: Config = SHORT, seed: int = 0) -> Job:
-    method = methods.load(name)
-    return Job(method, method_config or method.Config(), config, feed(config.batch), seed)
+def job(method: Method | None = None, config: Config = SHORT, seed: int = 0) -> Job:
+    return Job(method or Denoising(), config, feed(config.batch), seed)
 
 
 def run(job: Job, resume: Resume | None = None, compute: Compute = COMPUTE, **more) -> fit.Fitted:
-    teacher = None if job.method.__name__.endswith("denoising") else toy_denoiser(1)
+    teacher = None if isinstance(job.method, Denoising) else toy_denoiser(1)
     return fit.fit(job, toy_denoiser(), teacher, compute, resume, **more)
 
 
@@ -52,11 +52,11 @@ def stop_at(calls: int):
 @CASES
 @pytest.mark.parametrize("stopped_after", [1, 4])
 def test_a_stopped_run_goes_on_to_the_same_bytes(name, config, stopped_after, tmp_path):
-    whole, resume = run(job(name, config)), Resume(tmp_path, "x", "f" * 64)
+    whole, resume = run(job(config)), Resume(tmp_path, "x", "f" * 64)
     with pytest.raises(Stopped, match=f"after {stopped_after} of 6"):
-        run(job(name, config), resume, stop=stop_at(stopped_after))
+        run(job(config), resume, stop=stop_at(stopped_after))
     steps = []
-    resumed = run(job(name, config), resume, on_event=lambda event: steps.append(event.step))
+    resumed = run(job(config), resume, on_event=lambda event: steps.append(event.step))
     assert steps[0] == stopped_after + 1
     assert same(whole, resumed)
 
@@ -122,11 +122,10 @@ def test_what_is_not_finite_stops_before_the_update(tmp_path, lr):
 def test_a_gradient_that_is_not_finite_stops_before_the_update(tmp_path):
     """Of a root at 0 the value is 0 and the slope is none."""
 
-    def loss(config, roles, x0, draw, progress):
+    def loss(self, roles, x0, draw, progress):
         return (0 * roles.student(x0, draw.u).v).flatten(1).sum(1).abs().sqrt()
 
-    steep = types.ModuleType("denoising")
-    steep.loss = loss
+    steep = spied(Denoising(), loss=loss)
     asked, resume = dataclasses.replace(job(), method=steep), Resume(tmp_path, "x", "f" * 64)
     with pytest.raises(Diverged, match=r"step 1: the loss is 0\.0 and the gradient norm nan"):
         run(asked, resume)
@@ -135,8 +134,8 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(tmp_path):
 
 def test_a_resumed_critics_curve_goes_on_too(tmp_path):
     """Stopped between two points of the curve, whose losses are means over all steps between them."""
-    made = methods.load("distribution_matching").Config(critic_updates=2)
-    asked = dataclasses.replace(job("distribution_matching", made), events=2)
+    made = methods.load("distribution_matching")(critic_updates=2)
+    asked = dataclasses.replace(job(made), events=2)
     whole, resume = run(asked), Resume(tmp_path, "x", "f" * 64)
     with pytest.raises(Stopped, match="after 2 of 6"):
         run(asked, resume, stop=stop_at(2))
@@ -197,15 +196,13 @@ def test_the_loss_falls_and_the_argument_is_left_alone():
 
 
 def test_every_step_throws_its_own_dice():
-    seen, method = [], types.ModuleType("spied")
-    vars(method).update({name: value for name, value in vars(methods.load("denoising")).items() if name[:2] != "__"})
+    seen = []
 
-    def loss(config, roles, x0, dice, progress):
+    def loss(self, roles, x0, dice, progress):
         seen.append((dice.u, dice.noise, progress))
-        return methods.load("denoising").loss(config, roles, x0, dice, progress)
+        return Denoising().loss(roles, x0, dice, progress)
 
-    method.loss = loss
-    fit.fit(Job(method, method.Config(), SHORT, feed(), 7), toy_denoiser(), None, COMPUTE)
+    fit.fit(Job(spied(Denoising(), loss=loss), SHORT, feed(), 7), toy_denoiser(), None, COMPUTE)
     for step, (u, noise, progress) in enumerate(seen):
         expected = draw(torch.zeros(8, 1, 4, 4), 7, "train", step)
         assert torch.equal(u, expected.u)
@@ -282,11 +279,10 @@ def test_a_point_of_the_curve_says_its_step_its_images_and_the_rate_that_was_use
 def test_each_network_has_the_optimizer_that_was_asked_for(monkeypatch):
     made, kind = [], torch.optim.AdamW
     monkeypatch.setattr(torch.optim, "AdamW", lambda *words, **more: made.append(kind(*words, **more)) or made[-1])
-    method = methods.load("distribution_matching")
-    own = method.Config(critic_lr=3e-4)
-    run(job("distribution_matching", own, dataclasses.replace(SHORT, iterations=1, weight_decay=0.5)))
+    own = methods.load("distribution_matching")(critic_lr=3e-4)
+    run(job(own, dataclasses.replace(SHORT, iterations=1, weight_decay=0.5)))
     told = [(each.defaults["lr"], each.defaults["betas"], each.defaults["weight_decay"]) for each in made]
-    training = method.critic_training(own)
+    training = own.critic_training
     assert told == [(1e-2, (0.9, 0.99), 0.5), (3e-4, training.betas, 0.0)]
     assert training.betas != (0.9, 0.99)
 
@@ -310,12 +306,11 @@ def test_what_a_training_took_is_the_time_of_all_its_runs(tmp_path, monkeypatch)
 @CASES
 def test_what_a_training_costs_is_what_its_method_says_for_an_image(name, config):
     """The student's, the teacher's and the target's calls, all of them; but a critic's own, and those for features."""
-    method = methods.load(name)
     if getattr(config, "adversarial", 0) or name == "distribution_matching":  # see tests/test_loop.py
         return
     seen = 2 if getattr(config, "distance", "") == "perceptual" else 0
     fitting = dataclasses.replace(SHORT, iterations=2)
-    assert run(job(name, config, fitting)).calls == 2 * 8 * (method.network_calls(config) + seen)
+    assert run(job(config, fitting)).calls == 2 * 8 * (config.network_calls + seen)
 
 
 @pytest.mark.parametrize(

@@ -247,7 +247,7 @@ def taught(
     student = NetDenoiser(net, schedule, classes=classes, weighs=bool(weights))
     teacher = NetDenoiser(network(classes, 1, channels=(8,)).net, schedule, classes=classes)
     training = fit.Config(**{**TRAINED, **changed})
-    job = Job(methods.load(name), config, training, ResidentFeed(images, training.batch, 5, flip), 5, 9, weights)
+    job = Job(config, training, ResidentFeed(images, training.batch, 5, flip), 5, 9, weights)
     compute = Compute(threads=1, precision="no", compile=False, save_seconds=1e9, memory_gb=1.0)
     found = fit.fit(job, student, Guided(teacher) if weights else teacher, compute)
     for event in found.curve:
@@ -264,13 +264,13 @@ for _name, _pairs in test_losses.CHANGES.items():
 
         @measured("method", _name, _line)
         def _(name: str = _name, line: dict[str, Any] = _line, weights: Any = _weights):
-            return taught(name, methods.load(name).Config(**line), {}, 3, weights)
+            return taught(name, methods.load(name)(**line), {}, 3, weights)
 
     for _noise in ("linear", "discrete", "subvp"):
 
         @measured("method", _name, "on", _noise)
         def _(name: str = _name, line: dict[str, Any] = _all[0], noise: str = _noise, weights: Any = _weights):
-            config = methods.load(name).Config(**line)
+            config = methods.load(name)(**line)
             return taught(name, config, {}, 3 if weights else None, weights, NOISES[noise])
 
 
@@ -278,18 +278,18 @@ for _told, _changed in FITTED.items():
 
     @measured("fit", _told)
     def _(changed: dict[str, Any] = _changed):
-        return taught("denoising", methods.load("denoising").Config(), changed, 3)
+        return taught("denoising", methods.load("denoising")(), changed, 3)
 
 
 @measured("fit flip")
 def _():
-    return taught("denoising", methods.load("denoising").Config(), {}, 3, flip=True)
+    return taught("denoising", methods.load("denoising")(), {}, 3, flip=True)
 
 
 @measured("fit dropout")
 def _():
     module = methods.load("consistency")
-    return taught("consistency", module.Config(steps=8, target_ema=0.9), {}, 3, dropout=0.4)
+    return taught("consistency", module(steps=8, target_ema=0.9), {}, 3, dropout=0.4)
 
 
 # ----------------------------------------------------------------------------------------------- what is measured

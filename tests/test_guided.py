@@ -10,8 +10,8 @@ from torch import nn
 from diffcore.core.draw import Draw
 from diffcore.core.mistake import Mistake
 from diffcore.denoisers.denoiser import Condition, Denoiser, GaussianDenoiser, Guided, NetDenoiser, from_v
-from diffcore.methods import Roles, guided
-from diffcore.methods.guided import Config
+from diffcore.methods import Roles
+from diffcore.methods.guided import GuidedDistillation
 from diffcore.noise.angle import diffuse
 from diffcore.noise.schedule import Cosine
 from diffcore.noise.trajectory import even
@@ -66,7 +66,7 @@ def test_the_loss_against_a_mixture_with_known_conditional_scores(weight):
     square = (student(z, TIMES).v - velocity_by_scores(z, TIMES)).square().mean(1)
     angle = math.pi / 2 * TIMES
     factor = torch.stack([angle.cos() ** 2, angle.sin() ** 2]).max(0).values if weight == "truncated_snr" else 1
-    found = guided.loss(Config(weight), Roles(student, teacher(), student), x0, Draw(TIMES, noise), 0.0)
+    found = GuidedDistillation(weight).loss(Roles(student, teacher(), student), x0, Draw(TIMES, noise), 0.0)
     torch.testing.assert_close(found, factor * square, rtol=1e-9, atol=1e-14)
     assert (found > 0.1).tolist() == [True, True, False, True]  # of no class itself, which is what a weight of 0 says
 
@@ -76,33 +76,33 @@ def test_who_knows_the_guided_velocity_has_no_loss_and_its_slope_is_the_error_s(
     z = diffuse(x0, noise, math.pi / 2 * TIMES)
     right = Fixed(velocity_by_scores(z, TIMES))
     cast = Roles(right, teacher(), right)
-    assert float(guided.loss(Config(), cast, x0, Draw(TIMES, noise), 0.0).detach().max()) < 1e-22
+    assert float(GuidedDistillation().loss(cast, x0, Draw(TIMES, noise), 0.0).detach().max()) < 1e-22
     off = Fixed(velocity_by_scores(z, TIMES) + 0.5)
-    guided.loss(Config("one"), dataclasses.replace(cast, student=off), x0, Draw(TIMES, noise), 0.0).sum().backward()
+    GuidedDistillation("one").loss(dataclasses.replace(cast, student=off), x0, Draw(TIMES, noise), 0.0).sum().backward()
     torch.testing.assert_close(off.shift.grad, torch.full((2,), 4 * 0.5).double())  # four samples, a mean over two
     other = dataclasses.replace(cast, student=Fixed(velocity_by_scores(z, TIMES, weights=WEIGHTS + 1)))
-    assert float(guided.loss(Config(), other, x0, Draw(TIMES, noise), 0.0).detach().max()) > 1e-3
+    assert float(GuidedDistillation().loss(other, x0, Draw(TIMES, noise), 0.0).detach().max()) > 1e-3
 
 
 def test_a_part_of_the_batch_keeps_its_classes_and_weights():
     x0, dice_ = randn(4, 2), Draw(TIMES, randn(4, 2, seed=1))
     cast = Roles(TwoBlobs(), Guided(TwoBlobs()), TwoBlobs())
     known = Condition(LABELS, WEIGHTS)
-    whole = guided.loss(Config(), cast.given(known), x0, dice_, 0.0)
+    whole = GuidedDistillation().loss(cast.given(known), x0, dice_, 0.0)
     rows = [slice(k, k + 1) for k in range(4)]
-    parts = [guided.loss(Config(), cast.given(known[part]), x0[part], dice_[part], 0.0) for part in rows]
+    parts = [GuidedDistillation().loss(cast.given(known[part]), x0[part], dice_[part], 0.0) for part in rows]
     torch.testing.assert_close(whole, torch.cat(parts), rtol=1e-10, atol=1e-14)
 
 
 def test_what_a_teacher_and_a_line_must_have():
-    guided.check(Config(), None)
+    GuidedDistillation().check(None)
     with pytest.raises(Mistake, match="valid only on its own 4 steps; name the teacher it was distilled from"):
-        guided.check(Config(), even(4))
-    guided.check_guidance(Config(), (1.0, 4.0))
-    guided.check_guidance(Config(), (2.0, 2.0))
+        GuidedDistillation().check(even(4))
+    GuidedDistillation().check_guidance((1.0, 4.0))
+    GuidedDistillation().check_guidance((2.0, 2.0))
     with pytest.raises(Mistake, match="guided needs weights to learn; say `guidance: "):
-        guided.check_guidance(Config(), None)
-    assert guided.grid(Config()) is None
+        GuidedDistillation().check_guidance(None)
+    assert GuidedDistillation().grid is None
 
 
 # ------------------------------------------------------------------------------------------- the trainer
@@ -174,7 +174,7 @@ def exact(t, labels, g):
 
 def train(low: float, high: float, **more) -> fit.Fitted:
     setting = fit.Config(**{"iterations": 400, "batch": 256, "lr": 0.1, "ema": 0.97, "weight_decay": 0.0, **more})
-    work = Job(guided, Config(), setting, KindsFeed(setting.batch), 0, guidance=(low, high))
+    work = Job(GuidedDistillation(), setting, KindsFeed(setting.batch), 0, guidance=(low, high))
     student = NetDenoiser(AffineInBoth(), Cosine(), classes=2, weighs=True)
     return fit.fit(work, student, Guided(TwoKinds()), COMPUTE)
 

@@ -15,8 +15,8 @@ from torch import nn
 from diffcore.core import draw
 from diffcore.core.mistake import Mistake
 from diffcore.denoisers.denoiser import Condition, Denoiser, Guided, NetDenoiser
-from diffcore.methods import Roles, consistency, continuous, denoising, distribution_matching, phased
-from diffcore.methods.discriminator import Discriminator
+from diffcore.methods import Method, Roles, consistency, continuous, denoising, distribution_matching, phased
+from diffcore.methods.parts.discriminator import Discriminator
 from diffcore.noise.angle import diffuse
 from diffcore.noise.schedule import Cosine
 from diffcore.noise.trajectory import even
@@ -26,24 +26,23 @@ from diffcore.training.resume import Resume
 from tests.conftest import ToyNet, dice, randn, toy_denoiser
 from tests.test_condition import net as conditional_net
 from tests.test_fit import COMPUTE, same, stop_at
+from tests.test_methods import spied
 from tests.test_precision import denoiser, feed, job, run
 
 SHORT = Config(iterations=5, batch=8, lr=1e-2, ema=0.9)
+PLAIN = denoising.Denoising()
 PARTED = dataclasses.replace(SHORT, iterations=3, batch=16)
 OFTEN = dataclasses.replace(COMPUTE, save_seconds=1e-9)
 
 
-def spied(method, look):
+def watched(method: Method, look, **instead) -> Method:
     """The method, with a look at what its loss is given."""
-    found = types.ModuleType(method.__name__)
-    vars(found).update({name: value for name, value in vars(method).items() if name[:2] != "__"})
 
-    def loss(config, roles, x0, dice, progress):
+    def loss(self, roles, x0, dice, progress):
         look(roles)
-        return method.loss(config, roles, x0, dice, progress)
+        return method.loss(roles, x0, dice, progress)
 
-    found.loss = loss
-    return found
+    return spied(method, loss=loss, **instead)
 
 
 def weights(denoiser_: Denoiser) -> torch.Tensor:
@@ -54,8 +53,8 @@ def flat(net: nn.Module) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in net.parameters()])
 
 
-def train(config: Config = SHORT, method=denoising, own=None, look=lambda roles: None, compute=COMPUTE, **more):
-    work = Job(spied(method, look), own or method.Config(), config, feed(batch=config.batch), 0)
+def train(config: Config = SHORT, method: Method = PLAIN, look=lambda roles: None, compute=COMPUTE, **more):
+    work = Job(watched(method, look), config, feed(batch=config.batch), 0)
     return fit.fit(work, toy_denoiser(), toy_denoiser(1), compute, **more)
 
 
@@ -69,7 +68,7 @@ def test_the_target_is_the_average_of_the_student_by_its_own_decay(decay):
 
     for ema in (0.0, 0.9):
         seen.clear()
-        train(dataclasses.replace(SHORT, ema=ema), consistency, consistency.Config(8, decay), look)
+        train(dataclasses.replace(SHORT, ema=ema), consistency.Consistency(8, decay), look)
         assert torch.equal(*seen[0])
         for (_, target), (student, later) in itertools.pairwise(seen):
             torch.testing.assert_close(later, decay * target + (1 - decay) * student, rtol=1e-5, atol=1e-7)
@@ -123,8 +122,8 @@ def test_labels_and_guidance_have_dice_of_their_own_in_every_update(monkeypatch)
     asked, conditions, make = [], [], draw.generator
     monkeypatch.setattr(fit, "generator", lambda *words: asked.append(words) or make(*words))
     config = dataclasses.replace(SHORT, batch=64, label_dropout=0.4)
-    method = spied(denoising, lambda cast: conditions.append(cast.condition))
-    work = Job(method, denoising.Config(), config, feed(True, 64), 0, guidance=(1.0, 3.0))
+    method = watched(PLAIN, lambda cast: conditions.append(cast.condition))
+    work = Job(method, config, feed(True, 64), 0, guidance=(1.0, 3.0))
     fit.fit(work, denoiser(True), None, COMPUTE)
     assert len(set(asked)) == len(asked) == 2 * SHORT.iterations
     dropped = torch.cat([condition.labels < 0 for condition in conditions]).double()
@@ -152,7 +151,7 @@ def test_a_parameter_a_buffer_and_a_count_go_on_where_they_were(tmp_path):
             return super().forward(x + self.mean + 0.1 * self.calls, label)
 
     def train(**more):
-        work = Job(consistency, consistency.Config(8, 0.5), SHORT, feed(), 0)
+        work = Job(consistency.Consistency(8, 0.5), SHORT, feed(), 0)
         return fit.fit(work, NetDenoiser(Counting(), Cosine()), toy_denoiser(1), COMPUTE, **more)
 
     whole, resume = train(), Resume(tmp_path, "x", "f" * 64)
@@ -166,20 +165,19 @@ def test_a_parameter_a_buffer_and_a_count_go_on_where_they_were(tmp_path):
 
 def test_a_critic_learns_as_often_as_its_method_says_from_dice_and_gradients_of_each_time():
     """At its own rate: Adam's first step moves every weight by that. While the student learns, it does not."""
-    seen, own = [], distribution_matching.Config(critic_updates=3, critic_lr=1e-3)
+    seen, own = [], distribution_matching.DistributionMatching(critic_updates=3, critic_lr=1e-3)
 
     def look(cast: Roles) -> None:
         assert not any(parameter.requires_grad or parameter.grad is not None for parameter in cast.critic.parameters())
 
-    method = spied(distribution_matching, look)
-
-    def critic_loss(config, roles, x0, dice_, progress):
+    def critic_loss(self, roles, x0, dice_, progress):
         assert all(parameter.requires_grad and parameter.grad is None for parameter in roles.critic.parameters())
         seen.append((flat(roles.critic), dice_.noise, progress))
-        return distribution_matching.critic_loss(config, roles, x0, dice_, progress)
+        return own.critic_loss(roles, x0, dice_, progress)
 
-    method.critic_loss = critic_loss
-    fit.fit(Job(method, own, SHORT, feed(), 0), toy_denoiser(), toy_denoiser(1), COMPUTE)
+    fit.fit(
+        Job(watched(own, look, critic_loss=critic_loss), SHORT, feed(), 0), toy_denoiser(), toy_denoiser(1), COMPUTE
+    )
     assert len(seen) == 3 * SHORT.iterations
     moved = (seen[1][0] - seen[0][0]).abs()
     torch.testing.assert_close(moved, torch.full_like(moved, 1e-3), rtol=2e-2, atol=1e-6)
@@ -202,15 +200,15 @@ def test_every_update_has_the_rate_of_its_step_and_a_gradient_of_its_own():
 def test_the_grid_of_a_student_binds_its_sampling_and_not_its_training():
     seen = []
     student = NetDenoiser(ToyNet(), Cosine(), grid=even(4))
-    method = spied(denoising, lambda cast: seen.append((cast.student.grid, cast.target.grid)))
-    fit.fit(Job(method, denoising.Config(), SHORT, feed(), 0), student, None, COMPUTE)
+    method = watched(PLAIN, lambda cast: seen.append((cast.student.grid, cast.target.grid)))
+    fit.fit(Job(method, SHORT, feed(), 0), student, None, COMPUTE)
     assert set(seen) == {(None, None)}
     assert student.grid == even(4)
 
 
 def test_parts_of_a_batch_add_up_whatever_they_are_told():
     """Classes, weights and the critic's part too: each part has its own rows of them."""
-    own = distribution_matching.Config(2, 2, adversarial=0.1)
+    own = distribution_matching.DistributionMatching(2, 2, adversarial=0.1)
     whole, parts = (
         run("distribution_matching", own, True, fitting=dataclasses.replace(PARTED, accumulate=count))
         for count in (1, 4)
@@ -224,20 +222,18 @@ def test_parts_of_a_batch_add_up_whatever_they_are_told():
 
 def test_what_a_training_took_is_all_of_its_calls():
     """As each method says for an image, and the critic's: one forward of the student, three of its own network, for each."""
-    own = distribution_matching.Config(1, 2)
-    found = fit.fit(Job(distribution_matching, own, SHORT, feed(), 0), toy_denoiser(), toy_denoiser(1), COMPUTE)
+    own = distribution_matching.DistributionMatching(1, 2)
+    found = fit.fit(Job(own, SHORT, feed(), 0), toy_denoiser(), toy_denoiser(1), COMPUTE)
     images = SHORT.iterations * SHORT.batch
-    assert found.calls == images * (
-        distribution_matching.network_calls(own) + 1 + 2 * (1 + 3)
-    )  # the fake belief in the loss
-    assert train(method=denoising).calls == images * denoising.network_calls(denoising.Config())
+    assert found.calls == images * (own.network_calls + 1 + 2 * (1 + 3))  # the fake belief in the loss
+    assert train().calls == images * PLAIN.network_calls
 
 
 def test_the_teacher_that_was_given_is_left_as_it_was():
     """Others may train it or ask it on: it is copied, then frozen and without its dropout."""
     teacher = toy_denoiser(1).train()
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    work = Job(consistency, consistency.Config(8, 0.5), SHORT, feed(), 0)
+    work = Job(consistency.Consistency(8, 0.5), SHORT, feed(), 0)
     fit.fit(work, toy_denoiser(), teacher, COMPUTE)
     assert teacher.training
     assert all(parameter.requires_grad and parameter.grad is None for parameter in teacher.parameters())
@@ -246,19 +242,19 @@ def test_the_teacher_that_was_given_is_left_as_it_was():
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize(
-    ("method", "own", "betas"),
+    ("own", "betas"),
     [
-        (distribution_matching, distribution_matching.Config(critic_lr=3e-4), (0.0, 0.99)),
-        (distribution_matching, distribution_matching.Config(critic_lr=3e-4, adversarial=0.1), (0.0, 0.99)),
-        (phased, phased.Config(8, 2, adversarial=0.1, critic_lr=3e-4), (0.0, 0.999)),
+        (distribution_matching.DistributionMatching(critic_lr=3e-4), (0.0, 0.99)),
+        (distribution_matching.DistributionMatching(critic_lr=3e-4, adversarial=0.1), (0.0, 0.99)),
+        (phased.Phased(8, 2, adversarial=0.1, critic_lr=3e-4), (0.0, 0.999)),
     ],
 )
-def test_what_each_optimizer_is_told(method, own, betas, dropout):
+def test_what_each_optimizer_is_told(own, betas, dropout):
     """The student's by the line, the critic's by its method, whatever the other's are; each learns its own network."""
     config = dataclasses.replace(SHORT, lr=2e-3, weight_decay=0.07)
     teacher = toy_denoiser(1)
     teacher.net.drop = nn.Dropout(dropout)
-    loop = fit._Loop(Job(method, own, config, feed(), 0), toy_denoiser(), teacher, COMPUTE)
+    loop = fit._Loop(Job(own, config, feed(), 0), toy_denoiser(), teacher, COMPUTE)
     for optimizer, net, told in (
         (loop.optimizer, loop.net, (2e-3, (0.9, 0.99), 0.07)),
         (loop.critic.optimizer, loop.critic.net, (3e-4, betas, 0.0)),
@@ -308,15 +304,13 @@ def test_who_is_asked_to_stop_at_the_end_has_finished_and_who_begins_has_not_res
 def test_a_point_of_the_curve_is_the_mean_since_the_one_before_at_the_rate_of_its_step():
     """Seven steps in three parts: after every second, and the last one alone."""
     losses, config = [], dataclasses.replace(SHORT, iterations=7, warmup=2)
-    method = types.ModuleType("denoising")
 
-    def loss(config, roles, x0, dice_, progress):
+    def loss(self, roles, x0, dice_, progress):
         losses.append((2.0 ** len(losses), progress))
         return losses[-1][0] + 0 * roles.student(x0, dice_.u).v.flatten(1).sum(1)
 
-    method.loss = loss
     heard = []
-    work = Job(method, denoising.Config(), config, feed(), 0, events=3)
+    work = Job(spied(PLAIN, loss=loss), config, feed(), 0, events=3)
     found = fit.fit(work, toy_denoiser(), None, COMPUTE, on_event=heard.append)
     assert [(point.step, point.images, point.loss, point.lr) for point in found.curve] == [
         (2, 16, 1.5, config.rate(1)),
@@ -331,16 +325,13 @@ def test_a_point_of_the_curve_is_the_mean_since_the_one_before_at_the_rate_of_it
 
 def test_a_point_of_the_curve_has_the_critic_s_losses_since_the_one_before():
     """Two updates a step, a point after every second step."""
-    told, method = [], spied(distribution_matching, lambda cast: None)
+    told, own = [], distribution_matching.DistributionMatching(critic_updates=2)
 
-    def critic_loss(config, roles, x0, dice_, progress):
+    def critic_loss(self, roles, x0, dice_, progress):
         told.append(2.0 ** len(told))
         return told[-1] + 0 * roles.critic.denoiser(x0, dice_.u).v.flatten(1).sum(1)
 
-    method.critic_loss = critic_loss
-    work = Job(
-        method, distribution_matching.Config(critic_updates=2), dataclasses.replace(SHORT, iterations=4), feed(), 0
-    )
+    work = Job(spied(own, critic_loss=critic_loss), dataclasses.replace(SHORT, iterations=4), feed(), 0)
     found = fit.fit(dataclasses.replace(work, events=2), toy_denoiser(), toy_denoiser(1), COMPUTE)
     assert [point.critic_loss for point in found.curve] == [sum(told[:4]) / 4, sum(told[4:]) / 4]
 
@@ -366,7 +357,7 @@ def test_masks_are_thrown_anew_for_every_pass_of_every_part(monkeypatch, seed):
     thrown, throw = [], fit.Masks.throw
     monkeypatch.setattr(fit.Masks, "throw", lambda self, *words: thrown.append(words) or throw(self, *words))
     config = dataclasses.replace(SHORT, iterations=2, accumulate=2)
-    work = Job(distribution_matching, distribution_matching.Config(critic_updates=2), config, feed(), seed)
+    work = Job(distribution_matching.DistributionMatching(critic_updates=2), config, feed(), seed)
     fit.fit(work, toy_denoiser(), toy_denoiser(1), COMPUTE)
     assert thrown == [
         (seed, *words)
@@ -380,15 +371,15 @@ def test_masks_are_thrown_anew_for_every_pass_of_every_part(monkeypatch, seed):
 
 def test_a_critic_whose_loss_is_not_finite_learns_nothing_from_it():
     """Its second update is the bad one: neither that is made, nor the third."""
-    asked, method = [], spied(distribution_matching, lambda cast: pytest.fail("the student must not learn from it"))
+    asked, own = [], distribution_matching.DistributionMatching(critic_updates=3)
 
-    def critic_loss(config, roles, x0, dice_, progress):
+    def critic_loss(self, roles, x0, dice_, progress):
         asked.append(flat(roles.critic))
-        found = distribution_matching.critic_loss(config, roles, x0, dice_, progress)
+        found = own.critic_loss(roles, x0, dice_, progress)
         return found * (math.nan if len(asked) == 2 else 1.0)
 
-    method.critic_loss = critic_loss
-    work = Job(method, distribution_matching.Config(critic_updates=3), SHORT, feed(), 0)
+    method = watched(own, lambda cast: pytest.fail("the student must not learn from it"), critic_loss=critic_loss)
+    work = Job(method, SHORT, feed(), 0)
     loop = fit._Loop(work, toy_denoiser(), toy_denoiser(1), COMPUTE)
     with pytest.raises(Diverged, match=r"step 1: the critic's loss is nan; .*Lower critic_lr"):
         loop.update()
@@ -397,17 +388,13 @@ def test_a_critic_whose_loss_is_not_finite_learns_nothing_from_it():
 
 
 @pytest.mark.parametrize(
-    ("method", "own"),
-    [
-        (distribution_matching, distribution_matching.Config(adversarial=0.1)),
-        (phased, phased.Config(8, 2, adversarial=0.1)),
-    ],
+    "own", [distribution_matching.DistributionMatching(adversarial=0.1), phased.Phased(8, 2, adversarial=0.1)]
 )
-def test_a_critic_s_heads_come_from_the_job_s_seed_and_are_the_paper_s_four_for_each_map_of_the_teacher(method, own):
+def test_a_critic_s_heads_come_from_the_job_s_seed_and_are_the_paper_s_four_for_each_map_of_the_teacher(own):
     teacher = NetDenoiser(ToyNet(width=12, seed=1), Cosine())
     for seed in (0, 5):
-        loop = fit._Loop(Job(method, own, SHORT, feed(), seed), toy_denoiser(), teacher, COMPUTE)
-        found = loop.critic.net if method is phased else loop.critic.net.heads
+        loop = fit._Loop(Job(own, SHORT, feed(), seed), toy_denoiser(), teacher, COMPUTE)
+        found = loop.critic.net if isinstance(own, phased.Phased) else loop.critic.net.heads
         right = Discriminator((12,), 4, seed).state_dict()
         assert found.state_dict().keys() == right.keys()
         assert all(torch.equal(value, right[name]) for name, value in found.state_dict().items())
@@ -432,9 +419,9 @@ def test_the_parts_of_a_batch_are_all_of_it_in_its_order_whoever_has_them(proces
 
 
 SHARED = [
-    ("denoising", denoising.Config()),
-    ("consistency", consistency.Config(8, 0.5)),
-    ("distribution_matching", distribution_matching.Config(2, 1, adversarial=0.1)),
+    ("denoising", denoising.Denoising()),
+    ("consistency", consistency.Consistency(8, 0.5)),
+    ("distribution_matching", distribution_matching.DistributionMatching(2, 1, adversarial=0.1)),
 ]
 
 
@@ -476,12 +463,12 @@ def test_gradients_travel_once_a_step_with_the_last_part(monkeypatch):
 
 
 def test_a_loss_is_the_mean_of_all_processes(monkeypatch):
-    own = distribution_matching.Config(critic_updates=1)
+    own = distribution_matching.DistributionMatching(critic_updates=1)
     one = dataclasses.replace(SHORT, iterations=1)
-    alone = train(one, distribution_matching, own).curve[0]
+    alone = train(one, own).curve[0]
     how = []
     monkeypatch.setattr(fit.Accelerator, "reduce", lambda self, tensor, way: how.append(way) or tensor + 1)
-    among = train(one, distribution_matching, own).curve[0]
+    among = train(one, own).curve[0]
     assert how == ["mean", "mean"]
     assert among.loss == pytest.approx(alone.loss + 1, rel=1e-5)
     assert among.critic_loss == pytest.approx(alone.critic_loss + 1, rel=1e-5)
@@ -506,7 +493,7 @@ def test_the_critics_gradients_are_averaged_each_in_its_own_place():
 @pytest.mark.parametrize("main", [True, False])
 def test_one_process_writes_the_state_and_all_wait_for_it(main, monkeypatch, tmp_path):
     """And what all of them took is the work of all."""
-    loop = fit._Loop(Job(denoising, denoising.Config(), SHORT, feed(), 0), toy_denoiser(), None, COMPUTE)
+    loop = fit._Loop(Job(denoising.Denoising(), SHORT, feed(), 0), toy_denoiser(), None, COMPUTE)
     loop.update()
     done, resume = [], Resume(tmp_path, "x", "f" * 64)
     monkeypatch.setattr(Resume, "save", lambda self, step, tensors, facts: done.append((step, facts["calls"])))
@@ -529,7 +516,7 @@ def test_a_frozen_student_in_evaluation_learns_all_the_same():
     student = toy_denoiser()
     student.net.drop = nn.Dropout(0.5)
     student.eval().requires_grad_(False)
-    loop = fit._Loop(Job(denoising, denoising.Config(), SHORT, feed(), 0), student, None, COMPUTE)
+    loop = fit._Loop(Job(denoising.Denoising(), SHORT, feed(), 0), student, None, COMPUTE)
     assert all(parameter.requires_grad for parameter in loop.net.parameters())
     assert all(part.training for part in loop.net.modules())
     assert not any(part.training for part in loop.ema.modules())
@@ -540,8 +527,8 @@ def test_a_frozen_student_in_evaluation_learns_all_the_same():
 def test_a_teacher_and_an_averaged_target_answer_as_they_do_in_evaluation():
     teacher, seen = toy_denoiser(1).train(), []
     teacher.net.drop = nn.Dropout(0.5)
-    method = spied(consistency, lambda cast: seen.append((cast.teacher, cast.target)))
-    fit.fit(Job(method, consistency.Config(8, 0.5), SHORT, feed(), 0), toy_denoiser(), teacher, COMPUTE)
+    method = watched(consistency.Consistency(8, 0.5), lambda cast: seen.append((cast.teacher, cast.target)))
+    fit.fit(Job(method, SHORT, feed(), 0), toy_denoiser(), teacher, COMPUTE)
     for role in seen[0]:
         nets = [part for part in role.modules() if isinstance(part, (ToyNet, nn.Dropout))]
         assert nets
@@ -583,11 +570,11 @@ def test_a_divergence_says_where_the_same_command_would_go_on(tmp_path):
 
 
 def test_a_critic_that_diverges_says_so():
-    config = distribution_matching.Config(critic_updates=2, critic_lr=1e20)
+    config = distribution_matching.DistributionMatching(critic_updates=2, critic_lr=1e20)
     with pytest.raises(
         Diverged, match=r"step \d: the critic's loss is .*; nothing was updated with it\. Lower critic_lr"
     ):
-        train(dataclasses.replace(SHORT, iterations=9), distribution_matching, config)
+        train(dataclasses.replace(SHORT, iterations=9), config)
 
 
 # ------------------------------------------------------------------------------------------- what a critic sees
@@ -608,19 +595,23 @@ class Seeing(Denoiser):
         return [x_t]
 
 
-def cast(method, config) -> tuple[Roles, torch.Tensor, draw.Draw]:
+def cast(method: Method) -> tuple[Roles, torch.Tensor, draw.Draw]:
     student, teacher = toy_denoiser(0).double(), Seeing()
     x0, dice_ = randn(6, 1, 4, 4), draw.draw(torch.zeros(6, 1, 4, 4), 3, "critic", 0, 0)
     dice_ = dataclasses.replace(dice_, noise=dice_.noise.double())
     heads = Discriminator((1,), 1, 0).double()
-    known = distribution_matching.FakeScore(teacher.inner, heads) if method is distribution_matching else heads
+    known = (
+        distribution_matching.FakeScore(teacher.inner, heads)
+        if isinstance(method, distribution_matching.DistributionMatching)
+        else heads
+    )
     return Roles(student, teacher, student, known), x0, dice_
 
 
 def test_heads_see_real_images_and_the_student_s_under_one_noise_at_one_time():
-    config = distribution_matching.Config(1, adversarial=0.1)
-    roles, x0, dice_ = cast(distribution_matching, config)
-    distribution_matching.critic_loss(config, roles, x0, dice_, 0.0)
+    config = distribution_matching.DistributionMatching(1, adversarial=0.1)
+    roles, x0, dice_ = cast(config)
+    config.critic_loss(roles, x0, dice_, 0.0)
     (real, t), (fake, when) = roles.teacher.shown
     level = dice_.other("level")
     assert torch.equal(t, when)
@@ -629,7 +620,7 @@ def test_heads_see_real_images_and_the_student_s_under_one_noise_at_one_time():
     for found, clean in ((real, x0), (fake, sample)):
         torch.testing.assert_close(found, diffuse(clean, level.noise, t * torch.pi / 2), rtol=1e-9, atol=1e-9)
     roles.teacher.shown.clear()
-    distribution_matching.loss(config, roles, x0, dice_, 0.0)
+    config.loss(roles, x0, dice_, 0.0)
     ((shown, when),) = roles.teacher.shown
     torch.testing.assert_close(shown, fake, rtol=1e-9, atol=1e-9)
     assert torch.equal(when, t)
@@ -637,11 +628,11 @@ def test_heads_see_real_images_and_the_student_s_under_one_noise_at_one_time():
 
 def test_heads_see_both_landings_under_one_noise_past_the_edge():
     """sqrt(1 - kept^2 sin^2 / ...) of `renoise`: alpha falls by cos(phi)/cos(phi_s), and both get the same noise on top."""
-    config = phased.Config(16, 4, adversarial=0.1)
-    roles, x0, dice_ = cast(phased, config)
-    phased.critic_loss(config, roles, x0, dice_, 0.0)
+    config = phased.Phased(16, 4, adversarial=0.1)
+    roles, x0, dice_ = cast(config)
+    config.critic_loss(roles, x0, dice_, 0.0)
     (real, t), (fake, when) = roles.teacher.shown
-    at, extra = phased.times(config, dice_.u), dice_.other("adversary")
+    at, extra = config.times(dice_.u), dice_.other("adversary")
     assert torch.equal(t, when)
     torch.testing.assert_close(t, at.s + extra.u / 4)
     phi_t, phi_s, phi = (x[:, None, None, None] * torch.pi / 2 for x in (at.t, at.s, t))
@@ -687,10 +678,10 @@ class Plain(ToyNet):
 
 UNCOMPILED: list[int] = []
 COMPILED = {
-    "a target that is an average": (consistency, consistency.Config(8, 0.5), 3),
-    "a student that is its own target": (consistency, consistency.Config(8, 0.0), 3),
-    "a critic": (distribution_matching, distribution_matching.Config(1, 2), 2 * 2 + 3),
-    "a derivative": (continuous, None, 2),
+    "a target that is an average": (consistency.Consistency(8, 0.5), 3),
+    "a student that is its own target": (consistency.Consistency(8, 0.0), 3),
+    "a critic": (distribution_matching.DistributionMatching(1, 2), 2 * 2 + 3),
+    "a derivative": (continuous.Continuous(), 2),
 }
 
 
@@ -702,7 +693,7 @@ COMPILED = {
 def test_every_network_is_compiled_once_and_runs_so_in_every_update(case, monkeypatch, tmp_path):
     """Told of classes and guided, for which denoisers are made anew for every batch. The derivative alone is taken of the
     network as it is."""
-    method, own, calls = COMPILED[case]
+    method, calls = COMPILED[case]
     graphs, runs, counts = [], [], []
 
     def backend(graph, inputs):
@@ -713,7 +704,7 @@ def test_every_network_is_compiled_once_and_runs_so_in_every_update(case, monkey
     torch._dynamo.reset()
 
     def train(compile: bool, **more):
-        work = Job(method, own or method.Config(), SHORT, feed(True), 0, guidance=(1.0, 3.0))
+        work = Job(method, SHORT, feed(True), 0, guidance=(1.0, 3.0))
         student, teacher = (NetDenoiser(Plain(seed), Cosine(), classes=3) for seed in (0, 1))
         compute = dataclasses.replace(COMPUTE, compile=compile)
         return fit.fit(work, student, Guided(teacher), compute, **more)

@@ -346,7 +346,7 @@ CRITICS_BY_HAND = {"phased": by_phaseds_critic, "distribution_matching": by_dist
 
 LINES = sorted(
     {
-        (name, methods.load(name).Config(**line))
+        (name, methods.load(name)(**line))
         for name, pairs in CHANGES.items()
         for base, change in pairs
         for line in (base, base | change)
@@ -357,22 +357,24 @@ LINES = sorted(
 
 def test_no_method_and_no_option_is_left_out():
     changed = {name: {option for _, change in pairs for option in change} for name, pairs in CHANGES.items()}
-    options = {name: {f.name for f in dataclasses.fields(methods.load(name).Config)} for name in methods.names()}
+    options = {name: {f.name for f in dataclasses.fields(methods.load(name))} for name in methods.names()}
     assert changed == options
     assert set(BY_HAND) == set(methods.names())
-    assert set(CRITICS_BY_HAND) == {name for name in methods.names() if hasattr(methods.load(name), "critic")}
+    assert set(CRITICS_BY_HAND) == {
+        name for name in methods.names() if issubclass(methods.load(name), methods.WithCritic)
+    }
 
 
 @pytest.mark.parametrize(("name", "config"), LINES, ids=str)
 def test_a_loss_is_its_definition_on_every_schedule(name, config):
-    method, (x0, dice) = methods.load(name), toss()
+    x0, dice = toss()
     for word, schedule in SCHEDULES.items():
         who = cast(schedule)
-        found, right = method.loss(config, who, x0, dice, PROGRESS), BY_HAND[name](config, who, x0, dice)
+        found, right = config.loss(who, x0, dice, PROGRESS), BY_HAND[name](config, who, x0, dice)
         torch.testing.assert_close(found, right, rtol=1e-6, atol=1e-9, msg=lambda text, word=word: f"{word}: {text}")
         if name in CRITICS_BY_HAND and (name != "phased" or config.adversarial):
             found, right = (
-                method.critic_loss(config, who, x0, dice, PROGRESS),
+                config.critic_loss(who, x0, dice, PROGRESS),
                 CRITICS_BY_HAND[name](config, who, x0, dice),
             )
             torch.testing.assert_close(found, right, rtol=1e-6, atol=1e-9)
@@ -403,10 +405,10 @@ def test_every_option_changes_what_is_learned(name, base, change):
     method, (x0, dice), who = methods.load(name), toss(), cast(make_schedule("linear"))
 
     def learned(line: dict) -> tuple:
-        config = method.Config(**line)
-        decay = method.target_decay(config) if hasattr(method, "target_decay") else None
-        critic = method.critic_training(config) if hasattr(method, "critic_training") else None
-        return method.loss(config, who, x0, dice, PROGRESS).tolist(), decay, critic
+        config = method(**line)
+        decay = config.target_decay
+        critic = config.critic_training if isinstance(config, methods.WithCritic) else None
+        return config.loss(who, x0, dice, PROGRESS).tolist(), decay, critic
 
     one, other = learned(base), learned(base | change)
     of_the_trainer = change.keys() <= {"target_ema", "critic_updates", "critic_lr"}

@@ -12,7 +12,7 @@ from diffcore import methods
 from diffcore.core.draw import Draw, draw
 from diffcore.core.mistake import Mistake
 from diffcore.denoisers.denoiser import Denoiser, GaussianDenoiser, NetDenoiser, Prediction, from_v
-from diffcore.methods import Roles, consistency, denoising, progressive
+from diffcore.methods import Method, Roles, consistency, denoising, progressive
 from diffcore.noise.angle import WEIGHTS, between, hop, min_snr
 from diffcore.noise.schedule import Cosine
 from diffcore.noise.trajectory import even
@@ -24,21 +24,21 @@ from tests.conftest import ToyNet, gaussian, randn
 ROOT = Path(__file__).parent.parent
 
 OPTIONS = [
-    ("denoising", denoising.Config(weight="min_snr", gamma=2.0)),
-    ("progressive", progressive.Config(steps=3, weight="snr", factor=3, clip=True)),
-    ("consistency", consistency.Config(8, 0.0, "perceptual")),
-    ("consistency", consistency.Config(8, 0.9, hop="heun", steps_end=32, anneal=0.8)),
-    ("consistency", consistency.Config(8, 0.0, hop="substeps", substeps=3)),
+    ("denoising", denoising.Denoising(weight="min_snr", gamma=2.0)),
+    ("progressive", progressive.Progressive(steps=3, weight="snr", factor=3, clip=True)),
+    ("consistency", consistency.Consistency(8, 0.0, "perceptual")),
+    ("consistency", consistency.Consistency(8, 0.9, hop="heun", steps_end=32, anneal=0.8)),
+    ("consistency", consistency.Consistency(8, 0.0, hop="substeps", substeps=3)),
 ]
 """Choices that neither params.yaml nor a default makes."""
 
 
 def configs() -> list:
-    """(method, config) for every line of params.yaml, for methods whose Config needs no numbers, and the OPTIONS."""
+    """(name, method) for every line of params.yaml, for methods that need no numbers, and the OPTIONS."""
     lines = params.read(ROOT / "params.yaml").distill.values()
-    found = {(methods.word(line.method), line.config) for line in lines} | set(OPTIONS)
+    found = {(methods.word(line.method), line.method) for line in lines} | set(OPTIONS)
     for name in methods.names():
-        kind = methods.load(name).Config
+        kind = methods.load(name)
         if all(field.default is not dataclasses.MISSING for field in dataclasses.fields(kind)):
             found.add((name, kind()))
     return sorted(found, key=str)
@@ -47,15 +47,21 @@ def configs() -> list:
 CASES = pytest.mark.parametrize(("name", "config"), configs(), ids=lambda value: str(value))
 
 
-def roles(channels: int = 3, method=None, config=None) -> Roles:
+def roles(channels: int = 3, method: Method | None = None) -> Roles:
     teacher, student, target = (NetDenoiser(ToyNet(channels, seed=s).double(), Cosine()) for s in (1, 2, 3))
     cast = Roles(student, teacher.requires_grad_(False), target.requires_grad_(False))
-    critic = method.critic(config, cast, 0) if hasattr(method, "critic") else None
+    critic = method and method.critic(cast, 0)
     if critic is None:
         return cast
     for number, parameter in enumerate(critic.double().requires_grad_(False).parameters()):
         parameter += 0.05 * randn(*parameter.shape, seed=number)  # it has learned something already
     return dataclasses.replace(cast, critic=critic)
+
+
+def spied(method: Method, **instead) -> Method:
+    """The method with some of its functions replaced."""
+    kind = type(method)
+    return type(kind.__name__, (kind,), {"__module__": kind.__module__, **instead})(**vars(method))
 
 
 def toss(b: int = 3) -> tuple[torch.Tensor, Draw]:
@@ -64,10 +70,9 @@ def toss(b: int = 3) -> tuple[torch.Tensor, Draw]:
     return x0, Draw(u, randn(b, 3, 3, 3, seed=6), ("test",))
 
 
-def cast_of(name: str, config) -> tuple:
-    """(method, roles, x0, dice)."""
-    method = methods.load(name)
-    return method, roles(3, method, config), *toss()
+def cast_of(method: Method) -> tuple:
+    """(roles, x0, dice)."""
+    return roles(3, method), *toss()
 
 
 def test_every_method_has_a_case():
@@ -76,72 +81,73 @@ def test_every_method_has_a_case():
 
 @CASES
 def test_the_batch_law(name, config):
-    method, cast, x0, dice = cast_of(name, config)
-    parts = [method.loss(config, cast, x0[i : i + 1], dice[i : i + 1], 0.5) for i in range(3)]
-    whole = method.loss(config, cast, x0, dice, 0.5)
+    cast, x0, dice = cast_of(config)
+    parts = [config.loss(cast, x0[i : i + 1], dice[i : i + 1], 0.5) for i in range(3)]
+    whole = config.loss(cast, x0, dice, 0.5)
     assert whole.shape == (3,)
     torch.testing.assert_close(whole, torch.cat(parts), rtol=1e-10, atol=1e-14)
 
 
 @CASES
 def test_a_loss_is_a_pure_function_and_only_the_student_learns(name, config):
-    method, cast, x0, dice = cast_of(name, config)
+    cast, x0, dice = cast_of(config)
     before = torch.get_rng_state()
-    first = method.loss(config, cast, x0, dice, 0.5)
-    assert torch.equal(first, method.loss(config, cast, x0, dice, 0.5))
+    first = config.loss(cast, x0, dice, 0.5)
+    assert torch.equal(first, config.loss(cast, x0, dice, 0.5))
     assert torch.equal(before, torch.get_rng_state())
     cast.target.requires_grad_(True)  # a method must stop the gradient itself: the target may be the student
-    method.loss(config, cast, x0, dice, 0.5).sum().backward()
+    config.loss(cast, x0, dice, 0.5).sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in cast.student.parameters())
     assert all(p.grad is None for p in cast.target.parameters())
 
 
 @CASES
 def test_network_calls_are_what_a_spy_counts(name, config):
-    method, cast, x0, dice = cast_of(name, config)
+    cast, x0, dice = cast_of(config)
     calls = dict.fromkeys(("student", "teacher", "target"), 0)
     for role in calls:
         getattr(cast, role).register_forward_hook(lambda *_, role=role: calls.update({role: calls[role] + 1}))
-    method.loss(config, cast, x0, dice, 0.5)
-    assert method.network_calls(config) == 3 * calls["student"] + calls["teacher"] + calls["target"]
+    config.loss(cast, x0, dice, 0.5)
+    assert config.network_calls == 3 * calls["student"] + calls["teacher"] + calls["target"]
 
 
 @CASES
 def test_the_rest_of_the_contract(name, config):
-    method = methods.load(name)
-    assert method.SOLVER in SOLVERS
-    assert method.grid(config) is None or method.grid(config).times[-1] == 0
-    assert method.__doc__
+    assert config.sampler in SOLVERS
+    assert config.grid is None or config.grid.times[-1] == 0
+    assert type(config).__doc__
+    assert methods.load(name) is type(config)
+    assert methods.word(config) == name
 
 
 @CASES
 def test_float32_losses_agree_with_float64(name, config):
-    method, (x0, dice) = methods.load(name), toss(8)
-    exact = method.loss(config, roles(3, method, config), x0, dice, 0.5)
-    cast = roles(3, method, config)
+    x0, dice = toss(8)
+    exact = config.loss(roles(3, config), x0, dice, 0.5)
+    cast = roles(3, config)
     for role in (cast.student, cast.teacher, cast.target, cast.critic):
         if role is not None:
             role.float()
-    single = method.loss(config, cast, x0.float(), dataclasses.replace(dice, noise=dice.noise.float()), 0.5)
+    single = config.loss(cast, x0.float(), dataclasses.replace(dice, noise=dice.noise.float()), 0.5)
     assert single.dtype == torch.float32
     torch.testing.assert_close(single.double(), exact, rtol=1e-4, atol=1e-5)
 
 
 @CASES
 def test_a_critic_learns_alone_and_obeys_the_batch_law(name, config):
-    method, cast, x0, dice = cast_of(name, config)
+    cast, x0, dice = cast_of(config)
     if cast.critic is None:
         return
-    assert method.critic_training(config).updates >= 1
+    assert config.critic_training.updates >= 1
     cast.critic.requires_grad_(True)
-    whole = method.critic_loss(config, cast, x0, dice, 0.5)
-    parts = [method.critic_loss(config, cast, x0[i : i + 1], dice[i : i + 1], 0.5) for i in range(3)]
+    whole = config.critic_loss(cast, x0, dice, 0.5)
+    parts = [config.critic_loss(cast, x0[i : i + 1], dice[i : i + 1], 0.5) for i in range(3)]
     torch.testing.assert_close(whole, torch.cat(parts), rtol=1e-10, atol=1e-14)
     whole.sum().backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in cast.critic.parameters())
     assert all(p.grad is None for role in (cast.student, cast.teacher, cast.target) for p in role.parameters())
-    again = method.critic(config, cast, 0).state_dict()
-    assert all(torch.equal(again[key], value) for key, value in method.critic(config, cast, 0).state_dict().items())
+    again = config.critic(cast, 0).state_dict()
+    assert all(torch.equal(again[key], value) for key, value in config.critic(cast, 0).state_dict().items())
 
 
 def test_an_unknown_method_lists_the_known():
@@ -175,8 +181,8 @@ def test_denoising_is_least_at_the_posterior_mean():
         def forward(self, x_t, t):
             return from_v(x_t, self.schedule.level(t, x_t), exact(x_t, t).v + 0.5)
 
-    best = denoising.loss(denoising.Config(), Roles(exact, None, exact), x0, dice, 0.0).mean()
-    worse = denoising.loss(denoising.Config(), Roles(Shifted(), None, exact), x0, dice, 0.0).mean()
+    best = denoising.Denoising().loss(Roles(exact, None, exact), x0, dice, 0.0).mean()
+    worse = denoising.Denoising().loss(Roles(Shifted(), None, exact), x0, dice, 0.0).mean()
     assert float(worse - best) == pytest.approx(0.25, abs=0.02)
 
 
@@ -195,8 +201,8 @@ def test_a_weight_is_the_published_one_on_the_error_of_x0(weight, on_x0):
     t = torch.linspace(0.05, 0.95, 9).double()
     alpha, sigma = (part[:, None, None] for part in ((t * math.pi / 2).cos(), (t * math.pi / 2).sin()))
     error = (exact(alpha * x0 + sigma * noise, t).x0 - x0).square().mean((1, 2))
-    config = denoising.Config(weight, gamma=3.0)
-    found = denoising.loss(config, Roles(exact, None, exact), x0, Draw(t, noise), 0.0)
+    config = denoising.Denoising(weight, gamma=3.0)
+    found = config.loss(Roles(exact, None, exact), x0, Draw(t, noise), 0.0)
     torch.testing.assert_close(found, on_x0((alpha / sigma).flatten() ** 2) * error, rtol=1e-10, atol=0)
 
 
@@ -258,9 +264,9 @@ def test_a_chain_of_exact_students_is_the_teachers_ddim(factors):
     for factor in factors:
         student = distilled(teacher, factor)
         x0, dice = randn(64, 2, 3, seed=7), draw(randn(64, 2, 3).float(), 0)
-        config = progressive.Config(steps=len(student.gains), factor=factor)
-        progressive.check(config, teacher.grid)
-        loss = progressive.loss(config, Roles(student, teacher, student), x0, Draw(dice.u, dice.noise.double()), 0.0)
+        config = progressive.Progressive(steps=len(student.gains), factor=factor)
+        config.check(teacher.grid)
+        loss = config.loss(Roles(student, teacher, student), x0, Draw(dice.u, dice.noise.double()), 0.0)
         assert float(loss.max()) < 1e-20  # the method's own target agrees, at every time that was drawn
         teacher = student
     fast = Sampler(teacher, SOLVERS["ddim"](), even(1)).sample(start)
@@ -282,29 +288,29 @@ def test_progressive_loss_by_hand(i, weight):
     x_student = exact(z, t).x0
     by_hand = weight * ((x_student - x_aim) / math.sin(phi_t)).square().mean()
     u = torch.tensor([(i - 0.5) / n]).double()
-    loss = progressive.loss(progressive.Config(steps=n), Roles(exact, exact, exact), x0, Draw(u, noise), 0.0)
+    loss = progressive.Progressive(steps=n).loss(Roles(exact, exact, exact), x0, Draw(u, noise), 0.0)
     assert float(loss) == pytest.approx(float(by_hand), rel=1e-9)
 
 
 def test_a_round_needs_a_teacher_of_twice_its_steps():
-    progressive.check(progressive.Config(steps=8), even(16))
-    progressive.check(progressive.Config(steps=8), None)
+    progressive.Progressive(steps=8).check(even(16))
+    progressive.Progressive(steps=8).check(None)
     with pytest.raises(Mistake, match=r"steps 8 needs a teacher of 16 steps .* has 8; set steps to 4"):
-        progressive.check(progressive.Config(steps=8), even(8))
+        progressive.Progressive(steps=8).check(even(8))
 
 
 def test_a_round_of_another_factor_needs_a_teacher_to_match():
-    progressive.check(progressive.Config(steps=4, factor=4), even(16))
+    progressive.Progressive(steps=4, factor=4).check(even(16))
     with pytest.raises(Mistake, match=r"steps 4 needs a teacher of 16 steps .* has 12; set steps to 3 or"):
-        progressive.check(progressive.Config(steps=4, factor=4), even(12))
+        progressive.Progressive(steps=4, factor=4).check(even(12))
     with pytest.raises(Mistake, match=r"has 9; name another teacher"):
-        progressive.check(progressive.Config(steps=4, factor=4), even(9))
+        progressive.Progressive(steps=4, factor=4).check(even(9))
 
 
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"factor": 1}, {"weight": "snr"}])
 def test_impossible_rounds_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        progressive.Config(**{"steps": 1, **wrong})
+        progressive.Progressive(**{"steps": 1, **wrong})
 
 
 def test_a_clipped_target_by_hand():
@@ -323,14 +329,14 @@ def test_a_clipped_target_by_hand():
         at = angle(there).cos() * x + angle(there).sin() * eps
     aim = between(z, at, (t - s) * math.pi / 2)
     by_hand = (exact(z, t).v - aim).square().mean((1, 2))
-    config, dice = progressive.Config(steps=n, weight="one", clip=True), Draw((i - 0.5) / n, noise)
+    config, dice = progressive.Progressive(steps=n, weight="one", clip=True), Draw((i - 0.5) / n, noise)
     cast = Roles(exact, exact, exact)
-    found = progressive.loss(config, cast, x0, dice, 0.0)
+    found = config.loss(cast, x0, dice, 0.0)
     torch.testing.assert_close(found, by_hand, rtol=1e-9, atol=1e-12)
     plain = dataclasses.replace(config, clip=False)
-    assert not torch.allclose(found, progressive.loss(plain, cast, x0, dice, 0.0), rtol=1e-2)
+    assert not torch.allclose(found, plain.loss(cast, x0, dice, 0.0), rtol=1e-2)
     small = Roles(*[GaussianDenoiser(torch.zeros(2, 3).double(), torch.full((2, 3), 1e-4).double(), Cosine())] * 3)
-    one, other = (progressive.loss(c, small, 0.01 * x0, dice, 0.0) for c in (config, plain))
+    one, other = (c.loss(small, 0.01 * x0, dice, 0.0) for c in (config, plain))
     assert torch.equal(one, other)
 
 
@@ -356,8 +362,8 @@ def test_the_exact_consistency_function_has_no_residual():
     n, consistent = 16, Exact(lambda t: torch.zeros_like(t))
     teacher = Exact(lambda t: t - 1 / 16)
     x0, dice = randn(64, 2, 3, seed=1), draw(torch.zeros(64, 2, 3), 0)
-    config = consistency.Config(steps=n, target_ema=0.0, distance="squared")
-    loss = consistency.loss(config, Roles(consistent, teacher, consistent), x0, Draw(dice.u, dice.noise.double()), 0.0)
+    config = consistency.Consistency(steps=n, target_ema=0.0, distance="squared")
+    loss = config.loss(Roles(consistent, teacher, consistent), x0, Draw(dice.u, dice.noise.double()), 0.0)
     assert float(loss.max()) < 1e-24
 
 
@@ -367,9 +373,9 @@ ORDERS = [("ddim", 2), ("substeps", 2), ("heun", 3)]
 def residual(n: int, x0, noise, **options) -> float:
     """Of the exact consistency function, at t = 1/2, with an exact denoiser for a teacher."""
     consistent = Exact(lambda t: torch.zeros_like(t))
-    config = consistency.Config(steps=n, target_ema=0.0, distance="squared", **options)
+    config = consistency.Consistency(steps=n, target_ema=0.0, distance="squared", **options)
     dice = Draw(torch.full((1,), (n // 2 - 0.5) / n, dtype=torch.float64), noise)
-    return float(consistency.loss(config, Roles(consistent, gaussian(), consistent), x0, dice, 0.0)) ** 0.5
+    return float(config.loss(Roles(consistent, gaussian(), consistent), x0, dice, 0.0)) ** 0.5
 
 
 @pytest.mark.parametrize(("word", "order"), ORDERS)
@@ -396,8 +402,8 @@ def test_substeps_are_the_solvers_and_heun_is_its_own_step():
     d = (phi_t - phi_u)[:, None, None]
 
     def landing(**options):
-        config = consistency.Config(n, 0.0, **options)
-        return hop(z, consistency.taught(config, teacher, z, k, n), phi_t - phi_u)
+        config = consistency.Consistency(n, 0.0, **options)
+        return hop(z, config.taught(teacher, z, k, n), phi_t - phi_u)
 
     one = hop(z, teacher(z, t).v, phi_t - phi_u)
     torch.testing.assert_close(landing(), one, rtol=0, atol=1e-14)
@@ -418,28 +424,28 @@ def test_float32_targets_of_every_hop_keep_their_digits(word, n):
     exact = gaussian()
     single = GaussianDenoiser(exact.mean.float(), exact.variance.float(), Cosine())
     k = torch.tensor([1, 2, 3, n // 2, n - 1, n]).double()
-    z, config = randn(6, 2, 3), consistency.Config(n, 0.0, hop=word)
-    found = consistency.taught(config, single, z.float(), k, n)
+    z, config = randn(6, 2, 3), consistency.Consistency(n, 0.0, hop=word)
+    found = config.taught(single, z.float(), k, n)
     assert found.dtype == torch.float32
-    assert float((found.double() - consistency.taught(config, exact, z.float().double(), k, n)).abs().max()) < 1e-6
+    assert float((found.double() - config.taught(exact, z.float().double(), k, n)).abs().max()) < 1e-6
 
 
 def test_the_grid_grows_log_linearly():
-    config = consistency.Config(64, 0.0, steps_end=1280, anneal=0.5)
-    found = [consistency.intervals(config, progress) for progress in (0.0, 0.125, 0.25, 0.4999, 0.5, 0.9)]
+    config = consistency.Consistency(64, 0.0, steps_end=1280, anneal=0.5)
+    found = [config.intervals(progress) for progress in (0.0, 0.125, 0.25, 0.4999, 0.5, 0.9)]
     assert found == [64, 135, 286, 1279, 1280, 1280]
     assert all(type(n) is int for n in found)
-    assert consistency.intervals(consistency.Config(64, 0.0), 0.7) == 64
+    assert consistency.Consistency(64, 0.0).intervals(0.7) == 64
     cast, (x0, dice) = roles(), toss()
-    grown, fixed = (consistency.Config(n, 0.0, steps_end=end, anneal=0.5) for n, end in ((8, 32), (16, None)))
-    assert torch.equal(consistency.loss(grown, cast, x0, dice, 0.25), consistency.loss(fixed, cast, x0, dice, 0.25))
+    grown, fixed = (consistency.Consistency(n, 0.0, steps_end=end, anneal=0.5) for n, end in ((8, 32), (16, None)))
+    assert torch.equal(grown.loss(cast, x0, dice, 0.25), fixed.loss(cast, x0, dice, 0.25))
 
 
 def test_an_x0_head_is_not_asked_for_its_v_at_the_data():
     x0_head = NetDenoiser(ToyNet(3).double(), Cosine(), "x0")
     cast, dice = Roles(x0_head, x0_head, x0_head), Draw(torch.tensor([0.01, 0.5]).double(), randn(2, 3, 3, 3))
     for word, _ in ORDERS:
-        loss = consistency.loss(consistency.Config(8, 0.0, hop=word), cast, randn(2, 3, 3, 3), dice, 0.0)
+        loss = consistency.Consistency(8, 0.0, hop=word).loss(cast, randn(2, 3, 3, 3), dice, 0.0)
         assert loss.isfinite().all()
 
 
@@ -449,15 +455,15 @@ WRONG = {"steps": 1, "target_ema": 1.0, "huber": 0.0, "floor": 0.0, "substeps": 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_impossible_numbers_are_refused(wrong):
     with pytest.raises(ValueError, match=wrong):
-        consistency.Config(**{"steps": 8, "target_ema": 0.0, wrong: WRONG[wrong]})
+        consistency.Consistency(**{"steps": 8, "target_ema": 0.0, wrong: WRONG[wrong]})
 
 
 def test_the_perceptual_distance_by_hand():
     """Cosines of the channels at each pixel, in the teacher's features of both beliefs about x_0 with one noise; a floor."""
     cast, (x0, dice) = roles(), toss()
-    config = consistency.Config(8, 0.0, "perceptual", floor=0.3)
-    squared = consistency.loss(dataclasses.replace(config, distance="squared"), cast, x0, dice, 0.0)
-    found = consistency.loss(config, cast, x0, dice, 0.0) - 0.3 * squared
+    config = consistency.Consistency(8, 0.0, "perceptual", floor=0.3)
+    squared = dataclasses.replace(config, distance="squared").loss(cast, x0, dice, 0.0)
+    found = config.loss(cast, x0, dice, 0.0) - 0.3 * squared
     t = (dice.u * 8).floor() / 8 + 1 / 8
     phi, phi_u = t * math.pi / 2, (t - 1 / 8) * math.pi / 2
     lifted = phi[:, None, None, None]
@@ -481,7 +487,7 @@ def test_the_perceptual_distance_is_the_teachers_and_leads_to_its_target():
     closer = consistency.seen_apart(cast.teacher, one.detach() - 0.01 * one.grad, other, dice)
     assert bool((closer < apart).all())
     with pytest.raises(Mistake, match="features"):
-        consistency.loss(consistency.Config(8, 0.0, "perceptual"), Roles(*[gaussian()] * 3), *toss_like(), 0.0)
+        consistency.Consistency(8, 0.0, "perceptual").loss(Roles(*[gaussian()] * 3), *toss_like(), 0.0)
 
 
 def toss_like() -> tuple[torch.Tensor, Draw]:
@@ -492,13 +498,13 @@ def toss_like() -> tuple[torch.Tensor, Draw]:
 def test_pseudo_huber_by_hand():
     """sqrt(|e|^2 + c^2) - c with c = 0.00054 sqrt(d), of the same error whose mean square the squared distance is."""
     cast, (x0, dice) = roles(), toss()
-    squared = consistency.loss(consistency.Config(8, 0.0, "squared"), cast, x0, dice, 0.0)
-    huber = consistency.loss(consistency.Config(8, 0.0, "pseudo_huber"), cast, x0, dice, 0.0)
+    squared = consistency.Consistency(8, 0.0, "squared").loss(cast, x0, dice, 0.0)
+    huber = consistency.Consistency(8, 0.0, "pseudo_huber").loss(cast, x0, dice, 0.0)
     c = 0.00054 * math.sqrt(27)
     torch.testing.assert_close(huber, (27 * squared + c * c).sqrt() - c, rtol=1e-10, atol=0)
 
 
 def test_a_progressive_student_cannot_teach_consistency():
-    consistency.check(consistency.Config(8, 0.0), None)
+    consistency.Consistency(8, 0.0).check(None)
     with pytest.raises(Mistake, match="valid only on its own 4 steps"):
-        consistency.check(consistency.Config(8, 0.0), even(4))
+        consistency.Consistency(8, 0.0).check(even(4))

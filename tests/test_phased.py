@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import math
-import types
 from fractions import Fraction
 
 import pytest
@@ -14,8 +13,8 @@ from diffcore.core.draw import Draw, draw
 from diffcore.core.mistake import Mistake
 from diffcore.denoisers.denoiser import Denoiser, GaussianDenoiser, NetDenoiser, Prediction, from_v
 from diffcore.methods import Roles, consistency, phased
-from diffcore.methods.discriminator import Discriminator, fooling, hinge
-from diffcore.methods.phased import Config, aim, renoise, times
+from diffcore.methods.parts.discriminator import Discriminator, fooling, hinge
+from diffcore.methods.phased import Phased, aim, renoise
 from diffcore.noise.angle import diffuse
 from diffcore.noise.schedule import Cosine
 from diffcore.noise.trajectory import even
@@ -28,17 +27,17 @@ from tests import test_methods as laws
 from tests.conftest import gaussian, make_schedule, randn, toy_denoiser
 from tests.test_consistency_training import GaussianFeed
 from tests.test_fit import COMPUTE, job, run, same, stop_at
-from tests.test_methods import Exact, roles, toss
+from tests.test_methods import Exact, roles, spied, toss
 
 pytestmark = pytest.mark.usefixtures("without_shape_checks")
 
 GRIDS = [(1, 1), (4, 1), (4, 4), (8, 4), (6, 3), (12, 3), (50, 5), (49, 7), (64, 4), (96, 6), (1000, 8)]
-ADVERSARIAL = Config(steps=8, phases=2, adversarial=0.1)
+ADVERSARIAL = Phased(steps=8, phases=2, adversarial=0.1)
 
 
-def every(config: Config) -> phased.Times:
+def every(config: Phased) -> phased.Times:
     """The times of k = 1..N, from the middles of N equal cells."""
-    return times(config, (torch.arange(config.steps).double() + 0.5) / config.steps)
+    return config.times((torch.arange(config.steps).double() + 0.5) / config.steps)
 
 
 def below(phases: int):
@@ -50,7 +49,7 @@ def below(phases: int):
 
 
 def test_eight_steps_in_four_phases():
-    at = every(Config(steps=8, phases=4))
+    at = every(Phased(steps=8, phases=4))
     assert (8 * at.t).tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
     assert (8 * at.u).tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
     assert (4 * at.s).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
@@ -59,13 +58,13 @@ def test_eight_steps_in_four_phases():
 @pytest.mark.parametrize(("n", "m"), GRIDS)
 def test_the_edge_of_a_point_is_the_nearest_below_it(n, m):
     """Even of a point that is an edge itself. Times are those of the grids to the last bit: a student is sampled on edges."""
-    at = every(Config(steps=n, phases=m))
+    at = every(Phased(steps=n, phases=m))
     for k in range(1, n + 1):
         edge = max(Fraction(j, m) for j in range(m) if Fraction(j, m) < Fraction(k, n))
         found = tuple(float(time[k - 1]) for time in (at.t, at.u, at.s))
         assert found == (k / n, (k - 1) / n, edge.numerator / edge.denominator)
     assert all(time.dtype == torch.float64 for time in (at.t, at.u, at.s))
-    own, teacher = phased.grid(Config(steps=n, phases=m)), even(n)
+    own, teacher = Phased(steps=n, phases=m).grid, even(n)
     assert own == even(m)
     assert set(at.s.tolist()) == set(own.times[1:])
     assert set(own.times) <= set(teacher.times)
@@ -75,14 +74,14 @@ def test_the_edge_of_a_point_is_the_nearest_below_it(n, m):
 def test_a_grid_that_is_no_multiple_of_the_phases_is_refused_with_the_nearest():
     for n, m in itertools.product(range(1, 31), repeat=2):
         if n % m == 0:
-            Config(steps=n, phases=m)
+            Phased(steps=n, phases=m)
             continue
         with pytest.raises(ValueError, match=f"phases must divide steps, but {m} does not divide {n}; ") as caught:
-            Config(steps=n, phases=m)
+            Phased(steps=n, phases=m)
         nearest = int(str(caught.value).rpartition(" ")[2])
         assert abs(nearest - n) == min(abs(j * m - n) for j in range(1, 31))
     with pytest.raises(ValueError, match="4 does not divide 50; the nearest steps is 52"):
-        Config(steps=50, phases=4)
+        Phased(steps=50, phases=4)
 
 
 @pytest.mark.parametrize(
@@ -98,17 +97,20 @@ def test_a_grid_that_is_no_multiple_of_the_phases_is_refused_with_the_nearest():
 )
 def test_impossible_numbers_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        Config(**wrong)
+        Phased(**wrong)
 
 
 def test_what_a_teacher_must_be():
-    phased.check(Config(), None)
-    phased.check(Config(steps=16), even(16))
+    Phased().check(None)
+    Phased(steps=16).check(even(16))
     with pytest.raises(Mistake, match=r"steps 16 needs a teacher of 16 steps .* has 8; name another teacher"):
-        phased.check(Config(steps=16), even(8))
-    phased.check(ADVERSARIAL, None)
-    with pytest.raises(Mistake, match="between its 8 steps, where it is not valid; set it to 0"):
-        phased.check(ADVERSARIAL, even(8))
+        Phased(steps=16).check(even(8))
+    ADVERSARIAL.check(None)
+    with pytest.raises(
+        Mistake,
+        match="needs a teacher valid at any time, but this one is valid only on its own 8 steps; set adversarial to 0 or",
+    ):
+        ADVERSARIAL.check(even(8))
 
 
 # ------------------------------------------------------------------------------------------- the target
@@ -124,7 +126,7 @@ def exact_roles(n: int, m: int) -> Roles:
 def test_phases_of_the_exact_flow_are_the_whole_flow(m):
     """One call for each phase, by the student's own solver on its own grid."""
     start = randn(5, 2, 3)
-    sampler = Sampler(Exact(below(m)), SOLVERS[phased.SOLVER](), phased.grid(Config(steps=24, phases=m)))
+    sampler = Sampler(Exact(below(m)), SOLVERS[phased.Phased.sampler](), Phased(steps=24, phases=m).grid)
     whole = gaussian().flow(start, torch.ones(5).double(), torch.zeros(5).double())
     torch.testing.assert_close(sampler.sample(start), whole, rtol=0, atol=1e-12)
 
@@ -132,12 +134,12 @@ def test_phases_of_the_exact_flow_are_the_whole_flow(m):
 @pytest.mark.parametrize("weight", ["one", "endpoint"])
 @pytest.mark.parametrize(("n", "m"), [(16, 4), (16, 1), (12, 3), (8, 8)])
 def test_the_exact_phase_map_has_no_residual(n, m, weight):
-    config = Config(steps=n, phases=m, distance="squared", weight=weight)
+    config = Phased(steps=n, phases=m, distance="squared", weight=weight)
     x0, u = randn(n, 2, 3, seed=1), (torch.arange(n).double() + 0.5) / n
     dice = Draw(u, randn(n, 2, 3, seed=2))
-    assert float(phased.loss(config, exact_roles(n, m), x0, dice, 0.0).max()) < 1e-24
+    assert float(config.loss(exact_roles(n, m), x0, dice, 0.0).max()) < 1e-24
     whole = Exact(torch.zeros_like)
-    other = phased.loss(config, dataclasses.replace(exact_roles(n, m), student=whole), x0, dice, 0.0)
+    other = config.loss(dataclasses.replace(exact_roles(n, m), student=whole), x0, dice, 0.0)
     first = n // m  # only below the first edge does the map to the data end a phase
     assert float(other[:first].max()) < 1e-24
     assert m == 1 or float(other[first:].min()) > 1e-6
@@ -148,10 +150,10 @@ def test_one_ddim_hop_leaves_a_residual_of_local_order_two(place):
     """In the middle of a phase, and on the edge that it begins at."""
     residuals = []
     for n in (64, 128, 256):
-        config = Config(steps=n, phases=2, distance="squared")
+        config = Phased(steps=n, phases=2, distance="squared")
         dice = Draw(torch.tensor([place - 0.5 / n]).double(), randn(1, 2, 3, seed=2))
         cast = dataclasses.replace(exact_roles(n, 2), teacher=gaussian())
-        residuals.append(float(phased.loss(config, cast, randn(1, 2, 3, seed=1), dice, 0.0)) ** 0.5)
+        residuals.append(float(config.loss(cast, randn(1, 2, 3, seed=1), dice, 0.0)) ** 0.5)
     assert [math.log2(a / b) for a, b in itertools.pairwise(residuals)] == pytest.approx([2, 2], abs=0.1)
 
 
@@ -170,7 +172,7 @@ class Nowhere(Denoiser):
 @pytest.mark.parametrize(("n", "m"), [(8, 4), (8, 8), (6, 1)])
 def test_where_the_hop_ends_on_the_edge_the_target_is_the_hop_itself(n, m):
     """Whatever the target says there: at the data the velocity of some networks is not a number."""
-    at = every(Config(steps=n, phases=m))
+    at = every(Phased(steps=n, phases=m))
     z, on_edge = randn(n, 2, 3), at.u == at.s
     found = aim(Roles(gaussian(), gaussian(), Nowhere(gaussian(), at.s)), z, at)
     assert int(on_edge.sum()) == m
@@ -183,7 +185,7 @@ def test_a_student_that_says_x0_has_a_finite_loss():
     cast = roles()
     cast = Roles(*(NetDenoiser(role.net, Cosine(), "x0") for role in (cast.student, cast.teacher, cast.target)))
     x0, noise = randn(8, 3, 3, 3), randn(8, 3, 3, 3, seed=6)
-    per = phased.loss(Config(steps=8, phases=2), cast, x0, Draw((torch.arange(8).double() + 0.5) / 8, noise), 0.0)
+    per = Phased(steps=8, phases=2).loss(cast, x0, Draw((torch.arange(8).double() + 0.5) / 8, noise), 0.0)
     per.sum().backward()
     assert per.isfinite().all()
     assert all(p.grad.isfinite().all() for p in cast.student.parameters())
@@ -194,12 +196,12 @@ def test_a_student_that_says_x0_has_a_finite_loss():
 def test_one_phase_is_consistency(distance, weight):
     """To the last bit with weight one; with the endpoint's it is the distance of two beliefs about x_0, as published."""
     cast, (x0, dice) = roles(), toss()
-    found = phased.loss(Config(steps=16, phases=1, distance=distance, weight=weight), cast, x0, dice, 0.0)
+    found = Phased(steps=16, phases=1, distance=distance, weight=weight).loss(cast, x0, dice, 0.0)
     if weight == "one":
-        other = consistency.Config(steps=16, target_ema=0.0, distance=distance)
-        assert torch.equal(found, consistency.loss(other, cast, x0, dice, 0.0))
+        other = consistency.Consistency(steps=16, target_ema=0.0, distance=distance)
+        assert torch.equal(found, other.loss(cast, x0, dice, 0.0))
         return
-    at = times(Config(steps=16, phases=1), dice.u)
+    at = Phased(steps=16, phases=1).times(dice.u)
     z = diffuse(x0, dice.noise, math.pi / 2 * at.t)
     ddim = SOLVERS["ddim"]().step
     aimed = cast.target(ddim(cast.teacher, z, at.t, at.u, None), at.u).x0
@@ -213,7 +215,7 @@ def test_the_loss_by_hand(distance):
     """Three DDIM steps land on the edge: the teacher's and the target's two, and the student's one."""
     n, m = 12, 3
     cast, x0, noise = roles(), randn(n, 3, 3, 3), randn(n, 3, 3, 3, seed=6)
-    at, ddim = every(Config(steps=n, phases=m)), SOLVERS["ddim"]().step
+    at, ddim = every(Phased(steps=n, phases=m)), SOLVERS["ddim"]().step
     phi_t, phi_s = math.pi / 2 * at.t, math.pi / 2 * at.s
     z = diffuse(x0, noise, phi_t)
     middle = ddim(cast.teacher, z, at.t, at.u, None)
@@ -222,8 +224,8 @@ def test_the_loss_by_hand(distance):
     for weight, square in (("endpoint", apart), ("one", apart / (phi_t - phi_s).sin() ** 2)):
         c = 0.01 * math.sqrt(27)
         by_hand = square / 27 if distance == "squared" else (square + c**2).sqrt() - c
-        config = Config(steps=n, phases=m, distance=distance, weight=weight, huber=0.01)
-        found = phased.loss(config, cast, x0, Draw((torch.arange(n).double() + 0.5) / n, noise), 0.0)
+        config = Phased(steps=n, phases=m, distance=distance, weight=weight, huber=0.01)
+        found = config.loss(cast, x0, Draw((torch.arange(n).double() + 0.5) / n, noise), 0.0)
         torch.testing.assert_close(found, by_hand, rtol=1e-9, atol=1e-14)
 
 
@@ -266,8 +268,8 @@ def test_in_two_ways_as_in_one():
 # ------------------------------------------------------------------------------------------- the critic
 
 
-def adversaries(config: Config = ADVERSARIAL) -> Roles:
-    return roles(3, phased, config)
+def adversaries(config: Phased = ADVERSARIAL) -> Roles:
+    return roles(3, config)
 
 
 @pytest.mark.parametrize(
@@ -287,15 +289,15 @@ def test_the_laws_hold_with_a_critic(law, config):
 
 
 def test_without_an_adversarial_part_there_is_no_critic():
-    assert phased.critic(Config(), roles(), 0) is None
+    assert Phased().critic(roles(), 0) is None
     nothing = dataclasses.replace(roles(), teacher=gaussian())  # which has no features, nor is asked for any
-    assert phased.critic(Config(), nothing, 0) is None
+    assert Phased().critic(nothing, 0) is None
     with pytest.raises(Mistake, match="no features to show"):
-        phased.critic(ADVERSARIAL, nothing, 0)
-    made = phased.critic(ADVERSARIAL, roles(), 3)
+        ADVERSARIAL.critic(nothing, 0)
+    made = ADVERSARIAL.critic(roles(), 3)
     assert isinstance(made, Discriminator)
     assert (made.widths, made.count) == ((8,), 4)
-    training = phased.critic_training(dataclasses.replace(ADVERSARIAL, critic_lr=0.25))
+    training = dataclasses.replace(ADVERSARIAL, critic_lr=0.25).critic_training
     assert (training.updates, training.lr, training.betas) == (1, 0.25, (0.0, 0.999))
 
 
@@ -307,9 +309,9 @@ class Shown(NetDenoiser):
         return super().features(x_t, t)
 
 
-def landings(cast: Roles, x0, dice, config: Config = ADVERSARIAL):
+def landings(cast: Roles, x0, dice, config: Phased = ADVERSARIAL):
     """(real, fake) on the edge, by DDIM steps."""
-    at, ddim = times(config, dice.u), SOLVERS["ddim"]().step
+    at, ddim = config.times(dice.u), SOLVERS["ddim"]().step
     z = diffuse(x0, dice.noise, math.pi / 2 * at.t)
     middle = ddim(cast.teacher, z, at.t, at.u, None)
     real = torch.where((at.u > at.s)[:, None, None, None], ddim(cast.target, middle, at.u, at.s, None), middle)
@@ -328,7 +330,7 @@ def test_the_critic_compares_landings_noised_alike_within_the_phase_above():
     cast, (x0, dice) = adversaries(), toss()
     teacher = Shown(cast.teacher.net, Cosine())
     cast = dataclasses.replace(cast, teacher=teacher)
-    whole = phased.critic_loss(ADVERSARIAL, cast, x0, dice, 0.5)
+    whole = ADVERSARIAL.critic_loss(cast, x0, dice, 0.5)
     (real, t), (fake, again) = teacher.seen
     at, on_edge, landed = landings(cast, x0, dice)
     assert torch.equal(t, again)
@@ -346,9 +348,9 @@ def test_the_student_is_told_what_the_critic_says_of_its_landing_and_no_more():
     cast, (x0, dice) = adversaries(), toss()
     teacher = Shown(cast.teacher.net, Cosine())
     cast = dataclasses.replace(cast, teacher=teacher)
-    plain = phased.loss(dataclasses.replace(ADVERSARIAL, adversarial=0.0), cast, x0, dice, 0.5)
+    plain = dataclasses.replace(ADVERSARIAL, adversarial=0.0).loss(cast, x0, dice, 0.5)
     assert not hasattr(teacher, "seen")
-    whole = phased.loss(ADVERSARIAL, cast, x0, dice, 0.5)
+    whole = ADVERSARIAL.loss(cast, x0, dice, 0.5)
     ((image, t),) = teacher.seen
     at, _, fake = landings(cast, x0, dice)
     torch.testing.assert_close(image, by_hand_noise(fake, dice, at.s, t), rtol=0, atol=1e-12)
@@ -375,7 +377,7 @@ def test_its_slope_reaches_the_student_through_the_landing_and_the_frozen_networ
     cast = dataclasses.replace(cast, student=student)
 
     def loss(config=config):
-        return phased.loss(config, cast, x0, dice, 0.5).sum()
+        return config.loss(cast, x0, dice, 0.5).sum()
 
     slope = torch.autograd.grad(loss(), student.shift)[0]
     for place in [(0, 0, 0), (1, 2, 0), (2, 1, 1)]:
@@ -409,9 +411,9 @@ class Table(nn.Module):
 @pytest.mark.parametrize(
     "config",
     [
-        Config(steps=12, phases=3, distance="squared"),
-        Config(steps=12, phases=3, weight="endpoint", target_ema=0.5),
-        Config(steps=6, phases=6, distance="squared"),
+        Phased(steps=12, phases=3, distance="squared"),
+        Phased(steps=12, phases=3, weight="endpoint", target_ema=0.5),
+        Phased(steps=6, phases=6, distance="squared"),
     ],
     ids=["squared", "endpoint", "one step a phase"],
 )
@@ -419,7 +421,7 @@ def test_the_trainer_makes_m_steps_of_the_teachers_n(config):
     """The only student without a residual: from nothing, its M calls land where N DDIM steps of the teacher do."""
     teacher = GaussianDenoiser(torch.full((1, 4, 4), 0.2), torch.full((1, 4, 4), 0.25), Cosine())
     setting = fit.Config(300, 48, 0.1, ema=0.9, weight_decay=0.0)
-    line = Job(phased, config, setting, GaussianFeed(0.2, 0.5, 48, shape=(1, 4, 4)), 0)
+    line = Job(config, setting, GaussianFeed(0.2, 0.5, 48, shape=(1, 4, 4)), 0)
     student = NetDenoiser(fit.fit(line, NetDenoiser(Table(config.steps), Cosine()), teacher, COMPUTE).net, Cosine())
     start = randn(6, 1, 4, 4).float()
     fast, slow = (
@@ -433,7 +435,7 @@ def test_the_trainer_makes_m_steps_of_the_teachers_n(config):
 
 def work(**more) -> Job:
     """Two points of the curve for six steps: a stop finds losses not yet reported."""
-    return dataclasses.replace(job("phased", dataclasses.replace(ADVERSARIAL, **more)), events=2)
+    return dataclasses.replace(job(dataclasses.replace(ADVERSARIAL, **more)), events=2)
 
 
 @pytest.mark.parametrize("target_ema", [0.0, 0.5])
@@ -479,7 +481,7 @@ def test_a_state_holds_all_that_the_critic_has_learned(tmp_path):
     resume = Resume(tmp_path, "x", "f" * 64)
     run(work(), resume)
     _, tensors, _ = resume.load()
-    start = phased.critic(ADVERSARIAL, Roles(toy_denoiser(), toy_denoiser(1), toy_denoiser()), 0).state_dict()
+    start = ADVERSARIAL.critic(Roles(toy_denoiser(), toy_denoiser(1), toy_denoiser()), 0).state_dict()
     for name, value in start.items():
         assert not torch.equal(tensors[f"critic/{name}"], value), name
         assert float(tensors[f"critic step/{name}"]) == 6
@@ -516,15 +518,13 @@ def test_parts_of_a_batch_add_up_for_the_critic_too():
 
 
 def test_the_critic_s_dice_are_its_own_at_every_step():
-    seen, spied = [], types.ModuleType("spied")
-    vars(spied).update({name: value for name, value in vars(phased).items() if name[:2] != "__"})
+    seen, own = [], work().method
 
-    def critic_loss(config, roles, x0, dice, progress):
+    def critic_loss(self, roles, x0, dice, progress):
         seen.append((dice.u, dice.noise, progress))
-        return phased.critic_loss(config, roles, x0, dice, progress)
+        return own.critic_loss(roles, x0, dice, progress)
 
-    spied.critic_loss = critic_loss
-    run(dataclasses.replace(work(), method=spied, seed=7))
+    run(dataclasses.replace(work(), method=spied(own, critic_loss=critic_loss), seed=7))
     assert len(seen) == 6
     for step, (u, noise, progress) in enumerate(seen):
         expected = draw(torch.zeros(8, 1, 4, 4), 7, "critic", step, 0)

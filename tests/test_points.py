@@ -105,7 +105,7 @@ def again(project: params.Params, name: str, weights: tuple[float, float] | None
         with torch.no_grad():
             for part in net.guidance_embedding.parameters():
                 part.normal_(0, 0.3, generator=torch.Generator().manual_seed(part.numel()))
-    grid = project.distill[name].method.grid(project.distill[name].config)
+    grid = project.distill[name].method.grid
     made = NetDenoiser(net.eval(), Cosine(), grid=grid, classes=3, weighs=is_input)
     told = {"guidance": {"low": weights[0], "high": weights[1]}} if weights else {}
     checkpoint.save(paths.CHECKPOINTS / name, made, SHAPE, {**about, **told})

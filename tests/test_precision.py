@@ -15,7 +15,6 @@ from diffcore.methods import consistency, distribution_matching, phased
 from diffcore.noise.schedule import Cosine, Linear
 from diffcore.training import fit
 from diffcore.training.fit import Compute, Config, Job
-from tasks import params
 from tests.conftest import ToyNet, dice
 from tests.test_methods import configs
 
@@ -23,15 +22,15 @@ FULL = Compute(threads=1, precision="no", compile=False, save_seconds=1e9, memor
 HALF = dataclasses.replace(FULL, precision="bf16")
 SHORT = Config(iterations=2, batch=8, lr=1e-3, ema=0.9)
 WITH_A_CRITIC = [
-    ("distribution_matching", distribution_matching.Config(2, 1, adversarial=0.1)),
-    ("phased", phased.Config(16, 4, target_ema=0.5, adversarial=0.1)),
+    ("distribution_matching", distribution_matching.DistributionMatching(2, 1, adversarial=0.1)),
+    ("phased", phased.Phased(16, 4, target_ema=0.5, adversarial=0.1)),
 ]
 
 
 def one_of_each() -> list:
     """A config of every method; of one with a critic, of one whose target is an average, and the perceptual distance."""
     plain = {name: (name, config) for name, config in configs() if name not in dict(WITH_A_CRITIC)}
-    return [*plain.values(), *WITH_A_CRITIC, ("consistency", consistency.Config(8, 0.0, "perceptual"))]
+    return [*plain.values(), *WITH_A_CRITIC, ("consistency", consistency.Consistency(8, 0.0, "perceptual"))]
 
 
 EACH = pytest.mark.parametrize(("name", "config"), one_of_each(), ids=lambda value: str(value))
@@ -83,7 +82,7 @@ def job(name: str, config, conditional: bool = False, fitting: Config = SHORT) -
     """A conditional one has label dropout and guidance weights too."""
     fitting = dataclasses.replace(fitting, label_dropout=0.2) if conditional else fitting
     weights = (1.0, 3.0) if conditional else None
-    return Job(methods.load(name), config, fitting, feed(conditional, fitting.batch), 0, guidance=weights)
+    return Job(config, fitting, feed(conditional, fitting.batch), 0, guidance=weights)
 
 
 def run(
@@ -103,7 +102,7 @@ def run(
 
 def takes(name: str, head: str) -> bool:
     """Whether params.yaml would take it."""
-    return head != "x0" or name in (*params.OFF_THE_DATA, "denoising")
+    return head != "x0" or name == "denoising" or methods.load(name).off_the_data
 
 
 KINDS = [(False, "v"), (True, "v"), (False, "x0"), (False, "both"), (True, "both")]
@@ -159,7 +158,7 @@ def test_every_network_computes_in_bfloat16_but_where_full_precision_is_asked_fo
 def test_every_role_is_watched():
     seen = {
         who
-        for name, config in (*WITH_A_CRITIC, ("consistency", consistency.Config(8, 0.9)))
+        for name, config in (*WITH_A_CRITIC, ("consistency", consistency.Consistency(8, 0.9)))
         for who, _ in watched(name, config)
     }
     assert seen == {"student", "target", "teacher", "critic"}

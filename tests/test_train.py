@@ -40,7 +40,7 @@ def test_a_line_s_own_dropout_is_its_student_s_and_not_its_teacher_s(p, tmp_path
     assert job.student.net.config_json()["dropout"] == p
     assert dropouts(job.student.net) - {0.0} == ({p} if p else set())
     assert dropouts(job.teacher.net) <= {0.0}
-    assert (job.method, job.config, job.fit) == (changed.method, changed.config, changed.fit)
+    assert (job.method, job.fit) == (changed.method, changed.fit)
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ def test_a_student_s_training_is_that_of_its_line_and_its_card_tells_it(name, wi
     memory, device = 2**29, wired.compute.device
     assert heard.feed == (paths.DATA, LINES[name]["batch"], seed, True, memory, device)
     between = weighed and (1.0, 4.0)
-    assert heard.job == fit.Job(line.method, line.config, line.fit, heard.batches, seed, guidance=between)
+    assert heard.job == fit.Job(line.method, line.fit, heard.batches, seed, guidance=between)
     assert (heard.compute, heard.stop, heard.held) == (wired.compute, "the flag", True)
     assert (heard.resume.root, heard.resume.name, heard.resume.say) == (paths.RESUME, name, train.say)
     assert free(heard.resume.folder / "lock")
@@ -213,7 +213,7 @@ def test_a_student_s_training_is_that_of_its_line_and_its_card_tells_it(name, wi
     assert {key: getattr(card, key) for key in (*ABOUT, "guidance", "image", "head")} == {
         "name": name,
         "method": LINES[name]["method"],
-        "solver": line.method.SOLVER,
+        "solver": line.method.sampler,
         "weights": "ema",
         "parent": parent.card.digest,
         "teacher": mentor.card.digest,
@@ -229,7 +229,7 @@ def test_a_student_s_training_is_that_of_its_line_and_its_card_tells_it(name, wi
         "head": "v",
     }
     assert weights(made.net) == weights(heard.net)
-    assert made.grid == line.method.grid(line.config)
+    assert made.grid == line.method.grid
     assert (made.grid is not None) == (name in ("dm", "pg"))
     last = line.fit.iterations
     assert rows(name) == ["step,images,loss,grad_norm,lr", "1,77,0.51239,0.25,0.125", f"{last},77,0.51239,0.25,0.125"]
@@ -255,7 +255,7 @@ def test_student_and_mentor_are_cast_with_all_that_the_line_says(wired, monkeypa
     assert isinstance(heard.teacher, Guided)
     assert weights(heard.teacher.inner.net) == weights(opened("v").denoiser.net)
     assert heard.job.guidance == (2.0, 2.0)
-    assert tells == [("dm", heard.student, line.method.grid(line.config))]
+    assert tells == [("dm", heard.student, line.method.grid)]
 
 
 @pytest.mark.parametrize(("conditional", "head"), [(True, "v"), (False, "x0"), (False, "both")])
@@ -267,7 +267,7 @@ def test_the_teacher_s_training_is_that_of_its_section_and_its_card_tells_it(con
     seed, method = draw.seed(5, "teacher"), methods.load("denoising")
     assert heard.feed == (paths.DATA, 9, seed, True, 2**29, wired.compute.device)
     weight = {"v": "one", "both": "one", "x0": "min_snr"}[head]
-    assert heard.job == fit.Job(method, method.Config(weight), wired.teacher, heard.batches, seed)
+    assert heard.job == fit.Job(method(weight), wired.teacher, heard.batches, seed)
     assert (heard.teacher, heard.compute, heard.resume.name) == (None, wired.compute, "teacher")
     shape = network.config((1, 4, 4), 2)
     assert weights(heard.student.net) == weights(unet.build(shape, seed, 7.0))

@@ -126,28 +126,32 @@ SLOWLY = {"batch": 512, "lr": 0.01, "ema": 0.99}
 
 CASES: dict[str, list[Case]] = {
     "consistency": [
-        Case(consistency.Config(16, 0.0, "squared"), steps_down(16, 1), 0.01, iterations=500),
-        Case(consistency.Config(16, 0.5), steps_down(16, 1), 0.02, iterations=500),
-        Case(consistency.Config(16, 0.0, "squared", hop="heun"), steps_down(16, 1, heuns(16)), 0.005, iterations=500),
-        Case(consistency.Config(8, 0.0, "squared", hop="substeps", substeps=8), steps_down(64, 1), 0.01, QUARTERS),
-        Case(consistency.Config(2, 0.0, "squared", steps_end=16), steps_down(16, 1), 0.02, iterations=800),
+        Case(consistency.Consistency(16, 0.0, "squared"), steps_down(16, 1), 0.01, iterations=500),
+        Case(consistency.Consistency(16, 0.5), steps_down(16, 1), 0.02, iterations=500),
+        Case(
+            consistency.Consistency(16, 0.0, "squared", hop="heun"), steps_down(16, 1, heuns(16)), 0.005, iterations=500
+        ),
+        Case(consistency.Consistency(8, 0.0, "squared", hop="substeps", substeps=8), steps_down(64, 1), 0.01, QUARTERS),
+        Case(consistency.Consistency(2, 0.0, "squared", steps_end=16), steps_down(16, 1), 0.02, iterations=800),
     ],
     "consistency_training": [
-        Case(consistency_training.Config(), flow, 0.1, iterations=600, student=Smooth, fit=SLOWLY)
+        Case(consistency_training.ConsistencyTraining(), flow, 0.1, iterations=600, student=Smooth, fit=SLOWLY)
     ],
-    "continuous": [Case(continuous.Config(), flow, 0.1, iterations=300, student=Smooth, fit=SLOWLY)],
+    "continuous": [Case(continuous.Continuous(), flow, 0.1, iterations=300, student=Smooth, fit=SLOWLY)],
     "denoising": [
-        Case(denoising.Config(), posterior, 0.06),
-        Case(denoising.Config("min_snr"), posterior, 0.06, times=QUARTERS[:3]),
+        Case(denoising.Denoising(), posterior, 0.06),
+        Case(denoising.Denoising("min_snr"), posterior, 0.06, times=QUARTERS[:3]),
     ],
     "distribution_matching": [
-        Case(distribution_matching.Config(1, 2, 0.02), flow, 0.03, times=(1.0,), student=Rising, fit=SLOWLY)
+        Case(
+            distribution_matching.DistributionMatching(1, 2, 0.02), flow, 0.03, times=(1.0,), student=Rising, fit=SLOWLY
+        )
     ],
-    "guided": [Case(guided.Config(), posterior, 0.03)],
-    "phased": [Case(phased.Config(steps=16), steps_down(16, 4), 0.01)],
+    "guided": [Case(guided.GuidedDistillation(), posterior, 0.03)],
+    "phased": [Case(phased.Phased(steps=16), steps_down(16, 4), 0.01)],
     "progressive": [
-        Case(progressive.Config(4), steps_down(8, 4), 0.005, QUARTERS),
-        Case(progressive.Config(4, "one", factor=3), steps_down(12, 4), 0.005, QUARTERS),
+        Case(progressive.Progressive(4), steps_down(8, 4), 0.005, QUARTERS),
+        Case(progressive.Progressive(4, "one", factor=3), steps_down(12, 4), 0.005, QUARTERS),
     ],
 }
 """By the method's name. The lists may hold several choices of one method."""
@@ -163,7 +167,7 @@ CASES_BY_NAME = [
 def trained(name: str, case: Case, resume: Resume | None = None) -> nn.Module:
     setting = {"batch": 256, "lr": 0.05, "ema": 0.0, "weight_decay": 0.0, **case.fit}
     feed = GaussianFeed(MEAN, STD, setting["batch"])
-    job = Job(methods.load(name), case.config, fit.Config(iterations=case.iterations, **setting), feed, 0)
+    job = Job(case.config, fit.Config(iterations=case.iterations, **setting), feed, 0)
     student = NetDenoiser(case.student(), Cosine())
     return fit.fit(job, student, exact(torch.float32), COMPUTE, resume).net
 
@@ -214,7 +218,7 @@ def test_every_head_finds_the_closed_form(head, name, number):
     """The velocity read from what the network says is the right one."""
     case, start = CASES[name][number], NetDenoiser(Says(head), Cosine(), head)
     feed = GaussianFeed(MEAN, STD, 256)
-    job = Job(methods.load(name), case.config, fit.Config(400, 256, 0.05, 0.0, weight_decay=0.0), feed, 0)
+    job = Job(case.config, fit.Config(400, 256, 0.05, 0.0, weight_decay=0.0), feed, 0)
     learned = start.around(fit.fit(job, start, exact(torch.float32), COMPUTE).net)
     t = torch.tensor([time for time in case.times if time < 1], dtype=torch.float64)
 
@@ -234,9 +238,9 @@ def test_no_case_is_left_behind():
 def test_without_an_average_the_result_is_the_last_weights(tmp_path):
     """`ema: 0`: what teaches the next round of progressive distillation is the student itself, as in the paper."""
     resume = Resume(tmp_path, "x", "f" * 64)
-    case = Case(progressive.Config(4), posterior, 0.0, iterations=5)
+    case = Case(progressive.Progressive(4), posterior, 0.0, iterations=5)
     net, tensors = trained("progressive", case, resume), resume.load()[1]
     for name, tensor in net.state_dict().items():
         assert torch.equal(tensor, tensors[f"net/{name}"])
-    averaged = trained("progressive", Case(progressive.Config(4), posterior, 0.0, iterations=5, fit={"ema": 0.9}))
+    averaged = trained("progressive", Case(progressive.Progressive(4), posterior, 0.0, iterations=5, fit={"ema": 0.9}))
     assert not torch.equal(averaged.gain, net.gain)

@@ -25,12 +25,18 @@ COMPUTE = Compute(threads=1, precision="no", compile=False, save_seconds=1e9, me
 PLAIN = Config(iterations=4, batch=16, lr=1e-2, ema=0.9, clip=1.0)
 
 CASES = {
-    "a target, classes, label dropout, guidance": ("consistency", consistency.Config(16, 0.9), True, 0.0, 1),
-    "accumulation": ("consistency_training", consistency_training.Config(), True, 0.0, 2),
-    "a critic": ("distribution_matching", distribution_matching.Config(2, 2, adversarial=0.1), True, 0.0, 1),
-    "heads, accumulation": ("phased", phased.Config(16, 4, 0.5, adversarial=0.1), False, 0.0, 2),
-    "dropout": ("consistency", consistency.Config(16, 0.0), False, 0.3, 1),
-    "data alone": ("denoising", denoising.Config(), False, 0.0, 4),
+    "a target, classes, label dropout, guidance": ("consistency", consistency.Consistency(16, 0.9), True, 0.0, 1),
+    "accumulation": ("consistency_training", consistency_training.ConsistencyTraining(), True, 0.0, 2),
+    "a critic": (
+        "distribution_matching",
+        distribution_matching.DistributionMatching(2, 2, adversarial=0.1),
+        True,
+        0.0,
+        1,
+    ),
+    "heads, accumulation": ("phased", phased.Phased(16, 4, 0.5, adversarial=0.1), False, 0.0, 2),
+    "dropout": ("consistency", consistency.Consistency(16, 0.0), False, 0.3, 1),
+    "data alone": ("denoising", denoising.Denoising(), False, 0.0, 4),
 }
 """(method, its config, told of classes, dropout, parts of one process of two)."""
 

@@ -1,37 +1,18 @@
-"""One file for each way to train; its name is the word after `method:` in params.yaml.
+"""One file for each way to train; its name is the word after `method:` in params.yaml. Adding a file adds the method and
+its tests."""
 
-A method is a module with
-    Config                                            a frozen dataclass: the method's own keys in params.yaml
-    loss(config, roles, x0, draw, progress)           [b] float32, one number per sample: a pure function of its arguments
-    grid(config) -> Trajectory | None                 the only trajectory its student is valid on, None for any
-    network_calls(config) -> float                    forward calls of the network per training image (backward counts 2)
-    SOLVER                                            the solver its students are sampled with, a word of SOLVERS; one of
-                                                      `renoise` jumps to images, and its v is nobody's velocity
-and, where it needs them,
-    check(config, teacher)                            raises Mistake if a teacher with this grid cannot teach it
-    check_guidance(config, weights)                   raises Mistake if it cannot learn these weights, (low, high) or None
-    target_decay(config) -> float                     keeps `roles.target` as an EMA of the student with this decay
-    ANY_TIME = True                                   its teacher is the nearest one above that is valid at any time
-    critic(config, roles, seed) -> nn.Module | None   a second network that is trained beside the student: `roles.critic`
-    critic_loss(config, roles, x0, draw, progress)    [b] float32, what the critic learns; nothing else gets its gradient
-    critic_training(config) -> Critic                 how often for each update of the student, and how fast
-
-The denoisers of the roles already know the batch's classes and guidance weights. progress is the fraction of the training
-done, in [0, 1). Adding a file adds the method and its tests.
-"""
-
+import abc
 import importlib
 import pkgutil
 from dataclasses import dataclass
-from types import ModuleType
 
 from torch import nn
 
+from diffcore.core.draw import Draw
 from diffcore.core.mistake import Mistake
+from diffcore.core.shapes import PerSample, Sample
 from diffcore.denoisers.denoiser import Condition, Denoiser
-
-PARTS = {"distance", "discriminator"}
-"""What several methods are made of."""
+from diffcore.noise.trajectory import Trajectory
 
 
 @dataclass(frozen=True)
@@ -59,7 +40,7 @@ class Roles:
 
 
 @dataclass(frozen=True)
-class Critic:
+class CriticTraining:
     """updates: of the critic for each one of the student. lr: constant. betas: AdamW's."""
 
     updates: int
@@ -67,23 +48,100 @@ class Critic:
     betas: tuple[float, float] = (0.0, 0.99)
 
 
+class Method(abc.ABC):
+    """How a student is trained: a frozen dataclass whose fields are the method's own keys in params.yaml.
+
+    sampler: the solver its students are sampled with, a word of SOLVERS; the v of one of `renoise`, which jumps to images,
+    is nobody's velocity. any_time_teacher: who teaches it is the nearest one above that is valid at any time.
+    off_the_data: it asks nobody for a velocity closer to the data than one of its steps, so that networks of head x0 can
+    take part. grid: the only trajectory that its student is valid
+    on, None for any. asks_teacher: whether its loss asks a teacher; teacher_grid: the trajectory on which that must be
+    valid, None for any time. target_decay: above 0, `roles.target` is an EMA of the student with this decay.
+    """
+
+    sampler: str = "ddim"
+    any_time_teacher: bool = False
+    off_the_data: bool = False
+    grid: Trajectory | None = None
+    asks_teacher: bool = True
+    teacher_grid: Trajectory | None = None
+    target_decay: float = 0.0
+
+    @abc.abstractmethod
+    def loss(self, roles: Roles, x0: Sample, draw: Draw, progress: float) -> PerSample:
+        """[b] float32, one number for each sample: a pure function of its arguments.
+
+        The denoisers of the roles know the batch's classes and guidance weights already. progress: the fraction of the
+        training done, in [0, 1).
+        """
+
+    @property
+    @abc.abstractmethod
+    def network_calls(self) -> float:
+        """Forward calls of the network for each training image; a backward pass counts 2."""
+
+    def check(self, teacher: Trajectory | None) -> None:
+        """Raises Mistake if a teacher that is valid on this grid alone (None: at any time) cannot teach it."""
+        if teacher is None or not self.asks_teacher or teacher == self.teacher_grid:
+            return
+        if self.teacher_grid is not None:
+            raise Mistake(
+                f"steps {self.steps} needs a teacher of {self.teacher_grid.steps} steps or one valid at any time, "
+                f"but its teacher has {teacher.steps}; {self.advice(teacher)}"
+            )
+        raise Mistake(
+            f"{word(self)} needs a teacher valid at any time, but this one is valid only on its own {teacher.steps} steps; "
+            f"{self.advice(teacher)}"
+        )
+
+    def advice(self, teacher: Trajectory) -> str:
+        """What to do about a teacher that is valid on this grid alone and cannot teach it."""
+        return "name the teacher it was distilled from" if self.teacher_grid is None else "name another teacher"
+
+    def check_guidance(self, weights: tuple[float, float] | None) -> None:
+        """Raises Mistake if it cannot learn these guidance weights, (low, high) or None; any are fine unless it says so."""
+        return
+
+    def critic(self, roles: Roles, seed: int) -> nn.Module | None:
+        """A second network that is trained beside the student, `roles.critic`; None for a method without one."""
+        return None
+
+    @property
+    def is_velocity(self) -> bool:
+        """Whether the v of its students is a velocity, which others may learn from where the student is valid."""
+        return self.sampler != "renoise"
+
+
+class WithCritic(Method):
+    """A method that can have a critic, by its options."""
+
+    @property
+    @abc.abstractmethod
+    def critic_training(self) -> CriticTraining:
+        """How often for each update of the student, and how fast."""
+
+    @abc.abstractmethod
+    def critic_loss(self, roles: Roles, x0: Sample, draw: Draw, progress: float) -> PerSample:
+        """[b] float32, what the critic learns; nothing else gets its gradient."""
+
+
 def names() -> list[str]:
     """The known methods, in alphabetical order."""
-    return sorted({module.name for module in pkgutil.iter_modules(__path__)} - PARTS)
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg)
 
 
-def load(name: str) -> ModuleType:
-    """The module of one method; an unknown name is a Mistake that lists the known ones."""
+def load(name: str) -> type[Method]:
+    """The method of this name; an unknown one is a Mistake that lists the known ones."""
     if name not in names():
         raise Mistake(f"method {name!r} is unknown; known: {', '.join(names())}")
-    return importlib.import_module(f"{__name__}.{name}")
+    module = importlib.import_module(f"{__name__}.{name}")
+    return next(
+        kind
+        for kind in vars(module).values()
+        if isinstance(kind, type) and kind.__module__ == module.__name__ and issubclass(kind, Method)
+    )
 
 
-def teaches(method: ModuleType) -> bool:
-    """Whether the v of its students is a velocity, which others may learn from where the student is valid."""
-    return method.SOLVER != "renoise"
-
-
-def word(method: ModuleType) -> str:
+def word(method: type[Method] | Method) -> str:
     """The name of a method's module."""
-    return method.__name__.rpartition(".")[2]
+    return method.__module__.rpartition(".")[2]

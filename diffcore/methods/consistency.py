@@ -14,22 +14,18 @@ from typing import Literal
 import torch
 
 from diffcore.core.draw import Draw
-from diffcore.core.mistake import Mistake
 from diffcore.core.shapes import PerSample, Sample, lift
 from diffcore.denoisers.denoiser import Denoiser
-from diffcore.methods import Roles
-from diffcore.methods.distance import pseudo_huber
+from diffcore.methods import Method, Roles
+from diffcore.methods.parts.distance import pseudo_huber
 from diffcore.noise.angle import compose, diffuse, heun, hop, hops
-from diffcore.noise.trajectory import Trajectory
-
-SOLVER = "renoise"
 
 SEEN_AT = 0.05
 """The time at which the teacher looks at two beliefs about x_0: they are nearly clean, and noisy enough for it to know."""
 
 
 @dataclass(frozen=True)
-class Config:
+class Consistency(Method):
     """steps: N, the teacher's grid t = k/N. target_ema: decay of the EMA that the student must agree with, 0 for itself.
 
     distance: squared error of v; pseudo-Huber sqrt(|.|^2 + c^2) - c with c = huber sqrt(d) (Song & Dhariwal 2023,
@@ -50,6 +46,9 @@ class Config:
     steps_end: int | None = None
     anneal: float = 0.5
 
+    sampler = "renoise"
+    off_the_data = True
+
     def __post_init__(self):
         if self.steps < 2:
             raise ValueError(f"steps must be at least 2, got {self.steps}")
@@ -66,46 +65,53 @@ class Config:
         if not 0 < self.anneal <= 1:
             raise ValueError(f"anneal must be in (0, 1], got {self.anneal}")
 
+    def loss(self, roles: Roles, x0: Sample, draw: Draw, progress: float) -> PerSample:
+        """The distance of v at t = k/N, k ~ U{1..N}, from the velocity that lands where the teacher, then the target land."""
+        schedule, n = roles.student.schedule, self.intervals(progress)
+        k = (draw.u * n).floor() + 1
+        t, u = k / n, (k - 1) / n
+        phi_t, phi_u = schedule.angle(t), schedule.angle(u)
+        z = diffuse(x0, draw.noise, phi_t)
+        with torch.no_grad():
+            va = self.taught(roles.teacher, z, k, n)
+            vb = roles.target(hop(z, va, phi_t - phi_u), u).v
+            vb = torch.where(lift(u, vb) > 0, vb, 0)  # a hop of no length; an x0 head has no v at the data
+            aim = compose(z, va, vb, phi_t - phi_u, phi_u)
+        v = roles.student(z, t).v
+        if self.distance == "pseudo_huber":
+            return pseudo_huber(v - aim, self.huber)
+        squared = (v - aim).flatten(1).square().mean(1)
+        if self.distance == "squared":
+            return squared
+        return seen_apart(roles.teacher, hop(z, v, phi_t), hop(z, aim, phi_t), draw) + self.floor * squared
 
-def loss(config: Config, roles: Roles, x0: Sample, draw: Draw, progress: float) -> PerSample:
-    """The distance of v at t = k/N, k ~ U{1..N}, from the velocity that lands where the teacher, then the target land."""
-    schedule, n = roles.student.schedule, intervals(config, progress)
-    k = (draw.u * n).floor() + 1
-    t, u = k / n, (k - 1) / n
-    phi_t, phi_u = schedule.angle(t), schedule.angle(u)
-    z = diffuse(x0, draw.noise, phi_t)
-    with torch.no_grad():
-        va = taught(config, roles.teacher, z, k, n)
-        vb = roles.target(hop(z, va, phi_t - phi_u), u).v
-        vb = torch.where(lift(u, vb) > 0, vb, 0)  # a hop of no length; an x0 head has no v at the data
-        aim = compose(z, va, vb, phi_t - phi_u, phi_u)
-    v = roles.student(z, t).v
-    if config.distance == "pseudo_huber":
-        return pseudo_huber(v - aim, config.huber)
-    squared = (v - aim).flatten(1).square().mean(1)
-    if config.distance == "squared":
-        return squared
-    return seen_apart(roles.teacher, hop(z, v, phi_t), hop(z, aim, phi_t), draw) + config.floor * squared
+    def taught(self, teacher: Denoiser, z: Sample, k: PerSample, n: int) -> Sample:
+        """The velocity at z whose one hop from k/N to (k-1)/N lands where the teacher lands. k: [b], whole numbers."""
 
+        def v(z: Sample, t: PerSample) -> Sample:
+            return teacher(z, t).v
 
-def taught(config: Config, teacher: Denoiser, z: Sample, k: PerSample, n: int) -> Sample:
-    """The velocity at z whose one hop from k/N to (k-1)/N lands where the teacher lands. k: [b], whole numbers."""
+        if self.hop == "heun":
+            return heun(v, z, k / n, (k - 1) / n, teacher.schedule)
+        parts = self.substeps if self.hop == "substeps" else 1
+        return hops(v, z, [(parts * k - j) / (parts * n) for j in range(parts + 1)], teacher.schedule)
 
-    def v(z: Sample, t: PerSample) -> Sample:
-        return teacher(z, t).v
+    def intervals(self, progress: float) -> int:
+        """N at this share of the training."""
+        if self.steps_end is None:
+            return self.steps
+        first, last = math.log(self.steps), math.log(self.steps_end)
+        return round(math.exp(first + min(progress / self.anneal, 1) * (last - first)))
 
-    if config.hop == "heun":
-        return heun(v, z, k / n, (k - 1) / n, teacher.schedule)
-    parts = config.substeps if config.hop == "substeps" else 1
-    return hops(v, z, [(parts * k - j) / (parts * n) for j in range(parts + 1)], teacher.schedule)
+    @property
+    def network_calls(self) -> float:
+        """The perceptual distance shows the teacher two images more, about half a network each; the trainer's meter counts
+        them as calls."""
+        return 4.0 + {"ddim": 1, "heun": 2, "substeps": self.substeps}[self.hop]
 
-
-def intervals(config: Config, progress: float) -> int:
-    """N at this share of the training."""
-    if config.steps_end is None:
-        return config.steps
-    first, last = math.log(config.steps), math.log(config.steps_end)
-    return round(math.exp(first + min(progress / config.anneal, 1) * (last - first)))
+    @property
+    def target_decay(self) -> float:
+        return self.target_ema
 
 
 def seen_apart(teacher: Denoiser, one: Sample, other: Sample, draw: Draw) -> PerSample:
@@ -121,29 +127,6 @@ def seen_apart(teacher: Denoiser, one: Sample, other: Sample, draw: Draw) -> Per
         theirs = teacher.features(diffuse(other, noise, phi), t)
     levels = [(_unit(a) - _unit(b)).square().sum(1).flatten(1).mean(1) for a, b in zip(ours, theirs, strict=True)]
     return torch.stack(levels).mean(0)
-
-
-def grid(config: Config) -> Trajectory | None:
-    return None
-
-
-def network_calls(config: Config) -> float:
-    """The perceptual distance shows the teacher two images more, about half a network each; the trainer's meter counts them
-    as calls."""
-    return 4.0 + {"ddim": 1, "heun": 2, "substeps": config.substeps}[config.hop]
-
-
-def check(config: Config, teacher: Trajectory | None) -> None:
-    """The teacher must mean its velocity at every time: a progressive student's is an average over its own step."""
-    if teacher is not None:
-        raise Mistake(
-            f"consistency needs a teacher valid at any time, but this one is valid only on its own {teacher.steps} "
-            "steps; name the teacher it was distilled from"
-        )
-
-
-def target_decay(config: Config) -> float:
-    return config.target_ema
 
 
 def _unit(features: Sample) -> Sample:

@@ -18,13 +18,10 @@ from torch import Tensor
 
 from diffcore.core.draw import Draw
 from diffcore.core.shapes import PerSample, Sample, lift
-from diffcore.methods import Roles
-from diffcore.methods.distance import pseudo_huber
+from diffcore.methods import Method, Roles
+from diffcore.methods.parts.distance import pseudo_huber
 from diffcore.noise.angle import compose, diffuse, velocity
 from diffcore.noise.schedule import Schedule
-from diffcore.noise.trajectory import Trajectory
-
-SOLVER = "renoise"
 
 SIGMAS = 0.002, 80.0
 """Ends of iCT's levels (Karras et al. 2022, arXiv 2206.00364); the lower one stands for the data, where f is the identity."""
@@ -33,7 +30,7 @@ RHO = 7
 
 
 @dataclass(frozen=True)
-class Config:
+class ConsistencyTraining(Method):
     """schedule: how the pair of times is chosen; mean, std: of log sigma, log-normal in both.
 
     ict: a grid of Karras' levels, `first` intervals that double in equal parts of the training up to `last`.
@@ -55,6 +52,9 @@ class Config:
     huber: float | None = None
     weight: Literal["gap", "one"] = "gap"
 
+    sampler = "renoise"
+    asks_teacher = False
+
     def __post_init__(self):
         if self.std <= 0:
             raise ValueError(f"std must be positive, got {self.std}")
@@ -69,23 +69,63 @@ class Config:
         if self.huber is not None and self.huber < 0:
             raise ValueError(f"huber must not be negative, got {self.huber}")
 
+    def loss(self, roles: Roles, x0: Sample, draw: Draw, progress: float) -> PerSample:
+        """The weighted distance between f(z_t, t) and f(z_r, r), by way of v.
 
-def loss(config: Config, roles: Roles, x0: Sample, draw: Draw, progress: float) -> PerSample:
-    """The weighted distance between f(z_t, t) and f(z_r, r), by way of v.
+        f = cos(phi) z - sin(phi) v, so two beliefs at the same z_t differ by sin(phi_t) times the difference of their v; and
+        tan(phi_t) - tan(phi_r) = sin(phi_t - phi_r) / (cos(phi_t) cos(phi_r)), in which nothing cancels.
+        """
+        schedule = roles.student.schedule
+        sigma, lower = self.pair(draw.u, progress, _most(schedule, draw.u))
+        phi, phi_r = sigma.atan(), lower.atan()
+        z = diffuse(x0, draw.noise, phi)
+        v = aim(roles, x0, draw.noise, sigma, lower)
+        error = roles.student(z, schedule.time(-sigma.log())).v - v
+        if self.weight == "one":
+            return self._distance(error)
+        gap = (phi - phi_r).sin() / (phi.cos() * phi_r.cos())
+        return self._distance(lift(phi.sin(), error) * error) / gap.to(error.dtype)
 
-    f = cos(phi) z - sin(phi) v, so two beliefs at the same z_t differ by sin(phi_t) times the difference of their v; and
-    tan(phi_t) - tan(phi_r) = sin(phi_t - phi_r) / (cos(phi_t) cos(phi_r)), in which nothing cancels.
-    """
-    schedule = roles.student.schedule
-    sigma, lower = pair(config, draw.u, progress, _most(schedule, draw.u))
-    phi, phi_r = sigma.atan(), lower.atan()
-    z = diffuse(x0, draw.noise, phi)
-    v = aim(roles, x0, draw.noise, sigma, lower)
-    error = roles.student(z, schedule.time(-sigma.log())).v - v
-    if config.weight == "one":
-        return _distance(config, error)
-    gap = (phi - phi_r).sin() / (phi.cos() * phi_r.cos())
-    return _distance(config, lift(phi.sin(), error) * error) / gap.to(error.dtype)
+    def pair(self, u: PerSample, progress: float, most: float = math.inf) -> tuple[PerSample, PerSample]:
+        """(t, r) in sigma for each uniform number, r < t <= most, float64; r may be 0, the data."""
+        u = u.double().contiguous()
+        if self.schedule == "ict":
+            levels = ict_levels(self.intervals(progress), most).to(u.device)
+            i = torch.searchsorted(self._shares(levels).cumsum(0), u, right=True).clamp(max=len(levels) - 2)
+            return levels[i + 1], levels[i]
+        t = (self.mean + self.std * torch.special.ndtri(u)).exp().clamp(max=most)
+        return t, self.ect_lower(t, progress)
+
+    def intervals(self, progress: float) -> int:
+        """iCT's N - 1: `first`, doubled in equal parts of the training until it is `last` (arXiv 2310.14189, eq. 14)."""
+        parts = math.ceil(math.log2(self.last / self.first)) + 1
+        return min(self.first * 2 ** math.floor(progress * parts), self.last)
+
+    def ect_lower(self, t: PerSample, progress: float) -> PerSample:
+        """r(t) of the stage that `progress` is in (arXiv 2406.14548, section 3.3)."""
+        stage = math.floor(progress * self.stages)
+        ratio = 1 - self.q ** -(stage + 1) * (1 + self.k * torch.sigmoid(-self.b * t))
+        return t * ratio.clamp(min=0)
+
+    @property
+    def network_calls(self) -> float:
+        return 4.0
+
+    def _shares(self, levels: Tensor) -> Tensor:
+        """How often each interval is drawn: the log-normal's mass in it (arXiv 2310.14189, eq. 10)."""
+        log = levels.clamp(min=SIGMAS[0]).log()
+        mass = torch.special.erf((log - self.mean) / (math.sqrt(2) * self.std)).diff()
+        return mass / mass.sum()
+
+    def _distance(self, error: Sample) -> PerSample:
+        huber = self.huber
+        if huber is None:
+            huber = 0.00054 if self.schedule == "ict" else 0.0
+        if huber == 0:
+            return torch.linalg.vector_norm(
+                error.flatten(1), dim=1
+            )  # pseudo-Huber's square root has no slope at 0 then
+        return pseudo_huber(error, huber)
 
 
 @torch.no_grad()
@@ -97,60 +137,12 @@ def aim(roles: Roles, x0: Sample, eps: Sample, sigma: PerSample, lower: PerSampl
     return compose(diffuse(x0, eps, phi), velocity(x0, eps, phi), vb, phi - phi_r, phi_r)
 
 
-def pair(config: Config, u: PerSample, progress: float, most: float = math.inf) -> tuple[PerSample, PerSample]:
-    """(t, r) in sigma for each uniform number, r < t <= most, float64; r may be 0, the data."""
-    u = u.double().contiguous()
-    if config.schedule == "ict":
-        levels = ict_levels(intervals(config, progress), most).to(u.device)
-        i = torch.searchsorted(_shares(config, levels).cumsum(0), u, right=True).clamp(max=len(levels) - 2)
-        return levels[i + 1], levels[i]
-    t = (config.mean + config.std * torch.special.ndtri(u)).exp().clamp(max=most)
-    return t, ect_lower(config, t, progress)
-
-
-def intervals(config: Config, progress: float) -> int:
-    """iCT's N - 1: `first`, doubled in equal parts of the training until it is `last` (arXiv 2310.14189, eq. 14)."""
-    parts = math.ceil(math.log2(config.last / config.first)) + 1
-    return min(config.first * 2 ** math.floor(progress * parts), config.last)
-
-
 def ict_levels(count: int, most: float = math.inf) -> Tensor:
     """count + 1 rising levels of sigma, the first of which is 0: f is the identity there and not at Karras' least one."""
     least, largest = SIGMAS[0] ** (1 / RHO), min(SIGMAS[1], most) ** (1 / RHO)
     levels = torch.linspace(least, largest, count + 1, dtype=torch.float64) ** RHO
     levels[0] = 0.0
     return levels
-
-
-def ect_lower(config: Config, t: PerSample, progress: float) -> PerSample:
-    """r(t) of the stage that `progress` is in (arXiv 2406.14548, section 3.3)."""
-    stage = math.floor(progress * config.stages)
-    ratio = 1 - config.q ** -(stage + 1) * (1 + config.k * torch.sigmoid(-config.b * t))
-    return t * ratio.clamp(min=0)
-
-
-def grid(config: Config) -> Trajectory | None:
-    return None
-
-
-def network_calls(config: Config) -> float:
-    return 4.0
-
-
-def _shares(config: Config, levels: Tensor) -> Tensor:
-    """How often each interval is drawn: the log-normal's mass in it (arXiv 2310.14189, eq. 10)."""
-    log = levels.clamp(min=SIGMAS[0]).log()
-    mass = torch.special.erf((log - config.mean) / (math.sqrt(2) * config.std)).diff()
-    return mass / mass.sum()
-
-
-def _distance(config: Config, error: Sample) -> PerSample:
-    huber = config.huber
-    if huber is None:
-        huber = 0.00054 if config.schedule == "ict" else 0.0
-    if huber == 0:
-        return torch.linalg.vector_norm(error.flatten(1), dim=1)  # pseudo-Huber's square root has no slope at 0 then
-    return pseudo_huber(error, huber)
 
 
 def _most(schedule: Schedule, like: PerSample) -> float:

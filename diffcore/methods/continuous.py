@@ -20,18 +20,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from diffcore.core.draw import Draw
-from diffcore.core.mistake import Mistake
 from diffcore.core.shapes import PerSample, Sample, lift
-from diffcore.methods import Roles
+from diffcore.methods import Method, Roles
 from diffcore.noise.angle import diffuse, velocity
 from diffcore.noise.schedule import Schedule
 from diffcore.noise.trajectory import Trajectory
 
-SOLVER = "renoise"
-
 
 @dataclass(frozen=True)
-class Config:
+class Continuous(Method):
     """data: dz/dphi is the teacher's velocity (distillation) or the sample's own, cos eps - sin x_0 (training).
 
     mean, std: of the normal log tan(phi), the log of the noise beside unscaled data. warmup: share of the training over which
@@ -47,6 +44,8 @@ class Config:
     norm: float = 0.1
     weight: Literal["one", "inverse_tan"] = "one"
 
+    sampler = "renoise"
+
     def __post_init__(self):
         if self.std <= 0:
             raise ValueError(f"std must be positive, got {self.std}")
@@ -55,23 +54,43 @@ class Config:
         if self.norm <= 0:
             raise ValueError(f"norm must be positive, got {self.norm}")
 
+    def loss(self, roles: Roles, x0: Sample, draw: Draw, progress: float) -> PerSample:
+        """Mean squared error of v against itself, without gradient, plus the normalised tangent.
 
-def loss(config: Config, roles: Roles, x0: Sample, draw: Draw, progress: float) -> PerSample:
-    """Mean squared error of v against itself, without gradient, plus the normalised tangent.
+        Only its gradient means something: with the target its own student, its value is the mean square of the tangent.
+        """
+        schedule = roles.student.schedule
+        log_tan = self.log_tans(draw.u, schedule)
+        phi, t = log_tan.exp().atan(), schedule.time(-log_tan)
+        z = diffuse(x0, draw.noise, phi)
+        with torch.no_grad():
+            arc = roles.teacher(z, t).v if self.data == "distillation" else velocity(x0, draw.noise, phi)
+            g = normalised(tangent(roles, z, log_tan, arc, self.warm(progress)), self.norm)
+        v = roles.student(z, t).v
+        # the student's own v, not the target's: equal but for bfloat16 and dropout, whose noise is no error
+        square = (v - (v.detach() + g)).flatten(1).square().mean(1)
+        return square if self.weight == "one" else square * (-log_tan).exp().to(square.dtype)
 
-    Only its gradient means something: with the target its own student, its value is the mean square of the tangent.
-    """
-    schedule = roles.student.schedule
-    log_tan = log_tans(config, draw.u, schedule)
-    phi, t = log_tan.exp().atan(), schedule.time(-log_tan)
-    z = diffuse(x0, draw.noise, phi)
-    with torch.no_grad():
-        arc = roles.teacher(z, t).v if config.data == "distillation" else velocity(x0, draw.noise, phi)
-        g = normalised(tangent(roles, z, log_tan, arc, warm(config, progress)), config.norm)
-    v = roles.student(z, t).v
-    # the student's own v, not the target's: equal but for bfloat16 and dropout, whose noise is no error
-    square = (v - (v.detach() + g)).flatten(1).square().mean(1)
-    return square if config.weight == "one" else square * (-log_tan).exp().to(square.dtype)
+    def warm(self, progress: float) -> float:
+        """r: from 0 to 1 over the warm-up."""
+        return 1.0 if self.warmup == 0 else min(1.0, progress / self.warmup)
+
+    def log_tans(self, u: PerSample, schedule: Schedule) -> PerSample:
+        """log tan(phi) ~ N(mean, std), at most what the schedule has at t = 1; float64."""
+        most = -schedule.half_logsnr(torch.ones_like(u[:1]))
+        return torch.minimum(self.mean + self.std * torch.special.ndtri(u.double()), most)
+
+    @property
+    def asks_teacher(self) -> bool:
+        return self.data == "distillation"
+
+    def advice(self, teacher: Trajectory) -> str:
+        return f"{super().advice(teacher)}, or set data to training"
+
+    @property
+    def network_calls(self) -> float:
+        """Calls, as everywhere; the target's carries a tangent with it, which makes it as long as about two."""
+        return 5.0 if self.data == "distillation" else 4.0
 
 
 def tangent(roles: Roles, z: Sample, log_tan: PerSample, arc: Sample, warmth: float) -> Sample:
@@ -92,35 +111,6 @@ def normalised(g: Sample, c: float) -> Sample:
     meaning for images of every size."""
     rms = g.flatten(1).square().mean(1).sqrt()
     return g / lift(rms + c, g)
-
-
-def warm(config: Config, progress: float) -> float:
-    """r: from 0 to 1 over the warm-up."""
-    return 1.0 if config.warmup == 0 else min(1.0, progress / config.warmup)
-
-
-def log_tans(config: Config, u: PerSample, schedule: Schedule) -> PerSample:
-    """log tan(phi) ~ N(mean, std), at most what the schedule has at t = 1; float64."""
-    most = -schedule.half_logsnr(torch.ones_like(u[:1]))
-    return torch.minimum(config.mean + config.std * torch.special.ndtri(u.double()), most)
-
-
-def grid(config: Config) -> Trajectory | None:
-    return None
-
-
-def network_calls(config: Config) -> float:
-    """Calls, as everywhere; the target's carries a tangent with it, which makes it as long as about two."""
-    return 5.0 if config.data == "distillation" else 4.0
-
-
-def check(config: Config, teacher: Trajectory | None) -> None:
-    """To distil, the teacher must mean its velocity at every time; to train, it is only where the student starts."""
-    if teacher is not None and config.data == "distillation":
-        raise Mistake(
-            f"continuous distillation needs a teacher valid at any time, but this one is valid only on its own "
-            f"{teacher.steps} steps; name the teacher it was distilled from, or set data to training"
-        )
 
 
 def _jvp(function: Callable[..., Tensor], at: tuple[Tensor, ...], along: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:

@@ -16,42 +16,18 @@ import torch
 from torch import nn
 
 from diffcore.core.draw import Draw
-from diffcore.core.mistake import Mistake
 from diffcore.core.shapes import PerSample, Sample, lift
 from diffcore.denoisers.denoiser import Denoiser, Guided, NetDenoiser, per_sample
-from diffcore.methods import Critic, Roles, discriminator
-from diffcore.methods.discriminator import Discriminator, fooling, hinge
+from diffcore.methods import CriticTraining, Roles, WithCritic
+from diffcore.methods.parts import discriminator
+from diffcore.methods.parts.discriminator import Discriminator, fooling, hinge
 from diffcore.noise.angle import diffuse, velocity
 from diffcore.noise.trajectory import Trajectory, even
-
-SOLVER = "renoise"
-ANY_TIME = True
 
 LEVELS = 0.02, 0.98
 """The t at which beliefs are compared, uniform: the paper's."""
 
 HEADS = 4
-
-
-@dataclass(frozen=True)
-class Config:
-    """steps: of the student. critic_updates, critic_lr: how often for each of the student's, and how fast the critic learns.
-
-    adversarial: weight of the heads' part, 0 for none.
-    """
-
-    steps: int = 1
-    critic_updates: int = 5
-    critic_lr: float = 1e-3
-    adversarial: float = 0.0
-
-    def __post_init__(self):
-        if self.steps < 1 or self.critic_updates < 1:
-            raise ValueError(f"steps and critic_updates must be at least 1, got {self.steps} and {self.critic_updates}")
-        if self.critic_lr <= 0 or self.adversarial < 0:
-            raise ValueError(
-                f"critic_lr must be positive and adversarial not negative, got {self.critic_lr} and {self.adversarial}"
-            )
 
 
 class FakeScore(nn.Module):
@@ -63,76 +39,88 @@ class FakeScore(nn.Module):
         self.denoiser.grid, self.heads = None, heads
 
 
-def loss(config: Config, roles: Roles, x0: Sample, draw: Draw, progress: float) -> PerSample:
-    """Half the squared difference of beliefs over their size; its gradient is the one meant (arXiv 2311.18828, eq. 7, 8)."""
-    sample = generate(config, roles, draw)
-    t, noisy = _noised(roles, sample, draw)
-    with torch.no_grad():
-        real, fake = roles.teacher(noisy, t).x0, _fake(roles)(noisy, t).x0
-        size = (sample - real).flatten(1).abs().mean(1).clamp(min=1e-6)
-        aim = sample - (fake - real) / lift(size, real)
-    found = 0.5 * (sample - aim).flatten(1).square().mean(1)
-    if not config.adversarial:
-        return found
-    return found + config.adversarial * fooling(roles.critic.heads(roles.teacher.features(noisy, t)))
+@dataclass(frozen=True)
+class DistributionMatching(WithCritic):
+    """steps: of the student. critic_updates, critic_lr: how often for each of the student's, and how fast the critic learns.
 
+    adversarial: weight of the heads' part, 0 for none.
+    """
 
-def generate(config: Config, roles: Roles, draw: Draw) -> Sample:
-    """What the student makes of noise in step k ~ U{1..K}, its earlier steps without gradient."""
-    schedule, times = roles.student.schedule, even(config.steps).times
-    k = (draw.u * config.steps).floor()
-    z, t = draw.noise, per_sample(times[0], draw.noise)
-    for j, s in enumerate(times[1:-1]):
+    steps: int = 1
+    critic_updates: int = 5
+    critic_lr: float = 1e-3
+    adversarial: float = 0.0
+
+    sampler = "renoise"
+    any_time_teacher = True
+
+    def __post_init__(self):
+        if self.steps < 1 or self.critic_updates < 1:
+            raise ValueError(f"steps and critic_updates must be at least 1, got {self.steps} and {self.critic_updates}")
+        if self.critic_lr <= 0 or self.adversarial < 0:
+            raise ValueError(
+                f"critic_lr must be positive and adversarial not negative, got {self.critic_lr} and {self.adversarial}"
+            )
+
+    def loss(self, roles: Roles, x0: Sample, draw: Draw, progress: float) -> PerSample:
+        """Half the squared difference of beliefs over their size; its gradient is the one meant (arXiv 2311.18828, eq. 7 and
+        8)."""
+        sample = self.generate(roles, draw)
+        t, noisy = _noised(roles, sample, draw)
         with torch.no_grad():
-            level = schedule.level(per_sample(s, z), z)
-            later = level.alpha * roles.student(z, per_sample(times[j], z)).x0
-            later = later + level.sigma * draw.other(f"step {j}").noise
-        z, t = torch.where(lift(k, z) > j, later, z), torch.where(k > j, s, t)
-    return roles.student(z, t).x0
+            real, fake = roles.teacher(noisy, t).x0, _fake(roles)(noisy, t).x0
+            size = (sample - real).flatten(1).abs().mean(1).clamp(min=1e-6)
+            aim = sample - (fake - real) / lift(size, real)
+        found = 0.5 * (sample - aim).flatten(1).square().mean(1)
+        if not self.adversarial:
+            return found
+        return found + self.adversarial * fooling(roles.critic.heads(roles.teacher.features(noisy, t)))
 
+    def generate(self, roles: Roles, draw: Draw) -> Sample:
+        """What the student makes of noise in step k ~ U{1..K}, its earlier steps without gradient."""
+        schedule, times = roles.student.schedule, even(self.steps).times
+        k = (draw.u * self.steps).floor()
+        z, t = draw.noise, per_sample(times[0], draw.noise)
+        for j, s in enumerate(times[1:-1]):
+            with torch.no_grad():
+                level = schedule.level(per_sample(s, z), z)
+                later = level.alpha * roles.student(z, per_sample(times[j], z)).x0
+                later = later + level.sigma * draw.other(f"step {j}").noise
+            z, t = torch.where(lift(k, z) > j, later, z), torch.where(k > j, s, t)
+        return roles.student(z, t).x0
 
-def critic(config: Config, roles: Roles, seed: int) -> FakeScore:
-    """Its denoiser starts as the teacher, which knows of images at every time already."""
-    heads = Discriminator(discriminator.widths(roles.teacher), HEADS, seed) if config.adversarial else None
-    teacher = roles.teacher.inner if isinstance(roles.teacher, Guided) else roles.teacher
-    return FakeScore(teacher if isinstance(teacher, NetDenoiser) else roles.student, heads)
+    def critic(self, roles: Roles, seed: int) -> FakeScore:
+        """Its denoiser starts as the teacher, which knows of images at every time already."""
+        heads = Discriminator(discriminator.widths(roles.teacher), HEADS, seed) if self.adversarial else None
+        teacher = roles.teacher.inner if isinstance(roles.teacher, Guided) else roles.teacher
+        return FakeScore(teacher if isinstance(teacher, NetDenoiser) else roles.student, heads)
 
+    def critic_loss(self, roles: Roles, x0: Sample, draw: Draw, progress: float) -> PerSample:
+        """Denoising of the student's samples, in v, and the heads' hinge."""
+        with torch.no_grad():
+            sample = self.generate(roles, draw)
+        t, noisy = _noised(roles, sample, draw)
+        level = draw.other("level")
+        error = _fake(roles)(noisy, t).v - velocity(sample, level.noise, roles.student.schedule.angle(t))
+        found = error.flatten(1).square().mean(1)
+        if not self.adversarial:
+            return found
+        with torch.no_grad():
+            seen = [roles.teacher.features(image, t) for image in (_noised(roles, x0, draw)[1], noisy)]
+        return found + hinge(*(roles.critic.heads(maps) for maps in seen))
 
-def critic_loss(config: Config, roles: Roles, x0: Sample, draw: Draw, progress: float) -> PerSample:
-    """Denoising of the student's samples, in v, and the heads' hinge."""
-    with torch.no_grad():
-        sample = generate(config, roles, draw)
-    t, noisy = _noised(roles, sample, draw)
-    level = draw.other("level")
-    error = _fake(roles)(noisy, t).v - velocity(sample, level.noise, roles.student.schedule.angle(t))
-    found = error.flatten(1).square().mean(1)
-    if not config.adversarial:
-        return found
-    with torch.no_grad():
-        seen = [roles.teacher.features(image, t) for image in (_noised(roles, x0, draw)[1], noisy)]
-    return found + hinge(*(roles.critic.heads(maps) for maps in seen))
+    @property
+    def critic_training(self) -> CriticTraining:
+        return CriticTraining(updates=self.critic_updates, lr=self.critic_lr, betas=(0.0, 0.99))
 
+    @property
+    def grid(self) -> Trajectory | None:
+        return even(self.steps)
 
-def critic_training(config: Config) -> Critic:
-    return Critic(updates=config.critic_updates, lr=config.critic_lr, betas=(0.0, 0.99))
-
-
-def grid(config: Config) -> Trajectory | None:
-    return even(config.steps)
-
-
-def network_calls(config: Config) -> float:
-    """Of the student's update; those of the critic's the trainer counts as they are made."""
-    return config.steps + 3.0 + (config.adversarial > 0)
-
-
-def check(config: Config, teacher: Trajectory | None) -> None:
-    """The teacher must know every time."""
-    if teacher is not None:
-        raise Mistake(
-            f"distribution_matching needs a teacher valid at any time, but this one is valid only on its own {teacher.steps} "
-            "steps; name the teacher it was distilled from"
-        )
+    @property
+    def network_calls(self) -> float:
+        """Of the student's update; those of the critic's the trainer counts as they are made."""
+        return self.steps + 3.0 + (self.adversarial > 0)
 
 
 def _noised(roles: Roles, sample: Sample, draw: Draw) -> tuple[PerSample, Sample]:

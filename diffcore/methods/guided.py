@@ -13,50 +13,34 @@ import torch
 from diffcore.core.draw import Draw
 from diffcore.core.mistake import Mistake
 from diffcore.core.shapes import PerSample, Sample, lift
-from diffcore.methods import Roles
+from diffcore.methods import Method, Roles
 from diffcore.noise.angle import diffuse, truncated_snr
-from diffcore.noise.trajectory import Trajectory
-
-SOLVER = "ddim"
 
 
 @dataclass(frozen=True)
-class Config:
+class GuidedDistillation(Method):
     """weight: on the squared error of v, one or truncated SNR (the paper's)."""
 
     weight: Literal["truncated_snr", "one"] = "truncated_snr"
 
+    sampler = "ddim"
 
-def loss(config: Config, roles: Roles, x0: Sample, draw: Draw, progress: float) -> PerSample:
-    """Weighted squared error of v against the teacher's at t ~ U(0, 1)."""
-    phi = roles.student.schedule.angle(draw.u)
-    z = diffuse(x0, draw.noise, phi)
-    with torch.no_grad():
-        aim = roles.teacher(z, draw.u).v
-    weight = truncated_snr(phi) if config.weight == "truncated_snr" else torch.ones_like(phi)
-    error = lift(weight.sqrt(), z) * (roles.student(z, draw.u).v - aim)
-    return error.flatten(1).square().mean(1)
+    def loss(self, roles: Roles, x0: Sample, draw: Draw, progress: float) -> PerSample:
+        """Weighted squared error of v against the teacher's at t ~ U(0, 1)."""
+        phi = roles.student.schedule.angle(draw.u)
+        z = diffuse(x0, draw.noise, phi)
+        with torch.no_grad():
+            aim = roles.teacher(z, draw.u).v
+        weight = truncated_snr(phi) if self.weight == "truncated_snr" else torch.ones_like(phi)
+        error = lift(weight.sqrt(), z) * (roles.student(z, draw.u).v - aim)
+        return error.flatten(1).square().mean(1)
 
+    @property
+    def network_calls(self) -> float:
+        """One of the teacher, in which a guided one makes two of its network."""
+        return 4.0
 
-def grid(config: Config) -> Trajectory | None:
-    return None
-
-
-def network_calls(config: Config) -> float:
-    """One of the teacher, in which a guided one makes two of its network."""
-    return 4.0
-
-
-def check(config: Config, teacher: Trajectory | None) -> None:
-    """The teacher must mean its velocity at every time."""
-    if teacher is not None:
-        raise Mistake(
-            f"guided needs a teacher valid at any time, but this one is valid only on its own {teacher.steps} steps; "
-            "name the teacher it was distilled from"
-        )
-
-
-def check_guidance(config: Config, weights: tuple[float, float] | None) -> None:
-    """There must be weights to learn: (lowest, highest), equal where one is built in."""
-    if weights is None:
-        raise Mistake("guided needs weights to learn; say `guidance: [lowest, highest]` in its line")
+    def check_guidance(self, weights: tuple[float, float] | None) -> None:
+        """There must be weights to learn: (lowest, highest), equal where one is built in."""
+        if weights is None:
+            raise Mistake("guided needs weights to learn; say `guidance: [lowest, highest]` in its line")

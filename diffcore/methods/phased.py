@@ -4,8 +4,8 @@ Wang et al. 2024 (PCM, arXiv 2405.18407), also multistep consistency models (Hee
 k/N are cut into M phases with edges m/M. As in consistency, the target lands where a teacher's hop, then the target itself
 lands, but at the phase's lower edge instead of the data; so no step adds noise, and one phase is consistency.
 
-With `adversarial` above 0 a critic compares landings by the teacher's features (diffcore.methods.discriminator), noised a
-little further, where the two overlap.
+With `adversarial` above 0 a critic compares landings by the teacher's features (diffcore.methods.parts.discriminator), noised
+a little further, where the two overlap.
 """
 
 from dataclasses import dataclass
@@ -14,23 +14,34 @@ from typing import Literal
 import torch
 
 from diffcore.core.draw import Draw
-from diffcore.core.mistake import Mistake
 from diffcore.core.shapes import PerSample, Sample, lift
-from diffcore.methods import Critic, Roles, discriminator
-from diffcore.methods.discriminator import Discriminator, fooling, hinge
-from diffcore.methods.distance import pseudo_huber
+from diffcore.methods import CriticTraining, Roles, WithCritic
+from diffcore.methods.parts import discriminator
+from diffcore.methods.parts.discriminator import Discriminator, fooling, hinge
+from diffcore.methods.parts.distance import pseudo_huber
 from diffcore.noise.angle import compose, diffuse, hop
 from diffcore.noise.schedule import Schedule
 from diffcore.noise.trajectory import Trajectory, even
-
-SOLVER = "ddim"
 
 HEADS = 4
 """Of the critic, for each feature map: the paper's."""
 
 
 @dataclass(frozen=True)
-class Config:
+class Times:
+    """[b] each: a time t = k/N, the end u = (k-1)/N of the teacher's hop, the lower edge s of the phase; s <= u < t."""
+
+    t: PerSample
+    u: PerSample
+    s: PerSample
+
+    def angles(self, schedule: Schedule) -> tuple[PerSample, PerSample, PerSample]:
+        """phi of each, float64."""
+        return schedule.angle(self.t), schedule.angle(self.u), schedule.angle(self.s)
+
+
+@dataclass(frozen=True)
+class Phased(WithCritic):
     """steps: N, the teacher's grid t = k/N. phases: M, the student's steps; it must divide N.
 
     target_ema: decay of the EMA that the student must agree with, 0 for itself. distance: squared error of v, or pseudo-Huber
@@ -48,6 +59,9 @@ class Config:
     adversarial: float = 0.0
     critic_lr: float = 1e-3
 
+    sampler = "ddim"
+    off_the_data = True
+
     def __post_init__(self):
         for name in ("steps", "phases"):
             if getattr(self, name) < 1:
@@ -64,33 +78,80 @@ class Config:
         if self.huber <= 0 or self.critic_lr <= 0:
             raise ValueError(f"huber and critic_lr must be positive, got {self.huber} and {self.critic_lr}")
 
+    def loss(self, roles: Roles, x0: Sample, draw: Draw, progress: float) -> PerSample:
+        """The distance at t = k/N, k ~ U{1..N}, from the velocity that lands on the edge where teacher and target land."""
+        at = self.times(draw.u)
+        phi_t, _, phi_s = at.angles(roles.student.schedule)
+        z = diffuse(x0, draw.noise, phi_t)
+        v, goal = roles.student(z, at.t).v, aim(roles, z, at)
+        error = v - goal
+        if self.weight == "endpoint":
+            error = lift((phi_t - phi_s).sin(), error) * error
+        found = self._distance(error)
+        if not self.adversarial:
+            return found
+        return found + self.adversarial * fooling(self._logits(roles, hop(z, v, phi_t - phi_s), draw, at.s))
 
-@dataclass(frozen=True)
-class Times:
-    """[b] each: a time t = k/N, the end u = (k-1)/N of the teacher's hop, the lower edge s of the phase; s <= u < t."""
+    def times(self, u: PerSample) -> Times:
+        """For each uniform number. An edge, as the point where a jump begins, belongs to the phase below it."""
+        n, per_phase = self.steps, self.steps // self.phases
+        k = (u * n).floor() + 1
+        return Times(k / n, (k - 1) / n, torch.div(k - 1, per_phase, rounding_mode="floor") / self.phases)
 
-    t: PerSample
-    u: PerSample
-    s: PerSample
+    def critic(self, roles: Roles, seed: int) -> Discriminator | None:
+        """None without an adversarial part."""
+        if not self.adversarial:
+            return None
+        return Discriminator(discriminator.widths(roles.teacher), HEADS, seed)
 
-    def angles(self, schedule: Schedule) -> tuple[PerSample, PerSample, PerSample]:
-        """phi of each, float64."""
-        return schedule.angle(self.t), schedule.angle(self.u), schedule.angle(self.s)
+    def critic_loss(self, roles: Roles, x0: Sample, draw: Draw, progress: float) -> PerSample:
+        """Hinge: real is where the target lands on the edge, fake where the student does, both noised alike."""
+        at = self.times(draw.u)
+        phi_t, _, phi_s = at.angles(roles.student.schedule)
+        z = diffuse(x0, draw.noise, phi_t)
+        with torch.no_grad():
+            landings = [hop(z, v, phi_t - phi_s) for v in (aim(roles, z, at), roles.student(z, at.t).v)]
+        return hinge(*(self._logits(roles, landing, draw, at.s) for landing in landings))
 
+    @property
+    def critic_training(self) -> CriticTraining:
+        return CriticTraining(updates=1, lr=self.critic_lr, betas=(0.0, 0.999))
 
-def loss(config: Config, roles: Roles, x0: Sample, draw: Draw, progress: float) -> PerSample:
-    """The distance at t = k/N, k ~ U{1..N}, from the velocity that lands on the edge where teacher and target land."""
-    at = times(config, draw.u)
-    phi_t, _, phi_s = at.angles(roles.student.schedule)
-    z = diffuse(x0, draw.noise, phi_t)
-    v, goal = roles.student(z, at.t).v, aim(roles, z, at)
-    error = v - goal
-    if config.weight == "endpoint":
-        error = lift((phi_t - phi_s).sin(), error) * error
-    found = _distance(config, error)
-    if not config.adversarial:
-        return found
-    return found + config.adversarial * fooling(_logits(config, roles, hop(z, v, phi_t - phi_s), draw, at.s))
+    @property
+    def teacher_grid(self) -> Trajectory | None:
+        """Its hops are those of the grid of N steps; a critic is shown images between them."""
+        return None if self.adversarial else even(self.steps)
+
+    def advice(self, teacher: Trajectory) -> str:
+        return ("set adversarial to 0 or " if self.adversarial else "") + super().advice(teacher)
+
+    @property
+    def grid(self) -> Trajectory | None:
+        return even(self.phases)
+
+    @property
+    def network_calls(self) -> float:
+        """Of the loss; the critic's part adds calls of half a network, its features, which the trainer's meter counts."""
+        return 5.0
+
+    @property
+    def target_decay(self) -> float:
+        return self.target_ema
+
+    def _logits(self, roles: Roles, landing: Sample, draw: Draw, s: PerSample) -> list[torch.Tensor]:
+        """What the critic says of a landing on s once it is noised up to a time in (s, s + 1/M), in the teacher's features.
+
+        Landings of one draw get one noise, so that they differ in nothing else.
+        """
+        dice, schedule = draw.other("adversary"), roles.student.schedule
+        t = s + dice.u / self.phases
+        noisy = renoise(landing, dice.noise, schedule.angle(s), schedule.angle(t))
+        return roles.critic(roles.teacher.features(noisy, t))
+
+    def _distance(self, error: Sample) -> PerSample:
+        if self.distance == "squared":
+            return error.flatten(1).square().mean(1)
+        return pseudo_huber(error, self.huber)
 
 
 @torch.no_grad()
@@ -103,13 +164,6 @@ def aim(roles: Roles, z: Sample, at: Times) -> Sample:
     return compose(z, va, vb, phi_t - phi_u, phi_u - phi_s)
 
 
-def times(config: Config, u: PerSample) -> Times:
-    """For each uniform number. An edge, as the point where a jump begins, belongs to the phase below it."""
-    n, per_phase = config.steps, config.steps // config.phases
-    k = (u * n).floor() + 1
-    return Times(k / n, (k - 1) / n, torch.div(k - 1, per_phase, rounding_mode="floor") / config.phases)
-
-
 def renoise(z: Sample, eps: Sample, phi_s: PerSample, phi: PerSample) -> Sample:
     """From angle phi_s up to phi by the process itself: alpha is cos(phi)/cos(phi_s) times what it was.
 
@@ -117,70 +171,3 @@ def renoise(z: Sample, eps: Sample, phi_s: PerSample, phi: PerSample) -> Sample:
     """
     std = ((phi - phi_s).sin() * (phi + phi_s).sin()).sqrt() / phi_s.cos()
     return lift(phi.cos() / phi_s.cos(), z) * z + lift(std, z) * eps
-
-
-def critic(config: Config, roles: Roles, seed: int) -> Discriminator | None:
-    """None without an adversarial part."""
-    if not config.adversarial:
-        return None
-    return Discriminator(discriminator.widths(roles.teacher), HEADS, seed)
-
-
-def critic_loss(config: Config, roles: Roles, x0: Sample, draw: Draw, progress: float) -> PerSample:
-    """Hinge: real is where the target lands on the edge, fake where the student does, both noised alike."""
-    at = times(config, draw.u)
-    phi_t, _, phi_s = at.angles(roles.student.schedule)
-    z = diffuse(x0, draw.noise, phi_t)
-    with torch.no_grad():
-        landings = [hop(z, v, phi_t - phi_s) for v in (aim(roles, z, at), roles.student(z, at.t).v)]
-    return hinge(*(_logits(config, roles, landing, draw, at.s) for landing in landings))
-
-
-def critic_training(config: Config) -> Critic:
-    return Critic(updates=1, lr=config.critic_lr, betas=(0.0, 0.999))
-
-
-def grid(config: Config) -> Trajectory | None:
-    return even(config.phases)
-
-
-def network_calls(config: Config) -> float:
-    """Of the loss; the critic's part adds calls of half a network, its features, which the trainer's meter counts."""
-    return 5.0
-
-
-def check(config: Config, teacher: Trajectory | None) -> None:
-    """The teacher must mean its velocity at every time, or its hops must be just those of the grid of N steps."""
-    if teacher is None:
-        return
-    if teacher != even(config.steps):
-        raise Mistake(
-            f"steps {config.steps} needs a teacher of {config.steps} steps or one valid at any time, "
-            f"but its teacher has {teacher.steps}; name another teacher"
-        )
-    if config.adversarial:
-        raise Mistake(
-            f"adversarial shows its teacher images between its {teacher.steps} steps, where it is not valid; set it to 0 or "
-            "name a teacher valid at any time"
-        )
-
-
-def target_decay(config: Config) -> float:
-    return config.target_ema
-
-
-def _logits(config: Config, roles: Roles, landing: Sample, draw: Draw, s: PerSample) -> list[torch.Tensor]:
-    """What the critic says of a landing on s once it is noised up to a time in (s, s + 1/M), in the teacher's features.
-
-    Landings of one draw get one noise, so that they differ in nothing else.
-    """
-    dice, schedule = draw.other("adversary"), roles.student.schedule
-    t = s + dice.u / config.phases
-    noisy = renoise(landing, dice.noise, schedule.angle(s), schedule.angle(t))
-    return roles.critic(roles.teacher.features(noisy, t))
-
-
-def _distance(config: Config, error: Sample) -> PerSample:
-    if config.distance == "squared":
-        return error.flatten(1).square().mean(1)
-    return pseudo_huber(error, config.huber)

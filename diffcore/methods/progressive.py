@@ -10,18 +10,15 @@ from typing import Literal
 import torch
 
 from diffcore.core.draw import Draw
-from diffcore.core.mistake import Mistake
 from diffcore.core.shapes import PerSample, Sample, lift
 from diffcore.denoisers.denoiser import Denoiser
-from diffcore.methods import Roles
+from diffcore.methods import Method, Roles
 from diffcore.noise.angle import WEIGHTS, Velocity, diffuse, hops
 from diffcore.noise.trajectory import Trajectory, even
 
-SOLVER = "ddim"
-
 
 @dataclass(frozen=True)
-class Config:
+class Progressive(Method):
     """steps: the student's N. factor: how many times as many its teacher takes.
 
     weight: on the squared error of v: truncated_snr (the paper's), snr_plus_one (the same as one) or snr, which asks nothing
@@ -34,6 +31,9 @@ class Config:
     factor: int = 2
     clip: bool = False
 
+    sampler = "ddim"
+    off_the_data = True
+
     def __post_init__(self):
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
@@ -42,39 +42,36 @@ class Config:
         if self.weight == "snr" and self.steps == 1:
             raise ValueError("weight snr is 0 at t = 1, where the only step of 1 begins; take truncated_snr")
 
+    def loss(self, roles: Roles, x0: Sample, draw: Draw, progress: float) -> PerSample:
+        """Weighted squared error of v at t = i/N, i ~ U{1..N}."""
+        schedule, n, factor = roles.student.schedule, self.steps, self.factor
+        i = (draw.u * n).floor() + 1
+        times = [(factor * i - j) / (factor * n) for j in range(factor + 1)]
+        phi = schedule.angle(times[0])
+        z = diffuse(x0, draw.noise, phi)
+        with torch.no_grad():
+            aim = hops(_clipped(roles.teacher) if self.clip else _plain(roles.teacher), z, times, schedule)
+        weight = WEIGHTS[self.weight](phi)
+        error = (lift(weight.sqrt(), z) * (roles.student(z, times[0]).v - aim)).flatten(1)
+        return error.square().mean(1)
 
-def loss(config: Config, roles: Roles, x0: Sample, draw: Draw, progress: float) -> PerSample:
-    """Weighted squared error of v at t = i/N, i ~ U{1..N}."""
-    schedule, n, factor = roles.student.schedule, config.steps, config.factor
-    i = (draw.u * n).floor() + 1
-    times = [(factor * i - j) / (factor * n) for j in range(factor + 1)]
-    phi = schedule.angle(times[0])
-    z = diffuse(x0, draw.noise, phi)
-    with torch.no_grad():
-        aim = hops(_clipped(roles.teacher) if config.clip else _plain(roles.teacher), z, times, schedule)
-    weight = WEIGHTS[config.weight](phi)
-    error = (lift(weight.sqrt(), z) * (roles.student(z, times[0]).v - aim)).flatten(1)
-    return error.square().mean(1)
+    @property
+    def teacher_grid(self) -> Trajectory:
+        return even(self.factor * self.steps)
 
-
-def grid(config: Config) -> Trajectory | None:
-    return even(config.steps)
-
-
-def network_calls(config: Config) -> float:
-    return 3.0 + config.factor
-
-
-def check(config: Config, teacher: Trajectory | None) -> None:
-    """The teacher must be valid on the grid of `factor` N steps."""
-    wanted = config.factor * config.steps
-    if teacher is not None and teacher != even(wanted):
-        whole = teacher.steps % config.factor == 0
-        fewer = f"set steps to {teacher.steps // config.factor} or " if whole else ""
-        raise Mistake(
-            f"steps {config.steps} needs a teacher of {wanted} steps or one valid at any time, "
-            f"but its teacher has {teacher.steps}; {fewer}name another teacher"
+    def advice(self, teacher: Trajectory) -> str:
+        whole = teacher.steps % self.factor == 0
+        return (
+            f"set steps to {teacher.steps // self.factor} or name another teacher" if whole else super().advice(teacher)
         )
+
+    @property
+    def grid(self) -> Trajectory | None:
+        return even(self.steps)
+
+    @property
+    def network_calls(self) -> float:
+        return 3.0 + self.factor
 
 
 def _plain(teacher: Denoiser) -> Velocity:

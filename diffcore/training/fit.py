@@ -11,8 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from types import ModuleType
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -25,7 +24,7 @@ from diffcore.core.shapes import Sample
 from diffcore.data.feed import Feed
 from diffcore.denoisers.denoiser import Condition, Denoiser, NetDenoiser
 from diffcore.denoisers.meter import Meter, Metered, with_backward
-from diffcore.methods import Roles
+from diffcore.methods import Method, Roles
 from diffcore.nets.dropout import Masks, masked, without
 from diffcore.training.resume import Resume
 
@@ -124,8 +123,7 @@ class Job:
     guidance: range of the weights that samples are given; None for no guidance.
     """
 
-    method: ModuleType
-    method_config: Any
+    method: Method
     config: Config
     feed: Feed
     seed: int
@@ -204,7 +202,7 @@ class _Loop:
         self.net = copy.deepcopy(student.net).to(device, memory_format=torch.channels_last).train()
         self.net.requires_grad_(True)
         self.ema, self.masks = _frozen(self.net), Masks()
-        decay = job.method.target_decay(job.method_config) if hasattr(job.method, "target_decay") else 0.0
+        decay = job.method.target_decay
         self.target_decay, self.target = decay, masked(_frozen(self.net), self.masks) if decay else self.net
         masked(self.net, self.masks)
         if teacher is not None:
@@ -214,7 +212,7 @@ class _Loop:
         )
         self.prepared, self.optimizer = self.accelerator.prepare(self.net, optimizer)
         roles = Roles(_with(student, self.prepared), teacher, _with(student, self.target))
-        critic = job.method.critic(job.method_config, roles, job.seed) if hasattr(job.method, "critic") else None
+        critic = job.method.critic(roles, job.seed)
         self.critic = None if critic is None else _Critic(job, critic, self.accelerator, self.computing, self.net)
         if compute.compile:
             _compile(self.net, self.target, teacher, self.critic and self.critic.net)
@@ -277,7 +275,7 @@ class _Loop:
             last, own = number + 1 == len(self.rows), _from(rows, self.rows)
             with _sync(self.accelerator, self.prepared, last):
                 with self.computing("train", self.step, rows.start):
-                    per = job.method.loss(job.method_config, _of(roles, own), x0[own], dice[rows], progress)
+                    per = job.method.loss(_of(roles, own), x0[own], dice[rows], progress)
                 loss = per.float().mean() / len(self.rows)
                 # outside of autocast, which would take what ran in full precision back in bfloat16
                 self.accelerator.backward(loss)
@@ -381,7 +379,7 @@ class _Critic:
         student: nn.Module,
     ):
         self.job, self.accelerator, self.computing, self.losses = job, accelerator, computing, []
-        self.training = job.method.critic_training(job.method_config)
+        self.training = job.method.critic_training
         self.net = without(net.to(accelerator.device).train())
         learns = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
@@ -417,7 +415,7 @@ class _Critic:
     ) -> Tensor:
         own, progress = _from(part, rows), step / self.job.config.iterations
         with self.computing("critic", step, number, part.start):
-            per = self.job.method.critic_loss(self.job.method_config, _of(roles, own), x0[own], dice[part], progress)
+            per = self.job.method.critic_loss(_of(roles, own), x0[own], dice[part], progress)
         loss = per.float().mean() / len(rows)
         loss.backward()
         return loss.detach()
