@@ -11,8 +11,9 @@ import time
 import torch
 
 from diffcore.core.draw import noises
-from diffcore.denoisers.denoiser import Denoiser, NetDenoiser
+from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.meter import Meter, Metered
+from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets import unet
 from diffcore.noise.schedule import Cosine
 from diffcore.noise.trajectory import even

@@ -9,7 +9,7 @@ import time
 import torch
 
 from diffcore.core.draw import noises
-from diffcore.denoisers.denoiser import NetDenoiser, label
+from diffcore.denoisers.network import NetDenoiser, label
 from diffcore.nets import unet
 from diffcore.noise.schedule import Cosine
 from diffcore.search.gamma import Config, estimate

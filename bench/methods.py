@@ -17,7 +17,7 @@ from typing import Any
 from diffcore import methods
 from diffcore.checkpoints import checkpoint
 from diffcore.data import feed, shards
-from diffcore.denoisers.denoiser import NetDenoiser
+from diffcore.denoisers.network import NetDenoiser
 from diffcore.metrics import features, quality
 from diffcore.noise.trajectory import even
 from diffcore.sampling.sampler import Sampler

@@ -2,7 +2,9 @@
 
 from diffcore.checkpoints.checkpoint import Checkpoint, Guidance
 from diffcore.core.mistake import Mistake
-from diffcore.denoisers.denoiser import Denoiser, Guided, NetDenoiser
+from diffcore.denoisers.denoiser import Denoiser
+from diffcore.denoisers.guidance import Guided
+from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets import unet
 
 

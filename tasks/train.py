@@ -12,7 +12,8 @@ from diffcore.core import disk, draw
 from diffcore.core.mistake import Mistake
 from diffcore.data import feed
 from diffcore.data.shards import Manifest
-from diffcore.denoisers.denoiser import Denoiser, NetDenoiser
+from diffcore.denoisers.denoiser import Denoiser
+from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets import unet
 from diffcore.noise.schedule import Cosine
 from diffcore.noise.trajectory import Trajectory

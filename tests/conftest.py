@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffcore.denoisers.denoiser import GaussianDenoiser, MixtureDenoiser, NetDenoiser
+from diffcore.denoisers.exact import GaussianDenoiser, MixtureDenoiser
+from diffcore.denoisers.network import NetDenoiser
 from diffcore.metrics import quality
 from diffcore.noise.schedule import SCHEDULES, Cosine, Discrete, Schedule
 from diffcore.sampling.solver import Solver

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from diffcore.denoisers.denoiser import GaussianDenoiser, per_sample
+from diffcore.denoisers.denoiser import per_sample
+from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.noise.schedule import Level
 from diffcore.noise.trajectory import Trajectory, even, nodes
 from diffcore.sampling.sampler import Sampler

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from diffcore.denoisers.denoiser import from_v
+from diffcore.denoisers.prediction import from_v
 from diffcore.noise.angle import between, compose, diffuse, hop, truncated_snr, velocity
 from diffcore.noise.schedule import Cosine
 from tests.conftest import randn

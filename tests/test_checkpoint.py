@@ -10,7 +10,7 @@ from diffcore.checkpoints import checkpoint
 from diffcore.core import disk
 from diffcore.core.mistake import Mistake
 from diffcore.data.feed import to_uint8
-from diffcore.denoisers.denoiser import NetDenoiser
+from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets import unet
 from diffcore.noise.schedule import Cosine
 from diffcore.noise.trajectory import even

@@ -6,8 +6,11 @@ import torch
 
 from diffcore.core.mistake import Mistake
 from diffcore.denoisers.clipping import Clip, Clipped, Threshold
-from diffcore.denoisers.denoiser import Condition, Denoiser, GaussianDenoiser, Guided, Prediction, per_sample
+from diffcore.denoisers.denoiser import Condition, Denoiser, per_sample
+from diffcore.denoisers.exact import GaussianDenoiser
+from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.meter import Meter, Metered
+from diffcore.denoisers.prediction import Prediction
 from diffcore.metrics import likelihood
 from diffcore.noise.schedule import Cosine
 from diffcore.noise.trajectory import even, karras

@@ -8,17 +8,13 @@ import torch
 
 from diffcore.core.draw import draw
 from diffcore.core.mistake import Mistake
-from diffcore.denoisers.denoiser import (
-    HEADS,
-    Condition,
-    GaussianDenoiser,
-    Guided,
-    NetDenoiser,
-    Prediction,
-    Rescaled,
-    per_sample,
-)
+from diffcore.denoisers.denoiser import Condition, per_sample
+from diffcore.denoisers.exact import GaussianDenoiser
+from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.meter import Meter, Metered
+from diffcore.denoisers.network import NetDenoiser
+from diffcore.denoisers.prediction import HEADS, Prediction
+from diffcore.denoisers.rescaling import Rescaled
 from diffcore.nets import unet
 from diffcore.noise.angle import between
 from diffcore.noise.schedule import VE, Cosine, Linear

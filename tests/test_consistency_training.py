@@ -8,7 +8,10 @@ import torch
 from torch import nn
 
 from diffcore.core.draw import Draw
-from diffcore.denoisers.denoiser import Denoiser, GaussianDenoiser, NetDenoiser, from_v
+from diffcore.denoisers.denoiser import Denoiser
+from diffcore.denoisers.exact import GaussianDenoiser
+from diffcore.denoisers.network import NetDenoiser
+from diffcore.denoisers.prediction import from_v
 from diffcore.methods import Roles, consistency_training
 from diffcore.methods.consistency_training import ConsistencyTraining, aim, ict_levels
 from diffcore.noise.angle import compose, diffuse, hop

@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from diffcore.core.mistake import Mistake
-from diffcore.denoisers.denoiser import Denoiser, GaussianDenoiser, NetDenoiser, from_v
+from diffcore.denoisers.denoiser import Denoiser
+from diffcore.denoisers.exact import GaussianDenoiser
+from diffcore.denoisers.network import NetDenoiser
+from diffcore.denoisers.prediction import from_v
 from diffcore.methods import Roles, consistency_training, continuous
 from diffcore.methods.continuous import Continuous, normalised, tangent
 from diffcore.nets import unet

@@ -8,8 +8,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffcore.core.draw import noises
 from diffcore.core.mistake import Mistake
-from diffcore.denoisers.denoiser import Condition, Denoiser, Guided, NetDenoiser, per_sample
+from diffcore.denoisers.denoiser import Condition, Denoiser, per_sample
+from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.meter import Meter, Metered
+from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets import unet
 from diffcore.noise.schedule import Cosine
 from diffcore.noise.trajectory import even, karras

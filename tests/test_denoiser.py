@@ -1,7 +1,10 @@
 import pytest
 import torch
 
-from diffcore.denoisers.denoiser import HEADS, GaussianDenoiser, NetDenoiser, Rescaled, label
+from diffcore.denoisers.exact import GaussianDenoiser
+from diffcore.denoisers.network import NetDenoiser, label
+from diffcore.denoisers.prediction import HEADS
+from diffcore.denoisers.rescaling import Rescaled
 from diffcore.noise.schedule import VE, Cosine, Linear
 from tests.conftest import ToyNet, gaussian, make_schedule, mixture, randn
 
@@ -63,7 +66,7 @@ def test_mixture_score_is_the_gradient_of_the_log_density(schedule):
 
 def test_a_mixture_of_one_is_a_gaussian(schedule):
     one = gaussian(schedule)
-    from diffcore.denoisers.denoiser import MixtureDenoiser
+    from diffcore.denoisers.exact import MixtureDenoiser
 
     same = MixtureDenoiser(torch.ones(1).double(), one.mean[None], one.variance[None], schedule)
     x_t = randn(5, 2, 3)

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from diffcore.denoisers.clipping import Clip, Clipped, Threshold
-from diffcore.denoisers.denoiser import Denoiser, GaussianDenoiser, Prediction, per_sample
+from diffcore.denoisers.denoiser import Denoiser, per_sample
+from diffcore.denoisers.exact import GaussianDenoiser
+from diffcore.denoisers.prediction import Prediction
 from diffcore.noise.schedule import VE
 from diffcore.noise.trajectory import Trajectory
 from diffcore.sampling.sampler import Sampler

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from diffcore.core.mistake import Mistake
-from diffcore.denoisers.denoiser import Guided, NetDenoiser
+from diffcore.denoisers.guidance import Guided
+from diffcore.denoisers.network import NetDenoiser
 from diffcore.methods.parts.discriminator import Discriminator, Head, fooling, hinge, widths
 from diffcore.nets import unet
 from diffcore.noise.schedule import Cosine

@@ -5,7 +5,9 @@ import dataclasses
 import torch
 
 from diffcore.core.draw import draw
-from diffcore.denoisers.denoiser import Condition, GaussianDenoiser, Guided
+from diffcore.denoisers.denoiser import Condition
+from diffcore.denoisers.exact import GaussianDenoiser
+from diffcore.denoisers.guidance import Guided
 from diffcore.methods import Roles
 from diffcore.methods import distribution_matching as dm
 from diffcore.methods.parts.discriminator import Discriminator

@@ -12,7 +12,8 @@ from torch import nn
 
 from diffcore import methods
 from diffcore.core.mistake import Mistake
-from diffcore.denoisers.denoiser import Guided, NetDenoiser
+from diffcore.denoisers.guidance import Guided
+from diffcore.denoisers.network import NetDenoiser
 from diffcore.methods import Roles, consistency, continuous, distribution_matching
 from diffcore.nets import foreign, open_folder, unet
 from diffcore.nets.dropout import Masked, Masks, masked, without

@@ -16,7 +16,8 @@ from diffcore.data import shards
 from diffcore.data.feed import to_float, to_uint8
 from diffcore.data.shards import Manifest
 from diffcore.denoisers.clipping import Threshold
-from diffcore.denoisers.denoiser import Condition, NetDenoiser
+from diffcore.denoisers.denoiser import Condition
+from diffcore.denoisers.network import NetDenoiser
 from diffcore.metrics import quality
 from diffcore.metrics.frontier import Point
 from diffcore.noise.schedule import Cosine

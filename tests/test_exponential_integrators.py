@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from diffcore.core.mistake import Mistake
-from diffcore.denoisers.denoiser import Denoiser, Prediction, from_eps, from_x0, per_sample
+from diffcore.denoisers.denoiser import Denoiser, per_sample
 from diffcore.denoisers.meter import Meter, Metered
 from diffcore.denoisers.node import Mark, believe, mark
+from diffcore.denoisers.prediction import Prediction, from_eps, from_x0
 from diffcore.noise.schedule import VE, Cosine
 from diffcore.noise.trajectory import Trajectory, even
 from diffcore.sampling.sampler import Sampler

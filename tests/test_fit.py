@@ -10,7 +10,7 @@ from diffcore.core.draw import draw
 from diffcore.core.mistake import Mistake
 from diffcore.data.feed import ResidentFeed
 from diffcore.data.shards import Images
-from diffcore.denoisers.denoiser import NetDenoiser
+from diffcore.denoisers.network import NetDenoiser
 from diffcore.methods import Method, Roles
 from diffcore.methods.denoising import Denoising
 from diffcore.noise.schedule import Cosine

@@ -8,7 +8,8 @@ import torch
 from diffcore.core import disk
 from diffcore.core.mistake import Mistake
 from diffcore.data import shards
-from diffcore.denoisers.denoiser import GaussianDenoiser, Prediction
+from diffcore.denoisers.exact import GaussianDenoiser
+from diffcore.denoisers.prediction import Prediction
 from diffcore.noise.schedule import Cosine, Linear
 from diffcore.search import gamma, search
 from diffcore.search.gamma import Config, Gamma, Moments, estimate, pick

@@ -25,7 +25,12 @@ from diffcore.core.mistake import Mistake
 from diffcore.data.feed import ResidentFeed
 from diffcore.data.shards import Images
 from diffcore.denoisers.clipping import Clip, Clipped, Threshold
-from diffcore.denoisers.denoiser import HEADS, Condition, Guided, MixtureDenoiser, NetDenoiser, Rescaled
+from diffcore.denoisers.denoiser import Condition
+from diffcore.denoisers.exact import MixtureDenoiser
+from diffcore.denoisers.guidance import Guided
+from diffcore.denoisers.network import NetDenoiser
+from diffcore.denoisers.prediction import HEADS
+from diffcore.denoisers.rescaling import Rescaled
 from diffcore.metrics import features, likelihood, quality
 from diffcore.nets import unet
 from diffcore.noise.angle import min_snr, snr, truncated_snr

@@ -9,7 +9,11 @@ from torch import nn
 
 from diffcore.core.draw import Draw
 from diffcore.core.mistake import Mistake
-from diffcore.denoisers.denoiser import Condition, Denoiser, GaussianDenoiser, Guided, NetDenoiser, from_v
+from diffcore.denoisers.denoiser import Condition, Denoiser
+from diffcore.denoisers.exact import GaussianDenoiser
+from diffcore.denoisers.guidance import Guided
+from diffcore.denoisers.network import NetDenoiser
+from diffcore.denoisers.prediction import from_v
 from diffcore.methods import Roles
 from diffcore.methods.guided import GuidedDistillation
 from diffcore.noise.angle import diffuse

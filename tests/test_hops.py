@@ -6,7 +6,8 @@ import torch
 
 from diffcore.core.draw import noises
 from diffcore.core.mistake import Mistake
-from diffcore.denoisers.denoiser import Condition, GaussianDenoiser, per_sample
+from diffcore.denoisers.denoiser import Condition, per_sample
+from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.noise.trajectory import Trajectory, even
 from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solvers.ancestral import DDIM

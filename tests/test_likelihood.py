@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from diffcore.denoisers.denoiser import Condition, GaussianDenoiser
+from diffcore.denoisers.denoiser import Condition
+from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.metrics import likelihood
 from diffcore.noise import trajectory
 from diffcore.noise.schedule import SCHEDULES, Cosine, Linear

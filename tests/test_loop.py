@@ -14,7 +14,9 @@ from torch import nn
 
 from diffcore.core import draw
 from diffcore.core.mistake import Mistake
-from diffcore.denoisers.denoiser import Condition, Denoiser, Guided, NetDenoiser
+from diffcore.denoisers.denoiser import Condition, Denoiser
+from diffcore.denoisers.guidance import Guided
+from diffcore.denoisers.network import NetDenoiser
 from diffcore.methods import Method, Roles, consistency, continuous, denoising, distribution_matching, phased
 from diffcore.methods.parts.discriminator import Discriminator
 from diffcore.noise.angle import diffuse

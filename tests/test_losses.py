@@ -13,7 +13,7 @@ from torch import nn
 
 from diffcore import methods
 from diffcore.core.draw import Draw
-from diffcore.denoisers.denoiser import GaussianDenoiser
+from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.methods import Roles, continuous
 from diffcore.noise.schedule import Cosine, Discrete, Linear, Schedule
 from tests.conftest import DDPM_BETAS, make_schedule, randn

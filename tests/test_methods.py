@@ -11,7 +11,10 @@ import torch
 from diffcore import methods
 from diffcore.core.draw import Draw, draw
 from diffcore.core.mistake import Mistake
-from diffcore.denoisers.denoiser import Denoiser, GaussianDenoiser, NetDenoiser, Prediction, from_v
+from diffcore.denoisers.denoiser import Denoiser
+from diffcore.denoisers.exact import GaussianDenoiser
+from diffcore.denoisers.network import NetDenoiser
+from diffcore.denoisers.prediction import Prediction, from_v
 from diffcore.methods import Method, Roles, consistency, denoising, progressive
 from diffcore.noise.angle import WEIGHTS, between, hop, min_snr
 from diffcore.noise.schedule import Cosine

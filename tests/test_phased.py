@@ -11,7 +11,10 @@ from torch import nn
 
 from diffcore.core.draw import Draw, draw
 from diffcore.core.mistake import Mistake
-from diffcore.denoisers.denoiser import Denoiser, GaussianDenoiser, NetDenoiser, Prediction, from_v
+from diffcore.denoisers.denoiser import Denoiser
+from diffcore.denoisers.exact import GaussianDenoiser
+from diffcore.denoisers.network import NetDenoiser
+from diffcore.denoisers.prediction import Prediction, from_v
 from diffcore.methods import Roles, consistency, phased
 from diffcore.methods.parts.discriminator import Discriminator, fooling, hinge
 from diffcore.methods.phased import Phased, aim, renoise

@@ -14,7 +14,7 @@ from diffcore.checkpoints import checkpoint
 from diffcore.core import draw
 from diffcore.data import shards
 from diffcore.data.feed import to_float
-from diffcore.denoisers.denoiser import NetDenoiser
+from diffcore.denoisers.network import NetDenoiser
 from diffcore.metrics import likelihood, quality
 from diffcore.nets.unet import UNet, with_guidance
 from diffcore.noise.schedule import Cosine

@@ -10,7 +10,8 @@ from torch import nn
 from diffcore import methods
 from diffcore.data.feed import ResidentFeed
 from diffcore.data.shards import Images
-from diffcore.denoisers.denoiser import Guided, NetDenoiser
+from diffcore.denoisers.guidance import Guided
+from diffcore.denoisers.network import NetDenoiser
 from diffcore.methods import consistency, distribution_matching, phased
 from diffcore.noise.schedule import Cosine, Linear
 from diffcore.training import fit

@@ -8,7 +8,9 @@ from diffcore.checkpoints import checkpoint
 from diffcore.checkpoints.checkpoint import Checkpoint, Guidance
 from diffcore.core.mistake import Mistake
 from diffcore.denoisers.clipping import Clip, Clipped, Threshold
-from diffcore.denoisers.denoiser import Condition, Guided, NetDenoiser
+from diffcore.denoisers.denoiser import Condition
+from diffcore.denoisers.guidance import Guided
+from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets import unet
 from diffcore.noise.schedule import Cosine
 from diffcore.noise.trajectory import even, karras

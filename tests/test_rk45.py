@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from diffcore.core.mistake import Mistake
-from diffcore.denoisers.denoiser import Denoiser, GaussianDenoiser, per_sample
+from diffcore.denoisers.denoiser import Denoiser, per_sample
+from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.noise.schedule import Cosine, Discrete
 from diffcore.noise.trajectory import Trajectory, even, karras
 from diffcore.sampling import ode

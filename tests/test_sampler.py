@@ -5,7 +5,9 @@ import torch
 
 from diffcore.core.draw import draw, noises
 from diffcore.core.mistake import Mistake
-from diffcore.denoisers.denoiser import Condition, Denoiser, NetDenoiser, Prediction
+from diffcore.denoisers.denoiser import Condition, Denoiser
+from diffcore.denoisers.network import NetDenoiser
+from diffcore.denoisers.prediction import Prediction
 from diffcore.noise.schedule import VE, Cosine
 from diffcore.noise.trajectory import Trajectory, even, karras
 from diffcore.sampling.sampler import Sampler, rehearse

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from diffcore.core.mistake import Mistake
-from diffcore.denoisers.denoiser import GaussianDenoiser, per_sample
+from diffcore.denoisers.denoiser import per_sample
+from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.denoisers.node import mark
 from diffcore.noise.schedule import SCHEDULES, VE, Cosine, Linear, Schedule, SubVP
 from diffcore.noise.trajectory import Trajectory, even, karras

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from diffcore.core.mistake import Mistake
-from diffcore.denoisers.denoiser import GaussianDenoiser
+from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.metrics import likelihood
 from diffcore.noise.schedule import Level
 from diffcore.noise.trajectory import nodes

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from diffcore.core.mistake import Mistake
-from diffcore.denoisers.denoiser import Condition, NetDenoiser, per_sample
+from diffcore.denoisers.denoiser import Condition, per_sample
+from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets import unet
 from diffcore.noise.schedule import Cosine
 from diffcore.noise.trajectory import even, karras

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from diffcore.core.mistake import Mistake
-from diffcore.denoisers.denoiser import HEADS, Denoiser, GaussianDenoiser, per_sample
+from diffcore.denoisers.denoiser import Denoiser, per_sample
+from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.denoisers.meter import Meter, Metered
+from diffcore.denoisers.prediction import HEADS
 from diffcore.noise.schedule import SCHEDULES, Cosine, Linear
 from diffcore.noise.trajectory import Trajectory, even, karras
 from diffcore.sampling.sampler import Sampler

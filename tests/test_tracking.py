@@ -1580,7 +1580,7 @@ def test_a_table_for_spreadsheets_that_says_anything_else_is_damaged(tmp_path):
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """Two checkpoints of classes, the student's card naming the teacher, and their gamma."""
-    from diffcore.denoisers.denoiser import NetDenoiser
+    from diffcore.denoisers.network import NetDenoiser
     from diffcore.noise.schedule import Cosine
     from tests.conftest import exact_gamma, gaussian
     from tests.test_checkpoint import ABOUT

@@ -14,7 +14,9 @@ from diffcore.checkpoints import checkpoint
 from diffcore.core import disk, draw
 from diffcore.core.mistake import Mistake
 from diffcore.data.shards import Manifest
-from diffcore.denoisers.denoiser import Condition, Guided, NetDenoiser
+from diffcore.denoisers.denoiser import Condition
+from diffcore.denoisers.guidance import Guided
+from diffcore.denoisers.network import NetDenoiser
 from diffcore.metrics import quality
 from diffcore.nets import unet
 from diffcore.noise.schedule import Cosine, Discrete

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from diffcore import methods
-from diffcore.denoisers.denoiser import GaussianDenoiser, NetDenoiser
+from diffcore.denoisers.exact import GaussianDenoiser
+from diffcore.denoisers.network import NetDenoiser
 from diffcore.methods import (
     consistency,
     consistency_training,

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from diffcore.denoisers.denoiser import Guided, NetDenoiser
+from diffcore.denoisers.guidance import Guided
+from diffcore.denoisers.network import NetDenoiser
 from diffcore.methods import consistency, consistency_training, denoising, distribution_matching, phased
 from diffcore.noise.schedule import Cosine
 from diffcore.training import fit

@@ -16,7 +16,7 @@ from diffcore.data import shards
 from diffcore.data.feed import to_float
 from diffcore.data.ledger import Unfinished
 from diffcore.data.shards import Manifest
-from diffcore.denoisers.denoiser import NetDenoiser
+from diffcore.denoisers.network import NetDenoiser
 from diffcore.metrics import quality
 from diffcore.nets import unet
 from diffcore.noise.schedule import Cosine

@@ -9,8 +9,11 @@ import torch
 
 import diffcore
 from diffcore.denoisers.clipping import Clip, Clipped, Threshold
-from diffcore.denoisers.denoiser import Condition, Denoiser, Guided, NetDenoiser, Rescaled
+from diffcore.denoisers.denoiser import Condition, Denoiser, Wrapper
+from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.meter import Meter, Metered
+from diffcore.denoisers.network import NetDenoiser
+from diffcore.denoisers.rescaling import Rescaled
 from diffcore.nets import unet
 from diffcore.noise.schedule import VE, Cosine
 from diffcore.noise.trajectory import even
@@ -26,8 +29,8 @@ WRAPPERS = {
 }
 """Each wrapper: how it is put around a denoiser, and what of itself it must keep."""
 
-ELSEWHERE = {"DeepCached", "_Run", "_Blank", "NetDenoiser", "GaussianDenoiser", "MixtureDenoiser"}
-"""Wraps our U-Net alone (below), or nothing at all."""
+CACHED = "DeepCached"
+"""Wraps our U-Net alone, see below."""
 
 CONDITION = Condition(torch.tensor([1, 0]), torch.tensor([2.0, 3.0], dtype=torch.float64))
 ASKED = {
@@ -57,18 +60,18 @@ class Inner(Denoiser):
         return Inner((*self.told, ("of", rows)))
 
 
-def kinds() -> set[str]:
+def wrappers() -> set[str]:
     for module in pkgutil.walk_packages(diffcore.__path__, "diffcore."):
         importlib.import_module(module.name)
 
     def below(kind: type) -> set[type]:
         return {kind}.union(*map(below, kind.__subclasses__()))
 
-    return {kind.__name__ for kind in below(Denoiser) if kind.__module__.startswith("diffcore.")}
+    return {kind.__name__ for kind in below(Wrapper) if kind.__module__.startswith("diffcore.")}
 
 
 def test_no_wrapper_is_left_out():
-    assert kinds() - {"Denoiser"} == {kind.__name__ for kind in WRAPPERS} | ELSEWHERE
+    assert wrappers() == {"Wrapper", CACHED, *(kind.__name__ for kind in WRAPPERS)}
 
 
 @pytest.mark.parametrize("kind", WRAPPERS, ids=lambda kind: kind.__name__)
@@ -129,14 +132,20 @@ def test_what_a_call_cost_is_told_on(kind):
     assert METER.spent - spent == (4 * 2 * 2.5 if kind is Metered else 0.0)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in WRAPPERS if kind is not Rescaled], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", WRAPPERS, ids=lambda kind: kind.__name__)
 def test_features_are_the_inner_one_s_of_the_very_images(kind):
-    """At the very times, told the classes; each image counts as a call."""
+    """At the very times, told the classes; each image counts as a call. Of another schedule they are scaled to the time at
+    which the inner one has as much noise beside as much of the image."""
     x, t = torch.randn(2, 2, 3, generator=dice()).double(), torch.tensor([0.2, 0.4]).double()
     spent = METER.spent
     seen, when, told = WRAPPERS[kind][0](Dear()).given(CONDITION).features(x, t)
-    assert torch.equal(seen, x)
-    assert torch.equal(when, t)
+    if kind is Rescaled:
+        ratio = SIGMAS.sigma(t) / SIGMAS.alpha(t)
+        torch.testing.assert_close(Cosine().sigma(when) / Cosine().alpha(when), ratio)
+        torch.testing.assert_close(seen, x / (1 + ratio**2).sqrt()[:, None, None])
+    else:
+        assert torch.equal(seen, x)
+        assert torch.equal(when, t)
     assert float(told) == 1
     assert METER.spent - spent == (2 if kind is Metered else 0)
 

@@ -18,7 +18,7 @@ from diffcore.checkpoints import checkpoint
 from diffcore.core import disk
 from diffcore.core.mistake import Mistake
 from diffcore.denoisers.clipping import Clip, Threshold
-from diffcore.denoisers.denoiser import NetDenoiser
+from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets import unet
 from diffcore.noise.schedule import Discrete
 

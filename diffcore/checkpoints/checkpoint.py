@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from diffcore.core import disk
 from diffcore.core.mistake import Mistake
-from diffcore.denoisers.denoiser import HEADS, NetDenoiser
+from diffcore.denoisers.network import NetDenoiser
+from diffcore.denoisers.prediction import HEADS
 from diffcore.nets import open_folder
 from diffcore.noise import schedule
 from diffcore.noise.trajectory import Trajectory

@@ -8,10 +8,10 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from diffcore.core.shapes import PerSample, Sample, lift
-from diffcore.denoisers.denoiser import Condition, Denoiser, Prediction
+from diffcore.denoisers.denoiser import Denoiser, Wrapper
+from diffcore.denoisers.prediction import Prediction
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,15 @@ class Threshold:
         return torch.minimum(torch.maximum(x0, -s), s) / s
 
 
-class Clipped(Denoiser):
+class Clipped(Wrapper):
     """A denoiser whose x_0 is kept within limits. Its eps is what then fits x_t, so that every reading of the belief agrees.
 
     A belief within the limits stays as it is, bit for bit. Where sigma is 0 eps stays too: nothing of it is in x_t.
     """
 
     def __init__(self, inner: Denoiser, limit: Clip | Threshold):
-        super().__init__()
-        self.inner, self.limit, self.schedule, self.grid = inner, limit, inner.schedule, inner.grid
+        super().__init__(inner)
+        self.limit = limit
 
     def forward(self, x_t: Sample, t: PerSample) -> Prediction:
         belief = self.inner(x_t, t)
@@ -67,14 +67,5 @@ class Clipped(Denoiser):
         weight = torch.where(level.sigma > 0, level.alpha / level.sigma, 0.0)
         return replace(belief, x0=x0, eps=belief.eps + weight * (belief.x0 - x0))
 
-    def begin(self, calls: int | None) -> Denoiser:
-        return Clipped(self.inner.begin(calls), self.limit)
-
-    def given(self, condition: Condition) -> Denoiser:
-        return Clipped(self.inner.given(condition), self.limit)
-
-    def of(self, rows: slice | Tensor) -> Denoiser:
-        return Clipped(self.inner.of(rows), self.limit)
-
-    def features(self, x_t: Sample, t: PerSample) -> list[Tensor]:
-        return self.inner.features(x_t, t)
+    def around(self, inner: Denoiser) -> "Clipped":
+        return Clipped(inner, self.limit)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from diffcore.core.shapes import PerSample, Sample
-from diffcore.denoisers.denoiser import Condition, Denoiser, Prediction
+from diffcore.denoisers.denoiser import Denoiser, Wrapper
+from diffcore.denoisers.prediction import Prediction
 
 
 @dataclass
@@ -21,28 +22,21 @@ def with_backward(learns: bool) -> int:
     return 3 if learns and torch.is_grad_enabled() else 1
 
 
-class Metered(Denoiser):
+class Metered(Wrapper):
     """A denoiser whose cost is added up. learns: whether it is in training, so that a call may have a backward pass."""
 
     def __init__(self, inner: Denoiser, meter: Meter, learns: bool = False):
-        super().__init__()
-        self.inner, self.meter, self.learns = inner, meter, learns
-        self.schedule, self.grid = inner.schedule, inner.grid
+        super().__init__(inner)
+        self.meter, self.learns = meter, learns
 
     def forward(self, x_t: Sample, t: PerSample) -> Prediction:
         belief = self.inner(x_t, t)
         self.meter.spent += belief.cost * len(x_t) * with_backward(self.learns)
         return belief
 
-    def begin(self, calls: int | None) -> Denoiser:
-        return Metered(self.inner.begin(calls), self.meter, self.learns)
-
-    def given(self, condition: Condition) -> Denoiser:
-        return Metered(self.inner.given(condition), self.meter, self.learns)
-
-    def of(self, rows: slice | Tensor) -> Denoiser:
-        return Metered(self.inner.of(rows), self.meter, self.learns)
+    def around(self, inner: Denoiser) -> "Metered":
+        return Metered(inner, self.meter, self.learns)
 
     def features(self, x_t: Sample, t: PerSample) -> list[Tensor]:
         self.meter.spent += len(x_t)
-        return self.inner.features(x_t, t)
+        return super().features(x_t, t)

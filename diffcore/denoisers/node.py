@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from diffcore.core.shapes import Sample
-from diffcore.denoisers.denoiser import Denoiser, Prediction, per_sample
+from diffcore.denoisers.denoiser import Denoiser, per_sample
+from diffcore.denoisers.prediction import Prediction
 from diffcore.noise.schedule import Schedule
 
 

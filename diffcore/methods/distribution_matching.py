@@ -17,7 +17,9 @@ from torch import nn
 
 from diffcore.core.draw import Draw
 from diffcore.core.shapes import PerSample, Sample, lift
-from diffcore.denoisers.denoiser import Denoiser, Guided, NetDenoiser, per_sample
+from diffcore.denoisers.denoiser import Denoiser, per_sample
+from diffcore.denoisers.guidance import Guided
+from diffcore.denoisers.network import NetDenoiser
 from diffcore.methods import CriticTraining, Roles, WithCritic
 from diffcore.methods.parts import discriminator
 from diffcore.methods.parts.discriminator import Discriminator, fooling, hinge

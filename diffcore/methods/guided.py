@@ -1,7 +1,7 @@
 """Guided distillation, stage one: one call of the student for the two of a guided teacher, at every time and weight.
 
 Meng et al. 2022, arXiv 2210.03142, section 3.1. The trainer has wrapped the teacher in classifier-free guidance
-(diffcore.denoisers.denoiser.Guided), and student and teacher know each sample's class and weight. Few steps are stage two:
+(diffcore.denoisers.guidance.Guided), and student and teacher know each sample's class and weight. Few steps are stage two:
 any method with this student as its teacher.
 """
 

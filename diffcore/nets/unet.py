@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from diffcore.core.draw import generator
 from diffcore.core.mistake import Mistake
 from diffcore.core.shapes import PerSample, Sample
-from diffcore.denoisers.denoiser import LABELS
+from diffcore.denoisers.network import LABELS
 
 FORMAT = "UNet2DModel"
 GUIDED = "GuidedUNet2DModel"
@@ -137,7 +137,7 @@ class Shape:
 
     channels: of each level, from the finest. layers: residual blocks per level on the way down. attention: on every level
     but the finest. groups: of the group norms. max_phase: radians, see `build`. conditional: told the class, or that there
-    is none, which guidance needs. head: what the network says, see diffcore.denoisers.denoiser.HEADS; its students say the
+    is none, which guidance needs. head: what the network says, see diffcore.denoisers.prediction.HEADS; its students say the
     same.
     """
 

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from diffcore.core.mistake import Mistake
 from diffcore.core.shapes import PerSample, Sample
-from diffcore.denoisers.denoiser import Condition, Denoiser, NetDenoiser, Prediction
+from diffcore.denoisers.denoiser import Condition, Denoiser, Wrapper
+from diffcore.denoisers.network import NetDenoiser
+from diffcore.denoisers.prediction import Prediction
 from diffcore.nets.unet import UNet
 from diffcore.sampling.skip_tuning import SkipScaled
 
@@ -70,7 +72,7 @@ def check(config: Config, skips: int) -> None:
         raise Mistake(f"{config.branch} is not one of the network's {skips - 1} branches, which are counted from 0")
 
 
-class DeepCached(Denoiser):
+class DeepCached(Wrapper):
     """A denoiser that remembers within one sampling run, from `begin` to the next.
 
     Its network must be our U-Net, with scaled skips or without. Without `begin`, and where gradients are recorded, it refuses
@@ -78,11 +80,11 @@ class DeepCached(Denoiser):
     """
 
     def __init__(self, inner: NetDenoiser, config: Config):
-        super().__init__()
+        super().__init__(inner)
         if not isinstance(inner.net, UNet | SkipScaled):
             raise Mistake("deepcache needs our own U-Net, whose parts it can run alone; leave `deepcache` out")
         check(config, inner.net.config.skips)
-        self.inner, self.config, self.schedule, self.grid = inner, config, inner.schedule, inner.grid
+        self.config = config
         self.shares: dict[tuple[int, ...], float] = {}
 
     def forward(self, x_t: Sample, t: PerSample) -> Prediction:
@@ -93,8 +95,8 @@ class DeepCached(Denoiser):
             raise Mistake("deepcache needs a sampler with a fixed number of calls; leave it out here")
         return _Run(self, full_calls(self.config, calls))
 
-    def given(self, condition: Condition) -> Denoiser:
-        found = DeepCached(self.inner.given(condition), self.config)
+    def around(self, inner: NetDenoiser) -> "DeepCached":
+        found = DeepCached(inner, self.config)
         found.shares = self.shares
         return found
 

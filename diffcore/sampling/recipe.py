@@ -11,7 +11,8 @@ from torch import Tensor
 from diffcore.checkpoints.checkpoint import Checkpoint
 from diffcore.core.mistake import Mistake
 from diffcore.denoisers.clipping import Clip, Clipped, Threshold
-from diffcore.denoisers.denoiser import Condition, Denoiser, Guided
+from diffcore.denoisers.denoiser import Condition, Denoiser
+from diffcore.denoisers.guidance import Guided
 from diffcore.noise.trajectory import Trajectory
 from diffcore.sampling.deepcache import Config as CacheConfig
 from diffcore.sampling.deepcache import DeepCached

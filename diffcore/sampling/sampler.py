@@ -9,7 +9,8 @@ import torch
 from diffcore.core.draw import noises
 from diffcore.core.mistake import Mistake
 from diffcore.core.shapes import PerSample, Sample
-from diffcore.denoisers.denoiser import Condition, Denoiser, Prediction, per_sample
+from diffcore.denoisers.denoiser import Condition, Denoiser, per_sample
+from diffcore.denoisers.prediction import Prediction
 from diffcore.noise.schedule import Schedule
 from diffcore.noise.trajectory import Trajectory
 from diffcore.sampling.solver import Solver

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from diffcore.core.mistake import Mistake
-from diffcore.denoisers.denoiser import NetDenoiser
+from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets.unet import UNet
 
 

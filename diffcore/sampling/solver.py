@@ -12,8 +12,9 @@ from torch import Tensor
 
 from diffcore.core.mistake import Mistake
 from diffcore.core.shapes import PerSample, Sample
-from diffcore.denoisers.denoiser import Denoiser, Prediction, per_sample
+from diffcore.denoisers.denoiser import Denoiser, per_sample
 from diffcore.denoisers.node import Mark, mark
+from diffcore.denoisers.prediction import Prediction
 from diffcore.noise.schedule import Level, Schedule
 from diffcore.noise.trajectory import Trajectory
 

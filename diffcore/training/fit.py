@@ -22,8 +22,9 @@ from diffcore.core.draw import Draw, draw, generator
 from diffcore.core.mistake import Mistake
 from diffcore.core.shapes import Sample
 from diffcore.data.feed import Feed
-from diffcore.denoisers.denoiser import Condition, Denoiser, NetDenoiser
+from diffcore.denoisers.denoiser import Condition, Denoiser
 from diffcore.denoisers.meter import Meter, Metered, with_backward
+from diffcore.denoisers.network import NetDenoiser
 from diffcore.methods import Method, Roles
 from diffcore.nets.dropout import Masks, masked, without
 from diffcore.training.resume import Resume

@@ -12,8 +12,9 @@ import torch
 
 from diffcore.core.mistake import Mistake
 from diffcore.core.shapes import PerSample, Sample, lift
-from diffcore.denoisers.denoiser import Denoiser, Prediction
+from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.node import Mark, at_half_logsnr, believe, land, mark
+from diffcore.denoisers.prediction import Prediction
 from diffcore.noise.schedule import Level, Schedule
 from diffcore.noise.trajectory import Trajectory, ends
 from diffcore.sampling.solver import Noise, Solver, signed

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from diffcore.core.shapes import Sample
-from diffcore.denoisers.denoiser import Denoiser, Prediction
+from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.node import Mark, at_half_logsnr, believe, land, mark
+from diffcore.denoisers.prediction import Prediction
 from diffcore.noise.schedule import Schedule
 from diffcore.noise.trajectory import Trajectory
 from diffcore.sampling.solver import Noise, Solver, signed

@@ -7,8 +7,9 @@ from typing import Literal
 import numpy as np
 
 from diffcore.core.shapes import Sample
-from diffcore.denoisers.denoiser import Denoiser, Prediction
+from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.node import Mark, believe, land, mark
+from diffcore.denoisers.prediction import Prediction
 from diffcore.noise.trajectory import Trajectory
 from diffcore.sampling.solver import Noise, Solver, signed
 
