@@ -379,10 +379,13 @@ gamma:"""
 def test_every_package_is_installed():
     import tomllib
 
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    from setuptools import find_packages
+
+    found = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
+    listed = find_packages(str(ROOT), include=found["include"])
     there = {
         ".".join(path.parent.relative_to(ROOT).parts)
-        for top in ("diffcore", "tasks", "flows")
+        for top in ("diffcore", "tasks", "flows", "console")
         for path in (ROOT / top).rglob("__init__.py")
     }
     assert set(listed) == there
