@@ -34,7 +34,7 @@ def said(done: subprocess.CompletedProcess) -> tuple[int, str, str]:
 
 
 TELLS = """import os, sys
-print("own", __name__, sys.argv[1:], os.getcwd(), os.environ["DISTILL_PYTHON"] == sys.executable)
+print("own", __package__, sys.argv[1:], os.getcwd(), os.environ["DISTILL_PYTHON"] == sys.executable)
 sys.exit(7)
 """
 
@@ -51,7 +51,7 @@ def workspace(tmp_path) -> Path:
 
 
 def test_a_workspace_runs_its_own_code_and_not_what_is_installed(workspace):
-    told = f"own __main__ ['distill', 'a b', '--x'] {workspace} True\n"
+    told = f"own tasks ['distill', 'a b', '--x'] {workspace} True\n"
     assert said(distill(workspace, "distill", "a b", "--x")) == (7, told, "")
     assert said(distill(workspace, "distill", "a b", "--x", PYTHONSAFEPATH="1")) == (7, told, "")
 
@@ -75,7 +75,7 @@ def test_the_root_runs_all_that_is_under_the_roof_from_its_own_code(workspace):
     (workspace / "console").mkdir()
     (workspace / "console/__init__.py").touch()
     (workspace / "console/__main__.py").write_text(TELLS)
-    assert said(distill(workspace, "up")) == (7, f"own __main__ ['up'] {workspace} True\n", "")
+    assert said(distill(workspace, "up")) == (7, f"own console ['up'] {workspace} True\n", "")
 
 
 def test_another_interpreter_named_for_the_stages_stays(workspace):
