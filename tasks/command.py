@@ -5,8 +5,9 @@ A mistake of the user's is one line (or one line each) on stderr and exit code 2
 
 import contextlib
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 TYPE_CHECKING = False  # typing's own would be imported before the surroundings are checked
 if TYPE_CHECKING:
@@ -19,11 +20,35 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # stages side by side must 
 
 def main(arguments: list[str], ask: "Ask | None" = None) -> int:
     """The exit code. What takes time to import is imported in here, where Ctrl-C is quiet. ask: what reads the words."""
+    with _listening() as interrupted:
+        try:
+            code, fault = _mendable(lambda: _run_one(arguments, ask or _ask))
+            return code if fault is None else 130 if interrupted else _told(fault)
+        except KeyboardInterrupt:
+            return 130
+        except Exception:
+            if not interrupted:
+                raise
+            return 130
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[list[int]]:
+    """Whether Ctrl-C was heard: torch swallows one while it imports numpy, and fails later over what is half imported."""
+    heard: list[int] = []
+
+    def interrupt(number, frame) -> None:
+        heard.append(number)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # somebody else listens, or nobody shall
+        yield heard
+        return
+    signal.signal(signal.SIGINT, interrupt)
     try:
-        code, fault = _mendable(lambda: _run_one(arguments, ask or _ask))
-        return code if fault is None else _told(fault)
-    except KeyboardInterrupt:
-        return 130
+        yield heard
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _ask(arguments: list[str]) -> "Verb | int":

@@ -48,7 +48,7 @@ def asked(arguments: list[str], app: typer.Typer) -> Verb | int:
 
 def _one_line(error: typer.TyperException, known: Iterable[str]) -> str:
     """What is wrong with the words, the nearest right one, and where all are listed."""
-    said = " ".join(error.format_message().split()).rstrip(".")
+    said = error.format_message().rstrip(".")
     near: list[str] = []
     if verb := re.fullmatch(r"No such command (['\"])(.*)\1", said):
         said, near = f"there is no verb '{verb[2]}'", difflib.get_close_matches(verb[2], known, n=1)

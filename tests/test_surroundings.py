@@ -1,5 +1,6 @@
 """Odd surroundings are one line, or work: the script `stage`, the command line, and what accelerate finds."""
 
+import contextlib
 import ctypes
 import importlib
 import os
@@ -157,6 +158,33 @@ def test_ctrl_c_is_quiet_while_modules_are_imported_and_later(monkeypatch, capsy
             assert main(capsys, "check") == (130, "")
 
 
+@pytest.mark.parametrize("then", [RecursionError(), ImportError("numpy is half there"), Mistake("no")])
+def test_ctrl_c_that_a_library_swallows_is_quiet_all_the_same(monkeypatch, capsys, then):
+    """What the library then stumbles over is no fault of anybody's."""
+
+    def read():
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        raise then
+
+    monkeypatch.setattr(params, "read", read)
+    monkeypatch.setattr(signal, "default_int_handler", signal.getsignal(signal.SIGINT))
+    assert main(capsys, "check") == (130, "")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_where_ctrl_c_is_ignored_it_stays_so(monkeypatch):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        seen = []
+        monkeypatch.setattr(params, "read", lambda: seen.append(signal.getsignal(signal.SIGINT)) or Mistake)
+        with contextlib.suppress(AttributeError):
+            command.main(["check"])
+        assert seen == [signal.getsignal(signal.SIGINT)] == [signal.SIG_IGN]
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_every_fault_is_a_line_of_its_own(monkeypatch, capsys):
     def read():
         raise Mistake("one\ntwo")
@@ -309,6 +337,7 @@ WRONG = {
     "dis\n\x1b[31mtill": r"there is no verb 'dis\n\x1b[31mtill'; `distill --help`",
     "distill": "missing argument 'name'; `distill distill --help`",
     "shard|more": "got unexpected extra argument(s) (more); `distill shard --help`",
+    "shard|more\nlines": r"got unexpected extra argument(s) (more\x0alines); `distill shard --help`",
     "workspace": "missing argument 'folder'; `distill workspace --help`",
     "workspace|f|--prest|x": "there is no option --prest, did you mean --preset? `distill workspace --help`",
     "--verbose": "there is no option --verbose; `distill --help`",
