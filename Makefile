@@ -1,4 +1,4 @@
-# make run: the whole pipeline. make test: the tests. The rest serves these two.
+# make run: the whole pipeline. make test: the tests. The rest serves these two. Each of run, up, down, status is `distill` VERB.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -33,7 +33,7 @@ setup-hashed:
 	touch $(READY)
 
 run: $(READY)
-	@$(BIN)/python -m tasks run
+	@$(BIN)/distill run
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow and not server" --numprocesses 2 --dist loadfile
@@ -50,13 +50,13 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 up: $(READY)
-	@$(BIN)/python -m flows.services up
+	@$(BIN)/distill up
 
 down: $(READY)
-	@$(BIN)/python -m flows.services down
+	@$(BIN)/distill down
 
 status: $(READY)
-	@$(BIN)/python -m flows.services status
+	@$(BIN)/distill status
 
 clean:
 	rm -rf artifacts .resume .workspaces mlflow.db mlruns dvc.lock

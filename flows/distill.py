@@ -219,7 +219,7 @@ def _server() -> Iterator[None]:
         updates[PREFECT_API_AUTH_STRING] = f"{user}:{password}"
     if address and (fault := _dumb(address)):
         if os.environ.get("PREFECT_API_URL"):
-            raise Mistake(f"Prefect at {address} does not answer: {fault}; run `make up` or unset PREFECT_API_URL")
+            raise Mistake(f"Prefect at {address} does not answer: {fault}; run `distill up` or unset PREFECT_API_URL")
         updates[PREFECT_API_URL] = None  # it was `up` once
     PREFECT_HOME.value().mkdir(parents=True, exist_ok=True)
     with temporary_settings(updates):

@@ -1,10 +1,9 @@
-"""python -m flows.services up | down | status: the local servers and the worker, each a process of its own.
+"""`distill up`, `down`, `status`: the local servers and the worker, each a process of its own.
 
 A Prefect server, an MLflow server and a worker of Prefect's, on 127.0.0.1 only, with a log and a record each in .services/.
 Prefect's own home lies there too: its database, and the profile by which `prefect` in the project's root finds the server.
 """
 
-import argparse
 import contextlib
 import http.client
 import json
@@ -28,15 +27,13 @@ from diffcore.core import disk
 from diffcore.core.mistake import Mistake
 from flows import locks
 from flows.running import surroundings
-from tasks import database, tracking
+from tasks import database, progress, tracking
 from tasks.redaction import told
 
 HOST = "127.0.0.1"
 HOME = Path(".services/prefect")
 STORE = "MLFLOW_BACKEND_STORE_URI"
-MISTAKE = 2  # the exit code for what the user can mend
 POOL = "gpu"
-PREFECT_PORT, MLFLOW_PORT = 4200, 5000
 START_SECONDS = 180  # a first start migrates a database, and a loaded machine is slow
 CANCEL_SECONDS = 40  # Prefect kills a cancelled run after 30
 END_SECONDS = 35
@@ -129,7 +126,8 @@ NAMES = ("prefect-server", "mlflow-server", "worker")  # in the order in which t
 
 
 def say(text: str) -> None:
-    print(told(text), flush=True)
+    """Says it without what is secret."""
+    progress.say(told(text))
 
 
 # ---- up
@@ -263,7 +261,7 @@ def _check(service: Service, folder: Folder) -> None:
     record = folder.record(service.name)
     if record and record.process():
         if record.url != service.url:
-            raise Mistake(f"{service.name} is up already at {record.url}: end it with `python -m flows.services down`")
+            raise Mistake(f"{service.name} is up already at {record.url}: end it with `distill down`")
     elif service.port is not None and not _free(service.port):
         option = f"--{service.name.removesuffix('-server')}-port"
         raise Mistake(
@@ -451,7 +449,7 @@ def status(root: Path) -> bool:
     return all(found.values())
 
 
-# ---- the command line
+# ---- what is asked over HTTP
 
 
 def ask(url: str, body: Any = None, plain: bool = False) -> Any:
@@ -465,30 +463,3 @@ def ask(url: str, body: Any = None, plain: bool = False) -> Any:
         return text if plain else disk.parse_json(text)
     except (OSError, ValueError, http.client.HTTPException):
         return None
-
-
-def main(arguments: list[str]) -> int:
-    """Exit code 0; 2 for a mistake, in one line; `status` exits with 1 if something is down."""
-    parser = argparse.ArgumentParser(prog="python -m flows.services", description="The local servers and the worker.")
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    start = verbs.add_parser("up", help="start the servers and the worker and deploy; what is up already stays")
-    start.add_argument("--prefect-port", type=int, default=PREFECT_PORT, help="%(default)s unless told")
-    start.add_argument("--mlflow-port", type=int, default=MLFLOW_PORT, help="%(default)s unless told")
-    verbs.add_parser("down", help="end what up has started here")
-    verbs.add_parser("status", help="say what is up")
-    asked = parser.parse_args(arguments)
-    try:
-        if asked.verb == "up":
-            up(Path.cwd(), asked.prefect_port, asked.mlflow_port)
-        elif asked.verb == "down":
-            down(Path.cwd())
-        else:
-            return 0 if status(Path.cwd()) else 1
-    except Mistake as mistake:
-        print(f"error: {told(str(mistake))}", file=sys.stderr)
-        return MISTAKE
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

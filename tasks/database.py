@@ -141,7 +141,7 @@ def _one_line(path: Path) -> Iterator[None]:
 
     aside = shlex.join(["mv", str(path), f"{path}.damaged"])
     remedy = (
-        f"move it away (`{aside}`) and publish again (`./stage publish`): all that the frontier shows is there anew"
+        f"move it away (`{aside}`) and publish again (`distill publish`): all that the frontier shows is there anew"
     )
     try:
         yield

@@ -21,7 +21,7 @@ from diffcore.core.mistake import Mistake
 NAME = ".distill-workspace"
 """The inventory's file. The temporary names beside it begin with the same word."""
 
-NOTE = "Made by `python -m tasks workspace`, which replaces what is listed here as long as it is as it was left."
+NOTE = "Made by `distill workspace`, which replaces what is listed here as long as it is as it was left."
 SHOWN = 3
 """Files that a refusal names."""
 

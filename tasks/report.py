@@ -54,7 +54,7 @@ def _repro(*words: str) -> int:
 def report() -> None:
     """Prints the frontier, the recommended point and why, and where to look."""
     if not paths.FRONTIER.exists():
-        raise Mistake(f"{paths.FRONTIER} is missing; run the pipeline first: make run")
+        raise Mistake(f"{paths.FRONTIER} is missing; run the pipeline first: distill run")
     found = disk.read_sealed(paths.FRONTIER, SCHEMA, paths.again("evaluate"))
     say(Frontier.from_json(found).table())
     point = next(point for point in found["points"] if point["name"] == found["recommended"]["name"])
@@ -77,6 +77,6 @@ def _checked(point: dict[str, Any]) -> Path:
         measured = point["checkpoint_digest"][:12]
         raise Mistake(
             f"{folder} is {here[:12]}, not the {measured} that was measured, so this frontier says nothing of it; "
-            "run the pipeline again: make run"
+            "run the pipeline again: distill run"
         )
     return folder

@@ -58,7 +58,7 @@ METRICS = (
     "ms_per_image",
 )
 HTTP = ("http://", "https://")
-ADVICE = "run `make up` or unset MLFLOW_TRACKING_URI"
+ADVICE = "run `distill up` or unset MLFLOW_TRACKING_URI"
 REASON = 300  # characters of a library's error that are told
 VALUE = 500  # characters of a parameter's or tag's value that MLflow's older stores take
 NOTE = 20_000  # characters of an experiment's note that MLflow takes

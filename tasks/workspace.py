@@ -26,7 +26,7 @@ PRESETS = Path("presets")
 SPACES = ".workspaces"
 """Where the flows make theirs."""
 
-OWN = (*CODE, "flows", "tests", "bench", "docs", "presets", "artifacts", "mlruns")
+OWN = (*CODE, "console", "flows", "tests", "bench", "docs", "presets", "artifacts", "mlruns")
 """Folders of the repository in which no workspace may lie; those whose names begin with a dot are such folders too."""
 
 

@@ -162,6 +162,6 @@ def test_a_checkpoint_that_was_not_measured_is_not_reported_as_the_recommended_o
     shutil.rmtree(folder)
     shutil.copytree(paths.CHECKPOINTS / other, folder)
     measured, here = point["checkpoint_digest"][:12], checkpoint.read_card(folder).digest[:12]
-    with pytest.raises(Mistake, match=f"is {here}, not the {measured} that was measured.*make run"):
+    with pytest.raises(Mistake, match=f"is {here}, not the {measured} that was measured.*distill run"):
         report.report()
     assert "the checkpoint is" not in capsys.readouterr().out

@@ -49,6 +49,8 @@ def test_a_refusals_own_words_are_followed():
         "artifacts/checkpoints/pd2/card.json is damaged; run the stage that makes it again", ("gamma",)
     ) == [("distill", "pd2")]
     assert trial.remedies("dvc.lock is damaged; `rm dvc.lock`", ("run",)) == [("rm", "dvc.lock")]
+    assert trial.remedies("move it away and publish again (`distill publish`)", ("run",)) == [("publish",)]
+    assert trial.remedies("there is no verb 'x'; `distill --help` lists what there is", ("run",)) == []
     assert trial.remedies("something is wrong", ("run",)) == []
 
 

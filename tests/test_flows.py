@@ -31,10 +31,11 @@ from prefect.logging import disable_run_logger
 from prefect.states import Cancelled, Completed, Crashed, Failed, Pending
 from ruamel.yaml import YAML
 
+from console.start import ask
 from diffcore.core.mistake import Mistake
 from flows import distill, locks, services, stages
 from flows.running import LEASH, Ended, Running, Stopped, surroundings
-from tasks import alone
+from tasks import alone, command
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = [
@@ -1252,15 +1253,19 @@ def test_a_lock_and_a_slot_are_free_again_after_an_error(tmp_path):
 # ---- the services
 
 
+def console(words: list[str]) -> int:
+    return command.main(words, ask)
+
+
 def services_command(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "flows.services", *words]
+    command = [sys.executable, "-m", "console", *words]
     return subprocess.run(command, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True)
 
 
 def project(folder: Path, **actions: str) -> Path:
     """The toy with the real flows, and all of the real tasks but their command line."""
     toy(folder, **actions)
-    for part in ("flows", "diffcore", "prefect.yaml", "prefect.toml"):
+    for part in ("console", "flows", "diffcore", "prefect.yaml", "prefect.toml"):
         (folder / part).symlink_to(ROOT / part)
     for part in (ROOT / "tasks").glob("*.py"):
         if part.name not in ("__init__.py", "__main__.py"):
@@ -1574,7 +1579,7 @@ def test_up_refuses_a_damaged_database_in_one_line_and_starts_nothing(tmp_path, 
         ("http://[", "error: PREFECT_API_URL is no address: .* or unset it"),
         (
             "http://me:s3same@127.0.0.1:{}/api",
-            r"error: Prefect at http://127.0.0.1:\d+/api does not answer: .*refused; run `make up` .*",
+            r"error: Prefect at http://127.0.0.1:\d+/api does not answer: .*refused; run `distill up` .*",
         ),
     ],
 )
@@ -1649,7 +1654,6 @@ def test_the_services_listen_here_alone_and_are_told_all_that_they_need(tmp_path
     again = services.planned(tmp_path, 4300, 5100)
     assert again[2].command[-1] != worker.command[-1]  # the server remembers old ones
     assert again[0].environment["NO_PROXY"] == "127.0.0.1"
-    assert (services.PREFECT_PORT, services.MLFLOW_PORT) == (4200, 5000)
 
 
 @pytest.mark.parametrize("address", ["http://h:5000", "https://h/a", "databricks", "databricks://profile"])
@@ -1765,7 +1769,7 @@ def test_what_is_up_is_seen_kept_and_not_started_elsewhere(tmp_path, capsys, mon
     monkeypatch.chdir(tmp_path)
     folder, started = services.Folder(tmp_path), []
     folder.path.mkdir()
-    assert services.main(["status"]) == 1
+    assert console(["status"]) == 1
     assert capsys.readouterr().out == "".join(f"{name:<15} down\n" for name in services.NAMES)
     seen = "os.environ['A'], os.getcwd(), os.getsid(0) == os.getpid(), os.readlink('/proc/self/fd/0')"
     script = f"import os; print({seen}, flush=True)"
@@ -1783,7 +1787,7 @@ def test_what_is_up_is_seen_kept_and_not_started_elsewhere(tmp_path, capsys, mon
         assert process.environ()[services.MARK] == record.mark
         assert len({folder.record(name).mark for name in services.NAMES}) == 3
         capsys.readouterr()
-        assert services.main(["status"]) == 0
+        assert console(["status"]) == 0
         assert capsys.readouterr().out.splitlines()[2] == f"{'worker':<15} up    pid {process.pid:<8} http://worker"
         services._start(service, folder, started)  # is kept
         assert (folder.alive("worker").pid, len(started)) == (process.pid, 3)
@@ -1795,7 +1799,7 @@ def test_what_is_up_is_seen_kept_and_not_started_elsewhere(tmp_path, capsys, mon
             services._check(moved, folder)
         process.kill()
         assert until(lambda: folder.alive("worker") is None)
-        assert services.main(["status"]) == 1
+        assert console(["status"]) == 1
     finally:
         services.down(tmp_path)
     assert not list(folder.path.glob("*.json"))
@@ -1956,15 +1960,15 @@ def test_the_command_of_the_services_hands_on_its_ports_and_its_mistakes(tmp_pat
     seen = []
     for verb in ("up", "down"):
         monkeypatch.setattr(services, verb, lambda *words, verb=verb: seen.append((verb, *words)))
-    assert services.main(["up"]) == services.main(["down"]) == 0
-    assert services.main(["up", "--mlflow-port", "7", "--prefect-port", "8"]) == 0
+    assert console(["up"]) == console(["down"]) == 0
+    assert console(["up", "--mlflow-port", "7", "--prefect-port", "8"]) == 0
     assert seen == [("up", tmp_path, 4200, 5000), ("down", tmp_path), ("up", tmp_path, 8, 7)]
 
     def refuse(*_):
         raise Mistake("http://me:s3same@h/ is down")
 
     monkeypatch.setattr(services, "down", refuse)
-    assert services.main(["down"]) == 2
+    assert console(["down"]) == 2
     assert capsys.readouterr().err == "error: http://h/ is down\n"
 
 

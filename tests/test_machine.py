@@ -20,8 +20,7 @@ from ruamel.yaml import YAML
 
 from diffcore.core import disk
 from diffcore.core.mistake import Mistake
-from tasks import __main__ as command
-from tasks import alone, dvc_files, faults, paths, progress
+from tasks import alone, command, dvc_files, faults, paths, progress, verbs
 from tests.test_disk import DEAD
 
 ROOT = Path(__file__).parent.parent
@@ -203,11 +202,11 @@ def knows_student() -> None:
 def fails(error: Exception | None, options=("distill", "cd")) -> int:
     with pytest.MonkeyPatch.context() as patch:
 
-        def stage(asked):
+        def stage(*given):
             if error is not None:
                 raise error
 
-        patch.setattr(command, f"_{options[0]}", stage)
+        patch.setattr(verbs, f"_{options[0]}", stage)
         return command.main(list(options))
 
 
@@ -413,10 +412,10 @@ class Full(io.StringIO):
 @pytest.mark.parametrize("words", [("report",), ("workspace", "made"), ("check",)])
 @pytest.mark.parametrize("ends", [("stdout",), ("stdout", "stderr")])
 def test_an_output_that_takes_nothing_is_one_line_or_the_exit_code_alone(words, ends, workspace, monkeypatch, capsys):
-    monkeypatch.setattr(command, f"_{words[0]}", lambda options: progress.say("done"))
+    monkeypatch.setattr(verbs, f"_{words[0]}", lambda *given: progress.say("done"))
     for end in ends:
         monkeypatch.setattr(sys, end, Full())
-    assert command._end(command.main(list(words))) == 2
+    assert command.end(command.main(list(words))) == 2
     line = "error: the standard output: no space left on the disk; free some, and run the same command again\n"
     assert capsys.readouterr().err == (line if ends == ("stdout",) else "")
 

@@ -385,7 +385,7 @@ def test_every_package_is_installed():
     listed = find_packages(str(ROOT), include=found["include"])
     there = {
         ".".join(path.parent.relative_to(ROOT).parts)
-        for top in ("diffcore", "tasks", "flows")
+        for top in ("diffcore", "tasks", "flows", "console")
         for path in (ROOT / top).rglob("__init__.py")
     }
     assert set(listed) == there

@@ -4,7 +4,7 @@ import base64
 
 import pytest
 
-from tasks import __main__
+from tasks import command
 from tasks.redaction import parted, told
 
 SECRET = "s3sam/e@open#7"
@@ -135,7 +135,7 @@ def test_what_is_no_address_is_an_error(address):
 
 
 def test_the_command_line_tells_no_password(capsys):
-    assert __main__._told("MLflow at http://me:s3same@h/ is down\nand out") == 2
+    assert command._told("MLflow at http://me:s3same@h/ is down\nand out") == 2
     assert capsys.readouterr().err == "error: MLflow at http://h/ is down\nerror: and out\n"
 
 

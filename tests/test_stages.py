@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 
 from diffcore import methods
 from diffcore.data import sources
-from tasks import params, paths
+from tasks import params, paths, verbs
 
 ROOT = Path(__file__).parent.parent
 
@@ -183,10 +183,11 @@ def test_stages_name_only_parameters_that_are_there(stages):
 
 
 def test_commands_are_stages_of_the_command_line(stages):
-    known = (ROOT / "tasks/__main__.py").read_text()
+    known = {each.callback.__name__: each.callback for each in verbs.app.registered_commands}
     for stage in stages.values():
-        word = re.fullmatch(r"\./stage (\w+)( \$\{key\})?", stage.get("do", stage)["cmd"])[1]
-        assert f'add("{word}"' in known
+        word, key = re.fullmatch(r"\./stage (\w+)( \$\{key\})?", stage.get("do", stage)["cmd"]).groups()
+        verb = known[word]("pd4") if key else known[word]()
+        assert verb.stage == (f"{word}@pd4" if key else word)
 
 
 def test_the_receipt_of_what_was_published_is_never_restored_from_a_cache(stages):

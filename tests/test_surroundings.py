@@ -1,5 +1,6 @@
 """Odd surroundings are one line, or work: the script `stage`, the command line, and what accelerate finds."""
 
+import contextlib
 import ctypes
 import importlib
 import os
@@ -15,8 +16,7 @@ import torch
 
 from diffcore.core.mistake import Mistake
 from diffcore.training import fit
-from tasks import __main__ as command
-from tasks import lifeline, params, progress, surroundings, train
+from tasks import command, lifeline, params, progress, surroundings, train
 from tasks.lifeline import die_with_parent
 
 ROOT = Path(__file__).parent.parent
@@ -48,6 +48,12 @@ def test_a_stage_is_run_by_the_projects_own_python(project):
     assert stage(project, DISTILL_PYTHON="") == (0, said, "")
     assert stage(project.parent, f"{project.name}/stage", CDPATH="/tmp") == (0, said, "")
     assert stage(Path("/"), str(project / "stage")) == (0, said, "")
+
+
+def test_no_variable_hides_the_folder_s_own_code_from_a_stage(project):
+    """With PYTHONSAFEPATH `python -m tasks` does not look into the current folder, and would run what is installed."""
+    (project / ".venv/bin/python").write_text("#!/bin/sh\necho ${PYTHONSAFEPATH-unset}\n")
+    assert stage(project, PYTHONSAFEPATH="1") == (0, "unset\n", "")
 
 
 def test_another_interpreter_is_named_by_distill_python(project):
@@ -152,6 +158,33 @@ def test_ctrl_c_is_quiet_while_modules_are_imported_and_later(monkeypatch, capsy
             assert main(capsys, "check") == (130, "")
 
 
+@pytest.mark.parametrize("then", [RecursionError(), ImportError("numpy is half there"), Mistake("no")])
+def test_ctrl_c_that_a_library_swallows_is_quiet_all_the_same(monkeypatch, capsys, then):
+    """What the library then stumbles over is no fault of anybody's."""
+
+    def read():
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        raise then
+
+    monkeypatch.setattr(params, "read", read)
+    monkeypatch.setattr(signal, "default_int_handler", signal.getsignal(signal.SIGINT))
+    assert main(capsys, "check") == (130, "")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_where_ctrl_c_is_ignored_it_stays_so(monkeypatch):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        seen = []
+        monkeypatch.setattr(params, "read", lambda: seen.append(signal.getsignal(signal.SIGINT)) or Mistake)
+        with contextlib.suppress(AttributeError):
+            command.main(["check"])
+        assert seen == [signal.getsignal(signal.SIGINT)] == [signal.SIG_IGN]
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_every_fault_is_a_line_of_its_own(monkeypatch, capsys):
     def read():
         raise Mistake("one\ntwo")
@@ -163,7 +196,7 @@ def test_every_fault_is_a_line_of_its_own(monkeypatch, capsys):
 def test_a_reader_that_goes_away_is_no_fault():
     read, write = os.pipe()
     os.close(read)
-    code = "import sys; from tasks import __main__ as command; sys.stdout.write('x'); sys.exit(command._end(0))"
+    code = "import sys; from tasks import command; sys.stdout.write('x'); sys.exit(command.end(0))"
     buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
     words = [sys.executable, "-c", code]
     done = subprocess.run(words, cwd=ROOT, env=buffered, stdout=write, stderr=subprocess.PIPE, text=True)
@@ -191,7 +224,7 @@ def test_a_reader_that_goes_away_ends_no_work_and_a_disk_that_is_full_does(monke
 
 def test_without_any_output_it_ends_as_well(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
-    assert command._end(3) == 3
+    assert command.end(3) == 3
 
 
 COMMANDS = {
@@ -295,17 +328,42 @@ def test_however_a_stage_fails_what_it_had_is_put_back(order, words, end, code, 
     assert order[-1] == ("dvc_files.put_back", words.replace(" ", "@"))
 
 
-def test_no_command_or_an_unknown_one_is_told_how_to_ask(order, capsys):
-    for words in ([], ["shart"], ["distill"], ["shard", "more"], ["workspace"]):
-        with pytest.raises(SystemExit) as caught:
-            command.main(words)
-        assert caught.value.code == 2
-        assert "usage: python -m tasks" in capsys.readouterr().err
-    assert ("dvc_files.keep",) not in order
+WRONG = {
+    "": "missing command; `distill --help`",
+    "shart": "there is no verb 'shart', did you mean shard? `distill --help`",
+    "zzz": "there is no verb 'zzz'; `distill --help`",
+    "it's": "there is no verb 'it's'; `distill --help`",
+    "dis till": "there is no verb 'dis till', did you mean distill? `distill --help`",
+    "dis\n\x1b[31mtill": r"there is no verb 'dis\n\x1b[31mtill'; `distill --help`",
+    "distill": "missing argument 'name'; `distill distill --help`",
+    "shard|more": "got unexpected extra argument(s) (more); `distill shard --help`",
+    "shard|more\nlines": r"got unexpected extra argument(s) (more\x0alines); `distill shard --help`",
+    "workspace": "missing argument 'folder'; `distill workspace --help`",
+    "workspace|f|--prest|x": "there is no option --prest, did you mean --preset? `distill workspace --help`",
+    "--verbose": "there is no option --verbose; `distill --help`",
+    "workspace|f|--set": "option '--set' requires an argument; `distill --help`",
+}
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_wrong_words_are_one_line_with_the_nearest_right_one_and_where_all_are_listed(order, capsys, words):
+    code, said = main(capsys, *filter(None, words.split("|")))
+    assert (code, said) == (2, f"error: {WRONG[words]} lists what there is\n")
+    assert order == [("surroundings.check",)]  # nothing else was begun
+
+
+def test_what_is_asked_for_in_help_is_told_and_nothing_run(order, capsys):
+    for words in (["--help"], ["-h"], ["shard", "--help"], ["workspace", "-h"]):
+        assert command.main(words) == 0
+        said = capsys.readouterr()
+        assert said.out.startswith("Usage: distill ")
+        assert said.out.isascii()  # no boxes
+        assert "\x1b" not in said.out + said.err
+    assert set(order) == {("surroundings.check",)}
 
 
 def test_a_stage_waits_idly_for_the_others_on_its_cores():
-    read = "import os, sys; import tasks.__main__; print(os.environ['OMP_WAIT_POLICY'])"
+    read = "import os, sys; import tasks.command; print(os.environ['OMP_WAIT_POLICY'])"
     for given, wanted in (({}, "PASSIVE\n"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE\n")):
         done = subprocess.run([sys.executable, "-c", read], cwd=ROOT, env=given, capture_output=True, text=True)
         assert done.stdout == wanted, done.stderr

@@ -461,7 +461,9 @@ def free_port() -> int:
 def test_a_server_that_is_down_is_a_mistake_at_once(room, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     started = time.monotonic()
-    with pytest.raises(Mistake, match=r"MLflow at http://127\.0\.0\.1:\d+ does not answer: .*refused.*; run `make up`"):
+    with pytest.raises(
+        Mistake, match=r"MLflow at http://127\.0\.0\.1:\d+ does not answer: .*refused.*; run `distill up`"
+    ):
         publish()
     assert time.monotonic() - started < 3
 
@@ -1431,7 +1433,7 @@ def raised(kind: str, text: str) -> Exception:
         (("SQLAlchemyError", "no such table"), "MLflow at http://h:1 refuses: no such table"),
         (
             ("MlflowException", "Connection aborted"),
-            "MLflow at http://h:1 does not answer: Connection aborted; run `make up`",
+            "MLflow at http://h:1 does not answer: Connection aborted; run `distill up`",
         ),
         (("RequestException", "too many redirects"), "MLflow at http://h:1 does not answer: too many redirects; run"),
         (OSError(errno.ENOSPC, "full"), "MLflow at http://h:1 refuses: [Errno 28] full"),

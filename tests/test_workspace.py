@@ -314,7 +314,7 @@ ARRANGEMENTS: dict[Callable[[Path], Path], str | None] = {
     one_with_edited_code: "diffcore/noise/angle.py is " + EDITED,
     one_with_a_file_where_a_new_one_is_to_be: "diffcore/sampling/solver.py is " + EDITED,
     one_with_an_edited_file_that_is_no_more: "diffcore/noise/angle.py is " + EDITED,
-    one_whose_code_is_a_link: "diffcore/__init__.py, diffcore/noise/angle.py, diffcore/methods/__init__.py are "
+    one_whose_code_is_a_link: "diffcore/__init__.py, diffcore/methods/__init__.py, diffcore/noise/angle.py are "
     + EDITED,
     one_whose_code_is_a_link_elsewhere: "diffcore/noise/angle.py",
     one_with_a_folder_in_a_files_place: "stage is " + EDITED,
@@ -587,7 +587,7 @@ def test_no_folder_of_the_repository_is_one(repository, name):
     for target in (Path(name), Path(name, "more")):
         with pytest.raises(Mistake, match=f"lies in {re.escape(name)}, which belongs to the repository"):
             made(target)
-    assert {"diffcore", "tasks", "flows", "tests", "bench", "docs", "presets", "artifacts", "mlruns"} == {
+    assert {"diffcore", "tasks", "console", "flows", "tests", "bench", "docs", "presets", "artifacts", "mlruns"} == {
         *workspace.OWN
     }
 

@@ -302,7 +302,7 @@ def _main(words: Sequence[str]) -> int:
 
         sys.argv = ["dvc", *words[1:]]
         return main(list(words[1:])) or 0
-    from tasks.__main__ import main as stage
+    from tasks.command import main as stage
 
     sys.argv = ["tasks", *words]
     return stage(list(words)) or 0

@@ -125,7 +125,7 @@ def remedies(said: str, words: tuple[str, ...]) -> list[tuple[str, ...]]:
     ]
     if re.search(r"(?:run|with) (?:the|a) stage that (makes|writes|made|wrote) (it|them)", said):
         found += [maker for maker in map(_maker, re.findall(r"[\w./@-]+", said)) if maker]
-    if re.search(r"make run|same command|run (it|this|that) again|try again|run the pipeline", said):
+    if re.search(r"make run|distill run|same command|run (it|this|that) again|try again|run the pipeline", said):
         found.append(words if words[0] != "run" else ("run",))
     found += [("restore", name) for name in USERS_OWN if name in said and not found]
     return [command for k, command in enumerate(found) if command and command not in found[:k]]
@@ -137,8 +137,10 @@ def _command(quoted: str) -> list[tuple[str, ...]]:
         return [words]
     if words[:2] == ("make", "run"):
         return [("run",)]
-    if words[:1] in (("./stage",), ("dvc",)):
-        return [words[1:] if words[0] == "./stage" else words]
+    if words[:1] == ("dvc",):
+        return [words]
+    if words[:1] in (("./stage",), ("distill",)):
+        return [words[1:]] if words[-1] != "--help" else []
     return [words[3:]] if words[1:3] == ("-m", "tasks") else []
 
 

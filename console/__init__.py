@@ -1,0 +1,1 @@
+"""The console command `distill`: everything that a person types, under one roof."""

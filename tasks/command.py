@@ -1,0 +1,128 @@
+"""The command line: what a verb is run in, and how it ends. The words are in tasks.verbs.
+
+A mistake of the user's is one line (or one line each) on stderr and exit code 2, without a traceback.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+
+TYPE_CHECKING = False  # typing's own would be imported before the surroundings are checked
+if TYPE_CHECKING:
+    from tasks.verbs import Verb
+
+    Ask = Callable[[list[str]], Verb | int]
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # stages side by side must not spin on each other's cores
+
+
+def main(arguments: list[str], ask: "Ask | None" = None) -> int:
+    """The exit code. What takes time to import is imported in here, where Ctrl-C is quiet. ask: what reads the words."""
+    with _listening() as interrupted:
+        try:
+            code, fault = _mendable(lambda: _run_one(arguments, ask or _ask))
+            return code if fault is None else 130 if interrupted else _told(fault)
+        except KeyboardInterrupt:
+            return 130
+        except Exception:
+            if not interrupted:
+                raise
+            return 130
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[list[int]]:
+    """Whether Ctrl-C was heard: torch swallows one while it imports numpy, and fails later over what is half imported."""
+    heard: list[int] = []
+
+    def interrupt(number, frame) -> None:
+        heard.append(number)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # somebody else listens, or nobody shall
+        yield heard
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield heard
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _ask(arguments: list[str]) -> "Verb | int":
+    from tasks import verbs
+
+    return verbs.asked(arguments, verbs.app)
+
+
+def _run_one(arguments: list[str], ask: "Ask") -> int:
+    from tasks import lifeline, surroundings
+
+    surroundings.check()
+    verb = ask(arguments)
+    if isinstance(verb, int):
+        return verb
+    if verb.attached:
+        lifeline.die_with_parent()
+    if verb.stage is None:
+        return verb.run() or 0
+    code = 1
+    try:
+        code, fault = _mendable(lambda: _kept(verb))
+        return code if fault is None else _told(fault)
+    finally:
+        if code:
+            _put_back(verb.stage)
+
+
+def _kept(verb: "Verb") -> int:
+    from tasks import dvc_files
+
+    dvc_files.keep()
+    return verb.run() or 0
+
+
+def _mendable(work: Callable[[], int]) -> tuple[int, str | None]:
+    """The exit code, and what the user or the machine is to mend, if anything."""
+    from diffcore.core.mistake import Mistake
+    from tasks import faults, surroundings
+
+    try:
+        return work(), None
+    except Mistake as mistake:
+        return 2, str(mistake)
+    except ImportError as error:
+        return 2, surroundings.lacking(error)
+    except Exception as error:
+        if (line := faults.told(error)) is None:
+            raise
+        return 2, line
+
+
+def _put_back(stage: str) -> None:
+    """DVC has deleted the outputs of the last good run before this stage began, and it failed."""
+    from tasks import dvc_files
+    from tasks.progress import say
+
+    if found := dvc_files.put_back(stage):
+        say(f"{stage}: {', '.join(map(str, found))} of the last good run {'is' if len(found) == 1 else 'are'} back")
+
+
+def _told(mistake: str) -> int:
+    from tasks import redaction
+
+    with contextlib.suppress(OSError):  # where nothing can be written the exit code must do
+        for line in mistake.splitlines():
+            print(f"error: {redaction.told(line)}", file=sys.stderr)
+    return 2
+
+
+def end(code: int) -> int:
+    """Writes what is left to be written; a reader that has gone away is no fault, and nothing to be said about."""
+    try:
+        print(end="", flush=True)
+    except OSError:  # `say` has told of any other
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code

@@ -1,0 +1,242 @@
+"""The words of the command line. Each verb imports only what it uses, when it is run."""
+
+import difflib
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diffcore.core.mistake import Mistake
+
+NAME = "distill"
+"""What a person types, wherever this is called from."""
+
+SETTINGS = {
+    "add_completion": False,  # by the console command alone: the shell looks for that name
+    "rich_markup_mode": None,
+    "pretty_exceptions_enable": False,
+    "suggest_commands": False,  # we do, in our own words
+    "context_settings": {"help_option_names": ["--help", "-h"]},
+}
+
+
+@dataclass(frozen=True)
+class Verb:
+    """What a command line asks for: the work, and the stage that it is, by its name in dvc.yaml, if it is one."""
+
+    run: Callable[[], int | None]
+    stage: str | None = None
+    attached: bool = True
+    """Whether it ends with whoever started it."""
+
+
+app = typer.Typer(**SETTINGS, help="The stages of the pipeline, one at a time, and the whole.")
+
+
+def asked(arguments: list[str], app: typer.Typer) -> Verb | int:
+    """What the words ask for; an exit code where that was help, and is done. A Mistake for words that are none of ours."""
+    command = typer.main.get_command(app)
+    try:
+        found = command.main(arguments, prog_name=NAME, standalone_mode=False)
+    except typer.TyperException as error:
+        raise Mistake(_one_line(error, command.commands)) from None
+    return found if isinstance(found, Verb) else found or 0
+
+
+def _one_line(error: typer.TyperException, known: Iterable[str]) -> str:
+    """What is wrong with the words, the nearest right one, and where all are listed."""
+    said = error.format_message().rstrip(".")
+    near: list[str] = []
+    if verb := re.fullmatch(r"No such command (['\"])(.*)\1", said):
+        said, near = f"there is no verb '{verb[2]}'", difflib.get_close_matches(verb[2], known, n=1)
+    elif option := re.fullmatch(r"No such option: (.*?)(?: \(Possible options: ([\w-]+).*\))?", said):
+        said, near = f"there is no option {option[1]}", [option[2]] if option[2] else []
+    context = getattr(error, "ctx", None)
+    remedy = f"`{context.command_path if context else NAME} --help` lists what there is"
+    return f"{said[0].lower()}{said[1:]}" + (f", did you mean {near[0]}? {remedy}" if near else f"; {remedy}")
+
+
+# ---- the words
+
+
+@app.command()
+def shard() -> Verb:
+    """read the images of data.source and write them as shards"""
+    return Verb(_shard, "shard")
+
+
+@app.command()
+def features() -> Verb:
+    """train the small network in whose features quality is measured"""
+    return Verb(_features, "features")
+
+
+@app.command()
+def teacher() -> Verb:
+    """train the teacher, or adopt the one in teacher.folder"""
+    return Verb(_teacher, "teacher")
+
+
+def _students(incomplete: str) -> list[str]:
+    """The names that params.yaml has for what was begun, for completion; none where it cannot be read."""
+    from tasks import paths, strict_yaml
+
+    try:
+        names = list(strict_yaml.load_yaml(paths.PARAMS)["distill"])
+    except (Mistake, OSError, LookupError, TypeError):
+        return []
+    return [name for name in names if isinstance(name, str) and name.startswith(incomplete)]
+
+
+def _presets(incomplete: str) -> list[str]:
+    return sorted(path.stem for path in Path("presets").glob("*.yaml") if path.stem.startswith(incomplete))
+
+
+@app.command()
+def distill(
+    name: Annotated[str, typer.Argument(help="a key of `distill` in params.yaml", autocompletion=_students)],
+) -> Verb:
+    """train one student"""
+    return Verb(lambda: _distill(name), f"distill@{name}")
+
+
+@app.command()
+def gamma() -> Verb:
+    """estimate Gamma and the covariance of x_0 for Analytic-DPM"""
+    return Verb(_gamma, "gamma")
+
+
+@app.command()
+def search() -> Verb:
+    """search the least-cost trajectories"""
+    return Verb(_search, "search")
+
+
+@app.command()
+def evaluate() -> Verb:
+    """measure every way to sample: the frontier"""
+    return Verb(_evaluate, "evaluate")
+
+
+@app.command()
+def publish() -> Verb:
+    """show the frontier and the students in MLflow"""
+    return Verb(_publish, "publish")
+
+
+@app.command()
+def check() -> Verb:
+    """check params.yaml and say what is wrong with it"""
+    return Verb(_check)
+
+
+@app.command()
+def run() -> Verb:
+    """the whole pipeline: check, dvc repro, report"""
+    return Verb(_run)
+
+
+@app.command()
+def report() -> Verb:
+    """print the frontier, and which checkpoint to ship"""
+    return Verb(_report)
+
+
+@app.command()
+def workspace(
+    folder: Annotated[Path, typer.Argument(help="a new one, or one made by this command")],
+    preset: Annotated[
+        str | None, typer.Option(help="a file of presets/ without .yaml", autocompletion=_presets)
+    ] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="one parameter, in YAML")
+    ] = None,
+) -> Verb:
+    """make a folder with a pipeline of its own: a preset, other data"""
+    return Verb(lambda: _workspace(folder, preset, changes or []))
+
+
+# ---- what they do
+
+
+def _shard() -> None:
+    from tasks import params, shard
+
+    shard.shard(params.read())
+
+
+def _features() -> None:
+    from tasks import features, params
+
+    features.train(params.read())
+
+
+def _teacher() -> int:
+    from tasks import adopt, params, train
+
+    found = params.read()
+    return train.until_stopped(adopt.teacher if isinstance(found.teacher, params.Adopt) else train.teacher, found)
+
+
+def _distill(name: str) -> int:
+    from tasks import params, train
+
+    return train.until_stopped(train.distill, params.read(), name)
+
+
+def _gamma() -> None:
+    from tasks import gamma, params
+
+    gamma.estimate(params.read())
+
+
+def _search() -> None:
+    from tasks import params, search
+
+    search.find(params.read())
+
+
+def _evaluate() -> None:
+    from tasks import evaluate, params
+
+    evaluate.evaluate(params.read())
+
+
+def _publish() -> None:
+    from tasks import params, publish
+
+    publish.publish(params.read())
+
+
+def _check() -> None:
+    from tasks import dvc_files, graph, params
+    from tasks.progress import say
+
+    found = params.read()
+    graph.check()
+    dvc_files.mend()  # a flow begins with this command
+    say(f"params.yaml: {len(found.distill)} students ({', '.join(found.distill)}); all sections are in order")
+
+
+def _run() -> int:
+    from tasks import graph, report
+
+    graph.check()
+    return report.run()
+
+
+def _report() -> None:
+    from tasks import report
+
+    report.report()
+
+
+def _workspace(folder: Path, preset: str | None, changes: list[str]) -> None:
+    from tasks import workspace
+    from tasks.progress import say
+
+    workspace.make(folder, preset, changes)
+    say(f"workspace {folder}: cd there and run distill run")
