@@ -168,7 +168,7 @@ def test_limits_students_and_ways_have_these_and_no_others():
 
 
 NUMBERS = {
-    "denoisers.denoiser": {"LABELS": 1024},
+    "denoisers.network": {"LABELS": 1024},
     "metrics.features": {"TURNS": 4, "SMALLEST": 4, "ENOUGH": 2000, "NEAR_CHANCE": 0.2},
     "data.feed": {"GROUP": 8},
     "metrics.frontier": {"FAR": 3.0},
@@ -176,7 +176,8 @@ NUMBERS = {
     "methods.consistency_training": {"SIGMAS": (0.002, 80.0), "RHO": 7},
     "methods.distribution_matching": {"LEVELS": (0.02, 0.98), "HEADS": 4},
     "methods.phased": {"HEADS": 4},
-    "nets.unet": {"MAX_PERIOD": 10000, "GUIDANCE_FEATURES": 16},
+    "nets.unet.blocks": {"GUIDANCE_FEATURES": 16},
+    "nets.unet.config": {"MAX_PERIOD": 10000},
     "metrics.quality": {"RESAMPLES": 200, "SIDE": 8, "KERNEL_ROWS": 50_000, "GROUPS": 128, "SPLITS": 64},
     "data.shards": {"BLOCK": 256, "SMALL": 12288, "SHARD_BYTES": 33554432, "MOST_BAD": 100, "MOST_AFTER": 10_000},
     "data.sources": {"FULL": 65535, "MOST_PIXELS": 134217728, "MOST_BYTES": 1073741824},
