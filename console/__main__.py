@@ -5,4 +5,5 @@ import sys
 from console.start import ask
 from tasks import command
 
-sys.exit(command.end(command.main(sys.argv[1:], ask)))
+if __name__ == "__main__":
+    sys.exit(command.end(command.main(sys.argv[1:], ask)))

@@ -4,4 +4,5 @@ import sys
 
 from tasks import command
 
-sys.exit(command.end(command.main(sys.argv[1:])))
+if __name__ == "__main__":
+    sys.exit(command.end(command.main(sys.argv[1:])))

@@ -597,7 +597,7 @@ def _with_weights(files: Files, point: Point) -> str:
             name=_model_name(point),
             python_model=str(Path(__file__).with_name("sampler_model.py")),
             artifacts=artifacts,
-            code_paths=[str(Path(disk.__file__).parent)],
+            code_paths=[str(Path(disk.__file__).parents[1])],
             model_config=config,
             signature=_signature(files.cards[point["checkpoint"]]["image"]),
             pip_requirements=[_pin(package) for package in ("mlflow", "torch", "numpy", "safetensors")],

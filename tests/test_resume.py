@@ -144,12 +144,12 @@ OFTEN = dataclasses.replace(test_fit.COMPUTE, save_seconds=1e-9)
 @CASES
 def test_killed_again_and_again_after_every_step_any_method_ends_with_the_same_bytes(name, config, tmp_path):
     """Each process is killed before it saves its second step, so that every saved state is gone on from."""
-    whole, resume = test_fit.run(test_fit.job(name, config)), Resume(tmp_path, "x", JOB)
+    whole, resume = test_fit.run(test_fit.job(config)), Resume(tmp_path, "x", JOB)
     for step in range(2, 7):
         with pytest.raises(Killed):
-            test_fit.run(test_fit.job(name, config), resume, OFTEN, on_event=killed_at(step))
+            test_fit.run(test_fit.job(config), resume, OFTEN, on_event=killed_at(step))
         assert states(resume)[-1] == step - 1
-    assert test_fit.same(whole, test_fit.run(test_fit.job(name, config), resume, OFTEN))
+    assert test_fit.same(whole, test_fit.run(test_fit.job(config), resume, OFTEN))
 
 
 KILLED = """
@@ -159,7 +159,7 @@ from diffcore.training.resume import Resume
 from tests import test_fit, test_resume
 name, config = next(case for case in test_resume.CASES.args[1] if case[0] == sys.argv[2])
 die = lambda event: event.step == 4 and os.kill(os.getpid(), signal.SIGKILL)
-test_fit.run(test_fit.job(name, config), Resume(Path(sys.argv[1]), "x", "f" * 64), test_resume.OFTEN, on_event=die)
+test_fit.run(test_fit.job(config), Resume(Path(sys.argv[1]), "x", "f" * 64), test_resume.OFTEN, on_event=die)
 """
 
 
@@ -167,12 +167,12 @@ test_fit.run(test_fit.job(name, config), Resume(Path(sys.argv[1]), "x", "f" * 64
 @pytest.mark.parametrize("name", ["progressive", "distribution_matching"])
 def test_really_killed_a_method_ends_with_the_same_bytes(name, tmp_path):
     config = next(case[1] for case in CASES.args[1] if case[0] == name)
-    root = Path(disk.__file__).parent.parent
+    root = Path(disk.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), name], cwd=root, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     resume = Resume(tmp_path, "x", JOB)
     assert states(resume) == [2, 3]
-    assert test_fit.same(test_fit.run(test_fit.job(name, config)), test_fit.run(test_fit.job(name, config), resume))
+    assert test_fit.same(test_fit.run(test_fit.job(config)), test_fit.run(test_fit.job(config), resume))
 
 
 def test_states_of_jobs_whose_names_begin_alike_are_left_alone(tmp_path):
