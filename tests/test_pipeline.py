@@ -144,7 +144,7 @@ def test_kill_9_in_the_middle_of_a_stage_loses_nothing(finished, tmp_path, victi
     assert again.returncode == 0, again.stdout + again.stderr
     assert ran(again.stdout)[0] == "teacher"
     first = re.search(r"^teacher: goes on after (\d+) of 60 updates", again.stdout, re.MULTILINE)
-    assert int(first[1]) > 1
+    assert 1 <= int(first[1]) < 60  # on a busy machine the kill may come right after the first state
     assert digests(folder) == digests(finished[0])
     assert (folder / "artifacts/frontier.csv").exists()
 
