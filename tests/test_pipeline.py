@@ -122,6 +122,9 @@ def test_one_number_reruns_only_what_depends_on_it(finished, copy):
     assert {name for name in before if before[name] != after[name]} == {"pd2", "pd1"}
 
 
+SAVED = ".resume/teacher-*/step-*/state.json"
+
+
 @pytest.mark.parametrize("victim", ["the stage", "dvc", "everything"])
 def test_kill_9_in_the_middle_of_a_stage_loses_nothing(finished, tmp_path, victim):
     """The same command again completes, resumes the stage where it was, and ends with the same bytes."""
@@ -130,7 +133,7 @@ def test_kill_9_in_the_middle_of_a_stage_loses_nothing(finished, tmp_path, victi
         ["./stage", "run"], cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         start_new_session=True,
     )  # fmt: skip
-    wait_for(lambda: list(folder.glob(".resume/teacher-*/step-*/state.json")), run)
+    wait_for(lambda: any(int(state.parent.name.removeprefix("step-")) > 1 for state in folder.glob(SAVED)), run)
     members = {name: pid for pid, name in processes(run.pid)}
     assert {"run", "dvc", "teacher"} <= set(members)
     if victim == "everything":
@@ -144,7 +147,7 @@ def test_kill_9_in_the_middle_of_a_stage_loses_nothing(finished, tmp_path, victi
     assert again.returncode == 0, again.stdout + again.stderr
     assert ran(again.stdout)[0] == "teacher"
     first = re.search(r"^teacher: goes on after (\d+) of 60 updates", again.stdout, re.MULTILINE)
-    assert 1 <= int(first[1]) < 60  # on a busy machine the kill may come right after the first state
+    assert int(first[1]) > 1
     assert digests(folder) == digests(finished[0])
     assert (folder / "artifacts/frontier.csv").exists()
 

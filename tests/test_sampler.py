@@ -172,7 +172,7 @@ def test_all_that_a_network_is_asked_lies_where_its_weights_do(name, known):
         lambda made: made.warm_up((2, 3), 4, known),
     ):
         seen.clear()
-        with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
+        with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):  # torch's own, at the very end
             ask(Sampler(Elsewhere(), make_solver(name), even(2)))
         assert len(seen) >= (5 if known else 2)
         assert {part.device.type for part in seen} == {"meta"}
