@@ -63,16 +63,17 @@ def of_numbers(path: str, value: Any) -> Iterator[str]:
             yield f"{path}: {value} is more than {most}: {why.format(days=value / 1000 / 86400)}"
 
 
-def of_machine(found: Mapping[str, Any]) -> Iterator[str]:
-    """A line for whatever this machine cannot have the memory or the processors for."""
+def of_machine(found: Mapping[str, Any], shapes: Mapping[str, Any]) -> Iterator[str]:
+    """A line for whatever this machine cannot have the memory or the processors for. shapes: the network of each checkpoint,
+    None for one of which nothing is known."""
     compute, most = found["compute"], max(64, 8 * (os.cpu_count() or 1))
     if compute.threads > most:
         yield f"compute.threads: {compute.threads} threads on {os.cpu_count()} processors; at most {most}"
-    for path, config in _trainings(found).items():
+    for path, (_, config) in _trainings(found).items():
         if config.batch % config.accumulate:
             yield f"{path}.accumulate: {config.batch} images do not divide into {config.accumulate} parts; take a divisor"
     has = memory.of_machine()
-    for path, needs, what, remedy in _needs(found):
+    for path, needs, what, remedy in _needs(found, shapes):
         if needs > MARGIN * has:
             yield (
                 f"{path}: {what} needs about {memory.words(needs)} of memory at the very least, and this machine has "
@@ -97,21 +98,24 @@ Need = tuple[str, int, str, str]
 """path, bytes, what for, remedy."""
 
 
-def _needs(found: Mapping[str, Any]) -> Iterator[Need]:
+def _needs(found: Mapping[str, Any], shapes: Mapping[str, Any]) -> Iterator[Need]:
     image = _image(found["data"])
-    adopted = not isinstance(found["teacher"], fit.Config)
-    shape = None if adopted else found["network"]  # of another network than ours nothing is known
-    if shape:
-        weights = memory.of_weights(shape, image[0], copies=2)
-        yield "network.channels", weights, "a training of this network", "take fewer channels or layers"
-    for path, config in _trainings(found).items():
-        yield _training(path, config, shape, image, found["compute"])
+    for path, (name, config) in _trainings(found).items():
+        if shapes[name] and getattr(_line(found, name), "network", None):
+            weights = memory.of_weights(shapes[name], image[0], copies=2)
+            yield f"{path}.network.channels", weights, "a training of this network", "take fewer channels or layers"
+        yield _training(path, config, shapes[name], image, found["compute"])
     yield from _measurements(found, image)
 
 
-def _trainings(found: Mapping[str, Any]) -> dict[str, fit.Config]:
-    students = {f"distill.{name}": line.fit for name, line in found["distill"].items()}
-    return {**({"teacher": found["teacher"]} if isinstance(found["teacher"], fit.Config) else {}), **students}
+def _line(found: Mapping[str, Any], name: str) -> Any:
+    return found["teachers"].get(name) or found["distill"][name]
+
+
+def _trainings(found: Mapping[str, Any]) -> dict[str, tuple[str, fit.Config]]:
+    """By path of the line, its checkpoint and its numbers."""
+    lines = [(key, name, line) for key in ("teachers", "distill") for name, line in found[key].items()]
+    return {f"{key}.{name}": (name, line.fit) for key, name, line in lines if hasattr(line, "fit")}
 
 
 def _training(path: str, config: fit.Config, shape: Any, image: tuple[int, ...], compute: fit.Compute) -> Need:
@@ -127,7 +131,7 @@ def _training(path: str, config: fit.Config, shape: Any, image: tuple[int, ...],
 
 
 def _measurements(found: Mapping[str, Any], image: tuple[int, ...]) -> Iterator[Need]:
-    features, evaluate, fitted = found["features"], found["evaluate"], found["search"].fitted
+    features, evaluate, fitted = found["features"], found["evaluate"], found["evaluate"].fitted
     one = memory.FLOAT * image[0] * image[1] * image[2]
     wide, lower = features.channels, "lower it"
     held = memory.FLOAT * 2 * wide * image[1] * image[2] + 2 * one
@@ -137,9 +141,9 @@ def _measurements(found: Mapping[str, Any], image: tuple[int, ...]) -> Iterator[
     kept = 2 * one + 8 * features.dimension
     yield "evaluate.images", evaluate.images * kept, f"measuring {evaluate.images} images of {_side(image)}", lower
     yield "evaluate.batch", evaluate.batch * 4 * one, f"a batch of {evaluate.batch} images of {_side(image)}", lower
-    yield "search.fitted.points", 8 * fitted.points**2, "a table of all hops between so many points", lower
+    yield "evaluate.fitted.points", 8 * fitted.points**2, "a table of all hops between so many points", lower
     paths = fitted.batch * fitted.points
-    yield "search.fitted.batch", paths * one, f"{paths} images on the teacher's paths", lower
+    yield "evaluate.fitted.batch", paths * one, f"{paths} images on the teacher's paths", lower
     yield "gamma.batch", found["gamma"].batch * 4 * one, f"a batch of {found['gamma'].batch} images", lower
 
 

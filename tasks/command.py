@@ -66,7 +66,7 @@ def _run_one(arguments: list[str], ask: "Ask") -> int:
         return verb
     if verb.attached:
         lifeline.die_with_parent()
-    if verb.stage is None:
+    if not verb.stages:
         return verb.run() or 0
     code = 1
     try:
@@ -74,7 +74,7 @@ def _run_one(arguments: list[str], ask: "Ask") -> int:
         return code if fault is None else _told(fault)
     finally:
         if code:
-            _put_back(verb.stage)
+            _put_back(verb.stages)
 
 
 def _kept(verb: "Verb") -> int:
@@ -101,13 +101,14 @@ def _mendable(work: Callable[[], int]) -> tuple[int, str | None]:
         return 2, line
 
 
-def _put_back(stage: str) -> None:
+def _put_back(stages: tuple[str, ...]) -> None:
     """DVC has deleted the outputs of the last good run before this stage began, and it failed."""
     from tasks import dvc_files
     from tasks.progress import say
 
-    if found := dvc_files.put_back(stage):
-        say(f"{stage}: {', '.join(map(str, found))} of the last good run {'is' if len(found) == 1 else 'are'} back")
+    for stage in stages:
+        if found := dvc_files.put_back(stage):
+            say(f"{stage}: {', '.join(map(str, found))} of the last good run {'is' if len(found) == 1 else 'are'} back")
 
 
 def _told(mistake: str) -> int:

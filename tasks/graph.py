@@ -1,6 +1,8 @@
 """What dvc.yaml says of a stage: the graph is the one place that knows which code a result depends on."""
 
 import ast
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ from tasks.paths import (
     FRONTIER,
     GAMMA,
     PARAMS,
+    POINTS,
     PUBLISHED,
+    REFERENCE,
     SAMPLES,
     TRAJECTORY,
 )
@@ -26,23 +30,33 @@ GRAPH = Path("dvc.yaml")
 REMEDY = "put back the one that belongs to this code"
 
 
-def _trained(name: str) -> set[str]:
-    table, cost = CURVES / f"{name}.csv", COST / f"{name}.json"
-    return set(map(str, (CHECKPOINTS / name, table, f"{table}.sha256", cost)))
-
+KEY = "${key}"
+_curve = CURVES / f"{KEY}.csv"
+_trained = {str(path) for path in (CHECKPOINTS / KEY, _curve, f"{_curve}.sha256", COST / f"{KEY}.json")}
 
 WRITES = {
     "shard": {str(DATA)},
     "features": {str(FEATURES)},
-    "teacher": _trained("teacher"),
-    "distill": _trained("${key}"),
+    "teachers": _trained,
+    "distill": _trained,
     "gamma": {str(GAMMA)},
     "search": {str(TRAJECTORY)},
-    "evaluate": {str(SAMPLES), str(ARTIFACTS / "curves.png")}
+    "measure_teachers": {str(POINTS / KEY), str(REFERENCE / KEY)},
+    "measure": {str(POINTS / KEY)},
+    "frontier": {str(SAMPLES), str(ARTIFACTS / "curves.png")}
     | {str(FRONTIER.with_suffix(x)) for x in (".json", ".csv", ".png")},
     "publish": {str(PUBLISHED)},
 }
 """What our own stages write. DVC deletes what a stage is said to write before it starts it, and misses it afterwards."""
+
+
+COMMANDS = {
+    "teachers": f"train {KEY}",
+    "distill": f"train {KEY}",
+    "measure_teachers": f"measure {KEY}",
+    "measure": f"measure {KEY}",
+}
+"""What stages run that are not called like their verb: DVC joins no two lists, so `teachers` have stages of their own."""
 
 
 def check() -> None:
@@ -52,7 +66,7 @@ def check() -> None:
     must be in params.yaml. What else a user wrote into it is DVC's affair.
     """
     bodies, parameters = {stage: _body(stage) for stage in _stages()}, load_yaml(PARAMS)
-    made = {out for body in bodies.values() for out in body["outs"]}
+    made = {out for stage, body in bodies.items() for out in _made(stage, body["outs"], parameters)}
     for stage, body in bodies.items():
         if stage in WRITES:
             _check_own(stage, body)
@@ -64,8 +78,16 @@ def check() -> None:
                 raise Mistake(f"{GRAPH}: {stage} depends on {key}, which is not in {PARAMS}; {REMEDY}")
 
 
+def _made(stage: str, outs: list[str], parameters: Any) -> Iterator[str]:
+    """What a stage writes, and of one for each line of a section what each of them does."""
+    section = re.fullmatch(r"\$\{(\w+)\}", str(_stages()[stage].get("foreach")))
+    lines = parameters.get(section[1]) if section and isinstance(parameters, dict) else None
+    yield from outs
+    yield from (out.replace(KEY, str(line)) for line in (lines if isinstance(lines, dict) else ()) for out in outs)
+
+
 def _check_own(stage: str, body: dict[str, Any]) -> None:
-    command = f"./stage {stage}" + " ${key}" * (stage == "distill")
+    command = f"./stage {COMMANDS.get(stage, stage)}"
     if body["cmd"] != command:
         raise Mistake(f"{GRAPH}: the command of {stage} is {body['cmd']!r}, not {command!r}; {REMEDY}")
     if wrong := sorted(set(body["outs"]) ^ WRITES[stage]):

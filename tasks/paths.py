@@ -15,14 +15,23 @@ CURVES = ARTIFACTS / "curves"
 COST = ARTIFACTS / "cost"
 GAMMA = ARTIFACTS / "gamma.json"
 TRAJECTORY = ARTIFACTS / "trajectory.json"
+POINTS = ARTIFACTS / "points"
+REFERENCE = ARTIFACTS / "reference"
+"""By teacher, its samples that fidelity compares with."""
+
 FRONTIER = ARTIFACTS / "frontier.json"
 SAMPLES = ARTIFACTS / "samples"
 PUBLISHED = ARTIFACTS / "published.json"
 
 
-def stage(name: str) -> str:
+def train(name: str) -> str:
     """The stage that makes the checkpoint NAME, its curve and its cost."""
-    return name if name == "teacher" else f"distill@{name}"
+    return f"train {name}"
+
+
+def measure(name: str) -> str:
+    """The stage that measures the checkpoint NAME."""
+    return f"measure {name}"
 
 
 def again(stage: str) -> str:

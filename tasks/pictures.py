@@ -104,7 +104,7 @@ def tiles(path: Path) -> np.ndarray:
         with Image.open(path) as picture:
             about, sheet = disk.parse_json(picture.text["tiles"]), np.asarray(picture)
     except (OSError, KeyError, AttributeError, ValueError) as error:
-        raise Mistake(f"{path} is not a grid of samples ({error!r}); run the evaluate stage again") from None
+        raise Mistake(f"{path} is not a grid of samples ({error!r}); run the stage `frontier` again") from None
     (n, h, w, c), columns, scale = about["shape"], about["columns"], about["scale"]
     sheet = sheet.reshape(*sheet.shape[:2], c)
     corners = [
@@ -282,7 +282,7 @@ def _recommended(axes: Any, table: dict[str, Any]) -> None:
     point = next((p for p in table["points"] if p["name"] == table["recommended"]["name"]), None)
     if point is None:
         raise Mistake(
-            f"the frontier recommends {table['recommended']['name']!r}, none of its points; run the evaluate stage again"
+            f"the frontier recommends {table['recommended']['name']!r}, none of its points; run the stage `frontier` again"
         )
     axes.plot(
         point["nfe"],

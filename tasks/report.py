@@ -55,7 +55,7 @@ def report() -> None:
     """Prints the frontier, the recommended point and why, and where to look."""
     if not paths.FRONTIER.exists():
         raise Mistake(f"{paths.FRONTIER} is missing; run the pipeline first: distill run")
-    found = disk.read_sealed(paths.FRONTIER, SCHEMA, paths.again("evaluate"))
+    found = disk.read_sealed(paths.FRONTIER, SCHEMA, paths.again("frontier"))
     say(Frontier.from_json(found).table())
     point = next(point for point in found["points"] if point["name"] == found["recommended"]["name"])
     folder = _checked(point)

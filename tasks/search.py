@@ -1,33 +1,26 @@
-"""The stage `search`: which times to look at, for every number of steps, from one run.
+"""The stage `search`: which times to look at, for every number of steps, from Gamma alone.
 
-Two aims: least cost of the variational bound, which serves likelihood, and hops that stay near the teacher's own path, which
-serves the quality of samples.
+The times of least cost of the variational bound, which serves likelihood. Those that stay near the teacher's own path, which
+serve the quality of samples, are fitted where a checkpoint is measured.
 """
 
 from typing import Any
 
-from diffcore.checkpoints import checkpoint
-from diffcore.core import disk, draw, threads
+from diffcore.core import disk, threads
 from diffcore.core.mistake import Mistake
-from diffcore.data import shards
-from diffcore.denoisers.denoiser import Condition
 from diffcore.noise import trajectory
-from diffcore.search import gamma, hops, search
+from diffcore.search import gamma, search
 from tasks import paths
-from tasks.params import ROOT, Params
+from tasks.params import Params
 from tasks.progress import say
 
 
 def find(params: Params) -> None:
+    """Writes the least-cost trajectory for every number of steps."""
     threads.use(params.compute.threads)
-    told = gamma.read(paths.GAMMA, _digest(ROOT), paths.again("gamma"))
-    bound, fitted = _bound(params, told), _fitted(params)
-    made = {"gamma": disk.digest(told), "checkpoints": {name: _digest(name) for name in (ROOT, *fitted)}}
-    disk.write_sealed(paths.TRAJECTORY, {"schema": trajectory.SCHEMA, "from": made, **bound, "fitted": fitted})
-
-
-def _digest(name: str) -> str:
-    return checkpoint.read_card(paths.CHECKPOINTS / name).digest
+    told = gamma.read(paths.GAMMA, None, paths.again("gamma"))
+    made = {"gamma": disk.digest(told), "checkpoint": told["about"]["checkpoint_digest"]}
+    disk.write_sealed(paths.TRAJECTORY, {"schema": trajectory.SCHEMA, "from": made, **_bound(params, told)})
 
 
 def _bound(params: Params, told: dict[str, Any]) -> dict[str, Any]:
@@ -60,27 +53,3 @@ def _bound(params: Params, told: dict[str, Any]) -> dict[str, Any]:
     shown = ", ".join(map(str, trajectories[str(min(4, most))]))
     say(f"search: least-cost trajectories of 1 to {most} of {found.steps} steps; with {min(4, most)}: {shown}")
     return {"about": about, "nodes": trajectories, "cost": costs}
-
-
-def _fitted(params: Params) -> dict[str, dict[str, list[float]]]:
-    """By checkpoint that is valid at any time and by number of steps, with classes drawn as the evaluation draws them."""
-    config, found = params.search.fitted, {}
-    teacher = checkpoint.load(paths.CHECKPOINTS / ROOT).to(params.compute.device)
-    condition = _classes(teacher, config, params.compute.memory_bytes)
-    for name in (ROOT, *params.distill):
-        opened = teacher if name == ROOT else checkpoint.load(paths.CHECKPOINTS / name).to(params.compute.device)
-        if opened.denoiser.grid is None and opened.guidance is None:
-            strays = hops.strays(opened.denoiser, teacher.denoiser, config, opened.shape, condition=condition)
-            times = hops.fit(strays, config.late)
-            found[name] = {str(steps): list(path.times) for steps, path in times.items()}
-            shown = ", ".join(f"{t:.3g}" for t in times[min(4, config.points)].times)
-            say(f"search: times fitted to the teacher's path for {name}; with {min(4, config.points)} steps: {shown}")
-        elif opened.denoiser.grid is None:
-            say(f"search: no times are fitted for {name}, which is guided, and the teacher's own path is not")
-    return found
-
-
-def _classes(teacher: checkpoint.Checkpoint, config: hops.Config, memory: int) -> Condition | None:
-    if not teacher.denoiser.classes:
-        return None
-    return Condition(draw.labels_like(shards.open_images(paths.DATA, memory).labels, config.images, config.seed))

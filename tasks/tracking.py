@@ -194,21 +194,22 @@ def lost(receipt: dict[str, Any]) -> str | None:
 
 def _read(folder: Path, parameters: dict[str, Any]) -> Files:
     path = folder / "frontier.json"
-    table = disk.read_sealed(path, FRONTIER_SCHEMA, paths.again("evaluate"))
+    table = disk.read_sealed(path, FRONTIER_SCHEMA, paths.again("frontier"))
     if table["recommended"]["name"] not in {point["name"] for point in table["points"]}:
         raise Mistake(
-            f"{path} recommends {table['recommended']['name']!r}, none of its points; run the evaluate stage again"
+            f"{path} recommends {table['recommended']['name']!r}, none of its points; run the stage `frontier` again"
         )
     cards = {name: _card(folder / "checkpoints" / name) for name in sorted({p["checkpoint"] for p in table["points"]})}
     files = Files(folder, table, cards, parameters)
     for point in table["points"]:
         if cards[point["checkpoint"]]["digest"] != point["checkpoint_digest"]:
             raise Mistake(
-                f"{files.checkpoint(point)} is not the network that was measured; run the evaluate stage again"
+                f"{files.checkpoint(point)} is not the network that was measured; "
+                f"{paths.again(paths.measure(point['checkpoint']))}"
             )
     for needed in (*files.shown, *(files.samples(point) for point in table["points"])):
         if not needed.exists():
-            raise Mistake(f"{needed} is missing; run the evaluate stage again")
+            raise Mistake(f"{needed} is missing; run the stage `frontier` again")
     if any(point["sampler"] == "analytic" for point in table["points"]):
         _check_gamma(files)
     _check_rows(folder / "frontier.csv", table["points"])
@@ -733,7 +734,7 @@ def _train_pages(book: Book, files: Files) -> list[Page]:
     for path in sorted((files.folder / "curves").glob("*.csv")):
         name = path.stem
         card = _card(files.folder / "checkpoints" / name)
-        disk.read_summed(path, paths.again(paths.stage(name)))
+        disk.read_summed(path, paths.again(paths.train(name)))
         cost = _cost(files.folder / "cost" / f"{name}.json", name)
         content = {"curve": disk.sha256(path), "digest": card["digest"], "cost": cost}
         pages.append(Page("train", f"train {name}", content, _train_filler(book, path, card, cost)))
@@ -760,7 +761,7 @@ def _curve_values(row: dict[str, float]) -> dict[str, float]:
 
 def _thinned(path: Path) -> list[dict[str, float]]:
     """A curve as at most CURVE_ROWS rows: each the mean of as many neighbours, at the step of the last of them."""
-    text = disk.read_summed(path, paths.again(paths.stage(path.stem)))
+    text = disk.read_summed(path, paths.again(paths.train(path.stem)))
     rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(io.StringIO(text))]
     width = -(-len(rows) // CURVE_ROWS) or 1
     cells = [rows[first : first + width] for first in range(0, len(rows), width)]
@@ -771,7 +772,7 @@ def _thinned(path: Path) -> list[dict[str, float]]:
 
 
 def _cost(path: Path, name: str) -> dict[str, Any]:
-    return disk.read_sealed(path, None, paths.again(paths.stage(name)))
+    return disk.read_sealed(path, None, paths.again(paths.train(name)))
 
 
 def _metrics(values: dict[str, float | None], step: int, model: str | None = None) -> list[Any]:

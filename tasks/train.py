@@ -8,6 +8,7 @@ from typing import Any
 
 from diffcore import methods
 from diffcore.checkpoints import checkpoint
+from diffcore.checkpoints.roles import roles
 from diffcore.core import disk, draw
 from diffcore.core.mistake import Mistake
 from diffcore.data import feed
@@ -15,43 +16,59 @@ from diffcore.data.shards import Manifest
 from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets import unet
-from diffcore.noise.schedule import Cosine
 from diffcore.noise.trajectory import Trajectory
 from diffcore.training import fit
 from diffcore.training.resume import Resume
-from tasks import graph, guidance, lifeline, paths
-from tasks.params import ROOT, Distill, Params, guidance_of, mentor_of
+from tasks import graph, lifeline, paths
+from tasks.params import Params
 from tasks.progress import Progress, say
+from tasks.sections import Distill, Teacher
 
 
-def teacher(params: Params) -> None:
-    """Trains the teacher from nothing: a network of the head it asks for, on the cosine schedule at continuous times."""
+def train(params: Params, name: str) -> None:
+    """Trains the line `name` of `teachers` or `distill`."""
+    line = params.line(name)
+    (_student if isinstance(line, Distill) else _root)(params, line)
+
+
+def _root(params: Params, line: Teacher) -> None:
+    """From nothing: a new network, which learns from the images alone."""
     manifest = Manifest.read(paths.DATA)
-    seed = draw.seed(params.seed, ROOT)
-    classes = manifest.classes if params.network.conditional else None
-    shape = params.network.config(manifest.shape, manifest.classes and len(manifest.classes))
-    net = unet.build(shape, seed, params.network.max_phase)
-    student = NetDenoiser(net, Cosine(), params.network.head, classes=classes and len(classes))
-    kind = methods.load("denoising")
-    method = kind("min_snr" if params.network.head == "x0" else "one")  # v of an x0 has no bound near the data
-    parameters = {"fit": params.raw["teacher"], "network": params.raw["network"]}
-    _train(ROOT, Job(method, params.teacher, student, classes=classes), parameters, params)
+    classes = manifest.classes if line.conditional else None
+    shape = line.network.config(manifest.shape, manifest.classes and len(manifest.classes))
+    net = unet.build(shape, draw.seed(params.seed, line.name), line.network.max_phase)
+    student = NetDenoiser(net, line.schedule, line.head, classes=classes and len(classes))
+    job = Job(line.method, line.fit, student, classes=classes)
+    _train(line.name, job, params.raw["teachers"][line.name], params)
 
 
-def distill(params: Params, name: str) -> None:
-    """Trains one student, which begins as a copy of its line's teacher."""
-    line, mentor = student_of(params, name), mentor_of(name, params.distill)
-    parent = checkpoint.load(paths.CHECKPOINTS / line.teacher)
-    weights = guidance_of(name, params.distill, params.network.conditional)
-    student, teacher = guidance.cast(parent, weights, line.head, line.dropout)
+def _student(params: Params, line: Distill) -> None:
+    """One that begins with the weights of `init` and learns from `teacher`."""
+    name, lines = line.name, params.lines
+    parent = checkpoint.load(paths.CHECKPOINTS / line.init)
+    weights, shape = lines.guidance(name), params.shape(name)
+    new = shape and _new(params, line, shape)
+    student, teacher = roles(parent, weights, line.head, line.dropout, new)
     taught = parent.card
-    if mentor != line.teacher:
-        known = checkpoint.load(paths.CHECKPOINTS / mentor)
-        teacher, taught = guidance.cast(known, weights)[1], known.card
-        say(f"{name}: starts as {line.teacher} and learns from {mentor}")
+    if line.teacher != line.init:
+        known = checkpoint.load(paths.CHECKPOINTS / line.teacher)
+        teacher, taught = roles(known, weights)[1], known.card
+        say(f"{name}: starts as {line.init} and learns from {line.teacher}")
+    if taught.schedule != parent.card.schedule:  # of adopted ones, which params.yaml says nothing of
+        raise Mistake(f"{line.teacher} has another schedule than {line.init}; name a teacher that comes from the same")
     _tell(name, student, line.method.grid)
     job = Job(line.method, line.fit, student, teacher, weights, parent.card, taught=taught)
     _train(name, job, params.raw["distill"][name], params)
+
+
+def _new(params: Params, line: Distill, shape: unet.Shape) -> unet.UNet:
+    """The student's own network: what fits of `init`'s weights, new ones elsewhere."""
+    manifest, old = Manifest.read(paths.DATA), checkpoint.load(paths.CHECKPOINTS / line.init).denoiser.net
+    config = shape.config(manifest.shape, manifest.classes and len(manifest.classes))
+    net = unet.build(config, draw.seed(params.seed, line.name), shape.max_phase)
+    taken = unet.take(net, old)
+    say(f"{line.name}: {taken} of {len(net.state_dict())} tensors start as those of {line.init}, the others are new")
+    return net
 
 
 def _tell(name: str, student: NetDenoiser, grid: Trajectory | None) -> None:
@@ -63,13 +80,6 @@ def _tell(name: str, student: NetDenoiser, grid: Trajectory | None) -> None:
         say(
             f"{name}: {grid.steps} steps do not divide {student.labels} noise levels; diffusers would sample at other times"
         )
-
-
-def student_of(params: Params, name: str) -> Distill:
-    """The line of `distill` with this name."""
-    if name not in params.distill:
-        raise Mistake(f"distill.{name} is not in params.yaml; known: {', '.join(params.distill)}")
-    return params.distill[name]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +114,7 @@ def _train(name: str, job: Job, parameters: dict[str, Any], params: Params) -> N
         "data": manifest.digest,
         "parameters": {**parameters, "flip": params.data.flip},
         "seed": params.seed,
-        "code": graph.code_digest("distill" if job.parent else ROOT, methods.word(method)),
+        "code": graph.code_digest("distill" if job.parent else "teachers", methods.word(method)),
         "torch": fit.torch_version(),
         **job.known(),
     }

@@ -28,7 +28,7 @@ class Verb:
     """What a command line asks for: the work, and the stage that it is, by its name in dvc.yaml, if it is one."""
 
     run: Callable[[], int | None]
-    stage: str | None = None
+    stages: tuple[str, ...] = ()
     attached: bool = True
     """Whether it ends with whoever started it."""
 
@@ -65,27 +65,22 @@ def _one_line(error: typer.TyperException, known: Iterable[str]) -> str:
 @app.command()
 def shard() -> Verb:
     """read the images of data.source and write them as shards"""
-    return Verb(_shard, "shard")
+    return Verb(_shard, ("shard",))
 
 
 @app.command()
 def features() -> Verb:
     """train the small network in whose features quality is measured"""
-    return Verb(_features, "features")
+    return Verb(_features, ("features",))
 
 
-@app.command()
-def teacher() -> Verb:
-    """train the teacher, or adopt the one in teacher.folder"""
-    return Verb(_teacher, "teacher")
-
-
-def _students(incomplete: str) -> list[str]:
+def _lines(incomplete: str) -> list[str]:
     """The names that params.yaml has for what was begun, for completion; none where it cannot be read."""
     from tasks import paths, strict_yaml
 
     try:
-        names = list(strict_yaml.load_yaml(paths.PARAMS)["distill"])
+        found = strict_yaml.load_yaml(paths.PARAMS)
+        names = [*found["teachers"], *found["distill"]]
     except (Mistake, OSError, LookupError, TypeError):
         return []
     return [name for name in names if isinstance(name, str) and name.startswith(incomplete)]
@@ -95,36 +90,43 @@ def _presets(incomplete: str) -> list[str]:
     return sorted(path.stem for path in Path("presets").glob("*.yaml") if path.stem.startswith(incomplete))
 
 
+Line = Annotated[str, typer.Argument(help="a line of `teachers` or `distill` in params.yaml", autocompletion=_lines)]
+
+
 @app.command()
-def distill(
-    name: Annotated[str, typer.Argument(help="a key of `distill` in params.yaml", autocompletion=_students)],
-) -> Verb:
-    """train one student"""
-    return Verb(lambda: _distill(name), f"distill@{name}")
+def train(name: Line) -> Verb:
+    """train one teacher or student, or adopt a teacher from a folder"""
+    return Verb(lambda: _train(name), (f"teachers@{name}", f"distill@{name}"))
 
 
 @app.command()
 def gamma() -> Verb:
     """estimate Gamma and the covariance of x_0 for Analytic-DPM"""
-    return Verb(_gamma, "gamma")
+    return Verb(_gamma, ("gamma",))
 
 
 @app.command()
 def search() -> Verb:
     """search the least-cost trajectories"""
-    return Verb(_search, "search")
+    return Verb(_search, ("search",))
 
 
 @app.command()
-def evaluate() -> Verb:
-    """measure every way to sample: the frontier"""
-    return Verb(_evaluate, "evaluate")
+def measure(name: Line) -> Verb:
+    """measure one checkpoint in every way that it is sampled"""
+    return Verb(lambda: _measure(name), (f"measure_teachers@{name}", f"measure@{name}"))
+
+
+@app.command()
+def frontier() -> Verb:
+    """merge what was measured: the frontier, and which point to ship"""
+    return Verb(_frontier, ("frontier",))
 
 
 @app.command()
 def publish() -> Verb:
     """show the frontier and the students in MLflow"""
-    return Verb(_publish, "publish")
+    return Verb(_publish, ("publish",))
 
 
 @app.command()
@@ -174,17 +176,12 @@ def _features() -> None:
     features.train(params.read())
 
 
-def _teacher() -> int:
-    from tasks import adopt, params, train
+def _train(name: str) -> int:
+    from tasks import adopt, params, sections, train
 
     found = params.read()
-    return train.until_stopped(adopt.teacher if isinstance(found.teacher, params.Adopt) else train.teacher, found)
-
-
-def _distill(name: str) -> int:
-    from tasks import params, train
-
-    return train.until_stopped(train.distill, params.read(), name)
+    adopted = isinstance(found.line(name), sections.Adopted)
+    return train.until_stopped(adopt.take if adopted else train.train, found, name)
 
 
 def _gamma() -> None:
@@ -199,10 +196,16 @@ def _search() -> None:
     search.find(params.read())
 
 
-def _evaluate() -> None:
-    from tasks import evaluate, params
+def _measure(name: str) -> None:
+    from tasks import measure, params
 
-    evaluate.evaluate(params.read())
+    measure.measure(params.read(), name)
+
+
+def _frontier() -> None:
+    from tasks import frontier, params
+
+    frontier.merge(params.read())
 
 
 def _publish() -> None:

@@ -128,7 +128,7 @@ def _merge(into: dict[str, Any], changes: dict[str, Any], whose: str, path: str 
     """
     for key, value in changes.items():
         where = f"{path}{key}"
-        if key not in into and path not in ("distill.", "evaluate.students."):
+        if key not in into and path not in ("teachers.", "distill.", "evaluate.students."):
             raise Mistake(f"{whose}: params.yaml has no {where}")
         if isinstance(value, dict) and isinstance(into.get(key), dict) and not _replaces(where, value, into[key]):
             _merge(into[key], value, whose, f"{where}.")
@@ -139,7 +139,7 @@ def _merge(into: dict[str, Any], changes: dict[str, Any], whose: str, path: str 
 def _replaces(where: str, value: dict[str, Any], old: dict[str, Any]) -> bool:
     # a preset lists all its students; a --set changes one line of those there are
     # a folder takes the place of a training's numbers
-    if where == "teacher":
-        return "folder" in value
+    if where.startswith("teachers."):
+        return "from" in value or "from" in old
     one = (not isinstance(line, dict) or len(line) == 1 for line in value.values())
     return where == "distill" and not (value.keys() <= old.keys() and all(one))

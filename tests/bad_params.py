@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from diffcore import methods
+from diffcore.nets import unet
 from diffcore.sampling.solvers import SOLVERS
 from diffcore.training import fit
-from tasks import params, strict_yaml
+from tasks import params, sections, strict_yaml
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = (ROOT / "params.yaml").read_text()
@@ -120,8 +121,10 @@ def fields_of_all() -> Iterator[tuple[Where, str, type]]:
     """(place of its mapping, name, float or int) of every number in every dataclass that params.yaml can fill."""
     for section in dataclasses.fields(params.Params):
         yield from _numbers_of(section.type, (section.name,))
-    yield from _numbers_of(params.Way, WAY)
-    yield from _numbers_of(fit.Config, ("teacher",))
+    yield from _numbers_of(sections.Way, WAY)
+    for kind in (fit.Config, unet.Shape, methods.load("denoising")):
+        within = ("network",) if kind is unet.Shape else ()
+        yield from _numbers_of(kind, ("teachers", "teacher", *within))
     for word in methods.names():
         yield from _numbers_of(methods.load(word), ("distill", word))
         yield from _numbers_of(fit.Config, ("distill", word))
@@ -137,7 +140,7 @@ def _numbers_of(kind: Any, where: Where) -> Iterator[tuple[Where, str, type]]:
         inside = [hints[field.name], *_parts(hints[field.name])]
         yield from ((where, field.name, number) for number in (float, int) if number in inside)
         for part in inside:
-            if part is not params.Way:
+            if part is not sections.Way:
                 yield from _numbers_of(part, (*where, field.name))
 
 
@@ -156,7 +159,15 @@ def raw_with(where: Where, name: str, value: Any) -> dict[str, Any]:
             field.name for field in dataclasses.fields(methods.load(where[1])) if field.default is dataclasses.MISSING
         }
         own = {"steps": 8, "target_ema": 0.5}
-        line = {"method": where[1], "teacher": "teacher", "iterations": 1, "batch": 8, "lr": 0.1, "ema": 0.9}
+        line = {
+            "method": where[1],
+            "init": "teacher",
+            "teacher": "teacher",
+            "iterations": 1,
+            "batch": 8,
+            "lr": 0.1,
+            "ema": 0.9,
+        }
         raw["distill"] = {"own": line | {key: own[key] for key in needed} | {name: value}}
     elif where[:3] == WAY:
         sampler = where[4] if "options" in where else "ddim"
@@ -293,15 +304,19 @@ EDITS: dict[str, tuple[bytes, str]] = {
         "an empty key": ("seed: 0", '"": 0', "is no word"),
         "a key of two lines": ("seed: 0", '"se\\ned": 0', "is no word"),
         "a key of 300 letters": ("seed: 0", f"{'s' * 300}: 0", "is no word"),
-        "a number for a key further in": ("  layers: 1", "  1: layers", "network: the key 1 is no word"),
+        "a number for a key further in": (
+            "      layers: 1",
+            "      1: layers",
+            "teachers.teacher.network: the key 1 is no word",
+        ),
         "a date for a word": ("license: null", "license: 2024-01-01", "data.license: is a date"),
         "bytes for a word": ("license: null", "license: !!binary aGk=", "data.license: is a bytes"),
         "a set": ("license: null", "license: !!set {a, b}", "data.license: is a set"),
         "a zero byte in a path": ("source: digits", 'source: "folder:\\0"', "data.source: holds a control character"),
         "an ordered mapping": ("license: null", "license: !!omap [a: 1]", "data.license: "),
-        "too large to be finite": ("lr: 3.0e-3", "lr: 1e999", "teacher.lr: must be a finite number, got inf"),
-        "beyond use": ("lr: 3.0e-3", "lr: 1e30", "teacher.lr: 1e+30 is beyond all use"),
-        "a rate below zero": ("lr: 3.0e-3", "lr: -3.0e-3", "teacher: lr must be positive, got -0.003"),
+        "too large to be finite": ("lr: 3.0e-3", "lr: 1e999", "teachers.teacher.lr: must be a finite number, got inf"),
+        "beyond use": ("lr: 3.0e-3", "lr: 1e30", "teachers.teacher.lr: 1e+30 is beyond all use"),
+        "a rate below zero": ("lr: 3.0e-3", "lr: -3.0e-3", "teachers.teacher: lr must be positive, got -0.003"),
         "a model with a slash": ("model: sampler", "model: a/b", "publish: model must be a name without / and :"),
         "a model with a colon": ("model: sampler", 'model: "a:b"', "publish: model must be a name without / and :"),
         "a model that is two dots": ("model: sampler", 'model: ".."', "publish: model must be a name without / and :"),
@@ -324,10 +339,10 @@ EDITS: dict[str, tuple[bytes, str]] = {
             "publish: experiment must be",
         ),
         "an experiment of two lines": ("experiment: distill", 'experiment: "a\\nb"', "publish: experiment must be"),
-        "a student of 300 letters": ("  pd16: {<<", f"  {'p' * 90}: {{<<", "a student's name must be"),
-        "a student in capitals": ("  pd16: {<<", "  PD16: {<<", "a student's name must be"),
-        "a student who is the teacher": ("  pd16: {<<", "  teacher: {<<", "a student's name must be"),
-        "a student with a slash": ("  pd16: {<<", "  ../pd16: {<<", "a student's name must be"),
+        "a student of 300 letters": ("  pd16: {<<", f"  {'p' * 90}: {{<<", "a name must be"),
+        "a student in capitals": ("  pd16: {<<", "  PD16: {<<", "a name must be"),
+        "a student who is the teacher": ("  pd16: {<<", "  teacher: {<<", "a name must be"),
+        "a student with a slash": ("  pd16: {<<", "  ../pd16: {<<", "a name must be"),
         "a student called by a number": ("  pd16: {<<", "  16: {<<", "distill: the key 16 is no word"),
         "a class of 300 letters": (
             "{sampler: ddim, trajectory: fitted, steps: [8, 4, 2]}",
@@ -335,20 +350,24 @@ EDITS: dict[str, tuple[bytes, str]] = {
             "negative must be the name of a class",
         ),
         "a huge batch": (
-            "iterations: 1000, batch: 128",
-            "iterations: 1000, batch: 1000000000000",
+            "batch: 128\n    lr: 3.0e-3",
+            "batch: 1000000000000\n    lr: 3.0e-3",
             "of memory at the very least",
         ),
         "a huge network": (
             "channels: [16, 32]",
             "channels: [1600000, 3200000]",
-            "network.channels: a training of this network",
+            "teachers.teacher.network.channels: a training of this network",
         ),
-        "a very deep network": ("layers: 1", "layers: 1000000", "network.layers: 1000000 is more than 1000"),
+        "a very deep network": (
+            "layers: 1",
+            "layers: 1000000",
+            "teachers.teacher.network.layers: 1000000 is more than 1000",
+        ),
         "huge images": ("size: null", "size: 1000000", "data.size: 1000000 is more than 65536"),
         "endless updates": (
-            "iterations: 1000, ",
-            "iterations: 1000000000000, ",
+            "iterations: 1000\n",
+            "iterations: 1000000000000\n",
             "a thousand a second would take 11574 days",
         ),
         "a million threads": ("threads: 2", "threads: 1000000", "compute.threads: 1000000 threads on"),
@@ -368,9 +387,9 @@ EDITS: dict[str, tuple[bytes, str]] = {
             "gamma.steps: 1000000000 is more than 10000",
         ),
         "a batch in odd parts": (
-            "batch: 128, lr: 3.0e-3",
-            "batch: 128, accumulate: 3, lr: 3.0e-3",
-            "teacher.accumulate: 128 images",
+            "batch: 128\n    lr: 3.0e-3",
+            "batch: 128\n    accumulate: 3\n    lr: 3.0e-3",
+            "teachers.teacher.accumulate: 128 images",
         ),
         "a million points": (
             "{sampler: ddim, trajectory: even, steps: [64, 8, 4, 2, 1]}",
@@ -398,7 +417,7 @@ GOOD: dict[str, bytes] = {
     "with its version": b"%YAML 1.2\n---\n" + SHIPPED.encode(),
     "in JSON": json.dumps(strict_yaml.load_yaml(ROOT / "params.yaml")).encode(),
     "octal": _edit("seed: 0", "seed: 0o17"),
-    "with a number in groups": _edit("iterations: 1000, ", "iterations: 1_000, "),
+    "with a number in groups": _edit("iterations: 1000\n", "iterations: 1_000\n"),
     "with a seed below zero": _edit("seed: 0", "seed: -5"),
     "with a tab after a colon": _edit("seed: 0", "seed:\t0"),
     "with keys in quotes": _edit("seed: 0", '"seed": 0'),
@@ -406,7 +425,7 @@ GOOD: dict[str, bytes] = {
     "with letters of other tongues": _edit("experiment: distill", "experiment: \u30c6\u30b9\u30c8"),
     "with a slash in an experiment": _edit("experiment: distill", "experiment: team/distill"),
     "with a rate of one": _edit("lr: 3.0e-3", "lr: 1.0"),
-    "with the most of a GPU": _edit("iterations: 1000, batch: 128", "iterations: 2000000, batch: 8192"),
+    "with the most of a GPU": _edit("iterations: 1000\n    batch: 128", "iterations: 2000000\n    batch: 8192"),
     "with the threads of a larger machine": _edit("threads: 2", "threads: 64"),
     "with a large network": _edit("channels: [16, 32]", "channels: [256, 512]"),
     "with as many steps as published": _edit("gamma: {steps: 1000", "gamma: {steps: 8192"),

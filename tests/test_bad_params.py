@@ -13,7 +13,7 @@ from diffcore.core.mistake import Mistake
 from diffcore.data.sources import Split
 from diffcore.nets import memory, unet
 from diffcore.nets.unet import Shape
-from tasks import bounds, params, strict_yaml, workspace
+from tasks import bounds, params, sections, strict_yaml, typed, workspace
 from tests import bad_params
 
 ROOT = Path(__file__).parent.parent
@@ -91,7 +91,7 @@ def test_every_whole_number_has_a_largest_value(place):
     if name in ANY:
         assert "more than 64 bits" in refused(where, name, 10**20)
     else:
-        huge = [10**13] if name == "channels" and where == ("network",) else 10**13
+        huge = [10**13] if name == "channels" and where[-1] == "network" else 10**13
         assert name in refused(where, name, huge)
 
 
@@ -117,7 +117,8 @@ def test_what_the_machine_or_the_user_decides_has_no_largest_value_of_its_own(ke
 def test_the_walk_over_all_numbers_reaches_them():
     names = {".".join(map(str, place[:-1])) for place in NUMBERS}
     assert len(NUMBERS) > 100
-    assert {"compute.memory_gb", "search.fitted.late", "publish.tolerance", "teacher.clip", "network.channels"} <= names
+    assert {"compute.memory_gb", "evaluate.fitted.late", "publish.tolerance"} <= names
+    assert {"teachers.teacher.clip", "teachers.teacher.network.channels", "teachers.teacher.gamma"} <= names
     assert {"distill.consistency.huber", "distill.phased.critic_lr", "evaluate.teacher.0.options.edm.s_max"} <= names
     assert {"evaluate.teacher.0.deepcache.power", "evaluate.teacher.0.skip.bottom", "distill.guided.lr"} <= names
 
@@ -162,8 +163,9 @@ def with_memory(monkeypatch, count: float, **changes) -> list[str]:
     monkeypatch.setattr(memory, "of_machine", lambda: int(count))
     raw = bad_params.shipped()
     for path, value in changes.items():
-        section, _, key = path.partition("__")
-        raw[section][key] = value
+        section, key = path.split("__")
+        line = raw["teachers"]["teacher"]
+        (line["network"] if section == "network" else line)[key] = value
     try:
         params.parse(raw, "p")
     except Mistake as mistake:
@@ -177,7 +179,7 @@ def test_a_batch_is_refused_where_memory_is_far_too_small_and_taken_otherwise(mo
     assert needs == 10**6 * (2 * 4 * 64 + 4 * memory.kept(shape, (1, 8, 8)))
     (line,) = with_memory(monkeypatch, needs / 4 - 1, teacher__batch=10**6)
     assert line == (
-        f"p: teacher.batch: a batch of 1000000 images of 1x8x8 needs about {memory.words(needs)} of memory at the very "
+        f"p: teachers.teacher.batch: a batch of 1000000 images of 1x8x8 needs about {memory.words(needs)} of memory at the very "
         f"least, and this machine has {memory.words(int(needs / 4 - 1))}; lower it, or raise accumulate"
     )
     assert with_memory(monkeypatch, needs / 4 + 1, teacher__batch=10**6) == []
@@ -188,14 +190,14 @@ def test_a_network_is_refused_where_memory_is_far_too_small_and_taken_otherwise(
     needs = memory.of_weights(Shape((512, 1024), 1, False, 8, 0.0, 12.0), 1, copies=2)
     assert needs == 4 * (3 + 2) * memory.parameters(Shape((512, 1024), 1, False, 8, 0.0, 12.0), 1) > 4e8
     lines = with_memory(monkeypatch, needs / 4 - 1, network__channels=[512, 1024])
-    assert lines[0].startswith("p: network.channels: a training of this network needs about ")
+    assert lines[0].startswith("p: teachers.teacher.network.channels: a training of this network needs about ")
     assert not with_memory(monkeypatch, needs, network__channels=[512, 1024])
 
 
 def test_of_a_network_from_elsewhere_only_the_images_count(monkeypatch):
     assert with_memory(monkeypatch, 1e6, network__channels=[512, 1024])
     raw = bad_params.shipped()
-    raw["network"]["channels"], raw["teacher"] = [512, 1024], {"folder": "there"}
+    raw["teachers"]["teacher"] = {"from": "there"}
     params.parse(raw, "p")
 
 
@@ -203,7 +205,7 @@ def test_bfloat16_takes_half_of_what_is_kept():
     shape = Shape((16, 32), 1, False, 8, 0.0, 12.0)
     compute = params.read(ROOT / "params.yaml").compute
     found = dataclasses.replace(compute, precision="bf16"), dataclasses.replace(compute, precision="no")
-    config = params.read(ROOT / "params.yaml").teacher
+    config = params.read(ROOT / "params.yaml").teachers["teacher"].fit
     half, whole = (bounds._training("teacher", config, shape, (1, 8, 8), each)[1] for each in found)
     images = memory.of_batch(None, (1, 8, 8), config.batch, config.batch)
     assert whole - images == 2 * (half - images) > 0
@@ -240,44 +242,57 @@ def parts_of_all() -> dict:
 
     change("data", channels=3, size=5)
     change("features", channels=8, dimension=11, batch=13)
-    change("evaluate", images=17, batch=19)
-    change("search", fitted=dataclasses.replace(found["search"].fitted, points=23, batch=29))
+    change("evaluate", images=17, batch=19, fitted=dataclasses.replace(found["evaluate"].fitted, points=23, batch=29))
     change("gamma", batch=31)
     change("compute", precision="no")
-    change("teacher", batch=42, accumulate=6)
-    taught = found["distill"]["cd"]
-    found["distill"] = {"cd": dataclasses.replace(taught, fit=dataclasses.replace(taught.fit, batch=52, accumulate=4))}
+    found["teachers"] = {"teacher": with_fit(found["teachers"]["teacher"], batch=42, accumulate=6)}
+    found["distill"] = {"cd": with_fit(found["distill"]["cd"], batch=52, accumulate=4)}
     return found
+
+
+def with_fit(line, **numbers):
+    return dataclasses.replace(line, fit=dataclasses.replace(line.fit, **numbers))
+
+
+def shapes(found: dict) -> dict:
+    return params._shapes(found["teachers"], found["distill"])
 
 
 def test_what_every_number_takes_of_memory_is_counted():
     found = parts_of_all()
-    shape, image = found["network"], (3, 5, 5)
-    needs = {path: count for path, count, _, _ in bounds._needs(found)}
+    shape, image = found["teachers"]["teacher"].network, (3, 5, 5)
+    needs = {path: count for path, count, _, _ in bounds._needs(found, shapes(found))}
     assert needs == {
-        "network.channels": memory.of_weights(shape, 3, copies=2),
-        "teacher.batch": memory.of_batch(shape, image, 42, 7),
+        "teachers.teacher.network.channels": memory.of_weights(shape, 3, copies=2),
+        "teachers.teacher.batch": memory.of_batch(shape, image, 42, 7),
         "distill.cd.batch": memory.of_batch(shape, image, 52, 13),
         "features.channels": 16 * 19 * 8 * 8,
         "features.dimension": 16 * 11 * 11,
         "features.batch": 13 * (4 * 2 * 8 * 25 + 2 * 300),
         "evaluate.images": 17 * (2 * 300 + 8 * 11),
         "evaluate.batch": 19 * 4 * 300,
-        "search.fitted.points": 8 * 23 * 23,
-        "search.fitted.batch": 29 * 23 * 300,
+        "evaluate.fitted.points": 8 * 23 * 23,
+        "evaluate.fitted.batch": 29 * 23 * 300,
         "gamma.batch": 31 * 4 * 300,
     }
-    found["teacher"] = params.Adopt("there")
-    assert "network.channels" not in {path for path, *_ in bounds._needs(found)}
+    own = {"cd": dataclasses.replace(found["distill"]["cd"], network={"channels": (64,)})}
+    needs = {
+        path: count for path, count, _, _ in bounds._needs(found | {"distill": own}, shapes(found | {"distill": own}))
+    }
+    smaller = dataclasses.replace(shape, channels=(64,))
+    assert needs["distill.cd.network.channels"] == memory.of_weights(smaller, 3, copies=2)
+    assert needs["distill.cd.batch"] == memory.of_batch(smaller, image, 52, 13)
+    found["teachers"] = {"teacher": sections.Adopted(name="teacher", folder="there", conditional=False)}
+    assert not [path for path, *_ in bounds._needs(found, shapes(found)) if "network" in path]
     assert bounds._trainings(found).keys() == {"distill.cd"}
 
 
 def test_whatever_takes_more_than_four_times_the_memory_is_refused_by_its_name(monkeypatch):
     found = parts_of_all()
-    for path, needs, _, remedy in bounds._needs(found):
+    for path, needs, _, remedy in bounds._needs(found, shapes(found)):
         for has, refused in (((needs - 1) // 4, True), (-(-needs // 4), False)):
             monkeypatch.setattr(memory, "of_machine", lambda has=has: has)
-            lines = {line.partition(": ")[0]: line for line in bounds.of_machine(found)}
+            lines = {line.partition(": ")[0]: line for line in bounds.of_machine(found, shapes(found))}
             assert (path in lines) == refused
             assert not refused or lines[path].endswith(f"and this machine has {memory.words(has)}; {remedy}")
 
@@ -296,18 +311,17 @@ def test_threads_are_as_many_as_processors_could_use(monkeypatch, processors, mo
     found = {**vars(params.read(ROOT / "params.yaml")), "distill": {}}
     for threads, count in ((most, 0), (most + 1, 1)):
         found["compute"] = dataclasses.replace(found["compute"], threads=threads)
-        lines = list(bounds.of_machine(found))
+        lines = list(bounds.of_machine(found, shapes(found)))
         assert len(lines) == count
         assert all(line.startswith(f"compute.threads: {most + 1} threads") for line in lines)
 
 
 def test_the_batch_of_every_training_divides_into_its_parts():
     found = parts_of_all()
-    found["teacher"] = dataclasses.replace(found["teacher"], accumulate=5)
-    student = found["distill"]["cd"]
-    found["distill"] = {"cd": dataclasses.replace(student, fit=dataclasses.replace(student.fit, accumulate=3))}
-    assert [line.partition(" images")[0] for line in bounds.of_machine(found)] == [
-        "teacher.accumulate: 42",
+    found["teachers"] = {"teacher": with_fit(found["teachers"]["teacher"], accumulate=5)}
+    found["distill"] = {"cd": with_fit(found["distill"]["cd"], accumulate=3)}
+    assert [line.partition(" images")[0] for line in bounds.of_machine(found, shapes(found))] == [
+        "teachers.teacher.accumulate: 42",
         "distill.cd.accumulate: 52",
     ]
 
@@ -384,7 +398,7 @@ def test_the_command_line_survives_the_worst_of_them(tmp_path):
 @pytest.mark.parametrize("value", ["test", "0.1", True, {}])
 def test_a_value_that_may_be_of_several_kinds_is_refused_in_one_line(value):
     faults = []
-    params._typed(Split, {"holdout": value}, "data.split", faults)
+    typed.typed(Split, {"holdout": value}, "data.split", faults)
     (line,) = faults
     assert line.startswith("data.split.holdout: ")
     assert "array" in line

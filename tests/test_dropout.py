@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from diffcore import methods
+from diffcore.checkpoints.checkpoint import Guidance
+from diffcore.checkpoints.roles import roles
 from diffcore.core.mistake import Mistake
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
@@ -20,7 +22,6 @@ from diffcore.nets.dropout import Masked, Masks, masked, without
 from diffcore.noise.schedule import Cosine
 from diffcore.training import fit
 from diffcore.training.resume import Resume
-from tasks import guidance
 from tests.conftest import dice, randn
 from tests.test_fit import same, stop_at
 from tests.test_foreign import tiny
@@ -182,16 +183,16 @@ def parent(net: nn.Module) -> types.SimpleNamespace:
     return types.SimpleNamespace(denoiser=NetDenoiser(net, Cosine()), guidance=None)
 
 
-@pytest.mark.parametrize("weights", [guidance.Guidance(2.0, 2.0), guidance.Guidance(1.0, 3.0)])
+@pytest.mark.parametrize("weights", [Guidance(2.0, 2.0), Guidance(1.0, 3.0)])
 def test_who_has_a_guidance_built_in_is_not_guided_once_more(weights):
     """Neither one that is told its weight nor one that was trained for a single weight."""
     net = unet.build(unet.default_config((1, 8, 8), (8, 16), classes=2), 0)
     plain = parent(net)
     plain.denoiser = NetDenoiser(net, Cosine(), classes=2)
-    assert isinstance(guidance.cast(plain, weights)[1], Guided)
-    student, _ = guidance.cast(plain, weights)
+    assert isinstance(roles(plain, weights)[1], Guided)
+    student, _ = roles(plain, weights)
     knows = types.SimpleNamespace(denoiser=student, guidance=weights)
-    assert guidance.cast(knows, weights)[1] is student
+    assert roles(knows, weights)[1] is student
 
 
 def dropouts(net: nn.Module) -> set[float]:
@@ -205,16 +206,16 @@ def test_a_student_has_the_dropout_of_its_own_line_and_its_config_says_so(p, tmp
     tiny(dropout=0.1).save_pretrained(tmp_path)
     for net in (ours, open_folder(tmp_path)):
         before = copy.deepcopy(net.config_json())
-        student, teacher = guidance.cast(parent(net), None, dropout=p)
+        student, teacher = roles(parent(net), None, dropout=p)
         assert dropouts(student.net) - {0.0} == ({p} if p else set())
         assert student.net.config_json() == {**before, "dropout": p}
         assert teacher.net.config_json() == before
         assert 0.1 in dropouts(teacher.net)
         x, label = randn(3, 1, 8, 8).float(), torch.tensor([-1.0, 300.5, 1023.0])
         assert torch.equal(student.net.eval()(x, label), net.eval()(x, label))
-    weights = guidance.Guidance(1.0, 3.0)
+    weights = Guidance(1.0, 3.0)
     conditional = unet.build(unet.default_config((1, 8, 8), (8, 16), classes=4, dropout=0.1), 0)
-    assert dropouts(guidance.cast(parent(conditional), weights, dropout=p)[0].net) == {p}
+    assert dropouts(roles(parent(conditional), weights, dropout=p)[0].net) == {p}
 
 
 def test_a_network_without_such_a_key_takes_none(tmp_path):
@@ -235,6 +236,6 @@ def test_no_label_is_dropped_by_a_network_of_another_dropout(tmp_path):
         sample_size=8, num_embeds_ada_norm=5, norm_num_groups=2, dropout=0.1,
     )  # fmt: skip
     net.save_pretrained(tmp_path)
-    student = guidance.cast(parent(open_folder(tmp_path)), None)[0].net
+    student = roles(parent(open_folder(tmp_path)), None)[0].net
     assert dropouts(student) == {0.0}
     assert {layer.dropout_prob for layer in student.modules() if hasattr(layer, "dropout_prob")} == {0.0}

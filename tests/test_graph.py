@@ -69,15 +69,16 @@ def test_the_shipped_graph_is_in_order_and_a_method_changes_the_digest(monkeypat
 
 ODD = {
     "an output that the stage does not write": ("outs: [artifacts/data]", "outs: [arthfacts/data]", "does not write arthfacts/data"),
-    "an output too few": ("      - artifacts/samples\n      - artifacts/frontier.json\n", "", "evaluate is not said to write"),
+    "an output too few": ("artifacts/samples, artifacts/frontier.json,\n           artifacts/frontier.csv]", "artifacts/frontier.json,\n           artifacts/frontier.csv]", "frontier is not said to write"),
     "an output too many": ("outs: [artifacts/features]", "outs: [artifacts/features, .]", "features does not write ."),
-    "a student's": ("        - artifacts/curves/${key}.csv\n", "        - artifacts/curves/$key.csv\n", "distill "),
+    "a student's": ("artifacts/curves/${key}.csv\"", "artifacts/curves/$key.csv\"", "teachers "),
     "another command": ("cmd: ./stage gamma", "cmd: ./stage gammb", "the command of gamma is './stage gammb', not './stage gamma'"),
-    "a student for all": ("./stage distill ${key}", "./stage distill", "the command of distill"),
-    "a dependency that nobody makes": ("- artifacts/gamma.json\n      - artifacts/checkpoints", "- artifacts/gbmma.json\n      - artifacts/checkpoints", "depends on artifacts/gbmma.json, which is not there"),
-    "code that is gone": ("- tasks/gamma.py", "- tasks/gamna.py", "gamma depends on tasks/gamna.py"),
+    "a student for all": ("./stage train ${key}", "./stage train", "the command of teachers"),
+    "a dependency that nobody makes": ("deps: [artifacts/gamma.json", "deps: [artifacts/gbmma.json", "depends on artifacts/gbmma.json, which is not there"),
+    "code that is gone": ("tasks/gamma.py]", "tasks/gamna.py]", "gamma depends on tasks/gamna.py"),
     "a parameter that is none": ("params: [gamma]", "params: [gamma.stepz]", "gamma depends on gamma.stepz, which is not in params.yaml"),
     "outputs that are none": ("outs: [artifacts/gamma.json]", "outs: artifacts/gamma.json", "the outs of the stage gamma are no list"),
+    "a line that is none": ("artifacts/reference/teacher,", "artifacts/reference/taecher,", "measure depends on artifacts/reference/taecher"),
 }  # fmt: skip
 
 

@@ -1,17 +1,22 @@
+import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from diffcore.core.mistake import Mistake
 from diffcore.denoisers.clipping import Threshold
+from diffcore.lineage import Lineage, Root
+from diffcore.noise.schedule import Cosine
 from diffcore.noise.trajectory import even
 from diffcore.sampling.deepcache import Config as CacheConfig
 from diffcore.sampling.recipe import Recipe
 from diffcore.sampling.skip_tuning import Config as SkipConfig
-from tasks import evaluate, params, strict_yaml, workspace
+from tasks import measure, params, rules, sections, strict_yaml, workspace
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = (ROOT / "params.yaml").read_text()
@@ -37,8 +42,8 @@ def test_the_shipped_file_is_in_order(tmp_path):
     chain = ["pd16", "pd8", "pd4", "pd2", "pd1"]
     assert list(found.distill) == [*chain, "cd", "dm1"]
     assert [found.distill[name].method.steps for name in chain] == [16, 8, 4, 2, 1]
-    assert params.grid_of("pd4", found.distill) == even(4)
-    assert params.grid_of("cd", found.distill) is None
+    assert found.lines.grid("pd4") == even(4)
+    assert found.lines.grid("cd") is None
     assert found.distill["pd4"].fit.iterations > found.distill["pd8"].fit.iterations  # the last rounds are longer
 
 
@@ -54,25 +59,42 @@ def test_every_preset_is_in_order(preset, tmp_path, monkeypatch):
 # ruff: noqa: E501
 
 WRONG = {
-    "an unknown section": (("teacher:", "techer:"), "techer: unknown section; did you mean 'teacher'?"),
-    "an unknown key": (("max_phase", "max_fase"), "network.max_fase: unknown key; did you mean 'max_phase'?"),
+    "an unknown section": (("teachers:", "techers:"), "techers: unknown section; did you mean 'teachers'?"),
+    "an unknown key": (("max_phase", "max_fase"), "teachers.teacher.network.max_fase: unknown key; did you mean 'max_phase'?"),
     "an unknown key of a student": (("target_ema", "target_emma"), "distill.cd.target_emma: unknown key; did you mean 'target_ema'?"),
-    "a string for a number": (("teacher: {iterations: 1000", 'teacher: {iterations: "1000"'), "teacher.iterations: Input should be a valid integer"),
-    "true for a number": (("groups: 8", "groups: true"), "network.groups: Input should be a valid integer"),
-    "a fraction for a count": (("layers: 1", "layers: 1.5"), "network.layers: Input should be a valid integer"),
-    "a missing key": ((r"\n  layers: 1", ""), "network.layers: missing"),
+    "a string for a number": (("iterations: 1000", 'iterations: "1000"'), "teachers.teacher.iterations: Input should be a valid integer"),
+    "true for a number": (("groups: 8", "groups: true"), "teachers.teacher.network.groups: Input should be a valid integer"),
+    "a fraction for a count": (("layers: 1", "layers: 1.5"), "teachers.teacher.network.layers: Input should be a valid integer"),
+    "a missing key": ((r"\n      layers: 1", ""), "teachers.teacher.network.layers: missing"),
     "a missing section": (("search:\n(  .*\n)+", ""), "search: missing section"),
     "a missing key of a student": ((", target_ema: 0.5", ""), "distill.cd.target_ema: missing"),
-    "a number out of range": (("ema: 0.995", "ema: 1.0"), "teacher: ema must be in [0, 1), got 1.0: an average with decay 1 never moves"),
-    "a dropout of all": (("method: consistency, teacher: teacher", "method: consistency, dropout: 1, teacher: teacher"), "distill.cd.dropout: must be at least 0 and below 1, got 1"),
+    "a number out of range": (("ema: 0.995", "ema: 1.0"), "teachers.teacher: ema must be in [0, 1), got 1.0: an average with decay 1 never moves"),
+    "a dropout of all": (("method: consistency, init", "method: consistency, dropout: 1, init"), "distill.cd.dropout: must be at least 0 and below 1, got 1"),
     "an unknown method": (("method: consistency", "method: consistancy"), "distill.cd.method: 'consistancy' is unknown; did you mean 'consistency'?"),
     "an unknown sampler": (("sampler: renoise", "sampler: renoize"), "sampler 'renoize' is unknown; did you mean 'renoise'?"),
     "an unknown trajectory": (("trajectory: searched", "trajectory: serched"), "'even', 'quadratic', 'logsnr', 'karras', 'searched', 'fitted' or 'own'"),
     "an unknown teacher": (("teacher: pd16", "teacher: pd_16"), "distill.pd8.teacher: no checkpoint 'pd_16'; did you mean 'pd16'?"),
-    "a circle": (("teacher: teacher, steps: 16", "teacher: pd1, steps: 16"), "goes round in a circle"),
+    "an unknown start": (("init: pd16", "init: pd_16"), "distill.pd8.init: no checkpoint 'pd_16'; did you mean 'pd16'?"),
+    "a circle": (("init: teacher, teacher: teacher, steps: 16", "init: pd1, teacher: teacher, steps: 16"), "distill.pd16.init: the chain 'pd1' comes from goes round in a circle"),
+    "a circle of teachers": (("init: teacher, teacher: teacher, steps: 16", "init: teacher, teacher: pd1, steps: 16"), "distill.pd16.teacher: the chain 'pd1' comes from goes round in a circle"),
+    "nobody who teaches": (("init: cd, teacher: teacher,", "init: cd,"), "distill.dm1.teacher: missing: who teaches it; write teacher"),
+    "nobody to start from": (("init: cd, teacher: teacher,", "teacher: teacher,"), "distill.dm1.init: missing: whose weights it starts from, which `teacher` said before; write init: teacher, and in teacher who teaches it"),
+    "one that knows no velocities": (("init: cd, teacher: teacher,", "init: cd, teacher: cd,"), "distill.dm1.teacher: cd knows no velocities and cannot teach dm1; write teacher"),
+    "one that knows them at its own times": (("init: cd, teacher: teacher,", "init: cd, teacher: pd8,"), "distill.dm1.teacher: pd8 is valid only on its own steps and cannot teach dm1; write teacher"),
+    "an older file's network": (("seed: 0", "seed: 0\nnetwork: {layers: 1}"), "network: belongs to a line of `teachers` now: write it under teachers.teacher.network"),
+    "an older file's teacher": (("seed: 0", "seed: 0\nteacher: {iterations: 1}"), "teacher: is a line of `teachers` now"),
+    "an older file's fitted times": (("  most: 64", "  fitted: {points: 3}\n  most: 64"), "search.fitted: is evaluate.fitted now"),
+    "no teacher at all": (("\n  teacher: ", "\n  another: "), "teachers.teacher: missing: the line that all else is held against"),
+    "another method for a teacher": (("method: denoising", "method: progressive"), "teachers.teacher.method: must be denoising"),
+    "an unknown schedule": (("schedule: cosine", "schedule: cosinus"), "teachers.teacher.schedule: 'cosinus' is no schedule; did you mean 'cosine'?"),
+    "a schedule's unknown number": (("schedule: cosine", "schedule: {name: linear, beta: 3}"), "teachers.teacher.schedule.beta: unknown key"),
+    "a schedule without its numbers": (("schedule: cosine", "schedule: discrete"), "teachers.teacher.schedule.betas: missing"),
+    "a schedule out of range": (("schedule: cosine", "schedule: {name: linear, beta_min: 30.0}"), "teachers.teacher.schedule: linear schedule: 0 < beta_min < beta_max"),
+    "a head in a student's network": (("init: cd, teacher", "network: {head: v}, init: cd, teacher"), "distill.dm1.network.head: unknown key"),
+    "a student's network that cannot be": (("init: cd, teacher", "network: {channels: [9]}, init: cd, teacher"), "distill.dm1.network: every one of channels [9] must divide into 8 groups"),
     "a round that does not halve": (("pd16, steps: 8", "pd16, steps: 5"), "distill.pd8: steps 5 needs a teacher of 10 steps or one valid at any time, but its teacher has 16; set steps to 8"),
-    "a teacher that cannot": (("method: consistency, teacher: teacher", "method: consistency, teacher: pd4"), "distill.cd: consistency needs a teacher valid at any time"),
-    "no name": ((r"  pd16: \{", "  PD-16: {"), "distill.PD-16: a student's name must be"),
+    "a teacher that cannot": (("method: consistency, init: teacher, teacher: teacher", "method: consistency, init: teacher, teacher: pd4"), "distill.cd: consistency needs a teacher valid at any time"),
+    "no name": ((r"  pd16: \{", "  PD-16: {"), "distill.PD-16: a name must be"),
     "no steps": ((r"steps: \[4, 2, 1\]", "steps: []"), "steps must be a list of numbers of at least 1"),
     "a branch that is not there": ((r"\{interval: 4\}", "{interval: 4, branch: 3}"), ".deepcache.branch: 3 is not one of the network's 3 branches, which are counted from 0"),
     "a branch for students": ((r"\n  anytime: .*\n", r"\g<0>    - {sampler: ddim, trajectory: even, steps: [8], deepcache: {interval: 2, branch: 9}}\n"), "evaluate.anytime.0.deepcache.branch: 9 is not one of the network's 3 branches"),
@@ -105,7 +127,7 @@ def test_a_way_is_led_away_from_a_class(tmp_path):
     told = SHIPPED.replace(way, led).replace("conditional: false", "conditional: true")
     recipes = read(tmp_path, told).evaluate.teacher[1].recipes()
     assert [(each.guidance, each.negative) for each in recipes] == [(2.0, "an odd/one"), (4.0, "an odd/one")]
-    assert [evaluate._told(each) for each in recipes] == [["g2", "not-an-odd-one"], ["g4", "not-an-odd-one"]]
+    assert [measure._told(each) for each in recipes] == [["g2", "not-an-odd-one"], ["g4", "not-an-odd-one"]]
     for wrong, words in (
         (led.replace("an odd/one", "3"), "negative: Input should be a valid string, got 3"),
         (led.replace("guidance: [2.0, 4.0], ", ""), "negative is what guidance leads away from; give guidance too"),
@@ -116,7 +138,7 @@ def test_a_way_is_led_away_from_a_class(tmp_path):
 
 
 GUIDED = ("conditional: false", "conditional: true")
-LINE = "  cd: {method: consistency, teacher: teacher,"
+LINE = "  cd: {method: consistency, init: teacher, teacher: teacher,"
 BUILT_IN, INPUT = (LINE, f"{LINE} guidance: 2.0,"), (LINE, f"{LINE} guidance: [1.0, 4.0],")
 FITTED = r"\{sampler: ddim, trajectory: fitted, steps: \[8, 4, 2\]\}"
 WEIGHT = r"\{sampler: ddim, trajectory: even, steps: \[64, 8, 4, 2, 1\]\}"
@@ -160,37 +182,49 @@ def test_guidance_that_no_sampler_will_have_is_refused_when_it_is_read(tmp_path,
 
 
 def test_times_are_fitted_for_classes(tmp_path):
-    assert read(tmp_path, SHIPPED.replace(*GUIDED)).network.conditional
+    assert read(tmp_path, SHIPPED.replace(*GUIDED)).teachers["teacher"].conditional
 
 
 def test_the_head_of_the_network(tmp_path):
     for head in ("v", "both"):
-        config = read(tmp_path, SHIPPED.replace("head: v ", f"head: {head} ")).network.config((3, 8, 8))
+        config = (
+            read(tmp_path, SHIPPED.replace("head: v ", f"head: {head} ")).teachers["teacher"].network.config((3, 8, 8))
+        )
         assert (config.in_channels, config.out_channels) == (3, 6 if head == "both" else 3)
     wrong = {
-        "eps": "network: head eps has no image at t = 1.*take v",
-        "w": "network.head: .*'both', got \"w\"",
-        "x0": "distill.dm1.method: distribution_matching asks for velocities close to the data",
+        "eps": "teachers.teacher.network: head eps has no image at t = 1.*take v",
+        "w": "teachers.teacher.network.head: .*'both', got \"w\"",
+        "x0": "teachers.teacher.weight: the error of v has no bound near the data for a network of head x0; write min_snr",
     }
     for head, words in wrong.items():
         (fault,) = faults(tmp_path, ("head: v ", f"head: {head} "))
         assert re.search(words, fault)
-    assert read(tmp_path, re.sub("\n  dm1: .*", "", SHIPPED.replace("head: v ", "head: x0 "))).network.head == "x0"
+    bounded = ("method: denoising", "method: denoising\n    weight: min_snr")
+    (fault,) = faults(tmp_path, ("head: v ", "head: x0 "), bounded)
+    assert fault.startswith("distill.dm1.method: distribution_matching asks for velocities close to the data")
+    text = re.sub("\n  dm1: .*", "", SHIPPED.replace("head: v ", "head: x0 ").replace(*bounded))
+    assert read(tmp_path, text).teachers["teacher"].head == "x0"
 
 
 def test_all_faults_come_at_once(tmp_path):
     found = faults(tmp_path, ("groups: 8", "groups: x"), ("most: 64", "most: 0"), ("seed: 0", "sead: 0"))
-    assert [line.split(":")[0] for line in found] == ["sead", "network.groups", "search"]  # in the order of the file
+    assert [line.split(":")[0] for line in found] == [
+        "sead",
+        "teachers.teacher.network.groups",
+        "search",
+    ]  # in the order of the file
 
 
 def test_a_misspelt_word_and_what_is_missing_for_it_are_one_line(tmp_path):
-    assert faults(tmp_path, ("network:", "netwrok:")) == ["netwrok: unknown section; did you mean 'network'?"]
-    assert faults(tmp_path, ("max_phase", "max_fase")) == ["network.max_fase: unknown key; did you mean 'max_phase'?"]
+    assert faults(tmp_path, ("features:", "feetures:")) == ["feetures: unknown section; did you mean 'features'?"]
+    assert faults(tmp_path, ("max_phase", "max_fase")) == [
+        "teachers.teacher.network.max_fase: unknown key; did you mean 'max_phase'?"
+    ]
     both = faults(tmp_path, ("target_ema", "target_emma"))
     assert both == ["distill.cd.target_emma: unknown key; did you mean 'target_ema'?"]
-    assert faults(tmp_path, ("  layers: 1", "  xyz: 1")) == [
-        "network.layers: missing",
-        "network.xyz: unknown key; known: channels, layers, attention, groups, dropout, max_phase, conditional, head",
+    assert faults(tmp_path, ("      layers: 1", "      xyz: 1")) == [
+        "teachers.teacher.network.layers: missing",
+        "teachers.teacher.network.xyz: unknown key; known: channels, layers, attention, groups, dropout, max_phase, conditional, head",
     ]
 
 
@@ -198,25 +232,27 @@ def test_faults_come_in_the_order_of_the_file(tmp_path):
     changes = [
         ("publish:", "publsh:"),
         ("seed: 0", "seed: x"),
-        ("groups: 8", "groups: x"),
         ("teacher: pd16", "teacher: 3"),
     ]
     changes += [("sampler: unipc", "sampler: unipk"), ("lr: 3.0e-3", "lr: .nan"), ("most: 64", "most: 0")]
-    places = ["seed", "network.groups", "teacher.lr", "distill.pd8.teacher", "search", "evaluate.teacher.4", "publsh"]
+    places = ["seed", "teachers.teacher.lr", "distill.pd8.teacher", "search", "evaluate.teacher.4", "publsh"]
     assert [line.split(": ")[0] for line in faults(tmp_path, *changes)] == places
 
 
 def with_students(tmp_path, conditional: bool, **lines: dict):
     """Reads the shipped file with these students instead of its own, sampled with guidance where they take its weight."""
     raw = params.load_yaml(ROOT / "params.yaml")
-    raw["network"]["conditional"] = conditional
+    raw["teachers"]["teacher"]["network"]["conditional"] = conditional
     own = [{"sampler": "ddim", "trajectory": "own", "guidance": 2.0}]
     taught = {"cfg", *(name for name, line in lines.items() if line.get("teacher") == "cfg")}
     any_time = [{"sampler": "ddim", "trajectory": "even", "steps": [4], "guidance": [1.0, 3.0]}]
     ways = {name: own if "steps" in lines[name] else any_time for name in sorted(taught & set(lines))}
     raw["evaluate"]["students"] = ways if isinstance(lines.get("cfg", {}).get("guidance"), list) else {}
     short = {"iterations": 1, "batch": 8, "lr": 1e-3, "ema": 0.9}
-    raw["distill"] = {name: {"teacher": "teacher", **short, **line} for name, line in lines.items()}
+    raw["distill"] = {
+        name: {"init": (above := line.get("teacher", "teacher")), "teacher": above, **short, **line}
+        for name, line in lines.items()
+    }
     params.dump_yaml(raw, tmp_path / "params.yaml")
     return params.read(tmp_path / "params.yaml")
 
@@ -230,8 +266,8 @@ def test_what_a_method_needs_of_guidance_is_asked_of_the_file(tmp_path):
         assert str(caught.value).endswith(missing)
         assert len(str(caught.value).splitlines()) == 1
     for weights in ([1, 4], 3.0):
-        found = with_students(tmp_path, True, cfg={**guided, "guidance": weights}, pd8=halves).distill
-        assert params.guidance_of("pd8", found, True) == params.guidance_of("cfg", found, True) is not None
+        found = with_students(tmp_path, True, cfg={**guided, "guidance": weights}, pd8=halves).lines
+        assert found.guidance("pd8") == found.guidance("cfg") is not None
     assert with_students(tmp_path, True, cfg={**guided, "guidance": [1, 4]}, again={**guided, "teacher": "cfg"}).distill
 
 
@@ -257,12 +293,12 @@ def test_a_fault_that_students_inherit_is_told_once(tmp_path):
         with_students(tmp_path, False, cfg=guided, pd8={"method": "progressive", "teacher": "cfg", "steps": 8})
     (line,) = str(caught.value).splitlines()
     assert line.endswith(
-        "distill.cfg.guidance: the teacher knows no classes to guide to; set network.conditional to true"
+        "distill.cfg.guidance: the teacher knows no classes to guide to; set `conditional` of teachers.teacher to true"
     )
 
 
 def test_numbers_read_as_dvc_reads_them(tmp_path):
-    assert read(tmp_path, SHIPPED.replace("lr: 3.0e-3", "lr: 3e-3")).teacher.lr == 0.003
+    assert read(tmp_path, SHIPPED.replace("lr: 3.0e-3", "lr: 3e-3")).teachers["teacher"].fit.lr == 0.003
     assert strict_yaml.parse_yaml("[1e-4, on, yes]", "x") == [1e-4, "on", "yes"]
 
 
@@ -283,7 +319,7 @@ def test_the_command_line_exits_with_2_and_no_traceback(tmp_path):
     command = [sys.executable, "-m", "tasks", "check"]
     done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: params.yaml: network.groups: ")
+    assert done.stderr.startswith("error: params.yaml: teachers.teacher.network.groups: ")
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -310,8 +346,8 @@ def test_a_presets_students_take_the_place_of_all(merged):
 
 
 def test_a_change_of_what_is_not_there_is_a_mistake(merged):
-    with pytest.raises(Mistake, match=r"params\.yaml has no network\.chanels"):
-        workspace._merge(merged, workspace._change("network.chanels=[8]"), "x")
+    with pytest.raises(Mistake, match=r"params\.yaml has no teachers\.teacher\.network\.chanels"):
+        workspace._merge(merged, workspace._change("teachers.teacher.network.chanels=[8]"), "x")
     with pytest.raises(Mistake, match="write it as section"):
         workspace._change("network.channels")
     with pytest.raises(Mistake, match="no preset 'smoky'; known: classes, smoke"):
@@ -328,11 +364,11 @@ def test_trajectories_that_will_not_be_there_are_refused(tmp_path):
     ]
     fitted = "    - {sampler: ddim, trajectory: fitted, steps: [8, 4, 2]}"
     assert with_way(fitted, fitted.replace("8, 4", "61, 4")) == [
-        "evaluate.teacher.2.steps: 61 on the trajectory fitted; search.fitted.points allows 60"
+        "evaluate.teacher.2.steps: 61 on the trajectory fitted; evaluate.fitted.points allows 60"
     ]
     first, second = with_way(fitted, "    - {sampler: ddim, trajectory: [even, searched, fitted], steps: [4, 65]}")
     assert first == "evaluate.teacher.2.steps: 65 on the trajectory searched; search.most allows 64"
-    assert second == "evaluate.teacher.2.steps: 65 on the trajectory fitted; search.fitted.points allows 60"
+    assert second == "evaluate.teacher.2.steps: 65 on the trajectory fitted; evaluate.fitted.points allows 60"
     own = "    - {sampler: ddim, trajectory: own}"
     words = "own is for a student with steps of its own; name another"
     assert with_way(fitted, own) == [f"evaluate.teacher.2.trajectory: {words}"]
@@ -361,19 +397,21 @@ def test_trajectories_that_will_not_be_there_are_refused(tmp_path):
     ]
 
 
-def test_who_teaches_whom(tmp_path):
+def test_who_teaches_whom():
     """A student that jumps to images teaches nobody; what needs every time goes further up."""
-    lines = """distill:
-  pd4: {method: progressive, teacher: teacher, steps: 4, iterations: 1, batch: 8, lr: 1.0e-3, ema: 0.9}
-  cd: {method: consistency, teacher: teacher, steps: 16, target_ema: 0.5, iterations: 1, batch: 8, lr: 1.0e-3, ema: 0.9}
-  again: {method: consistency, teacher: cd, steps: 16, target_ema: 0.5, iterations: 1, batch: 8, lr: 1.0e-3, ema: 0.9}
-  pd2: {method: progressive, teacher: pd4, steps: 2, iterations: 1, batch: 8, lr: 1.0e-3, ema: 0.9}
-  dm: {method: distribution_matching, teacher: pd2, iterations: 1, batch: 8, lr: 1.0e-3, ema: 0.9}
-gamma:"""
-    text = re.sub(r"distill:(.|\n)*?\ngamma:", lines, (ROOT / "params.yaml").read_text())
-    found = read(tmp_path, text).distill
-    taught = {name: params.mentor_of(name, found) for name in found}
-    assert taught == {"pd4": "teacher", "cd": "teacher", "again": "teacher", "pd2": "pd4", "dm": "teacher"}
+    found = lineage(
+        pd4=line_of("progressive", "teacher", steps=4),
+        cd=line_of("consistency", "teacher"),
+        again=line_of("consistency", "cd", "teacher"),
+        pd2=line_of("progressive", "pd4", steps=2),
+        dm=line_of("distribution_matching", "pd2", "teacher", steps=1),
+        learns=line_of("denoising", "cd"),
+    )
+    taught = {name: found.usual_teacher(name) for name in found.students}
+    assert taught == {
+        "pd4": "teacher", "cd": "teacher", "again": "teacher", "pd2": "pd4", "dm": "teacher", "learns": "teacher",
+    }  # fmt: skip
+    assert list(found.unfit()) == []
 
 
 def test_every_package_is_installed():
@@ -394,31 +432,39 @@ def test_every_package_is_installed():
 # ------------------------------------------------------------------------------- each refusal by itself
 
 WAY = {"sampler": "ddim", "trajectory": "even", "steps": [8]}
-LOOKS = {"images": 10, "seed": 0, "batch": 1, "likelihood": None, "teacher": [None], "anytime": [], "students": {}}
+LOOKS = {
+    "images": 10,
+    "seed": 0,
+    "batch": 1,
+    "likelihood": None,
+    "fitted": None,
+    "teacher": [None],
+    "anytime": [],
+    "students": {},
+}
 NAMES = {"experiment": "e", "model": "m", "tolerance": 1.0}
-SEARCH = {"estimator": "norm", "most": 1, "repair": True, "decoder": True, "fitted": None}
+SEARCH = {"estimator": "norm", "most": 1, "repair": True, "decoder": True}
 
 REFUSED = {
-    "own steps and others": (params.Way, {**WAY, "trajectory": "own"}, "has steps of its own"),
-    "own times and others": (params.Way, {"sampler": "ddim", "trajectory": ["own", "even"]}, "has steps of its own"),
-    "no step": (params.Way, {**WAY, "steps": [8, 0]}, "at least 1"),
-    "a cache of an adaptive sampler": (params.Way, {**WAY, "sampler": "rk45", "deepcache": CacheConfig(2)}, "deepcache"),
-    "a class without a name": (params.Way, {**WAY, "guidance": 1.0, "negative": ""}, "negative must be"),
-    "a class of 65 letters": (params.Way, {**WAY, "guidance": 1.0, "negative": "n" * 65}, "negative must be"),
-    "two limits": (params.Way, {**WAY, "clip": 1.0, "threshold": Threshold()}, "give one of them"),
-    "a limit of nothing": (params.Way, {**WAY, "clip": 0.0}, "clip must be"),
-    "less than no images": (params.Likelihood, {"images": -1, "probes": 1, "seed": 0}, "images must not"),
-    "no probe": (params.Likelihood, {"images": 0, "probes": 0, "seed": 0}, "probes at least 1"),
-    "nine images": (params.Evaluate, {**LOOKS, "images": 9}, "images must be at least 10"),
-    "an empty batch": (params.Evaluate, {**LOOKS, "batch": 0}, "batch at least 1"),
-    "nothing to compare with": (params.Evaluate, {**LOOKS, "teacher": []}, "at least one way"),
-    "better than the best": (params.Publish, {**NAMES, "tolerance": 0.99}, "tolerance must be at least 1"),
-    "a model with a blank before it": (params.Publish, {**NAMES, "model": " m"}, "model must be a name"),
-    "an experiment with one after it": (params.Publish, {**NAMES, "experiment": "e "}, "experiment must be a name"),
-    "a model of 201 letters": (params.Publish, {**NAMES, "model": "m" * 201}, "model must be a name"),
-    "a model that is a dot": (params.Publish, {**NAMES, "model": "."}, "without / and :"),
-    "no folder": (params.Adopt, {"folder": " "}, "folder must be"),
-    "no search": (params.Search, {**SEARCH, "most": 0}, "most must be at least 1"),
+    "own steps and others": (sections.Way, {**WAY, "trajectory": "own"}, "has steps of its own"),
+    "own times and others": (sections.Way, {"sampler": "ddim", "trajectory": ["own", "even"]}, "has steps of its own"),
+    "no step": (sections.Way, {**WAY, "steps": [8, 0]}, "at least 1"),
+    "a cache of an adaptive sampler": (sections.Way, {**WAY, "sampler": "rk45", "deepcache": CacheConfig(2)}, "deepcache"),
+    "a class without a name": (sections.Way, {**WAY, "guidance": 1.0, "negative": ""}, "negative must be"),
+    "a class of 65 letters": (sections.Way, {**WAY, "guidance": 1.0, "negative": "n" * 65}, "negative must be"),
+    "two limits": (sections.Way, {**WAY, "clip": 1.0, "threshold": Threshold()}, "give one of them"),
+    "a limit of nothing": (sections.Way, {**WAY, "clip": 0.0}, "clip must be"),
+    "less than no images": (sections.Likelihood, {"images": -1, "probes": 1, "seed": 0}, "images must not"),
+    "no probe": (sections.Likelihood, {"images": 0, "probes": 0, "seed": 0}, "probes at least 1"),
+    "nine images": (sections.Evaluate, {**LOOKS, "images": 9}, "images must be at least 10"),
+    "an empty batch": (sections.Evaluate, {**LOOKS, "batch": 0}, "batch at least 1"),
+    "nothing to compare with": (sections.Evaluate, {**LOOKS, "teacher": []}, "at least one way"),
+    "better than the best": (sections.Publish, {**NAMES, "tolerance": 0.99}, "tolerance must be at least 1"),
+    "a model with a blank before it": (sections.Publish, {**NAMES, "model": " m"}, "model must be a name"),
+    "an experiment with one after it": (sections.Publish, {**NAMES, "experiment": "e "}, "experiment must be a name"),
+    "a model of 201 letters": (sections.Publish, {**NAMES, "model": "m" * 201}, "model must be a name"),
+    "a model that is a dot": (sections.Publish, {**NAMES, "model": "."}, "without / and :"),
+    "no search": (sections.Search, {**SEARCH, "most": 0}, "most must be at least 1"),
 }  # fmt: skip
 
 
@@ -430,35 +476,35 @@ def test_each_part_refuses_what_it_cannot_be(case):
 
 
 def test_what_is_just_within_its_limits_is_taken():
-    params.Way(**{**WAY, "steps": [1], "guidance": 0.0, "negative": "n" * 64, "clip": False})
-    params.Way("ddim", "own")
-    params.Way(**{**WAY, "sampler": "rk45", "steps": [1]})
-    params.Likelihood(0, 1, 0)
-    params.Evaluate(**LOOKS)
-    params.Publish(**{**NAMES, "experiment": "e/ f" * 50, "model": "m" * 200})
-    params.Search(**SEARCH)
+    sections.Way(**{**WAY, "steps": [1], "guidance": 0.0, "negative": "n" * 64, "clip": False})
+    sections.Way("ddim", "own")
+    sections.Way(**{**WAY, "sampler": "rk45", "steps": [1]})
+    sections.Likelihood(0, 1, 0)
+    sections.Evaluate(**LOOKS)
+    sections.Publish(**{**NAMES, "experiment": "e/ f" * 50, "model": "m" * 200})
+    sections.Search(**SEARCH)
 
 
 def test_a_sampler_that_needs_more_steps_refuses_fewer(monkeypatch):
-    monkeypatch.setattr(params.SOLVERS["heun"], "least", 3)
-    params.Way(**{**WAY, "sampler": "heun", "steps": [4, 3]})
+    monkeypatch.setattr(sections.SOLVERS["heun"], "least", 3)
+    sections.Way(**{**WAY, "sampler": "heun", "steps": [4, 3]})
     with pytest.raises(ValueError, match="heun needs at least 3 steps, got 2"):
-        params.Way(**{**WAY, "sampler": "heun", "steps": [4, 2]})
+        sections.Way(**{**WAY, "sampler": "heun", "steps": [4, 2]})
 
 
 def test_a_way_is_tried_in_all_combinations_of_its_lists_each_with_all_that_it_says():
     caches, skips, threshold = [CacheConfig(2), CacheConfig(3)], [None, SkipConfig(0.8)], Threshold(0.9, 2.0)
-    way = params.Way("ddpm", ["even", "karras"], [8], {}, caches, skips, [1.0, 2.0], "a", threshold=threshold)
+    way = sections.Way("ddpm", ["even", "karras"], [8], {}, caches, skips, [1.0, 2.0], "a", threshold=threshold)
     assert way.trajectories == ["even", "karras"]
-    solver = params.SOLVERS["ddpm"]()
+    solver = sections.SOLVERS["ddpm"]()
     assert way.recipes() == [
         Recipe(solver, cache, skip, weight, "a", None, threshold)
         for cache in caches
         for skip in skips
         for weight in (1.0, 2.0)
     ]
-    assert params.Way("analytic", "even", [8], {"eta": 0.5}, clip=0.5).recipes() == [
-        Recipe(params.SOLVERS["analytic"](eta=0.5), clip=0.5)
+    assert sections.Way("analytic", "even", [8], {"eta": 0.5}, clip=0.5).recipes() == [
+        Recipe(sections.SOLVERS["analytic"](eta=0.5), clip=0.5)
     ]
 
 
@@ -468,16 +514,19 @@ SHORT = {"iterations": 1, "batch": 8, "lr": 1e-3, "ema": 0.9}
 def student(**line) -> tuple:
     """(the student of a line, its faults)."""
     faults: list[str] = []
-    found = params._student("s", {"method": "progressive", "teacher": "t", "steps": 8, **SHORT, **line}, "s", faults)
-    return found, faults
+    whole = {"method": "progressive", "init": "i", "teacher": "t", "steps": 8, **SHORT, **line}
+    return params._student("s", whole, "s", faults), faults
 
 
 def test_all_that_a_line_says_is_its_students():
-    found, _ = student(guidance=[1, 4], head="v", dropout=0.25, warmup=3, weight_decay=0.5)
+    network = {"channels": [8]}
+    found, _ = student(guidance=[1, 4], head="v", dropout=0.25, warmup=3, weight_decay=0.5, network=network)
     fitting = params.fit.Config(**SHORT, warmup=3, weight_decay=0.5)
     method = params.methods.load("progressive")(steps=8)
-    assert found == params.Distill("s", "t", method, fitting, (1.0, 4.0), "v", 0.25)
-    assert student()[0] == params.Distill("s", "t", method, params.fit.Config(**SHORT), None, None, 0.0)
+    own = {"name": "s", "init": "i", "teacher": "t", "method": method}
+    whole = {**own, "fit": fitting, "guidance": (1.0, 4.0), "head": "v", "dropout": 0.25, "network": network}
+    assert found == sections.Distill(**whole)
+    assert student()[0] == sections.Distill(**own, fit=params.fit.Config(**SHORT))
 
 
 @pytest.mark.parametrize(
@@ -493,7 +542,9 @@ def test_one_weight_of_guidance_or_a_range_of_them(weights, wanted):
     ("key", "value"),
     [("guidance", value) for value in (-1, True, "2", [], [1], [2, 2], [3, 1], [-1, 1], [1, 2, 3], [1, True], {})]
     + [("dropout", value) for value in (-0.1, 1, 1.5, True, "0.1", None)]
-    + [("head", value) for value in ("x0", "both", "eps", 1, True)],
+    + [("head", value) for value in ("x0", "both", "eps", 1, True)]
+    + [("network", value) for value in ({}, [], 8, "small")]
+    + [("teacher", value) for value in (3, None, ["t"])],
 )
 def test_a_line_s_own_numbers_are_within_their_limits(key, value):
     found, faults = student(**{key: value})
@@ -505,34 +556,124 @@ def test_a_line_s_own_numbers_are_within_their_limits(key, value):
 @pytest.mark.parametrize("name", ["teacher", "real", "Pd", "1pd", "_pd", "p-d", "p" * 65, "p.d", ""])
 def test_a_name_that_files_and_tables_cannot_have_is_no_student(name):
     faults: list[str] = []
-    assert params._distill({name: {"method": "progressive"}}, faults) == {}
+    assert params._lines("distill", {name: {"method": "progressive"}}, params._student, faults) == {}
     (fault,) = faults
-    assert fault.startswith(f"distill.{name}: a student's name must be")
+    assert fault.startswith(f"distill.{name}: a name must be")
 
 
 def test_a_name_of_letters_and_digits_is_one():
-    line = {"method": "progressive", "teacher": "t", "steps": 8, **SHORT}
+    line = {"method": "progressive", "init": "t", "teacher": "t", "steps": 8, **SHORT}
     names = ["p", "p" * 64, "really", "teachers", "p_2"]
-    assert list(params._distill(dict.fromkeys(names, line), [])) == names
+    assert list(params._lines("distill", dict.fromkeys(names, line), params._student, [])) == names
+
+
+NETWORK = {"channels": [8], "layers": 1, "attention": False, "groups": 8, "dropout": 0.0, "max_phase": 12.0}
+TRAINED = {"method": "denoising", "schedule": "cosine", "network": NETWORK, **SHORT}
+
+
+def root(line) -> tuple:
+    """(the line of `teachers`, its faults)."""
+    faults: list[str] = []
+    return params._lines("teachers", {"t": line}, params._root, faults).get("t"), faults
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"folder": "x", "iterations": 3, "lr": 0.1}, "teacher: give folder or the numbers of a training, not both; leave out iterations, lr"),
-        ({"foldr": "x"}, "teacher.folder: missing"),
-        ({"folder": ""}, "teacher: folder must be"),
-        ({}, "teacher.iterations: missing"),
-        (None, "teacher: "),
-        ("x", "teacher: "),
+        ({"from": "x", "iterations": 3, "lr": 0.1}, "teachers.t: give from or the numbers of a training, not both; leave out iterations, lr"),
+        ({"from": "x", "networks": 3}, "teachers.t.networks: unknown key; known: from, conditional"),
+        ({"from": " "}, "teachers.t.from: must be the path"),
+        ({"from": 3}, "teachers.t.from: must be the path"),
+        ({"from": "x", "conditional": "no"}, "teachers.t.conditional: must be true or false, got 'no'"),
+        ({**TRAINED, "method": "progressive"}, "teachers.t.method: must be denoising"),
+        (SHORT, "teachers.t.method: must be denoising, by which a network learns from nothing, or give from: PATH"),
+        ({"method": "denoising", **SHORT}, "teachers.t.network: missing"),
+        ({"method": "denoising", **SHORT}, "teachers.t.schedule: missing"),
+        ({**TRAINED, "iteration": 3}, "teachers.t.iteration: unknown key; did you mean 'iterations'?"),
+        ({**TRAINED, "weight": "twice"}, "teachers.t.weight: Input should be"),
+        (None, "teachers.t: must be a mapping"),
+        ("x", "teachers.t: must be a mapping"),
     ],
 )  # fmt: skip
 def test_a_teacher_is_a_training_or_a_folder(given, words):
-    faults: list[str] = []
-    assert params._teacher(given, faults) is None
+    found, faults = root(given)
+    assert found is None
     assert any(fault.startswith(words) for fault in faults), faults
-    assert params._teacher({"folder": "x"}, []) == params.Adopt("x")
-    assert params._teacher(SHORT, []) == params.fit.Config(**SHORT)
+
+
+def test_all_that_a_teacher_s_line_says_is_its():
+    told = {**NETWORK, "conditional": True, "head": "both"}
+    found, faults = root({**TRAINED, "network": told, "weight": "snr", "schedule": {"name": "linear", "beta_max": 9.0}})
+    assert faults == []
+    assert found == sections.Teacher(
+        name="t",
+        method=params.methods.load("denoising")(weight="snr"),
+        fit=params.fit.Config(**SHORT),
+        network=params.unet.Shape(**{**told, "channels": (8,)}),
+        schedule=params.SCHEDULES["linear"](beta_max=9.0),
+        conditional=True,
+        head="both",
+    )
+    assert root({"from": "x"}) == (sections.Adopted(name="t", folder="x", conditional=False), [])
+    assert root({"from": "x", "conditional": True})[0] == sections.Adopted(name="t", folder="x", conditional=True)
+
+
+@pytest.mark.parametrize("name", params.SCHEDULES)
+def test_every_schedule_can_be_chosen_by_its_name(name):
+    """A network is trained on the variance-preserving one of the same log-SNR."""
+    numbers = {"discrete": {"betas": [0.1, 0.2, 0.3]}}.get(name, {})
+    found, faults = root({**TRAINED, "schedule": {"name": name, **numbers}})
+    assert faults == []
+    t = torch.linspace(0.05, 0.95, 7, dtype=torch.float64)
+    kind = params.SCHEDULES[name](**{key: tuple(value) for key, value in numbers.items()})
+    torch.testing.assert_close(found.schedule.half_logsnr(t), kind.half_logsnr(t), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found.schedule.alpha(t) ** 2 + found.schedule.sigma(t) ** 2, torch.ones_like(t))
+    if not numbers:
+        assert root({**TRAINED, "schedule": name})[0] == found
+
+
+def test_a_student_s_network_is_its_init_s_with_what_its_line_changes(tmp_path):
+    text = SHIPPED.replace(
+        "init: teacher, teacher: teacher, steps: 16,",
+        "network: {layers: 2, dropout: 0.5}, init: teacher, teacher: teacher, steps: 16,",
+    )
+    text = (
+        text.replace("init: cd,", "network: {channels: [8]}, init: cd,")
+        .replace("conditional: false", "conditional: true")
+        .replace("head: v ", "head: both ")
+    )
+    text = text.replace(
+        "{sampler: renoise, trajectory: fitted, steps: [2]}", "{sampler: renoise, trajectory: even, steps: [2]}"
+    )
+    found = read(tmp_path, text)
+    assert [found.shape(name) is None for name in ("teacher", "cd", "dm1", "pd8")] == [False, False, False, True]
+    whole = found.teachers["teacher"].network
+    assert found.shape("cd") == replace(whole, layers=2, dropout=0.5)
+    assert found.shape("dm1") == replace(whole, layers=2, dropout=0.5, channels=(8,))  # of cd's
+    assert (found.shape("dm1").conditional, found.shape("dm1").head) == (True, "both")
+
+
+def test_what_was_estimated_of_the_teacher_is_asked_of_nobody_else(tmp_path):
+    line = json.dumps({**TRAINED, "schedule": "linear"})
+    another = SHIPPED.replace("\nx-round", f"\n  another: {line}\n\nx-round")
+    assert read(tmp_path, another).lines.root("another").schedule == params.SCHEDULES["linear"]()
+    led = another.replace("init: pd4, teacher: pd4", "init: another, teacher: another")
+    assert read(tmp_path, led).lines.root_name("pd1") == "another"
+    with pytest.raises(Mistake) as caught:
+        read(tmp_path, another.replace("init: pd4, teacher: pd4", "init: another, teacher: pd4"))
+    assert "distill.pd2.teacher: pd4 has another schedule than another" in str(caught.value)
+    first = "- {sampler: ddim, trajectory: even, steps: [64, 8, 4, 2, 1]}"
+    for way, words in (
+        (first.replace("even", "searched"), "evaluate.teacher.0.trajectory: searched times are those of teacher"),
+        (
+            first.replace("even", "fitted").replace("64, ", ""),
+            "evaluate.teacher.0.trajectory: fitted times are those of teacher",
+        ),
+        (first.replace("ddim", "analytic"), "evaluate.teacher.0.sampler: Gamma is estimated of teacher, and another"),
+    ):
+        with pytest.raises(Mistake) as caught:
+            read(tmp_path, another.replace(first, way))
+        assert words in str(caught.value)
 
 
 def test_a_section_of_anchors_is_no_section_and_holds_what_a_file_may(tmp_path):
@@ -543,40 +684,40 @@ def test_a_section_of_anchors_is_no_section_and_holds_what_a_file_may(tmp_path):
         assert words in fault
 
 
-def line_of(method: str, teacher: str, **more) -> dict:
+def line_of(method: str, init: str, teacher: str | None = None, **more) -> dict:
     own = {"steps": more.pop("steps")} if "steps" in more else {}
     needed = {"consistency": {"target_ema": 0.5, "steps": 16}}.get(method, {})
-    return {"method": method, "teacher": teacher, **SHORT, **needed, **own, **more}
+    return {"method": method, "init": init, "teacher": teacher or init, **SHORT, **needed, **own, **more}
 
 
-def students(**lines: dict) -> dict:
+def lineage(head: str = "v", **lines: dict) -> Lineage:
     faults: list[str] = []
-    found = params._distill(lines, faults)
+    found = params._lines("distill", lines, params._student, faults)
     assert faults == []
-    return found
+    return Lineage({"teacher": Root(False, head, Cosine())}, found)
 
 
 def test_how_each_checkpoint_is_sampled():
     """The teacher in all its ways; who jumps to images `anytime`; who knows velocities as the teacher's first way; who has
     steps of its own on these; and who is named as is said there."""
-    found = students(
+    found = lineage(
         jumps=line_of("consistency", "teacher"),
         knows=line_of("denoising", "teacher"),
         halves=line_of("progressive", "teacher", steps=8),
         leaps=line_of("distribution_matching", "teacher", steps=2),
         named=line_of("consistency", "teacher"),
     )
-    ways = [params.Way("ddim", "even", [steps]) for steps in (1, 2, 3, 4, 5)]
-    evaluate = params.Evaluate(10, 0, 1, None, ways[:2], ways[2:4], {"named": ways[4:]})
-    assert {name: params.ways_of(name, evaluate, found) for name in ("teacher", *found)} == {
+    ways = [sections.Way("ddim", "even", [steps]) for steps in (1, 2, 3, 4, 5)]
+    evaluate = sections.Evaluate(10, 0, 1, None, None, ways[:2], ways[2:4], {"named": ways[4:]})
+    assert {name: rules.ways_of(name, evaluate, found) for name in found} == {
         "teacher": [("evaluate.teacher.0", ways[0]), ("evaluate.teacher.1", ways[1])],
         "jumps": [("evaluate.anytime.0", ways[2]), ("evaluate.anytime.1", ways[3])],
         "knows": [("evaluate.teacher.0", ways[0])],
-        "halves": [("distill.halves", params.Way("ddim", "own"))],
-        "leaps": [("distill.leaps", params.Way("renoise", "own"))],
+        "halves": [("distill.halves", sections.Way("ddim", "own"))],
+        "leaps": [("distill.leaps", sections.Way("renoise", "own"))],
         "named": [("evaluate.students.named.0", ways[4])],
     }
-    assert list(params._ways(evaluate)) == [
+    assert list(rules.ways(evaluate)) == [
         ("evaluate.teacher.0", "teacher", ways[0]),
         ("evaluate.teacher.1", "teacher", ways[1]),
         ("evaluate.anytime.0", "", ways[2]),
@@ -589,25 +730,30 @@ def test_a_method_asks_about_who_teaches_and_not_about_where_its_network_starts(
     lines = {
         "pd16": line_of("progressive", "teacher", steps=16),
         "jumps": line_of("consistency_training", "pd16"),
-        "pd8": line_of("progressive", "jumps", steps=8),
+        "pd8": line_of("progressive", "jumps", "pd16", steps=8),
     }
-    told: list[str] = []
-    params._chains(students(**lines), told)
-    assert told == []
-    params._chains(students(**{**lines, "pd8": line_of("progressive", "jumps", steps=5)}), told)
-    assert [fault.partition("; set")[0] for fault in told] == [
-        "distill.pd8: steps 5 needs a teacher of 10 steps or one valid at any time, but its teacher has 16"
-    ]
+    assert list(lineage(**lines).unfit()) == []
+    ((name, _, fault),) = lineage(**{**lines, "pd8": line_of("progressive", "jumps", "pd16", steps=5)}).unfit()
+    assert name == "pd8"
+    assert fault.startswith("steps 5 needs a teacher of 10 steps or one valid at any time, but its teacher has 16")
+
+
+def test_who_learns_from_the_images_names_no_teacher_but_its_init():
+    ((name, key, fault),) = lineage(
+        pd4=line_of("progressive", "teacher", steps=4), more=line_of("denoising", "pd4", "teacher")
+    ).unfit()
+    assert (name, key) == ("more", "teacher")
+    assert fault == "denoising learns from the images and asks no teacher; write pd4, as in init"
 
 
 def test_the_head_of_a_network_is_its_line_s_or_that_of_the_one_it_starts_from():
-    found = students(
+    found = lineage(
+        "x0",
         first=line_of("denoising", "teacher", head="v"),
         child=line_of("progressive", "first", steps=8),
         own=line_of("progressive", "teacher", steps=8),
     )
-    heads = {name: params.head_of(name, found, "x0") for name in ("teacher", *found)}
-    assert heads == {"teacher": "x0", "first": "v", "child": "v", "own": "x0"}
+    assert {name: found.head(name) for name in found} == {"teacher": "x0", "first": "v", "child": "v", "own": "x0"}
 
 
 @pytest.mark.parametrize(
@@ -615,6 +761,7 @@ def test_the_head_of_a_network_is_its_line_s_or_that_of_the_one_it_starts_from()
     [
         ({"first": line_of("denoising", "teacher", head="v")}, []),
         ({"first": line_of("denoising", "teacher")}, ["first"]),
+        ({"first": line_of("denoising", "teacher", weight="min_snr")}, []),
         ({"halves": line_of("progressive", "teacher", steps=8), "jumps": line_of("consistency", "teacher")}, []),
         ({"leaps": line_of("distribution_matching", "teacher", head="v")}, ["leaps"]),  # whose teacher says x0
         (
@@ -624,11 +771,8 @@ def test_the_head_of_a_network_is_its_line_s_or_that_of_the_one_it_starts_from()
     ],
 )
 def test_who_asks_for_velocities_close_to_the_data_has_a_network_and_a_teacher_that_know_them(lines, told):
-    faults: list[str] = []
-    params._heads(students(**lines), "x0", faults)
-    assert [fault.partition(".method: ")[0] for fault in faults] == [f"distill.{name}" for name in told]
-    params._heads(students(**lines), "both", faults)
-    assert len(faults) == len(told)
+    assert [(name, key) for name, key, _ in lineage("x0", **lines).heads()] == [(name, "method") for name in told]
+    assert list(lineage("both", **lines).heads()) == []
 
 
 def test_as_many_steps_as_there_will_be_are_taken_and_one_more_is_not(tmp_path):

@@ -232,6 +232,7 @@ def _scheduler(denoiser: NetDenoiser, solver: str) -> tuple[str, dict[str, Any]]
     """
     t = torch.arange(denoiser.labels + 1, dtype=torch.float64) / denoiser.labels
     alpha_bar = denoiser.schedule.alpha(t) ** 2
+    alpha_bar[0] = 1  # the data: a schedule that keeps some noise there (ve) loses it in the last step, as in diffusers
     common = {
         "_diffusers_version": "0.36.0",
         "num_train_timesteps": denoiser.labels,

@@ -6,7 +6,7 @@ file, tensors beside it in safetensors, verified by sha256 when read; what is da
 
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,30 @@ AGAIN = "it is worked out again"
 Tensors = dict[str, Tensor]
 
 
+def write(numbers: Path, value: dict[str, Any], tensors: Tensors | None = None) -> None:
+    """Writes `value`, JSON, to `numbers`, sealed, and `tensors` beside it, with their sha256 under the seal."""
+    from safetensors.torch import save
+
+    content = save({name: tensor.contiguous() for name, tensor in (tensors or {}).items()})
+    disk.write(_beside(numbers), content)
+    disk.write_sealed(numbers, {"schema": SCHEMA, "value": value, "sha256": hashlib.sha256(content).hexdigest()})
+
+
+def read(numbers: Path, remedy: str) -> tuple[dict[str, Any], Tensors]:
+    """The inverse of `write`; a Mistake that ends in `remedy` for what is missing or damaged."""
+    from safetensors.torch import load
+
+    found, beside = disk.read_sealed(numbers, SCHEMA, remedy), _beside(numbers)
+    content = beside.read_bytes() if beside.exists() else b""
+    if hashlib.sha256(content).hexdigest() != found["sha256"]:
+        raise Mistake(f"{beside} is not what was kept; {remedy}")
+    return found["value"], load(content)
+
+
+def _beside(numbers: Path) -> Path:
+    return numbers.with_suffix(".safetensors")
+
+
 @dataclass(frozen=True)
 class Kept:
     """The results under `folder`, which is theirs alone. on_damage: hears of each that cannot be used."""
@@ -32,35 +56,30 @@ class Kept:
 
     def save(self, about: Any, value: dict[str, Any], tensors: Tensors | None = None) -> None:
         """Keeps `value`, JSON, and `tensors` as what came of `about`, JSON that names everything they depend on."""
-        from safetensors.torch import save
-
-        content = save({name: tensor.contiguous() for name, tensor in (tensors or {}).items()})
-        numbers, beside = self._files(about)
-        disk.write(beside, content)
-        digest = hashlib.sha256(content).hexdigest()
-        disk.write_sealed(numbers, {"schema": SCHEMA, "value": value, "sha256": digest})
+        write(self._file(about), value, tensors)
 
     def load(self, about: Any) -> tuple[dict[str, Any], Tensors] | None:
         """What was kept of `about`; None if nothing was, or it is damaged."""
-        from safetensors.torch import load
-
-        numbers, beside = self._files(about)
+        numbers = self._file(about)
         if not numbers.exists():
             return None
         try:
-            found = disk.read_sealed(numbers, SCHEMA, AGAIN)
-            content = beside.read_bytes() if beside.exists() else b""
-            if hashlib.sha256(content).hexdigest() != found["sha256"]:
-                raise Mistake(f"{beside} is not what was kept; {AGAIN}")
+            return read(numbers, AGAIN)
         except Mistake as mistake:
             self.on_damage(str(mistake))
             return None
-        return found["value"], load(content)
+
+    def clear_but(self, abouts: Iterable[Any]) -> None:
+        """Removes all of them but what came of `abouts`."""
+        wanted = {self._file(about).stem for about in abouts}
+        for path in self.folder.glob("*"):
+            if path.stem not in wanted:
+                path.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Removes all of them: the stage has finished."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _files(self, about: Any) -> tuple[Path, Path]:
+    def _file(self, about: Any) -> Path:
         key = disk.digest({"about": about, "torch": torch.__version__})
-        return self.folder / f"{key[:32]}.json", self.folder / f"{key[:32]}.safetensors"
+        return self.folder / f"{key[:32]}.json"

@@ -37,5 +37,10 @@ class Denoising(Method):
         return error.flatten(1).square().mean(1)
 
     @property
+    def off_the_data(self) -> bool:
+        """A weight that falls to 0 with the noise bounds the error of any head."""
+        return self.weight == "min_snr"
+
+    @property
     def network_calls(self) -> float:
         return 3.0

@@ -230,7 +230,7 @@ class Frontier:
             counts = {key: tuple(value["floor"][key]) for key in ("n", "compared")}
             return cls(points, Floor(**value["floor"] | counts), value["about"]["data"], Skill(**value["judge"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise Mistake(f"not a frontier of this version ({error}); run the stage `evaluate` again") from error
+            raise Mistake(f"not a frontier of this version ({error}); run the stage `frontier` again") from error
 
     def _sorted(self) -> list[Point]:
         return sorted(self.points, key=lambda p: (p.nfe, p.fd, p.name))

@@ -193,6 +193,24 @@ class VE(Schedule):
         return (-half_logsnr.double() - math.log(self.sigma_min)) / math.log(self.sigma_max / self.sigma_min)
 
 
+@dataclass(frozen=True)
+class Normalised(Schedule):
+    """The variance-preserving schedule with the log-SNR of another one at every t: of x_t / hypot(alpha, sigma)."""
+
+    of: Schedule
+
+    def alpha(self, t: PerSample) -> PerSample:
+        alpha = self.of.alpha(t)
+        return alpha / torch.hypot(alpha, self.of.sigma(t))
+
+    def sigma(self, t: PerSample) -> PerSample:
+        sigma = self.of.sigma(t)
+        return sigma / torch.hypot(self.of.alpha(t), sigma)
+
+    def time(self, half_logsnr: PerSample) -> PerSample:
+        return self.of.time(half_logsnr)
+
+
 SCHEDULES: dict[str, type[Schedule]] = {
     "cosine": Cosine,
     "linear": Linear,
@@ -203,7 +221,9 @@ SCHEDULES: dict[str, type[Schedule]] = {
 
 
 def to_json(schedule: Schedule) -> dict[str, Any]:
-    """`{"name": ..., **fields}`, what a card holds."""
+    """`{"name": ..., **fields}`, what a card holds; of a normalised one, those of the other with `normalised: true`."""
+    if isinstance(schedule, Normalised):
+        return {**to_json(schedule.of), "normalised": True}
     name = next(name for name, kind in SCHEDULES.items() if type(schedule) is kind)
     return {"name": name, **dataclasses.asdict(schedule)}
 
@@ -211,8 +231,20 @@ def to_json(schedule: Schedule) -> dict[str, Any]:
 def from_json(spec: dict[str, Any]) -> Schedule:
     """The inverse of `to_json`; an unknown name is a Mistake."""
     fields = dict(spec)
+    if fields.pop("normalised", False):
+        return Normalised(from_json(fields))
     name = fields.pop("name", None)
     if name not in SCHEDULES:
         raise Mistake(f"schedule {name!r} is unknown; known: {', '.join(SCHEDULES)}")
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
     return SCHEDULES[name](**fields)
+
+
+def variance_preserving(schedule: Schedule) -> Schedule:
+    """The schedule that a network is trained on: the same, or normalised where alpha^2 + sigma^2 is not 1.
+
+    Training, DDIM and every method here work in the angle, which normalising leaves as it is.
+    """
+    t = torch.linspace(0, 1, 17, dtype=torch.float64)
+    power = schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2
+    return schedule if (power - 1).abs().max() < 1e-9 else Normalised(schedule)

@@ -23,7 +23,7 @@ from diffcore.nets.unet.config import (
     modern_names,
 )
 from diffcore.nets.unet.guidance import folded, with_guidance
-from diffcore.nets.unet.init import build
+from diffcore.nets.unet.init import build, take
 from diffcore.nets.unet.model import UNet
 
 __all__ = [
@@ -45,5 +45,6 @@ __all__ = [
     "guidance_features",
     "modern_names",
     "sinusoids",
+    "take",
     "with_guidance",
 ]

@@ -1,35 +1,40 @@
-"""The stage `evaluate`: every way to sample, measured alike, as points of the frontier."""
+"""The stage `measure`: one checkpoint in every way that it is sampled, as points of the frontier.
+
+Each checkpoint is measured by itself, so that several are at once where there are slots, and a new one measures nothing but
+its own points. What all share: the real images, the noise, the classes, and the teacher's samples that fidelity compares
+with, which the teacher's own measuring writes apart.
+"""
 
 import dataclasses
+import functools
 import json
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
-
-import numpy as np
 
 from diffcore.checkpoints import checkpoint
 from diffcore.core import disk, draw, threads
-from diffcore.core.kept import Kept
+from diffcore.core.kept import Kept, Tensors
 from diffcore.core.mistake import Mistake
 from diffcore.core.shapes import Sample
 from diffcore.data import feed, shards
 from diffcore.denoisers.denoiser import Condition
 from diffcore.denoisers.meter import Meter, Metered
-from diffcore.metrics import features, likelihood, quality
-from diffcore.metrics.frontier import Frontier, Point, with_best
+from diffcore.metrics import features, likelihood, measured, quality
+from diffcore.metrics.frontier import Point
 from diffcore.noise import trajectory
 from diffcore.noise.trajectory import TRAJECTORIES, Trajectory
 from diffcore.sampling.recipe import Recipe
 from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solvers.analytic import Analytic
-from diffcore.search import gamma
-from tasks import graph, paths, pictures
-from tasks.params import OWN, ROOT, Params, Way, ways_of
+from diffcore.search import gamma, hops
+from tasks import graph, paths
+from tasks.params import ROOT, Params
 from tasks.progress import Progress, say
+from tasks.rules import ways_of
+from tasks.sections import OWN, Way
 
 SHOWN = 16
 """Samples of each point in its grid, and in a row of the contact sheet: the first ones, never chosen."""
@@ -56,43 +61,73 @@ class Plan:
 
 
 class Bench:
-    """What all points are measured with: the same images, noise, classes and network."""
+    """What all points of one checkpoint are measured with: the same images, noise, classes and network."""
 
-    def __init__(self, params: Params):
-        self.params, self.config = params, params.evaluate
+    def __init__(self, params: Params, name: str):
+        self.params, self.config, self.name = params, params.evaluate, name
         memory = params.compute.memory_bytes
         self.real, self.network = shards.open_images(paths.DATA, memory), features.load(paths.FEATURES)
         self.held_out = shards.open_images(paths.HOLDOUT, memory) if paths.HOLDOUT.exists() else None
         self.reference = quality.Reference.of(self.real, self.network, self._looking("real images"))
-        held_out = None if self.held_out is None else quality.look(self.held_out, self.network)
-        self.floor = quality.floor(self.reference, self.config.images, self.config.seed, held_out)
-        self.opened = {name: self._open(name) for name in (ROOT, *params.distill)}
-        told = gamma.read(paths.GAMMA, self.opened[ROOT].card.digest, paths.again("gamma"))
-        self.gamma = gamma.Gamma.from_json(told)
-        _check_searched(told, {name: opened.card.digest for name, opened in self.opened.items()})
+        self.opened = self._open(name)
+        self.is_root = name in params.teachers
+        root = None if self.is_root else checkpoint.read_card(paths.CHECKPOINTS / ROOT).digest
+        told = gamma.read(paths.GAMMA, self.opened.card.digest if name == ROOT else root, paths.again("gamma"))
+        self.gamma, self.searched = gamma.Gamma.from_json(told), _searched(told)
         self.labels = draw.labels_like(self.real.labels, self.config.images, self.config.seed)
-        self.teacher: Sample | None = None
+        self.teacher: Sample | None = None if root is None else _reference(root)
         self.warm: set[tuple[Any, ...]] = set()
 
     def _looking(self, what: str) -> Callable[[int, int], None]:
-        shown = Progress("evaluate", "images")
+        shown = Progress(f"measure {self.name}", "images")
         return lambda done, total: shown(done, total, f"{what} looked at")
 
     def _open(self, name: str) -> checkpoint.Checkpoint:
         return checkpoint.load(paths.CHECKPOINTS / name).to(self.params.compute.device)
 
+    def floor(self) -> quality.Floor:
+        """What a perfect sampler is to expect."""
+        held_out = None if self.held_out is None else quality.look(self.held_out, self.network)
+        return quality.floor(self.reference, self.config.images, self.config.seed, held_out)
+
+    @functools.cached_property
+    def fitted(self) -> dict[int, Trajectory]:
+        """Times fitted to the teacher's own path, by number of steps, with classes drawn as the samples' are."""
+        config, own = self.config.fitted, self.opened
+        teacher = own if self.name == ROOT else self._open(ROOT)
+        known = draw.labels_like(self.real.labels, config.images, config.seed) if teacher.denoiser.classes else None
+        condition = None if known is None else Condition(known)
+        strays = hops.strays(own.denoiser, teacher.denoiser, config, own.shape, condition=condition)
+        times = hops.fit(strays, config.late)
+        shown = ", ".join(f"{t:.3g}" for t in times[min(4, config.points)].times)
+        say(f"measure {self.name}: times fitted to the teacher's path; with {min(4, config.points)} steps: {shown}")
+        return times
+
+    def times(self, kind: str, steps: int) -> Trajectory:
+        """The trajectory of this kind with so many steps; a Mistake where there is none."""
+        if kind in TRAJECTORIES:
+            return TRAJECTORIES[kind](steps, self.opened.denoiser.schedule)
+        if kind == "fitted":
+            if steps not in self.fitted:
+                raise Mistake(f"no fitted trajectory of {steps} steps; raise evaluate.fitted.points to {steps}")
+            return self.fitted[steps]
+        nodes = self.searched["nodes"]
+        if str(steps) not in nodes:
+            raise Mistake(f"no searched trajectory of {steps} steps; raise search.most to at least {steps}")
+        return trajectory.nodes(nodes[str(steps)], self.searched["about"]["steps"])
+
     def about(self, plan: Plan) -> dict[str, Any]:
-        """All that the numbers of a point depend on but the code, and what the first one adds: what it is compared with."""
+        """All that the numbers of a point depend on but the code, and what it is compared with."""
         config = {key: value for key, value in self.params.raw["evaluate"].items() if key in SHARED}
-        of = {"checkpoint": self.opened[plan.checkpoint].card.digest, "gamma": disk.digest(self.gamma.to_json())}
+        of = {"checkpoint": self.opened.card.digest, "gamma": disk.digest(self.gamma.to_json())}
         return {"plan": plan.to_json(), "config": config, "real": self.reference.digest, **of}
 
     def sampler(self, plan: Plan) -> Sampler:
         """A Mistake if its checkpoint cannot be sampled so."""
-        return plan.recipe.sampler(self.opened[plan.checkpoint], plan.times, self.gamma)
+        return plan.recipe.sampler(self.opened, plan.times, self.gamma)
 
     def measure(self, plan: Plan) -> tuple[Sample, Point]:
-        config, opened, meter = self.config, self.opened[plan.checkpoint], Meter()
+        config, opened, meter = self.config, self.opened, Meter()
         sampler, condition = self.sampler(plan), plan.recipe.condition(opened, self.labels)
         drawn = Sampler(Metered(sampler.denoiser, meter), sampler.solver, sampler.trajectory)
         self._warm_up(plan, sampler, condition)
@@ -130,13 +165,13 @@ class Bench:
     def _warm_up(self, plan: Plan, sampler: Sampler, condition: Condition | None) -> None:
         """Two network calls in each size that the batches will have, so that the clock sees nothing done for the first time.
 
-        Once for a checkpoint and what is done to its network. A cache is made anew for each point, and counts its share then.
+        Once for what is done to the network. A cache is made anew for each point, and counts its share then.
         """
         recipe, (count, batch) = plan.recipe, (self.config.images, self.config.batch)
-        kind = plan.checkpoint, recipe.skip, recipe.guidance is None
+        kind = recipe.skip, recipe.guidance is None
         if recipe.deepcache or kind not in self.warm:
             for few in {min(batch, count), count % batch} - {0}:
-                sampler.warm_up(self.opened[plan.checkpoint].shape, few, condition)
+                sampler.warm_up(self.opened.shape, few, condition)
         self.warm.add(kind)
 
     def noted(self, plan: Plan) -> str:
@@ -144,7 +179,7 @@ class Bench:
         solver = plan.recipe.solver
         if not isinstance(solver, Analytic) or solver.last is None:
             return ""
-        lowered = solver.knowing(self.gamma).lowered(self.opened[plan.checkpoint].denoiser.schedule, plan.times)
+        lowered = solver.knowing(self.gamma).lowered(self.opened.denoiser.schedule, plan.times)
         return f"  last {solver.last:g} {'lowers the noise of one step' if lowered else 'lowers nothing'}"
 
     def _accuracy(self, samples: Sample) -> quality.Share | None:
@@ -170,21 +205,23 @@ class Bench:
 
 
 class Measured:
-    """The points that are measured already, of this run or of one that was killed."""
+    """The points that are measured already, of this run, of one that was killed, or of one before with other ways beside
+    them: a point is measured once."""
 
     def __init__(self, bench: Bench, plans: list[Plan]):
-        compute = bench.params.compute
-        shared = {"code": graph.code_digest("evaluate"), "threads": compute.threads, "device": str(compute.device)}
-        self.kept = Kept(paths.RESUME / "evaluate.points", lambda words: say(f"evaluate: {words}"))
-        self.bench, self.shared = bench, {**shared, "first": bench.about(plans[0])}
+        compute, at = bench.params.compute, bench.name
+        self.shared = {"code": graph.code_digest("measure"), "threads": compute.threads, "device": str(compute.device)}
+        self.shared["first"] = bench.about(plans[0]) if bench.teacher is None else measured.digest_of(bench.teacher)
+        self.kept = Kept(paths.RESUME / f"measure-{at}.points", lambda words: say(f"measure {at}: {words}"))
+        self.bench, self.plans = bench, plans
         found = [self.kept.load(self._job(each)) for each in plans]
         self.found = {each.name: one for each, one in zip(plans, found) if one is not None}
         if self.found:
-            say(f"evaluate: goes on after {len(self.found)} of {len(plans)} points")
+            say(f"measure {at}: {len(self.found)} of {len(plans)} points are measured already")
 
-    def point(self, plan: Plan) -> tuple[Point, np.ndarray]:
-        """The point, and its first samples, uint8 [SHOWN, h, w, c]. The first point's samples are what others are compared
-        with."""
+    def point(self, plan: Plan) -> tuple[Point, Any]:
+        """The point, and its first samples, uint8 [SHOWN, h, w, c]. The first point's samples are what the teacher's others
+        are compared with."""
         if plan.name in self.found:
             value, tensors = self.found[plan.name]
             point = Point(**{**value, "times": tuple(value["times"])})
@@ -195,69 +232,76 @@ class Measured:
             self.kept.save(self._job(plan), dataclasses.asdict(point), tensors)
         if self.bench.teacher is None:
             self.bench.teacher = tensors["samples"]
-        return point, tensors["shown"].numpy()
+        return point, tensors["shown"]
+
+    def keep(self) -> None:
+        """Forgets the points that nobody asks for any more."""
+        self.kept.clear_but(self._job(each) for each in self.plans)
 
     def _job(self, plan: Plan) -> dict[str, Any]:
         return {**self.bench.about(plan), **self.shared}
 
 
-def evaluate(params: Params) -> None:
+def measure(params: Params, name: str) -> None:
+    """Measures the checkpoint `name` and writes its points; the teacher's come with what all points share."""
     threads.use(params.compute.threads)
-    bench = Bench(params)
-    plans = list(plan(params, bench.opened))
+    bench = Bench(params, name)
+    plans = list(plan(bench))
     if twice := sorted(name for name, count in Counter(each.name for each in plans).items() if count > 1):
         raise Mistake(f"evaluate names {twice[0]!r} twice; leave one of the two ways to sample out")
     for each in plans:
         bench.sampler(each)  # what cannot be sampled is known before anything is
-    measured, points, rows = Measured(bench, plans), [], []
-    with disk.folder(paths.SAMPLES) as folder:
-        for number, each in enumerate(plans):
-            point, shown = measured.point(each)
-            points.append(point)
-            rows.append(shown)
-            pictures.grid(shown, folder / f"{each.name}.png")
-            if each.name not in measured.found:
-                told = f"fd {point.fd:8.3f} +- {point.fd_se:.3f}  {point.ms_per_image:.3g} ms/image{bench.noted(each)}"
-                say(f"evaluate   {number + 1:>3}/{len(plans)}  {each.name:<36} {told}")
-        points = with_best(points)
-        labelled = [(point.name, shown) for point, shown in zip(points, rows) if point.best]
-        real = bench.real.take(range(min(SHOWN, len(bench.real)))).permute(0, 2, 3, 1).numpy()
-        pictures.contact_sheet([*labelled, ("real", real)], folder / "all.png")
-    frontier = Frontier(tuple(points), bench.floor, bench.opened[ROOT].card.data, bench.network.card.skill)
-    value = frontier.to_json(frontier.recommend(params.publish.tolerance))
-    disk.write_sealed(paths.FRONTIER, value)
-    disk.write(paths.FRONTIER.with_suffix(".csv"), frontier.to_csv())
-    pictures.frontier(value, paths.FRONTIER.with_suffix(".png"))
-    pictures.curves(curves(), paths.ARTIFACTS / "curves.png")
-    measured.kept.clear()
+    ready, found, shown = Measured(bench, plans), [], {}
+    for number, each in enumerate(plans):
+        point, shown[each.name] = ready.point(each)
+        found.append(point)
+        if each.name not in ready.found:
+            told = f"fd {point.fd:8.3f} +- {point.fd_se:.3f}  {point.ms_per_image:.3g} ms/image{bench.noted(each)}"
+            say(f"measure    {number + 1:>3}/{len(plans)}  {each.name:<36} {told}")
+    _write(bench, found, shown)
+    ready.keep()
 
 
-def curves() -> dict[str, Path]:
-    """The training curves by checkpoint, each checked."""
-    found = {path.stem: path for path in sorted(file.with_suffix("") for file in paths.CURVES.glob("*.csv.sha256"))}
-    for name, path in found.items():
-        disk.read_summed(path, paths.again(paths.stage(name)))
-    return found
+def _write(bench: Bench, found: list[Point], shown: Tensors) -> None:
+    value: dict[str, Any] = {"about": _about(bench)}
+    if bench.is_root:
+        value |= {"floor": dataclasses.asdict(bench.floor()), "judge": dataclasses.asdict(bench.network.card.skill)}
+        shown = shown | {measured.REAL: bench.real.take(range(min(SHOWN, len(bench.real)))).permute(0, 2, 3, 1)}
+        about = bench.opened.card.digest, found[0].name
+        measured.write_reference(paths.REFERENCE / bench.name, *about, bench.teacher)
+    measured.write(paths.POINTS / bench.name, value, found, shown)
 
 
-def plan(params: Params, opened: dict[str, checkpoint.Checkpoint]) -> Iterator[Plan]:
-    """All points, the teacher's first way first: its first point is what fidelity compares with."""
-    ways = params.evaluate
-    for way in ways.teacher:
-        yield from _points(ROOT, opened[ROOT], way)
-    for name in params.distill:
-        usual = name not in ways.students and opened[name].denoiser.grid is not None
-        for _, way in ways_of(name, ways, params.distill):
-            yield from _points(name, opened[name], way, usual)
+def _reference(checkpoint: str) -> Sample:
+    return measured.read_reference(paths.REFERENCE / ROOT, checkpoint, paths.again(paths.measure(ROOT)))
 
 
-def _points(name: str, opened: checkpoint.Checkpoint, way: Way, usual: bool = False) -> Iterator[Plan]:
-    grid, method = opened.denoiser.grid, "teacher" if name == ROOT else opened.card.method
+def _about(bench: Bench) -> dict[str, Any]:
+    """What points of several checkpoints must have in common to be compared; a teacher's `teacher` are its own samples."""
+    return {
+        "data": bench.opened.card.data,
+        "real": bench.reference.digest,
+        "gamma": disk.digest(bench.gamma.to_json()),
+        "teacher": measured.digest_of(bench.teacher),
+    }
+
+
+def plan(bench: Bench) -> Iterator[Plan]:
+    """All points of the checkpoint; of the teacher the first one, of its first way, is what fidelity compares with."""
+    name, opened, params = bench.name, bench.opened, bench.params
+    usual = not bench.is_root and name not in params.evaluate.students and opened.denoiser.grid is not None
+    for _, way in ways_of(name, params.evaluate, params.lines):
+        yield from _points(bench, way, usual)
+
+
+def _points(bench: Bench, way: Way, usual: bool) -> Iterator[Plan]:
+    name, opened = bench.name, bench.opened
+    grid, method = opened.denoiser.grid, "teacher" if bench.is_root else opened.card.method
     for steps in sorted(way.steps, reverse=True) or [grid.steps]:
         for kind in way.trajectories:
             for recipe in (recipe.on(opened) for recipe in way.recipes()):
                 words = [name, way.sampler, *_told(recipe), *([] if kind == OWN else [kind, steps])]
-                times = grid if kind == OWN else _times(name, kind, steps, opened)
+                times = grid if kind == OWN else bench.times(kind, steps)
                 curve = " ".join([method, *([] if usual else _curve(way, recipe))])
                 yield Plan("-".join(map(str, words)).replace("_", "-"), curve, name, method, kind, recipe, times)
 
@@ -295,31 +339,9 @@ def _curve(way: Way, recipe: Recipe) -> list[str]:
     return words + ([] if kinds == [OWN] else [kinds[0]] if len(kinds) == 1 else ["best grid"])
 
 
-def _times(name: str, kind: str, steps: int, opened: checkpoint.Checkpoint) -> Trajectory:
-    if kind in TRAJECTORIES:
-        return TRAJECTORIES[kind](steps, opened.denoiser.schedule)
-    found = _searched()
-    if kind == "fitted":
-        known = found["fitted"].get(name)
-        if known is None:
-            raise Mistake(f"no times are fitted for {name}; run the stage `search` again")
-        if str(steps) not in known:
-            raise Mistake(f"no fitted trajectory of {steps} steps for {name}; raise search.fitted.points to {steps}")
-        return Trajectory(tuple(known[str(steps)]))
-    if str(steps) not in found["nodes"]:
-        raise Mistake(f"no searched trajectory of {steps} steps; raise search.most to at least {steps}")
-    return trajectory.nodes(found["nodes"][str(steps)], found["about"]["steps"])
-
-
-def _searched() -> dict[str, Any]:
-    return disk.read_sealed(paths.TRAJECTORY, trajectory.SCHEMA, paths.again("search"))
-
-
-def _check_searched(told: dict[str, Any], digests: Mapping[str, str]) -> None:
-    """A Mistake if trajectory.json was not made from this gamma.json, `told`, and from checkpoints with these digests."""
-    made = _searched()["from"]
-    if made["gamma"] != disk.digest(told):
+def _searched(told: dict[str, Any]) -> dict[str, Any]:
+    """The content of trajectory.json; a Mistake if it was not made from this gamma.json, `told`."""
+    found = disk.read_sealed(paths.TRAJECTORY, trajectory.SCHEMA, paths.again("search"))
+    if found["from"]["gamma"] != disk.digest(told):
         raise Mistake(f"{paths.TRAJECTORY} was made from another {paths.GAMMA.name}; {paths.again('search')}")
-    for name, digest in made["checkpoints"].items():
-        if digests.get(name, digest) != digest:
-            raise Mistake(f"{paths.TRAJECTORY} was fitted to another checkpoint {name}; {paths.again('search')}")
+    return found

@@ -1,0 +1,194 @@
+"""Which checkpoint starts from which, who teaches it, and what follows of that: its trajectory, head, guidance, schedule.
+
+A student has two relations: `init`, whose weights it starts from, and `teacher`, who teaches it. A root begins from nothing.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from diffcore import methods
+from diffcore.checkpoints.checkpoint import Guidance
+from diffcore.core.mistake import Mistake
+from diffcore.methods import Method
+from diffcore.noise.schedule import Schedule
+from diffcore.noise.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Root:
+    """A checkpoint that begins from nothing. conditional: whether it is told classes. head, schedule: None for those of a
+    network from elsewhere, which only its folder knows."""
+
+    conditional: bool
+    head: str | None = None
+    schedule: Schedule | None = None
+
+
+@dataclass(frozen=True)
+class Student:
+    """One that is distilled. guidance: the lowest and the highest weight by which its teacher is guided. head: what its
+    network shall say, None for what that of `init` says."""
+
+    init: str
+    teacher: str
+    method: Method
+    guidance: tuple[float, float] | None = None
+    head: Literal["v"] | None = None
+
+
+Fault = tuple[str, str, str]
+"""Whose, which of its keys ("" for the line as a whole), and what is wrong."""
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """All checkpoints by name. What is asked of one presumes that `unknown` and `circles` have found no fault."""
+
+    roots: Mapping[str, Root]
+    students: Mapping[str, Student]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*self.roots, *self.students])
+
+    def root_name(self, name: str) -> str:
+        """The root that the weights of `name` come from."""
+        while name in self.students:
+            name = self.students[name].init
+        return name
+
+    def root(self, name: str) -> Root:
+        return self.roots[self.root_name(name)]
+
+    def grid(self, name: str) -> Trajectory | None:
+        """The only trajectory the checkpoint `name` will be valid on; None for any."""
+        return self.students[name].method.grid if name in self.students else None
+
+    def head(self, name: str) -> str | None:
+        """What the network of `name` says; None where only a folder knows."""
+        if name in self.roots:
+            return self.roots[name].head
+        return self.students[name].head or self.head(self.students[name].init)
+
+    def guidance(self, name: str) -> Guidance | None:
+        """The weights that `name` is for: its own line's, or else those of its `init`. None for no guidance.
+
+        A Mistake for guidance without classes, or for weights that its `init` or its teacher was not trained for.
+        """
+        if name in self.roots:
+            return None
+        line = self.students[name]
+        above = self.guidance(line.init)
+        if line.guidance is None:
+            return above
+        if not self.root(name).conditional:
+            raise Mistake(
+                f"distill.{name}.guidance: the teacher knows no classes to guide to; set `conditional` of "
+                f"teachers.{self.root_name(name)} to true"
+            )
+        for role in dict.fromkeys([line.init, line.teacher]):
+            known = self.guidance(role)
+            for weight in line.guidance if known else ():
+                try:
+                    known.check(weight)
+                except Mistake as mistake:
+                    raise Mistake(f"distill.{name}.guidance: its teacher {role!r}: {mistake}") from None
+        return Guidance(*line.guidance)
+
+    def usual_teacher(self, name: str) -> str:
+        """Who is to teach `name` where nobody is named: its `init`, or if that one only jumps to images the nearest above it
+        that knows velocities; for some methods the nearest that knows them at any time."""
+        line = self.students[name]
+        found = line.init
+        while found in self.students and not self._knows(found, line.method):
+            found = self.students[found].init
+        return found
+
+    def _knows(self, name: str, method: Method) -> bool:
+        """Whether the checkpoint's velocities are ones that a student of `method` can learn from."""
+        student = self.students.get(name)
+        return student is None or (student.method.is_velocity and not (method.any_time_teacher and self.grid(name)))
+
+    def circles(self) -> Iterator[Fault]:
+        """Students that are above themselves, by either relation."""
+        for name, student in self.students.items():
+            for key, above in (("init", student.init), ("teacher", student.teacher)):
+                if name in self._above(above):
+                    yield name, key, f"the chain {above!r} comes from goes round in a circle"
+                    break
+
+    def _above(self, name: str) -> set[str]:
+        """`name`, and all it comes from."""
+        found, pending = set(), [name]
+        while pending:
+            name = pending.pop()
+            if name not in found:
+                found.add(name)
+                line = self.students.get(name)
+                pending += [line.init, line.teacher] if line else []
+        return found
+
+    def unfit(self) -> Iterator[Fault]:
+        """Students whose teacher cannot teach them, each with who can."""
+        for name, line in self.students.items():
+            usual = self.usual_teacher(name) if line.method.asks_teacher else line.init
+            if not line.teacher:
+                yield name, "teacher", f"missing: who teaches it; write {usual}"
+            elif not line.method.asks_teacher and line.teacher != line.init:
+                word = methods.word(line.method)
+                yield (
+                    name,
+                    "teacher",
+                    f"{word} learns from the images and asks no teacher; write {line.init}, as in init",
+                )
+            elif line.method.asks_teacher and not self._knows(line.teacher, line.method):
+                why = "is valid only on its own steps" if self._is_velocity(line.teacher) else "knows no velocities"
+                yield name, "teacher", f"{line.teacher} {why} and cannot teach {name}; write {usual}"
+            else:
+                yield from self._strangers(name, line)
+                try:
+                    line.method.check(self.grid(line.teacher))
+                except Mistake as mistake:
+                    yield name, "", str(mistake)
+
+    def _is_velocity(self, name: str) -> bool:
+        return name in self.roots or self.students[name].method.is_velocity
+
+    def _strangers(self, name: str, line: Student) -> Iterator[Fault]:
+        """Two roots may only meet where they have one schedule and are told the same."""
+        own, other = self.root(name), self.root(line.teacher)
+        if self.root_name(name) == self.root_name(line.teacher):
+            return
+        if own.conditional != other.conditional:
+            yield name, "teacher", f"of {line.init} and {line.teacher} one is told classes and the other is not"
+        elif None in (own.schedule, other.schedule) or own.schedule != other.schedule:
+            yield (
+                name,
+                "teacher",
+                f"{line.teacher} has another schedule than {line.init}; write one that comes from the same",
+            )
+
+    def heads(self) -> Iterator[Fault]:
+        """A network that says x_0 has no velocity at the data: only methods whose times keep off it can teach it."""
+        for name, line in self.students.items():
+            asked = [name, line.teacher] if line.method.asks_teacher else [name]
+            if not line.method.off_the_data and "x0" in map(self.head, asked):
+                yield (
+                    name,
+                    "method",
+                    f"{methods.word(line.method)} asks for velocities close to the data, where the head x0 has none; set "
+                    "head of the network to v or both, or begin the chain with a line of method denoising and head v",
+                )
+
+    def weights(self) -> Iterator[str]:
+        """Guidance weights that a teacher does not know or a method cannot learn from."""
+        for name, line in self.students.items():
+            try:
+                weights = self.guidance(name)
+            except Mistake as mistake:
+                yield str(mistake)
+                continue
+            try:
+                line.method.check_guidance(weights and (weights.low, weights.high))
+            except Mistake as mistake:
+                yield f"distill.{name}: {mistake}"

@@ -1,0 +1,201 @@
+"""The sections of params.yaml that are no dataclass of diffcore's."""
+
+import itertools
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from diffcore import lineage
+from diffcore.denoisers.clipping import Threshold
+from diffcore.methods import Method
+from diffcore.nets import unet
+from diffcore.sampling.deepcache import Config as CacheConfig
+from diffcore.sampling.recipe import Recipe
+from diffcore.sampling.sampler import check_steps
+from diffcore.sampling.skip_tuning import Config as SkipConfig
+from diffcore.sampling.solver import Solver
+from diffcore.sampling.solvers import SOLVERS
+from diffcore.search import hops
+from diffcore.training import fit
+from tasks.typed import LETTERS, as_value_error, listed, nearest, shown, typed
+
+Kind = Literal["even", "quadratic", "logsnr", "karras", "searched", "fitted", "own"]
+
+
+ROOT = "teacher"
+"""The line of `teachers` that all else is held against: Gamma and searched times are its, and fidelity compares with it."""
+
+OWN = "own"
+"""A student's own steps, the only ones it is valid on."""
+
+
+NAME = 200
+"""Letters of a name in MLflow, whose columns hold 256."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher(lineage.Root):
+    """One line of `teachers` that is trained on the images, from new weights."""
+
+    name: str
+    method: Method
+    fit: fit.Config
+    network: unet.Shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adopted(lineage.Root):
+    """One line of `teachers` that says `from: PATH`: a network that is trained already, in diffusers' format."""
+
+    name: str
+    folder: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distill(lineage.Student):
+    """One line of `distill`: a student, its method, whose weights it starts from, and who teaches it.
+
+    dropout: of its network in training, whatever its teacher's was; consistency methods give the student and its target one
+    mask. network: what differs from the network of `init`; layers that fit start with its weights, others with new ones.
+    """
+
+    name: str
+    fit: fit.Config
+    dropout: float = 0.0
+    network: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Search:
+    """estimator: of the covariance that costs and variances are made of. most: steps to search for. repair: make the estimate
+    monotone first, which the fast search needs. decoder: let the last look be at any time, the decoder's cost counted; false
+    for paths as published, which end at 1/N."""
+
+    estimator: Literal["norm", "residual"]
+    most: int
+    repair: bool
+    decoder: bool
+
+    def __post_init__(self):
+        if self.most < 1:
+            raise ValueError(f"most must be at least 1, got {self.most}")
+
+
+@dataclass(frozen=True)
+class Way:
+    """Some points of the frontier: one sampler on a kind of trajectory at several numbers of steps.
+
+    options: the solver's own. trajectory, deepcache, skip: a list of them is tried, and the best at each number of steps
+    counts. guidance: one weight or several, each a way of its own. negative: name of the class that guidance leads away from.
+    clip, threshold: limits of the believed x_0; left out, an adopted teacher's own, and with clip false none.
+    """
+
+    sampler: str
+    trajectory: Kind | list[Kind]
+    steps: list[int] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+    deepcache: CacheConfig | list[CacheConfig] | None = None
+    skip: SkipConfig | list[SkipConfig] | None = None
+    guidance: float | list[float] | None = None
+    negative: str | None = None
+    clip: float | Literal[False] | None = None
+    threshold: Threshold | None = None
+
+    def __post_init__(self):
+        if self.sampler not in SOLVERS:
+            raise ValueError(f"sampler {self.sampler!r} is unknown{nearest(self.sampler, SOLVERS)}")
+        if OWN in self.trajectories and (self.trajectories != [OWN] or self.steps):
+            raise ValueError("trajectory own has steps of its own; leave steps and other trajectories out")
+        if OWN not in self.trajectories and (not self.steps or min(self.steps) < 1):
+            raise ValueError("steps must be a list of numbers of at least 1")
+        if self.deepcache and self.solver.adaptive:
+            raise ValueError(f"deepcache needs a sampler with a fixed number of calls, which {self.sampler} has not")
+        if self.negative is not None and not 0 < len(self.negative) <= LETTERS:
+            raise ValueError(
+                f"negative must be the name of a class, at most {LETTERS} letters, got {shown(self.negative)}"
+            )
+        if self.negative is not None and self.guidance is None:
+            raise ValueError("negative is what guidance leads away from; give guidance too, or leave negative out")
+        for steps in self.steps:
+            as_value_error(check_steps, self.solver, steps)
+        self.recipes()  # which refuses limits that are none
+
+    @property
+    def solver(self) -> Solver:
+        """With its options."""
+        return _options(SOLVERS[self.sampler], self.options, f"options of {self.sampler}")
+
+    @property
+    def trajectories(self) -> list[str]:
+        return listed(self.trajectory)
+
+    def recipes(self) -> list[Recipe]:
+        """What is tried of it on each trajectory."""
+        parts = itertools.product(listed(self.deepcache), listed(self.skip), listed(self.guidance))
+        return [Recipe(self.solver, *part, self.negative, self.clip, self.threshold) for part in parts]
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """images: how many real images the bits per dimension of a way are averaged over; 0 for none. probes: Hutchinson's."""
+
+    images: int
+    probes: int
+    seed: int
+
+    def __post_init__(self):
+        if self.images < 0 or self.probes < 1:
+            raise ValueError("images must not be negative and probes at least 1")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """How many images, with which noise, and which ways to sample.
+
+    fitted: how times are fitted to the teacher's own path.
+    teacher: ways for the teacher; the first way's largest number of steps is what fidelity compares with. anytime: ways for
+    students that jump to images from any time; those that know velocities at any time are sampled as the teacher's first way
+    says, and those with steps of their own on just these. students: by name, ways in place of all that.
+    """
+
+    images: int
+    seed: int
+    batch: int
+    likelihood: Likelihood
+    fitted: hops.Config
+    teacher: list[Way]
+    anytime: list[Way]
+    students: dict[str, list[Way]]
+
+    def __post_init__(self):
+        if self.images < 10 or self.batch < 1:
+            raise ValueError("images must be at least 10 and batch at least 1")
+        if not self.teacher:
+            raise ValueError("teacher must name at least one way to sample: students are compared with it")
+
+
+@dataclass(frozen=True)
+class Publish:
+    """The names in MLflow. tolerance: the recommended point is the one of fewest network calls whose Frechet distance is
+    at most this many times the teacher's best, or the floor, what a perfect sampler is to expect, if that is more."""
+
+    experiment: str
+    model: str
+    tolerance: float
+
+    def __post_init__(self):
+        if self.tolerance < 1:
+            raise ValueError(f"tolerance must be at least 1, got {self.tolerance}")
+        for key in ("experiment", "model"):
+            name = getattr(self, key)
+            if name != name.strip() or not name.isprintable() or not 0 < len(name) <= NAME:
+                raise ValueError(f"{key} must be a name of 1 to {NAME} letters in one line, got {shown(name)}")
+        if set(self.model) & set("/:") or self.model in (".", ".."):
+            raise ValueError(f"model must be a name without / and :, as MLflow asks, got {shown(self.model)}")
+
+
+def _options(kind: type[Solver], given: dict[str, Any], where: str) -> Solver:
+    faults: list[str] = []
+    made = typed(kind, given, where, faults)
+    if faults:
+        raise ValueError("; ".join(faults))
+    return made
