@@ -7,7 +7,7 @@ from pathlib import Path
 from diffcore.checkpoints import adopt, checkpoint
 from diffcore.core import disk
 from diffcore.core.mistake import Mistake
-from diffcore.data.shards import Manifest
+from diffcore.data.manifest import Manifest
 from diffcore.training import fit
 from tasks import graph, paths
 from tasks.params import ROOT, Params, check_adopted

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from diffcore import methods
 from diffcore.checkpoints.checkpoint import Guidance
 from diffcore.core.mistake import Mistake
-from diffcore.data import sources
+from diffcore.data.config import Config as DataConfig
 from diffcore.denoisers.clipping import Threshold
 from diffcore.methods import Method
 from diffcore.metrics import features
@@ -216,7 +216,7 @@ class Params:
 
     seed: int
     compute: fit.Compute
-    data: sources.Config
+    data: DataConfig
     network: unet.Shape
     features: features.Config
     teacher: fit.Config | Adopt

@@ -9,7 +9,7 @@ from typing import Any
 from diffcore.checkpoints import checkpoint
 from diffcore.core import disk, draw, threads
 from diffcore.core.mistake import Mistake
-from diffcore.data import shards
+from diffcore.data import read
 from diffcore.denoisers.denoiser import Condition
 from diffcore.noise import trajectory
 from diffcore.search import gamma, hops, search
@@ -83,4 +83,4 @@ def _fitted(params: Params) -> dict[str, dict[str, list[float]]]:
 def _classes(teacher: checkpoint.Checkpoint, config: hops.Config, memory: int) -> Condition | None:
     if not teacher.denoiser.classes:
         return None
-    return Condition(draw.labels_like(shards.open_images(paths.DATA, memory).labels, config.images, config.seed))
+    return Condition(draw.labels_like(read.open_images(paths.DATA, memory).labels, config.images, config.seed))

@@ -11,7 +11,7 @@ from diffcore.checkpoints import checkpoint
 from diffcore.core import disk, draw
 from diffcore.core.mistake import Mistake
 from diffcore.data import feed
-from diffcore.data.shards import Manifest
+from diffcore.data.manifest import Manifest
 from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets import unet

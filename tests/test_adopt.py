@@ -16,7 +16,7 @@ from diffcore.checkpoints import adopt, checkpoint
 from diffcore.core import disk
 from diffcore.core.mistake import Mistake
 from diffcore.data.feed import to_uint8
-from diffcore.data.shards import Manifest
+from diffcore.data.manifest import Manifest
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets import foreign, unet
 from diffcore.noise.schedule import Cosine, Discrete

@@ -11,7 +11,7 @@ import pytest
 from diffcore.checkpoints import checkpoint
 from diffcore.core import disk
 from diffcore.core.mistake import Mistake
-from diffcore.data import shards
+from diffcore.data.read import load_resident
 from diffcore.metrics import features, frontier, quality
 from diffcore.search import gamma
 from tasks import evaluate, params, paths, report, search, tracking
@@ -36,7 +36,7 @@ def finished(tmp_path_factory) -> tuple[Path, params.Params]:
 def readers() -> dict[str, Callable[[params.Params, Path], object]]:
     """By the beginning of a path under artifacts/: a stage's way to read it."""
     return {
-        "data": lambda found, path: shards.load_resident(paths.DATA),
+        "data": lambda found, path: load_resident(paths.DATA),
         "features": lambda found, path: features.load(paths.FEATURES),
         "checkpoints": lambda found, path: checkpoint.load(paths.ARTIFACTS.joinpath(*path.parts[1:3])),
         "curves": lambda found, path: [evaluate.curves(), tracking._thinned(Path(str(path).removesuffix(".sha256")))],

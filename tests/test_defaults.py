@@ -88,7 +88,7 @@ CONFIGS = {
     },
     "methods.progressive": {"weight": "truncated_snr", "factor": 2, "clip": False},
     "sampling.skip_tuning": {"top": 1.0},
-    "data.sources": {
+    "data.config": {
         "size": None,
         "channels": None,
         "filter": "lanczos",
@@ -179,8 +179,10 @@ NUMBERS = {
     "nets.unet.blocks": {"GUIDANCE_FEATURES": 16},
     "nets.unet.config": {"MAX_PERIOD": 10000},
     "metrics.quality": {"RESAMPLES": 200, "SIDE": 8, "KERNEL_ROWS": 50_000, "GROUPS": 128, "SPLITS": 64},
-    "data.shards": {"BLOCK": 256, "SMALL": 12288, "SHARD_BYTES": 33554432, "MOST_BAD": 100, "MOST_AFTER": 10_000},
-    "data.sources": {"FULL": 65535, "MOST_PIXELS": 134217728, "MOST_BYTES": 1073741824},
+    "data.write": {"BLOCK": 256, "SMALL": 12288, "SHARD_BYTES": 33554432},
+    "data.tally": {"MOST_BAD": 100, "MOST_AFTER": 10_000},
+    "data.fitting": {"FULL": 65535, "MOST_PIXELS": 134217728},
+    "data.sources.folder": {"MOST_BYTES": 1073741824},
     "data.tars": {"MOST_CLASSES": 65536},
 }
 """Numbers that no file names and every result rests on: tests that set them aside for speed do not notice one that moves."""

@@ -12,9 +12,9 @@ from PIL import Image
 from diffcore.checkpoints import checkpoint
 from diffcore.core import disk, draw
 from diffcore.core.mistake import Mistake
-from diffcore.data import shards
 from diffcore.data.feed import to_float, to_uint8
-from diffcore.data.shards import Manifest
+from diffcore.data.manifest import Manifest
+from diffcore.data.read import load_resident
 from diffcore.denoisers.clipping import Threshold
 from diffcore.denoisers.denoiser import Condition
 from diffcore.denoisers.network import NetDenoiser
@@ -110,7 +110,7 @@ def project(request, tmp_path, monkeypatch) -> params.Params:
 def test_gamma_and_fitted_times_are_those_of_the_classes(project, monkeypatch):
     """What the stages wrote is what the mathematics says of images whose classes the network is told."""
     opened = checkpoint.load(paths.CHECKPOINTS / "teacher")
-    images, config = shards.load_resident(paths.DATA), project.gamma
+    images, config = load_resident(paths.DATA), project.gamma
     chosen = pick(len(images), config)
     known = images.labels[chosen] if opened.denoiser.classes else None
     found = estimate(opened.denoiser, to_float(images.pixels[chosen]), config, labels=known)
@@ -398,7 +398,7 @@ def test_data_that_do_not_fit_into_memory_are_measured_alike(plain, no_picture, 
     evaluate.evaluate(plain)
     whole, made = result(), (paths.GAMMA.read_bytes(), (paths.FEATURES / "card.json").read_bytes())
     streamed = dataclasses.replace(plain, compute=dataclasses.replace(plain.compute, memory_gb=1e-9))
-    monkeypatch.setattr(shards, "load_resident", lambda *_: pytest.fail("everything was loaded"))
+    monkeypatch.setattr("diffcore.data.read.load_resident", lambda *_: pytest.fail("everything was loaded"))
     features.train(streamed)
     gamma.estimate(streamed)
     assert (paths.GAMMA.read_bytes(), (paths.FEATURES / "card.json").read_bytes()) == made
@@ -409,7 +409,7 @@ def test_data_that_do_not_fit_into_memory_are_measured_alike(plain, no_picture, 
 def test_images_held_out_are_what_floor_bits_and_gamma_are_of(tmp_path, no_picture, monkeypatch):
     monkeypatch.setattr(quality, "RESAMPLES", 10)
     found = make(tmp_path, monkeypatch, 2, True, split={"holdout": 0.4})
-    held, real = (shards.load_resident(folder) for folder in (paths.HOLDOUT, paths.DATA))
+    held, real = (load_resident(folder) for folder in (paths.HOLDOUT, paths.DATA))
     assert 5 <= len(held) == 24 - len(real)
     told = []
     for module, name in ((evaluate.likelihood, "of"), (gamma.gamma, "estimate")):

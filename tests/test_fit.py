@@ -9,7 +9,7 @@ from diffcore import methods
 from diffcore.core.draw import draw
 from diffcore.core.mistake import Mistake
 from diffcore.data.feed import ResidentFeed
-from diffcore.data.shards import Images
+from diffcore.data.read import Images
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.methods import Method, Roles
 from diffcore.methods.denoising import Denoising

@@ -7,7 +7,7 @@ import torch
 
 from diffcore.core import disk
 from diffcore.core.mistake import Mistake
-from diffcore.data import shards
+from diffcore.data.read import Images
 from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.denoisers.prediction import Prediction
 from diffcore.noise.schedule import Cosine, Linear
@@ -387,7 +387,7 @@ def test_the_estimate_of_data_of_two_modes_is_repaired_to_a_monotone_one():
 def test_the_share_of_values_at_either_end_counts_every_channel(channels):
     pixels = torch.full((5, channels, 2, 2), 7, dtype=torch.uint8)
     pixels[0, 0, 0, 0], pixels[4, channels - 1, 1, 1], pixels[2, 0, 1, 0] = 0, 255, 254
-    assert stage._edges(shards.Images(pixels, None, None)) == 2 / pixels.numel()
+    assert stage._edges(Images(pixels, None, None)) == 2 / pixels.numel()
 
 
 def test_an_estimate_that_is_broken_off_goes_on_to_the_same_numbers():

@@ -23,7 +23,7 @@ from diffcore import methods
 from diffcore.core import draw
 from diffcore.core.mistake import Mistake
 from diffcore.data.feed import ResidentFeed
-from diffcore.data.shards import Images
+from diffcore.data.read import Images
 from diffcore.denoisers.clipping import Clip, Clipped, Threshold
 from diffcore.denoisers.denoiser import Condition
 from diffcore.denoisers.exact import MixtureDenoiser

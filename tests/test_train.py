@@ -13,7 +13,7 @@ from diffcore import methods
 from diffcore.checkpoints import checkpoint
 from diffcore.core import disk, draw
 from diffcore.core.mistake import Mistake
-from diffcore.data.shards import Manifest
+from diffcore.data.manifest import Manifest
 from diffcore.denoisers.denoiser import Condition
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
