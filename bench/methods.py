@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffcore import methods
-from diffcore.checkpoints import checkpoint
+from diffcore import checkpoints, methods
 from diffcore.data import feed, read
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.metrics import features, quality
@@ -94,7 +93,7 @@ class Bench:
         self.data = folder / "data"
         self.real, self.network = read.load_resident(self.data), features.load(folder / "features")
         self.reference = quality.Reference.of(self.real, self.network)
-        self.teacher = checkpoint.load(folder / "checkpoints/teacher")
+        self.teacher = checkpoints.load(folder / "checkpoints/teacher")
         self.compute = fit.Compute(threads, "auto", False, 1e9, 4.0)
 
     def fd(self, denoiser: NetDenoiser, solver: str, steps: int) -> float:

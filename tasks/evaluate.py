@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcore.checkpoints import checkpoint
+from diffcore import checkpoints as checkpoint
 from diffcore.core import disk, draw, threads
 from diffcore.core.kept import Kept
 from diffcore.core.mistake import Mistake

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
-from diffcore.checkpoints import checkpoint
+from diffcore import checkpoints as checkpoint
 from diffcore.core import disk, threads
 from diffcore.core.kept import Kept
 from diffcore.data import feed, read

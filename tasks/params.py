@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffcore import methods
-from diffcore.checkpoints.checkpoint import Guidance
+from diffcore.checkpoints import Guidance
 from diffcore.core.mistake import Mistake
 from diffcore.data.config import Config as DataConfig
 from diffcore.denoisers.clipping import Threshold

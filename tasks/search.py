@@ -6,7 +6,7 @@ serves the quality of samples.
 
 from typing import Any
 
-from diffcore.checkpoints import checkpoint
+from diffcore import checkpoints as checkpoint
 from diffcore.core import disk, draw, threads
 from diffcore.core.mistake import Mistake
 from diffcore.data import read

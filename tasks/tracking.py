@@ -223,7 +223,7 @@ def _damaged(path: Path) -> Mistake:
 
 def _card(folder: Path) -> dict[str, Any]:
     """The card of a checkpoint whose every file is as the card says."""
-    from diffcore.checkpoints.checkpoint import verify
+    from diffcore.checkpoints import verify
 
     return asdict(verify(folder))
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffcore.checkpoints import checkpoint
+from diffcore import checkpoints as checkpoint
 from diffcore.core import disk, draw
 from diffcore.core.mistake import Mistake
 from diffcore.data.feed import to_float, to_uint8

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffcore.checkpoints import checkpoint
+from diffcore import checkpoints as checkpoint
 from diffcore.core import draw
 from diffcore.data.feed import to_float
 from diffcore.data.read import load_resident

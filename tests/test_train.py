@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from diffcore import checkpoints as checkpoint
 from diffcore import methods
-from diffcore.checkpoints import checkpoint
 from diffcore.core import disk, draw
 from diffcore.core.mistake import Mistake
 from diffcore.data.manifest import Manifest

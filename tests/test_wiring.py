@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffcore.checkpoints import checkpoint
+from diffcore import checkpoints as checkpoint
 from diffcore.core import disk, draw
 from diffcore.core.mistake import Mistake
 from diffcore.data import read, write

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from diffcore.checkpoints.checkpoint import Checkpoint
+from diffcore.checkpoints import Checkpoint
 from diffcore.core.mistake import Mistake
 from diffcore.denoisers.clipping import Clip, Clipped, Threshold
 from diffcore.denoisers.denoiser import Condition, Denoiser
