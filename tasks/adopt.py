@@ -7,7 +7,7 @@ from pathlib import Path
 from diffcore import checkpoints
 from diffcore.checkpoints import from_diffusers
 from diffcore.core import disk
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.data.manifest import Manifest
 from diffcore.training import fit
 from tasks import graph, paths

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from diffcore import checkpoints as checkpoint
-from diffcore.core import disk, draw, threads
+from diffcore.core import disk, threads
+from diffcore.core import rng as draw
+from diffcore.core.errors import Mistake
 from diffcore.core.kept import Kept
-from diffcore.core.mistake import Mistake
 from diffcore.core.shapes import Sample
 from diffcore.data import feed, read
 from diffcore.denoisers.denoiser import Condition

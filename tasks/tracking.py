@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from diffcore.core import disk
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from tasks import database, dvc_environment, faults, paths, pictures
 from tasks.progress import say
 from tasks.redaction import parted, told

@@ -8,8 +8,9 @@ from typing import Any
 
 from diffcore import checkpoints as checkpoint
 from diffcore import methods
-from diffcore.core import disk, draw
-from diffcore.core.mistake import Mistake
+from diffcore.core import disk
+from diffcore.core import rng as draw
+from diffcore.core.errors import Mistake
 from diffcore.data import feed
 from diffcore.data.manifest import Manifest
 from diffcore.denoisers.denoiser import Denoiser

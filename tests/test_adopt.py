@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from diffcore import checkpoints
 from diffcore.checkpoints.from_diffusers import HEADS, SCHEDULER, _image, adopt
 from diffcore.core import disk
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.data.feed import to_uint8
 from diffcore.data.manifest import Manifest
 from diffcore.denoisers.network import NetDenoiser

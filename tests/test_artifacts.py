@@ -10,7 +10,7 @@ import pytest
 
 from diffcore import checkpoints
 from diffcore.core import disk
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.data.read import load_resident
 from diffcore.metrics import features, frontier, quality
 from diffcore.search import gamma

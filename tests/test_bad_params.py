@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.data.split import Split
 from diffcore.nets import memory, unet
 from diffcore.nets.unet import Shape

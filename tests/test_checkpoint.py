@@ -9,7 +9,7 @@ import torch
 from diffcore import checkpoints
 from diffcore.checkpoints.folder import WEIGHTS, open_net
 from diffcore.core import disk
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.data.feed import to_uint8
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets import unet

@@ -22,7 +22,7 @@ from diffcore.nets.unet import Shape
 from diffcore.noise.schedule import SCHEDULES
 from diffcore.sampling import deepcache
 from diffcore.sampling.solvers import SOLVERS
-from diffcore.search import hops
+from diffcore.search import fitted
 from diffcore.training import fit
 from tasks.params import Distill, Way
 
@@ -42,7 +42,7 @@ CONFIGS = {
         "label_dropout": 0.0,
     },
     "search.gamma": {},
-    "search.hops": {"late": 1.15},
+    "search.fitted": {"late": 1.15},
     "methods.consistency": {
         "distance": "pseudo_huber",
         "huber": 0.00054,
@@ -207,10 +207,10 @@ EDGES = [
     (deepcache.Config, {"interval": 2}, "branch", [0], [-1]),
     (deepcache.Config, {"interval": 2}, "center", [0.0], [-SMALL]),
     (deepcache.Config, {"interval": 2}, "power", [1.0], [1 - SMALL]),
-    (hops.Config, HOPS, "points", [2], [1]),
-    (hops.Config, HOPS, "images", [1], [0]),
-    (hops.Config, HOPS, "batch", [1], [0]),
-    (hops.Config, HOPS, "late", [SMALL], [0.0]),
+    (fitted.Config, HOPS, "points", [2], [1]),
+    (fitted.Config, HOPS, "images", [1], [0]),
+    (fitted.Config, HOPS, "batch", [1], [0]),
+    (fitted.Config, HOPS, "late", [SMALL], [0.0]),
     (fit.Config, FIT, "iterations", [1], [0]),
     (fit.Config, FIT, "batch", [1], [0]),
     (fit.Config, FIT, "accumulate", [1], [0]),

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from diffcore import checkpoints as checkpoint
-from diffcore.core import disk, draw
-from diffcore.core.mistake import Mistake
+from diffcore.core import disk, rng
+from diffcore.core.errors import Mistake
 from diffcore.data.feed import to_float, to_uint8
 from diffcore.data.manifest import Manifest
 from diffcore.data.read import load_resident
@@ -27,7 +27,7 @@ from diffcore.sampling.recipe import Recipe
 from diffcore.sampling.skip_tuning import Config as SkipConfig
 from diffcore.sampling.solvers import SOLVERS
 from diffcore.sampling.solvers.analytic import Analytic
-from diffcore.search import hops
+from diffcore.search import fitted
 from diffcore.search.gamma import estimate, pick
 from tasks import evaluate, features, gamma, params, paths, pictures, search, shard, workspace
 from tests.conftest import ToyNet
@@ -117,17 +117,19 @@ def test_gamma_and_fitted_times_are_those_of_the_classes(project, monkeypatch):
     total = torch.tensor(json.loads(paths.GAMMA.read_text())["total"], dtype=torch.float64)
     torch.testing.assert_close(total, found.moments.total, rtol=1e-4, atol=0)
     fitting = project.search.fitted
-    drawn = draw.labels_like(images.labels, fitting.images, fitting.seed) if opened.denoiser.classes else None
+    drawn = rng.labels_like(images.labels, fitting.images, fitting.seed) if opened.denoiser.classes else None
     condition = None if drawn is None else Condition(drawn)
-    fitted = json.loads(paths.TRAJECTORY.read_text())["fitted"]
-    assert set(fitted) == {"teacher", "v", "cd"}
-    for name, times in fitted.items():
+    times_of = json.loads(paths.TRAJECTORY.read_text())["fitted"]
+    assert set(times_of) == {"teacher", "v", "cd"}
+    for name, times in times_of.items():
         student = checkpoint.load(paths.CHECKPOINTS / name)
-        strays = hops.strays(student.denoiser, opened.denoiser, fitting, opened.shape, condition=condition)
-        assert times == {str(steps): list(path.times) for steps, path in hops.fit(strays, fitting.late).items()}
+        strays = fitted.strays(student.denoiser, opened.denoiser, fitting, opened.shape, condition=condition)
+        assert times == {str(steps): list(path.times) for steps, path in fitted.fit(strays, fitting.late).items()}
     told = []
-    measured = hops.strays
-    monkeypatch.setattr(hops, "strays", lambda *words, condition: told.append((*words, condition)) or measured(*words))
+    measured = fitted.strays
+    monkeypatch.setattr(
+        fitted, "strays", lambda *words, condition: told.append((*words, condition)) or measured(*words)
+    )
     search.find(project)
     assert [None if each is None else each.labels.tolist() for *_, each in told] == [
         None if drawn is None else drawn.tolist()

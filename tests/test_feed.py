@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.data import feed as feeds
 from diffcore.data.config import Config
 from diffcore.data.feed import Order, ResidentFeed, StreamFeed, feed, to_float, to_uint8

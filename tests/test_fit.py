@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from diffcore import methods
-from diffcore.core.draw import draw
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
+from diffcore.core.rng import draw
 from diffcore.data.feed import ResidentFeed
 from diffcore.data.read import Images
 from diffcore.denoisers.network import NetDenoiser

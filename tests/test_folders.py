@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.data import folders, selection, sources, tars
 from diffcore.data.config import Config
 from diffcore.data.split import Split

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from diffcore.core import disk
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.data import fitting, selection
 from diffcore.data.config import Config
 from diffcore.data.ledger import Ledger, Unfinished

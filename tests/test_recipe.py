@@ -6,7 +6,7 @@ import torch
 
 from diffcore import checkpoints
 from diffcore.checkpoints import Checkpoint, Guidance
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.denoisers.clipping import Clip, Clipped, Threshold
 from diffcore.denoisers.denoiser import Condition
 from diffcore.denoisers.guidance import Guided

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.data import fitting, selection, sources, tars
 from diffcore.data.config import Config
 from diffcore.data.sources.shards import _braces

@@ -35,7 +35,7 @@ from diffcore import checkpoints
 from diffcore.checkpoints.card import SCHEMA, Card
 from diffcore.checkpoints.folder import WEIGHTS
 from diffcore.core import disk
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.metrics import frontier
 from diffcore.search import gamma
 from tasks import database, faults, paths, pictures, redaction, report, tracking

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from diffcore import checkpoints as checkpoint
-from diffcore.core import disk, draw
-from diffcore.core.mistake import Mistake
+from diffcore.core import disk, rng
+from diffcore.core.errors import Mistake
 from diffcore.data import read, write
 from diffcore.data.feed import to_float
 from diffcore.data.ledger import Unfinished
@@ -260,7 +260,7 @@ def test_times_are_searched_as_the_file_says_and_its_file_tells_from_what(projec
     found = json.loads(paths.TRAJECTORY.read_text())
     real = load_resident(paths.DATA).labels
     assert [call.words[2:] for call in calls] == [(project.search.fitted, (1, 4, 4))] * 2
-    wanted = draw.labels_like(real, 5, 13).tolist()
+    wanted = rng.labels_like(real, 5, 13).tolist()
     assert [call.named["condition"].labels.tolist() for call in calls] == [wanted] * 2
     assert [call.words[1] for call in fits] == [1.3, 1.3]
     assert [call.words[1:] for call in covariances] == [("norm", False)]
@@ -312,8 +312,8 @@ def test_what_all_points_are_measured_with_is_what_the_file_says(project, monkey
     (call,) = floors
     assert call.words[:3] == (bench.reference, 12, 3)
     assert len(call.words[3]) == len(held)
-    assert bench.labels.tolist() == draw.labels_like(real.labels, 12, 3).tolist()
-    assert bench.labels.tolist() != draw.labels_like(real.labels, 12, 5).tolist()
+    assert bench.labels.tolist() == rng.labels_like(real.labels, 12, 3).tolist()
+    assert bench.labels.tolist() != rng.labels_like(real.labels, 12, 5).tolist()
     shutil.rmtree(paths.HOLDOUT)
     assert evaluate.Bench(project).floor.real == "halves"
     assert floors[-1].words == (*floors[-1].words[:1], 12, 3, None)
@@ -347,7 +347,7 @@ def test_a_point_is_measured_as_the_file_says_and_says_so(held_out, project, mon
     shares = heard(monkeypatch, quality, "accuracy", quality.Share(0.5, 0.05))
     bits = heard(monkeypatch, evaluate.likelihood, "of", SimpleNamespace(mean=6.0, se=0.6))
     real, asked = load_resident(paths.DATA), load_resident(paths.HOLDOUT if held_out else paths.DATA)
-    chosen, found = draw.some(4, len(asked), 19, "likelihood"), {}
+    chosen, found = rng.some(4, len(asked), 19, "likelihood"), {}
     for plan in plans:
         bench.teacher = samples + 1 if found else None
         for calls in (drawn, warmed, scores, fidelities, shares, bits):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from diffcore.checkpoints.card import SCHEMA, Card, Guidance, read_card
 from diffcore.checkpoints.to_diffusers import model_index, scheduler
 from diffcore.core import disk
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets import open_folder
 from diffcore.noise import schedule

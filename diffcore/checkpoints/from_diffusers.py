@@ -16,7 +16,7 @@ from torch import Tensor
 from diffcore import nets
 from diffcore.checkpoints.folder import check_finite, load
 from diffcore.core import disk
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.denoisers.clipping import Clip, Threshold
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets import unet

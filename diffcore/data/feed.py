@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffcore.core.draw import generator
+from diffcore.core.rng import generator
 from diffcore.core.shapes import Sample
 from diffcore.data.manifest import Manifest
 from diffcore.data.read import Images, Opened, channels_first, load_resident, open_shard

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from diffcore.core import disk
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 
 SCHEMA = 1
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.data import tars
 from diffcore.data.manifest import Manifest
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from diffcore.core.draw import generator
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
+from diffcore.core.rng import generator
 from diffcore.data import sources
 from diffcore.data.config import Config
 from diffcore.data.folders import NONE

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from diffcore.core import disk
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.data import fitting, folders, ledger, selection
 from diffcore.data.config import Config
 from diffcore.data.manifest import HELD_OUT, SCHEMA, Manifest, Shard, digest

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffcore.checkpoints import Checkpoint
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.denoisers.clipping import Clip, Clipped, Threshold
 from diffcore.denoisers.denoiser import Condition, Denoiser
 from diffcore.denoisers.guidance import Guided

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.data import folders, tars
 from diffcore.data.folders import Picture
 from diffcore.data.sources import Entry, Kind, Source

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.data import tars
 from diffcore.data.sources import Entry, Kind, Source
 from diffcore.data.split import Split
