@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from diffcore import methods
-from diffcore.checkpoints.checkpoint import Guidance
-from diffcore.core.mistake import Mistake
+from diffcore.checkpoints import Guidance
+from diffcore.core.errors import Mistake
 from diffcore.methods import Method
 from diffcore.noise.schedule import Schedule
 from diffcore.noise.trajectory import Trajectory

@@ -4,10 +4,11 @@ import json
 from dataclasses import MISSING, fields
 from pathlib import Path
 
-from diffcore.checkpoints import adopt, checkpoint
+from diffcore import checkpoints as checkpoint
+from diffcore.checkpoints import from_diffusers as adopt
 from diffcore.core import disk
-from diffcore.core.mistake import Mistake
-from diffcore.data.shards import Manifest
+from diffcore.core.errors import Mistake
+from diffcore.data.manifest import Manifest
 from diffcore.training import fit
 from tasks import graph, paths
 from tasks.params import Params, check_adopted

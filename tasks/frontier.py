@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from diffcore.core import disk
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.metrics import measured
 from diffcore.metrics.features import Skill
 from diffcore.metrics.frontier import Frontier, with_best

@@ -14,12 +14,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from diffcore.checkpoints import checkpoint
-from diffcore.core import disk, draw, threads
+from diffcore import checkpoints as checkpoint
+from diffcore.core import disk, threads
+from diffcore.core import rng as draw
+from diffcore.core.errors import Mistake
 from diffcore.core.kept import Kept, Tensors
-from diffcore.core.mistake import Mistake
 from diffcore.core.shapes import Sample
-from diffcore.data import feed, shards
+from diffcore.data import feed, read
 from diffcore.denoisers.denoiser import Condition
 from diffcore.denoisers.meter import Meter, Metered
 from diffcore.metrics import features, likelihood, measured, quality
@@ -29,7 +30,8 @@ from diffcore.noise.trajectory import TRAJECTORIES, Trajectory
 from diffcore.sampling.recipe import Recipe
 from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solvers.analytic import Analytic
-from diffcore.search import gamma, hops
+from diffcore.search import fitted as hops
+from diffcore.search import gamma
 from tasks import graph, paths
 from tasks.params import ROOT, Params
 from tasks.progress import Progress, say
@@ -66,8 +68,8 @@ class Bench:
     def __init__(self, params: Params, name: str):
         self.params, self.config, self.name = params, params.evaluate, name
         memory = params.compute.memory_bytes
-        self.real, self.network = shards.open_images(paths.DATA, memory), features.load(paths.FEATURES)
-        self.held_out = shards.open_images(paths.HOLDOUT, memory) if paths.HOLDOUT.exists() else None
+        self.real, self.network = read.open_images(paths.DATA, memory), features.load(paths.FEATURES)
+        self.held_out = read.open_images(paths.HOLDOUT, memory) if paths.HOLDOUT.exists() else None
         self.reference = quality.Reference.of(self.real, self.network, self._looking("real images"))
         self.opened = self._open(name)
         self.is_root = name in params.teachers

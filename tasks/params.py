@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from diffcore import methods
-from diffcore.core.mistake import Mistake
-from diffcore.data import sources
+from diffcore.core.errors import Mistake
+from diffcore.data.config import Config as DataConfig
 from diffcore.lineage import Lineage
 from diffcore.metrics import features
 from diffcore.nets import unet
@@ -37,7 +37,7 @@ class Params:
 
     seed: int
     compute: fit.Compute
-    data: sources.Config
+    data: DataConfig
     features: features.Config
     teachers: dict[str, Teacher | Adopted]
     distill: dict[str, Distill]

@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from diffcore.checkpoints.checkpoint import read_card
+from diffcore.checkpoints import read_card
 from diffcore.core import disk
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.metrics.frontier import SCHEMA, Frontier
 from tasks import dvc_environment, dvc_files, lifeline, params, paths, tracking
 from tasks.alone import alone

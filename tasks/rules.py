@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from diffcore.checkpoints.checkpoint import Guidance
-from diffcore.core.mistake import Mistake
+from diffcore.checkpoints import Guidance
+from diffcore.core.errors import Mistake
 from diffcore.lineage import Lineage
 from diffcore.noise.schedule import Cosine, Schedule
 from diffcore.noise.trajectory import TRAJECTORIES, Trajectory

@@ -7,9 +7,10 @@ serve the quality of samples, are fitted where a checkpoint is measured.
 from typing import Any
 
 from diffcore.core import disk, threads
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.noise import trajectory
-from diffcore.search import gamma, search
+from diffcore.search import gamma
+from diffcore.search import least_cost as search
 from tasks import paths
 from tasks.params import Params
 from tasks.progress import say

@@ -14,7 +14,7 @@ from diffcore.sampling.sampler import check_steps
 from diffcore.sampling.skip_tuning import Config as SkipConfig
 from diffcore.sampling.solver import Solver
 from diffcore.sampling.solvers import SOLVERS
-from diffcore.search import hops
+from diffcore.search import fitted as hops
 from diffcore.training import fit
 from tasks.typed import LETTERS, as_value_error, listed, nearest, shown, typed
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields
 from typing import Any
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 
 LETTERS = 64
 """Of what a message shows of a text, and of a student's name, of which file names are made."""

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from diffcore.core.mistake import Mistake
-from diffcore.data.sources import Split
+from diffcore.core.errors import Mistake
+from diffcore.data.split import Split
 from diffcore.nets import memory, unet
 from diffcore.nets.unet import Shape
 from tasks import bounds, params, sections, strict_yaml, typed, workspace
@@ -179,8 +179,8 @@ def test_a_batch_is_refused_where_memory_is_far_too_small_and_taken_otherwise(mo
     assert needs == 10**6 * (2 * 4 * 64 + 4 * memory.kept(shape, (1, 8, 8)))
     (line,) = with_memory(monkeypatch, needs / 4 - 1, teacher__batch=10**6)
     assert line == (
-        f"p: teachers.teacher.batch: a batch of 1000000 images of 1x8x8 needs about {memory.words(needs)} of memory at the very "
-        f"least, and this machine has {memory.words(int(needs / 4 - 1))}; lower it, or raise accumulate"
+        f"p: teachers.teacher.batch: a batch of 1000000 images of 1x8x8 needs about {memory.words(needs)} of memory at "
+        f"the very least, and this machine has {memory.words(int(needs / 4 - 1))}; lower it, or raise accumulate"
     )
     assert with_memory(monkeypatch, needs / 4 + 1, teacher__batch=10**6) == []
     assert with_memory(monkeypatch, needs / 40, teacher__batch=10**6, teacher__accumulate=100) == []  # in parts

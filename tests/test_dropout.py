@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from diffcore import methods
-from diffcore.checkpoints.checkpoint import Guidance
+from diffcore.checkpoints import Guidance
 from diffcore.checkpoints.roles import roles
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.methods import Roles, consistency, continuous, distribution_matching

@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.metrics.features import Skill
 from diffcore.metrics.frontier import GIVEN, WIDTH, Frontier, Point, plus_minus, with_best
 from diffcore.metrics.quality import RESAMPLES, Floor

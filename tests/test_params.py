@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.denoisers.clipping import Threshold
 from diffcore.lineage import Lineage, Root
 from diffcore.noise.schedule import Cosine

@@ -9,7 +9,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from diffcore import methods
-from diffcore.data import sources
+from diffcore.data.config import Config
 from tasks import params, paths, verbs
 
 ROOT = Path(__file__).parent.parent
@@ -152,7 +152,7 @@ def test_every_line_is_a_stage_after_those_it_comes_from_and_is_measured_by_one(
 EVALUATED = ("images", "seed", "batch", "likelihood", "fitted", "teacher")
 
 READS = {
-    "shard": {f"data.{each.name}" for each in fields(sources.Config)} - {"data.flip"},  # which training does
+    "shard": {f"data.{each.name}" for each in fields(Config)} - {"data.flip"},  # which training does
     "features": {"features"},
     "teachers": {"seed", "teachers.${key}", "data.flip"},
     "distill": {"seed", "distill.${key}", "data.flip"},

@@ -1,7 +1,7 @@
 """Who takes part in a training: the student as it begins, and its teacher, guided where that is asked."""
 
-from diffcore.checkpoints.checkpoint import Checkpoint, Guidance
-from diffcore.core.mistake import Mistake
+from diffcore.checkpoints import Checkpoint, Guidance
+from diffcore.core.errors import Mistake
 from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser

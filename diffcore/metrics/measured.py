@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from diffcore.core import disk, kept
+from diffcore.core.errors import Mistake
 from diffcore.core.kept import Tensors
-from diffcore.core.mistake import Mistake
 from diffcore.core.shapes import Sample
 from diffcore.metrics.frontier import Point
 
