@@ -8,7 +8,7 @@ from diffcore.checkpoints import adopt, checkpoint
 from diffcore.core import disk
 from diffcore.core.mistake import Mistake
 from diffcore.data.shards import Manifest
-from diffcore.training import fit
+from diffcore.training import config, loop
 from tasks import graph, paths
 from tasks.params import ROOT, Params, check_adopted
 from tasks.progress import say
@@ -40,12 +40,12 @@ def teacher(params: Params) -> None:
         "parameters": read | ({"sampling": found.sampling} if found.sampling else {}),
         "seed": params.seed,
         "code": graph.code_digest(ROOT, "adopted"),
-        "torch": fit.torch_version(),
+        "torch": config.torch_version(),
         "classes": list(manifest.classes) if knows else None,
         "cost": COST,
     }
     card = checkpoint.save(paths.CHECKPOINTS / ROOT, found.denoiser, tuple(manifest.shape), about)
-    columns = [field.name for field in fields(fit.Event) if field.default is MISSING]
+    columns = [field.name for field in fields(loop.Event) if field.default is MISSING]
     disk.write_summed(paths.CURVES / f"{ROOT}.csv", ",".join(columns) + "\n")
     disk.write_sealed(paths.COST / f"{ROOT}.json", {"seconds": 0.0, **COST})
     steps, head = found.denoiser.labels, found.denoiser.head

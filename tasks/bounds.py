@@ -11,7 +11,7 @@ from typing import Any
 
 from diffcore.data.sources import Config as DataConfig
 from diffcore.nets import memory
-from diffcore.training import fit
+from diffcore.training.config import Compute, Training
 
 MARGIN = 4
 """Times the memory of this machine: swap, several machines, a batch that is split among more processes."""
@@ -99,7 +99,7 @@ Need = tuple[str, int, str, str]
 
 def _needs(found: Mapping[str, Any]) -> Iterator[Need]:
     image = _image(found["data"])
-    adopted = not isinstance(found["teacher"], fit.Config)
+    adopted = not isinstance(found["teacher"], Training)
     shape = None if adopted else found["network"]  # of another network than ours nothing is known
     if shape:
         weights = memory.of_weights(shape, image[0], copies=2)
@@ -109,12 +109,12 @@ def _needs(found: Mapping[str, Any]) -> Iterator[Need]:
     yield from _measurements(found, image)
 
 
-def _trainings(found: Mapping[str, Any]) -> dict[str, fit.Config]:
+def _trainings(found: Mapping[str, Any]) -> dict[str, Training]:
     students = {f"distill.{name}": line.fit for name, line in found["distill"].items()}
-    return {**({"teacher": found["teacher"]} if isinstance(found["teacher"], fit.Config) else {}), **students}
+    return {**({"teacher": found["teacher"]} if isinstance(found["teacher"], Training) else {}), **students}
 
 
-def _training(path: str, config: fit.Config, shape: Any, image: tuple[int, ...], compute: fit.Compute) -> Need:
+def _training(path: str, config: Training, shape: Any, image: tuple[int, ...], compute: Compute) -> Need:
     half = compute.precision == "bf16" or (compute.precision == "auto" and compute.device.type == "cuda")
     part = -(-config.batch // config.accumulate)
     needs = memory.of_batch(shape, image, config.batch, part, 2 if half else memory.FLOAT)

@@ -31,7 +31,7 @@ from diffcore.sampling.solver import Solver
 from diffcore.sampling.solvers import SOLVERS
 from diffcore.sampling.solvers.analytic import Analytic
 from diffcore.search import gamma, hops
-from diffcore.training import fit
+from diffcore.training.config import Compute, Training
 from tasks import bounds, paths, strict_yaml
 from tasks.strict_yaml import dump_yaml as dump_yaml
 from tasks.strict_yaml import load_yaml
@@ -76,7 +76,7 @@ class Distill:
     name: str
     teacher: str
     method: Method
-    fit: fit.Config
+    fit: Training
     guidance: tuple[float, float] | None = None
     head: Literal["v"] | None = None
     dropout: float = 0.0
@@ -215,11 +215,11 @@ class Params:
     """All of params.yaml."""
 
     seed: int
-    compute: fit.Compute
+    compute: Compute
     data: sources.Config
     network: unet.Shape
     features: features.Config
-    teacher: fit.Config | Adopt
+    teacher: Training | Adopt
     distill: dict[str, Distill]
     gamma: gamma.Config
     search: Search
@@ -245,7 +245,7 @@ def parse(raw: dict[str, Any], whose: str) -> Params:
         _chains(found["distill"], faults)
     if not faults:
         _weights(found["distill"], found["network"].conditional, faults)
-        if isinstance(found["teacher"], fit.Config):  # the section `network` says nothing of another one
+        if isinstance(found["teacher"], Training):  # the section `network` says nothing of another one
             _branches(found["evaluate"], found["network"].skips, faults)
             _heads(found["distill"], found["network"].head, faults)
         _sampled(found, faults)
@@ -307,14 +307,14 @@ def _noting(faults: list[str], where: str = "") -> Iterator[None]:
         faults.append(f"{where}{mistake}")
 
 
-def _teacher(raw: Any, faults: list[str]) -> fit.Config | Adopt | None:
+def _teacher(raw: Any, faults: list[str]) -> Training | Adopt | None:
     """A training, or where its network is."""
     given = set(raw) if isinstance(raw, dict) else set()
-    numbers = sorted(given & set(_names(fit.Config)))
+    numbers = sorted(given & set(_names(Training)))
     if "folder" in given and numbers:
         faults.append(f"teacher: give folder or the numbers of a training, not both; leave out {', '.join(numbers)}")
         return None
-    return _typed(Adopt if given and not numbers else fit.Config, raw, "teacher", faults)
+    return _typed(Adopt if given and not numbers else Training, raw, "teacher", faults)
 
 
 def _distill(raw: Any, faults: list[str]) -> dict[str, Distill]:
@@ -346,13 +346,13 @@ def _student(name: str, line: Any, where: str, faults: list[str]) -> Distill | N
         faults.append(f"{where}.method: {line['method']!r} is unknown{_nearest(line['method'], methods.names())}")
         return None
     kind = methods.load(line["method"])
-    own, shared = _names(kind), _names(fit.Config)
+    own, shared = _names(kind), _names(Training)
     before = len(faults)
     for key in line:
         if key not in (known := ["method", "teacher", "guidance", "head", "dropout", *own, *shared]):
             faults.append(f"{where}.{key}: unknown key{_nearest(key, known)}")
     method = _typed(kind, {key: line[key] for key in own if key in line}, where, faults)
-    fitting = _typed(fit.Config, {key: line[key] for key in shared if key in line}, where, faults)
+    fitting = _typed(Training, {key: line[key] for key in shared if key in line}, where, faults)
     guidance = _range(line.get("guidance"), f"{where}.guidance", faults)
     if (head := line.get("head")) not in (None, "v"):
         faults.append(f"{where}.head: must be v, or left out for that of the network it starts from, got {head!r}")
@@ -438,7 +438,7 @@ def _sampled(found: Mapping[str, Any], faults: list[str]) -> None:
             elif grid is not None:
                 with _noting(faults, f"{path}.sampler: "):
                     check_grid(way.solver, grid, grid, Cosine())
-        if isinstance(found["teacher"], fit.Config):  # one that we train has the cosine schedule
+        if isinstance(found["teacher"], Training):  # one that we train has the cosine schedule
             with _noting(faults, f"{path}: "):
                 _begins(way)
 

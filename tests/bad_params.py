@@ -18,7 +18,7 @@ from typing import Any
 
 from diffcore import methods
 from diffcore.sampling.solvers import SOLVERS
-from diffcore.training import fit
+from diffcore.training.config import Training
 from tasks import params, strict_yaml
 
 ROOT = Path(__file__).parent.parent
@@ -121,10 +121,10 @@ def fields_of_all() -> Iterator[tuple[Where, str, type]]:
     for section in dataclasses.fields(params.Params):
         yield from _numbers_of(section.type, (section.name,))
     yield from _numbers_of(params.Way, WAY)
-    yield from _numbers_of(fit.Config, ("teacher",))
+    yield from _numbers_of(Training, ("teacher",))
     for word in methods.names():
         yield from _numbers_of(methods.load(word), ("distill", word))
-        yield from _numbers_of(fit.Config, ("distill", word))
+        yield from _numbers_of(Training, ("distill", word))
     for word, solver in SOLVERS.items():
         yield from _numbers_of(solver, (*WAY, "options", word))
 

@@ -474,10 +474,10 @@ def student(**line) -> tuple:
 
 def test_all_that_a_line_says_is_its_students():
     found, _ = student(guidance=[1, 4], head="v", dropout=0.25, warmup=3, weight_decay=0.5)
-    fitting = params.fit.Config(**SHORT, warmup=3, weight_decay=0.5)
+    fitting = params.Training(**SHORT, warmup=3, weight_decay=0.5)
     method = params.methods.load("progressive")(steps=8)
     assert found == params.Distill("s", "t", method, fitting, (1.0, 4.0), "v", 0.25)
-    assert student()[0] == params.Distill("s", "t", method, params.fit.Config(**SHORT), None, None, 0.0)
+    assert student()[0] == params.Distill("s", "t", method, params.Training(**SHORT), None, None, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -532,7 +532,7 @@ def test_a_teacher_is_a_training_or_a_folder(given, words):
     assert params._teacher(given, faults) is None
     assert any(fault.startswith(words) for fault in faults), faults
     assert params._teacher({"folder": "x"}, []) == params.Adopt("x")
-    assert params._teacher(SHORT, []) == params.fit.Config(**SHORT)
+    assert params._teacher(SHORT, []) == params.Training(**SHORT)
 
 
 def test_a_section_of_anchors_is_no_section_and_holds_what_a_file_may(tmp_path):
