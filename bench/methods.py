@@ -21,7 +21,8 @@ from diffcore.metrics import features, quality
 from diffcore.noise.trajectory import even
 from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solvers import SOLVERS
-from diffcore.training import fit
+from diffcore.training.config import Compute, Training
+from diffcore.training.loop import Job, fit
 from tasks.params import Distill, mentor_of
 
 BATCH, IMAGES, STEPS = 128, 1000, (1, 2, 4, 8)
@@ -94,7 +95,7 @@ class Bench:
         self.real, self.network = read.load_resident(self.data), features.load(folder / "features")
         self.reference = quality.Reference.of(self.real, self.network)
         self.teacher = checkpoints.load(folder / "checkpoints/teacher")
-        self.compute = fit.Compute(threads, "auto", False, 1e9, 4.0)
+        self.compute = Compute(threads, "auto", False, 1e9, 4.0)
 
     def fd(self, denoiser: NetDenoiser, solver: str, steps: int) -> float:
         samples = Sampler(denoiser, SOLVERS[solver](), even(steps)).draw(self.teacher.shape, IMAGES, 0)
@@ -105,7 +106,7 @@ class Bench:
     ) -> tuple[NetDenoiser, float, float]:
         """(student, network calls, seconds)."""
         batches = feed.feed(self.data, BATCH, seed, False, 2**30, self.compute.device)
-        fitted = fit.fit(fit.Job(line.method, line.fit, batches, seed), start, teacher, self.compute)
+        fitted = fit(Job(line.method, line.fit, batches, seed), start, teacher, self.compute)
         student = start.around(fitted.net.eval())
         student.grid = line.method.grid
         return student, fitted.calls, fitted.seconds
@@ -114,7 +115,7 @@ class Bench:
 def distill(name: str) -> Distill:
     """A line as params.yaml would have it."""
     line = LINES[name]
-    setting = fit.Config(line.iterations, BATCH, line.lr, line.ema, line.warmup)
+    setting = Training(line.iterations, BATCH, line.lr, line.ema, line.warmup)
     return Distill(name, line.start, methods.load(line.method)(**line.config), setting)
 
 

@@ -19,7 +19,8 @@ from diffcore.data.read import Images
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets import unet
 from diffcore.noise.schedule import Cosine
-from diffcore.training import fit
+from diffcore.training.config import Compute, Training
+from diffcore.training.loop import Job, Loop
 
 THREADS, BATCH, STEPS, SLICES = 2, 128, 20, 6
 
@@ -28,14 +29,14 @@ def pixels() -> torch.Tensor:
     return torch.randint(0, 256, (1797, 1, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 
 
-def ours() -> "fit._Loop":
+def ours() -> Loop:
     """Our loop, to be stepped a slice at a time."""
     method = methods.load("denoising")
-    config = fit.Config(iterations=10**6, batch=BATCH, lr=3e-3, ema=0.995, clip=1.0)
-    compute = fit.Compute(threads=THREADS, precision="no", compile=False, save_seconds=1e9, memory_gb=1.0)
+    training = Training(iterations=10**6, batch=BATCH, lr=3e-3, ema=0.995, clip=1.0)
+    compute = Compute(threads=THREADS, precision="no", compile=False, save_seconds=1e9, memory_gb=1.0)
     feed = ResidentFeed(Images(pixels(), None, None), BATCH, 0, False)
     student = NetDenoiser(unet.build(unet.default_config((1, 8, 8)), 0), Cosine())
-    return fit._Loop(fit.Job(method(), config, feed, 0), student, None, compute)
+    return Loop(Job(method(), training, feed, 0), student, None, compute)
 
 
 def peer():
@@ -90,7 +91,7 @@ def main() -> None:
     pairs = [tuple(rate(step) for step in steps) for _ in range(SLICES)]
     mine, theirs = (statistics.median(side) for side in zip(*pairs))
     ratio = statistics.median(a / b for a, b in pairs)
-    print(f"training, batch {BATCH}, 8x8x1, the default network of {count(loop.net):,} parameters:")
+    print(f"training, batch {BATCH}, 8x8x1, the default network of {count(loop.student.net):,} parameters:")
     print(f"  ours {mine:.0f} images/s, diffusers + accelerate {theirs:.0f} images/s, median ratio {ratio:.2f}")
     print(f"  CPU, {THREADS} threads, {SLICES} alternating slices of {STEPS} steps each")
 

@@ -9,7 +9,7 @@ from diffcore.checkpoints import from_diffusers as adopt
 from diffcore.core import disk
 from diffcore.core.errors import Mistake
 from diffcore.data.manifest import Manifest
-from diffcore.training import fit
+from diffcore.training import config, loop
 from tasks import graph, paths
 from tasks.params import Params, check_adopted
 from tasks.progress import say
@@ -42,12 +42,12 @@ def take(params: Params, name: str) -> None:
         "parameters": read | ({"sampling": found.sampling} if found.sampling else {}),
         "seed": params.seed,
         "code": graph.code_digest("teachers", "adopted"),
-        "torch": fit.torch_version(),
+        "torch": config.torch_version(),
         "classes": list(manifest.classes) if knows else None,
         "cost": COST,
     }
     card = checkpoint.save(paths.CHECKPOINTS / name, found.denoiser, tuple(manifest.shape), about)
-    columns = [field.name for field in fields(fit.Event) if field.default is MISSING]
+    columns = [field.name for field in fields(loop.Event) if field.default is MISSING]
     disk.write_summed(paths.CURVES / f"{name}.csv", ",".join(columns) + "\n")
     disk.write_sealed(paths.COST / f"{name}.json", {"seconds": 0.0, **COST})
     steps, head = found.denoiser.labels, found.denoiser.head

@@ -11,7 +11,7 @@ from typing import Any
 
 from diffcore.data.config import Config as DataConfig
 from diffcore.nets import memory
-from diffcore.training import fit
+from diffcore.training.config import Compute, Training
 
 MARGIN = 4
 """Times the memory of this machine: swap, several machines, a batch that is split among more processes."""
@@ -112,13 +112,13 @@ def _line(found: Mapping[str, Any], name: str) -> Any:
     return found["teachers"].get(name) or found["distill"][name]
 
 
-def _trainings(found: Mapping[str, Any]) -> dict[str, tuple[str, fit.Config]]:
+def _trainings(found: Mapping[str, Any]) -> dict[str, tuple[str, Training]]:
     """By path of the line, its checkpoint and its numbers."""
     lines = [(key, name, line) for key in ("teachers", "distill") for name, line in found[key].items()]
     return {f"{key}.{name}": (name, line.fit) for key, name, line in lines if hasattr(line, "fit")}
 
 
-def _training(path: str, config: fit.Config, shape: Any, image: tuple[int, ...], compute: fit.Compute) -> Need:
+def _training(path: str, config: Training, shape: Any, image: tuple[int, ...], compute: Compute) -> Need:
     half = compute.precision == "bf16" or (compute.precision == "auto" and compute.device.type == "cuda")
     part = -(-config.batch // config.accumulate)
     needs = memory.of_batch(shape, image, config.batch, part, 2 if half else memory.FLOAT)

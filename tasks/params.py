@@ -15,7 +15,7 @@ from diffcore.metrics import features
 from diffcore.nets import unet
 from diffcore.noise.schedule import SCHEDULES, Schedule, variance_preserving
 from diffcore.search import gamma
-from diffcore.training import fit
+from diffcore.training.config import Compute, Training
 from tasks import bounds, paths, rules, strict_yaml
 from tasks.sections import ROOT as ROOT
 from tasks.sections import Adopted, Distill, Evaluate, Publish, Search, Teacher
@@ -36,7 +36,7 @@ class Params:
     """All of params.yaml."""
 
     seed: int
-    compute: fit.Compute
+    compute: Compute
     data: DataConfig
     features: features.Config
     teachers: dict[str, Teacher | Adopted]
@@ -231,11 +231,11 @@ def _root(name: str, line: dict[str, Any], where: str, faults: list[str]) -> Tea
     kind, before = methods.load("denoising"), len(faults)
     if line.get("method") != "denoising":
         faults.append(f"{where}.method: must be denoising, by which a network learns from nothing, or give from: PATH")
-    own, shared = names(kind), names(fit.Config)
+    own, shared = names(kind), names(Training)
     faults += _unknown(line, ("method", "network", "schedule", *own, *shared), where)
     faults += [f"{where}.{key}: missing" for key in ("network", "schedule") if key not in line]
     method = typed(kind, {key: line[key] for key in own if key in line}, where, faults)
-    fitting = typed(fit.Config, {key: line[key] for key in shared if key in line}, where, faults)
+    fitting = typed(Training, {key: line[key] for key in shared if key in line}, where, faults)
     schedule = _schedule(line.get("schedule", "cosine"), f"{where}.schedule", faults)
     network = typed(unet.Shape, line["network"], f"{where}.network", faults) if "network" in line else None
     if network and method and network.head == "x0" and not method.off_the_data:
@@ -256,7 +256,7 @@ def _adopted(name: str, line: dict[str, Any], where: str, faults: list[str]) -> 
         faults.append(f"{where}.from: must be the path of a folder that holds unet/ and scheduler/")
     if not isinstance(told, bool):
         faults.append(f"{where}.conditional: must be true or false, got {told!r}")
-    numbers = sorted(set(line) & {"method", "network", "schedule", *names(fit.Config)})
+    numbers = sorted(set(line) & {"method", "network", "schedule", *names(Training)})
     if numbers:
         faults.append(f"{where}: give from or the numbers of a training, not both; leave out {', '.join(numbers)}")
     else:
@@ -293,11 +293,11 @@ def _student(name: str, line: dict[str, Any], where: str, faults: list[str]) -> 
         faults.append(f"{where}.method: {line['method']!r} is unknown{nearest(line['method'], methods.names())}")
         return None
     kind = methods.load(line["method"])
-    own, shared = names(kind), names(fit.Config)
+    own, shared = names(kind), names(Training)
     before = len(faults)
     faults += _unknown(line, ("method", *RELATIONS, "guidance", "head", "dropout", "network", *own, *shared), where)
     method = typed(kind, {key: line[key] for key in own if key in line}, where, faults)
-    fitting = typed(fit.Config, {key: line[key] for key in shared if key in line}, where, faults)
+    fitting = typed(Training, {key: line[key] for key in shared if key in line}, where, faults)
     guidance = _range(line.get("guidance"), f"{where}.guidance", faults)
     if not isinstance(line.get("teacher", ""), str):
         faults.append(f"{where}.teacher: must be the name of a line, got {line['teacher']!r}")

@@ -15,7 +15,7 @@ from diffcore.sampling.skip_tuning import Config as SkipConfig
 from diffcore.sampling.solver import Solver
 from diffcore.sampling.solvers import SOLVERS
 from diffcore.search import fitted as hops
-from diffcore.training import fit
+from diffcore.training.config import Training
 from tasks.typed import LETTERS, as_value_error, listed, nearest, shown, typed
 
 Kind = Literal["even", "quadratic", "logsnr", "karras", "searched", "fitted", "own"]
@@ -38,7 +38,7 @@ class Teacher(lineage.Root):
 
     name: str
     method: Method
-    fit: fit.Config
+    fit: Training
     network: unet.Shape
 
 
@@ -59,7 +59,7 @@ class Distill(lineage.Student):
     """
 
     name: str
-    fit: fit.Config
+    fit: Training
     dropout: float = 0.0
     network: dict[str, Any] | None = None
 

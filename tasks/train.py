@@ -18,7 +18,7 @@ from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets import unet
 from diffcore.noise.trajectory import Trajectory
-from diffcore.training import fit
+from diffcore.training import config, loop
 from diffcore.training.resume import Resume
 from tasks import graph, lifeline, paths
 from tasks.params import Params
@@ -89,7 +89,7 @@ class Job:
     from; taught: of the one it learns from."""
 
     method: methods.Method
-    fit: fit.Config
+    fit: config.Training
     student: NetDenoiser
     teacher: Denoiser | None = None
     weights: checkpoint.Guidance | None = None
@@ -116,7 +116,7 @@ def _train(name: str, job: Job, parameters: dict[str, Any], params: Params) -> N
         "parameters": {**parameters, "flip": params.data.flip},
         "seed": params.seed,
         "code": graph.code_digest("distill" if job.parent else "teachers", methods.word(method)),
-        "torch": fit.torch_version(),
+        "torch": config.torch_version(),
         **job.known(),
     }
     resume, stop = Resume(paths.RESUME, name, disk.digest(about), say), lifeline.StopFlag()
@@ -124,9 +124,9 @@ def _train(name: str, job: Job, parameters: dict[str, Any], params: Params) -> N
         memory, device = params.compute.memory_bytes, params.compute.device
         batches = feed.feed(paths.DATA, job.fit.batch, seed, params.data.flip, memory, device)
         weights = (job.weights.low, job.weights.high) if job.weights else None
-        work = fit.Job(method, job.fit, batches, seed, guidance=weights)
+        work = loop.Job(method, job.fit, batches, seed, guidance=weights)
         shown = Progress(name, "it")
-        fitted = fit.fit(
+        fitted = loop.fit(
             work,
             job.student,
             job.teacher,
@@ -146,7 +146,7 @@ def _train(name: str, job: Job, parameters: dict[str, Any], params: Params) -> N
     say(f"{name}: {images} images in {fitted.seconds:.0f} s; checkpoint {card.digest[:12]}")
 
 
-def _csv(curve: list[fit.Event]) -> str:
+def _csv(curve: list[loop.Event]) -> str:
     text = io.StringIO()
     events = [dataclasses.asdict(event) for event in curve]
     kept = [key for key in events[0] if events[0][key] is not None]  # a method without a critic has no loss of it
@@ -160,7 +160,7 @@ def until_stopped(stage: Callable[..., None], *arguments: Any) -> int:
     """Runs a training stage; 143 if SIGTERM ended it, with its state saved."""
     try:
         stage(*arguments)
-    except fit.Stopped as stopped:
+    except loop.Stopped as stopped:
         say(f"{stopped}; the state is saved and the same command goes on from there")
         return lifeline.TERMINATED
     return 0

@@ -19,7 +19,7 @@ from typing import Any
 from diffcore import methods
 from diffcore.nets import unet
 from diffcore.sampling.solvers import SOLVERS
-from diffcore.training import fit
+from diffcore.training.config import Training
 from tasks import params, sections, strict_yaml
 
 ROOT = Path(__file__).parent.parent
@@ -122,12 +122,12 @@ def fields_of_all() -> Iterator[tuple[Where, str, type]]:
     for section in dataclasses.fields(params.Params):
         yield from _numbers_of(section.type, (section.name,))
     yield from _numbers_of(sections.Way, WAY)
-    for kind in (fit.Config, unet.Shape, methods.load("denoising")):
+    for kind in (Training, unet.Shape, methods.load("denoising")):
         within = ("network",) if kind is unet.Shape else ()
         yield from _numbers_of(kind, ("teachers", "teacher", *within))
     for word in methods.names():
         yield from _numbers_of(methods.load(word), ("distill", word))
-        yield from _numbers_of(fit.Config, ("distill", word))
+        yield from _numbers_of(Training, ("distill", word))
     for word, solver in SOLVERS.items():
         yield from _numbers_of(solver, (*WAY, "options", word))
 

@@ -24,7 +24,7 @@ from diffcore.noise.schedule import Cosine, Discrete
 from diffcore.noise.trajectory import even, karras
 from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solvers import SOLVERS
-from diffcore.training import fit
+from diffcore.training.config import torch_version
 from tasks import params, paths
 from tests.conftest import dice
 from tests.test_checkpoint import ABOUT, student
@@ -554,7 +554,7 @@ def test_an_adopted_teacher_s_card_tells_of_this_run(workspace, capsys):
     assert (card.name, card.solver, card.seed, card.data) == ("teacher", "ddim", 23, manifest.digest)
     assert (card.image, card.classes, card.guidance) == (list(manifest.shape), list(manifest.classes), None)
     assert card.code == graph.code_digest("teacher", "adopted")
-    assert card.torch == fit.torch_version()
+    assert card.torch == torch_version()
     told = f"teacher: adopted from theirs, head v, 1000 noise levels; checkpoint {card.digest[:12]}\n"
     assert capsys.readouterr().out.endswith(told)
     save(Path("theirs"), network(num_class_embeds=11), clip_sample_range=2.5)

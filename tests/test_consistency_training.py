@@ -16,8 +16,8 @@ from diffcore.methods import Roles, consistency_training
 from diffcore.methods.consistency_training import ConsistencyTraining, aim, ict_levels
 from diffcore.noise.angle import compose, diffuse, hop
 from diffcore.noise.schedule import Cosine, Linear
-from diffcore.training import fit
-from diffcore.training.fit import Compute, Job
+from diffcore.training.config import Compute, Training
+from diffcore.training.loop import Job, fit
 from tests.conftest import ToyNet, dice, gaussian, randn
 from tests.test_methods import roles, toss
 
@@ -277,10 +277,10 @@ class Affine(nn.Module):
 
 def trained(method, config, teacher=None, iterations: int = 800, lr=0.01, mean=0.2, std=0.5):
     """The largest error of gain and of shift over t in (0, 1] of a student trained from nothing, ema and all."""
-    setting = fit.Config(iterations, 512, lr, ema=0.99, weight_decay=0.0)
+    setting = Training(iterations, 512, lr, ema=0.99, weight_decay=0.0)
     compute = Compute(threads=1, precision="no", compile=False, save_seconds=1e9, memory_gb=1.0)
     job = Job(config, setting, GaussianFeed(mean, std, 512), 0)
-    net = fit.fit(job, NetDenoiser(Affine(), Cosine()), teacher, compute).net
+    net = fit(job, NetDenoiser(Affine(), Cosine()), teacher, compute).net
     t = torch.arange(1, 51).float() / 50
     cos, sin = (math.pi / 2 * t).cos(), (math.pi / 2 * t).sin()
     right = gain(cos, sin, torch.tensor(std))

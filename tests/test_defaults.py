@@ -23,7 +23,7 @@ from diffcore.noise.schedule import SCHEDULES
 from diffcore.sampling import deepcache
 from diffcore.sampling.solvers import SOLVERS
 from diffcore.search import fitted
-from diffcore.training import fit
+from diffcore.training.config import Compute, Training
 from tasks.params import Distill, Way
 
 SINGLESTEP = {"solver_type": "midpoint", "spacing": "half_logsnr"}
@@ -33,7 +33,7 @@ ADAPTIVE = {"rtol": 0.05, "atol": 0.0078, "predicts": "eps"}  # 0.0078 is two gr
 CONFIGS = {
     "sampling.deepcache": {"branch": 0, "spread": "uniform", "center": 15.0, "power": 1.4},
     "metrics.features": {},
-    "training.fit": {
+    "training.config": {
         "warmup": 0,
         "decay": "cosine",
         "weight_decay": 0.01,
@@ -103,7 +103,7 @@ CONFIGS = {
         "bits": None,
     },
 }
-"""Of each module's Config; what has no default must be said."""
+"""Of each module's Config, of each method, and of a training; what has no default must be said."""
 
 OF_SOLVERS = {
     "analytic": {"eta": 1.0, "estimator": "residual", "last": None},
@@ -150,6 +150,7 @@ def test_every_config_has_these_and_no_others():
     kinds = {name: vars(importlib.import_module(name)).get("Config") for name in names}
     own = {name: kind for name, kind in kinds.items() if isinstance(kind, type) and kind.__module__ == name}
     own |= {f"diffcore.methods.{name}": methods.load(name) for name in methods.names()}
+    own |= {Training.__module__: Training}
     assert {name.removeprefix("diffcore."): defaults(kind) for name, kind in own.items()} == CONFIGS
 
 
@@ -211,18 +212,18 @@ EDGES = [
     (fitted.Config, HOPS, "images", [1], [0]),
     (fitted.Config, HOPS, "batch", [1], [0]),
     (fitted.Config, HOPS, "late", [SMALL], [0.0]),
-    (fit.Config, FIT, "iterations", [1], [0]),
-    (fit.Config, FIT, "batch", [1], [0]),
-    (fit.Config, FIT, "accumulate", [1], [0]),
-    (fit.Config, FIT, "lr", [SMALL], [0.0]),
-    (fit.Config, FIT, "ema", [0.0, 1 - SMALL], [-SMALL, 1.0]),
-    (fit.Config, FIT, "label_dropout", [0.0, 1 - SMALL], [-SMALL, 1.0]),
-    (fit.Config, FIT, "warmup", [0], [-1]),
-    (fit.Config, FIT, "weight_decay", [0.0], [-SMALL]),
-    (fit.Config, FIT, "clip", [None, SMALL], [0.0]),
-    (fit.Compute, COMPUTE, "threads", [1], [0]),
-    (fit.Compute, COMPUTE, "save_seconds", [SMALL], [0.0]),
-    (fit.Compute, COMPUTE, "memory_gb", [0.0], [-SMALL]),
+    (Training, FIT, "iterations", [1], [0]),
+    (Training, FIT, "batch", [1], [0]),
+    (Training, FIT, "accumulate", [1], [0]),
+    (Training, FIT, "lr", [SMALL], [0.0]),
+    (Training, FIT, "ema", [0.0, 1 - SMALL], [-SMALL, 1.0]),
+    (Training, FIT, "label_dropout", [0.0, 1 - SMALL], [-SMALL, 1.0]),
+    (Training, FIT, "warmup", [0], [-1]),
+    (Training, FIT, "weight_decay", [0.0], [-SMALL]),
+    (Training, FIT, "clip", [None, SMALL], [0.0]),
+    (Compute, COMPUTE, "threads", [1], [0]),
+    (Compute, COMPUTE, "save_seconds", [SMALL], [0.0]),
+    (Compute, COMPUTE, "memory_gb", [0.0], [-SMALL]),
     (Shape, SHAPE, "channels", [(1,)], [(), (0,), (4, 0)]),
     (Shape, SHAPE, "layers", [1], [0]),
     (Shape, SHAPE, "groups", [1, 4], [0, 3]),

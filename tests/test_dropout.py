@@ -20,7 +20,8 @@ from diffcore.methods import Roles, consistency, continuous, distribution_matchi
 from diffcore.nets import foreign, open_folder, unet
 from diffcore.nets.dropout import Masked, Masks, masked, without
 from diffcore.noise.schedule import Cosine
-from diffcore.training import fit
+from diffcore.training.config import Training
+from diffcore.training.loop import Fitted, Stopped, fit
 from diffcore.training.resume import Resume
 from tests.conftest import dice, randn
 from tests.test_fit import same, stop_at
@@ -44,12 +45,12 @@ class Dropped(Told):
         return self.last(super().forward(*told))
 
 
-def train(name: str, config, fitting: fit.Config = PARTS, p: float = 0.3, **more) -> fit.Fitted:
+def train(name: str, config, fitting: Training = PARTS, p: float = 0.3, **more) -> Fitted:
     """Leaves the global generator alone."""
     student, teacher = (NetDenoiser(Dropped(p, whose=whose), Cosine()) for whose in ("student", "teacher"))
     before = torch.get_rng_state()
     try:
-        return fit.fit(job(name, config, fitting=fitting), student, teacher, FULL, **more)
+        return fit(job(name, config, fitting=fitting), student, teacher, FULL, **more)
     finally:
         assert torch.equal(torch.get_rng_state(), before)
 
@@ -89,7 +90,7 @@ def test_student_and_target_share_a_mask_that_is_another_in_every_part_of_every_
 def test_a_stopped_run_with_dropout_goes_on_to_the_same_bytes(name, config, tmp_path):
     whole, resume = train(name, config), Resume(tmp_path, "x", "f" * 64)
     torch.rand(7)  # what others draw in between
-    with pytest.raises(fit.Stopped):
+    with pytest.raises(Stopped):
         train(name, config, resume=resume, stop=stop_at(2))
     assert same(whole, train(name, config, resume=resume))
     assert not same(whole, train(name, config, p=0.0))
@@ -167,10 +168,10 @@ def test_dropout_that_would_draw_its_own_masks_is_refused():
 
 
 def test_a_teacher_teaches_without_its_dropout():
-    def learned(p: float) -> fit.Fitted:
+    def learned(p: float) -> Fitted:
         student, teacher = NetDenoiser(Told(), Cosine()), NetDenoiser(Dropped(p, seed=2, whose="teacher"), Cosine())
         work = job("consistency", consistency.Consistency(8, 0.0, "perceptual"))
-        return fit.fit(work, student, teacher, FULL)
+        return fit(work, student, teacher, FULL)
 
     assert same(learned(0.0), learned(0.5))
 

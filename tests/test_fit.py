@@ -14,14 +14,14 @@ from diffcore.denoisers.network import NetDenoiser
 from diffcore.methods import Method, Roles
 from diffcore.methods.denoising import Denoising
 from diffcore.noise.schedule import Cosine
-from diffcore.training import fit
-from diffcore.training.fit import Compute, Config, Diverged, Job, Stopped
+from diffcore.training.config import Compute, Training, torch_version
+from diffcore.training.loop import Diverged, Event, Fitted, Job, Loop, Stopped, fit
 from diffcore.training.resume import Resume
 from tests.conftest import ToyNet, dice, toy_denoiser
 from tests.test_methods import CASES, spied
 
 COMPUTE = Compute(threads=1, precision="no", compile=False, save_seconds=1e9, memory_gb=1.0)
-SHORT = Config(iterations=6, batch=8, lr=1e-2, ema=0.9, weight_decay=0.0)
+SHORT = Training(iterations=6, batch=8, lr=1e-2, ema=0.9, weight_decay=0.0)
 
 
 def feed(batch: int = 8, seed: int = 0) -> ResidentFeed:
@@ -29,16 +29,16 @@ def feed(batch: int = 8, seed: int = 0) -> ResidentFeed:
     return ResidentFeed(Images(pixels, None, None), batch, seed, flip=False)
 
 
-def job(method: Method | None = None, config: Config = SHORT, seed: int = 0) -> Job:
+def job(method: Method | None = None, config: Training = SHORT, seed: int = 0) -> Job:
     return Job(method or Denoising(), config, feed(config.batch), seed)
 
 
-def run(job: Job, resume: Resume | None = None, compute: Compute = COMPUTE, **more) -> fit.Fitted:
+def run(job: Job, resume: Resume | None = None, compute: Compute = COMPUTE, **more) -> Fitted:
     teacher = None if isinstance(job.method, Denoising) else toy_denoiser(1)
-    return fit.fit(job, toy_denoiser(), teacher, compute, resume, **more)
+    return fit(job, toy_denoiser(), teacher, compute, resume, **more)
 
 
-def same(one: fit.Fitted, other: fit.Fitted) -> bool:
+def same(one: Fitted, other: Fitted) -> bool:
     pairs = zip(one.net.state_dict().values(), other.net.state_dict().values(), strict=True)
     return all(torch.equal(a, b) for a, b in pairs) and one.curve == other.curve
 
@@ -190,7 +190,7 @@ def test_impossible_numbers_are_refused(wrong):
 def test_the_loss_falls_and_the_argument_is_left_alone():
     student = NetDenoiser(ToyNet(), Cosine())
     before = {name: value.clone() for name, value in student.net.state_dict().items()}
-    fitted = fit.fit(job(config=dataclasses.replace(SHORT, iterations=200, lr=1e-2)), student, None, COMPUTE)
+    fitted = fit(job(config=dataclasses.replace(SHORT, iterations=200, lr=1e-2)), student, None, COMPUTE)
     assert fitted.curve[-1].loss < 0.8 * fitted.curve[0].loss
     assert all(torch.equal(before[name], value) for name, value in student.net.state_dict().items())
 
@@ -202,7 +202,7 @@ def test_every_step_throws_its_own_dice():
         seen.append((dice.u, dice.noise, progress))
         return Denoising().loss(roles, x0, dice, progress)
 
-    fit.fit(Job(spied(Denoising(), loss=loss), SHORT, feed(), 7), toy_denoiser(), None, COMPUTE)
+    fit(Job(spied(Denoising(), loss=loss), SHORT, feed(), 7), toy_denoiser(), None, COMPUTE)
     for step, (u, noise, progress) in enumerate(seen):
         expected = draw(torch.zeros(8, 1, 4, 4), 7, "train", step)
         assert torch.equal(u, expected.u)
@@ -221,7 +221,7 @@ def test_dropout_draws_from_the_steps_own_dice(tmp_path):
             return super().forward(self.drop(x), label)
 
     def train(**more):
-        return fit.fit(job(), NetDenoiser(Dropped(), Cosine()), None, COMPUTE, **more)
+        return fit(job(), NetDenoiser(Dropped(), Cosine()), None, COMPUTE, **more)
 
     whole, resume = train(), Resume(tmp_path, "x", "f" * 64)
     torch.rand(7)  # what others drew in between
@@ -236,11 +236,11 @@ def test_what_a_part_of_a_batch_is_told_is_its_rows_of_the_whole():
     made = dataclasses.replace(job(config=config), guidance=(1.0, 4.0))
     trainer = types.SimpleNamespace(job=made, step=3)
     labels = torch.arange(64) % 5
-    whole = fit._Loop._condition(trainer, labels, slice(0, 64))
+    whole = Loop._condition(trainer, labels, slice(0, 64))
     assert 10 < int((whole.labels < 0).sum()) < 45
     assert torch.equal(whole.labels[whole.labels >= 0], labels[whole.labels >= 0])
     for own in (slice(0, 16), slice(16, 48), slice(48, 64)):
-        part = fit._Loop._condition(trainer, labels[own], own)
+        part = Loop._condition(trainer, labels[own], own)
         assert torch.equal(part.labels, whole.labels[own])
         assert torch.equal(part.guidance, whole.guidance[own])
 
@@ -253,10 +253,10 @@ def test_a_run_asked_to_stop_at_its_last_step_has_finished(tmp_path):
 def test_the_state_is_saved_when_as_much_time_has_passed_since_it_was(tmp_path, monkeypatch):
     """Ten seconds a step, and saved every 25: after three steps, three more, and at the end."""
     clock, saved, save = [0.0], [], Resume.save
-    monkeypatch.setattr(fit, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr("diffcore.training.loop.time", types.SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(Resume, "save", lambda self, step, *words: saved.append(step) or save(self, step, *words))
 
-    def tick(event: fit.Event) -> None:
+    def tick(event: Event) -> None:
         clock[0] += 10
 
     work = job(config=dataclasses.replace(SHORT, iterations=8))
@@ -289,10 +289,10 @@ def test_each_network_has_the_optimizer_that_was_asked_for(monkeypatch):
 
 def test_what_a_training_took_is_the_time_of_all_its_runs(tmp_path, monkeypatch):
     clock, used = [100.0], []
-    monkeypatch.setattr(fit, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
-    monkeypatch.setattr(fit.threads, "use", used.append)
+    monkeypatch.setattr("diffcore.training.loop.time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr("diffcore.training.loop.threads.use", used.append)
 
-    def tick(event: fit.Event) -> None:
+    def tick(event: Event) -> None:
         clock[0] += 10
 
     resume = Resume(tmp_path, "x", "f" * 64)
@@ -317,10 +317,11 @@ def test_what_a_training_costs_is_what_its_method_says_for_an_image(name, config
     ("word", "gpu", "able", "right"),
     [
         ("auto", True, True, "bf16"),
-        ("auto", True, False, "no"),
-        ("auto", False, True, "no"),  # as torch says of a CPU
-        ("auto", False, False, "no"),
-        *((word, gpu, gpu, word) for word in ("no", "bf16") for gpu in (True, False)),
+        ("auto", True, False, "float32"),
+        ("auto", False, True, "float32"),  # as torch says of a CPU
+        ("auto", False, False, "float32"),
+        *(("no", gpu, gpu, "float32") for gpu in (True, False)),
+        *(("bf16", gpu, gpu, "bf16") for gpu in (True, False)),
     ],
 )
 def test_the_precision_is_what_was_asked_for_and_of_its_own_accord_bfloat16_on_a_gpu_alone(
@@ -328,7 +329,7 @@ def test_the_precision_is_what_was_asked_for_and_of_its_own_accord_bfloat16_on_a
 ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: able)
-    assert fit._precision(word) == right
+    assert dataclasses.replace(COMPUTE, precision=word).numbers == right
 
 
 def test_where_no_gpu_is_auto_is_full_precision(monkeypatch):
@@ -341,7 +342,7 @@ def test_where_no_gpu_is_auto_is_full_precision(monkeypatch):
 def test_the_release_of_torch_is_all_of_its_number_and_nothing_of_its_build(monkeypatch):
     for version, release in (("2.9.1+cpu", "2.9.1"), ("2.10.0", "2.10.0"), ("2.9.1+cu128", "2.9.1")):
         monkeypatch.setattr(torch, "__version__", version)
-        assert fit.torch_version() == release
+        assert torch_version() == release
 
 
 def test_the_rate_rises_and_is_kept_where_it_does_not_fall():
@@ -360,7 +361,7 @@ def test_what_others_ask_for_is_done_though_nobody_here_does(tmp_path, monkeypat
         asked.append(flags)
         return [self.step == 4, self.step == 2]
 
-    monkeypatch.setattr(fit._Loop, "anywhere", anywhere)
+    monkeypatch.setattr(Loop, "anywhere", anywhere)
     monkeypatch.setattr(Resume, "save", lambda self, step, *words: saved.append(step) or save(self, step, *words))
     with pytest.raises(Stopped, match="after 4 of 6"):
         run(job(), Resume(tmp_path, "x", "f" * 64), stop=stop_at(3))
@@ -376,10 +377,10 @@ def test_a_flag_is_up_where_any_process_has_it_up(own, others):
         return flags + torch.tensor(others)
 
     together = types.SimpleNamespace(num_processes=2, device=torch.device("cpu"), reduce=reduce)
-    found = fit._Loop.anywhere(types.SimpleNamespace(accelerator=together), *own)
+    found = Loop.anywhere(types.SimpleNamespace(accelerator=together), *own)
     assert found == [mine or bool(other) for mine, other in zip(own, others)]
     alone = types.SimpleNamespace(num_processes=1, reduce=lambda *_: pytest.fail("there is nobody to ask"))
-    assert fit._Loop.anywhere(types.SimpleNamespace(accelerator=alone), *own) == list(own)
+    assert Loop.anywhere(types.SimpleNamespace(accelerator=alone), *own) == list(own)
 
 
 @pytest.mark.parametrize("guidance", [None, (1.0, 3.0)])
@@ -389,17 +390,17 @@ def test_what_a_batch_is_told_lies_where_its_images_are_computed_with(guidance):
     trainer = types.SimpleNamespace(
         job=types.SimpleNamespace(
             feed=types.SimpleNamespace(batch=lambda step, own: (torch.zeros(8, 1, 4, 4), torch.arange(8))),
-            config=dataclasses.replace(SHORT, label_dropout=0.2),
+            training=dataclasses.replace(SHORT, label_dropout=0.2),
             guidance=guidance,
             seed=0,
         ),
-        rows=[slice(0, 4), slice(4, 8)],
+        parts=[slice(0, 4), slice(4, 8)],
         step=0,
         accelerator=types.SimpleNamespace(device=torch.device("meta")),
         roles=types.SimpleNamespace(given=lambda condition: heard.append(condition) or cast),
     )
-    trainer._condition = lambda *given: fit._Loop._condition(trainer, *given)
-    x0, told = fit._Loop._batch(trainer)
+    trainer._condition = lambda *given: Loop._condition(trainer, *given)
+    x0, told = Loop._batch(trainer)
     assert told is cast
     assert x0.device.type == heard[0].labels.device.type == "meta"
     assert (heard[0].guidance is None) == (guidance is None)

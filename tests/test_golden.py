@@ -44,8 +44,8 @@ from diffcore.sampling.skip_tuning import skip_tuned
 from diffcore.sampling.solvers import SOLVERS
 from diffcore.sampling.solvers.analytic import Analytic
 from diffcore.search import fitted, gamma, least_cost
-from diffcore.training import fit
-from diffcore.training.fit import Compute, Job
+from diffcore.training.config import Compute, Training
+from diffcore.training.loop import Job, fit
 from tests import test_losses, test_solver
 from tests.test_unet import stirred
 
@@ -253,10 +253,10 @@ def taught(
     net = start.net.with_dropout(dropout)
     student = NetDenoiser(net, schedule, classes=classes, weighs=bool(weights))
     teacher = NetDenoiser(network(classes, 1, channels=(8,)).net, schedule, classes=classes)
-    training = fit.Config(**{**TRAINED, **changed})
+    training = Training(**{**TRAINED, **changed})
     job = Job(config, training, ResidentFeed(images, training.batch, 5, flip), 5, 9, weights)
     compute = Compute(threads=1, precision="no", compile=False, save_seconds=1e9, memory_gb=1.0)
-    found = fit.fit(job, student, Guided(teacher) if weights else teacher, compute)
+    found = fit(job, student, Guided(teacher) if weights else teacher, compute)
     for event in found.curve:
         yield from (event.loss, event.grad_norm, event.lr, event.critic_loss or 0.0)
     yield found.calls

@@ -19,8 +19,8 @@ from diffcore.methods.guided import GuidedDistillation
 from diffcore.noise.angle import diffuse
 from diffcore.noise.schedule import Cosine
 from diffcore.noise.trajectory import even
-from diffcore.training import fit
-from diffcore.training.fit import Job
+from diffcore.training.config import Training
+from diffcore.training.loop import Fitted, Job, fit
 from tests.conftest import dice, randn
 from tests.test_condition import TwoBlobs
 from tests.test_fit import COMPUTE
@@ -176,11 +176,11 @@ def exact(t, labels, g):
     return gain, -(sin + gain * cos) * (of_none + g * (of_class - of_none))
 
 
-def train(low: float, high: float, **more) -> fit.Fitted:
-    setting = fit.Config(**{"iterations": 400, "batch": 256, "lr": 0.1, "ema": 0.97, "weight_decay": 0.0, **more})
+def train(low: float, high: float, **more) -> Fitted:
+    setting = Training(**{"iterations": 400, "batch": 256, "lr": 0.1, "ema": 0.97, "weight_decay": 0.0, **more})
     work = Job(GuidedDistillation(), setting, KindsFeed(setting.batch), 0, guidance=(low, high))
     student = NetDenoiser(AffineInBoth(), Cosine(), classes=2, weighs=True)
-    return fit.fit(work, student, Guided(TwoKinds()), COMPUTE)
+    return fit(work, student, Guided(TwoKinds()), COMPUTE)
 
 
 def error(net: AffineInBoth, g: float) -> float:

@@ -19,11 +19,13 @@ from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.methods import Method, Roles, consistency, continuous, denoising, distribution_matching, phased
 from diffcore.methods.parts.discriminator import Discriminator
+from diffcore.nets.dropout import Masks
 from diffcore.noise.angle import diffuse
 from diffcore.noise.schedule import Cosine
 from diffcore.noise.trajectory import even
-from diffcore.training import fit
-from diffcore.training.fit import Config, Diverged, Job, Stopped
+from diffcore.training import learner
+from diffcore.training.config import Training
+from diffcore.training.loop import Diverged, Job, Loop, Stopped, fit, local
 from diffcore.training.resume import Resume
 from tests.conftest import ToyNet, dice, randn, toy_denoiser
 from tests.test_condition import net as conditional_net
@@ -31,7 +33,7 @@ from tests.test_fit import COMPUTE, same, stop_at
 from tests.test_methods import spied
 from tests.test_precision import denoiser, feed, job, run
 
-SHORT = Config(iterations=5, batch=8, lr=1e-2, ema=0.9)
+SHORT = Training(iterations=5, batch=8, lr=1e-2, ema=0.9)
 PLAIN = denoising.Denoising()
 PARTED = dataclasses.replace(SHORT, iterations=3, batch=16)
 OFTEN = dataclasses.replace(COMPUTE, save_seconds=1e-9)
@@ -55,9 +57,9 @@ def flat(net: nn.Module) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in net.parameters()])
 
 
-def train(config: Config = SHORT, method: Method = PLAIN, look=lambda roles: None, compute=COMPUTE, **more):
+def train(config: Training = SHORT, method: Method = PLAIN, look=lambda roles: None, compute=COMPUTE, **more):
     work = Job(watched(method, look), config, feed(batch=config.batch), 0)
-    return fit.fit(work, toy_denoiser(), toy_denoiser(1), compute, **more)
+    return fit(work, toy_denoiser(), toy_denoiser(1), compute, **more)
 
 
 @pytest.mark.parametrize("decay", [0.3, 0.95])
@@ -122,11 +124,11 @@ def test_weights_decay_by_the_rate_beside_the_gradients_step(decay):
 def test_labels_and_guidance_have_dice_of_their_own_in_every_update(monkeypatch):
     """Else a class would be dropped just where the weight is low."""
     asked, conditions, make = [], [], rng.generator
-    monkeypatch.setattr(fit, "generator", lambda *words: asked.append(words) or make(*words))
+    monkeypatch.setattr("diffcore.training.loop.generator", lambda *words: asked.append(words) or make(*words))
     config = dataclasses.replace(SHORT, batch=64, label_dropout=0.4)
     method = watched(PLAIN, lambda cast: conditions.append(cast.condition))
     work = Job(method, config, feed(True, 64), 0, guidance=(1.0, 3.0))
-    fit.fit(work, denoiser(True), None, COMPUTE)
+    fit(work, denoiser(True), None, COMPUTE)
     assert len(set(asked)) == len(asked) == 2 * SHORT.iterations
     dropped = torch.cat([condition.labels < 0 for condition in conditions]).double()
     weight = torch.cat([condition.guidance for condition in conditions])
@@ -154,7 +156,7 @@ def test_a_parameter_a_buffer_and_a_count_go_on_where_they_were(tmp_path):
 
     def train(**more):
         work = Job(consistency.Consistency(8, 0.5), SHORT, feed(), 0)
-        return fit.fit(work, NetDenoiser(Counting(), Cosine()), toy_denoiser(1), COMPUTE, **more)
+        return fit(work, NetDenoiser(Counting(), Cosine()), toy_denoiser(1), COMPUTE, **more)
 
     whole, resume = train(), Resume(tmp_path, "x", "f" * 64)
     with pytest.raises(Stopped):
@@ -177,9 +179,7 @@ def test_a_critic_learns_as_often_as_its_method_says_from_dice_and_gradients_of_
         seen.append((flat(roles.critic), dice_.noise, progress))
         return own.critic_loss(roles, x0, dice_, progress)
 
-    fit.fit(
-        Job(watched(own, look, critic_loss=critic_loss), SHORT, feed(), 0), toy_denoiser(), toy_denoiser(1), COMPUTE
-    )
+    fit(Job(watched(own, look, critic_loss=critic_loss), SHORT, feed(), 0), toy_denoiser(), toy_denoiser(1), COMPUTE)
     assert len(seen) == 3 * SHORT.iterations
     moved = (seen[1][0] - seen[0][0]).abs()
     torch.testing.assert_close(moved, torch.full_like(moved, 1e-3), rtol=2e-2, atol=1e-6)
@@ -203,7 +203,7 @@ def test_the_grid_of_a_student_binds_its_sampling_and_not_its_training():
     seen = []
     student = NetDenoiser(ToyNet(), Cosine(), grid=even(4))
     method = watched(PLAIN, lambda cast: seen.append((cast.student.grid, cast.target.grid)))
-    fit.fit(Job(method, SHORT, feed(), 0), student, None, COMPUTE)
+    fit(Job(method, SHORT, feed(), 0), student, None, COMPUTE)
     assert set(seen) == {(None, None)}
     assert student.grid == even(4)
 
@@ -225,7 +225,7 @@ def test_parts_of_a_batch_add_up_whatever_they_are_told():
 def test_what_a_training_took_is_all_of_its_calls():
     """As each method says for an image, and the critic's: one forward of the student, three of its own network, for each."""
     own = distribution_matching.DistributionMatching(1, 2)
-    found = fit.fit(Job(own, SHORT, feed(), 0), toy_denoiser(), toy_denoiser(1), COMPUTE)
+    found = fit(Job(own, SHORT, feed(), 0), toy_denoiser(), toy_denoiser(1), COMPUTE)
     images = SHORT.iterations * SHORT.batch
     assert found.calls == images * (own.network_calls + 1 + 2 * (1 + 3))  # the fake belief in the loss
     assert train().calls == images * PLAIN.network_calls
@@ -236,7 +236,7 @@ def test_the_teacher_that_was_given_is_left_as_it_was():
     teacher = toy_denoiser(1).train()
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     work = Job(consistency.Consistency(8, 0.5), SHORT, feed(), 0)
-    fit.fit(work, toy_denoiser(), teacher, COMPUTE)
+    fit(work, toy_denoiser(), teacher, COMPUTE)
     assert teacher.training
     assert all(parameter.requires_grad and parameter.grad is None for parameter in teacher.parameters())
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
@@ -256,9 +256,9 @@ def test_what_each_optimizer_is_told(own, betas, dropout):
     config = dataclasses.replace(SHORT, lr=2e-3, weight_decay=0.07)
     teacher = toy_denoiser(1)
     teacher.net.drop = nn.Dropout(dropout)
-    loop = fit._Loop(Job(own, config, feed(), 0), toy_denoiser(), teacher, COMPUTE)
+    loop = Loop(Job(own, config, feed(), 0), toy_denoiser(), teacher, COMPUTE)
     for optimizer, net, told in (
-        (loop.optimizer, loop.net, (2e-3, (0.9, 0.99), 0.07)),
+        (loop.student.optimizer, loop.student.net, (2e-3, (0.9, 0.99), 0.07)),
         (loop.critic.optimizer, loop.critic.net, (3e-4, betas, 0.0)),
     ):
         (group,) = optimizer.param_groups
@@ -273,7 +273,7 @@ def test_a_state_is_saved_once_for_so_much_work(tmp_path, monkeypatch):
     """Every step takes ten seconds here, and 25 may be lost: after three steps, after three more, and at the end. What a
     run took, in seconds and in calls, is that of all the processes that worked at it in turn."""
     clock, saved, config = [0.0], [], dataclasses.replace(SHORT, iterations=8)
-    monkeypatch.setattr(fit, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr("diffcore.training.loop.time", types.SimpleNamespace(monotonic=lambda: clock[0]))
 
     def look(cast: Roles) -> None:
         clock[0] += 10
@@ -313,7 +313,7 @@ def test_a_point_of_the_curve_is_the_mean_since_the_one_before_at_the_rate_of_it
 
     heard = []
     work = Job(spied(PLAIN, loss=loss), config, feed(), 0, events=3)
-    found = fit.fit(work, toy_denoiser(), None, COMPUTE, on_event=heard.append)
+    found = fit(work, toy_denoiser(), None, COMPUTE, on_event=heard.append)
     assert [(point.step, point.images, point.loss, point.lr) for point in found.curve] == [
         (2, 16, 1.5, config.rate(1)),
         (4, 32, 6.0, config.rate(3)),
@@ -334,7 +334,7 @@ def test_a_point_of_the_curve_has_the_critic_s_losses_since_the_one_before():
         return told[-1] + 0 * roles.critic.denoiser(x0, dice_.u).v.flatten(1).sum(1)
 
     work = Job(spied(own, critic_loss=critic_loss), dataclasses.replace(SHORT, iterations=4), feed(), 0)
-    found = fit.fit(dataclasses.replace(work, events=2), toy_denoiser(), toy_denoiser(1), COMPUTE)
+    found = fit(dataclasses.replace(work, events=2), toy_denoiser(), toy_denoiser(1), COMPUTE)
     assert [point.critic_loss for point in found.curve] == [sum(told[:4]) / 4, sum(told[4:]) / 4]
 
 
@@ -356,11 +356,11 @@ def test_impossible_ways_to_compute_are_refused(wrong):
 @pytest.mark.parametrize("seed", [0, 3])
 def test_masks_are_thrown_anew_for_every_pass_of_every_part(monkeypatch, seed):
     """By the seed, whose turn it is, the step, which of the critic's updates, and the first image of the part."""
-    thrown, throw = [], fit.Masks.throw
-    monkeypatch.setattr(fit.Masks, "throw", lambda self, *words: thrown.append(words) or throw(self, *words))
+    thrown, throw = [], Masks.throw
+    monkeypatch.setattr(Masks, "throw", lambda self, *words: thrown.append(words) or throw(self, *words))
     config = dataclasses.replace(SHORT, iterations=2, accumulate=2)
     work = Job(distribution_matching.DistributionMatching(critic_updates=2), config, feed(), seed)
-    fit.fit(work, toy_denoiser(), toy_denoiser(1), COMPUTE)
+    fit(work, toy_denoiser(), toy_denoiser(1), COMPUTE)
     assert thrown == [
         (seed, *words)
         for step in (0, 1)
@@ -382,7 +382,7 @@ def test_a_critic_whose_loss_is_not_finite_learns_nothing_from_it():
 
     method = watched(own, lambda cast: pytest.fail("the student must not learn from it"), critic_loss=critic_loss)
     work = Job(method, SHORT, feed(), 0)
-    loop = fit._Loop(work, toy_denoiser(), toy_denoiser(1), COMPUTE)
+    loop = Loop(work, toy_denoiser(), toy_denoiser(1), COMPUTE)
     with pytest.raises(Diverged, match=r"step 1: the critic's loss is nan; .*Lower critic_lr"):
         loop.update()
     assert len(asked) == 2
@@ -395,7 +395,7 @@ def test_a_critic_whose_loss_is_not_finite_learns_nothing_from_it():
 def test_a_critic_s_heads_come_from_the_job_s_seed_and_are_the_paper_s_four_for_each_map_of_the_teacher(own):
     teacher = NetDenoiser(ToyNet(width=12, seed=1), Cosine())
     for seed in (0, 5):
-        loop = fit._Loop(Job(own, SHORT, feed(), seed), toy_denoiser(), teacher, COMPUTE)
+        loop = Loop(Job(own, SHORT, feed(), seed), toy_denoiser(), teacher, COMPUTE)
         found = loop.critic.net if isinstance(own, phased.Phased) else loop.critic.net.heads
         right = Discriminator((12,), 4, seed).state_dict()
         assert found.state_dict().keys() == right.keys()
@@ -408,16 +408,16 @@ def test_a_critic_s_heads_come_from_the_job_s_seed_and_are_the_paper_s_four_for_
 @pytest.mark.parametrize(("processes", "accumulate"), [(1, 1), (1, 4), (2, 1), (2, 2), (4, 2), (8, 1)])
 def test_the_parts_of_a_batch_are_all_of_it_in_its_order_whoever_has_them(processes, accumulate):
     config = dataclasses.replace(SHORT, batch=16, accumulate=accumulate)
-    parts = [fit._rows(config, rank, processes) for rank in range(processes)]
+    parts = [config.parts(rank, processes) for rank in range(processes)]
     assert [len(own) for own in parts] == [accumulate] * processes
     images = [[list(range(16))[part] for part in own] for own in parts]
     assert [image for own in images for part in own for image in part] == list(range(16))
     assert len({len(part) for own in images for part in own}) == 1
     for own, seen in zip(parts, images):
         mine = [image for part in seen for image in part]
-        assert [mine[fit._from(part, own)] for part in own] == seen
+        assert [mine[local(part, own)] for part in own] == seen
     with pytest.raises(Mistake, match=f"batch 17 does not divide into 5 processes x accumulate {accumulate + 1}"):
-        fit._rows(dataclasses.replace(config, batch=17, accumulate=accumulate + 1), 0, 5)
+        dataclasses.replace(config, batch=17, accumulate=accumulate + 1).parts(0, 5)
 
 
 SHARED = [
@@ -432,22 +432,22 @@ SHARED = [
 def test_what_two_processes_make_of_their_parts_is_what_one_makes_of_the_whole(name, own, accumulate):
     """Their images, dice, classes and weights: the mean of their gradients, and of their critics' losses, is the whole's."""
 
-    def loop(processes: int, rank: int = 0) -> fit._Loop:
+    def loop(processes: int, rank: int = 0) -> Loop:
         parts = dataclasses.replace(SHORT, batch=16, accumulate=accumulate * 2 // processes)
         teacher = Guided(denoiser(True, seed=2, whose="teacher"))
-        made = fit._Loop(job(name, own, True, parts), denoiser(True), teacher, COMPUTE)
-        made.rows = fit._rows(parts, rank, processes)
+        made = Loop(job(name, own, True, parts), denoiser(True), teacher, COMPUTE)
+        made.parts = parts.parts(rank, processes)
         made.step = 3
         return made
 
-    def gradient(made: fit._Loop) -> tuple[float, torch.Tensor]:
+    def gradient(made: Loop) -> tuple[float, torch.Tensor]:
         loss, _ = made._gradient()
-        return loss, torch.cat([parameter.grad.flatten() for parameter in made.net.parameters()])
+        return loss, torch.cat([parameter.grad.flatten() for parameter in made.student.net.parameters()])
 
     whole, halves = loop(1), [loop(2, rank) for rank in (0, 1)]
     right, found = gradient(whole), [gradient(half) for half in halves]
     if whole.critic:
-        assert sum(half.critic.losses[0] for half in halves) / 2 == pytest.approx(whole.critic.losses[0], rel=1e-5)
+        assert sum(half.critic_losses[0] for half in halves) / 2 == pytest.approx(whole.critic_losses[0], rel=1e-5)
         return  # each has its own half of the critic's gradient here
     assert (found[0][0] + found[1][0]) / 2 == pytest.approx(right[0], rel=1e-5)
     torch.testing.assert_close((found[0][1] + found[1][1]) / 2, right[1], rtol=1e-4, atol=1e-6)
@@ -456,7 +456,7 @@ def test_what_two_processes_make_of_their_parts_is_what_one_makes_of_the_whole(n
 def test_gradients_travel_once_a_step_with_the_last_part(monkeypatch):
     """Of each update; what all have is the mean of their losses, of the critic's too, and of their critics' gradients."""
     asked = []
-    accelerate = fit.Accelerator
+    accelerate = learner.Accelerator
     monkeypatch.setattr(accelerate, "no_sync", lambda self, net: asked.append("kept") or contextlib.nullcontext())
     backward = accelerate.backward
     monkeypatch.setattr(accelerate, "backward", lambda self, loss: asked.append("backward") or backward(self, loss))
@@ -469,7 +469,7 @@ def test_a_loss_is_the_mean_of_all_processes(monkeypatch):
     one = dataclasses.replace(SHORT, iterations=1)
     alone = train(one, own).curve[0]
     how = []
-    monkeypatch.setattr(fit.Accelerator, "reduce", lambda self, tensor, way: how.append(way) or tensor + 1)
+    monkeypatch.setattr(learner.Accelerator, "reduce", lambda self, tensor, way: how.append(way) or tensor + 1)
     among = train(one, own).curve[0]
     assert how == ["mean", "mean"]
     assert among.loss == pytest.approx(alone.loss + 1, rel=1e-5)
@@ -478,7 +478,7 @@ def test_a_loss_is_the_mean_of_all_processes(monkeypatch):
 
 
 def test_the_critics_gradients_are_averaged_each_in_its_own_place():
-    class Two(fit.Accelerator):
+    class Two(learner.Accelerator):
         num_processes = 2
 
         def reduce(self, tensor, way):
@@ -487,7 +487,7 @@ def test_the_critics_gradients_are_averaged_each_in_its_own_place():
 
     gradients = [randn(2, 3), randn(4, seed=1), randn(1, 2, 2, seed=2)]
     before = [gradient.clone() for gradient in gradients]
-    fit._average_over_processes(Two(), gradients)
+    learner.average_over_processes(Two(), gradients)
     for found, was in zip(gradients, before):
         torch.testing.assert_close(found, was / 2 + 1)
 
@@ -495,7 +495,7 @@ def test_the_critics_gradients_are_averaged_each_in_its_own_place():
 @pytest.mark.parametrize("main", [True, False])
 def test_one_process_writes_the_state_and_all_wait_for_it(main, monkeypatch, tmp_path):
     """And what all of them took is the work of all."""
-    loop = fit._Loop(Job(denoising.Denoising(), SHORT, feed(), 0), toy_denoiser(), None, COMPUTE)
+    loop = Loop(Job(denoising.Denoising(), SHORT, feed(), 0), toy_denoiser(), None, COMPUTE)
     loop.update()
     done, resume = [], Resume(tmp_path, "x", "f" * 64)
     monkeypatch.setattr(Resume, "save", lambda self, step, tensors, facts: done.append((step, facts["calls"])))
@@ -518,9 +518,9 @@ def test_a_frozen_student_in_evaluation_learns_all_the_same():
     student = toy_denoiser()
     student.net.drop = nn.Dropout(0.5)
     student.eval().requires_grad_(False)
-    loop = fit._Loop(Job(denoising.Denoising(), SHORT, feed(), 0), student, None, COMPUTE)
-    assert all(parameter.requires_grad for parameter in loop.net.parameters())
-    assert all(part.training for part in loop.net.modules())
+    loop = Loop(Job(denoising.Denoising(), SHORT, feed(), 0), student, None, COMPUTE)
+    assert all(parameter.requires_grad for parameter in loop.student.net.parameters())
+    assert all(part.training for part in loop.student.net.modules())
     assert not any(part.training for part in loop.ema.modules())
     assert not any(parameter.requires_grad for parameter in (*loop.ema.parameters(), *student.parameters()))
     assert not student.net.training
@@ -530,7 +530,7 @@ def test_a_teacher_and_an_averaged_target_answer_as_they_do_in_evaluation():
     teacher, seen = toy_denoiser(1).train(), []
     teacher.net.drop = nn.Dropout(0.5)
     method = watched(consistency.Consistency(8, 0.5), lambda cast: seen.append((cast.teacher, cast.target)))
-    fit.fit(Job(method, SHORT, feed(), 0), toy_denoiser(), teacher, COMPUTE)
+    fit(Job(method, SHORT, feed(), 0), toy_denoiser(), teacher, COMPUTE)
     for role in seen[0]:
         nets = [part for part in role.modules() if isinstance(part, (ToyNet, nn.Dropout))]
         assert nets
@@ -709,7 +709,7 @@ def test_every_network_is_compiled_once_and_runs_so_in_every_update(case, monkey
         work = Job(method, SHORT, feed(True), 0, guidance=(1.0, 3.0))
         student, teacher = (NetDenoiser(Plain(seed), Cosine(), classes=3) for seed in (0, 1))
         compute = dataclasses.replace(COMPUTE, compile=compile)
-        return fit.fit(work, student, Guided(teacher), compute, **more)
+        return fit(work, student, Guided(teacher), compute, **more)
 
     UNCOMPILED.clear()
     found = train(True, on_event=lambda event: counts.append((len(graphs), len(runs))))

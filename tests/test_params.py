@@ -521,12 +521,12 @@ def student(**line) -> tuple:
 def test_all_that_a_line_says_is_its_students():
     network = {"channels": [8]}
     found, _ = student(guidance=[1, 4], head="v", dropout=0.25, warmup=3, weight_decay=0.5, network=network)
-    fitting = params.fit.Config(**SHORT, warmup=3, weight_decay=0.5)
+    fitting = params.Training(**SHORT, warmup=3, weight_decay=0.5)
     method = params.methods.load("progressive")(steps=8)
     own = {"name": "s", "init": "i", "teacher": "t", "method": method}
     whole = {**own, "fit": fitting, "guidance": (1.0, 4.0), "head": "v", "dropout": 0.25, "network": network}
     assert found == sections.Distill(**whole)
-    assert student()[0] == sections.Distill(**own, fit=params.fit.Config(**SHORT))
+    assert student()[0] == sections.Distill(**own, fit=params.Training(**SHORT))
 
 
 @pytest.mark.parametrize(
@@ -608,7 +608,7 @@ def test_all_that_a_teacher_s_line_says_is_its():
     assert found == sections.Teacher(
         name="t",
         method=params.methods.load("denoising")(weight="snr"),
-        fit=params.fit.Config(**SHORT),
+        fit=params.Training(**SHORT),
         network=params.unet.Shape(**{**told, "channels": (8,)}),
         schedule=params.SCHEDULES["linear"](beta_max=9.0),
         conditional=True,

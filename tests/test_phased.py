@@ -23,8 +23,8 @@ from diffcore.noise.schedule import Cosine
 from diffcore.noise.trajectory import even
 from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solvers import SOLVERS
-from diffcore.training import fit
-from diffcore.training.fit import Job, Stopped
+from diffcore.training.config import Training
+from diffcore.training.loop import Job, Stopped, fit
 from diffcore.training.resume import Resume
 from tests import test_methods as laws
 from tests.conftest import gaussian, make_schedule, randn, toy_denoiser
@@ -423,9 +423,9 @@ class Table(nn.Module):
 def test_the_trainer_makes_m_steps_of_the_teachers_n(config):
     """The only student without a residual: from nothing, its M calls land where N DDIM steps of the teacher do."""
     teacher = GaussianDenoiser(torch.full((1, 4, 4), 0.2), torch.full((1, 4, 4), 0.25), Cosine())
-    setting = fit.Config(300, 48, 0.1, ema=0.9, weight_decay=0.0)
+    setting = Training(300, 48, 0.1, ema=0.9, weight_decay=0.0)
     line = Job(config, setting, GaussianFeed(0.2, 0.5, 48, shape=(1, 4, 4)), 0)
-    student = NetDenoiser(fit.fit(line, NetDenoiser(Table(config.steps), Cosine()), teacher, COMPUTE).net, Cosine())
+    student = NetDenoiser(fit(line, NetDenoiser(Table(config.steps), Cosine()), teacher, COMPUTE).net, Cosine())
     start = randn(6, 1, 4, 4).float()
     fast, slow = (
         Sampler(denoiser, SOLVERS["ddim"](), even(steps)).sample(start)
@@ -500,9 +500,9 @@ def run_state(folder, job: Job) -> dict[str, torch.Tensor]:
 
 def test_in_the_trainer_the_critic_learns_and_the_student_hears_it():
     """A critic of a student that stands still learns to tell it; and a student pulled by the critic goes another way."""
-    setting = fit.Config(50, 32, 1e-9, ema=0.0, weight_decay=0.0)
+    setting = Training(50, 32, 1e-9, ema=0.0, weight_decay=0.0)
     still = dataclasses.replace(
-        work(steps=2, critic_lr=3e-3), config=setting, feed=GaussianFeed(0.2, 0.5, 32), events=5
+        work(steps=2, critic_lr=3e-3), training=setting, feed=GaussianFeed(0.2, 0.5, 32), events=5
     )
     curve = run(still).curve
     assert curve[0].critic_loss > 1.5
@@ -513,7 +513,7 @@ def test_in_the_trainer_the_critic_learns_and_the_student_hears_it():
 
 def test_parts_of_a_batch_add_up_for_the_critic_too():
     whole, parts = (
-        run(dataclasses.replace(work(), config=fit.Config(1, 8, 1e-2, 0.9, weight_decay=0.0, accumulate=parts)))
+        run(dataclasses.replace(work(), training=Training(1, 8, 1e-2, 0.9, weight_decay=0.0, accumulate=parts)))
         for parts in (1, 4)
     )
     assert whole.curve[0].critic_loss == pytest.approx(parts.curve[0].critic_loss, rel=1e-5)

@@ -14,14 +14,14 @@ from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.methods import consistency, distribution_matching, phased
 from diffcore.noise.schedule import Cosine, Linear
-from diffcore.training import fit
-from diffcore.training.fit import Compute, Config, Job
+from diffcore.training.config import Compute, Training
+from diffcore.training.loop import Fitted, Job, fit
 from tests.conftest import ToyNet, dice
 from tests.test_methods import configs
 
 FULL = Compute(threads=1, precision="no", compile=False, save_seconds=1e9, memory_gb=1.0)
 HALF = dataclasses.replace(FULL, precision="bf16")
-SHORT = Config(iterations=2, batch=8, lr=1e-3, ema=0.9)
+SHORT = Training(iterations=2, batch=8, lr=1e-3, ema=0.9)
 WITH_A_CRITIC = [
     ("distribution_matching", distribution_matching.DistributionMatching(2, 1, adversarial=0.1)),
     ("phased", phased.Phased(16, 4, target_ema=0.5, adversarial=0.1)),
@@ -79,7 +79,7 @@ def feed(conditional: bool = False, batch: int = 8) -> ResidentFeed:
     return ResidentFeed(images, batch, 0, flip=False)
 
 
-def job(name: str, config, conditional: bool = False, fitting: Config = SHORT) -> Job:
+def job(name: str, config, conditional: bool = False, fitting: Training = SHORT) -> Job:
     """A conditional one has label dropout and guidance weights too."""
     fitting = dataclasses.replace(fitting, label_dropout=0.2) if conditional else fitting
     weights = (1.0, 3.0) if conditional else None
@@ -92,13 +92,13 @@ def run(
     conditional: bool = False,
     head: str = "v",
     compute: Compute = FULL,
-    fitting: Config = SHORT,
+    fitting: Training = SHORT,
     **more,
-) -> fit.Fitted:
+) -> Fitted:
     """A student and another network as its teacher, guided where there are classes."""
     student, teacher = denoiser(conditional, head), denoiser(conditional, head, seed=2, whose="teacher")
     cast = Guided(teacher) if conditional else teacher
-    return fit.fit(job(name, config, conditional, fitting), student, cast, compute, **more)
+    return fit(job(name, config, conditional, fitting), student, cast, compute, **more)
 
 
 def takes(name: str, head: str) -> bool:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from diffcore.core.errors import Mistake
-from diffcore.training import fit
+from diffcore.training import learner, loop
 from tasks import command, lifeline, params, progress, surroundings, train
 from tasks.lifeline import die_with_parent
 
@@ -300,7 +300,7 @@ def test_a_stopped_training_ends_with_143_and_what_it_had_is_put_back(order, wor
     """What starts it again goes by the code."""
 
     def stopped(*_):
-        raise fit.Stopped("stopped at step 3")
+        raise loop.Stopped("stopped at step 3")
 
     for name in ("teacher", "distill"):
         monkeypatch.setattr(train, name, stopped)
@@ -433,13 +433,13 @@ def test_garbage_for_accelerate_is_one_line(monkeypatch, name, value):
         state._reset_state()
     monkeypatch.setenv(name, value)
     with pytest.raises(Mistake) as caught:
-        fit.accelerator()
+        learner.accelerator()
     assert str(caught.value).startswith("accelerate cannot start here: ")
     assert len(str(caught.value).splitlines()) == 1
     monkeypatch.delenv(name)
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
-    assert fit.accelerator().device == torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    assert learner.accelerator().device == torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.mark.parametrize("word", ["bf16", "fp16", "no"])
@@ -451,7 +451,7 @@ def test_precision_is_the_projects_own_whatever_accelerate_was_set_to(monkeypatc
         state._reset_state()
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", word)
     try:
-        made = fit.accelerator()
+        made = learner.accelerator()
         assert (made.mixed_precision, made.native_amp) == ("no", False)
     finally:
         for state in (AcceleratorState, GradientState, PartialState):
@@ -465,6 +465,6 @@ def test_whatever_accelerate_fails_with_is_one_line(monkeypatch, kind):
     def fails(**_):
         raise kind("the server\n socket has failed")
 
-    monkeypatch.setattr(fit, "Accelerator", fails)
+    monkeypatch.setattr(learner, "Accelerator", fails)
     with pytest.raises(Mistake, match=r"cannot start here: the server socket has failed; .*MASTER_PORT"):
-        fit.accelerator()
+        learner.accelerator()

@@ -21,7 +21,8 @@ from diffcore.metrics import quality
 from diffcore.nets import unet
 from diffcore.noise.schedule import Cosine, Discrete
 from diffcore.noise.trajectory import even
-from diffcore.training import fit
+from diffcore.training.config import torch_version
+from diffcore.training.loop import Event, Fitted, Job, Stopped
 from tasks import gamma, graph, guidance, paths, search, train
 from tests import test_evaluate
 from tests.conftest import ToyNet, randn
@@ -69,7 +70,7 @@ def test_a_saved_state_is_keyed_by_all_that_its_training_depends_on(keyed, monke
         dataclasses.replace(found, raw={**found.raw, "distill": {**found.raw["distill"], "cd": line}}),
     ]
     keys = [key(), *map(key, others)]
-    for place, name in ((train.graph, "code_digest"), (train.fit, "torch_version")):
+    for place, name in ((train.graph, "code_digest"), (train.config, "torch_version")):
         with monkeypatch.context() as patch:
             patch.setattr(place, name, lambda *_: "another")
             keys.append(key())
@@ -152,15 +153,15 @@ def told(monkeypatch, stage, *arguments) -> SimpleNamespace:
         heard.job, heard.student, heard.teacher, heard.compute, heard.stop = job, student, teacher, compute, stop
         heard.resume, heard.held = resume, not free(resume.folder / "lock")
         on_resume(1)
-        event = fit.Event(job.config.iterations, 77, 0.51239, 0.25, 0.125)
+        event = Event(job.training.iterations, 77, 0.51239, 0.25, 0.125)
         on_event(event)
         heard.net = copy.deepcopy(student.net)
         with torch.no_grad():
             for parameter in heard.net.parameters():
                 parameter.add_(0.5)
-        return fit.Fitted(heard.net, [dataclasses.replace(event, step=1), event], 12.34, 56.0)
+        return Fitted(heard.net, [dataclasses.replace(event, step=1), event], 12.34, 56.0)
 
-    monkeypatch.setattr(train.fit, "fit", learn)
+    monkeypatch.setattr(train.loop, "fit", learn)
     stage(*arguments)
     return heard
 
@@ -195,7 +196,7 @@ def test_a_student_s_training_is_that_of_its_line_and_its_card_tells_it(name, wi
     memory, device = 2**29, wired.compute.device
     assert heard.feed == (paths.DATA, LINES[name]["batch"], seed, True, memory, device)
     between = weighed and (1.0, 4.0)
-    assert heard.job == fit.Job(line.method, line.fit, heard.batches, seed, guidance=between)
+    assert heard.job == Job(line.method, line.fit, heard.batches, seed, guidance=between)
     assert (heard.compute, heard.stop, heard.held) == (wired.compute, "the flag", True)
     assert (heard.resume.root, heard.resume.name, heard.resume.say) == (paths.RESUME, name, train.say)
     assert free(heard.resume.folder / "lock")
@@ -223,7 +224,7 @@ def test_a_student_s_training_is_that_of_its_line_and_its_card_tells_it(name, wi
         "parameters": {**wired.raw["distill"][name], "flip": True},
         "seed": 5,
         "code": graph.code_digest("distill", LINES[name]["method"]),
-        "torch": fit.torch_version(),
+        "torch": torch_version(),
         "cost": cost,
         "classes": ["class0", "class1"],
         "guidance": weighed and dataclasses.asdict(weighed),
@@ -269,7 +270,7 @@ def test_the_teacher_s_training_is_that_of_its_section_and_its_card_tells_it(con
     seed, method = rng.seed(5, "teacher"), methods.load("denoising")
     assert heard.feed == (paths.DATA, 9, seed, True, 2**29, wired.compute.device)
     weight = {"v": "one", "both": "one", "x0": "min_snr"}[head]
-    assert heard.job == fit.Job(method(weight), wired.teacher, heard.batches, seed)
+    assert heard.job == Job(method(weight), wired.teacher, heard.batches, seed)
     assert (heard.teacher, heard.compute, heard.resume.name) == (None, wired.compute, "teacher")
     shape = network.config((1, 4, 4), 2)
     assert weights(heard.student.net) == weights(unet.build(shape, seed, 7.0))
@@ -287,7 +288,7 @@ def test_the_teacher_s_training_is_that_of_its_section_and_its_card_tells_it(con
 
 
 def test_a_curve_has_a_critic_s_loss_where_there_is_a_critic():
-    event = fit.Event(1, 2, 0.5, 0.25, 0.125, critic_loss=0.75)
+    event = Event(1, 2, 0.5, 0.25, 0.125, critic_loss=0.75)
     assert train._csv([event]).splitlines() == ["step,images,loss,grad_norm,lr,critic_loss", "1,2,0.5,0.25,0.125,0.75"]
 
 
@@ -310,7 +311,7 @@ def test_a_stage_that_is_told_to_stop_ends_with_143_and_a_whole_one_with_0(capsy
 
     def stopped(*words):
         heard.append(words)
-        raise fit.Stopped("stopped after 3 of 9 steps")
+        raise Stopped("stopped after 3 of 9 steps")
 
     assert train.until_stopped(stopped, "a", 2) == 143
     assert heard == [("a", 2)]
@@ -342,7 +343,7 @@ def test_a_saved_state_of_the_teacher_is_keyed_by_all_that_its_training_depends_
     elif change == "code":
         monkeypatch.setattr(train.graph, "code_digest", lambda *_: "another")
     elif change == "torch":
-        monkeypatch.setattr(train.fit, "torch_version", lambda: "another")
+        monkeypatch.setattr(train.config, "torch_version", lambda: "another")
     key(dataclasses.replace(wired, **others.get(change, {})))
     assert len(set(keys)) == 2
     assert {key[:2] for key in keys} == {(paths.RESUME, "teacher")}

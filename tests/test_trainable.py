@@ -29,8 +29,8 @@ from diffcore.methods import (
 )
 from diffcore.noise.angle import between, heun, hop
 from diffcore.noise.schedule import Cosine
-from diffcore.training import fit
-from diffcore.training.fit import Compute, Job
+from diffcore.training.config import Compute, Training
+from diffcore.training.loop import Job, fit
 from diffcore.training.resume import Resume
 from tests.test_consistency_training import Affine as Smooth
 from tests.test_consistency_training import GaussianFeed
@@ -168,9 +168,9 @@ CASES_BY_NAME = [
 def trained(name: str, case: Case, resume: Resume | None = None) -> nn.Module:
     setting = {"batch": 256, "lr": 0.05, "ema": 0.0, "weight_decay": 0.0, **case.fit}
     feed = GaussianFeed(MEAN, STD, setting["batch"])
-    job = Job(case.config, fit.Config(iterations=case.iterations, **setting), feed, 0)
+    job = Job(case.config, Training(iterations=case.iterations, **setting), feed, 0)
     student = NetDenoiser(case.student(), Cosine())
-    return fit.fit(job, student, exact(torch.float32), COMPUTE, resume).net
+    return fit(job, student, exact(torch.float32), COMPUTE, resume).net
 
 
 @torch.no_grad()
@@ -219,8 +219,8 @@ def test_every_head_finds_the_closed_form(head, name, number):
     """The velocity read from what the network says is the right one."""
     case, start = CASES[name][number], NetDenoiser(Says(head), Cosine(), head)
     feed = GaussianFeed(MEAN, STD, 256)
-    job = Job(case.config, fit.Config(400, 256, 0.05, 0.0, weight_decay=0.0), feed, 0)
-    learned = start.around(fit.fit(job, start, exact(torch.float32), COMPUTE).net)
+    job = Job(case.config, Training(400, 256, 0.05, 0.0, weight_decay=0.0), feed, 0)
+    learned = start.around(fit(job, start, exact(torch.float32), COMPUTE).net)
     t = torch.tensor([time for time in case.times if time < 1], dtype=torch.float64)
 
     @torch.no_grad()

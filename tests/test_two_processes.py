@@ -15,15 +15,15 @@ from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.methods import consistency, consistency_training, denoising, distribution_matching, phased
 from diffcore.noise.schedule import Cosine
-from diffcore.training import fit
-from diffcore.training.fit import Compute, Config
+from diffcore.training.config import Compute, Training
+from diffcore.training.loop import Fitted, Stopped, fit
 from diffcore.training.resume import Resume
 from tests.test_fit import stop_at
 from tests.test_precision import Told, job
 
 ROOT = Path(__file__).parent.parent
 COMPUTE = Compute(threads=1, precision="no", compile=False, save_seconds=1e9, memory_gb=1.0)
-PLAIN = Config(iterations=4, batch=16, lr=1e-2, ema=0.9, clip=1.0)
+PLAIN = Training(iterations=4, batch=16, lr=1e-2, ema=0.9, clip=1.0)
 
 CASES = {
     "a target, classes, label dropout, guidance": ("consistency", consistency.Consistency(16, 0.9), True, 0.0, 1),
@@ -53,7 +53,7 @@ class Dropping(Told):
         return self.drop(super().forward(*told))
 
 
-def train(case: str, processes: int, **more) -> fit.Fitted:
+def train(case: str, processes: int, **more) -> Fitted:
     """A process of several takes its parts of each batch; one alone takes all of the same parts, one after the other."""
     name, config, conditional, dropout, parts = CASES[case]
     classes = 3 if conditional else None
@@ -61,7 +61,7 @@ def train(case: str, processes: int, **more) -> fit.Fitted:
     teacher = NetDenoiser(Told(classes, seed=2, whose="teacher"), Cosine(), classes=classes)
     fitting = dataclasses.replace(PLAIN, accumulate=parts * (2 // processes))
     work = job(name, config, conditional, fitting)
-    return fit.fit(work, student, Guided(teacher) if conditional else teacher, COMPUTE, **more)
+    return fit(work, student, Guided(teacher) if conditional else teacher, COMPUTE, **more)
 
 
 def main(folder: Path, rank: int) -> None:
@@ -69,7 +69,7 @@ def main(folder: Path, rank: int) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     for number, case in enumerate(CASES):
         resume = Resume(folder / "states", f"case{number}", "f" * 64)
-        with pytest.raises(fit.Stopped, match="stopped after 2 of 4"):
+        with pytest.raises(Stopped, match="stopped after 2 of 4"):
             train(case, 2, resume=resume, stop=stop_at(2) if rank else lambda: False)
         found = train(case, 2, resume=resume)
         tensors = {name: tensor.contiguous() for name, tensor in found.net.state_dict().items()}

@@ -1,1 +1,1 @@
-"""The training loop, and the state from which it goes on."""
+"""The training loop, who learns in it, and the state from which it goes on."""

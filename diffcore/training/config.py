@@ -1,0 +1,110 @@
+"""What a training is told: its numbers, and where and in which precision it computes."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from diffcore.core.mistake import Mistake
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long and how fast.
+
+    iterations: updates. batch: images per update over all processes. lr: AdamW's learning rate, reached after `warmup`
+    updates, then lowered to 0 along a half cosine or kept. ema: decay of the average that is the result, ramped up as
+    (1 + n)/(10 + n); 0 keeps the last weights themselves. clip: largest norm of the gradient, null for none. accumulate:
+    parts a batch is split into, to save memory; each has dropout masks of its own. weight_decay: AdamW's, 0.01 in
+    distillation too, where papers have 0. label_dropout: share of the samples whose class is not told, by which a conditional
+    network learns to do without.
+    """
+
+    iterations: int
+    batch: int
+    lr: float
+    ema: float
+    warmup: int = 0
+    decay: Literal["cosine", "none"] = "cosine"
+    weight_decay: float = 0.01
+    clip: float | None = None
+    accumulate: int = 1
+    label_dropout: float = 0.0
+
+    def __post_init__(self):
+        for name in ("iterations", "batch", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.lr <= 0:
+            raise ValueError(f"lr must be positive, got {self.lr}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must be in [0, 1), got {self.ema}: an average with decay 1 never moves")
+        if not 0 <= self.label_dropout < 1:
+            raise ValueError(f"label_dropout must be in [0, 1), got {self.label_dropout}")
+        if self.warmup < 0 or self.weight_decay < 0 or (self.clip is not None and self.clip <= 0):
+            raise ValueError("warmup and weight_decay must not be negative, and clip must be positive or null")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of update `step`, counted from 0."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        if self.decay == "none":
+            return self.lr
+        done = (step - self.warmup) / max(1, self.iterations - self.warmup)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+    def ema_decay(self, updates: int) -> float:
+        """The decay of the average after so many updates, the last one included."""
+        return min(self.ema, (1 + updates) / (10 + updates))
+
+    def parts(self, rank: int, processes: int) -> list[slice]:
+        """The parts of the global batch that are this process's, one after the other and alike in size."""
+        parts = processes * self.accumulate
+        if self.batch % parts:
+            raise Mistake(
+                f"batch {self.batch} does not divide into {processes} processes x accumulate {self.accumulate}"
+            )
+        size = self.batch // parts
+        first = rank * self.accumulate
+        return [slice(part * size, (part + 1) * size) for part in range(first, first + self.accumulate)]
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and in which numbers; changes nothing that a result is keyed by.
+
+    threads: of one process on a CPU. precision: `auto` is bf16 on a GPU that has it and float32 elsewhere. compile:
+    torch.compile the networks (minutes to start with). save_seconds: how much work a kill may cost. memory_gb: data up to
+    this size are kept in memory (on the GPU where there is one), larger ones are streamed.
+    """
+
+    threads: int
+    precision: Literal["auto", "no", "bf16"]
+    compile: bool
+    save_seconds: float
+    memory_gb: float
+
+    def __post_init__(self):
+        if self.threads < 1 or self.save_seconds <= 0 or self.memory_gb < 0:
+            raise ValueError("threads must be at least 1, save_seconds positive and memory_gb not negative")
+
+    @property
+    def memory_bytes(self) -> int:
+        return int(self.memory_gb * 2**30)
+
+    @property
+    def device(self) -> torch.device:
+        """Where one process computes: its own GPU, or the CPU."""
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def numbers(self) -> Literal["float32", "bf16"]:
+        """The precision that `precision` comes to on this machine."""
+        able = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        return "bf16" if self.precision == "bf16" or (self.precision == "auto" and able) else "float32"
+
+
+def torch_version() -> str:
+    """The release of torch without its build: what a bit-for-bit resume depends on."""
+    return torch.__version__.partition("+")[0]

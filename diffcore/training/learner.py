@@ -1,0 +1,145 @@
+"""A network that learns, in one process or in several: the gradient of a batch in parts, and a step along it."""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from diffcore.core.mistake import Mistake
+from diffcore.core.shapes import PerSample
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW remembers of a parameter."""
+
+
+class Learner:
+    """A network and its AdamW; a student is one, and so is the critic that is trained beside it.
+
+    averages: networks of the same shape that follow its weights, by name. wrapped: accelerate wraps it, and its gradients
+    travel between processes while the last part's backward pass goes on. The hooks that do so expect gradients in every
+    backward pass that the network takes part in: one through which another learns is left as it is, and its gradients are
+    averaged after the last part. prepared: the network as a loss must call it.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: torch.optim.AdamW,
+        accelerator: Accelerator,
+        averages: Mapping[str, nn.Module] | None = None,
+        wrapped: bool = False,
+    ):
+        self.net, self.accelerator, self.wrapped = net, accelerator, wrapped
+        self.averages = dict(averages or {})
+        self.learns = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self.prepared, self.optimizer = accelerator.prepare(net, optimizer) if wrapped else (net, optimizer)
+
+    def gradient(self, parts: Sequence[slice], loss_of: Callable[[slice], PerSample]) -> float:
+        """Leaves the gradient of the mean loss, over this process's parts and all processes, in the parameters; that loss."""
+        total = torch.zeros((), device=self.accelerator.device)
+        for number, part in enumerate(parts, 1):
+            with self._exchange(number == len(parts)):
+                loss = loss_of(part).float().mean() / len(parts)
+                # outside of the loss's own autocast, which would take what ran in full precision back in bfloat16
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        if not self.wrapped:
+            average_over_processes(self.accelerator, [parameter.grad for parameter in self.learns])
+        return float(self.accelerator.reduce(total, "mean"))
+
+    def _exchange(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        # gradients travel between processes once a step, with the last part
+        return contextlib.nullcontext() if last else self.accelerator.no_sync(self.prepared)
+
+    def clip(self, largest: float | None) -> float:
+        """Scales a gradient down whose norm is above `largest`, if that is given; the norm before."""
+        norm = nn.utils.get_total_norm([p.grad for p in self.net.parameters() if p.grad is not None])
+        if largest is not None:
+            nn.utils.clip_grads_with_norm_(self.net.parameters(), largest, norm)
+        return float(norm)
+
+    def step(self, lr: float, **decays: float) -> None:
+        """One update along the gradient, which is gone then; the averages follow, each by its decay."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        for name, decay in decays.items():
+            follow(self.averages[name], self.net, decay)
+
+    @contextlib.contextmanager
+    def learning(self) -> Iterator[None]:
+        """Its parameters require a gradient here, and none afterwards, when others learn through it."""
+        try:
+            self._require(True)
+            yield
+        finally:
+            self._require(False)
+
+    def _require(self, gradient: bool) -> None:
+        for parameter in self.learns:
+            parameter.requires_grad_(gradient)
+
+    def tensors(self, name: str, prefix: str = "") -> dict[str, Tensor]:
+        """Everything that a step reads, the tensors themselves: `NAME/PARAMETER` of the network, the averages by their
+        names, and once there are any the moments as `PREFIXexp_avg/PARAMETER`."""
+        nets = {name: self.net, **self.averages}
+        weights = {f"{net}/{key}": value.detach() for net in nets for key, value in _read_by_a_step(nets[net])}
+        return weights | dict(self._moments(prefix))
+
+    def _moments(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in self.net.named_parameters():
+            state = self.optimizer.state.get(parameter, {})
+            yield from ((f"{prefix}{key}/{name}", state[key]) for key in MOMENTS if key in state)
+
+    def start_moments(self) -> None:
+        """Makes the moments that AdamW itself makes at its first step, so that saved ones can be copied there."""
+        for parameter in self.learns:
+            zeros = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            self.optimizer.state[parameter] = {"step": step, "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
+
+
+def _read_by_a_step(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Its parameters and buffers, those too that its state_dict leaves out."""
+    return itertools.chain(net.named_parameters(), net.named_buffers())
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first one with a value that is not finite; None if all are."""
+    finite = torch.stack([tensor.isfinite().all().cpu() for tensor in tensors.values()])
+    return None if finite.all() else list(tensors)[int(finite.long().argmin())]
+
+
+@torch.no_grad()
+def follow(average: nn.Module, net: nn.Module, decay: float) -> None:
+    """Moves an average by 1 - decay towards the network."""
+    torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
+    for kept, buffer in zip(average.buffers(), net.buffers()):  # no weights: some count, some are averages already
+        kept.copy_(buffer)
+
+
+def average_over_processes(accelerator: Accelerator, gradients: list[Tensor]) -> None:
+    """In place, in one collective."""
+    if accelerator.num_processes == 1:
+        return
+    whole = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "mean")
+    for gradient, part in zip(gradients, whole.split([gradient.numel() for gradient in gradients])):
+        gradient.copy_(part.view_as(gradient))
+
+
+def accelerator() -> Accelerator:
+    """What accelerate makes of the environment: device and processes. A Mistake where it can make nothing of it.
+
+    Precision is ours: accelerate would open autocast inside the student's own forward, within what turns it off.
+    """
+    try:
+        return Accelerator(mixed_precision="no")
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise Mistake(
+            f"accelerate cannot start here: {' '.join(str(error).split())}; look at LOCAL_RANK, RANK, WORLD_SIZE, "
+            "MASTER_ADDR, MASTER_PORT and ACCELERATE_* in the environment"
+        ) from None

@@ -1,0 +1,358 @@
+"""The training loop: batches in, weights out, on whatever device accelerate gives.
+
+A step is a pure function of (seed, step) and the weights. So a run that is killed at any instant and started again ends
+with the same bytes on a CPU, and the global batch does not depend on the number of processes.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from diffcore.core import threads
+from diffcore.core.draw import draw, generator
+from diffcore.core.mistake import Mistake
+from diffcore.core.shapes import PerSample, Sample
+from diffcore.data.feed import Feed
+from diffcore.denoisers.denoiser import Condition, Denoiser
+from diffcore.denoisers.meter import Meter, Metered, with_backward
+from diffcore.denoisers.network import NetDenoiser
+from diffcore.methods import Method, Roles
+from diffcore.nets.dropout import Masks, masked, without
+from diffcore.training.config import Compute, Training
+from diffcore.training.learner import Learner, accelerator, not_finite
+from diffcore.training.resume import Resume
+
+
+@dataclass(frozen=True)
+class Event:
+    """What is reported: losses and gradient norm are means over the steps since the event before."""
+
+    step: int
+    images: int
+    loss: float
+    grad_norm: float
+    lr: float
+    critic_loss: float | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: which method, for how long, on what, with which dice.
+
+    guidance: range of the weights that samples are given; None for no guidance.
+    """
+
+    method: Method
+    training: Training
+    feed: Feed
+    seed: int
+    events: int = 100
+    guidance: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The averaged network, the curve, and what it took over all the processes that worked at it in turn.
+
+    calls: forward calls of networks, times samples; a backward pass counts as two.
+    """
+
+    net: nn.Module
+    curve: list[Event]
+    seconds: float
+    calls: float
+
+
+class Diverged(Mistake):
+    """A loss, a gradient or a weight is not finite; the last state on disk is finite, and no worse one was saved."""
+
+
+REMEDY = "Lower lr, set clip, or look for odd images in the data"
+
+
+class Stopped(Exception):
+    """The run was asked to stop; its state is saved, and the same command goes on from there."""
+
+
+def fit(
+    job: Job,
+    student: NetDenoiser,
+    teacher: Denoiser | None,
+    compute: Compute,
+    resume: Resume | None = None,
+    on_event: Callable[[Event], None] = lambda event: None,
+    stop: Callable[[], bool] = lambda: False,
+    on_resume: Callable[[int], None] = lambda step: None,
+) -> Fitted:
+    """Trains a copy of `student` by one method; returns its EMA.
+
+    `resume` holds the state of this very job, if there is any. The state is saved about every `compute.save_seconds`, at
+    the end, and when `stop()` turns true, which raises Stopped.
+    """
+    threads.use(compute.threads)
+    loop, iterations = Loop(job, student, teacher, compute), job.training.iterations
+    loop.restore(resume)
+    if loop.step:
+        on_resume(loop.step)
+    saved = time.monotonic()
+    while loop.step < iterations:
+        event = loop.update()
+        if event:
+            on_event(event)
+        stopping, due = loop.anywhere(stop(), time.monotonic() - saved > compute.save_seconds)
+        done = loop.step == iterations
+        if done or (resume and (stopping or due)):
+            loop.check()
+        if resume and (stopping or due or done):
+            loop.save(resume)
+            saved = time.monotonic()
+        if stopping and loop.step < iterations:
+            raise Stopped(f"stopped after {loop.step} of {iterations} steps")
+    return Fitted(loop.ema.cpu(), loop.curve, loop.seconds(), loop.calls())
+
+
+class Loop:
+    """One training, update by update, and what changes from one to the next.
+
+    student, critic: who learns; the critic is None for a method without one. step: updates made; kept: of them, in the last
+    saved state.
+    """
+
+    def __init__(self, job: Job, student: NetDenoiser, teacher: Denoiser | None, compute: Compute):
+        self.job, self.accelerator = job, accelerator()
+        self.half = compute.numbers == "bf16"
+        self.masks, self.meter = Masks(), Meter()
+        self.student = self._student(student.net)
+        if teacher is not None:
+            teacher = self._placed(teacher).eval().requires_grad_(False)
+        target = self.student.averages.get("target", self.student.net)
+        roles = Roles(_with(student, self.student.prepared), teacher, _with(student, target))
+        self.critic = self._critic(job.method.critic(roles, job.seed))
+        if compute.compile:
+            _compile(self.student.net, target, teacher, self.critic and self.critic.net)
+        self.roles = replace(
+            roles,
+            student=Metered(roles.student, self.meter, learns=True),
+            teacher=roles.teacher and Metered(roles.teacher, self.meter),
+            target=Metered(roles.target, self.meter),
+            critic=self.critic and self.critic.net,
+        )
+        self.parts = job.training.parts(self.accelerator.process_index, self.accelerator.num_processes)
+        self.step = self.kept = 0
+        self.curve: list[Event] = []
+        self.since: list[tuple[float, float]] = []
+        self.critic_losses: list[float] = []
+        self.started = time.monotonic()
+        self.before = self.calls_before = 0.0
+
+    def _placed(self, net: nn.Module) -> nn.Module:
+        return copy.deepcopy(net).to(self.accelerator.device, memory_format=torch.channels_last)
+
+    def _student(self, net: nn.Module) -> Learner:
+        """Learns all weights of a copy. Its averages: the result, and the method's target where that is one."""
+        training, net = self.job.training, self._placed(net).train().requires_grad_(True)
+        averages = {"ema": _frozen(net)}
+        if self.job.method.target_decay:
+            averages["target"] = masked(_frozen(net), self.masks)
+        masked(net, self.masks)
+        optimizer = torch.optim.AdamW(
+            net.parameters(), lr=training.lr, betas=(0.9, 0.99), weight_decay=training.weight_decay, fused=True
+        )
+        return Learner(net, optimizer, self.accelerator, averages, wrapped=True)
+
+    def _critic(self, net: nn.Module | None) -> Learner | None:
+        if net is None:
+            return None
+        training, net = self.job.method.critic_training, without(net.to(self.accelerator.device).train())
+        learns = [parameter for parameter in net.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(learns, lr=training.lr, betas=training.betas, weight_decay=0.0, fused=True)
+        for part in net.modules():
+            if isinstance(part, type(self.student.net)):  # a network of the student's own kind costs as much as it
+                part.register_forward_hook(torch.compiler.disable(self._count))
+        return Learner(net, optimizer, self.accelerator)
+
+    def _count(self, part: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self.meter.spent += len(inputs[0]) * with_backward(True)
+
+    @property
+    def ema(self) -> nn.Module:
+        """The averaged network, which is the result."""
+        return self.student.averages["ema"]
+
+    def update(self) -> Event | None:
+        """One update of the student, and before it those of its critic; an Event where the curve has a point."""
+        training = self.job.training
+        loss, norm = self._gradient()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise self._diverged(f"the loss is {loss} and the gradient norm {norm}; nothing was updated with it")
+        decay = self.job.method.target_decay
+        target = {"target": decay} if decay else {}
+        self.student.step(training.rate(self.step), ema=training.ema_decay(self.step + 1), **target)
+        self.step += 1
+        self.since.append((loss, norm))
+        if self.step % max(1, training.iterations // self.job.events) and self.step < training.iterations:
+            return None
+        return self._event()
+
+    def _diverged(self, fault: str, remedy: str = REMEDY, step: int | None = None) -> Diverged:
+        whence = f"goes back to step {self.kept} and comes" if self.kept else "begins anew and comes"
+        return Diverged(
+            f"step {step or self.step + 1}: {fault}. {remedy}; with nothing changed the same command {whence} here again"
+        )
+
+    def check(self) -> None:
+        """Raises Diverged where anything that a step reads is not finite: an update may overflow though its loss did not."""
+        if name := not_finite(self._tensors()):
+            raise self._diverged(f"{name} is not finite after the update, and such a state is not kept", step=self.step)
+
+    def _gradient(self) -> tuple[float, float]:
+        """Leaves the gradient of the global batch in the student's parameters; its loss and norm."""
+        x0, roles = self._batch()
+        if self.critic:
+            self._teach_critic(x0, roles)
+        loss = self._gradient_of(self.student, self.job.method.loss, x0, roles, "train", self.step)
+        return loss, self.student.clip(self.job.training.clip)
+
+    def _teach_critic(self, x0: Sample, roles: Roles) -> None:
+        """As often as the method says."""
+        method = self.job.method
+        with self.critic.learning():
+            for number in range(method.critic_training.updates):
+                loss = self._gradient_of(self.critic, method.critic_loss, x0, roles, "critic", self.step, number)
+                if not math.isfinite(loss):
+                    raise self._diverged(f"the critic's loss is {loss}; nothing was updated with it", "Lower critic_lr")
+                self.critic.step(method.critic_training.lr)
+                self.critic_losses.append(loss)
+
+    def _gradient_of(
+        self, learner: Learner, loss: Callable[..., PerSample], x0: Sample, roles: Roles, *words: int | str
+    ) -> float:
+        """The mean loss, whose gradient is in the learner's parameters then. words: what this pass's dice are drawn from."""
+        dice = draw(x0, self.job.seed, *words, count=self.job.training.batch)
+        progress = self.step / self.job.training.iterations
+
+        def loss_of(part: slice) -> PerSample:
+            own = local(part, self.parts)
+            with self.computing(*words, part.start):
+                return loss(_of(roles, own), x0[own], dice[part], progress)
+
+        return learner.gradient(self.parts, loss_of)
+
+    def computing(self, *words: int | str) -> torch.autocast:
+        """Where a loss is computed: in the precision asked for, with dropout's masks of these words."""
+        self.masks.throw(self.job.seed, *words)
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, self.half)
+
+    def _batch(self) -> tuple[Sample, Roles]:
+        """This process's images, and the roles that know their classes and guidance weights."""
+        own = slice(self.parts[0].start, self.parts[-1].stop)
+        x0, labels = self.job.feed.batch(self.step, own)
+        x0 = x0.to(self.accelerator.device, memory_format=torch.channels_last)
+        return x0, self.roles.given(self._condition(labels, own).to(x0.device))
+
+    def _condition(self, labels: Tensor | None, own: slice) -> Condition:
+        training, words = self.job.training, (self.job.seed, "condition", self.step)
+        if labels is not None and training.label_dropout:
+            kept = torch.rand(training.batch, generator=generator(*words, "labels")) >= training.label_dropout
+            labels = torch.where(kept[own].to(labels.device), labels, -1)
+        if self.job.guidance is None:
+            return Condition(labels)
+        low, high = self.job.guidance
+        share = torch.rand(training.batch, generator=generator(*words, "guidance"), dtype=torch.float64)[own]
+        return Condition(labels, (low + (high - low) * share).to(None if labels is None else labels.device))
+
+    def _event(self) -> Event:
+        losses, norms = zip(*self.since)
+        critic = sum(self.critic_losses) / len(self.critic_losses) if self.critic else None
+        count, training = len(self.since), self.job.training
+        loss, norm = sum(losses) / count, sum(norms) / count
+        event = Event(self.step, self.step * training.batch, loss, norm, training.rate(self.step - 1), critic)
+        self.curve.append(event)
+        self.since = []
+        self.critic_losses = []
+        return event
+
+    def anywhere(self, *flags: bool) -> list[bool]:
+        """Whether each flag is up in any process, so that all act together."""
+        if self.accelerator.num_processes == 1:
+            return list(flags)
+        up = torch.tensor(flags, dtype=torch.float32, device=self.accelerator.device)
+        return [bool(flag) for flag in self.accelerator.reduce(up, "sum")]
+
+    def save(self, resume: Resume) -> None:
+        """Writes the state, once for all processes."""
+        if self.accelerator.is_main_process:
+            curve = [asdict(event) for event in self.curve]
+            facts = {"curve": curve, "since": self.since, "seconds": self.seconds(), "calls": self.calls()}
+            facts |= {"critic": self.critic_losses} if self.critic else {}
+            resume.save(self.step, self._tensors(), facts)
+        self.kept = self.step
+        self.accelerator.wait_for_everyone()
+
+    def restore(self, resume: Resume | None) -> None:
+        """Goes on from the newest state of this job, if there is one."""
+        found = resume.load() if resume else None
+        if found is None:
+            return
+        self.step, tensors, facts = found
+        self.kept = self.step
+        self.curve = [Event(**event) for event in facts["curve"]]
+        self.since = [tuple(pair) for pair in facts["since"]]
+        self.before, self.calls_before = facts["seconds"], facts["calls"]
+        self.student.start_moments()
+        if self.critic:
+            self.critic_losses = facts["critic"]
+            self.critic.start_moments()
+        for name, tensor in self._tensors().items():
+            tensor.copy_(tensors[name])
+
+    def seconds(self) -> float:
+        """What the training took so far, of all its runs."""
+        return self.before + time.monotonic() - self.started
+
+    def calls(self) -> float:
+        """Network calls so far, of all its runs and processes."""
+        return self.calls_before + self.accelerator.num_processes * self.meter.spent
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Everything a step reads, by name; the tensors themselves, not copies."""
+        critic = self.critic.tensors("critic", "critic ") if self.critic else {}
+        return self.student.tensors("net") | critic
+
+
+def local(part: slice, parts: list[slice]) -> slice:
+    """A part of the global batch as a part of what this process has of it, which is all of `parts`."""
+    return slice(part.start - parts[0].start, part.stop - parts[0].start)
+
+
+def _of(roles: Roles, rows: slice) -> Roles:
+    """The roles for a part of the batch that they were given."""
+    parts = {role: getattr(roles, role) and getattr(roles, role).of(rows) for role in ("student", "teacher", "target")}
+    return replace(roles, condition=roles.condition and roles.condition[rows], **parts)
+
+
+def _compile(*parts: nn.Module | None) -> None:
+    """Compiles the networks in these parts, each once. Not the denoisers: those are made anew for every batch."""
+    inner = [
+        [m.net for m in part.modules() if isinstance(m, NetDenoiser)] or [part] for part in parts if part is not None
+    ]
+    # torch counts the graphs of all networks of one class together, and beyond its 8 it would go on uncompiled
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    for net in {id(net): net for nets in inner for net in nets}.values():
+        net.compile()
+
+
+def _frozen(net: nn.Module) -> nn.Module:
+    return copy.deepcopy(net).eval().requires_grad_(False)
+
+
+def _with(denoiser: NetDenoiser, net: nn.Module) -> NetDenoiser:
+    # the student's own grid restricts sampling, not training
+    found = denoiser.around(net)
+    found.grid = None
+    return found
