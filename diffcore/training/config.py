@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 
 
 @dataclass(frozen=True)

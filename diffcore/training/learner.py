@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.core.shapes import PerSample
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")

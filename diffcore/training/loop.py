@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from diffcore.core import threads
-from diffcore.core.draw import draw, generator
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
+from diffcore.core.rng import draw, generator
 from diffcore.core.shapes import PerSample, Sample
 from diffcore.data.feed import Feed
 from diffcore.denoisers.denoiser import Condition, Denoiser
