@@ -18,9 +18,8 @@ def merge(params: Params) -> None:
     """Writes the frontier of all checkpoints of params.yaml, its pictures, and which point is recommended."""
     frontier, shown = _read([*params.teachers, *params.distill])
     with disk.folder(paths.SAMPLES) as folder:
-        for name, images in shown.items():
-            if name != measured.REAL:
-                pictures.grid(images.numpy(), folder / f"{name}.png")
+        for point in frontier.points:
+            pictures.grid(shown[point.name].numpy(), folder / f"{point.name}.png")
         best = [point.name for point in frontier.points if point.best]
         pictures.contact_sheet([(name, shown[name].numpy()) for name in (*best, measured.REAL)], folder / "all.png")
     value = frontier.to_json(frontier.recommend(params.publish.tolerance))

@@ -24,7 +24,7 @@ from diffcore.sampling import deepcache
 from diffcore.sampling.solvers import SOLVERS
 from diffcore.search import fitted
 from diffcore.training.config import Compute, Training
-from tasks.params import Distill, Way
+from tasks.sections import Distill, Way
 
 SINGLESTEP = {"solver_type": "midpoint", "spacing": "half_logsnr"}
 MULTISTEP = {"lower_order_final": True, "solver_type": "midpoint"}

@@ -22,9 +22,9 @@ from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solvers import SOLVERS
 from diffcore.sampling.solvers.ancestral import Posterior
 from diffcore.sampling.solvers.rk45 import RK45
-from tasks import evaluate, params, paths, search
-from tests import test_evaluate
-from tests.test_evaluate import FIT, make
+from tasks import measure, params, paths, search
+from tests import test_measure
+from tests.test_measure import FIT, FROM, make, names
 from tests.test_unet import stirred
 
 SHAPE, STEPS, COUNT, SEED = (3, 6, 4), 4, 12, 3
@@ -40,10 +40,10 @@ CHANGED = [{"clip": 0.6}, {"threshold": {"quantile": 0.7, "max": 1.4}}, {"skip":
 CACHES = [{"deepcache": {"interval": 2}}, {"deepcache": {"interval": 3}, "guidance": 2.5, "steps": [5]}]
 SETTINGS = {
     "distill": {
-        "v": {"method": "denoising", "teacher": "teacher", **FIT},
-        "g": {"method": "guided", "teacher": "teacher", "guidance": [1.0, 4.0], **FIT},
-        "built_in": {"method": "guided", "teacher": "teacher", "guidance": 2.0, **FIT},
-        "pd": {"method": "progressive", "teacher": "teacher", "steps": 2, **FIT},
+        "v": {"method": "denoising", **FROM, **FIT},
+        "g": {"method": "guided", **FROM, "guidance": [1.0, 4.0], **FIT},
+        "built_in": {"method": "guided", **FROM, "guidance": 2.0, **FIT},
+        "pd": {"method": "progressive", **FROM, "steps": 2, **FIT},
     },
     "evaluate": {
         "images": COUNT,
@@ -83,8 +83,8 @@ def found(tmp_path_factory):
     """A project of every solver, of guided and changed networks, and of students that take or hold the weight."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quality, "RESAMPLES", 10)
-        patch.setattr(test_evaluate, "SMALL", {**test_evaluate.SMALL, **SETTINGS})
-        patch.setattr(test_evaluate, "pngs", coloured)
+        patch.setattr(test_measure, "SMALL", {**test_measure.SMALL, **SETTINGS})
+        patch.setattr(test_measure, "pngs", coloured)
         project = make(tmp_path_factory.mktemp("points"), patch, 3, True)
         for name, weights in (("g", (1.0, 4.0)), ("built_in", (2.0, 2.0)), ("pd", None)):
             again(project, name, weights)
@@ -99,7 +99,7 @@ def again(project: params.Params, name: str, weights: tuple[float, float] | None
         field: getattr(card, field) for field in ("name", "method", "solver", "weights", "parent", "teacher", "data")
     }
     about |= {field: getattr(card, field) for field in ("parameters", "seed", "code", "torch", "classes", "cost")}
-    net = stirred(project.network.config(SHAPE, 3), seed=len(name))
+    net = stirred(project.teachers["teacher"].network.config(SHAPE, 3), seed=len(name))
     if is_input := bool(weights and weights[0] < weights[1]):
         net = with_guidance(net)
         with torch.no_grad():
@@ -115,16 +115,17 @@ def again(project: params.Params, name: str, weights: tuple[float, float] | None
 class One:
     """A measured point. calls: how many rows its networks were shown while samples were drawn, each row one image."""
 
-    plan: evaluate.Plan
-    point: evaluate.Point
+    plan: measure.Plan
+    point: measure.Point
     samples: torch.Tensor
     calls: int
     opened: checkpoint.Checkpoint
-    bench: evaluate.Bench
+    bench: measure.Bench
 
 
 def measured(project: params.Params) -> dict[str, One]:
-    bench, embed, drawing, calls, found = evaluate.Bench(project), UNet.embed, Sampler.draw, [False, 0], {}
+    embed, drawing, calls, found = UNet.embed, Sampler.draw, [False, 0], {}
+    benches = [measure.Bench(project, name) for name in names(project)]
 
     def counted(net, label, *words):
         calls[1] += len(label) * calls[0]
@@ -140,11 +141,13 @@ def measured(project: params.Params) -> dict[str, One]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(UNet, "embed", counted)
         patch.setattr(Sampler, "draw", while_drawing)
-        for plan in evaluate.plan(project, bench.opened):
+        for bench, plan in [(each, plan) for each in benches for plan in measure.plan(each)]:
             calls[1] = 0
             samples, point = bench.measure(plan)
-            bench.teacher = samples if bench.teacher is None else bench.teacher
-            found[plan.name] = One(plan, point, samples, calls[1], bench.opened[plan.checkpoint], bench)
+            if not found:  # the teacher's first ones are what all others are compared with
+                for each in benches:
+                    each.teacher = samples
+            found[plan.name] = One(plan, point, samples, calls[1], bench.opened, bench)
     return found
 
 
@@ -167,7 +170,7 @@ def test_a_cache_s_cost_is_whole_calls_and_shares(found):
     for one in points.values():
         if cache := one.plan.recipe.deepcache:
             share = (
-                evaluate.Recipe(one.plan.recipe.solver, cache).sampler(one.opened, one.plan.times).denoiser.share(SHAPE)
+                measure.Recipe(one.plan.recipe.solver, cache).sampler(one.opened, one.plan.times).denoiser.share(SHAPE)
             )
             calls, twice = one.plan.times.steps, 1 + (one.plan.recipe.guidance is not None)
             whole = math.ceil(calls / cache.interval)

@@ -24,10 +24,11 @@ from diffcore.noise.schedule import Cosine
 from diffcore.noise.trajectory import even
 from diffcore.search import gamma as estimates
 from tasks import (
-    evaluate,
     features,
+    frontier,
     gamma,
     graph,
+    measure,
     params,
     paths,
     pictures,
@@ -38,8 +39,8 @@ from tasks import (
     shard,
     tracking,
 )
-from tests import test_evaluate
-from tests.test_evaluate import FIT, make
+from tests import test_measure
+from tests.test_measure import FIT, FROM, make, measure_all, names
 from tests.test_unet import stirred
 
 PLAIN = {"sampler": "ddim", "trajectory": "even", "steps": [2]}
@@ -48,17 +49,18 @@ DISTINCT = {
     "compute": {"threads": 1, "save_seconds": 7.0, "memory_gb": 0.5},
     "features": {"channels": 8, "dimension": 4, "iterations": 2, "batch": 4, "seed": 17},
     "distill": {
-        "v": {"method": "denoising", "teacher": "teacher", **FIT},
-        "g": {"method": "guided", "teacher": "teacher", "guidance": 2.0, **FIT},
-        "pd": {"method": "progressive", "teacher": "teacher", "steps": 2, **FIT},
+        "v": {"method": "denoising", **FROM, **FIT},
+        "g": {"method": "guided", **FROM, "guidance": 2.0, **FIT},
+        "pd": {"method": "progressive", **FROM, "steps": 2, **FIT},
     },
     "gamma": {"steps": 6, "images": 5, "batch": 7, "seed": 11},
-    "search": {"most": 3, "fitted": {"points": 4, "images": 5, "batch": 2, "seed": 13, "late": 1.3}},
+    "search": {"most": 3},
     "evaluate": {
         "images": 12,
         "seed": 3,
         "batch": 5,
         "likelihood": {"images": 4, "probes": 2, "seed": 19},
+        "fitted": {"points": 4, "images": 5, "batch": 2, "seed": 13, "late": 1.3},
         "teacher": [
             {**PLAIN, "steps": [3, 2]},
             {**PLAIN, "sampler": "analytic"},
@@ -77,7 +79,7 @@ def finished(tmp_path_factory):
     """A project with classes and images held out, up to its search; one student is guided, one has steps of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quality, "RESAMPLES", 10)
-        patch.setattr(test_evaluate, "SMALL", {**test_evaluate.SMALL, **DISTINCT})
+        patch.setattr(test_measure, "SMALL", {**test_measure.SMALL, **DISTINCT})
         patch.setattr(gamma, "estimate", lambda _: None)
         with patch.context() as later:
             later.setattr(search, "find", lambda _: None)
@@ -121,7 +123,11 @@ def compute(found: params.Params, **changes) -> params.Params:
     return dataclasses.replace(found, compute=dataclasses.replace(found.compute, **changes))
 
 
-@pytest.mark.parametrize("stage", [features.train, gamma.estimate, search.find, evaluate.evaluate])
+def of_the_teacher(found: params.Params) -> None:
+    measure.measure(found, "teacher")
+
+
+@pytest.mark.parametrize("stage", [features.train, gamma.estimate, search.find, of_the_teacher])
 def test_a_stage_computes_with_the_threads_of_the_file(stage, project, monkeypatch):
     def use(threads: int) -> None:
         raise InterruptedError(threads)
@@ -134,15 +140,16 @@ def test_a_stage_computes_with_the_threads_of_the_file(stage, project, monkeypat
 def test_a_checkpoint_is_opened_on_the_device_of_the_run(project, monkeypatch):
     moved = heard(monkeypatch, checkpoint.Checkpoint, "to", ...)
     monkeypatch.setattr(type(project.compute), "device", torch.device("cpu", 0))
-    for stage, names in (
+    for stage, opened in (
         (gamma.estimate, ["teacher"]),
-        (search.find, ["teacher", "v", "g", "pd"]),
-        (evaluate.Bench, ["teacher", "v", "g", "pd"]),
+        (search.find, []),
+        (lambda found: measure.Bench(found, "teacher").fitted, ["teacher"]),
+        (lambda found: measure.Bench(found, "v").fitted, ["v", "teacher"]),
     ):
         moved.clear()
         stage(project)
         assert [(call.words[0].card.name, call.words[1]) for call in moved] == [
-            (name, torch.device("cpu", 0)) for name in names
+            (name, torch.device("cpu", 0)) for name in opened
         ]
 
 
@@ -249,33 +256,44 @@ def test_gamma_s_job_knows_its_images(project, monkeypatch):
 # --- search
 
 
-def test_times_are_searched_as_the_file_says_and_its_file_tells_from_what(project, monkeypatch, capsys):
-    """A guided student and one with steps of its own have no fitted times."""
-    calls = heard(monkeypatch, search.hops, "strays", ...)
-    fits = heard(monkeypatch, search.hops, "fit", ...)
+def test_times_are_searched_as_the_file_says_and_its_file_tells_from_what(project, monkeypatch):
+    """From Gamma alone: no checkpoint is opened, and no image."""
+    monkeypatch.setattr(checkpoint, "load", lambda *_: pytest.fail("a checkpoint was opened"))
+    monkeypatch.setattr(read, "open_images", lambda *_: pytest.fail("images were opened"))
     covariances = heard(monkeypatch, estimates.Gamma, "covariance", ...)
     decoded = heard(monkeypatch, search.search, "decoded", ...)
     changed = dataclasses.replace(project, search=dataclasses.replace(project.search, estimator="norm", repair=False))
     search.find(changed)
     found = json.loads(paths.TRAJECTORY.read_text())
-    real = load_resident(paths.DATA).labels
-    assert [call.words[2:] for call in calls] == [(project.search.fitted, (1, 4, 4))] * 2
-    wanted = rng.labels_like(real, 5, 13).tolist()
-    assert [call.named["condition"].labels.tolist() for call in calls] == [wanted] * 2
-    assert [call.words[1] for call in fits] == [1.3, 1.3]
     assert [call.words[1:] for call in covariances] == [("norm", False)]
     assert [call.words[1] for call in decoded] == [json.loads(paths.GAMMA.read_text())["edges"]]
-    assert set(found["fitted"]) == {"teacher", "v"}
     assert set(found["nodes"]) == {"1", "2", "3"}
     assert found["about"]["steps"] == 6
-    digests = {name: checkpoint.read_card(paths.CHECKPOINTS / name).digest for name in ("teacher", "v")}
     told = estimates.read(paths.GAMMA, None, "x")
-    assert found["from"] == {"gamma": disk.digest(told), "checkpoints": digests}
-    said = capsys.readouterr().out
-    assert "search: no times are fitted for g, which is guided, and the teacher's own path is not\n" in said
-    assert "for pd" not in said
+    assert found["from"] == {"gamma": disk.digest(told), "checkpoint": told["about"]["checkpoint_digest"]}
     with pytest.raises(Mistake, match=r"search\.most is 7, but gamma\.steps is only 6"):
         search.find(dataclasses.replace(project, search=dataclasses.replace(project.search, most=7)))
+
+
+def test_times_are_fitted_as_the_file_says(project, monkeypatch, capsys):
+    """To the teacher's path, with classes drawn as the file says; for a way that asks for them and not else."""
+    calls, fits = heard(monkeypatch, measure.hops, "strays", ...), heard(monkeypatch, measure.hops, "fit", ...)
+    real = read.load_resident(paths.DATA).labels
+    for name in ("teacher", "v"):
+        bench = measure.Bench(project, name)
+        list(measure.plan(bench))
+        assert calls == fits == []
+        assert bench.times("fitted", 2) == bench.fitted[2]
+        (call,), (fit,) = calls, fits
+        assert call.words[2:] == (project.evaluate.fitted, (1, 4, 4))
+        assert call.named["condition"].labels.tolist() == rng.labels_like(real, 5, 13).tolist()
+        assert fit.words[1] == 1.3
+        for meant, role in ((name, call.words[0]), ("teacher", call.words[1])):
+            weights = checkpoint.load(paths.CHECKPOINTS / meant).denoiser.net.state_dict()
+            assert all(torch.equal(part, weights[key]) for key, part in role.net.state_dict().items())
+        assert f"measure {name}: times fitted to the teacher's path; with 4 steps: 1, " in capsys.readouterr().out
+        calls.clear()
+        fits.clear()
 
 
 @pytest.mark.parametrize("decoder", [False, True])
@@ -300,7 +318,9 @@ def test_what_all_points_are_measured_with_is_what_the_file_says(project, monkey
     """Compared with the images that were trained on; the floor is of those held out."""
     opened, referred = heard(monkeypatch, read, "open_images", ...), heard(monkeypatch, quality.Reference, "of", ...)
     looked, floors = heard(monkeypatch, quality, "look", ...), heard(monkeypatch, quality, "floor", ...)
-    bench = evaluate.Bench(project)
+    bench = measure.Bench(project, "teacher")
+    assert looked == floors == []
+    bench.floor()
     held, real = load_resident(paths.HOLDOUT), load_resident(paths.DATA)
     assert [call.words for call in opened] == [(paths.DATA, 2**29), (paths.HOLDOUT, 2**29)]
     (call,) = referred
@@ -315,7 +335,7 @@ def test_what_all_points_are_measured_with_is_what_the_file_says(project, monkey
     assert bench.labels.tolist() == rng.labels_like(real.labels, 12, 3).tolist()
     assert bench.labels.tolist() != rng.labels_like(real.labels, 12, 5).tolist()
     shutil.rmtree(paths.HOLDOUT)
-    assert evaluate.Bench(project).floor.real == "halves"
+    assert measure.Bench(project, "teacher").floor().real == "halves"
     assert floors[-1].words == (*floors[-1].words[:1], 12, 3, None)
 
 
@@ -324,8 +344,9 @@ def test_a_point_is_measured_as_the_file_says_and_says_so(held_out, project, mon
     """Of each way: who is sampled and how, what it is compared with, and under which name each number stands."""
     if not held_out:
         shutil.rmtree(paths.HOLDOUT)
-    bench, clock, drawn, warmed = evaluate.Bench(project), [100.0], [], []
-    plans = list(evaluate.plan(project, bench.opened))
+    clock, drawn, warmed = [100.0], [], []
+    benches = [measure.Bench(project, name) for name in names(project)]
+    plans = [(bench, plan) for bench in benches for plan in measure.plan(bench)]
     samples = torch.arange(12 * 16).reshape(12, 1, 4, 4) / 96 - 1
 
     def draws(sampler, *words):
@@ -338,21 +359,21 @@ def test_a_point_is_measured_as_the_file_says_and_says_so(held_out, project, mon
         warmed.append((sampler, *words))
         clock[0] += 1000.0
 
-    monkeypatch.setattr(evaluate.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(evaluate.Sampler, "draw", draws)
-    monkeypatch.setattr(evaluate.Sampler, "warm_up", warm)
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(measure.Sampler, "draw", draws)
+    monkeypatch.setattr(measure.Sampler, "warm_up", warm)
     score = quality.Quality(1.0, 0.1, 2.0, 0.2, 3.0, 0.3, 12)
     scores, fidelities = heard(monkeypatch, quality, "measure", score), []
     monkeypatch.setattr(quality, "fidelity", lambda *words: fidelities.append(words) or quality.Fidelity(4.0, 0.4))
     shares = heard(monkeypatch, quality, "accuracy", quality.Share(0.5, 0.05))
-    bits = heard(monkeypatch, evaluate.likelihood, "of", SimpleNamespace(mean=6.0, se=0.6))
+    bits = heard(monkeypatch, measure.likelihood, "of", SimpleNamespace(mean=6.0, se=0.6))
     real, asked = load_resident(paths.DATA), load_resident(paths.HOLDOUT if held_out else paths.DATA)
     chosen, found = rng.some(4, len(asked), 19, "likelihood"), {}
-    for plan in plans:
+    for bench, plan in plans:
         bench.teacher = samples + 1 if found else None
         for calls in (drawn, warmed, scores, fidelities, shares, bits):
             calls.clear()
-        opened, cached = bench.opened[plan.checkpoint], plan.recipe.deepcache is not None
+        opened, cached = bench.opened, plan.recipe.deepcache is not None
         returned, point = bench.measure(plan)
         assert returned is samples
         (sampler, *words), made = drawn[0], plan.recipe.sampler(opened, plan.times, bench.gamma)
@@ -419,9 +440,9 @@ def test_a_point_is_measured_as_the_file_says_and_says_so(held_out, project, mon
 def test_no_bits_are_asked_for_where_no_images_are(project, monkeypatch):
     none = dataclasses.replace(project.evaluate.likelihood, images=0)
     changed = dataclasses.replace(project, evaluate=dataclasses.replace(project.evaluate, likelihood=none))
-    bench = evaluate.Bench(changed)
-    plan = next(plan for plan in evaluate.plan(changed, bench.opened) if plan.recipe.to_json()["sampler"] == "analytic")
-    assert bench._bits(plan, bench.opened["teacher"], bench.sampler(plan)) is None
+    bench = measure.Bench(changed, "teacher")
+    plan = next(plan for plan in measure.plan(bench) if plan.recipe.to_json()["sampler"] == "analytic")
+    assert bench._bits(plan, bench.opened, bench.sampler(plan)) is None
 
 
 def few(project: params.Params) -> params.Params:
@@ -434,16 +455,14 @@ def few(project: params.Params) -> params.Params:
 
 def test_what_the_evaluation_writes_and_shows(project, monkeypatch, capsys):
     """The first samples of each point, of several tries the best beside the real images, and the table in three forms."""
-    monkeypatch.setattr(evaluate, "SHOWN", 4)
+    monkeypatch.setattr(measure, "SHOWN", 4)
     disk.write_summed(paths.CURVES / "pd.csv", "step,images,loss,grad_norm,lr\n1,4,0.5,1.0,0.001\n")
     grids, sheets = heard(monkeypatch, pictures, "grid", ...), heard(monkeypatch, pictures, "contact_sheet", ...)
     drawn, curves = heard(monkeypatch, pictures, "frontier", None), heard(monkeypatch, pictures, "curves", None)
-    chosen, cleared = (
-        heard(monkeypatch, evaluate.Frontier, "recommend", ...),
-        heard(monkeypatch, evaluate.Kept, "clear", ...),
-    )
-    measured = heard(monkeypatch, evaluate.Bench, "measure", ...)
-    evaluate.evaluate(few(project))
+    chosen = heard(monkeypatch, frontier.Frontier, "recommend", ...)
+    kept = heard(monkeypatch, measure.Kept, "clear_but", ...)
+    measured = heard(monkeypatch, measure.Bench, "measure", ...)
+    measure_all(few(project))
     table = json.loads(paths.FRONTIER.read_text())
     table.pop("seal")
     names = [point["name"] for point in table["points"]]
@@ -467,28 +486,32 @@ def test_what_the_evaluation_writes_and_shows(project, monkeypatch, capsys):
     assert [call.words[1:] for call in chosen] == [(1.7,)]
     assert (paths.ARTIFACTS / "frontier.csv").read_text() == chosen[0].words[0].to_csv()
     assert table["about"]["data"] == checkpoint.read_card(paths.CHECKPOINTS / "teacher").data
-    assert len(cleared) == 1
+    assert len(kept) == 2
     said = capsys.readouterr().out.splitlines()
-    lines = [line.split()[1:3] for line in said if line.startswith("evaluate  ") and "fd" in line]
-    assert lines == [[f"{number + 1}/5", name] for number, name in enumerate(names)]
-    # the first point's samples are what all are compared with, and all start from one noise
-    samples = evaluate.Bench(few(project))
+    lines = [line.split()[1:3] for line in said if line.startswith("measure  ") and "fd" in line]
+    numbers = ["1/4", "2/4", "3/4", "4/4", "1/1"]
+    assert lines == [[number, name] for number, name in zip(numbers, names)]
+    assert said[-1] == "frontier: 5 points of 2 checkpoints"
     assert len(measured) == 5
-    assert samples.teacher is None
+    # the first point's samples are what all are compared with, and all start from one noise
+    first = measure.Measured(bench := measure.Bench(few(project), "teacher"), plans := list(measure.plan(bench)))
+    first.point(plans[0])
+    assert torch.equal(bench.teacher, measure.Bench(few(project), "pd").teacher)
+    assert len(measured) == 5
 
 
 def test_what_cannot_be_sampled_or_stands_there_twice_is_told_before_anything_is_measured(project, monkeypatch):
-    measured = heard(monkeypatch, evaluate.Bench, "measure", None)
+    measured = heard(monkeypatch, measure.Bench, "measure", None)
     ways = [*project.evaluate.teacher, project.evaluate.teacher[1]]
     twice = dataclasses.replace(project, evaluate=dataclasses.replace(project.evaluate, teacher=ways))
     with pytest.raises(Mistake, match=r"evaluate names 'teacher-analytic-even-2' twice; leave one"):
-        evaluate.evaluate(twice)
+        measure.measure(twice, "teacher")
     way = dataclasses.replace(project.evaluate.teacher[0], guidance=3.0)
     other = dataclasses.replace(project.evaluate, students={"g": [way]})
     with pytest.raises(Mistake, match="guidance weight of 2 alone, not for 3"):
-        evaluate.evaluate(dataclasses.replace(project, evaluate=other))
+        measure.measure(dataclasses.replace(project, evaluate=other), "g")
     assert measured == []
-    assert not paths.SAMPLES.exists()
+    assert not paths.POINTS.exists()
 
 
 # --- publish
@@ -611,9 +634,6 @@ def test_progress_speaks_at_most_every_two_seconds_and_at_the_end(monkeypatch, c
     assert told[4] == "name            50/50  e\n"
 
 
-@pytest.mark.parametrize(
-    ("stage", "name"), [("teacher", "teacher"), ("distill@pd4", "pd4"), ("distill@teachers", "teachers")]
-)
-def test_the_stage_of_a_checkpoint_is_the_one_that_dvc_knows(stage, name):
-    assert paths.stage(name) == stage
-    assert paths.again(stage) == f"run the stage `{stage}` again"
+def test_the_stage_of_a_checkpoint_is_called_as_a_person_calls_it():
+    assert (paths.train("pd4"), paths.measure("teachers")) == ("train pd4", "measure teachers")
+    assert paths.again(paths.train("pd4")) == "run the stage `train pd4` again"

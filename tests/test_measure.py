@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,12 +30,14 @@ from diffcore.sampling.solvers import SOLVERS
 from diffcore.sampling.solvers.analytic import Analytic
 from diffcore.search import fitted
 from diffcore.search.gamma import estimate, pick
-from tasks import evaluate, features, gamma, params, paths, pictures, search, shard, workspace
+from tasks import features, frontier, gamma, measure, params, paths, pictures, search, sections, shard, workspace
 from tests.conftest import ToyNet
 from tests.test_params import ROOT
 from tests.test_unet import stirred
 
 SHAPE = {"channels": [8], "layers": 1, "groups": 4}
+FROM = {"init": "teacher", "teacher": "teacher"}
+FITTED = {"points": 4, "images": 5, "batch": 2}
 FIT = {"iterations": 1, "batch": 4, "lr": 1e-3, "ema": 0.9}
 WAYS = {
     "teacher": [
@@ -47,14 +50,14 @@ WAYS = {
 SMALL = {
     "compute": {"threads": 1},
     "features": {"channels": 8, "dimension": 4, "iterations": 2, "batch": 4},
-    "network": SHAPE,
+    "teachers": {"teacher": {"network": SHAPE}},
     "distill": {
-        "v": {"method": "denoising", "teacher": "teacher", **FIT},
-        "cd": {"method": "consistency", "teacher": "teacher", "steps": 4, "target_ema": 0.5, "distance": "squared", **FIT},
+        "v": {"method": "denoising", **FROM, **FIT},
+        "cd": {"method": "consistency", **FROM, "steps": 4, "target_ema": 0.5, "distance": "squared", **FIT},
     },
     "gamma": {"steps": 6, "images": 5, "batch": 7},
-    "search": {"most": 3, "fitted": {"points": 4, "images": 5, "batch": 2}},
-    "evaluate": {"images": 12, "batch": 5, "likelihood": {"images": 4}, **WAYS},
+    "search": {"most": 3},
+    "evaluate": {"images": 12, "batch": 5, "likelihood": {"images": 4}, "fitted": FITTED, **WAYS},
 }  # fmt: skip
 
 
@@ -74,7 +77,7 @@ def make(folder, monkeypatch, classes: int, conditional: bool, **data) -> params
     monkeypatch.chdir(ROOT)
     raw = params.load_yaml(paths.PARAMS)
     data = {"source": f"folder:{folder / 'images'}", "labels": "folders" if classes else None, **data}
-    for changes in (SMALL, {"data": data, "network": {"conditional": conditional}}):
+    for changes in (SMALL, {"data": data, "teachers": {"teacher": {"network": {"conditional": conditional}}}}):
         workspace._merge(raw, changes, "test")
     for name in ("dvc.yaml", "diffcore", "tasks"):
         (folder / name).symlink_to(ROOT / name)
@@ -87,7 +90,7 @@ def make(folder, monkeypatch, classes: int, conditional: bool, **data) -> params
     manifest = Manifest.read(paths.DATA)
     known = manifest.classes if conditional else None
     for number, name in enumerate(("teacher", *found.distill)):
-        net = stirred(found.network.config(manifest.shape, known and len(known)), seed=number)
+        net = stirred(found.teachers["teacher"].network.config(manifest.shape, known and len(known)), seed=number)
         denoiser = NetDenoiser(net, Cosine(), classes=known and len(known))
         about = dict.fromkeys(("parent", "teacher")) | {"name": name, "weights": "ema", "solver": "ddim", "torch": "2"}
         method = "denoising" if name == "teacher" else found.raw["distill"][name]["method"]
@@ -95,7 +98,26 @@ def make(folder, monkeypatch, classes: int, conditional: bool, **data) -> params
         checkpoint.save(paths.CHECKPOINTS / name, denoiser, manifest.shape, about | {"classes": known and list(known)})
     gamma.estimate(found)
     search.find(found)
+    refer(found, manifest.shape)
     return found
+
+
+def refer(found: params.Params, shape) -> None:
+    """Stands in for the teacher's own samples, which measuring it writes."""
+    card = checkpoint.read_card(paths.CHECKPOINTS / "teacher")
+    samples = torch.zeros(found.evaluate.images, *shape)
+    measure.measured.write_reference(paths.REFERENCE / "teacher", card.digest, "first", samples)
+
+
+def names(found: params.Params) -> list[str]:
+    return [*found.teachers, *found.distill]
+
+
+def measure_all(found: params.Params) -> None:
+    """All stages that measure, and the one that merges."""
+    for name in names(found):
+        measure.measure(found, name)
+    frontier.merge(found)
 
 
 KINDS = {"no labels": (0, False), "classes nobody is told": (2, False), "one class": (1, True), "classes": (2, True)}
@@ -116,37 +138,39 @@ def test_gamma_and_fitted_times_are_those_of_the_classes(project, monkeypatch):
     found = estimate(opened.denoiser, to_float(images.pixels[chosen]), config, labels=known)
     total = torch.tensor(json.loads(paths.GAMMA.read_text())["total"], dtype=torch.float64)
     torch.testing.assert_close(total, found.moments.total, rtol=1e-4, atol=0)
-    fitting = project.search.fitted
+    fitting = project.evaluate.fitted
     drawn = rng.labels_like(images.labels, fitting.images, fitting.seed) if opened.denoiser.classes else None
     condition = None if drawn is None else Condition(drawn)
-    times_of = json.loads(paths.TRAJECTORY.read_text())["fitted"]
-    assert set(times_of) == {"teacher", "v", "cd"}
-    for name, times in times_of.items():
-        student = checkpoint.load(paths.CHECKPOINTS / name)
-        strays = fitted.strays(student.denoiser, opened.denoiser, fitting, opened.shape, condition=condition)
-        assert times == {str(steps): list(path.times) for steps, path in fitted.fit(strays, fitting.late).items()}
     told = []
-    measured = fitted.strays
+    measured_ = fitted.strays
     monkeypatch.setattr(
-        fitted, "strays", lambda *words, condition: told.append((*words, condition)) or measured(*words)
+        fitted, "strays", lambda *words, condition: told.append((*words, condition)) or measured_(*words)
     )
-    search.find(project)
-    assert [None if each is None else each.labels.tolist() for *_, each in told] == [
-        None if drawn is None else drawn.tolist()
-    ] * 3
-    for name, (student, teacher, *_) in zip(("teacher", "v", "cd"), told):
+    for name in ("teacher", "v", "cd"):
+        student = checkpoint.load(paths.CHECKPOINTS / name)
+        strays = measured_(student.denoiser, opened.denoiser, fitting, opened.shape, condition=condition)
+        told.clear()
+        bench = measure.Bench(project, name)
+        bench.fitted  # noqa: B018  (which asks with the condition, and answers without it)
+        monkeypatch.setattr(fitted, "strays", measured_)
+        assert measure.Bench(project, name).fitted == fitted.fit(strays, fitting.late)
+        monkeypatch.setattr(
+            fitted, "strays", lambda *words, condition: told.append((*words, condition)) or measured_(*words)
+        )
+        ((student, teacher, *_, asked),) = told
+        assert (asked and asked.labels.tolist()) == (None if drawn is None else drawn.tolist())
         for meant, role in ((name, student), ("teacher", teacher)):
             weights = checkpoint.load(paths.CHECKPOINTS / meant).denoiser.net.state_dict()
             assert all(torch.equal(part, weights[key]) for key, part in role.net.state_dict().items())
 
 
 def test_every_point_is_measured_whatever_the_labels(project):
-    bench = evaluate.Bench(project)
-    points = [bench.measure(each)[1] for each in evaluate.plan(project, bench.opened)]
+    benches = [measure.Bench(project, name) for name in names(project)]
+    points = [bench.measure(each)[1] for bench in benches for each in measure.plan(bench)]
     assert {point.trajectory for point in points} == {"even", "fitted", "searched"}
     assert {point.checkpoint for point in points} == {"teacher", "v", "cd"}
     assert any(point.bits for point in points)
-    told = bool(bench.opened["teacher"].card.classes) and bench.network.card.task == "classes"
+    told = bool(benches[0].opened.card.classes) and benches[0].network.card.task == "classes"
     assert all((point.accuracy is not None) == told for point in points)
 
 
@@ -155,8 +179,8 @@ def test_every_point_is_measured_whatever_the_labels(project):
     [(None, ""), (1e9, "  last 1e+09 lowers nothing"), (1e-9, "  last 1e-09 lowers the noise of one step")],
 )
 def test_whether_a_limit_on_the_last_noise_acts_is_told(plain, last, told):
-    bench = evaluate.Bench(plain)
-    each = next(each for each in evaluate.plan(plain, bench.opened) if isinstance(each.recipe.solver, Analytic))
+    bench = measure.Bench(plain, "teacher")
+    each = next(each for each in measure.plan(bench) if isinstance(each.recipe.solver, Analytic))
     solver = dataclasses.replace(each.recipe.solver, last=last)
     assert bench.noted(dataclasses.replace(each, recipe=dataclasses.replace(each.recipe, solver=solver))) == told
 
@@ -166,10 +190,6 @@ def plain(tmp_path, monkeypatch) -> params.Params:
     """Two classes that nobody is told."""
     monkeypatch.setattr(quality, "RESAMPLES", 10)
     return make(tmp_path, monkeypatch, 2, False)
-
-
-def measured(bench: evaluate.Bench) -> list[Point]:
-    return [bench.measure(each)[1] for each in evaluate.plan(bench.params, bench.opened)]
 
 
 # --- latency
@@ -190,23 +210,24 @@ class Clock:
             return forward(denoiser, x_t, t)
 
         monkeypatch.setattr(NetDenoiser, "forward", slow)
-        monkeypatch.setattr(evaluate.time, "perf_counter", lambda: clock.now)
+        monkeypatch.setattr(measure.time, "perf_counter", lambda: clock.now)
 
 
 def test_latency_holds_no_first_call_and_a_warm_up_is_two_calls(plain, monkeypatch):
     """12 samples in batches of 5, 5 and 2: three calls a step, after two of 5 and two of 2 for each checkpoint or cache."""
-    bench, clock = evaluate.Bench(plain), Clock(monkeypatch)
-    monkeypatch.setattr(bench, "_bits", lambda *_: None)
-    plans = list(evaluate.plan(plain, bench.opened))
+    monkeypatch.setattr(measure.Bench, "_bits", lambda *_: None)
+    benches = [measure.Bench(plain, name) for name in names(plain)]
+    plans = [(bench, each) for bench in benches for each in measure.plan(bench)]
+    clock = Clock(monkeypatch)
     warm, steps = 0, 0
-    for each in plans:
+    for bench, each in plans:
         before = clock.calls
         _, point = bench.measure(each)
         calls = point.ms_per_image * 12 / 1000
         assert calls == 3 * each.times.steps
         steps += 12 * each.times.steps
         warm += clock.calls - before - 12 * each.times.steps
-    caches = sum(each.recipe.deepcache is not None for each in plans)
+    caches = sum(each.recipe.deepcache is not None for _, each in plans)
     assert warm == (3 + caches) * 2 * (5 + 2)
 
 
@@ -218,16 +239,16 @@ class Killed(Exception):
 
 
 def die_after(monkeypatch, points: int) -> None:
-    measure = evaluate.Bench.measure
+    real = measure.Bench.measure
 
     def counted(bench, plan):
         nonlocal points
         if points == 0:
             raise Killed
         points -= 1
-        return measure(bench, plan)
+        return real(bench, plan)
 
-    monkeypatch.setattr(evaluate.Bench, "measure", counted)
+    monkeypatch.setattr(measure.Bench, "measure", counted)
 
 
 def result() -> tuple[dict, dict[str, bytes]]:
@@ -247,24 +268,68 @@ def no_picture(monkeypatch):
     monkeypatch.setattr(pictures, "curves", lambda *_: None)
 
 
-def test_a_killed_evaluation_goes_on_where_it_was(plain, no_picture, monkeypatch, capsys):
+def test_a_killed_measurement_goes_on_where_it_was(plain, no_picture, monkeypatch, capsys):
     with monkeypatch.context() as patched:
         die_after(patched, 3)
         with pytest.raises(Killed):
-            evaluate.evaluate(plain)
-    assert not paths.FRONTIER.exists()
-    first = {path.name for path in (paths.RESUME / "evaluate.points").glob("*.json")}
+            measure_all(plain)
+    assert not paths.POINTS.exists()
+    first = {path.name for path in (paths.RESUME / "measure-teacher.points").glob("*.json")}
     assert len(first) == 3
     capsys.readouterr()
-    count = len(list(evaluate.plan(plain, evaluate.Bench(plain).opened)))
+    count = {name: len(list(measure.plan(measure.Bench(plain, name)))) for name in names(plain)}
     with monkeypatch.context() as patched:
-        die_after(patched, count - 3)  # no point is measured twice
-        evaluate.evaluate(plain)
-    assert f"evaluate: goes on after 3 of {count} points\n" in capsys.readouterr().out
-    assert not (paths.RESUME / "evaluate.points").exists()
+        die_after(patched, sum(count.values()) - 3)  # no point is measured twice
+        measure_all(plain)
+    assert f"measure teacher: 3 of {count['teacher']} points are measured already\n" in capsys.readouterr().out
     resumed = result()
-    evaluate.evaluate(plain)
+    for name in names(plain):
+        shutil.rmtree(paths.RESUME / f"measure-{name}.points")
+    measure_all(plain)
     assert result() == resumed
+
+
+def test_a_point_is_measured_once(plain, no_picture, monkeypatch, capsys):
+    """With a way more, or one less, it is those that are left; what nobody asks for any more is forgotten."""
+    measure_all(plain)
+    before = result()
+    with monkeypatch.context() as patched:
+        die_after(patched, 0)
+        measure_all(plain)
+        assert result() == before
+        less = change(plain, teacher=plain.evaluate.teacher[:1])
+        measure.measure(less, "teacher")
+    kept = list((paths.RESUME / "measure-teacher.points").glob("*.json"))
+    assert len(kept) == len(list(measure.plan(measure.Bench(less, "teacher"))))
+    with monkeypatch.context() as patched:
+        die_after(patched, 1)
+        measure.measure(change(less, teacher=[*less.evaluate.teacher, sections.Way("unipc", "even", [2])]), "teacher")
+
+
+def test_points_of_checkpoints_that_were_measured_with_other_things_are_no_frontier(plain, no_picture):
+    measure_all(plain)
+    other = change(plain, seed=9)
+    measure.measure(other, "teacher")
+    with pytest.raises(
+        Mistake, match=r"points/v was measured with another teacher than .*points/teacher; run .*`measure v`"
+    ):
+        frontier.merge(other)
+    shutil.rmtree(paths.POINTS / "cd")
+    with pytest.raises(Mistake, match="run the stage `measure cd`"):
+        frontier.merge(plain)
+
+
+def test_a_student_is_compared_with_the_samples_of_the_teacher_there_is(plain):
+    samples = torch.randn(12, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    digest = checkpoint.read_card(paths.CHECKPOINTS / "teacher").digest
+    measure.measured.write_reference(paths.REFERENCE / "teacher", digest, "first", samples)
+    bench = measure.Bench(plain, "v")
+    assert torch.equal(bench.teacher, samples)
+    drawn, point = bench.measure(next(measure.plan(bench)))
+    assert point.rmse_teacher == quality.fidelity(drawn, samples).rmse
+    measure.measured.write_reference(paths.REFERENCE / "teacher", "another", "first", samples)
+    with pytest.raises(Mistake, match="holds samples of another checkpoint; run the stage `measure teacher` again"):
+        measure.Bench(plain, "v")
 
 
 @pytest.mark.parametrize("damage", ["json", "safetensors"])
@@ -272,16 +337,39 @@ def test_a_damaged_point_is_told_and_measured_again(plain, no_picture, monkeypat
     with monkeypatch.context() as patched:
         die_after(patched, 2)
         with pytest.raises(Killed):
-            evaluate.evaluate(plain)
-    for path in (paths.RESUME / "evaluate.points").glob(f"*.{damage}"):
+            measure_all(plain)
+    for path in (paths.RESUME / "measure-teacher.points").glob(f"*.{damage}"):
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
     capsys.readouterr()
-    evaluate.evaluate(plain)
+    measure.measure(plain, "teacher")
     told = capsys.readouterr().out
     assert told.count("; it is worked out again") == 2
-    assert "goes on after" not in told
+    assert "measured already" not in told
+
+
+@pytest.mark.parametrize("name", ["points.json", "points.safetensors"])
+def test_damaged_points_are_named_and_so_is_the_stage_that_makes_them(plain, no_picture, name):
+    measure_all(plain)
+    path = paths.POINTS / "v" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(Mistake, match="`measure v`"):
+        frontier.merge(plain)
+
+
+def test_another_tolerance_measures_nothing(plain, no_picture, monkeypatch):
+    measure_all(plain)
+    monkeypatch.setattr(measure, "measure", lambda *_: pytest.fail("measured"))
+    before = json.loads(paths.FRONTIER.read_text())
+    generous = dataclasses.replace(plain, publish=dataclasses.replace(plain.publish, tolerance=1e6))
+    frontier.merge(generous)
+    after = json.loads(paths.FRONTIER.read_text())
+    assert after["points"] == before["points"]
+    nfe = {point["name"]: point["nfe"] for point in after["points"]}
+    assert nfe[after["recommended"]["name"]] == min(nfe.values())
 
 
 def change(params_: params.Params, **evaluate_: object) -> params.Params:
@@ -293,7 +381,7 @@ def test_the_first_point_is_the_first_way_s_with_the_most_steps(plain):
     """It is what fidelity compares with."""
     way = dataclasses.replace(plain.evaluate.teacher[0], trajectory="even", steps=(2, 8, 4))
     changed = change(plain, teacher=[way])
-    plans = [each for each in evaluate.plan(changed, evaluate.Bench(changed).opened) if each.checkpoint == "teacher"]
+    plans = list(measure.plan(measure.Bench(changed, "teacher")))
     assert [each.times.steps for each in plans] == [8, 4, 2]
 
 
@@ -302,11 +390,11 @@ def test_points_of_another_job_are_not_taken(plain, no_picture, monkeypatch, cap
     with monkeypatch.context() as patched:
         die_after(patched, 3)
         with pytest.raises(Killed):
-            evaluate.evaluate(plain)
+            measure.measure(plain, "teacher")
 
     def found(job: params.Params) -> int:
-        bench = evaluate.Bench(job)
-        return len(evaluate.Measured(bench, list(evaluate.plan(job, bench.opened))).found)
+        bench = measure.Bench(job, "teacher")
+        return len(measure.Measured(bench, list(measure.plan(bench))).found)
 
     assert found(plain) == 3
     for other in ({"images": 13}, {"seed": 1}, {"batch": 4}):
@@ -315,7 +403,7 @@ def test_points_of_another_job_are_not_taken(plain, no_picture, monkeypatch, cap
     assert found(threads) == 0
     turned = change(plain, teacher=plain.evaluate.teacher[::-1])
     assert found(turned) == 0
-    monkeypatch.setattr(evaluate.graph, "code_digest", lambda stage: "other code")
+    monkeypatch.setattr(measure.graph, "code_digest", lambda stage: "other code")
     assert found(plain) == 0
 
 
@@ -368,15 +456,15 @@ def test_what_was_kept_of_a_gamma_is_kept_until_its_file_is_written(plain, monke
 @pytest.mark.parametrize(("points", "most"), [(2, 6), (3, 1)])
 def test_the_fewest_times_and_the_most_nodes_that_the_file_may_ask_for_are_searched(points, most, plain):
     """Of 6 times of gamma 6 nodes; fitted times of 2 points, the fewest that are."""
-    fitting = dataclasses.replace(plain.search.fitted, points=points)
-    search.find(dataclasses.replace(plain, search=dataclasses.replace(plain.search, most=most, fitted=fitting)))
+    search.find(dataclasses.replace(plain, search=dataclasses.replace(plain.search, most=most)))
     found = json.loads(paths.TRAJECTORY.read_text())
     assert list(found["nodes"]) == [str(k) for k in range(1, most + 1)]
-    assert all(list(times) == [str(k) for k in range(1, points + 1)] for times in found["fitted"].values())
+    few = change(plain, fitted=dataclasses.replace(plain.evaluate.fitted, points=points))
+    assert all(list(measure.Bench(few, name).fitted) == list(range(1, points + 1)) for name in names(few))
 
 
 @pytest.mark.parametrize("damage", ["changed", "cut", "gone"])
-@pytest.mark.parametrize(("name", "stage"), [("v", "distill@v"), ("teacher", "teacher")])
+@pytest.mark.parametrize(("name", "stage"), [("v", "train v"), ("teacher", "train teacher")])
 def test_a_damaged_training_curve_is_named_and_so_is_the_stage_that_makes_it(
     name, stage, damage, tmp_path, monkeypatch
 ):
@@ -384,27 +472,27 @@ def test_a_damaged_training_curve_is_named_and_so_is_the_stage_that_makes_it(
     for each in ("teacher", "v"):
         disk.write_summed(paths.CURVES / f"{each}.csv", "step,images,loss\n1,4,0.5\n2,8,0.25\n")
     path = paths.CURVES / f"{name}.csv"
-    assert set(evaluate.curves()) == {"teacher", "v"}
+    assert set(frontier.curves()) == {"teacher", "v"}
     whole = path.read_bytes()
     path.unlink()
     if damage != "gone":
         path.write_bytes(whole[:-3] if damage == "cut" else whole.replace(b"0.25", b"0.35"))
     with pytest.raises(Mistake, match=rf"{name}\.csv.*`{stage}`"):
-        evaluate.curves()
+        frontier.curves()
 
 
 # --- data larger than memory, and images held out
 
 
 def test_data_that_do_not_fit_into_memory_are_measured_alike(plain, no_picture, monkeypatch):
-    evaluate.evaluate(plain)
+    measure_all(plain)
     whole, made = result(), (paths.GAMMA.read_bytes(), (paths.FEATURES / "card.json").read_bytes())
     streamed = dataclasses.replace(plain, compute=dataclasses.replace(plain.compute, memory_gb=1e-9))
     monkeypatch.setattr("diffcore.data.read.load_resident", lambda *_: pytest.fail("everything was loaded"))
     features.train(streamed)
     gamma.estimate(streamed)
     assert (paths.GAMMA.read_bytes(), (paths.FEATURES / "card.json").read_bytes()) == made
-    evaluate.evaluate(streamed)
+    measure_all(streamed)
     assert result() == whole
 
 
@@ -414,7 +502,7 @@ def test_images_held_out_are_what_floor_bits_and_gamma_are_of(tmp_path, no_pictu
     held, real = (load_resident(folder) for folder in (paths.HOLDOUT, paths.DATA))
     assert 5 <= len(held) == 24 - len(real)
     told = []
-    for module, name in ((evaluate.likelihood, "of"), (gamma.gamma, "estimate")):
+    for module, name in ((measure.likelihood, "of"), (gamma.gamma, "estimate")):
         measured_ = getattr(module, name)
         spy = lambda *words, m=measured_, **named: told.append(words[1]) or m(*words, **named)  # noqa: E731
         monkeypatch.setattr(module, name, spy)
@@ -425,7 +513,7 @@ def test_images_held_out_are_what_floor_bits_and_gamma_are_of(tmp_path, no_pictu
     assert torch.equal(judged[0].pixels, real.pixels)  # what judges has seen none of those held out
     gamma.estimate(found)
     search.find(found)
-    evaluate.evaluate(found)
+    measure_all(found)
     assert len(told) > 1
     known = {tuple(row) for row in to_float(held.pixels).flatten(1).tolist()}
     assert all({tuple(row) for row in images.flatten(1).tolist()} <= known for images in told)
@@ -438,14 +526,23 @@ def test_images_held_out_are_what_floor_bits_and_gamma_are_of(tmp_path, no_pictu
 # --- what a kept point is keyed by, and what is kept of it
 
 
-def planned(**changes) -> evaluate.Plan:
+def planned(**changes) -> measure.Plan:
     facts = {"name": "n", "way": "w", "checkpoint": "v", "method": "m", "trajectory": "even"}
-    return evaluate.Plan(**{**facts, "recipe": Recipe(SOLVERS["ddim"]()), "times": even(2), **changes})
+    return measure.Plan(**{**facts, "recipe": Recipe(SOLVERS["ddim"]()), "times": even(2), **changes})
 
 
 def fake_bench(samples=None, **changes) -> SimpleNamespace:
     """What `Measured` asks of a bench, whose points are numbered as they are measured."""
-    facts = {"checkpoint": "c", "gamma": "g", "real": "r", "config": {}, "threads": 1, "device": "cpu", **changes}
+    facts = {
+        "checkpoint": "c",
+        "gamma": "g",
+        "real": "r",
+        "config": {},
+        "threads": 1,
+        "device": "cpu",
+        "teacher": None,
+        **changes,
+    }
     config = {
         "images": 12,
         "seed": 3,
@@ -459,15 +556,16 @@ def fake_bench(samples=None, **changes) -> SimpleNamespace:
         params=SimpleNamespace(
             raw={"evaluate": config}, compute=SimpleNamespace(threads=facts["threads"], device=facts["device"])
         ),
-        opened={name: SimpleNamespace(card=card) for name in ("v", "teacher")},
+        opened=SimpleNamespace(card=card),
+        name="v",
         gamma=SimpleNamespace(to_json=lambda: facts["gamma"]),
         reference=SimpleNamespace(digest=facts["real"]),
-        teacher=None,
+        teacher=facts["teacher"],
         asked=[],
     )
-    bench.about = lambda plan: evaluate.Bench.about(bench, plan)
+    bench.about = lambda plan: measure.Bench.about(bench, plan)
 
-    def measure(plan):
+    def measured_(plan):
         bench.asked.append(plan.name)
         point = Point(
             **dict.fromkeys(("nfe", "fd", "fd_se", "kid", "kid_se", "fd_pixels", "fd_pixels_se"), 1.5),
@@ -478,7 +576,7 @@ def fake_bench(samples=None, **changes) -> SimpleNamespace:
         )
         return samples + len(bench.asked), point
 
-    bench.measure = measure
+    bench.measure = measured_
     return bench
 
 
@@ -498,6 +596,7 @@ OTHER_BENCHES = {
     "real": {"real": "other"},
     "threads": {"threads": 2},
     "device": {"device": "cuda"},
+    "compared with": {"teacher": torch.ones(3)},
     "images": {"config": {"images": 13}},
     "seed": {"config": {"seed": 4}},
     "batch": {"config": {"batch": 6}},
@@ -508,11 +607,11 @@ OTHER_BENCHES = {
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(evaluate.graph, "code_digest", lambda stage: f"the code of {stage}")
+    monkeypatch.setattr(measure.graph, "code_digest", lambda stage: f"the code of {stage}")
 
 
-def keyed(bench: SimpleNamespace, plan: evaluate.Plan, first: evaluate.Plan | None = None) -> str:
-    return disk.digest(evaluate.Measured(bench, [first or planned(name="first"), plan])._job(plan))
+def keyed(bench: SimpleNamespace, plan: measure.Plan, first: measure.Plan | None = None) -> str:
+    return disk.digest(measure.Measured(bench, [first or planned(name="first"), plan])._job(plan))
 
 
 def test_a_kept_point_is_keyed_by_all_that_its_numbers_depend_on(elsewhere, monkeypatch):
@@ -521,12 +620,12 @@ def test_a_kept_point_is_keyed_by_all_that_its_numbers_depend_on(elsewhere, monk
     keys = {name: keyed(fake_bench(), planned(**change)) for name, change in OTHER_JOBS.items()}
     keys |= {name: keyed(fake_bench(**change), planned()) for name, change in OTHER_BENCHES.items()}
     keys["the first point"] = keyed(fake_bench(), planned(), planned(name="another"))
-    monkeypatch.setattr(evaluate.graph, "code_digest", lambda stage: f"other code of {stage}")
+    monkeypatch.setattr(measure.graph, "code_digest", lambda stage: f"other code of {stage}")
     keys["code"] = keyed(fake_bench(), planned())
     assert len({usual, *keys.values()}) == len(keys) + 1
-    monkeypatch.setattr(evaluate.graph, "code_digest", lambda stage: f"the code of {stage}")
+    monkeypatch.setattr(measure.graph, "code_digest", lambda stage: f"the code of {stage}")
     assert keyed(fake_bench(config={"teacher": [1], "anytime": [2], "students": {"v": []}}), planned()) == usual
-    monkeypatch.setattr(evaluate.graph, "code_digest", lambda stage: "x" if stage == "evaluate" else 1 / 0)
+    monkeypatch.setattr(measure.graph, "code_digest", lambda stage: "x" if stage == "measure" else 1 / 0)
     assert keyed(fake_bench(), planned()) != usual
 
 
@@ -535,17 +634,17 @@ def test_a_kept_point_is_the_point_and_the_first_one_s_samples_are_compared_with
     samples = torch.arange(20 * 8).reshape(20, 2, 2, 2) / 100 - 0.9
     plans = [planned(name=name, times=even(2)) for name in ("first", "second", "third")]
     bench = fake_bench(samples)
-    measured_ = evaluate.Measured(bench, plans)
+    measured_ = measure.Measured(bench, plans)
     made = [measured_.point(plan) for plan in plans[:2]]
     assert torch.equal(bench.teacher, samples + 1)
     for number, (_, shown) in enumerate(made):
         assert shown.tolist() == to_uint8(samples[:16] + 1 + number).permute(0, 2, 3, 1).tolist()
-    sizes = sorted(path.stat().st_size for path in (paths.RESUME / "evaluate.points").glob("*.safetensors"))
+    sizes = sorted(path.stat().st_size for path in (paths.RESUME / "measure-v.points").glob("*.safetensors"))
     assert sizes[1] - sizes[0] > samples.numel() * 4 - 200
     again = fake_bench(samples)
     capsys.readouterr()
-    resumed = evaluate.Measured(again, plans)
-    assert capsys.readouterr().out == "evaluate: goes on after 2 of 3 points\n"
+    resumed = measure.Measured(again, plans)
+    assert capsys.readouterr().out == "measure v: 2 of 3 points are measured already\n"
     for plan, (point, shown) in zip(plans, made):
         found, first = resumed.point(plan)
         assert found == point
@@ -566,33 +665,40 @@ def opened_as(method: str, grid=None, **sampling) -> checkpoint.Checkpoint:
     return checkpoint.Checkpoint(card, NetDenoiser(ToyNet(), Cosine(), grid=grid))
 
 
+def bench_of(name: str, opened: checkpoint.Checkpoint, **facts) -> SimpleNamespace:
+    """With only those facts that a plan asks for."""
+    bench = SimpleNamespace(name=name, opened=opened, is_root=name == "teacher", **facts)
+    bench.times = lambda kind, steps: measure.Bench.times(bench, kind, steps)
+    return bench
+
+
 CACHES = [CacheConfig(2), CacheConfig(3, 1, "quadratic", 4.0, 2.0)]
 NAMED = [
-    (params.Way("ddim", "even", [2, 8]), ["ddim-even-8", "ddim-even-2"], "ddim even"),
-    (params.Way("ddim", ["karras", "even"], [4]), ["ddim-karras-4", "ddim-even-4"], "ddim best grid"),
-    (params.Way("ddim", "even", [2], {"eta": 1 / 3}), ["ddim-eta0.333333-even-2"], "ddim eta0.333333 even"),
-    (params.Way("dpmpp_2m", "even", [2]), ["dpmpp-2m-even-2"], "dpmpp_2m even"),
+    (sections.Way("ddim", "even", [2, 8]), ["ddim-even-8", "ddim-even-2"], "ddim even"),
+    (sections.Way("ddim", ["karras", "even"], [4]), ["ddim-karras-4", "ddim-even-4"], "ddim best grid"),
+    (sections.Way("ddim", "even", [2], {"eta": 1 / 3}), ["ddim-eta0.333333-even-2"], "ddim eta0.333333 even"),
+    (sections.Way("dpmpp_2m", "even", [2]), ["dpmpp-2m-even-2"], "dpmpp_2m even"),
     (
-        params.Way("ddim", "even", [4], deepcache=CACHES),
+        sections.Way("ddim", "even", [4], deepcache=CACHES),
         ["ddim-cache2b0-even-4", "ddim-cache3b1c4p2-even-4"],
         "ddim deepcache even",
     ),
-    (params.Way("ddim", "even", [4], deepcache=CACHES[0]), ["ddim-cache2b0-even-4"], "ddim cache2b0 even"),
+    (sections.Way("ddim", "even", [4], deepcache=CACHES[0]), ["ddim-cache2b0-even-4"], "ddim cache2b0 even"),
     (
-        params.Way("ddim", "even", [4], skip=SkipConfig(0.8, 1.1)),
+        sections.Way("ddim", "even", [4], skip=SkipConfig(0.8, 1.1)),
         ["ddim-skip0.8to1.1-even-4"],
         "ddim skip0.8to1.1 even",
     ),
-    (params.Way("ddim", "even", [4], skip=[SkipConfig(0.8)]), ["ddim-skip0.8to1-even-4"], "ddim skip even"),
-    (params.Way("ddim", "even", [4], clip=1.5), ["ddim-clip1.5-even-4"], "ddim clip1.5 even"),
-    (params.Way("ddim", "even", [4], clip=False), ["ddim-unclipped-even-4"], "ddim unclipped even"),
+    (sections.Way("ddim", "even", [4], skip=[SkipConfig(0.8)]), ["ddim-skip0.8to1-even-4"], "ddim skip even"),
+    (sections.Way("ddim", "even", [4], clip=1.5), ["ddim-clip1.5-even-4"], "ddim clip1.5 even"),
+    (sections.Way("ddim", "even", [4], clip=False), ["ddim-unclipped-even-4"], "ddim unclipped even"),
     (
-        params.Way("ddim", "even", [4], threshold=Threshold(0.9, 1.5)),
+        sections.Way("ddim", "even", [4], threshold=Threshold(0.9, 1.5)),
         ["ddim-threshold0.9to1.5-even-4"],
         "ddim threshold0.9to1.5 even",
     ),
     (
-        params.Way("ddim", "even", [4], guidance=2.5, negative="an odd/one"),
+        sections.Way("ddim", "even", [4], guidance=2.5, negative="an odd/one"),
         ["ddim-g2.5-not-an-odd-one-even-4"],
         "ddim g2.5 not-an-odd-one even",
     ),
@@ -601,61 +707,60 @@ NAMED = [
 
 @pytest.mark.parametrize(("way", "names", "curve"), NAMED)
 def test_a_point_is_called_by_all_that_it_is_sampled_with_and_its_curve_by_all_but_what_is_tried(way, names, curve):
-    found = list(evaluate._points("v", opened_as("guided"), way))
+    found = list(measure._points(bench_of("v", opened_as("guided")), way, usual=False))
     assert [plan.name for plan in found] == [f"v-{name}" for name in names]
     assert {plan.way for plan in found} == {f"guided {curve}"}
     assert {(plan.checkpoint, plan.method) for plan in found} == {("v", "guided")}
-    usual = evaluate._points("v", opened_as("guided"), way, usual=True)
+    usual = measure._points(bench_of("v", opened_as("guided")), way, usual=True)
     assert {plan.way for plan in usual} == {"guided"}
-    teacher = next(evaluate._points("teacher", opened_as("denoising"), way))
+    teacher = next(measure._points(bench_of("teacher", opened_as("denoising")), way, usual=False))
     assert (teacher.method, teacher.way) == ("teacher", f"teacher {curve}")
 
 
 def test_two_weights_are_two_curves_and_a_limit_of_an_adopted_teacher_s_own_is_named():
-    two = params.Way("ddim", "even", [4], guidance=[1.0, 2.0])
-    assert [plan.way for plan in evaluate._points("v", opened_as("m"), two)] == ["m ddim g1 even", "m ddim g2 even"]
+    two = sections.Way("ddim", "even", [4], guidance=[1.0, 2.0])
+    plans = measure._points(bench_of("v", opened_as("m")), two, usual=False)
+    assert [plan.way for plan in plans] == ["m ddim g1 even", "m ddim g2 even"]
     theirs = opened_as("adopted", clip=1.0)
-    (plan,) = evaluate._points("teacher", theirs, params.Way("ddim", "even", [4]))
+    (plan,) = measure._points(bench_of("teacher", theirs), sections.Way("ddim", "even", [4]), usual=False)
     assert (plan.name, plan.way, plan.recipe.clip) == ("teacher-ddim-clip1-even-4", "teacher ddim clip1 even", 1.0)
 
 
-def test_times_are_those_of_their_kind_for_their_checkpoint(monkeypatch):
-    found = {
-        "fitted": {"v": {"2": [1.0, 0.7, 0.0]}, "cd": {"2": [1.0, 0.3, 0.0]}},
-        "nodes": {"2": [30, 100]},
-        "about": {"steps": 100},
-    }
-    monkeypatch.setattr(evaluate, "_searched", lambda: found)
-    opened = opened_as("m")
-    assert evaluate._times("v", "karras", 3, opened) == karras(3, Cosine())
-    assert evaluate._times("v", "fitted", 2, opened).times == (1.0, 0.7, 0.0)
-    assert evaluate._times("cd", "fitted", 2, opened).times == (1.0, 0.3, 0.0)
-    assert evaluate._times("v", "searched", 2, opened).times == (1.0, 0.3, 0.0)
-    for name, kind, steps, told in (
-        ("pd", "fitted", 2, "no times are fitted for pd; run the stage `search` again"),
-        ("v", "fitted", 3, "no fitted trajectory of 3 steps for v; raise search.fitted.points to 3"),
-        ("v", "searched", 3, "no searched trajectory of 3 steps; raise search.most to at least 3"),
+def test_times_are_those_of_their_kind_for_their_checkpoint():
+    searched = {"nodes": {"2": [30, 100]}, "about": {"steps": 100}}
+    bench = bench_of("v", opened_as("m"), searched=searched, fitted={2: Trajectory((1.0, 0.7, 0.0))})
+    assert bench.times("karras", 3) == karras(3, Cosine())
+    assert bench.times("fitted", 2).times == (1.0, 0.7, 0.0)
+    assert bench.times("searched", 2).times == (1.0, 0.3, 0.0)
+    for kind, told in (
+        ("fitted", "no fitted trajectory of 3 steps; raise evaluate.fitted.points to 3"),
+        ("searched", "no searched trajectory of 3 steps; raise search.most to at least 3"),
     ):
         with pytest.raises(Mistake, match=told):
-            evaluate._times(name, kind, steps, opened)
-    own = opened_as("pd", even(4))
-    (plan,) = evaluate._points("pd", own, params.Way("ddim", "own"), usual=True)
+            bench.times(kind, 3)
+    own = bench_of("pd", opened_as("pd", even(4)))
+    (plan,) = measure._points(own, sections.Way("ddim", "own"), usual=True)
     assert (plan.name, plan.way, plan.trajectory, plan.times) == ("pd-ddim", "pd", "own", even(4))
 
 
 def test_students_are_sampled_by_their_own_ways_or_as_all_are_and_called_so(monkeypatch):
     """One with steps of its own is on its method's curve, unless it has ways of its own."""
-    lines = {name: SimpleNamespace() for name in ("pd", "cd", "own")}
     ways = {
-        "pd": params.Way("ddim", "own"),
-        "cd": params.Way("renoise", "even", [2, 1]),
-        "own": params.Way("ddim", "own"),
+        "pd": sections.Way("ddim", "own"),
+        "cd": sections.Way("renoise", "even", [2, 1]),
+        "own": sections.Way("ddim", "own"),
     }
-    monkeypatch.setattr(evaluate, "ways_of", lambda name, asked, students: [("path", ways[name])])
-    asked = SimpleNamespace(teacher=[params.Way("ddim", "even", [1, 4])], students={"own": [ways["own"]]})
+    ways["teacher"] = sections.Way("ddim", "even", [1, 4])
+    monkeypatch.setattr(measure, "ways_of", lambda name, asked, lines: [("path", ways[name])])
+    asked = SimpleNamespace(students={"own": [ways["own"]]})
     opened = {"teacher": opened_as("denoising"), "cd": opened_as("consistency")}
     opened |= {name: opened_as("progressive", even(4)) for name in ("pd", "own")}
-    found = list(evaluate.plan(SimpleNamespace(evaluate=asked, distill=lines), opened))
+    told = SimpleNamespace(evaluate=asked, lines=None)
+    found = [
+        plan
+        for name in ("teacher", "pd", "cd", "own")
+        for plan in measure.plan(bench_of(name, opened[name], params=told))
+    ]
     assert [(plan.name, plan.way) for plan in found] == [
         ("teacher-ddim-even-4", "teacher ddim even"),
         ("teacher-ddim-even-1", "teacher ddim even"),
