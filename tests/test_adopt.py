@@ -25,7 +25,7 @@ from diffcore.noise.trajectory import even, karras
 from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solvers import SOLVERS
 from diffcore.training.config import torch_version
-from tasks import params, paths
+from tasks import params, paths, sections
 from tests.conftest import dice
 from tests.test_checkpoint import ABOUT, student
 
@@ -395,28 +395,29 @@ def test_other_trajectories_begin_where_the_betas_end(tmp_path):
 
 def read(where: Path, **teacher):
     raw = params.load_yaml(ROOT / "params.yaml")
-    raw["teacher"] = teacher
+    raw["teachers"]["teacher"] = teacher
     params.dump_yaml(raw, where / "params.yaml")
     return params.read(where / "params.yaml")
 
 
 def test_the_folder_takes_the_place_of_the_numbers(tmp_path):
-    assert read(tmp_path, folder="~/ddpm").teacher == params.Adopt("~/ddpm")
+    found = read(tmp_path, **{"from": "~/ddpm"}).teachers["teacher"]
+    assert found == sections.Adopted(name="teacher", folder="~/ddpm", conditional=False)
 
 
 FIT = {"iterations": 5, "batch": 8, "lr": 1e-3, "ema": 0.9}
 FAULTS = {
     "both": (
-        {"folder": "x", **FIT},
-        ["teacher: give folder or the numbers of a training, not both; leave out batch, ema"],
+        {"from": "x", **FIT},
+        ["teachers.teacher: give from or the numbers of a training, not both; leave out batch, ema"],
     ),
-    "a wrong key": ({"foldr": "x"}, ["teacher.foldr: unknown key; did you mean 'folder'?"]),
-    "one key more": ({"folder": "x", "head": "v"}, ["teacher.head: unknown key"]),
-    "no text": ({"folder": 3}, ["teacher.folder: Input should be a valid string"]),
-    "nothing": ({"folder": " "}, ["teacher: folder must be the path of a folder that holds unet/ and scheduler/"]),
+    "one key more": ({"from": "x", "head": "v"}, ["teachers.teacher.head: unknown key"]),
+    "no text": ({"from": 3}, ["teachers.teacher.from: must be the path of a folder that holds unet/ and scheduler/"]),
+    "nothing": ({"from": " "}, ["teachers.teacher.from: must be the path of a folder that holds unet/ and scheduler/"]),
     "neither": (
         {},
-        ["teacher.iterations: missing", "teacher.batch: missing", "teacher.lr: missing", "teacher.ema: missing"],
+        [f"teachers.teacher.{key}: missing" for key in ("network", "schedule", "iterations", "batch", "lr", "ema")]
+        + ["teachers.teacher.method: must be denoising"],
     ),
 }
 
@@ -437,33 +438,27 @@ def test_a_cached_branch_is_not_asked_of_a_section_that_does_not_count(tmp_path)
     raw["evaluate"]["teacher"].append(
         {"sampler": "ddim", "trajectory": "even", "steps": [4], "deepcache": {"interval": 2, "branch": 7}}
     )
-    raw["teacher"] = {"folder": "x"}
+    raw["teachers"]["teacher"] = {"from": "x"}
     params.dump_yaml(raw, tmp_path / "params.yaml")
     assert params.read(tmp_path / "params.yaml")
 
 
-def test_a_head_and_a_schedule_that_an_adopted_teacher_need_not_have_forbid_nothing(tmp_path):
-    """`network` says nothing of it, and its betas may begin where the cosine schedule cannot."""
+def test_a_schedule_that_an_adopted_teacher_need_not_have_forbids_nothing(tmp_path):
+    """Its betas may begin where the cosine schedule cannot."""
     raw = params.load_yaml(ROOT / "params.yaml")
-    ours = raw["teacher"]
-    langevin = {"sampler": "langevin", "trajectory": "even", "steps": [8]}
-    for section, key, value, words in (
-        ("network", "head", "x0", "distill.dm1.method: distribution_matching asks for velocities"),
-        ("evaluate", "teacher", [*raw["evaluate"]["teacher"], langevin], "langevin cannot begin at t = 1"),
-    ):
-        changed = {**raw, section: {**raw[section], key: value}}
-        assert params.parse({**changed, "teacher": {"folder": "x"}}, "p").teacher == params.Adopt("x")
-        with pytest.raises(Mistake, match=words):
-            params.parse({**changed, "teacher": ours}, "p")
+    raw["evaluate"]["teacher"].append({"sampler": "langevin", "trajectory": "even", "steps": [8]})
+    assert params.parse({**raw, "teachers": {"teacher": {"from": "x"}}}, "p").teachers
+    with pytest.raises(Mistake, match="langevin cannot begin at t = 1"):
+        params.parse(raw, "p")
 
 
 # ------------------------------------------------------------------------------- the stages
 
-SHORT = {"teacher": "teacher", "iterations": 3, "batch": 16, "lr": 1.0e-3, "ema": 0.9}
+SHORT = {"init": "teacher", "teacher": "teacher", "iterations": 3, "batch": 16, "lr": 1.0e-3, "ema": 0.9}
 STUDENTS = {
     "v": {"method": "denoising", "head": "v", **SHORT},
-    "pd4": {"method": "progressive", "steps": 4, **SHORT, "teacher": "v"},
-    "pd2": {"method": "progressive", "steps": 2, **SHORT, "teacher": "pd4"},
+    "pd4": {"method": "progressive", "steps": 4, **SHORT, "init": "v", "teacher": "v"},
+    "pd2": {"method": "progressive", "steps": 2, **SHORT, "init": "pd4", "teacher": "pd4"},
     "cd": {"method": "consistency", "steps": 10, "target_ema": 0.5, **SHORT},
 }
 EVALUATE = {
@@ -471,6 +466,7 @@ EVALUATE = {
     "batch": 20,
     "seed": 0,
     "likelihood": {"images": 4, "probes": 1, "seed": 0},
+    "fitted": {"points": 8, "images": 4, "batch": 4, "seed": 0},
     "teacher": [
         {"sampler": "ddim", "trajectory": ["even", "karras", "searched", "fitted"], "steps": [2]},
         {"sampler": "analytic", "trajectory": "even", "steps": [2]},
@@ -479,6 +475,9 @@ EVALUATE = {
     "anytime": [{"sampler": "renoise", "trajectory": ["even", "fitted"], "steps": [2]}],
     "students": {},
 }
+
+
+CONDITIONAL = {"teacher": {"from": "theirs", "conditional": True}}
 
 
 @pytest.fixture
@@ -490,11 +489,11 @@ def workspace(tmp_path, monkeypatch):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     raw = params.load_yaml(ROOT / "params.yaml")
-    raw |= {"distill": STUDENTS, "evaluate": EVALUATE, "teacher": {"folder": "theirs"}}
+    raw |= {"distill": STUDENTS, "evaluate": EVALUATE, "teachers": {"teacher": {"from": "theirs"}}}
     raw["data"]["limit"] = 100
     raw["features"] |= {"channels": 8, "dimension": 8, "iterations": 5, "batch": 32}
     raw["gamma"] |= {"steps": 50, "images": 4}
-    raw["search"] |= {"most": 4, "fitted": {"points": 8, "images": 4, "batch": 4, "seed": 0}}
+    raw["search"] |= {"most": 4}
 
     def change(**sections):
         for section, values in sections.items():
@@ -509,7 +508,7 @@ def workspace(tmp_path, monkeypatch):
 def adopted(found) -> checkpoints.Checkpoint:
     from tasks import adopt as stage
 
-    stage.teacher(found)
+    stage.take(found, "teacher")
     return checkpoints.load(paths.CHECKPOINTS / "teacher")
 
 
@@ -547,13 +546,13 @@ def test_an_adopted_teacher_s_card_tells_of_this_run(workspace, capsys):
     from tasks import graph
 
     save(Path("theirs"), network(num_class_embeds=11), prediction_type="v_prediction", clip_sample=False)
-    found = dataclasses.replace(workspace(network={"conditional": True}), seed=23)
+    found = dataclasses.replace(workspace(teachers=CONDITIONAL), seed=23)
     card, manifest = adopted(found).card, Manifest.read(paths.DATA)
     files = adopt(Path("theirs")).files
     assert card.parameters == {"folder": "theirs", "files": files, "digest": disk.digest(files)}
     assert (card.name, card.solver, card.seed, card.data) == ("teacher", "ddim", 23, manifest.digest)
     assert (card.image, card.classes, card.guidance) == (list(manifest.shape), list(manifest.classes), None)
-    assert card.code == graph.code_digest("teacher", "adopted")
+    assert card.code == graph.code_digest("teachers", "adopted")
     assert card.torch == torch_version()
     told = f"teacher: adopted from theirs, head v, 1000 noise levels; checkpoint {card.digest[:12]}\n"
     assert capsys.readouterr().out.endswith(told)
@@ -562,45 +561,47 @@ def test_an_adopted_teacher_s_card_tells_of_this_run(workspace, capsys):
     assert 'sampled with {"clip": 2.5} as its scheduler says; checkpoint' in capsys.readouterr().out
 
 
-def test_the_section_network_must_not_say_otherwise(workspace):
+def test_the_line_must_not_say_otherwise(workspace):
     save(Path("theirs"))
     with pytest.raises(
-        Mistake, match=r"network\.conditional is true, but the teacher in theirs knows no classes; set it to"
+        Mistake, match=r"teachers\.teacher\.conditional is true, but the teacher in theirs knows no classes; set it to"
     ):
-        adopted(workspace(network={"conditional": True}))
+        adopted(workspace(teachers=CONDITIONAL))
     save(Path("theirs"), network(num_class_embeds=11))
     with pytest.raises(
-        Mistake, match=r"network\.conditional is false, but the teacher in theirs knows classes; set it to"
+        Mistake, match=r"teachers\.teacher\.conditional is false, but the teacher in theirs knows classes; set it to"
     ):
-        adopted(workspace(network={"conditional": False}))
-    card = adopted(workspace(network={"conditional": True})).card
+        adopted(workspace(teachers={"teacher": {"from": "theirs", "conditional": False}}))
+    card = adopted(workspace(teachers=CONDITIONAL)).card
     assert card.classes == [str(digit) for digit in range(10)]
     save(Path("theirs"), network(in_channels=3, out_channels=3))
     with pytest.raises(Mistake, match="is for images of 3 x 8 x 8 and the data are 1 x 8 x 8"):
-        adopted(workspace(network={"conditional": False}))
+        adopted(workspace(teachers={"teacher": {"from": "theirs", "conditional": False}}))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"prediction_type": "v_prediction", **ZERO}])
 def test_the_whole_pipeline_with_an_adopted_teacher(settings, workspace):
-    from tasks import evaluate, features, gamma, search, train
+    from tasks import features, frontier, gamma, measure, search, train
 
     save(Path("theirs"), **settings)
     found = workspace()
     features.train(found)
     adopted(found)
     for name in STUDENTS:
-        train.distill(found, name)
+        train.train(found, name)
         opened = checkpoints.load(paths.CHECKPOINTS / name)
         assert opened.denoiser.labels == 1000
         assert isinstance(opened.denoiser.schedule, Discrete)
         assert opened.denoiser.head == ("eps" if name == "cd" and not settings else "v")
         trained = opened.denoiser.net.state_dict()
-        start = checkpoints.load(paths.CHECKPOINTS / found.distill[name].teacher).denoiser.net.state_dict()
+        start = checkpoints.load(paths.CHECKPOINTS / found.distill[name].init).denoiser.net.state_dict()
         assert any(not torch.equal(trained[key], start[key]) for key in start)
     gamma.estimate(found)
     search.find(found)
-    evaluate.evaluate(found)
+    for name in ("teacher", *STUDENTS):
+        measure.measure(found, name)
+    frontier.merge(found)
     table = json.loads(paths.FRONTIER.read_text())
     assert {point["checkpoint"] for point in table["points"]} == {"teacher", *STUDENTS}
     assert Path("artifacts/curves.png").exists()
@@ -626,8 +627,8 @@ def test_what_the_file_asks_of_another_network_is_told_before_anything_is_traine
     workspace(evaluate=EVALUATE)
     save(Path("theirs"), prediction_type="sample")
     ways = [{"sampler": "ddim", "trajectory": "even", "steps": [4], "deepcache": {"interval": 2, "branch": 3}}]
-    lines = {name: {**STUDENTS["v"], "method": "continuous", "teacher": "v"} for name in ("one", "two")}
-    two = {**lines["two"], "teacher": "teacher"}
+    lines = {name: {**STUDENTS["v"], "method": "continuous", "init": "v", "teacher": "v"} for name in ("one", "two")}
+    two = {**lines["two"], "init": "teacher", "teacher": "teacher"}
     with pytest.raises(Mistake) as caught:
         adopted(workspace(evaluate={"teacher": ways}, distill={**lines, "two": two}))
     first, second = str(caught.value).splitlines()
@@ -657,8 +658,8 @@ def test_a_workspace_can_be_given_a_folder():
     from tasks import workspace as spaces
 
     raw = params.load_yaml(ROOT / "params.yaml")
-    spaces._merge(raw, spaces._change("teacher.folder=~/ddpm"), "x")
-    assert raw["teacher"] == {"folder": "~/ddpm"}
+    spaces._merge(raw, spaces._change("teachers.teacher.from=~/ddpm"), "x")
+    assert raw["teachers"]["teacher"] == {"from": "~/ddpm"}
 
 
 # ------------------------------------------------------------------------------- every word of a list

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import fcntl
+import json
 import shutil
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import torch
 
 from diffcore import checkpoints as checkpoint
 from diffcore import methods
+from diffcore.checkpoints.roles import roles
 from diffcore.core import disk, rng
 from diffcore.core.errors import Mistake
 from diffcore.data.manifest import Manifest
@@ -19,15 +21,15 @@ from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.metrics import quality
 from diffcore.nets import unet
-from diffcore.noise.schedule import Cosine, Discrete
+from diffcore.noise.schedule import SCHEDULES, Cosine, Discrete, Linear, variance_preserving
 from diffcore.noise.trajectory import even
 from diffcore.training.config import torch_version
 from diffcore.training.loop import Event, Fitted, Job, Stopped
-from tasks import gamma, graph, guidance, paths, search, train
-from tests import test_evaluate
+from tasks import gamma, graph, paths, search, train
+from tests import test_measure
 from tests.conftest import ToyNet, randn
 from tests.test_dropout import dropouts
-from tests.test_evaluate import make
+from tests.test_measure import FIT, FROM, SHAPE, make
 from tests.test_unet import FAMILY, stirred
 
 
@@ -38,7 +40,7 @@ def test_a_line_s_own_dropout_is_its_student_s_and_not_its_teacher_s(p, tmp_path
     jobs = {}
     monkeypatch.setattr(train, "_train", lambda name, job, *_: jobs.update({name: job}))
     changed = dataclasses.replace(found.distill["cd"], dropout=p)
-    train.distill(dataclasses.replace(found, distill={**found.distill, "cd": changed}), "cd")
+    train.train(dataclasses.replace(found, distill={**found.distill, "cd": changed}), "cd")
     job = jobs["cd"]
     assert job.student.net.config_json()["dropout"] == p
     assert dropouts(job.student.net) - {0.0} == ({p} if p else set())
@@ -55,7 +57,7 @@ def keyed(tmp_path, monkeypatch):
 
     def key(changed=found) -> str:
         with pytest.raises(ZeroDivisionError):
-            train.distill(changed, "cd")
+            train.train(changed, "cd")
         return keys[-1]
 
     return found, key
@@ -86,16 +88,32 @@ def test_a_saved_state_is_keyed_by_all_that_its_training_depends_on(keyed, monke
 # --- what is handed on, and what is written of it
 
 LINE = {"lr": 1e-3, "ema": 0.9}
+TEACHER = {"iterations": 8, "batch": 9, "lr": 2e-3, "ema": 0.8, "label_dropout": 0.25}
+CD = {"method": "consistency", "init": "v", "teacher": "v", "steps": 4, "target_ema": 0.5}
 LINES = {
-    "v": {"method": "denoising", "teacher": "teacher", "iterations": 2, "batch": 3, **LINE},
-    "cd": {"method": "consistency", "teacher": "v", "steps": 4, "iterations": 3, "batch": 4, "target_ema": 0.5, **LINE},
-    "dm": {"method": "distribution_matching", "teacher": "cd", "steps": 1, "iterations": 4, "batch": 5, **LINE},
-    "g": {"method": "guided", "teacher": "teacher", "guidance": [1.0, 4.0], "iterations": 5, "batch": 6, **LINE},
-    "pg": {"method": "progressive", "teacher": "g", "steps": 4, "iterations": 6, "batch": 7, **LINE},
+    "v": {"method": "denoising", **FROM, "iterations": 2, "batch": 3, **LINE},
+    "cd": {
+        "method": "consistency",
+        "init": "v",
+        "teacher": "v",
+        "steps": 4,
+        "iterations": 3,
+        "batch": 4,
+        "target_ema": 0.5,
+        **LINE,
+    },
+    "dm": {
+        "method": "distribution_matching",
+        "init": "cd",
+        "teacher": "v",
+        "steps": 1,
+        "iterations": 4,
+        "batch": 5,
+        **LINE,
+    },
+    "g": {"method": "guided", **FROM, "guidance": [1.0, 4.0], "iterations": 5, "batch": 6, **LINE},
+    "pg": {"method": "progressive", "init": "g", "teacher": "g", "steps": 4, "iterations": 6, "batch": 7, **LINE},
 }
-MENTORS = {"v": "teacher", "cd": "v", "dm": "v", "g": "teacher", "pg": "g"}
-"""Who is learned from: what begins as a copy of a student that only jumps learns from the nearest that knows velocities."""
-
 PLAIN = {"sampler": "ddim", "trajectory": "even", "steps": [2]}
 GUIDED = {"g": [{**PLAIN, "guidance": 2.0}], "pg": [{"sampler": "ddim", "trajectory": "own", "guidance": 2.0}]}
 RANGE = checkpoint.Guidance(1.0, 4.0)
@@ -105,20 +123,29 @@ RANGE = checkpoint.Guidance(1.0, 4.0)
 def project(tmp_path_factory):
     """Two classes, no two numbers of two sections or lines alike, and every checkpoint another network."""
     with pytest.MonkeyPatch.context() as patch:
-        for stage, name in ((test_evaluate.features, "train"), (gamma, "estimate"), (search, "find")):
+        for stage, name in ((test_measure.features, "train"), (gamma, "estimate"), (search, "find")):
             patch.setattr(stage, name, lambda *_: None)
         ways = {"teacher": [PLAIN], "anytime": [{**PLAIN, "sampler": "renoise"}], "students": GUIDED}
         for key, value in {
             "seed": 5,
             "compute": {"threads": 1, "save_seconds": 7.0, "memory_gb": 0.5},
-            "teacher": {"iterations": 8, "batch": 9, "lr": 2e-3, "ema": 0.8, "label_dropout": 0.25},
+            "teachers": {
+                "teacher": {
+                    "network": SHAPE,
+                    "iterations": 8,
+                    "batch": 9,
+                    "lr": 2e-3,
+                    "ema": 0.8,
+                    "label_dropout": 0.25,
+                }
+            },
             "distill": LINES,
             "evaluate": ways,
         }.items():
-            patch.setitem(test_evaluate.SMALL, key, value)
+            patch.setitem(test_measure.SMALL, key, value)
         found = make(tmp_path_factory.mktemp("wired"), patch, 2, True, flip=True)
         card = checkpoint.read_card(paths.CHECKPOINTS / "g")
-        net = stirred(found.network.config(tuple(card.image), 2), seed=40)
+        net = stirred(found.teachers["teacher"].network.config(tuple(card.image), 2), seed=40)
         denoiser = NetDenoiser(unet.with_guidance(net), Cosine(), classes=2, weighs=True)
         about = {key: getattr(card, key) for key in ABOUT}
         checkpoint.save(
@@ -189,8 +216,8 @@ def rows(name: str) -> list[str]:
 
 @pytest.mark.parametrize("name", LINES)
 def test_a_student_s_training_is_that_of_its_line_and_its_card_tells_it(name, wired, monkeypatch, capsys):
-    line, parent, mentor = wired.distill[name], opened(LINES[name]["teacher"]), opened(MENTORS[name])
-    heard = told(monkeypatch, train.distill, wired, name)
+    line, parent, mentor = wired.distill[name], opened(LINES[name]["init"]), opened(LINES[name]["teacher"])
+    heard = told(monkeypatch, train.train, wired, name)
     said = capsys.readouterr().out
     seed, weighed = rng.seed(5, name), RANGE if name in GUIDED else None
     memory, device = 2**29, wired.compute.device
@@ -247,44 +274,95 @@ def test_student_and_mentor_are_cast_with_all_that_the_line_says(wired, monkeypa
     """`dm` starts as `cd` and learns from `v`: guided by its own weight, whoever teaches."""
     own, casts, tells = checkpoint.Guidance(2.0, 2.0), [], []
     line = dataclasses.replace(wired.distill["dm"], guidance=(2.0, 2.0), head="v", dropout=0.25)
-    cast = train.guidance.cast
-    monkeypatch.setattr(
-        train.guidance, "cast", lambda one, *words: casts.append((one.card.name, *words)) or cast(one, *words)
-    )
+    cast = train.roles
+    monkeypatch.setattr(train, "roles", lambda one, *words: casts.append((one.card.name, *words)) or cast(one, *words))
     monkeypatch.setattr(train, "_tell", lambda *words: tells.append(words))
     changed = dataclasses.replace(wired, distill={**wired.distill, "dm": line})
-    heard = told(monkeypatch, train.distill, changed, "dm")
-    assert casts == [("cd", own, "v", 0.25), ("v", own)]
+    heard = told(monkeypatch, train.train, changed, "dm")
+    assert casts == [("cd", own, "v", 0.25, None), ("v", own)]
     assert isinstance(heard.teacher, Guided)
     assert weights(heard.teacher.inner.net) == weights(opened("v").denoiser.net)
     assert heard.job.guidance == (2.0, 2.0)
     assert tells == [("dm", heard.student, line.method.grid)]
 
 
-@pytest.mark.parametrize(("conditional", "head"), [(True, "v"), (False, "x0"), (False, "both")])
-def test_the_teacher_s_training_is_that_of_its_section_and_its_card_tells_it(conditional, head, wired, monkeypatch):
-    network = dataclasses.replace(wired.network, conditional=conditional, head=head, max_phase=7.0)
-    raw = {**wired.raw, "network": {**wired.raw["network"], "max_phase": 7.0}}
-    changed = dataclasses.replace(wired, network=network, raw=raw)
-    heard = told(monkeypatch, train.teacher, changed)
-    seed, method = rng.seed(5, "teacher"), methods.load("denoising")
+@pytest.mark.parametrize(
+    ("conditional", "head", "schedule"), [(True, "v", Cosine()), (False, "x0", Linear()), (False, "both", Cosine())]
+)
+def test_the_teacher_s_training_is_that_of_its_line_and_its_card_tells_it(
+    conditional, head, schedule, wired, monkeypatch
+):
+    line = wired.teachers["teacher"]
+    network = dataclasses.replace(line.network, conditional=conditional, head=head, max_phase=7.0)
+    method = methods.load("denoising")("min_snr" if head == "x0" else "one")
+    line = dataclasses.replace(
+        line, network=network, conditional=conditional, head=head, schedule=schedule, method=method
+    )
+    raw = {**wired.raw, "teachers": {"teacher": {"anything": 7.0}}}
+    changed = dataclasses.replace(wired, teachers={"teacher": line}, raw=raw)
+    heard = told(monkeypatch, train.train, changed, "teacher")
+    seed = rng.seed(5, "teacher")
     assert heard.feed == (paths.DATA, 9, seed, True, 2**29, wired.compute.device)
-    weight = {"v": "one", "both": "one", "x0": "min_snr"}[head]
-    assert heard.job == Job(method(weight), wired.teacher, heard.batches, seed)
+    assert heard.job == Job(method, line.fit, heard.batches, seed)
     assert (heard.teacher, heard.compute, heard.resume.name) == (None, wired.compute, "teacher")
     shape = network.config((1, 4, 4), 2)
     assert weights(heard.student.net) == weights(unet.build(shape, seed, 7.0))
     assert weights(heard.student.net) != weights(unet.build(shape, seed, None))
-    assert (heard.student.head, heard.student.schedule, heard.student.grid) == (head, Cosine(), None)
+    assert (heard.student.head, heard.student.schedule, heard.student.grid) == (head, schedule, None)
     classes = ["class0", "class1"] if conditional else None
     card = opened("teacher").card
     assert (heard.student.classes, card.classes) == (classes and 2, classes)
     assert (card.parent, card.teacher, card.guidance, card.method, card.head) == (None, None, None, "denoising", head)
-    assert card.parameters == {"fit": raw["teacher"], "network": raw["network"], "flip": True}
-    assert card.code == graph.code_digest("teacher", "denoising") != graph.code_digest("distill", "denoising")
+    assert card.parameters == {"anything": 7.0, "flip": True}
+    assert card.code == graph.code_digest("teachers", "denoising") != graph.code_digest("distill", "denoising")
     assert card.cost == {"iterations": 8, "images": 72, "network_calls": 56.0}
     assert disk.read_sealed(paths.COST / "teacher.json", None, "x") == {"seconds": 12.3, **card.cost}
     assert len(rows("teacher")) == 3
+
+
+@pytest.mark.parametrize(("name", "guidance"), [("cd", None), ("g", RANGE)])
+def test_a_student_with_a_network_of_its_own_starts_as_its_init_where_that_fits(
+    name, guidance, wired, monkeypatch, capsys
+):
+    """Its group norms and the layers whose size it left as it was; the rest is new, and of its own seed."""
+    line = dataclasses.replace(wired.distill[name], network={"layers": 2, "max_phase": 3.0})
+    changed = dataclasses.replace(wired, distill={**wired.distill, name: line})
+    heard = told(monkeypatch, train.train, changed, name)
+    parent, seed = opened(line.init), rng.seed(5, name)
+    shape = changed.shape(name)
+    assert (shape.layers, shape.max_phase, shape.conditional) == (2, 3.0, True)
+    new = unet.build(shape.config((1, 4, 4), 2), seed, 3.0).state_dict()
+    old, start = parent.denoiser.net.state_dict(), heard.student.net.state_dict()
+    taken = [key for key in new if key in old and old[key].shape == new[key].shape]
+    assert 0 < len(taken) < len(new)
+    assert all(torch.equal(start[key], old[key] if key in taken else new[key]) for key in new)
+    assert set(start) - set(new) == ({"time_embedding.cond_proj.weight"} if guidance else set()) or guidance
+    assert heard.student.weighs == (guidance is not None)
+    assert weights(heard.teacher.net if guidance is None else heard.teacher.inner.net) == weights(
+        opened(line.teacher).denoiser.net
+    )
+    told_ = f"{name}: {len(taken)} of {len(new)} tensors start as those of {line.init}, the others are new\n"
+    assert told_ in capsys.readouterr().out
+    assert opened(name).denoiser.net.config_json()["layers_per_block"] == 2
+
+
+def test_a_student_of_an_input_for_the_weight_may_begin_a_network_without(wired, monkeypatch):
+    line = dataclasses.replace(wired.distill["pg"], network={"layers": 2})
+    heard = told(monkeypatch, train.train, dataclasses.replace(wired, distill={**wired.distill, "pg": line}), "pg")
+    assert heard.student.weighs
+    x, t = torch.zeros(2, 1, 4, 4), torch.full((2,), 0.5, dtype=torch.float64)
+    known = Condition(torch.tensor([0, 1]), torch.tensor([2.0, 3.0], dtype=torch.float64))
+    assert heard.student.given(known)(x, t).x0.isfinite().all()
+
+
+def test_a_teacher_of_another_schedule_is_no_teacher(wired, monkeypatch):
+    """Of adopted ones the file does not know it; their cards do."""
+    card, denoiser = opened("v").card, opened("v").denoiser
+    about = {key: getattr(card, key) for key in ABOUT}
+    other = NetDenoiser(denoiser.net, Linear(), classes=2)
+    checkpoint.save(paths.CHECKPOINTS / "v", other, (1, 4, 4), about)
+    with pytest.raises(Mistake, match="v has another schedule than cd; name a teacher that comes from the same"):
+        train.train(wired, "dm")
 
 
 def test_a_curve_has_a_critic_s_loss_where_there_is_a_critic():
@@ -302,8 +380,9 @@ def test_what_is_allowed_and_seldom_wanted_is_told(capsys):
 
 
 def test_a_line_that_is_not_there_is_a_mistake_that_names_those_that_are(wired):
-    with pytest.raises(Mistake, match=r"distill\.nobody is not in params\.yaml; known: v, cd, dm, g, pg"):
-        train.distill(wired, "nobody")
+    told_ = r"params\.yaml has no line 'nobody' in teachers or distill; known: teacher, v, cd, dm, g, pg"
+    with pytest.raises(Mistake, match=told_):
+        train.train(wired, "nobody")
 
 
 def test_a_stage_that_is_told_to_stop_ends_with_143_and_a_whole_one_with_0(capsys):
@@ -320,22 +399,23 @@ def test_a_stage_that_is_told_to_stop_ends_with_143_and_a_whole_one_with_0(capsy
     assert heard[1:] == [("b",)]
 
 
-@pytest.mark.parametrize("change", ["seed", "flip", "fit", "network", "data", "code", "torch", "classes"])
+@pytest.mark.parametrize("change", ["seed", "flip", "line", "data", "code", "torch", "classes"])
 def test_a_saved_state_of_the_teacher_is_keyed_by_all_that_its_training_depends_on(change, wired, monkeypatch):
     keys = []
     monkeypatch.setattr(train, "Resume", lambda root, name, key, say: keys.append((root, name, key)) or 1 / 0)
 
     def key(found) -> None:
         with pytest.raises(ZeroDivisionError):
-            train.teacher(found)
+            train.train(found, "teacher")
 
     key(wired)
+    line = wired.teachers["teacher"]
+    untold = dataclasses.replace(line.network, conditional=False)
     others = {
         "seed": {"seed": 6},
         "flip": {"data": dataclasses.replace(wired.data, flip=False)},
-        "fit": {"raw": {**wired.raw, "teacher": {**wired.raw["teacher"], "lr": 0.5}}},
-        "network": {"raw": {**wired.raw, "network": {**wired.raw["network"], "dropout": 0.5}}},
-        "classes": {"network": dataclasses.replace(wired.network, conditional=False)},
+        "line": {"raw": {**wired.raw, "teachers": {"teacher": {**wired.raw["teachers"]["teacher"], "lr": 0.5}}}},
+        "classes": {"teachers": {"teacher": dataclasses.replace(line, conditional=False, network=untold)}},
     }
     manifest = Manifest.read(paths.DATA)
     if change == "data":
@@ -352,13 +432,17 @@ def test_a_saved_state_of_the_teacher_is_keyed_by_all_that_its_training_depends_
 # --- who takes part in guidance
 
 
-def cast_from(guidance: checkpoint.Guidance | None = None, net=None, head: str = "v", **change) -> SimpleNamespace:
+def cast_from(
+    guidance: checkpoint.Guidance | None = None, net=None, head: str = "v", **change
+) -> checkpoint.Checkpoint:
     """What a checkpoint of classes is asked for; with a weight as an input where the guidance is a range."""
     config = dataclasses.replace(FAMILY["classes"], guidance_embeds=guidance is not None and guidance.is_input)
     weighs = guidance is not None and guidance.is_input
     schedule = Discrete((0.1, 0.2, 0.9))
     known = {"classes": 4, "weighs": weighs, "labels": 3, **change}
-    return SimpleNamespace(denoiser=NetDenoiser(net or stirred(config), schedule, head, **known), guidance=guidance)
+    card = object.__new__(checkpoint.Card)
+    vars(card).update(guidance=guidance and dataclasses.asdict(guidance))
+    return checkpoint.Checkpoint(card, NetDenoiser(net or stirred(config), schedule, head, **known))
 
 
 def beliefs(denoiser, weight: float | None):
@@ -374,7 +458,7 @@ def beliefs(denoiser, weight: float | None):
 @pytest.mark.parametrize("weight", [1.0, 2.5])
 def test_a_student_of_one_weight_begins_as_its_teacher_of_many_is_at_that_weight(weight):
     parent = cast_from(checkpoint.Guidance(1.0, 4.0))
-    student, teacher = guidance.cast(parent, checkpoint.Guidance(weight, weight))
+    student, teacher = roles(parent, checkpoint.Guidance(weight, weight))
     assert teacher is parent.denoiser
     assert not student.weighs
     torch.testing.assert_close(beliefs(student, None), beliefs(teacher, weight), rtol=1e-4, atol=1e-5)
@@ -384,29 +468,29 @@ def test_a_student_of_one_weight_begins_as_its_teacher_of_many_is_at_that_weight
 @pytest.mark.parametrize("weights", [None, checkpoint.Guidance(2.0, 2.0), checkpoint.Guidance(1.0, 4.0)])
 def test_a_student_s_process_classes_levels_and_head_are_its_parent_s(weights):
     parent = cast_from(head="eps")
-    student, _ = guidance.cast(parent, weights)
+    student, _ = roles(parent, weights)
     assert (student.schedule, student.classes, student.labels, student.head) == (parent.denoiser.schedule, 4, 3, "eps")
     assert student.weighs == (weights is not None and weights.is_input)
-    assert guidance.cast(parent, weights, "v")[0].head == "v"
+    assert roles(parent, weights, "v")[0].head == "v"
     assert student.net is not parent.denoiser.net
 
 
 def test_a_student_of_a_student_with_steps_of_its_own_may_get_others():
     parent = cast_from()
     parent.denoiser.grid = even(3)
-    assert guidance.cast(parent, None)[0].grid is None
+    assert roles(parent, None)[0].grid is None
 
 
 def test_what_no_network_can_be_made_to_say_is_a_mistake():
     both = cast_from()
     both.denoiser.head = "both"
-    assert guidance.cast(both, None)[0].head == "both"
+    assert roles(both, None)[0].head == "both"
     with pytest.raises(Mistake, match="a network of head both says twice as much as one of head v; leave `head` out"):
-        guidance.cast(both, None, "v")
+        roles(both, None, "v")
     theirs = cast_from(net=Other())
-    guidance.cast(theirs, checkpoint.Guidance(2.0, 2.0))
+    roles(theirs, checkpoint.Guidance(2.0, 2.0))
     with pytest.raises(Mistake, match="needs our own U-Net; give one weight instead of a range"):
-        guidance.cast(theirs, checkpoint.Guidance(1.0, 4.0))
+        roles(theirs, checkpoint.Guidance(1.0, 4.0))
 
 
 class Other(ToyNet):
@@ -414,3 +498,36 @@ class Other(ToyNet):
 
     def with_dropout(self, p: float) -> "Other":
         return self
+
+
+# --- every schedule, from the file to a measured student
+
+NUMBERS = {"discrete": {"betas": [0.1, 0.3, 0.5, 0.9]}}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_every_schedule_goes_from_the_file_to_a_measured_student(name, tmp_path, monkeypatch):
+    """Trained, distilled, Gamma estimated, times searched and fitted, measured; and written so that it is read again."""
+    monkeypatch.setattr(quality, "RESAMPLES", 10)
+    chosen = {"network": SHAPE, **FIT, "schedule": {"name": name, **NUMBERS.get(name, {})}}
+    lines = {
+        "pd2": {"method": "progressive", **FROM, "steps": 2, **FIT},
+        "cd": {"method": "consistency", **FROM, "steps": 4, "target_ema": 0.5, **FIT},
+    }
+    monkeypatch.setattr(
+        test_measure, "SMALL", {**test_measure.SMALL, "teachers": {"teacher": chosen}, "distill": lines}
+    )
+    found = make(tmp_path, monkeypatch, 0, False)
+    for line in test_measure.names(found):
+        train.train(found, line)
+    for picture in ("frontier", "curves"):
+        monkeypatch.setattr(test_measure.pictures, picture, lambda *_: None)
+    gamma.estimate(found)
+    search.find(found)
+    test_measure.measure_all(found)
+    schedule = variance_preserving(
+        SCHEDULES[name](**{key: tuple(value) for key, value in NUMBERS.get(name, {}).items()})
+    )
+    assert all(opened(line).denoiser.schedule == schedule for line in test_measure.names(found))
+    table = json.loads(paths.FRONTIER.read_text())
+    assert {point["checkpoint"] for point in table["points"]} == {"teacher", "pd2", "cd"}
