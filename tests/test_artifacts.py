@@ -14,8 +14,9 @@ from diffcore.core.errors import Mistake
 from diffcore.data.read import load_resident
 from diffcore.metrics import features, frontier, quality
 from diffcore.search import gamma
-from tasks import evaluate, params, paths, report, search, tracking
-from tests.test_evaluate import make
+from tasks import frontier as frontiers
+from tasks import measure, params, paths, report, search, tracking
+from tests.test_measure import make, measure_all
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def finished(tmp_path_factory) -> tuple[Path, params.Params]:
         for name in ("teacher", *found.distill):
             disk.write_summed(paths.CURVES / f"{name}.csv", "step,images,loss,grad_norm,lr\n1,4,0.5,1.0,0.001\n")
             disk.write_sealed(paths.COST / f"{name}.json", {"seconds": 1.0, "iterations": 1})
-        evaluate.evaluate(found)
+        measure_all(found)
         disk.write_sealed(paths.PUBLISHED, {"tracking_uri": "http://127.0.0.1:1", "ui": "#"})
     return folder, found
 
@@ -39,10 +40,12 @@ def readers() -> dict[str, Callable[[params.Params, Path], object]]:
         "data": lambda found, path: load_resident(paths.DATA),
         "features": lambda found, path: features.load(paths.FEATURES),
         "checkpoints": lambda found, path: checkpoints.load(paths.ARTIFACTS.joinpath(*path.parts[1:3])),
-        "curves": lambda found, path: [evaluate.curves(), tracking._thinned(Path(str(path).removesuffix(".sha256")))],
+        "curves": lambda found, path: [frontiers.curves(), tracking._thinned(Path(str(path).removesuffix(".sha256")))],
         "cost": lambda found, path: tracking._cost(path, path.stem),
         "gamma.json": lambda found, path: search.find(found),
-        "trajectory.json": lambda found, path: evaluate.Bench(found),
+        "trajectory.json": lambda found, path: measure.Bench(found, "v"),
+        "points": lambda found, path: frontiers.merge(found),
+        "reference": lambda found, path: measure.Bench(found, "v"),
         "frontier.json": lambda found, path: report.report(),
         "published.json": lambda found, path: report.report(),
     }
@@ -120,9 +123,9 @@ def test_another_schema_is_named(path, project):
 def test_gamma_of_another_teacher_is_refused_by_all_who_read_it(project):
     shutil.rmtree(paths.CHECKPOINTS / "teacher")
     shutil.copytree(paths.CHECKPOINTS / "v", paths.CHECKPOINTS / "teacher")
-    for read in (search.find, evaluate.Bench):
+    for name in ("teacher", "v"):
         with pytest.raises(Mistake, match=r"gamma\.json was estimated from checkpoint \w{12}, and the one here is"):
-            read(project)
+            measure.Bench(project, name)
 
 
 def test_times_searched_with_another_gamma_are_refused(project):
@@ -130,16 +133,7 @@ def test_times_searched_with_another_gamma_are_refused(project):
     with pytest.raises(
         Mistake, match=r"trajectory\.json was made from another gamma\.json; run the stage `search` again"
     ):
-        evaluate.Bench(project)
-
-
-def test_times_fitted_to_another_student_are_refused(project):
-    shutil.rmtree(paths.CHECKPOINTS / "v")
-    shutil.copytree(paths.CHECKPOINTS / "cd", paths.CHECKPOINTS / "v")
-    with pytest.raises(
-        Mistake, match=r"trajectory\.json was fitted to another checkpoint v; run the stage `search` again"
-    ):
-        evaluate.Bench(project)
+        measure.Bench(project, "v")
 
 
 def test_a_model_that_is_served_knows_its_gamma(project):

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from tasks import strict_yaml
+
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
 
 SMALLER = [
     "features.iterations=20",
-    "teacher.iterations=60",
+    "teachers.teacher.iterations=60",
     "distill.pd4.iterations=10",
     "distill.pd2.iterations=10",
     "distill.pd1.iterations=10",
@@ -116,10 +118,26 @@ def test_one_number_reruns_only_what_depends_on_it(finished, copy):
     assert changed != text
     (copy / "params.yaml").write_text(changed)
     before = digests(copy)
-    # the search fits times to any student that is valid at any time, so it follows them all
-    assert ran(dvc(copy, "repro")) == ["distill@pd2", "distill@pd1", "search", "evaluate", "publish"]
+    measured = ["measure@pd2", "measure@pd1"]
+    assert sorted(ran(dvc(copy, "repro"))) == sorted(["distill@pd2", "distill@pd1", *measured, "frontier", "publish"])
     after = digests(copy)
     assert {name for name in before if before[name] != after[name]} == {"pd2", "pd1"}
+
+
+def test_another_tolerance_runs_nothing_but_the_frontier_and_publish(finished, copy):
+    edit(copy, "tolerance: 1.5", "tolerance: 2.5")
+    assert ran(dvc(copy, "repro")) == ["frontier", "publish"]
+
+
+def test_a_new_student_is_trained_and_measured_alone(finished, copy):
+    raw = strict_yaml.load_yaml(copy / "params.yaml")
+    raw["distill"]["pd8"] = {**raw["distill"]["pd4"], "steps": 8, "iterations": 3}
+    strict_yaml.dump_yaml(json.loads(json.dumps(raw)), copy / "params.yaml")
+    before = (copy / "artifacts/frontier.csv").read_text().splitlines()
+    assert ran(dvc(copy, "repro")) == ["distill@pd8", "measure@pd8", "frontier", "publish"]
+    after = (copy / "artifacts/frontier.csv").read_text().splitlines()
+    shared = [row.rpartition(",")[0] for row in before[1:]]
+    assert shared == [row.rpartition(",")[0] for row in after[1:] if not row.startswith("pd8")]
 
 
 SAVED = ".resume/teacher-*/step-*/state.json"
@@ -145,7 +163,7 @@ def test_kill_9_in_the_middle_of_a_stage_loses_nothing(finished, tmp_path, victi
     assert "teacher" not in digests(folder)
     again = call(folder, "./stage", "run")
     assert again.returncode == 0, again.stdout + again.stderr
-    assert ran(again.stdout)[0] == "teacher"
+    assert ran(again.stdout)[0] == "teachers@teacher"
     first = re.search(r"^teacher: goes on after (\d+) of 60 updates", again.stdout, re.MULTILINE)
     assert int(first[1]) > 1
     assert digests(folder) == digests(finished[0])
@@ -197,22 +215,22 @@ BROKEN = {
         r"\.tar is .*not what the manifest says: run the shard stage again",
     ),
     "an unreadable shard": (
-        ["teacher"],
+        ["train", "teacher"],
         lambda folder: cut(next(folder.glob("artifacts/data/*.tar"))),
         r"\.tar is .*not what the manifest says: run the shard stage again",
     ),
     "a missing shard": (
-        ["teacher"],
+        ["train", "teacher"],
         lambda folder: next(folder.glob("artifacts/data/*.tar")).unlink(),
         r"\.tar is missing.*: run the shard stage again",
     ),
     "a missing parent": (
-        ["distill", "pd2"],
+        ["train", "pd2"],
         lambda folder: shutil.rmtree(folder / "artifacts/checkpoints/pd4"),
         r"checkpoints/pd4 is not a checkpoint: it has no card\.json",
     ),
     "a checkpoint with a bad card": (
-        ["distill", "pd2"],
+        ["train", "pd2"],
         lambda folder: spoil(folder / "artifacts/checkpoints/pd4/card.json"),
         r"checkpoints/pd4/card\.json",
     ),
@@ -221,7 +239,11 @@ BROKEN = {
         lambda folder: spoil(folder / "artifacts/checkpoints/teacher/unet/diffusion_pytorch_model.safetensors"),
         r"is damaged: its sha256 does not fit the card",
     ),
-    "a student that is not there": (["distill", "pd3"], lambda folder: None, r"distill\.pd3 is not in params\.yaml"),
+    "a student that is not there": (
+        ["train", "pd3"],
+        lambda folder: None,
+        r"params\.yaml has no line 'pd3' in teachers or distill",
+    ),
     "a round that does not halve its teacher": (
         ["check"],
         lambda folder: edit(folder, "steps: 2", "steps: 3"),
@@ -260,6 +282,7 @@ def test_a_method_is_one_file_and_one_line(copy):
     line = (
         "more:",
         "  method: again",
+        "  init: teacher",
         "  teacher: teacher",
         "  iterations: 5",
         "  batch: 16",

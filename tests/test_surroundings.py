@@ -16,7 +16,7 @@ import torch
 
 from diffcore.core.errors import Mistake
 from diffcore.training import learner, loop
-from tasks import command, lifeline, params, progress, surroundings, train
+from tasks import command, lifeline, params, progress, sections, surroundings, train
 from tasks.lifeline import die_with_parent
 
 ROOT = Path(__file__).parent.parent
@@ -230,11 +230,11 @@ def test_without_any_output_it_ends_as_well(monkeypatch):
 COMMANDS = {
     "shard": ("shard.shard", [], 0),
     "features": ("features.train", [], 0),
-    "teacher": ("train.teacher", [], 0),
-    "distill pd4": ("train.distill", ["pd4"], 0),
+    "train pd4": ("train.train", ["pd4"], 0),
     "gamma": ("gamma.estimate", [], 0),
     "search": ("search.find", [], 0),
-    "evaluate": ("evaluate.evaluate", [], 0),
+    "measure pd4": ("measure.measure", ["pd4"], 0),
+    "frontier": ("frontier.merge", [], 0),
     "publish": ("publish.publish", [], 0),
 }
 
@@ -251,7 +251,7 @@ def order(monkeypatch) -> list:
 
     for place in ("surroundings.check", "lifeline.die_with_parent", "graph.check", "report.report", "workspace.make"):
         note(place)
-    for place in ("dvc_files.keep", "dvc_files.mend", *(place for place, _, _ in COMMANDS.values()), "adopt.teacher"):
+    for place in ("dvc_files.keep", "dvc_files.mend", *(place for place, _, _ in COMMANDS.values()), "adopt.take"):
         note(place)
     note("dvc_files.put_back", [])
     note("report.run", 7)
@@ -259,7 +259,7 @@ def order(monkeypatch) -> list:
     return seen
 
 
-PARAMS = SimpleNamespace(teacher=None, distill={"pd4": None})
+PARAMS = SimpleNamespace(line=lambda name: None, distill={"pd4": None})
 BEGINS = [("surroundings.check",), ("lifeline.die_with_parent",)]
 
 
@@ -271,10 +271,11 @@ def test_a_stage_keeps_dvc_s_files_and_gets_the_parameters(order, words):
 
 
 def test_a_teacher_in_a_folder_is_adopted_and_not_trained(order, monkeypatch):
-    adopted = SimpleNamespace(teacher=params.Adopt("there"))
+    line = sections.Adopted(name="theirs", folder="there", conditional=False)
+    adopted = SimpleNamespace(line=lambda name: line if name == "theirs" else 1 / 0)
     monkeypatch.setattr(params, "read", lambda: adopted)
-    assert command.main(["teacher"]) == 0
-    assert order[-1] == ("adopt.teacher", adopted)
+    assert command.main(["train", "theirs"]) == 0
+    assert order[-1] == ("adopt.take", adopted, "theirs")
 
 
 def test_the_other_commands_check_first_and_hand_on_what_they_were_given(order, capsys):
@@ -295,17 +296,17 @@ def test_the_other_commands_check_first_and_hand_on_what_they_were_given(order, 
     assert capsys.readouterr().out.splitlines()[0] == "params.yaml: 1 students (pd4); all sections are in order"
 
 
-@pytest.mark.parametrize("words", ["teacher", "distill pd4"])
+@pytest.mark.parametrize("words", ["train teacher", "train pd4"])
 def test_a_stopped_training_ends_with_143_and_what_it_had_is_put_back(order, words, monkeypatch):
     """What starts it again goes by the code."""
 
     def stopped(*_):
         raise loop.Stopped("stopped at step 3")
 
-    for name in ("teacher", "distill"):
-        monkeypatch.setattr(train, name, stopped)
+    monkeypatch.setattr(train, "train", stopped)
     assert command.main(words.split()) == 143
-    assert order[-1] == ("dvc_files.put_back", words.replace(" ", "@"))
+    name = words.split()[1]
+    assert order[-2:] == [("dvc_files.put_back", f"{stage}@{name}") for stage in ("teachers", "distill")]
 
 
 @pytest.mark.parametrize("words", COMMANDS)

@@ -653,7 +653,7 @@ def test_another_network_than_the_one_that_was_measured_is_not_published(room):
     shutil.rmtree(room / "artifacts/checkpoints/pd2")
     shutil.copytree(room / "artifacts/checkpoints/pd1", room / "artifacts/checkpoints/pd2")
     with pytest.raises(
-        Mistake, match="checkpoints/pd2 is not the network that was measured; run the evaluate stage again"
+        Mistake, match="checkpoints/pd2 is not the network that was measured; run the stage `measure pd2` again"
     ):
         publish()
 
@@ -1540,7 +1540,7 @@ def test_an_experiment_is_opened_in_a_database_that_is_ready_and_made_where_ther
 def test_a_recommended_point_that_the_table_has_not_is_refused(tmp_path):
     write_files(tmp_path, few_points())
     disk.write_sealed(tmp_path / "frontier.json", table(few_points()["points"], "pd3"))
-    with pytest.raises(Mistake, match=r"frontier\.json recommends 'pd3', none of its points; run the evaluate stage"):
+    with pytest.raises(Mistake, match=r"frontier\.json recommends 'pd3', none of its points; run the stage `frontier`"):
         tracking._read(tmp_path, {})
 
 

@@ -393,7 +393,7 @@ def test_nothing_is_written_for_parameters_that_would_be_refused(tmp_path, monke
     for preset, changes, words in (
         ("smoke", ["seed=x"], f"the parameters of {tmp_path / 'w'}: seed: "),
         ("smoky", [], "no preset 'smoky'"),
-        (None, ["network.chanels=[8]"], "params.yaml has no network.chanels"),
+        (None, ["features.chanels=8"], "params.yaml has no features.chanels"),
     ):
         with pytest.raises(Mistake, match=words.replace(".", r"\.")):
             workspace.make(tmp_path / "w", preset, changes)
@@ -453,7 +453,7 @@ def test_a_workspace_made_again_has_new_code_and_old_artifacts(tmp_path, monkeyp
 
 BASE = {
     "seed": 0,
-    "teacher": {"iterations": 1, "lr": 0.1},
+    "teachers": {"teacher": {"iterations": 1, "lr": 0.1, "network": {"layers": 1}}},
     "distill": {"a": {"lr": 1, "steps": 2}, "b": {"lr": 3}},
     "evaluate": {"images": 10, "students": {}},
     "network": {"channels": [8, 16]},
@@ -472,8 +472,13 @@ def over(*changes: dict) -> dict:
     [
         ({"seed": 3}, "seed", 3),
         ({"network": {"channels": [4]}}, "network", {"channels": [4]}),
-        ({"teacher": {"lr": 2}}, "teacher", {"iterations": 1, "lr": 2}),
-        ({"teacher": {"folder": "x"}}, "teacher", {"folder": "x"}),
+        (
+            {"teachers": {"teacher": {"lr": 2, "network": {"layers": 3}}}},
+            "teachers",
+            {"teacher": {"iterations": 1, "lr": 2, "network": {"layers": 3}}},
+        ),
+        ({"teachers": {"teacher": {"from": "x"}}}, "teachers", {"teacher": {"from": "x"}}),
+        ({"teachers": {"other": {"from": "x"}}}, "teachers", {**BASE["teachers"], "other": {"from": "x"}}),
         ({"distill": {"a": {"lr": 7}}}, "distill", {"a": {"lr": 7, "steps": 2}, "b": {"lr": 3}}),
         ({"distill": {"a": {"lr": 7, "steps": 1}}}, "distill", {"a": {"lr": 7, "steps": 1}}),
         ({"distill": {"c": {"lr": 7}}}, "distill", {"c": {"lr": 7}}),

@@ -13,30 +13,32 @@ from tests.faults.trial import USERS_OWN, Case, Trial, restore
 from tests.faults.verdict import Outcome
 
 READERS = {
-    "artifacts/data/*.tar": ["features", "teacher", "gamma", "evaluate"],
-    "artifacts/data/manifest.json": ["features", "teacher", "gamma", "evaluate"],
-    "artifacts/features/*": ["evaluate"],
-    "artifacts/checkpoints/teacher/unet/*.safetensors": ["distill pd2", "gamma", "search", "evaluate", "publish"],
-    "artifacts/checkpoints/*/unet/*.safetensors": ["search", "evaluate", "publish"],
-    "artifacts/checkpoints/*/unet/config.json": ["evaluate", "publish"],
-    "artifacts/checkpoints/*/scheduler/*.json": ["evaluate", "publish"],
-    "artifacts/checkpoints/*/model_index.json": ["evaluate", "publish"],
-    "artifacts/checkpoints/*/card.json": ["search", "evaluate", "publish"],
-    "artifacts/gamma.json": ["search", "evaluate", "publish"],
-    "artifacts/trajectory.json": ["evaluate"],
+    "artifacts/data/*.tar": ["features", "train teacher", "gamma", "measure teacher"],
+    "artifacts/data/manifest.json": ["features", "train teacher", "gamma", "measure teacher"],
+    "artifacts/features/*": ["measure pd2"],
+    "artifacts/checkpoints/teacher/unet/*.safetensors": ["train pd2", "gamma", "measure teacher", "publish"],
+    "artifacts/checkpoints/*/unet/*.safetensors": ["measure teacher", "measure pd2", "measure cd", "publish"],
+    "artifacts/checkpoints/*/unet/config.json": ["measure teacher", "measure pd2", "measure cd", "publish"],
+    "artifacts/checkpoints/*/scheduler/*.json": ["measure teacher", "measure pd2", "measure cd", "publish"],
+    "artifacts/checkpoints/*/model_index.json": ["measure teacher", "measure pd2", "measure cd", "publish"],
+    "artifacts/checkpoints/*/card.json": ["measure teacher", "measure pd2", "measure cd", "publish"],
+    "artifacts/gamma.json": ["search", "measure pd2", "publish"],
+    "artifacts/trajectory.json": ["measure pd2"],
+    "artifacts/points/*/*": ["frontier"],
+    "artifacts/reference/*/*": ["measure pd2"],
     "artifacts/frontier.json": ["report", "publish"],
     "artifacts/frontier.csv": ["publish"],
     "artifacts/frontier.png": ["publish"],
     "artifacts/samples/*.png": ["publish"],
-    "artifacts/curves/*.csv": ["evaluate", "publish"],
+    "artifacts/curves/*.csv": ["frontier", "publish"],
     "artifacts/cost/*.json": ["publish"],
     "artifacts/published.json": ["report"],
-    ".resume/teacher-*/step-*/state.json": ["teacher"],
-    ".resume/teacher-*/step-*/state.safetensors": ["teacher"],
-    ".resume/pd2-*/step-*/state.*": ["distill pd2"],
+    ".resume/teacher-*/step-*/state.json": ["train teacher"],
+    ".resume/teacher-*/step-*/state.safetensors": ["train teacher"],
+    ".resume/pd2-*/step-*/state.*": ["train pd2"],
     "mlflow.db": ["publish"],
     "params.yaml": ["check"],
-    "dvc.yaml": ["teacher"],
+    "dvc.yaml": ["train teacher"],
     "dvc.lock": [],
     ".dvc/cache/files/md5/*/*": [],
     ".dvc/cache/runs/*/*/*": [],
@@ -161,7 +163,7 @@ def damage(made: Path, plan: Plan, dice: random.Random) -> Path:
     others = alike or sorted(other for other in made.glob("artifacts/*.*") if other != path)
     DAMAGES[plan.damage](path, dice, others)
     if plan.pattern.startswith(".resume"):
-        for place in pipeline.STAGES[plan.reader if plan.reader != "run" else "teacher"]:
+        for place in pipeline.STAGES[plan.reader if plan.reader != "run" else "train teacher"]:
             target = made / place
             remove(target) if target.is_dir() else target.unlink(missing_ok=True)
         if plan.reader == "run":

@@ -79,7 +79,11 @@ def surroundings() -> list[Surroundings]:
         Surroundings("a HOME that is not there", "run", {"HOME": "/proc/nonexistent"}, real=True),
         Surroundings("a HOME that is a file", "publish", {"HOME": "/dev/null"}, real=True),
         Surroundings(
-            "a TMPDIR that is not there", "evaluate", {"TMPDIR": "/proc/nonexistent"}, stale=("evaluate",), real=True
+            "a TMPDIR that is not there",
+            "measure teacher",
+            {"TMPDIR": "/proc/nonexistent"},
+            stale=("measure teacher",),
+            real=True,
         ),
         Surroundings(
             "a TMPDIR that is not there", "publish", {"TMPDIR": "/proc/nonexistent"}, stale=("publish",), real=True
@@ -98,18 +102,23 @@ def surroundings() -> list[Surroundings]:
         ),
         Surroundings(
             "MPLCONFIGDIR is not there",
-            "evaluate",
+            "measure teacher",
             {"MPLCONFIGDIR": "/proc/nonexistent/x"},
-            stale=("evaluate",),
+            stale=("measure teacher",),
             real=True,
         ),
         Surroundings("DISTILL_PYTHON is not there", "check", {"DISTILL_PYTHON": "/proc/nonexistent/python"}, real=True),
         Surroundings("DISTILL_PYTHON is a folder", "check", {"DISTILL_PYTHON": "/tmp"}, real=True),
         Surroundings("PYTHONPATH is garbage", "check", {"PYTHONPATH": "/proc/nonexistent:\n:x"}, real=True),
         Surroundings(
-            "ACCELERATE_MIXED_PRECISION is garbage", "teacher", {"ACCELERATE_MIXED_PRECISION": "x"}, stale=("teacher",)
+            "ACCELERATE_MIXED_PRECISION is garbage",
+            "train teacher",
+            {"ACCELERATE_MIXED_PRECISION": "x"},
+            stale=("train teacher",),
         ),
-        Surroundings("WORLD_SIZE is garbage", "teacher", {"WORLD_SIZE": "x", "LOCAL_RANK": "y"}, stale=("teacher",)),
+        Surroundings(
+            "WORLD_SIZE is garbage", "train teacher", {"WORLD_SIZE": "x", "LOCAL_RANK": "y"}, stale=("train teacher",)
+        ),
         Surroundings("closed input", "shard", prepare=_closed(0), stale=("shard",)),
         Surroundings("closed output", "shard", prepare=_closed(1), stale=("shard",), real=True),
         Surroundings("closed ends, all", "shard", prepare=_closed(0, 1, 2), stale=("shard",), real=True),
@@ -117,7 +126,7 @@ def surroundings() -> list[Surroundings]:
         Surroundings("a full output", "shard", prepare=_to("/dev/full", 1), stale=("shard",)),
         Surroundings("a full output", "report", prepare=_to("/dev/full", 1)),
         Surroundings("an output that nobody reads", "gamma", prepare=_broken_pipe, stale=("gamma",)),
-        Surroundings("signals ignored", "teacher", prepare=_deaf, stale=("teacher",)),
+        Surroundings("signals ignored", "train teacher", prepare=_deaf, stale=("train teacher",)),
         Surroundings("a umask that takes all", "gamma", prepare=_masked, stale=("gamma",)),
     ]
     for uri in (
@@ -130,7 +139,17 @@ def surroundings() -> list[Surroundings]:
         found.append(
             Surroundings(f"MLFLOW_TRACKING_URI={uri}", "publish", {"MLFLOW_TRACKING_URI": uri}, stale=("publish",))
         )
-    for stage in ("shard", "features", "teacher", "distill pd2", "gamma", "search", "evaluate", "publish"):
+    for stage in (
+        "shard",
+        "features",
+        "train teacher",
+        "train pd2",
+        "gamma",
+        "search",
+        "measure teacher",
+        "frontier",
+        "publish",
+    ):
         for name, at in (("ENOSPC", 3), ("EROFS", 1), ("EACCES", 2)):
             found.append(Surroundings(f"{name} from event {at} on", stage, strike=Strike(at, name), stale=(stage,)))
         found.append(
@@ -138,7 +157,10 @@ def surroundings() -> list[Surroundings]:
         )
     found += [
         Surroundings(
-            "no more than 12 open files", "evaluate", prepare=limit(resource.RLIMIT_NOFILE, 12), stale=("evaluate",)
+            "no more than 12 open files",
+            "measure teacher",
+            prepare=limit(resource.RLIMIT_NOFILE, 12),
+            stale=("measure teacher",),
         ),
         Surroundings(
             "no more than 20 open files", "publish", prepare=limit(resource.RLIMIT_NOFILE, 20), stale=("publish",)
@@ -146,16 +168,16 @@ def surroundings() -> list[Surroundings]:
         Surroundings("no more than 24 open files", "run", prepare=limit(resource.RLIMIT_NOFILE, 24), stale=("search",)),
         Surroundings(
             "1200 MiB of memory",
-            "teacher",
+            "train teacher",
             prepare=limit(resource.RLIMIT_AS, 1200 * MIB),
-            stale=("teacher",),
+            stale=("train teacher",),
             real=True,
         ),
         Surroundings(
             "600 MiB of memory",
-            "evaluate",
+            "measure teacher",
             prepare=limit(resource.RLIMIT_AS, 600 * MIB),
-            stale=("evaluate",),
+            stale=("measure teacher",),
             real=True,
         ),
         Surroundings("200 MiB of memory", "check", prepare=limit(resource.RLIMIT_AS, 200 * MIB), real=True),

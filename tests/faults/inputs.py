@@ -512,12 +512,11 @@ def _teacher(dice: random.Random, number: int, kind: str) -> Case:
         told, wanted = TEACHERS[what](given, random.Random(twist))
         trial.record.commands.append(told)
         tree = load(folder / "params.yaml")
-        del tree["network"], tree["teacher"]
-        tree |= {"network": load(trial.template / "params.yaml")["network"], "teacher": {"folder": "given"}}
+        tree["teachers"]["teacher"] = {"from": "given"}
         dump(tree, folder / "params.yaml")
-        return judged(trial, trial.call("teacher", prepare=limit(resource.RLIMIT_AS, 24 << 30)), wanted)
+        return judged(trial, trial.call("train", "teacher", prepare=limit(resource.RLIMIT_AS, 24 << 30)), wanted)
 
-    return Case(kind, f"a teacher: {what} ({twist}), then ./stage teacher", run)
+    return Case(kind, f"a teacher: {what} ({twist}), then ./stage train teacher", run)
 
 
 def _made_in_child(trial: Trial, place: Path) -> None:
@@ -618,22 +617,22 @@ LINES: tuple[tuple[tuple[str, ...], str], ...] = (
     ((), REFUSE),
     (("",), REFUSE),
     (("--help",), TAKE),
-    (("evaluate", "--help"), TAKE),
+    (("measure", "--help"), TAKE),
     (("check",), TAKE),
     (("report",), TAKE),
     (("nonesuch",), REFUSE),
     (("shards",), REFUSE),
     (("shard", "more"), REFUSE),
-    (("distill",), REFUSE),
-    (("distill", ""), REFUSE),
-    (("distill", "teacher"), REFUSE),
-    (("distill", "real"), REFUSE),
-    (("distill", "pd3"), REFUSE),
-    (("distill", "../pd2"), REFUSE),
-    (("distill", "pd2", "cd"), REFUSE),
-    (("distill", "a" * 5000), REFUSE),
-    (("distill", "--name"), REFUSE),
-    (("distill", "\udcff"), REFUSE),
+    (("train",), REFUSE),
+    (("train", ""), REFUSE),
+    (("evaluate",), REFUSE),
+    (("train", "real"), REFUSE),
+    (("train", "pd3"), REFUSE),
+    (("train", "../pd2"), REFUSE),
+    (("train", "pd2", "cd"), REFUSE),
+    (("train", "a" * 5000), REFUSE),
+    (("train", "--name"), REFUSE),
+    (("train", "\udcff"), REFUSE),
     (("check", "--preset", "smoke"), REFUSE),
     (("run", "--force"), REFUSE),
     (("workspace",), REFUSE),

@@ -68,8 +68,8 @@ def cases(seed: int, count: int, seen: Mapping[str, list[str]]) -> list[Case]:
 
 def _stage(dice: random.Random, seen: Mapping[str, list[str]], kind: str) -> Case:
     """One stage by itself, killed at an event or at any instant, over an earlier result or over none."""
-    quick = [name for name in pipeline.STAGES if name not in ("evaluate", "publish")]
-    stage = dice.choice([*quick, *quick, "evaluate"])
+    quick = [name for name in pipeline.STAGES if name not in ("measure teacher", "publish")]
+    stage = dice.choice([*quick, *quick, "measure teacher"])
     fresh, instant = dice.random() < 0.6, dice.random() < 0.2
     at, seconds = dice.randint(1, max(1, len(seen[stage]))), dice.uniform(0.05, 2.0)
     where = f"after {seconds:.2f} s" if instant else _told(seen[stage], at)

@@ -19,26 +19,28 @@ ROOT = Path(__file__).resolve().parents[2]
 STAGES = {
     "shard": ["artifacts/data"],
     "features": ["artifacts/features"],
-    "teacher": ["artifacts/checkpoints/teacher", "artifacts/curves/teacher.csv", "artifacts/cost/teacher.json"],
-    "distill pd2": ["artifacts/checkpoints/pd2", "artifacts/curves/pd2.csv", "artifacts/cost/pd2.json"],
-    "distill cd": ["artifacts/checkpoints/cd", "artifacts/curves/cd.csv", "artifacts/cost/cd.json"],
+    "train teacher": ["artifacts/checkpoints/teacher", "artifacts/curves/teacher.csv", "artifacts/cost/teacher.json"],
+    "train pd2": ["artifacts/checkpoints/pd2", "artifacts/curves/pd2.csv", "artifacts/cost/pd2.json"],
+    "train cd": ["artifacts/checkpoints/cd", "artifacts/curves/cd.csv", "artifacts/cost/cd.json"],
     "gamma": ["artifacts/gamma.json"],
     "search": ["artifacts/trajectory.json"],
-    "evaluate": [f"artifacts/{name}" for name in ("samples", "frontier.json", "frontier.csv", "frontier.png", "curves.png")],
+    "measure teacher": ["artifacts/points/teacher", "artifacts/reference/teacher"],
+    "measure pd2": ["artifacts/points/pd2"],
+    "measure cd": ["artifacts/points/cd"],
+    "frontier": [f"artifacts/{name}" for name in ("samples", "frontier.json", "frontier.csv", "frontier.png", "curves.png")],
     "publish": ["artifacts/published.json", "mlflow.db", "mlruns"],
 }  # fmt: skip
 """The stages of the small pipeline in order, by the words that run them, and what each writes."""
 
 TINY = (
     "data.limit=200",
-    "network={channels: [8], layers: 1, groups: 4}",
     "features={channels: 8, dimension: 8, iterations: 3, batch: 16}",
-    "teacher={iterations: 8, batch: 8, lr: 1.0e-3, ema: 0.9}",
-    "distill={pd2: {method: progressive, teacher: teacher, steps: 2, iterations: 4, batch: 8, lr: 1.0e-3, ema: 0.9},"
-    " cd: {method: consistency, teacher: teacher, steps: 4, target_ema: 0.5, iterations: 4, batch: 8, lr: 1.0e-3, ema: 0.9}}",
+    "teachers.teacher={network: {channels: [8], layers: 1, groups: 4}, iterations: 8, batch: 8, lr: 1.0e-3, ema: 0.9}",
+    "distill={pd2: {method: progressive, init: teacher, teacher: teacher, steps: 2, iterations: 4, batch: 8, lr: 1.0e-3, ema: 0.9},"
+    " cd: {method: consistency, init: teacher, teacher: teacher, steps: 4, target_ema: 0.5, iterations: 4, batch: 8, lr: 1.0e-3, ema: 0.9}}",
     "gamma={steps: 20, images: 4, batch: 80}",
-    "search={most: 4, fitted: {points: 6, images: 4, batch: 4}}",
-    "evaluate={images: 20, batch: 20, likelihood: {images: 2}, anytime: [{sampler: renoise, trajectory: even, steps: [1]}],"
+    "search={most: 4}",
+    "evaluate={images: 20, batch: 20, likelihood: {images: 2}, fitted: {points: 6, images: 4, batch: 4}, anytime: [{sampler: renoise, trajectory: even, steps: [1]}],"
     " teacher: [{sampler: ddim, trajectory: even, steps: [2]}, {sampler: ddim, trajectory: searched, steps: [2]},"
     " {sampler: analytic, trajectory: even, steps: [2]}]}",
     "compute={threads: 1, save_seconds: 0.001}",
