@@ -16,6 +16,7 @@ import numpy as np
 
 from diffcore.core import disk
 from diffcore.core.mistake import Mistake
+from diffcore.metrics.estimate import columns
 
 # Okabe and Ito's palette, which people with any common colour blindness can tell apart: strong colours for students,
 # calm ones for the teacher's samplers. Markers differ too, so that no line depends on its colour alone.
@@ -25,6 +26,20 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 INK, FAINT = "#22282D", "#8A949B"
 GAP = 2  # pixels between the tiles of a grid, so that 8x8 images do not run into each other
 TILE = 48  # small images are enlarged to about this many pixels
+
+
+def flat(frontier: Any) -> dict[str, Any]:
+    """The content of a frontier with NAME and NAME_se of each metric beside the other fields."""
+    points = [{**point.row(), "times": list(point.times)} for point in frontier.points]
+    floor = {**columns(frontier.floor.metrics), **frontier.floor.to_json()}
+    del floor["metrics"]
+    return frontier.to_json() | {"floor": floor, "points": points}
+
+
+def measured(point: dict[str, Any]) -> dict[str, float | None]:
+    """The numbers of a point that `flat` made."""
+    keys = list(point)
+    return {key: point[key] for key in (*keys[keys.index("nfe") + 1 : keys.index("n")], "nfe")}
 
 
 def ways(points: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -44,7 +59,7 @@ def ways(points: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 def frontier(table: dict[str, Any], path: Path) -> None:
     """The frontier as a 1200 x 800 PNG: Frechet distance against network calls, both logarithmic.
 
-    table: the content of frontier.json. Bars are one standard error either side. Students have filled markers and thick
+    table: what `flat` says of it. Bars are one standard error either side. Students have filled markers and thick
     lines, the teacher's samplers open ones and thin dashes; the grey steps are the best that so many calls can buy.
     """
     from matplotlib.figure import Figure

@@ -5,12 +5,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from diffcore.checkpoints.checkpoint import read_card
 from diffcore.core import disk
 from diffcore.core.mistake import Mistake
-from diffcore.metrics.frontier import SCHEMA, Frontier
+from diffcore.metrics.frontier import Frontier
+from diffcore.metrics.point import Point
 from tasks import dvc_environment, dvc_files, lifeline, params, paths, tracking
 from tasks.alone import alone
 from tasks.progress import say
@@ -55,12 +55,12 @@ def report() -> None:
     """Prints the frontier, the recommended point and why, and where to look."""
     if not paths.FRONTIER.exists():
         raise Mistake(f"{paths.FRONTIER} is missing; run the pipeline first: distill run")
-    found = disk.read_sealed(paths.FRONTIER, SCHEMA, paths.again("evaluate"))
-    say(Frontier.from_json(found).table())
-    point = next(point for point in found["points"] if point["name"] == found["recommended"]["name"])
-    folder = _checked(point)
-    say(f"recommended: {found['recommended']['name']}\n  {found['recommended']['reason']}")
-    for warning in found["recommended"]["warnings"]:
+    frontier = Frontier.read(paths.FRONTIER, paths.again("evaluate"))
+    say(frontier.table())
+    chosen = frontier.recommended
+    folder = _checked(chosen.point)
+    say(f"recommended: {chosen.point.name}\n  {chosen.reason}")
+    for warning in chosen.warnings:
         say(f"  warning: {warning}")
     say(f"  the checkpoint is {folder}\n")
     say(f"pictures: {paths.FRONTIER.with_suffix('.png')}, samples of every point: {paths.SAMPLES / 'all.png'}")
@@ -70,11 +70,11 @@ def report() -> None:
         say(f"MLflow: nothing is published, there is no {paths.PUBLISHED}; {paths.again('publish')}")
 
 
-def _checked(point: dict[str, Any]) -> Path:
+def _checked(point: Point) -> Path:
     """The folder of a point's checkpoint; a Mistake if it is gone, or another than the one that was measured."""
-    folder = paths.CHECKPOINTS / point["checkpoint"]
-    if (here := read_card(folder).digest) != point["checkpoint_digest"]:
-        measured = point["checkpoint_digest"][:12]
+    folder = paths.CHECKPOINTS / point.checkpoint
+    if (here := read_card(folder).digest) != point.checkpoint_digest:
+        measured = point.checkpoint_digest[:12]
         raise Mistake(
             f"{folder} is {here[:12]}, not the {measured} that was measured, so this frontier says nothing of it; "
             "run the pipeline again: distill run"

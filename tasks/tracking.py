@@ -37,26 +37,10 @@ from tasks.progress import say
 from tasks.redaction import parted, told
 
 LOCAL = "sqlite:///mlflow.db"
-FRONTIER_SCHEMA = 3  # that of diffcore.metrics.frontier, which nothing else here needs
 LOCK = ".mlflow.lock"
 CHALLENGER = "challenger"
 TEACHER = "teacher"
 CURVE_ROWS = 100  # of each training curve; the whole csv lies beside them. A thousand metrics take SQLite half a second
-METRICS = (
-    "fd",
-    "fd_se",
-    "kid",
-    "kid_se",
-    "fd_pixels",
-    "fd_pixels_se",
-    "rmse_teacher",
-    "rmse_teacher_se",
-    "accuracy",
-    "accuracy_se",
-    "bits",
-    "bits_se",
-    "ms_per_image",
-)
 HTTP = ("http://", "https://")
 ADVICE = "run `distill up` or unset MLFLOW_TRACKING_URI"
 REASON = 300  # characters of a library's error that are told
@@ -193,12 +177,10 @@ def lost(receipt: dict[str, Any]) -> str | None:
 
 
 def _read(folder: Path, parameters: dict[str, Any]) -> Files:
+    from diffcore.metrics.frontier import Frontier
+
     path = folder / "frontier.json"
-    table = disk.read_sealed(path, FRONTIER_SCHEMA, paths.again("evaluate"))
-    if table["recommended"]["name"] not in {point["name"] for point in table["points"]}:
-        raise Mistake(
-            f"{path} recommends {table['recommended']['name']!r}, none of its points; run the evaluate stage again"
-        )
+    table = pictures.flat(Frontier.read(path, paths.again("evaluate")))
     cards = {name: _card(folder / "checkpoints" / name) for name in sorted({p["checkpoint"] for p in table["points"]})}
     files = Files(folder, table, cards, parameters)
     for point in table["points"]:
@@ -565,7 +547,7 @@ def _fill_way(book: Book, files: Files, points: list[Point], cards: dict[str, di
     for point in points:
         carries = _carries(files, point)
         model = _with_weights(files, point) if carries else _without_weights(book, point, run)
-        metrics += _metrics({key: point[key] for key in (*METRICS, "nfe")}, round(point["nfe"]), model)
+        metrics += _metrics(pictures.measured(point), round(point["nfe"]), model)
     about = {f"evaluate/{key}": value for key, value in files.table["about"].items()}
     trained = {
         f"{name}/{key}": value for name, card in cards.items() for key, value in _flat(card["parameters"]).items()
@@ -718,7 +700,7 @@ def _frontier_page(book: Book, files: Files) -> Page:
 
 def _floor_page(book: Book, files: Files) -> Page:
     """The real-against-real floor as a way of its own: a level line under the others in every chart."""
-    floor = {key: files.table["floor"][key] for key in METRICS if key in files.table["floor"]}
+    floor = {key: value for key, value in files.table["floor"].items() if isinstance(value, float)}
     steps = sorted({round(point["nfe"]) for point in files.table["points"]})
     content = {"floor": floor, "steps": steps, "about": files.table["about"]}
 

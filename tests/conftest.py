@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from diffcore.denoisers.exact import GaussianDenoiser, MixtureDenoiser
 from diffcore.denoisers.network import NetDenoiser
-from diffcore.metrics import quality
+from diffcore.metrics import bootstrap
 from diffcore.noise.schedule import SCHEDULES, Cosine, Discrete, Schedule
 from diffcore.sampling.solver import Solver
 from diffcore.sampling.solvers import SOLVERS
@@ -44,7 +44,7 @@ def without_shape_checks():
 @pytest.fixture
 def project(finished, tmp_path, monkeypatch):
     """The parameters of a module's `finished` run; a copy of its folder, to change or break, is the working directory."""
-    monkeypatch.setattr(quality, "RESAMPLES", 10)
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 10)
     shutil.copytree(finished[0], tmp_path / "copy", symlinks=True)
     monkeypatch.chdir(tmp_path / "copy")
     return finished[1]

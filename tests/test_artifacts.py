@@ -12,7 +12,7 @@ from diffcore.checkpoints import checkpoint
 from diffcore.core import disk
 from diffcore.core.mistake import Mistake
 from diffcore.data import shards
-from diffcore.metrics import features, frontier, quality
+from diffcore.metrics import bootstrap, features
 from diffcore.search import gamma
 from tasks import evaluate, params, paths, report, search, tracking
 from tests.test_evaluate import make
@@ -23,7 +23,7 @@ def finished(tmp_path_factory) -> tuple[Path, params.Params]:
     """A project up to its report."""
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quality, "RESAMPLES", 10)
+        patch.setattr(bootstrap, "RESAMPLES", 10)
         found = make(folder, patch, 0, False)
         for name in ("teacher", *found.distill):
             disk.write_summed(paths.CURVES / f"{name}.csv", "step,images,loss,grad_norm,lr\n1,4,0.5,1.0,0.001\n")
@@ -147,10 +147,6 @@ def test_a_model_that_is_served_knows_its_gamma(project):
     assert gamma.read(paths.GAMMA, digest, "x") == gamma.read(paths.GAMMA, None, "x")
     with pytest.raises(Mistake, match="and the one here is 000000000000; publish it again"):
         gamma.read(paths.GAMMA, "0" * 64, "publish it again")
-
-
-def test_publishing_knows_the_schema_of_the_frontier():
-    assert tracking.FRONTIER_SCHEMA == frontier.SCHEMA
 
 
 def test_a_checkpoint_that_was_not_measured_is_not_reported_as_the_recommended_one(project, capsys):

@@ -11,6 +11,8 @@ from PIL import Image
 
 from diffcore.core import disk
 from diffcore.core.mistake import Mistake
+from diffcore.metrics.frontier import SCHEMA
+from diffcore.metrics.measures import METRICS
 from tasks import pictures
 
 
@@ -45,11 +47,24 @@ def point(method: str, nfe: int, fd: float, **other) -> dict:
 
 
 def table(points: list[dict], recommended: str, floor: float = 0.3) -> dict:
-    measures = {"fd": floor, "fd_se": 0.02, "kid": 0.0, "kid_se": 1e-4, "fd_pixels": 0.1, "n": [1000, 1797]}
-    measures |= {"compared": [898, 899], "real": "halves"}
+    measures = {"fd": floor, "fd_se": 0.02, "kid": 0.0, "kid_se": 1e-4, "fd_pixels": 0.1, "fd_pixels_se": 0.01}
+    measures |= {"n": [1000, 1797], "compared": [898, 899], "real": "halves"}
     about = {"n": 1000, "seed": 0, "features": "feed" * 16, "weights": "ema", "data": "da7a" * 16, "resamples": 200}
     chosen = {"name": recommended, "reason": "the fewest calls within 1.6 times the teacher", "warnings": []}
-    return {"schema": 3, "about": about, "floor": measures, "points": points, "recommended": chosen}
+    return {"schema": SCHEMA, "about": about, "floor": measures, "points": points, "recommended": chosen}
+
+
+def nested(shown: dict) -> dict:
+    """The content of frontier.json for a flat table."""
+    judge = {"task": "classes", "outputs": 10, "accuracy": 0.97, "chance": 0.11}
+    points = [with_metrics(each) for each in shown["points"]]
+    return {**shown, "floor": with_metrics(shown["floor"]), "points": points, "judge": judge}
+
+
+def with_metrics(row: dict) -> dict:
+    names = [name for name in METRICS if row.get(name) is not None]
+    others = {key: value for key, value in row.items() if key.removesuffix("_se") not in METRICS}
+    return {**others, "metrics": {name: {"value": row[name], "se": row[f"{name}_se"]} for name in names}}
 
 
 def small_table() -> dict:

@@ -35,10 +35,9 @@ from diffcore.checkpoints import checkpoint
 from diffcore.checkpoints.checkpoint import Card
 from diffcore.core import disk
 from diffcore.core.mistake import Mistake
-from diffcore.metrics import frontier
 from diffcore.search import gamma
 from tasks import database, faults, paths, pictures, redaction, report, tracking
-from tests.test_pictures import pixels, point, ramp, small_table, table, write_curve
+from tests.test_pictures import nested, pixels, point, ramp, small_table, table, write_curve
 
 # what mlflow and the libraries below it warn of on import or on opening a database; nothing of ours
 pytestmark = [
@@ -56,7 +55,7 @@ def write_files(folder: Path, shown: dict) -> None:
     (folder / "samples").mkdir(parents=True)
     for p in shown["points"]:
         p["checkpoint_digest"] = write_checkpoint(folder, p)
-    disk.write_sealed(folder / "frontier.json", shown)
+    disk.write_sealed(folder / "frontier.json", nested(shown))
     (folder / "frontier.csv").write_text(
         "name,nfe,fd\n" + "".join(f"{p['name']},{p['nfe']},{p['fd']}\n" for p in shown["points"])
     )
@@ -629,10 +628,6 @@ def test_a_folder_in_the_place_of_a_curve_is_one_line(room, name):
     assert Path(name).name in refused()
 
 
-def test_the_frontier_that_is_read_is_the_one_that_is_written():
-    assert tracking.FRONTIER_SCHEMA == frontier.SCHEMA
-
-
 def test_gamma_of_another_teacher_is_not_shipped(room):
     write_files(
         Path("artifacts"),
@@ -1041,7 +1036,8 @@ def test_every_run_says_what_it_was_made_from(receipt):
     assert tags == {"kind": "frontier", "current": "true", "recommended": chosen["name"], "reason": chosen["reason"]}
     metrics = client().get_run(receipt["frontier"]).data.metrics
     assert metrics == {
-        f"floor_{key}": few_points()["floor"][key] for key in ("fd", "fd_se", "kid", "kid_se", "fd_pixels")
+        f"floor_{key}": few_points()["floor"][key]
+        for key in ("fd", "fd_se", "kid", "kid_se", "fd_pixels", "fd_pixels_se")
     }
     assert len(set(pages.values())) == len(pages)
 
@@ -1050,7 +1046,7 @@ def test_the_floor_is_a_level_line_under_all_ways(receipt):
     (run,) = client().search_runs([receipt["experiment_id"]], "tags.kind = 'floor'")
     assert run.info.run_name == "real against real"
     floor = few_points()["floor"]
-    for key in ("fd", "fd_se", "kid", "kid_se", "fd_pixels"):
+    for key in ("fd", "fd_se", "kid", "kid_se", "fd_pixels", "fd_pixels_se"):
         logged = {metric.step: metric.value for metric in client().get_metric_history(run.info.run_id, key)}
         assert logged == {1: floor[key], 2: floor[key], 4: floor[key]}
 
@@ -1241,7 +1237,7 @@ def test_a_run_is_new_where_anything_that_it_shows_is_another(tmp_path):
     for key, value in table["about"].items():
         about = table["about"] | {key: f"another {value}"}
         assert changed(table=table | {"about": about}) == {*ways, floor}, key
-    for key in ("fd", "fd_se", "kid", "kid_se", "fd_pixels"):
+    for key in ("fd", "fd_se", "kid", "kid_se", "fd_pixels", "fd_pixels_se"):
         assert changed(table=table | {"floor": table["floor"] | {key: 9.0}}) == {floor}, key
     for name, way in (("teacher", "teacher ddim even"), ("pd1", "progressive"), ("pd2", "progressive")):
         for key, value in files.cards[name].items():
@@ -1538,8 +1534,10 @@ def test_an_experiment_is_opened_in_a_database_that_is_ready_and_made_where_ther
 
 def test_a_recommended_point_that_the_table_has_not_is_refused(tmp_path):
     write_files(tmp_path, few_points())
-    disk.write_sealed(tmp_path / "frontier.json", table(few_points()["points"], "pd3"))
-    with pytest.raises(Mistake, match=r"frontier\.json recommends 'pd3', none of its points; run the evaluate stage"):
+    disk.write_sealed(tmp_path / "frontier.json", nested(table(few_points()["points"], "pd3")))
+    with pytest.raises(
+        Mistake, match=r"frontier\.json is not .*it recommends 'pd3', none of its points\); run the stage `evaluate`"
+    ):
         tracking._read(tmp_path, {})
 
 

@@ -17,7 +17,7 @@ from diffcore.data.shards import Manifest
 from diffcore.denoisers.denoiser import Condition
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
-from diffcore.metrics import quality
+from diffcore.metrics import bootstrap
 from diffcore.nets import unet
 from diffcore.noise.schedule import Cosine, Discrete
 from diffcore.noise.trajectory import even
@@ -32,7 +32,7 @@ from tests.test_unet import FAMILY, stirred
 
 @pytest.mark.parametrize("p", [0.0, 0.3])
 def test_a_line_s_own_dropout_is_its_student_s_and_not_its_teacher_s(p, tmp_path, monkeypatch):
-    monkeypatch.setattr(quality, "RESAMPLES", 10)
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 10)
     found = make(tmp_path, monkeypatch, 0, False)
     jobs = {}
     monkeypatch.setattr(train, "_train", lambda name, job, *_: jobs.update({name: job}))
@@ -48,7 +48,7 @@ def test_a_line_s_own_dropout_is_its_student_s_and_not_its_teacher_s(p, tmp_path
 @pytest.fixture
 def keyed(tmp_path, monkeypatch):
     """(parameters, the key of a saved state of `cd`'s training with given ones)."""
-    monkeypatch.setattr(quality, "RESAMPLES", 10)
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 10)
     found, keys = make(tmp_path, monkeypatch, 0, False), []
     monkeypatch.setattr(train, "Resume", lambda root, name, key, say: keys.append(key) or 1 / 0)
 
