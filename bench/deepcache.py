@@ -10,7 +10,7 @@ import time
 
 import torch
 
-from diffcore.core.draw import noises
+from diffcore.core.rng import noises
 from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.meter import Meter, Metered
 from diffcore.denoisers.network import NetDenoiser

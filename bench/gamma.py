@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from diffcore.core.draw import noises
+from diffcore.core.rng import noises
 from diffcore.denoisers.network import NetDenoiser, label
 from diffcore.nets import unet
 from diffcore.noise.schedule import Cosine

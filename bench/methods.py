@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffcore import methods
-from diffcore.checkpoints import checkpoint
-from diffcore.data import feed, shards
+from diffcore import checkpoints, methods
+from diffcore.data import feed, read
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.metrics import features
 from diffcore.metrics.floor import floor
@@ -96,9 +95,9 @@ class Bench:
 
     def __init__(self, folder: Path, threads: int):
         self.data = folder / "data"
-        self.real, self.network = shards.load_resident(self.data), features.load(folder / "features")
+        self.real, self.network = read.load_resident(self.data), features.load(folder / "features")
         self.reference = Reference.of(self.real, self.network)
-        self.teacher = checkpoint.load(folder / "checkpoints/teacher")
+        self.teacher = checkpoints.load(folder / "checkpoints/teacher")
         self.compute = fit.Compute(threads, "auto", False, 1e9, 4.0)
 
     def fd(self, denoiser: NetDenoiser, solver: str, steps: int) -> float:

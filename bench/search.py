@@ -9,7 +9,7 @@ import tracemalloc
 
 import numpy as np
 
-from diffcore.search import search
+from diffcore.search import least_cost
 
 EDGES = 0.58
 """The digits' share of values at an end of their range."""
@@ -23,26 +23,26 @@ def tables(steps: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def monge(sigma2: np.ndarray, cov: np.ndarray, most: int) -> np.ndarray:
-    return search.cheapest(sigma2, cov, most).costs
+    return least_cost.cheapest(sigma2, cov, most).costs
 
 
 def dense(sigma2: np.ndarray, cov: np.ndarray, most: int) -> np.ndarray:
-    return search.shortest(search.cost(sigma2, cov), most).costs
+    return least_cost.shortest(least_cost.cost(sigma2, cov), most).costs
 
 
 def monge_decoder(sigma2: np.ndarray, cov: np.ndarray, most: int) -> np.ndarray:
     """As the default search: the last look is chosen too. Costs of 1..most calls."""
-    return search.cheapest(sigma2, cov, most + 1, data=search.decoded(cov, EDGES)).costs[1:]
+    return least_cost.cheapest(sigma2, cov, most + 1, data=least_cost.decoded(cov, EDGES)).costs[1:]
 
 
 def plain_decoder(sigma2: np.ndarray, cov: np.ndarray, most: int) -> np.ndarray:
-    whole = search.with_data(search.cost(sigma2, cov), search.decoded(cov, EDGES))
-    return search.shortest(whole, most + 1).costs[1:]
+    whole = least_cost.with_data(least_cost.cost(sigma2, cov), least_cost.decoded(cov, EDGES))
+    return least_cost.shortest(whole, most + 1).costs[1:]
 
 
 def plain(sigma2: np.ndarray, cov: np.ndarray, most: int) -> np.ndarray:
     """C[k, t] = min_s C[k-1, s] + J[s, t], as it is written; the least cost of every K."""
-    jumps = search.cost(sigma2, cov)
+    jumps = least_cost.cost(sigma2, cov)
     best, found = np.full(len(jumps), np.inf), [np.inf, np.inf]
     best[0] = 0.0
     for _ in range(2, most + 1):
@@ -83,7 +83,7 @@ def with_the_decoder() -> None:
 def main() -> None:
     for steps, most, sample in ((1000, 1000, 100), (4000, 100, 10)):
         given = tables(steps)
-        assert search.is_monge(*given)
+        assert least_cost.is_monge(*given)
         floor, most_memory, expected = measured(plain, *given, sample)
         for name, run in (("monge", monge), ("whole matrix", dense)):
             whole, whole_memory, paths = measured(run, *given, most)

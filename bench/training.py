@@ -15,7 +15,7 @@ from accelerate import Accelerator
 
 from diffcore import methods
 from diffcore.data.feed import ResidentFeed
-from diffcore.data.shards import Images
+from diffcore.data.read import Images
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets import unet
 from diffcore.noise.schedule import Cosine

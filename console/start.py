@@ -43,7 +43,7 @@ def ask(words: list[str]) -> "Verb | int":
 
 
 def _replaced(words: list[str]) -> "Verb | int":
-    from diffcore.core.mistake import Mistake
+    from diffcore.core.errors import Mistake
 
     root = os.path.isfile(ROOF)
     if not root and words[:1] and words[0] in SERVICES:
@@ -54,7 +54,7 @@ def _replaced(words: list[str]) -> "Verb | int":
 
 
 def _refused(words: list[str]) -> "Verb | int":
-    from diffcore.core.mistake import Mistake
+    from diffcore.core.errors import Mistake
 
     found = ask(words)
     if isinstance(found, int):

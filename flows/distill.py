@@ -26,7 +26,7 @@ from prefect.settings import (
 from prefect.states import Cancelled, Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from flows import locks, stages
 from flows.running import Running, Say, Stopped
 from flows.stages import Stage, StageFailed

@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 
 from diffcore.core import disk
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from flows import locks
 from flows.running import surroundings
 from tasks import database, progress, tracking

@@ -14,7 +14,7 @@ from pathlib import Path
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from flows.running import Ended, Running, Say
 from tasks import dvc_environment
 

@@ -4,10 +4,11 @@ import json
 from dataclasses import MISSING, fields
 from pathlib import Path
 
-from diffcore.checkpoints import adopt, checkpoint
+from diffcore import checkpoints
+from diffcore.checkpoints import from_diffusers
 from diffcore.core import disk
-from diffcore.core.mistake import Mistake
-from diffcore.data.shards import Manifest
+from diffcore.core.errors import Mistake
+from diffcore.data.manifest import Manifest
 from diffcore.training import fit
 from tasks import graph, paths
 from tasks.params import ROOT, Params, check_adopted
@@ -19,7 +20,7 @@ COST = {"iterations": 0, "images": 0, "network_calls": 0}
 def teacher(params: Params) -> None:
     """The network of `teacher.folder`, once it is known to fit the data, as the checkpoint that every chain begins with."""
     manifest, folder = Manifest.read(paths.DATA), params.teacher.folder
-    found = adopt.adopt(Path(folder))
+    found = from_diffusers.adopt(Path(folder))
     knows, asked = found.denoiser.classes is not None, params.network.conditional
     if knows != asked:
         raise Mistake(
@@ -44,7 +45,7 @@ def teacher(params: Params) -> None:
         "classes": list(manifest.classes) if knows else None,
         "cost": COST,
     }
-    card = checkpoint.save(paths.CHECKPOINTS / ROOT, found.denoiser, tuple(manifest.shape), about)
+    card = checkpoints.save(paths.CHECKPOINTS / ROOT, found.denoiser, tuple(manifest.shape), about)
     columns = [field.name for field in fields(fit.Event) if field.default is MISSING]
     disk.write_summed(paths.CURVES / f"{ROOT}.csv", ",".join(columns) + "\n")
     disk.write_sealed(paths.COST / f"{ROOT}.json", {"seconds": 0.0, **COST})

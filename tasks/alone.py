@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from tasks import dvc_files
 
 LOCK = Path(".dvc/tmp/flow.lock")

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from diffcore.data.sources import Config as DataConfig
+from diffcore.data.config import Config as DataConfig
 from diffcore.nets import memory
 from diffcore.training import fit
 

@@ -86,7 +86,7 @@ def _kept(verb: "Verb") -> int:
 
 def _mendable(work: Callable[[], int]) -> tuple[int, str | None]:
     """The exit code, and what the user or the machine is to mend, if anything."""
-    from diffcore.core.mistake import Mistake
+    from diffcore.core.errors import Mistake
     from tasks import faults, surroundings
 
     try:

@@ -10,7 +10,7 @@ import getpass
 import os
 from pathlib import Path
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 
 SITE_CACHE = Path(".dvc-site-cache")
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from diffcore.checkpoints import checkpoint
-from diffcore.core import disk, draw, threads
+from diffcore import checkpoints as checkpoint
+from diffcore.core import disk, threads
+from diffcore.core import rng as draw
+from diffcore.core.errors import Mistake
 from diffcore.core.kept import Kept
-from diffcore.core.mistake import Mistake
 from diffcore.core.shapes import Sample
-from diffcore.data import feed, shards
+from diffcore.data import feed, read
 from diffcore.denoisers.denoiser import Condition
 from diffcore.denoisers.meter import Meter, Metered
 from diffcore.metrics import features, floor, likelihood, measures
@@ -64,8 +65,8 @@ class Bench:
     def __init__(self, params: Params):
         self.params, self.config = params, params.evaluate
         memory = params.compute.memory_bytes
-        self.real, self.network = shards.open_images(paths.DATA, memory), features.load(paths.FEATURES)
-        self.held_out = shards.open_images(paths.HOLDOUT, memory) if paths.HOLDOUT.exists() else None
+        self.real, self.network = read.open_images(paths.DATA, memory), features.load(paths.FEATURES)
+        self.held_out = read.open_images(paths.HOLDOUT, memory) if paths.HOLDOUT.exists() else None
         self.reference = Reference.of(self.real, self.network, self._looking("real images"))
         held_out = None if self.held_out is None else look(self.held_out, self.network)
         self.floor = floor.floor(self.reference, self.config.images, self.config.seed, held_out)

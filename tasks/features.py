@@ -1,7 +1,7 @@
 """The stage `features`: the small network in whose features quality is measured, trained on the same data."""
 
 from diffcore.core import threads
-from diffcore.data import shards
+from diffcore.data import read
 from diffcore.metrics import features
 from tasks import paths
 from tasks.params import Params
@@ -10,7 +10,7 @@ from tasks.progress import Progress, say
 
 def train(params: Params) -> None:
     threads.use(params.compute.threads)
-    images = shards.open_images(paths.DATA, params.compute.memory_bytes)
+    images = read.open_images(paths.DATA, params.compute.memory_bytes)
     shown = Progress("features", "it")
     network = features.train(
         images,

@@ -4,10 +4,11 @@ import dataclasses
 import math
 from typing import Any
 
-from diffcore.checkpoints import checkpoint
+from diffcore import checkpoints as checkpoint
 from diffcore.core import disk, threads
 from diffcore.core.kept import Kept
-from diffcore.data import feed, shards
+from diffcore.data import feed, read
+from diffcore.data.manifest import Manifest
 from diffcore.search import gamma
 from diffcore.search.gamma import Begun
 from tasks import graph, paths
@@ -21,10 +22,10 @@ def estimate(params: Params) -> None:
     threads.use(params.compute.threads)
     teacher = checkpoint.load(paths.CHECKPOINTS / ROOT).to(params.compute.device)
     folder = paths.HOLDOUT if paths.HOLDOUT.exists() else paths.DATA
-    images = shards.open_images(folder, params.compute.memory_bytes)
+    images = read.open_images(folder, params.compute.memory_bytes)
     chosen = gamma.pick(len(images), params.gamma)
     kept = Kept(paths.RESUME / "gamma.sums", lambda words: say(f"gamma: {words}"))
-    job = _job(params, teacher, shards.Manifest.read(folder, verify=False).digest)
+    job = _job(params, teacher, Manifest.read(folder, verify=False).digest)
     found = gamma.estimate(
         teacher.denoiser,
         feed.to_float(images.take(chosen)),
@@ -57,7 +58,7 @@ def _begun(kept: Kept, job: dict[str, Any], config: gamma.Config) -> Begun | Non
     return Begun(value["pairs"], sums["total"], sums["square"])
 
 
-def _edges(images: shards.Images | shards.StreamedImages) -> float:
+def _edges(images: read.Images | read.StreamedImages) -> float:
     """The share of values at either end of their range: what the search knows of the bound's decoder."""
     found = sum(int(((block == 0) | (block == 255)).sum()) for block in images.blocks(1024))
     return found / (len(images) * math.prod(images.shape))

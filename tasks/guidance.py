@@ -1,7 +1,7 @@
 """Which guidance weights a student is trained for, and who takes part in that."""
 
-from diffcore.checkpoints.checkpoint import Checkpoint, Guidance
-from diffcore.core.mistake import Mistake
+from diffcore.checkpoints import Checkpoint, Guidance
+from diffcore.core.errors import Mistake
 from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from diffcore.core import disk
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 
 NAME = ".distill-workspace"
 """The inventory's file. The temporary names beside it begin with the same word."""

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffcore import methods
-from diffcore.checkpoints.checkpoint import Guidance
-from diffcore.core.mistake import Mistake
-from diffcore.data import sources
+from diffcore.checkpoints import Guidance
+from diffcore.core.errors import Mistake
+from diffcore.data.config import Config as DataConfig
 from diffcore.denoisers.clipping import Threshold
 from diffcore.methods import Method
 from diffcore.metrics import features
@@ -30,7 +30,8 @@ from diffcore.sampling.skip_tuning import Config as SkipConfig
 from diffcore.sampling.solver import Solver
 from diffcore.sampling.solvers import SOLVERS
 from diffcore.sampling.solvers.analytic import Analytic
-from diffcore.search import gamma, hops
+from diffcore.search import fitted as hops
+from diffcore.search import gamma
 from diffcore.training import fit
 from tasks import bounds, paths, strict_yaml
 from tasks.strict_yaml import dump_yaml as dump_yaml
@@ -216,7 +217,7 @@ class Params:
 
     seed: int
     compute: fit.Compute
-    data: sources.Config
+    data: DataConfig
     network: unet.Shape
     features: features.Config
     teacher: fit.Config | Adopt

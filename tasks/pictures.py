@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from diffcore.core import disk
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.metrics.estimate import columns
 
 # Okabe and Ito's palette, which people with any common colour blindness can tell apart: strong colours for students,

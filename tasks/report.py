@@ -6,9 +6,9 @@ import sys
 import time
 from pathlib import Path
 
-from diffcore.checkpoints.checkpoint import read_card
+from diffcore.checkpoints import read_card
 from diffcore.core import disk
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.metrics.frontier import Frontier
 from diffcore.metrics.point import Point
 from tasks import dvc_environment, dvc_files, lifeline, params, paths, tracking

@@ -23,7 +23,7 @@ Draw = Callable[[int, int, Sequence[int] | None], np.ndarray]
 
 def _open(artifacts: dict[str, str], config: dict[str, Any]) -> Draw:
     """artifacts: folder of the checkpoint, and gamma.json for the analytic solver. config: recipe as JSON, times."""
-    from diffcore.checkpoints.checkpoint import load
+    from diffcore.checkpoints import load
     from diffcore.data.feed import to_uint8
     from diffcore.noise.trajectory import Trajectory
     from diffcore.sampling import recipe

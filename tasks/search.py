@@ -6,13 +6,16 @@ serves the quality of samples.
 
 from typing import Any
 
-from diffcore.checkpoints import checkpoint
-from diffcore.core import disk, draw, threads
-from diffcore.core.mistake import Mistake
-from diffcore.data import shards
+from diffcore import checkpoints as checkpoint
+from diffcore.core import disk, threads
+from diffcore.core import rng as draw
+from diffcore.core.errors import Mistake
+from diffcore.data import read
 from diffcore.denoisers.denoiser import Condition
 from diffcore.noise import trajectory
-from diffcore.search import gamma, hops, search
+from diffcore.search import fitted as hops
+from diffcore.search import gamma
+from diffcore.search import least_cost as search
 from tasks import paths
 from tasks.params import ROOT, Params
 from tasks.progress import say
@@ -83,4 +86,4 @@ def _fitted(params: Params) -> dict[str, dict[str, list[float]]]:
 def _classes(teacher: checkpoint.Checkpoint, config: hops.Config, memory: int) -> Condition | None:
     if not teacher.denoiser.classes:
         return None
-    return Condition(draw.labels_like(shards.open_images(paths.DATA, memory).labels, config.images, config.seed))
+    return Condition(draw.labels_like(read.open_images(paths.DATA, memory).labels, config.images, config.seed))

@@ -1,6 +1,6 @@
 """The stage `shard`: the user's images as shards with a manifest."""
 
-from diffcore.data import shards
+from diffcore.data import write
 from diffcore.data.ledger import Unfinished
 from tasks import graph, paths
 from tasks.params import Params
@@ -8,7 +8,7 @@ from tasks.progress import Progress, say
 
 
 def shard(params: Params) -> None:
-    manifest = shards.write(
+    manifest = write.write(
         params.data,
         paths.DATA,
         params.compute.threads,

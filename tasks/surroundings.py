@@ -3,7 +3,7 @@
 import os
 import sys
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 
 
 def check() -> None:

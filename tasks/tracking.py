@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from diffcore.core import disk
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from tasks import database, dvc_environment, faults, paths, pictures
 from tasks.progress import say
 from tasks.redaction import parted, told
@@ -205,7 +205,7 @@ def _damaged(path: Path) -> Mistake:
 
 def _card(folder: Path) -> dict[str, Any]:
     """The card of a checkpoint whose every file is as the card says."""
-    from diffcore.checkpoints.checkpoint import verify
+    from diffcore.checkpoints import verify
 
     return asdict(verify(folder))
 

@@ -6,12 +6,13 @@ import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from diffcore import checkpoints as checkpoint
 from diffcore import methods
-from diffcore.checkpoints import checkpoint
-from diffcore.core import disk, draw
-from diffcore.core.mistake import Mistake
+from diffcore.core import disk
+from diffcore.core import rng as draw
+from diffcore.core.errors import Mistake
 from diffcore.data import feed
-from diffcore.data.shards import Manifest
+from diffcore.data.manifest import Manifest
 from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets import unet

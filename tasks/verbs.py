@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 
 NAME = "distill"
 """What a person types, wherever this is called from."""

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from tasks import dvc_environment, inventory, params, paths
 from tasks.inventory import File
 from tasks.strict_yaml import load_yaml, parse_yaml, yaml_text

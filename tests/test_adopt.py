@@ -12,11 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffcore.checkpoints import adopt, checkpoint
+from diffcore import checkpoints
+from diffcore.checkpoints.from_diffusers import HEADS, SCHEDULER, _image, adopt
 from diffcore.core import disk
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.data.feed import to_uint8
-from diffcore.data.shards import Manifest
+from diffcore.data.manifest import Manifest
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets import foreign, unet
 from diffcore.noise.schedule import Cosine, Discrete
@@ -83,7 +84,7 @@ def images(count: int = 5, channels: int = 1):
 )
 def test_the_schedule_is_diffusers(kind, settings, tmp_path):
     _, scheduler = save(tmp_path, kind=kind, **settings)
-    schedule = adopt.adopt(tmp_path).denoiser.schedule
+    schedule = adopt(tmp_path).denoiser.schedule
     count = len(scheduler.alphas_cumprod)
     t = torch.arange(1, count + 1, dtype=torch.float64) / count
     assert torch.allclose(schedule.alpha(t) ** 2, scheduler.alphas_cumprod.double(), atol=1e-6, rtol=1e-3)
@@ -92,7 +93,7 @@ def test_the_schedule_is_diffusers(kind, settings, tmp_path):
 @pytest.mark.parametrize("settings", [{"beta_schedule": "sigmoid"}, ZERO, {**SCALED, **ZERO}])
 def test_the_schedules_that_only_some_schedulers_know(settings, tmp_path):
     _, scheduler = save(tmp_path, kind="DDPMScheduler", prediction_type="v_prediction", **settings)
-    schedule = adopt.adopt(tmp_path).denoiser.schedule
+    schedule = adopt(tmp_path).denoiser.schedule
     t = torch.arange(1, 1001, dtype=torch.float64) / 1000
     assert torch.allclose(schedule.alpha(t) ** 2, scheduler.alphas_cumprod.double(), atol=1e-6)
     assert (schedule.alpha(t[-1:]) == 0).all() == ("rescale_betas_zero_snr" in settings)
@@ -103,12 +104,12 @@ def apart(ours, theirs) -> float:
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
-@pytest.mark.parametrize("word", adopt.HEADS)
+@pytest.mark.parametrize("word", HEADS)
 @pytest.mark.parametrize("settings", [{}, SCALED])
 @torch.no_grad()
 def test_beliefs_are_diffusers_to_float32_rounding(word, settings, tmp_path):
     net, scheduler = save(tmp_path, prediction_type=word, clip_sample=False, **settings)
-    denoiser, x = adopt.adopt(tmp_path).denoiser, images()
+    denoiser, x = adopt(tmp_path).denoiser, images()
     assert isinstance(denoiser.net, unet.UNet)
     scheduler.set_timesteps(1000)
     for j in (0, 1, 17, 500, 998, 999):
@@ -117,7 +118,7 @@ def test_beliefs_are_diffusers_to_float32_rounding(word, settings, tmp_path):
         a, s = scheduler.alphas_cumprod[j].sqrt(), (1 - scheduler.alphas_cumprod[j]).sqrt()
         eps = {"epsilon": out, "v_prediction": a * out + s * x, "sample": (x - a * x0) / s}[word]
         belief = denoiser(x, torch.full((5,), (j + 1) / 1000, dtype=torch.float64))
-        assert apart(getattr(belief, adopt.HEADS[word]), out) < 1e-5, j
+        assert apart(getattr(belief, HEADS[word]), out) < 1e-5, j
         assert apart(belief.x0, x0) < 1e-3, j
         assert apart(belief.eps, eps) < 1e-3, j
         assert apart(belief.v, a * eps - s * x0) < 1e-3, j
@@ -140,26 +141,26 @@ THRESHOLDING = {"thresholding": True, "dynamic_thresholding_ratio": 0.9, "sample
 )
 def test_what_a_scheduler_does_to_x0_is_read(kind, settings, told, tmp_path):
     save(tmp_path, kind=kind, **settings)
-    assert adopt.adopt(tmp_path).sampling == told
+    assert adopt(tmp_path).sampling == told
 
 
 def test_what_a_scheduler_does_not_say_it_does_as_in_diffusers(tmp_path):
     save(tmp_path, kind="DDPMScheduler")
-    changed(tmp_path, adopt.SCHEDULER, clip_sample=None, clip_sample_range=None)
-    assert adopt.adopt(tmp_path).sampling == {"clip": 1.0}
+    changed(tmp_path, SCHEDULER, clip_sample=None, clip_sample_range=None)
+    assert adopt(tmp_path).sampling == {"clip": 1.0}
 
 
 @pytest.mark.parametrize("settings", [{"clip_sample_range": -1.0}, {**THRESHOLDING, "sample_max_value": "much"}])
 def test_a_limit_that_is_none_is_refused(settings, tmp_path):
     save(tmp_path)
-    changed(tmp_path, adopt.SCHEDULER, **settings)
+    changed(tmp_path, SCHEDULER, **settings)
     with pytest.raises(Mistake, match="limits x_0 by what is no limit"):
-        adopt.adopt(tmp_path)
+        adopt(tmp_path)
 
 
 def test_pure_noise_at_the_end_is_exact(tmp_path):
     net, _ = save(tmp_path, prediction_type="v_prediction", **ZERO)
-    denoiser, x = adopt.adopt(tmp_path).denoiser, images()
+    denoiser, x = adopt(tmp_path).denoiser, images()
     belief = denoiser(x, torch.ones(5, dtype=torch.float64))
     assert torch.equal(belief.eps, x)
     assert torch.allclose(belief.x0, -net(x, 999).sample, atol=1e-5)
@@ -167,7 +168,7 @@ def test_pure_noise_at_the_end_is_exact(tmp_path):
 
 def test_classes_with_a_last_row_for_none(tmp_path):
     net, _ = save(tmp_path, network(num_class_embeds=4))
-    found, x, t = adopt.adopt(tmp_path), images(3), torch.full((3,), 0.5, dtype=torch.float64)
+    found, x, t = adopt(tmp_path), images(3), torch.full((3,), 0.5, dtype=torch.float64)
     assert found.denoiser.classes == 3
     assert torch.allclose(found.denoiser(x, t).eps, net(x, 499, torch.tensor([3, 3, 3])).sample, atol=1e-5)
     found.check((1, 8, 8), ["a", "b", "c"])
@@ -179,7 +180,7 @@ def test_classes_with_a_last_row_for_none(tmp_path):
 
 def test_classes_in_another_order_are_other_classes(tmp_path):
     save(tmp_path, network(num_class_embeds=4))
-    found = dataclasses.replace(adopt.adopt(tmp_path), classes=("a", "b", "c"))
+    found = dataclasses.replace(adopt(tmp_path), classes=("a", "b", "c"))
     found.check((1, 8, 8), ["a", "b", "c"])
     for others in (["b", "a", "c"], ["a", "b", "d"]):
         with pytest.raises(Mistake, match="the teacher's classes are a, b, c and the data's are "):
@@ -188,7 +189,7 @@ def test_classes_in_another_order_are_other_classes(tmp_path):
 
 def test_what_our_u_net_lacks_comes_through_the_adapter(tmp_path):
     net, _ = save(tmp_path, network(down_block_types=["ResnetDownsampleBlock2D", "DownBlock2D"]))
-    denoiser, x = adopt.adopt(tmp_path).denoiser, images(2)
+    denoiser, x = adopt(tmp_path).denoiser, images(2)
     assert isinstance(denoiser.net, foreign.Foreign)
     assert torch.equal(denoiser(x, torch.ones(2, dtype=torch.float64)).eps, net(x, 999).sample)
 
@@ -245,39 +246,39 @@ def moved(old, new):
 
 CONFIG = "unet/config.json"
 SAVED = {
-    "no scheduler": (remove(adopt.SCHEDULER), "scheduler_config.json is missing; save its pipeline with save_pretrained"),
+    "no scheduler": (remove(SCHEDULER), "scheduler_config.json is missing; save its pipeline with save_pretrained"),
     "no network": (remove(CONFIG), "holds no network: config.json is missing"),
     "no weights": (remove("unet/diffusion_pytorch_model.safetensors"), "holds no .safetensors"),
     "pickled weights": (pickled, "holds pickled weights only"),
     "half the weights": (cut, "does not hold this network's weights"),
     "weights that are not finite": (not_finite, "unet: conv_in.weight holds 1 of "),
-    "no JSON": (lambda folder: (folder / adopt.SCHEDULER).write_text("{"), "is not valid JSON"),
-    "JSON without end": (lambda folder: (folder / adopt.SCHEDULER).write_text("[" * 100_000), "is not valid JSON"),
+    "no JSON": (lambda folder: (folder / SCHEDULER).write_text("{"), "is not valid JSON"),
+    "JSON without end": (lambda folder: (folder / SCHEDULER).write_text("[" * 100_000), "is not valid JSON"),
     "a network without end": (lambda folder: (folder / CONFIG).write_text("[" * 100_000), "is not valid JSON"),
-    "no mapping": (lambda folder: (folder / adopt.SCHEDULER).write_text("[1]"), "is of an unknown scheduler: its process is"),
+    "no mapping": (lambda folder: (folder / SCHEDULER).write_text("[1]"), "is of an unknown scheduler: its process is"),
     "a weight that is NaN": (poisoned(float("nan")), "unet: conv_in.bias holds 1 of "),
     "a weight without bounds": (poisoned(float("inf")), "values that are NaN or infinite; fetch it again, or take another"),
     "a transformer": (moved("unet", "transformer"), "its network is a transformer (transformer/); only a UNet2DModel"),
     "latents": (lambda folder: (folder / "vqvae").mkdir(), "works on what the encoder in vqvae/ makes of images"),
-    "EDM": (rewritten(adopt.SCHEDULER, _class_name="EDMEulerScheduler"), "its network sees x_0 + sigma eps, scaled and told"),
-    "variance exploding": (rewritten(adopt.SCHEDULER, _class_name="ScoreSdeVeScheduler"), "(variance exploding)"),
+    "EDM": (rewritten(SCHEDULER, _class_name="EDMEulerScheduler"), "its network sees x_0 + sigma eps, scaled and told"),
+    "variance exploding": (rewritten(SCHEDULER, _class_name="ScoreSdeVeScheduler"), "(variance exploding)"),
     "another network": (rewritten(CONFIG, _class_name="UNet2DConditionModel"), "is a UNet2DConditionModel; only"),
     "another time": (rewritten(CONFIG, time_embedding_type="learned"), "time_embedding_type 'learned' is not known"),
     "another class": (rewritten(CONFIG, class_embed_type="timestep"), "class_embed_type 'timestep' is not known"),
     "a learned variance": (rewritten(CONFIG, out_channels=2), "makes 2 channels of 1; of a learned variance keep"),
-    "flow matching": (rewritten(adopt.SCHEDULER, _class_name="FlowMatchEulerDiscreteScheduler"), "sees (1 - t) x_0 + t eps"),
-    "flow by a flag": (rewritten(adopt.SCHEDULER, use_flow_sigmas=True), "with use_flow_sigmas: its network sees (1 - t)"),
-    "an SDE": (rewritten(adopt.SCHEDULER, _class_name="ScoreSdeVpScheduler"), "ScoreSdeVpScheduler: its network is told"),
-    "a student": (rewritten(adopt.SCHEDULER, _class_name="LCMScheduler"), "is of LCMScheduler: it is a student"),
-    "another head": (rewritten(adopt.SCHEDULER, prediction_type="flow"), "prediction_type 'flow' is not one of epsilon"),
-    "an old head": (rewritten(adopt.SCHEDULER, predict_epsilon=False), "is not one of epsilon, v_prediction, sample; write"),
-    "unknown betas": (rewritten(adopt.SCHEDULER, beta_schedule="laplace"), "beta_schedule 'laplace' is unknown); write them"),
-    "no betas": (rewritten(adopt.SCHEDULER, beta_start=None), "gives no betas (beta_start is missing)"),
-    "too few betas": (rewritten(adopt.SCHEDULER, trained_betas=[0.1]), "1 trained_betas for 1000 num_train_timesteps"),
-    "no numbers": (rewritten(adopt.SCHEDULER, beta_end="0.02"), "gives no betas"),
-    "negative betas": (rewritten(adopt.SCHEDULER, beta_start=-0.1), "betas must be a non-empty list of numbers in (0, 1]"),
-    "noise too early": (rewritten(adopt.SCHEDULER, trained_betas=[1.0] * 1000), "only the last beta can be 1"),
-    "no image at t = 1": (rewritten(adopt.SCHEDULER, **ZERO), "has no image at t = 1, where sampling begins; it must be"),
+    "flow matching": (rewritten(SCHEDULER, _class_name="FlowMatchEulerDiscreteScheduler"), "sees (1 - t) x_0 + t eps"),
+    "flow by a flag": (rewritten(SCHEDULER, use_flow_sigmas=True), "with use_flow_sigmas: its network sees (1 - t)"),
+    "an SDE": (rewritten(SCHEDULER, _class_name="ScoreSdeVpScheduler"), "ScoreSdeVpScheduler: its network is told"),
+    "a student": (rewritten(SCHEDULER, _class_name="LCMScheduler"), "is of LCMScheduler: it is a student"),
+    "another head": (rewritten(SCHEDULER, prediction_type="flow"), "prediction_type 'flow' is not one of epsilon"),
+    "an old head": (rewritten(SCHEDULER, predict_epsilon=False), "is not one of epsilon, v_prediction, sample; write"),
+    "unknown betas": (rewritten(SCHEDULER, beta_schedule="laplace"), "beta_schedule 'laplace' is unknown); write them"),
+    "no betas": (rewritten(SCHEDULER, beta_start=None), "gives no betas (beta_start is missing)"),
+    "too few betas": (rewritten(SCHEDULER, trained_betas=[0.1]), "1 trained_betas for 1000 num_train_timesteps"),
+    "no numbers": (rewritten(SCHEDULER, beta_end="0.02"), "gives no betas"),
+    "negative betas": (rewritten(SCHEDULER, beta_start=-0.1), "betas must be a non-empty list of numbers in (0, 1]"),
+    "noise too early": (rewritten(SCHEDULER, trained_betas=[1.0] * 1000), "only the last beta can be 1"),
+    "no image at t = 1": (rewritten(SCHEDULER, **ZERO), "has no image at t = 1, where sampling begins; it must be"),
 }  # fmt: skip
 
 
@@ -287,7 +288,7 @@ def test_what_cannot_be_taken_as_it_is_is_refused_in_one_line(case, tmp_path):
     save(tmp_path / "pipeline")
     change(tmp_path / "pipeline")
     with pytest.raises(Mistake) as caught:
-        adopt.adopt(tmp_path / "pipeline")
+        adopt(tmp_path / "pipeline")
     assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     assert "save the pipeline with the DDPMScheduler" not in str(caught.value)  # it would make a false teacher of it
@@ -298,15 +299,15 @@ ODD = (None, -1, 0, 10**12, 1e300, "", "nonesuch", [], [8, 8], {"a": 1}, True, [
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's and diffusers' own, of networks that make no sense
-@pytest.mark.parametrize("name", [adopt.SCHEDULER, CONFIG])
+@pytest.mark.parametrize("name", [SCHEDULER, CONFIG])
 def test_whatever_a_key_says_it_is_taken_or_refused_by_a_mistake(name, tmp_path):
     save(tmp_path / "pipeline")
     sound = (tmp_path / "pipeline" / name).read_text()
-    keys = [*json.loads(sound), "trained_betas"] if name == adopt.SCHEDULER else SPOILED
+    keys = [*json.loads(sound), "trained_betas"] if name == SCHEDULER else SPOILED
     for key, value in itertools.product(keys, ODD):
         changed(tmp_path / "pipeline", name, **{key: value})
         with contextlib.suppress(Mistake):
-            adopt.adopt(tmp_path / "pipeline")
+            adopt(tmp_path / "pipeline")
         (tmp_path / "pipeline" / name).write_text(sound)
 
 
@@ -316,7 +317,7 @@ SPOILED = ("act_fn", "dropout", "layers_per_block", "norm_num_groups", "sample_s
 
 def test_other_images_are_refused_by_name(tmp_path):
     save(tmp_path)
-    found = adopt.adopt(tmp_path)
+    found = adopt(tmp_path)
     found.check((1, 8, 8), None)
     for image, told in (((3, 8, 8), "3 x 8 x 8"), ((1, 16, 16), "1 x 16 x 16"), ((1, 8, 6), "1 x 8 x 6")):
         with pytest.raises(Mistake, match=f"is for images of 1 x 8 x 8 and the data are {told}"):
@@ -325,7 +326,7 @@ def test_other_images_are_refused_by_name(tmp_path):
 
 def test_a_network_of_any_size_must_be_able_to_halve_its_images(tmp_path):
     save(tmp_path, network(sample_size=None))
-    found = adopt.adopt(tmp_path)
+    found = adopt(tmp_path)
     found.check((1, 12, 10), None)
     with pytest.raises(Mistake, match="images of 7 x 8 cannot be halved 1 times as the teacher does"):
         found.check((1, 7, 8), None)
@@ -337,19 +338,19 @@ def test_a_network_of_any_size_must_be_able_to_halve_its_images(tmp_path):
 
 
 def test_a_checkpoint_of_ours_is_taken_as_its_card_says(tmp_path):
-    checkpoint.save(tmp_path / "own", student(None), (1, 8, 8), ABOUT)
-    found, x, t = adopt.adopt(tmp_path / "own"), images(), torch.linspace(0.1, 1, 5, dtype=torch.float64)
+    checkpoints.save(tmp_path / "own", student(None), (1, 8, 8), ABOUT)
+    found, x, t = adopt(tmp_path / "own"), images(), torch.linspace(0.1, 1, 5, dtype=torch.float64)
     assert torch.equal(found.denoiser(x, t).v, student(None)(x, t).v)
-    assert found.files == checkpoint.read_card(tmp_path / "own").files
+    assert found.files == checkpoints.read_card(tmp_path / "own").files
     with pytest.raises(Mistake, match="is for images of 1 x 8 x 8"):
         found.check((3, 8, 8), None)
 
 
 @pytest.mark.parametrize(("steps", "about"), [(4, {}), (None, {"solver": "renoise"})])
 def test_a_student_of_ours_is_no_teacher(steps, about, tmp_path):
-    checkpoint.save(tmp_path / "own", student(steps), (1, 8, 8), {**ABOUT, **about})
+    checkpoints.save(tmp_path / "own", student(steps), (1, 8, 8), {**ABOUT, **about})
     with pytest.raises(Mistake, match="which cannot teach at every time; give the teacher it comes from"):
-        adopt.adopt(tmp_path / "own")
+        adopt(tmp_path / "own")
 
 
 # ------------------------------------------------------------------------------- saved and read again
@@ -358,9 +359,9 @@ def test_a_student_of_ours_is_no_teacher(steps, about, tmp_path):
 @pytest.mark.parametrize("settings", [{}, {"prediction_type": "v_prediction", **ZERO}, {"prediction_type": "sample"}])
 def test_a_checkpoint_of_it_is_the_same_denoiser_and_what_diffusers_samples(settings, tmp_path):
     save(tmp_path / "theirs", **settings)
-    found = adopt.adopt(tmp_path / "theirs")
-    checkpoint.save(tmp_path / "ours", found.denoiser, (1, 8, 8), {**ABOUT, "method": "adopted"})
-    opened, x = checkpoint.load(tmp_path / "ours").denoiser, images()
+    found = adopt(tmp_path / "theirs")
+    checkpoints.save(tmp_path / "ours", found.denoiser, (1, 8, 8), {**ABOUT, "method": "adopted"})
+    opened, x = checkpoints.load(tmp_path / "ours").denoiser, images()
     assert opened.labels == 1000
     assert opened.schedule == found.denoiser.schedule
     for t in (0.001, 0.25, 1.0):
@@ -373,13 +374,13 @@ def test_a_checkpoint_of_it_is_the_same_denoiser_and_what_diffusers_samples(sett
         ours = Sampler(opened, SOLVERS["ddim"](), even(steps)).sample(torch.randn(5, 1, 8, 8, generator=dice(3)))
         ours = (ours / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
         assert abs(theirs - ours).max() < 2e-3, steps  # beside 1/255; alpha(1) is 0.006 and known to float32
-    again = adopt.adopt(tmp_path / "ours")  # by its card
+    again = adopt(tmp_path / "ours")  # by its card
     assert again.denoiser.schedule == opened.schedule
 
 
 def test_other_trajectories_begin_where_the_betas_end(tmp_path):
     save(tmp_path)
-    denoiser = adopt.adopt(tmp_path).denoiser
+    denoiser = adopt(tmp_path).denoiser
     times = karras(5, denoiser.schedule)
     first = torch.tensor(times.times[:1], dtype=torch.float64)
     assert float(denoiser.schedule.sigma(first) / denoiser.schedule.alpha(first)) == pytest.approx(80)
@@ -505,11 +506,11 @@ def workspace(tmp_path, monkeypatch):
     return change
 
 
-def adopted(found) -> checkpoint.Checkpoint:
+def adopted(found) -> checkpoints.Checkpoint:
     from tasks import adopt as stage
 
     stage.teacher(found)
-    return checkpoint.load(paths.CHECKPOINTS / "teacher")
+    return checkpoints.load(paths.CHECKPOINTS / "teacher")
 
 
 def test_the_stage_makes_a_checkpoint_with_an_honest_card(workspace):
@@ -548,7 +549,7 @@ def test_an_adopted_teacher_s_card_tells_of_this_run(workspace, capsys):
     save(Path("theirs"), network(num_class_embeds=11), prediction_type="v_prediction", clip_sample=False)
     found = dataclasses.replace(workspace(network={"conditional": True}), seed=23)
     card, manifest = adopted(found).card, Manifest.read(paths.DATA)
-    files = adopt.adopt(Path("theirs")).files
+    files = adopt(Path("theirs")).files
     assert card.parameters == {"folder": "theirs", "files": files, "digest": disk.digest(files)}
     assert (card.name, card.solver, card.seed, card.data) == ("teacher", "ddim", 23, manifest.digest)
     assert (card.image, card.classes, card.guidance) == (list(manifest.shape), list(manifest.classes), None)
@@ -590,12 +591,12 @@ def test_the_whole_pipeline_with_an_adopted_teacher(settings, workspace):
     adopted(found)
     for name in STUDENTS:
         train.distill(found, name)
-        opened = checkpoint.load(paths.CHECKPOINTS / name)
+        opened = checkpoints.load(paths.CHECKPOINTS / name)
         assert opened.denoiser.labels == 1000
         assert isinstance(opened.denoiser.schedule, Discrete)
         assert opened.denoiser.head == ("eps" if name == "cd" and not settings else "v")
         trained = opened.denoiser.net.state_dict()
-        start = checkpoint.load(paths.CHECKPOINTS / found.distill[name].teacher).denoiser.net.state_dict()
+        start = checkpoints.load(paths.CHECKPOINTS / found.distill[name].teacher).denoiser.net.state_dict()
         assert any(not torch.equal(trained[key], start[key]) for key in start)
     gamma.estimate(found)
     search.find(found)
@@ -606,7 +607,7 @@ def test_the_whole_pipeline_with_an_adopted_teacher(settings, workspace):
     pipeline = diffusers.DDIMPipeline.from_pretrained(paths.CHECKPOINTS / "pd4")
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(batch_size=5, num_inference_steps=4, generator=dice(3), output_type="np").images
-    denoiser = checkpoint.load(paths.CHECKPOINTS / "pd4").denoiser
+    denoiser = checkpoints.load(paths.CHECKPOINTS / "pd4").denoiser
     ours = Sampler(denoiser, SOLVERS["ddim"](), even(4)).sample(torch.randn(5, 1, 8, 8, generator=dice(3)))
     ours = to_uint8(ours).permute(0, 2, 3, 1).numpy() / 255
     assert abs(theirs - ours).max() < 0.01
@@ -638,7 +639,7 @@ def test_what_the_file_asks_of_another_network_is_told_before_anything_is_traine
 
 def test_an_eps_network_is_not_rounded_to_bfloat16(tmp_path):
     save(tmp_path)
-    denoiser, x, t = adopt.adopt(tmp_path).denoiser, images(), torch.ones(5, dtype=torch.float64)
+    denoiser, x, t = adopt(tmp_path).denoiser, images(), torch.ones(5, dtype=torch.float64)
     plain = denoiser(x, t).x0
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(denoiser(x, t).x0, plain)
@@ -682,9 +683,9 @@ def copied(pipeline, tmp_path) -> Path:
 
 @pytest.mark.parametrize("name", KNOWN.split())
 def test_each_scheduler_of_betas_is_taken_and_only_those_that_clip_by_themselves_clip(name, copied):
-    changed(copied, adopt.SCHEDULER, _class_name=f"{name}Scheduler", clip_sample=None)
+    changed(copied, SCHEDULER, _class_name=f"{name}Scheduler", clip_sample=None)
     clips = name in ("DDPM", "DDPMParallel", "DDIM", "DDIMParallel")
-    assert adopt.adopt(copied).sampling == ({"clip": 1.0} if clips else {})
+    assert adopt(copied).sampling == ({"clip": 1.0} if clips else {})
 
 
 REFUSED = {
@@ -698,28 +699,28 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_makes_another_process_of_it_is_refused(case, copied):
     key, value = REFUSED[case]
-    changed(copied, adopt.SCHEDULER, **{"_class_name": "EulerDiscreteScheduler", key: value})
+    changed(copied, SCHEDULER, **{"_class_name": "EulerDiscreteScheduler", key: value})
     with pytest.raises(Mistake, match="it cannot be adopted"):
-        adopt.adopt(copied)
+        adopt(copied)
     if value is True:
-        changed(copied, adopt.SCHEDULER, **{key: False})
-        assert adopt.adopt(copied).denoiser
+        changed(copied, SCHEDULER, **{key: False})
+        assert adopt(copied).denoiser
 
 
 @pytest.mark.parametrize("part", ["vae", "vqvae", "movq", "vqmodel"])
 def test_each_kind_of_encoder_makes_it_a_pipeline_of_latents(part, copied):
     (copied / part).mkdir()
     with pytest.raises(Mistake, match=f"works on what the encoder in {part}/ makes of images"):
-        adopt.adopt(copied)
+        adopt(copied)
 
 
 def test_what_a_scheduler_leaves_out_is_what_diffusers_takes(copied):
     def sampling(**change) -> dict:
-        changed(copied, adopt.SCHEDULER, **change)
-        return adopt.adopt(copied).sampling
+        changed(copied, SCHEDULER, **change)
+        return adopt(copied).sampling
 
     assert sampling(prediction_type=None, clip_sample_range=None) == {"clip": 1.0}
-    assert adopt.adopt(copied).denoiser.head == "eps"
+    assert adopt(copied).denoiser.head == "eps"
     given = {"thresholding": True, "dynamic_thresholding_ratio": None, "sample_max_value": None}
     assert sampling(**given) == {"threshold": {"quantile": 0.995, "max": 1.0}}
     assert sampling(thresholding=None, clip_sample=True, clip_sample_range=3) == {"clip": 3.0}
@@ -728,7 +729,7 @@ def test_what_a_scheduler_leaves_out_is_what_diffusers_takes(copied):
 @torch.no_grad()
 def test_a_network_of_fifty_steps_is_told_its_own_times(tmp_path):
     net, _ = save(tmp_path, num_train_timesteps=50, trained_betas=[0.02] * 50)
-    found, x = adopt.adopt(tmp_path), images()
+    found, x = adopt(tmp_path), images()
     assert found.denoiser.labels == 50
     for j in (0, 24, 49):
         belief = found.denoiser(x, torch.full((5,), (j + 1) / 50, dtype=torch.float64))
@@ -741,62 +742,62 @@ def test_all_files_that_were_read_are_vouched_for(copied):
     (copied / "readme.md").write_text("not read")
     (copied / "unet/diffusion_pytorch_model.safetensors.index.json").write_text("{}")
     names = ("config.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json")
-    read = {adopt.SCHEDULER, *(f"unet/{name}" for name in names)}
-    assert adopt.adopt(copied).files == {name: disk.sha256(copied / name) for name in read}
+    read = {SCHEDULER, *(f"unet/{name}" for name in names)}
+    assert adopt(copied).files == {name: disk.sha256(copied / name) for name in read}
 
 
 def test_a_folder_below_home_is_found(copied, monkeypatch):
     monkeypatch.setenv("HOME", str(copied.parent))
-    assert adopt.adopt(Path("~/copied")).image == (1, 8, 8)
+    assert adopt(Path("~/copied")).image == (1, 8, 8)
 
 
 def test_sides_are_height_then_width_and_channels_three_where_nothing_is_said(tmp_path):
     save(tmp_path, network(sample_size=[16, 8]))
-    found = adopt.adopt(tmp_path)
+    found = adopt(tmp_path)
     assert found.image == (1, 16, 8)
     found.check((1, 16, 8), None)
     with pytest.raises(Mistake, match="is for images of 1 x 16 x 8 and the data are 1 x 8 x 16"):
         found.check((1, 8, 16), None)
     save(tmp_path / "rgb", network(in_channels=3, out_channels=3))
     changed(tmp_path / "rgb", CONFIG, in_channels=None, out_channels=None)
-    assert adopt.adopt(tmp_path / "rgb").image == (3, 8, 8)
+    assert adopt(tmp_path / "rgb").image == (3, 8, 8)
     for size in ("8", [8], [8, 8, 8], ["8", "8"], True):
         changed(tmp_path / "rgb", CONFIG, sample_size=size)
         with pytest.raises(Mistake, match="sample_size"):
-            adopt.adopt(tmp_path / "rgb")
+            adopt(tmp_path / "rgb")
     for size in ([8, "8"], ["8", 8]):  # asked directly: who checks types meanwhile looks at one place by chance
         with pytest.raises(Mistake, match="sample_size"):
-            adopt._image({"sample_size": size})
+            _image({"sample_size": size})
 
 
 def test_a_network_of_three_levels_halves_twice(tmp_path):
     blocks = {"down_block_types": ["DownBlock2D"] * 3, "up_block_types": ["UpBlock2D"] * 3}
     save(tmp_path, network(sample_size=None, block_out_channels=[8, 8, 16], **blocks))
-    found = adopt.adopt(tmp_path)
+    found = adopt(tmp_path)
     assert found.skips == found.denoiser.net.config.skips == 6
     found.check((1, 4, 12), None)
     for image in ((1, 6, 8), (1, 8, 6)):
         with pytest.raises(Mistake, match="cannot be halved 2 times"):
             found.check(image, None)
     save(tmp_path / "other", network(down_block_types=["ResnetDownsampleBlock2D", "DownBlock2D"]))
-    assert adopt.adopt(tmp_path / "other").skips is None
+    assert adopt(tmp_path / "other").skips is None
 
 
 def test_what_a_card_of_ours_says_of_an_adopted_teacher_is_taken(tmp_path):
     parameters = {"sampling": {"clip": 2.0}}
     for method, sampling in (("adopted", {"clip": 2.0}), ("denoising", {})):
-        checkpoint.save(
+        checkpoints.save(
             tmp_path / method, student(None), (1, 8, 8), {**ABOUT, "method": method, "parameters": parameters}
         )
-        found = adopt.adopt(tmp_path / method)
+        found = adopt(tmp_path / method)
         assert (found.sampling, found.image, found.classes) == (sampling, (1, 8, 8), None)
 
 
 def test_a_conditional_checkpoint_of_ours_is_for_its_own_classes_in_their_own_order(tmp_path):
     net = unet.build(dataclasses.replace(unet.default_config((1, 8, 8)), num_class_embeds=4), 0)
     own = NetDenoiser(net, Cosine(), "v", classes=3)
-    checkpoint.save(tmp_path / "own", own, (1, 8, 8), {**ABOUT, "classes": ["a", "b", "c"]})
-    found = adopt.adopt(tmp_path / "own")
+    checkpoints.save(tmp_path / "own", own, (1, 8, 8), {**ABOUT, "classes": ["a", "b", "c"]})
+    found = adopt(tmp_path / "own")
     assert list(found.classes) == ["a", "b", "c"]
     assert found.denoiser.classes == 3
     found.check((1, 8, 8), ["a", "b", "c"])
@@ -810,7 +811,7 @@ def test_a_teacher_in_half_precision_is_one_in_float32(tmp_path, ours):
     """As fp16 teachers are published: its values are taken as they are, and computed with in float32."""
     kinds = {} if ours else {"down_block_types": ["ResnetDownsampleBlock2D", "DownBlock2D"]}
     net, _ = save(tmp_path, network(**kinds).half())
-    denoiser, x = adopt.adopt(tmp_path).denoiser, images()
+    denoiser, x = adopt(tmp_path).denoiser, images()
     assert isinstance(denoiser.net, unet.UNet) == ours
     assert {parameter.dtype for parameter in denoiser.net.parameters()} == {torch.float32}
     out = net.float()(x, 499).sample
@@ -832,14 +833,14 @@ def test_a_teacher_saved_before_diffusers_0_15_is_the_same_teacher(tmp_path):
         renamed[name] = tensor
     assert all(any(f".{then}.weight" in name for name in renamed) for then in OLD.values())
     save_file(renamed, path)
-    found, x = adopt.adopt(tmp_path).denoiser, images()
+    found, x = adopt(tmp_path).denoiser, images()
     assert isinstance(found.net, unet.UNet)
     t = torch.full((5,), 0.5, dtype=torch.float64)
     assert apart(found(x, t).eps, net(x, 499).sample.detach()) < 1e-5
 
 
 def test_a_student_with_guidance_built_in_is_no_teacher(tmp_path):
-    guidance = dataclasses.asdict(checkpoint.Guidance(2.0, 2.0))
-    checkpoint.save(tmp_path / "own", student(None), (1, 8, 8), {**ABOUT, "guidance": guidance})
+    guidance = dataclasses.asdict(checkpoints.Guidance(2.0, 2.0))
+    checkpoints.save(tmp_path / "own", student(None), (1, 8, 8), {**ABOUT, "guidance": guidance})
     with pytest.raises(Mistake, match="is a student by progressive, which cannot teach at every time"):
-        adopt.adopt(tmp_path / "own")
+        adopt(tmp_path / "own")

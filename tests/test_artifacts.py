@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from diffcore.checkpoints import checkpoint
+from diffcore import checkpoints
 from diffcore.core import disk
-from diffcore.core.mistake import Mistake
-from diffcore.data import shards
+from diffcore.core.errors import Mistake
+from diffcore.data.read import load_resident
 from diffcore.metrics import bootstrap, features
 from diffcore.search import gamma
 from tasks import evaluate, params, paths, report, search, tracking
@@ -36,9 +36,9 @@ def finished(tmp_path_factory) -> tuple[Path, params.Params]:
 def readers() -> dict[str, Callable[[params.Params, Path], object]]:
     """By the beginning of a path under artifacts/: a stage's way to read it."""
     return {
-        "data": lambda found, path: shards.load_resident(paths.DATA),
+        "data": lambda found, path: load_resident(paths.DATA),
         "features": lambda found, path: features.load(paths.FEATURES),
-        "checkpoints": lambda found, path: checkpoint.load(paths.ARTIFACTS.joinpath(*path.parts[1:3])),
+        "checkpoints": lambda found, path: checkpoints.load(paths.ARTIFACTS.joinpath(*path.parts[1:3])),
         "curves": lambda found, path: [evaluate.curves(), tracking._thinned(Path(str(path).removesuffix(".sha256")))],
         "cost": lambda found, path: tracking._cost(path, path.stem),
         "gamma.json": lambda found, path: search.find(found),
@@ -143,7 +143,7 @@ def test_times_fitted_to_another_student_are_refused(project):
 
 
 def test_a_model_that_is_served_knows_its_gamma(project):
-    digest = checkpoint.read_card(paths.CHECKPOINTS / "teacher").digest
+    digest = checkpoints.read_card(paths.CHECKPOINTS / "teacher").digest
     assert gamma.read(paths.GAMMA, digest, "x") == gamma.read(paths.GAMMA, None, "x")
     with pytest.raises(Mistake, match="and the one here is 000000000000; publish it again"):
         gamma.read(paths.GAMMA, "0" * 64, "publish it again")
@@ -157,7 +157,7 @@ def test_a_checkpoint_that_was_not_measured_is_not_reported_as_the_recommended_o
     folder, other = paths.CHECKPOINTS / point["checkpoint"], {"teacher": "v"}.get(point["checkpoint"], "teacher")
     shutil.rmtree(folder)
     shutil.copytree(paths.CHECKPOINTS / other, folder)
-    measured, here = point["checkpoint_digest"][:12], checkpoint.read_card(folder).digest[:12]
+    measured, here = point["checkpoint_digest"][:12], checkpoints.read_card(folder).digest[:12]
     with pytest.raises(Mistake, match=f"is {here}, not the {measured} that was measured.*distill run"):
         report.report()
     assert "the checkpoint is" not in capsys.readouterr().out

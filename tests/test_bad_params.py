@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from diffcore.core.mistake import Mistake
-from diffcore.data.sources import Split
+from diffcore.core.errors import Mistake
+from diffcore.data.split import Split
 from diffcore.nets import memory, unet
 from diffcore.nets.unet import Shape
 from tasks import bounds, params, strict_yaml, workspace

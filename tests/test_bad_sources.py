@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffcore.core.mistake import Mistake
-from diffcore.data import sources
-from diffcore.data.shards import Config, write
+from diffcore.core.errors import Mistake
+from diffcore.data import selection
+from diffcore.data.config import Config
+from diffcore.data.write import write
 
 
 def png(side: int = 4, kind: str = "PNG") -> bytes:
@@ -239,7 +240,7 @@ def test_no_name_in_a_tar_is_a_path(tmp_path, name):
     manifest = write(Config(source, tolerance=0.5), tmp_path / "out")
     assert manifest.images == 1
     assert [path for path in sorted(tmp_path.rglob("*")) if "out" not in path.parts] == before
-    for entry in sources.find(Config(source)).entries:
+    for entry in selection.find(Config(source)).entries:
         assert entry.name.isprintable()
 
 

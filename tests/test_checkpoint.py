@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from diffcore.checkpoints import checkpoint
+from diffcore import checkpoints
+from diffcore.checkpoints.folder import WEIGHTS, open_net
 from diffcore.core import disk
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.data.feed import to_uint8
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets import unet
@@ -50,24 +51,24 @@ def student(steps: int | None = 4, head: str = "v") -> NetDenoiser:
 
 @pytest.fixture
 def folder(tmp_path):
-    checkpoint.save(tmp_path / "pd4", student(), IMAGE, ABOUT)
+    checkpoints.save(tmp_path / "pd4", student(), IMAGE, ABOUT)
     return tmp_path / "pd4"
 
 
 def test_what_is_loaded_is_what_was_saved(folder):
-    opened, x, t = checkpoint.load(folder), torch.randn(3, *IMAGE, generator=dice()), torch.tensor([0.1, 0.5, 1.0])
+    opened, x, t = checkpoints.load(folder), torch.randn(3, *IMAGE, generator=dice()), torch.tensor([0.1, 0.5, 1.0])
     assert torch.equal(opened.denoiser(x, t).x0, student()(x, t).x0)
     assert opened.denoiser.grid == even(4)
     assert opened.shape == IMAGE
     assert opened.card.parameters == {"steps": 4}
-    assert checkpoint.load(folder).card == opened.card
+    assert checkpoints.load(folder).card == opened.card
 
 
 @pytest.mark.parametrize("head", ["x0", "both"])
 def test_a_head_is_kept(tmp_path, head):
-    checkpoint.save(tmp_path / "s", student(4, head), IMAGE, ABOUT)
+    checkpoints.save(tmp_path / "s", student(4, head), IMAGE, ABOUT)
     opened, x, t = (
-        checkpoint.load(tmp_path / "s"),
+        checkpoints.load(tmp_path / "s"),
         torch.randn(3, *IMAGE, generator=dice()),
         torch.tensor([0.1, 0.5, 1.0]),
     )
@@ -78,7 +79,7 @@ def test_a_head_is_kept(tmp_path, head):
 
 
 def test_equal_jobs_give_equal_bytes(folder, tmp_path):
-    checkpoint.save(tmp_path / "again", student(), IMAGE, ABOUT)
+    checkpoints.save(tmp_path / "again", student(), IMAGE, ABOUT)
     files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     assert len(files) == 5
     for name in files:
@@ -86,7 +87,7 @@ def test_equal_jobs_give_equal_bytes(folder, tmp_path):
 
 
 def test_the_digest_vouches_for_every_file(folder):
-    card = checkpoint.read_card(folder)
+    card = checkpoints.read_card(folder)
     assert set(card.files) == {
         "unet/config.json",
         "unet/diffusion_pytorch_model.safetensors",
@@ -118,8 +119,8 @@ DAMAGE = {
     "another digest": (lambda f: rewrite(f, digest="0" * 64), "was changed since it was written"),
     "another file list": (lambda f: rewrite(f, files={}), "was changed since it was written"),
     "another seed": (lambda f: rewrite(f, seed=1), "was changed since it was written"),
-    "a bit of the weights": (lambda f: flip(f / checkpoint.WEIGHTS), "is damaged: its sha256 does not fit the card"),
-    "weights cut short": (lambda f: (f / checkpoint.WEIGHTS).write_bytes(b"x"), "is damaged: its sha256"),
+    "a bit of the weights": (lambda f: flip(f / WEIGHTS), "is damaged: its sha256 does not fit the card"),
+    "weights cut short": (lambda f: (f / WEIGHTS).write_bytes(b"x"), "is damaged: its sha256"),
     "no scheduler": (
         lambda f: (f / "scheduler/scheduler_config.json").unlink(),
         "is not whole: scheduler/.* is missing",
@@ -127,23 +128,21 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize(
-    "left_out", [{"unet/config.json"}, {checkpoint.WEIGHTS}, {checkpoint.WEIGHTS, "unet/config.json"}]
-)
+@pytest.mark.parametrize("left_out", [{"unet/config.json"}, {WEIGHTS}, {WEIGHTS, "unet/config.json"}])
 def test_a_card_must_vouch_for_all_that_is_opened(folder, left_out):
-    card = checkpoint.read_card(folder)
+    card = checkpoints.read_card(folder)
     files = {name: digest for name, digest in card.files.items() if name not in left_out}
     for kept in (files, {}):
         honest = dataclasses.replace(card, files=kept, digest=disk.digest(kept))
         rewrite(folder, files=kept, digest=honest.digest, seal=honest.sealed())
         with pytest.raises(Mistake, match=r"card\.json does not vouch for unet/"):
-            checkpoint.load(folder)
+            checkpoints.load(folder)
 
 
 def test_weights_that_nobody_vouches_for_are_not_opened(folder):
     (folder / "unet/diffusion_pytorch_model.safetensors.index.json").write_text("{}")
     with pytest.raises(Mistake, match=r"does not vouch for unet/diffusion_pytorch_model\.safetensors\.index\.json"):
-        checkpoint.load(folder)
+        checkpoints.load(folder)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -152,13 +151,13 @@ def test_a_network_of_numbers_that_are_none_is_neither_saved_nor_opened(folder, 
     next(iter(broken.net.parameters())).data.flatten()[0] = value
     before = (folder / "card.json").read_bytes()
     with pytest.raises(Mistake, match=r"the network \w+: .* holds 1 of \d+ values that are NaN or infinite; lower its"):
-        checkpoint.save(folder, broken, IMAGE, ABOUT)
+        checkpoints.save(folder, broken, IMAGE, ABOUT)
     assert (folder / "card.json").read_bytes() == before
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "check_finite", lambda *words: None)
-        checkpoint.save(folder, broken, IMAGE, ABOUT)
+        patch.setattr("diffcore.checkpoints.folder.check_finite", lambda *words: None)
+        checkpoints.save(folder, broken, IMAGE, ABOUT)
     with pytest.raises(Mistake, match=r"holds 1 of .* run the stage that makes it again"):
-        checkpoint.load(folder)
+        checkpoints.load(folder)
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -166,23 +165,23 @@ def test_damage_is_named_in_one_line(folder, damage):
     break_it, message = DAMAGE[damage]
     break_it(folder)
     with pytest.raises(Mistake, match=message) as caught:
-        checkpoint.load(folder)
+        checkpoints.load(folder)
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_pickled_weights_are_refused(folder):
-    (folder / checkpoint.WEIGHTS).rename(folder / "unet/diffusion_pytorch_model.bin")
+    (folder / WEIGHTS).rename(folder / "unet/diffusion_pytorch_model.bin")
     with pytest.raises(Mistake, match="safe_serialization"):
-        checkpoint.open_net(folder / "unet")
+        open_net(folder / "unet")
 
 
 def test_saving_that_fails_leaves_what_was_there(folder):
     before = (folder / "card.json").read_bytes()
     with pytest.raises(TypeError):
-        checkpoint.save(folder, student(), IMAGE, {**ABOUT, "unknown": 1})
+        checkpoints.save(folder, student(), IMAGE, {**ABOUT, "unknown": 1})
     assert (folder / "card.json").read_bytes() == before
     assert [path.name for path in folder.parent.iterdir()] == ["pd4"]
-    checkpoint.load(folder)
+    checkpoints.load(folder)
 
 
 # ------------------------------------------------------------------------------- plain diffusers
@@ -225,23 +224,23 @@ def compare(theirs: np.ndarray, samples: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
 def test_a_progressive_student_in_plain_diffusers_gives_our_images(diffusers, tmp_path, steps):
-    checkpoint.save(tmp_path / "s", student(steps), IMAGE, ABOUT)
+    checkpoints.save(tmp_path / "s", student(steps), IMAGE, ABOUT)
     noises = [torch.randn(16, *IMAGE, generator=dice(5))]
     pipeline = diffusers.DDIMPipeline.from_pretrained(tmp_path / "s", local_files_only=True)
-    compare(run(pipeline, noises, steps), ours(checkpoint.load(tmp_path / "s").denoiser, "ddim", noises, steps))
+    compare(run(pipeline, noises, steps), ours(checkpoints.load(tmp_path / "s").denoiser, "ddim", noises, steps))
 
 
 def test_a_student_that_says_x0_in_plain_diffusers_gives_our_images(diffusers, tmp_path):
-    checkpoint.save(tmp_path / "s", student(4, "x0"), IMAGE, ABOUT)
+    checkpoints.save(tmp_path / "s", student(4, "x0"), IMAGE, ABOUT)
     noises = [torch.randn(16, *IMAGE, generator=dice(5))]
     pipeline = diffusers.DDIMPipeline.from_pretrained(tmp_path / "s", local_files_only=True)
-    compare(run(pipeline, noises, 4), ours(checkpoint.load(tmp_path / "s").denoiser, "ddim", noises, 4))
+    compare(run(pipeline, noises, 4), ours(checkpoints.load(tmp_path / "s").denoiser, "ddim", noises, 4))
 
 
 @pytest.mark.parametrize("solver", ["ddim", "renoise"])
 def test_diffusers_opens_a_network_of_both_and_refuses_to_step_with_it(diffusers, tmp_path, solver):
     """None of its schedulers knows the head; it must not be taken for another."""
-    checkpoint.save(tmp_path / "s", student(4, "both"), IMAGE, {**ABOUT, "solver": solver})
+    checkpoints.save(tmp_path / "s", student(4, "both"), IMAGE, {**ABOUT, "solver": solver})
     pipeline = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "s", local_files_only=True)
     x, label = torch.randn(3, *IMAGE, generator=dice()), torch.tensor([100.0, 511.0, 1023.0])
     torch.testing.assert_close(pipeline.unet(x, label).sample, network("both")(x, label), rtol=1e-5, atol=1e-5)
@@ -255,51 +254,51 @@ def test_a_learned_variance_is_not_taken_for_both(diffusers, tmp_path):
         net = diffusers.UNet2DModel(**{k: v for k, v in network("both").config_json().items() if k[0] != "_"}).eval()
     net.save_pretrained(tmp_path / "unet")
     x, label = torch.randn(3, *IMAGE, generator=dice()), torch.tensor([100.0, 511.0, 1023.0])
-    found = NetDenoiser(checkpoint.open_net(tmp_path / "unet", "eps"), Cosine(), "eps")
-    checkpoint.save(tmp_path / "s", found, IMAGE, ABOUT)
-    for opened in (found, checkpoint.load(tmp_path / "s").denoiser):
+    found = NetDenoiser(open_net(tmp_path / "unet", "eps"), Cosine(), "eps")
+    checkpoints.save(tmp_path / "s", found, IMAGE, ABOUT)
+    for opened in (found, checkpoints.load(tmp_path / "s").denoiser):
         assert torch.equal(opened.net(x, label), net(x, label).sample[:, :1])
         assert opened(x, label / 1024).eps.shape == x.shape
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_a_consistency_student_in_plain_diffusers_gives_our_images(diffusers, tmp_path, steps):
-    checkpoint.save(tmp_path / "s", student(None), IMAGE, {**ABOUT, "method": "consistency", "solver": "renoise"})
+    checkpoints.save(tmp_path / "s", student(None), IMAGE, {**ABOUT, "method": "consistency", "solver": "renoise"})
     noises = [torch.randn(16, *IMAGE, generator=dice(seed)) for seed in range(steps + 1)]
     pipeline = diffusers.DDPMPipeline.from_pretrained(tmp_path / "s", local_files_only=True)
     assert type(pipeline.scheduler).__name__ == "LCMScheduler"
-    compare(run(pipeline, noises, steps), ours(checkpoint.load(tmp_path / "s").denoiser, "renoise", noises, steps))
+    compare(run(pipeline, noises, steps), ours(checkpoints.load(tmp_path / "s").denoiser, "renoise", noises, steps))
 
 
 def test_another_number_of_steps_gives_other_images(diffusers, tmp_path):
     """The comparison above can fail."""
-    checkpoint.save(tmp_path / "s", student(4), IMAGE, ABOUT)
+    checkpoints.save(tmp_path / "s", student(4), IMAGE, ABOUT)
     noises = [torch.randn(16, *IMAGE, generator=dice(5))]
     pipeline = diffusers.DDIMPipeline.from_pretrained(tmp_path / "s", local_files_only=True)
     with pytest.raises(AssertionError):
-        compare(run(pipeline, noises, 2), ours(checkpoint.load(tmp_path / "s").denoiser, "ddim", noises, 4))
+        compare(run(pipeline, noises, 2), ours(checkpoints.load(tmp_path / "s").denoiser, "ddim", noises, 4))
 
 
 def test_the_seal_is_of_every_field_of_a_card(folder):
     card = json.loads((folder / "card.json").read_text())
-    for field in dataclasses.fields(checkpoint.Card):
+    for field in dataclasses.fields(checkpoints.Card):
         for value in (1, ["x"], None):
             if value == card[field.name]:
                 continue
             rewrite(folder, **{field.name: value})
             with pytest.raises(Mistake):
-                checkpoint.read_card(folder)
+                checkpoints.read_card(folder)
             rewrite(folder, **{field.name: card[field.name]})
         without = {name: value for name, value in card.items() if name != field.name}
         (folder / "card.json").write_text(json.dumps(without))
         with pytest.raises(Mistake):
-            checkpoint.read_card(folder)
+            checkpoints.read_card(folder)
         (folder / "card.json").write_text(json.dumps(card))
 
 
 def test_a_card_says_all_that_it_was_told_and_what_the_denoiser_is(tmp_path):
-    card = checkpoint.save(tmp_path / "s", student(None, "x0"), IMAGE, {**ABOUT, "solver": "renoise"})
-    assert checkpoint.read_card(tmp_path / "s") == card
+    card = checkpoints.save(tmp_path / "s", student(None, "x0"), IMAGE, {**ABOUT, "solver": "renoise"})
+    assert checkpoints.read_card(tmp_path / "s") == card
     found = dataclasses.asdict(card)
     assert {key: found[key] for key in ABOUT} == {**ABOUT, "solver": "renoise"}
     assert (card.head, card.labels, card.grid, card.image) == ("x0", 1024, None, list(IMAGE))
@@ -312,19 +311,19 @@ def test_a_card_of_other_classes_than_the_network_s_is_not_written(tmp_path):
     denoiser = student()
     for classes in (["a"], ["a", "b"]):
         with pytest.raises(ValueError, match="cannot have the card of"):
-            checkpoint.save(tmp_path / "s", denoiser, IMAGE, {**ABOUT, "classes": classes})
+            checkpoints.save(tmp_path / "s", denoiser, IMAGE, {**ABOUT, "classes": classes})
     assert not (tmp_path / "s").exists()
 
 
 def test_what_is_opened_does_not_learn(folder):
-    net = checkpoint.load(folder).denoiser.net
+    net = checkpoints.load(folder).denoiser.net
     assert not any(module.training for module in net.modules())
     assert not any(parameter.requires_grad for parameter in net.parameters())
 
 
 def test_a_checkpoint_moves_to_a_device_and_stays_what_it_is(folder):
     """To a device that needs no hardware; convolutions in the layout that is fast there."""
-    opened = checkpoint.load(folder)
+    opened = checkpoints.load(folder)
     for device in ("cpu", "meta"):
         moved = opened.to(torch.device(device))
         assert moved.card == opened.card

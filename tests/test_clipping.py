@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.denoisers.clipping import Clip, Clipped, Threshold
 from diffcore.denoisers.denoiser import Condition, Denoiser, per_sample
 from diffcore.denoisers.exact import GaussianDenoiser

@@ -6,8 +6,8 @@ import dataclasses
 import pytest
 import torch
 
-from diffcore.core.draw import draw
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
+from diffcore.core.rng import draw
 from diffcore.denoisers.denoiser import Condition, per_sample
 from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.denoisers.guidance import Guided

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffcore.core.draw import Draw
+from diffcore.core.rng import Draw
 from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.denoisers.network import NetDenoiser

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from tasks import database, faults
 from tests.test_disk import DEAD
 

@@ -22,7 +22,7 @@ from diffcore.nets.unet import Shape
 from diffcore.noise.schedule import SCHEDULES
 from diffcore.sampling import deepcache
 from diffcore.sampling.solvers import SOLVERS
-from diffcore.search import hops
+from diffcore.search import fitted
 from diffcore.training import fit
 from tasks.params import Distill, Way
 
@@ -42,7 +42,7 @@ CONFIGS = {
         "label_dropout": 0.0,
     },
     "search.gamma": {},
-    "search.hops": {"late": 1.15},
+    "search.fitted": {"late": 1.15},
     "methods.consistency": {
         "distance": "pseudo_huber",
         "huber": 0.00054,
@@ -88,7 +88,7 @@ CONFIGS = {
     },
     "methods.progressive": {"weight": "truncated_snr", "factor": 2, "clip": False},
     "sampling.skip_tuning": {"top": 1.0},
-    "data.sources": {
+    "data.config": {
         "size": None,
         "channels": None,
         "filter": "lanczos",
@@ -181,8 +181,10 @@ NUMBERS = {
     "metrics.bootstrap": {"RESAMPLES": 200},
     "metrics.reference": {"SIDE": 8, "KERNEL_ROWS": 50_000, "GROUPS": 128},
     "metrics.floor": {"SPLITS": 64},
-    "data.shards": {"BLOCK": 256, "SMALL": 12288, "SHARD_BYTES": 33554432, "MOST_BAD": 100, "MOST_AFTER": 10_000},
-    "data.sources": {"FULL": 65535, "MOST_PIXELS": 134217728, "MOST_BYTES": 1073741824},
+    "data.write": {"BLOCK": 256, "SMALL": 12288, "SHARD_BYTES": 33554432},
+    "data.tally": {"MOST_BAD": 100, "MOST_AFTER": 10_000},
+    "data.fitting": {"FULL": 65535, "MOST_PIXELS": 134217728},
+    "data.sources.folder": {"MOST_BYTES": 1073741824},
     "data.tars": {"MOST_CLASSES": 65536},
 }
 """Numbers that no file names and every result rests on: tests that set them aside for speed do not notice one that moves."""
@@ -207,10 +209,10 @@ EDGES = [
     (deepcache.Config, {"interval": 2}, "branch", [0], [-1]),
     (deepcache.Config, {"interval": 2}, "center", [0.0], [-SMALL]),
     (deepcache.Config, {"interval": 2}, "power", [1.0], [1 - SMALL]),
-    (hops.Config, HOPS, "points", [2], [1]),
-    (hops.Config, HOPS, "images", [1], [0]),
-    (hops.Config, HOPS, "batch", [1], [0]),
-    (hops.Config, HOPS, "late", [SMALL], [0.0]),
+    (fitted.Config, HOPS, "points", [2], [1]),
+    (fitted.Config, HOPS, "images", [1], [0]),
+    (fitted.Config, HOPS, "batch", [1], [0]),
+    (fitted.Config, HOPS, "late", [SMALL], [0.0]),
     (fit.Config, FIT, "iterations", [1], [0]),
     (fit.Config, FIT, "batch", [1], [0]),
     (fit.Config, FIT, "accumulate", [1], [0]),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from diffcore.core import disk
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from flows import locks
 from tasks import tracking
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import torch
 
-from diffcore.core.draw import draw
+from diffcore.core.rng import draw
 from diffcore.denoisers.denoiser import Condition
 from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.denoisers.guidance import Guided
@@ -213,7 +213,7 @@ def test_roles_are_told_of_a_batch_and_nothing_else_of_them_changes():
 def test_a_few_step_teacher_is_refused():
     import pytest
 
-    from diffcore.core.mistake import Mistake
+    from diffcore.core.errors import Mistake
 
     with pytest.raises(Mistake, match="valid at any time"):
         ONE.check(even(4))

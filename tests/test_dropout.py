@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from diffcore import methods
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.methods import Roles, consistency, continuous, distribution_matching

@@ -11,7 +11,7 @@ import pytest
 from dvc.dirs import site_cache_dir
 from dvc.repo import Repo
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from flows import stages
 from flows.running import Running
 from tasks import dvc_environment

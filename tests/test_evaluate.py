@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from diffcore.checkpoints import checkpoint
-from diffcore.core import disk, draw
-from diffcore.core.mistake import Mistake
-from diffcore.data import shards
+from diffcore import checkpoints as checkpoint
+from diffcore.core import disk, rng
+from diffcore.core.errors import Mistake
 from diffcore.data.feed import to_float, to_uint8
-from diffcore.data.shards import Manifest
+from diffcore.data.manifest import Manifest
+from diffcore.data.read import load_resident
 from diffcore.denoisers.clipping import Threshold
 from diffcore.denoisers.denoiser import Condition
 from diffcore.denoisers.network import NetDenoiser
@@ -28,7 +28,7 @@ from diffcore.sampling.recipe import Recipe
 from diffcore.sampling.skip_tuning import Config as SkipConfig
 from diffcore.sampling.solvers import SOLVERS
 from diffcore.sampling.solvers.analytic import Analytic
-from diffcore.search import hops
+from diffcore.search import fitted
 from diffcore.search.gamma import estimate, pick
 from tasks import evaluate, features, gamma, params, paths, pictures, search, shard, workspace
 from tests.conftest import ToyNet
@@ -111,24 +111,26 @@ def project(request, tmp_path, monkeypatch) -> params.Params:
 def test_gamma_and_fitted_times_are_those_of_the_classes(project, monkeypatch):
     """What the stages wrote is what the mathematics says of images whose classes the network is told."""
     opened = checkpoint.load(paths.CHECKPOINTS / "teacher")
-    images, config = shards.load_resident(paths.DATA), project.gamma
+    images, config = load_resident(paths.DATA), project.gamma
     chosen = pick(len(images), config)
     known = images.labels[chosen] if opened.denoiser.classes else None
     found = estimate(opened.denoiser, to_float(images.pixels[chosen]), config, labels=known)
     total = torch.tensor(json.loads(paths.GAMMA.read_text())["total"], dtype=torch.float64)
     torch.testing.assert_close(total, found.moments.total, rtol=1e-4, atol=0)
     fitting = project.search.fitted
-    drawn = draw.labels_like(images.labels, fitting.images, fitting.seed) if opened.denoiser.classes else None
+    drawn = rng.labels_like(images.labels, fitting.images, fitting.seed) if opened.denoiser.classes else None
     condition = None if drawn is None else Condition(drawn)
-    fitted = json.loads(paths.TRAJECTORY.read_text())["fitted"]
-    assert set(fitted) == {"teacher", "v", "cd"}
-    for name, times in fitted.items():
+    times_of = json.loads(paths.TRAJECTORY.read_text())["fitted"]
+    assert set(times_of) == {"teacher", "v", "cd"}
+    for name, times in times_of.items():
         student = checkpoint.load(paths.CHECKPOINTS / name)
-        strays = hops.strays(student.denoiser, opened.denoiser, fitting, opened.shape, condition=condition)
-        assert times == {str(steps): list(path.times) for steps, path in hops.fit(strays, fitting.late).items()}
+        strays = fitted.strays(student.denoiser, opened.denoiser, fitting, opened.shape, condition=condition)
+        assert times == {str(steps): list(path.times) for steps, path in fitted.fit(strays, fitting.late).items()}
     told = []
-    measured = hops.strays
-    monkeypatch.setattr(hops, "strays", lambda *words, condition: told.append((*words, condition)) or measured(*words))
+    measured = fitted.strays
+    monkeypatch.setattr(
+        fitted, "strays", lambda *words, condition: told.append((*words, condition)) or measured(*words)
+    )
     search.find(project)
     assert [None if each is None else each.labels.tolist() for *_, each in told] == [
         None if drawn is None else drawn.tolist()
@@ -399,7 +401,7 @@ def test_data_that_do_not_fit_into_memory_are_measured_alike(plain, no_picture, 
     evaluate.evaluate(plain)
     whole, made = result(), (paths.GAMMA.read_bytes(), (paths.FEATURES / "card.json").read_bytes())
     streamed = dataclasses.replace(plain, compute=dataclasses.replace(plain.compute, memory_gb=1e-9))
-    monkeypatch.setattr(shards, "load_resident", lambda *_: pytest.fail("everything was loaded"))
+    monkeypatch.setattr("diffcore.data.read.load_resident", lambda *_: pytest.fail("everything was loaded"))
     features.train(streamed)
     gamma.estimate(streamed)
     assert (paths.GAMMA.read_bytes(), (paths.FEATURES / "card.json").read_bytes()) == made
@@ -410,7 +412,7 @@ def test_data_that_do_not_fit_into_memory_are_measured_alike(plain, no_picture, 
 def test_images_held_out_are_what_floor_bits_and_gamma_are_of(tmp_path, no_picture, monkeypatch):
     monkeypatch.setattr(bootstrap, "RESAMPLES", 10)
     found = make(tmp_path, monkeypatch, 2, True, split={"holdout": 0.4})
-    held, real = (shards.load_resident(folder) for folder in (paths.HOLDOUT, paths.DATA))
+    held, real = (load_resident(folder) for folder in (paths.HOLDOUT, paths.DATA))
     assert 5 <= len(held) == 24 - len(real)
     told = []
     for module, name in ((evaluate.likelihood, "of"), (gamma.gamma, "estimate")):

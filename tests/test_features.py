@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.data.feed import to_float
-from diffcore.data.shards import Images
+from diffcore.data.read import Images
 from diffcore.metrics import features as eyes
 from diffcore.metrics.features import Config, Features, extract, load, save, train
 from tests.conftest import dice

@@ -7,11 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.data import feed as feeds
-from diffcore.data import shards
+from diffcore.data.config import Config
 from diffcore.data.feed import Order, ResidentFeed, StreamFeed, feed, to_float, to_uint8
-from diffcore.data.shards import Config, Images, Manifest, load_resident
+from diffcore.data.manifest import Manifest
+from diffcore.data.read import Images, load_resident
+from diffcore.data.write import write
 
 COUNT = 101
 
@@ -27,9 +29,9 @@ def data(request, tmp_path_factory) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "BLOCK", 5)
+        patch.setattr("diffcore.data.write.BLOCK", 5)
         config = Config(f"folder:{root}/in", members=request.param)
-        manifest = shards.write(config, root / "out", shard_bytes=200)
+        manifest = write(config, root / "out", shard_bytes=200)
     assert len(manifest.shards) > 2 * feeds.GROUP
     return root / "out"
 
@@ -238,7 +240,7 @@ def test_rows_asked_for_after_others_are_those_rows(data):
 
 
 def test_a_stream_of_images_without_labels_gives_none(data, tmp_path):
-    shards.write(Config(f"shards:{data}/*.tar", labels="none"), tmp_path / "out", shard_bytes=200)
+    write(Config(f"shards:{data}/*.tar", labels="none"), tmp_path / "out", shard_bytes=200)
     with stream(tmp_path / "out") as made:
         x0, labels = made.batch(1)
     assert labels is None
@@ -269,7 +271,7 @@ def test_groups_and_the_order_in_them_go_by_the_seed():
 def test_batches_lie_on_the_device_that_was_asked_for(data, tmp_path, memory, labelled, flip):
     """All parts of them: torch's `meta` device refuses, as a GPU does, to meet what lies on the CPU."""
     if not labelled:
-        shards.write(Config(f"shards:{data}/*.tar", labels="none"), tmp_path / "out", shard_bytes=200)
+        write(Config(f"shards:{data}/*.tar", labels="none"), tmp_path / "out", shard_bytes=200)
     made = feed(data if labelled else tmp_path / "out", 8, 0, flip, memory, "meta")
     for rows in (slice(None), slice(2, 5)):
         x0, labels = made.batch(1, rows)

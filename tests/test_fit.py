@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from diffcore import methods
-from diffcore.core.draw import draw
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
+from diffcore.core.rng import draw
 from diffcore.data.feed import ResidentFeed
-from diffcore.data.shards import Images
+from diffcore.data.read import Images
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.methods import Method, Roles
 from diffcore.methods.denoising import Denoising

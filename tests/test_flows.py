@@ -32,7 +32,7 @@ from prefect.states import Cancelled, Completed, Crashed, Failed, Pending
 from ruamel.yaml import YAML
 
 from console.start import ask
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from flows import distill, locks, services, stages
 from flows.running import LEASH, Ended, Running, Stopped, surroundings
 from tasks import alone, command

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffcore.core.mistake import Mistake
-from diffcore.data import folders, shards, sources, tars
-from diffcore.data.sources import Config, Split
+from diffcore.core.errors import Mistake
+from diffcore.data import folders, selection, sources, tars
+from diffcore.data.config import Config
+from diffcore.data.split import Split
+from diffcore.data.write import write
 
 
 def image(path: Path, value: int = 0) -> None:
@@ -24,7 +26,7 @@ def album(root: Path, *names: str) -> Path:
 
 
 def found(root: Path, **asked) -> sources.Source:
-    return sources.find(Config(f"folder:{root}", **asked))
+    return selection.find(Config(f"folder:{root}", **asked))
 
 
 def labels(source: sources.Source) -> dict[str, int | str | None]:
@@ -303,7 +305,7 @@ def test_an_empty_word_is_no_column():
 
 
 def test_digits_and_shards_can_be_read_without_labels():
-    source = sources.find(Config("digits", labels="none"))
+    source = selection.find(Config("digits", labels="none"))
     assert source.classes is None
     assert set(source.entries[0].read()[1]) == {None}
 
@@ -362,7 +364,7 @@ def test_images_of_kinds_that_are_not_read_are_warned_of(tmp_path, extension):
     album(tmp_path / "in", "a.png")
     (tmp_path / f"in/b.{extension.upper()}").write_bytes(b"x")
     lines: list[str] = []
-    shards.write(Config(f"folder:{tmp_path}/in"), tmp_path / "out", tell=lines.append)
+    write(Config(f"folder:{tmp_path}/in"), tmp_path / "out", tell=lines.append)
     assert any(line.startswith(f"warning: not read: 1 .{extension} (b.") for line in lines)
 
 

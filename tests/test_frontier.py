@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.metrics.bootstrap import RESAMPLES
 from diffcore.metrics.estimate import Estimate, columns
 from diffcore.metrics.features import Skill

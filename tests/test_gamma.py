@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from diffcore.core import disk
-from diffcore.core.mistake import Mistake
-from diffcore.data import shards
+from diffcore.core.errors import Mistake
+from diffcore.data.read import Images
 from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.denoisers.prediction import Prediction
 from diffcore.noise.schedule import Cosine, Linear
-from diffcore.search import gamma, search
+from diffcore.search import gamma, least_cost
 from diffcore.search.gamma import Config, Gamma, Moments, estimate, pick
 from tasks import gamma as stage
 from tests.conftest import SCHEDULES, exact_gamma, gaussian, make_schedule, mixture, randn
@@ -263,7 +263,7 @@ def test_a_repaired_estimate_is_monotone_and_nearer_the_truth(word, estimator):
         assert (repaired.values >= 0).all()
         assert (repaired.values <= bound * (1 + 1e-12)).all()
         share = found.sigma2 / (found.alpha2 + found.sigma2)
-        assert search.is_monge(share.numpy(), repaired.values.numpy())
+        assert least_cost.is_monge(share.numpy(), repaired.values.numpy())
         assert (repaired.below, repaired.above) == (plain.below, plain.above)
         changed = ((repaired.values / plain.values - 1).abs() > 1e-9) | ((plain.values == 0) & (repaired.values > 0))
         assert repaired.repaired == int(changed.sum())
@@ -279,14 +279,14 @@ def test_a_repair_by_the_norm_finds_better_trajectories(word):
     denoiser = GaussianDenoiser(torch.zeros(64).double(), 1e-4 * 5000 ** (i / 63), make_schedule(word))
     exact = exact_gamma(denoiser, 250)
     sigma2 = exact.sigma2.numpy()
-    best = search.cheapest(sigma2, exact.covariance("residual").values.numpy(), 20)
-    costs = search.cost(sigma2, exact.covariance("residual").values.numpy())
+    best = least_cost.cheapest(sigma2, exact.covariance("residual").values.numpy(), 20)
+    costs = least_cost.cost(sigma2, exact.covariance("residual").values.numpy())
     regret = {False: 0.0, True: 0.0}
     for seed in range(6):
         x0 = denoiser.variance.sqrt() * randn(10, 64, seed=seed)
         found = estimate(denoiser, x0, Config(250, 10, 2500, seed))
         for repair in regret:
-            path = search.cheapest(sigma2, found.covariance("norm", repair).values.numpy(), 20).nodes(20)
+            path = least_cost.cheapest(sigma2, found.covariance("norm", repair).values.numpy(), 20).nodes(20)
             regret[repair] += sum(costs[a - 1, b - 1] for a, b in itertools.pairwise(path)) - best.cost(20)
     assert regret[True] < 0.5 * regret[False]
 
@@ -377,9 +377,9 @@ def test_the_estimate_of_data_of_two_modes_is_repaired_to_a_monotone_one():
     x0 = torch.where(blob == 1, denoiser.means[1], denoiser.means[0]) + 0.05**0.5 * randn(30, 2, seed=6)
     found = estimate(denoiser, x0, Config(100, 30, 500, 0))
     repaired = found.covariance("residual", repair=True)
-    assert search.is_monge(found.sigma2.numpy(), repaired.values.numpy())
+    assert least_cost.is_monge(found.sigma2.numpy(), repaired.values.numpy())
     share = found.sigma2 / (found.alpha2 + found.sigma2)
-    assert not search.is_monge(share.numpy(), found.covariance("residual").values.numpy())
+    assert not least_cost.is_monge(share.numpy(), found.covariance("residual").values.numpy())
     assert 0 < repaired.repaired <= 100
 
 
@@ -387,7 +387,7 @@ def test_the_estimate_of_data_of_two_modes_is_repaired_to_a_monotone_one():
 def test_the_share_of_values_at_either_end_counts_every_channel(channels):
     pixels = torch.full((5, channels, 2, 2), 7, dtype=torch.uint8)
     pixels[0, 0, 0, 0], pixels[4, channels - 1, 1, 1], pixels[2, 0, 1, 0] = 0, 255, 254
-    assert stage._edges(shards.Images(pixels, None, None)) == 2 / pixels.numel()
+    assert stage._edges(Images(pixels, None, None)) == 2 / pixels.numel()
 
 
 def test_an_estimate_that_is_broken_off_goes_on_to_the_same_numbers():

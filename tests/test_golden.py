@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from diffcore import methods
-from diffcore.core import draw
-from diffcore.core.mistake import Mistake
+from diffcore.core import rng
+from diffcore.core.errors import Mistake
 from diffcore.data.feed import ResidentFeed
-from diffcore.data.shards import Images
+from diffcore.data.read import Images
 from diffcore.denoisers.clipping import Clip, Clipped, Threshold
 from diffcore.denoisers.denoiser import Condition
 from diffcore.denoisers.exact import MixtureDenoiser
@@ -49,7 +49,7 @@ from diffcore.sampling.skip_tuning import Config as SkipConfig
 from diffcore.sampling.skip_tuning import skip_tuned
 from diffcore.sampling.solvers import SOLVERS
 from diffcore.sampling.solvers.analytic import Analytic
-from diffcore.search import gamma, hops, search
+from diffcore.search import fitted, gamma, least_cost
 from diffcore.training import fit
 from diffcore.training.fit import Compute, Job
 from tests import test_losses, test_solver
@@ -329,30 +329,30 @@ def _():
     found = known()
     share = (found.sigma2 / (found.alpha2 + found.sigma2)).numpy()
     values = found.covariance("residual", True).values.numpy()
-    for data in (None, search.decoded(values, 0.1), search.decoded(values, 0.1, (0.0, 1.0))):
-        result = search.cheapest(share, values, 6, data=data)
+    for data in (None, least_cost.decoded(values, 0.1), least_cost.decoded(values, 0.1, (0.0, 1.0))):
+        result = least_cost.cheapest(share, values, 6, data=data)
         for steps in range(2, 7):
             yield from (result.nodes(steps), result.cost(steps))
     rough = values * (1 + 0.9 * waves(12).numpy())  # no longer such that the quick way serves
-    for data in (None, search.decoded(rough, 0.1)):
-        result = search.cheapest(share, rough, 6, data=data)
+    for data in (None, least_cost.decoded(rough, 0.1)):
+        result = least_cost.cheapest(share, rough, 6, data=data)
         yield from (part for k in range(2, 7) for part in (result.nodes(k), result.cost(k)))
-    costs = search.cost(share, values)
+    costs = least_cost.cost(share, values)
     yield costs[np.isfinite(costs)]
-    yield from (search.is_monge(share, values), search.is_monge(share, rough))
+    yield from (least_cost.is_monge(share, values), least_cost.is_monge(share, rough))
     jumps = np.abs(waves(7, 7).numpy()) + 0.1
     for growth in (1.0, 1.3):
-        result = search.shortest(jumps, 5, growth)
+        result = least_cost.shortest(jumps, 5, growth)
         yield from (part for k in range(2, 6) for part in (result.nodes(k), result.cost(k)))
 
 
 @measured("hops")
 def _():
-    config = hops.Config(points=5, images=7, batch=3, seed=8)
-    found = hops.strays(network(3, 2), network(3), config, SHAPE, condition=Condition(torch.arange(7) % 3))
+    config = fitted.Config(points=5, images=7, batch=3, seed=8)
+    found = fitted.strays(network(3, 2), network(3), config, SHAPE, condition=Condition(torch.arange(7) % 3))
     yield found[np.isfinite(found)]
     for late in (1.0, 1.15, 2.0):
-        yield from (path.times for path in hops.fit(found, late).values())
+        yield from (path.times for path in fitted.fit(found, late).values())
 
 
 for (_name, _schedule), _word, _within in itertools.product(
@@ -408,10 +408,10 @@ def _():
 @measured("dice")
 def _():
     like = waves(4, 5)
-    found = draw.draw(like, 3, "train", 7, count=9)
+    found = rng.draw(like, 3, "train", 7, count=9)
     yield from (found.u, found.noise, found.other("again").u, found[2:4].noise, found[2:4].other("x").noise)
-    yield from (draw.noises(SHAPE, 3, range(2, 5)), draw.noises(SHAPE, 3, range(2), "step 1"), draw.some(4, 20, 3, "a"))
-    yield from (draw.labels_like(pictures().labels, 11, 3), draw.seed("a", 1) % 10007, draw.seed("a1") % 10007)
+    yield from (rng.noises(SHAPE, 3, range(2, 5)), rng.noises(SHAPE, 3, range(2), "step 1"), rng.some(4, 20, 3, "a"))
+    yield from (rng.labels_like(pictures().labels, 11, 3), rng.seed("a", 1) % 10007, rng.seed("a1") % 10007)
 
 
 @measured("feed")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from tasks import graph
 from tests import bad_params
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from diffcore.core.draw import Draw
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
+from diffcore.core.rng import Draw
 from diffcore.denoisers.denoiser import Condition, Denoiser
 from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.denoisers.guidance import Guided

@@ -12,11 +12,14 @@ import pytest
 from PIL import Image
 
 from diffcore.core import disk
-from diffcore.core.mistake import Mistake
-from diffcore.data import shards, sources
+from diffcore.core.errors import Mistake
+from diffcore.data import fitting, selection
+from diffcore.data.config import Config
 from diffcore.data.ledger import Ledger, Unfinished
-from diffcore.data.shards import Config, load_resident, write
-from diffcore.data.sources import Split
+from diffcore.data.read import load_resident
+from diffcore.data.sources.folder import _read_file
+from diffcore.data.split import Split
+from diffcore.data.write import _Job, _signature, write
 
 SHARD = 400  # bytes: some ten shards of what `flat` holds
 
@@ -44,7 +47,7 @@ def told(config: Config, folder: Path, **more) -> list[str]:
     return lines
 
 
-READ = sources._read_file
+READ = _read_file
 
 
 class Reading:
@@ -64,8 +67,8 @@ class Reading:
 @pytest.mark.parametrize("split", [None, Split(holdout=0.3)])
 @pytest.mark.parametrize("deaths", [[50], [1, 55], [25, 25, 15]])
 def test_a_writer_that_dies_goes_on_and_writes_the_same_bytes(flat, tmp_path, monkeypatch, members, split, deaths):
-    monkeypatch.setattr(shards, "BLOCK", 3)
-    monkeypatch.setattr(shards, "CHUNK", 4)
+    monkeypatch.setattr("diffcore.data.write.BLOCK", 3)
+    monkeypatch.setattr("diffcore.data.write.CHUNK", 4)
     for path in sorted(flat.iterdir())[:5]:
         path.write_bytes(b"no image")
     config = Config(f"folder:{flat}", members=members, split=split, tolerance=0.2)
@@ -73,11 +76,11 @@ def test_a_writer_that_dies_goes_on_and_writes_the_same_bytes(flat, tmp_path, mo
     lines: list[str] = []
     unfinished = Unfinished(tmp_path / "kept", "code")
     for death in deaths:
-        monkeypatch.setattr(sources, "_read_file", Reading(death))
+        monkeypatch.setattr("diffcore.data.sources.folder._read_file", Reading(death))
         with pytest.raises(KeyboardInterrupt):
             write(config, tmp_path / "out", 1, shard_bytes=SHARD, tell=lines.append, unfinished=unfinished)
         assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(sources, "_read_file", last := Reading(0))
+    monkeypatch.setattr("diffcore.data.sources.folder._read_file", last := Reading(0))
     write(config, tmp_path / "out", 1, shard_bytes=SHARD, tell=lines.append, unfinished=unfinished)
     assert content(tmp_path / "out") == content(tmp_path / "whole")
     assert any(line.startswith("goes on after ") for line in lines)
@@ -88,7 +91,7 @@ def test_a_writer_that_dies_goes_on_and_writes_the_same_bytes(flat, tmp_path, mo
 def interrupted(flat: Path, config: Config, kept: Unfinished, out: Path, monkeypatch) -> None:
     # dies when all tars are finished, before the manifest is written
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "_manifest", lambda *arguments: 1 / 0)
+        patch.setattr("diffcore.data.write._manifest", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             write(config, out, shard_bytes=SHARD, unfinished=kept)
 
@@ -166,7 +169,8 @@ def test_two_writers_of_one_folder_do_not_share_their_work(flat, tmp_path):
 WRITER = """
 import sys, time
 from pathlib import Path
-from diffcore.data import shards
+from diffcore.data import write
+from diffcore.data.config import Config
 from diffcore.data.ledger import Unfinished
 
 def wait(done, total):
@@ -174,9 +178,9 @@ def wait(done, total):
         print("ready", flush=True)
         time.sleep(3600)
 
-shards.CHUNK, out = 4, Path(sys.argv[2], "out")
-config = shards.Config("folder:" + sys.argv[1], members="image")
-shards.write(config, out, 1, wait, int(sys.argv[4]), lambda line: print(line, flush=True), Unfinished(out.parent / "kept"))
+write.CHUNK, out = 4, Path(sys.argv[2], "out")
+config = Config("folder:" + sys.argv[1], members="image")
+write.write(config, out, 1, wait, int(sys.argv[4]), lambda line: print(line, flush=True), Unfinished(out.parent / "kept"))
 """
 
 
@@ -274,13 +278,13 @@ def test_each_word_of_the_configuration_that_changes_the_bytes_starts_anew_and_n
     assert {*others, *free} == set(Config.__dataclass_fields__)
 
     def signature(config: Config, shard_bytes: int = 1) -> str:
-        form = sources.Form((3, 4, 4), None, True, "lanczos")
-        return disk.digest(shards._signature(shards._Job(config, form, "block", 2, shard_bytes, print, print)))
+        form = fitting.Form((3, 4, 4), None, True, "lanczos")
+        return disk.digest(_signature(_Job(config, form, "block", 2, shard_bytes, print, print)))
 
     changed = [signature(dataclasses.replace(whole, **{k: v})) for k, v in others.items() if v is not None]
     changed.append(signature(whole, shard_bytes=2))
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "BLOCK", 7)
+        patch.setattr("diffcore.data.write.BLOCK", 7)
         changed.append(signature(whole))
     for library in ("PIL", "numpy", "webdataset"):
         with monkeypatch.context() as patch:
@@ -338,7 +342,7 @@ def test_all_files_that_are_read_are_looked_at_the_labels_too(tmp_path, kind, mo
         "folder": {tmp_path / "in" / name for name in ("0.png", "1.png", "2.png", "3.png", "metadata.csv")},
         "shards": {tmp_path / "tars" / shard.name for shard in written.shards},
     }[kind]
-    assert set(sources.find(Config(source)).files) == read
+    assert set(selection.find(Config(source)).files) == read
     config, kept = Config(source, members="image"), Unfinished(tmp_path / "kept")
     interrupted(tmp_path / "in", config, kept, tmp_path / "out", monkeypatch)
     os.utime(max(read), (1, 1))  # the table of labels, or the last tar
@@ -353,7 +357,7 @@ def test_a_folder_that_cannot_get_its_name_costs_no_image_to_be_read_again(flat,
         patch.setattr(disk, "_swap", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             write(config, tmp_path / "out", shard_bytes=SHARD, unfinished=kept)
-    monkeypatch.setattr(sources, "_read_file", reading := Reading(0))
+    monkeypatch.setattr("diffcore.data.sources.folder._read_file", reading := Reading(0))
     lines = told(config, tmp_path / "out", workers=1, shard_bytes=SHARD, unfinished=kept)
     assert "goes on after 60 of 60 images" in lines
     assert reading.count <= 1  # the first says the shape

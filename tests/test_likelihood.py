@@ -221,12 +221,12 @@ def test_a_condition_reaches_the_denoiser():
 
 
 def test_the_searched_trajectory_has_the_better_bound():
-    from diffcore.search import search
+    from diffcore.search import least_cost
 
     denoiser = gaussian()
     known = exact_gamma(denoiser, 100)
     between = {3: [1, 50, 100], 6: [1, 20, 40, 60, 80, 100]}
-    paths = search.shortest(search.cost(known.sigma2.numpy(), known.covariance("residual").values.numpy()), 6)
+    paths = least_cost.shortest(least_cost.cost(known.sigma2.numpy(), known.covariance("residual").values.numpy()), 6)
     solver = SOLVERS["analytic"]().knowing(known)
     x = denoiser.mean + denoiser.variance.sqrt() * randn(1500, 2, 3, seed=3)
     for steps in (3, 6):

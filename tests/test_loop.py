@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from diffcore.core import draw
-from diffcore.core.mistake import Mistake
+from diffcore.core import rng
+from diffcore.core.errors import Mistake
 from diffcore.denoisers.denoiser import Condition, Denoiser
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
@@ -121,7 +121,7 @@ def test_weights_decay_by_the_rate_beside_the_gradients_step(decay):
 
 def test_labels_and_guidance_have_dice_of_their_own_in_every_update(monkeypatch):
     """Else a class would be dropped just where the weight is low."""
-    asked, conditions, make = [], [], draw.generator
+    asked, conditions, make = [], [], rng.generator
     monkeypatch.setattr(fit, "generator", lambda *words: asked.append(words) or make(*words))
     config = dataclasses.replace(SHORT, batch=64, label_dropout=0.4)
     method = watched(PLAIN, lambda cast: conditions.append(cast.condition))
@@ -186,7 +186,7 @@ def test_a_critic_learns_as_often_as_its_method_says_from_dice_and_gradients_of_
     assert [progress for *_, progress in seen] == [step / 5 for step in range(5) for _ in range(3)]
     noises = [noise for _, noise, _ in seen]
     assert all(not torch.equal(one, two) for k, one in enumerate(noises) for two in noises[:k])
-    assert torch.equal(noises[4], draw.draw(torch.zeros(8, 1, 4, 4), 0, "critic", 1, 1).noise)
+    assert torch.equal(noises[4], rng.draw(torch.zeros(8, 1, 4, 4), 0, "critic", 1, 1).noise)
 
 
 def test_every_update_has_the_rate_of_its_step_and_a_gradient_of_its_own():
@@ -597,9 +597,9 @@ class Seeing(Denoiser):
         return [x_t]
 
 
-def cast(method: Method) -> tuple[Roles, torch.Tensor, draw.Draw]:
+def cast(method: Method) -> tuple[Roles, torch.Tensor, rng.Draw]:
     student, teacher = toy_denoiser(0).double(), Seeing()
-    x0, dice_ = randn(6, 1, 4, 4), draw.draw(torch.zeros(6, 1, 4, 4), 3, "critic", 0, 0)
+    x0, dice_ = randn(6, 1, 4, 4), rng.draw(torch.zeros(6, 1, 4, 4), 3, "critic", 0, 0)
     dice_ = dataclasses.replace(dice_, noise=dice_.noise.double())
     heads = Discriminator((1,), 1, 0).double()
     known = (

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from diffcore import methods
-from diffcore.core.draw import Draw
+from diffcore.core.rng import Draw
 from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.methods import Roles, continuous
 from diffcore.noise.schedule import Cosine, Discrete, Linear, Schedule

@@ -19,7 +19,7 @@ from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from ruamel.yaml import YAML
 
 from diffcore.core import disk
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from tasks import alone, command, dvc_files, faults, paths, progress, verbs
 from tests.test_disk import DEAD
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.denoisers.clipping import Threshold
 from diffcore.noise.trajectory import even
 from diffcore.sampling.deepcache import Config as CacheConfig

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from diffcore.core.draw import Draw, draw
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
+from diffcore.core.rng import Draw, draw
 from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.denoisers.network import NetDenoiser

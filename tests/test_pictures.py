@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from diffcore.core import disk
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.metrics.frontier import SCHEMA
 from diffcore.metrics.measures import METRICS
 from tasks import pictures

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from diffcore.checkpoints import checkpoint
-from diffcore.core import draw
-from diffcore.data import shards
+from diffcore import checkpoints as checkpoint
+from diffcore.core import rng
 from diffcore.data.feed import to_float
+from diffcore.data.read import load_resident
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.metrics import bootstrap, likelihood, measures
 from diffcore.metrics.metric import Subject
@@ -197,14 +197,14 @@ def belief(one: One, x: torch.Tensor, t: float, labels: torch.Tensor) -> tuple[t
 def test_samples_of_ddim_are_those_of_its_formula_with_classes_weights_and_limits(found):
     """x_s = alpha_s x_0 + sigma_s eps, of each image its own noise and its own class, whatever the batch."""
     _, points = found
-    labels = draw.labels_like(shards.load_resident(paths.DATA).labels, COUNT, SEED)
+    labels = rng.labels_like(load_resident(paths.DATA).labels, COUNT, SEED)
     assert len(set(labels.tolist())) == 3
     tried = [one for one in points.values() if one.point.sampler == "ddim" and not one.plan.recipe.deepcache]
     assert len(tried) >= 12
     for one in tried:
         if one.plan.recipe.skip or one.plan.recipe.threshold:
             continue
-        x, times = draw.noises(SHAPE, SEED, range(COUNT), "start"), one.plan.times.times
+        x, times = rng.noises(SHAPE, SEED, range(COUNT), "start"), one.plan.times.times
         with torch.inference_mode():
             for t, s in itertools.pairwise(times):
                 x0, eps = belief(one, x, t, labels)
@@ -221,8 +221,8 @@ def test_samples_of_ddim_are_those_of_its_formula_with_classes_weights_and_limit
 
 def test_what_is_said_of_a_point_s_quality_is_of_its_own_samples(found):
     project, points = found
-    images = shards.load_resident(paths.DATA)
-    labels = draw.labels_like(images.labels, COUNT, SEED)
+    images = load_resident(paths.DATA)
+    labels = rng.labels_like(images.labels, COUNT, SEED)
     first = next(iter(points.values()))
     assert first.plan.name == f"teacher-ddim-even-{STEPS}"
     assert "rmse_teacher" not in first.point.metrics
@@ -242,8 +242,8 @@ def test_what_is_said_of_a_point_s_quality_is_of_its_own_samples(found):
 
 def test_bits_are_those_of_the_classes_and_weights_of_the_images(found):
     project, points = found
-    images, asked = shards.load_resident(paths.DATA), project.evaluate.likelihood
-    chosen = draw.some(asked.images, len(images), asked.seed, "likelihood")
+    images, asked = load_resident(paths.DATA), project.evaluate.likelihood
+    chosen = rng.some(asked.images, len(images), asked.seed, "likelihood")
     x0, labels, some = to_float(images.pixels[chosen]), images.labels[chosen], set()
     for name, one in points.items():
         solver = one.plan.recipe.solver

@@ -9,7 +9,7 @@ from torch import nn
 
 from diffcore import methods
 from diffcore.data.feed import ResidentFeed
-from diffcore.data.shards import Images
+from diffcore.data.read import Images
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.methods import consistency, distribution_matching, phased

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffcore.core.draw import generator
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
+from diffcore.core.rng import generator
 from diffcore.data.feed import to_float
-from diffcore.data.shards import Images
+from diffcore.data.read import Images
 from diffcore.metrics import measures, mmd
 from diffcore.metrics.bootstrap import RESAMPLES, resamples
 from diffcore.metrics.estimate import Estimate, columns

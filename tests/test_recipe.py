@@ -4,9 +4,9 @@ import json
 import pytest
 import torch
 
-from diffcore.checkpoints import checkpoint
-from diffcore.checkpoints.checkpoint import Checkpoint, Guidance
-from diffcore.core.mistake import Mistake
+from diffcore import checkpoints
+from diffcore.checkpoints import Checkpoint, Guidance
+from diffcore.core.errors import Mistake
 from diffcore.denoisers.clipping import Clip, Clipped, Threshold
 from diffcore.denoisers.denoiser import Condition
 from diffcore.denoisers.guidance import Guided
@@ -36,7 +36,7 @@ def opened(classes: bool = False, guidance: Guidance | None = None, net=None) ->
     net = net or stirred(FAMILY["classes"] if classes else unet.default_config((1, 8, 8), channels=(8, 16), groups=4))
     weighs = guidance is not None and guidance.is_input
     denoiser = NetDenoiser(net.requires_grad_(False), Cosine(), classes=4 if classes else None, weighs=weighs)
-    card = object.__new__(checkpoint.Card)
+    card = object.__new__(checkpoints.Card)
     told = {"name": "toy", "image": [1, 8, 8], "classes": NAMES if classes else None, "method": "denoising"}
     vars(card).update(told, guidance=guidance and dataclasses.asdict(guidance))
     return Checkpoint(card, denoiser)

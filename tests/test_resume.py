@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from diffcore.core import disk
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.training.resume import Resume
 from tests import test_fit
 from tests.test_methods import CASES

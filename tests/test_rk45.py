@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.denoisers.denoiser import Denoiser, per_sample
 from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.noise.schedule import Cosine, Discrete

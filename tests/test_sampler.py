@@ -3,8 +3,8 @@ import itertools
 import pytest
 import torch
 
-from diffcore.core.draw import draw, noises
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
+from diffcore.core.rng import draw, noises
 from diffcore.denoisers.denoiser import Condition, Denoiser
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.denoisers.prediction import Prediction

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.noise.schedule import SCHEDULES, VE, Cosine, Discrete, Linear, SubVP, from_json, to_json
 from tests.conftest import DDPM_BETAS, make_schedule, randn
 

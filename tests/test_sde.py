@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.denoisers.denoiser import per_sample
 from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.denoisers.node import mark

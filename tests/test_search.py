@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.metrics import likelihood
 from diffcore.noise.schedule import Level
@@ -15,7 +15,7 @@ from diffcore.noise.trajectory import nodes
 from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solver import posterior_variance
 from diffcore.sampling.solvers.analytic import Analytic, optimal_variance
-from diffcore.search import search
+from diffcore.search import least_cost
 from diffcore.search.gamma import Gamma, Moments
 from tasks import search as stage
 from tests.conftest import DDPM_BETAS, exact_gamma, make_schedule, randn
@@ -45,8 +45,8 @@ def along(costs: np.ndarray, path: list[int]) -> float:
 @pytest.mark.parametrize("word", ["discrete", "cosine", "linear"])
 def test_the_path_is_the_best_of_all_subsets(word):
     _, sigma2, cov, _ = tables(10, word)
-    costs = search.cost(sigma2, cov)
-    found = search.shortest(costs)
+    costs = least_cost.cost(sigma2, cov)
+    found = least_cost.shortest(costs)
     for steps in range(2, 11):
         every = [[1, *inner, 10] for inner in itertools.combinations(range(2, 10), steps - 2)]
         assert found.nodes(steps) == min(every, key=lambda path: along(costs, path))
@@ -55,7 +55,7 @@ def test_the_path_is_the_best_of_all_subsets(word):
 
 def test_any_costs_will_do():
     costs = np.where(np.triu(np.ones((9, 9)), 1) > 0, np.random.default_rng(0).normal(size=(9, 9)), np.inf)
-    found = search.shortest(costs)
+    found = least_cost.shortest(costs)
     for steps in range(2, 10):
         every = [[1, *inner, 9] for inner in itertools.combinations(range(2, 9), steps - 2)]
         assert found.nodes(steps) == min(every, key=lambda path: along(costs, path))
@@ -70,7 +70,7 @@ def test_where_errors_grow_on_the_way_an_early_jump_counts_more(growth):
         jumps = [costs[a - 1, b - 1] for a, b in itertools.pairwise(path)]
         return sum(jump * growth**later for later, jump in enumerate(reversed(jumps)))
 
-    found = search.shortest(costs, growth=growth)
+    found = least_cost.shortest(costs, growth=growth)
     for steps in range(2, 9):
         every = [[1, *inner, 8] for inner in itertools.combinations(range(2, 8), steps - 2)]
         assert found.nodes(steps) == min(every, key=grown)
@@ -79,7 +79,7 @@ def test_where_errors_grow_on_the_way_an_early_jump_counts_more(growth):
 
 def test_our_cost_is_the_published_one_up_to_a_constant():
     alpha2, sigma2, cov, gamma = tables()
-    ours, theirs = search.cost(sigma2, cov), published(alpha2, gamma)
+    ours, theirs = least_cost.cost(sigma2, cov), published(alpha2, gamma)
     dice, offsets = np.random.default_rng(1), []
     for _ in range(200):
         inner = sorted(dice.choice(np.arange(2, 1000), dice.integers(1, 30), replace=False).tolist())
@@ -101,7 +101,7 @@ def test_our_cost_is_the_published_one_up_to_a_constant():
 )
 def test_reference_paths(steps, nodes, cost):
     alpha2, sigma2, cov, gamma = tables()
-    found = search.shortest(search.cost(sigma2, cov), 10)
+    found = least_cost.shortest(least_cost.cost(sigma2, cov), 10)
     theirs = published(alpha2, gamma)
     assert along(theirs, found.nodes(steps)) == pytest.approx(cost, abs=1e-9)
     assert found.nodes(steps) == nodes
@@ -109,7 +109,7 @@ def test_reference_paths(steps, nodes, cost):
 
 def test_more_steps_never_cost_more_in_the_bound_and_ends_are_fixed():
     _, sigma2, cov, _ = tables(50)
-    found = search.shortest(search.cost(sigma2, cov))
+    found = least_cost.shortest(least_cost.cost(sigma2, cov))
     for steps in range(2, 51):
         path = found.nodes(steps)
         assert (path[0], path[-1], len(path)) == (1, 50, steps)
@@ -121,7 +121,7 @@ def test_more_steps_never_cost_more_in_the_bound_and_ends_are_fixed():
 def test_the_cost_is_that_of_the_optimal_variance(word):
     """log(sigma*^2/lambda^2) with the variance that the sampler uses; for DDPM's lambda, at pure noise too."""
     _, sigma2, cov, _ = tables(100, word)
-    costs, schedule = search.cost(sigma2, cov), make_schedule(word)
+    costs, schedule = least_cost.cost(sigma2, cov), make_schedule(word)
     for s, t in ((1, 2), (1, 100), (40, 55), (99, 100)):
         to, at = (Level(schedule.alpha(u), schedule.sigma(u)) for u in torch.tensor([[s], [t]]).double() / 100)
         lam2 = posterior_variance(at, to)
@@ -129,11 +129,11 @@ def test_the_cost_is_that_of_the_optimal_variance(word):
         assert costs[s - 1, t - 1] == pytest.approx(float((variance / lam2).log()), rel=1e-9)
 
 
-@pytest.mark.parametrize("steps", [search.BLOCK, search.BLOCK + 1, 2 * search.BLOCK + 2, 250])
+@pytest.mark.parametrize("steps", [least_cost.BLOCK, least_cost.BLOCK + 1, 2 * least_cost.BLOCK + 2, 250])
 def test_work_in_blocks_is_the_plain_recurrence(steps):
     """C[k, t] = min_s C[k - 1, s] + J[s, t], for costs of no structure: every node before every node, in every layer."""
     costs = np.where(np.triu(np.ones((steps, steps)), 1) > 0, np.random.default_rng(2).random((steps, steps)), np.inf)
-    found, best = search.shortest(costs), np.where(np.arange(steps) == 0, 0, np.inf)
+    found, best = least_cost.shortest(costs), np.where(np.arange(steps) == 0, 0, np.inf)
     for k in range(2, steps + 1):
         sums = best[:, None] + costs
         best, reached = sums.min(0), np.isfinite(sums.min(0))
@@ -143,39 +143,39 @@ def test_work_in_blocks_is_the_plain_recurrence(steps):
 
 def test_a_cut_off_search_gives_the_same_paths():
     _, sigma2, cov, _ = tables(200)
-    costs = search.cost(sigma2, cov)
-    whole, short = search.shortest(costs), search.shortest(costs, 7)
+    costs = least_cost.cost(sigma2, cov)
+    whole, short = least_cost.shortest(costs), least_cost.shortest(costs, 7)
     assert all(whole.nodes(k) == short.nodes(k) for k in range(1, 8))
 
 
 def test_among_equal_paths_the_one_through_smaller_nodes_wins():
     costs = np.where(np.triu(np.ones((6, 6)), 1) > 0, 1.0, np.inf)
-    assert search.shortest(costs).nodes(4) == [1, 2, 3, 6]
+    assert least_cost.shortest(costs).nodes(4) == [1, 2, 3, 6]
 
 
 def test_the_cost_is_finite_at_pure_noise():
     _, sigma2, cov, _ = tables(100, "cosine")
-    costs = search.cost(sigma2, cov)
+    costs = least_cost.cost(sigma2, cov)
     assert np.isfinite(costs[np.triu_indices(100, 1)]).all()
 
 
 def test_what_cannot_be_searched_is_a_mistake():
     _, sigma2, cov, _ = tables(10)
-    costs = search.cost(sigma2, cov)
+    costs = least_cost.cost(sigma2, cov)
     for wrong in (0, 11):
         with pytest.raises(Mistake, match=r"in 1\.\.10"):
-            search.shortest(costs, wrong)
+            least_cost.shortest(costs, wrong)
         with pytest.raises(Mistake, match=r"in 1\.\.10"):
-            search.shortest(costs).nodes(wrong)
+            least_cost.shortest(costs).nodes(wrong)
     with pytest.raises(Mistake, match="eta = 1 only, got 0"):
-        search.cost(sigma2, cov, eta=0.0)
+        least_cost.cost(sigma2, cov, eta=0.0)
     with pytest.raises(Mistake, match="at least 2"):
-        search.shortest(costs).cost(1)
+        least_cost.shortest(costs).cost(1)
     with pytest.raises(ValueError, match="rise"):
-        search.cost(sigma2[::-1], cov)
+        least_cost.cost(sigma2[::-1], cov)
     for wrong in (-0.1, np.nan):
         with pytest.raises(ValueError, match="not negative"):
-            search.cost(sigma2, np.where(np.arange(10) == 3, wrong, cov))
+            least_cost.cost(sigma2, np.where(np.arange(10) == 3, wrong, cov))
 
 
 def rising(steps: int) -> np.ndarray:
@@ -216,14 +216,14 @@ MONGE = {
 @pytest.fixture
 def dense(monkeypatch):
     """How often the search over the whole matrix was asked for by `cheapest`."""
-    calls, shortest = [], search.shortest
-    monkeypatch.setattr(search, "shortest", lambda *given: calls.append(given) or shortest(*given))
+    calls, shortest = [], least_cost.shortest
+    monkeypatch.setattr(least_cost, "shortest", lambda *given: calls.append(given) or shortest(*given))
     return calls
 
 
-def assert_same(found: search.Paths, costs: np.ndarray) -> None:
+def assert_same(found: least_cost.Paths, costs: np.ndarray) -> None:
     """The least costs, and paths that have them: which path may differ where two cost the same but for rounding."""
-    expected, n = search.shortest(costs, found.most), len(costs)
+    expected, n = least_cost.shortest(costs, found.most), len(costs)
     np.testing.assert_allclose(found.costs[2:], expected.costs[2:], rtol=1e-12, atol=1e-14)
     for steps in range(2, found.most + 1):
         path = found.nodes(steps)
@@ -232,31 +232,31 @@ def assert_same(found: search.Paths, costs: np.ndarray) -> None:
         assert along(costs, path) == pytest.approx(expected.cost(steps), rel=1e-12, abs=1e-14)
 
 
-@pytest.mark.parametrize("branches", [2, 3, search.BRANCHES, 1000])
+@pytest.mark.parametrize("branches", [2, 3, least_cost.BRANCHES, 1000])
 @pytest.mark.parametrize("case", MONGE)
 def test_the_fast_search_finds_what_the_whole_matrix_gives(case, branches, dense, monkeypatch):
-    monkeypatch.setattr(search, "BRANCHES", branches)
+    monkeypatch.setattr(least_cost, "BRANCHES", branches)
     sigma2, cov = MONGE[case]()
-    assert search.is_monge(sigma2, cov)
-    found = search.cheapest(sigma2, cov)
+    assert least_cost.is_monge(sigma2, cov)
+    found = least_cost.cheapest(sigma2, cov)
     assert not dense
-    assert_same(found, search.cost(sigma2, cov))
+    assert_same(found, least_cost.cost(sigma2, cov))
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 17, 199, 200])
 def test_the_fast_search_may_be_cut_off(most, dense):
     sigma2, cov = monotone(200, 3)
-    found = search.cheapest(sigma2, cov, most)
+    found = least_cost.cheapest(sigma2, cov, most)
     assert (found.most, found.before.shape, found.before.dtype) == (most, (most + 1, 200), np.int32)
     assert found.nodes(1) == [200]
     assert not dense
-    assert_same(found, search.cost(sigma2, cov))
+    assert_same(found, least_cost.cost(sigma2, cov))
 
 
 @pytest.mark.parametrize("case", ["gaussian, discrete", "bimodal", "at random 4"])
 def test_monge_is_the_quadrangle_inequality(case):
     """J[s, t] + J[s', t'] <= J[s, t'] + J[s', t], of all neighbours: the rest follows by adding them up."""
-    costs = search.cost(*MONGE[case]())
+    costs = least_cost.cost(*MONGE[case]())
     n = len(costs)
     s, t = np.triu_indices(n, 2)
     s, t = s[t < n - 1], t[t < n - 1]
@@ -267,7 +267,7 @@ def test_monge_is_the_quadrangle_inequality(case):
 def test_a_path_whose_answer_is_known():
     """Isotropic data: the cost is that of the whole way whatever the path, so every K costs log1p((u_1 - u_N) cov_N)."""
     sigma2, cov = MONGE["isotropic"]()
-    found = search.cheapest(sigma2, cov)
+    found = least_cost.cheapest(sigma2, cov)
     whole = np.log1p((1 / sigma2[0] - 1 / sigma2[-1]) * cov[-1])
     np.testing.assert_allclose(found.costs[2:], whole, rtol=1e-12)
 
@@ -284,20 +284,20 @@ UNLIKE = {
 def test_costs_that_are_not_monge_are_searched_over_the_whole_matrix(case, dense):
     _, sigma2, cov, _ = tables(100, "cosine")
     cov = UNLIKE[case](cov, np.random.default_rng(5))
-    assert not search.is_monge(sigma2, cov)
-    found, costs = search.cheapest(sigma2, cov, 30), search.cost(sigma2, cov)
+    assert not least_cost.is_monge(sigma2, cov)
+    found, costs = least_cost.cheapest(sigma2, cov, 30), least_cost.cost(sigma2, cov)
     assert len(dense) == 1
     assert_same(found, costs)
-    assert (found.before == search.shortest(costs, 30).before).all()
+    assert (found.before == least_cost.shortest(costs, 30).before).all()
 
 
 def test_the_monge_search_is_wrong_where_costs_are_not_monge():
     """So the check is needed, and these cases would tell if it were left out."""
     _, sigma2, cov, _ = tables(100, "cosine")
     cov = UNLIKE["noise"](cov, np.random.default_rng(5))
-    right = search.cheapest(sigma2, cov, 30)
+    right = least_cost.cheapest(sigma2, cov, 30)
     u = 1 / sigma2
-    found = search._monge(u, cov, np.log1p((u[0] - u) * cov), 30, ordered=True)
+    found = least_cost._monge(u, cov, np.log1p((u[0] - u) * cov), 30, ordered=True)
     assert (found.costs[2:] > right.costs[2:] + 1e-6).any()
 
 
@@ -305,14 +305,14 @@ def test_what_no_path_can_tell_does_not_count_against_monge():
     """Into node 1 there is no jump, into node 2 only one."""
     _, sigma2, cov, _ = tables(30, "cosine")
     cov[:2] = 0.9
-    assert search.is_monge(sigma2, cov)
-    assert_same(search.cheapest(sigma2, cov), search.cost(sigma2, cov))
+    assert least_cost.is_monge(sigma2, cov)
+    assert_same(least_cost.cheapest(sigma2, cov), least_cost.cost(sigma2, cov))
 
 
 def test_the_fast_search_needs_no_matrix():
     sigma2, cov = monotone(2000, 1)
     tracemalloc.start()
-    found = search.cheapest(sigma2, cov, 20)
+    found = least_cost.cheapest(sigma2, cov, 20)
     peak = tracemalloc.get_traced_memory()[1] - found.before.nbytes
     tracemalloc.stop()
     assert peak < 100 * 8 * 2000  # 38 numbers for each time when this was written; a matrix has 2000
@@ -322,15 +322,15 @@ def test_what_the_fast_search_refuses():
     sigma2, cov = monotone(10, 0)
     for wrong in (0, 11):
         with pytest.raises(Mistake, match=r"in 1\.\.10"):
-            search.cheapest(sigma2, cov, wrong)
+            least_cost.cheapest(sigma2, cov, wrong)
         with pytest.raises(Mistake, match=r"in 1\.\.10"):
-            search.cheapest(sigma2, cov).nodes(wrong)
+            least_cost.cheapest(sigma2, cov).nodes(wrong)
     for eta in (0.0, 0.5):
         with pytest.raises(Mistake, match=f"eta = 1 only, got {eta}"):
-            search.cheapest(sigma2, cov, eta=eta)
+            least_cost.cheapest(sigma2, cov, eta=eta)
     for wrong in (-0.1, np.nan):
         with pytest.raises(ValueError, match="not negative"):
-            search.cheapest(sigma2, np.where(np.arange(10) == 3, wrong, cov))
+            least_cost.cheapest(sigma2, np.where(np.arange(10) == 3, wrong, cov))
 
 
 @pytest.mark.parametrize("repair", [False, True])
@@ -352,14 +352,14 @@ def test_the_stage_tells_what_was_moved(repair):
         "repaired": known.repaired if repair else None,
         "monotone": repair,
     }
-    expected = search.shortest(search.cost(sigma2, known.values.numpy()), 8)
+    expected = least_cost.shortest(least_cost.cost(sigma2, known.values.numpy()), 8)
     for steps in range(2, 9):
         assert told["cost"][str(steps)] == pytest.approx(expected.cost(steps), rel=1e-12)
     options.decoder = True
     free = stage._bound(SimpleNamespace(search=options), known_edges)
     assert all(len(free["nodes"][str(k)]) == k and free["nodes"][str(k)][-1] == 20 for k in range(1, 9))
-    data = search.decoded(known.values.numpy(), 0.25)
-    whole = search.shortest(search.with_data(search.cost(sigma2, known.values.numpy()), data), 9)
+    data = least_cost.decoded(known.values.numpy(), 0.25)
+    whole = least_cost.shortest(least_cost.with_data(least_cost.cost(sigma2, known.values.numpy()), data), 9)
     assert free["cost"]["4"] == pytest.approx(whole.cost(5), rel=1e-12)
 
 
@@ -379,11 +379,11 @@ def test_the_stage_knows_the_noise_by_its_share():
 def test_the_decoder_s_cost():
     """Wide errors cost their entropy less the bin's, errors within a bin nothing; by plain sums over fine bins between."""
     width = 2 / 255
-    found = search._discretised(np.array([1.0, 0.05, 1e-12, 0.0]), 0.0, width)
+    found = least_cost._discretised(np.array([1.0, 0.05, 1e-12, 0.0]), 0.0, width)
     wide = 0.5 * np.log(2 * np.pi * np.e * np.array([1.0, 0.05])) - np.log(width)
     np.testing.assert_allclose(found[:2], wide, rtol=0, atol=1e-4)
     np.testing.assert_allclose(found[2:], 0.0, rtol=0, atol=1e-9)
-    edge = search._discretised(np.array([1.0, 1e-12]), 1.0, width)
+    edge = least_cost._discretised(np.array([1.0, 1e-12]), 1.0, width)
     np.testing.assert_allclose(edge, [1.0, 0.0], rtol=0, atol=0.01)  # the mean of -log Phi(z) is 1
     from scipy.stats import norm
 
@@ -392,16 +392,16 @@ def test_the_decoder_s_cost():
         shares = norm.pdf(e, scale=variance**0.5)
         p = norm.cdf(e + width / 2, scale=variance**0.5) - norm.cdf(e - width / 2, scale=variance**0.5)
         exact = -(shares * np.log(p)).sum() / shares.sum()
-        np.testing.assert_allclose(search._discretised(np.array([variance]), 0.0, width)[0], exact, rtol=1e-3)
+        np.testing.assert_allclose(least_cost._discretised(np.array([variance]), 0.0, width)[0], exact, rtol=1e-3)
 
 
 def test_with_the_data_as_a_node_the_last_look_is_chosen():
     """Against every path: any last look, the decoder's cost counted, never worse than ending at 1/N."""
     sigma2 = np.sin(np.pi / 2 * np.arange(1, 9) / 8) ** 2
     cov = 0.04 * sigma2 / ((1 - sigma2) * 0.04 + sigma2)
-    jumps = search.cost(sigma2, cov)
-    whole = search.with_data(jumps, search.decoded(cov, 0.3))
-    paths = search.shortest(whole, 5)
+    jumps = least_cost.cost(sigma2, cov)
+    whole = least_cost.with_data(jumps, least_cost.decoded(cov, 0.3))
+    paths = least_cost.shortest(whole, 5)
     for count in (1, 2, 3, 4):
         tried = {}
         for chosen in itertools.combinations(range(8), count):
@@ -412,17 +412,17 @@ def test_with_the_data_as_a_node_the_last_look_is_chosen():
         assert [node - 2 for node in paths.nodes(count + 1)[1:]] == list(best)
 
 
-@pytest.mark.parametrize("branches", [2, search.BRANCHES, 1000])
+@pytest.mark.parametrize("branches", [2, least_cost.BRANCHES, 1000])
 @pytest.mark.parametrize("edges", [0.0, 0.58])
 @pytest.mark.parametrize("case", MONGE)
 def test_the_fast_search_with_the_decoder_finds_what_the_whole_matrix_gives(case, edges, branches, dense, monkeypatch):
-    monkeypatch.setattr(search, "BRANCHES", branches)
+    monkeypatch.setattr(least_cost, "BRANCHES", branches)
     sigma2, cov = MONGE[case]()
-    data = search.decoded(cov, edges)
-    found = search.cheapest(sigma2, cov, data=data)
+    data = least_cost.decoded(cov, edges)
+    found = least_cost.cheapest(sigma2, cov, data=data)
     assert not dense
     assert found.most == len(cov) + 1
-    assert_same(found, search.with_data(search.cost(sigma2, cov), data))
+    assert_same(found, least_cost.with_data(least_cost.cost(sigma2, cov), data))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -430,23 +430,25 @@ def test_any_costs_of_a_last_look_will_do(seed, dense):
     """They need not grow with the time, nor be Monge with the jumps."""
     sigma2, cov = monotone(80, 3)
     data = np.random.default_rng(seed).exponential(size=80)
-    found = search.cheapest(sigma2, cov, 40, data=data)
+    found = least_cost.cheapest(sigma2, cov, 40, data=data)
     assert not dense
-    assert_same(found, search.with_data(search.cost(sigma2, cov), data))
+    assert_same(found, least_cost.with_data(least_cost.cost(sigma2, cov), data))
 
 
 def test_with_the_decoder_costs_that_are_not_monge_are_searched_over_the_whole_matrix(dense):
     _, sigma2, cov, _ = tables(100, "cosine")
     cov = UNLIKE["noise"](cov, np.random.default_rng(5))
-    data = search.decoded(cov, 0.3)
-    assert_same(search.cheapest(sigma2, cov, 30, data=data), search.with_data(search.cost(sigma2, cov), data))
+    data = least_cost.decoded(cov, 0.3)
+    assert_same(
+        least_cost.cheapest(sigma2, cov, 30, data=data), least_cost.with_data(least_cost.cost(sigma2, cov), data)
+    )
     assert dense
 
 
 def test_the_fast_search_with_the_decoder_needs_no_matrix():
     sigma2, cov = monotone(2000, 1)
     tracemalloc.start()
-    found = search.cheapest(sigma2, cov, 20, data=search.decoded(cov, 0.3))
+    found = least_cost.cheapest(sigma2, cov, 20, data=least_cost.decoded(cov, 0.3))
     peak = tracemalloc.get_traced_memory()[1] - found.before.nbytes
     tracemalloc.stop()
     assert peak < 100 * 8 * 2000
@@ -459,7 +461,7 @@ def test_half_a_paths_cost_is_its_part_of_the_bound():
     denoiser = GaussianDenoiser(0 * whole, variance * whole, make_schedule("cosine"))
     known = exact_gamma(denoiser, steps)
     sigma2, cov = known.sigma2.numpy(), known.covariance("residual").values.numpy()
-    costs = search.with_data(search.cost(sigma2, cov), search.decoded(cov, 0.0))
+    costs = least_cost.with_data(least_cost.cost(sigma2, cov), least_cost.decoded(cov, 0.0))
     solver = Analytic().knowing(known)
     x0 = 0.02**0.5 * randn(1500, 2, 3)
     for places in ([5, 50], [1, 10, 30, 50], [2, 50]):
@@ -472,4 +474,4 @@ def test_half_a_paths_cost_is_its_part_of_the_bound():
 def test_bins_are_those_of_the_datas_range():
     """The same picture in [0, 1] has half the deviations and half the bins."""
     cov = np.array([1e-5, 1e-3, 0.2])
-    np.testing.assert_allclose(search.decoded(cov, 0.3), search.decoded(cov / 4, 0.3, (0.0, 1.0)), rtol=1e-12)
+    np.testing.assert_allclose(least_cost.decoded(cov, 0.3), least_cost.decoded(cov / 4, 0.3, (0.0, 1.0)), rtol=1e-12)

@@ -16,9 +16,13 @@ import torch
 from PIL import Image
 
 from diffcore.core import disk
-from diffcore.core.mistake import Mistake
-from diffcore.data import shards, sources
-from diffcore.data.shards import Config, Images, Manifest, StreamedImages, load_resident, open_images, write
+from diffcore.core.errors import Mistake
+from diffcore.data import fitting, sources
+from diffcore.data.config import Config
+from diffcore.data.manifest import Manifest, Shard, digest
+from diffcore.data.read import Images, StreamedImages, load_resident, open_images, open_shard
+from diffcore.data.tally import Tally
+from diffcore.data.write import _in_order, _npy, _outcome, write
 
 
 def picture(number: int, side: int = 6, channels: int = 3) -> np.ndarray:
@@ -124,7 +128,7 @@ def test_auto_takes_blocks_for_small_images_only(tmp_path):
 def test_a_rerun_with_any_number_of_threads_gives_the_same_bytes(tmp_path, monkeypatch):
     album(tmp_path / "in", 150)
     album(tmp_path / "elsewhere", 150)
-    monkeypatch.setattr(shards, "BLOCK", 50)
+    monkeypatch.setattr("diffcore.data.write.BLOCK", 50)
     for members in ("block", "image"):
         first = write(Config(f"folder:{tmp_path}/in", members=members), tmp_path / "1", workers=1, shard_bytes=5000)
         monkeypatch.setattr("time.time", lambda: 2e9)
@@ -246,7 +250,7 @@ def test_the_manifest_is_written_last(tmp_path, monkeypatch):
 
 def test_counts_that_do_not_add_up_stop_the_writer(tmp_path, monkeypatch):
     album(tmp_path / "in", 10)
-    monkeypatch.setattr(shards, "_chunks", lambda entries: iter([entries[:-1]]))
+    monkeypatch.setattr("diffcore.data.write._chunks", lambda entries: iter([entries[:-1]]))
     with pytest.raises(RuntimeError, match="10 images found, 9 read"):
         write(Config(f"folder:{tmp_path}/in"), tmp_path / "out")
 
@@ -297,7 +301,7 @@ def test_a_manifest_that_does_not_add_up_is_refused(tmp_path):
     write(Config(f"folder:{tmp_path}/in"), tmp_path / "out")
     path = tmp_path / "out/manifest.json"
     value = json.loads(path.read_text()) | {"images": 6}
-    value["digest"] = shards._digest(value | {"shards": [shards.Shard(**shard) for shard in value["shards"]]})
+    value["digest"] = digest(value | {"shards": [Shard(**shard) for shard in value["shards"]]})
     path.write_text(json.dumps(value))
     with pytest.raises(Mistake, match="was changed"):
         Manifest.read(tmp_path / "out")
@@ -346,17 +350,17 @@ def test_foreign_members_are_refused_and_nothing_is_executed(tmp_path, extension
 def test_a_vouched_shard_of_other_counts_or_shape_is_refused(tmp_path):
     album(tmp_path / "in", 5)
     write(Config(f"folder:{tmp_path}/in"), tmp_path / "out")
-    labels = shards._npy(np.zeros(5, "<i8"))
+    labels = _npy(np.zeros(5, "<i8"))
     four, other = np.stack([picture(i) for i in range(4)]), np.zeros((5, 6, 7, 3), np.uint8)
     for block, names, said in (
         (four, labels[:-8].replace(b"(5,)", b"(4,)"), "holds 4 images, the manifest says 5"),
         (four, labels, "5 labels for 4 images"),
         (other, labels, r"its images are \[6, 7, 3\]"),
     ):
-        resealed(tmp_path / "out", [("0.cls.npy", names), ("0.npy", shards._npy(block))])
+        resealed(tmp_path / "out", [("0.cls.npy", names), ("0.npy", _npy(block))])
         with pytest.raises(Mistake, match=said):
             load_resident(tmp_path / "out")
-    resealed(tmp_path / "out", [("0.npy", shards._npy(other[:, :, :6]))])
+    resealed(tmp_path / "out", [("0.npy", _npy(other[:, :, :6]))])
     with pytest.raises(Mistake, match="has no labels"):
         load_resident(tmp_path / "out")
 
@@ -375,7 +379,6 @@ def test_the_source_is_named_by_its_words_not_by_a_machine(tmp_path, monkeypatch
     write(Config("folder:~/in"), tmp_path / "out")
     assert str(tmp_path) not in (tmp_path / "out/manifest.json").read_text()
     assert Manifest.read(tmp_path / "out").source == "folder:~/in"
-    assert shards.Config is sources.Config
 
 
 @pytest.fixture(scope="module", params=["block", "image"])
@@ -387,7 +390,7 @@ def many(request, tmp_path_factory) -> dict[bool, Path]:
     for path in (root / "in").rglob("*.png"):
         (root / "flat" / path.name).write_bytes(path.read_bytes())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "BLOCK", 5)
+        patch.setattr("diffcore.data.write.BLOCK", 5)
         for name in ("in", "flat"):
             written = write(
                 Config(f"folder:{root / name}", members=request.param), root / f"{name}-out", shard_bytes=500
@@ -424,8 +427,8 @@ def test_images_in_memory_and_streamed_are_the_same(many, labelled):
 
 def test_streamed_images_hold_what_memory_allows_and_read_a_shard_once_in_order(many, monkeypatch):
     manifest = Manifest.read(many[True])
-    read, real = [], shards.open_shard
-    monkeypatch.setattr(shards, "open_shard", lambda *where: read.append(where[-1]) or real(*where))
+    read, real = [], open_shard
+    monkeypatch.setattr("diffcore.data.read.open_shard", lambda *where: read.append(where[-1]) or real(*where))
     one = max(shard.bytes for shard in manifest.shards)
     for memory, most in ((0, 1), (3 * one, 3)):
         images = StreamedImages(many[True], manifest, memory)
@@ -457,7 +460,7 @@ def test_a_shard_that_changes_under_streamed_images_is_named(many, tmp_path):
             look(open_images(tmp_path, 0))
 
 
-FORM = sources.Form((1, 8, 8), None, True, "lanczos")
+FORM = fitting.Form((1, 8, 8), None, True, "lanczos")
 CODES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EIO)
 LACKS = [MemoryError("no"), *(OSError(code, os.strerror(code), "a.png") for code in CODES)]
 
@@ -469,9 +472,9 @@ def test_what_the_machine_lacks_is_no_fault_of_the_image_s(error):
 
     entry = sources.Entry("a.png", 1, read)
     with pytest.raises(Mistake, match=r"a\.png.*the machine is at fault: run the same again"):
-        shards._outcome(entry, FORM, None)
+        _outcome(entry, FORM, None)
     error = OSError("truncated")
-    assert shards._outcome(entry, FORM, None).lost == 1
+    assert _outcome(entry, FORM, None).lost == 1
 
 
 def test_a_manifest_says_what_became_of_the_images_and_how(tmp_path):
@@ -513,7 +516,7 @@ def test_a_manifest_says_what_became_of_the_images_and_how(tmp_path):
 @pytest.mark.parametrize("members", ["block", "image"])
 def test_a_sample_is_called_by_the_place_of_its_first_image(tmp_path, members, monkeypatch):
     """In all shards together, so that no two are called alike; and all belongs to nobody of this machine."""
-    monkeypatch.setattr(shards, "BLOCK", 4)
+    monkeypatch.setattr("diffcore.data.write.BLOCK", 4)
     album(tmp_path / "in", 14)
     manifest = write(Config(f"folder:{tmp_path}/in", members=members), tmp_path / "out", shard_bytes=300)
     assert len(manifest.shards) > 1
@@ -568,11 +571,11 @@ def test_a_vouched_shard_of_more_images_or_unannounced_labels_is_refused(tmp_pat
     album(tmp_path / "in", 5)
     six = np.stack([picture(number) for number in range(6)])
     write(Config(f"folder:{tmp_path}/in"), tmp_path / "out")
-    resealed(tmp_path / "out", [("0.cls.npy", shards._npy(np.zeros(6, "<i8"))), ("0.npy", shards._npy(six))])
+    resealed(tmp_path / "out", [("0.cls.npy", _npy(np.zeros(6, "<i8"))), ("0.npy", _npy(six))])
     with pytest.raises(Mistake, match="holds 6 images, the manifest says 5"):
         load_resident(tmp_path / "out")
     write(Config(f"folder:{tmp_path}/in", labels="none"), tmp_path / "out")
-    resealed(tmp_path / "out", [("0.cls.npy", shards._npy(np.zeros(5, "<i8"))), ("0.npy", shards._npy(six[:5]))])
+    resealed(tmp_path / "out", [("0.cls.npy", _npy(np.zeros(5, "<i8"))), ("0.npy", _npy(six[:5]))])
     with pytest.raises(Mistake, match="has unannounced labels"):
         load_resident(tmp_path / "out")
     resealed(tmp_path / "out", [])
@@ -584,19 +587,19 @@ def test_a_vouched_shard_of_more_images_or_unannounced_labels_is_refused(tmp_pat
 def test_no_more_is_read_ahead_than_a_few_for_each_thread(workers):
     """Data may be larger than memory."""
     drawn = []
-    results = shards._in_order(lambda number: -number, (drawn.append(n) or n for n in range(60)), workers)
+    results = _in_order(lambda number: -number, (drawn.append(n) or n for n in range(60)), workers)
     for done in range(5):
         assert next(results) == -done
         assert len(drawn) <= done + 1 + 2 * workers
     results.close()
-    assert list(shards._in_order(lambda number: -number, range(20), workers)) == [-number for number in range(20)]
+    assert list(_in_order(lambda number: -number, range(20), workers)) == [-number for number in range(20)]
 
 
 @pytest.mark.parametrize("found", [3, 7, 27, 90, 1797, 50_000])
 def test_the_tolerance_that_a_refusal_names_is_enough(found):
     """Rounded up, whatever the counts: what it says is what the next run takes; and no more than it has to be."""
     for bad in {1, 2, 3, found // 3, found // 2, found - 1, found} & set(range(1, found + 1)):
-        tally = shards._Tally(found, 0.0)
+        tally = Tally(found, 0.0)
         tally.lose("a.png", bad, "torn")
         with pytest.raises(Mistake) as told:
             tally.judge(None)
@@ -604,6 +607,6 @@ def test_the_tolerance_that_a_refusal_names_is_enough(found):
         assert (share is None) == (bad * 1000 > 999 * found)
         if share:
             assert bad / found <= float(share[1]) < bad / found + 0.001
-            again = shards._Tally(found, float(share[1]))
+            again = Tally(found, float(share[1]))
             again.lose("a.png", bad, "torn")
             again.judge(None)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.denoisers.denoiser import Condition, per_sample
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets import unet

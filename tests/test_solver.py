@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.denoisers.denoiser import Denoiser, per_sample
 from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.denoisers.meter import Meter, Metered

@@ -2,10 +2,12 @@
 
 import ast
 import gc
+import glob
 import io
 import json
 import os
 import struct
+import sys
 import tarfile
 import zlib
 from pathlib import Path
@@ -14,9 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from diffcore.core.mistake import Mistake
-from diffcore.data import sources, tars
-from diffcore.data.sources import Config
+from diffcore.core.errors import Mistake
+from diffcore.data import fitting, selection, sources, tars
+from diffcore.data.config import Config
+from diffcore.data.sources.shards import _braces
+from diffcore.data.split import Split
 
 
 def dice(*shape: int, seed: int = 0) -> np.ndarray:
@@ -52,17 +56,17 @@ def tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
 
 
 def fitted(picture, shape=(3, 4, 4), **stated) -> np.ndarray:
-    form = sources.Form(shape, stated.get("size"), True, stated.get("filter", "lanczos"))
-    return sources.fit(picture, form, "it")[0]
+    form = fitting.Form(shape, stated.get("size"), True, stated.get("filter", "lanczos"))
+    return fitting.fit(picture, form, "it")[0]
 
 
 def opened(config: Config) -> tuple[np.ndarray, list[int | None]]:
-    source = sources.find(config)
-    form = sources.form(config, source)
+    source = selection.find(config)
+    form = fitting.form(config, source)
     pixels, labels = [], []
     for entry in source.entries:
         pictures, names = entry.read()
-        pixels += [sources.fit(picture, form, entry.name)[0] for picture in pictures[: entry.images]]
+        pixels += [fitting.fit(picture, form, entry.name)[0] for picture in pictures[: entry.images]]
         labels += names[: entry.images]
     return np.stack(pixels), labels
 
@@ -76,7 +80,7 @@ def test_digits_keep_every_level():
     assert np.array_equal(np.rint(pixels[..., 0] / 255 * 16), bunch.images)
     assert set(np.unique(pixels)) >= {0, 128, 255}
     assert labels == bunch.target.tolist()
-    assert sources.find(Config("digits", limit=100)).images == 100
+    assert selection.find(Config("digits", limit=100)).images == 100
 
 
 @pytest.mark.parametrize(("size", "longer"), [(12, 19), (11, 18), (31, 50), (40, 65)])  # 19.4, 17.7, 50 and 64.5 pixels
@@ -95,11 +99,11 @@ def test_the_resize_is_pillows_and_the_crop_the_middle(filter, size, longer):
 @pytest.mark.parametrize("bits", [None, 9, 12, 16])
 def test_what_is_said_of_16_bits_touches_no_picture_of_8(bits):
     """In a folder of both, grey or in colour."""
-    form = sources.Form((1, 4, 4), None, True, "lanczos", bits)
+    form = fitting.Form((1, 4, 4), None, True, "lanczos", bits)
     for mode in ("1", "L", "LA", "P", "RGB", "RGBA"):
         picture = Image.fromarray(dice(4, 4, 3)).convert(mode)
-        found = sources.fit(picture, form, "it")
-        plain = sources.fit(picture, sources.Form((1, 4, 4), None, True, "lanczos"), "it")
+        found = fitting.fit(picture, form, "it")
+        plain = fitting.fit(picture, fitting.Form((1, 4, 4), None, True, "lanczos"), "it")
         assert np.array_equal(found.pixels, plain.pixels)
         assert found.peak is None
 
@@ -166,7 +170,7 @@ def test_a_folder_has_its_subfolders_as_classes(tmp_path):
     put(tmp_path / "notes.txt", b"")
     put(tmp_path / "dog/.DS_Store", b"")
     put(tmp_path / "empty/readme.md", b"")
-    source = sources.find(Config(f"folder:{tmp_path}"))
+    source = selection.find(Config(f"folder:{tmp_path}"))
     assert (source.classes, source.images, source.ignored, source.splits) == (["ape", "dog", "emu"], 4, 3, None)
     pixels, labels = opened(Config(f"folder:{tmp_path}"))
     assert pixels[:, 0, 0, 0].tolist() == labels
@@ -176,11 +180,11 @@ def test_a_folder_has_its_subfolders_as_classes(tmp_path):
 def test_train_and_test_are_splits_not_classes(tmp_path):
     for name in ("train/a/0.png", "train/a/1.png", "train/b/0.png", "test/b/0.png"):
         put(tmp_path / name, png(dice(2, 2, 3)))
-    source = sources.find(Config(f"folder:{tmp_path}"))
+    source = selection.find(Config(f"folder:{tmp_path}"))
     assert (source.classes, source.splits) == (["a", "b"], {"test": 1, "train": 3})
-    assert sources.find(Config(f"folder:{tmp_path}/train")).splits is None
+    assert selection.find(Config(f"folder:{tmp_path}/train")).splits is None
     put(tmp_path / "other/0.png", png(dice(2, 2, 3)))
-    assert sources.find(Config(f"folder:{tmp_path}")).classes == ["other", "test", "train"]
+    assert selection.find(Config(f"folder:{tmp_path}")).classes == ["other", "test", "train"]
 
 
 def test_a_folder_without_subfolders_has_no_labels_and_one_order(tmp_path):
@@ -199,13 +203,13 @@ def test_linked_folders_are_followed_once(tmp_path):
     put(tmp_path / "real/a/0.png", png(dice(2, 2, 3)))
     os.symlink(tmp_path / "real", tmp_path / "real/a/loop")
     os.symlink(tmp_path / "real", tmp_path / "link")
-    assert sources.find(Config(f"folder:{tmp_path}/link")).images == 1
+    assert selection.find(Config(f"folder:{tmp_path}/link")).images == 1
 
 
 def test_tilde_is_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     put(tmp_path / "pictures/0.png", png(dice(2, 2, 3)))
-    assert sources.find(Config("folder:~/pictures")).images == 1
+    assert selection.find(Config("folder:~/pictures")).images == 1
 
 
 @pytest.mark.parametrize(
@@ -223,7 +227,7 @@ def test_folders_without_images_are_named(tmp_path, name, said):
     put(tmp_path / "stray/0.png", png(dice(2, 2, 3)))
     put(tmp_path / "stray/a/0.png", png(dice(2, 2, 3)))
     with pytest.raises(Mistake, match=said) as caught:
-        sources.find(Config(f"folder:{tmp_path / name}"))
+        selection.find(Config(f"folder:{tmp_path / name}"))
     assert "\n" not in str(caught.value)
 
 
@@ -270,10 +274,10 @@ def test_a_limit_counts_images_not_blocks(tmp_path):
 
 
 def test_braces_expand_as_in_a_shell():
-    assert list(sources._braces("{a,b}-{08..10}.tar")) == [f"{w}-{n}.tar" for w in "ab" for n in ("08", "09", "10")]
-    assert list(sources._braces("{9..11}")) == ["9", "10", "11"]
-    assert list(sources._braces("x{11..09}")) == ["x11", "x10", "x09"]
-    assert list(sources._braces("{0..10}"))[::5] == ["0", "5", "10"]
+    assert list(_braces("{a,b}-{08..10}.tar")) == [f"{w}-{n}.tar" for w in "ab" for n in ("08", "09", "10")]
+    assert list(_braces("{9..11}")) == ["9", "10", "11"]
+    assert list(_braces("x{11..09}")) == ["x11", "x10", "x09"]
+    assert list(_braces("{0..10}"))[::5] == ["0", "5", "10"]
 
 
 @pytest.mark.parametrize("keep", [0.2, 0.5, 0.9])
@@ -281,20 +285,20 @@ def test_a_truncated_tar_is_refused(tmp_path, keep):
     whole = tar(tmp_path / "x.tar", [(f"{i}.png", png(dice(20, 20, 3))) for i in range(9)]).read_bytes()
     (tmp_path / "x.tar").write_bytes(whole[: int(len(whole) * keep)])
     with pytest.raises(Mistake, match=r"x\.tar cannot be read"):
-        sources.find(Config(f"shards:{tmp_path}/x.tar"))
+        selection.find(Config(f"shards:{tmp_path}/x.tar"))
 
 
 def test_a_tar_that_stops_between_two_members_or_goes_on_after_its_end(tmp_path):
     first = tar(tmp_path / "x.tar", [("0.npy", npy(dice(2, 2, 3)))]).read_bytes()
     (tmp_path / "x.tar").write_bytes(first[:1024])
     with pytest.raises(Mistake, match="ends early"):
-        sources.find(Config(f"shards:{tmp_path}/x.tar"))
+        selection.find(Config(f"shards:{tmp_path}/x.tar"))
     for padding in (0, 3 << 20):  # tapes are padded, by any number of zeros
         (tmp_path / "x.tar").write_bytes(first + bytes(padding) + first)
         with pytest.raises(Mistake, match="more after its end"):
-            sources.find(Config(f"shards:{tmp_path}/x.tar"))
+            selection.find(Config(f"shards:{tmp_path}/x.tar"))
         (tmp_path / "x.tar").write_bytes(first + bytes(padding))
-        assert sources.find(Config(f"shards:{tmp_path}/x.tar")).images == 1
+        assert selection.find(Config(f"shards:{tmp_path}/x.tar")).images == 1
 
 
 @pytest.mark.parametrize(
@@ -313,7 +317,7 @@ def test_a_tar_that_stops_between_two_members_or_goes_on_after_its_end(tmp_path)
 def test_faulty_tars_are_named(tmp_path, members, said):
     tar(tmp_path / "x.tar", [(name, png(dice(2, 2, 3))) for name in members])
     with pytest.raises(Mistake, match=said) as caught:
-        sources.find(Config(f"shards:{tmp_path}/x.tar"))
+        selection.find(Config(f"shards:{tmp_path}/x.tar"))
     assert "\n" not in str(caught.value)
 
 
@@ -321,17 +325,17 @@ def test_a_missing_shard_a_link_and_a_compressed_tar(tmp_path):
     tar(tmp_path / "x-0.tar", [("0.png", png(dice(2, 2, 3)))])
     for pattern, said in (("x-{0,1}.tar", r"no shard .*x-1\.tar"), ("y-*.tar", "no shard")):
         with pytest.raises(Mistake, match=said):
-            sources.find(Config(f"shards:{tmp_path}/{pattern}"))
+            selection.find(Config(f"shards:{tmp_path}/{pattern}"))
     link = tarfile.TarInfo("0.png")
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
     with tarfile.open(tmp_path / "link.tar", "w") as file:
         file.addfile(link)
     with pytest.raises(Mistake, match="a link, a device or sparse"):
-        sources.find(Config(f"shards:{tmp_path}/link.tar"))
+        selection.find(Config(f"shards:{tmp_path}/link.tar"))
     with tarfile.open(tmp_path / "z.tar", "w:gz") as file:
         file.add(tmp_path / "x-0.tar", "0.png")
     with pytest.raises(Mistake, match="uncompressed"):
-        sources.find(Config(f"shards:{tmp_path}/z.tar"))
+        selection.find(Config(f"shards:{tmp_path}/z.tar"))
 
 
 def test_arrays_hold_whole_numbers_or_nothing_is_read():
@@ -380,16 +384,16 @@ def test_the_shape_is_the_first_picture_s_whatever_its_mode(tmp_path):
         folder.mkdir()
         Image.new(name, (3, 2)).save(folder / "0.png")
         config = Config(f"folder:{folder}", bits=12, filter="box")
-        form = sources.form(config, sources.find(config))
-        assert form == sources.Form((channels, 2, 3), None, False, "box", 12)
+        form = fitting.form(config, selection.find(config))
+        assert form == fitting.Form((channels, 2, 3), None, False, "box", 12)
     stated = Config(f"folder:{tmp_path}/RGB", size=5, channels=1)
-    assert sources.form(stated, sources.find(stated)) == sources.Form((1, 5, 5), 5, True, "lanczos")
+    assert fitting.form(stated, selection.find(stated)) == fitting.Form((1, 5, 5), 5, True, "lanczos")
 
 
 @pytest.mark.parametrize(("side", "enlarged"), [((5, 5), False), ((4, 9), True), ((9, 4), True), ((6, 5), False)])
 def test_a_picture_is_enlarged_if_its_shorter_side_is_less_than_the_size(side, enlarged):
-    form = sources.Form((3, 5, 5), 5, True, "lanczos")
-    assert sources.fit(Image.new("RGB", side), form, "it").enlarged == enlarged
+    form = fitting.Form((3, 5, 5), 5, True, "lanczos")
+    assert fitting.fit(Image.new("RGB", side), form, "it").enlarged == enlarged
 
 
 def test_large_pictures_are_pictures(tmp_path):
@@ -564,17 +568,17 @@ def test_shards_lie_below_home_in_any_depth_and_come_in_the_order_of_their_names
     (tmp_path / "d/e").mkdir(parents=True)
     for number, name in enumerate(("d/0.tar", "d/1.tar", "d/e/2.tar")):
         tar(tmp_path / name, [("0.npy", npy(np.full((2, 2, 3), number, np.uint8)))])
-    listed = sources.glob.glob
-    monkeypatch.setattr(sources.glob, "glob", lambda *words, **more: sorted(listed(*words, **more), reverse=True))
+    listed = glob.glob
+    monkeypatch.setattr(glob, "glob", lambda *words, **more: sorted(listed(*words, **more), reverse=True))
     assert opened(Config("shards:~/d/**/*.tar"))[0][:, 0, 0, 0].tolist() == [0, 1, 2]
     assert opened(Config("shards:~/d/{1,0}.tar"))[0][:, 0, 0, 0].tolist() == [1, 0]
-    names = [entry.name for entry in sources.find(Config("shards:~/d/*.tar")).entries]
+    names = [entry.name for entry in selection.find(Config("shards:~/d/*.tar")).entries]
     assert names == ["0.tar//0", "1.tar//0"]
 
 
 def test_the_wider_number_says_how_wide_all_are():
-    assert list(sources._braces("{8..010}")) == ["008", "009", "010"]
-    assert list(sources._braces("{010..8}")) == ["010", "009", "008"]
+    assert list(_braces("{8..010}")) == ["008", "009", "010"]
+    assert list(_braces("{010..8}")) == ["010", "009", "008"]
 
 
 def test_the_order_of_a_folder_is_not_the_file_system_s(tmp_path, monkeypatch):
@@ -598,7 +602,7 @@ def test_a_class_that_is_a_link_to_a_folder_is_read(tmp_path):
     put(tmp_path / "far/0.png", png(dice(2, 2, 3)))
     put(tmp_path / "in/a/0.png", png(dice(2, 2, 3)))
     os.symlink(tmp_path / "far", tmp_path / "in/b")
-    assert sources.find(Config(f"folder:{tmp_path}/in")).classes == ["a", "b"]
+    assert selection.find(Config(f"folder:{tmp_path}/in")).classes == ["a", "b"]
 
 
 def test_bits_from_nine_to_sixteen_are_taken():
@@ -643,7 +647,7 @@ def test_images_of_these_kinds_are_found_in_a_folder_in_small_letters_and_in_cap
     for name in names:
         put(tmp_path / name, image_file(known[name.partition(".")[2].lower()]))
     put(tmp_path / "no.pngx", b"")
-    source = sources.find(Config(f"folder:{tmp_path}"))
+    source = selection.find(Config(f"folder:{tmp_path}"))
     assert (sorted(entry.name for entry in source.entries), source.ignored) == (names, 1)
     assert len(opened(Config(f"folder:{tmp_path}"))[0]) == len(names)
 
@@ -658,7 +662,7 @@ def test_images_of_these_kinds_are_read_from_a_tar_and_no_others(tmp_path):
     assert np.abs(pixels.astype(int) - 90).max() < 4
     for word in {*EXTENSIONS} - {*words}:
         with pytest.raises(Mistake, match="unknown kind"):
-            sources.find(Config(f"shards:{tar(tmp_path / 'y.tar', [(f'0.{word}', image_file(EXTENSIONS[word]))])}"))
+            selection.find(Config(f"shards:{tar(tmp_path / 'y.tar', [(f'0.{word}', image_file(EXTENSIONS[word]))])}"))
 
 
 @pytest.mark.parametrize("order", "<>")
@@ -667,11 +671,11 @@ def test_grey_tiffs_of_16_bits_are_the_same_pictures_in_either_byte_order(tmp_pa
     deep = np.array([[0, 128, 257], [32768, 65278, 65535]], dtype=np.uint16)
     put(tmp_path / "0.tif", tiff16(deep[..., None], order))
     config = Config(f"folder:{tmp_path}")
-    assert sources.form(config, sources.find(config)).shape == (1, 2, 3)
+    assert fitting.form(config, selection.find(config)).shape == (1, 2, 3)
     pixels, _ = opened(config)
     assert pixels[0, ..., 0].tolist() == [[0, 0, 1], [128, 254, 255]]
-    fit = sources.fit(
-        tars.decode(tiff16(deep[..., None], order), "any"), sources.form(config, sources.find(config)), "it"
+    fit = fitting.fit(
+        tars.decode(tiff16(deep[..., None], order), "any"), fitting.form(config, selection.find(config)), "it"
     )
     assert fit.peak == 65535
 
@@ -704,9 +708,9 @@ def test_twelve_bits_in_a_colour_tiff_are_known_as_such(order, packed):
     dark = np.array([[[0, 4095, 0], [100, 0, 9]]])
     picture = tars.decode(tiff16(dark, order, packed), "any")
     assert fitted(picture, (3, 1, 2)).tolist() == [[[0, 15, 0], [0, 0, 0]]]
-    assert sources.fit(picture, sources.Form((3, 1, 2), None, True, "lanczos"), "it").peak == 15 * 257
+    assert fitting.fit(picture, fitting.Form((3, 1, 2), None, True, "lanczos"), "it").peak == 15 * 257
     with pytest.raises(Mistake, match="in colour"):
-        sources.fit(picture, sources.Form((3, 1, 2), None, True, "lanczos", 12), "it")
+        fitting.fit(picture, fitting.Form((3, 1, 2), None, True, "lanczos", 12), "it")
 
 
 def test_two_folders_of_one_number_on_two_disks_are_two(tmp_path, monkeypatch):
@@ -722,11 +726,11 @@ def test_two_folders_of_one_number_on_two_disks_are_two(tmp_path, monkeypatch):
         return os.stat_result(found)
 
     monkeypatch.setattr(os, "stat", stat)
-    assert sources.find(Config(f"folder:{tmp_path}")).classes == ["a", "b"]
+    assert selection.find(Config(f"folder:{tmp_path}")).classes == ["a", "b"]
     numbers[tmp_path / "b"] = (8, 1)
-    assert sources.find(Config(f"folder:{tmp_path}")).classes == ["a", "b"]
+    assert selection.find(Config(f"folder:{tmp_path}")).classes == ["a", "b"]
     numbers[tmp_path / "b"] = (7, 1)
-    assert sources.find(Config(f"folder:{tmp_path}")).images == 1
+    assert selection.find(Config(f"folder:{tmp_path}")).images == 1
 
 
 def test_of_a_folder_and_a_link_to_it_the_first_name_counts_whatever_the_file_system_says(tmp_path, monkeypatch):
@@ -743,4 +747,33 @@ def test_of_a_folder_and_a_link_to_it_the_first_name_counts_whatever_the_file_sy
                 yield here, folders, names
 
         monkeypatch.setattr(os, "walk", ordered)
-        assert sources.find(Config(f"folder:{tmp_path}/in")).classes == ["a", "c"]
+        assert selection.find(Config(f"folder:{tmp_path}/in")).classes == ["a", "c"]
+
+
+RAMP = """
+import numpy as np
+
+from diffcore.data.sources import Entry, Kind, Source
+
+
+class Ramp(Kind):
+    place = "COUNT"
+
+    def find(self, place, labels, split):
+        pixels = np.arange(int(place), dtype=np.uint8).reshape(-1, 1, 1, 1)
+        return Source([Entry("ramp", len(pixels), lambda: (list(pixels), [None] * len(pixels)))], None)
+"""
+
+
+def test_a_new_kind_of_source_is_one_new_file(tmp_path, monkeypatch):
+    (tmp_path / "ramp.py").write_text(RAMP)
+    monkeypatch.setattr(sources, "__path__", [*sources.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "diffcore.data.sources.ramp", raising=False)
+    assert sources.names() == ["digits", "folder", "ramp", "shards"]
+    assert opened(Config("ramp:7", limit=5))[0].ravel().tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(
+        ValueError, match="source must be digits, folder:PATH, ramp:COUNT or shards:PATTERN, not 'ramp'"
+    ):
+        Config("ramp")
+    with pytest.raises(ValueError, match="split names folders, and ramp has none"):
+        Config("ramp:7", split=Split(holdout=["test"]))

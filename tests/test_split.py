@@ -11,10 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from diffcore.core.mistake import Mistake
-from diffcore.data import shards, sources
-from diffcore.data.shards import Config, Manifest, load_resident, write
-from diffcore.data.sources import Split
+from diffcore.core import disk
+from diffcore.core.errors import Mistake
+from diffcore.data import fitting, selection, sources
+from diffcore.data.config import Config
+from diffcore.data.manifest import Manifest
+from diffcore.data.read import load_resident
+from diffcore.data.split import Split
+from diffcore.data.write import write
 
 
 def picture(number: int) -> np.ndarray:
@@ -63,7 +67,7 @@ def test_what_is_held_out_lies_apart_and_is_not_trained_on(divided, tmp_path, me
 
 
 def test_progress_is_one_count_over_both_parts(divided, tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "CHUNK", 5)
+    monkeypatch.setattr("diffcore.data.write.CHUNK", 5)
     heard = []
     config = Config(f"folder:{divided}", split=Split(holdout=["test"]))
     write(config, tmp_path / "out", on_progress=lambda done, total: heard.append((done, total)))
@@ -75,8 +79,8 @@ def test_progress_is_one_count_over_both_parts(divided, tmp_path, monkeypatch):
 
 def test_nothing_is_held_out_where_nothing_is_asked(divided, flat, tmp_path):
     for source in ("digits", f"folder:{divided}", f"folder:{flat}", f"folder:{divided}/train"):
-        assert sources.find(Config(source)).held is None
-    assert sources.find(Config(f"folder:{divided}", split=Split(holdout=["val"]))).held.images == 6
+        assert selection.find(Config(source)).held is None
+    assert selection.find(Config(f"folder:{divided}", split=Split(holdout=["val"]))).held.images == 6
     annotated = json.dumps({"labels": [["train/a/00.png", 1], ["gone.png", 0]]})
     (divided / "dataset.json").write_text(annotated)
     for name in ("train/b", "test", "val"):
@@ -84,7 +88,10 @@ def test_nothing_is_held_out_where_nothing_is_asked(divided, flat, tmp_path):
             path.unlink()
     for path in sorted((divided / "train/a").iterdir())[1:]:
         path.unlink()
-    assert {entry.name for entry in sources.find(Config(f"folder:{divided}")).entries} == {"train/a/00.png", "gone.png"}
+    assert {entry.name for entry in selection.find(Config(f"folder:{divided}")).entries} == {
+        "train/a/00.png",
+        "gone.png",
+    }
 
 
 def test_training_is_as_if_the_images_held_out_were_not_there(divided, tmp_path):
@@ -168,7 +175,7 @@ def test_a_share_is_drawn_by_name_and_stays_when_others_come(flat, tmp_path):
 
 @pytest.mark.parametrize("members", ["block", "image"])
 def test_a_share_of_digits_and_of_blocks_in_tars(flat, tmp_path, members, monkeypatch):
-    monkeypatch.setattr(shards, "BLOCK", 7)
+    monkeypatch.setattr("diffcore.data.write.BLOCK", 7)
     write(Config(f"folder:{flat}", members=members), tmp_path / "tars", shard_bytes=2000)
     config = Config(f"shards:{tmp_path}/tars/*.tar", split=Split(holdout=0.25))
     write(config, tmp_path / "out")
@@ -178,7 +185,7 @@ def test_a_share_of_digits_and_of_blocks_in_tars(flat, tmp_path, members, monkey
     assert 12 <= len(held) <= 48
     write(Config("digits", split=Split(holdout=0.1)), tmp_path / "digits")
     parts = [load_resident(tmp_path / "digits"), load_resident(tmp_path / "digits/holdout")]
-    whole = sources.find(Config("digits")).entries[0].read()[0]
+    whole = selection.find(Config("digits")).entries[0].read()[0]
     both = torch.cat([part.pixels for part in parts])[:, 0].numpy()
     assert sorted(row.tobytes() for row in both) == sorted(row.tobytes() for row in whole)
     assert 129 <= len(parts[1]) <= 231
@@ -187,7 +194,7 @@ def test_a_share_of_digits_and_of_blocks_in_tars(flat, tmp_path, members, monkey
 
 def test_of_a_block_each_row_keeps_its_own_label():
     rows = np.arange(4)[:, None, None, None]
-    pictures, labels = sources._read_rows(lambda: (rows, [5, 6, 7, 8]), [0, 2, 3])
+    pictures, labels = selection._read_rows(lambda: (rows, [5, 6, 7, 8]), [0, 2, 3])
     assert [int(picture[0, 0, 0]) for picture in pictures] == [0, 2, 3]
     assert labels == [5, 7, 8]
 
@@ -199,10 +206,10 @@ def test_a_limit_is_of_each_part(divided, tmp_path):
 
 def test_a_share_that_holds_out_none_or_all_is_refused(tmp_path):
     save(tmp_path / "in/0.png", 0)
-    lot = sources._lot("0.png")
+    lot = selection._lot("0.png")
     for share, said in ((lot / 2, "no image of 1 is held out"), ((lot + 1) / 2, "leaves no image to train on")):
         with pytest.raises(Mistake, match=said):
-            sources.find(Config(f"folder:{tmp_path}/in", split=Split(holdout=share)))
+            selection.find(Config(f"folder:{tmp_path}/in", split=Split(holdout=share)))
 
 
 def test_labels_are_numbered_alike_in_both_parts(tmp_path):
@@ -219,7 +226,7 @@ def test_labels_of_one_part_alone_are_refused(tmp_path):
     import webdataset
 
     names = [f"{number}" for number in range(8)]
-    lots = {name: sources._lot(f"x.tar//{name}") for name in names}
+    lots = {name: selection._lot(f"x.tar//{name}") for name in names}
     share = sorted(lots.values())[4]
     with webdataset.TarWriter(str(tmp_path / "x.tar")) as tar:
         for number, name in enumerate(names):
@@ -231,10 +238,8 @@ def test_labels_of_one_part_alone_are_refused(tmp_path):
 
 def test_the_manifest_of_what_is_trained_on_is_the_very_last(divided, tmp_path, monkeypatch):
     written = []
-    real = shards.disk.write_json
-    monkeypatch.setattr(
-        shards.disk, "write_json", lambda path, value: written.append(path.parent.name) or real(path, value)
-    )
+    real = disk.write_json
+    monkeypatch.setattr(disk, "write_json", lambda path, value: written.append(path.parent.name) or real(path, value))
     write(Config(f"folder:{divided}", split=Split(holdout=["test"])), tmp_path / "out")
     assert len(written) == 2
     assert written[0] == "holdout"
@@ -329,7 +334,7 @@ def test_the_tolerance_is_a_share(flat, tmp_path, count, tolerance, fits):
 @pytest.mark.parametrize(("name", "bound"), [("MOST_BAD", 2), ("MOST_AFTER", 10)])
 def test_the_count_of_unreadable_images_ends_somewhere(flat, tmp_path, monkeypatch, name, bound):
     spoil(flat, 60)
-    monkeypatch.setattr(shards, name, bound)
+    monkeypatch.setattr(f"diffcore.data.tally.{name}", bound)
     with pytest.raises(Mistake, match=r"of the first \d+ of 120 images") as caught:
         write(Config(f"folder:{flat}"), tmp_path / "out", workers=1)
     assert int(str(caught.value).split("of the first ")[1].split()[0]) <= 20
@@ -344,7 +349,8 @@ def test_a_tolerance_that_is_no_share_is_refused(tolerance):
 MANIFEST = """
 import sys
 from pathlib import Path
-from diffcore.data.shards import Config, write
+from diffcore.data.config import Config
+from diffcore.data.write import write
 padding = [bytearray(100) for _ in range(int(sys.argv[2]))]
 write(Config(f"folder:{sys.argv[1]}", tolerance=0.5), Path(sys.argv[1] + ".out"))
 """
@@ -384,18 +390,18 @@ def test_reasons_hold_no_address_and_no_path(flat, tmp_path):
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError(24, "Too many open files")])
 def test_what_the_machine_cannot_do_is_not_the_images_fault(flat, tmp_path, monkeypatch, error):
-    form = sources.form
+    form = fitting.form
 
     def failing(*arguments):
-        monkeypatch.setattr(sources, "_read_file", None)
+        monkeypatch.setattr("diffcore.data.sources.folder._read_file", None)
         monkeypatch.setattr("diffcore.data.tars.decode", fail)
         return found
 
     def fail(*arguments):
         raise error
 
-    found = form(Config(f"folder:{flat}"), sources.find(Config(f"folder:{flat}")))
-    monkeypatch.setattr(sources, "form", failing)
+    found = form(Config(f"folder:{flat}"), selection.find(Config(f"folder:{flat}")))
+    monkeypatch.setattr("diffcore.data.fitting.form", failing)
     with pytest.raises(Mistake, match="the machine is at fault"):
         write(Config(f"folder:{flat}", tolerance=0.9), tmp_path / "out")
 
@@ -493,11 +499,11 @@ def pixels_of(source: sources.Source) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("kind", ["digits", "folder", "shards"])
 def test_what_is_held_out_does_not_depend_on_whether_labels_are_read(flat, tmp_path, kind, monkeypatch):
-    monkeypatch.setattr(shards, "BLOCK", 7)
+    monkeypatch.setattr("diffcore.data.write.BLOCK", 7)
     write(Config(f"folder:{flat}"), tmp_path / "tars", shard_bytes=2000)
     place = {"digits": "digits", "folder": f"folder:{flat}", "shards": f"shards:{tmp_path}/tars/*.tar"}[kind]
     with_labels, without = (
-        sources.find(Config(place, labels=labels, split=Split(holdout=0.25))) for labels in (None, "none")
+        selection.find(Config(place, labels=labels, split=Split(holdout=0.25))) for labels in (None, "none")
     )
     assert pixels_of(with_labels).keys() == pixels_of(without).keys()
     assert pixels_of(with_labels.held).keys() == pixels_of(without.held).keys()
@@ -536,7 +542,7 @@ def test_what_is_held_out_is_dealt_as_well_and_told_apart(divided, tmp_path):
     """Its first N images are a fair sample too, and its lines say whose they are."""
     (divided / "readme.txt").write_text("")
     config = Config(f"folder:{divided}", split=Split(train=["train"], holdout=["test"]))
-    held = [entry.name for entry in sources.find(config).held.entries]
+    held = [entry.name for entry in selection.find(config).held.entries]
     assert held != sorted(held)
     lines = told(config, tmp_path / "out")
     assert [line for line in lines if "images read" in line] == [
@@ -547,16 +553,16 @@ def test_what_is_held_out_is_dealt_as_well_and_told_apart(divided, tmp_path):
     (left,) = [line for line in lines if "neither" in line]
     assert left.startswith("val/ (6 images): neither")  # not test/, which is held out
     assert Manifest.read(tmp_path / "out").ignored == 1
-    drawn = sources.find(Config(f"folder:{divided}", split=Split(holdout=0.5)))
+    drawn = selection.find(Config(f"folder:{divided}", split=Split(holdout=0.5)))
     assert (drawn.ignored, drawn.held.ignored, drawn.held.notes) == (1, 0, [])
 
 
 def test_names_of_splits_are_the_same_in_capitals(tmp_path):
     for number, name in enumerate(("Fold1", "FOLD2", "Training", "Val")):
         save(tmp_path / ("in" if number < 2 else "other") / name / "a" / f"{number}.png", number)
-    source = sources.find(Config(f"folder:{tmp_path}/in", split=Split(train=["fold1"], holdout=["Fold2"])))
+    source = selection.find(Config(f"folder:{tmp_path}/in", split=Split(train=["fold1"], holdout=["Fold2"])))
     assert (source.splits, source.held.splits) == ({"Fold1": 1}, {"FOLD2": 1})
-    (note,) = [note for note in sources.find(Config(f"folder:{tmp_path}/other")).notes if "all splits" in note]
+    (note,) = [note for note in selection.find(Config(f"folder:{tmp_path}/other")).notes if "all splits" in note]
     assert "data.split: {holdout: [Val]}" in note
     with pytest.raises(ValueError, match="both trained on and held out"):
         Split(train=["A", "b"], holdout=["B"])

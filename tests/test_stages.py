@@ -9,7 +9,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from diffcore import methods
-from diffcore.data import sources
+from diffcore.data.config import Config
 from tasks import params, paths, verbs
 
 ROOT = Path(__file__).parent.parent
@@ -113,7 +113,7 @@ def test_every_line_of_distill_is_a_stage_after_its_teacher(monkeypatch):
 
 
 READS = {
-    "shard": {f"data.{each.name}" for each in fields(sources.Config)} - {"data.flip"},  # which training does
+    "shard": {f"data.{each.name}" for each in fields(Config)} - {"data.flip"},  # which training does
     "features": {"features"},
     "teacher": {"seed", "network", "teacher", "data.flip"},
     "distill": {"seed", "distill.${key}", "data.flip"},

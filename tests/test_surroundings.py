@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.training import fit
 from tasks import command, lifeline, params, progress, surroundings, train
 from tasks.lifeline import die_with_parent

@@ -31,10 +31,11 @@ import numpy as np
 import pytest
 import torch
 
-from diffcore.checkpoints import checkpoint
-from diffcore.checkpoints.checkpoint import Card
+from diffcore import checkpoints
+from diffcore.checkpoints.card import SCHEMA, Card
+from diffcore.checkpoints.folder import WEIGHTS
 from diffcore.core import disk
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.search import gamma
 from tasks import database, faults, paths, pictures, redaction, report, tracking
 from tests.test_pictures import nested, pixels, point, ramp, small_table, table, write_curve
@@ -69,10 +70,10 @@ def write_files(folder: Path, shown: dict) -> None:
 
 def write_checkpoint(folder: Path, p: dict) -> str:
     """A folder with a card that holds, and the digest of its files."""
-    held = {checkpoint.WEIGHTS: f"weights of {p['checkpoint']}".encode(), "unet/config.json": b"{}"}
+    held = {WEIGHTS: f"weights of {p['checkpoint']}".encode(), "unet/config.json": b"{}"}
     files = {name: hashlib.sha256(content).hexdigest() for name, content in held.items()}
     card = Card(
-        schema=checkpoint.SCHEMA,
+        schema=SCHEMA,
         name=p["checkpoint"],
         method=p["method"],
         schedule={},
@@ -1326,7 +1327,7 @@ def test_every_file_that_is_shipped_is_verified_where_it_lies(room, tmp_path, sa
     shown["recommended"]["name"] = shown["points"][3]["name"]
     write_files(room / "artifacts", shown)
     files, point_ = tracking._read(room / "artifacts", {}), shown["points"][3]
-    wanted = {f"artifacts/pd1/{name}" for name in (checkpoint.WEIGHTS, "unet/config.json", "card.json")}
+    wanted = {f"artifacts/pd1/{name}" for name in (WEIGHTS, "unet/config.json", "card.json")}
     wanted |= {"artifacts/gamma.json"} if sampler == "analytic" else set()
     assert set(tracking._shipped(files, point_)) == wanted
     here = tmp_path / "held"
@@ -1596,7 +1597,7 @@ def served(tmp_path_factory):
             {"parent": None, "teacher": None} if name == "teacher" else dict.fromkeys(("parent", "teacher"), "d" * 64)
         )
         denoiser = NetDenoiser(stirred(config, seed=seed), Cosine(), classes=4)
-        cards[name] = checkpoint.save(
+        cards[name] = checkpoints.save(
             folder / name, denoiser, image, {**about, "name": name, **parents, "solver": "ddim"}
         )
     known = exact_gamma(gaussian(), 20)
@@ -1619,7 +1620,7 @@ def test_a_served_model_draws_what_its_recipe_draws(served, name, made):
     config = {"recipe": json.dumps(made), "times": [1.0, 0.6, 0.0]}
     model = SamplerModel()
     model.load_context(SimpleNamespace(artifacts=artifacts, model_config=config))
-    opened, way = checkpoint.load(served / name), recipe.from_json(made)
+    opened, way = checkpoints.load(served / name), recipe.from_json(made)
     known = gamma.Gamma.from_json(gamma.read(served / "gamma.json", None, "x"))
     sampler = way.sampler(opened, Trajectory((1.0, 0.6, 0.0)), known)
     for asked, labels in (([3, 1], [3, 3, 3, 1]), (None, [0, 1, 2, 3])):

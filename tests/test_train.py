@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from diffcore import checkpoints as checkpoint
 from diffcore import methods
-from diffcore.checkpoints import checkpoint
-from diffcore.core import disk, draw
-from diffcore.core.mistake import Mistake
-from diffcore.data.shards import Manifest
+from diffcore.core import disk, rng
+from diffcore.core.errors import Mistake
+from diffcore.data.manifest import Manifest
 from diffcore.denoisers.denoiser import Condition
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
@@ -191,7 +191,7 @@ def test_a_student_s_training_is_that_of_its_line_and_its_card_tells_it(name, wi
     line, parent, mentor = wired.distill[name], opened(LINES[name]["teacher"]), opened(MENTORS[name])
     heard = told(monkeypatch, train.distill, wired, name)
     said = capsys.readouterr().out
-    seed, weighed = draw.seed(5, name), RANGE if name in GUIDED else None
+    seed, weighed = rng.seed(5, name), RANGE if name in GUIDED else None
     memory, device = 2**29, wired.compute.device
     assert heard.feed == (paths.DATA, LINES[name]["batch"], seed, True, memory, device)
     between = weighed and (1.0, 4.0)
@@ -266,7 +266,7 @@ def test_the_teacher_s_training_is_that_of_its_section_and_its_card_tells_it(con
     raw = {**wired.raw, "network": {**wired.raw["network"], "max_phase": 7.0}}
     changed = dataclasses.replace(wired, network=network, raw=raw)
     heard = told(monkeypatch, train.teacher, changed)
-    seed, method = draw.seed(5, "teacher"), methods.load("denoising")
+    seed, method = rng.seed(5, "teacher"), methods.load("denoising")
     assert heard.feed == (paths.DATA, 9, seed, True, 2**29, wired.compute.device)
     weight = {"v": "one", "both": "one", "x0": "min_snr"}[head]
     assert heard.job == fit.Job(method(weight), wired.teacher, heard.batches, seed)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.noise.schedule import VE
 from diffcore.noise.trajectory import TRAJECTORIES, Trajectory, even, karras, logsnr, nodes, quadratic
 

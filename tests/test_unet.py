@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.nets import open_folder, unet
 from diffcore.nets.unet import UNet, UNetConfig
 from tests.conftest import dice

@@ -9,13 +9,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffcore.checkpoints import checkpoint
-from diffcore.core import disk, draw
-from diffcore.core.mistake import Mistake
-from diffcore.data import shards
+from diffcore import checkpoints as checkpoint
+from diffcore.core import disk, rng
+from diffcore.core.errors import Mistake
+from diffcore.data import read, write
 from diffcore.data.feed import to_float
 from diffcore.data.ledger import Unfinished
-from diffcore.data.shards import Manifest
+from diffcore.data.manifest import Manifest
+from diffcore.data.read import load_resident
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.metrics import bootstrap
 from diffcore.metrics.estimate import Estimate
@@ -155,7 +156,7 @@ def test_images_are_sharded_as_the_file_says(project, monkeypatch, capsys):
     manifest = dataclasses.replace(
         Manifest.read(paths.DATA), images=7, shape=(3, 5, 6), classes=None, quarantined=({}, {}), digest="d" * 64
     )
-    calls = heard(monkeypatch, shards, "write", manifest)
+    calls = heard(monkeypatch, write, "write", manifest)
     shard.shard(compute(project, threads=3))
     (call,) = calls
     assert call.words[:3] == (project.data, paths.DATA, 3)
@@ -169,7 +170,7 @@ def test_images_are_sharded_as_the_file_says(project, monkeypatch, capsys):
 
 def test_the_feature_network_is_trained_and_saved_as_the_file_says(project, monkeypatch, capsys):
     calls = heard(monkeypatch, features.features, "train", ...)
-    opened = heard(monkeypatch, shards, "open_images", ...)
+    opened = heard(monkeypatch, read, "open_images", ...)
     shutil.rmtree(paths.FEATURES)
     features.train(project)
     (call,) = calls
@@ -191,12 +192,12 @@ def test_gamma_is_estimated_as_the_file_says_and_its_file_tells_of_what(project,
     """Of images held out, with their classes, from the teacher."""
     paths.GAMMA.unlink()
     calls = heard(monkeypatch, estimates, "estimate", ...)
-    opened = heard(monkeypatch, shards, "open_images", ...)
+    opened = heard(monkeypatch, read, "open_images", ...)
     gamma.estimate(project)
     whole = json.loads(paths.GAMMA.read_text())
     (call,) = calls
     denoiser, images, config, _ = call.words
-    teacher, held = checkpoint.load(paths.CHECKPOINTS / "teacher"), shards.load_resident(paths.HOLDOUT)
+    teacher, held = checkpoint.load(paths.CHECKPOINTS / "teacher"), load_resident(paths.HOLDOUT)
     chosen = estimates.pick(len(held), project.gamma)
     assert all(
         torch.equal(part, denoiser.net.state_dict()[key]) for key, part in teacher.denoiser.net.state_dict().items()
@@ -260,9 +261,9 @@ def test_times_are_searched_as_the_file_says_and_its_file_tells_from_what(projec
     changed = dataclasses.replace(project, search=dataclasses.replace(project.search, estimator="norm", repair=False))
     search.find(changed)
     found = json.loads(paths.TRAJECTORY.read_text())
-    real = shards.load_resident(paths.DATA).labels
+    real = load_resident(paths.DATA).labels
     assert [call.words[2:] for call in calls] == [(project.search.fitted, (1, 4, 4))] * 2
-    wanted = draw.labels_like(real, 5, 13).tolist()
+    wanted = rng.labels_like(real, 5, 13).tolist()
     assert [call.named["condition"].labels.tolist() for call in calls] == [wanted] * 2
     assert [call.words[1] for call in fits] == [1.3, 1.3]
     assert [call.words[1:] for call in covariances] == [("norm", False)]
@@ -300,10 +301,10 @@ def test_costs_of_a_search_stand_by_the_steps_they_are_of(decoder, project):
 
 def test_what_all_points_are_measured_with_is_what_the_file_says(project, monkeypatch):
     """Compared with the images that were trained on; the floor is of those held out."""
-    opened, referred = heard(monkeypatch, shards, "open_images", ...), heard(monkeypatch, Reference, "of", ...)
+    opened, referred = heard(monkeypatch, read, "open_images", ...), heard(monkeypatch, Reference, "of", ...)
     looked, floors = heard(monkeypatch, evaluate, "look", ...), heard(monkeypatch, evaluate.floor, "floor", ...)
     bench = evaluate.Bench(project)
-    held, real = shards.load_resident(paths.HOLDOUT), shards.load_resident(paths.DATA)
+    held, real = load_resident(paths.HOLDOUT), load_resident(paths.DATA)
     assert [call.words for call in opened] == [(paths.DATA, 2**29), (paths.HOLDOUT, 2**29)]
     (call,) = referred
     assert torch.equal(call.words[0].pixels, real.pixels)
@@ -314,8 +315,8 @@ def test_what_all_points_are_measured_with_is_what_the_file_says(project, monkey
     (call,) = floors
     assert call.words[:3] == (bench.reference, 12, 3)
     assert len(call.words[3]) == len(held)
-    assert bench.labels.tolist() == draw.labels_like(real.labels, 12, 3).tolist()
-    assert bench.labels.tolist() != draw.labels_like(real.labels, 12, 5).tolist()
+    assert bench.labels.tolist() == rng.labels_like(real.labels, 12, 3).tolist()
+    assert bench.labels.tolist() != rng.labels_like(real.labels, 12, 5).tolist()
     shutil.rmtree(paths.HOLDOUT)
     assert evaluate.Bench(project).floor.real == "halves"
     assert floors[-1].words == (*floors[-1].words[:1], 12, 3, None)
@@ -345,8 +346,8 @@ def test_a_point_is_measured_as_the_file_says_and_says_so(held_out, project, mon
     monkeypatch.setattr(evaluate.Sampler, "warm_up", warm)
     score = {"fd": Estimate(1.0, 0.1), "kid": Estimate(2.0, 0.2), "accuracy": Estimate(0.5, 0.05)}
     subjects = heard(monkeypatch, evaluate.measures, "measure", score)
-    real, asked = shards.load_resident(paths.DATA), shards.load_resident(paths.HOLDOUT if held_out else paths.DATA)
-    chosen, found = draw.some(4, len(asked), 19, "likelihood"), {}
+    real, asked = load_resident(paths.DATA), load_resident(paths.HOLDOUT if held_out else paths.DATA)
+    chosen, found = rng.some(4, len(asked), 19, "likelihood"), {}
     for plan in plans:
         bench.teacher = samples + 1 if found else None
         for calls in (drawn, warmed, subjects):
@@ -452,7 +453,7 @@ def test_what_the_evaluation_writes_and_shows(project, monkeypatch, capsys):
     assert [label for label, _ in call.words[0]] == [*best, "real"]
     assert len(best) == 4
     assert all((images == shown[label]).all() for label, images in call.words[0][:-1])
-    real = shards.load_resident(paths.DATA).pixels[:4].permute(0, 2, 3, 1)
+    real = load_resident(paths.DATA).pixels[:4].permute(0, 2, 3, 1)
     assert call.words[0][-1][1].tolist() == real.tolist()
     assert {path.name for path in paths.SAMPLES.iterdir()} == {"all.png", *(f"{name}.png" for name in names)}
     written = Frontier.read(paths.FRONTIER, "x")

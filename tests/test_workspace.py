@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from tasks import inventory, params, workspace
 
 ROOT = Path(__file__).parent.parent

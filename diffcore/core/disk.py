@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2

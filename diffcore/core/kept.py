@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diffcore.core import disk
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 
 SCHEMA = 1
 AGAIN = "it is worked out again"

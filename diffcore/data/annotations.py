@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from diffcore.core import disk
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.data.tars import MOST_CLASSES, printable
 
 DATASET = "dataset.json"

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffcore.core.draw import generator
+from diffcore.core.rng import generator
 from diffcore.core.shapes import Sample
-from diffcore.data.shards import Images, Manifest, Opened, channels_first, load_resident, open_shard
+from diffcore.data.manifest import Manifest
+from diffcore.data.read import Images, Opened, channels_first, load_resident, open_shard
 
 GROUP = 8  # shards that are mixed with each other; part of the order, so no setting of a machine
 

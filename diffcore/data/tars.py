@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from diffcore.core import disk
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 
 EXTENSIONS = {
     "png": "PNG",

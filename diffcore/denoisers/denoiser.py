@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.core.shapes import PerSample, Sample
 from diffcore.denoisers.prediction import Prediction
 from diffcore.noise.schedule import Schedule

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.core.shapes import PerSample, Sample, lift
 from diffcore.denoisers.denoiser import Condition, Denoiser, Wrapper
 from diffcore.denoisers.prediction import Prediction

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from diffcore.core.draw import Draw
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
+from diffcore.core.rng import Draw
 from diffcore.core.shapes import PerSample, Sample
 from diffcore.denoisers.denoiser import Condition, Denoiser
 from diffcore.noise.trajectory import Trajectory

@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 
-from diffcore.core.draw import Draw
+from diffcore.core.rng import Draw
 from diffcore.core.shapes import PerSample, Sample, lift
 from diffcore.denoisers.denoiser import Denoiser
 from diffcore.methods import Method, Roles

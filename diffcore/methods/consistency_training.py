@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diffcore.core.draw import Draw
+from diffcore.core.rng import Draw
 from diffcore.core.shapes import PerSample, Sample, lift
 from diffcore.methods import Method, Roles
 from diffcore.methods.parts.distance import pseudo_huber

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from diffcore.core.draw import Draw
+from diffcore.core.rng import Draw
 from diffcore.core.shapes import PerSample, Sample, lift
 from diffcore.methods import Method, Roles
 from diffcore.noise.angle import diffuse, velocity

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from diffcore.core.draw import Draw
+from diffcore.core.rng import Draw
 from diffcore.core.shapes import PerSample, Sample, lift
 from diffcore.methods import Method, Roles
 from diffcore.noise.angle import WEIGHTS, diffuse, min_snr, velocity

@@ -10,8 +10,8 @@ from typing import Literal
 
 import torch
 
-from diffcore.core.draw import Draw
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
+from diffcore.core.rng import Draw
 from diffcore.core.shapes import PerSample, Sample, lift
 from diffcore.methods import Method, Roles
 from diffcore.noise.angle import diffuse, truncated_snr

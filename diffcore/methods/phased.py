@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 
-from diffcore.core.draw import Draw
+from diffcore.core.rng import Draw
 from diffcore.core.shapes import PerSample, Sample, lift
 from diffcore.methods import CriticTraining, Roles, WithCritic
 from diffcore.methods.parts import discriminator

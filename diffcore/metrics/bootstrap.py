@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from diffcore.core.draw import generator
+from diffcore.core.rng import generator
 
 RESAMPLES = 200
 """Bootstrap resamples: the relative error of a standard error is then about 1 / sqrt(2 * 200) = 5 %."""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from diffcore.core.draw import generator
+from diffcore.core.rng import generator
 from diffcore.metrics.bootstrap import resamples
 from diffcore.metrics.estimate import Estimate, Scored
 from diffcore.metrics.measures import METRICS

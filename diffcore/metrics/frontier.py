@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diffcore.core import disk
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.metrics import recommendation, table
 from diffcore.metrics.bootstrap import RESAMPLES
 from diffcore.metrics.features import Skill

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffcore.core.draw import generator, noises
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
+from diffcore.core.rng import generator, noises
 from diffcore.core.shapes import PerSample, Sample
 from diffcore.denoisers.clipping import Clipped
 from diffcore.denoisers.denoiser import Condition, Denoiser, per_sample

@@ -12,7 +12,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.core.shapes import Sample
 from diffcore.metrics.bootstrap import resamples
 from diffcore.metrics.estimate import Estimate

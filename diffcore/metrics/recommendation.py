@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.metrics.estimate import Estimate
 from diffcore.metrics.features import Skill
 from diffcore.metrics.floor import Floor

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffcore.core import disk
-from diffcore.core.draw import generator
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
+from diffcore.core.rng import generator
 from diffcore.core.shapes import Sample
 from diffcore.data.feed import to_float, to_uint8
 from diffcore.metrics.features import Features, extract

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import nn
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.nets import foreign, unet
 from diffcore.nets.files import CONFIG, WEIGHTS, read_config
 

@@ -8,8 +8,8 @@ a function of the step, the part of the batch and the layer, whatever the memory
 import torch
 from torch import Tensor, nn
 
-from diffcore.core.draw import generator
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
+from diffcore.core.rng import generator
 
 
 class Masks:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from diffcore.core import disk
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from diffcore.checkpoints.checkpoint import Checkpoint
-from diffcore.core.mistake import Mistake
+from diffcore.checkpoints import Checkpoint
+from diffcore.core.errors import Mistake
 from diffcore.denoisers.clipping import Clip, Clipped, Threshold
 from diffcore.denoisers.denoiser import Condition, Denoiser
 from diffcore.denoisers.guidance import Guided

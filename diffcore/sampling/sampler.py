@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from diffcore.core.draw import noises
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
+from diffcore.core.rng import noises
 from diffcore.core.shapes import PerSample, Sample
 from diffcore.denoisers.denoiser import Condition, Denoiser, per_sample
 from diffcore.denoisers.prediction import Prediction

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.core.shapes import PerSample, Sample
 from diffcore.denoisers.denoiser import Denoiser, per_sample
 from diffcore.denoisers.node import Mark, mark

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from diffcore.core import disk
-from diffcore.core.draw import generator, noises
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
+from diffcore.core.rng import generator, noises
 from diffcore.core.shapes import Sample
 from diffcore.denoisers.denoiser import Condition, Denoiser
 

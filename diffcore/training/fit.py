@@ -18,8 +18,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from diffcore.core import threads
-from diffcore.core.draw import Draw, draw, generator
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
+from diffcore.core.rng import Draw, draw, generator
 from diffcore.core.shapes import Sample
 from diffcore.data.feed import Feed
 from diffcore.denoisers.denoiser import Condition, Denoiser

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from diffcore.core import disk
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 
 SCHEMA = 2
 KEPT_STATES = 2

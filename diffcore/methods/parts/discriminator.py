@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffcore.core.draw import generator
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
+from diffcore.core.rng import generator
 from diffcore.core.shapes import PerSample
 from diffcore.denoisers.denoiser import Condition, Denoiser, per_sample
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.core.shapes import Sample
 from diffcore.metrics.estimate import Estimate
 from diffcore.metrics.features import Features

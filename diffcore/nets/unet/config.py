@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 
 FORMAT = "UNet2DModel"
 GUIDED = "GuidedUNet2DModel"

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from diffcore.core.draw import generator
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
+from diffcore.core.rng import generator
 from diffcore.denoisers.network import LABELS
 from diffcore.nets.unet.blocks import TimeEmbedding, frequencies
 from diffcore.nets.unet.config import UNetConfig

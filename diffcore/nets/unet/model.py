@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.core.shapes import PerSample, Sample
 from diffcore.nets.unet.blocks import GUIDANCE_FEATURES, Down, Mid, TimeEmbedding, Up, guidance_features
 from diffcore.nets.unet.config import ATTENTION_DOWN, ATTENTION_UP, UNetConfig, config_json

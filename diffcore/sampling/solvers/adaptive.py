@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.core.shapes import PerSample, Sample, lift
 from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.node import Mark, at_half_logsnr, believe, land, mark

@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.core.shapes import Sample, lift
 from diffcore.denoisers.denoiser import Denoiser, per_sample
 from diffcore.denoisers.node import believe, mark

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from diffcore import nets
-from diffcore.checkpoints import checkpoint
+from diffcore.checkpoints.folder import check_finite, load
 from diffcore.core import disk
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
 from diffcore.denoisers.clipping import Clip, Threshold
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets import unet
@@ -118,7 +118,7 @@ def adopt(folder: Path) -> Adopted:
             "it must be trained with v_prediction"
         )
     net = nets.open_folder(folder / "unet").eval().requires_grad_(False)
-    checkpoint.check_finite(net.state_dict(), f"{folder}/unet", "fetch it again, or take another teacher")
+    check_finite(net.state_dict(), f"{folder}/unet", "fetch it again, or take another teacher")
     table = content.get("num_class_embeds")
     denoiser = NetDenoiser(net, schedule, head, classes=table and table - 1, labels=len(schedule.betas))
     read = [folder / SCHEDULER, folder / "unet" / nets.CONFIG, *sorted((folder / "unet").glob("*.safetensors*"))]
@@ -127,7 +127,7 @@ def adopt(folder: Path) -> Adopted:
 
 
 def _own(folder: Path) -> Adopted:
-    found = checkpoint.load(folder)
+    found = load(folder)
     if found.denoiser.grid is not None or found.card.solver == "renoise" or found.guidance is not None:
         raise Mistake(
             f"{folder} is a student by {found.card.method}, which cannot teach at every time; give the teacher it comes from"

@@ -4,19 +4,19 @@ import numpy as np
 import pytest
 import torch
 
-from diffcore.core.draw import noises
-from diffcore.core.mistake import Mistake
+from diffcore.core.errors import Mistake
+from diffcore.core.rng import noises
 from diffcore.denoisers.denoiser import Condition, per_sample
 from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.noise.trajectory import Trajectory, even
 from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solvers.ancestral import DDIM
 from diffcore.sampling.solvers.rk45 import RK45
-from diffcore.search import hops
+from diffcore.search import fitted
 from tests.conftest import gaussian, make_schedule, mixture
 from tests.test_condition import TwoBlobs
 
-CONFIG = hops.Config(points=12, images=40, batch=40, seed=3)
+CONFIG = fitted.Config(points=12, images=40, batch=40, seed=3)
 
 
 def weighed(strays: np.ndarray, path: list[int], late: float) -> float:
@@ -30,7 +30,7 @@ def at_random(points: int, seed: int = 0) -> np.ndarray:
 
 
 def assert_least(strays: np.ndarray, late: float) -> None:
-    points, found = len(strays) - 1, hops.fit(strays, late)
+    points, found = len(strays) - 1, fitted.fit(strays, late)
     assert list(found) == list(range(1, points + 1))
     for steps, path in found.items():
         every = [[points, *inner, 0] for inner in itertools.combinations(range(points - 1, 0, -1), steps - 1)]
@@ -48,7 +48,7 @@ def test_the_hops_are_the_best_of_all_subsets(points, late):
 @pytest.mark.parametrize("late", [1.0, 1.15])
 def test_the_hops_of_a_denoiser_are_the_best_of_all_subsets(late):
     denoiser = gaussian(make_schedule("linear"))
-    assert_least(hops.strays(denoiser, denoiser, hops.Config(9, 20, 20, 0), (2, 3)), late)
+    assert_least(fitted.strays(denoiser, denoiser, fitted.Config(9, 20, 20, 0), (2, 3)), late)
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -57,7 +57,7 @@ def test_a_stray_by_hand(word, own):
     """From the teacher's x at i/N one DDIM step of the denoiser, against the teacher's own x at j/N."""
     teacher = gaussian(make_schedule(word))
     denoiser = teacher if own else GaussianDenoiser(teacher.mean + 0.1, 1.3 * teacher.variance, teacher.schedule)
-    found = hops.strays(denoiser, teacher, CONFIG, (2, 3))
+    found = fitted.strays(denoiser, teacher, CONFIG, (2, 3))
     x, path = noises((2, 3), CONFIG.seed, range(40), "hops"), {}
     path[12] = x
     for k in range(12, 0, -1):
@@ -73,10 +73,10 @@ def test_a_stray_by_hand(word, own):
 def test_where_one_hop_is_exact_nothing_strays():
     """Data that are one point: every belief is right, so all paths are straight arcs."""
     point = GaussianDenoiser(torch.full((2, 3), 0.4).double(), torch.zeros(2, 3).double(), make_schedule("cosine"))
-    found = hops.strays(point, point, CONFIG, (2, 3))
+    found = fitted.strays(point, point, CONFIG, (2, 3))
     assert found[np.tril_indices(13, -1)].max() < 1e-6  # float32's
     bent = gaussian()
-    assert hops.strays(bent, bent, CONFIG, (2, 3))[12, 0] > 0.1
+    assert fitted.strays(bent, bent, CONFIG, (2, 3))[12, 0] > 0.1
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -85,12 +85,12 @@ def test_denoisers_of_classes_are_told_them(own):
     blobs = TwoBlobs()
     other = blobs if own else TwoBlobs()
     labels = torch.tensor([0, 1, 1, 0, 1] * 8)
-    found = hops.strays(other, blobs, hops.Config(6, 40, 16, 3), (2,), condition=Condition(labels))
+    found = fitted.strays(other, blobs, fitted.Config(6, 40, 16, 3), (2,), condition=Condition(labels))
     squares = torch.zeros(7, 7).double()
     for kind in (0, 1):
         single = GaussianDenoiser(blobs.means[kind], blobs.variances[kind], blobs.schedule)
         start = noises((2,), 3, range(40), "hops")[labels == kind]
-        squares += hops._squares(single, single, 6, start) / 40
+        squares += fitted._squares(single, single, 6, start) / 40
     below = np.tril_indices(7, -1)
     np.testing.assert_allclose(found[below], squares.sqrt().numpy()[below], rtol=1e-4, atol=1e-6)
 
@@ -98,22 +98,22 @@ def test_denoisers_of_classes_are_told_them(own):
 def test_the_teachers_own_hops_do_not_stray_but_a_students_do():
     teacher = gaussian()
     near = np.arange(1, 13), np.arange(12)
-    assert hops.strays(teacher, teacher, CONFIG, (2, 3))[near].max() < 1e-6
+    assert fitted.strays(teacher, teacher, CONFIG, (2, 3))[near].max() < 1e-6
     student = GaussianDenoiser(teacher.mean, 2 * teacher.variance, teacher.schedule)
-    found = hops.strays(student, teacher, CONFIG, (2, 3))[near]
+    found = fitted.strays(student, teacher, CONFIG, (2, 3))[near]
     assert found[:-1].min() > 1e-2
     assert found[-1] < 1e-6  # in pure noise both see nothing but the mean, which they share
 
 
 def test_the_split_into_batches_changes_nothing():
     denoiser = mixture()
-    one, other = (hops.strays(denoiser, denoiser, hops.Config(8, 30, batch, 1), (2,)) for batch in (30, 7))
+    one, other = (fitted.strays(denoiser, denoiser, fitted.Config(8, 30, batch, 1), (2,)) for batch in (30, 7))
     np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
 
 
 def test_the_seed_gives_the_noise():
     denoiser = mixture()
-    one, again, other = (hops.strays(denoiser, denoiser, hops.Config(6, 10, 10, seed), (2,)) for seed in (1, 1, 2))
+    one, again, other = (fitted.strays(denoiser, denoiser, fitted.Config(6, 10, 10, seed), (2,)) for seed in (1, 1, 2))
     assert (one == again).all()
     assert (one != other).any()
 
@@ -121,15 +121,15 @@ def test_the_seed_gives_the_noise():
 def test_as_many_hops_as_points_are_the_grid():
     denoiser = mixture()
     for points in (2, 7, 20):
-        found = hops.fit(hops.strays(denoiser, denoiser, hops.Config(points, 10, 10, 0), (2,)), 1.15)
+        found = fitted.fit(fitted.strays(denoiser, denoiser, fitted.Config(points, 10, 10, 0), (2,)), 1.15)
         assert found[points] == even(points)
         assert found[1] == even(1)
 
 
 def test_late_hops_that_count_more_become_shorter():
     denoiser = mixture()
-    strays = hops.strays(denoiser, denoiser, hops.Config(40, 64, 64, 0), (2,))
-    ends = [hops.fit(strays, late)[4].times[-2] for late in (1.0, 1.15, 1.5)]
+    strays = fitted.strays(denoiser, denoiser, fitted.Config(40, 64, 64, 0), (2,))
+    ends = [fitted.fit(strays, late)[4].times[-2] for late in (1.0, 1.15, 1.5)]
     assert ends[0] > ends[1] > ends[2]
 
 
@@ -137,21 +137,21 @@ def test_late_hops_that_count_more_become_shorter():
 def test_fitted_times_end_nearer_the_flow_than_even_ones(word, steps, factor):
     """On other noise than they were fitted to. Even times suit the cosine schedule, whose angle is linear in t: at 4 steps
     both are alike there (0.152 and 0.153 when this was written)."""
-    denoiser, config = mixture(make_schedule(word)), hops.Config(60, 64, 64, 0)
-    times = hops.fit(hops.strays(denoiser, denoiser, config, (2,)), config.late)[steps]
+    denoiser, config = mixture(make_schedule(word)), fitted.Config(60, 64, 64, 0)
+    times = fitted.fit(fitted.strays(denoiser, denoiser, config, (2,)), config.late)[steps]
     x = noises((2,), 7, range(300), "test").double()
     truth = Sampler(denoiser, RK45(rtol=1e-4, atol=1e-4), even(1)).sample(x)
-    fitted, plain = (
+    found, plain = (
         float((Sampler(denoiser, DDIM(), path).sample(x) - truth).square().mean().sqrt())
         for path in (times, even(steps))
     )
-    assert fitted < factor * plain
+    assert found < factor * plain
 
 
 def test_progress_counts_images():
     heard, denoiser = [], gaussian()
-    config = hops.Config(3, 10, 4, 0)
-    hops.strays(denoiser, denoiser, config, (2, 3), lambda done, total: heard.append((done, total)))
+    config = fitted.Config(3, 10, 4, 0)
+    fitted.strays(denoiser, denoiser, config, (2, 3), lambda done, total: heard.append((done, total)))
     assert heard == [(4, 10), (8, 10), (10, 10)]
 
 
@@ -167,7 +167,7 @@ class Counting(GaussianDenoiser):
 def test_all_hops_cost_a_call_for_each_point(own):
     exact = gaussian()
     teacher, student = (Counting(exact.mean, exact.variance, exact.schedule) for _ in range(2))
-    hops.strays(teacher if own else student, teacher, hops.Config(9, 10, 4, 0), (2, 3))
+    fitted.strays(teacher if own else student, teacher, fitted.Config(9, 10, 4, 0), (2, 3))
     assert (teacher.calls, student.calls) == (90, 0 if own else 90)
 
 
@@ -177,7 +177,7 @@ def test_a_denoiser_with_steps_of_its_own_is_refused(role):
     bound.grid = even(4)
     pair = (bound, free) if role == "student" else (free, bound)
     with pytest.raises(Mistake, match="valid at any time"):
-        hops.strays(*pair, CONFIG, (2, 3))
+        fitted.strays(*pair, CONFIG, (2, 3))
 
 
 @pytest.mark.parametrize(
@@ -186,4 +186,4 @@ def test_a_denoiser_with_steps_of_its_own_is_refused(role):
 )
 def test_impossible_numbers_are_refused(wrong, word):
     with pytest.raises(ValueError, match=word):
-        hops.Config(**{"points": 5, "images": 5, "batch": 5, "seed": 0, **wrong})
+        fitted.Config(**{"points": 5, "images": 5, "batch": 5, "seed": 0, **wrong})

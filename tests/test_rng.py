@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from diffcore.core.draw import draw, generator, labels_like, noises, seed, some
+from diffcore.core.rng import draw, generator, labels_like, noises, seed, some
 
 BATCH = torch.zeros(32, 2, 3)
 

@@ -1,0 +1,105 @@
+"""A checkpoint's birth certificate, `card.json`: where it comes from and what it is good for.
+
+It holds nothing that changes from run to run (no dates, no seconds), so equal jobs give equal bytes.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from diffcore.core import disk
+from diffcore.core.errors import Mistake
+from diffcore.denoisers.prediction import HEADS
+
+SCHEMA = 2
+
+
+@dataclass(frozen=True)
+class Card:
+    """Where a checkpoint comes from and what it is good for.
+
+    schedule: `{"name": ...}` as schedule.to_json gives it. labels: T of the label T t - 1 that its network is told. solver:
+    what its method samples it with, a word of SOLVERS. grid: the only times it may be sampled at, null for any. classes:
+    names of the classes it tells apart, null for none. guidance: the weights of classifier-free guidance that it was trained
+    for, null for none, see `Guidance`. image: its samples' shape [c, h, w]. parent: digest of the checkpoint that it began
+    as, teacher: of the one it learned from, null for none. data: digest of the shards. parameters: everything params.yaml
+    said about it. code: digest of the source that trained it. cost: iterations, images and network calls. files: sha256 of
+    each file. digest: of all these files. seal: digest of the rest of the card.
+    """
+
+    schema: int
+    name: str
+    method: str
+    schedule: dict[str, Any]
+    head: str
+    labels: int
+    solver: str
+    grid: list[float] | None
+    classes: list[str] | None
+    guidance: dict[str, Any] | None
+    image: list[int]
+    weights: str
+    parent: str | None
+    teacher: str | None
+    data: str
+    parameters: dict[str, Any]
+    seed: int
+    code: str
+    torch: str
+    cost: dict[str, float | int]
+    files: dict[str, str]
+    digest: str
+    seal: str = ""
+
+    def sealed(self) -> str:
+        """What `seal` must be."""
+        return disk.digest({key: value for key, value in asdict(self).items() if key != "seal"})
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What a student knows of classifier-free guidance: unconditional + g (conditional - unconditional), in one network call.
+
+    low, high: the weights g it was trained for. They are equal where the guidance is built in; otherwise g is an input.
+    """
+
+    low: float
+    high: float
+    convention: str = "unconditional + g (conditional - unconditional)"
+
+    @property
+    def is_input(self) -> bool:
+        return self.low < self.high
+
+    def check(self, weight: float) -> None:
+        """A Mistake for a weight that the student was not trained for."""
+        if not self.low <= weight <= self.high:
+            trained = f"{self.low:g} to {self.high:g}" if self.is_input else f"{self.low:g} alone"
+            raise Mistake(f"this student was trained for a guidance weight of {trained}, not for {weight:g}")
+
+
+def read_card(folder: Path) -> Card:
+    """The card alone, its own fields checked; the weights are not read."""
+    path = Path(folder) / "card.json"
+    if not path.exists():
+        raise Mistake(f"{folder} is not a checkpoint: it has no card.json; run the stage that makes it")
+    try:
+        fields = disk.parse_json(path.read_text())
+        card = Card(**fields)
+    except (ValueError, TypeError) as error:
+        raise Mistake(f"{path} is damaged ({_first_line(error)}); run the stage that makes it again") from None
+    if card.schema != SCHEMA:
+        raise Mistake(
+            f"{path} has schema {card.schema}, this version reads {SCHEMA}; run the stage that makes it again"
+        )
+    if card.head not in HEADS:
+        raise Mistake(f"{path} names the head {card.head!r}; known: {', '.join(HEADS)}")
+    if type(card.labels) is not int or card.labels < 1:
+        raise Mistake(f"{path} says labels {card.labels!r}, and a network is told times in at least 1 step")
+    if card.seal != card.sealed() or card.digest != disk.digest(card.files):
+        raise Mistake(f"{path} was changed since it was written; run the stage that makes it again")
+    return card
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

@@ -1,0 +1,133 @@
+"""A checkpoint: a folder that diffusers opens, and its birth certificate `card.json`, written last.
+
+    unet/config.json  unet/diffusion_pytorch_model.safetensors  scheduler/scheduler_config.json  model_index.json  card.json
+
+A folder without a valid card and matching sha256s is not a checkpoint. Weights are safetensors only; nothing is unpickled.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffcore.checkpoints.card import SCHEMA, Card, Guidance, read_card
+from diffcore.checkpoints.to_diffusers import model_index, scheduler
+from diffcore.core import disk
+from diffcore.core.errors import Mistake
+from diffcore.denoisers.network import NetDenoiser
+from diffcore.nets import open_folder
+from diffcore.noise import schedule
+from diffcore.noise.trajectory import Trajectory
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified folder, opened."""
+
+    card: Card
+    denoiser: NetDenoiser
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[c, h, w] of a sample."""
+        return tuple(self.card.image)
+
+    @property
+    def guidance(self) -> Guidance | None:
+        """The guidance weights that it was trained for."""
+        return Guidance(**self.card.guidance) if self.card.guidance else None
+
+    def to(self, device: torch.device) -> "Checkpoint":
+        """The same on another device, laid out as convolutions like it."""
+        return Checkpoint(self.card, self.denoiser.to(device, memory_format=torch.channels_last))
+
+
+def save(folder: Path, denoiser: NetDenoiser, image: tuple[int, ...], about: dict[str, Any]) -> Card:
+    """Writes a checkpoint so that it is whole or not there. `about` gives the card's name, method, solver, weights, parent,
+    data, parameters, seed, code, torch and cost, and of a conditional network classes and guidance; the rest is taken from
+    the denoiser."""
+    about = {"classes": None, "guidance": None, **about}
+    if (about["classes"] and len(about["classes"])) != denoiser.classes:
+        raise ValueError(f"a network of {denoiser.classes} classes cannot have the card of {about['classes']}")
+    from safetensors.torch import save_file
+
+    with disk.folder(Path(folder)) as new:
+        (new / "unet").mkdir()
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in denoiser.net.state_dict().items()}
+        check_finite(tensors, f"the network {about['name']}", "lower its learning rate and train it again")
+        save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})
+        disk.write_json(new / "unet/config.json", denoiser.net.config_json())
+        pipeline, settings = scheduler(denoiser, about["solver"])
+        disk.write_json(new / "scheduler/scheduler_config.json", settings)
+        disk.write_json(new / "model_index.json", model_index(pipeline, settings, denoiser.net))
+        files = {str(file.relative_to(new)): disk.sha256(file) for file in sorted(new.rglob("*")) if file.is_file()}
+        card = Card(
+            schema=SCHEMA,
+            schedule=schedule.to_json(denoiser.schedule),
+            head=denoiser.head,
+            labels=denoiser.labels,
+            grid=list(denoiser.grid.times) if denoiser.grid else None,
+            image=list(image),
+            files=files,
+            digest=disk.digest(files),
+            **about,
+        )
+        card = replace(card, seal=card.sealed())
+        disk.write_json(new / "card.json", asdict(card))
+    return card
+
+
+def verify(folder: Path) -> Card:
+    """The card after checking every sha256; a missing, damaged or foreign folder is a Mistake."""
+    folder = Path(folder)
+    card = read_card(folder)
+    for name, digest in card.files.items():
+        file = folder / name
+        if not file.is_file():
+            raise Mistake(f"{folder} is not whole: {name} is missing; run the stage that makes it again")
+        if disk.sha256(file) != digest:
+            raise Mistake(f"{file} is damaged: its sha256 does not fit the card; run the stage that makes it again")
+    _check_listed(folder, card)
+    return card
+
+
+def load(folder: Path) -> Checkpoint:
+    """Opens a checkpoint that `verify` accepts."""
+    folder = Path(folder)
+    card = verify(folder)
+    net = open_net(folder / "unet", card.head).eval().requires_grad_(False)
+    check_finite(net.state_dict(), f"{folder}", "run the stage that makes it again")
+    grid = Trajectory(tuple(card.grid)) if card.grid else None
+    classes = len(card.classes) if card.classes else None
+    weighs = card.guidance is not None and Guidance(**card.guidance).is_input
+    kind = schedule.from_json(card.schedule)
+    return Checkpoint(card, NetDenoiser(net, kind, card.head, grid, classes, weighs, labels=card.labels))
+
+
+def _check_listed(folder: Path, card: Card) -> None:
+    """What is opened must be vouched for: the card is sealed, but only by whoever wrote it."""
+    opened = {WEIGHTS, "unet/config.json", *(f"unet/{path.name}" for path in (folder / "unet").glob("*.safetensors*"))}
+    if unlisted := sorted(opened - set(card.files)):
+        raise Mistake(
+            f"{folder / 'card.json'} does not vouch for {', '.join(unlisted)}; run the stage that makes it again"
+        )
+
+
+def check_finite(tensors: Mapping[str, Tensor], whose: str, remedy: str) -> None:
+    """A Mistake that names the first tensor with a value that is no finite number."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            count = int((~tensor.isfinite()).sum())
+            raise Mistake(
+                f"{whose}: {name} holds {count} of {tensor.numel()} values that are NaN or infinite; {remedy}"
+            )
+
+
+def open_net(folder: Path, head: str = "v") -> nn.Module:
+    """The network in a folder of diffusers' format: our U-Net where it fits, else through the adapter."""
+    return open_folder(folder, head == "both")

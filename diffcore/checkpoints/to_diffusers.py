@@ -1,0 +1,47 @@
+"""What lies beside our weights so that diffusers samples as we do: a scheduler and the index of a pipeline."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffcore.denoisers.network import NetDenoiser
+
+
+def scheduler(denoiser: NetDenoiser, solver: str) -> tuple[str, dict[str, Any]]:
+    """The diffusers pipeline and scheduler that sample as we do.
+
+    T betas with alpha-bar_j = alpha(t = (j + 1)/T)^2 and "trailing" spacing make diffusers' index j our label T t - 1, so a
+    trajectory of K even steps is exact where K divides T. A consistency student is sampled by LCM's multistep rule with its
+    boundary scalings switched off: a v network has the boundary condition built in.
+
+    No scheduler of diffusers knows the head `both`: it is written as what it is, so that their `step` refuses it by name.
+    """
+    t = torch.arange(denoiser.labels + 1, dtype=torch.float64) / denoiser.labels
+    alpha_bar = denoiser.schedule.alpha(t) ** 2
+    common = {
+        "_diffusers_version": "0.36.0",
+        "num_train_timesteps": denoiser.labels,
+        "trained_betas": (1 - alpha_bar[1:] / alpha_bar[:-1]).tolist(),
+        "prediction_type": {"v": "v_prediction", "eps": "epsilon", "x0": "sample", "both": "both"}[denoiser.head],
+        "clip_sample": False,
+        "set_alpha_to_one": True,
+        "steps_offset": 0,
+        "timestep_spacing": "trailing",
+        "rescale_betas_zero_snr": False,
+        "thresholding": False,
+    }
+    if solver != "renoise":
+        return "DDIMPipeline", {"_class_name": "DDIMScheduler", **common}
+    own = {"original_inference_steps": 64, "timestep_scaling": 1e6}
+    return "DDPMPipeline", {"_class_name": "LCMScheduler", **common, **own}
+
+
+def model_index(pipeline: str, scheduler: dict[str, Any], net: nn.Module) -> dict[str, Any]:
+    """The content of model_index.json: which classes of diffusers open what lies beside it."""
+    return {
+        "_class_name": pipeline,
+        "_diffusers_version": scheduler["_diffusers_version"],
+        "scheduler": ["diffusers", scheduler["_class_name"]],
+        "unet": ["diffusers", net.config_json()["_class_name"]],
+    }

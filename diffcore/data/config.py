@@ -1,0 +1,71 @@
+"""The section `data` of params.yaml: which images, in what form, and which of them are held out."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from diffcore.data import folders, sources
+from diffcore.data.folders import NONE
+from diffcore.data.split import Split
+
+Filter = Literal["lanczos", "bicubic", "bilinear", "box"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """The section `data` of params.yaml.
+
+    source: "digits" (scikit-learn's 1797 real 8x8 images), "folder:PATH" or "shards:PATTERN" (tars in webdataset's
+        layout, named by a path with `*`, `{a,b}` or `{000..012}`): a file of `sources/` each. PATH may begin with `~`.
+    size: the side of the square that pictures are resized and cropped to, in pixels; None keeps them as they are.
+    channels: 1 or 3; None takes the first picture's. Grey is ITU-R 601 luma; transparency is laid on white.
+    filter: of the resampling, by Pillow's names. The shorter side becomes `size`, then the middle is cut out.
+    flip: mirror left and right at random in training. The shards do not depend on it.
+    limit: the most images to take: the first so many, after a folder's have been dealt (see `Source`).
+    license: of the images, written down in the manifest.
+    members: "block" stores many images in one member of a tar, "image" one losslessly encoded image in each; "auto"
+        takes blocks up to 64x64x3 bytes an image, where reading blocks is about a hundred times faster.
+    labels: "folders", "none", or the column of a metadata.csv or .jsonl that holds them; None for what the source itself
+        says (dataset.json, metadata, else folders).
+    split: what is held out; None to train on all.
+    tolerance: the share of images that may be unreadable; these are left out, counted and named.
+    bits: of 16-bit images, how many are used: 12 where white is 4095. None for all 16, which is refused if none of the
+        images is as bright as half of that.
+    """
+
+    source: str
+    size: int | None = None
+    channels: Literal[1, 3] | None = None
+    filter: Filter = "lanczos"
+    crop: Literal["center"] = "center"
+    flip: bool = False
+    limit: int | None = None
+    license: str | None = None
+    members: Literal["auto", "block", "image"] = "auto"
+    labels: str | None = None
+    split: Split | None = None
+    tolerance: float = 0.01
+    bits: int | None = None
+
+    def __post_init__(self):
+        kind, place = sources.parse(self.source)
+        if "pipe:" in place:
+            raise ValueError("source names a pipe:, which would run a command; only files are read")
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", place):
+            raise ValueError(f"source must be on this machine's disks; fetch {place} first")
+        for name in ("size", "limit"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.tolerance < 1:
+            raise ValueError(f"tolerance must be a share, at least 0 and below 1, not {self.tolerance}")
+        if self.labels == "":
+            raise ValueError(
+                f"labels must be {folders.FOLDERS}, {NONE} or the name of a column; null for what there is"
+            )
+        if self.bits is not None and not 9 <= self.bits <= 16:
+            raise ValueError(f"bits must be 9 to 16, not {self.bits}")
+        word = self.source.partition(":")[0]
+        if not kind.in_folders and self.labels not in (None, NONE):
+            raise ValueError(f"labels may be null or none for {word}; {self.labels!r} is for a folder of images")
+        if not kind.in_folders and self.split is not None and (self.split.train or self.split.names):
+            raise ValueError(f"split names folders, and {word} has none; say a share, as in holdout: 0.1")

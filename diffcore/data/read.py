@@ -1,0 +1,210 @@
+"""Images from shards: one by one, all in memory, or looked up in a data set larger than memory."""
+
+import collections
+import functools
+import hashlib
+import io
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffcore.core.errors import Mistake
+from diffcore.data import tars
+from diffcore.data.manifest import Manifest
+
+Indices = Tensor | np.ndarray | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Images:
+    """A whole data set in memory.
+
+    pixels: uint8 [n, c, h, w]; labels: int64 [n] or None; classes: names by label or None; counts: images in each shard,
+    which the order of training goes by; empty means one.
+    """
+
+    pixels: Tensor
+    labels: Tensor | None
+    classes: tuple[str, ...] | None
+    counts: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one image, [c, h, w]."""
+        return tuple(self.pixels.shape[1:])
+
+    def take(self, indices: Indices) -> Tensor:
+        """The images of these numbers, in any order and with repetitions: uint8 [k, c, h, w]. Raises IndexError."""
+        return self.pixels[_checked(indices, len(self))]
+
+    def blocks(self, size: int) -> Iterator[Tensor]:
+        """All images in order, `size` at a time: uint8 [size, c, h, w], the last block maybe shorter."""
+        return iter(self.pixels.split(size))
+
+
+class Opened:
+    """One shard in memory, its images not yet decoded; made by `open_shard`.
+
+    labels: int64 [n] or None.
+    """
+
+    def __init__(self, path: Path, parts: list[dict[str, memoryview]], shape: tuple[int, int, int]):
+        self.shape, self._path = shape, path
+        self._encoded = [] if "npy" in parts[0] else parts
+        pieces = [] if self._encoded else [np.stack(tars.pictures_of(part)) for part in parts]
+        self._pixels = np.concatenate(pieces) if pieces else None
+        if pieces and self._pixels.shape[1:] != (*shape[1:], shape[0]):
+            raise ValueError(f"its images are {list(self._pixels.shape[1:])}, not {[*shape[1:], shape[0]]}")
+        counts = [1] * len(parts) if self._encoded else [len(piece) for piece in pieces]
+        labels = [label for part, count in zip(parts, counts) for label in tars.labels_of(part, count)]
+        self.labels = None if not labels or labels[0] is None else np.array(labels, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._encoded) if self._pixels is None else len(self._pixels)
+
+    def pixels(self, rows: Sequence[int] | np.ndarray, pool: ThreadPoolExecutor) -> np.ndarray:
+        """The images `rows` as uint8 [n, h, w, c], decoded in `pool` if they are encoded."""
+        if self._pixels is not None:
+            return self._pixels[rows]
+        return np.stack(list(pool.map(self._decode, map(int, rows))))
+
+    def _decode(self, row: int) -> np.ndarray:
+        channels, height, width = self.shape
+        try:
+            return np.asarray(tars.pictures_of(self._encoded[row])[0]).reshape(height, width, channels)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise Mistake(f"image {row} of {self._path} cannot be read ({error}): run the shard stage again") from None
+
+
+def open_shard(folder: Path, manifest: Manifest, index: int) -> Opened:
+    """Shard `index` of the manifest, read in one sweep and checked against its digest and its counts.
+
+    Nothing but the decoders of npy, png, jpg, webp, cls and json is let near a member. Raises Mistake.
+    """
+    shard = manifest.shards[index]
+    path = Path(folder) / shard.name
+    content = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(content).hexdigest() != shard.sha256:
+        raise Mistake(f"{path} is missing or not what the manifest says: run the shard stage again")
+    view = memoryview(content)
+    parts = [
+        {extension: view[start : start + size] for extension, (start, size) in sample.items()}
+        for _, sample in tars.members(io.BytesIO(content), str(path))
+    ]
+    opened = _opened(parts, manifest, path)
+    if (opened.labels is None) != (manifest.classes is None):
+        has = "no" if opened.labels is None else "unannounced"
+        raise Mistake(f"{path} has {has} labels, against the manifest: run the shard stage again")
+    if len(opened) != shard.images:
+        raise Mistake(f"{path} holds {len(opened)} images, the manifest says {shard.images}: run the shard stage again")
+    return opened
+
+
+def _opened(parts: list[dict[str, memoryview]], manifest: Manifest, path: Path) -> Opened:
+    try:
+        return Opened(path, parts, manifest.shape)
+    except (ValueError, TypeError, IndexError, StopIteration) as error:
+        raise Mistake(f"{path} cannot be read ({error}): run the shard stage again") from None
+
+
+def load_resident(folder: Path, workers: int = 2) -> Images:
+    """The whole data set as uint8, every shard checked against its digest; Raises Mistake as `open_shard` does."""
+    manifest = Manifest.read(folder, verify=False)  # each shard's digest is checked as it is read
+    pixels = torch.empty(manifest.images, *manifest.shape, dtype=torch.uint8)
+    labels = torch.empty(manifest.images, dtype=torch.int64)
+    counts = tuple(shard.images for shard in manifest.shards)
+    start = 0
+    with ThreadPoolExecutor(workers) as pool:
+        for index, count in enumerate(counts):
+            opened = open_shard(folder, manifest, index)
+            pixels[start : start + count] = channels_first(opened.pixels(np.arange(count), pool))
+            if opened.labels is not None:
+                labels[start : start + count] = torch.from_numpy(opened.labels)
+            start += count
+    if start != manifest.images:
+        raise Mistake(f"{folder} holds {start} images, the manifest says {manifest.images}: run the shard stage again")
+    return Images(pixels, None if manifest.classes is None else labels, manifest.classes, counts)
+
+
+def open_images(folder: Path, memory_bytes: int, workers: int = 2) -> "Images | StreamedImages":
+    """The data set in `folder`, to be looked up image by image: in memory if the decoded images fit into `memory_bytes`.
+
+    Otherwise shards are read when they are asked for, and those read last are kept up to `memory_bytes` (at least one).
+    Both give the same values, and check every shard against its digest as it is read. Raises Mistake as `open_shard` does.
+    """
+    manifest = Manifest.read(folder, verify=False)
+    if manifest.images * manifest.image_bytes <= memory_bytes:
+        return load_resident(folder, workers)
+    return StreamedImages(folder, manifest, memory_bytes, workers)
+
+
+class StreamedImages:
+    """What `Images` is, for a data set larger than memory; made by `open_images`.
+
+    classes: names by label or None; shape: of one image, [c, h, w]; counts: images in each shard.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, memory_bytes: int, workers: int = 2):
+        self.classes, self.shape = manifest.classes, manifest.shape
+        self.counts = tuple(shard.images for shard in manifest.shards)
+        self._folder, self._manifest = Path(folder), manifest
+        self._memory_bytes, self._workers = memory_bytes, workers
+        self._starts = np.concatenate([[0], np.cumsum(self.counts)])
+        self._opened: collections.OrderedDict[int, Opened] = collections.OrderedDict()  # the last asked for comes last
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @functools.cached_property
+    def labels(self) -> Tensor | None:
+        """int64 [n] or None. The first look reads every shard."""
+        if self.classes is None:
+            return None
+        return torch.cat([torch.from_numpy(self._shard(index).labels) for index in range(len(self.counts))])
+
+    def take(self, indices: Indices) -> Tensor:
+        """The images of these numbers, in any order and with repetitions: uint8 [k, c, h, w]. Raises IndexError."""
+        wanted = _checked(indices, len(self)).numpy()
+        where = np.searchsorted(self._starts, wanted, side="right") - 1
+        pixels = np.empty((len(wanted), *self.shape[1:], self.shape[0]), dtype=np.uint8)
+        with ThreadPoolExecutor(self._workers) as pool:
+            for index in np.unique(where):
+                here = np.flatnonzero(where == index)
+                pixels[here] = self._shard(int(index)).pixels(wanted[here] - self._starts[index], pool)
+        return channels_first(pixels).contiguous()
+
+    def blocks(self, size: int) -> Iterator[Tensor]:
+        """All images in order, `size` at a time: uint8 [size, c, h, w], the last block maybe shorter."""
+        for start in range(0, len(self), size):
+            yield self.take(range(start, min(start + size, len(self))))
+
+    def _shard(self, index: int) -> Opened:
+        if index not in self._opened:
+            room = self._memory_bytes - self._manifest.shards[index].bytes
+            while self._opened and sum(self._manifest.shards[held].bytes for held in self._opened) > room:
+                self._opened.popitem(last=False)
+            self._opened[index] = open_shard(self._folder, self._manifest, index)
+        self._opened.move_to_end(index)
+        return self._opened[index]
+
+
+def _checked(indices: Indices, count: int) -> Tensor:
+    indices = torch.as_tensor(indices, dtype=torch.int64).cpu()
+    if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < count:
+        raise IndexError(
+            f"images are numbered 0 .. {count - 1}; asked for {int(indices.min())} .. {int(indices.max())}"
+        )
+    return indices
+
+
+def channels_first(pixels: np.ndarray) -> Tensor:
+    """uint8 [n, h, w, c] -> [n, c, h, w], the same memory seen otherwise."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)

@@ -1,0 +1,94 @@
+"""Which images of a source are taken: with or without their labels, what is held out, and how many."""
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from diffcore.core.errors import Mistake
+from diffcore.core.rng import generator
+from diffcore.data import sources
+from diffcore.data.config import Config
+from diffcore.data.folders import NONE
+from diffcore.data.sources import Entry, Source
+
+
+def find(config: Config) -> Source:
+    """Looks up what `config.source` names, without decoding it. Raises Mistake when there is nothing to read."""
+    kind, place = sources.parse(config.source)
+    source = kind().find(place, config.labels, config.split)
+    if config.labels == NONE:
+        source = _unlabelled(source)
+    if config.split is not None and config.split.share:
+        source = _drawn(source, config.split.share)
+    return _finished(source, config.limit, dealt=kind.in_folders)
+
+
+def _finished(source: Source, limit: int | None, dealt: bool) -> Source:
+    if not source.entries:
+        raise Mistake("data.split leaves no image to train on")
+    entries = source.entries
+    if dealt:
+        order = torch.randperm(len(entries), generator=generator("deal")).tolist()
+        entries = [entries[i] for i in order]
+    counts = {name: sum(e.images for e in entries if e.split == name) for name in sorted(_splits(entries))}
+    held = source.held and _finished(source.held, limit, dealt)
+    return replace(source, entries=_first(entries, limit), splits=counts or None, held=held)
+
+
+def _splits(entries: Iterable[Entry]) -> set[str]:
+    return {entry.split for entry in entries if entry.split is not None}
+
+
+def _unlabelled(source: Source) -> Source:
+    entries = [replace(entry, read=functools.partial(_read_unlabelled, entry.read)) for entry in source.entries]
+    return replace(source, entries=entries, classes=None)
+
+
+def _read_unlabelled(read: Callable[[], tuple[Sequence[Any], Any]]) -> tuple[Sequence[Any], Sequence[None]]:
+    pictures, _ = read()
+    return pictures, [None] * len(pictures)
+
+
+def _drawn(source: Source, share: float) -> Source:
+    # holds out each image whose name falls below the share
+    kept: list[Entry] = []
+    held: list[Entry] = []
+    for entry in source.entries:
+        names = [entry.name] if entry.images == 1 else [f"{entry.name}/{row}" for row in range(entry.images)]
+        out = [_lot(name) < share for name in names]
+        kept += _rows_of(entry, [row for row, is_out in enumerate(out) if not is_out])
+        held += _rows_of(entry, [row for row, is_out in enumerate(out) if is_out])
+    if not held:
+        raise Mistake(f"data.split.holdout: no image of {source.images} is held out by a share of {share}; raise it")
+    return replace(source, entries=kept, held=replace(source, entries=held, notes=[], others=[]))
+
+
+def _lot(name: str) -> float:
+    return int.from_bytes(hashlib.sha256(f"holdout/{name}".encode()).digest()[:8], "big") / 2**64
+
+
+def _rows_of(entry: Entry, rows: list[int]) -> list[Entry]:
+    if not rows or len(rows) == entry.images:
+        return [entry] * bool(rows)
+    return [replace(entry, images=len(rows), read=functools.partial(_read_rows, entry.read, rows))]
+
+
+def _read_rows(read: Callable[[], tuple[Sequence[Any], Any]], rows: list[int]) -> tuple[list[Any], list[int | None]]:
+    pictures, labels = read()
+    return [pictures[row] for row in rows], [labels[row] for row in rows]
+
+
+def _first(entries: list[Entry], limit: int | None) -> list[Entry]:
+    if limit is None:
+        return entries
+    kept = []
+    for entry in entries:
+        kept.append(replace(entry, images=min(entry.images, limit)))
+        limit -= kept[-1].images
+        if not limit:
+            break
+    return kept

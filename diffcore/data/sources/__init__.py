@@ -1,0 +1,112 @@
+"""The user's images, one file for each kind of source; its name is the word that `source:` in params.yaml begins with. Adding
+a file adds the source.
+
+A source is a list of entries that can be read in any order, so that reading runs in several threads and still gives the
+same bytes each time. No member of a tar is unpacked to the disk, no pickle is read, no command is run.
+"""
+
+import abc
+import importlib
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diffcore.data.folders import Parts
+from diffcore.data.split import Split
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One thing that can be read by itself: a picture, or a block of `images` pictures.
+
+    read: () -> (pictures, labels): each picture a PIL image or a uint8 array [h, w, c]; each label an int or None.
+        Raises if the bytes are not what they should be.
+    split: the folder train/, test/, ... that it lies in.
+    """
+
+    name: str
+    images: int
+    read: Callable[[], tuple[Sequence[Any], Sequence[int | None]]]
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a source holds.
+
+    entries: in the source's own order; a folder's, which would come class by class, are dealt once in a fixed random
+        order, so that every shard, and the first N images too, are a fair sample of the whole.
+    classes: their names by label, or None where the source has no names for them (or no labels).
+    splits: images in each of `train`, `test`, ... where the folder is divided so, else None.
+    others: files of other kinds that lie among a folder's images. files: those that are read.
+    notes: how the source was understood, where that could surprise. held: what is held out.
+    """
+
+    entries: list[Entry]
+    classes: list[str] | None
+    splits: dict[str, int] | None = None
+    others: list[Parts] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    held: "Source | None" = None
+
+    @property
+    def ignored(self) -> int:
+        """Files of other kinds."""
+        return len(self.others)
+
+    @property
+    def images(self) -> int:
+        """How many images there are to read, good or bad."""
+        return sum(entry.images for entry in self.entries)
+
+
+class Kind(abc.ABC):
+    """A kind of source.
+
+    place: the word for what follows the colon in params.yaml, None where nothing does. in_folders: its images lie in folders,
+    so `data.split` may name some, `data.labels` a column of what is said of them, and its entries, which come class by class,
+    are dealt.
+    """
+
+    place: str | None = None
+    in_folders: bool = False
+
+    @abc.abstractmethod
+    def find(self, place: str, labels: str | None, split: Split | None) -> Source:
+        """What lies at `place`, without decoding it. Raises Mistake when there is nothing to read.
+
+        labels, split: of the section `data`; one that is not `in_folders` need not look at them.
+        """
+
+
+def names() -> list[str]:
+    """The known kinds of sources, in alphabetical order."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def load(name: str) -> type[Kind]:
+    """The kind of source of this name."""
+    module = importlib.import_module(f"{__name__}.{name}")
+    return next(
+        kind
+        for kind in vars(module).values()
+        if isinstance(kind, type) and kind.__module__ == module.__name__ and issubclass(kind, Kind)
+    )
+
+
+def parse(source: str) -> tuple[type[Kind], str]:
+    """The kind of source that `data.source` says, and its place. Raises ValueError naming the forms there are."""
+    name, colon, place = source.partition(":")
+    kind = load(name) if name in names() else None
+    if kind is None or bool(colon) != bool(kind.place) or bool(place) != bool(kind.place):
+        *forms, last = map(_form, names())
+        raise ValueError(f"source must be {', '.join(forms)} or {last}, not {source!r}")
+    return kind, place
+
+
+def _form(name: str) -> str:
+    place = load(name).place
+    return f"{name}:{place}" if place else name

@@ -1,0 +1,93 @@
+"""A folder of pictures, with the classes and splits of its folders or of its annotations."""
+
+import functools
+import os
+import stat
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from diffcore.core.errors import Mistake
+from diffcore.data import folders, tars
+from diffcore.data.folders import Picture
+from diffcore.data.sources import Entry, Kind, Source
+from diffcore.data.split import Split
+from diffcore.data.tars import printable
+
+MOST_BYTES = 1 << 30  # of an image file
+
+
+class Folder(Kind):
+    """PATH may begin with `~`."""
+
+    place = "PATH"
+    in_folders = True
+
+    def find(self, place: str, labels: str | None, split: Split | None) -> Source:
+        root = _root(place)
+        named = [name.lower() for name in ((split.train or []) + split.names if split else [])]
+        found = folders.read(root, printable(place), labels, named)
+        sizes = {
+            name: sum(p.split == name for p in found.pictures) for name in sorted(folders.splits_of(found.pictures))
+        }
+        trained, held = _chosen(sizes, split, place) if split else (list(sizes), [])
+        kept = [_picture_entry(root, picture) for picture in found.pictures if picture.split in (*trained, None)]
+        out = [_picture_entry(root, picture) for picture in found.pictures if picture.split in held]
+        notes = found.notes + _split_notes(sizes, split, trained, held)
+        source = Source(kept, found.classes, others=found.others, files=found.files, notes=notes)
+        return replace(source, held=Source(out, found.classes) if out else None)
+
+
+def _root(place: str) -> Path:
+    try:
+        root = Path(place).expanduser()
+        is_folder, is_there = root.is_dir(), root.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise Mistake(f"data.source: {printable(place)} cannot be read ({said})") from None
+    if is_folder:
+        return root
+    if is_there:
+        raise Mistake(f"data.source: {printable(place)} is no folder; unpack it if it is an archive")
+    raise Mistake(f"data.source: there is no folder {printable(place)}")
+
+
+def _chosen(sizes: dict[str, int], split: Split, place: str) -> tuple[list[str], list[str]]:
+    # the folders to train on and to hold out, by the names that they have
+    by_name = {name.lower(): name for name in sizes}
+    for name in (*(split.train or ()), *split.names):
+        if name.lower() not in by_name:
+            known = f"has {', '.join(map(printable, sizes))}" if sizes else "is not divided into train/, test/, ..."
+            raise Mistake(f"data.split: there is no split {name!r}; {printable(place)} {known}")
+    held = [by_name[name.lower()] for name in split.names]
+    if split.train is not None:
+        return [by_name[name.lower()] for name in split.train], held
+    return [name for name in sizes if name not in held], held
+
+
+def _split_notes(sizes: dict[str, int], split: Split | None, trained: list[str], held: list[str]) -> list[str]:
+    shown = {name: f"{printable(name)}/ ({count} images)" for name, count in sizes.items()}
+    if split is None and len(sizes) > 1:
+        other = next((name for name in sizes if not name.lower().startswith("train")), min(sizes))
+        remedy = f"data.split: {{holdout: [{printable(other)}]}} holds one out"
+        return [f"trains on all splits, {' and '.join(shown.values())}; {remedy}"]
+    left = [shown[name] for name in sizes if name not in (*trained, *held)]
+    return [f"{' and '.join(left)}: neither trained on nor held out, as data.split says"] if left else []
+
+
+def _picture_entry(root: Path, picture: Picture) -> Entry:
+    read = functools.partial(_read_file, root.joinpath(*picture.parts), picture.label) if picture.there else _absent
+    return Entry(picture.name, 1, read, picture.split)
+
+
+def _absent() -> tuple[list[Any], list[int | None]]:
+    raise FileNotFoundError("a label is given for it, and it is not there")
+
+
+def _read_file(path: Path, label: int | None) -> tuple[list[Any], list[int | None]]:
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is no regular file")  # reading a fifo would wait for ever
+    if status.st_size > MOST_BYTES:
+        raise ValueError(f"it has {status.st_size} bytes; at most {MOST_BYTES} are read")
+    return [tars.decode(path.read_bytes(), "any")], [label]
