@@ -11,9 +11,10 @@ from diffcore.core import disk
 from diffcore.core.errors import Mistake
 from diffcore.metrics.frontier import Frontier
 from diffcore.metrics.point import Point
-from tasks import dvc_environment, dvc_files, lifeline, params, paths, tracking
+from tasks import dvc_environment, dvc_files, lifeline, params, paths
 from tasks.alone import alone
 from tasks.progress import say
+from tasks.tracking.receipt import how_to_open, lost
 
 
 def run() -> int:
@@ -38,7 +39,7 @@ def _published_again() -> int:
     """Publishes once more where MLflow's own file is gone or another one: DVC knows the receipt alone. The exit code."""
     if not paths.PUBLISHED.is_file():
         return 0
-    reason = tracking.lost(disk.read_sealed(paths.PUBLISHED, None, paths.again("publish")))
+    reason = lost(disk.read_sealed(paths.PUBLISHED, None, paths.again("publish")))
     if reason is None:
         return 0
     say(f"{reason}, so it does not show what was published: publishing again")
@@ -65,7 +66,7 @@ def report() -> None:
     say(f"  the checkpoint is {folder}\n")
     say(f"pictures: {paths.FRONTIER.with_suffix('.png')}, samples of every point: {paths.SAMPLES / 'all.png'}")
     if paths.PUBLISHED.exists():
-        say(tracking.how_to_open(disk.read_sealed(paths.PUBLISHED, None, paths.again("publish"))))
+        say(how_to_open(disk.read_sealed(paths.PUBLISHED, None, paths.again("publish"))))
     else:
         say(f"MLflow: nothing is published, there is no {paths.PUBLISHED}; {paths.again('publish')}")
 

@@ -14,7 +14,8 @@ from diffcore.core.errors import Mistake
 from diffcore.data.read import load_resident
 from diffcore.metrics import bootstrap, features
 from diffcore.search import gamma
-from tasks import evaluate, params, paths, report, search, tracking
+from tasks import evaluate, params, paths, report, search
+from tasks.tracking.files import cost_of, thinned
 from tests.test_evaluate import make
 
 
@@ -39,8 +40,8 @@ def readers() -> dict[str, Callable[[params.Params, Path], object]]:
         "data": lambda found, path: load_resident(paths.DATA),
         "features": lambda found, path: features.load(paths.FEATURES),
         "checkpoints": lambda found, path: checkpoints.load(paths.ARTIFACTS.joinpath(*path.parts[1:3])),
-        "curves": lambda found, path: [evaluate.curves(), tracking._thinned(Path(str(path).removesuffix(".sha256")))],
-        "cost": lambda found, path: tracking._cost(path, path.stem),
+        "curves": lambda found, path: [evaluate.curves(), thinned(Path(str(path).removesuffix(".sha256")))],
+        "cost": lambda found, path: cost_of(path, path.stem),
         "gamma.json": lambda found, path: search.find(found),
         "trajectory.json": lambda found, path: evaluate.Bench(found),
         "frontier.json": lambda found, path: report.report(),

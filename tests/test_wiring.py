@@ -39,8 +39,8 @@ from tasks import (
     report,
     search,
     shard,
-    tracking,
 )
+from tasks.tracking import publishing
 from tests import test_evaluate
 from tests.test_evaluate import FIT, make
 from tests.test_unet import stirred
@@ -492,7 +492,7 @@ def test_what_cannot_be_sampled_or_stands_there_twice_is_told_before_anything_is
 
 def test_what_is_published_is_what_the_file_names_and_the_receipt_is_kept(project, monkeypatch, capsys):
     receipt = {"runs": {"a": "1", "b": "2"}, "tracking_uri": "sqlite:///here.db", "ui": "#"}
-    calls = heard(monkeypatch, tracking, "publish", receipt)
+    calls = heard(monkeypatch, publishing, "publish", receipt)
     found = dataclasses.replace(project, publish=dataclasses.replace(project.publish, experiment="e", model="m"))
     publish.publish(found)
     assert [call.words for call in calls] == [(paths.ARTIFACTS, "e", "m", project.raw)]
