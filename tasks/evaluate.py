@@ -229,7 +229,7 @@ def evaluate(params: Params) -> None:
     frontier = dataclasses.replace(frontier, recommended=frontier.recommend(params.publish.tolerance))
     disk.write_sealed(paths.FRONTIER, frontier.to_json())
     disk.write(paths.FRONTIER.with_suffix(".csv"), frontier.to_csv())
-    pictures.frontier(pictures.flat(frontier), paths.FRONTIER.with_suffix(".png"))
+    pictures.frontier(frontier, paths.FRONTIER.with_suffix(".png"))
     pictures.curves(curves(), paths.ARTIFACTS / "curves.png")
     measured.kept.clear()
 

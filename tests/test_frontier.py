@@ -18,14 +18,7 @@ from diffcore.metrics.frontier import Frontier
 from diffcore.metrics.measures import METRICS
 from diffcore.metrics.point import GIVEN, Point, with_best
 from diffcore.metrics.table import WIDTH
-from tests.conftest import dice
-
-
-def estimates(numbers: dict[str, float | None]) -> dict[str, Estimate]:
-    """By {NAME: value, NAME_se: standard error}; what is None was not measured."""
-    names = [name for name, value in numbers.items() if not name.endswith("_se") and value is not None]
-    return {name: Estimate(numbers[name], numbers.get(f"{name}_se") or 0.0) for name in names}
-
+from tests.conftest import dice, estimates
 
 MEASURES = {"fd": 0.321, "fd_se": 0.045, "kid": 0.0011, "kid_se": 0.0004, "fd_pixels": 0.31, "fd_pixels_se": 0.02}
 FLOOR = Floor(estimates(MEASURES), n=(1000, 1797), compared=(898, 899), real="halves")
@@ -473,6 +466,9 @@ def test_columns_are_aligned():
     ("value", "se", "text"),
     [
         (52.3712, 0.814, "52.37+-0.81"),
+        (0.5646, 0.1307, "0.56+-0.13"),
+        (52.31, 2.04, "52.3+-2.0"),
+        (1234.5, 123.0, "1234+-123"),
         (2.2912, 0.1149, "2.29+-0.11"),
         (1234.5, 67.8, "1234+-68"),
         (-0.00123, 0.000456, "-0.00123+-0.00046"),
@@ -482,6 +478,7 @@ def test_columns_are_aligned():
 )
 def test_a_number_ends_where_its_error_begins(value, se, text):
     assert Estimate(value, se).plus_minus() == text
+    assert Estimate(value, se).plus_minus(" of ") == text.replace("+-", " of ")
 
 
 # --- what may not be compared

@@ -36,6 +36,10 @@ from diffcore.checkpoints.card import SCHEMA, Card
 from diffcore.checkpoints.folder import WEIGHTS
 from diffcore.core import disk
 from diffcore.core.errors import Mistake
+from diffcore.metrics.estimate import Estimate, columns
+from diffcore.metrics.frontier import SCHEMA as SCHEMA_OF_FRONTIERS
+from diffcore.metrics.frontier import Frontier
+from diffcore.metrics.point import Point
 from diffcore.search import gamma
 from tasks import database, faults, paths, pictures, redaction, report
 from tasks.tracking import publishing
@@ -57,7 +61,7 @@ from tasks.tracking.pages import (
 )
 from tasks.tracking.publishing import _publish
 from tasks.tracking.receipt import CHART, how_to_open
-from tests.test_pictures import nested, pixels, point, ramp, small_table, table, write_curve
+from tests.test_pictures import but, of, pixels, point, ramp, small_table, table, write_curve
 
 # what mlflow and the libraries below it warn of on import or on opening a database; nothing of ours
 pytestmark = [
@@ -69,41 +73,40 @@ pytestmark = [
 PARAMETERS = {"seed": 0, "evaluate": {"images": 1000}, "search": {"estimator": "residual"}}
 
 
-def write_files(folder: Path, shown: dict) -> None:
-    """Everything that publishing reads. The weights are a few bytes: no model is opened when it is logged."""
+def write_files(folder: Path, shown: Frontier) -> Frontier:
+    """Everything that publishing reads, for these points with the digests of what lies there. The weights are a few bytes: no
+    model is opened when it is logged."""
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "samples").mkdir(parents=True)
-    for p in shown["points"]:
-        p["checkpoint_digest"] = write_checkpoint(folder, p)
-    disk.write_sealed(folder / "frontier.json", nested(shown))
-    (folder / "frontier.csv").write_text(
-        "name,nfe,fd\n" + "".join(f"{p['name']},{p['nfe']},{p['fd']}\n" for p in shown["points"])
-    )
-    known = {"checkpoint_digest": next(p["checkpoint_digest"] for p in shown["points"] if p["checkpoint"] == "teacher")}
+    shown = of(shown, [dataclasses.replace(p, checkpoint_digest=write_checkpoint(folder, p)) for p in shown.points])
+    disk.write_sealed(folder / "frontier.json", shown.to_json())
+    (folder / "frontier.csv").write_text(shown.to_csv())
+    known = {"checkpoint_digest": next(p.checkpoint_digest for p in shown.points if p.checkpoint == "teacher")}
     disk.write_sealed(folder / "gamma.json", {"schema": gamma.SCHEMA, "about": known})
     for number, name in enumerate(
-        ("frontier.png", "samples/all.png", *(f"samples/{p['name']}.png" for p in shown["points"]))
+        ("frontier.png", "samples/all.png", *(f"samples/{p.name}.png" for p in shown.points))
     ):
         pictures.grid(ramp(4, 8, 8, 1) // (number % 250 + 1) + number // 250, folder / name)  # no two alike
+    return shown
 
 
-def write_checkpoint(folder: Path, p: dict) -> str:
+def write_checkpoint(folder: Path, p: Point) -> str:
     """A folder with a card that holds, and the digest of its files."""
-    held = {WEIGHTS: f"weights of {p['checkpoint']}".encode(), "unet/config.json": b"{}"}
+    held = {WEIGHTS: f"weights of {p.checkpoint}".encode(), "unet/config.json": b"{}"}
     files = {name: hashlib.sha256(content).hexdigest() for name, content in held.items()}
     card = Card(
         schema=SCHEMA,
-        name=p["checkpoint"],
-        method=p["method"],
+        name=p.checkpoint,
+        method=p.method,
         schedule={},
         head="v",
         labels=1024,
-        solver=p["sampler"],
+        solver=p.sampler,
         grid=None,
         classes=None,
         guidance=None,
         image=[3, 8, 12],
-        weights=p["weights"],
+        weights=p.weights,
         parent=None,
         teacher=None,
         data="da7a" * 16,
@@ -117,18 +120,18 @@ def write_checkpoint(folder: Path, p: dict) -> str:
     )
     for name in ("checkpoints", "curves", "cost"):
         (folder / name).mkdir(exist_ok=True)
-    (folder / "checkpoints" / p["checkpoint"]).mkdir(exist_ok=True)
+    (folder / "checkpoints" / p.checkpoint).mkdir(exist_ok=True)
     for name, content in held.items():
-        (folder / "checkpoints" / p["checkpoint"] / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / "checkpoints" / p["checkpoint"] / name).write_bytes(content)
+        (folder / "checkpoints" / p.checkpoint / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "checkpoints" / p.checkpoint / name).write_bytes(content)
     sealed = dataclasses.asdict(card) | {"seal": card.sealed()}
-    (folder / "checkpoints" / p["checkpoint"] / "card.json").write_text(json.dumps(sealed))
-    write_curve(folder / "curves" / f"{p['checkpoint']}.csv", 0 if p["checkpoint"] == "teacher" else 50)
-    disk.write_sealed(folder / "cost" / f"{p['checkpoint']}.json", {"seconds": 3.5, "iterations": 50})
+    (folder / "checkpoints" / p.checkpoint / "card.json").write_text(json.dumps(sealed))
+    write_curve(folder / "curves" / f"{p.checkpoint}.csv", 0 if p.checkpoint == "teacher" else 50)
+    disk.write_sealed(folder / "cost" / f"{p.checkpoint}.json", {"seconds": 3.5, "iterations": 50})
     return card.digest
 
 
-def publish(shown: dict | None = None) -> dict:
+def publish(shown: Frontier | None = None) -> dict:
     if shown is not None:
         write_files(Path("artifacts"), shown)
     return publishing.publish(Path("artifacts"), "distill", "sampler", PARAMETERS)
@@ -175,12 +178,13 @@ def room(tmp_path, monkeypatch, fresh_store) -> Path:
     return tmp_path
 
 
-def few_points() -> dict:
+def few_points() -> Frontier:
     points = [point("teacher", 4, 13.0), point("teacher", 1, 52.0)]
     points += [point("progressive", 2, 1.7), point("progressive", 1, 2.4)]
     points += [point("consistency", 2, 2.0), point("consistency", 1, 2.2)]
-    for k, row in enumerate(points[:3]):
-        row |= {"accuracy": 0.9 - k / 50, "accuracy_se": 0.01 + k / 500, "bits": 3.5 + k, "bits_se": 0.02 + k / 500}
+    for k, each in enumerate(points[:3]):
+        rare = {"accuracy": Estimate(0.9 - k / 50, 0.01 + k / 500), "bits": Estimate(3.5 + k, 0.02 + k / 500)}
+        points[k] = dataclasses.replace(each, metrics=each.metrics | rare)
     return table(points, "pd2-ddim-even-2")
 
 
@@ -204,11 +208,11 @@ SHOWN += ("accuracy", "accuracy_se", "bits", "bits_se", "ms_per_image", "nfe")
 
 def test_one_run_for_each_way_with_the_calls_as_step(receipt):
     assert list(receipt["runs"]) == ["teacher ddim even", "progressive", "consistency"]
-    for name, points in pictures.ways(few_points()["points"]).items():
+    for name, points in pictures.ways(few_points().points).items():
         run = receipt["runs"][name]
         for key in SHOWN:
             logged = {m.step: m.value for m in client().get_metric_history(run, key)}
-            assert logged == {p["nfe"]: p[key] for p in points if p[key] is not None}, (name, key)
+            assert logged == {p.nfe: p.row()[key] for p in points if p.row()[key] is not None}, (name, key)
         found = client().get_run(run)
         assert (found.info.run_name, found.info.status, found.data.tags["current"]) == (name, "FINISHED", "true")
 
@@ -221,15 +225,15 @@ def test_the_sample_grids_lie_at_their_steps_and_a_sheet_at_step_0(receipt):
 
 def test_the_sample_grid_at_a_step_is_that_of_the_point_with_so_many_calls(receipt):
     """And the sheet has all of the way's, the one with the fewest calls last."""
-    for way, points in pictures.ways(few_points()["points"]).items():
+    for way, points in pictures.ways(few_points().points).items():
         folder = Path(client().download_artifacts(receipt["runs"][way], "images"))
         logged = {int(re.search(r"step\W(\d+)", path.name)[1]): path for path in folder.glob("*.png")}
-        assert set(logged) == {0, *(point_["nfe"] for point_ in points)}
+        assert set(logged) == {0, *(point_.nfe for point_ in points)}
         for point_ in points:
-            wanted = pixels(Path(f"artifacts/samples/{point_['name']}.png"))
-            shown = pixels(logged[point_["nfe"]])
-            assert np.array_equal(shown, np.broadcast_to(wanted[..., None], shown.shape)), point_["name"]
-        rows = [(each["name"], pictures.tiles(Path(f"artifacts/samples/{each['name']}.png"))) for each in points[::-1]]
+            wanted = pixels(Path(f"artifacts/samples/{point_.name}.png"))
+            shown = pixels(logged[point_.nfe])
+            assert np.array_equal(shown, np.broadcast_to(wanted[..., None], shown.shape)), point_.name
+        rows = [(each.name, pictures.tiles(Path(f"artifacts/samples/{each.name}.png"))) for each in points[::-1]]
         pictures.contact_sheet(rows, folder.parent / "wanted.png")
         assert np.array_equal(pixels(logged[0]), pixels(folder.parent / "wanted.png"))
 
@@ -283,7 +287,7 @@ def test_the_frontiers_run_holds_files_and_every_parameter(receipt):
 
 def test_each_point_is_a_logged_model_and_weights_are_copied_once_for_each_student(receipt):
     models = {name: client().get_logged_model(found) for name, found in receipt["models"].items()}
-    assert set(models) == {p["name"] for p in few_points()["points"]}
+    assert set(models) == {p.name for p in few_points().points}
     carried = {name for name, model in models.items() if model.tags["weights"] == "here"}
     assert carried == {"pd2-ddim-even-2", "pd1-ddim-even-1", "cd-ddim-even-2"}
     assert len(list(Path("mlruns").rglob("*.safetensors"))) == 3
@@ -324,7 +328,7 @@ def test_a_shipped_model_asks_for_the_packages_it_needs_as_an_index_serves_them(
 def test_a_point_of_any_name_is_a_model_that_mlflow_takes(name):
     from mlflow.utils.validation import _validate_logged_model_name
 
-    _validate_logged_model_name(_model_name({"name": name}))
+    _validate_logged_model_name(_model_name(point("teacher", 4, 13.0, name=name)))
 
 
 def test_publishing_twice_creates_nothing_new(room):
@@ -338,8 +342,7 @@ def test_publishing_twice_creates_nothing_new(room):
 
 def test_only_the_way_that_changed_gets_a_new_run(room):
     first = publish()
-    changed = few_points()
-    changed["points"][2]["fd"] = 1.65
+    changed = but(few_points(), 2, metrics=few_points().points[2].metrics | {"fd": Estimate(1.65, 0.068)})
     second = publish(changed)
     assert [name for name in first["runs"] if first["runs"][name] != second["runs"][name]] == ["progressive"]
     assert first["train"] == second["train"]
@@ -371,8 +374,7 @@ def test_what_a_run_shows_besides_numbers_makes_it_new_too(room):
 
 def test_an_earlier_frontier_that_comes_back_is_found_again(room):
     first = publish()
-    changed = few_points()
-    changed["points"][2]["fd"] = 1.65
+    changed = but(few_points(), 2, metrics=few_points().points[2].metrics | {"fd": Estimate(1.65, 0.068)})
     publish(changed)
     before = counts(room)
     third = publish(few_points())
@@ -385,7 +387,7 @@ def test_an_earlier_frontier_that_comes_back_is_found_again(room):
 def test_the_alias_challenger_moves_and_production_stays(room):
     publish()
     client().set_registered_model_alias("sampler", "production", "1")
-    second = publish(table(few_points()["points"], "cd-ddim-even-1"))
+    second = publish(table(few_points().points, "cd-ddim-even-1"))
     assert aliases() == {"challenger": "2", "production": "1"}
     moved = client().get_logged_model(second["models"]["cd-ddim-even-1"])
     assert moved.tags["weights"] == "here"
@@ -434,13 +436,14 @@ def aliases() -> dict[str, str]:
 )
 def test_another_way_to_sample_the_same_weights_is_another_thing_to_ship(other):
     first = point("teacher", 2, 1.5)
-    assert _identity(first) == _identity({**first, "fd": 1.6, "name": "x", "ms_per_image": 9.0})
-    assert _identity({**first, **other}) != _identity(first)
-    assert _identity({**first, "checkpoint_digest": "f" * 64}) != _identity(first)
+    same = dataclasses.replace(first, metrics=first.metrics | {"fd": Estimate(1.6, 0.1)}, name="x", ms_per_image=9.0)
+    assert _identity(first) == _identity(same)
+    assert _identity(dataclasses.replace(first, **other)) != _identity(first)
+    assert _identity(dataclasses.replace(first, checkpoint_digest="f" * 64)) != _identity(first)
 
 
 def test_a_recommended_sampler_of_the_teacher_carries_its_weights_and_gamma(room):
-    points = [*few_points()["points"], point("teacher", 2, 1.5, sampler="analytic")]
+    points = [*few_points().points, point("teacher", 2, 1.5, sampler="analytic")]
     receipt = publish(table(points, "teacher-analytic-even-2"))
     import mlflow
 
@@ -651,7 +654,7 @@ def test_a_folder_in_the_place_of_a_curve_is_one_line(room, name):
 def test_gamma_of_another_teacher_is_not_shipped(room):
     write_files(
         Path("artifacts"),
-        table([*few_points()["points"], point("teacher", 2, 1.5, sampler="analytic")], "cd-ddim-even-1"),
+        table([*few_points().points, point("teacher", 2, 1.5, sampler="analytic")], "cd-ddim-even-1"),
     )
     flip(room / "artifacts/gamma.json")
     with pytest.raises(Mistake, match=r"gamma\.json"):
@@ -916,9 +919,7 @@ def test_a_whole_publication_to_a_server_with_a_password(tmp_path, monkeypatch, 
 
 @pytest.mark.parametrize("count", [1, 50, 400, 1000, 20_000])
 def test_a_note_holds_as_many_points_as_mlflow_takes_and_counts_the_rest(count):
-    points = [
-        point("consistency", 1 + k % 64, 1 + k / count) | {"name": f"student-{k}-" + "x" * 40} for k in range(count)
-    ]
+    points = [point("consistency", 1 + k % 64, 1 + k / count, name=f"student-{k}-" + "x" * 40) for k in range(count)]
     lines = _lines(points, 19_000)
     assert len("\n".join(lines)) <= 19_000
     shown = [line for line in lines if line.startswith("| student")]
@@ -934,8 +935,8 @@ def test_a_note_holds_as_many_points_as_mlflow_takes_and_counts_the_rest(count):
 def test_a_thousand_points_are_published(room):
     points = [point("teacher", 4, 13.0)]
     points += [point("consistency", 1 + k // 20, 2 + k / 500, way=f"student {k % 20}") for k in range(1000)]
-    points = [row | {"name": f"{row['name']}-{k}"} for k, row in enumerate(points)]
-    receipt = publish(table(points, points[1]["name"]))
+    points = [dataclasses.replace(each, name=f"{each.name}-{k}") for k, each in enumerate(points)]
+    receipt = publish(table(points, points[1].name))
     assert len(receipt["models"]) == 1001
     note = client().get_experiment(receipt["experiment_id"]).tags["mlflow.note.content"]
     assert len(note) <= NOTE
@@ -982,38 +983,38 @@ def test_a_row_of_a_shipped_model_asks_for_images_of_its_own_class():
 
 def test_every_model_says_of_its_point_what_the_table_says(receipt):
     """Each key alone, for every point; a point of a student's has the weights of its own checkpoint only."""
-    for point_ in few_points()["points"]:
-        card = json.loads(Path(f"artifacts/checkpoints/{point_['checkpoint']}/card.json").read_text())
-        model = client().get_logged_model(receipt["models"][point_["name"]])
+    for point_ in few_points().points:
+        card = json.loads(Path(f"artifacts/checkpoints/{point_.checkpoint}/card.json").read_text())
+        model = client().get_logged_model(receipt["models"][point_.name])
         keys = ("method", "checkpoint", "sampler", "trajectory", "recipe", "nfe", "seed", "n")
         params = {
             key: value for key, value in model.params.items() if key != "times"
         }  # which MLflow adds of a run's first
-        assert params == {key: str(point_[key]) for key in keys}
+        assert params == {key: str(getattr(point_, key)) for key in keys}
         tags = {key: value for key, value in model.tags.items() if not key.startswith("mlflow.")}
         weights = tags.pop("weights")
         assert ("files" in tags) == (weights == "here")
         tags.pop("files", None)
         assert tags == {
             "digest": card["digest"],
-            "recipe": point_["recipe"],
-            "trajectory": point_["trajectory"],
-            "nfe": f"{point_['nfe']:g}",
-            "point": point_["name"],
-            "method": point_["method"],
-            "fd": f"{point_['fd']:.4g}",
+            "recipe": point_.recipe,
+            "trajectory": point_.trajectory,
+            "nfe": f"{point_.nfe:g}",
+            "point": point_.name,
+            "method": point_.method,
+            "fd": f"{point_.fd:.4g}",
             "current": "true",
         }
-        assert weights in ("here", f"not here: checkpoints/{point_['checkpoint']}")
-        way = next(name for name, ps in pictures.ways(few_points()["points"]).items() if point_ in ps)
+        assert weights in ("here", f"not here: checkpoints/{point_.checkpoint}")
+        way = next(name for name, ps in pictures.ways(few_points().points).items() if point_ in ps)
         assert model.source_run_id == receipt["runs"][way]
         assert (model.name, model.model_type) == (_model_name(point_), "sampler")
         logged = {metric.key: (metric.value, metric.step) for metric in model.metrics}
-        wanted = {key: point_[key] for key in SHOWN if point_[key] is not None}
-        assert logged == {key: (value, point_["nfe"]) for key, value in wanted.items()}
+        wanted = {key: value for key, value in point_.row().items() if key in SHOWN and value is not None}
+        assert logged == {key: (value, point_.nfe) for key, value in wanted.items()}
         if weights == "here":  # the step at which the run's page shows it
             steps = {each.model_id: each.step for each in client().get_run(model.source_run_id).outputs.model_outputs}
-            assert steps[model.model_id] == point_["nfe"]
+            assert steps[model.model_id] == point_.nfe
 
 
 def test_every_run_says_what_it_was_made_from(receipt):
@@ -1024,7 +1025,7 @@ def test_every_run_says_what_it_was_made_from(receipt):
     def card(name: str) -> dict:
         return json.loads(Path(f"artifacts/checkpoints/{name}/card.json").read_text())
 
-    about = {f"evaluate/{key}": str(value) for key, value in few_points()["about"].items()}
+    about = {f"evaluate/{key}": str(value) for key, value in few_points().about.items()}
     pages = {}
     for way, names in (("teacher ddim even", ["teacher"]), ("progressive", ["pd1", "pd2"]), ("consistency", ["cd"])):
         params, tags = told(receipt["runs"][way])
@@ -1050,23 +1051,21 @@ def test_every_run_says_what_it_was_made_from(receipt):
         assert tags == {"kind": "train", "current": "true", "parent": "none", **mine}
     params, tags = told(receipt["frontier"])
     pages["frontier"] = tags.pop("digest")
-    chosen = few_points()["recommended"]
-    assert tags == {"kind": "frontier", "current": "true", "recommended": chosen["name"], "reason": chosen["reason"]}
+    chosen = few_points().recommended
+    assert tags == {"kind": "frontier", "current": "true", "recommended": chosen.point.name, "reason": chosen.reason}
     metrics = client().get_run(receipt["frontier"]).data.metrics
-    assert metrics == {
-        f"floor_{key}": few_points()["floor"][key]
-        for key in ("fd", "fd_se", "kid", "kid_se", "fd_pixels", "fd_pixels_se")
-    }
+    floor = columns(few_points().floor.metrics)
+    assert list(floor) == ["fd", "fd_se", "kid", "kid_se", "fd_pixels", "fd_pixels_se"]
+    assert metrics == {f"floor_{key}": value for key, value in floor.items()}
     assert len(set(pages.values())) == len(pages)
 
 
 def test_the_floor_is_a_level_line_under_all_ways(receipt):
     (run,) = client().search_runs([receipt["experiment_id"]], "tags.kind = 'floor'")
     assert run.info.run_name == "real against real"
-    floor = few_points()["floor"]
-    for key in ("fd", "fd_se", "kid", "kid_se", "fd_pixels", "fd_pixels_se"):
+    for key, value in columns(few_points().floor.metrics).items():
         logged = {metric.step: metric.value for metric in client().get_metric_history(run.info.run_id, key)}
-        assert logged == {1: floor[key], 2: floor[key], 4: floor[key]}
+        assert logged == {1: value, 2: value, 4: value}
 
 
 def test_the_receipt_and_the_experiment_s_page_tell_what_is_there(receipt):
@@ -1077,19 +1076,19 @@ def test_the_receipt_and_the_experiment_s_page_tell_what_is_there(receipt):
     assert receipt["version"] == version
     assert receipt["ui"] == CHART.format(receipt["experiment_id"])
     note = experiment.tags["mlflow.note.content"].splitlines()
-    chosen = few_points()["recommended"]
-    assert note[0] == f"Recommended: **pd2-ddim-even-2** (sampler version 1). {chosen['reason']}"
+    chosen = few_points().recommended
+    assert note[0] == f"Recommended: **pd2-ddim-even-2** (sampler version 1). {chosen.reason}"
     rows = [line.split(" | ")[0].removeprefix("| ") for line in note if " +- " in line]
-    assert rows == [p["name"] for p in sorted(few_points()["points"], key=lambda p: (p["nfe"], p["fd"]))]
-    assert "| pd2-ddim-even-2 | 2 | 1.7 +- 0.07 | 0.08 |" in note
+    assert rows == [p.name for p in sorted(few_points().points, key=lambda p: (p.nfe, p.fd))]
+    assert "| pd2-ddim-even-2 | 2 | 1.700 +- 0.068 | 0.08 |" in note
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # MLflow's advice when its pyfunc is imported
 @pytest.mark.parametrize(("calls", "step"), [(2.6, 3), (3.4, 3), (0.6, 1)])
 def test_a_point_of_a_mean_number_of_calls_is_shown_at_the_nearest_step(tmp_path, monkeypatch, calls, step):
     """As an adaptive sampler's: numbers, pictures, floor and model alike. Its own metric and tag tell it as it is."""
-    row = point("teacher", 4, 13.0, sampler="rk45") | {"nfe": calls}
-    write_files(tmp_path, table([row], row["name"]))
+    row = dataclasses.replace(point("teacher", 4, 13.0, sampler="rk45"), nfe=calls)
+    write_files(tmp_path, table([row], row.name))
     files, told, shown, kept = read(tmp_path, {}), [], [], []
     fake = SimpleNamespace(
         log_batch=lambda run, metrics, params, tags: told.extend(metrics),
@@ -1113,7 +1112,7 @@ def test_a_point_of_a_mean_number_of_calls_is_shown_at_the_nearest_step(tmp_path
 
 def test_a_warning_stands_on_the_experiment_s_page(monkeypatch):
     shown, written = few_points(), []
-    shown["recommended"]["warnings"] = ["one", "two"]
+    shown = dataclasses.replace(shown, recommended=dataclasses.replace(shown.recommended, warnings=("one", "two")))
     fake = SimpleNamespace(
         get_experiment=lambda number: SimpleNamespace(tags={}),
         set_experiment_tag=lambda *words: written.append(words),
@@ -1134,8 +1133,8 @@ def test_a_warning_stands_on_the_experiment_s_page(monkeypatch):
     ],
 )
 def test_weights_go_with_the_recommended_point_or_a_student_s_best(recommended, carried):
-    files = Files(Path(), table(few_points()["points"], recommended), {}, {})
-    assert {p["name"] for p in files.table["points"] if carries(files, p)} == carried
+    files = Files(Path(), table(few_points().points, recommended), {}, {})
+    assert {p.name for p in files.frontier.points if carries(files, p)} == carried
 
 
 def test_a_run_that_a_killed_publisher_left_is_marked_killed_and_no_longer_current(room, monkeypatch):
@@ -1232,7 +1231,29 @@ def entered(files: Files) -> dict[str, str]:
     return {page.name: page.digest for page in (*pages, *train_pages(book, files))}
 
 
-def test_a_run_is_new_where_anything_that_it_shows_is_another(tmp_path):
+def another(value: object) -> object:
+    return {str: f"another {value}", tuple: (1.0, 0.0, 0.0)}.get(type(value), 9)
+
+
+def other_metrics(metrics: dict[str, Estimate]) -> Iterator[dict[str, Estimate]]:
+    """Each number of each metric alone, and each metric left out but the first."""
+    for number, (name, each) in enumerate(metrics.items()):
+        yield metrics | {name: dataclasses.replace(each, value=9.0)}
+        yield metrics | {name: dataclasses.replace(each, se=9.0)}
+        if number:
+            yield {key: value for key, value in metrics.items() if key != name}
+
+
+def others(point_: Point) -> Iterator[tuple[str, object]]:
+    """(a field, another value of it), but for those that name it and those that all points share."""
+    named = {"way", "best", "name", "checkpoint", "method", "n", "seed", "features", "weights", "metrics"}
+    for key, value in vars(point_).items():
+        if key not in named:
+            yield key, float(another(value)) if isinstance(value, float) else another(value)
+    yield from (("metrics", metrics) for metrics in other_metrics(point_.metrics))
+
+
+def test_a_run_is_new_where_anything_that_it_shows_is_another(tmp_path, monkeypatch):
     """Each key and each file alone: the pages that show it, and no other, have another digest."""
     write_files(tmp_path, few_points())
     first = entered(files := read(tmp_path, {"seed": 0, "a": {"b": 1}}))
@@ -1245,18 +1266,22 @@ def test_a_run_is_new_where_anything_that_it_shows_is_another(tmp_path):
         now = entered(dataclasses.replace(files, **parts))
         return {name for name in first if now[name] != first[name]}
 
-    table = files.table
-    for number, row in enumerate(table["points"]):
-        for key in row.keys() - {"way", "best", "name", "checkpoint", "method"}:
-            points = [*table["points"]]
-            points[number] = row | {key: 9 if key == "nfe" else f"another {row[key]}"}
-            (way,) = (name for name, alike in pictures.ways(table["points"]).items() if row in alike)
-            assert changed(table=table | {"points": points}) == {way, *([floor] if key == "nfe" else [])}, key
-    for key, value in table["about"].items():
-        about = table["about"] | {key: f"another {value}"}
-        assert changed(table=table | {"about": about}) == {*ways, floor}, key
-    for key in ("fd", "fd_se", "kid", "kid_se", "fd_pixels", "fd_pixels_se"):
-        assert changed(table=table | {"floor": table["floor"] | {key: 9.0}}) == {floor}, key
+    shown = files.frontier
+    for number, each in enumerate(shown.points):
+        for key, other in others(each):
+            (way,) = (name for name, alike in pictures.ways(shown.points).items() if each in alike)
+            other_way = changed(frontier=but(shown, number, **{key: other}))
+            assert other_way == {way, *([floor] if key == "nfe" else [])}, (key, other)
+    for key in ("n", "seed", "features", "weights"):
+        of_all = [dataclasses.replace(each, **{key: another(getattr(each, key))}) for each in shown.points]
+        assert changed(frontier=of(shown, of_all)) == {*ways, floor}, key
+    assert changed(frontier=dataclasses.replace(shown, data="another")) == {*ways, floor}
+    with monkeypatch.context() as patch:
+        patch.setattr("diffcore.metrics.frontier.RESAMPLES", 9)
+        assert changed() == {*ways, floor}
+    for metrics in other_metrics(shown.floor.metrics):
+        least = dataclasses.replace(shown.floor, metrics=metrics)
+        assert changed(frontier=dataclasses.replace(shown, floor=least)) == {floor}
     for name, way in (("teacher", "teacher ddim even"), ("pd1", "progressive"), ("pd2", "progressive")):
         for key, value in files.cards[name].items():
             card = files.cards[name] | {key: f"another {value}"}
@@ -1340,10 +1365,9 @@ def shipped(folder: Path, files: Files, point_: dict) -> None:
 def test_every_file_that_is_shipped_is_verified_where_it_lies(room, tmp_path, sampler, monkeypatch):
     """In a folder of this machine and in a store elsewhere, which is asked for the recommended point's alone."""
     shown = few_points()
-    shown["points"][3] |= {"sampler": sampler}
-    shown["recommended"]["name"] = shown["points"][3]["name"]
-    write_files(room / "artifacts", shown)
-    files, point_ = read(room / "artifacts", {}), shown["points"][3]
+    shown = but(table(shown.points, shown.points[3].name), 3, sampler=sampler)
+    shown = write_files(room / "artifacts", shown)
+    files, point_ = read(room / "artifacts", {}), shown.points[3]
     wanted = {f"artifacts/pd1/{name}" for name in (WEIGHTS, "unet/config.json", "card.json")}
     wanted |= {"artifacts/gamma.json"} if sampler == "analytic" else set()
     assert set(_shipped(files, point_)) == wanted
@@ -1382,7 +1406,7 @@ def test_every_file_that_is_shipped_is_verified_where_it_lies(room, tmp_path, sa
         patch.setattr("mlflow.artifacts.download_artifacts", refuse)
         assert _fault(files, point_, far) == "gone"
     fetched.clear()
-    assert _fault(files, shown["points"][0], far) is None
+    assert _fault(files, shown.points[0], far) is None
     assert fetched == []
 
 
@@ -1554,7 +1578,9 @@ def test_an_experiment_is_opened_in_a_database_that_is_ready_and_made_where_ther
 
 def test_a_recommended_point_that_the_table_has_not_is_refused(tmp_path):
     write_files(tmp_path, few_points())
-    disk.write_sealed(tmp_path / "frontier.json", nested(table(few_points()["points"], "pd3")))
+    found = disk.read_sealed(tmp_path / "frontier.json", SCHEMA_OF_FRONTIERS, "x")
+    found["recommended"]["name"] = "pd3"
+    disk.write_sealed(tmp_path / "frontier.json", found)
     with pytest.raises(
         Mistake, match=r"frontier\.json is not .*it recommends 'pd3', none of its points\); run the stage `evaluate`"
     ):
@@ -1571,18 +1597,17 @@ def test_a_place_where_no_lock_can_lie_is_one_line(tmp_path):
 def test_a_table_for_spreadsheets_that_says_anything_else_is_damaged(tmp_path):
     """Each field alone, a row too many or too few, and rows in another order."""
     points = [point("progressive", k, 1.5 / k) for k in (2, 1)]
-    keys = list(points[0])
+    keys = list(points[0].row())
 
-    def text(point_: dict, key: str) -> str:
-        value = point_[key]
-        return " ".join(map(str, value)) if key == "times" else "" if value is None else str(value)
+    def text(value: object) -> str:
+        return "" if value is None else " ".join(map(str, value if isinstance(value, tuple) else [value]))
 
     def check(rows: list[list[str]]) -> None:
         with open(tmp_path / "frontier.csv", "w", newline="") as file:
             csv.writer(file).writerows([keys, *rows])
         _check_rows(tmp_path / "frontier.csv", points)
 
-    rows = [[text(point_, key) for key in keys] for point_ in points]
+    rows = [[text(value) for value in each.row().values()] for each in points]
     check(rows)
     for number in range(len(keys)):
         changed = [*rows[0]]

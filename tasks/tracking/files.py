@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,20 +11,20 @@ from diffcore.checkpoints import verify
 from diffcore.core import disk
 from diffcore.core.errors import Mistake
 from diffcore.metrics.frontier import Frontier
+from diffcore.metrics.point import Point
 from diffcore.search import gamma
-from tasks import paths, pictures
+from tasks import paths
 
 TEACHER = "teacher"
 CURVE_ROWS = 100  # of each training curve; the whole csv lies beside them. A thousand metrics take SQLite half a second
-Point = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Files:
-    """What the stages left: the frontier's table, the cards of its checkpoints, and params.yaml."""
+    """What the stages left: the frontier, the cards of its checkpoints, and params.yaml."""
 
     folder: Path
-    table: dict[str, Any]
+    frontier: Frontier
     cards: dict[str, dict[str, Any]]
     parameters: dict[str, Any]
 
@@ -34,36 +35,34 @@ class Files:
         return tuple(self.folder / name for name in names)
 
     def samples(self, point: Point) -> Path:
-        return self.folder / "samples" / f"{point['name']}.png"
+        return self.folder / "samples" / f"{point.name}.png"
 
     def checkpoint(self, point: Point) -> Path:
-        return self.folder / "checkpoints" / point["checkpoint"]
+        return self.folder / "checkpoints" / point.checkpoint
 
     @property
     def recommended(self) -> Point:
-        return next(p for p in self.table["points"] if p["name"] == self.table["recommended"]["name"])
+        return self.frontier.recommended.point
 
 
 def read(folder: Path, parameters: dict[str, Any]) -> Files:
     """What lies in `folder`. Raises Mistake naming what is missing, damaged or of another run."""
-    path = folder / "frontier.json"
-    table = pictures.flat(Frontier.read(path, paths.again("evaluate")))
-    cards = {
-        name: card_of(folder / "checkpoints" / name) for name in sorted({p["checkpoint"] for p in table["points"]})
-    }
-    files = Files(folder, table, cards, parameters)
-    for point in table["points"]:
-        if cards[point["checkpoint"]]["digest"] != point["checkpoint_digest"]:
+    frontier = Frontier.read(folder / "frontier.json", paths.again("evaluate"))
+    points = frontier.points
+    cards = {name: card_of(folder / "checkpoints" / name) for name in sorted({point.checkpoint for point in points})}
+    files = Files(folder, frontier, cards, parameters)
+    for point in points:
+        if cards[point.checkpoint]["digest"] != point.checkpoint_digest:
             raise Mistake(
                 f"{files.checkpoint(point)} is not the network that was measured; run the evaluate stage again"
             )
-    for needed in (*files.shown, *(files.samples(point) for point in table["points"])):
+    for needed in (*files.shown, *map(files.samples, points)):
         if not needed.exists():
             raise Mistake(f"{needed} is missing; run the evaluate stage again")
-    if any(point["sampler"] == "analytic" for point in table["points"]):
+    if any(point.sampler == "analytic" for point in points):
         _check_gamma(files)
-    _check_rows(folder / "frontier.csv", table["points"])
-    for picture in (folder / "frontier.png", folder / "samples/all.png", *map(files.samples, table["points"])):
+    _check_rows(folder / "frontier.csv", points)
+    for picture in (folder / "frontier.png", folder / "samples/all.png", *map(files.samples, points)):
         _check_picture(picture)
     return files
 
@@ -83,7 +82,7 @@ def _check_gamma(files: Files) -> None:
     gamma.read(files.folder / "gamma.json", teacher and teacher["digest"], paths.again("gamma"))
 
 
-def _check_rows(path: Path, points: list[Point]) -> None:
+def _check_rows(path: Path, points: Sequence[Point]) -> None:
     """Whether a table for spreadsheets says of each point what frontier.json says."""
     with open(path, newline="", errors="replace") as file:
         rows = list(csv.DictReader(file))
@@ -92,7 +91,7 @@ def _check_rows(path: Path, points: list[Point]) -> None:
 
 
 def _differ(row: dict[str, str], point: Point) -> bool:
-    wanted = {key: " ".join(map(str, value)) if key == "times" else value for key, value in point.items()}
+    wanted = {key: " ".join(map(str, value)) if key == "times" else value for key, value in point.row().items()}
     wanted = {key: "" if value is None else str(value) for key, value in wanted.items()}
     return any(row[key] != wanted[key] for key in row.keys() & wanted.keys())
 

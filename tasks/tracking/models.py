@@ -13,8 +13,9 @@ from typing import Any
 
 from diffcore.core import disk
 from diffcore.core.errors import Mistake
+from diffcore.metrics.point import Point, best_of
 from tasks.tracking.client import Book, every, logged, reason
-from tasks.tracking.files import Files, Point
+from tasks.tracking.files import Files
 
 CHALLENGER = "challenger"
 
@@ -31,13 +32,13 @@ def weighed(book: Book, files: Files, models: dict[str, Any], run: str) -> dict[
     import mlflow
 
     point = files.recommended
-    found = models.get(point["name"])
+    found = models.get(point.name)
     if found and found.tags["weights"] == "here":
         return {}
     if not found:
-        book.aloud.append(f"what MLflow held of {point['name']} was deleted; logged again")
+        book.aloud.append(f"what MLflow held of {point.name} was deleted; logged again")
     with mlflow.start_run(run_id=run):
-        return {point["name"]: mlflow.get_logged_model(with_weights(files, point))}
+        return {point.name: mlflow.get_logged_model(with_weights(files, point))}
 
 
 def mended(book: Book, files: Files, models: dict[str, Any]) -> dict[str, Any]:
@@ -45,15 +46,15 @@ def mended(book: Book, files: Files, models: dict[str, Any]) -> dict[str, Any]:
     import mlflow
 
     new = {}
-    points = {point["name"]: point for point in files.table["points"]}
+    points = {point.name: point for point in files.frontier.points}
     for name, found in models.items():
         point = points[name]
         if found.tags["weights"] != "here" or not (fault := _fault(files, point, found)):
             continue
         book.client.set_logged_model_tags(found.model_id, {"current": "false", "damaged": fault})
-        book.aloud.append(f"what MLflow holds of {point['name']} is damaged ({fault}); logged again")
+        book.aloud.append(f"what MLflow holds of {point.name} is damaged ({fault}); logged again")
         with mlflow.start_run(run_id=found.source_run_id):
-            new[point["name"]] = mlflow.get_logged_model(with_weights(files, point))
+            new[point.name] = mlflow.get_logged_model(with_weights(files, point))
     return new
 
 
@@ -64,7 +65,7 @@ def _fault(files: Files, point: Point, model: Any) -> str | None:
     """
     if (folder := _local(model.artifact_location)) is not None:
         return _misfit(files, point, folder, model.tags.get("files"))
-    if point["name"] != files.recommended["name"]:
+    if point.name != files.recommended.name:
         return None
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
@@ -101,10 +102,10 @@ def _digests(folder: Path) -> dict[str, str]:
 
 def _shipped(files: Files, point: Point) -> dict[str, str]:
     """Of a point's files, where MLflow puts them in a model, with their sha256."""
-    name = point["checkpoint"]
+    name = point.checkpoint
     shipped = {f"artifacts/{name}/{file}": digest for file, digest in files.cards[name]["files"].items()}
     shipped[f"artifacts/{name}/card.json"] = disk.sha256(files.checkpoint(point) / "card.json")
-    if point["sampler"] == "analytic":
+    if point.sampler == "analytic":
         shipped["artifacts/gamma.json"] = disk.sha256(files.folder / "gamma.json")
     return shipped
 
@@ -112,17 +113,17 @@ def _shipped(files: Files, point: Point) -> dict[str, str]:
 def carries(files: Files, point: Point) -> bool:
     """Whether this point's logged model holds weights: they are copied once for each student's checkpoint, with its
     recommended point or else its best, and for the teacher only if one of its points is recommended."""
-    if files.recommended["checkpoint"] == point["checkpoint"]:
-        return point["name"] == files.recommended["name"]
-    alike = [p for p in files.table["points"] if p["checkpoint"] == point["checkpoint"]]
-    return point["method"] != "teacher" and point["name"] == min(alike, key=lambda p: p["fd"])["name"]
+    if files.recommended.checkpoint == point.checkpoint:
+        return point.name == files.recommended.name
+    alike = [each for each in files.frontier.points if each.checkpoint == point.checkpoint]
+    return point.method != "teacher" and point.name == best_of(alike).name
 
 
 def with_weights(files: Files, point: Point) -> str:
     """Logs a point's checkpoint, this package's code and sampler_model.py as a model that MLflow can serve."""
     artifacts = {"checkpoint": str(files.checkpoint(point).resolve())}
-    config = {"recipe": point["recipe"], "times": list(point["times"])}
-    if point["sampler"] == "analytic":  # its variance is read from Gamma
+    config = {"recipe": point.recipe, "times": list(point.times)}
+    if point.sampler == "analytic":  # its variance is read from Gamma
         artifacts["gamma"] = str((files.folder / "gamma.json").resolve())
     with _unadvised():
         from mlflow import pyfunc  # warns of its own type hints
@@ -133,12 +134,12 @@ def with_weights(files: Files, point: Point) -> str:
             artifacts=artifacts,
             code_paths=[str(Path(disk.__file__).parents[1])],
             model_config=config,
-            signature=_signature(files.cards[point["checkpoint"]]["image"]),
+            signature=_signature(files.cards[point.checkpoint]["image"]),
             pip_requirements=[_pin(package) for package in ("mlflow", "torch", "numpy", "safetensors")],
             params=_model_params(point),
             tags=_model_tags(point) | {"weights": "here"},
             model_type="sampler",
-            step=round(point["nfe"]),
+            step=round(point.nfe),
         )
     _seal(files, point, logged.model_id)
     return logged.model_id
@@ -152,7 +153,7 @@ def _seal(files: Files, point: Point, model: str) -> None:
     if folder is None:
         return
     if fault := _misfit(files, point, folder, None):
-        raise Mistake(f"MLflow did not keep {point['name']} as it is: {fault} in {folder}; publish again")
+        raise Mistake(f"MLflow did not keep {point.name} as it is: {fault} in {folder}; publish again")
     mlflow.set_logged_model_tags(model, {"files": disk.digest(_digests(folder))})
 
 
@@ -178,30 +179,31 @@ def without_weights(book: Book, point: Point, run: str) -> str:
         source_run_id=run,
         experiment_id=book.experiment,
         params=_model_params(point),
-        tags=_model_tags(point) | {"weights": f"not here: checkpoints/{point['checkpoint']}"},
+        tags=_model_tags(point) | {"weights": f"not here: checkpoints/{point.checkpoint}"},
         model_type="sampler",
     ).model_id
 
 
 def _model_name(point: Point) -> str:
-    return re.sub(r"[^\w-]+", "-", point["name"])
+    return re.sub(r"[^\w-]+", "-", point.name)
 
 
 def _model_params(point: Point) -> dict[str, str]:
     return {
-        key: str(point[key]) for key in ("method", "checkpoint", "sampler", "trajectory", "recipe", "nfe", "seed", "n")
+        key: str(getattr(point, key))
+        for key in ("method", "checkpoint", "sampler", "trajectory", "recipe", "nfe", "seed", "n")
     }
 
 
 def _model_tags(point: Point) -> dict[str, str]:
     identity = {key: str(value) for key, value in _identity(point).items()}
-    return identity | {"point": point["name"], "method": point["method"], "fd": f"{point['fd']:.4g}", "current": "true"}
+    return identity | {"point": point.name, "method": point.method, "fd": f"{point.fd:.4g}", "current": "true"}
 
 
-def _identity(point: Point) -> dict[str, Any]:
+def _identity(point: Point) -> dict[str, str]:
     """What makes two points the same thing to ship."""
-    names = {"digest": "checkpoint_digest", "recipe": "recipe", "trajectory": "trajectory", "nfe": "nfe"}
-    return {tag: f"{point[key]:g}" if tag == "nfe" else point[key] for tag, key in names.items()}
+    sampled = {"recipe": point.recipe, "trajectory": point.trajectory, "nfe": f"{point.nfe:g}"}
+    return {"digest": point.checkpoint_digest, **sampled}
 
 
 def _signature(image: list[int]) -> Any:
@@ -234,8 +236,8 @@ def register(book: Book, files: Files, model: str, models: dict[str, Any]) -> st
     if sound:
         number = max(sound, key=lambda v: int(v.version)).version
     else:
-        source = models[point["name"]].model_id
-        tags = {**wanted, "method": point["method"], "fd": f"{point['fd']:.4g}", "point": point["name"]}
+        source = models[point.name].model_id
+        tags = {**wanted, "method": point.method, "fd": f"{point.fd:.4g}", "point": point.name}
         number = mlflow.register_model(f"models:/{source}", model, await_registration_for=0, tags=tags).version
     aliases = book.client.get_registered_model(model).aliases
     if aliases.get(CHALLENGER) != str(number):

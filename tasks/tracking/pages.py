@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from diffcore.core import disk
+from diffcore.metrics.estimate import columns
+from diffcore.metrics.point import Point
 from tasks import paths, pictures
 from tasks.tracking.client import Book, every, logged
-from tasks.tracking.files import Files, Point, card_of, cost_of, thinned
+from tasks.tracking.files import Files, card_of, cost_of, thinned
 from tasks.tracking.models import carries, with_weights, without_weights
 
 VALUE = 500  # characters of a parameter's or tag's value that MLflow's older stores take
@@ -69,12 +71,12 @@ def _mark(book: Book, run: Any, current: str) -> None:
 
 def way_pages(book: Book, files: Files) -> list[Page]:
     """A page for each way to sample: its points, what they were measured with, their cards and grids."""
-    about = files.table["about"]
+    about = files.frontier.about
     pages = []
-    for name, points in pictures.ways(files.table["points"]).items():
-        cards = {point["checkpoint"]: files.cards[point["checkpoint"]] for point in points}
-        images = {point["name"]: disk.sha256(files.samples(point)) for point in points}
-        content = {"points": points, "about": about, "cards": cards, "images": images}
+    for name, points in pictures.ways(files.frontier.points).items():
+        cards = {point.checkpoint: files.cards[point.checkpoint] for point in points}
+        images = {point.name: disk.sha256(files.samples(point)) for point in points}
+        content = {"points": [point.to_json() for point in points], "about": about, "cards": cards, "images": images}
         pages.append(
             Page(
                 "way", name, content, lambda run, points=points, cards=cards: _fill_way(book, files, points, cards, run)
@@ -93,36 +95,41 @@ def _fill_way(book: Book, files: Files, points: list[Point], cards: dict[str, di
     metrics = []
     for point in points:
         model = with_weights(files, point) if carries(files, point) else without_weights(book, point, run)
-        metrics += _metrics(pictures.measured(point), round(point["nfe"]), model)
-    about = {f"evaluate/{key}": value for key, value in files.table["about"].items()}
+        metrics += _metrics(_numbers(point), round(point.nfe), model)
+    about = {f"evaluate/{key}": value for key, value in files.frontier.about.items()}
     trained = {
         f"{name}/{key}": value for name, card in cards.items() for key, value in _flat(card["parameters"]).items()
     }
-    tags = {"method": points[0]["method"], **{f"digest {name}": card["digest"] for name, card in cards.items()}}
+    tags = {"method": points[0].method, **{f"digest {name}": card["digest"] for name, card in cards.items()}}
     _log(book, run, metrics, about | trained, tags)
     _log_images(book, files, points, run)
+
+
+def _numbers(point: Point) -> dict[str, float]:
+    """What a point has of each metric, what an image took and its network calls."""
+    return {**columns(point.metrics), "ms_per_image": point.ms_per_image, "nfe": point.nfe}
 
 
 def _log_images(book: Book, files: Files, points: list[Point], run: str) -> None:
     """The grids by step, and at step 0, where the UI's slider starts, all of the way's points one below the other."""
     from PIL import Image
 
-    rows = [(point["name"], pictures.tiles(files.samples(point))) for point in reversed(points)]
+    rows = [(point.name, pictures.tiles(files.samples(point))) for point in reversed(points)]
     with tempfile.TemporaryDirectory() as folder:
         sheet = Path(folder) / "sheet.png"
         pictures.contact_sheet(rows, sheet)
-        for step, path in [(0, sheet), *((round(point["nfe"]), files.samples(point)) for point in points)]:
+        for step, path in [(0, sheet), *((round(point.nfe), files.samples(point)) for point in points)]:
             with Image.open(path) as picture:
                 book.client.log_image(run, picture.convert("RGB"), key="samples", step=step)
 
 
 def frontier_page(book: Book, files: Files) -> Page:
     """The whole table: its files and pictures, the recommendation and every parameter."""
-    table = files.table
+    chosen = files.frontier.recommended
 
     def fill(run: str) -> None:
-        floor = {f"floor_{key}": value for key, value in table["floor"].items() if isinstance(value, float | int)}
-        tags = {"recommended": table["recommended"]["name"], "reason": table["recommended"]["reason"]}
+        floor = {f"floor_{key}": value for key, value in columns(files.frontier.floor.metrics).items()}
+        tags = {"recommended": chosen.point.name, "reason": chosen.reason}
         _log(book, run, _metrics(floor, 0), _flat(files.parameters), tags)
         for path in files.shown:
             book.client.log_artifact(run, str(path))
@@ -133,9 +140,9 @@ def frontier_page(book: Book, files: Files) -> Page:
 
 def floor_page(book: Book, files: Files) -> Page:
     """The real-against-real floor as a way of its own: a level line under the others in every chart."""
-    floor = {key: value for key, value in files.table["floor"].items() if isinstance(value, float)}
-    steps = sorted({round(point["nfe"]) for point in files.table["points"]})
-    content = {"floor": floor, "steps": steps, "about": files.table["about"]}
+    floor = columns(files.frontier.floor.metrics)
+    steps = sorted({round(point.nfe) for point in files.frontier.points})
+    content = {"floor": floor, "steps": steps, "about": files.frontier.about}
 
     def fill(run: str) -> None:
         _log(book, run, [metric for step in steps for metric in _metrics(floor, step)], {}, {})
@@ -174,11 +181,11 @@ def _curve_values(row: dict[str, float]) -> dict[str, float]:
     return {f"train_{key}": row[key] for key in ("loss", "grad_norm", "lr")}
 
 
-def _metrics(values: dict[str, float | None], step: int, model: str | None = None) -> list[Any]:
+def _metrics(values: dict[str, float], step: int, model: str | None = None) -> list[Any]:
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
-    return [Metric(key, float(value), now, step, model_id=model) for key, value in values.items() if value is not None]
+    return [Metric(key, float(value), now, step, model_id=model) for key, value in values.items()]
 
 
 def _log(book: Book, run: str, metrics: list[Any], params: dict[str, Any], tags: dict[str, str]) -> None:

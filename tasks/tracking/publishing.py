@@ -54,7 +54,7 @@ def _publish(files: Files, book: Book, model: str) -> dict[str, Any]:
     pages += reversed(students_early(way_pages(book, files)))
     runs = enter(book, pages)
     models = current_models(book, set(runs.values()))
-    (way,) = (page for page in pages if page.kind == "way" and files.recommended in page.content["points"])
+    (way,) = (page for page in pages if page.kind == "way" and files.recommended.to_json() in page.content["points"])
     models |= weighed(book, files, models, runs[way.digest])
     models |= mended(book, files, models)
     number = register(book, files, model, models)
@@ -69,6 +69,6 @@ def _publish(files: Files, book: Book, model: str) -> dict[str, Any]:
         "train": ids["train"],
         "frontier": ids["frontier"]["frontier"],
         "models": {name: found.model_id for name, found in models.items()},
-        "version": {"name": model, "version": number, "alias": CHALLENGER, "point": files.recommended["name"]},
+        "version": {"name": model, "version": number, "alias": CHALLENGER, "point": files.recommended.name},
         "ui": CHART.format(book.experiment),
     }
