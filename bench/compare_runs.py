@@ -67,26 +67,34 @@ def points_apart(before: Path, after: Path, within: float = 0.0) -> Iterator[str
         name = new.get("name", "the floor")
         old, new = numbers(old), numbers(new)
         for key in sorted(old.keys() | new.keys()):
-            if not alike(old.get(key), new.get(key), within):
-                yield f"{name}: {key} {old.get(key)} before, {new.get(key)} after"
+            before, after = old.get(key, math.nan), new.get(key, math.nan)
+            if not alike(before, after, within):
+                yield f"{name}: {key} {before} before, {after} after"
 
 
 def numbers(of: dict[str, Any]) -> dict[str, float]:
-    """All numbers, those in lists each under its place; what was not measured is nan."""
+    """All numbers, metrics as NAME and NAME_se, those in lists each under its place; what was not measured is left out.
+
+    Schema 3 had a metric's two numbers beside the other fields, null where it was not measured.
+    """
     found = {}
-    for key, value in of.items():
+    for key, value in _columns(of).items():
         parts = value if isinstance(value, list) else [value]
         for place, part in enumerate(parts):
-            if key not in SPENT and (part is None or (isinstance(part, int | float) and not isinstance(part, bool))):
-                found[f"{key}.{place}" if isinstance(value, list) else key] = math.nan if part is None else part
+            if key not in SPENT and isinstance(part, int | float) and not isinstance(part, bool):
+                found[f"{key}.{place}" if isinstance(value, list) else key] = part
     return found
 
 
-def alike(old: float | None, new: float | None, within: float) -> bool:
-    if old is None or new is None:
-        return False
+def _columns(of: dict[str, Any]) -> dict[str, Any]:
+    metrics = of.get("metrics", {})
+    values = {name: each["value"] for name, each in metrics.items()}
+    return of | values | {f"{name}_se": each["se"] for name, each in metrics.items()}
+
+
+def alike(old: float, new: float, within: float) -> bool:
     if math.isnan(old) or math.isnan(new):
-        return math.isnan(old) and math.isnan(new)
+        return False
     return abs(old - new) <= within * max(abs(old), abs(new))
 
 

@@ -17,7 +17,11 @@ from typing import Any
 from diffcore import checkpoints, methods
 from diffcore.data import feed, read
 from diffcore.denoisers.network import NetDenoiser
-from diffcore.metrics import features, quality
+from diffcore.metrics import features
+from diffcore.metrics.floor import floor
+from diffcore.metrics.measures import METRICS
+from diffcore.metrics.metric import Subject
+from diffcore.metrics.reference import Reference
 from diffcore.noise.trajectory import even
 from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solvers import SOLVERS
@@ -93,13 +97,13 @@ class Bench:
     def __init__(self, folder: Path, threads: int):
         self.data = folder / "data"
         self.real, self.network = read.load_resident(self.data), features.load(folder / "features")
-        self.reference = quality.Reference.of(self.real, self.network)
+        self.reference = Reference.of(self.real, self.network)
         self.teacher = checkpoints.load(folder / "checkpoints/teacher")
         self.compute = Compute(threads, "auto", False, 1e9, 4.0)
 
     def fd(self, denoiser: NetDenoiser, solver: str, steps: int) -> float:
         samples = Sampler(denoiser, SOLVERS[solver](), even(steps)).draw(self.teacher.shape, IMAGES, 0)
-        return quality.measure(samples, self.reference, self.network, 0).fd
+        return METRICS["fd"].measure(Subject(samples, self.reference, self.network, 0)).value
 
     def train(
         self, line: Distill, start: NetDenoiser, teacher: NetDenoiser, seed: int
@@ -145,8 +149,8 @@ def with_starts(only: list[str]) -> list[str]:
 
 def table(results: list[dict[str, Any]], bench: Bench) -> str:
     """Markdown: mean and spread over seeds for each way and number of steps."""
-    floor = quality.floor(bench.reference, IMAGES, 0)
-    rows = [f"fd of {IMAGES} samples, feature network {bench.network.digest[:12]}, floor {floor.fd:.2f}", ""]
+    least = floor(bench.reference, IMAGES, 0)
+    rows = [f"fd of {IMAGES} samples, feature network {bench.network.digest[:12]}, floor {least.fd:.2f}", ""]
     rows += ["| method | 1 | 2 | 4 | 8 | cost |", "|---|---|---|---|---|---|"]
     for solver in ("ddim", "dpmpp_2m", "unipc"):
         told = [f"{bench.fd(bench.teacher.denoiser, solver, k):.2f}" for k in STEPS]

@@ -27,8 +27,9 @@ from diffcore.core import disk
 from diffcore.core.errors import Mistake
 from flows import locks
 from flows.running import surroundings
-from tasks import database, progress, tracking
+from tasks import database, progress
 from tasks.redaction import told
+from tasks.tracking import client
 
 HOST = "127.0.0.1"
 HOME = Path(".services/prefect")
@@ -165,7 +166,7 @@ def _stores(servers: list[Service], folder: Folder) -> Iterator[None]:
     if store is None or folder.alive(NAMES[1]):
         yield
         return
-    with tracking.prepared(store, "waiting: a stage publishes to MLflow"):
+    with client.prepared(store, "waiting: a stage publishes to MLflow"):
         yield
 
 
@@ -196,7 +197,7 @@ def planned(root: Path, prefect_port: int, mlflow_port: int) -> list[Service]:
     address = given if elsewhere else f"http://{HOST}:{mlflow_port}"
     environment = _environment(root, prefect_port, address)
     prefect = _prefect(prefect_port, environment)
-    mlflow = [] if elsewhere else [_mlflow(root, mlflow_port, _whole(root, given or tracking.LOCAL), environment)]
+    mlflow = [] if elsewhere else [_mlflow(root, mlflow_port, _whole(root, given or client.LOCAL), environment)]
     return [prefect, *mlflow, _worker(prefect_port, environment)]
 
 

@@ -1,5 +1,6 @@
 """The stage `frontier`: the points of all checkpoints, merged, recommended and drawn. Nothing is measured here."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,9 @@ from diffcore.core import disk
 from diffcore.core.errors import Mistake
 from diffcore.metrics import measured
 from diffcore.metrics.features import Skill
-from diffcore.metrics.frontier import Frontier, with_best
-from diffcore.metrics.quality import Floor
+from diffcore.metrics.floor import Floor
+from diffcore.metrics.frontier import Frontier
+from diffcore.metrics.point import with_best
 from tasks import paths, pictures
 from tasks.params import ROOT, Params
 from tasks.progress import say
@@ -22,10 +24,10 @@ def merge(params: Params) -> None:
             pictures.grid(shown[point.name].numpy(), folder / f"{point.name}.png")
         best = [point.name for point in frontier.points if point.best]
         pictures.contact_sheet([(name, shown[name].numpy()) for name in (*best, measured.REAL)], folder / "all.png")
-    value = frontier.to_json(frontier.recommend(params.publish.tolerance))
-    disk.write_sealed(paths.FRONTIER, value)
+    frontier = dataclasses.replace(frontier, recommended=frontier.recommend(params.publish.tolerance))
+    disk.write_sealed(paths.FRONTIER, frontier.to_json())
     disk.write(paths.FRONTIER.with_suffix(".csv"), frontier.to_csv())
-    pictures.frontier(value, paths.FRONTIER.with_suffix(".png"))
+    pictures.frontier(frontier, paths.FRONTIER.with_suffix(".png"))
     pictures.curves(curves(), paths.ARTIFACTS / "curves.png")
     say(f"frontier: {len(frontier.points)} points of {len(params.teachers) + len(params.distill)} checkpoints")
 
@@ -45,8 +47,7 @@ def _read(names: list[str]) -> tuple[Frontier, dict[str, Any]]:
             raise Mistake(
                 f"{paths.POINTS / name} was measured with another {differ[0]} than {paths.POINTS / ROOT}; {again}"
             )
-    counts = {key: tuple(first["floor"][key]) for key in ("n", "compared")}
-    floor, judge = Floor(**first["floor"] | counts), Skill(**first["judge"])
+    floor, judge = Floor.from_json(first["floor"]), Skill(**first["judge"])
     return Frontier(tuple(with_best(every)), floor, first["about"]["data"], judge), shown
 
 

@@ -23,8 +23,10 @@ from diffcore.core.shapes import Sample
 from diffcore.data import feed, read
 from diffcore.denoisers.denoiser import Condition
 from diffcore.denoisers.meter import Meter, Metered
-from diffcore.metrics import features, likelihood, measured, quality
-from diffcore.metrics.frontier import Point
+from diffcore.metrics import features, floor, likelihood, measured, measures
+from diffcore.metrics.metric import Subject
+from diffcore.metrics.point import Point
+from diffcore.metrics.reference import Reference, look
 from diffcore.noise import trajectory
 from diffcore.noise.trajectory import TRAJECTORIES, Trajectory
 from diffcore.sampling.recipe import Recipe
@@ -70,7 +72,7 @@ class Bench:
         memory = params.compute.memory_bytes
         self.real, self.network = read.open_images(paths.DATA, memory), features.load(paths.FEATURES)
         self.held_out = read.open_images(paths.HOLDOUT, memory) if paths.HOLDOUT.exists() else None
-        self.reference = quality.Reference.of(self.real, self.network, self._looking("real images"))
+        self.reference = Reference.of(self.real, self.network, self._looking("real images"))
         self.opened = self._open(name)
         self.is_root = name in params.teachers
         root = None if self.is_root else checkpoint.read_card(paths.CHECKPOINTS / ROOT).digest
@@ -87,10 +89,10 @@ class Bench:
     def _open(self, name: str) -> checkpoint.Checkpoint:
         return checkpoint.load(paths.CHECKPOINTS / name).to(self.params.compute.device)
 
-    def floor(self) -> quality.Floor:
+    def floor(self) -> floor.Floor:
         """What a perfect sampler is to expect."""
-        held_out = None if self.held_out is None else quality.look(self.held_out, self.network)
-        return quality.floor(self.reference, self.config.images, self.config.seed, held_out)
+        held_out = None if self.held_out is None else look(self.held_out, self.network)
+        return floor.floor(self.reference, self.config.images, self.config.seed, held_out)
 
     @functools.cached_property
     def fitted(self) -> dict[int, Trajectory]:
@@ -136,9 +138,6 @@ class Bench:
         started = time.perf_counter()
         samples = drawn.draw(opened.shape, config.images, config.seed, config.batch, condition)
         seconds = time.perf_counter() - started
-        compared = None if self.teacher is None else quality.fidelity(samples, self.teacher)
-        accuracy = self._accuracy(samples) if condition else None
-        bits = self._bits(plan, opened, sampler)
         return samples, Point(
             name=plan.name,
             way=plan.way,
@@ -149,19 +148,14 @@ class Bench:
             trajectory=plan.trajectory,
             recipe=json.dumps(plan.recipe.to_json(), sort_keys=True),
             nfe=meter.spent / config.images,
-            rmse_teacher=compared and compared.rmse,
-            rmse_teacher_se=compared and compared.se,
-            accuracy=accuracy and accuracy.mean,
-            accuracy_se=accuracy and accuracy.se,
-            bits=bits and bits.mean,
-            bits_se=bits and bits.se,
+            metrics=measures.measure(self._subject(plan, samples, sampler, condition)),
             ms_per_image=1000 * seconds / config.images,
+            n=config.images,
             seed=config.seed,
             weights=opened.card.weights,
             features=self.network.digest,
             checkpoint_digest=opened.card.digest,
             times=plan.times.times,
-            **dataclasses.asdict(quality.measure(samples, self.reference, self.network, config.seed)),
         )
 
     def _warm_up(self, plan: Plan, sampler: Sampler, condition: Condition | None) -> None:
@@ -184,17 +178,23 @@ class Bench:
         lowered = solver.knowing(self.gamma).lowered(self.opened.denoiser.schedule, plan.times)
         return f"  last {solver.last:g} {'lowers the noise of one step' if lowered else 'lowers nothing'}"
 
-    def _accuracy(self, samples: Sample) -> quality.Share | None:
-        """None where the data have one class, of which the feature network learned nothing."""
-        if self.network.card.task != "classes":
-            return None
-        return quality.accuracy(samples, self.labels, self.real.labels, self.network)
+    def _subject(self, plan: Plan, samples: Sample, sampler: Sampler, condition: Condition | None) -> Subject:
+        """The way to sample as the metrics see it."""
+        return Subject(
+            samples,
+            self.reference,
+            self.network,
+            self.config.seed,
+            teacher=self.teacher,
+            classes=self.labels if condition else None,
+            real_classes=self.real.labels,
+            model=self._model(plan, sampler),
+        )
 
-    def _bits(self, plan: Plan, opened: checkpoint.Checkpoint, sampler: Sampler) -> likelihood.Bits | None:
-        """Bits per dimension of real images, where a way to sample is a model of the data with a likelihood; of images held
-        out of all training where there are such.
+    def _model(self, plan: Plan, sampler: Sampler) -> likelihood.Model | None:
+        """The sampler as a model of real images, of those held out of all training where there are such.
 
-        A cache has none: it remembers from step to step what a likelihood asks for anew.
+        A cache is none: it remembers from step to step what a likelihood asks for anew.
         """
         asked, real = self.config.likelihood, self.real if self.held_out is None else self.held_out
         count = min(asked.images, len(real))
@@ -202,8 +202,8 @@ class Bench:
             return None
         chosen = draw.some(count, len(real), asked.seed, "likelihood")
         images, labels = feed.to_float(real.take(chosen)), None if real.labels is None else real.labels[chosen]
-        condition = plan.recipe.condition(opened, labels)
-        return likelihood.of(sampler, images, asked.seed, asked.probes, self.config.batch, condition)
+        condition = plan.recipe.condition(self.opened, labels)
+        return likelihood.Model(sampler, images, asked.seed, asked.probes, self.config.batch, condition)
 
 
 class Measured:
@@ -226,12 +226,12 @@ class Measured:
         are compared with."""
         if plan.name in self.found:
             value, tensors = self.found[plan.name]
-            point = Point(**{**value, "times": tuple(value["times"])})
+            point = Point.from_json(value)
         else:
             samples, point = self.bench.measure(plan)
             tensors = {"shown": feed.to_uint8(samples[:SHOWN]).permute(0, 2, 3, 1)}
             tensors |= {"samples": samples} if self.bench.teacher is None else {}
-            self.kept.save(self._job(plan), dataclasses.asdict(point), tensors)
+            self.kept.save(self._job(plan), point.to_json(), tensors)
         if self.bench.teacher is None:
             self.bench.teacher = tensors["samples"]
         return point, tensors["shown"]
@@ -267,7 +267,7 @@ def measure(params: Params, name: str) -> None:
 def _write(bench: Bench, found: list[Point], shown: Tensors) -> None:
     value: dict[str, Any] = {"about": _about(bench)}
     if bench.is_root:
-        value |= {"floor": dataclasses.asdict(bench.floor()), "judge": dataclasses.asdict(bench.network.card.skill)}
+        value |= {"floor": bench.floor().to_json(), "judge": dataclasses.asdict(bench.network.card.skill)}
         shown = shown | {measured.REAL: bench.real.take(range(min(SHOWN, len(bench.real)))).permute(0, 2, 3, 1)}
         about = bench.opened.card.digest, found[0].name
         measured.write_reference(paths.REFERENCE / bench.name, *about, bench.teacher)

@@ -8,7 +8,7 @@ import io
 import itertools
 import json
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,10 @@ import numpy as np
 
 from diffcore.core import disk
 from diffcore.core.errors import Mistake
+from diffcore.metrics.estimate import Estimate
+from diffcore.metrics.floor import Floor
+from diffcore.metrics.frontier import Frontier
+from diffcore.metrics.point import Point
 
 # Okabe and Ito's palette, which people with any common colour blindness can tell apart: strong colours for students,
 # calm ones for the teacher's samplers. Markers differ too, so that no line depends on its colour alone.
@@ -23,28 +27,29 @@ STUDENT = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#000000")
 TEACHER = ("#5B6770", "#56B4E9", "#8C7AA9", "#A8A06B", "#9AA5AD", "#3F7F93")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 INK, FAINT = "#22282D", "#8A949B"
+SIGN = r" $\pm$ "  # of a standard error
 GAP = 2  # pixels between the tiles of a grid, so that 8x8 images do not run into each other
 TILE = 48  # small images are enlarged to about this many pixels
 
 
-def ways(points: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+def ways(points: Iterable[Point]) -> dict[str, list[Point]]:
     """The points of each way to sample, by rising network calls; a curve has one point for each number of calls.
 
     Of several tries for one point of a curve only the best is shown. Where two checkpoints have the same number of calls
     in one way (two students of one method), the checkpoint's name splits it.
     """
-    shown = [point for point in points if point["best"]]
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for name, alike in _grouped(shown, lambda p: p["way"]).items():
-        split = len({(p["nfe"]) for p in alike}) < len(alike)
-        groups |= _grouped(alike, lambda p: f"{p['way']} {p['checkpoint']}") if split else {name: alike}
-    return {name: sorted(group, key=lambda p: p["nfe"]) for name, group in groups.items()}
+    shown = [point for point in points if point.best]
+    groups: dict[str, list[Point]] = {}
+    for name, alike in _grouped(shown, lambda p: p.way).items():
+        split = len({p.nfe for p in alike}) < len(alike)
+        groups |= _grouped(alike, lambda p: f"{p.way} {p.checkpoint}") if split else {name: alike}
+    return {name: sorted(group, key=lambda p: p.nfe) for name, group in groups.items()}
 
 
-def frontier(table: dict[str, Any], path: Path) -> None:
-    """The frontier as a 1200 x 800 PNG: Frechet distance against network calls, both logarithmic.
+def frontier(shown: Frontier, path: Path) -> None:
+    """The frontier and its recommended point as a 1200 x 800 PNG: Frechet distance against network calls, both logarithmic.
 
-    table: the content of frontier.json. Bars are one standard error either side. Students have filled markers and thick
+    Bars are one standard error either side. Students have filled markers and thick
     lines, the teacher's samplers open ones and thin dashes; the grey steps are the best that so many calls can buy.
     """
     from matplotlib.figure import Figure
@@ -52,27 +57,27 @@ def frontier(table: dict[str, Any], path: Path) -> None:
 
     figure = Figure(figsize=(12, 8), dpi=100, facecolor="white")
     axes = figure.add_axes((0.075, 0.13, 0.63, 0.74))
-    groups = ways(table["points"])
+    groups = ways(shown.points)
     axes.set(
         xscale="log", yscale="log", xlabel="network calls for one image", ylabel="Frechet distance (lower is better)"
     )
     _frame(axes)
-    low, high = _span([p["nfe"] for p in table["points"]], 1.35)
+    low, high = _span([p.nfe for p in shown.points], 1.35)
     axes.set_xlim(low, high)
-    _y_axis(axes, [*_bars(table["points"]), table["floor"]["fd"]])
+    _y_axis(axes, [*_bars(shown.points), shown.floor.fd])
     ticks = [2**k for k in range(16) if low <= 2**k <= high]
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticklabels([str(tick) for tick in ticks])
-    _front(axes, table["points"], high)
-    _floor(axes, table["floor"])
+    _front(axes, shown.non_dominated(), high)
+    _floor(axes, shown.floor.metrics["fd"])
     for (name, group), style in zip(groups.items(), _styles(groups)):
         _line(axes, name, group, style)
-    _recommended(axes, table)
+    _recommended(axes, shown)
     axes.legend(
         loc="upper left", bbox_to_anchor=(1.015, 1.0), frameon=False, fontsize=11, labelspacing=0.75, labelcolor=INK
     )
-    _words(figure, table)
+    _words(figure, shown)
     _save(figure, path)
 
 
@@ -175,17 +180,8 @@ def curves(csvs: dict[str, Path], path: Path) -> None:
     _save(figure, path)
 
 
-def front(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The points that no other beats in both network calls and Frechet distance, by rising calls."""
-    best: list[dict[str, Any]] = []
-    for point in sorted(points, key=lambda p: (p["nfe"], p["fd"])):
-        if not best or point["fd"] < best[-1]["fd"]:
-            best.append(point)
-    return best
-
-
-def _grouped(points: list[dict[str, Any]], name: Callable[[dict[str, Any]], str]) -> dict[str, list[dict[str, Any]]]:
-    groups: dict[str, list[dict[str, Any]]] = {}
+def _grouped(points: Iterable[Point], name: Callable[[Point], str]) -> dict[str, list[Point]]:
+    groups: dict[str, list[Point]] = {}
     for point in points:
         groups.setdefault(name(point), []).append(point)
     return groups
@@ -203,8 +199,8 @@ def _frame(axes: Any) -> None:
     axes.set_axisbelow(True)
 
 
-def _bars(points: list[dict[str, Any]]) -> list[float]:
-    return [end for p in points for end in (p["fd"], p["fd"] + p["fd_se"], p["fd"] - p["fd_se"])]
+def _bars(points: Iterable[Point]) -> list[float]:
+    return [end for p in points for end in (p.fd, p.fd + p.fd_se, p.fd - p.fd_se)]
 
 
 def _span(values: list[float], factor: float) -> tuple[float, float]:
@@ -227,11 +223,11 @@ def _plain_ticks(axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _styles(groups: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def _styles(groups: dict[str, list[Point]]) -> list[dict[str, Any]]:
     """Colour and marker of each way, by its place in the table, so that they stay the same from picture to picture."""
     styles, counts = [], {True: 0, False: 0}
     for k, group in enumerate(groups.values()):
-        teacher = group[0]["method"] == "teacher"
+        teacher = group[0].method == "teacher"
         palette = TEACHER if teacher else STUDENT
         colour = palette[counts[teacher] % len(palette)]
         counts[teacher] += 1
@@ -245,16 +241,15 @@ def _styles(groups: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     return styles
 
 
-def _line(axes: Any, name: str, group: list[dict[str, Any]], style: dict[str, Any]) -> None:
-    x, y, bars = zip(*((p["nfe"], p["fd"], p["fd_se"]) for p in group))
+def _line(axes: Any, name: str, group: list[Point], style: dict[str, Any]) -> None:
+    x, y, bars = zip(*((p.nfe, p.fd, p.fd_se) for p in group))
     # a bar that reaches zero would end nowhere on a logarithmic axis: it is drawn down to a thousandth of its value
     below = [min(bar, value * 0.999) if value > 0 else 0.0 for value, bar in zip(y, bars)]
     axes.errorbar(x, y, yerr=(below, bars), label=name, capsize=3.5, elinewidth=1.3, markeredgewidth=1.5, **style)
 
 
-def _front(axes: Any, points: list[dict[str, Any]], right: float) -> None:
-    best = front(points)
-    x, y = [p["nfe"] for p in best], [p["fd"] for p in best]
+def _front(axes: Any, best: Iterable[Point], right: float) -> None:
+    x, y = zip(*((p.nfe, p.fd) for p in best))
     label = "frontier: best within so many calls"
     axes.plot(
         [*x, right],
@@ -268,25 +263,21 @@ def _front(axes: Any, points: list[dict[str, Any]], right: float) -> None:
     )
 
 
-def _floor(axes: Any, floor: dict[str, Any]) -> None:
-    fd, error = floor["fd"], floor["fd_se"]
+def _floor(axes: Any, floor: Estimate) -> None:
+    fd, error = floor.value, floor.se
     if fd <= 0:  # an unbiased or lucky floor has no place on a logarithmic axis; the footer still names it
         return
     axes.axhspan(max(fd - error, fd / 1000), fd + error, color=FAINT, alpha=0.15, linewidth=0)
     axes.axhline(
-        fd, color=INK, linestyle=(0, (6, 3)), linewidth=1.2, label=f"a perfect sampler: {_plus_minus(fd, error)}"
+        fd, color=INK, linestyle=(0, (6, 3)), linewidth=1.2, label=f"a perfect sampler: {floor.plus_minus(SIGN)}"
     )
 
 
-def _recommended(axes: Any, table: dict[str, Any]) -> None:
-    point = next((p for p in table["points"] if p["name"] == table["recommended"]["name"]), None)
-    if point is None:
-        raise Mistake(
-            f"the frontier recommends {table['recommended']['name']!r}, none of its points; run the stage `frontier` again"
-        )
+def _recommended(axes: Any, shown: Frontier) -> None:
+    point = shown.recommended.point
     axes.plot(
-        point["nfe"],
-        point["fd"],
+        point.nfe,
+        point.fd,
         "o",
         markersize=21,
         markerfacecolor="none",
@@ -294,12 +285,12 @@ def _recommended(axes: Any, table: dict[str, Any]) -> None:
         markeredgewidth=2,
         zorder=6,
     )
-    calls = "1 network call" if point["nfe"] == 1 else f"{point['nfe']:.4g} network calls"
-    text = f"recommended: {point['name']}\n{calls}, distance {_plus_minus(point['fd'], point['fd_se'])}"
+    calls = "1 network call" if point.nfe == 1 else f"{point.nfe:.4g} network calls"
+    text = f"recommended: {point.name}\n{calls}, distance {point.metrics['fd'].plus_minus(SIGN)}"
     axes.annotate(
         text,
-        (point["nfe"], point["fd"]),
-        _empty_place(axes, table, point),
+        (point.nfe, point.fd),
+        _empty_place(axes, shown),
         textcoords="axes fraction",
         ha="center",
         va="center",
@@ -312,13 +303,14 @@ def _recommended(axes: Any, table: dict[str, Any]) -> None:
     )
 
 
-def _empty_place(axes: Any, table: dict[str, Any], point: dict[str, Any]) -> tuple[float, float]:
-    """The centre, in fractions of the axes, from which a label covers least and its leader crosses least and is shortest."""
+def _empty_place(axes: Any, shown: Frontier) -> tuple[float, float]:
+    """The centre, in fractions of the axes, from which the recommended point's label covers least and its leader crosses
+    least and is shortest."""
     half = np.array([0.25, 0.075])  # of the label, with some air
-    ink = [_fractions(axes, group) for group in ways(table["points"]).values()]
-    floor = _fractions(axes, [{"nfe": x, "fd": table["floor"]["fd"]} for x in axes.get_xlim()])
+    ink = [_fractions(axes, [(p.nfe, p.fd) for p in group]) for group in ways(shown.points).values()]
+    floor = _fractions(axes, [(x, shown.floor.fd) for x in axes.get_xlim()])
     dots = np.concatenate([_dotted(line) for line in (*ink, floor)])
-    (tip,) = _fractions(axes, [point])
+    (tip,) = _fractions(axes, [(shown.recommended.point.nfe, shown.recommended.point.fd)])
 
     def price(centre: np.ndarray) -> float:
         covered = np.all(np.abs(dots - centre) < half, axis=1).sum()
@@ -331,11 +323,11 @@ def _empty_place(axes: Any, table: dict[str, Any], point: dict[str, Any]) -> tup
     return float(best[0]), float(best[1])
 
 
-def _fractions(axes: Any, points: list[dict[str, Any]]) -> np.ndarray:
-    """[n, 2]: where points lie in the axes, 0 to 1."""
+def _fractions(axes: Any, points: list[tuple[float, float]]) -> np.ndarray:
+    """[n, 2]: where points (network calls, fd) lie in the axes, 0 to 1."""
     (left, right), (low, high) = np.log(axes.get_xlim()), np.log(axes.get_ylim())
-    x = [(np.log(p["nfe"]) - left) / (right - left) for p in points]
-    y = [(np.log(p["fd"]) - low) / (high - low) if p["fd"] > 0 else 0.0 for p in points]
+    x = [(np.log(nfe) - left) / (right - left) for nfe, _ in points]
+    y = [(np.log(fd) - low) / (high - low) if fd > 0 else 0.0 for _, fd in points]
     return np.stack([x, y], axis=1)
 
 
@@ -345,16 +337,10 @@ def _dotted(line: np.ndarray) -> np.ndarray:
     return np.concatenate([line[:1], *(a + along * (b - a) for a, b in itertools.pairwise(line))])
 
 
-def _plus_minus(value: float, error: float) -> str:
-    """A number with as many decimals as its standard error has, and that with two digits: 0.56 +- 0.13."""
-    decimals = max(0, 1 - int(np.floor(np.log10(error)))) if error > 0 else 3
-    return f"{value:.{decimals}f} $\\pm$ {error:.{decimals}f}"
-
-
-def _words(figure: Any, table: dict[str, Any]) -> None:
-    about, floor, left = table["about"], table["floor"], 0.075
+def _words(figure: Any, shown: Frontier) -> None:
+    about, left = shown.about, 0.075
     figure.text(left, 0.94, "Quality against network calls", fontsize=18, fontweight="bold", color=INK)
-    _warn(figure, table["recommended"]["warnings"])
+    _warn(figure, shown.recommended.warnings)
     subtitle = (
         "Frechet distance to the real images in the features of a small network trained on the same data (not FID)"
     )
@@ -363,18 +349,18 @@ def _words(figure: Any, table: dict[str, Any]) -> None:
         f"N = {about['n']} images for each point, the same noise (seed {about['seed']}) throughout, {about['weights']} "
         f"weights; feature network {about['features'][:12]}, data {about['data'][:12]}.\n"
         f"Bars: one standard error over the samples ({about['resamples']} bootstrap resamples), not over trainings. "
-        f"A perfect sampler: from {_compared(floor)}."
+        f"A perfect sampler: from {_compared(shown.floor)}."
     )
     figure.text(left, 0.022, footer, fontsize=10, color=FAINT, linespacing=1.5)
 
 
-def _compared(floor: dict[str, Any]) -> str:
-    if floor["real"] == "held-out":
-        return f"{floor['compared'][0]} held-out images"
-    return f"halves of the {floor['n'][1]} real images"
+def _compared(floor: Floor) -> str:
+    if floor.real == "held-out":
+        return f"{floor.compared[0]} held-out images"
+    return f"halves of the {floor.n[1]} real images"
 
 
-def _warn(figure: Any, warnings: list[str]) -> None:
+def _warn(figure: Any, warnings: Sequence[str]) -> None:
     """The first warning under the title, as much of it as there is room for."""
     if warnings:
         more = f" ({len(warnings) - 1} more)" if len(warnings) > 1 else ""

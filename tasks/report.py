@@ -5,15 +5,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from diffcore.checkpoints import read_card
 from diffcore.core import disk
 from diffcore.core.errors import Mistake
-from diffcore.metrics.frontier import SCHEMA, Frontier
-from tasks import dvc_environment, dvc_files, lifeline, params, paths, tracking
+from diffcore.metrics.frontier import Frontier
+from diffcore.metrics.point import Point
+from tasks import dvc_environment, dvc_files, lifeline, params, paths
 from tasks.alone import alone
 from tasks.progress import say
+from tasks.tracking.receipt import how_to_open, lost
 
 
 def run() -> int:
@@ -38,7 +39,7 @@ def _published_again() -> int:
     """Publishes once more where MLflow's own file is gone or another one: DVC knows the receipt alone. The exit code."""
     if not paths.PUBLISHED.is_file():
         return 0
-    reason = tracking.lost(disk.read_sealed(paths.PUBLISHED, None, paths.again("publish")))
+    reason = lost(disk.read_sealed(paths.PUBLISHED, None, paths.again("publish")))
     if reason is None:
         return 0
     say(f"{reason}, so it does not show what was published: publishing again")
@@ -55,26 +56,26 @@ def report() -> None:
     """Prints the frontier, the recommended point and why, and where to look."""
     if not paths.FRONTIER.exists():
         raise Mistake(f"{paths.FRONTIER} is missing; run the pipeline first: distill run")
-    found = disk.read_sealed(paths.FRONTIER, SCHEMA, paths.again("frontier"))
-    say(Frontier.from_json(found).table())
-    point = next(point for point in found["points"] if point["name"] == found["recommended"]["name"])
-    folder = _checked(point)
-    say(f"recommended: {found['recommended']['name']}\n  {found['recommended']['reason']}")
-    for warning in found["recommended"]["warnings"]:
+    frontier = Frontier.read(paths.FRONTIER, paths.again("frontier"))
+    say(frontier.table())
+    chosen = frontier.recommended
+    folder = _checked(chosen.point)
+    say(f"recommended: {chosen.point.name}\n  {chosen.reason}")
+    for warning in chosen.warnings:
         say(f"  warning: {warning}")
     say(f"  the checkpoint is {folder}\n")
     say(f"pictures: {paths.FRONTIER.with_suffix('.png')}, samples of every point: {paths.SAMPLES / 'all.png'}")
     if paths.PUBLISHED.exists():
-        say(tracking.how_to_open(disk.read_sealed(paths.PUBLISHED, None, paths.again("publish"))))
+        say(how_to_open(disk.read_sealed(paths.PUBLISHED, None, paths.again("publish"))))
     else:
         say(f"MLflow: nothing is published, there is no {paths.PUBLISHED}; {paths.again('publish')}")
 
 
-def _checked(point: dict[str, Any]) -> Path:
+def _checked(point: Point) -> Path:
     """The folder of a point's checkpoint; a Mistake if it is gone, or another than the one that was measured."""
-    folder = paths.CHECKPOINTS / point["checkpoint"]
-    if (here := read_card(folder).digest) != point["checkpoint_digest"]:
-        measured = point["checkpoint_digest"][:12]
+    folder = paths.CHECKPOINTS / point.checkpoint
+    if (here := read_card(folder).digest) != point.checkpoint_digest:
+        measured = point.checkpoint_digest[:12]
         raise Mistake(
             f"{folder} is {here[:12]}, not the {measured} that was measured, so this frontier says nothing of it; "
             "run the pipeline again: distill run"

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from diffcore.denoisers.exact import GaussianDenoiser, MixtureDenoiser
 from diffcore.denoisers.network import NetDenoiser
-from diffcore.metrics import quality
+from diffcore.metrics import bootstrap
+from diffcore.metrics.estimate import Estimate
 from diffcore.noise.schedule import SCHEDULES, Cosine, Discrete, Schedule
 from diffcore.sampling.solver import Solver
 from diffcore.sampling.solvers import SOLVERS
@@ -44,10 +45,16 @@ def without_shape_checks():
 @pytest.fixture
 def project(finished, tmp_path, monkeypatch):
     """The parameters of a module's `finished` run; a copy of its folder, to change or break, is the working directory."""
-    monkeypatch.setattr(quality, "RESAMPLES", 10)
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 10)
     shutil.copytree(finished[0], tmp_path / "copy", symlinks=True)
     monkeypatch.chdir(tmp_path / "copy")
     return finished[1]
+
+
+def estimates(numbers: dict[str, float | None]) -> dict[str, Estimate]:
+    """By {NAME: value, NAME_se: standard error}; what is None was not measured."""
+    names = [name for name, value in numbers.items() if not name.endswith("_se") and value is not None]
+    return {name: Estimate(numbers[name], numbers.get(f"{name}_se") or 0.0) for name in names}
 
 
 def dice(seed: int = 0) -> torch.Generator:

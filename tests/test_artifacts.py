@@ -12,10 +12,11 @@ from diffcore import checkpoints
 from diffcore.core import disk
 from diffcore.core.errors import Mistake
 from diffcore.data.read import load_resident
-from diffcore.metrics import features, frontier, quality
+from diffcore.metrics import bootstrap, features
 from diffcore.search import gamma
 from tasks import frontier as frontiers
-from tasks import measure, params, paths, report, search, tracking
+from tasks import measure, params, paths, report, search
+from tasks.tracking.files import cost_of, thinned
 from tests.test_measure import make, measure_all
 
 
@@ -24,7 +25,7 @@ def finished(tmp_path_factory) -> tuple[Path, params.Params]:
     """A project up to its report."""
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quality, "RESAMPLES", 10)
+        patch.setattr(bootstrap, "RESAMPLES", 10)
         found = make(folder, patch, 0, False)
         for name in ("teacher", *found.distill):
             disk.write_summed(paths.CURVES / f"{name}.csv", "step,images,loss,grad_norm,lr\n1,4,0.5,1.0,0.001\n")
@@ -40,8 +41,8 @@ def readers() -> dict[str, Callable[[params.Params, Path], object]]:
         "data": lambda found, path: load_resident(paths.DATA),
         "features": lambda found, path: features.load(paths.FEATURES),
         "checkpoints": lambda found, path: checkpoints.load(paths.ARTIFACTS.joinpath(*path.parts[1:3])),
-        "curves": lambda found, path: [frontiers.curves(), tracking._thinned(Path(str(path).removesuffix(".sha256")))],
-        "cost": lambda found, path: tracking._cost(path, path.stem),
+        "curves": lambda found, path: [frontiers.curves(), thinned(Path(str(path).removesuffix(".sha256")))],
+        "cost": lambda found, path: cost_of(path, path.stem),
         "gamma.json": lambda found, path: search.find(found),
         "trajectory.json": lambda found, path: measure.Bench(found, "v"),
         "points": lambda found, path: frontiers.merge(found),
@@ -141,10 +142,6 @@ def test_a_model_that_is_served_knows_its_gamma(project):
     assert gamma.read(paths.GAMMA, digest, "x") == gamma.read(paths.GAMMA, None, "x")
     with pytest.raises(Mistake, match="and the one here is 000000000000; publish it again"):
         gamma.read(paths.GAMMA, "0" * 64, "publish it again")
-
-
-def test_publishing_knows_the_schema_of_the_frontier():
-    assert tracking.FRONTIER_SCHEMA == frontier.SCHEMA
 
 
 def test_a_checkpoint_that_was_not_measured_is_not_reported_as_the_recommended_one(project, capsys):

@@ -8,23 +8,58 @@ import pytest
 from bench import compare_runs
 
 POINTS = [
-    {"name": "a", "nfe": 4, "fd": 1.5, "bits": None, "times": [1.0, 0.5, 0.0], "ms_per_image": 3.0, "best": True},
-    {"name": "b", "nfe": 2, "fd": 2.5, "bits": 3.0, "times": [1.0, 0.0], "ms_per_image": 4.0, "best": False},
+    {
+        "name": "a",
+        "nfe": 4,
+        "fd": 1.5,
+        "fd_se": 0.1,
+        "bits": None,
+        "times": [1.0, 0.5, 0.0],
+        "ms_per_image": 3.0,
+        "best": True,
+    },
+    {
+        "name": "b",
+        "nfe": 2,
+        "fd": 2.5,
+        "fd_se": 0.2,
+        "bits": 3.0,
+        "bits_se": 0.5,
+        "times": [1.0, 0.0],
+        "ms_per_image": 4.0,
+        "best": False,
+    },
 ]
 
 
-def run(folder: Path, points: list[dict] = POINTS, weights: bytes = b"w", floor: float = 0.2) -> Path:
+def nested(row: dict) -> dict:
+    """A point or a floor as schema 4 has it."""
+    metrics = {name: {"value": row[name], "se": row.get(f"{name}_se", 0.0)} for name in ("fd", "bits") if row.get(name)}
+    others = {key: value for key, value in row.items() if key.removesuffix("_se") not in ("fd", "bits")}
+    return others | {"metrics": metrics}
+
+
+def run(folder: Path, points: list[dict] = POINTS, weights: bytes = b"w", floor: float = 0.2, schema: int = 3) -> Path:
     (folder / "checkpoints/pd/unet").mkdir(parents=True)
     (folder / "checkpoints/pd/unet/net.safetensors").write_bytes(weights)
-    (folder / "frontier.json").write_text(json.dumps({"floor": {"fd": floor, "real": "halves"}, "points": points}))
+    shape = nested if schema == 4 else dict
+    table = {"floor": shape({"fd": floor, "fd_se": 0.1, "real": "halves"}), "points": [*map(shape, points)]}
+    (folder / "frontier.json").write_text(json.dumps(table))
     return folder
 
 
-def told(tmp_path: Path, capsys, *more: str, **other) -> tuple[int, str]:
-    run(tmp_path / "one")
-    run(tmp_path / "other", **other)
-    code = compare_runs.main([str(tmp_path / "one"), str(tmp_path / "other"), *more])
-    return code, capsys.readouterr().out
+@pytest.fixture(params=[(3, 3), (3, 4), (4, 4)], ids=["old and old", "old and new", "new and new"])
+def told(request, tmp_path, capsys):
+    """Compares a run with another one, of these schemas: the exit code and what is printed."""
+
+    def compare(*more: str, **other) -> tuple[int, str]:
+        old, new = request.param
+        run(tmp_path / "one", schema=old)
+        run(tmp_path / "other", schema=new, **other)
+        code = compare_runs.main([str(tmp_path / "one"), str(tmp_path / "other"), *more])
+        return code, capsys.readouterr().out
+
+    return compare
 
 
 def but(place: int, **changes) -> list[dict]:
@@ -34,8 +69,8 @@ def but(place: int, **changes) -> list[dict]:
 @pytest.mark.parametrize(
     "other", [{}, {"points": but(0, name="another", ms_per_image=9.0)}, {"points": but(1, sampler="ddim")}]
 )
-def test_names_and_milliseconds_are_not_compared(tmp_path, capsys, other):
-    assert told(tmp_path, capsys, **other) == (0, "the same: 1 files of weights, 2 points\n")
+def test_names_and_milliseconds_are_not_compared(told, other):
+    assert told(**other) == (0, "the same: 1 files of weights, 2 points\n")
 
 
 @pytest.mark.parametrize(
@@ -51,11 +86,11 @@ def test_names_and_milliseconds_are_not_compared(tmp_path, capsys, other):
         ({"points": POINTS[::-1]}, "b: nfe 4 before, 2 after"),
     ],
 )
-def test_anything_else_is_told(tmp_path, capsys, other, line):
-    code, words = told(tmp_path, capsys, **other)
+def test_anything_else_is_told(told, other, line):
+    code, words = told(**other)
     assert code == 1
     assert any(each.startswith(line) for each in words.splitlines())
 
 
-def test_numbers_may_differ_by_as_much_as_is_said(tmp_path, capsys):
-    assert told(tmp_path, capsys, "--within", "1e-6", points=but(1, fd=2.5000001))[0] == 0
+def test_numbers_may_differ_by_as_much_as_is_said(told):
+    assert told("--within", "1e-6", points=but(1, fd=2.5000001))[0] == 0

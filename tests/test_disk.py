@@ -12,7 +12,7 @@ import pytest
 from diffcore.core import disk
 from diffcore.core.errors import Mistake
 from flows import locks
-from tasks import tracking
+from tasks.tracking.client import alone
 
 DEAD = 2**22 + 7
 """A process id that Linux never gives."""
@@ -489,7 +489,7 @@ def test_a_file_to_lock_is_opened_where_linux_lets_nobody_create_what_another_us
     for descriptor in (made, again):
         os.close(descriptor)
     monkeypatch.chdir(tmp_path)
-    for holding in (lambda: tracking.alone("sqlite:///mlflow.db"), lambda: locks.hold(tmp_path / "a", print, "")):
+    for holding in (lambda: alone("sqlite:///mlflow.db"), lambda: locks.hold(tmp_path / "a", print, "")):
         for _ in range(2):
             with holding():
                 pass

@@ -129,8 +129,8 @@ def nobody(uid):
     raise KeyError(f"getpwuid(): uid not found: {uid}")
 
 pwd.getpwuid = nobody
-from tasks import tracking
-with tracking._explained("sqlite:///mlflow.db"):
+from tasks.tracking.client import explained
+with explained("sqlite:///mlflow.db"):
     pass
 from dvc.repo import Repo
 from flows import stages

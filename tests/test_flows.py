@@ -1862,7 +1862,7 @@ def raised(tmp_path, monkeypatch):
     monkeypatch.setattr(services, "_deploy", lambda worker, folder: note("deploy", worker.name))
     monkeypatch.setattr(services, "_aim", lambda root, api: note("aim", api))
     monkeypatch.setattr(services, "_tell", lambda planned: note("tell", planned[0].url))
-    monkeypatch.setattr(services.tracking, "prepared", prepared)
+    monkeypatch.setattr(services.client, "prepared", prepared)
     monkeypatch.setattr(services.Folder, "alive", lambda self, name: name in up)
     return tmp_path, seen, up, faults
 

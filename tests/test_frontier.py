@@ -10,17 +10,27 @@ import pytest
 import torch
 
 from diffcore.core.errors import Mistake
+from diffcore.metrics.bootstrap import RESAMPLES
+from diffcore.metrics.estimate import Estimate, columns
 from diffcore.metrics.features import Skill
-from diffcore.metrics.frontier import GIVEN, WIDTH, Frontier, Point, plus_minus, with_best
-from diffcore.metrics.quality import RESAMPLES, Floor
-from tests.conftest import dice
+from diffcore.metrics.floor import Floor
+from diffcore.metrics.frontier import Frontier
+from diffcore.metrics.measures import METRICS
+from diffcore.metrics.point import GIVEN, Point, with_best
+from diffcore.metrics.table import WIDTH
+from tests.conftest import dice, estimates
 
 MEASURES = {"fd": 0.321, "fd_se": 0.045, "kid": 0.0011, "kid_se": 0.0004, "fd_pixels": 0.31, "fd_pixels_se": 0.02}
-FLOOR = Floor(**MEASURES, n=(1000, 1797), compared=(898, 899), real="halves")
+FLOOR = Floor(estimates(MEASURES), n=(1000, 1797), compared=(898, 899), real="halves")
 JUDGE = Skill("classes", 10, 0.97, 0.11)
 
 
 def point(name: str, nfe: float | int, fd: float, **changes) -> Point:
+    numbers = {
+        **{"fd": fd, "fd_se": fd / 20, "kid": fd / 300, "kid_se": fd / 4000},
+        **{"fd_pixels": fd / 3, "fd_pixels_se": fd / 50, "rmse_teacher": 0.1234, "rmse_teacher_se": 0.0056},
+        **{key: changes.pop(key) for key in list(changes) if key.removesuffix("_se") in METRICS},
+    }
     fields = {
         "name": name,
         "way": "progressive",
@@ -31,18 +41,7 @@ def point(name: str, nfe: float | int, fd: float, **changes) -> Point:
         "trajectory": "own",
         "recipe": '{"sampler": "ddim"}',
         "nfe": nfe,
-        "fd": fd,
-        "fd_se": fd / 20,
-        "kid": fd / 300,
-        "kid_se": fd / 4000,
-        "fd_pixels": fd / 3,
-        "fd_pixels_se": fd / 50,
-        "rmse_teacher": 0.1234,
-        "rmse_teacher_se": 0.0056,
-        "accuracy": None,
-        "accuracy_se": None,
-        "bits": None,
-        "bits_se": None,
+        "metrics": estimates(numbers),
         "ms_per_image": 0.1 / 3 * nfe,
         "n": 1000,
         "seed": 3,
@@ -138,7 +137,7 @@ def test_parts_of_network_calls_are_told_as_such_wherever_they_are_told():
 
 def test_each_number_of_the_floor_is_told_as_its_own():
     numbers = {"fd": 1.23, "fd_se": 0.11, "kid": 0.0456, "kid_se": 0.0012, "fd_pixels": 7.8, "fd_pixels_se": 0.23}
-    floor = Floor(**numbers, n=(50, 60), compared=(30, 31), real="halves")
+    floor = Floor(estimates(numbers), n=(50, 60), compared=(30, 31), real="halves")
     notes = " ".join(dataclasses.replace(DIGITS, floor=floor).table().split())
     assert "of 50 samples against 60 real images" in notes
     assert "fd 1.23+-0.11, kid 0.0456+-0.0012, fd_pixels 7.80+-0.23; from halves" in notes
@@ -225,9 +224,9 @@ def test_recommend_needs_a_teacher_and_a_tolerance():
 
 
 def warned(*points: Point, judge: Skill = JUDGE, **floor: float) -> tuple[str, ...]:
-    whole = Frontier(points, dataclasses.replace(FLOOR, **floor), "d" * 64, judge)
+    whole = Frontier(points, dataclasses.replace(FLOOR, metrics=estimates(MEASURES | floor)), "d" * 64, judge)
     found = whole.recommend(1.5)
-    assert whole.to_json(found)["recommended"]["warnings"] == list(found.warnings)
+    assert dataclasses.replace(whole, recommended=found).to_json()["recommended"]["warnings"] == list(found.warnings)
     return found.warnings
 
 
@@ -291,8 +290,9 @@ def test_caches_of_different_cost_are_not_ranked_against_each_other():
 
 
 def test_json_round_trip_is_exact():
-    odd = dataclasses.replace(DIGITS.points[0], name="odd", fd=0.1 + 0.2, nfe=2.5, kid=-1e-17, times=(1.0, 1 / 7, 0.0))
+    odd = point("odd", 2.5, 0.1 + 0.2, kid=-1e-17, times=(1.0, 1 / 7, 0.0), weights="given")
     whole = frontier(*DIGITS.points, odd)
+    whole = dataclasses.replace(whole, recommended=whole.recommend(1.5))
     again = Frontier.from_json(json.loads(json.dumps(whole.to_json())))
     assert again == whole
     assert [type(p.nfe) for p in again.points] == [type(p.nfe) for p in whole.points]
@@ -300,7 +300,7 @@ def test_json_round_trip_is_exact():
 
 def test_json_holds_what_others_read():
     chosen = DIGITS.recommend(1.5)
-    value = DIGITS.to_json(chosen)
+    value = dataclasses.replace(DIGITS, recommended=chosen).to_json()
     assert list(value) == ["schema", "about", "floor", "judge", "points", "recommended"]
     assert value["about"] == {
         "n": 1000,
@@ -310,24 +310,38 @@ def test_json_holds_what_others_read():
         "data": "d" * 64,
         "resamples": RESAMPLES,
     }
-    assert value["floor"] == {**MEASURES, "n": [1000, 1797], "compared": [898, 899], "real": "halves"}
+    assert value["points"][0]["metrics"]["fd"] == {"value": 1.0, "se": 0.05}
+    metrics = {name: {"value": MEASURES[name], "se": MEASURES[f"{name}_se"]} for name in ("fd", "kid", "fd_pixels")}
+    assert value["floor"] == {"metrics": metrics, "n": [1000, 1797], "compared": [898, 899], "real": "halves"}
     assert value["judge"] == {"task": "classes", "outputs": 10, "accuracy": 0.97, "chance": 0.11}
     assert value["recommended"] == {"name": "pd4", "reason": chosen.reason, "warnings": list(chosen.warnings)}
     assert value["points"][0]["times"] == [1.0, 1 / 3, 0.0]
     assert DIGITS.to_json()["recommended"] is None
 
 
+ODD = [
+    {},
+    {"fd": 1.0},
+    {"fd": {"value": math.nan, "se": 0.1}},
+    {"fd": {"value": 1.0, "se": -0.1}},
+    {"kid": {"value": 1.0, "se": 0.1}},
+    {"fd": {"value": 1.0, "se": 0.1}, "unheard": {"value": 1.0, "se": 0.1}},
+]
+"""Metrics that no point has."""
+
+
 def test_json_of_another_kind_is_a_mistake():
     value = DIGITS.to_json()
     for broken in [
         {},
-        {**value, "schema": 2},
+        {**value, "schema": 3},
         {**value, "judge": {"accuracy": 0.9}},
         {**value, "points": [{"name": "x"}]},
         {key: value[key] for key in ("schema", "about", "floor")},
         {**value, "points": [{**value["points"][0], "extra": 1}]},
-        {**value, "points": [{**value["points"][0], "fd": math.nan}]},
+        *({**value, "points": [{**value["points"][0], "metrics": metrics}]} for metrics in ODD),
         {**value, "floor": {"fd": 1.0, "n": [1, 2]}},
+        {**value, "recommended": {"name": "none of them", "reason": "", "warnings": []}},
     ]:
         with pytest.raises(Mistake, match="not a frontier of this version"):
             Frontier.from_json(broken)
@@ -351,14 +365,17 @@ def test_csv_holds_every_field_to_the_last_digit():
     ]
     assert set(wanted) <= rows[0].keys()
     for row, each in zip(rows, DIGITS.points):
-        for field in dataclasses.fields(Point):
-            value = getattr(each, field.name)
-            if field.name == "times":
+        assert list(row) == [*each.row(), "frontier"]
+        for key, value in vars(each).items():
+            if key == "times":
                 assert tuple(map(float, row["times"].split())) == value
+            elif key == "metrics":
+                assert {name: str(number) for name, number in columns(value).items()}.items() <= row.items()
+                assert {name for name in METRICS if row[name]} == value.keys()
             elif isinstance(value, float):
-                assert float(row[field.name]) == value
+                assert float(row[key]) == value
             else:
-                assert row[field.name] == ("" if value is None else str(value))
+                assert row[key] == str(value)
     assert [row["name"] for row in rows if row["frontier"] == "1"] == names(
         p for p in DIGITS.points if p in DIGITS.non_dominated()
     )
@@ -376,8 +393,8 @@ def test_the_table_is_sorted_marked_and_complete():
     for line in rows:
         each = by_name[line[1:].split()[0]]
         for key in ("fd", "kid"):
-            assert plus_minus(getattr(each, key), getattr(each, f"{key}_se")) in line.split()
-        told = "-" if each.rmse_teacher is None else plus_minus(each.rmse_teacher, each.rmse_teacher_se)
+            assert each.metrics[key].plus_minus() in line.split()
+        told = each.metrics["rmse_teacher"].plus_minus() if "rmse_teacher" in each.metrics else "-"
         assert told in line.split()
     notes = " ".join(lines[1 + len(rows) :])
     for words in ["N = 1000", "noise seed 3", "ema weights", "feature network 0123456789ab", "not over trainings"]:
@@ -449,6 +466,9 @@ def test_columns_are_aligned():
     ("value", "se", "text"),
     [
         (52.3712, 0.814, "52.37+-0.81"),
+        (0.5646, 0.1307, "0.56+-0.13"),
+        (52.31, 2.04, "52.3+-2.0"),
+        (1234.5, 123.0, "1234+-123"),
         (2.2912, 0.1149, "2.29+-0.11"),
         (1234.5, 67.8, "1234+-68"),
         (-0.00123, 0.000456, "-0.00123+-0.00046"),
@@ -457,7 +477,8 @@ def test_columns_are_aligned():
     ],
 )
 def test_a_number_ends_where_its_error_begins(value, se, text):
-    assert plus_minus(value, se) == text
+    assert Estimate(value, se).plus_minus() == text
+    assert Estimate(value, se).plus_minus(" of ") == text.replace("+-", " of ")
 
 
 # --- what may not be compared
@@ -488,7 +509,7 @@ def test_two_points_of_one_name_and_no_point_are_refused():
 @pytest.mark.parametrize("change", [{"fd": math.nan}, {"kid_se": math.inf}, {"nfe": 0}, {"rmse_teacher": -math.inf}])
 def test_a_point_has_finite_numbers_and_costs_something(change):
     with pytest.raises(ValueError, match=f"point p: {next(iter(change))}"):
-        dataclasses.replace(point("p", 1, 1.0), **change)
+        point("p", **{"nfe": 1, "fd": 1.0, **change})
 
 
 # --- at the edges of the rules
@@ -543,9 +564,9 @@ def test_the_table_shows_the_best_of_each_kind_and_rare_measures_where_there_are
     assert lines[0].split() == ["name", "calls", "fd", "kid", "rmse_teacher", "ms/image"]
     assert "more points" not in DIGITS.table()
     known = point("known", 2, 3.0, accuracy=0.5, accuracy_se=0.012, bits=1.25, bits_se=0.034, ms_per_image=12.345)
-    head, *rows = (
-        frontier(*DIGITS.points, known, dataclasses.replace(known, name="no bits", bits=None)).table().split("\n")
-    )
+    without = {name: each for name, each in known.metrics.items() if name != "bits"}
+    other = dataclasses.replace(known, name="no bits", metrics=without)
+    head, *rows = frontier(*DIGITS.points, known, other).table().split("\n")
     assert head.split() == ["name", "calls", "fd", "kid", "rmse_teacher", "accuracy", "bits", "ms/image"]
     (row,) = [row for row in rows if row[1:].split()[:1] == ["known"]]
     assert row.split()[-4:] == ["0.1234+-0.0056", "0.500+-0.012", "1.250+-0.034", "12.3"]

@@ -31,7 +31,13 @@ from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.denoisers.prediction import HEADS
 from diffcore.denoisers.rescaling import Rescaled
-from diffcore.metrics import features, likelihood, quality
+from diffcore.metrics import features, likelihood, measures
+from diffcore.metrics.estimate import Estimate
+from diffcore.metrics.floor import floor
+from diffcore.metrics.measures.accuracy import accuracy
+from diffcore.metrics.measures.rmse_teacher import rmse
+from diffcore.metrics.metric import Subject
+from diffcore.metrics.reference import Reference, look
 from diffcore.nets import unet
 from diffcore.noise.angle import min_snr, snr, truncated_snr
 from diffcore.noise.schedule import SCHEDULES, Cosine, Discrete, Schedule
@@ -382,16 +388,21 @@ for _labelled in (True, False):
 @measured("quality")
 def _():
     network, images = judge(True), pictures()
-    reference = quality.Reference.of(images, network)
+    reference = Reference.of(images, network)
     samples = 1.2 * waves(9, *SHAPE, phase=4.0).float()
-    yield from dataclasses.astuple(quality.measure(samples, reference, network, 3))
-    held = quality.look(Images(images.pixels[:8].flip(0), None, None), network)
-    for found in (quality.floor(reference, 9, 3), quality.floor(reference, 9, 3, held)):
-        yield from (part for part in dataclasses.astuple(found) if not isinstance(part, str))
-    share = quality.accuracy(samples, torch.arange(9) % 3, images.labels, network)
-    yield from (share.mean, share.se)
-    apart = quality.fidelity(samples, samples.flip(0))
-    yield from (apart.rmse, apart.se)
+
+    def numbers(metrics: dict[str, Estimate]) -> list[float]:
+        return [number for each in metrics.values() for number in (each.value, each.se)]
+
+    yield from numbers(measures.measure(Subject(samples, reference, network, 3)))
+    yield len(samples)
+    held = look(Images(images.pixels[:8].flip(0), None, None), network)
+    for found in (floor(reference, 9, 3), floor(reference, 9, 3, held)):
+        yield from (*numbers(found.metrics), found.n, found.compared)
+    share = accuracy(samples, torch.arange(9) % 3, images.labels, network)
+    yield from (share.value, share.se)
+    apart = rmse(samples, samples.flip(0))
+    yield from (apart.value, apart.se)
 
 
 @measured("dice")

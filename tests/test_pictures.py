@@ -1,9 +1,11 @@
 """Pictures: what they show is read back from the pixels and from matplotlib's own objects, not from golden files."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -11,48 +13,57 @@ from PIL import Image
 
 from diffcore.core import disk
 from diffcore.core.errors import Mistake
+from diffcore.metrics.features import Skill
+from diffcore.metrics.floor import Floor
+from diffcore.metrics.frontier import Frontier
+from diffcore.metrics.point import Point
+from diffcore.metrics.recommendation import Recommendation
 from tasks import pictures
+from tests.conftest import estimates
 
 
-def point(method: str, nfe: int, fd: float, **other) -> dict:
-    """A row of frontier.json; everything that a test does not care about follows from the method and the calls."""
+def point(method: str, nfe: float, fd: float, **other) -> Point:
+    """Everything that a test does not care about follows from the method and the calls."""
     checkpoint = {"teacher": "teacher", "progressive": f"pd{nfe}", "consistency": "cd"}[method]
     row = {"method": method, "checkpoint": checkpoint, "sampler": "ddim", "trajectory": "even", "nfe": nfe} | other
     manner = f"{row['sampler']}-{row['trajectory']}-{nfe}"
     way = f"teacher {row['sampler']} {row['trajectory']}" if method == "teacher" else method
     row = {"way": way, "best": True, "recipe": json.dumps({"sampler": row["sampler"]})} | row
-    fidelity = None if method == "teacher" else 0.3 / nfe
-    return {
-        "name": f"{row['checkpoint']}-{manner}",
-        **row,
-        "fd": fd,
-        "fd_se": abs(fd) / 25,
-        "kid": fd / 100,
-        "kid_se": abs(fd) / 2000,
-        "fd_pixels": fd / 2,
-        "fd_pixels_se": abs(fd) / 60,
-        "rmse_teacher": fidelity,
-        "rmse_teacher_se": fidelity and fidelity / 50,
-        **dict.fromkeys(("accuracy", "accuracy_se", "bits", "bits_se")),
-        "ms_per_image": 0.04 * nfe,
-        "n": 1000,
-        "seed": 0,
-        "weights": "ema",
-        "features": "feed" * 16,
-        "checkpoint_digest": f"{sum(map(ord, row['checkpoint'])):064d}",
-        "times": [k / nfe for k in range(nfe, -1, -1)],
-    }
+    numbers = {"fd": fd, "fd_se": abs(fd) / 25, "kid": fd / 100, "kid_se": abs(fd) / 2000}
+    numbers |= {"fd_pixels": fd / 2, "fd_pixels_se": abs(fd) / 60}
+    if method != "teacher":
+        numbers |= {"rmse_teacher": 0.3 / nfe, "rmse_teacher_se": 0.3 / nfe / 50}
+    facts = {"ms_per_image": 0.04 * nfe, "n": 1000, "seed": 0, "weights": "ema", "features": "feed" * 16}
+    facts |= {"checkpoint_digest": f"{sum(map(ord, row['checkpoint'])):064d}", "metrics": estimates(numbers)}
+    facts |= {"times": tuple(k / round(nfe) for k in range(round(nfe), -1, -1))}
+    return Point(**{"name": f"{row['checkpoint']}-{manner}", **facts, **row})
 
 
-def table(points: list[dict], recommended: str, floor: float = 0.3) -> dict:
-    measures = {"fd": floor, "fd_se": 0.02, "kid": 0.0, "kid_se": 1e-4, "fd_pixels": 0.1, "n": [1000, 1797]}
-    measures |= {"compared": [898, 899], "real": "halves"}
-    about = {"n": 1000, "seed": 0, "features": "feed" * 16, "weights": "ema", "data": "da7a" * 16, "resamples": 200}
-    chosen = {"name": recommended, "reason": "the fewest calls within 1.6 times the teacher", "warnings": []}
-    return {"schema": 3, "about": about, "floor": measures, "points": points, "recommended": chosen}
+def table(points: Sequence[Point], recommended: str, floor: float = 0.3) -> Frontier:
+    numbers = {"fd": floor, "fd_se": 0.02, "kid": 0.0, "kid_se": 1e-4, "fd_pixels": 0.1, "fd_pixels_se": 0.01}
+    least = Floor(estimates(numbers), (1000, 1797), (898, 899), "halves")
+    judge = Skill("classes", 10, 0.97, 0.11)
+    chosen = next(point for point in points if point.name == recommended)
+    reason = "the fewest calls within 1.6 times the teacher"
+    return Frontier(tuple(points), least, "da7a" * 16, judge, Recommendation(chosen, reason))
 
 
-def small_table() -> dict:
+def but(shown: Frontier, number: int, **changes) -> Frontier:
+    """With one of its points changed."""
+    points = [*shown.points]
+    points[number] = dataclasses.replace(points[number], **changes)
+    return of(shown, points)
+
+
+def of(shown: Frontier, points: Sequence[Point]) -> Frontier:
+    """Of other points with the same names."""
+    chosen = next(point for point in points if point.name == shown.recommended.point.name)
+    return dataclasses.replace(
+        shown, points=tuple(points), recommended=dataclasses.replace(shown.recommended, point=chosen)
+    )
+
+
+def small_table() -> Frontier:
     points = [point("teacher", k, 52 / k) for k in (64, 4, 1)]
     points += [point("teacher", k, 40 / k, trajectory="searched") for k in (64, 4)]
     points += [point("progressive", k, 2.4 / math.sqrt(k)) for k in (4, 2, 1)]
@@ -71,9 +82,9 @@ def ramp(n: int, h: int, w: int, c: int) -> np.ndarray:
 
 
 def test_a_way_is_what_the_points_say():
-    groups = pictures.ways(small_table()["points"])
+    groups = pictures.ways(small_table().points)
     assert list(groups) == ["teacher ddim even", "teacher ddim searched", "progressive", "consistency"]
-    assert [p["nfe"] for p in groups["teacher ddim even"]] == [1, 4, 64]
+    assert [p.nfe for p in groups["teacher ddim even"]] == [1, 4, 64]
 
 
 def test_two_students_with_the_same_calls_are_two_ways():
@@ -83,7 +94,7 @@ def test_two_students_with_the_same_calls_are_two_ways():
         point("consistency", 2, 1.4, checkpoint="cd-long"),
     ]
     groups = pictures.ways(points)
-    assert {name: [p["nfe"] for p in group] for name, group in groups.items()} == {
+    assert {name: [p.nfe for p in group] for name, group in groups.items()} == {
         "consistency cd": [1],
         "consistency cd-long": [1, 2],
     }
@@ -95,23 +106,8 @@ def test_of_several_tries_the_best_is_shown():
 
 
 def test_no_point_is_lost_between_the_ways():
-    points = small_table()["points"]
-    assert sorted(p["name"] for group in pictures.ways(points).values() for p in group) == sorted(
-        p["name"] for p in points
-    )
-
-
-def test_the_front_is_what_brute_force_finds():
-    dice = np.random.default_rng(3)
-    points = [{"nfe": int(2 ** dice.integers(0, 5)), "fd": float(dice.integers(1, 30)), "name": k} for k in range(60)]
-
-    def beaten(p: dict) -> bool:
-        return any(
-            q["nfe"] <= p["nfe"] and q["fd"] <= p["fd"] and (q["nfe"], q["fd"]) != (p["nfe"], p["fd"]) for q in points
-        )
-
-    expected = sorted({(p["nfe"], p["fd"]) for p in points if not beaten(p)})
-    assert [(p["nfe"], p["fd"]) for p in pictures.front(points)] == expected
+    points = small_table().points
+    assert sorted(p.name for group in pictures.ways(points).values() for p in group) == sorted(p.name for p in points)
 
 
 @pytest.fixture
@@ -128,11 +124,11 @@ def test_the_frontier_shows_every_point_with_its_error_bar(tmp_path, drawn):
     pictures.frontier(shown, tmp_path / "frontier.png")
     assert pixels(tmp_path / "frontier.png").shape[:2] == (800, 1200)
     bars = {container.get_label(): container for container in drawn().containers}
-    for name, group in pictures.ways(shown["points"]).items():
+    for name, group in pictures.ways(shown.points).items():
         line, _, (segments,) = bars[name].lines
-        assert line.get_xydata().tolist() == [[p["nfe"], p["fd"]] for p in group]
+        assert line.get_xydata().tolist() == [[p.nfe, p.fd] for p in group]
         ends = [segment[:, 1].tolist() for segment in segments.get_segments()]
-        assert np.allclose(ends, [[p["fd"] - p["fd_se"], p["fd"] + p["fd_se"]] for p in group])
+        assert np.allclose(ends, [[p.fd - p.fd_se, p.fd + p.fd_se] for p in group])
 
 
 def test_the_frontier_names_the_recommended_point_the_floor_and_the_terms(tmp_path, drawn):
@@ -156,8 +152,9 @@ def test_the_frontier_names_the_recommended_point_the_floor_and_the_terms(tmp_pa
 
 def test_a_warning_stands_under_the_title_and_within_the_picture(tmp_path, drawn):
     shown = small_table()
-    shown["recommended"]["warnings"] = ["the teacher is poor, " * 10, "and more"]
-    shown["floor"] |= {"compared": [300, 1797], "real": "held-out"}
+    chosen = dataclasses.replace(shown.recommended, warnings=("the teacher is poor, " * 10, "and more"))
+    floor = dataclasses.replace(shown.floor, compared=(300, 1797), real="held-out")
+    shown = dataclasses.replace(shown, recommended=chosen, floor=floor)
     pictures.frontier(shown, tmp_path / "frontier.png")
     figure = drawn().figure
     (text,) = [text for text in figure.texts if "Warning: the teacher is poor" in text.get_text()]
@@ -174,29 +171,18 @@ def test_the_label_of_the_recommended_point_hides_no_point(tmp_path, drawn):
     axes = drawn()
     label = next(text for text in axes.texts if "recommended" in text.get_text())
     box = label.get_bbox_patch().get_window_extent().transformed(axes.transAxes.inverted())
-    for x, y in pictures._fractions(axes, shown["points"]):
+    for x, y in pictures._fractions(axes, [(p.nfe, p.fd) for p in shown.points]):
         assert not (box.x0 < x < box.x1 and box.y0 < y < box.y1)
     assert 0 < box.x0 < box.x1 < 1
 
 
-def test_a_number_has_the_decimals_of_its_error():
-    shown = [pictures._plus_minus(*pair) for pair in ((0.5646, 0.1307), (52.31, 2.04), (1234.5, 123.0), (0.5, 0.0))]
-    assert shown == [r"0.56 $\pm$ 0.13", r"52.3 $\pm$ 2.0", r"1234 $\pm$ 123", r"0.500 $\pm$ 0.000"]
-
-
-@pytest.mark.parametrize("fd", [0.0, -0.01])
-def test_a_distance_that_is_not_positive_does_not_spoil_the_axis(tmp_path, drawn, fd):
-    points = [point("teacher", 8, 3.0), point("progressive", 4, 1.0), point("progressive", 2, fd)]
-    pictures.frontier(table(points, points[1]["name"], floor=fd), tmp_path / "frontier.png")
+@pytest.mark.parametrize("least", [0.0, -0.01])
+def test_a_distance_that_is_not_positive_does_not_spoil_the_axis(tmp_path, drawn, least):
+    points = [point("teacher", 8, 3.0), point("progressive", 4, 1.0), point("progressive", 2, least)]
+    pictures.frontier(table(points, points[1].name, floor=least), tmp_path / "frontier.png")
     low, high = drawn().get_ylim()
     assert 0.1 < low < 1
     assert 3 < high < 10
-
-
-def test_an_unknown_recommendation_is_a_mistake(tmp_path):
-    with pytest.raises(Mistake, match="recommends 'nobody'"):
-        pictures.frontier(table([point("teacher", 1, 2.0)], "nobody"), tmp_path / "frontier.png")
-    assert not (tmp_path / "frontier.png").exists()
 
 
 def test_the_same_table_gives_the_same_bytes(tmp_path):
@@ -291,15 +277,35 @@ def test_a_curve_without_a_training_has_no_line_and_an_empty_file_is_a_mistake(t
         pictures.curves({"empty": tmp_path / "empty.csv"}, tmp_path / "curves.png")
 
 
+def test_the_front_is_drawn_through_the_points_that_none_dominates(tmp_path, drawn):
+    """Of many random ones, with ties in calls and in distance."""
+    dice = np.random.default_rng(3)
+    points = [
+        dataclasses.replace(
+            point("consistency", int(2 ** dice.integers(0, 5)), float(dice.integers(1, 30))), name=f"{k}"
+        )
+        for k in range(60)
+    ]
+    shown = table(points, "7")
+    pictures.frontier(shown, tmp_path / "frontier.png")
+    (front,) = [line for line in drawn().lines if line.get_label().startswith("frontier")]
+
+    def beaten(p: Point) -> bool:
+        return any(q.nfe <= p.nfe and q.fd <= p.fd and (q.nfe, q.fd) != (p.nfe, p.fd) for q in points)
+
+    corners = [tuple(each) for each in front.get_xydata().tolist()][:-1]
+    assert list(dict.fromkeys(corners)) == sorted({(p.nfe, p.fd) for p in points if not beaten(p)})
+
+
 def test_the_front_and_the_floor_lie_where_they_are(tmp_path, drawn):
     """Steps that hold until the next point of the front and to the right edge; a band of one standard error."""
     shown = small_table()
     pictures.frontier(shown, tmp_path / "frontier.png")
     axes = drawn()
     lines = {line.get_label(): line for line in axes.lines}
-    front, best = lines["frontier: best within so many calls"], pictures.front(shown["points"])
-    corners = [[p["nfe"], p["fd"]] for p in best]
-    assert front.get_xydata().tolist() == [*corners, [axes.get_xlim()[1], best[-1]["fd"]]]
+    front, best = lines["frontier: best within so many calls"], shown.non_dominated()
+    corners = [[p.nfe, p.fd] for p in best]
+    assert front.get_xydata().tolist() == [*corners, [axes.get_xlim()[1], best[-1].fd]]
     assert front.get_drawstyle() == "steps-post"
     (floor,) = [line for name, line in lines.items() if name.startswith("a perfect sampler")]
     assert floor.get_ydata() == [0.3, 0.3]
@@ -325,10 +331,11 @@ def test_students_stand_out_from_the_teacher_and_no_two_ways_look_alike():
     assert len(looks) == len(styles)
 
 
-def test_the_footer_tells_how_the_points_were_measured(tmp_path, drawn):
+def test_the_footer_tells_how_the_points_were_measured(tmp_path, drawn, monkeypatch):
     shown = small_table()
-    shown["about"] |= {"n": 777, "seed": 9, "weights": "last", "resamples": 55}
-    shown["recommended"]["warnings"] = ["alone"]
+    shown = of(shown, [dataclasses.replace(p, n=777, seed=9, weights="last") for p in shown.points])
+    shown = dataclasses.replace(shown, recommended=dataclasses.replace(shown.recommended, warnings=("alone",)))
+    monkeypatch.setattr("diffcore.metrics.frontier.RESAMPLES", 55)
     pictures.frontier(shown, tmp_path / "frontier.png")
     words = [" ".join(text.get_text().split()) for text in drawn().figure.texts]
     assert (
@@ -343,11 +350,11 @@ def test_the_footer_tells_how_the_points_were_measured(tmp_path, drawn):
     ("name", "told"), [("pd1-ddim-even-1", "1 network call, "), ("pd2-ddim-even-2", "2 network calls, ")]
 )
 def test_the_label_tells_the_calls_and_the_distance_of_the_recommended_point(name, told, tmp_path, drawn):
-    shown = {**small_table(), "recommended": {"name": name, "reason": "", "warnings": []}}
+    shown = table(small_table().points, name)
     pictures.frontier(shown, tmp_path / "frontier.png")
-    (point_,) = [p for p in shown["points"] if p["name"] == name]
+    (point_,) = [p for p in shown.points if p.name == name]
     texts = [text.get_text() for text in drawn().texts]
-    assert f"recommended: {name}\n{told}distance {pictures._plus_minus(point_['fd'], point_['fd_se'])}" in texts
+    assert f"recommended: {name}\n{told}distance {point_.metrics['fd'].plus_minus(pictures.SIGN)}" in texts
 
 
 @pytest.mark.parametrize(("count", "half"), [(40, 1), (200, 2), (400, 5)])
@@ -429,8 +436,8 @@ def test_a_grid_is_enlarged_by_the_longer_side_of_its_images(side, tmp_path):
 def test_an_axis_reaches_the_floor_and_a_thousand_calls(tmp_path, drawn):
     """The floor far below every point, and far above; ticks as far as the points go; a cost that is not whole."""
     for floor in (1e-3, 1e4):
-        points = [point("teacher", 1000, 2.0), point("progressive", 4, 2.4) | {"nfe": 2.125}]
-        shown = table(points, points[1]["name"], floor)
+        points = [point("teacher", 1000, 2.0), dataclasses.replace(point("progressive", 4, 2.4), nfe=2.125)]
+        shown = table(points, points[1].name, floor)
         pictures.frontier(shown, tmp_path / "frontier.png")
         axes = drawn()
         low, high = axes.get_ylim()

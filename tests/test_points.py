@@ -15,7 +15,9 @@ from diffcore.core import rng
 from diffcore.data.feed import to_float
 from diffcore.data.read import load_resident
 from diffcore.denoisers.network import NetDenoiser
-from diffcore.metrics import likelihood, quality
+from diffcore.metrics import bootstrap, likelihood, measures
+from diffcore.metrics.metric import Subject
+from diffcore.metrics.reference import to_8bit
 from diffcore.nets.unet import UNet, with_guidance
 from diffcore.noise.schedule import Cosine
 from diffcore.sampling.sampler import Sampler
@@ -82,7 +84,7 @@ def coloured(folder, classes: int) -> None:
 def found(tmp_path_factory):
     """A project of every solver, of guided and changed networks, and of students that take or hold the weight."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quality, "RESAMPLES", 10)
+        patch.setattr(bootstrap, "RESAMPLES", 10)
         patch.setattr(test_measure, "SMALL", {**test_measure.SMALL, **SETTINGS})
         patch.setattr(test_measure, "pngs", coloured)
         project = make(tmp_path_factory.mktemp("points"), patch, 3, True)
@@ -226,17 +228,18 @@ def test_what_is_said_of_a_point_s_quality_is_of_its_own_samples(found):
     labels = rng.labels_like(images.labels, COUNT, SEED)
     first = next(iter(points.values()))
     assert first.plan.name == f"teacher-ddim-even-{STEPS}"
-    assert first.point.rmse_teacher is None
+    assert "rmse_teacher" not in first.point.metrics
     for name, one in points.items():
-        score = quality.measure(one.samples, one.bench.reference, one.bench.network, SEED)
-        for key, value in dataclasses.asdict(score).items():
-            if not key.endswith("_se"):  # the fixture's ten resamples are over
-                assert getattr(one.point, key) == pytest.approx(value, rel=1e-9), (name, key)
+        score = measures.measure(Subject(one.samples, one.bench.reference, one.bench.network, SEED))
+        assert list(score) == ["fd", "kid", "fd_pixels"]
+        for key, each in score.items():  # not their errors: the fixture's ten resamples are over
+            assert one.point.metrics[key].value == pytest.approx(each.value, rel=1e-9), (name, key)
+        assert one.point.n == len(one.samples)
         if one is not first:
             away = (one.samples.double() - first.samples.double()).square().mean().sqrt()
-            assert one.point.rmse_teacher == pytest.approx(float(away), rel=1e-6), name
-        asked = one.bench.network.logits(quality.to_8bit(one.samples)).argmax(1) == labels
-        assert one.point.accuracy == pytest.approx(float(asked.double().mean())), name
+            assert one.point.metrics["rmse_teacher"].value == pytest.approx(float(away), rel=1e-6), name
+        asked = one.bench.network.logits(to_8bit(one.samples)).argmax(1) == labels
+        assert one.point.metrics["accuracy"].value == pytest.approx(float(asked.double().mean())), name
     assert project.evaluate.images == COUNT
 
 
@@ -248,13 +251,13 @@ def test_bits_are_those_of_the_classes_and_weights_of_the_images(found):
     for name, one in points.items():
         solver = one.plan.recipe.solver
         has = isinstance(solver, RK45 | Posterior) and solver.noisy | isinstance(solver, RK45)
-        assert (one.point.bits is not None) == bool(has), name
+        assert ("bits" in one.point.metrics) == bool(has), name
         if has:
             sampler, condition = one.bench.sampler(one.plan), one.plan.recipe.condition(one.opened, labels)
             assert condition.labels.tolist() == labels.tolist()
             whole = likelihood.of(sampler, x0, asked.seed, asked.probes, 99, condition)
-            assert one.point.bits == pytest.approx(whole.mean, rel=1e-4), name
-            some.add(round(one.point.bits, 6))
+            assert one.point.metrics["bits"].value == pytest.approx(whole.mean, rel=1e-4), name
+            some.add(round(one.point.metrics["bits"].value, 6))
     assert len(some) >= 4
 
 

@@ -13,10 +13,21 @@ from diffcore.core.errors import Mistake
 from diffcore.core.rng import generator
 from diffcore.data.feed import to_float
 from diffcore.data.read import Images
-from diffcore.metrics import quality
+from diffcore.metrics import measures, mmd
+from diffcore.metrics.bootstrap import RESAMPLES, resamples
+from diffcore.metrics.estimate import Estimate, columns
 from diffcore.metrics.features import Card, Config, Features, extract, train
-from diffcore.metrics.quality import Moments, Reference, fidelity, floor, frechet, kid, measure
+from diffcore.metrics.floor import floor
+from diffcore.metrics.frechet import Moments, frechet, frechet_spread
+from diffcore.metrics.measures import METRICS
+from diffcore.metrics.measures.accuracy import accuracy
+from diffcore.metrics.measures.rmse_teacher import rmse
+from diffcore.metrics.metric import Subject
+from diffcore.metrics.mmd import kernel, kid, kid_spread
+from diffcore.metrics.reference import Part, Reference, Seen, look, pooled
 from tests.conftest import dice, randn
+
+DISTANCES = ("fd", "kid", "fd_pixels")
 
 pytestmark = pytest.mark.usefixtures("without_shape_checks")
 
@@ -155,7 +166,7 @@ def brute_kid(x: Tensor, y: Tensor) -> float:
 
 @pytest.mark.parametrize("rows", [4, 2048])
 def test_kid_is_the_double_loop(monkeypatch, rows):
-    monkeypatch.setattr(quality, "ROWS", rows)  # several blocks, the last one short; or all in one
+    monkeypatch.setattr(mmd, "ROWS", rows)  # several blocks, the last one short; or all in one
     x, y = randn(7, 3), randn(9, 3, seed=1) + 0.5
     assert kid(x, y) == pytest.approx(brute_kid(x, y), abs=1e-13)
 
@@ -191,19 +202,19 @@ def test_kid_of_many_splits_of_one_set_is_zero():
 
 
 def test_resamples_are_draws_with_replacement():
-    repeats = quality.resamples(500, seed=3)
-    assert repeats.shape == (quality.RESAMPLES, 500)
+    repeats = resamples(500, seed=3)
+    assert repeats.shape == (RESAMPLES, 500)
     assert (repeats.sum(1) == 500).all()
     assert repeats.var().item() == pytest.approx(1 - 1 / 500, rel=0.03)  # multinomial counts
-    assert torch.equal(repeats, quality.resamples(500, seed=3))
-    assert not torch.equal(repeats, quality.resamples(500, seed=4))
+    assert torch.equal(repeats, resamples(500, seed=3))
+    assert not torch.equal(repeats, resamples(500, seed=4))
 
 
 def test_spread_of_frechet_is_that_of_resampled_sets():
-    x, y, repeats = randn(20, 3), Moments.of(randn(30, 3, seed=1)), quality.resamples(20, 0)[:7]
+    x, y, repeats = randn(20, 3), Moments.of(randn(30, 3, seed=1)), resamples(20, 0)[:7]
     sets = [x.repeat_interleave(row.long(), 0) for row in repeats]
     want = torch.tensor([frechet(Moments.of(one), y) for one in sets], dtype=torch.float64).std().item()
-    assert quality.frechet_spread(x, y, repeats) == pytest.approx(want, rel=1e-11)
+    assert frechet_spread(x, y, repeats) == pytest.approx(want, rel=1e-11)
 
 
 @pytest.mark.parametrize(("n", "d", "corners"), [(60, 8, False), (12, 40, False), (60, 12, True)])
@@ -212,37 +223,37 @@ def test_the_quick_spread_of_frechet_is_the_exact_ones_to_six_digits(n, d, corne
     x, y = randn(n, d) * torch.logspace(-2, 1, d).double() + 0.1, randn(90, d, seed=1)
     if corners:
         x[:, ::3], y[:, ::3] = 0.5, 0.5
-    against, repeats = Moments.of(y), quality.resamples(n, 0)[:20]
+    against, repeats = Moments.of(y), resamples(n, 0)[:20]
     want = torch.tensor([frechet(Moments.of(x, row), against) for row in repeats], dtype=torch.float64).std().item()
-    assert quality.frechet_spread(x, against, repeats) == pytest.approx(want, rel=1e-6)
+    assert frechet_spread(x, against, repeats) == pytest.approx(want, rel=1e-6)
 
 
 def test_kid_and_its_spread_hold_a_tile_of_the_kernel_at_a_time(monkeypatch):
     """Never more than ROWS x ROWS of its elements, whatever n and m; the values are those of the whole matrices."""
-    x, y, repeats = randn(61, 3), randn(83, 3, seed=1) + 0.2, quality.resamples(61, 0)[:7]
-    within, across = quality.kernel(x, x).fill_diagonal_(0), quality.kernel(x, y)
+    x, y, repeats = randn(61, 3), randn(83, 3, seed=1) + 0.2, resamples(61, 0)[:7]
+    within, across = kernel(x, x).fill_diagonal_(0), kernel(x, y)
     plain = within.sum() / (61 * 60) + pair_mean(y) - 2 * across.mean()
     pairs = repeats.sum(1) ** 2 - repeats.square().sum(1)
     again = ((repeats @ within) * repeats).sum(1) / pairs - 2 * (repeats @ across.mean(1)) / repeats.sum(1)
-    held, kernel = [], quality.kernel
-    monkeypatch.setattr(quality, "ROWS", 16)
-    monkeypatch.setattr(quality, "kernel", lambda a, b: held.append(len(a) * len(b)) or kernel(a, b))
+    held = []
+    monkeypatch.setattr(mmd, "ROWS", 16)
+    monkeypatch.setattr(mmd, "kernel", lambda a, b: held.append(len(a) * len(b)) or kernel(a, b))
     assert kid(x, y) == pytest.approx(plain.item(), rel=1e-11)
-    assert quality.kid_spread(x, y, repeats) == pytest.approx(again.std().item(), rel=1e-11)
+    assert kid_spread(x, y, repeats) == pytest.approx(again.std().item(), rel=1e-11)
     assert max(held) == 16 * 16
     assert sum(held) >= 61 * 60 / 2 + 61 * 83
 
 
 def test_spread_of_kid_leaves_out_pairs_of_one_sample():
-    x, y, repeats = randn(8, 3), randn(9, 3, seed=1), quality.resamples(8, 0)[:5]
+    x, y, repeats = randn(8, 3), randn(9, 3, seed=1), resamples(8, 0)[:5]
 
     def once(row):
         chosen = [i for i in range(8) for _ in range(int(row[i]))]
-        pairs = [quality.kernel(x[[i]], x[[j]]).item() for i in chosen for j in chosen if i != j]
-        return sum(pairs) / len(pairs) - 2 * quality.kernel(x[chosen], y).mean().item()
+        pairs = [kernel(x[[i]], x[[j]]).item() for i in chosen for j in chosen if i != j]
+        return sum(pairs) / len(pairs) - 2 * kernel(x[chosen], y).mean().item()
 
     want = torch.tensor([once(row) for row in repeats], dtype=torch.float64).std().item()
-    assert quality.kid_spread(x, y, repeats) == pytest.approx(want, rel=1e-11)
+    assert kid_spread(x, y, repeats) == pytest.approx(want, rel=1e-11)
 
 
 @pytest.mark.parametrize(
@@ -254,15 +265,15 @@ def test_spread_of_kid_leaves_out_pairs_of_one_sample():
     ],  # the last: real samples, where it is too large
 )
 def test_standard_errors_are_the_spread_over_independent_sets(monkeypatch, shift, factor, low, high):
-    monkeypatch.setattr(quality, "RESAMPLES", 100)
+    monkeypatch.setattr("diffcore.metrics.bootstrap.RESAMPLES", 100)
     real, sets = randn(1000, 4, seed=99), 60  # a spread of 60 sets is itself known to 9 %
     against = Moments.of(real)
     fd, fd_se, kd, kd_se = torch.empty(4, sets).double()
     for k in range(sets):
         x = randn(250, 4, seed=k) * factor + shift
-        repeats = quality.resamples(250, k)
-        fd[k], fd_se[k] = frechet(Moments.of(x), against), quality.frechet_spread(x, against, repeats)
-        kd[k], kd_se[k] = kid(x, real), quality.kid_spread(x, real, repeats)
+        repeats = resamples(250, k)
+        fd[k], fd_se[k] = frechet(Moments.of(x), against), frechet_spread(x, against, repeats)
+        kd[k], kd_se[k] = kid(x, real), kid_spread(x, real, repeats)
     assert low < (fd_se.mean() / fd.std()).item() < high
     assert low < (kd_se.mean() / kd.std()).item() < high
 
@@ -272,41 +283,41 @@ def test_standard_errors_are_the_spread_over_independent_sets(monkeypatch, shift
 
 def test_pixels_of_small_images_are_taken_as_they_are():
     x = randn(3, 2, 8, 8)
-    assert torch.equal(quality.pooled(x), x.flatten(1))
-    assert quality.pooled(randn(3, 1, 5, 12)).shape == (3, 5 * 8)
+    assert torch.equal(pooled(x), x.flatten(1))
+    assert pooled(randn(3, 1, 5, 12)).shape == (3, 5 * 8)
 
 
 def test_pixels_of_large_images_are_averaged():
     x = randn(3, 3, 32, 32)
     want = x.reshape(3, 3, 8, 4, 8, 4).mean((3, 5)).flatten(1)
-    torch.testing.assert_close(quality.pooled(x), want, rtol=0, atol=1e-14)
+    torch.testing.assert_close(pooled(x), want, rtol=0, atol=1e-14)
 
 
 def test_fidelity_by_hand():
     x = randn(6, 1, 4, 4).float()
-    assert fidelity(x, x) == quality.Fidelity(0.0, 0.0)
-    found = fidelity(x + 0.25, x)
-    assert found.rmse == pytest.approx(0.25, abs=1e-6)
+    assert rmse(x, x) == Estimate(0.0, 0.0)
+    found = rmse(x + 0.25, x)
+    assert found.value == pytest.approx(0.25, abs=1e-6)
     assert found.se == pytest.approx(0, abs=1e-7)
     uneven = x.clone()
     uneven[0] += 1.2
-    assert fidelity(uneven, x).rmse == pytest.approx(math.sqrt(1.2**2 / 6), rel=1e-5)
+    assert rmse(uneven, x).value == pytest.approx(math.sqrt(1.2**2 / 6), rel=1e-5)
     # the mean square of 4 normal numbers has variance 2 / 4
     normal = randn(5000, 1, 2, 2)
-    assert fidelity(normal, torch.zeros_like(normal)).se == pytest.approx(math.sqrt(2 / 4 / 5000) / 2, rel=0.1)
+    assert rmse(normal, torch.zeros_like(normal)).se == pytest.approx(math.sqrt(2 / 4 / 5000) / 2, rel=0.1)
 
 
 def test_standard_error_of_fidelity_is_the_spread_over_independent_noises():
-    found = [fidelity(randn(100, 6, seed=k).cumsum(1), torch.zeros(100, 6).double()) for k in range(300)]
-    spread = torch.tensor([one.rmse for one in found], dtype=torch.float64).std().item()
+    found = [rmse(randn(100, 6, seed=k).cumsum(1), torch.zeros(100, 6).double()) for k in range(300)]
+    spread = torch.tensor([one.value for one in found], dtype=torch.float64).std().item()
     assert sum(one.se for one in found) / 300 == pytest.approx(spread, rel=0.15)
 
 
 def test_fidelity_wants_pairs():
     with pytest.raises(ValueError, match="two equal shapes"):
-        fidelity(randn(1, 3), randn(1, 3))
-    with pytest.raises(Mistake, match="1 of 4 samples are not finite"):
-        fidelity(torch.tensor([[0.0], [1.0], [math.inf], [0.0]]), torch.zeros(4, 1))
+        rmse(randn(1, 3), randn(1, 3))
+    with pytest.raises(ValueError, match="two equal shapes"):
+        rmse(randn(4, 3), randn(4, 2))
 
 
 # --- the whole
@@ -325,6 +336,22 @@ def pictures(pixels: Tensor) -> Images:
     return Images(pixels, None, None)
 
 
+def measure(x: Tensor, reference: Reference, features: Features, seed: int) -> dict[str, Estimate]:
+    """What every distance says of samples."""
+    return measures.measure(Subject(x, reference, features, seed))
+
+
+def compared(seen: Seen, reference: Reference, seed: int) -> dict[str, Estimate]:
+    """What every distance says of images that have been looked at."""
+    return {name: METRICS[name].compare(seen, reference, resamples(len(seen), seed)) for name in DISTANCES}
+
+
+def in_blocks(monkeypatch, size: int) -> None:
+    """Images, and rows and columns of the kernel, so many at a time."""
+    monkeypatch.setattr("diffcore.metrics.reference.BLOCK", size)
+    monkeypatch.setattr(mmd, "ROWS", size)
+
+
 @pytest.fixture(scope="module")
 def network() -> Features:
     torch.set_num_threads(1)
@@ -339,40 +366,40 @@ def reference(network) -> Reference:
 
 def test_real_images_are_at_distance_zero_of_themselves(network, reference):
     found = measure(to_float(blobs(400)), reference, network, 0)
-    assert found.n == reference.count == 400
-    assert found.fd < 1e-9
-    assert found.fd_pixels < 1e-9
+    assert reference.count == 400
+    assert found["fd"].value < 1e-9
+    assert found["fd_pixels"].value < 1e-9
 
 
 def test_measure_is_made_of_its_parts(network, reference):
     x, real = to_float(blobs(100, seed=5)), to_float(blobs(400))
     found, seen, against = measure(x, reference, network, 0), extract(network, x), extract(network, real)
-    assert found.fd == pytest.approx(frechet(Moments.of(seen), Moments.of(against)), rel=1e-6)
-    assert found.kid == pytest.approx(kid(seen, against), rel=1e-5, abs=1e-8)
+    assert found["fd"].value == pytest.approx(frechet(Moments.of(seen), Moments.of(against)), rel=1e-6)
+    assert found["kid"].value == pytest.approx(kid(seen, against), rel=1e-5, abs=1e-8)
     pixels = frechet(Moments.of(x.flatten(1)), Moments.of(real.flatten(1)))
-    assert found.fd_pixels == pytest.approx(pixels, rel=1e-9)
-    repeats = quality.resamples(100, 0)
-    assert found.fd_se == pytest.approx(quality.frechet_spread(seen, Moments.of(against), repeats), rel=1e-5)
-    assert found.kid_se == pytest.approx(quality.kid_spread(seen, against, repeats), rel=1e-5)
+    assert found["fd_pixels"].value == pytest.approx(pixels, rel=1e-9)
+    repeats = resamples(100, 0)
+    assert found["fd"].se == pytest.approx(frechet_spread(seen, Moments.of(against), repeats), rel=1e-5)
+    assert found["kid"].se == pytest.approx(kid_spread(seen, against, repeats), rel=1e-5)
     against = Moments.of(real.flatten(1))
-    assert found.fd_pixels_se == pytest.approx(quality.frechet_spread(x.flatten(1), against, repeats), rel=1e-5)
+    assert found["fd_pixels"].se == pytest.approx(frechet_spread(x.flatten(1), against, repeats), rel=1e-5)
 
 
 def test_every_distance_grows_with_noise(network, reference):
     x, noise = to_float(blobs(300, seed=5)), randn(300, 1, 8, 8).float()
     found = [measure(x + level * noise, reference, network, 0) for level in (0.0, 0.1, 0.2, 0.4, 0.8)]
     for name in ("fd", "kid", "fd_pixels"):
-        values = [getattr(one, name) for one in found]
+        values = [one[name].value for one in found]
         assert values == sorted(values), name
-        assert values[-1] - values[0] > 10 * getattr(found[0], f"{name}_se"), name
+        assert values[-1] - values[0] > 10 * found[0][name].se, name
 
 
 def test_same_numbers_for_any_batch(monkeypatch, network, reference):
     x = to_float(blobs(50, seed=5))
-    whole = dataclasses.asdict(measure(x, reference, network, 0))
-    monkeypatch.setattr(quality, "extract", lambda features, x: extract(features, x, batch=7))
-    monkeypatch.setattr(quality, "ROWS", 64)
-    parts = dataclasses.asdict(measure(x, Reference.of(pictures(blobs(400)), network), network, 0))
+    whole = columns(measure(x, reference, network, 0))
+    monkeypatch.setattr("diffcore.metrics.reference.extract", lambda features, x: extract(features, x, batch=7))
+    in_blocks(monkeypatch, 64)
+    parts = columns(measure(x, Reference.of(pictures(blobs(400)), network), network, 0))
     assert parts == pytest.approx(whole, rel=1e-4, abs=1e-6)
 
 
@@ -380,8 +407,8 @@ def test_the_bootstrap_has_its_seed(network, reference):
     x = to_float(blobs(50, seed=5))
     first, again, other = (measure(x, reference, network, seed) for seed in (0, 0, 1))
     assert first == again
-    assert first.fd == other.fd
-    assert first.fd_se != other.fd_se
+    assert first["fd"].value == other["fd"].value
+    assert first["fd"].se != other["fd"].se
 
 
 def test_samples_are_measured_as_8_bit_images(network, reference):
@@ -424,8 +451,8 @@ class Bright(Flat):
 def test_accuracy_counts_the_classes_that_occur_and_has_the_error_of_a_mean():
     """Of four pictures three are what was asked for; the network's classes 0 and 1 are the data's 3 and 7."""
     samples = torch.tensor([-0.5, 0.5, 0.5, -0.5])[:, None, None, None].expand(4, 1, 4, 4)
-    found = quality.accuracy(samples, torch.tensor([3, 7, 7, 7]), torch.tensor([7, 3, 7]), Bright())
-    assert found.mean == 0.75
+    found = accuracy(samples, torch.tensor([3, 7, 7, 7]), torch.tensor([7, 3, 7]), Bright())
+    assert found.value == 0.75
     assert found.se == pytest.approx((0.25 / 4) ** 0.5, rel=1e-12)  # variance 0.1875 x 4 / 3
 
 
@@ -441,8 +468,8 @@ class Faint(Bright):
 def test_the_accuracy_is_of_the_images_that_are_kept():
     samples = 1.5 * randn(20, 1, 4, 4).float()
     asked, real = torch.zeros(20, dtype=torch.int64), torch.tensor([0, 1])
-    assert quality.accuracy(samples, asked, real, Faint()).mean == 1.0
-    assert quality.accuracy(samples.clamp(-1, 1), asked, real, Faint()).mean == 1.0
+    assert accuracy(samples, asked, real, Faint()).value == 1.0
+    assert accuracy(samples.clamp(-1, 1), asked, real, Faint()).value == 1.0
 
 
 @pytest.mark.parametrize("most", [1, 7, 30, 99, 100, 1000])
@@ -450,9 +477,9 @@ def test_the_accuracy_is_of_the_images_that_are_kept():
 def test_of_many_images_the_same_ones_are_looked_at_whatever_the_blocks(monkeypatch, rows, most):
     """The first so many of one order of them all."""
     images = normal_images(100)
-    whole = quality._look(to_float(images), Flat())
-    monkeypatch.setattr(quality, "ROWS", rows)
-    found = quality.look(pictures(images), Flat(), most)
+    whole = Seen.of(to_float(images), Flat())
+    in_blocks(monkeypatch, rows)
+    found = look(pictures(images), Flat(), most)
     order = torch.randperm(100, generator=generator("real images", 100))
     chosen = order < most
     assert int(chosen.sum()) == min(most, 100)
@@ -463,17 +490,17 @@ def test_of_many_images_the_same_ones_are_looked_at_whatever_the_blocks(monkeypa
 @pytest.mark.parametrize(("count", "real"), [(300, 400), (60, 400), (1000, 101)])
 def test_the_floor_is_what_a_perfect_sampler_scores_at_the_counts_of_the_table(monkeypatch, count, real):
     """Samples that are new images of the data's own distribution, against as many real images: on average the floor."""
-    monkeypatch.setattr(quality, "GROUPS", 40)
-    monkeypatch.setattr(quality, "SPLITS", 6)
+    monkeypatch.setattr("diffcore.metrics.reference.GROUPS", 40)
+    monkeypatch.setattr("diffcore.metrics.floor.SPLITS", 6)
     scores, floors = [], []
     for seed in range(24):
         reference = Reference.of(pictures(normal_images(real, seed)), Flat())
-        fresh = quality._look(to_float(normal_images(count, 1000 + seed)), Flat())
-        seen = quality.Part.of(fresh)
+        fresh = Seen.of(to_float(normal_images(count, 1000 + seed)), Flat())
+        seen = Part.of(fresh)
         own = frechet(seen.features, reference.whole.features), kid(fresh.features, reference.rows)
         scores.append((*own, frechet(seen.pixels, reference.whole.pixels)))
         found = floor(reference, count, 0)
-        floors.append((found.fd, found.kid, found.fd_pixels))
+        floors.append([found.metrics[name].value for name in DISTANCES])
         assert found.n == (count, real)
         assert found.compared == (real // 2, real - real // 2)
     scores, floors = torch.tensor(scores).double(), torch.tensor(floors).double()
@@ -484,47 +511,47 @@ def test_the_floor_is_what_a_perfect_sampler_scores_at_the_counts_of_the_table(m
 
 
 def test_the_floors_error_is_its_spread_over_data_sets(monkeypatch):
-    monkeypatch.setattr(quality, "GROUPS", 40)
-    monkeypatch.setattr(quality, "SPLITS", 10)
+    monkeypatch.setattr("diffcore.metrics.reference.GROUPS", 40)
+    monkeypatch.setattr("diffcore.metrics.floor.SPLITS", 10)
     found = [floor(Reference.of(pictures(normal_images(400, seed)), Flat()), 300, 0) for seed in range(20)]
     for key in ("fd", "fd_pixels"):
-        spread = torch.tensor([getattr(one, key) for one in found]).std().item()
-        assert 0.5 < sum(getattr(one, f"{key}_se") for one in found) / 20 / spread < 1.7
-    kids = torch.tensor([one.kid for one in found])
+        spread = torch.tensor([one.metrics[key].value for one in found]).std().item()
+        assert 0.5 < sum(one.metrics[key].se for one in found) / 20 / spread < 1.7
+    kids = torch.tensor([one.metrics["kid"].value for one in found])
     assert abs(kids.mean()) < 4 * kids.std() / 20**0.5
-    assert 0.3 < sum((one.kid / one.kid_se) ** 2 for one in found) / 20 < 3
+    assert 0.3 < sum((one.metrics["kid"].value / one.metrics["kid"].se) ** 2 for one in found) / 20 < 3
 
 
 def test_the_halves_of_the_floor_are_disjoint_and_together_all(monkeypatch):
-    monkeypatch.setattr(quality, "GROUPS", 32)
-    monkeypatch.setattr(quality, "SPLITS", 16)
+    monkeypatch.setattr("diffcore.metrics.reference.GROUPS", 32)
+    monkeypatch.setattr("diffcore.metrics.floor.SPLITS", 16)
     reference, halves = Reference.of(pictures(normal_images(101)), Flat()), []
-    monkeypatch.setattr(quality, "frechet", lambda a, b: halves.append((a, b)) or frechet(a, b))
+    monkeypatch.setattr("diffcore.metrics.measures.fd.frechet", lambda a, b: halves.append((a, b)) or frechet(a, b))
     found = floor(reference, 50, 0)
-    assert len(halves) == 2 * quality.SPLITS
+    assert len(halves) == 2 * 16
     for a, b in halves[::2]:
         assert (a.count + b.count, abs(a.count - b.count) <= 16) == (101, True)
         torch.testing.assert_close((a + b).scatter, reference.whole.features.scatter, rtol=1e-9, atol=1e-9)
-    assert len({round(a.mean[0].item(), 9) for a, _ in halves[::2]}) == quality.SPLITS
+    assert len({round(a.mean[0].item(), 9) for a, _ in halves[::2]}) == 16
     assert found == floor(reference, 50, 0) != floor(reference, 50, 1)
 
 
 @pytest.mark.parametrize("apart", [0.0, 0.5])
 def test_held_out_images_are_the_floor_with_what_sets_them_apart(monkeypatch, apart):
     """The floor of held-out images at the counts of the table: their true distance and the bias of N against M."""
-    monkeypatch.setattr(quality, "GROUPS", 40)
-    monkeypatch.setattr(quality, "SPLITS", 6)
-    monkeypatch.setattr(quality, "RESAMPLES", 4)
+    monkeypatch.setattr("diffcore.metrics.reference.GROUPS", 40)
+    monkeypatch.setattr("diffcore.metrics.floor.SPLITS", 6)
+    monkeypatch.setattr("diffcore.metrics.bootstrap.RESAMPLES", 4)
     found, want = [], []
     for seed in range(24):
         reference = Reference.of(pictures(normal_images(400, seed)), Flat())
         held, fresh = (
-            quality._look(to_float(normal_images(n, first + seed)) + apart / 4, Flat())
+            Seen.of(to_float(normal_images(n, first + seed)) + apart / 4, Flat())
             for n, first in ((60, 100), (300, 500))
         )
         one = floor(reference, 300, 0, held)
-        found.append((one.fd, one.fd_pixels))
-        seen = quality.Part.of(fresh)
+        found.append((one.fd, one.metrics["fd_pixels"].value))
+        seen = Part.of(fresh)
         want.append((frechet(seen.features, reference.whole.features), frechet(seen.pixels, reference.whole.pixels)))
         assert (one.n, one.compared, one.real) == ((300, 400), (60, 400), "held-out")
     found, want = torch.tensor(found).double(), torch.tensor(want).double()
@@ -534,26 +561,27 @@ def test_held_out_images_are_the_floor_with_what_sets_them_apart(monkeypatch, ap
 
 def test_the_floor_of_held_out_images_by_hand(monkeypatch):
     """Their own score, moved by what N samples have more of the halves' floor than they; errors in quadrature."""
-    monkeypatch.setattr(quality, "SPLITS", 5)
-    monkeypatch.setattr(quality, "RESAMPLES", 4)
+    monkeypatch.setattr("diffcore.metrics.floor.SPLITS", 5)
+    monkeypatch.setattr("diffcore.metrics.bootstrap.RESAMPLES", 4)
     reference = Reference.of(pictures(normal_images(80)), Flat())
-    held = quality._look(to_float(normal_images(30, 7)), Flat())
+    held = Seen.of(to_float(normal_images(30, 7)), Flat())
     for count in (12, 30, 200):
-        halves, score = floor(reference, count, 3), quality._compare(held, reference, 3)
+        halves, score = floor(reference, count, 3), compared(held, reference, 3)
         share = (1 / count - 1 / 30) / (1 / count + 1 / 80)
         assert share == 0 if count == 30 else abs(share) > 0.1
         found = floor(reference, count, 3, held)
         for key in ("fd", "fd_pixels"):
-            assert getattr(found, key) == pytest.approx(getattr(score, key) + share * getattr(halves, key), rel=1e-9)
-            error = math.hypot(getattr(score, f"{key}_se"), share * getattr(halves, f"{key}_se"))
-            assert getattr(found, f"{key}_se") == pytest.approx(error, rel=1e-9)
-        assert (found.kid, found.kid_se) == (score.kid, score.kid_se)
+            one, other = score[key], halves.metrics[key]
+            assert found.metrics[key].value == pytest.approx(one.value + share * other.value, rel=1e-9)
+            error = math.hypot(one.se, share * other.se)
+            assert found.metrics[key].se == pytest.approx(error, rel=1e-9)
+        assert found.metrics["kid"] == score["kid"]
         assert (found.n, found.compared, found.real) == ((count, 80), (30, 80), "held-out")
         assert (halves.n, halves.compared, halves.real) == ((count, 80), (40, 40), "halves")
 
 
 def test_progress_counts_real_images_and_all_of_them_are_looked_at(monkeypatch):
-    monkeypatch.setattr(quality, "ROWS", 7)
+    in_blocks(monkeypatch, 7)
     heard = []
     Reference.of(pictures(normal_images(24)), Flat(), lambda done, total: heard.append((done, total)))
     assert heard == [(7, 24), (14, 24), (21, 24), (24, 24)]
@@ -562,15 +590,15 @@ def test_progress_counts_real_images_and_all_of_them_are_looked_at(monkeypatch):
 def test_the_fewest_images_that_can_be_compared():
     found = floor(Reference.of(pictures(normal_images(4)), Flat()), 10, 0)
     assert found.compared == (2, 2)
-    assert len(quality.look(pictures(normal_images(2)), Flat())) == 2
+    assert len(look(pictures(normal_images(2)), Flat())) == 2
     with pytest.raises(Mistake, match="must be at least 2, there are 1"):
-        quality.look(pictures(normal_images(1)), Flat())
+        look(pictures(normal_images(1)), Flat())
 
 
 def test_real_images_in_any_blocks_are_the_same_reference(monkeypatch, network):
     """Blocks of another size, as from a data set that is streamed: the same parts, rows, digest and measures."""
     whole = Reference.of(pictures(blobs(100)), network)
-    monkeypatch.setattr(quality, "ROWS", 7)
+    in_blocks(monkeypatch, 7)
     parts = Reference.of(pictures(blobs(100)), network)
     assert parts.digest == whole.digest
     assert torch.equal(parts.sizes, whole.sizes)
@@ -583,27 +611,27 @@ def test_real_images_in_any_blocks_are_the_same_reference(monkeypatch, network):
 
 
 def pair_mean(x: Tensor) -> float:
-    every = quality.kernel(x, x).fill_diagonal_(0)
+    every = kernel(x, x).fill_diagonal_(0)
     return (every.sum() / (len(x) * (len(x) - 1))).item()
 
 
 @pytest.mark.parametrize("rows", [7, 2048])
 def test_kid_of_groups_is_kid_of_their_rows(monkeypatch, rows):
-    monkeypatch.setattr(quality, "ROWS", rows)
+    monkeypatch.setattr(mmd, "ROWS", rows)
     x = randn(40, 3)
     group = torch.randint(4, (40,), generator=dice(1))
-    kernels = quality._kernels(x, group, 4)
-    found = quality._kid_of_groups(kernels, group.bincount().double(), torch.tensor([1.0, 0.0, 0.0, 1.0]).double())
+    kernels = mmd.sums_of_groups(x, group, 4)
+    found = mmd.kid_of_groups(kernels, group.bincount().double(), torch.tensor([1.0, 0.0, 0.0, 1.0]).double())
     chosen = (group == 0) | (group == 3)
     assert found == pytest.approx(kid(x[chosen], x[~chosen]), rel=1e-11)
     for one, other in itertools.product(range(4), repeat=2):
-        pairs = quality.kernel(x[group == one], x[group == other])
+        pairs = kernel(x[group == one], x[group == other])
         want = (pairs if one != other else pairs.fill_diagonal_(0)).sum()
         torch.testing.assert_close(kernels[one, other], want, rtol=1e-11, atol=1e-11)
 
 
 def test_more_real_images_than_kid_takes_are_drawn_for_it(monkeypatch, network):
-    monkeypatch.setattr(quality, "KERNEL_ROWS", 30)
+    monkeypatch.setattr("diffcore.metrics.reference.KERNEL_ROWS", 30)
     found = Reference.of(pictures(blobs(100)), network)
     every = extract(network, to_float(blobs(100)))
     assert len(found.rows) == found.sizes.sum() == 30
@@ -611,7 +639,7 @@ def test_more_real_images_than_kid_takes_are_drawn_for_it(monkeypatch, network):
     at = [int((every - row).abs().amax(1).argmin()) for row in found.rows]
     assert len(set(at)) == 30
     assert max(at) > 60 > 40 > min(at)
-    held = quality.look(pictures(blobs(100)), network, 30)
+    held = look(pictures(blobs(100)), network, 30)
     assert sorted(map(tuple, held.features.tolist())) == sorted(map(tuple, found.rows.tolist()))
 
 

@@ -36,10 +36,32 @@ from diffcore.checkpoints.card import SCHEMA, Card
 from diffcore.checkpoints.folder import WEIGHTS
 from diffcore.core import disk
 from diffcore.core.errors import Mistake
-from diffcore.metrics import frontier
+from diffcore.metrics.estimate import Estimate, columns
+from diffcore.metrics.frontier import SCHEMA as SCHEMA_OF_FRONTIERS
+from diffcore.metrics.frontier import Frontier
+from diffcore.metrics.point import Point
 from diffcore.search import gamma
-from tasks import database, faults, paths, pictures, redaction, report, tracking
-from tests.test_pictures import pixels, point, ramp, small_table, table, write_curve
+from tasks import database, faults, paths, pictures, redaction, report
+from tasks.tracking import publishing
+from tasks.tracking.client import LOCK, QUIET, Book, alone, ask, every, explained, logged, open_book, prepared
+from tasks.tracking.files import CURVE_ROWS, Files, _check_rows, read, thinned
+from tasks.tracking.models import _digests, _fault, _identity, _local, _model_name, _pin, _shipped, carries, register
+from tasks.tracking.note import NOTE, _lines, write_note
+from tasks.tracking.pages import (
+    Page,
+    _flat,
+    _log,
+    _log_images,
+    enter,
+    floor_page,
+    frontier_page,
+    students_early,
+    train_pages,
+    way_pages,
+)
+from tasks.tracking.publishing import _publish
+from tasks.tracking.receipt import CHART, how_to_open
+from tests.test_pictures import but, of, pixels, point, ramp, small_table, table, write_curve
 
 # what mlflow and the libraries below it warn of on import or on opening a database; nothing of ours
 pytestmark = [
@@ -51,41 +73,40 @@ pytestmark = [
 PARAMETERS = {"seed": 0, "evaluate": {"images": 1000}, "search": {"estimator": "residual"}}
 
 
-def write_files(folder: Path, shown: dict) -> None:
-    """Everything that publishing reads. The weights are a few bytes: no model is opened when it is logged."""
+def write_files(folder: Path, shown: Frontier) -> Frontier:
+    """Everything that publishing reads, for these points with the digests of what lies there. The weights are a few bytes: no
+    model is opened when it is logged."""
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "samples").mkdir(parents=True)
-    for p in shown["points"]:
-        p["checkpoint_digest"] = write_checkpoint(folder, p)
-    disk.write_sealed(folder / "frontier.json", shown)
-    (folder / "frontier.csv").write_text(
-        "name,nfe,fd\n" + "".join(f"{p['name']},{p['nfe']},{p['fd']}\n" for p in shown["points"])
-    )
-    known = {"checkpoint_digest": next(p["checkpoint_digest"] for p in shown["points"] if p["checkpoint"] == "teacher")}
+    shown = of(shown, [dataclasses.replace(p, checkpoint_digest=write_checkpoint(folder, p)) for p in shown.points])
+    disk.write_sealed(folder / "frontier.json", shown.to_json())
+    (folder / "frontier.csv").write_text(shown.to_csv())
+    known = {"checkpoint_digest": next(p.checkpoint_digest for p in shown.points if p.checkpoint == "teacher")}
     disk.write_sealed(folder / "gamma.json", {"schema": gamma.SCHEMA, "about": known})
     for number, name in enumerate(
-        ("frontier.png", "samples/all.png", *(f"samples/{p['name']}.png" for p in shown["points"]))
+        ("frontier.png", "samples/all.png", *(f"samples/{p.name}.png" for p in shown.points))
     ):
         pictures.grid(ramp(4, 8, 8, 1) // (number % 250 + 1) + number // 250, folder / name)  # no two alike
+    return shown
 
 
-def write_checkpoint(folder: Path, p: dict) -> str:
+def write_checkpoint(folder: Path, p: Point) -> str:
     """A folder with a card that holds, and the digest of its files."""
-    held = {WEIGHTS: f"weights of {p['checkpoint']}".encode(), "unet/config.json": b"{}"}
+    held = {WEIGHTS: f"weights of {p.checkpoint}".encode(), "unet/config.json": b"{}"}
     files = {name: hashlib.sha256(content).hexdigest() for name, content in held.items()}
     card = Card(
         schema=SCHEMA,
-        name=p["checkpoint"],
-        method=p["method"],
+        name=p.checkpoint,
+        method=p.method,
         schedule={},
         head="v",
         labels=1024,
-        solver=p["sampler"],
+        solver=p.sampler,
         grid=None,
         classes=None,
         guidance=None,
         image=[3, 8, 12],
-        weights=p["weights"],
+        weights=p.weights,
         parent=None,
         teacher=None,
         data="da7a" * 16,
@@ -99,21 +120,21 @@ def write_checkpoint(folder: Path, p: dict) -> str:
     )
     for name in ("checkpoints", "curves", "cost"):
         (folder / name).mkdir(exist_ok=True)
-    (folder / "checkpoints" / p["checkpoint"]).mkdir(exist_ok=True)
+    (folder / "checkpoints" / p.checkpoint).mkdir(exist_ok=True)
     for name, content in held.items():
-        (folder / "checkpoints" / p["checkpoint"] / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / "checkpoints" / p["checkpoint"] / name).write_bytes(content)
+        (folder / "checkpoints" / p.checkpoint / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "checkpoints" / p.checkpoint / name).write_bytes(content)
     sealed = dataclasses.asdict(card) | {"seal": card.sealed()}
-    (folder / "checkpoints" / p["checkpoint"] / "card.json").write_text(json.dumps(sealed))
-    write_curve(folder / "curves" / f"{p['checkpoint']}.csv", 0 if p["checkpoint"] == "teacher" else 50)
-    disk.write_sealed(folder / "cost" / f"{p['checkpoint']}.json", {"seconds": 3.5, "iterations": 50})
+    (folder / "checkpoints" / p.checkpoint / "card.json").write_text(json.dumps(sealed))
+    write_curve(folder / "curves" / f"{p.checkpoint}.csv", 0 if p.checkpoint == "teacher" else 50)
+    disk.write_sealed(folder / "cost" / f"{p.checkpoint}.json", {"seconds": 3.5, "iterations": 50})
     return card.digest
 
 
-def publish(shown: dict | None = None) -> dict:
+def publish(shown: Frontier | None = None) -> dict:
     if shown is not None:
         write_files(Path("artifacts"), shown)
-    return tracking.publish(Path("artifacts"), "distill", "sampler", PARAMETERS)
+    return publishing.publish(Path("artifacts"), "distill", "sampler", PARAMETERS)
 
 
 @pytest.fixture(scope="module")
@@ -157,12 +178,13 @@ def room(tmp_path, monkeypatch, fresh_store) -> Path:
     return tmp_path
 
 
-def few_points() -> dict:
+def few_points() -> Frontier:
     points = [point("teacher", 4, 13.0), point("teacher", 1, 52.0)]
     points += [point("progressive", 2, 1.7), point("progressive", 1, 2.4)]
     points += [point("consistency", 2, 2.0), point("consistency", 1, 2.2)]
-    for k, row in enumerate(points[:3]):
-        row |= {"accuracy": 0.9 - k / 50, "accuracy_se": 0.01 + k / 500, "bits": 3.5 + k, "bits_se": 0.02 + k / 500}
+    for k, each in enumerate(points[:3]):
+        rare = {"accuracy": Estimate(0.9 - k / 50, 0.01 + k / 500), "bits": Estimate(3.5 + k, 0.02 + k / 500)}
+        points[k] = dataclasses.replace(each, metrics=each.metrics | rare)
     return table(points, "pd2-ddim-even-2")
 
 
@@ -186,11 +208,11 @@ SHOWN += ("accuracy", "accuracy_se", "bits", "bits_se", "ms_per_image", "nfe")
 
 def test_one_run_for_each_way_with_the_calls_as_step(receipt):
     assert list(receipt["runs"]) == ["teacher ddim even", "progressive", "consistency"]
-    for name, points in pictures.ways(few_points()["points"]).items():
+    for name, points in pictures.ways(few_points().points).items():
         run = receipt["runs"][name]
         for key in SHOWN:
             logged = {m.step: m.value for m in client().get_metric_history(run, key)}
-            assert logged == {p["nfe"]: p[key] for p in points if p[key] is not None}, (name, key)
+            assert logged == {p.nfe: p.row()[key] for p in points if p.row()[key] is not None}, (name, key)
         found = client().get_run(run)
         assert (found.info.run_name, found.info.status, found.data.tags["current"]) == (name, "FINISHED", "true")
 
@@ -203,15 +225,15 @@ def test_the_sample_grids_lie_at_their_steps_and_a_sheet_at_step_0(receipt):
 
 def test_the_sample_grid_at_a_step_is_that_of_the_point_with_so_many_calls(receipt):
     """And the sheet has all of the way's, the one with the fewest calls last."""
-    for way, points in pictures.ways(few_points()["points"]).items():
+    for way, points in pictures.ways(few_points().points).items():
         folder = Path(client().download_artifacts(receipt["runs"][way], "images"))
         logged = {int(re.search(r"step\W(\d+)", path.name)[1]): path for path in folder.glob("*.png")}
-        assert set(logged) == {0, *(point_["nfe"] for point_ in points)}
+        assert set(logged) == {0, *(point_.nfe for point_ in points)}
         for point_ in points:
-            wanted = pixels(Path(f"artifacts/samples/{point_['name']}.png"))
-            shown = pixels(logged[point_["nfe"]])
-            assert np.array_equal(shown, np.broadcast_to(wanted[..., None], shown.shape)), point_["name"]
-        rows = [(each["name"], pictures.tiles(Path(f"artifacts/samples/{each['name']}.png"))) for each in points[::-1]]
+            wanted = pixels(Path(f"artifacts/samples/{point_.name}.png"))
+            shown = pixels(logged[point_.nfe])
+            assert np.array_equal(shown, np.broadcast_to(wanted[..., None], shown.shape)), point_.name
+        rows = [(each.name, pictures.tiles(Path(f"artifacts/samples/{each.name}.png"))) for each in points[::-1]]
         pictures.contact_sheet(rows, folder.parent / "wanted.png")
         assert np.array_equal(pixels(logged[0]), pixels(folder.parent / "wanted.png"))
 
@@ -245,8 +267,8 @@ def test_a_teacher_that_was_trained_elsewhere_has_a_run_without_a_curve(receipt)
 
 def test_a_long_curve_is_thinned_to_means(tmp_path):
     write_curve(tmp_path / "curve.csv", 1050)
-    rows = tracking._thinned(tmp_path / "curve.csv")
-    assert len(rows) <= tracking.CURVE_ROWS
+    rows = thinned(tmp_path / "curve.csv")
+    assert len(rows) <= CURVE_ROWS
     assert (rows[0]["step"], rows[-1]["step"]) == (11, 1050)
     assert rows[0]["loss"] == pytest.approx(sum(1 / k for k in range(1, 12)) / 11)
 
@@ -265,7 +287,7 @@ def test_the_frontiers_run_holds_files_and_every_parameter(receipt):
 
 def test_each_point_is_a_logged_model_and_weights_are_copied_once_for_each_student(receipt):
     models = {name: client().get_logged_model(found) for name, found in receipt["models"].items()}
-    assert set(models) == {p["name"] for p in few_points()["points"]}
+    assert set(models) == {p.name for p in few_points().points}
     carried = {name for name, model in models.items() if model.tags["weights"] == "here"}
     assert carried == {"pd2-ddim-even-2", "pd1-ddim-even-1", "cd-ddim-even-2"}
     assert len(list(Path("mlruns").rglob("*.safetensors"))) == 3
@@ -298,15 +320,15 @@ def test_a_shipped_model_asks_for_the_packages_it_needs_as_an_index_serves_them(
     (told,) = Path("mlruns").rglob(f"{receipt['models']['pd2-ddim-even-2']}/artifacts/requirements.txt")
     asked = dict(line.split("==") for line in told.read_text().split())
     assert asked == {name: version(name).split("+")[0] for name in ("mlflow", "torch", "numpy", "safetensors")}
-    monkeypatch.setattr(tracking, "version", lambda package: f"{len(package)}.5.1+cu128")
-    assert tracking._pin("torch") == "torch==5.5.1"
+    monkeypatch.setattr("tasks.tracking.models.version", lambda package: f"{len(package)}.5.1+cu128")
+    assert _pin("torch") == "torch==5.5.1"
 
 
 @pytest.mark.parametrize("name", ["g2.5", "skip0.8to1", "a/b:c", "100%", "it's", 'a"b', "plain_name-1"])
 def test_a_point_of_any_name_is_a_model_that_mlflow_takes(name):
     from mlflow.utils.validation import _validate_logged_model_name
 
-    _validate_logged_model_name(tracking._model_name({"name": name}))
+    _validate_logged_model_name(_model_name(point("teacher", 4, 13.0, name=name)))
 
 
 def test_publishing_twice_creates_nothing_new(room):
@@ -320,8 +342,7 @@ def test_publishing_twice_creates_nothing_new(room):
 
 def test_only_the_way_that_changed_gets_a_new_run(room):
     first = publish()
-    changed = few_points()
-    changed["points"][2]["fd"] = 1.65
+    changed = but(few_points(), 2, metrics=few_points().points[2].metrics | {"fd": Estimate(1.65, 0.068)})
     second = publish(changed)
     assert [name for name in first["runs"] if first["runs"][name] != second["runs"][name]] == ["progressive"]
     assert first["train"] == second["train"]
@@ -342,7 +363,7 @@ def test_what_a_run_shows_besides_numbers_makes_it_new_too(room):
     first = publish()
     client().delete_logged_model_tag(first["models"]["pd2-ddim-even-2"], "files")
     pictures.grid(ramp(4, 8, 8, 1)[::-1], room / "artifacts/samples/cd-ddim-even-2.png")
-    second = tracking.publish(Path("artifacts"), "distill", "sampler", PARAMETERS | {"seed": 1})
+    second = publishing.publish(Path("artifacts"), "distill", "sampler", PARAMETERS | {"seed": 1})
     assert [name for name in first["runs"] if first["runs"][name] != second["runs"][name]] == ["consistency"]
     assert second["train"] == first["train"]
     assert client().get_run(second["frontier"]).data.params["seed"] == "1"
@@ -353,8 +374,7 @@ def test_what_a_run_shows_besides_numbers_makes_it_new_too(room):
 
 def test_an_earlier_frontier_that_comes_back_is_found_again(room):
     first = publish()
-    changed = few_points()
-    changed["points"][2]["fd"] = 1.65
+    changed = but(few_points(), 2, metrics=few_points().points[2].metrics | {"fd": Estimate(1.65, 0.068)})
     publish(changed)
     before = counts(room)
     third = publish(few_points())
@@ -367,7 +387,7 @@ def test_an_earlier_frontier_that_comes_back_is_found_again(room):
 def test_the_alias_challenger_moves_and_production_stays(room):
     publish()
     client().set_registered_model_alias("sampler", "production", "1")
-    second = publish(table(few_points()["points"], "cd-ddim-even-1"))
+    second = publish(table(few_points().points, "cd-ddim-even-1"))
     assert aliases() == {"challenger": "2", "production": "1"}
     moved = client().get_logged_model(second["models"]["cd-ddim-even-1"])
     assert moved.tags["weights"] == "here"
@@ -416,13 +436,14 @@ def aliases() -> dict[str, str]:
 )
 def test_another_way_to_sample_the_same_weights_is_another_thing_to_ship(other):
     first = point("teacher", 2, 1.5)
-    assert tracking._identity(first) == tracking._identity({**first, "fd": 1.6, "name": "x", "ms_per_image": 9.0})
-    assert tracking._identity({**first, **other}) != tracking._identity(first)
-    assert tracking._identity({**first, "checkpoint_digest": "f" * 64}) != tracking._identity(first)
+    same = dataclasses.replace(first, metrics=first.metrics | {"fd": Estimate(1.6, 0.1)}, name="x", ms_per_image=9.0)
+    assert _identity(first) == _identity(same)
+    assert _identity(dataclasses.replace(first, **other)) != _identity(first)
+    assert _identity(dataclasses.replace(first, checkpoint_digest="f" * 64)) != _identity(first)
 
 
 def test_a_recommended_sampler_of_the_teacher_carries_its_weights_and_gamma(room):
-    points = [*few_points()["points"], point("teacher", 2, 1.5, sampler="analytic")]
+    points = [*few_points().points, point("teacher", 2, 1.5, sampler="analytic")]
     receipt = publish(table(points, "teacher-analytic-even-2"))
     import mlflow
 
@@ -433,11 +454,11 @@ def test_a_recommended_sampler_of_the_teacher_carries_its_weights_and_gamma(room
 
 
 def test_a_publisher_killed_half_way_is_followed_by_a_whole_run(room, monkeypatch):
-    log_image = tracking._log_images
-    monkeypatch.setattr(tracking, "_log_images", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    log_image = _log_images
+    monkeypatch.setattr("tasks.tracking.pages._log_images", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         publish()
-    monkeypatch.setattr(tracking, "_log_images", log_image)
+    monkeypatch.setattr("tasks.tracking.pages._log_images", log_image)
     receipt = publish()
     runs = client().search_runs([receipt["experiment_id"]], "tags.current = 'true'")
     assert sorted(run.info.status for run in runs) == ["FINISHED"] * 9
@@ -486,25 +507,23 @@ def test_a_deleted_experiment_is_a_mistake(room):
 
 
 def test_how_to_open_names_the_server_or_the_command():
-    ui = tracking.CHART.format(7)
-    assert tracking.how_to_open({"tracking_uri": "http://a:1/", "ui": ui}) == f"MLflow: http://a:1/{ui}"
-    assert "--backend-store-uri sqlite:///mlflow.db" in tracking.how_to_open(
-        {"tracking_uri": "sqlite:///mlflow.db", "ui": ui}
-    )
+    ui = CHART.format(7)
+    assert how_to_open({"tracking_uri": "http://a:1/", "ui": ui}) == f"MLflow: http://a:1/{ui}"
+    assert "--backend-store-uri sqlite:///mlflow.db" in how_to_open({"tracking_uri": "sqlite:///mlflow.db", "ui": ui})
 
 
 PUBLISH = """
 import json, sys
 from pathlib import Path
-from tasks import tracking
-print(json.dumps(tracking.publish(Path("artifacts"), "distill", "sampler", {"seed": 0})))
+from tasks.tracking.publishing import publish
+print(json.dumps(publish(Path("artifacts"), "distill", "sampler", {"seed": 0})))
 """
 
 
 @pytest.mark.slow
 def test_two_processes_on_a_fresh_database_publish_once(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setenv("PYTHONPATH", str(Path(tracking.__file__).parent.parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(paths.__file__).parent.parent))
     write_files(tmp_path / "artifacts", small_table())
     command = [sys.executable, "-c", PUBLISH]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -518,11 +537,11 @@ def test_two_processes_on_a_fresh_database_publish_once(tmp_path, monkeypatch):
 
 
 def test_students_are_among_the_runs_that_the_page_opens_with():
-    def page(name: str, method: str) -> tracking.Page:
-        return tracking.Page("way", name, {"points": [{"method": method}]}, lambda run: None)
+    def page(name: str, method: str) -> Page:
+        return Page("way", name, {"points": [{"method": method}]}, lambda run: None)
 
     teacher = [page(f"teacher {k}", "teacher") for k in range(12)]
-    found = tracking._students_early([*teacher, page("progressive", "progressive"), page("consistency", "consistency")])
+    found = students_early([*teacher, page("progressive", "progressive"), page("consistency", "consistency")])
     assert [each.name for each in found[:4]] == ["teacher 0", "progressive", "consistency", "teacher 1"]
     assert len(found) == 14
 
@@ -532,13 +551,13 @@ def test_the_runs_are_made_in_the_order_in_which_the_page_shows_them_backwards(t
     write_files(tmp_path, few_points())
     made = []
 
-    def enter(book: tracking.Book, pages: list[tracking.Page]) -> None:
+    def enter(book: Book, pages: list[Page]) -> None:
         made.extend(page.name for page in pages)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tracking, "_enter", enter)
+    monkeypatch.setattr("tasks.tracking.publishing.enter", enter)
     with pytest.raises(KeyboardInterrupt):
-        tracking._publish(tracking._read(tmp_path, {}), tracking.Book(None, "1"), "m")
+        _publish(read(tmp_path, {}), Book(None, "1"), "m")
     ways = ["teacher ddim even", "progressive", "consistency"]
     trained = ["train cd", "train pd1", "train pd2", "train teacher"]
     assert made[::-1] == [*ways, "real against real", "frontier", *trained]
@@ -546,8 +565,8 @@ def test_the_runs_are_made_in_the_order_in_which_the_page_shows_them_backwards(t
 
 def test_the_newest_of_several_sound_versions_is_the_challenger(monkeypatch):
     """By number: 10 comes after 9. One that holds another point or is damaged does not count."""
-    files = tracking.Files(Path(), few_points(), {}, {})
-    wanted = tracking._identity(files.recommended)
+    files = Files(Path(), few_points(), {}, {})
+    wanted = _identity(files.recommended)
     versions = [SimpleNamespace(version=n, tags=dict(wanted)) for n in ("9", "10", "2", "11")]
     versions += [SimpleNamespace(version="12", tags={**wanted, key: "other"}) for key in wanted]
     versions[3].tags["damaged"] = "replaced by version 10"
@@ -561,8 +580,10 @@ def test_the_newest_of_several_sound_versions_is_the_challenger(monkeypatch):
         get_registered_model=lambda name: SimpleNamespace(aliases={"challenger": "9", "production": "2"}),
         set_registered_model_alias=lambda *words: moved.append(words),
     )
-    monkeypatch.setattr(tracking, "_version_fault", lambda book, files, v: "bad" if v.version == "11" else None)
-    assert tracking._register(tracking.Book(fake, "7"), files, "m", {}) == "10"
+    monkeypatch.setattr(
+        "tasks.tracking.models._version_fault", lambda book, files, v: "bad" if v.version == "11" else None
+    )
+    assert register(Book(fake, "7"), files, "m", {}) == "10"
     assert moved == [("m", "challenger", "10")]
 
 
@@ -630,14 +651,10 @@ def test_a_folder_in_the_place_of_a_curve_is_one_line(room, name):
     assert Path(name).name in refused()
 
 
-def test_the_frontier_that_is_read_is_the_one_that_is_written():
-    assert tracking.FRONTIER_SCHEMA == frontier.SCHEMA
-
-
 def test_gamma_of_another_teacher_is_not_shipped(room):
     write_files(
         Path("artifacts"),
-        table([*few_points()["points"], point("teacher", 2, 1.5, sampler="analytic")], "cd-ddim-even-1"),
+        table([*few_points().points, point("teacher", 2, 1.5, sampler="analytic")], "cd-ddim-even-1"),
     )
     flip(room / "artifacts/gamma.json")
     with pytest.raises(Mistake, match=r"gamma\.json"):
@@ -789,7 +806,7 @@ def test_a_password_reaches_the_server_and_nothing_else(room, monkeypatch, capsy
     assert (f"Basic {TOLD[-1]}") in {header for path, header in Guarded.heard if path.startswith("/api")}
     assert not [path for path, _ in Guarded.heard if "s3sam" in path]
     assert_untold(room, redaction.told(str(caught.value)), *capsys.readouterr())
-    assert dict(os.environ) == before | {name: os.environ[name] for name in tracking.QUIET}
+    assert dict(os.environ) == before | {name: os.environ[name] for name in QUIET}
 
 
 GARBAGE = [
@@ -831,10 +848,8 @@ def test_a_store_that_cannot_be_written_to_is_one_line(room, monkeypatch):
 
 def test_the_receipt_and_the_way_to_open_it_hold_no_password(monkeypatch):
     receipt = {"tracking_uri": f"https://me:{quote(SECRET)}@h:8/a", "ui": "#x"}
-    assert tracking.how_to_open(receipt) == "MLflow: https://h:8/a/#x"
-    assert '"$MLFLOW_TRACKING_URI"' in tracking.how_to_open(
-        {"tracking_uri": f"postgresql://me:{SECRET}@h/db", "ui": ""}
-    )
+    assert how_to_open(receipt) == "MLflow: https://h:8/a/#x"
+    assert '"$MLFLOW_TRACKING_URI"' in how_to_open({"tracking_uri": f"postgresql://me:{SECRET}@h/db", "ui": ""})
 
 
 MLFLOW_BEHIND_A_PASSWORD = """
@@ -860,7 +875,7 @@ server.serve_forever()
 @pytest.mark.slow
 def test_a_whole_publication_to_a_server_with_a_password(tmp_path, monkeypatch, fresh_store):
     """Everything is published, by the command line, and the password lies nowhere: files, database, terminal."""
-    root = Path(tracking.__file__).parent.parent
+    root = Path(paths.__file__).parent.parent
     (tmp_path / "server").mkdir()
     (tmp_path / "client").mkdir()
     shutil.copy(fresh_store, tmp_path / "server" / "mlflow.db")
@@ -904,10 +919,8 @@ def test_a_whole_publication_to_a_server_with_a_password(tmp_path, monkeypatch, 
 
 @pytest.mark.parametrize("count", [1, 50, 400, 1000, 20_000])
 def test_a_note_holds_as_many_points_as_mlflow_takes_and_counts_the_rest(count):
-    points = [
-        point("consistency", 1 + k % 64, 1 + k / count) | {"name": f"student-{k}-" + "x" * 40} for k in range(count)
-    ]
-    lines = tracking._lines(points, 19_000)
+    points = [point("consistency", 1 + k % 64, 1 + k / count, name=f"student-{k}-" + "x" * 40) for k in range(count)]
+    lines = _lines(points, 19_000)
     assert len("\n".join(lines)) <= 19_000
     shown = [line for line in lines if line.startswith("| student")]
     if count <= 50:
@@ -922,11 +935,11 @@ def test_a_note_holds_as_many_points_as_mlflow_takes_and_counts_the_rest(count):
 def test_a_thousand_points_are_published(room):
     points = [point("teacher", 4, 13.0)]
     points += [point("consistency", 1 + k // 20, 2 + k / 500, way=f"student {k % 20}") for k in range(1000)]
-    points = [row | {"name": f"{row['name']}-{k}"} for k, row in enumerate(points)]
-    receipt = publish(table(points, points[1]["name"]))
+    points = [dataclasses.replace(each, name=f"{each.name}-{k}") for k, each in enumerate(points)]
+    receipt = publish(table(points, points[1].name))
     assert len(receipt["models"]) == 1001
     note = client().get_experiment(receipt["experiment_id"]).tags["mlflow.note.content"]
-    assert len(note) <= tracking.NOTE
+    assert len(note) <= NOTE
     before = counts(room)
     assert publish() == receipt
     assert counts(room) == before
@@ -970,38 +983,38 @@ def test_a_row_of_a_shipped_model_asks_for_images_of_its_own_class():
 
 def test_every_model_says_of_its_point_what_the_table_says(receipt):
     """Each key alone, for every point; a point of a student's has the weights of its own checkpoint only."""
-    for point_ in few_points()["points"]:
-        card = json.loads(Path(f"artifacts/checkpoints/{point_['checkpoint']}/card.json").read_text())
-        model = client().get_logged_model(receipt["models"][point_["name"]])
+    for point_ in few_points().points:
+        card = json.loads(Path(f"artifacts/checkpoints/{point_.checkpoint}/card.json").read_text())
+        model = client().get_logged_model(receipt["models"][point_.name])
         keys = ("method", "checkpoint", "sampler", "trajectory", "recipe", "nfe", "seed", "n")
         params = {
             key: value for key, value in model.params.items() if key != "times"
         }  # which MLflow adds of a run's first
-        assert params == {key: str(point_[key]) for key in keys}
+        assert params == {key: str(getattr(point_, key)) for key in keys}
         tags = {key: value for key, value in model.tags.items() if not key.startswith("mlflow.")}
         weights = tags.pop("weights")
         assert ("files" in tags) == (weights == "here")
         tags.pop("files", None)
         assert tags == {
             "digest": card["digest"],
-            "recipe": point_["recipe"],
-            "trajectory": point_["trajectory"],
-            "nfe": f"{point_['nfe']:g}",
-            "point": point_["name"],
-            "method": point_["method"],
-            "fd": f"{point_['fd']:.4g}",
+            "recipe": point_.recipe,
+            "trajectory": point_.trajectory,
+            "nfe": f"{point_.nfe:g}",
+            "point": point_.name,
+            "method": point_.method,
+            "fd": f"{point_.fd:.4g}",
             "current": "true",
         }
-        assert weights in ("here", f"not here: checkpoints/{point_['checkpoint']}")
-        way = next(name for name, ps in pictures.ways(few_points()["points"]).items() if point_ in ps)
+        assert weights in ("here", f"not here: checkpoints/{point_.checkpoint}")
+        way = next(name for name, ps in pictures.ways(few_points().points).items() if point_ in ps)
         assert model.source_run_id == receipt["runs"][way]
-        assert (model.name, model.model_type) == (tracking._model_name(point_), "sampler")
+        assert (model.name, model.model_type) == (_model_name(point_), "sampler")
         logged = {metric.key: (metric.value, metric.step) for metric in model.metrics}
-        wanted = {key: point_[key] for key in SHOWN if point_[key] is not None}
-        assert logged == {key: (value, point_["nfe"]) for key, value in wanted.items()}
+        wanted = {key: value for key, value in point_.row().items() if key in SHOWN and value is not None}
+        assert logged == {key: (value, point_.nfe) for key, value in wanted.items()}
         if weights == "here":  # the step at which the run's page shows it
             steps = {each.model_id: each.step for each in client().get_run(model.source_run_id).outputs.model_outputs}
-            assert steps[model.model_id] == point_["nfe"]
+            assert steps[model.model_id] == point_.nfe
 
 
 def test_every_run_says_what_it_was_made_from(receipt):
@@ -1012,7 +1025,7 @@ def test_every_run_says_what_it_was_made_from(receipt):
     def card(name: str) -> dict:
         return json.loads(Path(f"artifacts/checkpoints/{name}/card.json").read_text())
 
-    about = {f"evaluate/{key}": str(value) for key, value in few_points()["about"].items()}
+    about = {f"evaluate/{key}": str(value) for key, value in few_points().about.items()}
     pages = {}
     for way, names in (("teacher ddim even", ["teacher"]), ("progressive", ["pd1", "pd2"]), ("consistency", ["cd"])):
         params, tags = told(receipt["runs"][way])
@@ -1038,22 +1051,21 @@ def test_every_run_says_what_it_was_made_from(receipt):
         assert tags == {"kind": "train", "current": "true", "parent": "none", **mine}
     params, tags = told(receipt["frontier"])
     pages["frontier"] = tags.pop("digest")
-    chosen = few_points()["recommended"]
-    assert tags == {"kind": "frontier", "current": "true", "recommended": chosen["name"], "reason": chosen["reason"]}
+    chosen = few_points().recommended
+    assert tags == {"kind": "frontier", "current": "true", "recommended": chosen.point.name, "reason": chosen.reason}
     metrics = client().get_run(receipt["frontier"]).data.metrics
-    assert metrics == {
-        f"floor_{key}": few_points()["floor"][key] for key in ("fd", "fd_se", "kid", "kid_se", "fd_pixels")
-    }
+    floor = columns(few_points().floor.metrics)
+    assert list(floor) == ["fd", "fd_se", "kid", "kid_se", "fd_pixels", "fd_pixels_se"]
+    assert metrics == {f"floor_{key}": value for key, value in floor.items()}
     assert len(set(pages.values())) == len(pages)
 
 
 def test_the_floor_is_a_level_line_under_all_ways(receipt):
     (run,) = client().search_runs([receipt["experiment_id"]], "tags.kind = 'floor'")
     assert run.info.run_name == "real against real"
-    floor = few_points()["floor"]
-    for key in ("fd", "fd_se", "kid", "kid_se", "fd_pixels"):
+    for key, value in columns(few_points().floor.metrics).items():
         logged = {metric.step: metric.value for metric in client().get_metric_history(run.info.run_id, key)}
-        assert logged == {1: floor[key], 2: floor[key], 4: floor[key]}
+        assert logged == {1: value, 2: value, 4: value}
 
 
 def test_the_receipt_and_the_experiment_s_page_tell_what_is_there(receipt):
@@ -1062,22 +1074,22 @@ def test_the_receipt_and_the_experiment_s_page_tell_what_is_there(receipt):
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     version = {"name": "sampler", "version": "1", "alias": "challenger", "point": "pd2-ddim-even-2"}
     assert receipt["version"] == version
-    assert receipt["ui"] == tracking.CHART.format(receipt["experiment_id"])
+    assert receipt["ui"] == CHART.format(receipt["experiment_id"])
     note = experiment.tags["mlflow.note.content"].splitlines()
-    chosen = few_points()["recommended"]
-    assert note[0] == f"Recommended: **pd2-ddim-even-2** (sampler version 1). {chosen['reason']}"
+    chosen = few_points().recommended
+    assert note[0] == f"Recommended: **pd2-ddim-even-2** (sampler version 1). {chosen.reason}"
     rows = [line.split(" | ")[0].removeprefix("| ") for line in note if " +- " in line]
-    assert rows == [p["name"] for p in sorted(few_points()["points"], key=lambda p: (p["nfe"], p["fd"]))]
-    assert "| pd2-ddim-even-2 | 2 | 1.7 +- 0.07 | 0.08 |" in note
+    assert rows == [p.name for p in sorted(few_points().points, key=lambda p: (p.nfe, p.fd))]
+    assert "| pd2-ddim-even-2 | 2 | 1.700 +- 0.068 | 0.08 |" in note
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # MLflow's advice when its pyfunc is imported
 @pytest.mark.parametrize(("calls", "step"), [(2.6, 3), (3.4, 3), (0.6, 1)])
 def test_a_point_of_a_mean_number_of_calls_is_shown_at_the_nearest_step(tmp_path, monkeypatch, calls, step):
     """As an adaptive sampler's: numbers, pictures, floor and model alike. Its own metric and tag tell it as it is."""
-    row = point("teacher", 4, 13.0, sampler="rk45") | {"nfe": calls}
-    write_files(tmp_path, table([row], row["name"]))
-    files, told, shown, kept = tracking._read(tmp_path, {}), [], [], []
+    row = dataclasses.replace(point("teacher", 4, 13.0, sampler="rk45"), nfe=calls)
+    write_files(tmp_path, table([row], row.name))
+    files, told, shown, kept = read(tmp_path, {}), [], [], []
     fake = SimpleNamespace(
         log_batch=lambda run, metrics, params, tags: told.extend(metrics),
         log_image=lambda run, image, key, step: shown.append((run, key, step)),
@@ -1085,27 +1097,27 @@ def test_a_point_of_a_mean_number_of_calls_is_shown_at_the_nearest_step(tmp_path
     monkeypatch.chdir(tmp_path)
     pyfunc, logged = importlib.import_module("mlflow.pyfunc"), SimpleNamespace(model_id="m")
     monkeypatch.setattr(pyfunc, "log_model", lambda **words: kept.append(words) or logged)
-    monkeypatch.setattr(tracking, "_seal", lambda *_: None)
-    book = tracking.Book(fake, "1")
-    (page,) = tracking._way_pages(book, files)
+    monkeypatch.setattr("tasks.tracking.models._seal", lambda *_: None)
+    book = Book(fake, "1")
+    (page,) = way_pages(book, files)
     page.fill("r")
     assert {(metric.step, metric.model_id) for metric in told} == {(step, "m")}
     assert {metric.key: metric.value for metric in told}["nfe"] == calls
     assert shown == [("r", "samples", 0), ("r", "samples", step)]
     assert (kept[0]["step"], kept[0]["tags"]["nfe"], kept[0]["params"]["nfe"]) == (step, f"{calls:g}", f"{calls}")
     told.clear()
-    tracking._floor_page(book, files).fill("r")
+    floor_page(book, files).fill("r")
     assert {metric.step for metric in told} == {step}
 
 
 def test_a_warning_stands_on_the_experiment_s_page(monkeypatch):
     shown, written = few_points(), []
-    shown["recommended"]["warnings"] = ["one", "two"]
+    shown = dataclasses.replace(shown, recommended=dataclasses.replace(shown.recommended, warnings=("one", "two")))
     fake = SimpleNamespace(
         get_experiment=lambda number: SimpleNamespace(tags={}),
         set_experiment_tag=lambda *words: written.append(words),
     )
-    tracking._note(tracking.Book(fake, "7"), tracking.Files(Path(), shown, {}, {}), "m", "3")
+    write_note(Book(fake, "7"), Files(Path(), shown, {}, {}), "m", "3")
     ((number, key, note),) = written
     assert (number, key) == ("7", "mlflow.note.content")
     assert "(m version 3)" in note
@@ -1121,14 +1133,14 @@ def test_a_warning_stands_on_the_experiment_s_page(monkeypatch):
     ],
 )
 def test_weights_go_with_the_recommended_point_or_a_student_s_best(recommended, carried):
-    files = tracking.Files(Path(), table(few_points()["points"], recommended), {}, {})
-    assert {p["name"] for p in files.table["points"] if tracking._carries(files, p)} == carried
+    files = Files(Path(), table(few_points().points, recommended), {}, {})
+    assert {p.name for p in files.frontier.points if carries(files, p)} == carried
 
 
 def test_a_run_that_a_killed_publisher_left_is_marked_killed_and_no_longer_current(room, monkeypatch):
     """By its own name and no other's: what it had logged is not current either."""
     with monkeypatch.context() as patch:
-        patch.setattr(tracking, "_log_images", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("tasks.tracking.pages._log_images", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         patch.setattr("mlflow.start_run", started := Unfinished())
         with pytest.raises(KeyboardInterrupt):
             publish()
@@ -1171,7 +1183,7 @@ def test_all_pages_of_an_answer_are_read():
 
     pages = {None: Answer([1, 2]), "a": Answer(), "b": Answer([3])}
     pages[None].token, pages["a"].token = "a", "b"
-    assert list(tracking._all(pages.get)) == [1, 2, 3]
+    assert list(every(pages.get)) == [1, 2, 3]
 
 
 def test_of_more_logged_models_than_a_page_holds_all_are_seen():
@@ -1185,8 +1197,8 @@ def test_of_more_logged_models_than_a_page_holds_all_are_seen():
         asked.append((experiments, filter_string, page_token))
         return second if page_token else first
 
-    book = tracking.Book(SimpleNamespace(search_logged_models=search), "7")
-    assert list(tracking._logged(book, "name = 'x'")) == ["a", "b", "c"]
+    book = Book(SimpleNamespace(search_logged_models=search), "7")
+    assert list(logged(book, "name = 'x'")) == ["a", "b", "c"]
     assert asked == [(["7"], "name = 'x'", None), (["7"], "name = 'x'", "more")]
 
 
@@ -1200,7 +1212,7 @@ def test_of_more_runs_than_a_page_holds_all_are_seen():
         data = SimpleNamespace(tags={"digest": digest, "current": "true"})
         return SimpleNamespace(info=SimpleNamespace(run_id=name, status="FINISHED"), data=data)
 
-    page = tracking.Page("way", "a", {}, lambda run: pytest.fail("logged again"))
+    page = Page("way", "a", {}, lambda run: pytest.fail("logged again"))
     first, second, marked = Answer([run("x", "gone")]), Answer([run("y", page.digest), run("z", "gone too")]), []
     first.token = "more"
     fake = SimpleNamespace(
@@ -1208,21 +1220,43 @@ def test_of_more_runs_than_a_page_holds_all_are_seen():
         set_tag=lambda *words: marked.append(words),
         search_logged_models=lambda *_, **__: Answer(),
     )
-    assert tracking._enter(tracking.Book(fake, "7"), [page]) == {page.digest: "y"}
+    assert enter(Book(fake, "7"), [page]) == {page.digest: "y"}
     assert marked == [("x", "current", "false"), ("z", "current", "false")]
 
 
-def entered(files: tracking.Files) -> dict[str, str]:
+def entered(files: Files) -> dict[str, str]:
     """The digest of each page, by its name."""
-    book = tracking.Book(None, "1")
-    pages = [*tracking._way_pages(book, files), tracking._floor_page(book, files), tracking._frontier_page(book, files)]
-    return {page.name: page.digest for page in (*pages, *tracking._train_pages(book, files))}
+    book = Book(None, "1")
+    pages = [*way_pages(book, files), floor_page(book, files), frontier_page(book, files)]
+    return {page.name: page.digest for page in (*pages, *train_pages(book, files))}
 
 
-def test_a_run_is_new_where_anything_that_it_shows_is_another(tmp_path):
+def another(value: object) -> object:
+    return {str: f"another {value}", tuple: (1.0, 0.0, 0.0)}.get(type(value), 9)
+
+
+def other_metrics(metrics: dict[str, Estimate]) -> Iterator[dict[str, Estimate]]:
+    """Each number of each metric alone, and each metric left out but the first."""
+    for number, (name, each) in enumerate(metrics.items()):
+        yield metrics | {name: dataclasses.replace(each, value=9.0)}
+        yield metrics | {name: dataclasses.replace(each, se=9.0)}
+        if number:
+            yield {key: value for key, value in metrics.items() if key != name}
+
+
+def others(point_: Point) -> Iterator[tuple[str, object]]:
+    """(a field, another value of it), but for those that name it and those that all points share."""
+    named = {"way", "best", "name", "checkpoint", "method", "n", "seed", "features", "weights", "metrics"}
+    for key, value in vars(point_).items():
+        if key not in named:
+            yield key, float(another(value)) if isinstance(value, float) else another(value)
+    yield from (("metrics", metrics) for metrics in other_metrics(point_.metrics))
+
+
+def test_a_run_is_new_where_anything_that_it_shows_is_another(tmp_path, monkeypatch):
     """Each key and each file alone: the pages that show it, and no other, have another digest."""
     write_files(tmp_path, few_points())
-    first = entered(files := tracking._read(tmp_path, {"seed": 0, "a": {"b": 1}}))
+    first = entered(files := read(tmp_path, {"seed": 0, "a": {"b": 1}}))
     ways, floor = {"teacher ddim even", "progressive", "consistency"}, "real against real"
     trained = {"train teacher", "train cd", "train pd1", "train pd2"}
     assert set(first) == {*ways, *trained, floor, "frontier"}
@@ -1232,18 +1266,22 @@ def test_a_run_is_new_where_anything_that_it_shows_is_another(tmp_path):
         now = entered(dataclasses.replace(files, **parts))
         return {name for name in first if now[name] != first[name]}
 
-    table = files.table
-    for number, row in enumerate(table["points"]):
-        for key in row.keys() - {"way", "best", "name", "checkpoint", "method"}:
-            points = [*table["points"]]
-            points[number] = row | {key: 9 if key == "nfe" else f"another {row[key]}"}
-            (way,) = (name for name, alike in pictures.ways(table["points"]).items() if row in alike)
-            assert changed(table=table | {"points": points}) == {way, *([floor] if key == "nfe" else [])}, key
-    for key, value in table["about"].items():
-        about = table["about"] | {key: f"another {value}"}
-        assert changed(table=table | {"about": about}) == {*ways, floor}, key
-    for key in ("fd", "fd_se", "kid", "kid_se", "fd_pixels"):
-        assert changed(table=table | {"floor": table["floor"] | {key: 9.0}}) == {floor}, key
+    shown = files.frontier
+    for number, each in enumerate(shown.points):
+        for key, other in others(each):
+            (way,) = (name for name, alike in pictures.ways(shown.points).items() if each in alike)
+            other_way = changed(frontier=but(shown, number, **{key: other}))
+            assert other_way == {way, *([floor] if key == "nfe" else [])}, (key, other)
+    for key in ("n", "seed", "features", "weights"):
+        of_all = [dataclasses.replace(each, **{key: another(getattr(each, key))}) for each in shown.points]
+        assert changed(frontier=of(shown, of_all)) == {*ways, floor}, key
+    assert changed(frontier=dataclasses.replace(shown, data="another")) == {*ways, floor}
+    with monkeypatch.context() as patch:
+        patch.setattr("diffcore.metrics.frontier.RESAMPLES", 9)
+        assert changed() == {*ways, floor}
+    for metrics in other_metrics(shown.floor.metrics):
+        least = dataclasses.replace(shown.floor, metrics=metrics)
+        assert changed(frontier=dataclasses.replace(shown, floor=least)) == {floor}
     for name, way in (("teacher", "teacher ddim even"), ("pd1", "progressive"), ("pd2", "progressive")):
         for key, value in files.cards[name].items():
             card = files.cards[name] | {key: f"another {value}"}
@@ -1266,7 +1304,7 @@ def test_a_run_is_new_where_anything_that_it_shows_is_another(tmp_path):
 
 def test_pages_of_another_kind_or_name_are_other_pages():
     same = [("way", "a"), ("way", "b"), ("train", "a")]
-    assert len({tracking.Page(kind, name, {"x": 1}, lambda run: None).digest for kind, name in same}) == 3
+    assert len({Page(kind, name, {"x": 1}, lambda run: None).digest for kind, name in same}) == 3
 
 
 def test_a_server_that_takes_the_connection_and_says_nothing_is_waited_for_seconds(monkeypatch):
@@ -1276,9 +1314,9 @@ def test_a_server_that_takes_the_connection_and_says_nothing_is_waited_for_secon
         asked.append((url, words))
         raise TimeoutError("timed out")
 
-    monkeypatch.setattr(tracking.urllib.request, "urlopen", silent)
+    monkeypatch.setattr("urllib.request.urlopen", silent)
     with pytest.raises(Mistake, match="MLflow at http://h:1/a/ does not answer: timed out"):
-        tracking._ask("http://h:1/a/")
+        ask("http://h:1/a/")
     ((url, words),) = asked
     assert url == "http://h:1/a/health"
     assert 0 < words["timeout"] <= 10
@@ -1287,13 +1325,13 @@ def test_a_server_that_takes_the_connection_and_says_nothing_is_waited_for_secon
 def test_what_mlflow_takes_as_a_key_and_a_value():
     heard = []
     fake = SimpleNamespace(log_batch=lambda run, **parts: heard.append((run, parts)))
-    tracking._log(tracking.Book(fake, "1"), "r", [], {"a(b)/c.d-e f:g": "x" * 900, "k" * 300: None}, {"t,": 3})
+    _log(Book(fake, "1"), "r", [], {"a(b)/c.d-e f:g": "x" * 900, "k" * 300: None}, {"t,": 3})
     ((run, parts),) = heard
     assert run == "r"
     params = {each.key: each.value for each in parts["params"]}
     assert params == {"a_b_/c.d-e f:g": "x" * 500, "k" * 250: "None"}
     assert [(tag.key, tag.value) for tag in parts["tags"]] == [("t_", "3")]
-    assert tracking._flat({"a": {"b": {"c": 1}}, "d": None}) == {"a.b.c": 1, "d": None}
+    assert _flat({"a": {"b": {"c": 1}}, "d": None}) == {"a.b.c": 1, "d": None}
 
 
 @pytest.mark.parametrize(
@@ -1310,12 +1348,12 @@ def test_what_mlflow_takes_as_a_key_and_a_value():
     ],
 )
 def test_a_folder_of_this_machine_is_known_by_its_address(location, folder):
-    assert tracking._local(location) == (folder and Path(folder))
+    assert _local(location) == (folder and Path(folder))
 
 
-def shipped(folder: Path, files: tracking.Files, point_: dict) -> None:
+def shipped(folder: Path, files: Files, point_: dict) -> None:
     """As MLflow keeps a model: what is shipped under artifacts/, and files of its own."""
-    for name in tracking._shipped(files, point_):
+    for name in _shipped(files, point_):
         source = name.removeprefix("artifacts/")
         source = Path("artifacts") / (source if source == "gamma.json" else f"checkpoints/{source}")
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -1327,16 +1365,15 @@ def shipped(folder: Path, files: tracking.Files, point_: dict) -> None:
 def test_every_file_that_is_shipped_is_verified_where_it_lies(room, tmp_path, sampler, monkeypatch):
     """In a folder of this machine and in a store elsewhere, which is asked for the recommended point's alone."""
     shown = few_points()
-    shown["points"][3] |= {"sampler": sampler}
-    shown["recommended"]["name"] = shown["points"][3]["name"]
-    write_files(room / "artifacts", shown)
-    files, point_ = tracking._read(room / "artifacts", {}), shown["points"][3]
+    shown = but(table(shown.points, shown.points[3].name), 3, sampler=sampler)
+    shown = write_files(room / "artifacts", shown)
+    files, point_ = read(room / "artifacts", {}), shown.points[3]
     wanted = {f"artifacts/pd1/{name}" for name in (WEIGHTS, "unet/config.json", "card.json")}
     wanted |= {"artifacts/gamma.json"} if sampler == "analytic" else set()
-    assert set(tracking._shipped(files, point_)) == wanted
+    assert set(_shipped(files, point_)) == wanted
     here = tmp_path / "held"
     shipped(here, files, point_)
-    seal = disk.digest(tracking._digests(here))
+    seal = disk.digest(_digests(here))
     near = SimpleNamespace(artifact_location=str(here), tags={"files": seal})
     far = SimpleNamespace(artifact_location="s3://bucket/x", tags={})
     fetched = []
@@ -1347,19 +1384,19 @@ def test_every_file_that_is_shipped_is_verified_where_it_lies(room, tmp_path, sa
 
     monkeypatch.setattr("mlflow.artifacts.download_artifacts", fetch)
     for model in (near, far):
-        assert tracking._fault(files, point_, model) is None
+        assert _fault(files, point_, model) is None
     for name in sorted(wanted):
         content = (here / name).read_bytes()
         for damage, told in ((lambda path: flip(path), "changed"), (lambda path: path.unlink(), "missing")):
             damage(here / name)
             for model in (near, far):
-                assert tracking._fault(files, point_, model) == f"{name} is {told}"
+                assert _fault(files, point_, model) == f"{name} is {told}"
             (here / name).write_bytes(content)
     (here / "MLmodel").write_text("another")
-    assert tracking._fault(files, point_, near) == "a file of it was changed"
-    assert tracking._fault(files, point_, far) is None
+    assert _fault(files, point_, near) == "a file of it was changed"
+    assert _fault(files, point_, far) is None
     (here / "MLmodel").unlink()
-    assert "is missing" in tracking._fault(files, point_, far)
+    assert "is missing" in _fault(files, point_, far)
     assert set(fetched) == {"s3://bucket/x"}
 
     def refuse(**_):
@@ -1367,9 +1404,9 @@ def test_every_file_that_is_shipped_is_verified_where_it_lies(room, tmp_path, sa
 
     with monkeypatch.context() as patch:
         patch.setattr("mlflow.artifacts.download_artifacts", refuse)
-        assert tracking._fault(files, point_, far) == "gone"
+        assert _fault(files, point_, far) == "gone"
     fetched.clear()
-    assert tracking._fault(files, shown["points"][0], far) is None
+    assert _fault(files, shown.points[0], far) is None
     assert fetched == []
 
 
@@ -1378,24 +1415,24 @@ def test_publishers_of_one_database_wait_for_each_other_whatever_folder_they_are
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     for address, lock in (
-        (f"sqlite:///{tmp_path}/books/mlflow.db", tmp_path / "books" / tracking.LOCK),
-        ("http://127.0.0.1:1", tmp_path / "here" / tracking.LOCK),
+        (f"sqlite:///{tmp_path}/books/mlflow.db", tmp_path / "books" / LOCK),
+        ("http://127.0.0.1:1", tmp_path / "here" / LOCK),
     ):
         waited = []
-        with tracking.alone(address):
+        with alone(address):
             assert lock.exists()
-            real = tracking.fcntl.flock
+            real = fcntl.flock
             with monkeypatch.context() as patch:
                 patch.setattr(
-                    tracking.fcntl,
+                    fcntl,
                     "flock",
                     lambda file, how, r=real, w=waited: w.append(how) or r(file, how | fcntl.LOCK_NB),
                 )
-                with pytest.raises(BlockingIOError), tracking.alone(address, "waiting: another"):
+                with pytest.raises(BlockingIOError), alone(address, "waiting: another"):
                     pytest.fail("two at once")
         assert capsys.readouterr().out == "waiting: another\n"
         assert waited == [fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_EX]
-        with tracking.alone(address, "waiting: another"):
+        with alone(address, "waiting: another"):
             assert capsys.readouterr().out == ""
 
 
@@ -1404,14 +1441,14 @@ def test_a_server_s_database_is_held_until_the_server_has_answered_whoever_made_
     monkeypatch.setattr(database, "ready", lambda path: f"{path.name} was brought on")
     before = os.umask(0)
     try:
-        with tracking.prepared(f"sqlite:///{tmp_path}/mlflow.db", "waiting"):
+        with prepared(f"sqlite:///{tmp_path}/mlflow.db", "waiting"):
             assert capsys.readouterr().out == "mlflow.db was brought on\n"
-            assert (tmp_path / tracking.LOCK).stat().st_mode & 0o777 == 0o666
-            with open(tmp_path / tracking.LOCK) as lock, pytest.raises(BlockingIOError):
+            assert (tmp_path / LOCK).stat().st_mode & 0o777 == 0o666
+            with open(tmp_path / LOCK) as lock, pytest.raises(BlockingIOError):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     finally:
         os.umask(before)
-    with open(tmp_path / tracking.LOCK) as lock:
+    with open(tmp_path / LOCK) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
@@ -1455,12 +1492,12 @@ def test_what_mlflow_refuses_is_one_line_and_a_fault_of_the_machine_s_or_ours_is
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     }
-    monkeypatch.setattr(tracking.dvc_environment, "nameless", lambda folder: {"A_NAME": f"uid-1 in {folder}"})
+    monkeypatch.setattr("tasks.dvc_environment.nameless", lambda folder: {"A_NAME": f"uid-1 in {folder}"})
     for name in (*quiet, "A_NAME"):
         monkeypatch.delenv(name, raising=False)
     error = raised(*error) if isinstance(error, tuple) else error
 
-    @tracking._explained("http://h:1")
+    @explained("http://h:1")
     def publishing() -> None:
         print("chatter")
         print("more", file=sys.stderr)
@@ -1497,24 +1534,26 @@ def test_publishing_goes_to_the_address_that_is_set_or_to_a_file_here_and_tells_
     if address is not None:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     heard = []
-    monkeypatch.setattr(tracking, "_read", lambda folder, parameters: ("files", folder, parameters))
-    monkeypatch.setattr(tracking, "_ask", lambda *words: heard.append(words))
-    monkeypatch.setattr(tracking, "_open", lambda *words: words[2].append("made a book") or words[:2])
+    monkeypatch.setattr("tasks.tracking.publishing.read", lambda folder, parameters: ("files", folder, parameters))
+    monkeypatch.setattr("tasks.tracking.publishing.ask", lambda *words: heard.append(words))
+    monkeypatch.setattr(
+        "tasks.tracking.publishing.open_book", lambda *words: words[2].append("made a book") or words[:2]
+    )
 
     def published(*words) -> dict:
         print("chatter")
         heard.append(words)
-        with open(tracking.LOCK) as lock, pytest.raises(BlockingIOError):
+        with open(LOCK) as lock, pytest.raises(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return {"runs": {}}
 
-    monkeypatch.setattr(tracking, "_publish", published)
-    assert tracking.publish(tmp_path, "e", "m", {"seed": 1}) == {"runs": {}, "tracking_uri": named}
+    monkeypatch.setattr("tasks.tracking.publishing._publish", published)
+    assert publishing.publish(tmp_path, "e", "m", {"seed": 1}) == {"runs": {}, "tracking_uri": named}
     assert heard == [(used,), (("files", tmp_path, {"seed": 1}), (used, "e"), "m")]
     assert capsys.readouterr().out == "publish: made a book\n"
-    monkeypatch.setattr(tracking, "_publish", lambda *_: 1 / 0)
+    monkeypatch.setattr("tasks.tracking.publishing._publish", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        tracking.publish(tmp_path, "e", "m", {"seed": 1})
+        publishing.publish(tmp_path, "e", "m", {"seed": 1})
     assert capsys.readouterr().out == "publish: made a book\n"
 
 
@@ -1527,45 +1566,48 @@ def test_an_experiment_is_opened_in_a_database_that_is_ready_and_made_where_ther
         create_experiment=lambda name, tags: done.append((name, tags)) or "5",
     )
     monkeypatch.setattr(database, "ready", lambda path: done.append(path) or f"{path} was brought on")
-    monkeypatch.setattr(tracking, "_client", lambda address: done.append(address) or fake)
+    monkeypatch.setattr("tasks.tracking.client._client", lambda address: done.append(address) or fake)
     made = [("e", {"mlflow.experimentKind": "custom_model_development"})] if stage is None else []
     for address, readied in (("sqlite:///a/b.db", [Path("a/b.db")]), ("http://h:1", [])):
         done.clear()
         with pytest.raises(Mistake, match="'e' was deleted") if stage == "deleted" else contextlib.nullcontext():
-            assert tracking._open(address, "e", aloud) == tracking.Book(fake, "5" if stage is None else "4", aloud)
+            assert open_book(address, "e", aloud) == Book(fake, "5" if stage is None else "4", aloud)
         assert done == [*readied, address, "e", *made]
         assert aloud == ["a/b.db was brought on"]
 
 
 def test_a_recommended_point_that_the_table_has_not_is_refused(tmp_path):
     write_files(tmp_path, few_points())
-    disk.write_sealed(tmp_path / "frontier.json", table(few_points()["points"], "pd3"))
-    with pytest.raises(Mistake, match=r"frontier\.json recommends 'pd3', none of its points; run the stage `frontier`"):
-        tracking._read(tmp_path, {})
+    found = disk.read_sealed(tmp_path / "frontier.json", SCHEMA_OF_FRONTIERS, "x")
+    found["recommended"]["name"] = "pd3"
+    disk.write_sealed(tmp_path / "frontier.json", found)
+    with pytest.raises(
+        Mistake, match=r"frontier\.json is not .*it recommends 'pd3', none of its points\); run the stage `frontier`"
+    ):
+        read(tmp_path, {})
 
 
 def test_a_place_where_no_lock_can_lie_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     words = r"MLflow at sqlite:.* cannot be written to: .*file/\.mlflow\.lock: "
-    with pytest.raises(Mistake, match=words), tracking.alone(f"sqlite:///{tmp_path}/file/mlflow.db"):
+    with pytest.raises(Mistake, match=words), alone(f"sqlite:///{tmp_path}/file/mlflow.db"):
         pytest.fail("held")
 
 
 def test_a_table_for_spreadsheets_that_says_anything_else_is_damaged(tmp_path):
     """Each field alone, a row too many or too few, and rows in another order."""
     points = [point("progressive", k, 1.5 / k) for k in (2, 1)]
-    keys = list(points[0])
+    keys = list(points[0].row())
 
-    def text(point_: dict, key: str) -> str:
-        value = point_[key]
-        return " ".join(map(str, value)) if key == "times" else "" if value is None else str(value)
+    def text(value: object) -> str:
+        return "" if value is None else " ".join(map(str, value if isinstance(value, tuple) else [value]))
 
     def check(rows: list[list[str]]) -> None:
         with open(tmp_path / "frontier.csv", "w", newline="") as file:
             csv.writer(file).writerows([keys, *rows])
-        tracking._check_rows(tmp_path / "frontier.csv", points)
+        _check_rows(tmp_path / "frontier.csv", points)
 
-    rows = [[text(point_, key) for key in keys] for point_ in points]
+    rows = [[text(value) for value in each.row().values()] for each in points]
     check(rows)
     for number in range(len(keys)):
         changed = [*rows[0]]

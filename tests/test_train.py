@@ -19,7 +19,7 @@ from diffcore.data.manifest import Manifest
 from diffcore.denoisers.denoiser import Condition
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
-from diffcore.metrics import quality
+from diffcore.metrics import bootstrap
 from diffcore.nets import unet
 from diffcore.noise.schedule import SCHEDULES, Cosine, Discrete, Linear, variance_preserving
 from diffcore.noise.trajectory import even
@@ -35,7 +35,7 @@ from tests.test_unet import FAMILY, stirred
 
 @pytest.mark.parametrize("p", [0.0, 0.3])
 def test_a_line_s_own_dropout_is_its_student_s_and_not_its_teacher_s(p, tmp_path, monkeypatch):
-    monkeypatch.setattr(quality, "RESAMPLES", 10)
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 10)
     found = make(tmp_path, monkeypatch, 0, False)
     jobs = {}
     monkeypatch.setattr(train, "_train", lambda name, job, *_: jobs.update({name: job}))
@@ -51,7 +51,7 @@ def test_a_line_s_own_dropout_is_its_student_s_and_not_its_teacher_s(p, tmp_path
 @pytest.fixture
 def keyed(tmp_path, monkeypatch):
     """(parameters, the key of a saved state of `cd`'s training with given ones)."""
-    monkeypatch.setattr(quality, "RESAMPLES", 10)
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 10)
     found, keys = make(tmp_path, monkeypatch, 0, False), []
     monkeypatch.setattr(train, "Resume", lambda root, name, key, say: keys.append(key) or 1 / 0)
 
@@ -508,7 +508,7 @@ NUMBERS = {"discrete": {"betas": [0.1, 0.3, 0.5, 0.9]}}
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_schedule_goes_from_the_file_to_a_measured_student(name, tmp_path, monkeypatch):
     """Trained, distilled, Gamma estimated, times searched and fitted, measured; and written so that it is read again."""
-    monkeypatch.setattr(quality, "RESAMPLES", 10)
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 10)
     chosen = {"network": SHAPE, **FIT, "schedule": {"name": name, **NUMBERS.get(name, {})}}
     lines = {
         "pd2": {"method": "progressive", **FROM, "steps": 2, **FIT},

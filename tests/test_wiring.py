@@ -18,7 +18,10 @@ from diffcore.data.ledger import Unfinished
 from diffcore.data.manifest import Manifest
 from diffcore.data.read import load_resident
 from diffcore.denoisers.network import NetDenoiser
-from diffcore.metrics import quality
+from diffcore.metrics import bootstrap
+from diffcore.metrics.estimate import Estimate
+from diffcore.metrics.frontier import Frontier
+from diffcore.metrics.reference import Reference
 from diffcore.nets import unet
 from diffcore.noise.schedule import Cosine
 from diffcore.noise.trajectory import even
@@ -37,8 +40,8 @@ from tasks import (
     report,
     search,
     shard,
-    tracking,
 )
+from tasks.tracking import publishing
 from tests import test_measure
 from tests.test_measure import FIT, FROM, make, measure_all, names
 from tests.test_unet import stirred
@@ -78,7 +81,7 @@ DISTINCT = {
 def finished(tmp_path_factory):
     """A project with classes and images held out, up to its search; one student is guided, one has steps of its own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quality, "RESAMPLES", 10)
+        patch.setattr(bootstrap, "RESAMPLES", 10)
         patch.setattr(test_measure, "SMALL", {**test_measure.SMALL, **DISTINCT})
         patch.setattr(gamma, "estimate", lambda _: None)
         with patch.context() as later:
@@ -316,8 +319,8 @@ def test_costs_of_a_search_stand_by_the_steps_they_are_of(decoder, project):
 
 def test_what_all_points_are_measured_with_is_what_the_file_says(project, monkeypatch):
     """Compared with the images that were trained on; the floor is of those held out."""
-    opened, referred = heard(monkeypatch, read, "open_images", ...), heard(monkeypatch, quality.Reference, "of", ...)
-    looked, floors = heard(monkeypatch, quality, "look", ...), heard(monkeypatch, quality, "floor", ...)
+    opened, referred = heard(monkeypatch, read, "open_images", ...), heard(monkeypatch, Reference, "of", ...)
+    looked, floors = heard(monkeypatch, measure, "look", ...), heard(monkeypatch, measure.floor, "floor", ...)
     bench = measure.Bench(project, "teacher")
     assert looked == floors == []
     bench.floor()
@@ -362,16 +365,13 @@ def test_a_point_is_measured_as_the_file_says_and_says_so(held_out, project, mon
     monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(measure.Sampler, "draw", draws)
     monkeypatch.setattr(measure.Sampler, "warm_up", warm)
-    score = quality.Quality(1.0, 0.1, 2.0, 0.2, 3.0, 0.3, 12)
-    scores, fidelities = heard(monkeypatch, quality, "measure", score), []
-    monkeypatch.setattr(quality, "fidelity", lambda *words: fidelities.append(words) or quality.Fidelity(4.0, 0.4))
-    shares = heard(monkeypatch, quality, "accuracy", quality.Share(0.5, 0.05))
-    bits = heard(monkeypatch, measure.likelihood, "of", SimpleNamespace(mean=6.0, se=0.6))
+    score = {"fd": Estimate(1.0, 0.1), "kid": Estimate(2.0, 0.2), "accuracy": Estimate(0.5, 0.05)}
+    subjects = heard(monkeypatch, measure.measures, "measure", score)
     real, asked = load_resident(paths.DATA), load_resident(paths.HOLDOUT if held_out else paths.DATA)
     chosen, found = rng.some(4, len(asked), 19, "likelihood"), {}
     for bench, plan in plans:
         bench.teacher = samples + 1 if found else None
-        for calls in (drawn, warmed, scores, fidelities, shares, bits):
+        for calls in (drawn, warmed, subjects):
             calls.clear()
         opened, cached = bench.opened, plan.recipe.deepcache is not None
         returned, point = bench.measure(plan)
@@ -386,17 +386,16 @@ def test_a_point_is_measured_as_the_file_says_and_says_so(held_out, project, mon
         assert (sampler.trajectory, sampler.denoiser.grid) == (plan.times, opened.denoiser.grid)
         assert repr(sampler.solver) == repr(made.solver)
         assert type(sampler.denoiser.inner) is type(made.denoiser)
-        assert [call.words for call in scores] == [(samples, bench.reference, bench.network, 3)]
-        assert [words[0] is samples and words[1] is bench.teacher for words in fidelities] == [True] * bool(found)
-        (call,) = shares
-        assert (call.words[0] is samples, call.words[1] is bench.labels, call.words[3] is bench.network) == (True,) * 3
-        assert torch.equal(call.words[2], real.labels)
-        assert len(bits) == (not cached)
-        for call in bits:
-            asked_of, images, *rest, condition = call.words
-            assert (asked_of.trajectory, rest) == (plan.times, [19, 2, 5])
-            assert torch.equal(images, to_float(asked.pixels[chosen]))
-            assert condition.labels.tolist() == asked.labels[chosen].tolist()
+        ((subject,),) = (call.words for call in subjects)
+        assert (subject.samples is samples, subject.teacher is bench.teacher) == (True, True)
+        assert (subject.reference, subject.features, subject.seed) == (bench.reference, bench.network, 3)
+        assert subject.classes is bench.labels
+        assert torch.equal(subject.real_classes, real.labels)
+        assert (subject.model is None) == cached
+        if model := subject.model:
+            assert (model.sampler.trajectory, model.seed, model.probes, model.batch) == (plan.times, 19, 2, 5)
+            assert torch.equal(model.images, to_float(asked.pixels[chosen]))
+            assert model.condition.labels.tolist() == asked.labels[chosen].tolist()
         found[plan.name] = vars(point), [words[1:3] for words in warmed]
         assert vars(point) == {
             "name": plan.name,
@@ -408,14 +407,9 @@ def test_a_point_is_measured_as_the_file_says_and_says_so(held_out, project, mon
             "trajectory": plan.trajectory,
             "recipe": json.dumps(plan.recipe.to_json(), sort_keys=True),
             "nfe": 2.5,
-            **vars(score),
-            "rmse_teacher": 4.0 if len(found) > 1 else None,
-            "rmse_teacher_se": 0.4 if len(found) > 1 else None,
-            "accuracy": 0.5,
-            "accuracy_se": 0.05,
-            "bits": None if cached else 6.0,
-            "bits_se": None if cached else 0.6,
+            "metrics": score,
             "ms_per_image": 500.0,
+            "n": 12,
             "seed": 3,
             "weights": opened.card.weights,
             "features": bench.network.digest,
@@ -442,7 +436,7 @@ def test_no_bits_are_asked_for_where_no_images_are(project, monkeypatch):
     changed = dataclasses.replace(project, evaluate=dataclasses.replace(project.evaluate, likelihood=none))
     bench = measure.Bench(changed, "teacher")
     plan = next(plan for plan in measure.plan(bench) if plan.recipe.to_json()["sampler"] == "analytic")
-    assert bench._bits(plan, bench.opened, bench.sampler(plan)) is None
+    assert bench._model(plan, bench.sampler(plan)) is None
 
 
 def few(project: params.Params) -> params.Params:
@@ -472,7 +466,7 @@ def test_what_the_evaluation_writes_and_shows(project, monkeypatch, capsys):
     shown = {name: pictures.tiles(paths.SAMPLES / f"{name}.png") for name in names}
     for number, point in enumerate(table["points"]):
         assert shown[point["name"]].shape == (4, 4, 4, 1)
-        assert (point["rmse_teacher"] is None) == (number == 0)
+        assert ("rmse_teacher" in point["metrics"]) == (number > 0)
     (call,) = sheets
     best = [point["name"] for point in table["points"] if point["best"]]
     assert [label for label, _ in call.words[0]] == [*best, "real"]
@@ -481,10 +475,12 @@ def test_what_the_evaluation_writes_and_shows(project, monkeypatch, capsys):
     real = load_resident(paths.DATA).pixels[:4].permute(0, 2, 3, 1)
     assert call.words[0][-1][1].tolist() == real.tolist()
     assert {path.name for path in paths.SAMPLES.iterdir()} == {"all.png", *(f"{name}.png" for name in names)}
-    assert [call.words for call in drawn] == [(table, paths.ARTIFACTS / "frontier.png")]
+    written = Frontier.read(paths.FRONTIER, "x")
+    assert [call.words for call in drawn] == [(written, paths.ARTIFACTS / "frontier.png")]
     assert [call.words for call in curves] == [({"pd": paths.CURVES / "pd.csv"}, paths.ARTIFACTS / "curves.png")]
     assert [call.words[1:] for call in chosen] == [(1.7,)]
     assert (paths.ARTIFACTS / "frontier.csv").read_text() == chosen[0].words[0].to_csv()
+    assert written == dataclasses.replace(chosen[0].words[0], recommended=chosen[0].words[0].recommend(1.7))
     assert table["about"]["data"] == checkpoint.read_card(paths.CHECKPOINTS / "teacher").data
     assert len(kept) == 2
     said = capsys.readouterr().out.splitlines()
@@ -519,7 +515,7 @@ def test_what_cannot_be_sampled_or_stands_there_twice_is_told_before_anything_is
 
 def test_what_is_published_is_what_the_file_names_and_the_receipt_is_kept(project, monkeypatch, capsys):
     receipt = {"runs": {"a": "1", "b": "2"}, "tracking_uri": "sqlite:///here.db", "ui": "#"}
-    calls = heard(monkeypatch, tracking, "publish", receipt)
+    calls = heard(monkeypatch, publishing, "publish", receipt)
     found = dataclasses.replace(project, publish=dataclasses.replace(project.publish, experiment="e", model="m"))
     publish.publish(found)
     assert [call.words for call in calls] == [(paths.ARTIFACTS, "e", "m", project.raw)]
@@ -587,21 +583,20 @@ def test_dvc_is_started_with_its_words_and_the_surroundings_it_needs(project, mo
 
 def test_a_report_shows_the_table_the_recommendation_its_warnings_and_where_to_look(project, monkeypatch, capsys):
     card = checkpoint.read_card(paths.CHECKPOINTS / "v")
-    points = [
-        {"name": "a", "checkpoint": "teacher"},
-        {"name": "b", "checkpoint": "v", "checkpoint_digest": card.digest},
-    ]
-    chosen = {"name": "b", "reason": "it is best", "warnings": ["one", "two"]}
+    point = SimpleNamespace(name="b", checkpoint="v", checkpoint_digest=card.digest)
+    chosen = SimpleNamespace(point=point, reason="it is best", warnings=("one", "two"))
     with pytest.raises(Mistake, match=r"frontier\.json is missing; run the pipeline first"):
         report.report()
-    disk.write_sealed(paths.FRONTIER, {"schema": report.SCHEMA, "points": points, "recommended": chosen})
-    monkeypatch.setattr(report.Frontier, "from_json", lambda found: SimpleNamespace(table=lambda: "the table"))
+    paths.FRONTIER.touch()
+    shown = SimpleNamespace(table=lambda: "the table", recommended=chosen)
+    read = heard(monkeypatch, report.Frontier, "read", shown)
     pictures_ = "pictures: artifacts/frontier.png, samples of every point: artifacts/samples/all.png"
     lines = ["the table", "recommended: b", "  it is best", "  warning: one", "  warning: two"]
     lines += ["  the checkpoint is artifacts/checkpoints/v", "", pictures_]
     report.report()
     none = f"MLflow: nothing is published, there is no {paths.PUBLISHED}; run the stage `publish` again"
     assert capsys.readouterr().out.splitlines() == [*lines, none]
+    assert [call.words for call in read] == [(paths.FRONTIER, paths.again("evaluate"))]
     disk.write_sealed(paths.PUBLISHED, {"tracking_uri": "http://127.0.0.1:5", "ui": "#x"})
     report.report()
     assert capsys.readouterr().out.splitlines() == [*lines, "MLflow: http://127.0.0.1:5/#x"]

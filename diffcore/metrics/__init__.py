@@ -1,1 +1,1 @@
-"""What samples are worth: feature networks, distances, likelihood, the frontier."""
+"""What samples are worth: feature networks, metrics (`measures/`, one file each), the floor, the frontier."""

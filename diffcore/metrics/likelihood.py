@@ -44,6 +44,18 @@ class Bits:
         return float(self.values.std() / math.sqrt(len(self.values)))
 
 
+@dataclass(frozen=True)
+class Model:
+    """A way to sample as a model of real images; the fields are the arguments of `of`."""
+
+    sampler: Sampler
+    images: Sample
+    seed: int
+    probes: int
+    batch: int
+    condition: Condition | None
+
+
 def of(
     sampler: Sampler,
     x0: Sample,

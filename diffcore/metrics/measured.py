@@ -3,7 +3,6 @@
 Each is a folder of its own: numbers in a sealed JSON file, tensors beside it, see diffcore.core.kept.
 """
 
-import dataclasses
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from diffcore.core import disk, kept
 from diffcore.core.errors import Mistake
 from diffcore.core.kept import Tensors
 from diffcore.core.shapes import Sample
-from diffcore.metrics.frontier import Point
+from diffcore.metrics.point import Point
 
 TABLE, SAMPLES = "points.json", "samples.json"
 
@@ -23,14 +22,13 @@ REAL = "real"
 def write(folder: Path, value: dict[str, Any], points: list[Point], shown: Tensors) -> None:
     """Writes the points of a checkpoint, `value` beside them, and by point its first samples, uint8 [n, h, w, c]."""
     with disk.folder(folder) as new:
-        kept.write(new / TABLE, {**value, "points": [dataclasses.asdict(point) for point in points]}, shown)
+        kept.write(new / TABLE, {**value, "points": [point.to_json() for point in points]}, shown)
 
 
 def read(folder: Path, remedy: str) -> tuple[dict[str, Any], list[Point], Tensors]:
     """The inverse of `write`; a Mistake that ends in `remedy` for what is missing or damaged."""
     value, shown = kept.read(folder / TABLE, remedy)
-    points = [Point(**{**row, "times": tuple(row["times"])}) for row in value.pop("points")]
-    return value, points, shown
+    return value, [Point.from_json(row) for row in value.pop("points")], shown
 
 
 def write_reference(folder: Path, checkpoint: str, point: str, samples: Sample) -> None:

@@ -32,15 +32,18 @@ STAGES = {
 }  # fmt: skip
 """The stages of the small pipeline in order, by the words that run them, and what each writes."""
 
+LINE = "iterations: 4, batch: 8, lr: 1.0e-3, ema: 0.9"
+FROM = "init: teacher, teacher: teacher"
 TINY = (
     "data.limit=200",
     "features={channels: 8, dimension: 8, iterations: 3, batch: 16}",
     "teachers.teacher={network: {channels: [8], layers: 1, groups: 4}, iterations: 8, batch: 8, lr: 1.0e-3, ema: 0.9}",
-    "distill={pd2: {method: progressive, init: teacher, teacher: teacher, steps: 2, iterations: 4, batch: 8, lr: 1.0e-3, ema: 0.9},"
-    " cd: {method: consistency, init: teacher, teacher: teacher, steps: 4, target_ema: 0.5, iterations: 4, batch: 8, lr: 1.0e-3, ema: 0.9}}",
+    f"distill={{pd2: {{method: progressive, {FROM}, steps: 2, {LINE}}},"
+    f" cd: {{method: consistency, {FROM}, steps: 4, target_ema: 0.5, {LINE}}}}}",
     "gamma={steps: 20, images: 4, batch: 80}",
     "search={most: 4}",
-    "evaluate={images: 20, batch: 20, likelihood: {images: 2}, fitted: {points: 6, images: 4, batch: 4}, anytime: [{sampler: renoise, trajectory: even, steps: [1]}],"
+    "evaluate={images: 20, batch: 20, likelihood: {images: 2}, fitted: {points: 6, images: 4, batch: 4},"
+    " anytime: [{sampler: renoise, trajectory: even, steps: [1]}],"
     " teacher: [{sampler: ddim, trajectory: even, steps: [2]}, {sampler: ddim, trajectory: searched, steps: [2]},"
     " {sampler: analytic, trajectory: even, steps: [2]}]}",
     "compute={threads: 1, save_seconds: 0.001}",

@@ -1,0 +1,16 @@
+"""The bootstrap over samples, drawn alike for all metrics of one set."""
+
+import torch
+from torch import Tensor
+
+from diffcore.core.rng import generator
+
+RESAMPLES = 200
+"""Bootstrap resamples: the relative error of a standard error is then about 1 / sqrt(2 * 200) = 5 %."""
+
+
+def resamples(count: int, seed: int) -> Tensor:
+    """How often each of `count` samples occurs in each bootstrap resample: [RESAMPLES, count], float64."""
+    dice = generator(seed, "bootstrap", count)
+    drawn = torch.randint(count, (RESAMPLES, count), generator=dice)
+    return torch.zeros(RESAMPLES, count).double().scatter_add_(1, drawn, torch.ones(drawn.shape).double())

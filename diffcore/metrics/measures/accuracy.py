@@ -1,0 +1,38 @@
+"""How often the feature network, which no training of a student saw, finds the class that was asked for."""
+
+import torch
+from torch import Tensor
+
+from diffcore.core.errors import Mistake
+from diffcore.core.shapes import Sample
+from diffcore.metrics.estimate import Estimate
+from diffcore.metrics.features import Features
+from diffcore.metrics.metric import Metric, Subject
+from diffcore.metrics.reference import to_8bit
+
+
+class Accuracy(Metric):
+    """The share of samples; None where the data have one class, of which the feature network learned nothing."""
+
+    better = "higher"
+    needs = ("classes", "real_classes")
+    column = 4
+
+    def measure(self, subject: Subject) -> Estimate | None:
+        if subject.features.card.task != "classes":
+            return None
+        return accuracy(subject.samples, subject.classes, subject.real_classes, subject.features)
+
+
+def accuracy(samples: Sample, classes: Tensor, real: Tensor, features: Features) -> Estimate:
+    """The share of samples whose class is found, and the standard error of this mean.
+
+    classes: int64 [n], of the samples; real: those of the images that the network learned from, for it numbers the classes
+    that occur. A Mistake for a network that learned no classes.
+    """
+    if features.card.task != "classes":
+        raise Mistake("the feature network learned no classes, so it cannot tell whether samples have the right one")
+    known, x = torch.unique(real.cpu()), to_8bit(samples)
+    found = torch.cat([features.logits(part.to(features.device)).argmax(1).cpu() for part in x.split(250)])
+    right = (known[found] == classes.cpu()).double()
+    return Estimate(float(right.mean()), float(right.std() / len(right) ** 0.5))

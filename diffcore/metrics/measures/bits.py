@@ -1,0 +1,17 @@
+"""Bits per dimension of real images, of ways to sample that have a likelihood."""
+
+from diffcore.metrics import likelihood
+from diffcore.metrics.estimate import Estimate
+from diffcore.metrics.metric import Metric, Subject
+
+
+class Bits(Metric):
+    """The mean over images."""
+
+    needs = ("model",)
+    column = 5
+
+    def measure(self, subject: Subject) -> Estimate | None:
+        model = subject.model
+        found = likelihood.of(model.sampler, model.images, model.seed, model.probes, model.batch, model.condition)
+        return found and Estimate(found.mean, found.se)

@@ -1,0 +1,109 @@
+"""Which point to ship: the fewest network calls that are good enough, and what speaks against it."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from diffcore.core.errors import Mistake
+from diffcore.metrics.estimate import Estimate
+from diffcore.metrics.features import Skill
+from diffcore.metrics.floor import Floor
+from diffcore.metrics.point import Point, best_of, by_calls
+
+FAR = 3.0
+"""Times the floor beyond which a distance is far from it."""
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The point to ship, a sentence with the numbers that speak for it, and sentences on what speaks against any."""
+
+    point: Point
+    reason: str
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Bar:
+    """The largest fd that is good enough, and where it comes from."""
+
+    fd: Estimate
+    words: str
+    reference: Point
+
+    def doubt(self, chosen: Point) -> str:
+        """A clause for a margin that chance could have made; the two errors are taken as independent."""
+        margin, error = self.fd.value - chosen.fd, math.hypot(chosen.fd_se, self.fd.se)
+        if chosen == self.reference or margin >= 2 * error:
+            return ""
+        return f"; a close call, the margin of {margin:.2g} is less than two of its standard errors of {error:.2g}"
+
+
+def recommend(
+    points: Sequence[Point], floor: Floor, judge: Skill, tolerance: float, reference: Point | None = None
+) -> Recommendation:
+    """The fewest network calls whose fd is at most `tolerance` times `reference`'s, or the floor if that is more.
+
+    Nothing is nearer to the real images than a perfect sampler but by luck, and the best of many ways is a lucky one.
+    Without a reference it is the teacher's best fd, over all ways to sample the teacher; those may be recommended too.
+    Among equally many calls the lowest fd wins. If no point qualifies it is the one with the best fd, and the reason
+    says so.
+    """
+    if not tolerance > 0:
+        raise ValueError(f"tolerance must be positive, got {tolerance}")
+    whose = "the teacher's best" if reference is None else "the reference"
+    bar = _bar(floor, tolerance, reference or _best_teacher(points), whose)
+    chosen = next((p for p in by_calls(points) if p.fd <= bar.fd.value), None)
+    if chosen is None:
+        chosen = best_of(points)
+        reason = f"{_told(chosen)}: the best fd there is, for no point is within {bar.words}."
+    else:
+        reason = f"{_told(chosen)}: the fewest network calls within {bar.words}{bar.doubt(chosen)}."
+    return Recommendation(chosen, reason, tuple(_warnings(points, floor, judge)))
+
+
+def _bar(floor: Floor, tolerance: float, reference: Point, whose: str) -> _Bar:
+    told = f"{whose} ({_told(reference)})"
+    if reference.fd >= floor.fd:
+        words = f"{tolerance:g} times {told}, which allows fd {tolerance * reference.fd:.3g}"
+        return _Bar(Estimate(tolerance * reference.fd, tolerance * reference.fd_se), words, reference)
+    words = (
+        f"{tolerance:g} times the floor of fd {floor.metrics['fd'].plus_minus()}, which {told} is below by chance "
+        f"alone; that allows fd {tolerance * floor.fd:.3g}"
+    )
+    return _Bar(Estimate(tolerance * floor.fd, tolerance * floor.fd_se), words, reference)
+
+
+def _warnings(points: Sequence[Point], floor: Floor, judge: Skill) -> Iterator[str]:
+    best = best_of(points)
+    if _is_far(best, floor):
+        yield f"no way to sample comes near the real images: the best, {_told(best)}, is {_times(best, floor)}"
+    if any(point.method == "teacher" for point in points) and _is_far(teacher := _best_teacher(points), floor):
+        yield (
+            f"the teacher is poor, which no student learns from it to mend: its best, {_told(teacher)}, is "
+            f"{_times(teacher, floor)}; train it longer, or a larger one"
+        )
+    if judge.warning:
+        yield judge.warning
+
+
+def _best_teacher(points: Sequence[Point]) -> Point:
+    teachers = [point for point in points if point.method == "teacher"]
+    if not teachers:
+        raise Mistake("no point samples the teacher, so nothing says what quality is enough; evaluate the teacher too")
+    return best_of(teachers)
+
+
+def _is_far(point: Point, floor: Floor) -> bool:
+    """More than FAR times the floor, and not by chance alone: by two standard errors of the difference."""
+    above, error = point.fd - floor.fd, math.hypot(point.fd_se, floor.fd_se)
+    return point.fd > FAR * floor.fd and above > 2 * error
+
+
+def _times(point: Point, floor: Floor) -> str:
+    return f"{point.fd / floor.fd:.3g} times the floor of {floor.metrics['fd'].plus_minus()}"
+
+
+def _told(point: Point) -> str:
+    calls = "1 network call" if point.nfe == 1 else f"{point.nfe:.4g} network calls"
+    return f"{point.name}, {calls}, fd {point.metrics['fd'].plus_minus()}"

@@ -1,0 +1,123 @@
+"""What the stages left, read and verified: what MLflow shows is a view of it."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from diffcore.checkpoints import verify
+from diffcore.core import disk
+from diffcore.core.errors import Mistake
+from diffcore.metrics.frontier import Frontier
+from diffcore.metrics.point import Point
+from diffcore.search import gamma
+from tasks import paths
+
+TEACHER = "teacher"
+CURVE_ROWS = 100  # of each training curve; the whole csv lies beside them. A thousand metrics take SQLite half a second
+
+
+@dataclass(frozen=True)
+class Files:
+    """What the stages left: the frontier, the cards of its checkpoints, and params.yaml."""
+
+    folder: Path
+    frontier: Frontier
+    cards: dict[str, dict[str, Any]]
+    parameters: dict[str, Any]
+
+    @property
+    def shown(self) -> tuple[Path, ...]:
+        """What the run "frontier" shows as files."""
+        names = ("frontier.json", "frontier.csv", "frontier.png", "samples/all.png")
+        return tuple(self.folder / name for name in names)
+
+    def samples(self, point: Point) -> Path:
+        return self.folder / "samples" / f"{point.name}.png"
+
+    def checkpoint(self, point: Point) -> Path:
+        return self.folder / "checkpoints" / point.checkpoint
+
+    @property
+    def recommended(self) -> Point:
+        return self.frontier.recommended.point
+
+
+def read(folder: Path, parameters: dict[str, Any]) -> Files:
+    """What lies in `folder`. Raises Mistake naming what is missing, damaged or of another run."""
+    frontier = Frontier.read(folder / "frontier.json", paths.again("evaluate"))
+    points = frontier.points
+    cards = {name: card_of(folder / "checkpoints" / name) for name in sorted({point.checkpoint for point in points})}
+    files = Files(folder, frontier, cards, parameters)
+    for point in points:
+        if cards[point.checkpoint]["digest"] != point.checkpoint_digest:
+            raise Mistake(
+                f"{files.checkpoint(point)} is not the network that was measured; run the evaluate stage again"
+            )
+    for needed in (*files.shown, *map(files.samples, points)):
+        if not needed.exists():
+            raise Mistake(f"{needed} is missing; run the evaluate stage again")
+    if any(point.sampler == "analytic" for point in points):
+        _check_gamma(files)
+    _check_rows(folder / "frontier.csv", points)
+    for picture in (folder / "frontier.png", folder / "samples/all.png", *map(files.samples, points)):
+        _check_picture(picture)
+    return files
+
+
+def _damaged(path: Path) -> Mistake:
+    return Mistake(f"{path} is damaged; run the stage that makes it again")
+
+
+def card_of(folder: Path) -> dict[str, Any]:
+    """The card of a checkpoint whose every file is as the card says."""
+    return asdict(verify(folder))
+
+
+def _check_gamma(files: Files) -> None:
+    """Whether what analytic samplers are shipped with is whole, and was estimated from this teacher."""
+    teacher = files.cards.get(TEACHER)
+    gamma.read(files.folder / "gamma.json", teacher and teacher["digest"], paths.again("gamma"))
+
+
+def _check_rows(path: Path, points: Sequence[Point]) -> None:
+    """Whether a table for spreadsheets says of each point what frontier.json says."""
+    with open(path, newline="", errors="replace") as file:
+        rows = list(csv.DictReader(file))
+    if len(rows) != len(points) or any(_differ(row, point) for row, point in zip(rows, points, strict=True)):
+        raise _damaged(path)
+
+
+def _differ(row: dict[str, str], point: Point) -> bool:
+    wanted = {key: " ".join(map(str, value)) if key == "times" else value for key, value in point.row().items()}
+    wanted = {key: "" if value is None else str(value) for key, value in wanted.items()}
+    return any(row[key] != wanted[key] for key in row.keys() & wanted.keys())
+
+
+def _check_picture(path: Path) -> None:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            picture.verify()  # the checksum of every part of a PNG
+    except (OSError, SyntaxError, ValueError):
+        raise _damaged(path) from None
+
+
+def thinned(path: Path) -> list[dict[str, float]]:
+    """A curve as at most CURVE_ROWS rows: each the mean of as many neighbours, at the step of the last of them."""
+    text = disk.read_summed(path, paths.again(paths.stage(path.stem)))
+    rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(io.StringIO(text))]
+    width = -(-len(rows) // CURVE_ROWS) or 1
+    cells = [rows[first : first + width] for first in range(0, len(rows), width)]
+    return [
+        {key: sum(row[key] for row in cell) / len(cell) for key in cell[0]} | {"step": cell[-1]["step"]}
+        for cell in cells
+    ]
+
+
+def cost_of(path: Path, name: str) -> dict[str, Any]:
+    """What the training of `name` took: seconds, iterations, images and network calls."""
+    return disk.read_sealed(path, None, paths.again(paths.stage(name)))
