@@ -117,9 +117,10 @@ def _train(name: str, job: Job, parameters: dict[str, Any], params: Params) -> N
         "seed": params.seed,
         "code": graph.code_digest("distill" if job.parent else "teachers", methods.word(method)),
         "torch": config.torch_version(),
+        "compute": loop.provenance(params.compute),
         **job.known(),
     }
-    resume, stop = Resume(paths.RESUME, name, disk.digest(about), say), lifeline.StopFlag()
+    resume, stop = Resume(paths.RESUME, name, about, say), lifeline.StopFlag()
     with resume.lock():
         memory, device = params.compute.memory_bytes, params.compute.device
         batches = feed.feed(paths.DATA, job.fit.batch, seed, params.data.flip, memory, device)

@@ -33,6 +33,7 @@ ABOUT = {
     "code": "c" * 64,
     "torch": "2.13.0",
     "cost": {"iterations": 1, "images": 8, "network_calls": 40.0},
+    "compute": {"device": "cpu", "precision": "float32", "processes": 1},
 }
 
 
@@ -294,6 +295,18 @@ def test_the_seal_is_of_every_field_of_a_card(folder):
         with pytest.raises(Mistake):
             checkpoints.read_card(folder)
         (folder / "card.json").write_text(json.dumps(card))
+
+
+def test_a_card_from_before_cards_told_of_precision_is_read_as_it_is(folder):
+    card = json.loads((folder / "card.json").read_text())
+    old = {name: value for name, value in card.items() if name not in ("compute", "seal")}
+    (folder / "card.json").write_text(json.dumps({**old, "seal": disk.digest(old)}))
+    opened = checkpoints.load(folder).card
+    assert opened.compute is None
+    assert opened.digest == card["digest"]
+    rewrite(folder, compute=card["compute"])  # nobody gives it another past
+    with pytest.raises(Mistake, match="was changed since it was written"):
+        checkpoints.read_card(folder)
 
 
 def test_a_card_says_all_that_it_was_told_and_what_the_denoiser_is(tmp_path):

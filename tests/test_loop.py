@@ -82,7 +82,7 @@ def test_the_target_is_the_average_of_the_student_by_its_own_decay(decay):
 @pytest.mark.parametrize("ema", [0.0, 0.15, 0.999])
 def test_the_result_is_the_average_of_the_weights_ramped_up(ema, tmp_path):
     """(1 + n)/(10 + n) after n updates until that is `ema`; the weights themselves for 0."""
-    seen, resume = [], Resume(tmp_path, "x", "f" * 64)
+    seen, resume = [], Resume(tmp_path, "x", {"job": "f"})
     found = train(
         dataclasses.replace(SHORT, ema=ema), look=lambda cast: seen.append(weights(cast.student)), resume=resume
     )
@@ -98,7 +98,7 @@ def test_the_result_is_the_average_of_the_weights_ramped_up(ema, tmp_path):
 
 def moments(tmp_path, clip: float | None) -> tuple[torch.Tensor, float]:
     """(the first moment after one update, a tenth of the gradient; the gradient's norm)."""
-    resume = Resume(tmp_path, "x", str(clip).ljust(64))
+    resume = Resume(tmp_path, "x", {"clip": clip})
     found = train(dataclasses.replace(SHORT, iterations=1, clip=clip), resume=resume)
     tensors = resume.load()[1]
     return torch.cat([tensors[f"exp_avg/{name}"].flatten() for name, _ in found.net.named_parameters()]), found.curve[
@@ -158,7 +158,7 @@ def test_a_parameter_a_buffer_and_a_count_go_on_where_they_were(tmp_path):
         work = Job(consistency.Consistency(8, 0.5), SHORT, feed(), 0)
         return fit(work, NetDenoiser(Counting(), Cosine()), toy_denoiser(1), COMPUTE, **more)
 
-    whole, resume = train(), Resume(tmp_path, "x", "f" * 64)
+    whole, resume = train(), Resume(tmp_path, "x", {"job": "f"})
     with pytest.raises(Stopped):
         train(resume=resume, stop=stop_at(3))
     resumed = train(resume=resume)
@@ -283,11 +283,11 @@ def test_a_state_is_saved_once_for_so_much_work(tmp_path, monkeypatch):
             saved.append(step)
             super().save(step, *more)
 
-    compute, resume = dataclasses.replace(COMPUTE, save_seconds=25.0), Watched(tmp_path, "x", "f" * 64)
+    compute, resume = dataclasses.replace(COMPUTE, save_seconds=25.0), Watched(tmp_path, "x", {"job": "f"})
     whole = train(config, look=look, compute=compute, resume=resume)
     assert saved == [3, 6, 8]
     assert whole.seconds == 80
-    again = Resume(tmp_path, "y", "f" * 64)
+    again = Resume(tmp_path, "y", {"job": "f"})
     with pytest.raises(Stopped, match="after 3 of 8 steps"):
         train(config, look=look, compute=compute, resume=again, stop=stop_at(3))
     resumed = train(config, look=look, compute=compute, resume=again)
@@ -295,7 +295,7 @@ def test_a_state_is_saved_once_for_so_much_work(tmp_path, monkeypatch):
 
 
 def test_who_is_asked_to_stop_at_the_end_has_finished_and_who_begins_has_not_resumed(tmp_path):
-    resume, starts = Resume(tmp_path, "x", "f" * 64), []
+    resume, starts = Resume(tmp_path, "x", {"job": "f"}), []
     found = train(resume=resume, stop=stop_at(SHORT.iterations), on_resume=starts.append)
     assert found.curve[-1].step == SHORT.iterations
     assert starts == []
@@ -497,7 +497,7 @@ def test_one_process_writes_the_state_and_all_wait_for_it(main, monkeypatch, tmp
     """And what all of them took is the work of all."""
     loop = Loop(Job(denoising.Denoising(), SHORT, feed(), 0), toy_denoiser(), None, COMPUTE)
     loop.update()
-    done, resume = [], Resume(tmp_path, "x", "f" * 64)
+    done, resume = [], Resume(tmp_path, "x", {"job": "f"})
     monkeypatch.setattr(Resume, "save", lambda self, step, tensors, facts: done.append((step, facts["calls"])))
     loop.accelerator = types.SimpleNamespace(
         is_main_process=main, num_processes=3, wait_for_everyone=lambda: done.append("waited")
@@ -544,7 +544,7 @@ def test_a_teacher_and_an_averaged_target_answer_as_they_do_in_evaluation():
 def test_weights_that_overflow_are_neither_kept_nor_given(tmp_path):
     """The loss before the update was finite; nobody could go on from what it left."""
     for iterations in (1, 3):
-        resume = Resume(tmp_path, "x", str(iterations) * 64)
+        resume = Resume(tmp_path, "x", {"iterations": iterations})
         with pytest.raises(
             Diverged, match=r"step 1: \S+ is not finite after the update, and such a state is not kept\. Lower lr"
         ):
@@ -555,7 +555,7 @@ def test_weights_that_overflow_are_neither_kept_nor_given(tmp_path):
 
 
 def test_a_divergence_says_where_the_same_command_would_go_on(tmp_path):
-    resume, config, starts = Resume(tmp_path, "x", "f" * 64), dataclasses.replace(SHORT, iterations=50, lr=1e20), []
+    resume, config, starts = Resume(tmp_path, "x", {"job": "f"}), dataclasses.replace(SHORT, iterations=50, lr=1e20), []
     with pytest.raises(Diverged) as first:
         train(config, compute=OFTEN, resume=resume)
     step = int(re.search(r"step (\d+): the loss is", str(first.value))[1])
@@ -722,7 +722,7 @@ def test_every_network_is_compiled_once_and_runs_so_in_every_update(case, monkey
     plain = train(False)
     for name, tensor in plain.net.state_dict().items():
         torch.testing.assert_close(found.net.state_dict()[name], tensor, rtol=1e-4, atol=1e-6)
-    resume = Resume(tmp_path, "x", "f" * 64)
+    resume = Resume(tmp_path, "x", {"job": "f"})
     with pytest.raises(Stopped):
         train(True, resume=resume, stop=stop_at(2))
     assert same(found, train(True, resume=resume))

@@ -444,8 +444,8 @@ def work(**more) -> Job:
 @pytest.mark.parametrize("target_ema", [0.0, 0.5])
 @pytest.mark.parametrize("stopped_after", [1, 3, 4])
 def test_a_stopped_run_goes_on_to_the_same_bytes_critic_and_all(stopped_after, target_ema, tmp_path):
-    whole = Resume(tmp_path / "whole", "x", "f" * 64)
-    halved = Resume(tmp_path / "halved", "x", "f" * 64)
+    whole = Resume(tmp_path / "whole", "x", {"job": "f"})
+    halved = Resume(tmp_path / "halved", "x", {"job": "f"})
     fitted, states = run(work(target_ema=target_ema), whole), []
     with pytest.raises(Stopped, match=f"after {stopped_after} of 6"):
         run(work(target_ema=target_ema), halved, stop=stop_at(stopped_after))
@@ -467,7 +467,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes_critic_and_all(stopped_after, t
 
 def test_a_killed_run_goes_on_from_its_last_state(tmp_path):
     """It died in the middle of a step, with no time to save: the state before it counts."""
-    resume, often = Resume(tmp_path, "x", "f" * 64), dataclasses.replace(COMPUTE, save_seconds=1e-9)
+    resume, often = Resume(tmp_path, "x", {"job": "f"}), dataclasses.replace(COMPUTE, save_seconds=1e-9)
 
     def die(event):
         raise KeyboardInterrupt
@@ -481,7 +481,7 @@ def test_a_killed_run_goes_on_from_its_last_state(tmp_path):
 
 
 def test_a_state_holds_all_that_the_critic_has_learned(tmp_path):
-    resume = Resume(tmp_path, "x", "f" * 64)
+    resume = Resume(tmp_path, "x", {"job": "f"})
     run(work(), resume)
     _, tensors, _ = resume.load()
     start = ADVERSARIAL.critic(Roles(toy_denoiser(), toy_denoiser(1), toy_denoiser()), 0).state_dict()
@@ -493,7 +493,7 @@ def test_a_state_holds_all_that_the_critic_has_learned(tmp_path):
 
 
 def run_state(folder, job: Job) -> dict[str, torch.Tensor]:
-    resume = Resume(folder / "other", "x", "f" * 64)
+    resume = Resume(folder / "other", "x", {"job": "f"})
     assert run(job, resume).curve[0].critic_loss is None
     return resume.load()[1]
 

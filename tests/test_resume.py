@@ -17,14 +17,14 @@ from diffcore.training.resume import Resume
 from tests import test_fit
 from tests.test_methods import CASES
 
-JOB = "f" * 64
+JOB = {"job": "f"}
 FACTS = {"curve": [{"step": 1, "loss": 0.5}], "since": [[0.1, 0.2]], "seconds": 1.5, "calls": 7.0}
 
 
-def saved(root: Path, steps=(3, 5), job: str = JOB) -> tuple[Resume, list[str]]:
+def saved(root: Path, steps=(3, 5), job: str = "f") -> tuple[Resume, list[str]]:
     """A job with states, and what it will have said."""
     said = []
-    resume = Resume(root, "x", job, said.append)
+    resume = Resume(root, "x", {"job": job}, said.append)
     for step in steps:
         resume.save(step, {"net/weight": torch.full((2, 3), float(step))}, FACTS)
     return resume, said
@@ -47,7 +47,7 @@ def damages() -> list:
         path.write_bytes(path.read_bytes()[:20])
 
     def elsewhere(path):  # a whole state, of another job
-        other, _ = saved(path.parent.parent / "other", (5,), "a" * 64)
+        other, _ = saved(path.parent.parent / "other", (5,), "a")
         shutil.rmtree(path.parent)
         shutil.copytree(other.folder / "step-000000005", path.parent)
 
@@ -122,7 +122,12 @@ def test_what_a_killed_holder_left_half_saved_is_cleared_by_the_next(tmp_path):
     resume, _ = saved(tmp_path)
     (resume.folder / f".step-000000007.{2**22 + 7}.tmp").mkdir()
     with resume.lock():
-        assert sorted(path.name for path in resume.folder.iterdir()) == ["lock", "step-000000003", "step-000000005"]
+        assert sorted(path.name for path in resume.folder.iterdir()) == [
+            "about.json",
+            "lock",
+            "step-000000003",
+            "step-000000005",
+        ]
 
 
 class Killed(BaseException):
@@ -159,7 +164,7 @@ from diffcore.training.resume import Resume
 from tests import test_fit, test_resume
 name, config = next(case for case in test_resume.CASES.args[1] if case[0] == sys.argv[2])
 die = lambda event: event.step == 4 and os.kill(os.getpid(), signal.SIGKILL)
-test_fit.run(test_fit.job(config), Resume(Path(sys.argv[1]), "x", "f" * 64), test_resume.OFTEN, on_event=die)
+test_fit.run(test_fit.job(config), Resume(Path(sys.argv[1]), "x", {"job": "f"}), test_resume.OFTEN, on_event=die)
 """
 
 
@@ -176,26 +181,26 @@ def test_really_killed_a_method_ends_with_the_same_bytes(name, tmp_path):
 
 
 def test_states_of_jobs_whose_names_begin_alike_are_left_alone(tmp_path):
-    others = [saved(tmp_path / "r", job=f"{k}" * 64)[0] for k in range(1, 4)]
+    others = [saved(tmp_path / "r", job=f"{k}")[0] for k in range(1, 4)]
     alike = [dataclasses.replace(other, name="x-y") for other in others]
     for each in alike:
         each.save(1, {"net/weight": torch.zeros(1)}, FACTS)
     for job in "456":
-        saved(tmp_path / "r", job=job * 64)
+        saved(tmp_path / "r", job=job)
     assert all(states(each) == [1] for each in alike)
     assert sum(other.folder.exists() for other in others) < len(others)
 
 
 def test_of_the_jobs_of_a_name_the_newest_three_are_kept_and_the_own_one_whatever_its_age(tmp_path):
-    own, *others = (saved(tmp_path / "r", (1,), f"{k}" * 64)[0] for k in range(3))
+    own, *others = (saved(tmp_path / "r", (1,), f"{k}")[0] for k in range(3))
     for age, each in enumerate((own, *others)):
         os.utime(each.folder, (10**9 + age, 10**9 + age))
-    late = [saved(tmp_path / "r", (1,), f"{k}" * 64)[0] for k in (3, 4)]
+    late = [saved(tmp_path / "r", (1,), f"{k}")[0] for k in (3, 4)]
     assert [each.folder.exists() for each in (own, *others, *late)] == [False, False, True, True, True]
     for age, each in enumerate((others[1], *late)):
         os.utime(each.folder, (3 * 10**9 + age, 3 * 10**9 + age))  # all of them newer than the one that saves
-    saved(tmp_path / "r", (1,), "9" * 64)
-    assert states(saved(tmp_path / "r", (), "9" * 64)[0]) == [1]
+    saved(tmp_path / "r", (1,), "9")
+    assert states(saved(tmp_path / "r", (), "9")[0]) == [1]
 
 
 def test_views_and_every_kind_of_number_come_back(tmp_path):
@@ -223,7 +228,7 @@ def test_a_state_of_another_schema_is_said_and_not_used(tmp_path, monkeypatch):
 
 def test_who_holds_a_job_is_waited_for_and_then_named(tmp_path):
     resume, _ = saved(tmp_path, ())
-    other = dataclasses.replace(resume, fingerprint="e" * 64)
+    other = dataclasses.replace(resume, about={"job": "e"})
     with (
         resume.lock(),
         other.lock(),  # of another job, and free
@@ -269,3 +274,154 @@ def test_a_job_that_another_holds_is_waited_for_a_minute_or_as_long_as_is_said(
     assert entered == got
     assert clock.now - 100 == pytest.approx(free_after if got else (*patience, 60.0)[0], abs=0.3)
     assert all(0 < seconds <= 1 for seconds in clock.slept)
+
+
+# --- states of other jobs
+
+MADE = {
+    "name": "x",
+    "code": "c0de" * 16,
+    "torch": "2.9.1",
+    "data": "da7a" * 16,
+    "parent": None,
+    "parameters": {"fit": {"lr": 0.1, "clip": None}, "flip": False},
+    "seed": 5,
+    "compute": {"device": "cpu", "precision": "float32", "processes": 1},
+}
+"""What a saved state was made for."""
+
+CHANGES = {
+    "code": ({"code": "ab" * 32}, "code c0dec0dec0de, now abababababab"),
+    "torch": ({"torch": "2.10.0"}, "torch 2.9.1, now 2.10.0"),
+    "data": ({"data": "f" * 64}, "data da7ada7ada7a, now ffffffffffff"),
+    "parent": ({"parent": "f" * 64}, "parent null, now ffffffffffff"),
+    "seed": ({"seed": 6}, "seed 5, now 6"),
+    "parameters": (
+        {"parameters": {"fit": {"lr": 0.2, "clip": None}, "flip": False}},
+        "parameters.fit.lr 0.1, now 0.2",
+    ),
+    "one more key": (
+        {"parameters": {"fit": {"lr": 0.1, "clip": None, "warmup": 3}, "flip": False}},
+        "parameters.fit.warmup unset, now 3",
+    ),
+    "device": ({"compute": {**MADE["compute"], "device": "cuda"}}, "device cpu, now cuda"),
+    "precision": ({"compute": {**MADE["compute"], "precision": "bf16"}}, "precision float32, now bf16"),
+    "processes": ({"compute": {**MADE["compute"], "processes": 2}}, "processes 1, now 2"),
+}
+
+
+def job(root: Path, about: dict, steps=(), name: str = "x") -> tuple[Resume, list[str]]:
+    """A job with states, and what it will have said."""
+    said = []
+    resume = Resume(root, name, about, said.append)
+    for step in steps:
+        resume.save(step, {"net/weight": torch.zeros(1)}, FACTS)
+    return resume, said
+
+
+def line(updates: int, what: str, other: Resume) -> str:
+    return (
+        f"x: a saved state of {updates} updates is there and is not used: {what}; "
+        f"go back to go on from it, or remove {other.folder}"
+    )
+
+
+@pytest.mark.parametrize("part", CHANGES)
+def test_a_state_made_for_something_else_is_not_used_and_one_line_says_what_is_other(part, tmp_path):
+    """Each part alone. The state itself stays: who goes back goes on from it."""
+    change, what = CHANGES[part]
+    other, _ = job(tmp_path, MADE, (3, 5))
+    own, said = job(tmp_path, {**MADE, **change})
+    assert own.load() is None
+    assert said == [line(5, what, other)]
+    again, silent = job(tmp_path, MADE)
+    assert again.load()[0] == 5
+    assert silent == []
+
+
+def test_what_states_were_made_for_lies_beside_them_and_is_written_again_with_each(tmp_path):
+    own, _ = job(tmp_path, MADE, (3,))
+    path = own.folder / "about.json"
+    assert disk.read_sealed(path, 2, "x") == {"schema": 2, "about": MADE}
+    path.write_text("{")
+    own.save(5, {"net/weight": torch.zeros(1)}, FACTS)
+    assert disk.read_sealed(path, 2, "x")["about"] == MADE
+
+
+def test_where_a_job_has_a_state_of_its_own_no_other_is_told_of(tmp_path):
+    job(tmp_path, {**MADE, "seed": 6}, (5,))
+    own, said = job(tmp_path, MADE, (3,))
+    assert own.load()[0] == 3
+    assert said == []
+
+
+def test_of_several_others_the_one_most_alike_is_told_of_and_of_those_the_newest(tmp_path):
+    far, near, nearer_in_time = (
+        job(tmp_path, {**MADE, **change}, (updates,))[0]
+        for updates, change in enumerate(({"seed": 6, "torch": "3"}, {"seed": 7}, {"seed": 8}), 1)
+    )
+    for age, each in enumerate((near, nearer_in_time, far)):
+        os.utime(each.folder, (10**9 + age, 10**9 + age))
+    own, said = job(tmp_path, MADE)
+    assert own.load() is None
+    assert said == [line(3, "seed 8, now 5", nearer_in_time)]
+
+
+def test_many_differences_and_long_values_are_one_short_line(tmp_path):
+    other, _ = job(tmp_path, {**MADE, "classes": [f"class {k}\n" for k in range(1000)]}, (3,))
+    own, said = job(tmp_path, {"name": "x", "classes": None})
+    assert own.load() is None
+    assert said[0].startswith("x: a saved state of 3 updates is there and is not used: code c0dec0dec0de, now unset; ")
+    assert "; 7 more; go back to go on from it, or remove " in said[0]
+    assert len(said[0].splitlines()) == 1
+    own, said = job(tmp_path, {**MADE, "classes": None})
+    assert own.load() is None
+    assert said == [line(3, 'classes ["class 0\\n", "class 1\\n", "class 2\\n..., now null', other)]
+
+
+@pytest.mark.parametrize("how", ["missing", "torn", "changed", "its own"])
+def test_a_state_of_which_nothing_tells_what_it_was_made_for_is_said_to_be_so(how, tmp_path):
+    """One of an older version has no such file; one whose folder was renamed says that it is this very job's."""
+    other, _ = job(tmp_path, {**MADE, "seed": 6}, (3,))
+    path = other.folder / "about.json"
+    if how == "missing":
+        path.unlink()
+    elif how == "its own":
+        disk.write_sealed(path, {"schema": 2, "about": MADE})
+    else:
+        path.write_text(path.read_text().replace("6", "7")[: 20 if how == "torn" else None])
+    own, said = job(tmp_path, MADE)
+    assert own.load() is None
+    assert said == [line(3, "nothing tells what it was made for", other)]
+    second, _ = job(tmp_path, {**MADE, "seed": 9}, (4,))
+    assert own.load() is None
+    assert said[1:] == [line(4, "seed 9, now 5", second)]
+
+
+def test_only_folders_of_this_name_with_a_state_are_told_of(tmp_path):
+    with job(tmp_path, {**MADE, "seed": 6})[0].lock():  # begun, and nothing saved
+        job(tmp_path, {**MADE, "seed": 7}, (3,), name="x-y")
+        (tmp_path / "x-notes").mkdir()
+        own, said = job(tmp_path, MADE)
+        assert own.load() is None
+        assert said == []
+
+
+def test_nothing_is_removed_that_is_not_a_job_s_or_a_state(tmp_path):
+    """A folder of somebody's, though its name is as long as a job's, and one beside the states."""
+    others = [tmp_path / "x-notes-by-myself", tmp_path / "x-ABCDEF0123456789"]
+    own, said = job(tmp_path, MADE)
+    own.folder.mkdir()
+    for folder in (*others, own.folder / "step-by-step"):
+        folder.mkdir()
+        (folder / "about.txt").write_text("mine")
+        os.utime(folder, (1, 1))
+    for step in (1, 2, 3):
+        own.save(step, {"net/weight": torch.zeros(1)}, FACTS)
+    for seed in (6, 7, 8):
+        job(tmp_path, {**MADE, "seed": seed}, (1,))
+        os.utime(own.folder)
+    assert own.load()[0] == 3
+    assert said == []
+    assert all((folder / "about.txt").exists() for folder in (*others, own.folder / "step-by-step"))
+    assert sorted(path.name for path in own.folder.glob("step-0*")) == ["step-000000002", "step-000000003"]

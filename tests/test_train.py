@@ -23,9 +23,12 @@ from diffcore.metrics import bootstrap
 from diffcore.nets import unet
 from diffcore.noise.schedule import SCHEDULES, Cosine, Discrete, Linear, variance_preserving
 from diffcore.noise.trajectory import even
+from diffcore.training import learner
 from diffcore.training.config import torch_version
 from diffcore.training.loop import Event, Fitted, Job, Stopped
+from diffcore.training.resume import Resume
 from tasks import gamma, graph, paths, search, train
+from tasks.params import Params
 from tests import test_measure
 from tests.conftest import ToyNet, randn
 from tests.test_dropout import dropouts
@@ -53,7 +56,7 @@ def keyed(tmp_path, monkeypatch):
     """(parameters, the key of a saved state of `cd`'s training with given ones)."""
     monkeypatch.setattr(bootstrap, "RESAMPLES", 10)
     found, keys = make(tmp_path, monkeypatch, 0, False), []
-    monkeypatch.setattr(train, "Resume", lambda root, name, key, say: keys.append(key) or 1 / 0)
+    monkeypatch.setattr(train, "Resume", lambda *words: keys.append(Resume(*words).fingerprint) or 1 / 0)
 
     def key(changed=found) -> str:
         with pytest.raises(ZeroDivisionError):
@@ -63,8 +66,21 @@ def keyed(tmp_path, monkeypatch):
     return found, key
 
 
+def computing(found: Params, **change) -> Params:
+    """The same run with another way to compute."""
+    return dataclasses.replace(found, compute=dataclasses.replace(found.compute, **change))
+
+
+def elsewhere(monkeypatch, **change) -> None:
+    """As if accelerate had found another device, or more processes."""
+    here = learner.accelerator()
+    found = {"device": here.device, "num_processes": here.num_processes, **change}
+    monkeypatch.setattr("diffcore.training.loop.accelerator", lambda: SimpleNamespace(**found))
+
+
 def test_a_saved_state_is_keyed_by_all_that_its_training_depends_on(keyed, monkeypatch):
     found, key = keyed
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     line = {**found.raw["distill"]["cd"], "lr": 0.5}
     others = [
         dataclasses.replace(found, seed=found.seed + 1),
@@ -72,6 +88,10 @@ def test_a_saved_state_is_keyed_by_all_that_its_training_depends_on(keyed, monke
         dataclasses.replace(found, raw={**found.raw, "distill": {**found.raw["distill"], "cd": line}}),
     ]
     keys = [key(), *map(key, others)]
+    assert key(computing(found, precision="bf16")) not in keys
+    assert key(computing(found, precision="auto")) == key(computing(found, precision="no"))  # without a GPU
+    for change in ({"threads": 2}, {"save_seconds": 3.0}, {"memory_gb": 0.25}):
+        assert key(computing(found, **change)) == keys[0]
     for place, name in ((train.graph, "code_digest"), (train.config, "torch_version")):
         with monkeypatch.context() as patch:
             patch.setattr(place, name, lambda *_: "another")
@@ -156,7 +176,7 @@ def project(tmp_path_factory):
 
 
 ABOUT = ("name", "method", "solver", "weights", "parent", "teacher", "data", "parameters", "seed", "code", "torch")
-ABOUT += ("cost", "classes")
+ABOUT += ("cost", "classes", "compute")
 
 
 @pytest.fixture
@@ -252,6 +272,7 @@ def test_a_student_s_training_is_that_of_its_line_and_its_card_tells_it(name, wi
         "seed": 5,
         "code": graph.code_digest("distill", LINES[name]["method"]),
         "torch": torch_version(),
+        "compute": {"device": wired.compute.device.type, "precision": wired.compute.numbers, "processes": 1},
         "cost": cost,
         "classes": ["class0", "class1"],
         "guidance": weighed and dataclasses.asdict(weighed),
@@ -316,6 +337,7 @@ def test_the_teacher_s_training_is_that_of_its_line_and_its_card_tells_it(
     assert card.parameters == {"anything": 7.0, "flip": True}
     assert card.code == graph.code_digest("teachers", "denoising") != graph.code_digest("distill", "denoising")
     assert card.cost == {"iterations": 8, "images": 72, "network_calls": 56.0}
+    assert card.compute == {"device": wired.compute.device.type, "precision": wired.compute.numbers, "processes": 1}
     assert disk.read_sealed(paths.COST / "teacher.json", None, "x") == {"seconds": 12.3, **card.cost}
     assert len(rows("teacher")) == 3
 
@@ -399,34 +421,116 @@ def test_a_stage_that_is_told_to_stop_ends_with_143_and_a_whole_one_with_0(capsy
     assert heard[1:] == [("b",)]
 
 
-@pytest.mark.parametrize("change", ["seed", "flip", "line", "data", "code", "torch", "classes"])
+def changed(what: str, found: Params, monkeypatch) -> Params:
+    """The same run after one change, of the parameters or of what is around them."""
+    raw = found.raw
+    line = found.teachers["teacher"]
+    untold = dataclasses.replace(line, conditional=False, network=dataclasses.replace(line.network, conditional=False))
+    lines = {"teachers": {"teacher": {**raw["teachers"]["teacher"], "lr": 0.5}}}
+    lines |= {"distill": {**raw["distill"], "cd": {**raw["distill"]["cd"], "lr": 0.5}}}
+    parameters = {
+        "seed": {"seed": 6},
+        "flip": {"data": dataclasses.replace(found.data, flip=False)},
+        "lr": {"raw": {**raw, **lines}},
+        "classes": {"teachers": {"teacher": untold}},
+        "precision": {"compute": dataclasses.replace(found.compute, precision="bf16")},
+    }
+    manifest = dataclasses.replace(Manifest.read(paths.DATA), digest="f" * 64)
+    around = {
+        "data": lambda: monkeypatch.setattr(train.Manifest, "read", lambda *_, **more: manifest),
+        "code": lambda: monkeypatch.setattr(train.graph, "code_digest", lambda *_: "another"),
+        "torch": lambda: monkeypatch.setattr(train.config, "torch_version", lambda: "another"),
+        "device": lambda: elsewhere(monkeypatch, device=torch.device("meta")),
+        "processes": lambda: elsewhere(monkeypatch, num_processes=2),
+    }
+    around.get(what, lambda: None)()
+    return dataclasses.replace(found, **parameters.get(what, {}))
+
+
+WORDS = ("seed", "flip", "lr", "data", "code", "torch", "classes", "precision", "device", "processes")
+
+
+@pytest.mark.parametrize("change", WORDS)
 def test_a_saved_state_of_the_teacher_is_keyed_by_all_that_its_training_depends_on(change, wired, monkeypatch):
     keys = []
-    monkeypatch.setattr(train, "Resume", lambda root, name, key, say: keys.append((root, name, key)) or 1 / 0)
+
+    def made(root, name, about, say):
+        keys.append((root, name, Resume(root, name, about).fingerprint))
+        return 1 / 0
+
+    monkeypatch.setattr(train, "Resume", made)
 
     def key(found) -> None:
         with pytest.raises(ZeroDivisionError):
             train.train(found, "teacher")
 
     key(wired)
-    line = wired.teachers["teacher"]
-    untold = dataclasses.replace(line.network, conditional=False)
-    others = {
-        "seed": {"seed": 6},
-        "flip": {"data": dataclasses.replace(wired.data, flip=False)},
-        "line": {"raw": {**wired.raw, "teachers": {"teacher": {**wired.raw["teachers"]["teacher"], "lr": 0.5}}}},
-        "classes": {"teachers": {"teacher": dataclasses.replace(line, conditional=False, network=untold)}},
-    }
-    manifest = Manifest.read(paths.DATA)
-    if change == "data":
-        monkeypatch.setattr(train.Manifest, "read", lambda *_: dataclasses.replace(manifest, digest="f" * 64))
-    elif change == "code":
-        monkeypatch.setattr(train.graph, "code_digest", lambda *_: "another")
-    elif change == "torch":
-        monkeypatch.setattr(train.config, "torch_version", lambda: "another")
-    key(dataclasses.replace(wired, **others.get(change, {})))
+    key(changed(change, wired, monkeypatch))
     assert len(set(keys)) == 2
     assert {key[:2] for key in keys} == {(paths.RESUME, "teacher")}
+
+
+def broken_off(monkeypatch, found: Params, name: str, updates: int) -> None:
+    """Trains a line until so many updates are made and saved."""
+    calls = iter(range(1, 1000))
+    with monkeypatch.context() as patch:
+        patch.setattr(train.lifeline, "StopFlag", lambda: lambda: next(calls) == updates)
+        with pytest.raises(Stopped):
+            train.train(found, name)
+
+
+CHANGES = {
+    "seed": "seed 5, now 6",
+    "lr": "parameters.lr 0.001, now 0.5",
+    "flip": "parameters.flip true, now false",
+    "data": "data {data:.12}, now ffffffffffff",
+    "code": "code {code:.12}, now another",
+    "torch": "torch {torch}, now another",
+    "precision": "precision float32, now bf16",
+    "device": "device {compute[device]}, now meta",
+    "processes": "processes 1, now 2",
+}
+"""What is said of a state that was saved before the change."""
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_training_that_begins_anew_says_which_saved_state_is_not_used_and_why(change, wired, monkeypatch, capsys):
+    full = computing(wired, precision="no")
+    broken_off(monkeypatch, full, "cd", 2)
+    (state,) = paths.RESUME.glob("cd-*")
+    what = CHANGES[change].format(**disk.read_sealed(state / "about.json", 2, "x")["about"])
+    loaded = []
+    monkeypatch.setattr(train.loop, "fit", lambda *words: loaded.append(words[4].load()) or 1 / 0)
+    capsys.readouterr()
+    with pytest.raises(ZeroDivisionError):
+        train.train(changed(change, full, monkeypatch), "cd")
+    assert loaded == [None]
+    assert capsys.readouterr().out.splitlines() == [
+        f"cd: a saved state of 2 updates is there and is not used: {what}; go back to go on from it, or remove {state}"
+    ]
+    assert [path.name for path in state.glob("step-*")] == ["step-000000002"]
+
+
+def test_what_was_begun_in_one_precision_does_not_go_on_in_another(wired, monkeypatch, tmp_path, capsys):
+    """The card says in which it was made, and the weights are those of a training in it from the first update."""
+    shutil.copytree(tmp_path / "copy", tmp_path / "fresh", symlinks=True)
+    full, half = (computing(wired, precision=word) for word in ("no", "bf16"))
+    broken_off(monkeypatch, full, "cd", 2)
+    train.train(half, "cd")
+    said, found = capsys.readouterr().out, opened("cd")
+    assert "cd: a saved state of 2 updates is there and is not used: precision float32, now bf16; go back" in said
+    assert "goes on after" not in said
+    monkeypatch.chdir(tmp_path / "fresh")
+    train.train(half, "cd")
+    assert opened("cd").card == found.card
+    assert disk.sha256(paths.CHECKPOINTS / "cd/card.json") == disk.sha256(
+        tmp_path / "copy/artifacts/checkpoints/cd/card.json"
+    )
+    train.train(full, "cd")
+    assert opened("cd").card.files != found.card.files
+    precisions = {"device": full.compute.device.type, "processes": 1}
+    assert opened("cd").card.compute == {**precisions, "precision": "float32"}
+    assert found.card.compute == {**precisions, "precision": "bf16"}
 
 
 # --- who takes part in guidance

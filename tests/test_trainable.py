@@ -238,7 +238,7 @@ def test_no_case_is_left_behind():
 
 def test_without_an_average_the_result_is_the_last_weights(tmp_path):
     """`ema: 0`: what teaches the next round of progressive distillation is the student itself, as in the paper."""
-    resume = Resume(tmp_path, "x", "f" * 64)
+    resume = Resume(tmp_path, "x", {"job": "f"})
     case = Case(progressive.Progressive(4), posterior, 0.0, iterations=5)
     net, tensors = trained("progressive", case, resume), resume.load()[1]
     for name, tensor in net.state_dict().items():

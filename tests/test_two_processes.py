@@ -68,7 +68,7 @@ def main(folder: Path, rank: int) -> None:
     """One of two processes. In each case the second alone is asked to stop, both do, and both go on."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     for number, case in enumerate(CASES):
-        resume = Resume(folder / "states", f"case{number}", "f" * 64)
+        resume = Resume(folder / "states", f"case{number}", {"case": case})
         with pytest.raises(Stopped, match="stopped after 2 of 4"):
             train(case, 2, resume=resume, stop=stop_at(2) if rank else lambda: False)
         found = train(case, 2, resume=resume)

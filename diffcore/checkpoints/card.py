@@ -24,7 +24,8 @@ class Card:
     for, null for none, see `Guidance`. image: its samples' shape [c, h, w]. parent: digest of the checkpoint that it began
     as, teacher: of the one it learned from, null for none. data: digest of the shards. parameters: everything params.yaml
     said about it. code: digest of the source that trained it. cost: iterations, images and network calls. files: sha256 of
-    each file. digest: of all these files. seal: digest of the rest of the card.
+    each file. digest: of all these files. compute: device, precision and number of processes that trained it, null where
+    that was not here or is not known. seal: digest of the rest of the card.
     """
 
     schema: int
@@ -49,11 +50,13 @@ class Card:
     cost: dict[str, float | int]
     files: dict[str, str]
     digest: str
+    compute: dict[str, str | int] | None = None
     seal: str = ""
 
     def sealed(self) -> str:
-        """What `seal` must be."""
-        return disk.digest({key: value for key, value in asdict(self).items() if key != "seal"})
+        """What `seal` must be. Older cards have no `compute`, and keep their seals."""
+        left_out = {"seal"} if self.compute else {"seal", "compute"}
+        return disk.digest({key: value for key, value in asdict(self).items() if key not in left_out})
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,8 @@ class Checkpoint:
 
 def save(folder: Path, denoiser: NetDenoiser, image: tuple[int, ...], about: dict[str, Any]) -> Card:
     """Writes a checkpoint so that it is whole or not there. `about` gives the card's name, method, solver, weights, parent,
-    data, parameters, seed, code, torch and cost, and of a conditional network classes and guidance; the rest is taken from
-    the denoiser."""
+    data, parameters, seed, code, torch and cost, of a conditional network classes and guidance, and of one that was trained
+    here compute; the rest is taken from the denoiser."""
     about = {"classes": None, "guidance": None, **about}
     if (about["classes"] and len(about["classes"])) != denoiser.classes:
         raise ValueError(f"a network of {denoiser.classes} classes cannot have the card of {about['classes']}")

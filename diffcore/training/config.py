@@ -72,7 +72,8 @@ class Training:
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and in which numbers; changes nothing that a result is keyed by.
+    """Where and in which numbers. Nothing is made again for another one, but a training that was begun does not go on in
+    another precision: see `loop.provenance`.
 
     threads: of one process on a CPU. precision: `auto` is bf16 on a GPU that has it and float32 elsewhere. compile:
     torch.compile the networks (minutes to start with). save_seconds: how much work a kill may cost. memory_gb: data up to

@@ -325,6 +325,12 @@ class Loop:
         return self.student.tensors("net") | critic
 
 
+def provenance(compute: Compute) -> dict[str, str | int]:
+    """Where and in which numbers a training computes here: for its card, and for the key of its saved states."""
+    here = accelerator()
+    return {"device": here.device.type, "precision": compute.numbers, "processes": here.num_processes}
+
+
 def local(part: slice, parts: list[slice]) -> slice:
     """A part of the global batch as a part of what this process has of it, which is all of `parts`."""
     return slice(part.start - parts[0].start, part.stop - parts[0].start)

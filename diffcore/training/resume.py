@@ -1,15 +1,19 @@
 """The state of a training run on disk, apart from its result.
 
-Keyed by the fingerprint of everything the run depends on, so that another job never resumes from it. Tensors lie in
-safetensors (no pickle), verified by sha256 when read, and all else in a sealed JSON file; the newest two states are kept, and
-the older one serves if the newer is damaged.
+Keyed by the fingerprint of everything the run depends on, so that another job never resumes from it. What a folder's states
+were made for lies beside them in `about.json`: where a job begins anew though there is a state of another, it is said what
+is other. Tensors lie in safetensors (no pickle), verified by sha256 when read, and all else in a sealed JSON file; the newest
+two states are kept, and the older one serves if the newer is damaged.
 """
 
 import contextlib
 import fcntl
+import json
+import math
+import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,18 +24,29 @@ from diffcore.core import disk
 from diffcore.core.errors import Mistake
 
 SCHEMA = 2
+ABOUT = "about.json"
 KEPT_STATES = 2
 KEPT_JOBS = 3
+SHOWN = 5
+STATE = re.compile(r"step-\d{9,}")
 
 
 @dataclass(frozen=True)
 class Resume:
-    """States of one job under `root/NAME-FINGERPRINT/`. say: told in one line of each state that cannot serve."""
+    """States of one job under `root/NAME-FINGERPRINT/`.
+
+    about: all that the job's result depends on, as JSON; the fingerprint is its digest. say: told in one line of each state
+    that cannot serve, and of one of another job where there is none of this one.
+    """
 
     root: Path
     name: str
-    fingerprint: str
+    about: Mapping[str, Any]
     say: Callable[[str], None] = lambda line: None
+
+    @property
+    def fingerprint(self) -> str:
+        return disk.digest(self.about)
 
     @property
     def folder(self) -> Path:
@@ -55,24 +70,26 @@ class Resume:
         """Writes the state after `step` updates; only then removes the ones before the last two."""
         from safetensors.torch import save_file
 
+        disk.write_sealed(self.folder / ABOUT, {"schema": SCHEMA, "about": self.about})
         with disk.folder(self.folder / f"step-{step:09d}") as folder:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "state.safetensors")
             about = {"schema": SCHEMA, "job": self.fingerprint, "step": step, "facts": facts}
             digest = disk.sha256(folder / "state.safetensors")
             disk.write_sealed(folder / "state.json", {**about, "sha256": digest})
-        for old in self._states()[KEPT_STATES:]:
+        for old in _states(self.folder)[KEPT_STATES:]:
             shutil.rmtree(old)
         self._prune_jobs()
 
     def load(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
         """(step, tensors, facts) of the newest undamaged state, None if there is none. Damaged ones are said, and removed."""
-        states = self._states()
+        states = _states(self.folder)
         for state, older in zip(states, [*states[1:], None]):
             try:
                 return self._read(state, f"goes on from {older.name}" if older else "starts from nothing")
             except Mistake as damage:
                 self.say(f"{self.name}: {damage}")
                 shutil.rmtree(state, ignore_errors=True)  # it would count as one of the two that are kept
+        self._tell_of_others()
         return None
 
     def _read(self, state: Path, instead: str) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
@@ -89,14 +106,75 @@ class Resume:
         except OSError as error:
             raise Mistake(f"{error.filename or state} cannot be read ({error.strerror}); {instead}") from None
 
-    def _states(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*"), reverse=True)
+    def _tell_of_others(self) -> None:
+        """One line of the state that was made for what is most like this job: its user may have meant to go on from it."""
+        others = [job for job in self._jobs() if job != self.folder and _states(job)]
+        unlike = {job: differences(_about(job), self.about) for job in others}
+        if not unlike:
+            return
+        job = min(unlike, key=lambda each: len(unlike[each]) or math.inf)
+        updates = int(_states(job)[0].name.removeprefix("step-"))
+        self.say(
+            f"{self.name}: a saved state of {updates} updates is there and is not used: {_shown(unlike[job])}; "
+            f"go back to go on from it, or remove {job}"
+        )
+
+    def _jobs(self) -> list[Path]:
+        """The folders of all jobs of this name, the newest first; whatever else lies there is not ours to remove."""
+        own = re.compile(re.escape(self.name) + "-[0-9a-f]{16}")
+        jobs = [path for path in Path(self.root).glob("*") if own.fullmatch(path.name) and path.is_dir()]
+        return sorted(jobs, key=lambda path: path.stat().st_mtime, reverse=True)
 
     def _prune_jobs(self) -> None:
-        jobs = [path for path in Path(self.root).glob(f"{self.name}-*") if len(path.name) == len(self.folder.name)]
-        for old in sorted(jobs, key=lambda path: path.stat().st_mtime, reverse=True)[KEPT_JOBS:]:
+        for old in self._jobs()[KEPT_JOBS:]:
             if old != self.folder:
                 shutil.rmtree(old, ignore_errors=True)
+
+
+def _states(job: Path) -> list[Path]:
+    """A job's states, the newest first."""
+    return sorted((path for path in job.glob("step-*") if STATE.fullmatch(path.name)), reverse=True)
+
+
+def _about(job: Path) -> dict[str, Any]:
+    """What the states in a job's folder were made for; empty where that cannot be told."""
+    try:
+        return disk.read_sealed(job / ABOUT, SCHEMA, "its states are not used")["about"]
+    except (Mistake, OSError):
+        return {}
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """`KEY OLD, now NEW` for every leaf that differs, its key a path with dots; none of what is empty, of which all is
+    unknown."""
+    before, after = _leaves(old), _leaves(new)
+    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    named = {key: key.removeprefix("compute.") for key in keys}
+    return [f"{named[key]} {_text(before.get(key))}, now {_text(after.get(key))}" for key in keys] if old else []
+
+
+def _shown(differences: list[str]) -> str:
+    """The first of them, and how many there are beside."""
+    more = [f"{len(differences) - SHOWN} more"] if len(differences) > SHOWN else []
+    return "; ".join([*differences[:SHOWN], *more]) or "nothing tells what it was made for"
+
+
+def _leaves(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """JSON texts by their path."""
+    leaves = {}
+    for key, each in value.items():
+        leaves |= _leaves(each, f"{prefix}{key}.") if isinstance(each, Mapping) else {prefix + key: json.dumps(each)}
+    return leaves
+
+
+def _text(leaf: str | None) -> str:
+    """In one line and short; of a digest its first letters."""
+    if leaf is None:
+        return "unset"
+    text = leaf.strip('"')
+    if re.fullmatch("[0-9a-f]{64}", text):
+        return text[:12]
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _locked(file) -> bool:
