@@ -5,7 +5,6 @@ Prefect's own home lies there too: its database, and the profile by which `prefe
 """
 
 import contextlib
-import http.client
 import json
 import os
 import signal
@@ -14,124 +13,23 @@ import subprocess
 import sys
 import time
 import tomllib
-import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from diffcore.core import disk
 from diffcore.core.errors import Mistake
-from flows import locks
-from flows.running import surroundings
-from tasks import database, progress
-from tasks.redaction import told
+from flows.planning import AIMS, HOME, HOST, POOL, STORE, ask, planned
+from flows.service import MARK, NAMES, Folder, Record, Service, lives, say
 from tasks.tracking import client
 
-HOST = "127.0.0.1"
-HOME = Path(".services/prefect")
-STORE = "MLFLOW_BACKEND_STORE_URI"
-POOL = "gpu"
 START_SECONDS = 180  # a first start migrates a database, and a loaded machine is slow
 CANCEL_SECONDS = 40  # Prefect kills a cancelled run after 30
 END_SECONDS = 35
-TALK_SECONDS = 5
 POLL_SECONDS = 0.5
 SPEAK_SECONDS = 5
-MARK = "DISTILL_SERVICE"
-"""The variable by which the processes of a service are known, the service's own and all below it."""
-AIMS = ("PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH")
-"""What in a person's environment leads `prefect` elsewhere than this project's profile."""
-
-
-@dataclass(frozen=True)
-class Service:
-    """A process to keep alive: what it runs, where it is seen, and how one knows that it works."""
-
-    name: str
-    command: tuple[str, ...]
-    url: str
-    healthy: Callable[[], bool]
-    environment: dict[str, str]
-    port: int | None = None
-
-
-@dataclass(frozen=True)
-class Record:
-    """What .services/NAME.json says of a service. With its time of birth a pid is never mistaken for its successor; the mark
-    stands in the environment of all its processes, also of those that outlive it."""
-
-    pid: int
-    born: float
-    url: str
-    mark: str = ""
-
-    def process(self) -> psutil.Process | None:
-        """The process if it still lives."""
-        with contextlib.suppress(psutil.Error):
-            process = psutil.Process(self.pid)
-            if abs(process.create_time() - self.born) < 1 and process.status() != psutil.STATUS_ZOMBIE:
-                return process
-        return None
-
-    def family(self) -> list[psutil.Process]:
-        """All processes of the service that live, whether or not the one that was started still does."""
-        leader = self.process()
-        found = {process.pid: process for process in [leader, *_children(leader)] if process} if leader else {}
-        found |= {process.pid: process for process in psutil.process_iter() if self._marked(process)}
-        return [process for process in found.values() if process.pid != os.getpid() and _lives(process)]
-
-    def _marked(self, process: psutil.Process) -> bool:
-        with contextlib.suppress(psutil.Error, OSError):  # others' processes do not show their environment
-            return bool(self.mark) and process.environ().get(MARK) == self.mark
-        return False
-
-
-class Folder:
-    """.services/ below the project's root: records, logs, and a lock against two at the same time."""
-
-    def __init__(self, root: Path):
-        self.root, self.path = root, root / ".services"
-
-    def alone(self) -> contextlib.AbstractContextManager[int]:
-        return locks.hold(self.path / "lock", say, "waiting: another up or down is at work here")
-
-    def log(self, name: str) -> Path:
-        return self.path / f"{name}.log"
-
-    def record(self, name: str) -> Record | None:
-        try:
-            return Record(**disk.parse_json((self.path / f"{name}.json").read_text()))
-        except (OSError, ValueError, TypeError):
-            return None
-
-    def write(self, name: str, record: Record) -> None:
-        disk.write_json(self.path / f"{name}.json", vars(record))
-
-    def forget(self, name: str) -> None:
-        (self.path / f"{name}.json").unlink(missing_ok=True)
-
-    def alive(self, name: str) -> psutil.Process | None:
-        record = self.record(name)
-        return record.process() if record else None
-
-    def family(self, name: str) -> list[psutil.Process]:
-        record = self.record(name)
-        return record.family() if record else []
-
-
-NAMES = ("prefect-server", "mlflow-server", "worker")  # in the order in which they start
-
-
-def say(text: str) -> None:
-    """Says it without what is secret."""
-    progress.say(told(text))
-
-
-# ---- up
 
 
 def up(root: Path, prefect_port: int, mlflow_port: int) -> None:
@@ -188,68 +86,6 @@ def _aim(root: Path, api: str) -> None:
             *(f"{key} = {json.dumps(value)}" for key, value in values.items()),
         ]
     disk.write(path, "\n".join(lines) + "\n")
-
-
-def planned(root: Path, prefect_port: int, mlflow_port: int) -> list[Service]:
-    """The services in the order in which they start; no MLflow server if MLFLOW_TRACKING_URI names one already."""
-    given = os.environ.get("MLFLOW_TRACKING_URI", "")
-    elsewhere = given.startswith(("http://", "https://", "databricks"))
-    address = given if elsewhere else f"http://{HOST}:{mlflow_port}"
-    environment = _environment(root, prefect_port, address)
-    prefect = _prefect(prefect_port, environment)
-    mlflow = [] if elsewhere else [_mlflow(root, mlflow_port, _whole(root, given or client.LOCAL), environment)]
-    return [prefect, *mlflow, _worker(prefect_port, environment)]
-
-
-def _whole(root: Path, store: str) -> str:
-    """The store with a whole path where it names a file relative to the project's root."""
-    file = database.file_of(store)
-    return store if file is None or file.is_absolute() else f"{database.SCHEME}///{root.resolve() / file}"
-
-
-def _environment(root: Path, prefect_port: int, mlflow: str) -> dict[str, str]:
-    without_proxy = ",".join(filter(None, (os.environ.get("NO_PROXY"), HOST)))
-    return {
-        **{name: value for name, value in surroundings().items() if name not in AIMS},
-        "PREFECT_HOME": str(root.resolve() / HOME),
-        "PREFECT_PROFILES_PATH": str(root.resolve() / HOME / "profiles.toml"),
-        "PREFECT_API_URL": f"http://{HOST}:{prefect_port}/api",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "MLFLOW_TRACKING_URI": mlflow,
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven more processes and 1.7 GB, for nothing used here
-        "DISTILL_ROOT": str(root),
-        "NO_PROXY": without_proxy,
-        "no_proxy": without_proxy,
-    }
-
-
-def _prefect(port: int, environment: dict[str, str]) -> Service:
-    url = f"http://{HOST}:{port}"
-    command = (sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port))
-    return Service(NAMES[0], command, url, lambda: ask(f"{url}/api/health") is True, environment, port)
-
-
-def _mlflow(root: Path, port: int, store: str, environment: dict[str, str]) -> Service:
-    url = f"http://{HOST}:{port}"
-    # clients write pictures and models into mlruns/ by themselves, whether they come by the server or by the database;
-    # with a serving server, what it names mlflow-artifacts:/ could not be read or added to once it is down
-    files = ("--no-serve-artifacts", "--default-artifact-root", str(root / "mlruns"))
-    where = ("--host", HOST, "--port", str(port), "--workers", "1")
-    command = (sys.executable, "-m", "mlflow", "server", *where, *files)
-    environment = {**environment, STORE: store}  # no argument: all users see those, and a password may be a part of it
-    return Service(NAMES[1], command, url, lambda: ask(f"{url}/health", plain=True) == "OK", environment, port)
-
-
-def _worker(prefect_port: int, environment: dict[str, str]) -> Service:
-    name = f"{socket.gethostname()}-{time.time_ns() // 1_000_000:x}"  # new each time: the server remembers old ones
-    api = f"http://{HOST}:{prefect_port}/api"
-    command = (sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", name)
-
-    def online() -> bool:
-        workers = ask(f"{api}/work_pools/{POOL}/workers/filter", {}) or []
-        return any(worker["name"] == name and worker["status"] == "ONLINE" for worker in workers)
-
-    return Service(NAMES[2], command, api, online, environment)
 
 
 def _clear(service: Service, folder: Folder) -> None:
@@ -410,25 +246,13 @@ def _end(name: str, folder: Folder) -> bool:
         psutil.wait_procs([process], timeout=END_SECONDS)
     _signal(family, psutil.Process.terminate)
     psutil.wait_procs(family, timeout=POLL_SECONDS * 10)
-    left = [each for each in {*family, *folder.family(name)} if _lives(each)]  # with what began meanwhile
+    left = [each for each in {*family, *folder.family(name)} if lives(each)]  # with what began meanwhile
     _signal(left, psutil.Process.kill)
     psutil.wait_procs(left, timeout=POLL_SECONDS * 10)
     if family:
         say(f"{name:<15} ended (pid {process.pid if process else ', '.join(str(each.pid) for each in family)})")
     folder.forget(name)
     return bool(family)
-
-
-def _children(process: psutil.Process) -> list[psutil.Process]:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return process.children(recursive=True)
-    return []
-
-
-def _lives(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return process.status() != psutil.STATUS_ZOMBIE
-    return False
 
 
 def _signal(processes: list[psutil.Process], how: Callable[[psutil.Process], None]) -> None:
@@ -448,19 +272,3 @@ def status(root: Path) -> bool:
         where = f"up    pid {process.pid:<8} {folder.record(name).url}" if process else "down"
         say(f"{name:<15} {where}")
     return all(found.values())
-
-
-# ---- what is asked over HTTP
-
-
-def ask(url: str, body: Any = None, plain: bool = False) -> Any:
-    """The answer to a GET, or with a body to a POST, as JSON or as plain text; None if there is none."""
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    straight = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy knows nothing of this host
-    try:
-        with straight.open(request, timeout=TALK_SECONDS) as answer:
-            text = answer.read().decode()
-        return text if plain else disk.parse_json(text)
-    except (OSError, ValueError, http.client.HTTPException):
-        return None

@@ -9,14 +9,13 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from diffcore.data import sources
 from diffcore.data.config import Config as DataConfig
 from diffcore.nets import memory
 from diffcore.training.config import Compute, Training
 
 MARGIN = 4
 """Times the memory of this machine: swap, several machines, a batch that is split among more processes."""
-
-DIGITS = (1, 8, 8)
 
 UPDATES = 10**8
 STEPS = 10**4
@@ -149,7 +148,8 @@ def _measurements(found: Mapping[str, Any], image: tuple[int, ...]) -> Iterator[
 
 def _image(data: DataConfig) -> tuple[int, int, int]:
     """[c, h, w] of the images, or of the least they can be where only the files tell."""
-    channels, height, width = DIGITS if data.source == "digits" else (1, 1, 1)
+    kind, _ = sources.parse(data.source)
+    channels, height, width = kind.least
     return data.channels or channels, data.size or height, data.size or width
 
 

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import tomllib
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +34,9 @@ from ruamel.yaml import YAML
 
 from console.start import ask
 from diffcore.core.errors import Mistake
-from flows import distill, locks, services, stages
+from flows import distill, locks, planning, services, stages
 from flows.running import LEASH, Ended, Running, Stopped, surroundings
+from flows.service import MARK, NAMES, Folder, Record, Service
 from tasks import alone, command
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -1292,12 +1294,12 @@ def test_a_port_in_other_hands_is_one_line_and_starts_nothing(tmp_path):
 def test_a_recycled_pid_is_never_killed(tmp_path, capsys):
     with subprocess.Popen(["sleep", "60"]) as stranger:
         born = psutil.Process(stranger.pid).create_time()
-        folder = services.Folder(tmp_path)
-        folder.write("worker", services.Record(stranger.pid, born - 100, "http://127.0.0.1:1/api"))
+        folder = Folder(tmp_path)
+        folder.write("worker", Record(stranger.pid, born - 100, "http://127.0.0.1:1/api"))
         services.down(tmp_path)
         assert stranger.poll() is None
         assert capsys.readouterr().out == "nothing is up\n"
-        folder.write("worker", services.Record(stranger.pid, born, "http://127.0.0.1:1/api"))
+        folder.write("worker", Record(stranger.pid, born, "http://127.0.0.1:1/api"))
         services.down(tmp_path)
         assert f"ended (pid {stranger.pid})" in capsys.readouterr().out
 
@@ -1308,8 +1310,8 @@ def test_what_dies_at_its_start_is_reported_and_the_rest_ended_again(tmp_path, m
     born = []
 
     def plan(root, prefect_port, mlflow_port):
-        lives = services.Service("prefect-server", ("sleep", "60"), "http://a", lambda: True, dict(os.environ))
-        dies = services.Service("mlflow-server", ("sh", "-c", "echo no memory; exit 3"), "", lambda: False, {})
+        lives = Service("prefect-server", ("sleep", "60"), "http://a", lambda: True, dict(os.environ))
+        dies = Service("mlflow-server", ("sh", "-c", "echo no memory; exit 3"), "", lambda: False, {})
         return [lives, dies, lives]
 
     real = services._start
@@ -1333,11 +1335,11 @@ def test_a_worker_can_be_ended_though_its_starter_ignored_interrupts():
 
 @pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
 def test_every_service_is_started_so_that_it_hears_interrupts_and_the_log_of_an_earlier_start_stays(tmp_path):
-    folder = services.Folder(tmp_path)
+    folder = Folder(tmp_path)
     folder.path.mkdir()
     folder.log("worker").write_text("before\n")
     script = "import signal; print(signal.getsignal(signal.SIGINT) == signal.default_int_handler)"
-    service = services.Service("worker", (sys.executable, "-c", script), "http://a", lambda: True, dict(os.environ))
+    service = Service("worker", (sys.executable, "-c", script), "http://a", lambda: True, dict(os.environ))
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         services._start(service, folder, [])
@@ -1355,9 +1357,9 @@ def test_nobody_who_never_answers_is_waited_for_long(monkeypatch):
         heard.append(timeout)
         raise TimeoutError("timed out")
 
-    monkeypatch.setattr(services.urllib.request.OpenerDirector, "open", silent)
+    monkeypatch.setattr(urllib.request.OpenerDirector, "open", silent)
     monkeypatch.setattr(distill.httpx, "get", silent)
-    assert services.ask("http://h") is None
+    assert planning.ask("http://h") is None
     assert distill._dumb("http://h") == "timed out"
     assert heard == [5, 5]
 
@@ -1377,11 +1379,9 @@ time.sleep(300)
 """
 
 
-def orphaned(folder: services.Folder) -> list[psutil.Process]:
+def orphaned(folder: Folder) -> list[psutil.Process]:
     """A service that was killed: its two children live, one of them in a session of its own."""
-    service = services.Service(
-        "mlflow-server", (sys.executable, "-c", ORPHANS), "http://a", lambda: True, dict(os.environ)
-    )
+    service = Service("mlflow-server", (sys.executable, "-c", ORPHANS), "http://a", lambda: True, dict(os.environ))
     services._start(service, folder, [])
     leader = folder.alive("mlflow-server")
     assert until(lambda: "ready" in folder.log("mlflow-server").read_text(), 60)
@@ -1395,14 +1395,14 @@ def orphaned(folder: services.Folder) -> list[psutil.Process]:
 @pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
 @pytest.mark.parametrize("verb", ["down", "up"])
 def test_what_a_killed_service_left_is_ended_and_nothing_else(tmp_path, capsys, verb):
-    folder = services.Folder(tmp_path)
+    folder = Folder(tmp_path)
     folder.path.mkdir()
     with subprocess.Popen(["sleep", "300"], start_new_session=True) as stranger:
         left = orphaned(folder)
         if verb == "down":
             services.down(tmp_path)
         else:  # its port would be taken by them
-            services._clear(services.Service("mlflow-server", (), "http://a", lambda: True, {}), folder)
+            services._clear(Service("mlflow-server", (), "http://a", lambda: True, {}), folder)
         assert all(gone(process.pid) for process in left)
         assert stranger.poll() is None
         stranger.kill()
@@ -1430,10 +1430,10 @@ time.sleep(60)
 def test_however_a_service_answers_sigterm_nothing_of_it_lives_on(tmp_path, monkeypatch, how):
     monkeypatch.setattr(services, "END_SECONDS", 0.5 if how == "hears nothing" else 20)
     monkeypatch.setattr(services, "POLL_SECONDS", 0.05)
-    folder = services.Folder(tmp_path)
+    folder = Folder(tmp_path)
     folder.path.mkdir()
     command = (sys.executable, "-c", ANSWERS, how)
-    services._start(services.Service("worker", command, "http://a", lambda: True, dict(os.environ)), folder, [])
+    services._start(Service("worker", command, "http://a", lambda: True, dict(os.environ)), folder, [])
     left = [folder.alive("worker")]
     assert until(lambda: "ready" in folder.log("worker").read_text(), 60)
     try:
@@ -1464,7 +1464,7 @@ TORN = [
 @pytest.mark.parametrize("content", [*TORN, b"\xff\xfe"])
 def test_a_record_that_cannot_be_read_is_none(tmp_path, capsys, content):
     """As a kill or another version of this project leaves it: the service counts as down and can be started."""
-    folder = services.Folder(tmp_path)
+    folder = Folder(tmp_path)
     folder.path.mkdir()
     (folder.path / "worker.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     assert (folder.record("worker"), folder.alive("worker"), folder.family("worker")) == (None, None, [])
@@ -1487,20 +1487,20 @@ def test_the_last_words_of_a_service_are_told_and_not_those_of_an_earlier_start(
 
 
 def test_a_service_of_another_clone_is_not_of_the_family(tmp_path):
-    ours, theirs = (services.Record(2**22 + 1, 0.0, "http://a", mark) for mark in ("one", "other"))
-    with subprocess.Popen(["sleep", "300"], env={**os.environ, services.MARK: "other"}) as process:
+    ours, theirs = (Record(2**22 + 1, 0.0, "http://a", mark) for mark in ("one", "other"))
+    with subprocess.Popen(["sleep", "300"], env={**os.environ, MARK: "other"}) as process:
         assert until(lambda: theirs.family())
         assert [each.pid for each in theirs.family()] == [process.pid]
         assert ours.family() == []
-        assert services.Record(2**22 + 1, 0.0, "http://a").family() == []
+        assert Record(2**22 + 1, 0.0, "http://a").family() == []
         process.kill()
 
 
 def test_each_clone_has_a_prefect_home_of_its_own_whatever_the_environment_says(tmp_path, monkeypatch):
-    for name in services.AIMS:
+    for name in planning.AIMS:
         monkeypatch.setenv(name, "/elsewhere")
     for folder in (tmp_path / "one", tmp_path / "other"):
-        for service in services.planned(folder, 4300, 5100):
+        for service in planning.planned(folder, 4300, 5100):
             assert service.environment["PREFECT_HOME"] == str(folder / ".services/prefect")
             assert service.environment["PREFECT_PROFILES_PATH"] == str(folder / ".services/prefect/profiles.toml")
             assert service.environment["PREFECT_API_URL"] == "http://127.0.0.1:4300/api"
@@ -1509,7 +1509,7 @@ def test_each_clone_has_a_prefect_home_of_its_own_whatever_the_environment_says(
 
 @pytest.mark.slow
 def test_a_prefect_command_in_the_root_finds_this_clone_s_server(tmp_path, monkeypatch):
-    for name in services.AIMS:
+    for name in planning.AIMS:
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "prefect.toml").symlink_to(ROOT / "prefect.toml")
     services._aim(tmp_path, "http://127.0.0.1:4711/api")
@@ -1519,7 +1519,7 @@ def test_a_prefect_command_in_the_root_finds_this_clone_s_server(tmp_path, monke
 
 
 def test_the_profile_gets_the_address_and_keeps_the_rest(tmp_path):
-    path = tmp_path / services.HOME / "profiles.toml"
+    path = tmp_path / planning.HOME / "profiles.toml"
     services._aim(tmp_path, "http://a/api")
     assert tomllib.loads(path.read_text()) == {
         "active": "project",
@@ -1550,11 +1550,11 @@ def test_a_password_is_in_no_command_and_in_nothing_that_up_says(tmp_path, monke
         monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     else:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-    planned = services.planned(tmp_path, 4300, 5100)
+    planned = planning.planned(tmp_path, 4300, 5100)
     assert not [word for service in planned for word in service.command if "s3same" in word]
     services._tell(planned)
     assert "s3same" not in capsys.readouterr().out
-    stores = [service.environment[services.STORE] for service in planned if service.name == "mlflow-server"]
+    stores = [service.environment[planning.STORE] for service in planned if service.name == "mlflow-server"]
     where = {None: "sqlite:///" + str(tmp_path / "mlflow.db"), "sqlite:///own.db": f"sqlite:///{tmp_path / 'own.db'}"}
     assert stores == ([] if address and address.startswith("http") else [where.get(address, address)])
 
@@ -1611,13 +1611,13 @@ def test_a_password_goes_to_prefect_by_its_own_setting(tmp_path, monkeypatch):
 
 @pytest.fixture
 def plain(monkeypatch):
-    for name in (*services.AIMS, "MLFLOW_TRACKING_URI", "NO_PROXY", "no_proxy"):
+    for name in (*planning.AIMS, "MLFLOW_TRACKING_URI", "NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
 
 
 def test_the_services_listen_here_alone_and_are_told_all_that_they_need(tmp_path, plain, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "intranet")
-    prefect, mlflow, worker = services.planned(tmp_path, 4300, 5100)
+    prefect, mlflow, worker = planning.planned(tmp_path, 4300, 5100)
     python = (sys.executable, "-m")
     assert prefect.command == (*python, "prefect", "server", "start", "--host", "127.0.0.1", "--port", "4300")
     assert mlflow.command == (
@@ -1648,10 +1648,10 @@ def test_the_services_listen_here_alone_and_are_told_all_that_they_need(tmp_path
             "no_proxy": "intranet,127.0.0.1",
         }
     )
-    assert mlflow.environment == {**worker.environment, services.STORE: f"sqlite:///{tmp_path / 'mlflow.db'}"}
+    assert mlflow.environment == {**worker.environment, planning.STORE: f"sqlite:///{tmp_path / 'mlflow.db'}"}
     monkeypatch.delenv("NO_PROXY")
     time.sleep(0.002)
-    again = services.planned(tmp_path, 4300, 5100)
+    again = planning.planned(tmp_path, 4300, 5100)
     assert again[2].command[-1] != worker.command[-1]  # the server remembers old ones
     assert again[0].environment["NO_PROXY"] == "127.0.0.1"
 
@@ -1659,10 +1659,10 @@ def test_the_services_listen_here_alone_and_are_told_all_that_they_need(tmp_path
 @pytest.mark.parametrize("address", ["http://h:5000", "https://h/a", "databricks", "databricks://profile"])
 def test_where_mlflow_is_served_already_no_other_is_started(tmp_path, plain, monkeypatch, address):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-    planned = services.planned(tmp_path, 4300, 5100)
+    planned = planning.planned(tmp_path, 4300, 5100)
     assert [service.name for service in planned] == ["prefect-server", "worker"]
     assert {service.environment["MLFLOW_TRACKING_URI"] for service in planned} == {address}
-    assert not any(services.STORE in service.environment for service in planned)
+    assert not any(planning.STORE in service.environment for service in planned)
 
 
 def test_a_service_works_once_it_says_so_itself(tmp_path, plain):
@@ -1671,7 +1671,7 @@ def test_a_service_works_once_it_says_so_itself(tmp_path, plain):
 
     with answering(lambda path, body: (200, says[path])) as (address, asked):
         port = int(address.rpartition(":")[2])
-        prefect, mlflow, worker = services.planned(tmp_path, port, port)
+        prefect, mlflow, worker = planning.planned(tmp_path, port, port)
         assert prefect.healthy()
         assert mlflow.healthy()
         says |= {"/api/health": '"true"', "/health": "OK, soon"}
@@ -1696,13 +1696,13 @@ def test_what_is_asked_comes_from_this_host_whatever_the_proxy_and_no_answer_is_
     monkeypatch.delenv("NO_PROXY", raising=False)
     codes = {"/a": (200, '{"x": 1}'), "/b": (200, "no json"), "/c": (503, "{}")}
     with answering(lambda path, body: codes[path]) as (address, asked):
-        assert services.ask(f"{address}/a") == {"x": 1}
-        assert services.ask(f"{address}/a", {"y": [2]}) == {"x": 1}
-        assert services.ask(f"{address}/a", {}) == {"x": 1}
-        assert [services.ask(f"{address}/b"), services.ask(f"{address}/b", plain=True)] == [None, "no json"]
-        assert services.ask(f"{address}/c") is None
+        assert planning.ask(f"{address}/a") == {"x": 1}
+        assert planning.ask(f"{address}/a", {"y": [2]}) == {"x": 1}
+        assert planning.ask(f"{address}/a", {}) == {"x": 1}
+        assert [planning.ask(f"{address}/b"), planning.ask(f"{address}/b", plain=True)] == [None, "no json"]
+        assert planning.ask(f"{address}/c") is None
     assert asked[:3] == [("GET", "/a", None), ("POST", "/a", {"y": [2]}), ("POST", "/a", {})]
-    assert services.ask(f"{address}/a") is None
+    assert planning.ask(f"{address}/a") is None
 
 
 def test_runs_under_way_are_cancelled_and_waited_for(monkeypatch, capsys):
@@ -1742,23 +1742,23 @@ def test_a_run_that_never_ends_is_not_waited_for_for_ever(monkeypatch):
 
 
 def test_down_cancels_then_ends_the_worker_first_and_the_servers_last(tmp_path, monkeypatch):
-    folder, seen = services.Folder(tmp_path), []
+    folder, seen = Folder(tmp_path), []
     folder.path.mkdir()
 
     def held() -> bool:
         assert locks.take(folder.path / "lock") is None
         return True
 
-    up = set(services.NAMES)
-    monkeypatch.setattr(services.Folder, "alive", lambda self, name: name in up)
+    up = set(NAMES)
+    monkeypatch.setattr(Folder, "alive", lambda self, name: name in up)
     monkeypatch.setattr(services, "_cancel", lambda api: seen.append(api))
     monkeypatch.setattr(services, "_end", lambda name, folder: seen.append(name) or held())
-    for name in services.NAMES:
-        folder.write(name, services.Record(1, 0.0, f"http://{name}"))
+    for name in NAMES:
+        folder.write(name, Record(1, 0.0, f"http://{name}"))
     services.down(tmp_path)
     assert seen == ["http://worker", "worker", "mlflow-server", "prefect-server"]
     for gone_one in ("worker", "prefect-server"):  # nobody to ask, or nothing to cancel
-        up = set(services.NAMES) - {gone_one}
+        up = set(NAMES) - {gone_one}
         seen.clear()
         services.down(tmp_path)
         assert seen == ["worker", "mlflow-server", "prefect-server"]
@@ -1767,25 +1767,25 @@ def test_down_cancels_then_ends_the_worker_first_and_the_servers_last(tmp_path, 
 @pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
 def test_what_is_up_is_seen_kept_and_not_started_elsewhere(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folder, started = services.Folder(tmp_path), []
+    folder, started = Folder(tmp_path), []
     folder.path.mkdir()
     assert console(["status"]) == 1
-    assert capsys.readouterr().out == "".join(f"{name:<15} down\n" for name in services.NAMES)
+    assert capsys.readouterr().out == "".join(f"{name:<15} down\n" for name in NAMES)
     seen = "os.environ['A'], os.getcwd(), os.getsid(0) == os.getpid(), os.readlink('/proc/self/fd/0')"
     script = f"import os; print({seen}, flush=True)"
     sleeping = (sys.executable, "-c", f"{script}; import time; time.sleep(300)")
     try:
-        for name in services.NAMES:
-            service = services.Service(name, sleeping, f"http://{name}", lambda: True, {"A": name}, 1)
+        for name in NAMES:
+            service = Service(name, sleeping, f"http://{name}", lambda: True, {"A": name}, 1)
             services._start(service, folder, started)
             assert until(folder.log(name).read_text)
             assert folder.log(name).read_text() == f"{name} {tmp_path} True /dev/null\n"
-        assert started == list(services.NAMES)
+        assert started == list(NAMES)
         process = folder.alive("worker")
         record = folder.record("worker")
         assert (record.pid, record.born, record.url) == (process.pid, process.create_time(), "http://worker")
-        assert process.environ()[services.MARK] == record.mark
-        assert len({folder.record(name).mark for name in services.NAMES}) == 3
+        assert process.environ()[MARK] == record.mark
+        assert len({folder.record(name).mark for name in NAMES}) == 3
         capsys.readouterr()
         assert console(["status"]) == 0
         assert capsys.readouterr().out.splitlines()[2] == f"{'worker':<15} up    pid {process.pid:<8} http://worker"
@@ -1806,8 +1806,8 @@ def test_what_is_up_is_seen_kept_and_not_started_elsewhere(tmp_path, capsys, mon
 
 
 def test_a_port_is_free_until_somebody_listens_there(tmp_path):
-    folder, port = services.Folder(tmp_path), free_port()
-    service = services.Service("mlflow-server", (), "http://h", lambda: True, {}, port)
+    folder, port = Folder(tmp_path), free_port()
+    service = Service("mlflow-server", (), "http://h", lambda: True, {}, port)
     services._check(service, folder)
     with socket.socket() as other:
         other.bind(("127.0.0.1", port))
@@ -1819,12 +1819,12 @@ def test_a_port_is_free_until_somebody_listens_there(tmp_path):
 
 
 def test_one_that_never_answers_is_given_up_in_time(tmp_path, monkeypatch, capsys):
-    folder = services.Folder(tmp_path)
+    folder = Folder(tmp_path)
     clock = iter([0.0, 4.0, 6.0, 7.0, 180.0, 181.0])
     monkeypatch.setattr(services.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(services.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(services.Folder, "alive", lambda self, name: True)
-    service = services.Service("worker", (), "http://h", lambda: False, {})
+    monkeypatch.setattr(Folder, "alive", lambda self, name: True)
+    service = Service("worker", (), "http://h", lambda: False, {})
     with pytest.raises(Mistake, match=r"^worker does not answer after 180 s: see .*worker\.log$"):
         services._await(service, folder)
     assert capsys.readouterr().out == "worker          is starting, 6 s\nworker          is starting, 180 s\n"
@@ -1863,7 +1863,7 @@ def raised(tmp_path, monkeypatch):
     monkeypatch.setattr(services, "_aim", lambda root, api: note("aim", api))
     monkeypatch.setattr(services, "_tell", lambda planned: note("tell", planned[0].url))
     monkeypatch.setattr(services.client, "prepared", prepared)
-    monkeypatch.setattr(services.Folder, "alive", lambda self, name: name in up)
+    monkeypatch.setattr(Folder, "alive", lambda self, name: name in up)
     return tmp_path, seen, up, faults
 
 
@@ -1871,7 +1871,7 @@ def test_up_checks_all_starts_the_servers_with_a_whole_database_then_aims_works_
     root, seen, up, _ = raised
     services.up(root, 4300, 5100)
     names, store = ("prefect-server", "mlflow-server"), f"sqlite:///{root / 'mlflow.db'}"
-    checks = [(word, name) for name in services.NAMES for word in ("_clear", "_check")]
+    checks = [(word, name) for name in NAMES for word in ("_clear", "_check")]
     wanted = [
         *checks,
         ("prepare", store),
@@ -1885,7 +1885,7 @@ def test_up_checks_all_starts_the_servers_with_a_whole_database_then_aims_works_
         ("tell", "http://127.0.0.1:4300"),
     ]
     assert seen == wanted
-    up |= set(services.NAMES)
+    up |= set(NAMES)
     seen.clear()
     services.up(root, 4300, 5100)  # the database is the server's; a worker that is up has another name
     assert seen == [one for one in wanted if one[0] not in ("prepare", "prepared") and one != ("_await", "worker")]
@@ -1921,13 +1921,13 @@ def test_up_belongs_in_the_project_s_root(tmp_path):
 
 
 def test_both_flows_are_deployed_with_the_worker_s_own_surroundings(tmp_path, monkeypatch):
-    folder = services.Folder(tmp_path)
+    folder = Folder(tmp_path)
     folder.path.mkdir()
     program = tmp_path / "python"
     program.write_text('#!/bin/sh\necho "$PWD: $* for $A"; read line; exit ${CODE:-0}\n')
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
-    worker = services.Service("worker", (), "http://h", lambda: True, {"A": "us", "CODE": ""})
+    worker = Service("worker", (), "http://h", lambda: True, {"A": "us", "CODE": ""})
     services._deploy(worker, folder)
     said = f"{tmp_path}: -m prefect --no-prompt deploy --all for us"
     assert folder.log("deploy").read_text() == f"{said}\n"
@@ -1940,8 +1940,8 @@ def test_what_comes_next_is_said_with_the_address_where_the_environment_leads_el
     tmp_path, plain, monkeypatch, capsys
 ):
     command = os.path.relpath(Path(sys.executable).with_name("prefect"))
-    planned = services.planned(tmp_path, 4300, 5100)
-    for name in (None, *services.AIMS):
+    planned = planning.planned(tmp_path, 4300, 5100)
+    for name in (None, *planning.AIMS):
         with monkeypatch.context() as patch:
             if name:
                 patch.setenv(name, "x")
@@ -1978,7 +1978,7 @@ def test_what_is_deployed_is_the_flow_in_the_project_s_folder_on_the_worker_s_po
     (step,) = found["pull"]
     assert step == {"prefect.deployments.steps.set_working_directory": {"directory": "{{ $DISTILL_ROOT }}"}}
     full, smoke = ({key: one[key] for key in one if key != "description"} for one in found["deployments"])
-    shared = {"entrypoint": "flows/distill.py:distill", "work_pool": {"name": services.POOL}}
+    shared = {"entrypoint": "flows/distill.py:distill", "work_pool": {"name": planning.POOL}}
     assert full == {"name": "full", **shared}
     assert smoke == {"name": "smoke", "parameters": {"preset": "smoke"}, **shared}
     assert (ROOT / "presets/smoke.yaml").is_file()
@@ -1986,8 +1986,8 @@ def test_what_is_deployed_is_the_flow_in_the_project_s_folder_on_the_worker_s_po
 
 def test_prefect_keeps_all_of_this_project_in_it_and_tells_nobody():
     found = tomllib.loads((ROOT / "prefect.toml").read_text())
-    assert found["home"] == str(services.HOME)
-    assert found["profiles_path"] == str(services.HOME / "profiles.toml")
+    assert found["home"] == str(planning.HOME)
+    assert found["profiles_path"] == str(planning.HOME / "profiles.toml")
     assert found["client"] == {"server_version_check_enabled": False}
     assert found["server"] == {
         "analytics_enabled": False,
@@ -2015,7 +2015,7 @@ def live(tmp_path_factory):
     folder = project(tmp_path_factory.mktemp("live") / "project")
     monkey = pytest.MonkeyPatch()
     monkey.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkey.setattr(services, "TALK_SECONDS", 60)  # a request that is given up on a busy machine is still carried out
+    monkey.setattr(planning, "TALK_SECONDS", 60)  # a request that is given up on a busy machine is still carried out
     places = ports()
     monkey.setenv("PREFECT_API_URL", f"http://127.0.0.1:{places['--prefect-port']}/api")
     words = ["up", *(word for pair in places.items() for word in pair)]
@@ -2024,7 +2024,7 @@ def live(tmp_path_factory):
         assert ended.returncode == 0, ended.stdout + ended.stderr
         yield Live(folder, words)
     finally:
-        leaders = [services.Folder(folder).alive(name) for name in services.NAMES]
+        leaders = [Folder(folder).alive(name) for name in NAMES]
         family = [process for leader in leaders if leader for process in (leader, *leader.children(recursive=True))]
         ended = services_command(folder, "down")
         monkey.undo()
@@ -2046,7 +2046,7 @@ class Live:
     def api(self, path: str, body=None):
         answers: list = []  # a busy SQLite makes Prefect's server answer 503 now and then
         url = f"{os.environ['PREFECT_API_URL']}/{path}"
-        assert until(lambda: answers.append(services.ask(url, body)) or answers[-1] is not None), f"no answer: {path}"
+        assert until(lambda: answers.append(planning.ask(url, body)) or answers[-1] is not None), f"no answer: {path}"
         return answers[-1]
 
     def go(self, name: str, **parameters) -> str:
@@ -2090,9 +2090,9 @@ def test_a_deployed_run_completes_shows_the_frontier_and_the_next_one_finds_all_
 
 @pytest.mark.server
 def test_up_again_keeps_all_and_status_sees_them(live):
-    before = {name: services.Folder(live.folder).alive(name).pid for name in services.NAMES}
+    before = {name: Folder(live.folder).alive(name).pid for name in NAMES}
     assert services_command(live.folder, *live.words).returncode == 0
-    assert {name: services.Folder(live.folder).alive(name).pid for name in services.NAMES} == before
+    assert {name: Folder(live.folder).alive(name).pid for name in NAMES} == before
     assert services_command(live.folder, "status").returncode == 0
 
 
@@ -2155,7 +2155,7 @@ def test_two_clones_never_meet(live, tmp_path):
     (live.folder / "pids.txt").unlink(missing_ok=True)
     other = project(tmp_path / "other")
     words = ["up", *(word for pair in ports().items() for word in pair)]
-    surroundings = {name: "" for name in services.AIMS}
+    surroundings = {name: "" for name in planning.AIMS}
     try:
         ended = services_command(other, *words, **surroundings)
         assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -2164,7 +2164,7 @@ def test_two_clones_never_meet(live, tmp_path):
         assert until((live.folder / "pids.txt").exists, 120)
         tree = pids(live.folder)
         # as documented: no address, in the project's root
-        empty = {name: value for name, value in os.environ.items() if name not in services.AIMS}
+        empty = {name: value for name, value in os.environ.items() if name not in planning.AIMS}
         before = live.api("flow_runs/count", {})
         deployment = [str(other / command), "deployment", "run", "distill/full", "--watch"]
         watched = subprocess.run(deployment, cwd=other, env=empty, capture_output=True, text=True)
@@ -2184,7 +2184,7 @@ def test_two_clones_never_meet(live, tmp_path):
 @pytest.mark.server
 def test_mlflow_killed_with_9_comes_back(live):
     """Its worker outlives it and holds the port; the next `up` ends that first."""
-    folder = services.Folder(live.folder)
+    folder = Folder(live.folder)
     left = folder.alive("mlflow-server").children(recursive=True)
     folder.alive("mlflow-server").kill()
     assert [process for process in left if not gone(process.pid)]

@@ -66,12 +66,13 @@ class Source:
 class Kind(abc.ABC):
     """A kind of source.
 
-    place: the word for what follows the colon in params.yaml, None where nothing does. in_folders: its images lie in folders,
-    so `data.split` may name some, `data.labels` a column of what is said of them, and its entries, which come class by class,
-    are dealt.
+    place: the word for what follows the colon in params.yaml, None where nothing does. least: [c, h, w] below which no image
+    of it is, as far as is known without a look. in_folders: its images lie in folders, so `data.split` may name some,
+    `data.labels` a column of what is said of them, and its entries, which come class by class, are dealt.
     """
 
     place: str | None = None
+    least: tuple[int, int, int] = (1, 1, 1)
     in_folders: bool = False
 
     @abc.abstractmethod

@@ -9,6 +9,8 @@ from diffcore.data.split import Split
 class Digits(Kind):
     """They come with scikit-learn."""
 
+    least = (1, 8, 8)
+
     def find(self, place: str, labels: str | None, split: Split | None) -> Source:
         from sklearn.datasets import load_digits
 
