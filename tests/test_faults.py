@@ -91,6 +91,13 @@ def test_a_fault_whose_text_is_gone_or_there_twice_is_refused(tmp_path):
     assert "found 2 times" in plant.why_not(planted("return", "yield"), tree)
 
 
+def test_a_fault_that_leaves_no_python_is_refused(tmp_path):
+    """Any test would notice it, whatever it is about."""
+    assert "it leaves half.py as no Python" in plant.why_not(
+        planted("    return x / 2\n", "        return x\n\n  y\n"), toy(tmp_path)
+    )
+
+
 @pytest.mark.slow
 def test_a_planted_fault_is_noticed_or_survives_and_is_taken_out_again(tmp_path):
     tree = toy(tmp_path)

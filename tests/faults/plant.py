@@ -5,6 +5,7 @@ Prints a table: fault, file, the test that failed first, or SURVIVED. Exit code 
 """
 
 import argparse
+import ast
 import contextlib
 import functools
 import os
@@ -103,12 +104,23 @@ def _plant(chosen: Sequence[Fault], trees: list[Path]) -> Iterator[Found]:
 
 
 def why_not(fault: Fault, tree: Path) -> str | None:
-    """Why the fault cannot be planted: its text must be found exactly once, and its tests be there. None if it can."""
+    """Why the fault cannot be planted: its text must be found exactly once, what comes of it be Python, which any test would
+    notice otherwise, and its tests be there. None if it can."""
     path = tree / fault.file
     count = path.read_text().count(fault.old) if path.is_file() else 0
     if missing := [test for test in fault.tests if not (tree / test).is_file()]:
         return f"{STALE}: there is no {missing[0]}"
-    return None if count == 1 else f"{STALE}: its text is found {count} times in {fault.file}"
+    if count != 1:
+        return f"{STALE}: its text is found {count} times in {fault.file}"
+    return None if _is_read(path, fault) else f"{STALE}: it leaves {fault.file} as no Python"
+
+
+def _is_read(path: Path, fault: Fault) -> bool:
+    try:
+        ast.parse(path.read_text().replace(fault.old, fault.new) if path.suffix == ".py" else "")
+    except SyntaxError:
+        return False
+    return True
 
 
 def try_one(fault: Fault, tree: Path) -> Found:
