@@ -69,8 +69,9 @@ def _of_halves(distances: dict[str, Distance], reference: Reference, count: int,
     halvings = torch.tensor(
         [_halved(distances.values(), reference, count, generator(seed, "floor", k)) for k in range(SPLITS)]
     )
-    mean, spread = halvings.mean(0), halvings.std(0) / SPLITS**0.5
-    return {name: Estimate(*each) for name, *each in zip(distances, mean.tolist(), spread.tolist())}
+    # a column at a time: sums over all of them at once round by how many there are
+    parts = ((column.mean().item(), (column.std() / SPLITS**0.5).item()) for column in halvings.T)
+    return {name: Estimate(*each) for name, each in zip(distances, parts)}
 
 
 def _halved(distances: Iterable[Distance], reference: Reference, count: int, dice: torch.Generator) -> list[float]:
