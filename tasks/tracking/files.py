@@ -108,7 +108,7 @@ def _check_picture(path: Path) -> None:
 
 def thinned(path: Path) -> list[dict[str, float]]:
     """A curve as at most CURVE_ROWS rows: each the mean of as many neighbours, at the step of the last of them."""
-    text = disk.read_summed(path, paths.again(paths.stage(path.stem)))
+    text = disk.read_summed(path, paths.again(paths.train(path.stem)))
     rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(io.StringIO(text))]
     width = -(-len(rows) // CURVE_ROWS) or 1
     cells = [rows[first : first + width] for first in range(0, len(rows), width)]
@@ -120,4 +120,4 @@ def thinned(path: Path) -> list[dict[str, float]]:
 
 def cost_of(path: Path, name: str) -> dict[str, Any]:
     """What the training of `name` took: seconds, iterations, images and network calls."""
-    return disk.read_sealed(path, None, paths.again(paths.stage(name)))
+    return disk.read_sealed(path, None, paths.again(paths.train(name)))

@@ -156,7 +156,7 @@ def train_pages(book: Book, files: Files) -> list[Page]:
     for path in sorted((files.folder / "curves").glob("*.csv")):
         name = path.stem
         card = card_of(files.folder / "checkpoints" / name)
-        disk.read_summed(path, paths.again(paths.stage(name)))
+        disk.read_summed(path, paths.again(paths.train(name)))
         cost = cost_of(files.folder / "cost" / f"{name}.json", name)
         content = {"curve": disk.sha256(path), "digest": card["digest"], "cost": cost}
         pages.append(Page("train", f"train {name}", content, _train_filler(book, path, card, cost)))
