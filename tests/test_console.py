@@ -95,7 +95,7 @@ def test_no_code_is_run_of_a_folder_that_is_no_project(workspace, mark):
     for module in ("json.py", "typer.py", "console.py", "diffcore/core.py"):
         (workspace / module).write_text(TELLS)
     line = f"error: there is no pipeline in this folder (no {mark}); cd to the project or to a workspace\n"
-    for words in (["check"], ["distill", "pd4"], ["up"], ["workspace", "w"]):
+    for words in (["check"], ["train", "pd4"], ["up"], ["workspace", "w"]):
         assert said(distill(workspace, *words)) == (2, "", line)
     assert distill(workspace, "chekc").stderr.startswith("error: there is no verb 'chekc', did you mean check? ")
 
@@ -257,8 +257,12 @@ def test_bash_completes_verbs_options_presets_and_the_names_of_students(installe
     names = [each.callback.__name__ for each in app.registered_commands]
     assert completed("") == names
     assert completed("sh") == ["shard"]
-    assert completed("distill", "") == ["pd16", "pd8", "pd4", "pd2", "pd1", "cd", "dm1"]
-    assert completed("distill", "pd1") == ["pd16", "pd1"]
+    assert (
+        completed("train", "")
+        == completed("measure", "")
+        == ["teacher", "pd16", "pd8", "pd4", "pd2", "pd1", "cd", "dm1"]
+    )
+    assert completed("train", "pd1") == ["pd16", "pd1"]
     assert completed("workspace", "f", "--preset", "sm") == ["smoke"]
     assert completed("workspace", "--p") == ["--preset"]
     assert completed("up", "--m") == ["--mlflow-port"]
@@ -270,7 +274,7 @@ def test_where_params_yaml_cannot_be_read_no_name_is_offered(monkeypatch, tmp_pa
     monkeypatch.chdir(tmp_path)
     if text is not None:
         Path("params.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
-    assert verbs._students("") == []
+    assert verbs._lines("") == []
 
 
 def test_the_command_is_installed_under_the_projects_name():

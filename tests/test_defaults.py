@@ -163,7 +163,7 @@ def test_every_solver_and_schedule_has_these_and_no_others():
 def test_limits_students_and_ways_have_these_and_no_others():
     assert defaults(Clip) == {"bound": 1.0}
     assert defaults(Threshold) == {"quantile": 0.995, "max": 1.0}
-    assert defaults(Distill) == {"guidance": None, "head": None, "dropout": 0.0}
+    assert defaults(Distill) == {"guidance": None, "head": None, "dropout": 0.0, "network": None}
     unsaid = dict.fromkeys(("deepcache", "skip", "guidance", "negative", "clip", "threshold"))
     assert defaults(Way) == {"steps": [], "options": {}, **unsaid}
 

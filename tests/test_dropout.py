@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-import types
+from dataclasses import asdict
 from typing import Any
 
 import diffusers
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from diffcore import methods
-from diffcore.checkpoints import Guidance
+from diffcore.checkpoints import Card, Checkpoint, Guidance
 from diffcore.checkpoints.roles import roles
 from diffcore.core.errors import Mistake
 from diffcore.denoisers.guidance import Guided
@@ -179,20 +179,25 @@ def test_a_teacher_teaches_without_its_dropout():
 # ------------------------------------------------------------------------------------------- a student's own
 
 
-def parent(net: nn.Module) -> types.SimpleNamespace:
-    """What a checkpoint of a teacher without guidance is asked for."""
-    return types.SimpleNamespace(denoiser=NetDenoiser(net, Cosine()), guidance=None)
+def parent(net: nn.Module, classes: int | None = None) -> Checkpoint:
+    """A checkpoint of a teacher without guidance, with no more than that on its card."""
+    return opened(NetDenoiser(net, Cosine(), classes=classes), None)
+
+
+def opened(denoiser: NetDenoiser, guidance: Guidance | None) -> Checkpoint:
+    card = object.__new__(Card)
+    vars(card).update(guidance=guidance and asdict(guidance))
+    return Checkpoint(card, denoiser)
 
 
 @pytest.mark.parametrize("weights", [Guidance(2.0, 2.0), Guidance(1.0, 3.0)])
 def test_who_has_a_guidance_built_in_is_not_guided_once_more(weights):
     """Neither one that is told its weight nor one that was trained for a single weight."""
     net = unet.build(unet.default_config((1, 8, 8), (8, 16), classes=2), 0)
-    plain = parent(net)
-    plain.denoiser = NetDenoiser(net, Cosine(), classes=2)
+    plain = parent(net, classes=2)
     assert isinstance(roles(plain, weights)[1], Guided)
     student, _ = roles(plain, weights)
-    knows = types.SimpleNamespace(denoiser=student, guidance=weights)
+    knows = opened(student, weights)
     assert roles(knows, weights)[1] is student
 
 

@@ -43,11 +43,13 @@ def test_named_is_one_line_and_exit_code_2(code, errors, named):
 
 
 def test_a_refusals_own_words_are_followed():
-    assert trial.remedies("artifacts/data/0.tar is damaged: run the shard stage again", ("teacher",)) == [("shard",)]
+    assert trial.remedies("artifacts/data/0.tar is damaged: run the shard stage again", ("train", "teacher")) == [
+        ("shard",)
+    ]
     assert trial.remedies("gamma.json was changed; run the stage `gamma` again", ("search",)) == [("gamma",)]
     assert trial.remedies(
         "artifacts/checkpoints/pd2/card.json is damaged; run the stage that makes it again", ("gamma",)
-    ) == [("distill", "pd2")]
+    ) == [("train", "pd2")]
     assert trial.remedies("dvc.lock is damaged; `rm dvc.lock`", ("run",)) == [("rm", "dvc.lock")]
     assert trial.remedies("move it away and publish again (`distill publish`)", ("run",)) == [("publish",)]
     assert trial.remedies("there is no verb 'x'; `distill --help` lists what there is", ("run",)) == []

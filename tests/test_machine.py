@@ -199,7 +199,7 @@ def knows_student() -> None:
     dvc_files.LOCK.write_text(f"schema: '2.0'\nstages:\n  distill@cd:\n    cmd: ./stage\n    outs:\n{lines}")
 
 
-def fails(error: Exception | None, options=("distill", "cd")) -> int:
+def fails(error: Exception | None, options=("train", "cd")) -> int:
     with pytest.MonkeyPatch.context() as patch:
 
         def stage(*given):

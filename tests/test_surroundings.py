@@ -326,17 +326,23 @@ def test_however_a_stage_fails_what_it_had_is_put_back(order, words, end, code, 
             command.main(words.split())
     else:
         assert command.main(words.split()) == code
-    assert order[-1] == ("dvc_files.put_back", words.replace(" ", "@"))
+    word, _, name = words.partition(" ")
+    last = {"train": "distill", "measure": "measure"}.get(word, word)
+    assert order[-1] == ("dvc_files.put_back", f"{last}@{name}" if name else word)
+    assert bool(name) == (order[-2] == ("dvc_files.put_back", f"{STAGES.get(word)}@{name}"))
 
+
+STAGES = {"train": "teachers", "measure": "measure_teachers"}
+"""Where the line is one of `teachers`."""
 
 WRONG = {
     "": "missing command; `distill --help`",
     "shart": "there is no verb 'shart', did you mean shard? `distill --help`",
     "zzz": "there is no verb 'zzz'; `distill --help`",
     "it's": "there is no verb 'it's'; `distill --help`",
-    "dis till": "there is no verb 'dis till', did you mean distill? `distill --help`",
+    "mea sure": "there is no verb 'mea sure', did you mean measure? `distill --help`",
     "dis\n\x1b[31mtill": r"there is no verb 'dis\n\x1b[31mtill'; `distill --help`",
-    "distill": "missing argument 'name'; `distill distill --help`",
+    "train": "missing argument 'name'; `distill train --help`",
     "shard|more": "got unexpected extra argument(s) (more); `distill shard --help`",
     "shard|more\nlines": r"got unexpected extra argument(s) (more\x0alines); `distill shard --help`",
     "workspace": "missing argument 'folder'; `distill workspace --help`",

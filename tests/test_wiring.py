@@ -596,7 +596,7 @@ def test_a_report_shows_the_table_the_recommendation_its_warnings_and_where_to_l
     report.report()
     none = f"MLflow: nothing is published, there is no {paths.PUBLISHED}; run the stage `publish` again"
     assert capsys.readouterr().out.splitlines() == [*lines, none]
-    assert [call.words for call in read] == [(paths.FRONTIER, paths.again("evaluate"))]
+    assert [call.words for call in read] == [(paths.FRONTIER, paths.again("frontier"))]
     disk.write_sealed(paths.PUBLISHED, {"tracking_uri": "http://127.0.0.1:5", "ui": "#x"})
     report.report()
     assert capsys.readouterr().out.splitlines() == [*lines, "MLflow: http://127.0.0.1:5/#x"]

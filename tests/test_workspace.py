@@ -520,7 +520,7 @@ def test_a_change_on_the_command_line_is_in_yaml(text, wanted):
 
 
 @pytest.mark.parametrize(
-    "text", ["distill.cd=3", "distill.cd=", "distill.cd=[1]", "distill=3", "teacher=3", "distill.new=3"]
+    "text", ["distill.cd=3", "distill.cd=", "distill.cd=[1]", "distill=3", "teachers=3", "distill.new=3"]
 )
 def test_a_line_that_is_none_is_refused_in_words_and_nothing_is_written(text, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)

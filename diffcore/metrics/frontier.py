@@ -93,7 +93,7 @@ class Frontier:
         }
 
     @classmethod
-    def from_json(cls, value: dict[str, Any], path: Path | str = "this", again: str = "evaluate again") -> "Frontier":
+    def from_json(cls, value: dict[str, Any], path: Path | str = "this", again: str = "measure again") -> "Frontier":
         """The inverse of `to_json`, exact to the last bit; for anything else a Mistake that names `path` and ends with
         `again`."""
         try:

@@ -47,18 +47,19 @@ class Files:
 
 def read(folder: Path, parameters: dict[str, Any]) -> Files:
     """What lies in `folder`. Raises Mistake naming what is missing, damaged or of another run."""
-    frontier = Frontier.read(folder / "frontier.json", paths.again("evaluate"))
+    frontier = Frontier.read(folder / "frontier.json", paths.again("frontier"))
     points = frontier.points
     cards = {name: card_of(folder / "checkpoints" / name) for name in sorted({point.checkpoint for point in points})}
     files = Files(folder, frontier, cards, parameters)
     for point in points:
         if cards[point.checkpoint]["digest"] != point.checkpoint_digest:
             raise Mistake(
-                f"{files.checkpoint(point)} is not the network that was measured; run the evaluate stage again"
+                f"{files.checkpoint(point)} is not the network that was measured; "
+                f"{paths.again(paths.measure(point.checkpoint))}"
             )
     for needed in (*files.shown, *map(files.samples, points)):
         if not needed.exists():
-            raise Mistake(f"{needed} is missing; run the evaluate stage again")
+            raise Mistake(f"{needed} is missing; run the stage `frontier` again")
     if any(point.sampler == "analytic" for point in points):
         _check_gamma(files)
     _check_rows(folder / "frontier.csv", points)
