@@ -1235,6 +1235,11 @@ def another(value: object) -> object:
     return {str: f"another {value}", tuple: (1.0, 0.0, 0.0)}.get(type(value), 9)
 
 
+OTHERS = {"grid": [1.0, 0.0], "classes": ["a"], "guidance": {"low": 1.0}, "parent": "a", "teacher": "a", "image": [9]}
+OTHERS |= {"cost": {"images": 1}, **{key: {"another": "a"} for key in ("files", "parameters", "schedule")}}
+"""Other values of a card's fields that are neither words nor whole numbers."""
+
+
 def other_metrics(metrics: dict[str, Estimate]) -> Iterator[dict[str, Estimate]]:
     """Each number of each metric alone, and each metric left out but the first."""
     for number, (name, each) in enumerate(metrics.items()):
@@ -1283,8 +1288,8 @@ def test_a_run_is_new_where_anything_that_it_shows_is_another(tmp_path, monkeypa
         least = dataclasses.replace(shown.floor, metrics=metrics)
         assert changed(frontier=dataclasses.replace(shown, floor=least)) == {floor}
     for name, way in (("teacher", "teacher ddim even"), ("pd1", "progressive"), ("pd2", "progressive")):
-        for key, value in files.cards[name].items():
-            card = files.cards[name] | {key: f"another {value}"}
+        for key, value in vars(files.cards[name]).items():
+            card = dataclasses.replace(files.cards[name], **{key: OTHERS.get(key) or another(value)})
             assert changed(cards=files.cards | {name: card}) == {way}, key
     for parameters in ({"seed": 1, "a": {"b": 1}}, {"seed": 0, "a": {"b": 2}}, {"seed": 0}):
         assert changed(parameters=parameters) == {"frontier"}

@@ -3,11 +3,12 @@
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diffcore.checkpoints import verify
+from diffcore.checkpoints.card import Card
 from diffcore.core import disk
 from diffcore.core.errors import Mistake
 from diffcore.metrics.frontier import Frontier
@@ -25,7 +26,7 @@ class Files:
 
     folder: Path
     frontier: Frontier
-    cards: dict[str, dict[str, Any]]
+    cards: dict[str, Card]
     parameters: dict[str, Any]
 
     @property
@@ -49,10 +50,10 @@ def read(folder: Path, parameters: dict[str, Any]) -> Files:
     """What lies in `folder`. Raises Mistake naming what is missing, damaged or of another run."""
     frontier = Frontier.read(folder / "frontier.json", paths.again("frontier"))
     points = frontier.points
-    cards = {name: card_of(folder / "checkpoints" / name) for name in sorted({point.checkpoint for point in points})}
+    cards = {name: verify(folder / "checkpoints" / name) for name in sorted({point.checkpoint for point in points})}
     files = Files(folder, frontier, cards, parameters)
     for point in points:
-        if cards[point.checkpoint]["digest"] != point.checkpoint_digest:
+        if cards[point.checkpoint].digest != point.checkpoint_digest:
             raise Mistake(
                 f"{files.checkpoint(point)} is not the network that was measured; "
                 f"{paths.again(paths.measure(point.checkpoint))}"
@@ -72,15 +73,10 @@ def _damaged(path: Path) -> Mistake:
     return Mistake(f"{path} is damaged; run the stage that makes it again")
 
 
-def card_of(folder: Path) -> dict[str, Any]:
-    """The card of a checkpoint whose every file is as the card says."""
-    return asdict(verify(folder))
-
-
 def _check_gamma(files: Files) -> None:
     """Whether what analytic samplers are shipped with is whole, and was estimated from this teacher."""
     teacher = files.cards.get(TEACHER)
-    gamma.read(files.folder / "gamma.json", teacher and teacher["digest"], paths.again("gamma"))
+    gamma.read(files.folder / "gamma.json", teacher and teacher.digest, paths.again("gamma"))
 
 
 def _check_rows(path: Path, points: Sequence[Point]) -> None:

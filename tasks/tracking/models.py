@@ -103,7 +103,7 @@ def _digests(folder: Path) -> dict[str, str]:
 def _shipped(files: Files, point: Point) -> dict[str, str]:
     """Of a point's files, where MLflow puts them in a model, with their sha256."""
     name = point.checkpoint
-    shipped = {f"artifacts/{name}/{file}": digest for file, digest in files.cards[name]["files"].items()}
+    shipped = {f"artifacts/{name}/{file}": digest for file, digest in files.cards[name].files.items()}
     shipped[f"artifacts/{name}/card.json"] = disk.sha256(files.checkpoint(point) / "card.json")
     if point.sampler == "analytic":
         shipped["artifacts/gamma.json"] = disk.sha256(files.folder / "gamma.json")
@@ -134,7 +134,7 @@ def with_weights(files: Files, point: Point) -> str:
             artifacts=artifacts,
             code_paths=[str(Path(disk.__file__).parents[1])],
             model_config=config,
-            signature=_signature(files.cards[point.checkpoint]["image"]),
+            signature=_signature(files.cards[point.checkpoint].image),
             pip_requirements=[_pin(package) for package in ("mlflow", "torch", "numpy", "safetensors")],
             params=_model_params(point),
             tags=_model_tags(point) | {"weights": "here"},

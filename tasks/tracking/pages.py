@@ -7,16 +7,18 @@ import re
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from diffcore.checkpoints import verify
+from diffcore.checkpoints.card import Card
 from diffcore.core import disk
 from diffcore.metrics.estimate import columns
 from diffcore.metrics.point import Point
 from tasks import paths, pictures
 from tasks.tracking.client import Book, every, logged
-from tasks.tracking.files import Files, card_of, cost_of, thinned
+from tasks.tracking.files import Files, cost_of, thinned
 from tasks.tracking.models import carries, with_weights, without_weights
 
 VALUE = 500  # characters of a parameter's or tag's value that MLflow's older stores take
@@ -76,7 +78,8 @@ def way_pages(book: Book, files: Files) -> list[Page]:
     for name, points in pictures.ways(files.frontier.points).items():
         cards = {point.checkpoint: files.cards[point.checkpoint] for point in points}
         images = {point.name: disk.sha256(files.samples(point)) for point in points}
-        content = {"points": [point.to_json() for point in points], "about": about, "cards": cards, "images": images}
+        shown = {name: asdict(card) for name, card in cards.items()}
+        content = {"points": [point.to_json() for point in points], "about": about, "cards": shown, "images": images}
         pages.append(
             Page(
                 "way", name, content, lambda run, points=points, cards=cards: _fill_way(book, files, points, cards, run)
@@ -91,16 +94,14 @@ def students_early(pages: list[Page]) -> list[Page]:
     return [first, *sorted(others, key=lambda page: page.content["points"][0]["method"] == "teacher")]
 
 
-def _fill_way(book: Book, files: Files, points: list[Point], cards: dict[str, dict[str, Any]], run: str) -> None:
+def _fill_way(book: Book, files: Files, points: list[Point], cards: dict[str, Card], run: str) -> None:
     metrics = []
     for point in points:
         model = with_weights(files, point) if carries(files, point) else without_weights(book, point, run)
         metrics += _metrics(_numbers(point), round(point.nfe), model)
     about = {f"evaluate/{key}": value for key, value in files.frontier.about.items()}
-    trained = {
-        f"{name}/{key}": value for name, card in cards.items() for key, value in _flat(card["parameters"]).items()
-    }
-    tags = {"method": points[0].method, **{f"digest {name}": card["digest"] for name, card in cards.items()}}
+    trained = {f"{name}/{key}": value for name, card in cards.items() for key, value in _flat(card.parameters).items()}
+    tags = {"method": points[0].method, **{f"digest {name}": card.digest for name, card in cards.items()}}
     _log(book, run, metrics, about | trained, tags)
     _log_images(book, files, points, run)
 
@@ -155,23 +156,22 @@ def train_pages(book: Book, files: Files) -> list[Page]:
     pages = []
     for path in sorted((files.folder / "curves").glob("*.csv")):
         name = path.stem
-        card = card_of(files.folder / "checkpoints" / name)
+        card = verify(files.folder / "checkpoints" / name)
         disk.read_summed(path, paths.again(paths.train(name)))
         cost = cost_of(files.folder / "cost" / f"{name}.json", name)
-        content = {"curve": disk.sha256(path), "digest": card["digest"], "cost": cost}
+        content = {"curve": disk.sha256(path), "digest": card.digest, "cost": cost}
         pages.append(Page("train", f"train {name}", content, _train_filler(book, path, card, cost)))
     return pages
 
 
-def _train_filler(book: Book, path: Path, card: dict[str, Any], cost: dict[str, Any]) -> Callable[[str], None]:
+def _train_filler(book: Book, path: Path, card: Card, cost: dict[str, Any]) -> Callable[[str], None]:
     def fill(run: str) -> None:
         rows = thinned(path)
         metrics = [metric for row in rows for metric in _metrics(_curve_values(row), int(row["step"]))]
-        tags = {key: card[key] or "none" for key in ("method", "parent", "data")} | {
-            f"digest {path.stem}": card["digest"]
-        }
+        tags = {"method": card.method, "parent": card.parent or "none", "data": card.data}
+        tags |= {f"digest {path.stem}": card.digest}
         spent = {f"cost.{key}": value for key, value in cost.items()}  # one number each: as a metric, an empty chart
-        _log(book, run, metrics, _flat(card["parameters"]) | {"seed": card["seed"]} | spent, tags)
+        _log(book, run, metrics, _flat(card.parameters) | {"seed": card.seed} | spent, tags)
         book.client.log_artifact(run, str(path))
 
     return fill
