@@ -16,9 +16,9 @@ BARE = [sys.executable, "-c", "pass"]
 STARTS = {
     "distill --help": ["--help"],
     "distill upp (a verb that there is not)": ["upp"],
-    "completion of `distill distill pd`": [],
+    "completion of `distill train pd`": [],
 }
-COMPLETING = {"_DISTILL_COMPLETE": "complete_bash", "COMP_WORDS": "distill distill pd", "COMP_CWORD": "2"}
+COMPLETING = {"_DISTILL_COMPLETE": "complete_bash", "COMP_WORDS": "distill train pd", "COMP_CWORD": "2"}
 
 
 def main() -> None:

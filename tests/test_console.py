@@ -266,7 +266,7 @@ def test_bash_completes_verbs_options_presets_and_the_names_of_students(installe
     assert completed("workspace", "f", "--preset", "sm") == ["smoke"]
     assert completed("workspace", "--p") == ["--preset"]
     assert completed("up", "--m") == ["--mlflow-port"]
-    assert completed("distill", "", folder=tmp_path) == []
+    assert completed("train", "", folder=tmp_path) == []
 
 
 @pytest.mark.parametrize("text", [None, "", "[", "distill: 3", "distill: [a", "- distill", b"\xff", "a: *b"])

@@ -17,7 +17,7 @@ from diffcore.noise.trajectory import even, karras
 from diffcore.sampling import recipe
 from diffcore.sampling.deepcache import Config as CacheConfig
 from diffcore.sampling.deepcache import DeepCached
-from diffcore.sampling.recipe import Recipe, from_json
+from diffcore.sampling.recipe import Recipe, from_json, sampler_of
 from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.skip_tuning import Config as SkipConfig
 from diffcore.sampling.skip_tuning import SkipScaled
@@ -348,3 +348,31 @@ def test_classes_that_do_not_fit_are_refused(asked):
 def test_classes_of_a_network_that_knows_none_are_refused():
     with pytest.raises(Mistake, match="toy knows no classes"):
         recipe.classes(opened(), 1, [0])
+
+
+# a checkpoint by itself
+
+
+def named(found: Checkpoint, **facts) -> Checkpoint:
+    vars(found.card).update({"solver": "ddim", **facts})
+    return found
+
+
+def test_a_checkpoint_is_sampled_by_its_own_solver_at_its_own_times():
+    student = named(opened(), solver="renoise")
+    student.denoiser.grid = karras(3, Cosine())
+    for steps in (None, 3):
+        made = sampler_of(student, steps)
+        assert (made.solver, made.trajectory) == (SOLVERS["renoise"](), karras(3, Cosine()))
+        assert made.denoiser is student.denoiser
+    with pytest.raises(Mistake, match="toy is valid only on its own 3 steps, not on 4"):
+        sampler_of(student, 4)
+
+
+def test_one_that_is_valid_at_any_time_is_asked_for_a_number_of_steps():
+    found = named(opened())
+    assert sampler_of(found, 5).trajectory == even(5)
+    with pytest.raises(Mistake, match="toy is valid at any time; say how many steps"):
+        sampler_of(found)
+    theirs = sampler_of(named(adopted(clip=1.0)), 2)
+    assert isinstance(theirs.denoiser, Clipped)  # with the limits of its own scheduler

@@ -1236,7 +1236,11 @@ def another(value: object) -> object:
 
 
 OTHERS = {"grid": [1.0, 0.0], "classes": ["a"], "guidance": {"low": 1.0}, "parent": "a", "teacher": "a", "image": [9]}
-OTHERS |= {"cost": {"images": 1}, **{key: {"another": "a"} for key in ("files", "parameters", "schedule")}}
+OTHERS |= {
+    "cost": {"images": 1},
+    "compute": {"device": "a"},
+    **{key: {"another": "a"} for key in ("files", "parameters", "schedule")},
+}
 """Other values of a card's fields that are neither words nor whole numbers."""
 
 

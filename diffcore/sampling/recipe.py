@@ -13,7 +13,7 @@ from diffcore.core.errors import Mistake
 from diffcore.denoisers.clipping import Clip, Clipped, Threshold
 from diffcore.denoisers.denoiser import Condition, Denoiser
 from diffcore.denoisers.guidance import Guided
-from diffcore.noise.trajectory import Trajectory
+from diffcore.noise.trajectory import Trajectory, even
 from diffcore.sampling.deepcache import Config as CacheConfig
 from diffcore.sampling.deepcache import DeepCached
 from diffcore.sampling.sampler import Sampler, name
@@ -162,3 +162,14 @@ def _changed(solver: Solver) -> dict[str, Any]:
     defaults = type(solver)()
     options = {field.name: getattr(solver, field.name) for field in dataclasses.fields(solver)}
     return {key: value for key, value in options.items() if value != getattr(defaults, key)}
+
+
+def sampler_of(checkpoint: Checkpoint, steps: int | None = None) -> Sampler:
+    """The checkpoint with the solver that its method samples it with, at its own times, or at `steps` even ones where it is
+    valid at any time. A Mistake for steps that it has not, and for none where it needs them."""
+    grid = checkpoint.denoiser.grid
+    if grid is None and steps is None:
+        raise Mistake(f"{checkpoint.card.name} is valid at any time; say how many steps")
+    if grid is not None and steps not in (None, grid.steps):
+        raise Mistake(f"{checkpoint.card.name} is valid only on its own {grid.steps} steps, not on {steps}")
+    return Recipe(SOLVERS[checkpoint.card.solver]()).sampler(checkpoint, grid or even(steps))
