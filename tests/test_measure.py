@@ -33,6 +33,8 @@ from diffcore.search import fitted
 from diffcore.search.gamma import estimate, pick
 from tasks import features, frontier, gamma, measure, params, paths, pictures, search, sections, shard, workspace
 from tests.conftest import ToyNet
+from tests.test_frontier import FLOOR, JUDGE
+from tests.test_frontier import point as some_point
 from tests.test_params import ROOT
 from tests.test_unet import stirred
 
@@ -318,6 +320,33 @@ def test_points_of_checkpoints_that_were_measured_with_other_things_are_no_front
     shutil.rmtree(paths.POINTS / "cd")
     with pytest.raises(Mistake, match="run the stage `measure cd`"):
         frontier.merge(plain)
+
+
+COMMON = {"data": "d", "real": "r", "gamma": "g", "teacher": "t"}
+
+
+def write_points(name: str, **changes: str) -> None:
+    """Points of a checkpoint that was measured with what all share, but for `changes`."""
+    is_root = name in ("teacher", "second")
+    value = {"about": COMMON | changes} | ({"floor": FLOOR.to_json(), "judge": vars(JUDGE)} if is_root else {})
+    measure.measured.write(paths.POINTS / name, value, [some_point(name, 4, 1.0)], {name: torch.zeros(1, 2, 2, 1)})
+
+
+@pytest.mark.parametrize("key", COMMON)
+def test_what_points_are_measured_with_is_one_on_a_frontier_but_for_a_teacher_s_own_samples(key, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("teacher", "second", "student"):
+        write_points(name)
+    found, shown = frontier._read(["teacher", "second", "student"])
+    assert [each.name for each in found.points] == list(shown) == ["teacher", "second", "student"]
+    for name in ("student", "second"):
+        write_points(name, **{key: "another"})
+        if (name, key) == ("second", "teacher"):
+            assert len(frontier._read(["teacher", "second"])[0].points) == 2
+            continue
+        told = f"points/{name} was measured with another {key} than .*points/teacher; run .*`measure {name}`"
+        with pytest.raises(Mistake, match=told):
+            frontier._read(["teacher", name])
 
 
 def test_a_student_is_compared_with_the_samples_of_the_teacher_there_is(plain):

@@ -4,7 +4,18 @@ import pytest
 import torch
 
 from diffcore.core.errors import Mistake
-from diffcore.noise.schedule import SCHEDULES, VE, Cosine, Discrete, Linear, SubVP, from_json, to_json
+from diffcore.noise.schedule import (
+    SCHEDULES,
+    VE,
+    Cosine,
+    Discrete,
+    Linear,
+    Normalised,
+    SubVP,
+    from_json,
+    to_json,
+    variance_preserving,
+)
 from tests.conftest import DDPM_BETAS, make_schedule, randn
 
 TIMES = torch.linspace(0.001, 0.999, 401, dtype=torch.float64)
@@ -142,3 +153,17 @@ def test_noise_a_rounding_beyond_an_end_has_a_time_a_rounding_beyond_it(known):
     torch.testing.assert_close(found, ends, rtol=0, atol=1e-6)
     assert found[1] <= 1e-3
     assert found[0] >= 1 or known == Cosine()  # whose end is nowhere near
+
+
+def test_what_networks_are_trained_on_preserves_variance_at_the_noise_of_the_schedule(schedule):
+    """Angles, log-SNR and times stay; a card brings back the very same; who preserves variance is left as it is."""
+    found = variance_preserving(schedule)
+    assert isinstance(found, Normalised) == isinstance(schedule, SubVP | VE)
+    total = found.alpha(TIMES) ** 2 + found.sigma(TIMES) ** 2
+    torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-14)
+    lam = schedule.half_logsnr(TIMES)
+    torch.testing.assert_close(found.half_logsnr(TIMES), lam, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found.angle(TIMES), schedule.angle(TIMES), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found.time(lam), TIMES, rtol=0, atol=1e-9)
+    assert from_json(to_json(found)) == found
+    assert variance_preserving(found) is found

@@ -476,3 +476,15 @@ def test_a_network_takes_just_what_it_has_an_input_for(classes, weighs):
             continue
         with pytest.raises(Mistake, match=wrong[0]):
             net(x, label, *told)
+
+
+def test_a_network_takes_of_another_what_fits_and_says_how_much():
+    """Tensors of one name and one shape; what is larger, or not there, stays as it was."""
+    net, other = unet.build(unet.default_config((1, 8, 8), layers=2), 0), stirred(DEFAULT)
+    before, given = {key: tensor.clone() for key, tensor in net.state_dict().items()}, other.state_dict()
+    fits = {key for key, tensor in before.items() if key in given and given[key].shape == tensor.shape}
+    assert 0 < len(fits) < len(fits | (set(before) & set(given))) < len(before)
+    assert unet.take(net, other) == len(fits)
+    after = net.state_dict()
+    assert all(torch.equal(after[key], given[key] if key in fits else before[key]) for key in before)
+    assert unet.take(other, stirred(DEFAULT, seed=5)) == len(given)
