@@ -7,12 +7,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from diffcore import methods
+from diffcore import methods, nets
 from diffcore.core.errors import Mistake
 from diffcore.data.config import Config as DataConfig
 from diffcore.lineage import Lineage
 from diffcore.metrics import features
-from diffcore.nets import unet
 from diffcore.noise.schedule import SCHEDULES, Schedule, variance_preserving
 from diffcore.search import gamma
 from diffcore.training.config import Compute, Training
@@ -58,7 +57,7 @@ class Params:
             raise Mistake(f"params.yaml has no line {name!r} in teachers or distill; known: {', '.join(known)}")
         return known[name]
 
-    def shape(self, name: str) -> unet.Shape | None:
+    def shape(self, name: str) -> nets.Shape | None:
         """The network that is built for the line `name`; None for one that begins as another's or comes from elsewhere."""
         line = self.line(name)
         if isinstance(line, Distill):
@@ -133,11 +132,11 @@ def _related(found: Mapping[str, Any], lines: Lineage) -> list[str]:
 
 def _shapes(
     teachers: Mapping[str, Teacher | Adopted], students: Mapping[str, Distill], faults: list[str] | None = None
-) -> dict[str, unet.Shape | None]:
+) -> dict[str, nets.Shape | None]:
     """The networks of all checkpoints, None where only a folder knows; a student's is its init's with what it changes."""
     lines, found = Lineage(teachers, students), {}
 
-    def of(name: str) -> unet.Shape | None:
+    def of(name: str) -> nets.Shape | None:
         if name in found:
             return found[name]
         if name in teachers:
@@ -147,12 +146,9 @@ def _shapes(
         told = {"conditional": lines.root(name).conditional, "head": lines.head(name)}
         if above is None and not changes:
             return None
-        whole = (
-            (asdict(above) if above else {})
-            | changes
-            | {key: value for key, value in told.items() if value is not None}
-        )
-        return typed(unet.Shape, whole, f"distill.{name}.network", [] if faults is None else faults)
+        told = {key: value for key, value in told.items() if value is not None}
+        whole = (asdict(above) if above and "family" not in changes else {}) | changes | told
+        return _network(whole, f"distill.{name}.network", [] if faults is None else faults, above and type(above))
 
     for name in lines:
         found[name] = of(name)
@@ -237,7 +233,7 @@ def _root(name: str, line: dict[str, Any], where: str, faults: list[str]) -> Tea
     method = typed(kind, {key: line[key] for key in own if key in line}, where, faults)
     fitting = typed(Training, {key: line[key] for key in shared if key in line}, where, faults)
     schedule = _schedule(line.get("schedule", "cosine"), f"{where}.schedule", faults)
-    network = typed(unet.Shape, line["network"], f"{where}.network", faults) if "network" in line else None
+    network = _network(line["network"], f"{where}.network", faults) if "network" in line else None
     if network and method and network.head == "x0" and not method.off_the_data:
         faults.append(
             f"{where}.weight: the error of v has no bound near the data for a network of head x0; write min_snr"
@@ -264,6 +260,17 @@ def _adopted(name: str, line: dict[str, Any], where: str, faults: list[str]) -> 
     return None if len(faults) > before else Adopted(name=name, folder=folder, conditional=told)
 
 
+def _network(value: Any, where: str, faults: list[str], usual: type[nets.Shape] | None = None) -> nets.Shape | None:
+    """The keys of a family, the U-Net unless `family` names another one; `usual`: unless told, of this shape."""
+    kind, own = usual or nets.FAMILIES[FAMILY].shape, value
+    if isinstance(value, dict) and "family" in value:
+        if (word := value["family"]) not in nets.FAMILIES:
+            faults.append(f"{where}.family: {word!r} is unknown{nearest(word, nets.FAMILIES)}")
+            return None
+        kind, own = nets.FAMILIES[word].shape, {key: inner for key, inner in value.items() if key != "family"}
+    return typed(kind, own, where, faults)
+
+
 def _schedule(value: Any, where: str, faults: list[str]) -> Schedule | None:
     """A word, or a mapping with `name` and the schedule's own numbers; what networks are trained on of it."""
     line = {"name": value} if isinstance(value, str) else value
@@ -280,6 +287,9 @@ def _unknown(line: dict[str, Any], known: Iterable[str], where: str) -> Iterator
     known = list(known)
     return (f"{where}.{key}: unknown key{nearest(key, known)}" for key in line if key not in known)
 
+
+FAMILY = "unet"
+"""Of networks of which params.yaml names none."""
 
 RELATIONS = {"init": "whose weights it starts from", "teacher": "who teaches it"}
 
@@ -330,7 +340,8 @@ def _changes(value: Any, where: str, faults: list[str]) -> dict[str, Any] | None
     if not isinstance(value, dict) or not value:
         faults.append(f"{where}: must be a mapping of what differs from the network of init")
         return None
-    faults += _unknown(value, [key for key in names(unet.Shape) if key not in ("head", "conditional")], where)
+    for key in sorted({"head", "conditional"} & value.keys()):
+        faults.append(f"{where}.{key}: unknown key; head stands in the line, conditional with the root of its chain")
     return value
 
 

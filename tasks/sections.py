@@ -4,10 +4,9 @@ import itertools
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from diffcore import lineage
+from diffcore import lineage, nets
 from diffcore.denoisers.clipping import Threshold
 from diffcore.methods import Method
-from diffcore.nets import unet
 from diffcore.sampling.deepcache import Config as CacheConfig
 from diffcore.sampling.recipe import Recipe
 from diffcore.sampling.sampler import check_steps
@@ -39,7 +38,7 @@ class Teacher(lineage.Root):
     name: str
     method: Method
     fit: Training
-    network: unet.Shape
+    network: nets.Shape
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from diffcore import checkpoints as checkpoint
-from diffcore import methods
+from diffcore import methods, nets
 from diffcore.checkpoints.roles import roles
 from diffcore.core import disk
 from diffcore.core import rng as draw
@@ -16,7 +16,6 @@ from diffcore.data import feed
 from diffcore.data.manifest import Manifest
 from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.network import NetDenoiser
-from diffcore.nets import unet
 from diffcore.noise.trajectory import Trajectory
 from diffcore.training import config, loop
 from diffcore.training.resume import Resume
@@ -36,8 +35,7 @@ def _root(params: Params, line: Teacher) -> None:
     """From nothing: a new network, which learns from the images alone."""
     manifest = Manifest.read(paths.DATA)
     classes = manifest.classes if line.conditional else None
-    shape = line.network.config(manifest.shape, manifest.classes and len(manifest.classes))
-    net = unet.build(shape, draw.seed(params.seed, line.name), line.network.max_phase)
+    net = line.network.build(manifest.shape, _count(manifest), draw.seed(params.seed, line.name))
     student = NetDenoiser(net, line.schedule, line.head, classes=classes and len(classes))
     job = Job(line.method, line.fit, student, classes=classes)
     _train(line.name, job, params.raw["teachers"][line.name], params)
@@ -62,12 +60,15 @@ def _student(params: Params, line: Distill) -> None:
     _train(name, job, params.raw["distill"][name], params)
 
 
-def _new(params: Params, line: Distill, shape: unet.Shape) -> unet.UNet:
+def _count(manifest: Manifest) -> int | None:
+    return manifest.classes and len(manifest.classes)
+
+
+def _new(params: Params, line: Distill, shape: nets.Shape) -> Any:
     """The student's own network: what fits of `init`'s weights, new ones elsewhere."""
     manifest, old = Manifest.read(paths.DATA), checkpoint.load(paths.CHECKPOINTS / line.init).denoiser.net
-    config = shape.config(manifest.shape, manifest.classes and len(manifest.classes))
-    net = unet.build(config, draw.seed(params.seed, line.name), shape.max_phase)
-    taken = unet.take(net, old)
+    net = shape.build(manifest.shape, _count(manifest), draw.seed(params.seed, line.name))
+    taken = nets.take(net, old)
     say(f"{line.name}: {taken} of {len(net.state_dict())} tensors start as those of {line.init}, the others are new")
     return net
 

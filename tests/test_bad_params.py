@@ -136,7 +136,7 @@ SHAPES = [
 @pytest.mark.parametrize(("shape", "channels"), SHAPES)
 def test_parameters_are_counted_without_a_network(shape, channels):
     net = unet.UNet(shape.config((channels, 16, 16)))
-    assert memory.parameters(shape, channels) == sum(p.numel() for p in net.parameters())
+    assert shape.parameters(channels) == sum(p.numel() for p in net.parameters())
 
 
 @pytest.mark.parametrize(("shape", "channels"), SHAPES)
@@ -154,7 +154,7 @@ def test_what_is_kept_for_the_way_back_is_no_less_and_not_far_more_than_counted(
     assert alive.requires_grad
     weights = {p.untyped_storage().data_ptr() for p in net.parameters()}
     kept = sum(size for place, size in storages.items() if place not in weights) / 4 / 2
-    counted = memory.kept(shape, (channels, 16, 16))
+    counted = shape.kept((channels, 16, 16))
     assert counted <= kept <= 2 * counted
 
 
@@ -176,7 +176,7 @@ def with_memory(monkeypatch, count: float, **changes) -> list[str]:
 def test_a_batch_is_refused_where_memory_is_far_too_small_and_taken_otherwise(monkeypatch):
     shape = Shape((16, 32), 1, False, 8, 0.0, 12.0)
     needs = memory.of_batch(shape, (1, 8, 8), 10**6, 10**6)
-    assert needs == 10**6 * (2 * 4 * 64 + 4 * memory.kept(shape, (1, 8, 8)))
+    assert needs == 10**6 * (2 * 4 * 64 + 4 * shape.kept((1, 8, 8)))
     (line,) = with_memory(monkeypatch, needs / 4 - 1, teacher__batch=10**6)
     assert line == (
         f"p: teachers.teacher.batch: a batch of 1000000 images of 1x8x8 needs about {memory.words(needs)} of memory at "
@@ -188,7 +188,7 @@ def test_a_batch_is_refused_where_memory_is_far_too_small_and_taken_otherwise(mo
 
 def test_a_network_is_refused_where_memory_is_far_too_small_and_taken_otherwise(monkeypatch):
     needs = memory.of_weights(Shape((512, 1024), 1, False, 8, 0.0, 12.0), 1, copies=2)
-    assert needs == 4 * (3 + 2) * memory.parameters(Shape((512, 1024), 1, False, 8, 0.0, 12.0), 1) > 4e8
+    assert needs == 4 * (3 + 2) * Shape((512, 1024), 1, False, 8, 0.0, 12.0).parameters(1) > 4e8
     lines = with_memory(monkeypatch, needs / 4 - 1, network__channels=[512, 1024])
     assert lines[0].startswith("p: teachers.teacher.network.channels: a training of this network needs about ")
     assert not with_memory(monkeypatch, needs, network__channels=[512, 1024])

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 import subprocess
@@ -8,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from diffcore import nets
 from diffcore.core.errors import Mistake
 from diffcore.denoisers.clipping import Threshold
 from diffcore.lineage import Lineage, Root
+from diffcore.nets import unet
 from diffcore.noise.schedule import Cosine
 from diffcore.noise.trajectory import even
 from diffcore.sampling.deepcache import Config as CacheConfig
@@ -609,7 +612,7 @@ def test_all_that_a_teacher_s_line_says_is_its():
         name="t",
         method=params.methods.load("denoising")(weight="snr"),
         fit=params.Training(**SHORT),
-        network=params.unet.Shape(**{**told, "channels": (8,)}),
+        network=unet.Shape(**{**told, "channels": (8,)}),
         schedule=params.SCHEDULES["linear"](beta_max=9.0),
         conditional=True,
         head="both",
@@ -630,6 +633,48 @@ def test_every_schedule_can_be_chosen_by_its_name(name):
     torch.testing.assert_close(found.schedule.alpha(t) ** 2 + found.schedule.sigma(t) ** 2, torch.ones_like(t))
     if not numbers:
         assert root({**TRAINED, "schedule": name})[0] == found
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain(nets.Shape):
+    """Another family's: one number."""
+
+    width: int
+    conditional: bool = False
+    head: str = "v"
+
+    def build(self, image, classes, seed):
+        return torch.nn.Conv2d(image[0], image[0], self.width)
+
+    def parameters(self, channels):
+        return channels * self.width
+
+    def kept(self, image):
+        return self.width
+
+
+def test_a_family_of_networks_is_chosen_by_its_word(tmp_path, monkeypatch):
+    """The U-Net unless a line names another; a student's is its init's, or that of its own `family` with all its keys."""
+    monkeypatch.setitem(nets.FAMILIES, "plain", nets.Family(Plain, (), lambda *_: None))
+    assert root({**TRAINED, "network": {"family": "plain", "width": 3}})[0].network == Plain(3)
+    assert root({**TRAINED, "network": {"family": "unet", **NETWORK}})[0].network == root(TRAINED)[0].network
+    for network, words in (
+        ({"family": "plane", "width": 3}, "teachers.t.network.family: 'plane' is unknown; did you mean 'plain'?"),
+        ({"family": "plain"}, "teachers.t.network.width: missing"),
+        ({"family": "plain", "width": 3, "layers": 1}, "teachers.t.network.layers: unknown key"),
+    ):
+        assert any(fault.startswith(words) for fault in root({**TRAINED, "network": network})[1])
+    text = SHIPPED.replace("init: cd,", "network: {family: plain, width: 5}, init: cd,")
+    assert read(tmp_path, text).shape("dm1") == Plain(5)
+    for line in (
+        ", steps: [8, 4], skip: [{bottom: 0.8}, {bottom: 0.9}, {bottom: 1.1}]",
+        ", deepcache: [{interval: 2}, {interval: 4}]",
+    ):
+        text = text.replace(line, line.partition(", skip")[0] if "skip" in line else "")
+    teacher = json.dumps({**TRAINED, "network": {"family": "plain", "width": 3}})
+    alone = re.sub(r"teachers:(.|\n)*?\nx-round", f"teachers: {{teacher: {teacher}}}\nx-round", text)
+    found = read(tmp_path, alone.replace("network: {family: plain, width: 5}", "network: {width: 7}"))
+    assert (found.shape("teacher"), found.shape("dm1"), found.shape("cd")) == (Plain(3), Plain(7), None)
 
 
 def test_a_student_s_network_is_its_init_s_with_what_its_line_changes(tmp_path):

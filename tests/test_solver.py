@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 import math
+import sys
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from diffcore.denoisers.meter import Meter, Metered
 from diffcore.denoisers.prediction import HEADS
 from diffcore.noise.schedule import SCHEDULES, Cosine, Linear
 from diffcore.noise.trajectory import Trajectory, even, karras
-from diffcore.sampling.sampler import Sampler
+from diffcore.sampling import solvers
+from diffcore.sampling.sampler import Sampler, name
 from diffcore.sampling.solver import Stepwise
 from diffcore.sampling.solvers import SOLVERS
 from diffcore.sampling.solvers.ancestral import DDIM, Renoise
@@ -260,3 +262,34 @@ def test_every_word_is_the_name_of_what_it_stands_for():
     assert {word: word for word in SCHEDULES} == {kind.__name__.lower(): word for word, kind in SCHEDULES.items()}
     assert all(reading.__name__ == f"from_{word}" for word, reading in HEADS.items())
     assert all(kind is SOLVERS[word] for word, kind in PREDICTORS.items())
+
+
+NEW = '''
+from dataclasses import dataclass
+
+from diffcore.sampling.solvers.ancestral import DDIM
+
+
+@dataclass(frozen=True)
+class Mine(DDIM):
+    """DDIM under another name."""
+
+    word = "mine"
+'''
+
+
+def test_a_solver_is_one_file(tmp_path, monkeypatch):
+    """A class with a word of its own in a file of the package; those without are what others are made of."""
+    (tmp_path / "mine.py").write_text(NEW + "\n\nclass Part(DDIM):\n    pass\n")
+    monkeypatch.setattr(solvers, "__path__", [*solvers.__path__, str(tmp_path)])
+    found = {kind.word: kind for kind in solvers._found()}
+    assert set(found) - set(SOLVERS) == {"mine"}
+    assert name(found["mine"]()) == "mine"
+    assert name(type("Unnamed", (found["mine"],), {})()) == "Unnamed"
+    monkeypatch.delitem(sys.modules, "diffcore.sampling.solvers.mine")
+
+
+def test_every_word_is_one_solver_s():
+    kinds = list(solvers._found())
+    assert len({kind.word for kind in kinds}) == len(kinds) == len(SOLVERS) >= 25
+    assert all(name(kind()) == word for word, kind in SOLVERS.items())

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffcore import nets
 from diffcore.core.errors import Mistake
 from diffcore.nets import open_folder, unet
 from diffcore.nets.unet import UNet, UNetConfig
@@ -484,7 +485,7 @@ def test_a_network_takes_of_another_what_fits_and_says_how_much():
     before, given = {key: tensor.clone() for key, tensor in net.state_dict().items()}, other.state_dict()
     fits = {key for key, tensor in before.items() if key in given and given[key].shape == tensor.shape}
     assert 0 < len(fits) < len(fits | (set(before) & set(given))) < len(before)
-    assert unet.take(net, other) == len(fits)
+    assert nets.take(net, other) == len(fits)
     after = net.state_dict()
     assert all(torch.equal(after[key], given[key] if key in fits else before[key]) for key in before)
-    assert unet.take(other, stirred(DEFAULT, seed=5)) == len(given)
+    assert nets.take(other, stirred(DEFAULT, seed=5)) == len(given)

@@ -1,5 +1,7 @@
 """Who takes part in a training: the student as it begins, and its teacher, guided where that is asked."""
 
+from torch import nn
+
 from diffcore.checkpoints import Checkpoint, Guidance
 from diffcore.core.errors import Mistake
 from diffcore.denoisers.denoiser import Denoiser
@@ -13,7 +15,7 @@ def roles(
     weights: Guidance | None,
     head: str | None = None,
     dropout: float = 0.0,
-    new: unet.UNet | None = None,
+    new: nn.Module | None = None,
 ) -> tuple[NetDenoiser, Denoiser]:
     """(student, teacher): the student as it begins, a copy of the parent's network with an input for the weight if there is
     a range of them; the teacher guided by classifier-free guidance unless it knows the weights itself. head: what the

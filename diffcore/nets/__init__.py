@@ -1,4 +1,4 @@
-"""Networks in diffusers' format: our U-Net where it fits, anything else through the adapter."""
+"""Networks in diffusers' format: those of a family of ours where they fit, anything else through the adapter."""
 
 from pathlib import Path
 
@@ -6,9 +6,13 @@ from torch import nn
 
 from diffcore.core.errors import Mistake
 from diffcore.nets import foreign, unet
-from diffcore.nets.files import CONFIG, WEIGHTS, read_config
+from diffcore.nets.family import Family, Shape
+from diffcore.nets.files import CONFIG, WEIGHTS, read_config, take
 
-__all__ = ["CONFIG", "WEIGHTS", "open_folder", "read_config"]
+__all__ = ["CONFIG", "FAMILIES", "WEIGHTS", "Family", "Shape", "open_folder", "read_config", "take"]
+
+FAMILIES: dict[str, Family] = {"unet": unet.FAMILY}
+"""What can be trained from nothing, by the word in `network: {family: ...}`. A new one is its file here and its line."""
 
 
 def open_folder(folder: Path, both: bool = False) -> nn.Module:
@@ -34,25 +38,9 @@ ODD = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, 
 
 def _opened(folder: Path, both: bool) -> nn.Module:
     content = read_config(folder)
-    if content["_class_name"] in (unet.FORMAT, unet.GUIDED) and (folder / WEIGHTS).is_file():
-        try:
-            config = unet.from_json(content)
-        except unet.Unsupported:
-            pass
-        else:
-            if both or config.out_channels == config.in_channels:
-                return _ours(config, folder / WEIGHTS)
+    for known in FAMILIES.values():
+        if content["_class_name"] in known.formats and (folder / WEIGHTS).is_file():
+            net = known.open(content, folder / WEIGHTS, both)
+            if net is not None:
+                return net
     return foreign.load(folder)
-
-
-def _ours(config: unet.UNetConfig, weights: Path) -> unet.UNet:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    net = unet.UNet(config)
-    try:
-        net.load_state_dict(unet.modern_names(load_file(weights)))
-    except (SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise Mistake(f"{weights} does not hold this network's weights ({reason[:300]}); fetch it again") from None
-    return net

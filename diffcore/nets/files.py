@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from diffcore.core import disk
 from diffcore.core.errors import Mistake
 
@@ -22,3 +24,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("_class_name"), str):
         raise Mistake(f"{path} does not say which network it is: it needs _class_name, as diffusers writes it")
     return content
+
+
+def take(net: nn.Module, other: nn.Module) -> int:
+    """Copies what fits of another network, tensors of the same name and shape, and returns how many those are."""
+    own, theirs = net.state_dict(), other.state_dict()
+    fitting = {
+        name: theirs[name] for name, tensor in own.items() if name in theirs and theirs[name].shape == tensor.shape
+    }
+    net.load_state_dict(own | fitting)
+    return len(fitting)

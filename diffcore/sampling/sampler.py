@@ -14,7 +14,6 @@ from diffcore.denoisers.prediction import Prediction
 from diffcore.noise.schedule import Schedule
 from diffcore.noise.trajectory import Trajectory
 from diffcore.sampling.solver import Solver
-from diffcore.sampling.solvers import SOLVERS
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ def check_steps(solver: Solver, steps: int) -> None:
 
 def name(solver: Solver) -> str:
     """The word for a solver in params.yaml."""
-    return next((word for word, kind in SOLVERS.items() if type(solver) is kind), type(solver).__name__)
+    return vars(type(solver)).get("word") or type(solver).__name__
 
 
 def _numbered(noise: Callable[[int], Sample] | None) -> Callable[[], Sample]:

@@ -23,12 +23,14 @@ Noise = Callable[[], Sample]
 
 
 class Solver(abc.ABC):
-    """order: the error against the probability flow falls as h^order on even steps; None if it does not aim there.
+    """word: what it is called in params.yaml, empty for what solvers are made of. order: the error against the probability
+    flow falls as h^order on even steps; None if it does not aim there.
 
     noisy: whether it draws noise. adaptive: whether the data decide how often it calls the network. least: the fewest steps
     it can make.
     """
 
+    word: str = ""
     order: int | None = None
     noisy: bool = False
     adaptive: bool = False

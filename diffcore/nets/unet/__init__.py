@@ -14,7 +14,6 @@ from diffcore.nets.unet.blocks import Attention, Resnet, TimeEmbedding, frequenc
 from diffcore.nets.unet.config import (
     FORMAT,
     GUIDED,
-    Shape,
     UNetConfig,
     Unsupported,
     config_json,
@@ -23,10 +22,13 @@ from diffcore.nets.unet.config import (
     modern_names,
 )
 from diffcore.nets.unet.guidance import folded, with_guidance
-from diffcore.nets.unet.init import build, take
+from diffcore.nets.unet.init import build
 from diffcore.nets.unet.model import UNet
+from diffcore.nets.unet.open import FAMILY
+from diffcore.nets.unet.shape import Shape
 
 __all__ = [
+    "FAMILY",
     "FORMAT",
     "GUIDED",
     "Attention",
@@ -45,6 +47,5 @@ __all__ = [
     "guidance_features",
     "modern_names",
     "sinusoids",
-    "take",
     "with_guidance",
 ]

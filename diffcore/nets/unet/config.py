@@ -1,8 +1,8 @@
 """The U-Net's configuration, and config.json as diffusers writes it."""
 
 import re
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from torch import Tensor
 
@@ -113,53 +113,6 @@ KNOWN: dict[str, tuple[Any, ...]] = {
 
 
 ADAPTER = "the adapter to diffusers (diffcore.nets.foreign) takes it"
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The section `network` of params.yaml: what a person chooses of the default U-Net.
-
-    channels: of each level, from the finest. layers: residual blocks per level on the way down. attention: on every level
-    but the finest. groups: of the group norms. max_phase: radians, see `build`. conditional: told the class, or that there
-    is none, which guidance needs. head: what the network says, see diffcore.denoisers.prediction.HEADS; its students say the
-    same.
-    """
-
-    channels: tuple[int, ...]
-    layers: int
-    attention: bool
-    groups: int
-    dropout: float
-    max_phase: float
-    conditional: bool = False
-    head: Literal["v", "x0", "eps", "both"] = "v"
-
-    def __post_init__(self):
-        if self.head == "eps":
-            raise ValueError("head eps has no image at t = 1, where sampling begins and alpha is 0; take v, or both")
-        if not self.channels or min(*self.channels, self.layers, self.groups) < 1:
-            raise ValueError("channels, layers and groups must be at least 1")
-        if any(channels % self.groups for channels in self.channels):
-            raise ValueError(f"every one of channels {list(self.channels)} must divide into {self.groups} groups")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
-        if self.max_phase <= 0:
-            raise ValueError(f"max_phase must be positive, got {self.max_phase}")
-
-    @property
-    def skips(self) -> int:
-        """How many skips its networks have, whatever the images: see `UNetConfig.skips`."""
-        return len(self.channels) * (self.layers + 1)
-
-    def config(self, image: tuple[int, ...] | list[int], classes: int | None = None) -> UNetConfig:
-        """The network for images of shape [c, h, w] of so many classes; one more stands for no class."""
-        if self.conditional and not classes:
-            raise Mistake("network.conditional is true, but the data have no classes; set it to false or give labels")
-        table = classes + 1 if self.conditional else None
-        made = default_config(
-            tuple(image), self.channels, self.layers, self.attention, self.groups, table, self.dropout
-        )
-        return replace(made, out_channels=2 * made.in_channels) if self.head == "both" else made
 
 
 def default_config(

@@ -46,13 +46,3 @@ def _switch_off(embedding: TimeEmbedding, max_phase: float) -> None:
     if fast.all():
         raise Mistake(f"max_phase {max_phase} leaves no frequency of the time embedding; raise it or widen channels[0]")
     embedding.linear_1.weight[:, : 2 * len(fast)].masked_fill_(torch.cat([fast, fast]), 0)
-
-
-def take(net: UNet, other: nn.Module) -> int:
-    """Copies what fits of another network, tensors of the same name and shape, and returns how many those are."""
-    own, theirs = net.state_dict(), other.state_dict()
-    fitting = {
-        name: theirs[name] for name, tensor in own.items() if name in theirs and theirs[name].shape == tensor.shape
-    }
-    net.load_state_dict(own | fitting)
-    return len(fitting)

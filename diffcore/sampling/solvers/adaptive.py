@@ -93,10 +93,14 @@ class Adaptive(Solver):
 class DPM12(Adaptive):
     """DPM-Solver-12: two calls a step."""
 
+    word = "dpm_solver_12"
+
 
 @dataclass(frozen=True)
 class DPM23(Adaptive):
     """DPM-Solver-23: three calls a step."""
+
+    word = "dpm_solver_23"
 
     higher = 3
 

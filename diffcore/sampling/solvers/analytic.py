@@ -58,6 +58,8 @@ class Analytic(Posterior):
     likelihood, for which `variances` are the model's own; `lowered` tells whether it acts.
     """
 
+    word = "analytic"
+
     eta: float = 1.0
     estimator: Literal["norm", "residual"] = "residual"
     last: float | None = None

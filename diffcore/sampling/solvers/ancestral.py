@@ -28,6 +28,8 @@ class Posterior(Stepwise):
 class DDIM(Posterior):
     """alpha_s x_0 + sigma_s eps, or with the share eta of the ancestral noise (Song et al. 2020, 2010.02502, eq. 12, 16)."""
 
+    word = "ddim"
+
     eta: float = 0.0
 
     def __post_init__(self):
@@ -56,6 +58,7 @@ class DDIM(Posterior):
 class DDPM(Posterior):
     """Ancestral sampling with the posterior's own variance, the small one (Ho et al. 2020, arXiv 2006.11239)."""
 
+    word = "ddpm"
     noisy = True
 
     def variances(self, at: Level, to: Level, t: PerSample) -> tuple[Tensor, Tensor]:
@@ -67,6 +70,7 @@ class DDPM(Posterior):
 class DDPMLarge(Posterior):
     """Ancestral sampling with the forward process's variance, the large one."""
 
+    word = "ddpm_large"
     noisy = True
 
     def variances(self, at: Level, to: Level, t: PerSample) -> tuple[Tensor, Tensor]:
@@ -81,6 +85,7 @@ class Renoise(Stepwise):
     of sigma_min: the believed x_0 here has none left. Its deterministic sister keeps the believed noise: that is DDIM.
     """
 
+    word = "renoise"
     noisy = True
 
     def step(self, denoiser: Denoiser, x_t: Sample, t: PerSample, s: PerSample, noise: Sample | None) -> Sample:

@@ -74,6 +74,8 @@ class Multistep(Solver):
 class DPMpp2M(Multistep):
     """DPM-Solver++(2M)."""
 
+    word = "dpmpp_2m"
+
 
 @dataclass(frozen=True)
 class DPMpp3M(Multistep):
@@ -82,6 +84,8 @@ class DPMpp3M(Multistep):
     corrected: give the second difference, which is half of h^2 times the second derivative, its whole weight. Published code
     gives it half, so that it stays of order 2; corrected it comes near 3, which its first step, of order 1, keeps it from.
     """
+
+    word = "dpmpp_3m"
 
     corrected: bool = False
 
@@ -96,6 +100,7 @@ class DPMpp3M(Multistep):
 class DPM2M(DPMpp2M):
     """DPM-Solver(2M): the same of eps."""
 
+    word = "dpm_solver_2m"
     predicts = "eps"
 
 
@@ -103,6 +108,7 @@ class DPM2M(DPMpp2M):
 class DPM3M(DPMpp3M):
     """DPM-Solver(3M): the same of eps."""
 
+    word = "dpm_solver_3m"
     predicts = "eps"
 
 
@@ -110,6 +116,7 @@ class DPM3M(DPMpp3M):
 class DPMpp2MSDE(Multistep):
     """SDE-DPM-Solver++(2M) (arXiv 2211.01095, eq. 18): the reverse-time SDE, exact in its linear part."""
 
+    word = "dpmpp_2m_sde"
     order = None
     noisy = True
 
@@ -159,11 +166,14 @@ class Singlestep(Solver):
 class DPM2(Singlestep):
     """DPM-Solver-2: two calls a step."""
 
+    word = "dpm_solver_2"
+
 
 @dataclass(frozen=True)
 class DPM3(Singlestep):
     """DPM-Solver-3: three calls a step."""
 
+    word = "dpm_solver_3"
     calls = 3
     order = 3
 
@@ -172,6 +182,7 @@ class DPM3(Singlestep):
 class DPMpp2S(Singlestep):
     """DPM-Solver++(2S): two calls a step, of x_0 instead of eps."""
 
+    word = "dpmpp_2s"
     predicts = "x0"
 
 
@@ -179,6 +190,7 @@ class DPMpp2S(Singlestep):
 class DPMpp3S(DPM3):
     """DPM-Solver++(3S): three calls a step, of x_0 instead of eps."""
 
+    word = "dpmpp_3s"
     predicts = "x0"
 
 
@@ -193,6 +205,7 @@ class DPMFast(Solver):
     solver_type: as of the single steps.
     """
 
+    word = "dpm_solver_fast"
     predicts: Literal["eps", "x0"] = "eps"
     uses: int = 3
     solver_type: Literal["midpoint", "heun"] = "midpoint"

@@ -18,6 +18,7 @@ from diffcore.sampling.solver import Noise, Solver, need_signal
 class Heun(Solver):
     """Algorithm 1: two calls a step, one in the last: 2 K - 1."""
 
+    word = "heun"
     order = 2
 
     def solve(self, denoiser: Denoiser, x: Sample, trajectory: Trajectory, noise: Noise) -> Sample:
@@ -44,6 +45,8 @@ class EDM(Solver):
     churn: the paper's S_churn, over all steps. s_min, s_max: the range of sigma/alpha in which there is any. noise: its size,
     S_noise. Noise is never raised above what the schedule has at t = 1.
     """
+
+    word = "edm"
 
     churn: float = 20.0
     s_min: float = 0.05

@@ -22,6 +22,8 @@ class Langevin(Solver):
     inner: steps at each level. rate: a step's size relative to the level, so that it is rate k^2. At the end the mean of x_0.
     """
 
+    word = "langevin"
+
     inner: int = 5
     rate: float = 0.2
 
@@ -61,6 +63,8 @@ class PredictorCorrector(Solver):
     Norms are each sample's own, where the paper averages them over the batch. The algorithms' alpha, 1 - beta_i of the step
     to be undone and 1 where the variance explodes, is (alpha_t/alpha_s)^2 of the trajectory's.
     """
+
+    word = "predictor_corrector"
 
     predictor: Literal["reverse_diffusion", "euler_maruyama", "ddpm"] = "reverse_diffusion"
     snr: float = 0.16

@@ -23,6 +23,8 @@ class RK45(Solver):
     nothing is singular, from pure noise to the data. Each sample has steps of its own: the number of network calls is a mean.
     """
 
+    word = "rk45"
+
     rtol: float = 1e-3
     atol: float = 1e-3
 

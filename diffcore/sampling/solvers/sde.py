@@ -19,6 +19,7 @@ class EulerMaruyama(Stepwise):
     Needs many steps, and a first time with some signal: the drift grows without bound where alpha vanishes.
     """
 
+    word = "euler_maruyama"
     noisy = True
 
     def step(self, denoiser: Denoiser, x_t: Sample, t: PerSample, s: PerSample, noise: Sample | None) -> Sample:
@@ -38,6 +39,7 @@ class ReverseDiffusion(Stepwise):
     a = alpha_t/alpha_s; the last step adds no noise.
     """
 
+    word = "reverse_diffusion"
     noisy = True
 
     def step(self, denoiser: Denoiser, x_t: Sample, t: PerSample, s: PerSample, noise: Sample | None) -> Sample:

@@ -25,6 +25,8 @@ class UniPC(Solver):
     lower_order_final: make the last steps of lower order. predicts: what is expanded, x_0 or eps.
     """
 
+    word = "unipc"
+
     uses: int = 2
     variant: Literal["bh1", "bh2", "vary_coeff"] = "bh2"
     lower_order_final: bool = True

@@ -1,0 +1,49 @@
+"""What a family of networks must bring, so that one can be trained from nothing, opened again and weighed beforehand."""
+
+import abc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+
+class Shape(abc.ABC):
+    """What a person chooses of a network: a frozen dataclass whose fields are its keys under `network` in params.yaml.
+
+    conditional: told the class, or that there is none, which guidance needs. head: what the network says, see
+    diffcore.denoisers.prediction.HEADS; its students say the same.
+    """
+
+    conditional: bool
+    head: str
+
+    @property
+    def skips(self) -> int:
+        """How many skips its networks have that a cache or a scale can act on; 0 for a family without."""
+        return 0
+
+    @abc.abstractmethod
+    def build(self, image: Sequence[int], classes: int | None, seed: int) -> nn.Module:
+        """A new network for images [c, h, w] of so many classes, all of its weights from the seed. It has `with_dropout(p)`,
+        `config_json()` and `forward(x [b, c, h, w], label [b], class_label [b])`. A Mistake where it cannot take such images.
+        """
+
+    @abc.abstractmethod
+    def parameters(self, channels: int) -> int:
+        """How many numbers a network for images of so many channels learns, or less."""
+
+    @abc.abstractmethod
+    def kept(self, image: Sequence[int]) -> int:
+        """How many numbers are kept of one image [c, h, w] for the way back, or less."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """formats: the class names that its config.json may have. open: the network of such a config and a file of weights; None
+    for a config that another reader is to take. The second argument of open is whether the head is `both`."""
+
+    shape: type[Shape]
+    formats: tuple[str, ...]
+    open: Callable[[dict[str, Any], Path, bool], nn.Module | None]
