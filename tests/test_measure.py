@@ -357,7 +357,7 @@ def test_a_student_is_compared_with_the_samples_of_the_teacher_there_is(plain):
     assert torch.equal(bench.teacher, samples)
     drawn, point = bench.measure(next(measure.plan(bench)))
     apart = (drawn - samples).flatten(1).square().mean(1).mean().sqrt()
-    assert point.rmse_teacher == pytest.approx(float(apart), rel=1e-4)
+    assert point.metrics["rmse_teacher"].value == pytest.approx(float(apart), rel=1e-4)
     measure.measured.write_reference(paths.REFERENCE / "teacher", "another", "first", samples)
     with pytest.raises(Mistake, match="holds samples of another checkpoint; run the stage `measure teacher` again"):
         measure.Bench(plain, "v")
