@@ -16,7 +16,7 @@ from diffcore.denoisers.meter import Meter, Metered
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets import unet
 from diffcore.noise.schedule import Cosine
-from diffcore.noise.trajectory import even
+from diffcore.noise.trajectory import uniform
 from diffcore.sampling.deepcache import Config, DeepCached
 from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solvers import SOLVERS
@@ -32,7 +32,7 @@ def network() -> NetDenoiser:
 
 def seconds(denoiser: Denoiser) -> float:
     """One batch of samples."""
-    sampler, start = Sampler(denoiser, SOLVERS["ddim"](), even(STEPS)), noises(SHAPE, 0, range(BATCH), "start")
+    sampler, start = Sampler(denoiser, SOLVERS["ddim"](), uniform(STEPS)), noises(SHAPE, 0, range(BATCH), "start")
     started = time.perf_counter()
     sampler.sample(start)
     return time.perf_counter() - started

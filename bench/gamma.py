@@ -9,7 +9,7 @@ import time
 import torch
 
 from diffcore.core.rng import noises
-from diffcore.denoisers.network import NetDenoiser, label
+from diffcore.denoisers.network import NetDenoiser, timestep
 from diffcore.nets import unet
 from diffcore.noise.schedule import Cosine
 from diffcore.search.gamma import Config, estimate
@@ -23,13 +23,13 @@ def main() -> None:
     net = unet.build(unet.default_config((1, 8, 8)), 0).to(memory_format=torch.channels_last).eval()
     denoiser, x0 = NetDenoiser(net, Cosine()), noises((1, 8, 8), 0, range(CONFIG.images)).clamp(-1, 1)
     x = noises((1, 8, 8), 1, range(CONFIG.batch)).to(memory_format=torch.channels_last)
-    labels = label(torch.linspace(0.001, 1, CONFIG.batch))
+    timesteps = timestep(torch.linspace(0.001, 1, CONFIG.batch))
     calls = CONFIG.steps * CONFIG.images // CONFIG.batch
 
     @torch.inference_mode()
     def bare() -> None:
         for _ in range(calls):
-            net(x, labels)
+            net(x, timesteps)
 
     pairs = [(timed(lambda: estimate(denoiser, x0, CONFIG)), timed(bare)) for _ in range(ROUNDS)]
     ours, floor = (statistics.median(side) for side in zip(*pairs))

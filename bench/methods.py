@@ -22,7 +22,7 @@ from diffcore.metrics.floor import floor
 from diffcore.metrics.measures import METRICS
 from diffcore.metrics.metric import Subject
 from diffcore.metrics.reference import Reference
-from diffcore.noise.trajectory import even
+from diffcore.noise.trajectory import uniform
 from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solvers import SOLVERS
 from diffcore.training.config import Compute, Training
@@ -102,7 +102,7 @@ class Bench:
         self.compute = Compute(threads, "auto", False, 1e9, 4.0)
 
     def fd(self, denoiser: NetDenoiser, solver: str, steps: int) -> float:
-        samples = Sampler(denoiser, SOLVERS[solver](), even(steps)).draw(self.teacher.shape, IMAGES, 0)
+        samples = Sampler(denoiser, SOLVERS[solver](), uniform(steps)).draw(self.teacher.shape, IMAGES, 0)
         return METRICS["fd"].measure(Subject(samples, self.reference, self.network, 0)).value
 
     def train(
@@ -111,7 +111,7 @@ class Bench:
         """(student, network calls, seconds)."""
         batches = feed.feed(self.data, BATCH, seed, False, 2**30, self.compute.device)
         fitted = fit(Job(line.method, line.fit, batches, seed), start, teacher, self.compute)
-        student = start.around(fitted.net.eval())
+        student = start.with_network(fitted.net.eval())
         student.grid = line.method.grid
         return student, fitted.calls, fitted.seconds
 

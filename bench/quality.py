@@ -20,11 +20,11 @@ THREADS, ROUNDS, DIMENSION = 1, 3, 64
 def main() -> None:
     torch.set_num_threads(THREADS)
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 8000
-    dice = torch.Generator().manual_seed(0)
-    x, y = (torch.randn(n, DIMENSION, generator=dice, dtype=torch.float64) for n in (1000, 1797))
+    rng = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(n, DIMENSION, generator=rng, dtype=torch.float64) for n in (1000, 1797))
     against, repeats = Moments.of(y), resamples(1000, 0)[:50]
     compare("spread of the Frechet distance, 50 resamples", frechet_before, frechet.frechet_spread, x, against, repeats)
-    x, y = (torch.randn(count, DIMENSION, generator=dice, dtype=torch.float64) for _ in range(2))
+    x, y = (torch.randn(count, DIMENSION, generator=rng, dtype=torch.float64) for _ in range(2))
     repeats = resamples(count, 0)
     compare(f"kid and its spread, {count} samples", kid_before, kid_now, x, y, repeats)
     held = {len(x) ** 2 * 8 * 2 / 2**20: "before", mmd.ROWS**2 * 8 * 3 / 2**20: "now"}

@@ -43,25 +43,25 @@ def ask(words: list[str]) -> "Verb | int":
 
 
 def _replaced(words: list[str]) -> "Verb | int":
-    from diffcore.core.errors import Mistake
+    from diffcore.core.errors import UserError
 
     root = os.path.isfile(ROOF)
     if not root and words[:1] and words[0] in SERVICES:
-        raise Mistake(f"this is a workspace, and the servers are the project's: call `distill {words[0]}` there")
+        raise UserError(f"this is a workspace, and the servers are the project's: call `distill {words[0]}` there")
     environment = {"DISTILL_PYTHON": sys.executable, **os.environ}
     environment.pop("PYTHONSAFEPATH", None)  # with it the folder's code would not be found before the installed one
     os.execve(sys.executable, [sys.executable, "-m", "console" if root else "tasks", *words], environment)
 
 
 def _refused(words: list[str]) -> "Verb | int":
-    from diffcore.core.errors import Mistake
+    from diffcore.core.errors import UserError
 
     found = ask(words)
     if isinstance(found, int):
         return found
     above = next(filter(_whole, _above()), None)
     remedy = f"cd {above}" if above else "cd to the project or to a workspace"
-    raise Mistake(f"there is no pipeline in this folder (no {_missing('.')}); {remedy}")
+    raise UserError(f"there is no pipeline in this folder (no {_missing('.')}); {remedy}")
 
 
 def _whole(folder: str) -> bool:

@@ -1,4 +1,5 @@
-"""Which checkpoint starts from which, who teaches it, and what follows of that: its trajectory, head, guidance, schedule.
+"""Which checkpoint starts from which, who teaches it, and what follows of that: its trajectory, parameterization, guidance,
+schedule.
 
 A student has two relations: `init`, whose weights it starts from, and `teacher`, who teaches it. A root begins from nothing.
 """
@@ -9,7 +10,7 @@ from typing import Literal
 
 from diffcore import methods
 from diffcore.checkpoints import Guidance
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.methods import Method
 from diffcore.noise.schedule import Schedule
 from diffcore.noise.trajectory import Trajectory
@@ -17,24 +18,24 @@ from diffcore.noise.trajectory import Trajectory
 
 @dataclass(frozen=True)
 class Root:
-    """A checkpoint that begins from nothing. conditional: whether it is told classes. head, schedule: None for those of a
-    network from elsewhere, which only its folder knows."""
+    """A checkpoint that begins from nothing. conditional: whether it is told classes. parameterization, schedule: None for
+    those of a network from elsewhere, which only its folder knows."""
 
     conditional: bool
-    head: str | None = None
+    parameterization: str | None = None
     schedule: Schedule | None = None
 
 
 @dataclass(frozen=True)
 class Student:
-    """One that is distilled. guidance: the lowest and the highest weight by which its teacher is guided. head: what its
-    network shall say, None for what that of `init` says."""
+    """One that is distilled. guidance: the lowest and the highest weight by which its teacher is guided. parameterization:
+    what its network shall say, None for what that of `init` says."""
 
     init: str
     teacher: str
     method: Method
     guidance: tuple[float, float] | None = None
-    head: Literal["v"] | None = None
+    parameterization: Literal["v"] | None = None
 
 
 Fault = tuple[str, str, str]
@@ -64,16 +65,16 @@ class Lineage:
         """The only trajectory the checkpoint `name` will be valid on; None for any."""
         return self.students[name].method.grid if name in self.students else None
 
-    def head(self, name: str) -> str | None:
+    def parameterization(self, name: str) -> str | None:
         """What the network of `name` says; None where only a folder knows."""
         if name in self.roots:
-            return self.roots[name].head
-        return self.students[name].head or self.head(self.students[name].init)
+            return self.roots[name].parameterization
+        return self.students[name].parameterization or self.parameterization(self.students[name].init)
 
     def guidance(self, name: str) -> Guidance | None:
         """The weights that `name` is for: its own line's, or else those of its `init`. None for no guidance.
 
-        A Mistake for guidance without classes, or for weights that its `init` or its teacher was not trained for.
+        A UserError for guidance without classes, or for weights that its `init` or its teacher was not trained for.
         """
         if name in self.roots:
             return None
@@ -82,7 +83,7 @@ class Lineage:
         if line.guidance is None:
             return above
         if not self.root(name).conditional:
-            raise Mistake(
+            raise UserError(
                 f"distill.{name}.guidance: the teacher knows no classes to guide to; set `conditional` of "
                 f"teachers.{self.root_name(name)} to true"
             )
@@ -91,8 +92,8 @@ class Lineage:
             for weight in line.guidance if known else ():
                 try:
                     known.check(weight)
-                except Mistake as mistake:
-                    raise Mistake(f"distill.{name}.guidance: its teacher {role!r}: {mistake}") from None
+                except UserError as error:
+                    raise UserError(f"distill.{name}.guidance: its teacher {role!r}: {error}") from None
         return Guidance(*line.guidance)
 
     def usual_teacher(self, name: str) -> str:
@@ -148,8 +149,8 @@ class Lineage:
                 yield from self._strangers(name, line)
                 try:
                     line.method.check(self.grid(line.teacher))
-                except Mistake as mistake:
-                    yield name, "", str(mistake)
+                except UserError as error:
+                    yield name, "", str(error)
 
     def _is_velocity(self, name: str) -> bool:
         return name in self.roots or self.students[name].method.is_velocity
@@ -168,16 +169,17 @@ class Lineage:
                 f"{line.teacher} has another schedule than {line.init}; write one that comes from the same",
             )
 
-    def heads(self) -> Iterator[Fault]:
+    def parameterizations(self) -> Iterator[Fault]:
         """A network that says x_0 has no velocity at the data: only methods whose times keep off it can teach it."""
         for name, line in self.students.items():
             asked = [name, line.teacher] if line.method.asks_teacher else [name]
-            if not line.method.off_the_data and "x0" in map(self.head, asked):
+            if not line.method.off_the_data and "x0" in map(self.parameterization, asked):
                 yield (
                     name,
                     "method",
-                    f"{methods.word(line.method)} asks for velocities close to the data, where the head x0 has none; set "
-                    "head of the network to v or both, or begin the chain with a line of method denoising and head v",
+                    f"{methods.word(line.method)} asks for velocities close to the data, where x0 has none; "
+                    "set parameterization of the network to v or x0_eps, or begin the chain with "
+                    "a line of method denoising and parameterization v",
                 )
 
     def weights(self) -> Iterator[str]:
@@ -185,10 +187,10 @@ class Lineage:
         for name, line in self.students.items():
             try:
                 weights = self.guidance(name)
-            except Mistake as mistake:
-                yield str(mistake)
+            except UserError as error:
+                yield str(error)
                 continue
             try:
                 line.method.check_guidance(weights and (weights.low, weights.high))
-            except Mistake as mistake:
-                yield f"distill.{name}: {mistake}"
+            except UserError as error:
+                yield f"distill.{name}: {error}"

@@ -26,7 +26,7 @@ from prefect.settings import (
 from prefect.states import Cancelled, Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from flows import locks, stages
 from flows.running import Running, Say, Stopped
 from flows.stages import Stage, StageFailed
@@ -52,7 +52,7 @@ def _may_help(task, run, state: State) -> bool:
     retry_condition_fn=_may_help,
 )
 def run_stage(name: str, workspace: Path, running: Running, slots: locks.Slots) -> State:
-    """One stage: Cached if DVC has nothing to do, otherwise run in a free slot. Raises Mistake or StageFailed."""
+    """One stage: Cached if DVC has nothing to do, otherwise run in a free slot. Raises UserError or StageFailed."""
     log = get_run_logger()
     try:
         if stages.up_to_date(workspace, name):
@@ -88,8 +88,8 @@ def distill(
     """
     try:
         return _distill(Path(workspace).resolve(), preset, targets, retries, slots, get_run_logger().info)
-    except Mistake as mistake:
-        return Failed(message=str(mistake))
+    except UserError as error:
+        return Failed(message=str(error))
 
 
 def _distill(root: Path, preset: str | None, targets: tuple[str, ...], retries: int, slots: int, say: Say) -> State:
@@ -111,12 +111,12 @@ def _ready(root: Path, preset: str | None, say: Say) -> Iterator[tuple[Path, Run
         workspace, keep = root, []
         if preset is not None:  # two runs must not refresh the copy at the same time, nor one under another's feet
             if Path(preset).name != preset:
-                raise Mistake(f"a preset is the name of a file in presets/ without .yaml, got {preset!r}")
+                raise UserError(f"a preset is the name of a file in presets/ without .yaml, got {preset!r}")
             workspace = root / ".workspaces" / preset
             keep.append(held.enter_context(_alone(workspace.with_name(f".{preset}.lock"), workspace, say)))
             _tasks(root, Running(keep), say, "workspace", str(workspace.relative_to(root)), "--preset", preset)
         if not (workspace / ".dvc").is_dir():
-            raise Mistake(f"{workspace} is not a DVC workspace: it has no .dvc folder; start in the project's root")
+            raise UserError(f"{workspace} is not a DVC workspace: it has no .dvc folder; start in the project's root")
         keep.append(held.enter_context(_alone(workspace / ".dvc" / "tmp" / "flow.lock", workspace, say)))
         running = Running(keep)
         held.callback(_in_order, workspace, dvc_files.keep, say)
@@ -143,7 +143,7 @@ def _tasks(folder: Path, running: Running, say: Say, *words: str) -> None:
     if ended.code:
         line = ended.lines[-1] if ended.lines else "it said nothing"
         reported = stages.faults(ended.lines) if ended.code == stages.MISTAKE else ""
-        raise Mistake(reported or f"python -m tasks {words[0]} failed: {line}")
+        raise UserError(reported or f"python -m tasks {words[0]} failed: {line}")
 
 
 def _submit(
@@ -171,7 +171,7 @@ def verdict(states: Mapping[str, State]) -> State:
 
 def _reason(state: State) -> str:
     reason = state.result(raise_on_failure=False)
-    return str(reason) if isinstance(reason, Mistake | StageFailed) else f"{state.message}"
+    return str(reason) if isinstance(reason, UserError | StageFailed) else f"{state.message}"
 
 
 def _show(workspace: Path, completed: list[Stage]) -> None:
@@ -199,8 +199,8 @@ def main(arguments: list[str]) -> int:
     try:
         with _server():
             state = distill(preset=asked.preset, targets=tuple(asked.targets), return_state=True)
-    except Mistake as mistake:
-        print(f"error: {told(str(mistake))}", file=sys.stderr)
+    except UserError as error:
+        print(f"error: {told(str(error))}", file=sys.stderr)
         return stages.MISTAKE
     print(f"{state.name}: {state.message}", file=sys.stdout if state.is_completed() else sys.stderr)
     return 0 if state.is_completed() else 1
@@ -219,21 +219,21 @@ def _server() -> Iterator[None]:
         updates[PREFECT_API_AUTH_STRING] = f"{user}:{password}"
     if address and (fault := _dumb(address)):
         if os.environ.get("PREFECT_API_URL"):
-            raise Mistake(f"Prefect at {address} does not answer: {fault}; run `distill up` or unset PREFECT_API_URL")
+            raise UserError(f"Prefect at {address} does not answer: {fault}; run `distill up` or unset PREFECT_API_URL")
         updates[PREFECT_API_URL] = None  # it was `up` once
     PREFECT_HOME.value().mkdir(parents=True, exist_ok=True)
     with temporary_settings(updates):
         try:
             yield
         except httpx.HTTPError as error:
-            raise Mistake(f"Prefect at {address} refuses: {str(error).splitlines()[0]}") from error
+            raise UserError(f"Prefect at {address} refuses: {str(error).splitlines()[0]}") from error
 
 
 def _parted(api: str) -> tuple[str, str, str]:
     try:
         return parted(api)
     except ValueError as error:
-        raise Mistake(f"PREFECT_API_URL is {told(api)}, no address: {error}") from None
+        raise UserError(f"PREFECT_API_URL is {told(api)}, no address: {error}") from None
 
 
 def _dumb(address: str) -> str | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffcore.core import disk
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 
 POLL_SECONDS = 0.3
 
@@ -89,7 +89,7 @@ class Slots:
 def here(folder: Path, without_gpu: int) -> Slots:
     """One slot for each GPU of this host, shared by all that run on it; without a GPU so many slots in `folder`."""
     if without_gpu < 1:
-        raise Mistake(f"slots must be at least 1, got {without_gpu}")
+        raise UserError(f"slots must be at least 1, got {without_gpu}")
     if devices := gpus():
         place = Path(tempfile.gettempdir())
         return Slots([Slot(place / f"distill-{name}.lock", {"CUDA_VISIBLE_DEVICES": name}) for name in devices])

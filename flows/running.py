@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tasks.redaction import told
 
-LEASH = Path(__file__).with_name("leash.py")
+SUPERVISOR = Path(__file__).with_name("supervisor.py")
 GRACE_SECONDS = 20.0  # to save in; Prefect kills a cancelled run after 30
 LINES_KEPT = 200
 POLL_SECONDS = 0.2
@@ -42,7 +42,7 @@ class Running:
 
     def __init__(self, keep: Collection[int] = (), grace: float = GRACE_SECONDS):
         self._keep, self._grace = tuple(keep), grace
-        self._leashes: set[subprocess.Popen] = set()
+        self._supervisors: set[subprocess.Popen] = set()
         self._guard = threading.Lock()
         self._stopping = threading.Event()
 
@@ -62,24 +62,24 @@ class Running:
 
         `environment` is laid over the current one. Raises Stopped if `stop` was called before or meanwhile.
         """
-        leash = self._start(command, folder, {**surroundings(), **(environment or {})}, keep)
+        supervisor = self._start(command, folder, {**surroundings(), **(environment or {})}, keep)
         try:
-            lines = _follow(leash, say)
+            lines = _follow(supervisor, say)
         finally:  # whatever is raised here, a time-out of Prefect's or a bug, the command does not survive it
-            self._end(leash)
+            self._end(supervisor)
         if self.stopped:
             raise Stopped(f"{' '.join(command)} was stopped")
-        return Ended(leash.returncode, lines)
+        return Ended(supervisor.returncode, lines)
 
     def stop(self) -> None:
         """Asks all commands to end, all at once, and returns when none is left."""
         with self._guard:
             self._stopping.set()
-            leashes = list(self._leashes)
-        for leash in leashes:
-            leash.terminate()
-        for leash in leashes:
-            self._end(leash)
+            supervisors = list(self._supervisors)
+        for supervisor in supervisors:
+            supervisor.terminate()
+        for supervisor in supervisors:
+            self._end(supervisor)
 
     def pause(self, seconds: float) -> None:
         """Waits; raises Stopped as soon as `stop` is called."""
@@ -91,8 +91,8 @@ class Running:
         with self._guard:
             if self.stopped:
                 raise Stopped(f"{' '.join(command)} was not started")
-            leash = subprocess.Popen(
-                [sys.executable, "-P", str(LEASH), *held, *command],
+            supervisor = subprocess.Popen(
+                [sys.executable, "-P", str(SUPERVISOR), *held, *command],
                 cwd=folder,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -103,19 +103,19 @@ class Running:
                 start_new_session=True,  # a Ctrl-C in the terminal is the flow's to handle
                 pass_fds=(*self._keep, *keep),
             )
-            self._leashes.add(leash)
-        return leash
+            self._supervisors.add(supervisor)
+        return supervisor
 
-    def _end(self, leash: subprocess.Popen) -> None:
-        if leash.poll() is None:
-            leash.terminate()
+    def _end(self, supervisor: subprocess.Popen) -> None:
+        if supervisor.poll() is None:
+            supervisor.terminate()
         try:
-            leash.wait(self._grace + 5)
+            supervisor.wait(self._grace + 5)
         except subprocess.TimeoutExpired:
-            os.killpg(leash.pid, signal.SIGKILL)  # its own session: nobody else is in that group
-            leash.wait()
+            os.killpg(supervisor.pid, signal.SIGKILL)  # its own session: nobody else is in that group
+            supervisor.wait()
         with self._guard:
-            self._leashes.discard(leash)
+            self._supervisors.discard(supervisor)
 
 
 def surroundings() -> dict[str, str]:
@@ -125,10 +125,10 @@ def surroundings() -> dict[str, str]:
     return {"DISTILL_PYTHON": sys.executable, **os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **quiet}
 
 
-def _follow(leash: subprocess.Popen, say: Say) -> tuple[str, ...]:
+def _follow(supervisor: subprocess.Popen, say: Say) -> tuple[str, ...]:
     # a thread of its own reads: a command that is silent for hours must not make this one deaf to interruptions
     arriving: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(leash.stdout, arriving.put), daemon=True).start()
+    threading.Thread(target=_read, args=(supervisor.stdout, arriving.put), daemon=True).start()
     last: collections.deque[str] = collections.deque(maxlen=LINES_KEPT)
     while (line := _next(arriving)) is not None:
         if line:

@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 
 from diffcore.core import disk
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from flows.planning import AIMS, HOME, HOST, POOL, STORE, ask, planned
 from flows.service import MARK, NAMES, Folder, Record, Service, lives, say
 from tasks.tracking import client
@@ -35,7 +35,7 @@ SPEAK_SECONDS = 5
 def up(root: Path, prefect_port: int, mlflow_port: int) -> None:
     """Starts what does not run yet, deploys both flows and says what comes next. On a fault nothing new is left running."""
     if not (root / "prefect.yaml").is_file():
-        raise Mistake(f"there is no prefect.yaml in {root}: start this in the project's root")
+        raise UserError(f"there is no prefect.yaml in {root}: start this in the project's root")
     folder = Folder(root)
     services = planned(root, prefect_port, mlflow_port)
     with folder.alone():
@@ -74,7 +74,7 @@ def _aim(root: Path, api: str) -> None:
     try:
         known = tomllib.loads(path.read_text()) if path.is_file() else {}
     except ValueError:
-        raise Mistake(f"{path} is damaged, it is not TOML: mend it or move it away") from None
+        raise UserError(f"{path} is damaged, it is not TOML: mend it or move it away") from None
     active = known.get("active", "project")
     profiles = {active: {}, **known.get("profiles", {})}
     profiles[active] = {**profiles[active], "PREFECT_API_URL": api}
@@ -98,10 +98,10 @@ def _check(service: Service, folder: Folder) -> None:
     record = folder.record(service.name)
     if record and record.process():
         if record.url != service.url:
-            raise Mistake(f"{service.name} is up already at {record.url}: end it with `distill down`")
+            raise UserError(f"{service.name} is up already at {record.url}: end it with `distill down`")
     elif service.port is not None and not _free(service.port):
         option = f"--{service.name.removesuffix('-server')}-port"
-        raise Mistake(
+        raise UserError(
             f"port {service.port} is taken by {_owner(service.port)}: end that, or choose another by {option}"
         )
 
@@ -165,9 +165,9 @@ def _await(service: Service, folder: Folder) -> None:
     while not service.healthy():
         now = time.monotonic()
         if folder.alive(service.name) is None:
-            raise Mistake(f"{service.name} ended at its start: {_last_line(folder.log(service.name))}")
+            raise UserError(f"{service.name} ended at its start: {_last_line(folder.log(service.name))}")
         if now - begin > START_SECONDS:
-            raise Mistake(f"{service.name} does not answer after {START_SECONDS} s: see {folder.log(service.name)}")
+            raise UserError(f"{service.name} does not answer after {START_SECONDS} s: see {folder.log(service.name)}")
         if now - spoke > SPEAK_SECONDS:
             spoke = now
             say(f"{service.name:<15} is starting, {now - begin:.0f} s")
@@ -188,7 +188,7 @@ def _deploy(worker: Service, folder: Folder) -> None:
             command, cwd=folder.root, env=worker.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )
     if ended.returncode:
-        raise Mistake(f"prefect deploy --all failed: {_last_line(folder.log('deploy'))}")
+        raise UserError(f"prefect deploy --all failed: {_last_line(folder.log('deploy'))}")
 
 
 def _tell(services: list[Service]) -> None:

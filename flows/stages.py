@@ -14,7 +14,7 @@ from pathlib import Path
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from flows.running import Ended, Running, Say
 from tasks import dvc_environment
 
@@ -42,15 +42,15 @@ class StageFailed(Exception):
 
 
 def graph(workspace: Path) -> dict[str, Stage]:
-    """All stages that run a command, each after those it depends on. Mistake if DVC cannot read the workspace."""
+    """All stages that run a command, each after those it depends on. UserError if DVC cannot read the workspace."""
     try:
         with _asking, _repo(workspace) as repo:
             edges = repo.index.graph
             found = {_name(s): _stage(s, edges, repo.root_dir) for s in edges if s.cmd}
     except DvcException as error:
-        raise Mistake(f"DVC cannot read {workspace}: {_one_line(error)}") from error
+        raise UserError(f"DVC cannot read {workspace}: {_one_line(error)}") from error
     if not found:
-        raise Mistake(f"{workspace}/dvc.yaml has no stages")
+        raise UserError(f"{workspace}/dvc.yaml has no stages")
     order = graphlib.TopologicalSorter({name: stage.after for name, stage in found.items()}).static_order()
     return {name: found[name] for name in order}
 
@@ -99,7 +99,7 @@ def _named(stages: Mapping[str, Stage], target: str) -> list[str]:
     if not found:
         near = difflib.get_close_matches(target, stages, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(stages)}"
-        raise Mistake(f"dvc.yaml has no stage {target!r}: {hint}")
+        raise UserError(f"dvc.yaml has no stage {target!r}: {hint}")
     return found
 
 
@@ -128,7 +128,7 @@ def reproduce(
 ) -> None:
     """Runs one stage through DVC, or restores it from DVC's cache. Waits while another command works on its files.
 
-    Raises Mistake if the stage exits with 2, StageFailed if it ends in any other way but well.
+    Raises UserError if the stage exits with 2, StageFailed if it ends in any other way but well.
     """
     # --single-item: otherwise a stage takes write locks on its upstream's outputs, and of two arms at once one fails.
     # --wait-for-lock: otherwise finished work is thrown away if another stage writes dvc.lock at that moment.
@@ -142,7 +142,7 @@ def reproduce(
         ended = running.run(command, workspace, _but_busy(say), surroundings, keep)
     if ended.code:
         code, line = cause(ended)
-        raise Mistake(f"{name}: {line}") if code == MISTAKE else StageFailed(f"{name} {_how(code)}: {line}")
+        raise UserError(f"{name}: {line}") if code == MISTAKE else StageFailed(f"{name} {_how(code)}: {line}")
 
 
 def cause(ended: Ended) -> tuple[int, str]:

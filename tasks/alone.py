@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from tasks import dvc_files
 
 LOCK = Path(".dvc/tmp/flow.lock")
@@ -15,15 +15,15 @@ LOCK = Path(".dvc/tmp/flow.lock")
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Holds the folder during the block; a Mistake says who is at work if somebody is."""
+    """Holds the folder during the block; a UserError says who is at work if somebody is."""
     if not LOCK.parent.parent.is_dir():
-        raise Mistake("this folder is not a DVC workspace: it has no .dvc folder; start in the project's root")
+        raise UserError("this folder is not a DVC workspace: it has no .dvc folder; start in the project's root")
     LOCK.parent.mkdir(exist_ok=True)
     with open(LOCK, "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Mistake(f"another run is at work in this folder: {_holder()}; wait for it or end it") from None
+            raise UserError(f"another run is at work in this folder: {_holder()}; wait for it or end it") from None
         yield
 
 

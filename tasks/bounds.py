@@ -42,7 +42,7 @@ LIMITS: dict[str, tuple[int, str]] = {
 FREE = ("seed", "limit", "batch", "accumulate", "channels", "groups", "dimension", "threads")
 """Numbers of which the machine decides, or of which any will do."""
 
-WAYS = 10**4
+POINTS = 10**4
 """Points of a frontier."""
 
 
@@ -80,16 +80,16 @@ def of_machine(found: Mapping[str, Any], shapes: Mapping[str, Any]) -> Iterator[
             )
 
 
-def of_ways(ways: Iterator[tuple[str, str, Any]]) -> Iterator[str]:
+def of_samplings(samplings: Iterator[tuple[str, str, Any]]) -> Iterator[str]:
     """A line where the frontier would have more points than anybody could draw."""
     points = 0
-    for path, _, way in ways:
-        tries = [way.trajectory, way.deepcache, way.skip, way.guidance]
-        each = max(1, len(way.steps))
+    for path, _, sampling in samplings:
+        tries = [sampling.trajectory, sampling.deepcache, sampling.skip, sampling.guidance]
+        each = max(1, len(sampling.steps))
         for several in tries:
             each *= len(several) if isinstance(several, list) else 1
-        if (points := points + each) > WAYS:
-            yield f"{path}: more than {WAYS} points to measure, all ways together; leave some out"
+        if (points := points + each) > POINTS:
+            yield f"{path}: more than {POINTS} points to measure, all samplings together; leave some out"
             return
 
 

@@ -58,14 +58,14 @@ def _ask(arguments: list[str]) -> "Verb | int":
 
 
 def _run_one(arguments: list[str], ask: "Ask") -> int:
-    from tasks import lifeline, surroundings
+    from tasks import signals, surroundings
 
     surroundings.check()
     verb = ask(arguments)
     if isinstance(verb, int):
         return verb
     if verb.attached:
-        lifeline.die_with_parent()
+        signals.die_with_parent()
     if not verb.stages:
         return verb.run() or 0
     code = 1
@@ -86,13 +86,13 @@ def _kept(verb: "Verb") -> int:
 
 def _mendable(work: Callable[[], int]) -> tuple[int, str | None]:
     """The exit code, and what the user or the machine is to mend, if anything."""
-    from diffcore.core.errors import Mistake
+    from diffcore.core.errors import UserError
     from tasks import faults, surroundings
 
     try:
         return work(), None
-    except Mistake as mistake:
-        return 2, str(mistake)
+    except UserError as error:
+        return 2, str(error)
     except ImportError as error:
         return 2, surroundings.lacking(error)
     except Exception as error:
@@ -111,11 +111,11 @@ def _put_back(stages: tuple[str, ...]) -> None:
             say(f"{stage}: {', '.join(map(str, found))} of the last good run {'is' if len(found) == 1 else 'are'} back")
 
 
-def _told(mistake: str) -> int:
+def _told(message: str) -> int:
     from tasks import redaction
 
     with contextlib.suppress(OSError):  # where nothing can be written the exit code must do
-        for line in mistake.splitlines():
+        for line in message.splitlines():
             print(f"error: {redaction.told(line)}", file=sys.stderr)
     return 2
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from diffcore.core import disk
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 
 SCHEME = "sqlite:"
 
@@ -25,7 +25,7 @@ def file_of(address: str) -> Path | None:
         return None
     path = address.removeprefix(SCHEME).partition("?")[0]
     if not path.startswith("///") or path in ("///", "///:memory:"):
-        raise Mistake(f"{address} names no file; write sqlite:///mlflow.db, or sqlite:////home/me/mlflow.db")
+        raise UserError(f"{address} names no file; write sqlite:///mlflow.db, or sqlite:////home/me/mlflow.db")
     return Path(path.removeprefix("///"))
 
 
@@ -33,7 +33,7 @@ def ready(path: Path) -> str | None:
     """Makes the database, or brings it to the installed MLflow's version; what it has done, in words, if anything.
 
     The caller sees to it that no other does the same meanwhile. Before an upgrade the old file is kept as
-    NAME.before-VERSION. Raises Mistake, and leaves the file as it is, if it is damaged or cannot be made or migrated.
+    NAME.before-VERSION. Raises UserError, and leaves the file as it is, if it is damaged or cannot be made or migrated.
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
@@ -146,13 +146,13 @@ def _one_line(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.OperationalError as error:  # locked, full, read-only: the file may be sound
-        raise Mistake(f"{path} cannot be opened: {error}") from None
+        raise UserError(f"{path} cannot be opened: {error}") from None
     except sqlite3.DatabaseError as error:
-        raise Mistake(f"{path} is damaged: {error}; {remedy}") from None
+        raise UserError(f"{path} is damaged: {error}; {remedy}") from None
     except (CommandError, MlflowException, SQLAlchemyError) as error:
         reason = str(getattr(error, "orig", None) or error).splitlines()[0]
         if path.exists():
-            raise Mistake(f"{path} cannot be brought to the installed MLflow's version: {reason}; {remedy}") from None
-        raise Mistake(f"{path} cannot be made: {reason}") from None
+            raise UserError(f"{path} cannot be brought to the installed MLflow's version: {reason}; {remedy}") from None
+        raise UserError(f"{path} cannot be made: {reason}") from None
     except OSError as error:
-        raise Mistake(f"{path} cannot be made or read: {error.strerror}") from None
+        raise UserError(f"{path} cannot be made or read: {error.strerror}") from None

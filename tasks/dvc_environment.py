@@ -10,7 +10,7 @@ import getpass
 import os
 from pathlib import Path
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 
 SITE_CACHE = Path(".dvc-site-cache")
 
@@ -24,14 +24,14 @@ def of(folder: Path) -> dict[str, str]:
 
 
 def check(folder: Path) -> None:
-    """A Mistake if DVC's configuration in `folder` is gone, empty or cut: without it DVC asks for git, or phones home."""
+    """A UserError if DVC's configuration in `folder` is gone, empty or cut: without it DVC asks for git, or phones home."""
     path, parser = folder / ".dvc" / "config", configparser.RawConfigParser(strict=False)
     try:
         parser.read_string(path.read_text())
     except (OSError, ValueError, configparser.Error):
         parser.clear()
     if not parser.has_option("core", "analytics"):
-        raise Mistake(f"{path} is missing or damaged; restore it (git checkout {path}), or make this workspace again")
+        raise UserError(f"{path} is missing or damaged; restore it (git checkout {path}), or make this workspace again")
 
 
 def nameless(folder: Path) -> dict[str, str]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from diffcore.core import disk
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from tasks.progress import say
 
 LOCK = Path("dvc.lock")
@@ -154,11 +154,11 @@ def _lives(holder: dict[str, Any], written: float) -> bool:
 
 
 def wait_for_others(patience: float = 15.0) -> None:
-    """Returns when no DVC is at work here; one that is after so many seconds is a Mistake that names it."""
+    """Returns when no DVC is at work here; one that is after so many seconds is a UserError that names it."""
     deadline = time.monotonic() + patience
     while (found := _at_work()) is not None:
         if time.monotonic() > deadline:
-            raise Mistake(f"DVC is at work in this folder: {who(found)}; wait for it or end it")
+            raise UserError(f"DVC is at work in this folder: {who(found)}; wait for it or end it")
         time.sleep(0.3)  # one whose starter was killed needs a moment to end
         mend()
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from diffcore.core import disk
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.metrics import measured
 from diffcore.metrics.features import Skill
 from diffcore.metrics.floor import Floor
@@ -33,7 +33,7 @@ def merge(params: Params) -> None:
 
 
 def _read(names: list[str]) -> tuple[Frontier, dict[str, Any]]:
-    """The frontier, and by point its first samples; a Mistake if two checkpoints were measured with different things."""
+    """The frontier, and by point its first samples; a UserError if two checkpoints were measured with different things."""
     tables, every, shown = {}, [], {}
     for name in names:
         tables[name], found, images = measured.read(paths.POINTS / name, paths.again(paths.measure(name)))
@@ -44,7 +44,7 @@ def _read(names: list[str]) -> tuple[Frontier, dict[str, Any]]:
         shared = set(table["about"]) - ({"teacher"} if "floor" in table else set())  # a teacher is compared with itself
         if differ := sorted(key for key in shared if table["about"][key] != first["about"][key]):
             again = paths.again(paths.measure(name))
-            raise Mistake(
+            raise UserError(
                 f"{paths.POINTS / name} was measured with another {differ[0]} than {paths.POINTS / ROOT}; {again}"
             )
     floor, judge = Floor.from_json(first["floor"]), Skill(**first["judge"])

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
-from diffcore import checkpoints as checkpoint
+from diffcore import checkpoints
 from diffcore.core import disk, threads
 from diffcore.core.kept import Kept
 from diffcore.data import feed, read
@@ -20,7 +20,7 @@ def estimate(params: Params) -> None:
     """By both estimators, from the teacher and `gamma.images` of the images, of whose classes a conditional one is told;
     of images held out of all training where there are such."""
     threads.use(params.compute.threads)
-    teacher = checkpoint.load(paths.CHECKPOINTS / ROOT).to(params.compute.device)
+    teacher = checkpoints.load(paths.CHECKPOINTS / ROOT).to(params.compute.device)
     folder = paths.HOLDOUT if paths.HOLDOUT.exists() else paths.DATA
     images = read.open_images(folder, params.compute.memory_bytes)
     chosen = gamma.pick(len(images), params.gamma)
@@ -43,7 +43,7 @@ def estimate(params: Params) -> None:
     say(f"gamma: {found.images} images at {found.steps} times; {found.told()}")
 
 
-def _job(params: Params, teacher: checkpoint.Checkpoint, data: str) -> dict[str, Any]:
+def _job(params: Params, teacher: checkpoints.Checkpoint, data: str) -> dict[str, Any]:
     """All that the sums depend on."""
     where = {"threads": params.compute.threads, "device": str(params.compute.device)}
     made = {"checkpoint": teacher.card.digest, "data": data, "code": graph.code_digest("gamma")}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diffcore.core import disk
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from tasks.paths import (
     ARTIFACTS,
     CHECKPOINTS,
@@ -60,7 +60,8 @@ COMMANDS = {
 
 
 def check() -> None:
-    """A Mistake for a graph that is missing or damaged, before DVC has a word of its own for it, or deletes the wrong thing.
+    """A UserError for a graph that is missing or damaged, before DVC has a word of its own for it, or deletes the wrong
+    thing.
 
     Our own stages must run and write what they do; what any stage depends on must be there or be made by another; parameters
     must be in params.yaml. What else a user wrote into it is DVC's affair.
@@ -72,10 +73,10 @@ def check() -> None:
             _check_own(stage, body)
         for dep in body["deps"]:
             if not ("$" in dep or Path(dep).exists() or any(Path(out).is_relative_to(dep) for out in made)):
-                raise Mistake(f"{GRAPH}: {stage} depends on {dep}, which is not there and no stage makes; {REMEDY}")
+                raise UserError(f"{GRAPH}: {stage} depends on {dep}, which is not there and no stage makes; {REMEDY}")
         for key in body["params"]:
             if "$" not in key and not _known(parameters, key):
-                raise Mistake(f"{GRAPH}: {stage} depends on {key}, which is not in {PARAMS}; {REMEDY}")
+                raise UserError(f"{GRAPH}: {stage} depends on {key}, which is not in {PARAMS}; {REMEDY}")
 
 
 def _made(stage: str, outs: list[str], parameters: Any) -> Iterator[str]:
@@ -89,10 +90,10 @@ def _made(stage: str, outs: list[str], parameters: Any) -> Iterator[str]:
 def _check_own(stage: str, body: dict[str, Any]) -> None:
     command = f"./stage {COMMANDS.get(stage, stage)}"
     if body["cmd"] != command:
-        raise Mistake(f"{GRAPH}: the command of {stage} is {body['cmd']!r}, not {command!r}; {REMEDY}")
+        raise UserError(f"{GRAPH}: the command of {stage} is {body['cmd']!r}, not {command!r}; {REMEDY}")
     if wrong := sorted(set(body["outs"]) ^ WRITES[stage]):
         what = "is not said to write" if wrong[0] in WRITES[stage] else "does not write"
-        raise Mistake(f"{GRAPH}: {stage} {what} {wrong[0]}; {REMEDY}")
+        raise UserError(f"{GRAPH}: {stage} {what} {wrong[0]}; {REMEDY}")
 
 
 def _known(parameters: Any, key: str) -> bool:
@@ -111,7 +112,7 @@ def code_digest(stage: str, method: str = "") -> str:
     named = [Path(dep.replace("${item.method}", method)) for dep in _body(stage)["deps"]]
     code = [path for path in named if not path.is_relative_to(ARTIFACTS)]
     if missing := [path for path in code if not path.exists()]:
-        raise Mistake(f"{GRAPH}: {stage} depends on {missing[0]}, which is not there; {REMEDY}")
+        raise UserError(f"{GRAPH}: {stage} depends on {missing[0]}, which is not there; {REMEDY}")
     files = {
         file for path in code for file in (path.rglob("*.py") if path.is_dir() else [path]) if file.suffix == ".py"
     }
@@ -123,7 +124,7 @@ def _tree(file: Path) -> str:
     try:
         tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError) as error:
-        raise Mistake(f"{file} is not Python ({error}); {REMEDY}") from None
+        raise UserError(f"{file} is not Python ({error}); {REMEDY}") from None
     for node in ast.walk(tree):
         if isinstance(getattr(node, "body", None), list):
             node.body = [each for each in node.body if not _is_text(each)]
@@ -138,7 +139,7 @@ def _is_text(statement: ast.stmt) -> bool:
 def _stages() -> dict[str, Any]:
     stages = load_yaml(GRAPH).get("stages")
     if not isinstance(stages, dict) or not stages:
-        raise Mistake(f"{GRAPH} has no stages; {REMEDY}")
+        raise UserError(f"{GRAPH} has no stages; {REMEDY}")
     return stages
 
 
@@ -152,7 +153,7 @@ def _body(stage: str) -> dict[str, Any]:
         or not all(isinstance(dep, str) for dep in deps)
         or not isinstance(body.get("cmd"), str)
     ):
-        raise Mistake(f"{GRAPH}: the stage {stage} is missing or has no command and list of dependencies; {REMEDY}")
+        raise UserError(f"{GRAPH}: the stage {stage} is missing or has no command and list of dependencies; {REMEDY}")
     outs = [out for kind in ("outs", "metrics", "plots") for out in _paths(stage, body, kind)]
     return {"cmd": body["cmd"], "deps": deps, "params": _paths(stage, body, "params", files=True), "outs": outs}
 
@@ -161,5 +162,5 @@ def _paths(stage: str, body: dict[str, Any], kind: str, files: bool = False) -> 
     """The names of a list, each of which may have options; `files`: what has some stands in another file."""
     found = body.get(kind) or []
     if not isinstance(found, list) or not all(isinstance(one, str | dict) for one in found):
-        raise Mistake(f"{GRAPH}: the {kind} of the stage {stage} are no list; {REMEDY}")
+        raise UserError(f"{GRAPH}: the {kind} of the stage {stage} are no list; {REMEDY}")
     return [str(name) for one in found for name in ([one] if isinstance(one, str) else [] if files else one)]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from diffcore.core import disk
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 
 NAME = ".distill-workspace"
 """The inventory's file. The temporary names beside it begin with the same word."""
@@ -43,7 +43,7 @@ class File:
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Makes the folder if need be and keeps other commands out of it; a Mistake while one is at work there."""
+    """Makes the folder if need be and keeps other commands out of it; a UserError while one is at work there."""
     if not folder.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -51,7 +51,7 @@ def alone(folder: Path) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError:
-        raise Mistake(f"another command is making {folder} at this moment; wait for it") from None
+        raise UserError(f"another command is making {folder} at this moment; wait for it") from None
     finally:
         os.close(descriptor)
 
@@ -69,12 +69,13 @@ def scratch(folder: Path) -> Iterator[Path]:
 
 
 def check(folder: Path, wanted: dict[str, File], free: Collection[str] = ()) -> Prints:
-    """The prints of what was put there before. Mistake for a folder that is not empty and has no inventory, and for files of
-    others where one of ours lies or shall lie; of the paths `free`, those of others stay instead and leave `wanted`."""
+    """The prints of what was put there before. UserError for a folder that is not empty and has no inventory, and for
+    files of others where one of ours lies or shall lie; of the paths `free`, those of others stay instead and leave
+    `wanted`."""
     known = _read(folder)
     if known is None:
         if found := sorted(entry for entry in os.listdir(folder) if not entry.startswith((NAME, f".{NAME}."))):
-            raise Mistake(
+            raise UserError(
                 f"{folder} holds {_some(found)} and was not made by this command (or by an older one, which kept no list of "
                 "its files): move it away or name another folder"
             )
@@ -84,7 +85,7 @@ def check(folder: Path, wanted: dict[str, File], free: Collection[str] = ()) -> 
         strange.remove(path)
         known.pop(path, None), wanted.pop(path, None)
     if strange:
-        raise Mistake(
+        raise UserError(
             f"{folder}: {_some(strange)} {'is' if len(strange) == 1 else 'are'} not as this command left it; keep what is "
             "yours under another name, or remove it, and ask again"
         )
@@ -171,7 +172,7 @@ def _read(folder: Path) -> Prints | None:
             return files
         raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise Mistake(
+        raise UserError(
             f"{path} is damaged, so what in this folder is whose cannot be told: move the folder away or name another"
         ) from None
 

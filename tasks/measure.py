@@ -14,10 +14,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from diffcore import checkpoints as checkpoint
-from diffcore.core import disk, threads
-from diffcore.core import rng as draw
-from diffcore.core.errors import Mistake
+from diffcore import checkpoints
+from diffcore.core import disk, rng, threads
+from diffcore.core.errors import UserError
 from diffcore.core.kept import Kept, Tensors
 from diffcore.core.shapes import Sample
 from diffcore.data import feed, read
@@ -32,13 +31,12 @@ from diffcore.noise.trajectory import TRAJECTORIES, Trajectory
 from diffcore.sampling.recipe import Recipe
 from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solvers.analytic import Analytic
-from diffcore.search import fitted as hops
-from diffcore.search import gamma
+from diffcore.search import fitted, gamma
 from tasks import graph, paths
 from tasks.params import ROOT, Params
 from tasks.progress import Progress, say
-from tasks.rules import ways_of
-from tasks.sections import OWN, Way
+from tasks.rules import samplings_of
+from tasks.sections import OWN, Sampling
 
 SHOWN = 16
 """Samples of each point in its grid, and in a row of the contact sheet: the first ones, never chosen."""
@@ -50,10 +48,10 @@ SHARED = ("images", "seed", "batch", "likelihood")
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """One point to measure. way: what its curve is called; of several tries at as many steps the best counts."""
+    """One point to measure. curve: what its curve is called; of several tries at as many steps the best counts."""
 
     name: str
-    way: str
+    curve: str
     checkpoint: str
     method: str
     trajectory: str
@@ -75,10 +73,10 @@ class Bench:
         self.reference = Reference.of(self.real, self.network, self._looking("real images"))
         self.opened = self._open(name)
         self.is_root = name in params.teachers
-        root = None if self.is_root else checkpoint.read_card(paths.CHECKPOINTS / ROOT).digest
+        root = None if self.is_root else checkpoints.read_card(paths.CHECKPOINTS / ROOT).digest
         told = gamma.read(paths.GAMMA, self.opened.card.digest if name == ROOT else root, paths.again("gamma"))
-        self.gamma, self.searched = gamma.Gamma.from_json(told), _searched(told)
-        self.labels = draw.labels_like(self.real.labels, self.config.images, self.config.seed)
+        self.gamma, self.least_cost = gamma.Gamma.from_json(told), _least_cost(told)
+        self.labels = rng.labels_like(self.real.labels, self.config.images, self.config.seed)
         self.teacher: Sample | None = None if root is None else _reference(root)
         self.warm: set[tuple[Any, ...]] = set()
 
@@ -86,8 +84,8 @@ class Bench:
         shown = Progress(f"measure {self.name}", "images")
         return lambda done, total: shown(done, total, f"{what} looked at")
 
-    def _open(self, name: str) -> checkpoint.Checkpoint:
-        return checkpoint.load(paths.CHECKPOINTS / name).to(self.params.compute.device)
+    def _open(self, name: str) -> checkpoints.Checkpoint:
+        return checkpoints.load(paths.CHECKPOINTS / name).to(self.params.compute.device)
 
     def floor(self) -> floor.Floor:
         """What a perfect sampler is to expect."""
@@ -99,26 +97,26 @@ class Bench:
         """Times fitted to the teacher's own path, by number of steps, with classes drawn as the samples' are."""
         config, own = self.config.fitted, self.opened
         teacher = own if self.name == ROOT else self._open(ROOT)
-        known = draw.labels_like(self.real.labels, config.images, config.seed) if teacher.denoiser.classes else None
+        known = rng.labels_like(self.real.labels, config.images, config.seed) if teacher.denoiser.classes else None
         condition = None if known is None else Condition(known)
-        strays = hops.strays(own.denoiser, teacher.denoiser, config, own.shape, condition=condition)
-        times = hops.fit(strays, config.late)
+        hop_errors = fitted.hop_errors(own.denoiser, teacher.denoiser, config, own.shape, condition=condition)
+        times = fitted.fit(hop_errors, config.late)
         shown = ", ".join(f"{t:.3g}" for t in times[min(4, config.points)].times)
         say(f"measure {self.name}: times fitted to the teacher's path; with {min(4, config.points)} steps: {shown}")
         return times
 
     def times(self, kind: str, steps: int) -> Trajectory:
-        """The trajectory of this kind with so many steps; a Mistake where there is none."""
+        """The trajectory of this kind with so many steps; a UserError where there is none."""
         if kind in TRAJECTORIES:
             return TRAJECTORIES[kind](steps, self.opened.denoiser.schedule)
         if kind == "fitted":
             if steps not in self.fitted:
-                raise Mistake(f"no fitted trajectory of {steps} steps; raise evaluate.fitted.points to {steps}")
+                raise UserError(f"no fitted trajectory of {steps} steps; raise evaluate.fitted.points to {steps}")
             return self.fitted[steps]
-        nodes = self.searched["nodes"]
+        nodes = self.least_cost["nodes"]
         if str(steps) not in nodes:
-            raise Mistake(f"no searched trajectory of {steps} steps; raise search.most to at least {steps}")
-        return trajectory.nodes(nodes[str(steps)], self.searched["about"]["steps"])
+            raise UserError(f"no least_cost trajectory of {steps} steps; raise search.most to at least {steps}")
+        return trajectory.nodes(nodes[str(steps)], self.least_cost["about"]["steps"])
 
     def about(self, plan: Plan) -> dict[str, Any]:
         """All that the numbers of a point depend on but the code, and what it is compared with."""
@@ -127,7 +125,7 @@ class Bench:
         return {"plan": plan.to_json(), "config": config, "real": self.reference.digest, **of}
 
     def sampler(self, plan: Plan) -> Sampler:
-        """A Mistake if its checkpoint cannot be sampled so."""
+        """A UserError if its checkpoint cannot be sampled so."""
         return plan.recipe.sampler(self.opened, plan.times, self.gamma)
 
     def measure(self, plan: Plan) -> tuple[Sample, Point]:
@@ -140,7 +138,7 @@ class Bench:
         seconds = time.perf_counter() - started
         return samples, Point(
             name=plan.name,
-            way=plan.way,
+            curve=plan.curve,
             best=True,
             method=plan.method,
             checkpoint=plan.checkpoint,
@@ -175,7 +173,7 @@ class Bench:
         solver = plan.recipe.solver
         if not isinstance(solver, Analytic) or solver.last is None:
             return ""
-        lowered = solver.knowing(self.gamma).lowered(self.opened.denoiser.schedule, plan.times)
+        lowered = solver.with_gamma(self.gamma).lowered(self.opened.denoiser.schedule, plan.times)
         return f"  last {solver.last:g} {'lowers the noise of one step' if lowered else 'lowers nothing'}"
 
     def _subject(self, plan: Plan, samples: Sample, sampler: Sampler, condition: Condition | None) -> Subject:
@@ -200,14 +198,14 @@ class Bench:
         count = min(asked.images, len(real))
         if not count or plan.recipe.deepcache:
             return None
-        chosen = draw.some(count, len(real), asked.seed, "likelihood")
+        chosen = rng.some(count, len(real), asked.seed, "likelihood")
         images, labels = feed.to_float(real.take(chosen)), None if real.labels is None else real.labels[chosen]
         condition = plan.recipe.condition(self.opened, labels)
         return likelihood.Model(sampler, images, asked.seed, asked.probes, self.config.batch, condition)
 
 
 class Measured:
-    """The points that are measured already, of this run, of one that was killed, or of one before with other ways beside
+    """The points that are measured already, of this run, of one that was killed, or of one before with other samplings beside
     them: a point is measured once."""
 
     def __init__(self, bench: Bench, plans: list[Plan]):
@@ -250,7 +248,7 @@ def measure(params: Params, name: str) -> None:
     bench = Bench(params, name)
     plans = list(plan(bench))
     if twice := sorted(name for name, count in Counter(each.name for each in plans).items() if count > 1):
-        raise Mistake(f"evaluate names {twice[0]!r} twice; leave one of the two ways to sample out")
+        raise UserError(f"evaluate names {twice[0]!r} twice; leave one of the two ways to sample out")
     for each in plans:
         bench.sampler(each)  # what cannot be sampled is known before anything is
     ready, found, shown = Measured(bench, plans), [], {}
@@ -289,22 +287,22 @@ def _about(bench: Bench) -> dict[str, Any]:
 
 
 def plan(bench: Bench) -> Iterator[Plan]:
-    """All points of the checkpoint; of the teacher the first one, of its first way, is what fidelity compares with."""
+    """All points of the checkpoint; of the teacher the first one, of its first sampling, is what fidelity compares with."""
     name, opened, params = bench.name, bench.opened, bench.params
     usual = not bench.is_root and name not in params.evaluate.students and opened.denoiser.grid is not None
-    for _, way in ways_of(name, params.evaluate, params.lines):
-        yield from _points(bench, way, usual)
+    for _, sampling in samplings_of(name, params.evaluate, params.lines):
+        yield from _points(bench, sampling, usual)
 
 
-def _points(bench: Bench, way: Way, usual: bool) -> Iterator[Plan]:
+def _points(bench: Bench, sampling: Sampling, usual: bool) -> Iterator[Plan]:
     name, opened = bench.name, bench.opened
     grid, method = opened.denoiser.grid, "teacher" if bench.is_root else opened.card.method
-    for steps in sorted(way.steps, reverse=True) or [grid.steps]:
-        for kind in way.trajectories:
-            for recipe in (recipe.on(opened) for recipe in way.recipes()):
-                words = [name, way.sampler, *_told(recipe), *([] if kind == OWN else [kind, steps])]
+    for steps in sorted(sampling.steps, reverse=True) or [grid.steps]:
+        for kind in sampling.trajectories:
+            for recipe in (recipe.on(opened) for recipe in sampling.recipes()):
+                words = [name, sampling.sampler, *_told(recipe), *([] if kind == OWN else [kind, steps])]
                 times = grid if kind == OWN else bench.times(kind, steps)
-                curve = " ".join([method, *([] if usual else _curve(way, recipe))])
+                curve = " ".join([method, *([] if usual else _curve(sampling, recipe))])
                 yield Plan("-".join(map(str, words)).replace("_", "-"), curve, name, method, kind, recipe, times)
 
 
@@ -332,18 +330,18 @@ def _told(recipe: Recipe) -> list[str]:
     return words
 
 
-def _curve(way: Way, recipe: Recipe) -> list[str]:
+def _curve(sampling: Sampling, recipe: Recipe) -> list[str]:
     """What a curve is called: of what is tried, no word, for the best of it is shown."""
-    alone = {"deepcache": not isinstance(way.deepcache, list), "skip": not isinstance(way.skip, list)}
+    alone = {"deepcache": not isinstance(sampling.deepcache, list), "skip": not isinstance(sampling.skip, list)}
     kept = dataclasses.replace(recipe, **{key: None for key, one in alone.items() if not one})
-    words = [way.sampler, *_told(kept), *(key for key, one in alone.items() if not one)]
-    kinds = way.trajectories
+    words = [sampling.sampler, *_told(kept), *(key for key, one in alone.items() if not one)]
+    kinds = sampling.trajectories
     return words + ([] if kinds == [OWN] else [kinds[0]] if len(kinds) == 1 else ["best grid"])
 
 
-def _searched(told: dict[str, Any]) -> dict[str, Any]:
-    """The content of trajectory.json; a Mistake if it was not made from this gamma.json, `told`."""
+def _least_cost(told: dict[str, Any]) -> dict[str, Any]:
+    """The content of trajectory.json; a UserError if it was not made from this gamma.json, `told`."""
     found = disk.read_sealed(paths.TRAJECTORY, trajectory.SCHEMA, paths.again("search"))
     if found["from"]["gamma"] != disk.digest(told):
-        raise Mistake(f"{paths.TRAJECTORY} was made from another {paths.GAMMA.name}; {paths.again('search')}")
+        raise UserError(f"{paths.TRAJECTORY} was made from another {paths.GAMMA.name}; {paths.again('search')}")
     return found

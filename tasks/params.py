@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from diffcore import methods, nets
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.data.config import Config as DataConfig
 from diffcore.lineage import Lineage
 from diffcore.metrics import features
 from diffcore.noise.schedule import SCHEDULES, Schedule, variance_preserving
 from diffcore.search import gamma
 from diffcore.training.config import Compute, Training
-from tasks import bounds, paths, rules, strict_yaml
+from tasks import bounds, paths, renamed, rules, strict_yaml
 from tasks.sections import ROOT as ROOT
 from tasks.sections import Adopted, Distill, Evaluate, Publish, Search, Teacher
 from tasks.strict_yaml import dump_yaml as dump_yaml
@@ -52,9 +52,9 @@ class Params:
         return Lineage(self.teachers, self.distill)
 
     def line(self, name: str) -> Teacher | Adopted | Distill:
-        """The line of `teachers` or `distill` with this name; a Mistake for one that is not there."""
+        """The line of `teachers` or `distill` with this name; a UserError for one that is not there."""
         if name not in (known := {**self.teachers, **self.distill}):
-            raise Mistake(f"params.yaml has no line {name!r} in teachers or distill; known: {', '.join(known)}")
+            raise UserError(f"params.yaml has no line {name!r} in teachers or distill; known: {', '.join(known)}")
         return known[name]
 
     def shape(self, name: str) -> nets.Shape | None:
@@ -66,22 +66,23 @@ class Params:
 
 
 def read(path: Path = paths.PARAMS) -> Params:
-    """Parses and checks the whole file; every fault in one Mistake, a line each."""
+    """Parses and checks the whole file; every fault in one UserError, a line each."""
     return parse(load_yaml(path), str(path))
 
 
 def parse(raw: dict[str, Any], whose: str) -> Params:
-    """Checks what a file like params.yaml says; every fault in one Mistake, a line each, in the order of the file."""
+    """Checks what a file like params.yaml says; every fault in one UserError, a line each, in the order of the file."""
     kinds = {field.name: field.type for field in fields(Params) if field.name != "raw"}
-    faults: list[str] = list(_moved(raw))
-    found = {key: _section(key, raw[key], kinds, faults) for key in raw if key not in MOVED}
+    today, faults = renamed.renewed(raw)
+    faults += _moved(raw)
+    found = {key: _section(key, today[key], kinds, faults) for key in raw if key not in MOVED}
     faults += [
         f"{key}: missing section" for key in kinds if key not in raw and not (key == "teachers" and "teacher" in raw)
     ]
     if not faults:
         faults += _together(found)
     if faults:
-        raise Mistake("\n".join(f"{whose}: {fault}" for fault in _told(faults, raw)))
+        raise UserError("\n".join(f"{whose}: {fault}" for fault in _told(faults, today)))
     return Params(**{key: found[key] for key in kinds}, raw=raw)
 
 
@@ -96,13 +97,13 @@ def _moved(raw: Mapping[str, Any]) -> Iterator[str]:
 def _together(found: Mapping[str, Any]) -> list[str]:
     """What is wrong with sections beside each other; each group of faults presumes that those before it found none."""
     lines, evaluate = Lineage(found["teachers"], found["distill"]), found["evaluate"]
-    faults = [*bounds.of_ways(rules.ways(evaluate)), *_related(found, lines)]
+    faults = [*bounds.of_samplings(rules.samplings(evaluate)), *_related(found, lines)]
     if not faults:
         faults += bounds.of_machine(found, _shapes(found["teachers"], found["distill"], faults))
     if not faults:
         shapes = _shapes(found["teachers"], found["distill"])
         faults += lines.weights()
-        faults += (f"distill.{name}.{key}: {fault}" for name, key, fault in lines.heads())
+        faults += (f"distill.{name}.{key}: {fault}" for name, key, fault in lines.parameterizations())
         skips = {name: shape.skips for name, shape in shapes.items() if shape}
         faults += dict.fromkeys(rules.branches(evaluate, lines, skips))
         faults += dict.fromkeys(rules.sampled(found, lines))
@@ -143,7 +144,7 @@ def _shapes(
             return getattr(teachers[name], "network", None)
         line = students[name]
         above, changes = of(line.init), line.network or {}
-        told = {"conditional": lines.root(name).conditional, "head": lines.head(name)}
+        told = {"conditional": lines.root(name).conditional, "parameterization": lines.parameterization(name)}
         if above is None and not changes:
             return None
         told = {key: value for key, value in told.items() if value is not None}
@@ -234,15 +235,15 @@ def _root(name: str, line: dict[str, Any], where: str, faults: list[str]) -> Tea
     fitting = typed(Training, {key: line[key] for key in shared if key in line}, where, faults)
     schedule = _schedule(line.get("schedule", "cosine"), f"{where}.schedule", faults)
     network = _network(line["network"], f"{where}.network", faults) if "network" in line else None
-    if network and method and network.head == "x0" and not method.off_the_data:
+    if network and method and network.parameterization == "x0" and not method.off_the_data:
         faults.append(
-            f"{where}.weight: the error of v has no bound near the data for a network of head x0; write min_snr"
+            f"{where}.weight: the error of v has no bound near the data for a network of parameterization x0; write min_snr"
         )
     if len(faults) > before:
         return None
     return Teacher(
         name=name, method=method, fit=fitting, network=network, schedule=schedule,
-        conditional=network.conditional, head=network.head,
+        conditional=network.conditional, parameterization=network.parameterization,
     )  # fmt: skip
 
 
@@ -305,21 +306,27 @@ def _student(name: str, line: dict[str, Any], where: str, faults: list[str]) -> 
     kind = methods.load(line["method"])
     own, shared = names(kind), names(Training)
     before = len(faults)
-    faults += _unknown(line, ("method", *RELATIONS, "guidance", "head", "dropout", "network", *own, *shared), where)
+    faults += _unknown(
+        line, ("method", *RELATIONS, "guidance", "parameterization", "dropout", "network", *own, *shared), where
+    )
     method = typed(kind, {key: line[key] for key in own if key in line}, where, faults)
     fitting = typed(Training, {key: line[key] for key in shared if key in line}, where, faults)
     guidance = _range(line.get("guidance"), f"{where}.guidance", faults)
     if not isinstance(line.get("teacher", ""), str):
         faults.append(f"{where}.teacher: must be the name of a line, got {line['teacher']!r}")
-    if (head := line.get("head")) not in (None, "v"):
-        faults.append(f"{where}.head: must be v, or left out for that of the network it starts from, got {head!r}")
+    if (parameterization := line.get("parameterization")) not in (None, "v"):
+        faults.append(
+            f"{where}.parameterization: must be v, or left out for that of the network it starts from, "
+            f"got {parameterization!r}"
+        )
     if not _share(dropout := line.get("dropout", 0.0)):
         faults.append(f"{where}.dropout: must be at least 0 and below 1, got {dropout!r}")
     network = _changes(line.get("network"), f"{where}.network", faults)
     if len(faults) > before:
         return None
     return Distill(
-        init=line["init"], teacher=line.get("teacher", ""), method=method, guidance=guidance, head=head,
+        init=line["init"], teacher=line.get("teacher", ""), method=method, guidance=guidance,
+        parameterization=parameterization,
         name=name, fit=fitting, dropout=float(dropout), network=network,
     )  # fmt: skip
 
@@ -340,8 +347,10 @@ def _changes(value: Any, where: str, faults: list[str]) -> dict[str, Any] | None
     if not isinstance(value, dict) or not value:
         faults.append(f"{where}: must be a mapping of what differs from the network of init")
         return None
-    for key in sorted({"head", "conditional"} & value.keys()):
-        faults.append(f"{where}.{key}: unknown key; head stands in the line, conditional with the root of its chain")
+    for key in sorted({"parameterization", "conditional"} & value.keys()):
+        faults.append(
+            f"{where}.{key}: unknown key; parameterization stands in the line, conditional with the root of its chain"
+        )
     return value
 
 
@@ -361,9 +370,9 @@ def _range(value: Any, where: str, faults: list[str]) -> tuple[float, float] | N
     return float(low), float(high)
 
 
-def check_adopted(params: Params, name: str, skips: int | None, head: str) -> None:
-    """A Mistake, a line each, for what is asked of the network from elsewhere that it has not: see `rules.adopted`."""
-    known = replace(params.teachers[name], head=head)
+def check_adopted(params: Params, name: str, skips: int | None, parameterization: str) -> None:
+    """A UserError, a line each, for what is asked of the network from elsewhere that it has not: see `rules.adopted`."""
+    known = replace(params.teachers[name], parameterization=parameterization)
     lines = Lineage({**params.teachers, name: known}, params.distill)
     if faults := rules.adopted(name, params.evaluate, lines, skips):
-        raise Mistake("\n".join(f"{paths.PARAMS}: {fault}" for fault in faults))
+        raise UserError("\n".join(f"{paths.PARAMS}: {fault}" for fault in faults))

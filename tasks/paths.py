@@ -35,5 +35,5 @@ def measure(name: str) -> str:
 
 
 def again(stage: str) -> str:
-    """What mends an artifact that is missing or damaged, as the end of a Mistake."""
+    """What mends an artifact that is missing or damaged, as the end of a UserError."""
     return f"run the stage `{stage}` again"

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from diffcore.core import disk
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.metrics.estimate import Estimate
 from diffcore.metrics.floor import Floor
 from diffcore.metrics.frontier import Frontier
@@ -32,17 +32,17 @@ GAP = 2  # pixels between the tiles of a grid, so that 8x8 images do not run int
 TILE = 48  # small images are enlarged to about this many pixels
 
 
-def ways(points: Iterable[Point]) -> dict[str, list[Point]]:
-    """The points of each way to sample, by rising network calls; a curve has one point for each number of calls.
+def by_curve(points: Iterable[Point]) -> dict[str, list[Point]]:
+    """The points of each curve, by rising network calls; a curve has one point for each number of calls.
 
     Of several tries for one point of a curve only the best is shown. Where two checkpoints have the same number of calls
-    in one way (two students of one method), the checkpoint's name splits it.
+    on one curve (two students of one method), the checkpoint's name splits it.
     """
     shown = [point for point in points if point.best]
     groups: dict[str, list[Point]] = {}
-    for name, alike in _grouped(shown, lambda p: p.way).items():
+    for name, alike in _grouped(shown, lambda p: p.curve).items():
         split = len({p.nfe for p in alike}) < len(alike)
-        groups |= _grouped(alike, lambda p: f"{p.way} {p.checkpoint}") if split else {name: alike}
+        groups |= _grouped(alike, lambda p: f"{p.curve} {p.checkpoint}") if split else {name: alike}
     return {name: sorted(group, key=lambda p: p.nfe) for name, group in groups.items()}
 
 
@@ -57,7 +57,7 @@ def frontier(shown: Frontier, path: Path) -> None:
 
     figure = Figure(figsize=(12, 8), dpi=100, facecolor="white")
     axes = figure.add_axes((0.075, 0.13, 0.63, 0.74))
-    groups = ways(shown.points)
+    groups = by_curve(shown.points)
     axes.set(
         xscale="log", yscale="log", xlabel="network calls for one image", ylabel="Frechet distance (lower is better)"
     )
@@ -102,14 +102,14 @@ def grid(images: np.ndarray, path: Path, columns: int = 8, scale: int | None = N
 
 
 def tiles(path: Path) -> np.ndarray:
-    """The images uint8 [n, h, w, c] of a PNG that `grid` wrote; another PNG is a Mistake."""
+    """The images uint8 [n, h, w, c] of a PNG that `grid` wrote; another PNG is a UserError."""
     from PIL import Image
 
     try:
         with Image.open(path) as picture:
             about, sheet = disk.parse_json(picture.text["tiles"]), np.asarray(picture)
     except (OSError, KeyError, AttributeError, ValueError) as error:
-        raise Mistake(f"{path} is not a grid of samples ({error!r}); run the stage `frontier` again") from None
+        raise UserError(f"{path} is not a grid of samples ({error!r}); run the stage `frontier` again") from None
     (n, h, w, c), columns, scale = about["shape"], about["columns"], about["scale"]
     sheet = sheet.reshape(*sheet.shape[:2], c)
     corners = [
@@ -224,7 +224,7 @@ def _plain_ticks(axis: Any) -> None:
 
 
 def _styles(groups: dict[str, list[Point]]) -> list[dict[str, Any]]:
-    """Colour and marker of each way, by its place in the table, so that they stay the same from picture to picture."""
+    """Colour and marker of each curve, by its place in the table, so that they stay the same from picture to picture."""
     styles, counts = [], {True: 0, False: 0}
     for k, group in enumerate(groups.values()):
         teacher = group[0].method == "teacher"
@@ -307,7 +307,7 @@ def _empty_place(axes: Any, shown: Frontier) -> tuple[float, float]:
     """The centre, in fractions of the axes, from which the recommended point's label covers least and its leader crosses
     least and is shortest."""
     half = np.array([0.25, 0.075])  # of the label, with some air
-    ink = [_fractions(axes, [(p.nfe, p.fd) for p in group]) for group in ways(shown.points).values()]
+    ink = [_fractions(axes, [(p.nfe, p.fd) for p in group]) for group in by_curve(shown.points).values()]
     floor = _fractions(axes, [(x, shown.floor.fd) for x in axes.get_xlim()])
     dots = np.concatenate([_dotted(line) for line in (*ink, floor)])
     (tip,) = _fractions(axes, [(shown.recommended.point.nfe, shown.recommended.point.fd)])
@@ -372,7 +372,7 @@ def _columns(file: Path) -> tuple[np.ndarray, np.ndarray]:
     with open(file, newline="") as opened:
         table = csv.DictReader(opened)
         if not table.fieldnames:
-            raise Mistake(f"{file} is empty; run the stage that writes it again")
+            raise UserError(f"{file} is empty; run the stage that writes it again")
         images, loss = np.array([(float(row["images"]), float(row["loss"])) for row in table]).reshape(-1, 2).T
     return images, loss
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from diffcore.checkpoints import read_card
 from diffcore.core import disk
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.metrics.frontier import Frontier
 from diffcore.metrics.point import Point
-from tasks import dvc_environment, dvc_files, lifeline, params, paths
+from tasks import dvc_environment, dvc_files, params, paths, signals
 from tasks.alone import alone
 from tasks.progress import say
 from tasks.tracking.receipt import how_to_open, lost
@@ -49,13 +49,13 @@ def _published_again() -> int:
 def _repro(*words: str) -> int:
     command = [sys.executable, "-m", "tasks.dvc_repro", *words]
     surroundings = {**os.environ, **dvc_environment.of(Path())}
-    return subprocess.run(command, env=surroundings, preexec_fn=lifeline.die_with_parent).returncode
+    return subprocess.run(command, env=surroundings, preexec_fn=signals.die_with_parent).returncode
 
 
 def report() -> None:
     """Prints the frontier, the recommended point and why, and where to look."""
     if not paths.FRONTIER.exists():
-        raise Mistake(f"{paths.FRONTIER} is missing; run the pipeline first: distill run")
+        raise UserError(f"{paths.FRONTIER} is missing; run the pipeline first: distill run")
     frontier = Frontier.read(paths.FRONTIER, paths.again("frontier"))
     say(frontier.table())
     chosen = frontier.recommended
@@ -72,11 +72,11 @@ def report() -> None:
 
 
 def _checked(point: Point) -> Path:
-    """The folder of a point's checkpoint; a Mistake if it is gone, or another than the one that was measured."""
+    """The folder of a point's checkpoint; a UserError if it is gone, or another than the one that was measured."""
     folder = paths.CHECKPOINTS / point.checkpoint
     if (here := read_card(folder).digest) != point.checkpoint_digest:
         measured = point.checkpoint_digest[:12]
-        raise Mistake(
+        raise UserError(
             f"{folder} is {here[:12]}, not the {measured} that was measured, so this frontier says nothing of it; "
             "run the pipeline again: distill run"
         )

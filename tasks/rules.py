@@ -4,45 +4,47 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from diffcore.checkpoints import Guidance
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.lineage import Lineage
 from diffcore.noise.schedule import Cosine, Schedule
 from diffcore.noise.trajectory import TRAJECTORIES, Trajectory
 from diffcore.sampling import deepcache
 from diffcore.sampling.sampler import check_grid, rehearse
 from diffcore.sampling.solvers.analytic import Analytic
-from tasks.sections import OWN, ROOT, Evaluate, Way
+from tasks.sections import OWN, ROOT, Evaluate, Sampling
 from tasks.typed import listed, nearest
 
 SOME = 8
 """Steps of a rehearsal."""
 
 
-def ways(evaluate: Evaluate) -> Iterator[tuple[str, str, Way]]:
-    """(path, whose, way) of all there are; whose is a student's name, or the teacher's, or empty for `anytime`."""
-    lists = {"teacher": (ROOT, evaluate.teacher), "anytime": ("", evaluate.anytime)}
-    lists |= {f"students.{name}": (name, ways) for name, ways in evaluate.students.items()}
-    for key, (whose, ways) in lists.items():
-        for number, way in enumerate(ways):
-            yield f"evaluate.{key}.{number}", whose, way
+def samplings(evaluate: Evaluate) -> Iterator[tuple[str, str, Sampling]]:
+    """(path, whose, sampling) of all there are; whose is a student's name, or the teacher's, or empty for
+    `any_time_students`."""
+    lists = {"teacher": (ROOT, evaluate.teacher), "any_time_students": ("", evaluate.any_time_students)}
+    lists |= {f"students.{name}": (name, samplings) for name, samplings in evaluate.students.items()}
+    for key, (whose, samplings) in lists.items():
+        for number, sampling in enumerate(samplings):
+            yield f"evaluate.{key}.{number}", whose, sampling
 
 
-def asked(evaluate: Evaluate, lines: Lineage) -> Iterator[tuple[str, str, Way]]:
-    """(path, checkpoint, way) of all that are to be measured, and of ways that no checkpoint takes as of the teacher's."""
-    used = [(path, name, way) for name in lines for path, way in ways_of(name, evaluate, lines)]
+def asked(evaluate: Evaluate, lines: Lineage) -> Iterator[tuple[str, str, Sampling]]:
+    """(path, checkpoint, sampling) of all that are to be measured, and of samplings that no checkpoint takes as of the
+    teacher's."""
+    used = [(path, name, sampling) for name in lines for path, sampling in samplings_of(name, evaluate, lines)]
     taken = {path for path, _, _ in used}
     yield from used
-    yield from ((path, ROOT, way) for path, _, way in ways(evaluate) if path not in taken)
+    yield from ((path, ROOT, sampling) for path, _, sampling in samplings(evaluate) if path not in taken)
 
 
 def branches(evaluate: Evaluate, lines: Lineage, skips: Mapping[str, int]) -> Iterator[str]:
     """A cached call that takes a branch which the network has not. skips: how many it has, where that is known."""
-    for path, name, way in asked(evaluate, lines):
-        for config in filter(None, listed(way.deepcache) if name in skips else ()):
+    for path, name, sampling in asked(evaluate, lines):
+        for config in filter(None, listed(sampling.deepcache) if name in skips else ()):
             try:
                 deepcache.check(config, skips[name])
-            except Mistake as mistake:
-                yield f"{path}.deepcache.branch: {mistake}"
+            except UserError as error:
+                yield f"{path}.deepcache.branch: {error}"
 
 
 def sampled(found: Mapping[str, Any], lines: Lineage) -> Iterator[str]:
@@ -54,48 +56,49 @@ def sampled(found: Mapping[str, Any], lines: Lineage) -> Iterator[str]:
     for name in evaluate.students:
         if name not in known:
             yield f"evaluate.students.{name}: no student is called so{nearest(name, known)}"
-    for path, whose, way in ways(evaluate):
-        yield from _long(path, way, search.most, evaluate.fitted.points)
+    for path, whose, sampling in samplings(evaluate):
+        yield from _long(path, sampling, search.most, evaluate.fitted.points)
         if whose in (ROOT, "", *known):
-            yield from _valid(path, whose, way, lines.grid(whose) if whose else None)
-    for path, name, way in asked(evaluate, lines):
+            yield from _valid(path, whose, sampling, lines.grid(whose) if whose else None)
+    for path, name, sampling in asked(evaluate, lines):
         if (schedule := lines.root(name).schedule) is not None:  # of one from elsewhere only its folder knows
-            yield from _begins(path, way, schedule)
+            yield from _begins(path, sampling, schedule)
 
 
-def _long(path: str, way: Way, searched: int, fitted: int) -> Iterator[str]:
-    most = {"searched": (searched, "search.most"), "fitted": (fitted, "evaluate.fitted.points")}
-    for kind in way.trajectories:
-        limit, key = most.get(kind, (max(way.steps, default=0), ""))
-        if way.steps and max(way.steps) > limit:
-            yield f"{path}.steps: {max(way.steps)} on the trajectory {kind}; {key} allows {limit}"
+def _long(path: str, sampling: Sampling, least_cost: int, fitted: int) -> Iterator[str]:
+    most = {"least_cost": (least_cost, "search.most"), "fitted": (fitted, "evaluate.fitted.points")}
+    for kind in sampling.trajectories:
+        limit, key = most.get(kind, (max(sampling.steps, default=0), ""))
+        if sampling.steps and max(sampling.steps) > limit:
+            yield f"{path}.steps: {max(sampling.steps)} on the trajectory {kind}; {key} allows {limit}"
 
 
-def _valid(path: str, whose: str, way: Way, grid: Trajectory | None) -> Iterator[str]:
-    if grid is None and OWN in way.trajectories:
+def _valid(path: str, whose: str, sampling: Sampling, grid: Trajectory | None) -> Iterator[str]:
+    if grid is None and OWN in sampling.trajectories:
         yield f"{path}.trajectory: own is for a student with steps of its own; name another"
-    if grid is not None and OWN not in way.trajectories:
+    if grid is not None and OWN not in sampling.trajectories:
         yield f"{path}.trajectory: {whose} is valid only on its own {grid.steps} steps; say `trajectory: own`"
     elif grid is not None:
         try:
-            check_grid(way.solver, grid, grid, Cosine())
-        except Mistake as mistake:
-            yield f"{path}.sampler: {mistake}"
+            check_grid(sampling.solver, grid, grid, Cosine())
+        except UserError as error:
+            yield f"{path}.sampler: {error}"
 
 
-def _begins(path: str, way: Way, schedule: Schedule) -> Iterator[str]:
+def _begins(path: str, sampling: Sampling, schedule: Schedule) -> Iterator[str]:
     """A solver that cannot begin at the first time of one of its trajectories."""
-    for kind in sorted(set(way.trajectories) & set(TRAJECTORIES)):
-        if not (way.solver.adaptive or isinstance(way.solver, Analytic)):
-            few = max(way.solver.least, min(*way.steps, SOME))  # where it begins does not depend on how many follow
+    for kind in sorted(set(sampling.trajectories) & set(TRAJECTORIES)):
+        if not (sampling.solver.adaptive or isinstance(sampling.solver, Analytic)):
+            # where it begins does not depend on how many follow
+            few = max(sampling.solver.min_steps, min(*sampling.steps, SOME))
             try:
-                rehearse(way.solver, TRAJECTORIES[kind](few, schedule), schedule)
-            except Mistake as mistake:
-                yield f"{path}: {mistake}"
+                rehearse(sampling.solver, TRAJECTORIES[kind](few, schedule), schedule)
+            except UserError as error:
+                yield f"{path}: {error}"
 
 
-def ways_of(name: str, evaluate: Evaluate, lines: Lineage) -> list[tuple[str, Way]]:
-    """How the checkpoint `name` is sampled, each way with its path."""
+def samplings_of(name: str, evaluate: Evaluate, lines: Lineage) -> list[tuple[str, Sampling]]:
+    """How the checkpoint `name` is sampled, each sampling with its path."""
     if name == ROOT:
         return _numbered("evaluate.teacher", evaluate.teacher)
     if name in evaluate.students:
@@ -104,49 +107,50 @@ def ways_of(name: str, evaluate: Evaluate, lines: Lineage) -> list[tuple[str, Wa
         return _numbered("evaluate.teacher", evaluate.teacher[:1])
     method = lines.students[name].method
     if lines.grid(name):
-        return [(f"distill.{name}", Way(method.sampler, OWN))]
+        return [(f"distill.{name}", Sampling(method.sampler, OWN))]
     if method.is_velocity:
         return _numbered("evaluate.teacher", evaluate.teacher[:1])
-    return _numbered("evaluate.anytime", evaluate.anytime)
+    return _numbered("evaluate.any_time_students", evaluate.any_time_students)
 
 
-def _numbered(path: str, ways: list[Way]) -> list[tuple[str, Way]]:
-    return [(f"{path}.{number}", way) for number, way in enumerate(ways)]
+def _numbered(path: str, samplings: list[Sampling]) -> list[tuple[str, Sampling]]:
+    return [(f"{path}.{number}", sampling) for number, sampling in enumerate(samplings)]
 
 
 def guided(evaluate: Evaluate, lines: Lineage) -> Iterator[str]:
-    """Guidance that a way asks for and a checkpoint has not, or at times at which it was not looked at."""
+    """Guidance that a sampling asks for and a checkpoint has not, or at times at which it was not looked at."""
     for name in lines:
         known, root = lines.guidance(name), lines.root(name)
-        for path, way in ways_of(name, evaluate, lines):
-            asked = known is not None or way.guidance is not None
-            if asked and "fitted" in way.trajectories:
+        for path, sampling in samplings_of(name, evaluate, lines):
+            asked = known is not None or sampling.guidance is not None
+            if asked and "fitted" in sampling.trajectories:
                 yield (
                     f"{path}.trajectory: fitted times follow the teacher's path without guidance, and {name} is sampled "
                     "with guidance; name another trajectory"
                 )
-            if known is None and way.guidance is not None and not root.conditional:
+            if known is None and sampling.guidance is not None and not root.conditional:
                 yield (
                     f"{path}.guidance: there are no classes to guide to; set `conditional` of "
                     f"teachers.{lines.root_name(name)} to true"
                 )
             if known is not None:
-                yield from _weighed(name, path, way, known)
+                yield from _weighed(name, path, sampling, known)
 
 
-def _weighed(name: str, path: str, way: Way, known: Guidance) -> Iterator[str]:
-    if way.negative is not None:
+def _weighed(name: str, path: str, sampling: Sampling, known: Guidance) -> Iterator[str]:
+    if sampling.negative is not None:
         yield f"{path}.negative: {name} learned to be led away from no class; leave it out"
-    for weight in listed(way.guidance):
+    for weight in listed(sampling.guidance):
         if weight is None and known.is_input:
             yield (
-                f"{path}: {name} takes the guidance weight as an input; give evaluate.students.{name} ways with `guidance`"
+                f"{path}: {name} takes the guidance weight as an input; give evaluate.students.{name} "
+                "samplings with `guidance`"
             )
         elif weight is not None:
             try:
                 known.check(weight)
-            except Mistake as mistake:
-                yield f"{path}.guidance: {name}: {mistake}"
+            except UserError as error:
+                yield f"{path}.guidance: {name}: {error}"
 
 
 def foreign(evaluate: Evaluate, lines: Lineage) -> Iterator[str]:
@@ -154,22 +158,22 @@ def foreign(evaluate: Evaluate, lines: Lineage) -> Iterator[str]:
     for name in lines:
         if lines.root_name(name) == ROOT:
             continue
-        for path, way in ways_of(name, evaluate, lines):
-            if isinstance(way.solver, Analytic):
+        for path, sampling in samplings_of(name, evaluate, lines):
+            if isinstance(sampling.solver, Analytic):
                 yield f"{path}.sampler: Gamma is estimated of {ROOT}, and {name} does not come from it; name another"
-            for kind in sorted({"searched", "fitted"} & set(way.trajectories)):
+            for kind in sorted({"least_cost", "fitted"} & set(sampling.trajectories)):
                 yield f"{path}.trajectory: {kind} times are those of {ROOT}, and {name} does not come from it; name another"
 
 
 def adopted(root: str, evaluate: Evaluate, lines: Lineage, skips: int | None) -> list[str]:
     """What is asked of a network from elsewhere, or of students that begin as it, that it has not. skips: how many, None for
     a network whose parts cannot be run alone."""
-    faults = [f"distill.{name}.{key}: {fault}" for name, key, fault in lines.heads()]
+    faults = [f"distill.{name}.{key}: {fault}" for name, key, fault in lines.parameterizations()]
     own = {name for name in lines if lines.root_name(name) == root}
     if skips is not None:
         return faults + list(dict.fromkeys(branches(evaluate, lines, dict.fromkeys(own, skips))))
-    for path, name, way in asked(evaluate, lines):
+    for path, name, sampling in asked(evaluate, lines):
         for key in ("deepcache", "skip"):
-            if name in own and any(listed(getattr(way, key))):
+            if name in own and any(listed(getattr(sampling, key))):
                 faults.append(f"{path}.{key}: needs our own U-Net, which the teacher is not; leave it out")
     return list(dict.fromkeys(faults))

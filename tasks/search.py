@@ -7,10 +7,9 @@ serve the quality of samples, are fitted where a checkpoint is measured.
 from typing import Any
 
 from diffcore.core import disk, threads
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.noise import trajectory
-from diffcore.search import gamma
-from diffcore.search import least_cost as search
+from diffcore.search import gamma, least_cost
 from tasks import paths
 from tasks.params import Params
 from tasks.progress import say
@@ -28,16 +27,16 @@ def _bound(params: Params, told: dict[str, Any]) -> dict[str, Any]:
     """told: the content of gamma.json."""
     found, most = gamma.Gamma.from_json(told), params.search.most
     if most > found.steps:
-        raise Mistake(f"search.most is {most}, but gamma.steps is only {found.steps}; lower it")
+        raise UserError(f"search.most is {most}, but gamma.steps is only {found.steps}; lower it")
     covariance = found.covariance(params.search.estimator, params.search.repair)
     share = found.sigma2 / (found.alpha2 + found.sigma2)  # the noise's, whatever the variance does
     sigma2, values = share.numpy(), covariance.values.numpy()
     if params.search.decoder:  # node 1 is then the data, and a path of K + 1 nodes takes K calls
-        result = search.cheapest(sigma2, values, most + 1, data=search.decoded(values, told["edges"]))
+        result = least_cost.cheapest(sigma2, values, most + 1, data=least_cost.decoded(values, told["edges"]))
         trajectories = {str(k): [node - 1 for node in result.nodes(k + 1)[1:]] for k in range(1, most + 1)}
         costs = {str(k): result.cost(k + 1) for k in range(1, most + 1)}
     else:
-        result = search.cheapest(sigma2, values, most)
+        result = least_cost.cheapest(sigma2, values, most)
         trajectories = {str(k): result.nodes(k) for k in range(1, most + 1)}
         costs = {str(k): result.cost(k) for k in range(2, most + 1)}
     about = {
@@ -47,7 +46,7 @@ def _bound(params: Params, told: dict[str, Any]) -> dict[str, Any]:
         "moved_into_bounds": {"below": covariance.below, "above": covariance.above},
         "impossible": covariance.impossible,
         "repaired": covariance.repaired,  # null: not asked for
-        "monotone": search.is_monge(sigma2, values),
+        "monotone": least_cost.is_monge(sigma2, values),
     }
     if covariance.repaired:
         say(f"search: moved {covariance.repaired} of {found.steps} covariances to make them monotone")

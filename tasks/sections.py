@@ -13,15 +13,15 @@ from diffcore.sampling.sampler import check_steps
 from diffcore.sampling.skip_tuning import Config as SkipConfig
 from diffcore.sampling.solver import Solver
 from diffcore.sampling.solvers import SOLVERS
-from diffcore.search import fitted as hops
+from diffcore.search.fitted import Config as FittedConfig
 from diffcore.training.config import Training
 from tasks.typed import LETTERS, as_value_error, listed, nearest, shown, typed
 
-Kind = Literal["even", "quadratic", "logsnr", "karras", "searched", "fitted", "own"]
+Kind = Literal["uniform", "quadratic", "uniform_logsnr", "karras", "least_cost", "fitted", "own"]
 
 
 ROOT = "teacher"
-"""The line of `teachers` that all else is held against: Gamma and searched times are its, and fidelity compares with it."""
+"""The line of `teachers` that all else is held against: Gamma and least-cost times are its, and fidelity compares with it."""
 
 OWN = "own"
 """A student's own steps, the only ones it is valid on."""
@@ -80,12 +80,12 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Way:
+class Sampling:
     """Some points of the frontier: one sampler on a kind of trajectory at several numbers of steps.
 
     options: the solver's own. trajectory, deepcache, skip: a list of them is tried, and the best at each number of steps
-    counts. guidance: one weight or several, each a way of its own. negative: name of the class that guidance leads away from.
-    clip, threshold: limits of the believed x_0; left out, an adopted teacher's own, and with clip false none.
+    counts. guidance: one weight or several, each a sampling of its own. negative: name of the class that guidance leads away
+    from. clip, threshold: limits of the believed x_0; left out, an adopted teacher's own, and with clip false none.
     """
 
     sampler: str
@@ -135,7 +135,8 @@ class Way:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """images: how many real images the bits per dimension of a way are averaged over; 0 for none. probes: Hutchinson's."""
+    """images: how many real images the bits per dimension of a sampling are averaged over; 0 for none. probes:
+    Hutchinson's."""
 
     images: int
     probes: int
@@ -151,19 +152,20 @@ class Evaluate:
     """How many images, with which noise, and which ways to sample.
 
     fitted: how times are fitted to the teacher's own path.
-    teacher: ways for the teacher; the first way's largest number of steps is what fidelity compares with. anytime: ways for
-    students that jump to images from any time; those that know velocities at any time are sampled as the teacher's first way
-    says, and those with steps of their own on just these. students: by name, ways in place of all that.
+    teacher: samplings for the teacher; the first sampling's largest number of steps is what fidelity compares with.
+    any_time_students: samplings for students that jump to images from any time; those that know velocities at any time are
+    sampled as the teacher's first sampling says, and those with steps of their own on just these. students: by name,
+    samplings in place of all that.
     """
 
     images: int
     seed: int
     batch: int
     likelihood: Likelihood
-    fitted: hops.Config
-    teacher: list[Way]
-    anytime: list[Way]
-    students: dict[str, list[Way]]
+    fitted: FittedConfig
+    teacher: list[Sampling]
+    any_time_students: list[Sampling]
+    students: dict[str, list[Sampling]]
 
     def __post_init__(self):
         if self.images < 10 or self.batch < 1:

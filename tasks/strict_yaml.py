@@ -1,7 +1,7 @@
 """YAML 1.2 as DVC reads it, and of that only what parameters need: mappings by words, lists, words, finite numbers.
 
-Whatever the file, the answer comes soon and is a value or a Mistake: pipes and devices are not waited for, and length, depth
-and what aliases expand to are bounded before anything is built.
+Whatever the file, the answer comes soon and is a value or a UserError: pipes and devices are not waited for, and
+length, depth and what aliases expand to are bounded before anything is built.
 """
 
 import io
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 
 LONGEST = 2**18
 """Bytes of a file."""
@@ -31,7 +31,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file."""
     raw = parse_yaml(_read(path), str(path))
     if not isinstance(raw, dict):
-        raise Mistake(f"{path} must be a mapping of sections")
+        raise UserError(f"{path} must be a mapping of sections")
     return raw
 
 
@@ -39,22 +39,22 @@ def _read(path: Path) -> str:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would wait for a writer
     except FileNotFoundError:
-        raise Mistake(f"{path} is missing; run from the folder that holds it") from None
+        raise UserError(f"{path} is missing; run from the folder that holds it") from None
     except OSError as error:
-        raise Mistake(f"{path} cannot be read: {error.strerror}") from None
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise Mistake(f"{path} is no file, but a folder, pipe or device")
+            raise UserError(f"{path} is no file, but a folder, pipe or device")
         content = _all(descriptor)
     finally:
         os.close(descriptor)
     if len(content) > LONGEST:
-        raise Mistake(f"{path} is longer than {LONGEST} bytes; no file of parameters is")
+        raise UserError(f"{path} is longer than {LONGEST} bytes; no file of parameters is")
     try:
         return content.decode()
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise Mistake(f"{path} is not in UTF-8, line {line}; save it as UTF-8") from None
+        raise UserError(f"{path} is not in UTF-8, line {line}; save it as UTF-8") from None
 
 
 def _all(descriptor: int) -> bytes:
@@ -72,14 +72,14 @@ def parse_yaml(text: str, whose: str) -> Any:
     try:
         _measure(YAML(typ="safe").parse(text))
         return YAML(typ="safe").load(text)
-    except Mistake as mistake:
-        raise Mistake(f"{whose} {mistake}") from None
+    except UserError as error:
+        raise UserError(f"{whose} {error}") from None
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f", line {mark.line + 1}" if mark else ""
-        raise Mistake(f"{whose} is not valid YAML{place}: {_short(str(error.problem or error.context))}") from None
+        raise UserError(f"{whose} is not valid YAML{place}: {_short(str(error.problem or error.context))}") from None
     except (YAMLError, ValueError, LookupError, OverflowError) as error:  # a date or number that there is not
-        raise Mistake(f"{whose} is not valid YAML: {_short(str(error))}") from None
+        raise UserError(f"{whose} is not valid YAML: {_short(str(error))}") from None
 
 
 def _measure(events: Iterable[Any]) -> None:
@@ -97,12 +97,12 @@ def _measure(events: Iterable[Any]) -> None:
             _count(open_nodes, sizes, anchor, 1 + len(event.value))
         elif kind == "AliasEvent":
             if any(anchor == inside for inside, _ in open_nodes):
-                raise Mistake(f"has an alias within what it stands for, *{anchor}")
+                raise UserError(f"has an alias within what it stands for, *{anchor}")
             _count(open_nodes, sizes, None, sizes.get(anchor, 0))
         if len(open_nodes) > DEEPEST:
-            raise Mistake(f"is nested more than {DEEPEST} deep; no parameters are")
+            raise UserError(f"is nested more than {DEEPEST} deep; no parameters are")
         if open_nodes[-1][1] > MOST:
-            raise Mistake("grows without measure when its aliases are written out")
+            raise UserError("grows without measure when its aliases are written out")
 
 
 def _count(open_nodes: list[list[Any]], sizes: dict[str, int], anchor: str | None, size: int) -> None:

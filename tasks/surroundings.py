@@ -3,17 +3,17 @@
 import os
 import sys
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 
 
 def check() -> None:
-    """A Mistake for a PYTHONPATH that puts other modules in the place of Python's own."""
+    """A UserError for a PYTHONPATH that puts other modules in the place of Python's own."""
     for folder in filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)):
         for name in _entries(folder):
             word, _, ending = name.partition(".")
             if word in sys.stdlib_module_names and (ending == "py" or not ending):
                 place = os.path.join(folder, name)
-                raise Mistake(f"PYTHONPATH: {place} hides Python's own {word}; rename it, or leave {folder} out")
+                raise UserError(f"PYTHONPATH: {place} hides Python's own {word}; rename it, or leave {folder} out")
 
 
 def lacking(error: ImportError) -> str:

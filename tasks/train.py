@@ -6,12 +6,10 @@ import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from diffcore import checkpoints as checkpoint
-from diffcore import methods, nets
+from diffcore import checkpoints, methods, nets
 from diffcore.checkpoints.roles import roles
-from diffcore.core import disk
-from diffcore.core import rng as draw
-from diffcore.core.errors import Mistake
+from diffcore.core import disk, rng
+from diffcore.core.errors import UserError
 from diffcore.data import feed
 from diffcore.data.manifest import Manifest
 from diffcore.denoisers.denoiser import Denoiser
@@ -19,7 +17,7 @@ from diffcore.denoisers.network import NetDenoiser
 from diffcore.noise.trajectory import Trajectory
 from diffcore.training import config, loop
 from diffcore.training.resume import Resume
-from tasks import graph, lifeline, paths
+from tasks import graph, paths, signals
 from tasks.params import Params
 from tasks.progress import Progress, say
 from tasks.sections import Distill, Teacher
@@ -35,8 +33,8 @@ def _root(params: Params, line: Teacher) -> None:
     """From nothing: a new network, which learns from the images alone."""
     manifest = Manifest.read(paths.DATA)
     classes = manifest.classes if line.conditional else None
-    net = line.network.build(manifest.shape, _count(manifest), draw.seed(params.seed, line.name))
-    student = NetDenoiser(net, line.schedule, line.head, classes=classes and len(classes))
+    net = line.network.build(manifest.shape, _count(manifest), rng.seed(params.seed, line.name))
+    student = NetDenoiser(net, line.schedule, line.parameterization, classes=classes and len(classes))
     job = Job(line.method, line.fit, student, classes=classes)
     _train(line.name, job, params.raw["teachers"][line.name], params)
 
@@ -44,17 +42,19 @@ def _root(params: Params, line: Teacher) -> None:
 def _student(params: Params, line: Distill) -> None:
     """One that begins with the weights of `init` and learns from `teacher`."""
     name, lines = line.name, params.lines
-    parent = checkpoint.load(paths.CHECKPOINTS / line.init)
+    parent = checkpoints.load(paths.CHECKPOINTS / line.init)
     weights, shape = lines.guidance(name), params.shape(name)
     new = shape and _new(params, line, shape)
-    student, teacher = roles(parent, weights, line.head, line.dropout, new)
+    student, teacher = roles(parent, weights, line.parameterization, line.dropout, new)
     taught = parent.card
     if line.teacher != line.init:
-        known = checkpoint.load(paths.CHECKPOINTS / line.teacher)
+        known = checkpoints.load(paths.CHECKPOINTS / line.teacher)
         teacher, taught = roles(known, weights)[1], known.card
         say(f"{name}: starts as {line.init} and learns from {line.teacher}")
     if taught.schedule != parent.card.schedule:  # of adopted ones, which params.yaml says nothing of
-        raise Mistake(f"{line.teacher} has another schedule than {line.init}; name a teacher that comes from the same")
+        raise UserError(
+            f"{line.teacher} has another schedule than {line.init}; name a teacher that comes from the same"
+        )
     _tell(name, student, line.method.grid)
     job = Job(line.method, line.fit, student, teacher, weights, parent.card, taught=taught)
     _train(name, job, params.raw["distill"][name], params)
@@ -66,8 +66,8 @@ def _count(manifest: Manifest) -> int | None:
 
 def _new(params: Params, line: Distill, shape: nets.Shape) -> Any:
     """The student's own network: what fits of `init`'s weights, new ones elsewhere."""
-    manifest, old = Manifest.read(paths.DATA), checkpoint.load(paths.CHECKPOINTS / line.init).denoiser.net
-    net = shape.build(manifest.shape, _count(manifest), draw.seed(params.seed, line.name))
+    manifest, old = Manifest.read(paths.DATA), checkpoints.load(paths.CHECKPOINTS / line.init).denoiser.net
+    net = shape.build(manifest.shape, _count(manifest), rng.seed(params.seed, line.name))
     taken = nets.take(net, old)
     say(f"{line.name}: {taken} of {len(net.state_dict())} tensors start as those of {line.init}, the others are new")
     return net
@@ -75,12 +75,15 @@ def _new(params: Params, line: Distill, shape: nets.Shape) -> Any:
 
 def _tell(name: str, student: NetDenoiser, grid: Trajectory | None) -> None:
     """What is allowed and seldom wanted."""
-    if student.head == "eps":
-        say(f"{name}: an eps network hardly learns few steps; begin with a student of head v, see docs/teacher.md")
-    places = [time * student.labels for time in grid.times] if grid else []
+    if student.parameterization == "eps":
+        say(
+            f"{name}: an eps network hardly learns few steps; begin with a student of parameterization v, see docs/teacher.md"
+        )
+    places = [time * student.num_timesteps for time in grid.times] if grid else []
     if any(abs(place - round(place)) > 1e-6 for place in places):
         say(
-            f"{name}: {grid.steps} steps do not divide {student.labels} noise levels; diffusers would sample at other times"
+            f"{name}: {grid.steps} steps do not divide {student.num_timesteps} noise levels; diffusers would sample at "
+            "other times"
         )
 
 
@@ -93,10 +96,10 @@ class Job:
     fit: config.Training
     student: NetDenoiser
     teacher: Denoiser | None = None
-    weights: checkpoint.Guidance | None = None
-    parent: checkpoint.Card | None = None
+    weights: checkpoints.Guidance | None = None
+    parent: checkpoints.Card | None = None
     classes: Sequence[str] | None = None
-    taught: checkpoint.Card | None = None
+    taught: checkpoints.Card | None = None
 
     def known(self) -> dict[str, Any]:
         """What the card tells about classes and guidance."""
@@ -105,7 +108,7 @@ class Job:
 
 
 def _train(name: str, job: Job, parameters: dict[str, Any], params: Params) -> None:
-    manifest, seed, method = Manifest.read(paths.DATA), draw.seed(params.seed, name), job.method
+    manifest, seed, method = Manifest.read(paths.DATA), rng.seed(params.seed, name), job.method
     about = {
         "name": name,
         "method": methods.word(method),
@@ -121,7 +124,7 @@ def _train(name: str, job: Job, parameters: dict[str, Any], params: Params) -> N
         "compute": loop.provenance(params.compute),
         **job.known(),
     }
-    resume, stop = Resume(paths.RESUME, name, about, say), lifeline.StopFlag()
+    resume, stop = Resume(paths.RESUME, name, about, say), signals.StopFlag()
     with resume.lock():
         memory, device = params.compute.memory_bytes, params.compute.device
         batches = feed.feed(paths.DATA, job.fit.batch, seed, params.data.flip, memory, device)
@@ -140,9 +143,9 @@ def _train(name: str, job: Job, parameters: dict[str, Any], params: Params) -> N
         )
     images = job.fit.iterations * job.fit.batch
     cost = {"iterations": job.fit.iterations, "images": images, "network_calls": fitted.calls}
-    result = job.student.around(fitted.net)
+    result = job.student.with_network(fitted.net)
     result.grid = method.grid
-    card = checkpoint.save(paths.CHECKPOINTS / name, result, tuple(manifest.shape), {**about, "cost": cost})
+    card = checkpoints.save(paths.CHECKPOINTS / name, result, tuple(manifest.shape), {**about, "cost": cost})
     disk.write_summed(paths.CURVES / f"{name}.csv", _csv(fitted.curve))
     disk.write_sealed(paths.COST / f"{name}.json", {"seconds": round(fitted.seconds, 1), **cost})
     say(f"{name}: {images} images in {fitted.seconds:.0f} s; checkpoint {card.digest[:12]}")
@@ -164,5 +167,5 @@ def until_stopped(stage: Callable[..., None], *arguments: Any) -> int:
         stage(*arguments)
     except loop.Stopped as stopped:
         say(f"{stopped}; the state is saved and the same command goes on from there")
-        return lifeline.TERMINATED
+        return signals.TERMINATED
     return 0

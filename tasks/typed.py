@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields
 from typing import Any
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 
 LETTERS = 64
 """Of what a message shows of a text, and of a student's name, of which file names are made."""
@@ -73,16 +73,16 @@ def nearest(word: Any, known: Any) -> str:
 def noting(faults: list[str], where: str = "") -> Iterator[None]:
     try:
         yield
-    except Mistake as mistake:
-        faults.append(f"{where}{mistake}")
+    except UserError as error:
+        faults.append(f"{where}{error}")
 
 
 def as_value_error(check: Callable[..., None], *arguments: Any) -> None:
     """What a dataclass may raise while it is read, so that the fault gets its path."""
     try:
         check(*arguments)
-    except Mistake as mistake:
-        raise ValueError(str(mistake)) from None
+    except UserError as error:
+        raise ValueError(str(error)) from None
 
 
 def listed(value: Any) -> list[Any]:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 
 NAME = "distill"
 """What a person types, wherever this is called from."""
@@ -37,12 +37,12 @@ app = typer.Typer(**SETTINGS, help="The stages of the pipeline, one at a time, a
 
 
 def asked(arguments: list[str], app: typer.Typer) -> Verb | int:
-    """What the words ask for; an exit code where that was help, and is done. A Mistake for words that are none of ours."""
+    """What the words ask for; an exit code where that was help, and is done. A UserError for words that are none of ours."""
     command = typer.main.get_command(app)
     try:
         found = command.main(arguments, prog_name=NAME, standalone_mode=False)
     except typer.TyperException as error:
-        raise Mistake(_one_line(error, command.commands)) from None
+        raise UserError(_one_line(error, command.commands)) from None
     return found if isinstance(found, Verb) else found or 0
 
 
@@ -81,7 +81,7 @@ def _lines(incomplete: str) -> list[str]:
     try:
         found = strict_yaml.load_yaml(paths.PARAMS)
         names = [*found["teachers"], *found["distill"]]
-    except (Mistake, OSError, LookupError, TypeError):
+    except (UserError, OSError, LookupError, TypeError):
         return []
     return [name for name in names if isinstance(name, str) and name.startswith(incomplete)]
 

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from tasks import dvc_environment, inventory, params, paths
 from tasks.inventory import File
 from tasks.strict_yaml import load_yaml, parse_yaml, yaml_text
@@ -33,7 +33,7 @@ OWN = (*CODE, "console", "flows", "tests", "bench", "docs", "presets", "artifact
 def make(target: Path, preset: str | None, changes: list[str]) -> None:
     """Fills `target`. changes: `a.b=value` with the value in YAML, over the preset, over params.yaml.
 
-    A Mistake, with nothing written, for parameters that params.read would refuse and for a place that is not ours to fill.
+    A UserError, with nothing written, for parameters that params.read would refuse and for a place that is not ours to fill.
     """
     raw = merged(preset, changes)
     params.parse(raw, f"the parameters of {target}")
@@ -62,27 +62,27 @@ def _code() -> dict[str, File]:
     """What every workspace holds a copy of."""
     missing = [name for name in (*CODE, *FILES, DVC_CONFIG) if not Path(name).exists()]
     if missing:
-        raise Mistake(f"{missing[0]} is missing; run from the folder that holds it")
+        raise UserError(f"{missing[0]} is missing; run from the folder that holds it")
     inside = [path for name in CODE for path in sorted(Path(name).rglob("*")) if "__pycache__" not in path.parts]
     files = [path for path in (*inside, *map(Path, FILES)) if path.is_file()]
     return {str(path): File(path.read_bytes(), bool(path.stat().st_mode & 0o100)) for path in files}
 
 
 def _place(target: Path) -> Path:
-    """Where links lead to. A Mistake for the repository, what it lies in, and its own folders."""
+    """Where links lead to. A UserError for the repository, what it lies in, and its own folders."""
     root = Path.cwd().resolve()
     try:
         place = target.resolve()
     except RuntimeError:  # links in a circle
-        raise Mistake(f"{target} is a link that leads to itself; name another folder") from None
+        raise UserError(f"{target} is a link that leads to itself; name another folder") from None
     if root.is_relative_to(place):
-        raise Mistake(f"{target} holds the code that the workspace is copied from; name another folder")
+        raise UserError(f"{target} holds the code that the workspace is copied from; name another folder")
     if place.is_relative_to(root):
         first, *more = place.relative_to(root).parts
         if first in OWN or (first.startswith(".") and (first != SPACES or not more)):
-            raise Mistake(f"{target} lies in {first}, which belongs to the repository; name another folder")
+            raise UserError(f"{target} lies in {first}, which belongs to the repository; name another folder")
     if above := [folder for folder in (place, *place.parents) if folder.exists() and not folder.is_dir()]:
-        raise Mistake(f"{above[0]} is no folder; name another one")
+        raise UserError(f"{above[0]} is no folder; name another one")
     return place
 
 
@@ -101,20 +101,20 @@ def _dvc(folder: Path, surroundings: dict[str, str], *words: str) -> None:
     done = subprocess.run(command, cwd=folder, env=surroundings, capture_output=True, text=True)
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]
-        raise Mistake(f"dvc {words[0]} failed in {folder}: {said[-1]}")
+        raise UserError(f"dvc {words[0]} failed in {folder}: {said[-1]}")
 
 
 def _preset(name: str) -> dict[str, Any]:
     known = sorted(path.stem for path in PRESETS.glob("*.yaml"))
     if name not in known:
-        raise Mistake(f"no preset {name!r}; known: {', '.join(known)}")
+        raise UserError(f"no preset {name!r}; known: {', '.join(known)}")
     return load_yaml(PRESETS / f"{name}.yaml")
 
 
 def _change(text: str) -> dict[str, Any]:
     path, sign, value = text.partition("=")
     if not sign or not path:
-        raise Mistake(f"--set {text}: write it as section.key=value")
+        raise UserError(f"--set {text}: write it as section.key=value")
     nested = parse_yaml(value, f"--set {text}")
     for key in reversed(path.split(".")):
         nested = {key: nested}
@@ -124,12 +124,12 @@ def _change(text: str) -> dict[str, Any]:
 def _merge(into: dict[str, Any], changes: dict[str, Any], whose: str, path: str = "") -> None:
     """Mappings are merged, anything else replaced; `distill` is replaced as a whole unless a line of it is changed.
 
-    A key that params.yaml does not have is a Mistake, so that a preset cannot drift from it.
+    A key that params.yaml does not have is a UserError, so that a preset cannot drift from it.
     """
     for key, value in changes.items():
         where = f"{path}{key}"
         if key not in into and path not in ("teachers.", "distill.", "evaluate.students."):
-            raise Mistake(f"{whose}: params.yaml has no {where}")
+            raise UserError(f"{whose}: params.yaml has no {where}")
         if isinstance(value, dict) and isinstance(into.get(key), dict) and not _replaces(where, value, into[key]):
             _merge(into[key], value, whose, f"{where}.")
         else:

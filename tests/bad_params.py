@@ -114,14 +114,14 @@ ODD: dict[str, tuple[Any, str]] = {
 }
 
 
-WAY: Where = ("evaluate", "teacher", 0)
+SAMPLING: Where = ("evaluate", "teacher", 0)
 
 
 def fields_of_all() -> Iterator[tuple[Where, str, type]]:
     """(place of its mapping, name, float or int) of every number in every dataclass that params.yaml can fill."""
     for section in dataclasses.fields(params.Params):
         yield from _numbers_of(section.type, (section.name,))
-    yield from _numbers_of(sections.Way, WAY)
+    yield from _numbers_of(sections.Sampling, SAMPLING)
     for kind in (Training, unet.Shape, methods.load("denoising")):
         within = ("network",) if kind is unet.Shape else ()
         yield from _numbers_of(kind, ("teachers", "teacher", *within))
@@ -129,7 +129,7 @@ def fields_of_all() -> Iterator[tuple[Where, str, type]]:
         yield from _numbers_of(methods.load(word), ("distill", word))
         yield from _numbers_of(Training, ("distill", word))
     for word, solver in SOLVERS.items():
-        yield from _numbers_of(solver, (*WAY, "options", word))
+        yield from _numbers_of(solver, (*SAMPLING, "options", word))
 
 
 def _numbers_of(kind: Any, where: Where) -> Iterator[tuple[Where, str, type]]:
@@ -140,7 +140,7 @@ def _numbers_of(kind: Any, where: Where) -> Iterator[tuple[Where, str, type]]:
         inside = [hints[field.name], *_parts(hints[field.name])]
         yield from ((where, field.name, number) for number in (float, int) if number in inside)
         for part in inside:
-            if part is not sections.Way:
+            if part is not sections.Sampling:
                 yield from _numbers_of(part, (*where, field.name))
 
 
@@ -169,11 +169,11 @@ def raw_with(where: Where, name: str, value: Any) -> dict[str, Any]:
             "ema": 0.9,
         }
         raw["distill"] = {"own": line | {key: own[key] for key in needed} | {name: value}}
-    elif where[:3] == WAY:
+    elif where[:3] == SAMPLING:
         sampler = where[4] if "options" in where else "ddim"
-        way = {"sampler": sampler, "trajectory": "even", "steps": [8]}
+        sampling = {"sampler": sampler, "trajectory": "uniform", "steps": [8]}
         config = {"deepcache": {"interval": 2}, "skip": {"bottom": 0.9}}.get(where[-1], {}) | {name: value}
-        raw["evaluate"]["teacher"] = [way | ({where[3]: config} if where[3:] else {name: [value]})]
+        raw["evaluate"]["teacher"] = [sampling | ({where[3]: config} if where[3:] else {name: [value]})]
     else:
         inner = raw
         for key in where:
@@ -187,9 +187,9 @@ def path_of(where: Where, name: str) -> str:
     """How a fault there is called."""
     if where[0] == "distill":
         where = ("distill", "own")
-    if where == WAY:
+    if where == SAMPLING:
         name = f"{name}.0"
-    return ".".join(map(str, [*(where[:4] if where[:3] == WAY else where), name]))
+    return ".".join(map(str, [*(where[:4] if where[:3] == SAMPLING else where), name]))
 
 
 @functools.cache
@@ -346,7 +346,7 @@ EDITS: dict[str, tuple[bytes, str]] = {
         "a student called by a number": ("  pd16: {<<", "  16: {<<", "distill: the key 16 is no word"),
         "a class of 300 letters": (
             "{sampler: ddim, trajectory: fitted, steps: [8, 4, 2]}",
-            "{sampler: ddim, trajectory: even, steps: [8], guidance: 2.0, negative: " + "n" * 90 + "}",
+            "{sampler: ddim, trajectory: uniform, steps: [8], guidance: 2.0, negative: " + "n" * 90 + "}",
             "negative must be the name of a class",
         ),
         "a huge batch": (
@@ -392,8 +392,8 @@ EDITS: dict[str, tuple[bytes, str]] = {
             "teachers.teacher.accumulate: 128 images",
         ),
         "a million points": (
-            "{sampler: ddim, trajectory: even, steps: [64, 8, 4, 2, 1]}",
-            f"{{sampler: ddim, trajectory: even, steps: {list(range(1, 102))}, skip: [{', '.join(['{bottom: 0.5}'] * 100)}]}}",
+            "{sampler: ddim, trajectory: uniform, steps: [64, 8, 4, 2, 1]}",
+            f"{{sampler: ddim, trajectory: uniform, steps: {list(range(1, 102))}, skip: [{', '.join(['{bottom: 0.5}'] * 100)}]}}",
             "more than 10000 points to measure",
         ),
         "a power that is never reached": (

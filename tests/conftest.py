@@ -57,12 +57,12 @@ def estimates(numbers: dict[str, float | None]) -> dict[str, Estimate]:
     return {name: Estimate(numbers[name], numbers.get(f"{name}_se") or 0.0) for name in names}
 
 
-def dice(seed: int = 0) -> torch.Generator:
+def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=dice(seed), dtype=torch.float64)
+    return torch.randn(shape, generator=seeded(seed), dtype=torch.float64)
 
 
 def gaussian(schedule: Schedule | None = None) -> GaussianDenoiser:
@@ -85,7 +85,7 @@ def exact_gamma(denoiser: GaussianDenoiser, steps: int = 1000) -> Gamma:
 def make_solver(name: str, denoiser: GaussianDenoiser | None = None) -> Solver:
     """A solver of the registry with its default options, and with the exact Gamma if it needs one."""
     solver = SOLVERS[name]()
-    return solver.knowing(exact_gamma(denoiser or gaussian())) if name == "analytic" else solver
+    return solver.with_gamma(exact_gamma(denoiser or gaussian())) if name == "analytic" else solver
 
 
 def mixture(schedule: Schedule | None = None) -> MixtureDenoiser:
@@ -104,14 +104,14 @@ class ToyNet(nn.Module):
         self.conv_out = nn.Conv2d(width, channels, 3, padding=1)
         with torch.no_grad():
             for parameter in self.parameters():
-                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=dice(seed)))
+                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=seeded(seed)))
 
-    def forward(self, x: Tensor, label: Tensor) -> Tensor:
-        plane = (label / 1024).to(x.dtype)[:, None, None, None].expand(-1, 1, *x.shape[2:])
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        plane = (timestep / 1024).to(x.dtype)[:, None, None, None].expand(-1, 1, *x.shape[2:])
         return self.conv_out(torch.nn.functional.silu(self.conv_in(torch.cat([x, plane], 1))))
 
-    def features(self, x: Tensor, label: Tensor) -> list[Tensor]:
-        plane = (label / 1024).to(x.dtype)[:, None, None, None].expand(-1, 1, *x.shape[2:])
+    def features(self, x: Tensor, timestep: Tensor) -> list[Tensor]:
+        plane = (timestep / 1024).to(x.dtype)[:, None, None, None].expand(-1, 1, *x.shape[2:])
         return [torch.nn.functional.silu(self.conv_in(torch.cat([x, plane], 1)))]
 
 

@@ -13,20 +13,21 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diffcore import checkpoints
-from diffcore.checkpoints.from_diffusers import HEADS, SCHEDULER, _image, adopt
+from diffcore.checkpoints import from_diffusers
+from diffcore.checkpoints.from_diffusers import PREDICTION_TYPES, SCHEDULER, _image
 from diffcore.core import disk
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.data.feed import to_uint8
 from diffcore.data.manifest import Manifest
 from diffcore.denoisers.network import NetDenoiser
-from diffcore.nets import foreign, unet
+from diffcore.nets import diffusers_model, unet
 from diffcore.noise.schedule import Cosine, Discrete
-from diffcore.noise.trajectory import even, karras
+from diffcore.noise.trajectory import karras, uniform
 from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solvers import SOLVERS
 from diffcore.training.config import torch_version
 from tasks import params, paths, sections
-from tests.conftest import dice
+from tests.conftest import seeded
 from tests.test_checkpoint import ABOUT, student
 
 diffusers = pytest.importorskip("diffusers")
@@ -71,7 +72,7 @@ def changed(folder: Path, name: str, **change) -> None:
 
 
 def images(count: int = 5, channels: int = 1):
-    return torch.randn(count, channels, 8, 8, generator=dice())
+    return torch.randn(count, channels, 8, 8, generator=seeded())
 
 
 # ------------------------------------------------------------------------------- the same beliefs
@@ -84,7 +85,7 @@ def images(count: int = 5, channels: int = 1):
 )
 def test_the_schedule_is_diffusers(kind, settings, tmp_path):
     _, scheduler = save(tmp_path, kind=kind, **settings)
-    schedule = adopt(tmp_path).denoiser.schedule
+    schedule = from_diffusers.read(tmp_path).denoiser.schedule
     count = len(scheduler.alphas_cumprod)
     t = torch.arange(1, count + 1, dtype=torch.float64) / count
     assert torch.allclose(schedule.alpha(t) ** 2, scheduler.alphas_cumprod.double(), atol=1e-6, rtol=1e-3)
@@ -93,7 +94,7 @@ def test_the_schedule_is_diffusers(kind, settings, tmp_path):
 @pytest.mark.parametrize("settings", [{"beta_schedule": "sigmoid"}, ZERO, {**SCALED, **ZERO}])
 def test_the_schedules_that_only_some_schedulers_know(settings, tmp_path):
     _, scheduler = save(tmp_path, kind="DDPMScheduler", prediction_type="v_prediction", **settings)
-    schedule = adopt(tmp_path).denoiser.schedule
+    schedule = from_diffusers.read(tmp_path).denoiser.schedule
     t = torch.arange(1, 1001, dtype=torch.float64) / 1000
     assert torch.allclose(schedule.alpha(t) ** 2, scheduler.alphas_cumprod.double(), atol=1e-6)
     assert (schedule.alpha(t[-1:]) == 0).all() == ("rescale_betas_zero_snr" in settings)
@@ -104,12 +105,12 @@ def apart(ours, theirs) -> float:
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
-@pytest.mark.parametrize("word", HEADS)
+@pytest.mark.parametrize("word", PREDICTION_TYPES)
 @pytest.mark.parametrize("settings", [{}, SCALED])
 @torch.no_grad()
 def test_beliefs_are_diffusers_to_float32_rounding(word, settings, tmp_path):
     net, scheduler = save(tmp_path, prediction_type=word, clip_sample=False, **settings)
-    denoiser, x = adopt(tmp_path).denoiser, images()
+    denoiser, x = from_diffusers.read(tmp_path).denoiser, images()
     assert isinstance(denoiser.net, unet.UNet)
     scheduler.set_timesteps(1000)
     for j in (0, 1, 17, 500, 998, 999):
@@ -118,7 +119,7 @@ def test_beliefs_are_diffusers_to_float32_rounding(word, settings, tmp_path):
         a, s = scheduler.alphas_cumprod[j].sqrt(), (1 - scheduler.alphas_cumprod[j]).sqrt()
         eps = {"epsilon": out, "v_prediction": a * out + s * x, "sample": (x - a * x0) / s}[word]
         belief = denoiser(x, torch.full((5,), (j + 1) / 1000, dtype=torch.float64))
-        assert apart(getattr(belief, HEADS[word]), out) < 1e-5, j
+        assert apart(getattr(belief, PREDICTION_TYPES[word]), out) < 1e-5, j
         assert apart(belief.x0, x0) < 1e-3, j
         assert apart(belief.eps, eps) < 1e-3, j
         assert apart(belief.v, a * eps - s * x0) < 1e-3, j
@@ -141,26 +142,26 @@ THRESHOLDING = {"thresholding": True, "dynamic_thresholding_ratio": 0.9, "sample
 )
 def test_what_a_scheduler_does_to_x0_is_read(kind, settings, told, tmp_path):
     save(tmp_path, kind=kind, **settings)
-    assert adopt(tmp_path).sampling == told
+    assert from_diffusers.read(tmp_path).sampling == told
 
 
 def test_what_a_scheduler_does_not_say_it_does_as_in_diffusers(tmp_path):
     save(tmp_path, kind="DDPMScheduler")
     changed(tmp_path, SCHEDULER, clip_sample=None, clip_sample_range=None)
-    assert adopt(tmp_path).sampling == {"clip": 1.0}
+    assert from_diffusers.read(tmp_path).sampling == {"clip": 1.0}
 
 
 @pytest.mark.parametrize("settings", [{"clip_sample_range": -1.0}, {**THRESHOLDING, "sample_max_value": "much"}])
 def test_a_limit_that_is_none_is_refused(settings, tmp_path):
     save(tmp_path)
     changed(tmp_path, SCHEDULER, **settings)
-    with pytest.raises(Mistake, match="limits x_0 by what is no limit"):
-        adopt(tmp_path)
+    with pytest.raises(UserError, match="limits x_0 by what is no limit"):
+        from_diffusers.read(tmp_path)
 
 
 def test_pure_noise_at_the_end_is_exact(tmp_path):
     net, _ = save(tmp_path, prediction_type="v_prediction", **ZERO)
-    denoiser, x = adopt(tmp_path).denoiser, images()
+    denoiser, x = from_diffusers.read(tmp_path).denoiser, images()
     belief = denoiser(x, torch.ones(5, dtype=torch.float64))
     assert torch.equal(belief.eps, x)
     assert torch.allclose(belief.x0, -net(x, 999).sample, atol=1e-5)
@@ -168,29 +169,29 @@ def test_pure_noise_at_the_end_is_exact(tmp_path):
 
 def test_classes_with_a_last_row_for_none(tmp_path):
     net, _ = save(tmp_path, network(num_class_embeds=4))
-    found, x, t = adopt(tmp_path), images(3), torch.full((3,), 0.5, dtype=torch.float64)
+    found, x, t = from_diffusers.read(tmp_path), images(3), torch.full((3,), 0.5, dtype=torch.float64)
     assert found.denoiser.classes == 3
     assert torch.allclose(found.denoiser(x, t).eps, net(x, 499, torch.tensor([3, 3, 3])).sample, atol=1e-5)
     found.check((1, 8, 8), ["a", "b", "c"])
-    with pytest.raises(Mistake, match=r"class table has 4 rows, and the data have 2 classes"):
+    with pytest.raises(UserError, match=r"class table has 4 rows, and the data have 2 classes"):
         found.check((1, 8, 8), ["a", "b"])
-    with pytest.raises(Mistake, match=r"and the data have 0 classes"):
+    with pytest.raises(UserError, match=r"and the data have 0 classes"):
         found.check((1, 8, 8), None)
 
 
 def test_classes_in_another_order_are_other_classes(tmp_path):
     save(tmp_path, network(num_class_embeds=4))
-    found = dataclasses.replace(adopt(tmp_path), classes=("a", "b", "c"))
+    found = dataclasses.replace(from_diffusers.read(tmp_path), classes=("a", "b", "c"))
     found.check((1, 8, 8), ["a", "b", "c"])
     for others in (["b", "a", "c"], ["a", "b", "d"]):
-        with pytest.raises(Mistake, match="the teacher's classes are a, b, c and the data's are "):
+        with pytest.raises(UserError, match="the teacher's classes are a, b, c and the data's are "):
             found.check((1, 8, 8), others)
 
 
 def test_what_our_u_net_lacks_comes_through_the_adapter(tmp_path):
     net, _ = save(tmp_path, network(down_block_types=["ResnetDownsampleBlock2D", "DownBlock2D"]))
-    denoiser, x = adopt(tmp_path).denoiser, images(2)
-    assert isinstance(denoiser.net, foreign.Foreign)
+    denoiser, x = from_diffusers.read(tmp_path).denoiser, images(2)
+    assert isinstance(denoiser.net, diffusers_model.DiffusersModel)
     assert torch.equal(denoiser(x, torch.ones(2, dtype=torch.float64)).eps, net(x, 999).sample)
 
 
@@ -270,8 +271,8 @@ SAVED = {
     "flow by a flag": (rewritten(SCHEDULER, use_flow_sigmas=True), "with use_flow_sigmas: its network sees (1 - t)"),
     "an SDE": (rewritten(SCHEDULER, _class_name="ScoreSdeVpScheduler"), "ScoreSdeVpScheduler: its network is told"),
     "a student": (rewritten(SCHEDULER, _class_name="LCMScheduler"), "is of LCMScheduler: it is a student"),
-    "another head": (rewritten(SCHEDULER, prediction_type="flow"), "prediction_type 'flow' is not one of epsilon"),
-    "an old head": (rewritten(SCHEDULER, predict_epsilon=False), "is not one of epsilon, v_prediction, sample; write"),
+    "another word": (rewritten(SCHEDULER, prediction_type="flow"), "prediction_type 'flow' is not one of epsilon"),
+    "an old word": (rewritten(SCHEDULER, predict_epsilon=False), "is not one of epsilon, v_prediction, sample; write"),
     "unknown betas": (rewritten(SCHEDULER, beta_schedule="laplace"), "beta_schedule 'laplace' is unknown); write them"),
     "no betas": (rewritten(SCHEDULER, beta_start=None), "gives no betas (beta_start is missing)"),
     "too few betas": (rewritten(SCHEDULER, trained_betas=[0.1]), "1 trained_betas for 1000 num_train_timesteps"),
@@ -287,8 +288,8 @@ def test_what_cannot_be_taken_as_it_is_is_refused_in_one_line(case, tmp_path):
     change, message = SAVED[case]
     save(tmp_path / "pipeline")
     change(tmp_path / "pipeline")
-    with pytest.raises(Mistake) as caught:
-        adopt(tmp_path / "pipeline")
+    with pytest.raises(UserError) as caught:
+        from_diffusers.read(tmp_path / "pipeline")
     assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     assert "save the pipeline with the DDPMScheduler" not in str(caught.value)  # it would make a false teacher of it
@@ -306,8 +307,8 @@ def test_whatever_a_key_says_it_is_taken_or_refused_by_a_mistake(name, tmp_path)
     keys = [*json.loads(sound), "trained_betas"] if name == SCHEDULER else SPOILED
     for key, value in itertools.product(keys, ODD):
         changed(tmp_path / "pipeline", name, **{key: value})
-        with contextlib.suppress(Mistake):
-            adopt(tmp_path / "pipeline")
+        with contextlib.suppress(UserError):
+            from_diffusers.read(tmp_path / "pipeline")
         (tmp_path / "pipeline" / name).write_text(sound)
 
 
@@ -317,20 +318,20 @@ SPOILED = ("act_fn", "dropout", "layers_per_block", "norm_num_groups", "sample_s
 
 def test_other_images_are_refused_by_name(tmp_path):
     save(tmp_path)
-    found = adopt(tmp_path)
+    found = from_diffusers.read(tmp_path)
     found.check((1, 8, 8), None)
     for image, told in (((3, 8, 8), "3 x 8 x 8"), ((1, 16, 16), "1 x 16 x 16"), ((1, 8, 6), "1 x 8 x 6")):
-        with pytest.raises(Mistake, match=f"is for images of 1 x 8 x 8 and the data are {told}"):
+        with pytest.raises(UserError, match=f"is for images of 1 x 8 x 8 and the data are {told}"):
             found.check(image, None)
 
 
 def test_a_network_of_any_size_must_be_able_to_halve_its_images(tmp_path):
     save(tmp_path, network(sample_size=None))
-    found = adopt(tmp_path)
+    found = from_diffusers.read(tmp_path)
     found.check((1, 12, 10), None)
-    with pytest.raises(Mistake, match="images of 7 x 8 cannot be halved 1 times as the teacher does"):
+    with pytest.raises(UserError, match="images of 7 x 8 cannot be halved 1 times as the teacher does"):
         found.check((1, 7, 8), None)
-    with pytest.raises(Mistake, match=r"is for images of 1 x \? x \? and the data are 3 x 8 x 8"):
+    with pytest.raises(UserError, match=r"is for images of 1 x \? x \? and the data are 3 x 8 x 8"):
         found.check((3, 8, 8), None)
 
 
@@ -339,18 +340,18 @@ def test_a_network_of_any_size_must_be_able_to_halve_its_images(tmp_path):
 
 def test_a_checkpoint_of_ours_is_taken_as_its_card_says(tmp_path):
     checkpoints.save(tmp_path / "own", student(None), (1, 8, 8), ABOUT)
-    found, x, t = adopt(tmp_path / "own"), images(), torch.linspace(0.1, 1, 5, dtype=torch.float64)
+    found, x, t = from_diffusers.read(tmp_path / "own"), images(), torch.linspace(0.1, 1, 5, dtype=torch.float64)
     assert torch.equal(found.denoiser(x, t).v, student(None)(x, t).v)
     assert found.files == checkpoints.read_card(tmp_path / "own").files
-    with pytest.raises(Mistake, match="is for images of 1 x 8 x 8"):
+    with pytest.raises(UserError, match="is for images of 1 x 8 x 8"):
         found.check((3, 8, 8), None)
 
 
-@pytest.mark.parametrize(("steps", "about"), [(4, {}), (None, {"solver": "renoise"})])
+@pytest.mark.parametrize(("steps", "about"), [(4, {}), (None, {"solver": "multistep_consistency"})])
 def test_a_student_of_ours_is_no_teacher(steps, about, tmp_path):
     checkpoints.save(tmp_path / "own", student(steps), (1, 8, 8), {**ABOUT, **about})
-    with pytest.raises(Mistake, match="which cannot teach at every time; give the teacher it comes from"):
-        adopt(tmp_path / "own")
+    with pytest.raises(UserError, match="which cannot teach at every time; give the teacher it comes from"):
+        from_diffusers.read(tmp_path / "own")
 
 
 # ------------------------------------------------------------------------------- saved and read again
@@ -359,10 +360,10 @@ def test_a_student_of_ours_is_no_teacher(steps, about, tmp_path):
 @pytest.mark.parametrize("settings", [{}, {"prediction_type": "v_prediction", **ZERO}, {"prediction_type": "sample"}])
 def test_a_checkpoint_of_it_is_the_same_denoiser_and_what_diffusers_samples(settings, tmp_path):
     save(tmp_path / "theirs", **settings)
-    found = adopt(tmp_path / "theirs")
+    found = from_diffusers.read(tmp_path / "theirs")
     checkpoints.save(tmp_path / "ours", found.denoiser, (1, 8, 8), {**ABOUT, "method": "adopted"})
     opened, x = checkpoints.load(tmp_path / "ours").denoiser, images()
-    assert opened.labels == 1000
+    assert opened.num_timesteps == 1000
     assert opened.schedule == found.denoiser.schedule
     for t in (0.001, 0.25, 1.0):
         at = torch.full((5,), t, dtype=torch.float64)
@@ -370,22 +371,22 @@ def test_a_checkpoint_of_it_is_the_same_denoiser_and_what_diffusers_samples(sett
     pipeline = diffusers.DDIMPipeline.from_pretrained(tmp_path / "ours")
     pipeline.set_progress_bar_config(disable=True)
     for steps in (1, 4, 8):
-        theirs = pipeline(batch_size=5, num_inference_steps=steps, generator=dice(3), output_type="np").images
-        ours = Sampler(opened, SOLVERS["ddim"](), even(steps)).sample(torch.randn(5, 1, 8, 8, generator=dice(3)))
+        theirs = pipeline(batch_size=5, num_inference_steps=steps, generator=seeded(3), output_type="np").images
+        ours = Sampler(opened, SOLVERS["ddim"](), uniform(steps)).sample(torch.randn(5, 1, 8, 8, generator=seeded(3)))
         ours = (ours / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
         assert abs(theirs - ours).max() < 2e-3, steps  # beside 1/255; alpha(1) is 0.006 and known to float32
-    again = adopt(tmp_path / "ours")  # by its card
+    again = from_diffusers.read(tmp_path / "ours")  # by its card
     assert again.denoiser.schedule == opened.schedule
 
 
 def test_other_trajectories_begin_where_the_betas_end(tmp_path):
     save(tmp_path)
-    denoiser = adopt(tmp_path).denoiser
+    denoiser = from_diffusers.read(tmp_path).denoiser
     times = karras(5, denoiser.schedule)
     first = torch.tensor(times.times[:1], dtype=torch.float64)
     assert float(denoiser.schedule.sigma(first) / denoiser.schedule.alpha(first)) == pytest.approx(80)
     start = images()
-    for word in ("ddim", "renoise", "dpmpp_2m"):
+    for word in ("ddim", "multistep_consistency", "dpmpp_2m"):
         sampled = Sampler(denoiser, SOLVERS[word](), times).sample(start, lambda k: images())
         assert sampled.isfinite().all()
 
@@ -411,7 +412,7 @@ FAULTS = {
         {"from": "x", **FIT},
         ["teachers.teacher: give from or the numbers of a training, not both; leave out batch, ema"],
     ),
-    "one key more": ({"from": "x", "head": "v"}, ["teachers.teacher.head: unknown key"]),
+    "one key more": ({"from": "x", "parameterization": "v"}, ["teachers.teacher.parameterization: unknown key"]),
     "no text": ({"from": 3}, ["teachers.teacher.from: must be the path of a folder that holds unet/ and scheduler/"]),
     "nothing": ({"from": " "}, ["teachers.teacher.from: must be the path of a folder that holds unet/ and scheduler/"]),
     "neither": (
@@ -425,7 +426,7 @@ FAULTS = {
 @pytest.mark.parametrize("case", FAULTS)
 def test_a_fault_is_a_line(case, tmp_path):
     teacher, wanted = FAULTS[case]
-    with pytest.raises(Mistake) as caught:
+    with pytest.raises(UserError) as caught:
         read(tmp_path, **teacher)
     lines = [line.partition("params.yaml: ")[2] for line in str(caught.value).splitlines()]
     assert len(lines) == len(wanted)
@@ -436,7 +437,7 @@ def test_a_fault_is_a_line(case, tmp_path):
 def test_a_cached_branch_is_not_asked_of_a_section_that_does_not_count(tmp_path):
     raw = params.load_yaml(ROOT / "params.yaml")
     raw["evaluate"]["teacher"].append(
-        {"sampler": "ddim", "trajectory": "even", "steps": [4], "deepcache": {"interval": 2, "branch": 7}}
+        {"sampler": "ddim", "trajectory": "uniform", "steps": [4], "deepcache": {"interval": 2, "branch": 7}}
     )
     raw["teachers"]["teacher"] = {"from": "x"}
     params.dump_yaml(raw, tmp_path / "params.yaml")
@@ -446,9 +447,9 @@ def test_a_cached_branch_is_not_asked_of_a_section_that_does_not_count(tmp_path)
 def test_a_schedule_that_an_adopted_teacher_need_not_have_forbids_nothing(tmp_path):
     """Its betas may begin where the cosine schedule cannot."""
     raw = params.load_yaml(ROOT / "params.yaml")
-    raw["evaluate"]["teacher"].append({"sampler": "langevin", "trajectory": "even", "steps": [8]})
+    raw["evaluate"]["teacher"].append({"sampler": "langevin", "trajectory": "uniform", "steps": [8]})
     assert params.parse({**raw, "teachers": {"teacher": {"from": "x"}}}, "p").teachers
-    with pytest.raises(Mistake, match="langevin cannot begin at t = 1"):
+    with pytest.raises(UserError, match="langevin cannot begin at t = 1"):
         params.parse(raw, "p")
 
 
@@ -456,7 +457,7 @@ def test_a_schedule_that_an_adopted_teacher_need_not_have_forbids_nothing(tmp_pa
 
 SHORT = {"init": "teacher", "teacher": "teacher", "iterations": 3, "batch": 16, "lr": 1.0e-3, "ema": 0.9}
 STUDENTS = {
-    "v": {"method": "denoising", "head": "v", **SHORT},
+    "v": {"method": "denoising", "parameterization": "v", **SHORT},
     "pd4": {"method": "progressive", "steps": 4, **SHORT, "init": "v", "teacher": "v"},
     "pd2": {"method": "progressive", "steps": 2, **SHORT, "init": "pd4", "teacher": "pd4"},
     "cd": {"method": "consistency", "steps": 10, "target_ema": 0.5, **SHORT},
@@ -468,11 +469,11 @@ EVALUATE = {
     "likelihood": {"images": 4, "probes": 1, "seed": 0},
     "fitted": {"points": 8, "images": 4, "batch": 4, "seed": 0},
     "teacher": [
-        {"sampler": "ddim", "trajectory": ["even", "karras", "searched", "fitted"], "steps": [2]},
-        {"sampler": "analytic", "trajectory": "even", "steps": [2]},
-        {"sampler": "ddim", "trajectory": "even", "steps": [4], "deepcache": {"interval": 2}},
+        {"sampler": "ddim", "trajectory": ["uniform", "karras", "least_cost", "fitted"], "steps": [2]},
+        {"sampler": "analytic", "trajectory": "uniform", "steps": [2]},
+        {"sampler": "ddim", "trajectory": "uniform", "steps": [4], "deepcache": {"interval": 2}},
     ],
-    "anytime": [{"sampler": "renoise", "trajectory": ["even", "fitted"], "steps": [2]}],
+    "any_time_students": [{"sampler": "multistep_consistency", "trajectory": ["uniform", "fitted"], "steps": [2]}],
     "students": {},
 }
 
@@ -548,13 +549,13 @@ def test_an_adopted_teacher_s_card_tells_of_this_run(workspace, capsys):
     save(Path("theirs"), network(num_class_embeds=11), prediction_type="v_prediction", clip_sample=False)
     found = dataclasses.replace(workspace(teachers=CONDITIONAL), seed=23)
     card, manifest = adopted(found).card, Manifest.read(paths.DATA)
-    files = adopt(Path("theirs")).files
+    files = from_diffusers.read(Path("theirs")).files
     assert card.parameters == {"folder": "theirs", "files": files, "digest": disk.digest(files)}
     assert (card.name, card.solver, card.seed, card.data) == ("teacher", "ddim", 23, manifest.digest)
     assert (card.image, card.classes, card.guidance) == (list(manifest.shape), list(manifest.classes), None)
     assert card.code == graph.code_digest("teachers", "adopted")
     assert card.torch == torch_version()
-    told = f"teacher: adopted from theirs, head v, 1000 noise levels; checkpoint {card.digest[:12]}\n"
+    told = f"teacher: adopted from theirs, parameterization v, 1000 noise levels; checkpoint {card.digest[:12]}\n"
     assert capsys.readouterr().out.endswith(told)
     save(Path("theirs"), network(num_class_embeds=11), clip_sample_range=2.5)
     adopted(found)
@@ -564,18 +565,19 @@ def test_an_adopted_teacher_s_card_tells_of_this_run(workspace, capsys):
 def test_the_line_must_not_say_otherwise(workspace):
     save(Path("theirs"))
     with pytest.raises(
-        Mistake, match=r"teachers\.teacher\.conditional is true, but the teacher in theirs knows no classes; set it to"
+        UserError,
+        match=r"teachers\.teacher\.conditional is true, but the teacher in theirs knows no classes; set it to",
     ):
         adopted(workspace(teachers=CONDITIONAL))
     save(Path("theirs"), network(num_class_embeds=11))
     with pytest.raises(
-        Mistake, match=r"teachers\.teacher\.conditional is false, but the teacher in theirs knows classes; set it to"
+        UserError, match=r"teachers\.teacher\.conditional is false, but the teacher in theirs knows classes; set it to"
     ):
         adopted(workspace(teachers={"teacher": {"from": "theirs", "conditional": False}}))
     card = adopted(workspace(teachers=CONDITIONAL)).card
     assert card.classes == [str(digit) for digit in range(10)]
     save(Path("theirs"), network(in_channels=3, out_channels=3))
-    with pytest.raises(Mistake, match="is for images of 3 x 8 x 8 and the data are 1 x 8 x 8"):
+    with pytest.raises(UserError, match="is for images of 3 x 8 x 8 and the data are 1 x 8 x 8"):
         adopted(workspace(teachers={"teacher": {"from": "theirs", "conditional": False}}))
 
 
@@ -591,9 +593,9 @@ def test_the_whole_pipeline_with_an_adopted_teacher(settings, workspace):
     for name in STUDENTS:
         train.train(found, name)
         opened = checkpoints.load(paths.CHECKPOINTS / name)
-        assert opened.denoiser.labels == 1000
+        assert opened.denoiser.num_timesteps == 1000
         assert isinstance(opened.denoiser.schedule, Discrete)
-        assert opened.denoiser.head == ("eps" if name == "cd" and not settings else "v")
+        assert opened.denoiser.parameterization == ("eps" if name == "cd" and not settings else "v")
         trained = opened.denoiser.net.state_dict()
         start = checkpoints.load(paths.CHECKPOINTS / found.distill[name].init).denoiser.net.state_dict()
         assert any(not torch.equal(trained[key], start[key]) for key in start)
@@ -607,30 +609,30 @@ def test_the_whole_pipeline_with_an_adopted_teacher(settings, workspace):
     assert Path("artifacts/curves.png").exists()
     pipeline = diffusers.DDIMPipeline.from_pretrained(paths.CHECKPOINTS / "pd4")
     pipeline.set_progress_bar_config(disable=True)
-    theirs = pipeline(batch_size=5, num_inference_steps=4, generator=dice(3), output_type="np").images
+    theirs = pipeline(batch_size=5, num_inference_steps=4, generator=seeded(3), output_type="np").images
     denoiser = checkpoints.load(paths.CHECKPOINTS / "pd4").denoiser
-    ours = Sampler(denoiser, SOLVERS["ddim"](), even(4)).sample(torch.randn(5, 1, 8, 8, generator=dice(3)))
+    ours = Sampler(denoiser, SOLVERS["ddim"](), uniform(4)).sample(torch.randn(5, 1, 8, 8, generator=seeded(3)))
     ours = to_uint8(ours).permute(0, 2, 3, 1).numpy() / 255
     assert abs(theirs - ours).max() < 0.01
 
 
 def test_what_the_file_asks_of_another_network_is_told_before_anything_is_trained(workspace):
     save(Path("theirs"), network(down_block_types=["ResnetDownsampleBlock2D", "DownBlock2D"]))
-    with pytest.raises(Mistake) as caught:
+    with pytest.raises(UserError) as caught:
         adopted(workspace())
     assert str(caught.value) == (
         "params.yaml: evaluate.teacher.2.deepcache: needs our own U-Net, which the teacher is not; leave it out"
     )
-    skips = {"sampler": "ddim", "trajectory": "even", "steps": [4], "skip": [{"bottom": 0.9}, {"bottom": 1.1}]}
-    with pytest.raises(Mistake, match=r"^params\.yaml: evaluate\.anytime\.0\.skip: needs our own U-Net"):
-        adopted(workspace(evaluate={"teacher": EVALUATE["teacher"][:2], "anytime": [skips]}))
+    skips = {"sampler": "ddim", "trajectory": "uniform", "steps": [4], "skip": [{"bottom": 0.9}, {"bottom": 1.1}]}
+    with pytest.raises(UserError, match=r"^params\.yaml: evaluate\.any_time_students\.0\.skip: needs our own U-Net"):
+        adopted(workspace(evaluate={"teacher": EVALUATE["teacher"][:2], "any_time_students": [skips]}))
     workspace(evaluate=EVALUATE)
     save(Path("theirs"), prediction_type="sample")
-    ways = [{"sampler": "ddim", "trajectory": "even", "steps": [4], "deepcache": {"interval": 2, "branch": 3}}]
+    samplings = [{"sampler": "ddim", "trajectory": "uniform", "steps": [4], "deepcache": {"interval": 2, "branch": 3}}]
     lines = {name: {**STUDENTS["v"], "method": "continuous", "init": "v", "teacher": "v"} for name in ("one", "two")}
     two = {**lines["two"], "init": "teacher", "teacher": "teacher"}
-    with pytest.raises(Mistake) as caught:
-        adopted(workspace(evaluate={"teacher": ways}, distill={**lines, "two": two}))
+    with pytest.raises(UserError) as caught:
+        adopted(workspace(evaluate={"teacher": samplings}, distill={**lines, "two": two}))
     first, second = str(caught.value).splitlines()
     assert first.startswith("params.yaml: distill.two.method: continuous asks for velocities close to the data")
     assert second.startswith(
@@ -640,7 +642,7 @@ def test_what_the_file_asks_of_another_network_is_told_before_anything_is_traine
 
 def test_an_eps_network_is_not_rounded_to_bfloat16(tmp_path):
     save(tmp_path)
-    denoiser, x, t = adopt(tmp_path).denoiser, images(), torch.ones(5, dtype=torch.float64)
+    denoiser, x, t = from_diffusers.read(tmp_path).denoiser, images(), torch.ones(5, dtype=torch.float64)
     plain = denoiser(x, t).x0
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(denoiser(x, t).x0, plain)
@@ -648,9 +650,11 @@ def test_an_eps_network_is_not_rounded_to_bfloat16(tmp_path):
 
 def test_a_head_of_a_line_is_v_or_left_out(tmp_path):
     raw = params.load_yaml(ROOT / "params.yaml")
-    raw["distill"]["cd"]["head"] = "eps"
+    raw["distill"]["cd"]["parameterization"] = "eps"
     params.dump_yaml(raw, tmp_path / "params.yaml")
-    with pytest.raises(Mistake, match=r"distill\.cd\.head: must be v, or left out for that of the network it starts"):
+    with pytest.raises(
+        UserError, match=r"distill\.cd\.parameterization: must be v, or left out for that of the network it starts"
+    ):
         params.read(tmp_path / "params.yaml")
 
 
@@ -686,7 +690,7 @@ def copied(pipeline, tmp_path) -> Path:
 def test_each_scheduler_of_betas_is_taken_and_only_those_that_clip_by_themselves_clip(name, copied):
     changed(copied, SCHEDULER, _class_name=f"{name}Scheduler", clip_sample=None)
     clips = name in ("DDPM", "DDPMParallel", "DDIM", "DDIMParallel")
-    assert adopt(copied).sampling == ({"clip": 1.0} if clips else {})
+    assert from_diffusers.read(copied).sampling == ({"clip": 1.0} if clips else {})
 
 
 REFUSED = {
@@ -701,27 +705,27 @@ REFUSED = {
 def test_what_makes_another_process_of_it_is_refused(case, copied):
     key, value = REFUSED[case]
     changed(copied, SCHEDULER, **{"_class_name": "EulerDiscreteScheduler", key: value})
-    with pytest.raises(Mistake, match="it cannot be adopted"):
-        adopt(copied)
+    with pytest.raises(UserError, match="it cannot be adopted"):
+        from_diffusers.read(copied)
     if value is True:
         changed(copied, SCHEDULER, **{key: False})
-        assert adopt(copied).denoiser
+        assert from_diffusers.read(copied).denoiser
 
 
 @pytest.mark.parametrize("part", ["vae", "vqvae", "movq", "vqmodel"])
 def test_each_kind_of_encoder_makes_it_a_pipeline_of_latents(part, copied):
     (copied / part).mkdir()
-    with pytest.raises(Mistake, match=f"works on what the encoder in {part}/ makes of images"):
-        adopt(copied)
+    with pytest.raises(UserError, match=f"works on what the encoder in {part}/ makes of images"):
+        from_diffusers.read(copied)
 
 
 def test_what_a_scheduler_leaves_out_is_what_diffusers_takes(copied):
     def sampling(**change) -> dict:
         changed(copied, SCHEDULER, **change)
-        return adopt(copied).sampling
+        return from_diffusers.read(copied).sampling
 
     assert sampling(prediction_type=None, clip_sample_range=None) == {"clip": 1.0}
-    assert adopt(copied).denoiser.head == "eps"
+    assert from_diffusers.read(copied).denoiser.parameterization == "eps"
     given = {"thresholding": True, "dynamic_thresholding_ratio": None, "sample_max_value": None}
     assert sampling(**given) == {"threshold": {"quantile": 0.995, "max": 1.0}}
     assert sampling(thresholding=None, clip_sample=True, clip_sample_range=3) == {"clip": 3.0}
@@ -730,8 +734,8 @@ def test_what_a_scheduler_leaves_out_is_what_diffusers_takes(copied):
 @torch.no_grad()
 def test_a_network_of_fifty_steps_is_told_its_own_times(tmp_path):
     net, _ = save(tmp_path, num_train_timesteps=50, trained_betas=[0.02] * 50)
-    found, x = adopt(tmp_path), images()
-    assert found.denoiser.labels == 50
+    found, x = from_diffusers.read(tmp_path), images()
+    assert found.denoiser.num_timesteps == 50
     for j in (0, 24, 49):
         belief = found.denoiser(x, torch.full((5,), (j + 1) / 50, dtype=torch.float64))
         assert apart(belief.eps, net(x, j).sample) < 1e-5
@@ -744,44 +748,44 @@ def test_all_files_that_were_read_are_vouched_for(copied):
     (copied / "unet/diffusion_pytorch_model.safetensors.index.json").write_text("{}")
     names = ("config.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json")
     read = {SCHEDULER, *(f"unet/{name}" for name in names)}
-    assert adopt(copied).files == {name: disk.sha256(copied / name) for name in read}
+    assert from_diffusers.read(copied).files == {name: disk.sha256(copied / name) for name in read}
 
 
 def test_a_folder_below_home_is_found(copied, monkeypatch):
     monkeypatch.setenv("HOME", str(copied.parent))
-    assert adopt(Path("~/copied")).image == (1, 8, 8)
+    assert from_diffusers.read(Path("~/copied")).image == (1, 8, 8)
 
 
 def test_sides_are_height_then_width_and_channels_three_where_nothing_is_said(tmp_path):
     save(tmp_path, network(sample_size=[16, 8]))
-    found = adopt(tmp_path)
+    found = from_diffusers.read(tmp_path)
     assert found.image == (1, 16, 8)
     found.check((1, 16, 8), None)
-    with pytest.raises(Mistake, match="is for images of 1 x 16 x 8 and the data are 1 x 8 x 16"):
+    with pytest.raises(UserError, match="is for images of 1 x 16 x 8 and the data are 1 x 8 x 16"):
         found.check((1, 8, 16), None)
     save(tmp_path / "rgb", network(in_channels=3, out_channels=3))
     changed(tmp_path / "rgb", CONFIG, in_channels=None, out_channels=None)
-    assert adopt(tmp_path / "rgb").image == (3, 8, 8)
+    assert from_diffusers.read(tmp_path / "rgb").image == (3, 8, 8)
     for size in ("8", [8], [8, 8, 8], ["8", "8"], True):
         changed(tmp_path / "rgb", CONFIG, sample_size=size)
-        with pytest.raises(Mistake, match="sample_size"):
-            adopt(tmp_path / "rgb")
+        with pytest.raises(UserError, match="sample_size"):
+            from_diffusers.read(tmp_path / "rgb")
     for size in ([8, "8"], ["8", 8]):  # asked directly: who checks types meanwhile looks at one place by chance
-        with pytest.raises(Mistake, match="sample_size"):
+        with pytest.raises(UserError, match="sample_size"):
             _image({"sample_size": size})
 
 
 def test_a_network_of_three_levels_halves_twice(tmp_path):
     blocks = {"down_block_types": ["DownBlock2D"] * 3, "up_block_types": ["UpBlock2D"] * 3}
     save(tmp_path, network(sample_size=None, block_out_channels=[8, 8, 16], **blocks))
-    found = adopt(tmp_path)
+    found = from_diffusers.read(tmp_path)
     assert found.skips == found.denoiser.net.config.skips == 6
     found.check((1, 4, 12), None)
     for image in ((1, 6, 8), (1, 8, 6)):
-        with pytest.raises(Mistake, match="cannot be halved 2 times"):
+        with pytest.raises(UserError, match="cannot be halved 2 times"):
             found.check(image, None)
     save(tmp_path / "other", network(down_block_types=["ResnetDownsampleBlock2D", "DownBlock2D"]))
-    assert adopt(tmp_path / "other").skips is None
+    assert from_diffusers.read(tmp_path / "other").skips is None
 
 
 def test_what_a_card_of_ours_says_of_an_adopted_teacher_is_taken(tmp_path):
@@ -790,7 +794,7 @@ def test_what_a_card_of_ours_says_of_an_adopted_teacher_is_taken(tmp_path):
         checkpoints.save(
             tmp_path / method, student(None), (1, 8, 8), {**ABOUT, "method": method, "parameters": parameters}
         )
-        found = adopt(tmp_path / method)
+        found = from_diffusers.read(tmp_path / method)
         assert (found.sampling, found.image, found.classes) == (sampling, (1, 8, 8), None)
 
 
@@ -798,12 +802,12 @@ def test_a_conditional_checkpoint_of_ours_is_for_its_own_classes_in_their_own_or
     net = unet.build(dataclasses.replace(unet.default_config((1, 8, 8)), num_class_embeds=4), 0)
     own = NetDenoiser(net, Cosine(), "v", classes=3)
     checkpoints.save(tmp_path / "own", own, (1, 8, 8), {**ABOUT, "classes": ["a", "b", "c"]})
-    found = adopt(tmp_path / "own")
+    found = from_diffusers.read(tmp_path / "own")
     assert list(found.classes) == ["a", "b", "c"]
     assert found.denoiser.classes == 3
     found.check((1, 8, 8), ["a", "b", "c"])
     for others in (["b", "a", "c"], ["a", "b", "d"]):
-        with pytest.raises(Mistake, match="the teacher's classes are a, b, c and the data's are "):
+        with pytest.raises(UserError, match="the teacher's classes are a, b, c and the data's are "):
             found.check((1, 8, 8), others)
 
 
@@ -812,7 +816,7 @@ def test_a_teacher_in_half_precision_is_one_in_float32(tmp_path, ours):
     """As fp16 teachers are published: its values are taken as they are, and computed with in float32."""
     kinds = {} if ours else {"down_block_types": ["ResnetDownsampleBlock2D", "DownBlock2D"]}
     net, _ = save(tmp_path, network(**kinds).half())
-    denoiser, x = adopt(tmp_path).denoiser, images()
+    denoiser, x = from_diffusers.read(tmp_path).denoiser, images()
     assert isinstance(denoiser.net, unet.UNet) == ours
     assert {parameter.dtype for parameter in denoiser.net.parameters()} == {torch.float32}
     out = net.float()(x, 499).sample
@@ -834,7 +838,7 @@ def test_a_teacher_saved_before_diffusers_0_15_is_the_same_teacher(tmp_path):
         renamed[name] = tensor
     assert all(any(f".{then}.weight" in name for name in renamed) for then in OLD.values())
     save_file(renamed, path)
-    found, x = adopt(tmp_path).denoiser, images()
+    found, x = from_diffusers.read(tmp_path).denoiser, images()
     assert isinstance(found.net, unet.UNet)
     t = torch.full((5,), 0.5, dtype=torch.float64)
     assert apart(found(x, t).eps, net(x, 499).sample.detach()) < 1e-5
@@ -843,5 +847,5 @@ def test_a_teacher_saved_before_diffusers_0_15_is_the_same_teacher(tmp_path):
 def test_a_student_with_guidance_built_in_is_no_teacher(tmp_path):
     guidance = dataclasses.asdict(checkpoints.Guidance(2.0, 2.0))
     checkpoints.save(tmp_path / "own", student(None), (1, 8, 8), {**ABOUT, "guidance": guidance})
-    with pytest.raises(Mistake, match="is a student by progressive, which cannot teach at every time"):
-        adopt(tmp_path / "own")
+    with pytest.raises(UserError, match="is a student by progressive, which cannot teach at every time"):
+        from_diffusers.read(tmp_path / "own")

@@ -4,7 +4,7 @@ import torch
 from diffcore.denoisers.denoiser import per_sample
 from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.noise.schedule import Level
-from diffcore.noise.trajectory import Trajectory, even, nodes
+from diffcore.noise.trajectory import Trajectory, nodes, uniform
 from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solver import forward_variance, posterior_variance
 from diffcore.sampling.solvers import analytic
@@ -63,7 +63,7 @@ def test_for_ddpm_it_is_the_exact_posterior_variance(t, s):
     [(10, 1.45e-1, 9.99e-5), (25, 2.24e-2, 9.96e-5), (50, 6.20e-3, 9.84e-5), (100, 2.10e-3, 9.55e-5)],
 )
 def test_the_papers_table_of_bounds(steps, upper, lower):
-    """Table 7 (CIFAR-10, linear betas, DDPM): bounds of the second step's variance on the even trajectory, as printed."""
+    """Table 7 (CIFAR-10, linear betas, DDPM): bounds of the second step's variance on the uniform trajectory, as printed."""
     second = round(1 + (N - 1) / (steps - 1))
     at, to = level("discrete", second), level("discrete", 1)
     small = posterior_variance(at, to)
@@ -116,10 +116,10 @@ def test_samples_have_the_variance_of_the_data():
     for word in ("cosine", "linear"):
         schedule = make_schedule(word)
         denoiser = GaussianDenoiser(torch.zeros(2).double(), torch.full((2,), 0.3).double(), schedule)
-        solver, steps, count = Analytic(1.0, "residual").knowing(exact_table(schedule, 0.3)), 4, 100_000
+        solver, steps, count = Analytic(1.0, "residual").with_gamma(exact_table(schedule, 0.3)), 4, 100_000
         start = randn(count, 2, seed=1)
         noise = [randn(count, 2, seed=10 + k) for k in range(steps)]
-        x = Sampler(denoiser, solver, even(steps)).sample(start, lambda k, noise=noise: noise[k])
+        x = Sampler(denoiser, solver, uniform(steps)).sample(start, lambda k, noise=noise: noise[k])
         # the last step returns the mean: what it leaves out is the posterior variance at t = 1/4
         last = per_sample(1 / steps, start[:1])
         alpha2, sigma2 = schedule.alpha(last) ** 2, schedule.sigma(last) ** 2
@@ -143,7 +143,7 @@ def test_one_step_by_hand(word, eta):
     """Mean alpha_s x_0 + sqrt(sigma_s^2 - lam^2) eps, and the optimal variance of the covariance at t, not at s."""
     schedule, t, s, x = make_schedule(word), 0.6, 0.35, randn(2, 3)
     denoiser = GaussianDenoiser(torch.zeros(3).double(), VARIANCES, schedule)
-    solver = Analytic(eta, "residual").knowing(anisotropic_table(schedule))
+    solver = Analytic(eta, "residual").with_gamma(anisotropic_table(schedule))
     a, b, a_s, b_s = (float(f(per_sample(u, x[:1]))) for u in (t, s) for f in (schedule.alpha, schedule.sigma))
     total = a**2 * VARIANCES + b**2
     lam2 = eta**2 * (b**2 - (a / a_s) ** 2 * b_s**2) * b_s**2 / b**2
@@ -160,11 +160,11 @@ def test_samples_of_unlike_coordinates_have_the_variance_in_closed_form(eta):
     schedule, steps, count = make_schedule("cosine"), 5, 60_000
     denoiser = GaussianDenoiser(torch.zeros(3).double(), VARIANCES, schedule)
     table = anisotropic_table(schedule)
-    solver = Analytic(eta, "residual").knowing(table)
+    solver = Analytic(eta, "residual").with_gamma(table)
     noise = [randn(count, 3, seed=10 + k) for k in range(steps)]
-    x = Sampler(denoiser, solver, even(steps)).sample(randn(count, 3, seed=1), lambda k: noise[k])
+    x = Sampler(denoiser, solver, uniform(steps)).sample(randn(count, 3, seed=1), lambda k: noise[k])
     expected = torch.ones(3).double()
-    for t, s in even(steps).pairs:
+    for t, s in uniform(steps).pairs:
         at, to = (Level(schedule.alpha(u), schedule.sigma(u)) for u in torch.tensor([[t], [s]], dtype=torch.float64))
         lam2 = eta**2 * posterior_variance(at, to)
         gain = to.alpha * at.alpha * VARIANCES + (to.sigma**2 - lam2).sqrt() * at.sigma
@@ -176,7 +176,7 @@ def test_samples_of_unlike_coordinates_have_the_variance_in_closed_form(eta):
 @pytest.mark.parametrize("eta", [0.3, 1.0])
 def test_the_batch_law(eta):
     schedule = make_schedule("cosine")
-    solver = Analytic(eta, "norm").knowing(exact_table(schedule, 0.3))
+    solver = Analytic(eta, "norm").with_gamma(exact_table(schedule, 0.3))
     denoiser = GaussianDenoiser(randn(3, 3, 3), randn(3, 3, 3, seed=1).square() + 0.1, schedule)
     x, noise = randn(3, 3, 3, 3, seed=2), randn(3, 3, 3, 3, seed=3)
     t, s = torch.tensor([1.0, 0.61234, 0.3]).double(), torch.tensor([0.7, 0.2, 0.0]).double()
@@ -193,7 +193,7 @@ def test_between_the_grids_times_the_covariance_is_interpolated():
 @pytest.mark.parametrize("eta", [-0.1, 1.1])
 def test_eta_outside_its_range_is_refused(eta):
     with pytest.raises(ValueError, match=r"eta must be in 0\.\.1"):
-        Analytic(eta, "residual").knowing(exact_table(make_schedule("cosine"), 0.3))
+        Analytic(eta, "residual").with_gamma(exact_table(make_schedule("cosine"), 0.3))
 
 
 @pytest.mark.parametrize("word", ["discrete", "cosine", "ve"])
@@ -230,10 +230,10 @@ def point(schedule) -> GaussianDenoiser:
 
 
 PATHS = {
-    "even": even(5),
+    "uniform": uniform(5),
     "short of 0": Trajectory((1.0, 0.6, 0.2)),
     "two": Trajectory((1.0, 0.3, 0.0)),
-    "searched": nodes([1, 100, 1000], 1000),
+    "least_cost": nodes([1, 100, 1000], 1000),
 }
 
 
@@ -243,7 +243,7 @@ def test_the_last_noise_is_limited_and_no_other(path, eta):
     """Only the step that lands on the last positive time; there E|sigma eps| is y grey values of 255."""
     schedule, path = make_schedule("cosine"), PATHS[path]
     denoiser, gamma = point(schedule), exact_table(schedule, 0.3)
-    free, limited = (Analytic(eta, "residual", y).knowing(gamma) for y in (None, 2.0))
+    free, limited = (Analytic(eta, "residual", y).with_gamma(gamma) for y in (None, 2.0))
     place = max(k for k, (_, s) in enumerate(path.pairs) if s > 0)
     silent = [torch.zeros(50, 2).double() for _ in range(path.steps)]
     assert torch.equal(sampled(free, path, denoiser, silent), sampled(limited, path, denoiser, silent))
@@ -267,7 +267,7 @@ def test_a_limit_that_is_not_reached_changes_nothing():
     denoiser, gamma = point(schedule), exact_table(schedule, 0.3)
     path = nodes([1, 2, 1000], 1000)  # 2 -> 1 adds about 1.1e-4
     draws = [randn(50, 2, seed=k) for k in range(3)]
-    free, loose, tight = (Analytic(1.0, "residual", y).knowing(gamma) for y in (None, 2.0, 0.5))
+    free, loose, tight = (Analytic(1.0, "residual", y).with_gamma(gamma) for y in (None, 2.0, 0.5))
     assert torch.equal(sampled(free, path, denoiser, draws), sampled(loose, path, denoiser, draws))
     assert not torch.equal(sampled(free, path, denoiser, draws), sampled(tight, path, denoiser, draws))
     assert [solver.lowered(schedule, path) for solver in (free, loose, tight)] == [0, 0, 1]
@@ -275,9 +275,9 @@ def test_a_limit_that_is_not_reached_changes_nothing():
 
 def test_one_step_has_no_noise_to_limit():
     schedule = make_schedule("cosine")
-    solver = Analytic(1.0, "residual", 1.0).knowing(exact_table(schedule, 0.3))
-    assert solver.lowered(schedule, even(1)) == 0
-    found = sampled(solver, even(1), point(schedule), [randn(50, 2)])
+    solver = Analytic(1.0, "residual", 1.0).with_gamma(exact_table(schedule, 0.3))
+    assert solver.lowered(schedule, uniform(1)) == 0
+    found = sampled(solver, uniform(1), point(schedule), [randn(50, 2)])
     torch.testing.assert_close(found, torch.zeros(50, 2).double(), rtol=0, atol=1e-12)
 
 
@@ -285,7 +285,7 @@ def test_the_limit_is_no_part_of_the_model():
     """A likelihood asks for `variances`, which are the optimal ones whatever `last` says."""
     schedule = make_schedule("cosine")
     at, to, t = level("cosine", 400), level("cosine", 200), torch.tensor([0.4]).double()
-    free, limited = (Analytic(1.0, "residual", y).knowing(exact_table(schedule, 0.3)) for y in (None, 0.1))
+    free, limited = (Analytic(1.0, "residual", y).with_gamma(exact_table(schedule, 0.3)) for y in (None, 0.1))
     assert all(map(torch.equal, free.variances(at, to, t), limited.variances(at, to, t)))
 
 
@@ -327,16 +327,16 @@ def test_covariances_and_the_last_noise_are_those_of_the_datas_range(estimator):
     at, to, t = level("discrete", 1000), level("discrete", 500), torch.ones(1).double()
     lam2 = posterior_variance(at, to)
     solver = Analytic(1.0, estimator, last=1.0)
-    found = solver.knowing(gamma, wide).variances(at, to, t)[1]
+    found = solver.with_gamma(gamma, wide).variances(at, to, t)[1]
     torch.testing.assert_close(found, analytic.optimal_variance(at, to, gamma.moments.mean[2, -1:], lam2))
     torch.testing.assert_close(
-        solver.knowing(gamma).variances(at, to, t)[1], analytic.data_bound(at, to, lam2, -1.0, 1.0)
+        solver.with_gamma(gamma).variances(at, to, t)[1], analytic.data_bound(at, to, lam2, -1.0, 1.0)
     )
-    assert solver.knowing(gamma, wide)._limit == pytest.approx(16 * solver.knowing(gamma)._limit)
+    assert solver.with_gamma(gamma, wide)._limit == pytest.approx(16 * solver.with_gamma(gamma)._limit)
 
 
 def test_the_covariances_are_copied_to_a_device_once():
-    known, t = Analytic().knowing(exact_table(make_schedule("cosine"), 0.3)), torch.ones(1, device="meta")
+    known, t = Analytic().with_gamma(exact_table(make_schedule("cosine"), 0.3)), torch.ones(1, device="meta")
     assert known._table.beside(t) is known._table.beside(t)
 
 
@@ -359,5 +359,5 @@ def test_the_covariance_is_that_of_the_estimator_asked_for(word):
     }
     lam2 = posterior_variance(at, to)
     right = analytic.optimal_variance(at, to, cov[word], lam2)
-    torch.testing.assert_close(Analytic(1.0, word).knowing(gamma).variances(at, to, t)[1], right, rtol=1e-6, atol=0)
+    torch.testing.assert_close(Analytic(1.0, word).with_gamma(gamma).variances(at, to, t)[1], right, rtol=1e-6, atol=0)
     assert abs(float(cov["norm"] / cov["residual"]) - 1) > 0.1

@@ -10,13 +10,13 @@ import pytest
 
 from diffcore import checkpoints
 from diffcore.core import disk
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.data.read import load_resident
 from diffcore.metrics import bootstrap, features
 from diffcore.search import gamma
 from tasks import frontier as frontiers
 from tasks import measure, params, paths, report, search
-from tasks.tracking.files import cost_of, thinned
+from tasks.tracking.artifacts import cost_of, thinned
 from tests.test_measure import make, measure_all
 
 
@@ -63,7 +63,7 @@ def files() -> list[Path]:
 
 
 def told(read: Callable[[params.Params, Path], object], found: params.Params, path: Path) -> str:
-    with pytest.raises(Mistake) as caught:
+    with pytest.raises(UserError) as caught:
         read(found, path)
     return str(caught.value)
 
@@ -125,14 +125,14 @@ def test_gamma_of_another_teacher_is_refused_by_all_who_read_it(project):
     shutil.rmtree(paths.CHECKPOINTS / "teacher")
     shutil.copytree(paths.CHECKPOINTS / "v", paths.CHECKPOINTS / "teacher")
     for name in ("teacher", "v"):
-        with pytest.raises(Mistake, match=r"gamma\.json was estimated from checkpoint \w{12}, and the one here is"):
+        with pytest.raises(UserError, match=r"gamma\.json was estimated from checkpoint \w{12}, and the one here is"):
             measure.Bench(project, name)
 
 
 def test_times_searched_with_another_gamma_are_refused(project):
     resealed(paths.GAMMA, lambda value: value.update(edges=0.125))
     with pytest.raises(
-        Mistake, match=r"trajectory\.json was made from another gamma\.json; run the stage `search` again"
+        UserError, match=r"trajectory\.json was made from another gamma\.json; run the stage `search` again"
     ):
         measure.Bench(project, "v")
 
@@ -140,7 +140,7 @@ def test_times_searched_with_another_gamma_are_refused(project):
 def test_a_model_that_is_served_knows_its_gamma(project):
     digest = checkpoints.read_card(paths.CHECKPOINTS / "teacher").digest
     assert gamma.read(paths.GAMMA, digest, "x") == gamma.read(paths.GAMMA, None, "x")
-    with pytest.raises(Mistake, match="and the one here is 000000000000; publish it again"):
+    with pytest.raises(UserError, match="and the one here is 000000000000; publish it again"):
         gamma.read(paths.GAMMA, "0" * 64, "publish it again")
 
 
@@ -153,6 +153,6 @@ def test_a_checkpoint_that_was_not_measured_is_not_reported_as_the_recommended_o
     shutil.rmtree(folder)
     shutil.copytree(paths.CHECKPOINTS / other, folder)
     measured, here = point["checkpoint_digest"][:12], checkpoints.read_card(folder).digest[:12]
-    with pytest.raises(Mistake, match=f"is {here}, not the {measured} that was measured.*distill run"):
+    with pytest.raises(UserError, match=f"is {here}, not the {measured} that was measured.*distill run"):
         report.report()
     assert "the checkpoint is" not in capsys.readouterr().out

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.data.split import Split
 from diffcore.nets import memory, unet
 from diffcore.nets.unet import Shape
@@ -23,7 +23,7 @@ WALK = [case for place, case in enumerate(bad_params.numbers()) if place % 23 ==
 
 
 def refusal(folder: Path) -> list[str]:
-    with pytest.raises(Mistake) as caught:
+    with pytest.raises(UserError) as caught:
         params.read(folder / "params.yaml")
     return str(caught.value).splitlines()
 
@@ -62,7 +62,7 @@ def named(place: tuple) -> str:
 def refused(where: bad_params.Where, name: str, value: object, alone: bool = False) -> str:
     """What is said of a number at its place; alone: in a file of that section only, which is quicker to read."""
     raw = bad_params.raw_with(where, name, value)
-    with pytest.raises(Mistake) as caught:
+    with pytest.raises(UserError) as caught:
         params.parse({where[0]: raw[where[0]]} if alone else raw, "p")
     return str(caught.value)
 
@@ -127,9 +127,9 @@ def test_the_walk_over_all_numbers_reaches_them():
 
 SHAPES = [
     (Shape((16, 32), 1, False, 8, 0.0, 12.0), 1),
-    (Shape((8,), 2, False, 8, 0.0, 12.0, head="both"), 3),
+    (Shape((8,), 2, False, 8, 0.0, 12.0, parameterization="x0_eps"), 3),
     (Shape((16, 32, 48), 2, True, 8, 0.0, 12.0), 3),
-    (Shape((8, 8), 3, True, 4, 0.0, 12.0, head="x0"), 1),
+    (Shape((8, 8), 3, True, 4, 0.0, 12.0, parameterization="x0"), 1),
 ]
 
 
@@ -168,8 +168,8 @@ def with_memory(monkeypatch, count: float, **changes) -> list[str]:
         (line["network"] if section == "network" else line)[key] = value
     try:
         params.parse(raw, "p")
-    except Mistake as mistake:
-        return str(mistake).splitlines()
+    except UserError as error:
+        return str(error).splitlines()
     return []
 
 
@@ -328,16 +328,19 @@ def test_the_batch_of_every_training_divides_into_its_parts():
 
 def test_every_try_of_every_way_is_a_point(monkeypatch):
     """Lists are tried in all their combinations."""
-    way = SimpleNamespace(steps=[], trajectory="own", deepcache=None, skip=None, guidance=None)
-    full = {"steps": [1, 2], "trajectory": ["even"] * 3, "deepcache": [0] * 5, "skip": [0] * 7, "guidance": [0] * 11}
+    sampling = SimpleNamespace(steps=[], trajectory="own", deepcache=None, skip=None, guidance=None)
+    full = {"steps": [1, 2], "trajectory": ["uniform"] * 3, "deepcache": [0] * 5, "skip": [0] * 7, "guidance": [0] * 11}
     for names in [(name,) for name in full] + [tuple(full)]:
-        ways = [("a", "", way), ("b", "", SimpleNamespace(**vars(way) | {name: full[name] for name in names}))]
+        samplings = [
+            ("a", "", sampling),
+            ("b", "", SimpleNamespace(**vars(sampling) | {name: full[name] for name in names})),
+        ]
         points = 1 + math.prod(len(full[name]) for name in names)
         for most, told in ((points, []), (points - 1, ["b"])):
-            monkeypatch.setattr(bounds, "WAYS", most)
-            assert [line.partition(":")[0] for line in bounds.of_ways(iter(ways))] == told
-    monkeypatch.setattr(bounds, "WAYS", 1)
-    assert len(list(bounds.of_ways(iter([("a", "", way), ("b", "", way), ("c", "", way)])))) == 1
+            monkeypatch.setattr(bounds, "POINTS", most)
+            assert [line.partition(":")[0] for line in bounds.of_samplings(iter(samplings))] == told
+    monkeypatch.setattr(bounds, "POINTS", 1)
+    assert len(list(bounds.of_samplings(iter([("a", "", sampling), ("b", "", sampling), ("c", "", sampling)])))) == 1
 
 
 def test_bytes_are_said_as_people_say_them():
@@ -364,7 +367,7 @@ def test_bytes_are_said_as_people_say_them():
 )
 def test_a_change_on_the_command_line_is_refused_as_in_the_file(tmp_path, monkeypatch, text):
     monkeypatch.chdir(ROOT)
-    with pytest.raises(Mistake) as caught:
+    with pytest.raises(UserError) as caught:
         workspace.make(tmp_path / "w", None, [text])
     assert len(str(caught.value).splitlines()) == 1
     assert not list(tmp_path.iterdir())
@@ -377,7 +380,7 @@ def test_a_preset_is_read_as_strictly(tmp_path, monkeypatch, name):
     (presets / "odd.yaml").write_bytes(bad_params.FILES[name][0])
     monkeypatch.setattr(workspace, "PRESETS", presets)
     monkeypatch.chdir(ROOT)
-    with pytest.raises(Mistake) as caught:
+    with pytest.raises(UserError) as caught:
         workspace.make(tmp_path / "w", "odd", [])
     assert str(caught.value).isprintable()
     assert not (tmp_path / "w").exists()
@@ -414,7 +417,7 @@ def test_a_file_of_the_greatest_length_is_read_and_a_longer_one_is_not(tmp_path)
     path.write_text(text + "x" * (strict_yaml.LONGEST - len(text)))
     assert strict_yaml.load_yaml(path) == {"a": 1}
     path.write_text(text + "x" * (strict_yaml.LONGEST - len(text) + 1))
-    with pytest.raises(Mistake, match=f"is longer than {2**18} bytes"):
+    with pytest.raises(UserError, match=f"is longer than {2**18} bytes"):
         strict_yaml.load_yaml(path)
 
 
@@ -422,7 +425,7 @@ def test_brackets_within_brackets_are_counted():
     deep = strict_yaml.DEEPEST - 1
     assert strict_yaml.parse_yaml("[" * deep + "]" * deep, "x") is not None
     for text in ("[" * (deep + 1) + "]" * (deep + 1), "{a: " * (deep + 1) + "1" + "}" * (deep + 1)):
-        with pytest.raises(Mistake, match=r"^x is nested more than 40 deep"):
+        with pytest.raises(UserError, match=r"^x is nested more than 40 deep"):
             strict_yaml.parse_yaml(text, "x")
 
 

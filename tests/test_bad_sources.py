@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.data import selection
 from diffcore.data.config import Config
 from diffcore.data.write import write
@@ -187,7 +187,7 @@ REFUSED: dict[str, tuple[Callable[[Path], str], str]] = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_bad_source_is_one_line(tmp_path, case):
     make, said = REFUSED[case]
-    with pytest.raises(Mistake, match=said) as caught:
+    with pytest.raises(UserError, match=said) as caught:
         write(Config(make(tmp_path)), tmp_path / "out")
     assert str(caught.value).isprintable()
     assert not (tmp_path / "out").exists()
@@ -273,7 +273,7 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch, denied):
         return real(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    with pytest.raises(Mistake, match=rf"{denied} cannot be read \(Permission denied\)"):
+    with pytest.raises(UserError, match=rf"{denied} cannot be read \(Permission denied\)"):
         write(Config(f"folder:{tmp_path}/in"), tmp_path / "out")
 
 
@@ -281,13 +281,13 @@ def test_damaged_tars_are_refused_or_read_and_nothing_else(tmp_path):
     label = ("0.cls", b"1"), ("0.png", GOOD), ("1.cls", b"0"), ("1.npy", npy(np.ones((4, 4, 3), np.uint8)))
     source = tarred(*label)(tmp_path)
     whole = (tmp_path / "x.tar").read_bytes()
-    dice = np.random.default_rng(1)
+    rng = np.random.default_rng(1)
     for _ in range(60):
         harmed = bytearray(whole)
-        for place in dice.integers(0, 3000, 3):
-            harmed[place] = dice.integers(0, 256)
+        for place in rng.integers(0, 3000, 3):
+            harmed[place] = rng.integers(0, 256)
         (tmp_path / "x.tar").write_bytes(harmed)
         try:
             write(Config(source, tolerance=0.6), tmp_path / "out")
-        except Mistake as mistake:
-            assert str(mistake).isprintable()  # noqa: PT017
+        except UserError as error:
+            assert str(error).isprintable()  # noqa: PT017

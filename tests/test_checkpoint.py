@@ -9,15 +9,15 @@ import torch
 from diffcore import checkpoints
 from diffcore.checkpoints.folder import WEIGHTS, open_net
 from diffcore.core import disk
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.data.feed import to_uint8
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets import unet
 from diffcore.noise.schedule import Cosine
-from diffcore.noise.trajectory import even
+from diffcore.noise.trajectory import uniform
 from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solvers import SOLVERS
-from tests.conftest import dice
+from tests.conftest import seeded
 
 IMAGE = (1, 8, 8)
 ABOUT = {
@@ -37,17 +37,19 @@ ABOUT = {
 }
 
 
-def network(head: str = "v") -> torch.nn.Module:
+def network(parameterization: str = "v") -> torch.nn.Module:
     """A small network whose output is not small: fresh ones begin at zero."""
-    net = unet.build(unet.Shape((8, 16), 1, False, 8, 0.0, 12.0, head=head).config(IMAGE), seed=3)
+    net = unet.build(
+        unet.Shape((8, 16), 1, False, 8, 0.0, 12.0, parameterization=parameterization).config(IMAGE), seed=3
+    )
     with torch.no_grad():
         for parameter in net.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=dice(1))
+            parameter += 0.05 * torch.randn(parameter.shape, generator=seeded(1))
     return net.eval()
 
 
-def student(steps: int | None = 4, head: str = "v") -> NetDenoiser:
-    return NetDenoiser(network(head), Cosine(), head, even(steps) if steps else None)
+def student(steps: int | None = 4, parameterization: str = "v") -> NetDenoiser:
+    return NetDenoiser(network(parameterization), Cosine(), parameterization, uniform(steps) if steps else None)
 
 
 @pytest.fixture
@@ -57,25 +59,25 @@ def folder(tmp_path):
 
 
 def test_what_is_loaded_is_what_was_saved(folder):
-    opened, x, t = checkpoints.load(folder), torch.randn(3, *IMAGE, generator=dice()), torch.tensor([0.1, 0.5, 1.0])
+    opened, x, t = checkpoints.load(folder), torch.randn(3, *IMAGE, generator=seeded()), torch.tensor([0.1, 0.5, 1.0])
     assert torch.equal(opened.denoiser(x, t).x0, student()(x, t).x0)
-    assert opened.denoiser.grid == even(4)
+    assert opened.denoiser.grid == uniform(4)
     assert opened.shape == IMAGE
     assert opened.card.parameters == {"steps": 4}
     assert checkpoints.load(folder).card == opened.card
 
 
-@pytest.mark.parametrize("head", ["x0", "both"])
-def test_a_head_is_kept(tmp_path, head):
-    checkpoints.save(tmp_path / "s", student(4, head), IMAGE, ABOUT)
+@pytest.mark.parametrize("parameterization", ["x0", "x0_eps"])
+def test_a_parameterization_is_kept(tmp_path, parameterization):
+    checkpoints.save(tmp_path / "s", student(4, parameterization), IMAGE, ABOUT)
     opened, x, t = (
         checkpoints.load(tmp_path / "s"),
-        torch.randn(3, *IMAGE, generator=dice()),
+        torch.randn(3, *IMAGE, generator=seeded()),
         torch.tensor([0.1, 0.5, 1.0]),
     )
-    assert opened.card.head == opened.denoiser.head == head
+    assert opened.card.parameterization == opened.denoiser.parameterization == parameterization
     assert isinstance(opened.denoiser.net, unet.UNet)
-    assert torch.equal(opened.denoiser(x, t).v, student(4, head)(x, t).v)
+    assert torch.equal(opened.denoiser(x, t).v, student(4, parameterization)(x, t).v)
     assert opened.denoiser(x, t).v.shape == x.shape
 
 
@@ -113,10 +115,15 @@ DAMAGE = {
     "half a card": (lambda f: (f / "card.json").write_text((f / "card.json").read_text()[:100]), "is damaged"),
     "a card without end": (lambda f: (f / "card.json").write_text("[" * 100_000), "is damaged"),
     "a key too many": (lambda f: rewrite(f, colour="red"), "is damaged .*colour"),
-    "a schema to come": (lambda f: rewrite(f, schema=99), "has schema 99, this version reads 2"),
-    "another head": (lambda f: rewrite(f, head="w"), "names the head 'w'; known: "),
-    "no labels": (lambda f: rewrite(f, labels=0), "says labels 0, "),
-    "labels below none": (lambda f: rewrite(f, labels=-5), "says labels -5, "),
+    "a schema to come": (lambda f: rewrite(f, schema=99), "has schema 99, this version reads 3; run"),
+    "a card of before": (
+        lambda f: rewrite(f, schema=2),
+        "has schema 2, .*labels is num_timesteps now, renoise is multistep_consistency now, head is parameterization now, "
+        "both is x0_eps now",
+    ),
+    "another parameterization": (lambda f: rewrite(f, parameterization="w"), "names the parameterization 'w'; known: "),
+    "no timesteps": (lambda f: rewrite(f, num_timesteps=0), "says num_timesteps 0, "),
+    "timesteps below none": (lambda f: rewrite(f, num_timesteps=-5), "says num_timesteps -5, "),
     "another digest": (lambda f: rewrite(f, digest="0" * 64), "was changed since it was written"),
     "another file list": (lambda f: rewrite(f, files={}), "was changed since it was written"),
     "another seed": (lambda f: rewrite(f, seed=1), "was changed since it was written"),
@@ -136,13 +143,13 @@ def test_a_card_must_vouch_for_all_that_is_opened(folder, left_out):
     for kept in (files, {}):
         honest = dataclasses.replace(card, files=kept, digest=disk.digest(kept))
         rewrite(folder, files=kept, digest=honest.digest, seal=honest.sealed())
-        with pytest.raises(Mistake, match=r"card\.json does not vouch for unet/"):
+        with pytest.raises(UserError, match=r"card\.json does not vouch for unet/"):
             checkpoints.load(folder)
 
 
 def test_weights_that_nobody_vouches_for_are_not_opened(folder):
     (folder / "unet/diffusion_pytorch_model.safetensors.index.json").write_text("{}")
-    with pytest.raises(Mistake, match=r"does not vouch for unet/diffusion_pytorch_model\.safetensors\.index\.json"):
+    with pytest.raises(UserError, match=r"does not vouch for unet/diffusion_pytorch_model\.safetensors\.index\.json"):
         checkpoints.load(folder)
 
 
@@ -151,13 +158,15 @@ def test_a_network_of_numbers_that_are_none_is_neither_saved_nor_opened(folder, 
     broken = student()
     next(iter(broken.net.parameters())).data.flatten()[0] = value
     before = (folder / "card.json").read_bytes()
-    with pytest.raises(Mistake, match=r"the network \w+: .* holds 1 of \d+ values that are NaN or infinite; lower its"):
+    with pytest.raises(
+        UserError, match=r"the network \w+: .* holds 1 of \d+ values that are NaN or infinite; lower its"
+    ):
         checkpoints.save(folder, broken, IMAGE, ABOUT)
     assert (folder / "card.json").read_bytes() == before
     with monkeypatch.context() as patch:
         patch.setattr("diffcore.checkpoints.folder.check_finite", lambda *words: None)
         checkpoints.save(folder, broken, IMAGE, ABOUT)
-    with pytest.raises(Mistake, match=r"holds 1 of .* run the stage that makes it again"):
+    with pytest.raises(UserError, match=r"holds 1 of .* run the stage that makes it again"):
         checkpoints.load(folder)
 
 
@@ -165,14 +174,14 @@ def test_a_network_of_numbers_that_are_none_is_neither_saved_nor_opened(folder, 
 def test_damage_is_named_in_one_line(folder, damage):
     break_it, message = DAMAGE[damage]
     break_it(folder)
-    with pytest.raises(Mistake, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         checkpoints.load(folder)
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_pickled_weights_are_refused(folder):
     (folder / WEIGHTS).rename(folder / "unet/diffusion_pytorch_model.bin")
-    with pytest.raises(Mistake, match="safe_serialization"):
+    with pytest.raises(UserError, match="safe_serialization"):
         open_net(folder / "unet")
 
 
@@ -212,7 +221,7 @@ def run(pipeline, noises: list[torch.Tensor], steps: int) -> np.ndarray:
 
 
 def ours(denoiser: NetDenoiser, solver: str, noises: list[torch.Tensor], steps: int) -> torch.Tensor:
-    return Sampler(denoiser, SOLVERS[solver](), even(steps)).sample(noises[0], lambda k: noises[k + 1])
+    return Sampler(denoiser, SOLVERS[solver](), uniform(steps)).sample(noises[0], lambda k: noises[k + 1])
 
 
 def compare(theirs: np.ndarray, samples: torch.Tensor) -> None:
@@ -226,55 +235,61 @@ def compare(theirs: np.ndarray, samples: torch.Tensor) -> None:
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
 def test_a_progressive_student_in_plain_diffusers_gives_our_images(diffusers, tmp_path, steps):
     checkpoints.save(tmp_path / "s", student(steps), IMAGE, ABOUT)
-    noises = [torch.randn(16, *IMAGE, generator=dice(5))]
+    noises = [torch.randn(16, *IMAGE, generator=seeded(5))]
     pipeline = diffusers.DDIMPipeline.from_pretrained(tmp_path / "s", local_files_only=True)
     compare(run(pipeline, noises, steps), ours(checkpoints.load(tmp_path / "s").denoiser, "ddim", noises, steps))
 
 
 def test_a_student_that_says_x0_in_plain_diffusers_gives_our_images(diffusers, tmp_path):
     checkpoints.save(tmp_path / "s", student(4, "x0"), IMAGE, ABOUT)
-    noises = [torch.randn(16, *IMAGE, generator=dice(5))]
+    noises = [torch.randn(16, *IMAGE, generator=seeded(5))]
     pipeline = diffusers.DDIMPipeline.from_pretrained(tmp_path / "s", local_files_only=True)
     compare(run(pipeline, noises, 4), ours(checkpoints.load(tmp_path / "s").denoiser, "ddim", noises, 4))
 
 
-@pytest.mark.parametrize("solver", ["ddim", "renoise"])
-def test_diffusers_opens_a_network_of_both_and_refuses_to_step_with_it(diffusers, tmp_path, solver):
-    """None of its schedulers knows the head; it must not be taken for another."""
-    checkpoints.save(tmp_path / "s", student(4, "both"), IMAGE, {**ABOUT, "solver": solver})
+@pytest.mark.parametrize("solver", ["ddim", "multistep_consistency"])
+def test_diffusers_opens_a_network_of_x0_eps_and_refuses_to_step_with_it(diffusers, tmp_path, solver):
+    """None of its schedulers knows the parameterization; it must not be taken for another."""
+    checkpoints.save(tmp_path / "s", student(4, "x0_eps"), IMAGE, {**ABOUT, "solver": solver})
     pipeline = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "s", local_files_only=True)
-    x, label = torch.randn(3, *IMAGE, generator=dice()), torch.tensor([100.0, 511.0, 1023.0])
-    torch.testing.assert_close(pipeline.unet(x, label).sample, network("both")(x, label), rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match="prediction_type given as both must be one of"):
+    x, timestep = torch.randn(3, *IMAGE, generator=seeded()), torch.tensor([100.0, 511.0, 1023.0])
+    torch.testing.assert_close(pipeline.unet(x, timestep).sample, network("x0_eps")(x, timestep), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="prediction_type given as x0_eps must be one of"):
         run(pipeline, [x] * 5, 4)
 
 
-def test_a_learned_variance_is_not_taken_for_both(diffusers, tmp_path):
-    """A network of twice the channels whose head is another: its first half, then and after it was saved again."""
+def test_a_learned_variance_is_not_taken_for_x0_eps(diffusers, tmp_path):
+    """A network of twice the channels whose parameterization is another: its first half, then and after it was saved
+    again."""
     with torch.random.fork_rng():
-        net = diffusers.UNet2DModel(**{k: v for k, v in network("both").config_json().items() if k[0] != "_"}).eval()
+        net = diffusers.UNet2DModel(**{k: v for k, v in network("x0_eps").config_json().items() if k[0] != "_"}).eval()
     net.save_pretrained(tmp_path / "unet")
-    x, label = torch.randn(3, *IMAGE, generator=dice()), torch.tensor([100.0, 511.0, 1023.0])
+    x, timestep = torch.randn(3, *IMAGE, generator=seeded()), torch.tensor([100.0, 511.0, 1023.0])
     found = NetDenoiser(open_net(tmp_path / "unet", "eps"), Cosine(), "eps")
     checkpoints.save(tmp_path / "s", found, IMAGE, ABOUT)
     for opened in (found, checkpoints.load(tmp_path / "s").denoiser):
-        assert torch.equal(opened.net(x, label), net(x, label).sample[:, :1])
-        assert opened(x, label / 1024).eps.shape == x.shape
+        assert torch.equal(opened.net(x, timestep), net(x, timestep).sample[:, :1])
+        assert opened(x, timestep / 1024).eps.shape == x.shape
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_a_consistency_student_in_plain_diffusers_gives_our_images(diffusers, tmp_path, steps):
-    checkpoints.save(tmp_path / "s", student(None), IMAGE, {**ABOUT, "method": "consistency", "solver": "renoise"})
-    noises = [torch.randn(16, *IMAGE, generator=dice(seed)) for seed in range(steps + 1)]
+    checkpoints.save(
+        tmp_path / "s", student(None), IMAGE, {**ABOUT, "method": "consistency", "solver": "multistep_consistency"}
+    )
+    noises = [torch.randn(16, *IMAGE, generator=seeded(seed)) for seed in range(steps + 1)]
     pipeline = diffusers.DDPMPipeline.from_pretrained(tmp_path / "s", local_files_only=True)
     assert type(pipeline.scheduler).__name__ == "LCMScheduler"
-    compare(run(pipeline, noises, steps), ours(checkpoints.load(tmp_path / "s").denoiser, "renoise", noises, steps))
+    compare(
+        run(pipeline, noises, steps),
+        ours(checkpoints.load(tmp_path / "s").denoiser, "multistep_consistency", noises, steps),
+    )
 
 
 def test_another_number_of_steps_gives_other_images(diffusers, tmp_path):
     """The comparison above can fail."""
     checkpoints.save(tmp_path / "s", student(4), IMAGE, ABOUT)
-    noises = [torch.randn(16, *IMAGE, generator=dice(5))]
+    noises = [torch.randn(16, *IMAGE, generator=seeded(5))]
     pipeline = diffusers.DDIMPipeline.from_pretrained(tmp_path / "s", local_files_only=True)
     with pytest.raises(AssertionError):
         compare(run(pipeline, noises, 2), ours(checkpoints.load(tmp_path / "s").denoiser, "ddim", noises, 4))
@@ -287,12 +302,12 @@ def test_the_seal_is_of_every_field_of_a_card(folder):
             if value == card[field.name]:
                 continue
             rewrite(folder, **{field.name: value})
-            with pytest.raises(Mistake):
+            with pytest.raises(UserError):
                 checkpoints.read_card(folder)
             rewrite(folder, **{field.name: card[field.name]})
         without = {name: value for name, value in card.items() if name != field.name}
         (folder / "card.json").write_text(json.dumps(without))
-        with pytest.raises(Mistake):
+        with pytest.raises(UserError):
             checkpoints.read_card(folder)
         (folder / "card.json").write_text(json.dumps(card))
 
@@ -305,16 +320,16 @@ def test_a_card_from_before_cards_told_of_precision_is_read_as_it_is(folder):
     assert opened.compute is None
     assert opened.digest == card["digest"]
     rewrite(folder, compute=card["compute"])  # nobody gives it another past
-    with pytest.raises(Mistake, match="was changed since it was written"):
+    with pytest.raises(UserError, match="was changed since it was written"):
         checkpoints.read_card(folder)
 
 
 def test_a_card_says_all_that_it_was_told_and_what_the_denoiser_is(tmp_path):
-    card = checkpoints.save(tmp_path / "s", student(None, "x0"), IMAGE, {**ABOUT, "solver": "renoise"})
+    card = checkpoints.save(tmp_path / "s", student(None, "x0"), IMAGE, {**ABOUT, "solver": "multistep_consistency"})
     assert checkpoints.read_card(tmp_path / "s") == card
     found = dataclasses.asdict(card)
-    assert {key: found[key] for key in ABOUT} == {**ABOUT, "solver": "renoise"}
-    assert (card.head, card.labels, card.grid, card.image) == ("x0", 1024, None, list(IMAGE))
+    assert {key: found[key] for key in ABOUT} == {**ABOUT, "solver": "multistep_consistency"}
+    assert (card.parameterization, card.num_timesteps, card.grid, card.image) == ("x0", 1024, None, list(IMAGE))
     assert (card.classes, card.guidance, card.schedule) == (None, None, {"name": "cosine"})
     for name, digest in card.files.items():
         assert disk.sha256(tmp_path / "s" / name) == digest
@@ -344,4 +359,4 @@ def test_a_checkpoint_moves_to_a_device_and_stays_what_it_is(folder):
         weights = list(moved.denoiser.net.parameters())
         assert {weight.device.type for weight in weights} == {device}
         assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights if w.dim() == 4)
-        assert (moved.denoiser.grid, moved.denoiser.head) == (even(4), "v")
+        assert (moved.denoiser.grid, moved.denoiser.parameterization) == (uniform(4), "v")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.denoisers.clipping import Clip, Clipped, Threshold
 from diffcore.denoisers.denoiser import Condition, Denoiser, per_sample
 from diffcore.denoisers.exact import GaussianDenoiser
@@ -13,7 +13,7 @@ from diffcore.denoisers.meter import Meter, Metered
 from diffcore.denoisers.prediction import Prediction
 from diffcore.metrics import likelihood
 from diffcore.noise.schedule import Cosine
-from diffcore.noise.trajectory import even, karras
+from diffcore.noise.trajectory import karras, uniform
 from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solvers import SOLVERS
 from tests.conftest import gaussian, make_solver, randn, toy_denoiser
@@ -48,7 +48,7 @@ class ByHand(Denoiser):
         eps = torch.where(level.sigma > 0, (x_t - level.alpha * x0) / level.sigma, belief.eps)
         return Prediction(x0, eps, level)
 
-    def of(self, rows):
+    def select(self, rows):
         return self
 
 
@@ -136,22 +136,22 @@ def test_the_batch_law(name, limit):
 def test_classes_and_rows_reach_what_is_limited():
     x, t, labels = randn(4, 2), per_sample(0.4, randn(4, 2)), torch.tensor([0, 1, 1, 0])
     condition = Condition(labels, torch.full((4,), 3.0).double())
-    expected = Guided(TwoBlobs()).given(condition)(x, t)
-    found = Clipped(Guided(TwoBlobs()), Clip(0.3)).given(condition)
+    expected = Guided(TwoBlobs()).with_condition(condition)(x, t)
+    found = Clipped(Guided(TwoBlobs()), Clip(0.3)).with_condition(condition)
     torch.testing.assert_close(found(x, t).x0, expected.x0.clamp(-0.3, 0.3), rtol=0, atol=0)
     rows = torch.tensor([2, 0])
-    torch.testing.assert_close(found.of(rows)(x[rows], t[rows]).x0, found(x, t).x0[rows], rtol=0, atol=0)
+    torch.testing.assert_close(found.select(rows)(x[rows], t[rows]).x0, found(x, t).x0[rows], rtol=0, atol=0)
 
 
 def test_cost_features_and_memory_are_those_of_what_is_limited():
     class Remembers(type(toy_denoiser())):
-        def begin(self, calls):
+        def start_run(self, calls):
             self.began = calls
             return self
 
     inner, meter, x = Remembers(toy_denoiser().net, Cosine()), Meter(), randn(2, 1, 4, 4).float()
     limited = Clipped(Metered(inner, meter), Clip())
-    Sampler(limited, SOLVERS["heun"](), even(3)).sample(x)
+    Sampler(limited, SOLVERS["heun"](), uniform(3)).sample(x)
     assert (inner.began, meter.spent) == (4, 8)
     t = per_sample(0.5, x)
     assert all(map(torch.equal, limited.features(x, t), inner.features(x, t)))
@@ -161,11 +161,13 @@ def test_a_bound_is_that_of_the_limited_model_and_a_flow_that_ends_on_a_face_has
     """Images lie within the limits, so that a poor network's beliefs come nearer to all of them."""
     images = torch.tensor([[-1.0, 1.0, 0.2], [0.0, -1.0, 1.0]]).double()[None].expand(40, 2, 3)
     limited = Clipped(wide(), Clip(1.0))
-    plain, found = (likelihood.of(Sampler(each, SOLVERS["ddpm"](), even(5)), images, 0) for each in (wide(), limited))
+    plain, found = (
+        likelihood.estimate(Sampler(each, SOLVERS["ddpm"](), uniform(5)), images, 0) for each in (wide(), limited)
+    )
     assert found.mean < plain.mean
-    sampler = Sampler(limited, SOLVERS["rk45"](), even(1))
-    assert likelihood.of(sampler, images, 0) is None
-    with pytest.raises(Mistake, match="has no density"):
+    sampler = Sampler(limited, SOLVERS["rk45"](), uniform(1))
+    assert likelihood.estimate(sampler, images, 0) is None
+    with pytest.raises(UserError, match="has no density"):
         likelihood.exact(sampler, images, 0, range(40))
 
 

@@ -67,7 +67,13 @@ def but(place: int, **changes) -> list[dict]:
 
 
 @pytest.mark.parametrize(
-    "other", [{}, {"points": but(0, name="another", ms_per_image=9.0)}, {"points": but(1, sampler="ddim")}]
+    "other",
+    [
+        {},
+        {"points": but(0, name="another", ms_per_image=9.0)},
+        {"points": but(1, sampler="ddim")},
+        {"points": but(1, trajectory="least_cost")},
+    ],
 )
 def test_names_and_milliseconds_are_not_compared(told, other):
     assert told(**other) == (0, "the same: 1 files of weights, 2 points\n")

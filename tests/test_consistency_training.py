@@ -18,12 +18,12 @@ from diffcore.noise.angle import compose, diffuse, hop
 from diffcore.noise.schedule import Cosine, Linear
 from diffcore.training.config import Compute, Training
 from diffcore.training.loop import Job, fit
-from tests.conftest import ToyNet, dice, gaussian, randn
+from tests.conftest import ToyNet, gaussian, randn, seeded
 from tests.test_methods import roles, toss
 
 SCHEDULES = pytest.mark.parametrize("word", ["ict", "ect"])
 FINE = (torch.arange(20_000).double() + 0.5) / 20_000
-"""The middles of as many equal cells: stratified dice without the dice."""
+"""The middles of as many equal cells: stratified numbers without chance."""
 
 
 class Consistent(Denoiser):
@@ -154,17 +154,17 @@ def test_no_time_is_beyond_the_schedules_end(word):
 @pytest.mark.parametrize("weight", ["gap", "one"])
 def test_the_loss_is_the_published_one(word, weight):
     """The distance of two beliefs about x_0 over the gap in sigma, each belief at its own noisy image."""
-    cast, (x0, dice_) = roles(), toss()
+    cast, (x0, drawn) = roles(), toss()
     config = ConsistencyTraining(schedule=word, weight=weight)
-    t, r = config.pair(dice_.u, 0.5)
+    t, r = config.pair(drawn.u, 0.5)
     phi, phi_r = t.atan(), r.atan()
-    ours = cast.student(diffuse(x0, dice_.noise, phi), phi * 2 / math.pi).x0
-    theirs = cast.target(diffuse(x0, dice_.noise, phi_r), phi_r * 2 / math.pi).x0
+    ours = cast.student(diffuse(x0, drawn.noise, phi), phi * 2 / math.pi).x0
+    theirs = cast.target(diffuse(x0, drawn.noise, phi_r), phi_r * 2 / math.pi).x0
     error = (ours - theirs).flatten(1).norm(dim=1) / (phi.sin() if weight == "one" else 1)
     c = 0.00054 * math.sqrt(27) if word == "ict" else 0.0
     by_hand = ((error**2 + c**2).sqrt() - c) / (t - r if weight == "gap" else 1)
-    found = config.loss(cast, x0, dice_, 0.5)
-    torch.testing.assert_close(found, by_hand, rtol=1e-6, atol=0)  # the label of t is float32
+    found = config.loss(cast, x0, drawn, 0.5)
+    torch.testing.assert_close(found, by_hand, rtol=1e-6, atol=0)  # the timestep of t is float32
 
 
 @SCHEDULES
@@ -252,7 +252,7 @@ class GaussianFeed:
     classes: tuple[str, ...] | None = None
 
     def batch(self, step, rows=slice(None)):
-        x0 = torch.randn((self.size, *self.shape), generator=dice(step))
+        x0 = torch.randn((self.size, *self.shape), generator=seeded(step))
         return (self.mean + self.std * x0)[rows], None
 
 
@@ -270,8 +270,8 @@ class Affine(nn.Module):
         series = torch.stack(series, 1)
         return series @ self.gain, series @ self.shift
 
-    def forward(self, x, label):
-        gain, shift = self.at((label + 1) / 1024)
+    def forward(self, x, timestep):
+        gain, shift = self.at((timestep + 1) / 1024)
         return gain[:, None, None, None] * x + shift[:, None, None, None]
 
 
@@ -292,6 +292,6 @@ def trained(method, config, teacher=None, iterations: int = 800, lr=0.01, mean=0
 @pytest.mark.slow  # tests/test_trainable.py has a shorter one
 @pytest.mark.parametrize(("word", "within"), [("ict", 0.09), ("ect", 0.16)])
 def test_the_trainer_finds_the_flow_map_of_gaussian_data(word, within):
-    """From nothing and from data alone: a start off by 0.5 in gain, as the denoiser is. What is left is the dice's."""
+    """From nothing and from data alone: a start off by 0.5 in gain, as the denoiser is. What is left is chance."""
     errors = trained(consistency_training, ConsistencyTraining(schedule=word))
     assert max(errors) < within, errors

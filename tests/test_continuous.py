@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.denoisers.network import NetDenoiser
@@ -16,7 +16,7 @@ from diffcore.methods.continuous import Continuous, normalised, tangent
 from diffcore.nets import unet
 from diffcore.noise.angle import compose, diffuse, hop, velocity
 from diffcore.noise.schedule import Cosine, Discrete, Linear
-from diffcore.noise.trajectory import even
+from diffcore.noise.trajectory import uniform
 from tests.conftest import DDPM_BETAS, ToyNet, gaussian, randn
 from tests.test_consistency_training import Consistent, posterior, trained
 from tests.test_methods import roles, toss
@@ -62,18 +62,20 @@ def test_a_sample_s_own_arc_gives_the_tangent_in_expectation():
 
 
 def test_the_derivative_is_that_of_finite_differences():
-    """Along the trajectory, at labels that float32 holds exactly; the error falls with the square of the step."""
-    net, labels = NetDenoiser(ToyNet(3).double(), Cosine()), torch.tensor([128.0, 512.0, 896.0]).double()
-    phi, z, arc = labels / 1024 * math.pi / 2, randn(3, 3, 3, 3), randn(3, 3, 3, 3, seed=1)
+    """Along the trajectory, at timesteps that float32 holds exactly; the error falls with the square of the step."""
+    net, timesteps = NetDenoiser(ToyNet(3).double(), Cosine()), torch.tensor([128.0, 512.0, 896.0]).double()
+    phi, z, arc = timesteps / 1024 * math.pi / 2, randn(3, 3, 3, 3), randn(3, 3, 3, 3, seed=1)
     shape = (-1, 1, 1, 1)
     cos, sin = phi.cos().reshape(shape), phi.sin().reshape(shape)
 
     def difference(step: float):
-        ahead, behind = (net(z + way * step * math.pi / 2048 * arc, (labels + way * step) / 1024).v for way in (1, -1))
+        ahead, behind = (
+            net(z + way * step * math.pi / 2048 * arc, (timesteps + way * step) / 1024).v for way in (1, -1)
+        )
         return (ahead - behind) / (step * math.pi / 1024)
 
     change = (4 * difference(4.0) - difference(8.0)) / 3  # the next order too
-    by_hand = -(cos**2) * (net(z, labels / 1024).v - arc) - 0.7 * cos * sin * (z + change)
+    by_hand = -(cos**2) * (net(z, timesteps / 1024).v - arc) - 0.7 * cos * sin * (z + change)
     found = tangent(only(net), z, phi.tan().log(), arc, 0.7)
     torch.testing.assert_close(found, by_hand, rtol=0, atol=1e-7)
 
@@ -123,7 +125,7 @@ def test_our_u_net_has_a_derivative_as_it_is_trained(attention):
 
         change = (4 * difference(2) - difference(4)) / 3
         by_hand = -0.5 * (student(z, half).v - arc) - 0.5 * (z + change)
-    torch.testing.assert_close(found, by_hand, rtol=0, atol=1e-4)  # sinusoids of the label are float32
+    torch.testing.assert_close(found, by_hand, rtol=0, atol=1e-4)  # sinusoids of the timestep are float32
 
 
 def test_a_tangent_is_never_taken_in_bfloat16():
@@ -181,14 +183,14 @@ class Shifted(Denoiser):
 @pytest.mark.parametrize("weight", ["one", "inverse_tan"])
 @pytest.mark.parametrize("data", ["distillation", "training"])
 def test_the_student_s_gradient_is_against_the_normalised_tangent(data, weight):
-    config, cast, (x0, dice) = Continuous(data=data, weight=weight), roles(), toss()
+    config, cast, (x0, drawn) = Continuous(data=data, weight=weight), roles(), toss()
     student = Shifted(cast.student)
     cast = dataclasses.replace(cast, student=student)
-    config.loss(cast, x0, dice, 0.5).sum().backward()
-    log_tan = -1.0 + 1.4 * torch.distributions.Normal(0.0, 1.0).icdf(dice.u)
+    config.loss(cast, x0, drawn, 0.5).sum().backward()
+    log_tan = -1.0 + 1.4 * torch.distributions.Normal(0.0, 1.0).icdf(drawn.u)
     phi = log_tan.exp().atan()
-    z = diffuse(x0, dice.noise, phi)
-    arc = cast.teacher(z, time(log_tan)).v if data == "distillation" else velocity(x0, dice.noise, phi)
+    z = diffuse(x0, drawn.noise, phi)
+    arc = cast.teacher(z, time(log_tan)).v if data == "distillation" else velocity(x0, drawn.noise, phi)
     g = normalised(tangent(cast, z, log_tan, arc, 1.0), 0.1)
     scale = 1 / phi.tan() if weight == "inverse_tan" else torch.ones(3).double()
     by_hand = -2 / 27 * (scale[:, None, None, None] * g).sum(0)
@@ -196,24 +198,24 @@ def test_the_student_s_gradient_is_against_the_normalised_tangent(data, weight):
 
 
 def test_the_teacher_is_asked_only_to_distil():
-    cast, (x0, dice) = roles(), toss()
+    cast, (x0, drawn) = roles(), toss()
     alone = dataclasses.replace(cast, teacher=None)
-    assert Continuous(data="training").loss(alone, x0, dice, 0.5).isfinite().all()
+    assert Continuous(data="training").loss(alone, x0, drawn, 0.5).isfinite().all()
     calls = []
     for role in ("student", "teacher", "target"):
         getattr(cast, role).register_forward_hook(lambda *_, role=role: calls.append(role))
     for data, count in (("distillation", 5), ("training", 4)):
         calls.clear()
-        Continuous(data=data).loss(cast, x0, dice, 0.5)
+        Continuous(data=data).loss(cast, x0, drawn, 0.5)
         assert len(calls) + 2 == count == Continuous(data=data).network_calls  # a backward pass counts as two
         assert calls.count("target") == 1  # one product gives both v and its derivative
 
 
 def test_a_student_of_few_steps_cannot_teach_but_may_start_a_training():
     Continuous().check(None)
-    Continuous(data="training").check(even(4))
-    with pytest.raises(Mistake, match=r"valid only on its own 4 steps; .* or set data to training"):
-        Continuous().check(even(4))
+    Continuous(data="training").check(uniform(4))
+    with pytest.raises(UserError, match=r"valid only on its own 4 steps; .* or set data to training"):
+        Continuous().check(uniform(4))
 
 
 @pytest.mark.parametrize("wrong", [{"std": 0.0}, {"warmup": -0.1}, {"warmup": 1.1}, {"norm": 0.0}])
@@ -225,7 +227,7 @@ def test_impossible_numbers_are_refused(wrong):
 @pytest.mark.slow  # tests/test_trainable.py has a shorter one
 @pytest.mark.parametrize(("data", "iterations", "within"), [("distillation", 400, 0.1), ("training", 600, 0.12)])
 def test_the_trainer_finds_the_flow_map_of_gaussian_data(data, iterations, within):
-    """From nothing, whose gain is off by 0.5. What is left is the dice's: the sample's own arc throws more of them."""
+    """From nothing, whose gain is off by 0.5. What is left is chance: the sample's own arc has more of it."""
     mean, std = (torch.full((1, 8, 8), number) for number in (0.2, 0.5))
     errors = trained(continuous, Continuous(data=data), GaussianDenoiser(mean, std**2, Cosine()), iterations)
     assert max(errors) < within, errors

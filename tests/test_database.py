@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from tasks import database, faults
 from tests.test_disk import DEAD
 
@@ -89,7 +89,7 @@ def test_a_disk_that_fills_while_it_is_made_leaves_nothing(tmp_path, monkeypatch
         return engine
 
     monkeypatch.setattr(utils, "create_sqlalchemy_engine", small)
-    with pytest.raises(Mistake, match=r"mlflow.db cannot be made: database or disk is full$"):
+    with pytest.raises(UserError, match=r"mlflow.db cannot be made: database or disk is full$"):
         database.ready(path)
     assert list(tmp_path.iterdir()) == []
 
@@ -159,7 +159,7 @@ def test_an_upgrade_that_fails_leaves_all_as_it_was(path, monkeypatch):
     before = path.read_bytes()
     monkeypatch.setattr(utils, "_upgrade_db", fails)
     with pytest.raises(
-        Mistake, match=r"cannot be brought to the installed MLflow's version: duplicate column name: x; "
+        UserError, match=r"cannot be brought to the installed MLflow's version: duplicate column name: x; "
     ):
         database.ready(path)
     assert path.read_bytes() == before
@@ -181,7 +181,7 @@ def test_an_upgrade_is_another_file_under_the_same_name(path, monkeypatch):
 
 def test_a_newer_mlflow_s_is_refused_in_one_line(path):
     run(path, "update alembic_version set version_num = 'feed'")
-    with pytest.raises(Mistake, match=r"mlflow.db cannot be brought .*'feed'") as caught:
+    with pytest.raises(UserError, match=r"mlflow.db cannot be brought .*'feed'") as caught:
         database.ready(path)
     assert "\n" not in str(caught.value)
     assert version(path) == "feed"
@@ -196,7 +196,7 @@ def test_one_that_was_left_half_made_is_refused_with_what_to_do(path, left):
         run(path, "delete from alembic_version" if left == "no version" else "drop table alembic_version")
     before = path.read_bytes()
     with pytest.raises(
-        Mistake, match=rf"{path} is damaged: it was left half made; move it away \(`mv {path} {path}.damaged`\)"
+        UserError, match=rf"{path} is damaged: it was left half made; move it away \(`mv {path} {path}.damaged`\)"
     ):
         database.ready(path)
     assert path.read_bytes() == before
@@ -231,7 +231,7 @@ def test_a_damaged_one_is_refused_in_one_line_or_does_not_matter(path, damage):
         begin = 0 if damage == "head" else len(whole) * damage // 8 // 4096 * 4096
         path.write_bytes(whole[:begin] + bytes(range(256)) * 2 + whole[begin + 512 :])
     before = path.read_bytes()
-    with pytest.raises(Mistake, match=rf"^{path} is damaged: .*; move it away") as caught:
+    with pytest.raises(UserError, match=rf"^{path} is damaged: .*; move it away") as caught:
         database.ready(path)
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == before
@@ -248,7 +248,7 @@ def test_a_folder_in_its_place_is_one_line(tmp_path):
 
 def test_a_place_that_cannot_be_written_to_is_one_line(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(Mistake, match=r"mlflow.db cannot be made or read: (Not a directory|File exists)$"):
+    with pytest.raises(UserError, match=r"mlflow.db cannot be made or read: (Not a directory|File exists)$"):
         database.ready(tmp_path / "file" / "mlflow.db")
 
 
@@ -268,7 +268,7 @@ def test_the_file_of_an_address(address, file):
 
 @pytest.mark.parametrize("address", ["sqlite:", "sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:/mlflow.db"])
 def test_what_would_keep_nothing_is_a_mistake(address):
-    with pytest.raises(Mistake, match=r"names no file; write sqlite:///mlflow\.db"):
+    with pytest.raises(UserError, match=r"names no file; write sqlite:///mlflow\.db"):
         database.file_of(address)
 
 
@@ -341,7 +341,7 @@ def test_an_upgrade_killed_before_its_end_has_kept_what_was_there(path, monkeypa
 
 def test_two_versions_at_once_are_none(path):
     run(path, "insert into alembic_version values ('another')")
-    with pytest.raises(Mistake, match="it was left half made"):
+    with pytest.raises(UserError, match="it was left half made"):
         database.ready(path)
 
 
@@ -357,7 +357,7 @@ def test_what_only_another_holds_is_not_called_damaged(path, monkeypatch):
     monkeypatch.setattr(sqlite3, "connect", connect)
     with contextlib.closing(real(path)) as other:
         other.execute("begin exclusive")
-        with pytest.raises(Mistake, match=rf"^{path} cannot be opened: database is locked$"):
+        with pytest.raises(UserError, match=rf"^{path} cannot be opened: database is locked$"):
             database.ready(path)
         assert database.lacks(path, "x").startswith(f"{path} cannot be read (database is locked)")
     assert set(waits) == {20}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.core.rng import noises
 from diffcore.denoisers.denoiser import Condition, Denoiser, per_sample
 from diffcore.denoisers.guidance import Guided
@@ -14,7 +14,7 @@ from diffcore.denoisers.meter import Meter, Metered
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets import unet
 from diffcore.noise.schedule import Cosine
-from diffcore.noise.trajectory import even, karras
+from diffcore.noise.trajectory import karras, uniform
 from diffcore.sampling import deepcache
 from diffcore.sampling.deepcache import Config, DeepCached, full_calls
 from diffcore.sampling.sampler import Sampler
@@ -128,7 +128,7 @@ def test_a_cached_call_where_the_full_one_was_says_the_same(name):
     whole = plain(CONFIGS[name])
     x = start(whole)
     for branch in range(whole.net.config.skips - 1):
-        run = DeepCached(whole, Config(2, branch)).begin(2)
+        run = DeepCached(whole, Config(2, branch)).start_run(2)
         with torch.no_grad():
             full, again = (run(x, per_sample(0.6, x)) for _ in range(2))
         assert torch.equal(full.x0, again.x0)
@@ -141,7 +141,7 @@ def test_a_cached_call_is_the_fine_part_on_what_was_kept(branch):
     """Written out with the seams: skips s_0..s_(branch + 1) are new, what meets the last of them is old."""
     whole = plain(CONFIGS["two layers"])
     net, x, later = whole.net, start(whole), start(whole, seed=1)
-    run = DeepCached(whole, Config(2, branch)).begin(2)
+    run = DeepCached(whole, Config(2, branch)).start_run(2)
     t, s = per_sample(0.6, x), per_sample(0.5, x)
     with torch.no_grad():
         run(x, t)
@@ -169,19 +169,19 @@ def test_nothing_is_remembered_between_runs():
 
 
 def test_sample_i_depends_on_the_seed_and_i_alone():
-    sampler = Sampler(DeepCached(plain(), Config(2)), SOLVERS["ddim"](), even(5))
+    sampler = Sampler(DeepCached(plain(), Config(2)), SOLVERS["ddim"](), uniform(5))
     one, other = (sampler.draw((1, 8, 8), 7, 0, batch) for batch in (7, 3))
     torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
 def test_a_student_keeps_its_grid():
     whole = plain()
-    student = NetDenoiser(whole.net, Cosine(), "v", even(4))
+    student = NetDenoiser(whole.net, Cosine(), "v", uniform(4))
     cached = DeepCached(student, Config(2))
-    assert cached.grid == even(4)
-    with pytest.raises(Mistake, match="own 4 steps"):
-        Sampler(cached, SOLVERS["ddim"](), even(2))
-    assert torch.isfinite(Sampler(cached, SOLVERS["ddim"](), even(4)).sample(start(whole))).all()
+    assert cached.grid == uniform(4)
+    with pytest.raises(UserError, match="own 4 steps"):
+        Sampler(cached, SOLVERS["ddim"](), uniform(2))
+    assert torch.isfinite(Sampler(cached, SOLVERS["ddim"](), uniform(4)).sample(start(whole))).all()
 
 
 # what it costs
@@ -206,14 +206,14 @@ def by_hand(net: unet.UNet, x: torch.Tensor, branch: int) -> float:
             layer.register_forward_hook(heard)
         if isinstance(layer, unet.Attention):
             layer.register_forward_hook(mixed)
-    label = torch.zeros(1)
-    net(x, label)
+    timestep = torch.zeros(1)
+    net(x, timestep)
     full = sum(spent)
-    embedding = net.embed(label)
+    embedding = net.embed(timestep)
     cut = branch + 2
     kept = net.up(net.mid(net.down(x, embedding)[-1], embedding), net.down(x, embedding), embedding, until=cut)
     spent.clear()
-    net.out(net.up(kept, net.down(x, net.embed(label), cut), embedding))
+    net.out(net.up(kept, net.down(x, net.embed(timestep), cut), embedding))
     return sum(spent) / full
 
 
@@ -237,7 +237,7 @@ def test_a_run_costs_what_is_counted_in_it():
     cached, x = DeepCached(whole, Config(3, 1)), start(whole)
     with torch.no_grad(), FlopCounterMode(display=False) as once:
         whole(x, per_sample(0.5, x))
-    run, spent = Metered(cached, meter).begin(7), 0
+    run, spent = Metered(cached, meter).start_run(7), 0
     for call in range(7):
         cached.share(x.shape[1:])  # not to be counted now
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -250,7 +250,7 @@ def test_the_share_is_counted_once_for_a_shape():
     whole = plain(FAMILY["classes"])
     cached, runs = DeepCached(whole, Config(2)), spied(whole.net.conv_in)
     for labels in (torch.zeros(3).long(), torch.ones(3).long()):
-        cached.given(Condition(labels)).share((1, 8, 8))
+        cached.with_condition(Condition(labels)).share((1, 8, 8))
     assert len(runs) == 2
     cached.share((1, 16, 16))
     assert len(runs) == 4
@@ -261,7 +261,7 @@ def test_the_share_is_counted_once_for_a_shape():
 
 def labelled(denoiser: Denoiser, guidance: float | None = None) -> Denoiser:
     weight = None if guidance is None else torch.full((3,), guidance, dtype=torch.float64)
-    return denoiser.given(Condition(torch.tensor([0, 2, 3]), weight))
+    return denoiser.with_condition(Condition(torch.tensor([0, 2, 3]), weight))
 
 
 def test_classes_reach_full_and_cached_calls():
@@ -269,7 +269,7 @@ def test_classes_reach_full_and_cached_calls():
     cached, x = DeepCached(whole, Config(2)), start(whole)
     assert torch.equal(sample(labelled(DeepCached(whole, Config(1))), x), sample(labelled(whole), x))
     assert not torch.equal(sample(labelled(cached), x), sample(cached, x))
-    run = labelled(cached).begin(2)
+    run = labelled(cached).start_run(2)
     with torch.no_grad():
         full, again = (run(x, per_sample(0.5, x)).x0 for _ in range(2))
         assert torch.equal(full, labelled(whole)(x, per_sample(0.5, x)).x0)
@@ -291,7 +291,7 @@ def test_under_guidance_both_halves_are_kept():
 
 def test_a_weight_that_is_an_input_is_passed_on():
     made = stirred(replace(FAMILY["classes"], guidance_embeds=True)).requires_grad_(False)
-    whole = NetDenoiser(made, Cosine(), classes=4, weighs=True)
+    whole = NetDenoiser(made, Cosine(), classes=4, takes_guidance=True)
     x = start(whole)
     assert torch.equal(sample(labelled(DeepCached(whole, Config(1)), 2.0), x), sample(labelled(whole, 2.0), x))
     found = [sample(labelled(DeepCached(whole, Config(2)), weight), x) for weight in (1.0, 3.0)]
@@ -306,7 +306,7 @@ def test_scaled_skips_are_scaled_in_cached_calls_too():
     tuned, x = skip_tuned(whole, SkipConfig(0.6, 1.2)), start(whole)
     assert torch.equal(sample(DeepCached(tuned, Config(1)), x), sample(tuned, x))
     for branch in range(whole.net.config.skips - 1):
-        run = DeepCached(tuned, Config(2, branch)).begin(2)
+        run = DeepCached(tuned, Config(2, branch)).start_run(2)
         with torch.no_grad():
             full, again = (run(x, per_sample(0.5, x)).x0 for _ in range(2))
         assert torch.equal(full, again)
@@ -343,7 +343,7 @@ def test_a_branch_that_the_network_does_not_have(name):
     deepcache.check(Config(2, skips - 2), skips)
     whole = NetDenoiser(net, Cosine(), classes=config.num_class_embeds and config.num_class_embeds - 1)
     DeepCached(whole, Config(2, skips - 2))
-    with pytest.raises(Mistake, match=rf"^{skips - 1} is not one of the network's {skips - 1} branches"):
+    with pytest.raises(UserError, match=rf"^{skips - 1} is not one of the network's {skips - 1} branches"):
         DeepCached(whole, Config(2, skips - 1))
 
 
@@ -353,27 +353,27 @@ def test_the_shape_of_params_knows_its_skips():
 
 
 def test_another_network_is_refused():
-    with pytest.raises(Mistake, match=r"our own U-Net.*leave `deepcache` out"):
+    with pytest.raises(UserError, match=r"our own U-Net.*leave `deepcache` out"):
         DeepCached(NetDenoiser(ToyNet(), Cosine()), Config(2))
 
 
 def test_outside_a_run_it_is_refused():
     whole = plain()
     x = start(whole)
-    with pytest.raises(Mistake, match="through Sampler"):
+    with pytest.raises(UserError, match="through Sampler"):
         DeepCached(whole, Config(2))(x, per_sample(0.5, x))
 
 
 def test_under_gradients_it_is_refused():
     whole = plain()
     x = start(whole)
-    with pytest.raises(Mistake, match="without gradients"):
-        DeepCached(whole, Config(2)).begin(2)(x, per_sample(0.5, x))
+    with pytest.raises(UserError, match="without gradients"):
+        DeepCached(whole, Config(2)).start_run(2)(x, per_sample(0.5, x))
 
 
 def test_where_the_data_decide_how_often_it_is_refused():
     whole = plain()
-    with pytest.raises(Mistake, match="fixed number of calls"):
+    with pytest.raises(UserError, match="fixed number of calls"):
         sample(DeepCached(whole, Config(2)), start(whole), "rk45")
 
 
@@ -381,8 +381,8 @@ def test_where_the_data_decide_how_often_it_is_refused():
 @pytest.mark.parametrize("interval", [1, 2])
 def test_another_batch_within_a_run_is_refused(shape, interval):
     whole = plain()
-    run, x, other = DeepCached(whole, Config(interval)).begin(4), start(whole), torch.zeros(shape)
+    run, x, other = DeepCached(whole, Config(interval)).start_run(4), start(whole), torch.zeros(shape)
     with torch.no_grad():
         run(x, per_sample(0.9, x))
-        with pytest.raises(Mistake, match="batch changed"):
+        with pytest.raises(UserError, match="batch changed"):
             run(other, per_sample(0.8, other))

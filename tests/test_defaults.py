@@ -24,7 +24,7 @@ from diffcore.sampling import deepcache
 from diffcore.sampling.solvers import SOLVERS
 from diffcore.search import fitted
 from diffcore.training.config import Compute, Training
-from tasks.sections import Distill, Way
+from tasks.sections import Distill, Sampling
 
 SINGLESTEP = {"solver_type": "midpoint", "spacing": "half_logsnr"}
 MULTISTEP = {"lower_order_final": True, "solver_type": "midpoint"}
@@ -163,20 +163,20 @@ def test_every_solver_and_schedule_has_these_and_no_others():
 def test_limits_students_and_ways_have_these_and_no_others():
     assert defaults(Clip) == {"bound": 1.0}
     assert defaults(Threshold) == {"quantile": 0.995, "max": 1.0}
-    assert defaults(Distill) == {"guidance": None, "head": None, "dropout": 0.0, "network": None}
+    assert defaults(Distill) == {"guidance": None, "parameterization": None, "dropout": 0.0, "network": None}
     unsaid = dict.fromkeys(("deepcache", "skip", "guidance", "negative", "clip", "threshold"))
-    assert defaults(Way) == {"steps": [], "options": {}, **unsaid}
+    assert defaults(Sampling) == {"steps": [], "options": {}, **unsaid}
 
 
 NUMBERS = {
-    "denoisers.network": {"LABELS": 1024},
+    "denoisers.network": {"NUM_TIMESTEPS": 1024},
     "metrics.features": {"TURNS": 4, "SMALLEST": 4, "ENOUGH": 2000, "NEAR_CHANCE": 0.2},
     "data.feed": {"GROUP": 8},
     "metrics.recommendation": {"FAR": 3.0},
     "search.gamma": {"RANGE": (-1.0, 1.0), "GREYS": 256},
     "methods.consistency_training": {"SIGMAS": (0.002, 80.0), "RHO": 7},
-    "methods.distribution_matching": {"LEVELS": (0.02, 0.98), "HEADS": 4},
-    "methods.phased": {"HEADS": 4},
+    "methods.distribution_matching": {"LEVELS": (0.02, 0.98), "DISCRIMINATOR_HEADS": 4},
+    "methods.phased": {"DISCRIMINATOR_HEADS": 4},
     "nets.unet.blocks": {"GUIDANCE_FEATURES": 16},
     "nets.unet.config": {"MAX_PERIOD": 10000},
     "metrics.bootstrap": {"RESAMPLES": 200},

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from diffcore.denoisers.exact import GaussianDenoiser
-from diffcore.denoisers.network import NetDenoiser, label
-from diffcore.denoisers.prediction import HEADS
+from diffcore.denoisers.network import NetDenoiser, timestep
+from diffcore.denoisers.prediction import PARAMETERIZATIONS
 from diffcore.denoisers.rescaling import Rescaled
 from diffcore.noise.schedule import VE, Cosine, Linear
 from tests.conftest import ToyNet, gaussian, make_schedule, mixture, randn
@@ -15,13 +15,13 @@ def close(a, b, atol):
     torch.testing.assert_close(a, b, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("reading", HEADS)
+@pytest.mark.parametrize("reading", PARAMETERIZATIONS)
 def test_each_reading_gives_the_same_belief_back(schedule, reading):
     """v, x0, eps and score of one belief, read out and made into a belief again."""
     x_t = randn(5, 2, 3)
     belief = gaussian(schedule)(x_t, TIMES)
-    again = HEADS[reading](x_t, belief.level, getattr(belief, reading))
-    for other in HEADS:
+    again = PARAMETERIZATIONS[reading](x_t, belief.level, getattr(belief, reading))
+    for other in PARAMETERIZATIONS:
         scale = max(1.0, float(getattr(belief, other).abs().max()))
         close(getattr(again, other) / scale, getattr(belief, other) / scale, 1e-14 if reading == "v" else 1e-12)
 
@@ -107,7 +107,7 @@ def test_another_schedule_under_the_same_denoiser_changes_no_answer():
 
 def test_the_label_is_diffusers_index():
     t = torch.tensor([1.0, 0.5, 1 / 1024])
-    assert label(t).tolist() == [1023.0, 511.0, 0.0]
+    assert timestep(t).tolist() == [1023.0, 511.0, 0.0]
 
 
 @pytest.mark.parametrize("make", [gaussian, mixture])
@@ -121,8 +121,8 @@ def test_the_batch_law(make):
 class Doubled(ToyNet):
     """Says x~ and eps~."""
 
-    def forward(self, x, label):
-        out = super().forward(x, label)
+    def forward(self, x, timestep):
+        out = super().forward(x, timestep)
         return torch.cat([out.sin(), out.flip(1) + x], 1)
 
 
@@ -130,7 +130,7 @@ def test_both_is_merged_as_published():
     """x = S^2 x~ + C (z - S eps~), by hand."""
     z, says_x0, says_eps = (randn(5, 2, 3, seed=seed) for seed in range(3))
     level, phi = Cosine().level(TIMES, z), Cosine().angle(TIMES)[:, None, None]
-    found = HEADS["both"](z, level, torch.cat([says_x0, says_eps], 1))
+    found = PARAMETERIZATIONS["x0_eps"](z, level, torch.cat([says_x0, says_eps], 1))
     close(found.x0, phi.sin() ** 2 * says_x0 + phi.cos() * (z - phi.sin() * says_eps), 1e-14)
     close(found.v, phi.cos() * says_eps - phi.sin() * says_x0, 1e-14)
     close(found.level.alpha * found.x0 + found.level.sigma * found.eps, z, 1e-14)
@@ -138,17 +138,19 @@ def test_both_is_merged_as_published():
 
 def test_both_trusts_eps_at_the_data_and_x0_at_the_noise():
     z, t = randn(2, 2, 4, 4), torch.tensor([0.0, 1.0]).double()
-    denoiser = NetDenoiser(Doubled(2).double(), Cosine(), "both")
-    belief, says = denoiser(z, t), denoiser.net(z, label(t))
+    denoiser = NetDenoiser(Doubled(2).double(), Cosine(), "x0_eps")
+    belief, says = denoiser(z, t), denoiser.net(z, timestep(t))
     close(belief.x0[0], z[0], 0)
     close(belief.v[0], says[0, 2:], 0)
     close(belief.x0[1], says[1, :2], 1e-15)
     close(belief.eps[1], z[1], 1e-15)
 
 
-@pytest.mark.parametrize(("net", "head"), [(ToyNet, "v"), (ToyNet, "x0"), (ToyNet, "eps"), (Doubled, "both")])
-def test_the_batch_law_holds_for_networks_where_all_axes_are_alike(net, head):
-    denoiser = NetDenoiser(net(channels=3).double(), make_schedule("linear"), head)
+@pytest.mark.parametrize(
+    ("net", "parameterization"), [(ToyNet, "v"), (ToyNet, "x0"), (ToyNet, "eps"), (Doubled, "x0_eps")]
+)
+def test_the_batch_law_holds_for_networks_where_all_axes_are_alike(net, parameterization):
+    denoiser = NetDenoiser(net(channels=3).double(), make_schedule("linear"), parameterization)
     x = randn(3, 3, 3, 3)
     parts = [denoiser(x[i : i + 1], TIMES[i : i + 1]).x0 for i in range(3)]
     close(denoiser(x, TIMES[:3]).x0, torch.cat(parts), 1e-12)

@@ -302,7 +302,7 @@ def test_lcm(monkeypatch, steps):
 
     injected(monkeypatch, scheduling_lcm)
     scheduler = diffusers.LCMScheduler(**PLAIN, clip_sample=False, timestep_scaling=1e6, original_inference_steps=50)
-    compare(SOLVERS["renoise"](), scheduler, steps, draws)
+    compare(SOLVERS["multistep_consistency"](), scheduler, steps, draws)
 
 
 class Boundary(Denoiser):
@@ -342,5 +342,5 @@ def test_consistency_multistep(monkeypatch):
         found = found + sigma * draws(k)
         found = model(found, per_sample(path.times[k + 1], found)).x0
     torch.testing.assert_close(found, x.double(), rtol=0, atol=2e-5)
-    solved = Sampler(model, SOLVERS["renoise"](), Trajectory(path.times[:-1])).sample(start, draws)
+    solved = Sampler(model, SOLVERS["multistep_consistency"](), Trajectory(path.times[:-1])).sample(start, draws)
     torch.testing.assert_close(model(solved, per_sample(path.times[-2], solved)).x0, found, rtol=0, atol=1e-6)

@@ -1,10 +1,10 @@
-"""The critic on frozen features: its dice, its shapes, its losses by hand, what it may ask of a teacher."""
+"""The critic on frozen features: its random numbers, its shapes, its losses by hand, what it may ask of a teacher."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.methods.parts.discriminator import Discriminator, Head, fooling, hinge, widths
@@ -82,7 +82,7 @@ def test_one_logit_for_each_place_of_each_map_and_head():
     ],
 )
 def test_features_of_another_shape_are_refused(shapes, listed):
-    with pytest.raises(Mistake, match=f"features of 8, 3 channels, {listed}"):
+    with pytest.raises(UserError, match=f"features of 8, 3 channels, {listed}"):
         Discriminator((8, 3), 2, 0).double()(maps(*shapes))
 
 
@@ -141,18 +141,18 @@ def our_net(image=(1, 8, 8), channels=(8, 16), classes=None) -> unet.UNet:
         (NetDenoiser(our_net(channels=(8,) * 7, image=(3, 64, 64)), Cosine()), (8,) * 8),
         (NetDenoiser(our_net(classes=4), Cosine(), classes=3), (8, 16, 16)),
         (Guided(NetDenoiser(our_net(classes=4), Cosine(), classes=3)), (8, 16, 16)),
-        (NetDenoiser(unet.with_guidance(our_net(classes=4)), Cosine(), classes=3, weighs=True), (8, 16, 16)),
+        (NetDenoiser(unet.with_guidance(our_net(classes=4)), Cosine(), classes=3, takes_guidance=True), (8, 16, 16)),
     ],
-    ids=["toy", "colour", "ours", "latent", "sixteen", "deep", "classes", "guided", "weighs"],
+    ids=["toy", "colour", "ours", "latent", "sixteen", "deep", "classes", "guided", "takes_guidance"],
 )
 def test_the_widths_of_a_teacher_are_those_of_its_features(teacher, expected):
     assert widths(teacher) == expected
 
 
 def test_a_teacher_without_features_is_a_mistake():
-    with pytest.raises(Mistake, match="has no features to show"):
+    with pytest.raises(UserError, match="has no features to show"):
         widths(gaussian())
-    with pytest.raises(Mistake, match="no features of an image of 64 pixels and 1 to 16 channels: Given groups=1"):
+    with pytest.raises(UserError, match="no features of an image of 64 pixels and 1 to 16 channels: Given groups=1"):
         widths(NetDenoiser(ToyNet(17), Cosine()))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from diffcore.core import disk
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from flows import locks
 from tasks.tracking.client import alone
 
@@ -208,7 +208,7 @@ def test_a_sealed_file_names_every_change_of_a_byte_and_every_cut_in_one_line(tm
             if json.loads(content) == json.loads(whole):  # a blank between two words says nothing
                 disk.read_sealed(path, 3, "run it again")
                 continue
-        with pytest.raises(Mistake) as told:
+        with pytest.raises(UserError) as told:
             disk.read_sealed(path, 3, "run it again")
         assert re.fullmatch(rf"{re.escape(str(path))} .*; run it again", str(told.value))
 
@@ -248,7 +248,7 @@ def test_whoever_reads_json_reads_it_so():
 def test_a_sealed_file_that_is_not_the_one_asked_for_is_refused(break_it, message, tmp_path):
     disk.write_sealed(tmp_path / "x.json", VALUE)
     break_it(tmp_path / "x.json")
-    with pytest.raises(Mistake, match=message):
+    with pytest.raises(UserError, match=message):
         disk.read_sealed(tmp_path / "x.json", 3, "run it again")
 
 
@@ -428,7 +428,7 @@ def test_a_table_that_is_not_what_was_written_is_refused_with_the_remedy(spoil, 
     path, digest = tmp_path / "x.csv", tmp_path / "x.csv.sha256"
     disk.write_summed(path, TABLE)
     spoil(path, digest)
-    with pytest.raises(Mistake, match=r"x\.csv.* (missing|changed).*; run it again$"):
+    with pytest.raises(UserError, match=r"x\.csv.* (missing|changed).*; run it again$"):
         disk.read_summed(path, "run it again")
 
 

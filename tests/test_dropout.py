@@ -13,19 +13,19 @@ from torch import nn
 from diffcore import methods
 from diffcore.checkpoints import Card, Checkpoint, Guidance
 from diffcore.checkpoints.roles import roles
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.methods import Roles, consistency, continuous, distribution_matching
-from diffcore.nets import foreign, open_folder, unet
+from diffcore.nets import diffusers_model, open_folder, unet
 from diffcore.nets.dropout import Masked, Masks, masked, without
 from diffcore.noise.schedule import Cosine
 from diffcore.training.config import Training
 from diffcore.training.loop import Fitted, Stopped, fit
 from diffcore.training.resume import Resume
-from tests.conftest import dice, randn
+from tests.conftest import randn, seeded
+from tests.test_diffusers_model import tiny
 from tests.test_fit import same, stop_at
-from tests.test_foreign import tiny
 from tests.test_precision import EACH, FULL, SHORT, Told, job
 
 PARTS = dataclasses.replace(SHORT, iterations=4, accumulate=2)
@@ -38,8 +38,8 @@ class Dropped(Told):
         super().__init__(**more)
         self.first, self.last = nn.Dropout(p), nn.Dropout(p)
 
-    def features(self, x, label, class_label=None):
-        return [self.first(feature) for feature in super().features(x, label, class_label)]
+    def features(self, x, timestep, class_labels=None):
+        return [self.first(feature) for feature in super().features(x, timestep, class_labels)]
 
     def forward(self, *told):
         return self.last(super().forward(*told))
@@ -133,7 +133,7 @@ def test_the_derivative_of_a_network_with_dropout_is_that_of_the_network_with_th
     with torch.no_grad():
         for parameter in net.parameters():
             if parameter.ndim == 4 and not parameter.any():
-                parameter.normal_(std=0.1, generator=dice(1))
+                parameter.normal_(std=0.1, generator=seeded(1))
     masks = Masks()
     masks.throw(5)
     student = NetDenoiser(masked(net.train().to(memory_format=torch.channels_last), masks), Cosine())
@@ -148,8 +148,8 @@ def test_what_is_trained_is_returned_with_its_own_dropout_and_computes_with_none
     fitted = train("denoising", methods.load("denoising")())
     assert {type(layer) for name, layer in fitted.net.named_children() if name in ("first", "last")} == {nn.Dropout}
     assert fitted.net.first.p == 0.3
-    x, label = randn(2, 1, 4, 4).float(), torch.tensor([3.0, 700.0])
-    assert torch.equal(fitted.net(x, label), fitted.net(x, label))
+    x, timestep = randn(2, 1, 4, 4).float(), torch.tensor([3.0, 700.0])
+    assert torch.equal(fitted.net(x, timestep), fitted.net(x, timestep))
 
 
 def test_a_critic_has_no_dropout(monkeypatch):
@@ -162,7 +162,7 @@ def test_a_critic_has_no_dropout(monkeypatch):
 
 def test_dropout_that_would_draw_its_own_masks_is_refused():
     net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Dropout2d(0.1))
-    with pytest.raises(Mistake, match="1 is a Dropout2d, whose masks cannot be drawn by key; set dropout to 0"):
+    with pytest.raises(UserError, match="1 is a Dropout2d, whose masks cannot be drawn by key; set dropout to 0"):
         masked(net, Masks())
     assert masked(without(net), Masks())[1].p == 0
 
@@ -217,8 +217,8 @@ def test_a_student_has_the_dropout_of_its_own_line_and_its_config_says_so(p, tmp
         assert student.net.config_json() == {**before, "dropout": p}
         assert teacher.net.config_json() == before
         assert 0.1 in dropouts(teacher.net)
-        x, label = randn(3, 1, 8, 8).float(), torch.tensor([-1.0, 300.5, 1023.0])
-        assert torch.equal(student.net.eval()(x, label), net.eval()(x, label))
+        x, timestep = randn(3, 1, 8, 8).float(), torch.tensor([-1.0, 300.5, 1023.0])
+        assert torch.equal(student.net.eval()(x, timestep), net.eval()(x, timestep))
     weights = Guidance(1.0, 3.0)
     conditional = unet.build(unet.default_config((1, 8, 8), (8, 16), classes=4, dropout=0.1), 0)
     assert dropouts(roles(parent(conditional), weights, dropout=p)[0].net) == {p}
@@ -229,9 +229,9 @@ def test_a_network_without_such_a_key_takes_none(tmp_path):
     assert 0.1 in dropouts(net)
     del net._internal_dict
     net._internal_dict = {"_class_name": "UNet2DModel"}
-    found = foreign.Foreign(net, {"_class_name": "UNet2DModel"})
+    found = diffusers_model.DiffusersModel(net, {"_class_name": "UNet2DModel"})
     assert dropouts(found.with_dropout(0.0)) <= {0.0}
-    with pytest.raises(Mistake, match="UNet2DModel has no dropout to set; leave `dropout` out"):
+    with pytest.raises(UserError, match="UNet2DModel has no dropout to set; leave `dropout` out"):
         found.with_dropout(0.1)
 
 

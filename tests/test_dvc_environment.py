@@ -11,7 +11,7 @@ import pytest
 from dvc.dirs import site_cache_dir
 from dvc.repo import Repo
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from flows import stages
 from flows.running import Running
 from tasks import dvc_environment
@@ -109,7 +109,7 @@ def test_a_damaged_configuration_of_dvc_is_one_line(tmp_path, damage):
         config.mkdir()
     elif damage != "gone":
         config.write_bytes({"empty": b"", "cut": whole[:9], "no text": b"\xff\xfe\x00"}[damage])
-    with pytest.raises(Mistake, match=r"\.dvc/config is missing or damaged; restore it") as caught:
+    with pytest.raises(UserError, match=r"\.dvc/config is missing or damaged; restore it") as caught:
         dvc_environment.check(folder)
     assert "\n" not in str(caught.value)
 
@@ -200,7 +200,7 @@ def test_a_configuration_must_say_that_dvc_shall_not_phone_home(tmp_path):
     (tmp_path / ".dvc").mkdir()
     for text in ("[core]\n    no_scm = true\n", "[cache]\nanalytics = false\n", "core.analytics\n", CUT):
         (tmp_path / ".dvc/config").write_text(text)
-        with pytest.raises(Mistake, match="is missing or damaged"):
+        with pytest.raises(UserError, match="is missing or damaged"):
             dvc_environment.check(tmp_path)
     (tmp_path / ".dvc/config").write_text("[core]\nanalytics = false\n[core]\nautostage = true\n")
     dvc_environment.check(tmp_path)

@@ -9,13 +9,13 @@ import math
 import pytest
 import torch
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.denoisers.denoiser import Denoiser, per_sample
 from diffcore.denoisers.meter import Meter, Metered
-from diffcore.denoisers.node import Mark, believe, mark
+from diffcore.denoisers.node import Node, node, predict_at
 from diffcore.denoisers.prediction import Prediction, from_eps, from_x0
 from diffcore.noise.schedule import VE, Cosine
-from diffcore.noise.trajectory import Trajectory, even
+from diffcore.noise.trajectory import Trajectory, uniform
 from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solvers import adaptive
 from diffcore.sampling.solvers.adaptive import DPM12, DPM23, Adaptive
@@ -44,7 +44,7 @@ class Polynomial(Denoiser):
         value = sum(c * lam**k for k, c in enumerate(self.coefficients))[:, None].expand(x_t.shape).to(x_t.dtype)
         return (from_eps if self.predicts == "eps" else from_x0)(x_t, level, value)
 
-    def exact(self, x: torch.Tensor, at: Mark, to: Mark) -> torch.Tensor:
+    def exact(self, x: torch.Tensor, at: Node, to: Node) -> torch.Tensor:
         """By Gauss-Legendre quadrature of the integral, to rounding."""
         nodes, weights = (torch.tensor(part) for part in _gauss(24))
         h = to.lam - at.lam
@@ -61,13 +61,13 @@ def _gauss(count: int):
     return leggauss(count)
 
 
-def marks(*lams: float) -> list[Mark]:
-    return [mark(Cosine(), float(Cosine().time(torch.tensor([lam]).double()))) for lam in lams]
+def nodes(*lams: float) -> list[Node]:
+    return [node(Cosine(), float(Cosine().time(torch.tensor([lam]).double()))) for lam in lams]
 
 
-def beliefs(denoiser: Denoiser, x: torch.Tensor, *lams: float) -> list[tuple[Mark, Prediction]]:
+def beliefs(denoiser: Denoiser, x: torch.Tensor, *lams: float) -> list[tuple[Node, Prediction]]:
     """What was believed at earlier times, the latest first."""
-    return [(at, believe(denoiser, x, at)) for at in marks(*lams)]
+    return [(at, predict_at(denoiser, x, at)) for at in nodes(*lams)]
 
 
 def no_noise() -> torch.Tensor:
@@ -85,7 +85,7 @@ CASES: list[tuple[Multistep, str, int]] = [
 @pytest.mark.parametrize(("solver", "predicts", "degree"), CASES)
 def test_a_multistep_step_is_exact_on_polynomials(solver, predicts, degree):
     denoiser, x = Polynomial(degree, predicts), randn(3, 2)
-    known, (to,) = beliefs(denoiser, x, 0.3, -0.2, -0.9)[: degree + 1], marks(0.9)
+    known, (to,) = beliefs(denoiser, x, 0.3, -0.2, -0.9)[: degree + 1], nodes(0.9)
     found = solver._step(x, to, known, no_noise)
     torch.testing.assert_close(found, denoiser.exact(x, known[0][0], to), rtol=0, atol=1e-12)
 
@@ -94,7 +94,7 @@ def test_a_multistep_step_is_exact_on_polynomials(solver, predicts, degree):
 def test_published_third_order_misses_half_of_the_second_difference(kind):
     """Why `corrected` exists: without it the step is off by what that half amounts to."""
     predicts, x = kind.predicts, randn(3, 2)
-    denoiser, (to,) = Polynomial(2, predicts), marks(0.9)
+    denoiser, (to,) = Polynomial(2, predicts), nodes(0.9)
     known = beliefs(denoiser, x, 0.3, -0.2, -0.9)
     h = to.lam - known[0][0].lam
     step, scale = (h, to.sigma) if predicts == "eps" else (-h, to.alpha)
@@ -113,7 +113,7 @@ def test_published_third_order_misses_half_of_the_second_difference(kind):
     ],
 )
 def test_a_single_step_is_exact_on_polynomials(kind, solver_type, degree, spacing):
-    denoiser, x, (at, to) = Polynomial(degree, kind.predicts), randn(3, 2), marks(-0.2, 0.9)
+    denoiser, x, (at, to) = Polynomial(degree, kind.predicts), randn(3, 2), nodes(-0.2, 0.9)
     found = Sampler(denoiser, kind(solver_type, spacing), Trajectory((at.t, to.t))).sample(x)
     torch.testing.assert_close(found, denoiser.exact(x, at, to), rtol=0, atol=1e-12)
 
@@ -131,7 +131,7 @@ def test_looks_lie_at_equal_parts_of_the_time_where_asked(kind):
 @pytest.mark.parametrize("variant", ["bh1", "bh2", "vary_coeff"])
 def test_unipc_is_exact_on_polynomials(predicts, uses, variant):
     """The predictor of degree uses - 1, the corrector of one more; where B(h) takes 1/2 for a weight, of one less."""
-    x, lams, (to,) = randn(3, 2), (0.3, -0.2, -0.9), marks(0.9)
+    x, lams, (to,) = randn(3, 2), (0.3, -0.2, -0.9), nodes(0.9)
     solver = UniPC(uses=uses, variant=variant, predicts=predicts)
     halved = variant != "vary_coeff"
     for degree, corrects in ((uses - 1 - (halved and uses == 2), False), (uses - (halved and uses == 1), True)):
@@ -139,7 +139,7 @@ def test_unipc_is_exact_on_polynomials(predicts, uses, variant):
         known = beliefs(denoiser, x, *lams)[:uses]
         found = solver._predict(known[0], known, to)
         if corrects:
-            found = solver._correct(known[0], known, to, believe(denoiser, found, to))
+            found = solver._correct(known[0], known, to, predict_at(denoiser, found, to))
         torch.testing.assert_close(found, denoiser.exact(x, known[0][0], to), rtol=0, atol=1e-11)
 
 
@@ -147,7 +147,7 @@ def test_unipc_is_exact_on_polynomials(predicts, uses, variant):
 @pytest.mark.parametrize(("kind", "degree"), [(DPM12, 0), (DPM23, 1)])
 def test_an_adaptive_step_is_exact_on_polynomials(kind, degree, predicts):
     """Of the two it makes, the higher on degree k - 1 but for the 1/2 of order 2; both on a constant."""
-    x, (at, to) = randn(3, 2), marks(-0.2, 0.9)
+    x, (at, to) = randn(3, 2), nodes(-0.2, 0.9)
     lam, end = (torch.full((3,), m.lam).double() for m in (at, to))
     for known in {0, degree}:
         denoiser = Polynomial(known, predicts)
@@ -164,7 +164,7 @@ def interior() -> Trajectory:
 @PREDICTS
 @pytest.mark.parametrize("kind", [DPM12, DPM23])
 def test_a_tighter_tolerance_is_nearer_the_flow_and_costs_more(kind, predicts):
-    start = 0.6 * mark(Cosine(), interior().times[0]).alpha * randn(8, 2) + randn(8, 2, seed=1)
+    start = 0.6 * node(Cosine(), interior().times[0]).alpha * randn(8, 2) + randn(8, 2, seed=1)
     exact, found = Sampler(mixture(), RK45(1e-9, 1e-9), interior()).sample(start), []
     for tolerance in (1e-2, 1e-3, 1e-4):
         meter, solver = Meter(), kind(rtol=tolerance, atol=tolerance / 6, predicts=predicts)
@@ -223,7 +223,7 @@ def test_ends_without_a_finite_lambda_are_one_ddim_step_each(kind):
             seen.extend(t.tolist())
             return self.inner(x_t, t)
 
-    Sampler(Spy(), kind(), even(4)).sample(randn(1, 2, 3))
+    Sampler(Spy(), kind(), uniform(4)).sample(randn(1, 2, 3))
     ratios = torch.tan(math.pi / 2 * torch.tensor(seen, dtype=torch.float64))
     assert seen[0] == 1.0
     assert float(ratios[1]) == pytest.approx(80.0)
@@ -246,7 +246,7 @@ class Nan(Denoiser):
 @pytest.mark.parametrize("kind", [DPM12, DPM23])
 def test_an_adaptive_solver_stops_at_numbers_that_are_not_finite(kind, least):
     """Of all samples, or of one among others."""
-    with pytest.raises(Mistake, match="not finite"):
+    with pytest.raises(UserError, match="not finite"):
         Sampler(Nan(least), kind(), interior()).sample(torch.tensor([[-1.0], [1.0]]).double())
 
 
@@ -295,5 +295,5 @@ def test_steps_are_chosen_as_the_paper_says(kind, order, predicts, known):
 @pytest.mark.parametrize(("kind", "name"), [(DPM12, "dpm_solver_12"), (DPM23, "dpm_solver_23")])
 def test_an_adaptive_solver_that_does_not_arrive_gives_up(kind, name, monkeypatch):
     monkeypatch.setattr(adaptive, "MOST_STEPS", 5)
-    with pytest.raises(Mistake, match=f"{name} took 5 steps without arriving; raise rtol"):
+    with pytest.raises(UserError, match=f"{name} took 5 steps without arriving; raise rtol"):
         Sampler(mixture(), kind(rtol=1e-6, atol=1e-9), interior()).sample(randn(2, 2))

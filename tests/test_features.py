@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.data.feed import to_float
 from diffcore.data.read import Images
 from diffcore.metrics import features as eyes
 from diffcore.metrics.features import Config, Features, extract, load, save, train
-from tests.conftest import dice
+from tests.conftest import seeded
 
 QUICK = Config(channels=8, dimension=16, iterations=60, batch=32, lr=4e-3, seed=0)
 ONE = dataclasses.replace(QUICK, iterations=1)
@@ -27,7 +27,7 @@ def learn(images: Tensor, labels: Tensor | None, config: Config, *words) -> Feat
 def bars(count: int = 200, side: int = 8, channels: int = 1) -> tuple[Tensor, Tensor]:
     """Noisy pictures of a bright bar: labels say whether it stands (1) or lies (0). It lies or stands off centre."""
     labels = torch.arange(count) % 2
-    x = torch.rand(count, channels, side, side, generator=dice()) * 100
+    x = torch.rand(count, channels, side, side, generator=seeded()) * 100
     x[labels == 0, :, 1] += 150
     x[labels == 1, :, :, 1] += 150
     return x.to(torch.uint8), labels
@@ -195,15 +195,15 @@ def test_the_same_network_is_the_same_bytes(network, tmp_path):
 
 def test_load_refuses_what_its_card_does_not_vouch_for(network, tmp_path):
     folder = tmp_path / "eyes"
-    with pytest.raises(Mistake, match="holds no feature network"):
+    with pytest.raises(UserError, match="holds no feature network"):
         load(folder)
     save(network, folder)
     weights, card = (folder / eyes.WEIGHTS).read_bytes(), (folder / eyes.CARD).read_text()
     (folder / eyes.WEIGHTS).write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
-    with pytest.raises(Mistake, match="not the file its card vouches for"):
+    with pytest.raises(UserError, match="not the file its card vouches for"):
         load(folder)
     (folder / eyes.WEIGHTS).unlink()
-    with pytest.raises(Mistake, match="not the file its card vouches for"):
+    with pytest.raises(UserError, match="not the file its card vouches for"):
         load(folder)
     (folder / eyes.WEIGHTS).write_bytes(weights)
     stored = json.loads(card)
@@ -216,21 +216,21 @@ def test_load_refuses_what_its_card_does_not_vouch_for(network, tmp_path):
         ({"files": {}}, "not the card of a feature network"),
     ]:
         (folder / eyes.CARD).write_text(json.dumps({**stored, **change}))
-        with pytest.raises(Mistake, match=message):
+        with pytest.raises(UserError, match=message):
             load(folder)
     (folder / eyes.CARD).write_text(card[:-20])
-    with pytest.raises(Mistake, match="not the card of a feature network"):
+    with pytest.raises(UserError, match="not the card of a feature network"):
         load(folder)
 
 
 def test_mistakes(network):
-    with pytest.raises(Mistake, match="at least 10 images"):
+    with pytest.raises(UserError, match="at least 10 images"):
         learn(*bars(9), QUICK)
-    with pytest.raises(Mistake, match=r"lower features\.lr"):
+    with pytest.raises(UserError, match=r"lower features\.lr"):
         learn(*bars(40), dataclasses.replace(QUICK, lr=1e30))
-    with pytest.raises(Mistake, match="no difference between the images"):
+    with pytest.raises(UserError, match="no difference between the images"):
         learn(torch.zeros(20, 1, 8, 8, dtype=torch.uint8), None, ONE)
-    with pytest.raises(Mistake, match="1 channels and is shown 3"):
+    with pytest.raises(UserError, match="1 channels and is shown 3"):
         extract(network, torch.zeros(2, 3, 8, 8))
     with pytest.raises(ValueError, match="labels of shape"):
         learn(bars(20)[0], torch.zeros(19, dtype=torch.int64), ONE)
@@ -323,7 +323,7 @@ def test_of_many_images_enough_serve_and_every_one_of_these_counts(monkeypatch):
 def test_a_card_that_is_none_is_a_mistake(network, tmp_path, text):
     save(network, tmp_path / "eyes")
     (tmp_path / "eyes" / eyes.CARD).write_text(text)
-    with pytest.raises(Mistake, match="not the card of a feature network"):
+    with pytest.raises(UserError, match="not the card of a feature network"):
         load(tmp_path / "eyes")
 
 
@@ -374,7 +374,7 @@ def test_every_pixel_counts_at_every_halving_the_last_row_and_column_too(side):
     for stage in network.stages:
         stage.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
         stage.register_forward_hook(lambda module, inputs, output: made.append(output))
-    extract(network, torch.randn(2, 1, *side, generator=dice()))
+    extract(network, torch.randn(2, 1, *side, generator=seeded()))
     assert len(given) > 1
     for before, after in zip(made, given[1:]):
         height, width = before.shape[2:]
@@ -427,13 +427,13 @@ def test_a_card_without_any_of_its_keys_is_a_mistake(network, tmp_path):
     for key in stored:
         path.write_text(json.dumps({name: value for name, value in stored.items() if name != key}))
         with pytest.raises(
-            Mistake, match=r"not the card of a feature network .*make it again with the stage `features`"
+            UserError, match=r"not the card of a feature network .*make it again with the stage `features`"
         ):
             load(tmp_path / "eyes")
     for key in stored["config"]:
         config = {name: value for name, value in stored["config"].items() if name != key}
         path.write_text(json.dumps({**stored, "config": config}))
-        with pytest.raises(Mistake, match="not the card of a feature network"):
+        with pytest.raises(UserError, match="not the card of a feature network"):
             load(tmp_path / "eyes")
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.data import feed as feeds
 from diffcore.data.config import Config
 from diffcore.data.feed import Order, ResidentFeed, StreamFeed, feed, to_float, to_uint8
@@ -202,7 +202,7 @@ def test_a_shard_that_changes_while_streaming_is_named(data, tmp_path):
     content = bytearray((tmp_path / "000003.tar").read_bytes())
     content[600] ^= 1
     (tmp_path / "000003.tar").write_bytes(content)
-    with pytest.raises(Mistake, match=r"000003\.tar is missing or not what"):
+    with pytest.raises(UserError, match=r"000003\.tar is missing or not what"):
         made.batch(0)
     made.close()
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffcore import methods
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.core.rng import draw
 from diffcore.data.feed import ResidentFeed
 from diffcore.data.read import Images
@@ -17,7 +17,7 @@ from diffcore.noise.schedule import Cosine
 from diffcore.training.config import Compute, Training, torch_version
 from diffcore.training.loop import Diverged, Event, Fitted, Job, Loop, Stopped, fit, provenance
 from diffcore.training.resume import Resume
-from tests.conftest import ToyNet, dice, toy_denoiser
+from tests.conftest import ToyNet, seeded, toy_denoiser
 from tests.test_methods import CASES, spied
 
 COMPUTE = Compute(threads=1, precision="no", compile=False, save_seconds=1e9, memory_gb=1.0)
@@ -25,7 +25,7 @@ SHORT = Training(iterations=6, batch=8, lr=1e-2, ema=0.9, weight_decay=0.0)
 
 
 def feed(batch: int = 8, seed: int = 0) -> ResidentFeed:
-    pixels = torch.randint(0, 256, (40, 1, 4, 4), generator=dice(9)).to(torch.uint8)
+    pixels = torch.randint(0, 256, (40, 1, 4, 4), generator=seeded(9)).to(torch.uint8)
     return ResidentFeed(Images(pixels, None, None), batch, seed, flip=False)
 
 
@@ -95,7 +95,7 @@ def test_two_processes_do_not_train_one_job(tmp_path):
     resume = Resume(tmp_path, "x", {"job": "f"})
     with (
         resume.lock(),
-        pytest.raises(Mistake, match="another process is training this very job"),
+        pytest.raises(UserError, match="another process is training this very job"),
         resume.lock(patience=0.2),
     ):
         pass
@@ -151,7 +151,7 @@ def test_parts_of_a_batch_add_up_to_the_whole():
 
 
 def test_a_batch_that_does_not_divide_is_refused():
-    with pytest.raises(Mistake, match="batch 8 does not divide into 1 processes x accumulate 3"):
+    with pytest.raises(UserError, match="batch 8 does not divide into 1 processes x accumulate 3"):
         run(job(config=dataclasses.replace(SHORT, accumulate=3)))
 
 
@@ -198,9 +198,9 @@ def test_the_loss_falls_and_the_argument_is_left_alone():
 def test_every_step_throws_its_own_dice():
     seen = []
 
-    def loss(self, roles, x0, dice, progress):
-        seen.append((dice.u, dice.noise, progress))
-        return Denoising().loss(roles, x0, dice, progress)
+    def loss(self, roles, x0, drawn, progress):
+        seen.append((drawn.u, drawn.noise, progress))
+        return Denoising().loss(roles, x0, drawn, progress)
 
     fit(Job(spied(Denoising(), loss=loss), SHORT, feed(), 7), toy_denoiser(), None, COMPUTE)
     for step, (u, noise, progress) in enumerate(seen):
@@ -217,8 +217,8 @@ def test_dropout_draws_from_the_steps_own_dice(tmp_path):
             super().__init__()
             self.drop = torch.nn.Dropout(0.3)
 
-        def forward(self, x, label):
-            return super().forward(self.drop(x), label)
+        def forward(self, x, timestep):
+            return super().forward(self.drop(x), timestep)
 
     def train(**more):
         return fit(job(), NetDenoiser(Dropped(), Cosine()), None, COMPUTE, **more)
@@ -237,11 +237,11 @@ def test_what_a_part_of_a_batch_is_told_is_its_rows_of_the_whole():
     trainer = types.SimpleNamespace(job=made, step=3)
     labels = torch.arange(64) % 5
     whole = Loop._condition(trainer, labels, slice(0, 64))
-    assert 10 < int((whole.labels < 0).sum()) < 45
-    assert torch.equal(whole.labels[whole.labels >= 0], labels[whole.labels >= 0])
+    assert 10 < int((whole.class_labels < 0).sum()) < 45
+    assert torch.equal(whole.class_labels[whole.class_labels >= 0], labels[whole.class_labels >= 0])
     for own in (slice(0, 16), slice(16, 48), slice(48, 64)):
         part = Loop._condition(trainer, labels[own], own)
-        assert torch.equal(part.labels, whole.labels[own])
+        assert torch.equal(part.class_labels, whole.class_labels[own])
         assert torch.equal(part.guidance, whole.guidance[own])
 
 
@@ -410,11 +410,11 @@ def test_what_a_batch_is_told_lies_where_its_images_are_computed_with(guidance):
         parts=[slice(0, 4), slice(4, 8)],
         step=0,
         accelerator=types.SimpleNamespace(device=torch.device("meta")),
-        roles=types.SimpleNamespace(given=lambda condition: heard.append(condition) or cast),
+        roles=types.SimpleNamespace(with_condition=lambda condition: heard.append(condition) or cast),
     )
     trainer._condition = lambda *given: Loop._condition(trainer, *given)
     x0, told = Loop._batch(trainer)
     assert told is cast
-    assert x0.device.type == heard[0].labels.device.type == "meta"
+    assert x0.device.type == heard[0].class_labels.device.type == "meta"
     assert (heard[0].guidance is None) == (guidance is None)
     assert guidance is None or heard[0].guidance.device.type == "meta"

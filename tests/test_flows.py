@@ -33,9 +33,9 @@ from prefect.states import Cancelled, Completed, Crashed, Failed, Pending
 from ruamel.yaml import YAML
 
 from console.start import ask
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from flows import distill, locks, planning, services, stages
-from flows.running import LEASH, Ended, Running, Stopped, surroundings
+from flows.running import SUPERVISOR, Ended, Running, Stopped, surroundings
 from flows.service import MARK, NAMES, Folder, Record, Service
 from tasks import alone, command
 
@@ -179,7 +179,7 @@ def test_targets_bring_what_they_depend_on_and_no_more(tmp_path):
     assert list(stages.chosen(found, ["arm@left"])) == ["shard", "arm@left"]
     assert set(stages.chosen(found, ["arm"])) == {"shard", "arm@left", "arm@right"}
     assert stages.chosen(found, []) == found
-    with pytest.raises(Mistake, match=r"no stage 'evaluat': did you mean 'evaluate'\?"):
+    with pytest.raises(UserError, match=r"no stage 'evaluat': did you mean 'evaluate'\?"):
         stages.chosen(found, ["evaluat"])
 
 
@@ -187,7 +187,7 @@ def test_targets_bring_what_they_depend_on_and_no_more(tmp_path):
 def test_a_workspace_that_dvc_cannot_read_is_a_mistake_in_one_line(tmp_path, broken):
     if broken != "no repository":
         (toy(tmp_path) / "dvc.yaml").write_text("stages: {}" if broken == "no stages" else "stages: {a: {cmd: ")
-    with pytest.raises(Mistake) as caught:
+    with pytest.raises(UserError) as caught:
         stages.graph(tmp_path)
     assert "\n" not in str(caught.value)
     assert str(tmp_path) in str(caught.value)
@@ -215,7 +215,7 @@ def test_a_stage_runs_once_and_is_then_cached_without_a_process(tmp_path, monkey
 @pytest.mark.parametrize(
     ("action", "error", "line"),
     [
-        ("exit 2", Mistake, "shard: shard fails on purpose"),
+        ("exit 2", UserError, "shard: shard fails on purpose"),
         ("exit 1", stages.StageFailed, "shard exited with 1: shard fails on purpose"),
         ("kill", stages.StageFailed, "shard was ended by SIGKILL: shard begins with GPU None"),
     ],
@@ -233,7 +233,7 @@ def test_only_a_crash_is_tried_again():
         return distill._may_help(None, None, Failed(data=error))
 
     assert again(stages.StageFailed("was ended by SIGKILL"))
-    assert not again(Mistake("a typo"))
+    assert not again(UserError("a typo"))
     assert not again(Stopped("the run is cancelled"))
 
 
@@ -276,7 +276,7 @@ def test_lines_stream_and_stop_ends_the_whole_tree(tmp_path, action):
 def test_all_faults_of_a_stage_are_told_and_a_password_is_not(tmp_path):
     toy(tmp_path, shard="faults 2")
     heard = []
-    with pytest.raises(Mistake) as caught:
+    with pytest.raises(UserError) as caught:
         stages.reproduce("shard", tmp_path, Running(), heard.append)
     assert (
         str(caught.value) == "shard: netwrok: unknown key, did you mean 'network'?; network: missing; http://h/ is down"
@@ -392,10 +392,10 @@ def test_a_silent_command_does_not_make_the_runner_deaf(tmp_path):
         running.run(["sleep", "60"], tmp_path, lambda line: None)
 
     future = start(run)
-    assert until(lambda: running._leashes)
+    assert until(lambda: running._supervisors)
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id[0]), ctypes.py_object(TimeoutError))
     assert isinstance(future.exception(120), TimeoutError)
-    assert not running._leashes
+    assert not running._supervisors
 
 
 def test_the_exit_code_is_passed_on(tmp_path):
@@ -489,7 +489,7 @@ def test_the_devices_are_those_that_cuda_would_show(wanted, expected, tmp_path, 
 def test_without_a_gpu_there_are_as_many_slots_as_asked(tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "gpus", list)
     assert len(locks.here(tmp_path, 3).all) == 3
-    with pytest.raises(Mistake, match="slots must be at least 1"):
+    with pytest.raises(UserError, match="slots must be at least 1"):
         locks.here(tmp_path, 0)
 
 
@@ -499,7 +499,7 @@ def test_without_a_gpu_there_are_as_many_slots_as_asked(tmp_path, monkeypatch):
 def test_a_typo_in_the_parameters_stops_the_flow_before_any_stage(tmp_path):
     toy(tmp_path)
     (tmp_path / "params.yaml").write_text('{"typo": 1}')
-    with pytest.raises(Mistake, match=r"^params.yaml: typo: unknown key"), distill._ready(tmp_path, None, print):
+    with pytest.raises(UserError, match=r"^params.yaml: typo: unknown key"), distill._ready(tmp_path, None, print):
         pytest.fail("it went on")
 
 
@@ -509,7 +509,7 @@ def test_a_preset_works_in_a_workspace_of_its_own(tmp_path):
         assert workspace == tmp_path / ".workspaces" / "smoke"
         assert set(stages.graph(workspace)) == {"shard", "arm@left", "arm@right", "evaluate"}
     assert set(stages.graph(tmp_path)) == set(stages.graph(workspace))
-    with pytest.raises(Mistake, match="no preset 'smok': there is smoke"), distill._ready(tmp_path, "smok", print):
+    with pytest.raises(UserError, match="no preset 'smok': there is smoke"), distill._ready(tmp_path, "smok", print):
         pytest.fail("it went on")
 
 
@@ -548,7 +548,7 @@ def test_two_runs_in_one_workspace_come_one_after_the_other(tmp_path, preset):
 def test_a_flow_and_run_keep_out_of_each_other_s_way(tmp_path, monkeypatch):
     """`python -m tasks run` refuses where a flow is at work, and a flow waits for it."""
     monkeypatch.chdir(toy(tmp_path))
-    with distill._ready(tmp_path, None, lambda line: None), pytest.raises(Mistake, match="another run is at work"):
+    with distill._ready(tmp_path, None, lambda line: None), pytest.raises(UserError, match="another run is at work"):
         alone.alone().__enter__()
     said = []
 
@@ -564,7 +564,7 @@ def test_a_flow_and_run_keep_out_of_each_other_s_way(tmp_path, monkeypatch):
 
 
 def test_the_verdict_keeps_the_words_of_what_failed_and_names_what_did_not_run():
-    crash, typo = stages.StageFailed("left exited with 1: out of memory"), Mistake("right: no such key")
+    crash, typo = stages.StageFailed("left exited with 1: out of memory"), UserError("right: no such key")
     failed = {"shard": Completed(name="Cached"), "left": Failed(data=crash), "right": Failed(data=typo)}
     state = distill.verdict({**failed, "evaluate": Pending(name="NotReady")})
     assert state.is_failed()
@@ -646,7 +646,7 @@ def test_the_flow_submits_each_stage_after_those_it_needs_with_all_it_was_given(
 
 
 def test_unless_told_otherwise_the_flow_takes_all_stages_one_at_a_time_and_tries_once_more(tmp_path, monkeypatch):
-    submitted, state, shown = flow(monkeypatch, toy(tmp_path), verdict=lambda: Failed(data=Mistake("no")))
+    submitted, state, shown = flow(monkeypatch, toy(tmp_path), verdict=lambda: Failed(data=UserError("no")))
     assert [one.name for one in submitted] == list(stages.graph(tmp_path))
     assert {one.retries for one in submitted} == {1}
     assert len(submitted[0].given[2].all) == 1
@@ -735,7 +735,7 @@ def test_the_copy_of_a_preset_is_made_under_a_lock_that_its_stages_hold_too(tmp_
 
 @pytest.mark.parametrize("preset", ["../smoke", "a/b", "/tmp", "smoke/"])
 def test_a_preset_leads_to_no_other_folder(tmp_path, preset):
-    with pytest.raises(Mistake, match="a preset is the name of a file in presets/"):
+    with pytest.raises(UserError, match="a preset is the name of a file in presets/"):
         distill._ready(toy(tmp_path), preset, print).__enter__()
     assert not (tmp_path / ".workspaces").exists()
 
@@ -749,7 +749,7 @@ def test_a_command_of_tasks_that_fails_is_told_by_what_it_reported(tmp_path, mon
         (2, (), r"^python -m tasks check failed: it said nothing$"),
     ):
         ended.append(Ended(code, lines))
-        with pytest.raises(Mistake, match=words):
+        with pytest.raises(UserError, match=words):
             distill._tasks(tmp_path, Running(), print, "check")
     ended.append(Ended(0, ("error: it did not matter",)))
     distill._tasks(tmp_path, Running(), print, "check")
@@ -758,7 +758,7 @@ def test_a_command_of_tasks_that_fails_is_told_by_what_it_reported(tmp_path, mon
 def test_a_run_that_was_stopped_says_where_and_one_that_failed_too_is_failed():
     stopped = {"shard": Completed(), "left": Cancelled(), "right": Cancelled()}
     assert distill.verdict(stopped).message == "stopped: left, right"
-    assert distill.verdict({**stopped, "shard": Failed(data=Mistake("no"))}).is_failed()
+    assert distill.verdict({**stopped, "shard": Failed(data=UserError("no"))}).is_failed()
     assert distill.verdict({"shard": Failed(message="odd", data=ValueError("x"))}).message == "odd"
     assert distill.verdict({}).is_completed()
 
@@ -826,7 +826,7 @@ def test_a_server_that_answers_anything_is_one_and_its_refusal_is_a_mistake(monk
                 assert PREFECT_API_URL.value() == f"{address}/api"
                 assert PREFECT_API_AUTH_STRING.value() == "own:word"
                 assert OWN.value()
-            refused = pytest.raises(Mistake, match=f"^Prefect at {address}/api refuses: 401")
+            refused = pytest.raises(UserError, match=f"^Prefect at {address}/api refuses: 401")
             with refused, distill._server():
                 raise distill.httpx.HTTPError("401\nfor more")
     assert "refused" in distill._dumb(address)
@@ -897,7 +897,7 @@ def test_dvc_is_asked_by_one_thread_at_a_time(tmp_path, monkeypatch):
 
     monkeypatch.setattr(stages, "_repo", lambda *_, **__: note(Repo()))
     assert stages.up_to_date(tmp_path, "shard")
-    with pytest.raises(Mistake, match="has no stages"):
+    with pytest.raises(UserError, match="has no stages"):
         stages.graph(tmp_path)
     assert held == [True] * 8
     assert not stages._asking.locked()
@@ -948,10 +948,10 @@ def reproduced(code: int, *lines: str) -> Ended:
         (reproduced(3, "x", "last"), stages.StageFailed, "a exited with 3: last"),
         (reproduced(-9, "last"), stages.StageFailed, "a was ended by SIGKILL: last"),
         (reproduced(143, "last"), stages.StageFailed, "a was ended by SIGTERM: last"),
-        (reproduced(2, "error: one", "x"), Mistake, "a: one"),
-        (reproduced(2, "x"), Mistake, "a: x"),
+        (reproduced(2, "error: one", "x"), UserError, "a: one"),
+        (reproduced(2, "x"), UserError, "a: x"),
         (reproduced(1, "error: one", "x"), stages.StageFailed, "a exited with 1: x"),
-        (Ended(2, ("error: no space",)), Mistake, "a: no space"),
+        (Ended(2, ("error: no space",)), UserError, "a: no space"),
         (Ended(137, ("begun",)), stages.StageFailed, "a was ended by SIGKILL: begun"),
         (Ended(255, ("begun", "ERROR: it broke", "help")), stages.StageFailed, "a exited with 255: ERROR: it broke"),
     ],
@@ -962,7 +962,7 @@ def test_how_a_stage_ended_is_told_by_its_own_code_and_words(tmp_path, ended, er
     assert str(caught.value) == words
 
 
-# ---- a command and its leash
+# ---- a command and its supervisor
 
 
 def test_a_command_finds_this_python_first_and_tells_nobody(monkeypatch):
@@ -999,7 +999,9 @@ def test_both_outputs_come_as_lines_whatever_bytes_and_the_last_of_them_are_kept
 def test_a_command_has_the_environment_laid_over_and_the_locks_that_it_holds(tmp_path, monkeypatch):
     monkeypatch.setenv("A", "0")  # as CUDA_VISIBLE_DEVICES may be set already, and a slot has one of these
     kept, more = (os.open(tmp_path / name, os.O_CREAT) for name in "ab")
-    held = "*(os.readlink(f'/proc/{os.getppid()}/fd/{n}') for n in sys.argv[1:])"  # by its leash, which outlives it
+    held = (
+        "*(os.readlink(f'/proc/{os.getppid()}/fd/{n}') for n in sys.argv[1:])"  # by its supervisor, which outlives it
+    )
     script = f"import os, sys; print(os.environ['A'], {held})"
     words = [sys.executable, "-c", script, str(kept), str(more)]
     ended = Running(keep=[kept]).run(words, tmp_path, print, {"A": "1"}, [more])
@@ -1008,13 +1010,13 @@ def test_a_command_has_the_environment_laid_over_and_the_locks_that_it_holds(tmp
         os.close(descriptor)
 
 
-def test_python_s_own_modules_are_not_hidden_by_those_beside_the_leash(tmp_path):
+def test_python_s_own_modules_are_not_hidden_by_those_beside_the_supervisor(tmp_path):
     """Python would look first in the folder of the script, which is that of the flows."""
     running = Running()
-    leash = running._start(["true"], tmp_path, surroundings(), ())
-    running._end(leash)
-    leash.stdout.close()
-    assert leash.args[:3] == [sys.executable, "-P", str(LEASH)]
+    supervisor = running._start(["true"], tmp_path, surroundings(), ())
+    running._end(supervisor)
+    supervisor.stdout.close()
+    assert supervisor.args[:3] == [sys.executable, "-P", str(SUPERVISOR)]
 
 
 UNLOCKS = """
@@ -1111,13 +1113,13 @@ def test_what_outlives_a_stopped_command_has_the_time_to_save_too(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
-def test_a_leash_that_is_told_to_end_stops_its_command_and_says_so_by_its_code(tmp_path, number):
-    words = [sys.executable, str(LEASH), "20", str(os.getpid()), sys.executable, "-c", SAVES]
-    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE) as leash:
-        assert leash.stdout.readline() == b"ready\n"
-        (child,) = psutil.Process(leash.pid).children()
-        leash.send_signal(number)
-        assert leash.wait(60) == 143
+def test_a_supervisor_that_is_told_to_end_stops_its_command_and_says_so_by_its_code(tmp_path, number):
+    words = [sys.executable, str(SUPERVISOR), "20", str(os.getpid()), sys.executable, "-c", SAVES]
+    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE) as supervisor:
+        assert supervisor.stdout.readline() == b"ready\n"
+        (child,) = psutil.Process(supervisor.pid).children()
+        supervisor.send_signal(number)
+        assert supervisor.wait(60) == 143
     assert gone(child.pid)
 
 
@@ -1137,14 +1139,14 @@ time.sleep(60)
 @pytest.mark.parametrize("below", [[], ["one"]], ids=["alone", "with one below"])
 def test_a_command_that_is_deaf_is_killed_with_all_that_is_below_it(below, tmp_path):
     """When the grace is over: the command itself too, which no list of what is below it has."""
-    words = [sys.executable, str(LEASH), "0.2", str(os.getpid()), sys.executable, "-c", ALL_DEAF, *below]
-    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as leash:
-        told = [line.strip() for line in iter(leash.stdout.readline, "ready\n")]
-        family = [leash.pid, *(process.pid for process in psutil.Process(leash.pid).children(recursive=True))]
+    words = [sys.executable, str(SUPERVISOR), "0.2", str(os.getpid()), sys.executable, "-c", ALL_DEAF, *below]
+    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as supervisor:
+        told = [line.strip() for line in iter(supervisor.stdout.readline, "ready\n")]
+        family = [supervisor.pid, *(process.pid for process in psutil.Process(supervisor.pid).children(recursive=True))]
         assert len(family) == 2 + len(told) == 2 + len(below)
         try:
-            leash.send_signal(signal.SIGTERM)
-            assert leash.wait(30) == 143
+            supervisor.send_signal(signal.SIGTERM)
+            assert supervisor.wait(30) == 143
             assert until(lambda: all(map(gone, family)))
         finally:
             for pid in family:
@@ -1152,17 +1154,17 @@ def test_a_command_that_is_deaf_is_killed_with_all_that_is_below_it(below, tmp_p
                     os.kill(pid, signal.SIGKILL)
 
 
-def test_a_command_does_not_outlive_a_leash_that_was_killed(tmp_path):
-    words = [sys.executable, str(LEASH), "20", str(os.getpid()), sys.executable, "-c", SAVES]
-    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE) as leash:
-        assert leash.stdout.readline() == b"ready\n"
-        (child,) = psutil.Process(leash.pid).children()
-        leash.kill()
+def test_a_command_does_not_outlive_a_supervisor_that_was_killed(tmp_path):
+    words = [sys.executable, str(SUPERVISOR), "20", str(os.getpid()), sys.executable, "-c", SAVES]
+    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE) as supervisor:
+        assert supervisor.stdout.readline() == b"ready\n"
+        (child,) = psutil.Process(supervisor.pid).children()
+        supervisor.kill()
     assert until(lambda: gone(child.pid), 60)
     assert (tmp_path / "saved").exists()  # it was asked, not killed
 
 
-def test_a_leash_that_does_not_end_is_killed_with_all_of_its_group(tmp_path, monkeypatch):
+def test_a_supervisor_that_does_not_end_is_killed_with_all_of_its_group(tmp_path, monkeypatch):
     killed = []
     monkeypatch.setattr(os, "killpg", lambda *words: killed.append(words))
 
@@ -1179,23 +1181,23 @@ def test_a_leash_that_does_not_end_is_killed_with_all_of_its_group(tmp_path, mon
         def wait(self, timeout=None):
             self.waited += (timeout,)
             if timeout is not None:
-                raise subprocess.TimeoutExpired("leash", timeout)
+                raise subprocess.TimeoutExpired("supervisor", timeout)
 
-    leash, running = Deaf(), Running(grace=3)
-    running._leashes.add(leash)
-    running._end(leash)
+    supervisor, running = Deaf(), Running(grace=3)
+    running._supervisors.add(supervisor)
+    running._end(supervisor)
     assert killed == ["asked", (4711, signal.SIGKILL)]
-    assert leash.waited == (8, None)
-    assert running._leashes == set()
+    assert supervisor.waited == (8, None)
+    assert running._supervisors == set()
 
 
 def test_all_commands_are_asked_to_end_before_the_first_is_waited_for(tmp_path):
     """One after the other, the last would have had no time left when Prefect kills the run."""
     running, seen = Running(), []
     for name in "ab":
-        leash = type(name, (), {"terminate": lambda self: seen.append(("asked", type(self).__name__))})
-        running._leashes.add(leash())
-    running._end = lambda leash: seen.append(("waited", type(leash).__name__))
+        supervisor = type(name, (), {"terminate": lambda self: seen.append(("asked", type(self).__name__))})
+        running._supervisors.add(supervisor())
+    running._end = lambda supervisor: seen.append(("waited", type(supervisor).__name__))
     running.stop()
     assert [word for word, _ in seen] == ["asked", "asked", "waited", "waited"]
     assert {name for _, name in seen} == {"a", "b"}
@@ -1317,7 +1319,7 @@ def test_what_dies_at_its_start_is_reported_and_the_rest_ended_again(tmp_path, m
     real = services._start
     monkeypatch.setattr(services, "planned", plan)
     monkeypatch.setattr(services, "_start", lambda *a: (real(*a), born.append(a[1].record(a[0].name).pid)))
-    with pytest.raises(Mistake, match="mlflow-server ended at its start: no memory"):
+    with pytest.raises(UserError, match="mlflow-server ended at its start: no memory"):
         services.up(tmp_path, 1, 2)
     assert len(born) == 2
     assert all(map(gone, born))
@@ -1538,7 +1540,7 @@ def test_the_profile_gets_the_address_and_keeps_the_rest(tmp_path):
         },
     }
     path.write_text("not = [toml")
-    with pytest.raises(Mistake, match=r"profiles\.toml is damaged"):
+    with pytest.raises(UserError, match=r"profiles\.toml is damaged"):
         services._aim(tmp_path, "http://c/api")
 
 
@@ -1565,7 +1567,7 @@ def test_up_refuses_a_damaged_database_in_one_line_and_starts_nothing(tmp_path, 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     project(tmp_path)
     (tmp_path / "mlflow.db").write_bytes(b"this is no database" * 500)
-    with pytest.raises(Mistake, match=r"mlflow.db is damaged: file is not a database; move it away") as caught:
+    with pytest.raises(UserError, match=r"mlflow.db is damaged: file is not a database; move it away") as caught:
         services.up(tmp_path, free_port(), free_port())
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / ".services").glob("*.json"))
@@ -1795,7 +1797,7 @@ def test_what_is_up_is_seen_kept_and_not_started_elsewhere(tmp_path, capsys, mon
         services._check(service, folder)
         assert folder.alive("worker")
         moved = dataclasses.replace(service, url="http://other")
-        with pytest.raises(Mistake, match="worker is up already at http://worker: end it with"):
+        with pytest.raises(UserError, match="worker is up already at http://worker: end it with"):
             services._check(moved, folder)
         process.kill()
         assert until(lambda: folder.alive("worker") is None)
@@ -1812,7 +1814,7 @@ def test_a_port_is_free_until_somebody_listens_there(tmp_path):
     with socket.socket() as other:
         other.bind(("127.0.0.1", port))
         other.listen()
-        with pytest.raises(Mistake, match=rf"port {port} is taken by .*\(pid {os.getpid()}\): .*--mlflow-port$"):
+        with pytest.raises(UserError, match=rf"port {port} is taken by .*\(pid {os.getpid()}\): .*--mlflow-port$"):
             services._check(service, folder)
         services._check(dataclasses.replace(service, port=None), folder)
     services._check(service, folder)
@@ -1825,7 +1827,7 @@ def test_one_that_never_answers_is_given_up_in_time(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(services.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(Folder, "alive", lambda self, name: True)
     service = Service("worker", (), "http://h", lambda: False, {})
-    with pytest.raises(Mistake, match=r"^worker does not answer after 180 s: see .*worker\.log$"):
+    with pytest.raises(UserError, match=r"^worker does not answer after 180 s: see .*worker\.log$"):
         services._await(service, folder)
     assert capsys.readouterr().out == "worker          is starting, 6 s\nworker          is starting, 180 s\n"
 
@@ -1900,7 +1902,7 @@ def test_where_mlflow_is_served_elsewhere_up_does_the_rest(raised, plain, monkey
     assert seen[-1] == ("tell", "http://127.0.0.1:4300")
 
 
-@pytest.mark.parametrize("error", [Mistake("no"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [UserError("no"), KeyboardInterrupt()])
 @pytest.mark.parametrize(
     "where", [("_await", "mlflow-server"), ("deploy", "worker"), ("aim", "http://127.0.0.1:1/api")]
 )
@@ -1915,7 +1917,7 @@ def test_whatever_fails_in_up_what_it_started_is_ended_in_reverse_and_nothing_el
 
 
 def test_up_belongs_in_the_project_s_root(tmp_path):
-    with pytest.raises(Mistake, match=r"there is no prefect\.yaml in"):
+    with pytest.raises(UserError, match=r"there is no prefect\.yaml in"):
         services.up(tmp_path, 1, 2)
     assert list(tmp_path.iterdir()) == []
 
@@ -1931,7 +1933,7 @@ def test_both_flows_are_deployed_with_the_worker_s_own_surroundings(tmp_path, mo
     services._deploy(worker, folder)
     said = f"{tmp_path}: -m prefect --no-prompt deploy --all for us"
     assert folder.log("deploy").read_text() == f"{said}\n"
-    with pytest.raises(Mistake, match=r"^prefect deploy --all failed: ") as caught:
+    with pytest.raises(UserError, match=r"^prefect deploy --all failed: ") as caught:
         services._deploy(dataclasses.replace(worker, environment={"A": "us", "CODE": "3"}), folder)
     assert str(caught.value).endswith(f"{said} (see {folder.log('deploy')})")
 
@@ -1965,7 +1967,7 @@ def test_the_command_of_the_services_hands_on_its_ports_and_its_mistakes(tmp_pat
     assert seen == [("up", tmp_path, 4200, 5000), ("down", tmp_path), ("up", tmp_path, 8, 7)]
 
     def refuse(*_):
-        raise Mistake("http://me:s3same@h/ is down")
+        raise UserError("http://me:s3same@h/ is down")
 
     monkeypatch.setattr(services, "down", refuse)
     assert console(["down"]) == 2

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.data import folders, selection, sources, tars
 from diffcore.data.config import Config
 from diffcore.data.split import Split
@@ -143,7 +143,7 @@ def test_a_column_that_the_first_line_lacks_is_a_column(tmp_path, column):
     source = found(root, labels=column)
     assert {label for key, label in labels_of_those_there(source).items()} == {"cat", "ape"}
     metadata(root, [{"text": "x", "file_name": "a.png"}, rows[1]], "metadata.jsonl")
-    with pytest.raises(Mistake, match="1 of 2 images have no label"):
+    with pytest.raises(UserError, match="1 of 2 images have no label"):
         found(root, labels=column)
 
 
@@ -155,10 +155,10 @@ def labels_of_those_there(source: sources.Source) -> dict[str, str]:
 def test_a_key_chooses_among_several_columns(tmp_path):
     rows = [{"file_name": f"{name}.png", "fine_label": name, "coarse_label": "x"} for name in "ab"]
     root = metadata(album(tmp_path, "a.png", "b.png"), rows)
-    with pytest.raises(Mistake, match=r"several columns of labels \(fine_label, coarse_label\): set data\.labels"):
+    with pytest.raises(UserError, match=r"several columns of labels \(fine_label, coarse_label\): set data\.labels"):
         found(root)
     assert labels(found(root, labels="fine_label")) == {"a.png": "a", "b.png": "b"}
-    with pytest.raises(Mistake, match=r"no column 'colour'; it has fine_label, coarse_label"):
+    with pytest.raises(UserError, match=r"no column 'colour'; it has fine_label, coarse_label"):
         found(root, labels="colour")
     assert set(labels(found(root, labels="none")).values()) == {None}
 
@@ -188,7 +188,7 @@ FAULTY = {
 @pytest.mark.parametrize("case", FAULTY)
 def test_annotations_that_do_not_fit_are_named(tmp_path, case):
     write, content, said = FAULTY[case]
-    with pytest.raises(Mistake, match=said) as caught:
+    with pytest.raises(UserError, match=said) as caught:
         found(write(album(tmp_path, *PAIR), content))
     assert "\n" not in str(caught.value)
 
@@ -212,7 +212,7 @@ def test_annotations_that_do_not_fit_are_named(tmp_path, case):
 def test_annotations_that_cannot_be_read_are_named(tmp_path, name, content, said):
     album(tmp_path, "a/x.png", "b/y.png")
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(Mistake, match=said) as caught:
+    with pytest.raises(UserError, match=said) as caught:
         found(tmp_path)
     assert "\n" not in str(caught.value)
     assert labels(found(tmp_path, labels="folders")) == {"a/x.png": "a", "b/y.png": "b"}
@@ -220,7 +220,7 @@ def test_annotations_that_cannot_be_read_are_named(tmp_path, name, content, said
 
 def test_two_kinds_of_annotation_are_refused(tmp_path):
     root = metadata(styled(album(tmp_path, "a.png", "b.png"), [["a.png", 0], ["b.png", 1]]), ROWS)
-    with pytest.raises(Mistake, match=r"dataset\.json and metadata\.csv both"):
+    with pytest.raises(UserError, match=r"dataset\.json and metadata\.csv both"):
         found(root)
     assert labels(found(root, labels="label")) == {"a.png": "cat", "b.png": "ape"}
 
@@ -287,7 +287,7 @@ def test_splits_within_the_classes_are_said(tmp_path):
 
 def test_images_beside_class_folders_are_refused_with_the_key_that_reads_them(tmp_path):
     root = album(tmp_path, "a/x.png", "b/y.png", "z.png")
-    with pytest.raises(Mistake, match=r"also z\.png: give it one too, or set data\.labels to none"):
+    with pytest.raises(UserError, match=r"also z\.png: give it one too, or set data\.labels to none"):
         found(root)
     assert set(labels(found(root, labels="none")).values()) == {None}
 
@@ -431,20 +431,20 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_labels_that_are_none_are_named(tmp_path, case):
     text, name, said = REFUSED[case]
-    with pytest.raises(Mistake, match=said):
+    with pytest.raises(UserError, match=said):
         found(table(album(tmp_path, "a.png", "b.png"), text, name))
 
 
 def test_a_table_that_is_no_regular_file_is_not_read(tmp_path):
     album(tmp_path, "a.png", "b.png")
     (tmp_path / "metadata.csv").symlink_to("/dev/null")  # /dev/zero would be read without end
-    with pytest.raises(Mistake, match=r"metadata\.csv cannot be read \(it is no regular file\)"):
+    with pytest.raises(UserError, match=r"metadata\.csv cannot be read \(it is no regular file\)"):
         found(tmp_path)
 
 
 def test_a_column_is_refused_where_no_table_has_columns(tmp_path):
     root = styled(album(tmp_path, *PAIR), [[PAIR[0], 1], [PAIR[1], 0]])
-    with pytest.raises(Mistake, match=r"data\.labels: 'kind' is a column of metadata\.csv .* there is none"):
+    with pytest.raises(UserError, match=r"data\.labels: 'kind' is a column of metadata\.csv .* there is none"):
         found(root, labels="kind")
 
 

@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.metrics.bootstrap import RESAMPLES
 from diffcore.metrics.estimate import Estimate, columns
 from diffcore.metrics.features import Skill
@@ -18,7 +18,7 @@ from diffcore.metrics.frontier import Frontier
 from diffcore.metrics.measures import METRICS
 from diffcore.metrics.point import GIVEN, Point, with_best
 from diffcore.metrics.table import WIDTH
-from tests.conftest import dice, estimates
+from tests.conftest import estimates, seeded
 
 MEASURES = {"fd": 0.321, "fd_se": 0.045, "kid": 0.0011, "kid_se": 0.0004, "fd_pixels": 0.31, "fd_pixels_se": 0.02}
 FLOOR = Floor(estimates(MEASURES), n=(1000, 1797), compared=(898, 899), real="halves")
@@ -33,7 +33,7 @@ def point(name: str, nfe: float | int, fd: float, **changes) -> Point:
     }
     fields = {
         "name": name,
-        "way": "progressive",
+        "curve": "progressive",
         "best": True,
         "method": "progressive",
         "checkpoint": name,
@@ -55,8 +55,8 @@ def point(name: str, nfe: float | int, fd: float, **changes) -> Point:
 
 def teacher(nfe: int, fd: float, **changes) -> Point:
     alone = {"rmse_teacher": None, "rmse_teacher_se": None} if nfe == 64 else {}
-    fields = {"method": "teacher", "checkpoint": "teacher", "trajectory": "even", **alone, **changes}
-    return point(f"teacher-ddim-even-{nfe}", nfe, fd, **fields)
+    fields = {"method": "teacher", "checkpoint": "teacher", "trajectory": "uniform", **alone, **changes}
+    return point(f"teacher-ddim-uniform-{nfe}", nfe, fd, **fields)
 
 
 def frontier(*points: Point) -> Frontier:
@@ -81,8 +81,8 @@ def names(points) -> list[str]:
 @pytest.mark.parametrize("seed", range(20))
 def test_dominance_is_brute_force(seed):
     # few values, so that there are many ties in one, the other and both
-    nfe = torch.randint(1, 6, (25,), generator=dice(seed)).tolist()
-    fd = (torch.randint(1, 8, (25,), generator=dice(100 + seed)) / 4).tolist()
+    nfe = torch.randint(1, 6, (25,), generator=seeded(seed)).tolist()
+    fd = (torch.randint(1, 8, (25,), generator=seeded(100 + seed)) / 4).tolist()
     points = [point(f"p{k}", calls, distance) for k, (calls, distance) in enumerate(zip(nfe, fd))]
     want = set()
     for one in points:
@@ -105,14 +105,14 @@ def test_equal_points_stay_and_do_not_dominate_each_other():
 
 
 def test_the_digits_frontier():
-    assert names(DIGITS.non_dominated()) == ["cd-1", "cd-2", "pd4", "pd8", "teacher-ddim-even-64"]
+    assert names(DIGITS.non_dominated()) == ["cd-1", "cd-2", "pd4", "pd8", "teacher-ddim-uniform-64"]
 
 
 # --- what to ship
 
 
 def test_recommends_the_fewest_calls_within_tolerance_of_the_teacher():
-    for tolerance, name in [(2.0, "cd-1"), (1.9, "cd-2"), (1.5, "pd4"), (1.2, "pd8"), (1.1, "teacher-ddim-even-64")]:
+    for tolerance, name in [(2.0, "cd-1"), (1.9, "cd-2"), (1.5, "pd4"), (1.2, "pd8"), (1.1, "teacher-ddim-uniform-64")]:
         assert DIGITS.recommend(tolerance).point.name == name
 
 
@@ -175,19 +175,19 @@ def test_the_bar_is_the_tolerance_times_the_teacher_or_the_floor_whichever_is_hi
 @pytest.mark.parametrize("weights", ["ema", GIVEN])
 def test_what_was_measured_otherwise_is_refused_beside_the_rest(weights, change):
     frontier(teacher(64, 0.3), teacher(8, 0.5, weights=GIVEN))
-    with pytest.raises(Mistake, match=next(iter(change))):
+    with pytest.raises(UserError, match=next(iter(change))):
         frontier(teacher(64, 0.3), teacher(8, 0.5, weights=weights, **change))
 
 
 def test_a_way_to_sample_the_teacher_may_be_recommended():
     points = teacher(64, 1.0), teacher(8, 1.1), point("pd4", 4, 5.0)
-    assert frontier(*points).recommend(1.2).point.name == "teacher-ddim-even-8"
+    assert frontier(*points).recommend(1.2).point.name == "teacher-ddim-uniform-8"
 
 
 def test_the_teachers_best_is_the_bar_wherever_it_lies():
     # ancestral sampling with few calls beats the 64 steps here, and sets the bar
     points = teacher(64, 2.0), teacher(8, 1.0), point("pd4", 4, 1.9)
-    assert frontier(*points).recommend(1.5).point.name == "teacher-ddim-even-8"
+    assert frontier(*points).recommend(1.5).point.name == "teacher-ddim-uniform-8"
 
 
 def test_among_equally_many_calls_the_lowest_distance_wins():
@@ -207,13 +207,13 @@ def test_a_close_call_is_called_one():
 def test_when_none_qualifies_it_is_the_best_and_says_so():
     given = point("elsewhere", 64, 0.4)
     found = DIGITS.recommend(1.5, reference=given)
-    assert found.point.name == "teacher-ddim-even-64"
+    assert found.point.name == "teacher-ddim-uniform-64"
     assert "no point is within 1.5 times the reference (elsewhere, 64 network calls, fd 0.400+-0.020)" in found.reason
     assert DIGITS.recommend(10.0, reference=given).point.name == "cd-1"
 
 
 def test_recommend_needs_a_teacher_and_a_tolerance():
-    with pytest.raises(Mistake, match="evaluate the teacher too"):
+    with pytest.raises(UserError, match="evaluate the teacher too"):
         frontier(point("pd1", 1, 2.0)).recommend(1.5)
     for tolerance in (0.0, -1.0, math.nan):
         with pytest.raises(ValueError, match="tolerance must be positive"):
@@ -239,7 +239,7 @@ def test_it_warns_when_the_best_is_far_above_the_floor():
     """As found: 38.2 was recommended without a word where the floor was 0.59 and the teacher's best 28.3."""
     best, poor = warned(teacher(64, 28.3), point("pd1", 1, 38.2), fd=0.59)
     assert best.startswith(
-        "no way to sample comes near the real images: the best, teacher-ddim-even-64, 64 network calls"
+        "no way to sample comes near the real images: the best, teacher-ddim-uniform-64, 64 network calls"
     )
     assert "is 48 times the floor of 0.590+-0.045" in best
     assert poor.startswith("the teacher is poor")
@@ -247,7 +247,7 @@ def test_it_warns_when_the_best_is_far_above_the_floor():
 
 def test_it_warns_of_a_poor_teacher_whatever_its_students_are():
     (warning,) = warned(teacher(64, 28.3), point("ect", 1, 0.4))
-    assert "its best, teacher-ddim-even-64, 64 network calls, fd 28.3+-1.4, is 88.2 times the floor" in warning
+    assert "its best, teacher-ddim-uniform-64, 64 network calls, fd 28.3+-1.4, is 88.2 times the floor" in warning
 
 
 def test_far_is_three_floors_and_two_standard_errors():
@@ -270,10 +270,10 @@ def best(*points: Point) -> set[str]:
 
 
 def test_the_best_is_of_one_way_one_checkpoint_and_one_cost():
-    tries = point("even", 8, 2.0), point("karras", 8, 1.5), point("logsnr", 8, 1.7)
+    tries = point("uniform", 8, 2.0), point("karras", 8, 1.5), point("uniform_logsnr", 8, 1.7)
     tries = [dataclasses.replace(each, checkpoint="cd") for each in tries]
     assert best(*tries) == {"karras"}
-    for other in ({"way": "other"}, {"checkpoint": "cd2"}, {"nfe": 4}, {"nfe": 11.05}):
+    for other in ({"curve": "other"}, {"checkpoint": "cd2"}, {"nfe": 4}, {"nfe": 11.05}):
         assert best(*tries, dataclasses.replace(tries[0], name="apart", **other)) == {"karras", "apart"}
     rounded = dataclasses.replace(tries[0], name="same", nfe=8 + 1e-12)
     assert best(*tries, rounded) == {"karras"}
@@ -343,7 +343,7 @@ def test_json_of_another_kind_is_a_mistake():
         {**value, "floor": {"fd": 1.0, "n": [1, 2]}},
         {**value, "recommended": {"name": "none of them", "reason": "", "warnings": []}},
     ]:
-        with pytest.raises(Mistake, match="not a frontier of this version"):
+        with pytest.raises(UserError, match="not a frontier of this version"):
             Frontier.from_json(broken)
 
 
@@ -410,7 +410,7 @@ def test_the_table_is_sorted_marked_and_complete():
 
 
 def test_every_cell_of_the_table_by_hand():
-    """The best of each way alone; a rare column where one that is shown has it, and `-` for those that have not."""
+    """The best of each curve alone; a rare column where one that is shown has it, and `-` for those that have not."""
     rare = {"accuracy": 0.9, "accuracy_se": 0.01, "bits": 3.25, "bits_se": 0.02}
     shown = [
         point("jump", 1, 1.5, ms_per_image=12.345, accuracy=0.75, accuracy_se=0.02, rmse_teacher=0.5),
@@ -423,7 +423,7 @@ def test_every_cell_of_the_table_by_hand():
         ["name", "calls", "fd", "kid", "rmse_teacher", "accuracy", "ms/image"],
         ["*", "jump", "1", "1.500+-0.075", "0.00500+-0.00038", "0.5000+-0.0056", "0.750+-0.020", "12.3"],
         ["worse", "2.125", "2.50+-0.12", "0.00833+-0.00063", "-", "-", "0.5"],
-        ["*", "teacher-ddim-even-64", "64", "1.000+-0.050", "0.00333+-0.00025", "-", "-", "1.23e+03"],
+        ["*", "teacher-ddim-uniform-64", "64", "1.000+-0.050", "0.00333+-0.00025", "-", "-", "1.23e+03"],
     ]
     assert lines[4] == ""
     assert "; 3 more points, tried and not the best of their kind, are in frontier.csv" in " ".join(lines[5:])
@@ -486,7 +486,7 @@ def test_a_number_ends_where_its_error_begins(value, se, text):
 
 @pytest.mark.parametrize(("key", "value"), [("n", 500), ("seed", 4), ("features", "f" * 64), ("weights", "raw")])
 def test_points_that_were_not_measured_alike_are_refused(key, value):
-    with pytest.raises(Mistake, match=f"differ in {key}"):
+    with pytest.raises(UserError, match=f"differ in {key}"):
         frontier(point("a", 1, 1.0), point("b", 2, 1.0), point("c", 4, 1.0, **{key: value}))
 
 
@@ -495,14 +495,14 @@ def test_a_network_from_elsewhere_may_be_compared_with_what_was_trained_here():
     assert frontier(given).points
     found = frontier(given, point("b", 2, 1.0), point("c", 4, 1.0))
     assert found.to_json()["about"]["weights"] == "ema and given"
-    with pytest.raises(Mistake, match="b and c differ in weights"):
+    with pytest.raises(UserError, match="b and c differ in weights"):
         frontier(given, point("b", 2, 1.0), point("c", 4, 1.0, weights="raw"))
 
 
 def test_two_points_of_one_name_and_no_point_are_refused():
-    with pytest.raises(Mistake, match="two points are called 'a'"):
+    with pytest.raises(UserError, match="two points are called 'a'"):
         frontier(point("a", 1, 1.0), point("b", 2, 1.0), point("a", 4, 1.0))
-    with pytest.raises(Mistake, match="at least one point"):
+    with pytest.raises(UserError, match="at least one point"):
         frontier()
 
 
@@ -533,7 +533,7 @@ def test_the_reference_itself_is_no_close_call():
 def test_a_reference_stands_in_for_a_teacher_that_is_not_there():
     found = frontier(point("pd4", 4, 28.0)).recommend(2.0, reference=teacher(64, 20.0))
     assert found.point.name == "pd4"
-    assert "within 2 times the reference (teacher-ddim-even-64" in found.reason
+    assert "within 2 times the reference (teacher-ddim-uniform-64" in found.reason
     assert [warning.split(":")[0] for warning in found.warnings] == ["no way to sample comes near the real images"]
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffcore.core import disk
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.data.read import Images
 from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.denoisers.prediction import Prediction
@@ -152,7 +152,7 @@ class Broken(GaussianDenoiser):
 def test_a_network_that_is_not_finite_is_refused():
     """It must not pass for a covariance beyond the bound."""
     exact = gaussian()
-    with pytest.raises(Mistake, match=r"not finite at 4 of 10 times, the first t = 0\.7; train"):
+    with pytest.raises(UserError, match=r"not finite at 4 of 10 times, the first t = 0\.7; train"):
         estimate(Broken(exact.mean, exact.variance, exact.schedule), data(3, exact), Config(10, 3, 8, 0))
 
 
@@ -193,7 +193,7 @@ def test_too_few_images_are_refused():
     assert len(set(pick(50, Config(5, 50, 10, 0)).tolist())) == 50
     first, again, other = (pick(50, Config(5, 50, 10, seed)).tolist() for seed in (0, 0, 1))
     assert first == again != other
-    with pytest.raises(Mistake, match=r"gamma\.images is 51, but the data have only 50"):
+    with pytest.raises(UserError, match=r"gamma\.images is 51, but the data have only 50"):
         pick(50, Config(5, 51, 10, 0))
 
 
@@ -329,10 +329,10 @@ def test_a_repair_lets_no_estimate_be_worse_than_a_straight_line():
 
 def test_a_repair_is_the_most_likely_monotone_table():
     """sum raw (r + SNR) - log(r + SNR), over r that never rises: no small move that keeps it so makes it less."""
-    dice, n = torch.Generator().manual_seed(3), 30
+    rng, n = torch.Generator().manual_seed(3), 30
     sigma2 = (torch.pi / 2 * torch.arange(1, n + 1) / (n + 1)).double().sin() ** 2
     snr = 1 / sigma2 - 1
-    raw = 0.3 / (1 + 0.3 * snr) * (0.6 * torch.randn(n, generator=dice, dtype=torch.float64)).exp()
+    raw = 0.3 / (1 + 0.3 * snr) * (0.6 * torch.randn(n, generator=rng, dtype=torch.float64)).exp()
     found = given(norm=[0.5] * n, x0=raw.tolist(), sigma2=sigma2.tolist())
     r = precision_gain(found, found.covariance("residual", repair=True).values)
     assert len(r.round(decimals=9).unique()) > 3  # several pools
@@ -342,7 +342,7 @@ def test_a_repair_is_the_most_likely_monotone_table():
 
     best = unlikely(r)
     for _ in range(500):
-        move = torch.randn(n, generator=dice, dtype=torch.float64) * 10 ** -(4 * torch.rand(1, generator=dice).double())
+        move = torch.randn(n, generator=rng, dtype=torch.float64) * 10 ** -(4 * torch.rand(1, generator=rng).double())
         tried = (r + move).cummin(0).values.clamp(min=1)
         assert unlikely(tried) >= best - 1e-9
 
@@ -426,8 +426,8 @@ def test_a_table_of_gamma_is_of_one_checkpoint_and_one_schema(tmp_path):
     disk.write_sealed(path, {"schema": gamma.SCHEMA, **value})
     for checkpoint in (None, "a" * 64):
         assert gamma.read(path, checkpoint, "estimate it again")["about"] == value["about"]
-    with pytest.raises(Mistake, match=r"from checkpoint a{12}, and the one here is b{12}; estimate it again$"):
+    with pytest.raises(UserError, match=r"from checkpoint a{12}, and the one here is b{12}; estimate it again$"):
         gamma.read(path, "b" * 64, "estimate it again")
     disk.write_sealed(path, {"schema": gamma.SCHEMA - 1, **value})
-    with pytest.raises(Mistake, match=r"estimate it again$"):
+    with pytest.raises(UserError, match=r"estimate it again$"):
         gamma.read(path, None, "estimate it again")

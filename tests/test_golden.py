@@ -21,7 +21,7 @@ from torch import Tensor
 
 from diffcore import methods
 from diffcore.core import rng
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.data.feed import ResidentFeed
 from diffcore.data.read import Images
 from diffcore.denoisers.clipping import Clip, Clipped, Threshold
@@ -29,7 +29,7 @@ from diffcore.denoisers.denoiser import Condition
 from diffcore.denoisers.exact import MixtureDenoiser
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
-from diffcore.denoisers.prediction import HEADS
+from diffcore.denoisers.prediction import PARAMETERIZATIONS
 from diffcore.denoisers.rescaling import Rescaled
 from diffcore.metrics import features, likelihood, measures
 from diffcore.metrics.estimate import Estimate
@@ -74,7 +74,7 @@ def told(work: Callable[[], Iterable[Any]]) -> list[float] | str:
     found: list[float] = []
     try:
         values = list(work())
-    except Mistake:
+    except UserError:
         return "refused"
     for value in values:
         flat = torch.as_tensor(value, dtype=torch.float64).detach().flatten()
@@ -131,7 +131,7 @@ def known() -> gamma.Gamma:
 
 def solved(solver: Any, schedule: Schedule, trajectory: Trajectory) -> Tensor:
     if isinstance(solver, Analytic):
-        solver = solver.knowing(known())
+        solver = solver.with_gamma(known())
     return Sampler(mixture(schedule), solver, trajectory).draw((5,), 4, 6, batch=3)
 
 
@@ -161,16 +161,20 @@ for _word, _kind in SOLVERS.items():
 
 @functools.cache
 def network(
-    classes: int | None = None, seed: int = 0, head: str = "v", weighs: bool = False, channels: tuple[int, ...] = (8, 8)
+    classes: int | None = None,
+    seed: int = 0,
+    parameterization: str = "v",
+    takes_guidance: bool = False,
+    channels: tuple[int, ...] = (8, 8),
 ) -> NetDenoiser:
     config = unet.default_config(SHAPE, channels, classes=classes and classes + 1, layers=1, groups=4)
-    net = stirred(dataclasses.replace(config, out_channels=6) if head == "both" else config, seed=seed)
-    if weighs:
+    net = stirred(dataclasses.replace(config, out_channels=6) if parameterization == "x0_eps" else config, seed=seed)
+    if takes_guidance:
         net = unet.with_guidance(net)
         with torch.no_grad():
             for part in net.guidance_embedding.parameters():
                 part.copy_(0.3 * waves(*part.shape))
-    return NetDenoiser(net.eval(), Cosine(), head, classes=classes, weighs=weighs)
+    return NetDenoiser(net.eval(), Cosine(), parameterization, classes=classes, takes_guidance=takes_guidance)
 
 
 def told_to(count: int, weight: bool = True) -> Condition:
@@ -179,14 +183,20 @@ def told_to(count: int, weight: bool = True) -> Condition:
 
 
 WRAPPED = {
-    "plain": lambda: network(3).given(told_to(5, weight=False)),
-    "weighs": lambda: network(3, weighs=True).given(told_to(5)),
-    "guided": lambda: Guided(network(3)).given(told_to(5)),
+    "plain": lambda: network(3).with_condition(told_to(5, weight=False)),
+    "takes_guidance": lambda: network(3, takes_guidance=True).with_condition(told_to(5)),
+    "guided": lambda: Guided(network(3)).with_condition(told_to(5)),
     "clipped": lambda: Clipped(network(), Clip(0.4)),
     "threshold": lambda: Clipped(network(), Threshold(0.7, 1.4)),
     "skip": lambda: skip_tuned(network(), SkipConfig(0.6, 1.3)),
     "rescaled": lambda: Rescaled(network(), NOISES["ve"]),
-    **{f"head {head}": lambda head=head: network(head=head) for head in HEADS if head != "score"},
+    **{
+        f"parameterization {parameterization}": lambda parameterization=parameterization: network(
+            parameterization=parameterization
+        )
+        for parameterization in PARAMETERIZATIONS
+        if parameterization != "score"
+    },
 }
 for _name, _make in WRAPPED.items():
 
@@ -207,7 +217,7 @@ for _cache in CACHES:
 
     @measured("cache", dataclasses.astuple(_cache))
     def _(cache: CacheConfig = _cache):
-        sampler = Sampler(DeepCached(network(3), cache), SOLVERS["ddim"](), TRAJECTORIES["even"](7, Cosine()))
+        sampler = Sampler(DeepCached(network(3), cache), SOLVERS["ddim"](), TRAJECTORIES["uniform"](7, Cosine()))
         labels = Condition(torch.arange(4) % 3)
         yield sampler.draw(SHAPE, 4, 2, 3, labels)
         yield sorted(full_calls(cache, 11))
@@ -253,11 +263,15 @@ def taught(
     dropout: float = 0.0,
 ) -> Iterator[Any]:
     """Losses, gradients, rates, and how far the average went from where it began."""
-    start, images, schedule = network(classes, 3, weighs=bool(weights), channels=(8,)), pictures(), schedule or Cosine()
+    start, images, schedule = (
+        network(classes, 3, takes_guidance=bool(weights), channels=(8,)),
+        pictures(),
+        schedule or Cosine(),
+    )
     if not classes:
         images = dataclasses.replace(images, labels=None, classes=None)
     net = start.net.with_dropout(dropout)
-    student = NetDenoiser(net, schedule, classes=classes, weighs=bool(weights))
+    student = NetDenoiser(net, schedule, classes=classes, takes_guidance=bool(weights))
     teacher = NetDenoiser(network(classes, 1, channels=(8,)).net, schedule, classes=classes)
     training = Training(**{**TRAINED, **changed})
     job = Job(config, training, ResidentFeed(images, training.batch, 5, flip), 5, 9, weights)
@@ -349,7 +363,7 @@ def _():
 @measured("hops")
 def _():
     config = fitted.Config(points=5, images=7, batch=3, seed=8)
-    found = fitted.strays(network(3, 2), network(3), config, SHAPE, condition=Condition(torch.arange(7) % 3))
+    found = fitted.hop_errors(network(3, 2), network(3), config, SHAPE, condition=Condition(torch.arange(7) % 3))
     yield found[np.isfinite(found)]
     for late in (1.0, 1.15, 2.0):
         yield from (path.times for path in fitted.fit(found, late).values())
@@ -361,12 +375,12 @@ for (_name, _schedule), _word, _within in itertools.product(
 
     @measured("bits", _word, _name, _within)
     def _(word: str = _word, schedule: Schedule = _schedule, within: tuple[float, float] = _within):
-        solver = SOLVERS[word]().knowing(known()) if word == "analytic" else SOLVERS[word]()
+        solver = SOLVERS[word]().with_gamma(known()) if word == "analytic" else SOLVERS[word]()
         low, high = within
         x0 = ((waves(7, 5) + 1) / 2 * 255).round() / 255 * (high - low) + low
         for times in ((0.95, 0.5, 0.1, 0.0), (0.9, 0.3, 0.02)):
             sampler = Sampler(mixture(schedule), solver, Trajectory(times))
-            yield likelihood.of(sampler, x0, 3, probes=2, batch=3, within=within).values
+            yield likelihood.estimate(sampler, x0, 3, probes=2, batch=3, within=within).values
 
 
 @functools.cache
@@ -405,11 +419,11 @@ def _():
     yield from (apart.value, apart.se)
 
 
-@measured("dice")
+@measured("rng")
 def _():
     like = waves(4, 5)
     found = rng.draw(like, 3, "train", 7, count=9)
-    yield from (found.u, found.noise, found.other("again").u, found[2:4].noise, found[2:4].other("x").noise)
+    yield from (found.u, found.noise, found.fork("again").u, found[2:4].noise, found[2:4].fork("x").noise)
     yield from (rng.noises(SHAPE, 3, range(2, 5)), rng.noises(SHAPE, 3, range(2), "step 1"), rng.some(4, 20, 3, "a"))
     yield from (rng.labels_like(pictures().labels, 11, 3), rng.seed("a", 1) % 10007, rng.seed("a1") % 10007)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from tasks import graph
 from tests import bad_params
 
@@ -47,7 +47,7 @@ def test_a_damaged_graph_is_one_line(tmp_path, monkeypatch, name):
     (tmp_path / "dvc.yaml").write_bytes(content)
     (tmp_path / "params.yaml").write_text("seed: 0\n")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(Mistake) as caught:
+    with pytest.raises(UserError) as caught:
         use()
     assert words in str(caught.value)
     assert "dvc.yaml" in str(caught.value)
@@ -56,7 +56,7 @@ def test_a_damaged_graph_is_one_line(tmp_path, monkeypatch, name):
 
 def test_a_missing_graph_is_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(Mistake, match=r"^dvc\.yaml is missing; run from the folder that holds it$"):
+    with pytest.raises(UserError, match=r"^dvc\.yaml is missing; run from the folder that holds it$"):
         graph.check()
 
 
@@ -94,7 +94,7 @@ def test_a_graph_that_is_valid_and_not_ours_is_refused_before_dvc_deletes_anythi
     monkeypatch.chdir(tmp_path)
     graph.check()
     (tmp_path / "dvc.yaml").write_text(text.replace(before, after, 1))
-    with pytest.raises(Mistake) as caught:
+    with pytest.raises(UserError) as caught:
         graph.check()
     assert words in str(caught.value)
     assert str(caught.value).endswith(graph.REMEDY)
@@ -133,11 +133,11 @@ def test_the_code_of_a_stage_is_every_file_of_it_and_of_its_method_and_nothing_e
     (tmp_path / "b.py").write_text("0")
     assert graph.code_digest("distill", "one") != first  # each under its own name
     (tmp_path / "a.py").write_text("def f(:")
-    with pytest.raises(Mistake, match=r"^a\.py is not Python \(.*\); put back the one that belongs to this code$"):
+    with pytest.raises(UserError, match=r"^a\.py is not Python \(.*\); put back the one that belongs to this code$"):
         graph.code_digest("distill", "one")
     (tmp_path / "a.py").write_text("0")
     (tmp_path / "m/one.py").unlink()
-    with pytest.raises(Mistake, match=r"distill depends on m/one\.py, which is not there"):
+    with pytest.raises(UserError, match=r"distill depends on m/one\.py, which is not there"):
         graph.code_digest("distill", "one")
 
 
@@ -178,5 +178,5 @@ def test_what_a_stage_makes_of_any_kind_another_may_depend_on(tmp_path, monkeypa
     for key, value in (("deps", ["mad"]), ("params", ["a.b.d"]), ("params", ["a.b.c.d"]), ("params", ["b"])):
         changed = {**stages, "two": {**stages["two"], key: value}}
         (tmp_path / "dvc.yaml").write_text(json.dumps({"stages": changed}))
-        with pytest.raises(Mistake, match=f"two depends on {value[0]}, which is not "):
+        with pytest.raises(UserError, match=f"two depends on {value[0]}, which is not "):
             graph.check()

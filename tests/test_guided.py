@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.core.rng import Draw
 from diffcore.denoisers.denoiser import Condition, Denoiser
 from diffcore.denoisers.exact import GaussianDenoiser
@@ -18,10 +18,10 @@ from diffcore.methods import Roles
 from diffcore.methods.guided import GuidedDistillation
 from diffcore.noise.angle import diffuse
 from diffcore.noise.schedule import Cosine
-from diffcore.noise.trajectory import even
+from diffcore.noise.trajectory import uniform
 from diffcore.training.config import Training
 from diffcore.training.loop import Fitted, Job, fit
-from tests.conftest import dice, randn
+from tests.conftest import randn, seeded
 from tests.test_condition import TwoBlobs
 from tests.test_fit import COMPUTE
 
@@ -48,7 +48,7 @@ def velocity_by_scores(z, t, labels=LABELS, weights=WEIGHTS):
 
 def teacher() -> Denoiser:
     """As the trainer makes it: guided, and told the batch's classes and weights."""
-    return Guided(TwoBlobs()).given(Condition(LABELS, WEIGHTS))
+    return Guided(TwoBlobs()).with_condition(Condition(LABELS, WEIGHTS))
 
 
 class Fixed(Denoiser):
@@ -89,22 +89,22 @@ def test_who_knows_the_guided_velocity_has_no_loss_and_its_slope_is_the_error_s(
 
 
 def test_a_part_of_the_batch_keeps_its_classes_and_weights():
-    x0, dice_ = randn(4, 2), Draw(TIMES, randn(4, 2, seed=1))
+    x0, drawn = randn(4, 2), Draw(TIMES, randn(4, 2, seed=1))
     cast = Roles(TwoBlobs(), Guided(TwoBlobs()), TwoBlobs())
     known = Condition(LABELS, WEIGHTS)
-    whole = GuidedDistillation().loss(cast.given(known), x0, dice_, 0.0)
+    whole = GuidedDistillation().loss(cast.with_condition(known), x0, drawn, 0.0)
     rows = [slice(k, k + 1) for k in range(4)]
-    parts = [GuidedDistillation().loss(cast.given(known[part]), x0[part], dice_[part], 0.0) for part in rows]
+    parts = [GuidedDistillation().loss(cast.with_condition(known[part]), x0[part], drawn[part], 0.0) for part in rows]
     torch.testing.assert_close(whole, torch.cat(parts), rtol=1e-10, atol=1e-14)
 
 
 def test_what_a_teacher_and_a_line_must_have():
     GuidedDistillation().check(None)
-    with pytest.raises(Mistake, match="valid only on its own 4 steps; name the teacher it was distilled from"):
-        GuidedDistillation().check(even(4))
+    with pytest.raises(UserError, match="valid only on its own 4 steps; name the teacher it was distilled from"):
+        GuidedDistillation().check(uniform(4))
     GuidedDistillation().check_guidance((1.0, 4.0))
     GuidedDistillation().check_guidance((2.0, 2.0))
-    with pytest.raises(Mistake, match="guided needs weights to learn; say `guidance: "):
+    with pytest.raises(UserError, match="guided needs weights to learn; say `guidance: "):
         GuidedDistillation().check_guidance(None)
     assert GuidedDistillation().grid is None
 
@@ -122,10 +122,10 @@ class TwoKinds(Denoiser):
         super().__init__()
         self.labels, self.schedule, self.grid = labels, Cosine(), None
 
-    def given(self, condition):
-        return TwoKinds(condition.labels)
+    def with_condition(self, condition):
+        return TwoKinds(condition.class_labels)
 
-    def of(self, rows):
+    def select(self, rows):
         return TwoKinds(self.labels[rows])
 
     def forward(self, x_t, t):
@@ -146,7 +146,7 @@ class KindsFeed:
 
     def batch(self, step, rows=slice(None)):
         labels = torch.arange(self.size) % 2
-        x0 = STD * torch.randn((self.size, *self.shape), generator=dice(step))
+        x0 = STD * torch.randn((self.size, *self.shape), generator=seeded(step))
         return (x0 + torch.tensor(MEANS)[labels][:, None, None, None])[rows], labels[rows]
 
 
@@ -163,8 +163,8 @@ class AffineInBoth(nn.Module):
         series = angles.cos()
         return series @ self.gain, (series * (self.shift[labels] + g.float()[:, None] * self.slope[labels])).sum(1)
 
-    def forward(self, x, label, labels, g):
-        gain, shift = self.at((label + 1) / 1024, labels, g)
+    def forward(self, x, timestep, labels, g):
+        gain, shift = self.at((timestep + 1) / 1024, labels, g)
         return gain[:, None, None, None] * x + shift[:, None, None, None]
 
 
@@ -179,7 +179,7 @@ def exact(t, labels, g):
 def train(low: float, high: float, **more) -> Fitted:
     setting = Training(**{"iterations": 400, "batch": 256, "lr": 0.1, "ema": 0.97, "weight_decay": 0.0, **more})
     work = Job(GuidedDistillation(), setting, KindsFeed(setting.batch), 0, guidance=(low, high))
-    student = NetDenoiser(AffineInBoth(), Cosine(), classes=2, weighs=True)
+    student = NetDenoiser(AffineInBoth(), Cosine(), classes=2, takes_guidance=True)
     return fit(work, student, Guided(TwoKinds()), COMPUTE)
 
 
@@ -196,7 +196,7 @@ def test_the_closed_form_is_the_guided_teacher_s():
     t, labels, g = torch.tensor([0.2, 0.5, 0.9]), torch.tensor([0, 1, 1]), torch.tensor([1.0, 2.5, 4.0]).double()
     z = randn(3, 1, 4, 4)
     slope, shift = exact(t.double(), labels, g)
-    v = Guided(TwoKinds()).given(Condition(labels, g))(z, t.double()).v
+    v = Guided(TwoKinds()).with_condition(Condition(labels, g))(z, t.double()).v
     by_hand = slope[:, None, None, None] * z + shift[:, None, None, None]
     torch.testing.assert_close(v, by_hand, rtol=1e-6, atol=1e-6)  # the means are float32
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from diffcore.core import disk
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.data import fitting, selection
 from diffcore.data.config import Config
 from diffcore.data.ledger import Ledger, Unfinished
@@ -161,7 +161,7 @@ def test_two_writers_of_one_folder_do_not_share_their_work(flat, tmp_path):
     kept = Unfinished(tmp_path / "kept")
     with (
         kept.open({}, [], lambda line: None),
-        pytest.raises(Mistake, match="another process is writing the shards"),
+        pytest.raises(UserError, match="another process is writing the shards"),
     ):
         write(Config(f"folder:{flat}"), tmp_path / "out", unfinished=kept)
 

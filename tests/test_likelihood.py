@@ -11,7 +11,7 @@ from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.metrics import likelihood
 from diffcore.noise import trajectory
 from diffcore.noise.schedule import SCHEDULES, Cosine, Linear
-from diffcore.noise.trajectory import Trajectory, even
+from diffcore.noise.trajectory import Trajectory, uniform
 from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solver import forward_variance, posterior_variance
 from diffcore.sampling.solvers import SOLVERS
@@ -104,8 +104,8 @@ def test_the_bound_s_parts_have_closed_forms(name, schedule):
     """For isotropic data every E|x_0 - E[x_0 | x_t]|^2 is known, so the mean of each L_t is too."""
     denoiser, count, steps = isotropic(schedule=schedule), 4000, 5
     solver = SOLVERS[name]()
-    solver = solver.knowing(exact_gamma(denoiser)) if name == "analytic" else solver
-    path = even(steps)
+    solver = solver.with_gamma(exact_gamma(denoiser)) if name == "analytic" else solver
+    path = uniform(steps)
     x = denoiser.mean + denoiser.variance.sqrt() * randn(count, 2, 3, seed=9)
     found = likelihood.bound(Sampler(denoiser, solver, path), x, 3, range(count))
     for k, (t, s) in enumerate(path.pairs[:-1]):
@@ -126,15 +126,15 @@ def test_the_bound_s_parts_have_closed_forms(name, schedule):
 def test_the_optimal_variance_bounds_best_and_nothing_is_below_the_entropy():
     denoiser, count = isotropic(), 400
     x = images(denoiser, count)
-    exact = likelihood.of(flow(denoiser, SOLVERS["rk45"](rtol=1e-5, atol=1e-5)), x, 0)
+    exact = likelihood.estimate(flow(denoiser, SOLVERS["rk45"](rtol=1e-5, atol=1e-5)), x, 0)
     entropy = 0.5 * math.log2(2 * math.pi * math.e * 0.05) - math.log2(likelihood.BIN)
     assert abs(exact.mean - entropy) < 5 * exact.se
     told = {}
     for name in ("ddpm", "ddpm_large", "analytic"):
         solver = SOLVERS[name]()
-        solver = solver.knowing(exact_gamma(denoiser)) if name == "analytic" else solver
+        solver = solver.with_gamma(exact_gamma(denoiser)) if name == "analytic" else solver
         for steps in (4, 32):
-            told[name, steps] = likelihood.of(Sampler(denoiser, solver, even(steps)), x, 0)
+            told[name, steps] = likelihood.estimate(Sampler(denoiser, solver, uniform(steps)), x, 0)
     assert all(bits.mean > exact.mean - 4 * bits.se for bits in told.values())
     for steps in (4, 32):
         assert told["analytic", steps].mean < min(told["ddpm", steps].mean, told["ddpm_large", steps].mean)
@@ -154,8 +154,8 @@ def test_the_decoder_is_a_distribution_over_the_bins():
 
 def test_a_decoder_without_a_variance_takes_that_of_the_step_before():
     denoiser, x = isotropic(), images(isotropic(), 3)
-    one = likelihood.bound(Sampler(denoiser, SOLVERS["ddpm"](), even(1)), x, 0, range(3))
-    large = likelihood.bound(Sampler(denoiser, SOLVERS["ddpm_large"](), even(1)), x, 0, range(3))
+    one = likelihood.bound(Sampler(denoiser, SOLVERS["ddpm"](), uniform(1)), x, 0, range(3))
+    large = likelihood.bound(Sampler(denoiser, SOLVERS["ddpm_large"](), uniform(1)), x, 0, range(3))
     assert torch.equal(one.decoder, large.decoder)
     assert one.jumps.shape == (0, 3)
 
@@ -166,11 +166,11 @@ def test_bits_are_those_of_each_part_of_the_images_with_all_that_was_asked(name)
     from tests.test_condition import TwoBlobs
 
     x, labels, within = 0.3 * randn(5, 2), torch.tensor([0, -1, 1, 0, -1]), (-2.0, 3.0)  # of no class, probes matter
-    sampler = Sampler(TwoBlobs(), SOLVERS[name](), even(3))
+    sampler = Sampler(TwoBlobs(), SOLVERS[name](), uniform(3))
     asked = {"seed": 4, "probes": 3, "condition": Condition(labels), "within": within}
-    found, parts = likelihood.of(sampler, x, batch=2, **asked), []
+    found, parts = likelihood.estimate(sampler, x, batch=2, **asked), []
     for rows in (range(0, 2), range(2, 4), range(4, 5)):
-        here = Sampler(TwoBlobs(labels[rows.start : rows.stop]), SOLVERS[name](), even(3))
+        here = Sampler(TwoBlobs(labels[rows.start : rows.stop]), SOLVERS[name](), uniform(3))
         images = x[rows.start : rows.stop]
         if name == "rk45":
             noisy = likelihood.dequantised(images, 4, rows, within)
@@ -184,7 +184,7 @@ def test_bits_are_those_of_each_part_of_the_images_with_all_that_was_asked(name)
 def test_the_last_of_several_steps_has_the_variance_of_the_one_before_it():
     """Of four steps the third's, neither the first's nor that of the forward process; a variance of its own stays."""
     denoiser, x = isotropic(), images(isotropic(), 3)
-    sampler = Sampler(denoiser, SOLVERS["ddpm"](), even(4))
+    sampler = Sampler(denoiser, SOLVERS["ddpm"](), uniform(4))
     levels = [denoiser.schedule.level(torch.full((3,), k / 4).double(), x) for k in range(4)]
     seen = []
     denoiser.register_forward_hook(lambda module, inputs, belief: seen.append(belief.x0))
@@ -193,7 +193,7 @@ def test_the_last_of_several_steps_has_the_variance_of_the_one_before_it():
         ("ddpm", posterior_variance(levels[2], levels[1])),
         ("ddpm_large", forward_variance(levels[1], levels[0])),
     ):
-        found = likelihood.bound(Sampler(denoiser, SOLVERS[name](), even(4)), x, 0, range(3))
+        found = likelihood.bound(Sampler(denoiser, SOLVERS[name](), uniform(4)), x, 0, range(3))
         right = -likelihood.decoder(x, seen[3], variance.sqrt()).flatten(1).mean(1)
         torch.testing.assert_close(found.decoder, right, rtol=1e-12, atol=0)
 
@@ -201,13 +201,13 @@ def test_the_last_of_several_steps_has_the_variance_of_the_one_before_it():
 def test_of_dice_and_of_samplers_without_a_likelihood():
     denoiser, x = isotropic(), images(isotropic(), 9)
     for solver in (SOLVERS["ddpm"](), SOLVERS["rk45"]()):
-        sampler = Sampler(denoiser, solver, even(4))
-        whole, parts = likelihood.of(sampler, x, 7), likelihood.of(sampler, x, 7, batch=4)
+        sampler = Sampler(denoiser, solver, uniform(4))
+        whole, parts = likelihood.estimate(sampler, x, 7), likelihood.estimate(sampler, x, 7, batch=4)
         torch.testing.assert_close(whole.values, parts.values, rtol=0, atol=1e-12)
-        assert not torch.equal(whole.values, likelihood.of(sampler, x, 8).values)
-    for name in ("ddim", "heun", "dpmpp_2m", "renoise"):
-        assert likelihood.of(Sampler(denoiser, SOLVERS[name](), even(4)), x, 7) is None
-    assert likelihood.of(Sampler(denoiser, SOLVERS["ddim"](eta=1.0), even(4)), x, 7) is not None
+        assert not torch.equal(whole.values, likelihood.estimate(sampler, x, 8).values)
+    for name in ("ddim", "heun", "dpmpp_2m", "multistep_consistency"):
+        assert likelihood.estimate(Sampler(denoiser, SOLVERS[name](), uniform(4)), x, 7) is None
+    assert likelihood.estimate(Sampler(denoiser, SOLVERS["ddim"](eta=1.0), uniform(4)), x, 7) is not None
 
 
 def test_a_condition_reaches_the_denoiser():
@@ -215,8 +215,8 @@ def test_a_condition_reaches_the_denoiser():
 
     labels = torch.tensor([0, 1])
     x = TwoBlobs().means[labels]
-    right = likelihood.of(flow(TwoBlobs(), SOLVERS["rk45"]()), x, 0, condition=Condition(labels))
-    wrong = likelihood.of(flow(TwoBlobs(), SOLVERS["rk45"]()), x, 0, condition=Condition(1 - labels))
+    right = likelihood.estimate(flow(TwoBlobs(), SOLVERS["rk45"]()), x, 0, condition=Condition(labels))
+    wrong = likelihood.estimate(flow(TwoBlobs(), SOLVERS["rk45"]()), x, 0, condition=Condition(1 - labels))
     assert right.mean < wrong.mean
 
 
@@ -227,7 +227,7 @@ def test_the_searched_trajectory_has_the_better_bound():
     known = exact_gamma(denoiser, 100)
     between = {3: [1, 50, 100], 6: [1, 20, 40, 60, 80, 100]}
     paths = least_cost.shortest(least_cost.cost(known.sigma2.numpy(), known.covariance("residual").values.numpy()), 6)
-    solver = SOLVERS["analytic"]().knowing(known)
+    solver = SOLVERS["analytic"]().with_gamma(known)
     x = denoiser.mean + denoiser.variance.sqrt() * randn(1500, 2, 3, seed=3)
     for steps in (3, 6):
         best, plain = (
@@ -242,7 +242,7 @@ def test_a_network_in_float32_is_asked_in_float32():
 
     x = images(isotropic(), 2)[:, None].float().expand(2, 1, 2, 3)
     for solver in (SOLVERS["ddpm"](), SOLVERS["rk45"]()):
-        assert likelihood.of(Sampler(toy_denoiser(), solver, even(3)), x, 0).values.isfinite().all()
+        assert likelihood.estimate(Sampler(toy_denoiser(), solver, uniform(3)), x, 0).values.isfinite().all()
 
 
 def test_the_standard_error_by_hand():
@@ -264,7 +264,7 @@ def test_every_step_of_the_bound_has_noise_of_its_own():
     seen, schedule, x = [], Cosine(), torch.zeros(3, 2, 3).double()
     spy = Spy(isotropic())
     spy.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
-    likelihood.bound(Sampler(spy, SOLVERS["ddpm"](), even(6)), x, 0, range(3))
+    likelihood.bound(Sampler(spy, SOLVERS["ddpm"](), uniform(6)), x, 0, range(3))
     eps = torch.stack([x_t / schedule.level(t, x_t).sigma for x_t, t in seen])
     for one, two in itertools.combinations(eps.flatten(0, 1), 2):
         assert not torch.allclose(one, two, atol=0.1)
@@ -285,8 +285,8 @@ def test_bits_do_not_depend_on_the_range_that_images_are_told_in():
     """The same pictures in [0, 1], where everything is half as wide: under the flow, exactly."""
     small = GaussianDenoiser(0.6 * torch.ones(2, 3).double(), 0.0125 * torch.ones(2, 3).double(), Cosine())
     x = images(isotropic(), 20)
-    one = likelihood.of(flow(isotropic()), x, 0, probes=1)
-    two = likelihood.of(flow(small), (x + 1) / 2, 0, probes=1, within=(0.0, 1.0))
+    one = likelihood.estimate(flow(isotropic()), x, 0, probes=1)
+    two = likelihood.estimate(flow(small), (x + 1) / 2, 0, probes=1, within=(0.0, 1.0))
     torch.testing.assert_close(one.values, two.values, rtol=0, atol=1e-4)
 
 
@@ -296,9 +296,9 @@ def test_each_batch_is_told_the_classes_of_its_own_images():
     labels = torch.tensor([0, 1, 1, 0, 0])
     x, known = TwoBlobs().means[labels], Condition(labels)
     for solver in (SOLVERS["ddpm"](), SOLVERS["rk45"]()):
-        sampler = Sampler(TwoBlobs(), solver, even(4))
-        whole = likelihood.of(sampler, x, 7, condition=known)
-        parts = likelihood.of(sampler, x, 7, batch=2, condition=known)
+        sampler = Sampler(TwoBlobs(), solver, uniform(4))
+        whole = likelihood.estimate(sampler, x, 7, condition=known)
+        parts = likelihood.estimate(sampler, x, 7, batch=2, condition=known)
         torch.testing.assert_close(whole.values, parts.values, rtol=0, atol=1e-6)
 
 
@@ -306,5 +306,5 @@ def test_as_many_probes_are_thrown_as_were_asked_for(monkeypatch):
     thrown, real = [], likelihood._probes
     monkeypatch.setattr(likelihood, "_probes", lambda *words: thrown.append(words[3]) or real(*words))
     for probes in (1, 3):
-        likelihood.of(flow(isotropic(), SOLVERS["rk45"]()), images(isotropic(), 2), 7, probes=probes)
+        likelihood.estimate(flow(isotropic(), SOLVERS["rk45"]()), images(isotropic(), 2), 7, probes=probes)
     assert thrown == [1, 3]

@@ -4,7 +4,7 @@ import pytest
 
 from diffcore import methods
 from diffcore.checkpoints import Guidance
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.lineage import Lineage, Root, Student
 from diffcore.noise.schedule import Cosine, Linear
 
@@ -97,7 +97,7 @@ def test_weights_of_guidance_are_those_that_init_and_teacher_were_trained_for(in
     told = f"distill.last.guidance: its teacher '{stranger}': this student was trained for a guidance weight of 1 to 4"
     for weights, wrong in (((0.5, 3.0), "0.5"), ((2.0, 9.0), "9")):
         beyond = lineage(some=some, last=student("guided", init, teacher, weights))
-        with pytest.raises(Mistake, match=f"{told}, not for {wrong}$"):
+        with pytest.raises(UserError, match=f"{told}, not for {wrong}$"):
             beyond.guidance("last")
         assert list(beyond.weights()) == [f"{told}, not for {wrong}"]
 

@@ -1,4 +1,5 @@
-"""What the training loop does between two losses, by hand: averages, clipping, decay, dice, divergence, what is kept."""
+"""What the training loop does between two losses, by hand: averages, clipping, decay, random numbers, divergence, what
+is kept."""
 
 import contextlib
 import dataclasses
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from diffcore.core import rng
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.denoisers.denoiser import Condition, Denoiser
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
@@ -22,12 +23,12 @@ from diffcore.methods.parts.discriminator import Discriminator
 from diffcore.nets.dropout import Masks
 from diffcore.noise.angle import diffuse
 from diffcore.noise.schedule import Cosine
-from diffcore.noise.trajectory import even
+from diffcore.noise.trajectory import uniform
 from diffcore.training import learner
 from diffcore.training.config import Training
 from diffcore.training.loop import Diverged, Job, Loop, Stopped, fit, local
 from diffcore.training.resume import Resume
-from tests.conftest import ToyNet, dice, randn, toy_denoiser
+from tests.conftest import ToyNet, randn, seeded, toy_denoiser
 from tests.test_condition import net as conditional_net
 from tests.test_fit import COMPUTE, same, stop_at
 from tests.test_methods import spied
@@ -42,9 +43,9 @@ OFTEN = dataclasses.replace(COMPUTE, save_seconds=1e-9)
 def watched(method: Method, look, **instead) -> Method:
     """The method, with a look at what its loss is given."""
 
-    def loss(self, roles, x0, dice, progress):
+    def loss(self, roles, x0, drawn, progress):
         look(roles)
-        return method.loss(roles, x0, dice, progress)
+        return method.loss(roles, x0, drawn, progress)
 
     return spied(method, loss=loss, **instead)
 
@@ -130,13 +131,13 @@ def test_labels_and_guidance_have_dice_of_their_own_in_every_update(monkeypatch)
     work = Job(method, config, feed(True, 64), 0, guidance=(1.0, 3.0))
     fit(work, denoiser(True), None, COMPUTE)
     assert len(set(asked)) == len(asked) == 2 * SHORT.iterations
-    dropped = torch.cat([condition.labels < 0 for condition in conditions]).double()
+    dropped = torch.cat([condition.class_labels < 0 for condition in conditions]).double()
     weight = torch.cat([condition.guidance for condition in conditions])
     assert float(dropped.mean()) == pytest.approx(0.4, abs=0.08)
     assert 1 <= float(weight.min()) < 1.1 < 2.9 < float(weight.max()) <= 3
     assert abs(float(torch.corrcoef(torch.stack([dropped, weight]))[0, 1])) < 0.15
     assert len({tuple(condition.guidance.tolist()) for condition in conditions}) == SHORT.iterations
-    assert len({tuple((condition.labels < 0).tolist()) for condition in conditions}) == SHORT.iterations
+    assert len({tuple((condition.class_labels < 0).tolist()) for condition in conditions}) == SHORT.iterations
 
 
 def test_a_parameter_a_buffer_and_a_count_go_on_where_they_were(tmp_path):
@@ -148,11 +149,11 @@ def test_a_parameter_a_buffer_and_a_count_go_on_where_they_were(tmp_path):
             self.register_buffer("mean", torch.zeros(1))
             self.register_buffer("calls", torch.zeros((), dtype=torch.int64), persistent=False)
 
-        def forward(self, x, label):
+        def forward(self, x, timestep):
             if self.training:
                 self.mean.lerp_(x.detach().mean(), 0.3)
                 self.calls += 1
-            return super().forward(x + self.mean + 0.1 * self.calls, label)
+            return super().forward(x + self.mean + 0.1 * self.calls, timestep)
 
     def train(**more):
         work = Job(consistency.Consistency(8, 0.5), SHORT, feed(), 0)
@@ -174,10 +175,10 @@ def test_a_critic_learns_as_often_as_its_method_says_from_dice_and_gradients_of_
     def look(cast: Roles) -> None:
         assert not any(parameter.requires_grad or parameter.grad is not None for parameter in cast.critic.parameters())
 
-    def critic_loss(self, roles, x0, dice_, progress):
+    def critic_loss(self, roles, x0, drawn, progress):
         assert all(parameter.requires_grad and parameter.grad is None for parameter in roles.critic.parameters())
-        seen.append((flat(roles.critic), dice_.noise, progress))
-        return own.critic_loss(roles, x0, dice_, progress)
+        seen.append((flat(roles.critic), drawn.noise, progress))
+        return own.critic_loss(roles, x0, drawn, progress)
 
     fit(Job(watched(own, look, critic_loss=critic_loss), SHORT, feed(), 0), toy_denoiser(), toy_denoiser(1), COMPUTE)
     assert len(seen) == 3 * SHORT.iterations
@@ -201,11 +202,11 @@ def test_every_update_has_the_rate_of_its_step_and_a_gradient_of_its_own():
 
 def test_the_grid_of_a_student_binds_its_sampling_and_not_its_training():
     seen = []
-    student = NetDenoiser(ToyNet(), Cosine(), grid=even(4))
+    student = NetDenoiser(ToyNet(), Cosine(), grid=uniform(4))
     method = watched(PLAIN, lambda cast: seen.append((cast.student.grid, cast.target.grid)))
     fit(Job(method, SHORT, feed(), 0), student, None, COMPUTE)
     assert set(seen) == {(None, None)}
-    assert student.grid == even(4)
+    assert student.grid == uniform(4)
 
 
 def test_parts_of_a_batch_add_up_whatever_they_are_told():
@@ -307,9 +308,9 @@ def test_a_point_of_the_curve_is_the_mean_since_the_one_before_at_the_rate_of_it
     """Seven steps in three parts: after every second, and the last one alone."""
     losses, config = [], dataclasses.replace(SHORT, iterations=7, warmup=2)
 
-    def loss(self, roles, x0, dice_, progress):
+    def loss(self, roles, x0, drawn, progress):
         losses.append((2.0 ** len(losses), progress))
-        return losses[-1][0] + 0 * roles.student(x0, dice_.u).v.flatten(1).sum(1)
+        return losses[-1][0] + 0 * roles.student(x0, drawn.u).v.flatten(1).sum(1)
 
     heard = []
     work = Job(spied(PLAIN, loss=loss), config, feed(), 0, events=3)
@@ -329,9 +330,9 @@ def test_a_point_of_the_curve_has_the_critic_s_losses_since_the_one_before():
     """Two updates a step, a point after every second step."""
     told, own = [], distribution_matching.DistributionMatching(critic_updates=2)
 
-    def critic_loss(self, roles, x0, dice_, progress):
+    def critic_loss(self, roles, x0, drawn, progress):
         told.append(2.0 ** len(told))
-        return told[-1] + 0 * roles.critic.denoiser(x0, dice_.u).v.flatten(1).sum(1)
+        return told[-1] + 0 * roles.critic.denoiser(x0, drawn.u).v.flatten(1).sum(1)
 
     work = Job(spied(own, critic_loss=critic_loss), dataclasses.replace(SHORT, iterations=4), feed(), 0)
     found = fit(dataclasses.replace(work, events=2), toy_denoiser(), toy_denoiser(1), COMPUTE)
@@ -375,9 +376,9 @@ def test_a_critic_whose_loss_is_not_finite_learns_nothing_from_it():
     """Its second update is the bad one: neither that is made, nor the third."""
     asked, own = [], distribution_matching.DistributionMatching(critic_updates=3)
 
-    def critic_loss(self, roles, x0, dice_, progress):
+    def critic_loss(self, roles, x0, drawn, progress):
         asked.append(flat(roles.critic))
-        found = own.critic_loss(roles, x0, dice_, progress)
+        found = own.critic_loss(roles, x0, drawn, progress)
         return found * (math.nan if len(asked) == 2 else 1.0)
 
     method = watched(own, lambda cast: pytest.fail("the student must not learn from it"), critic_loss=critic_loss)
@@ -416,7 +417,7 @@ def test_the_parts_of_a_batch_are_all_of_it_in_its_order_whoever_has_them(proces
     for own, seen in zip(parts, images):
         mine = [image for part in seen for image in part]
         assert [mine[local(part, own)] for part in own] == seen
-    with pytest.raises(Mistake, match=f"batch 17 does not divide into 5 processes x accumulate {accumulate + 1}"):
+    with pytest.raises(UserError, match=f"batch 17 does not divide into 5 processes x accumulate {accumulate + 1}"):
         dataclasses.replace(config, batch=17, accumulate=accumulate + 1).parts(0, 5)
 
 
@@ -430,7 +431,7 @@ SHARED = [
 @pytest.mark.parametrize(("name", "own"), SHARED)
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_what_two_processes_make_of_their_parts_is_what_one_makes_of_the_whole(name, own, accumulate):
-    """Their images, dice, classes and weights: the mean of their gradients, and of their critics' losses, is the whole's."""
+    """Their images, noise, classes and weights: the mean of their gradients, and of their critics' losses, is the whole's."""
 
     def loop(processes: int, rank: int = 0) -> Loop:
         parts = dataclasses.replace(SHORT, batch=16, accumulate=accumulate * 2 // processes)
@@ -599,30 +600,30 @@ class Seeing(Denoiser):
 
 def cast(method: Method) -> tuple[Roles, torch.Tensor, rng.Draw]:
     student, teacher = toy_denoiser(0).double(), Seeing()
-    x0, dice_ = randn(6, 1, 4, 4), rng.draw(torch.zeros(6, 1, 4, 4), 3, "critic", 0, 0)
-    dice_ = dataclasses.replace(dice_, noise=dice_.noise.double())
+    x0, drawn = randn(6, 1, 4, 4), rng.draw(torch.zeros(6, 1, 4, 4), 3, "critic", 0, 0)
+    drawn = dataclasses.replace(drawn, noise=drawn.noise.double())
     heads = Discriminator((1,), 1, 0).double()
     known = (
         distribution_matching.FakeScore(teacher.inner, heads)
         if isinstance(method, distribution_matching.DistributionMatching)
         else heads
     )
-    return Roles(student, teacher, student, known), x0, dice_
+    return Roles(student, teacher, student, known), x0, drawn
 
 
 def test_heads_see_real_images_and_the_student_s_under_one_noise_at_one_time():
     config = distribution_matching.DistributionMatching(1, adversarial=0.1)
-    roles, x0, dice_ = cast(config)
-    config.critic_loss(roles, x0, dice_, 0.0)
+    roles, x0, drawn = cast(config)
+    config.critic_loss(roles, x0, drawn, 0.0)
     (real, t), (fake, when) = roles.teacher.shown
-    level = dice_.other("level")
+    level = drawn.fork("level")
     assert torch.equal(t, when)
     torch.testing.assert_close(t, 0.02 + 0.96 * level.u)
-    sample = roles.student(dice_.noise, torch.ones(6).double()).x0
+    sample = roles.student(drawn.noise, torch.ones(6).double()).x0
     for found, clean in ((real, x0), (fake, sample)):
         torch.testing.assert_close(found, diffuse(clean, level.noise, t * torch.pi / 2), rtol=1e-9, atol=1e-9)
     roles.teacher.shown.clear()
-    config.loss(roles, x0, dice_, 0.0)
+    config.loss(roles, x0, drawn, 0.0)
     ((shown, when),) = roles.teacher.shown
     torch.testing.assert_close(shown, fake, rtol=1e-9, atol=1e-9)
     assert torch.equal(when, t)
@@ -631,14 +632,14 @@ def test_heads_see_real_images_and_the_student_s_under_one_noise_at_one_time():
 def test_heads_see_both_landings_under_one_noise_past_the_edge():
     """sqrt(1 - kept^2 sin^2 / ...) of `renoise`: alpha falls by cos(phi)/cos(phi_s), and both get the same noise on top."""
     config = phased.Phased(16, 4, adversarial=0.1)
-    roles, x0, dice_ = cast(config)
-    config.critic_loss(roles, x0, dice_, 0.0)
+    roles, x0, drawn = cast(config)
+    config.critic_loss(roles, x0, drawn, 0.0)
     (real, t), (fake, when) = roles.teacher.shown
-    at, extra = config.times(dice_.u), dice_.other("adversary")
+    at, extra = config.times(drawn.u), drawn.fork("adversary")
     assert torch.equal(t, when)
     torch.testing.assert_close(t, at.s + extra.u / 4)
     phi_t, phi_s, phi = (x[:, None, None, None] * torch.pi / 2 for x in (at.t, at.s, t))
-    z = phi_t.cos() * x0 + phi_t.sin() * dice_.noise
+    z = phi_t.cos() * x0 + phi_t.sin() * drawn.noise
     goal, v = phased.aim(roles, z, at), roles.student(z, at.t).v
     kept = phi.cos() / phi_s.cos()
     std = (phi.sin() ** 2 - (kept * phi_s.sin()) ** 2).sqrt()
@@ -651,8 +652,8 @@ def test_guided_features_are_those_of_the_samples_own_classes():
     net, x, t = conditional_net(), randn(3, 1, 8, 8).float(), torch.tensor([0.3, 0.6, 0.9])
     known = Condition(torch.tensor([0, 2, 1]), torch.full((3,), 2.0))
     own = NetDenoiser(net, Cosine(), classes=3)
-    found = Guided(own).given(known).features(x, t)
-    for one, right, null in zip(found, own.given(known).features(x, t), own.features(x, t), strict=True):
+    found = Guided(own).with_condition(known).features(x, t)
+    for one, right, null in zip(found, own.with_condition(known).features(x, t), own.features(x, t), strict=True):
         assert torch.equal(one, right)
         assert not torch.equal(one, null)
 
@@ -667,15 +668,15 @@ class Plain(ToyNet):
         super().__init__(seed=seed)
         self.table = nn.Embedding(4, 8)
         with torch.no_grad():
-            self.table.weight.normal_(generator=dice(seed))
+            self.table.weight.normal_(generator=seeded(seed))
 
-    def forward(self, x, label, class_label):
+    def forward(self, x, timestep, class_labels):
         if not torch.compiler.is_compiling():
             UNCOMPILED.append(1)
-        return self.conv_out(self.features(x, label)[0] * self.table(class_label)[..., None, None])
+        return self.conv_out(self.features(x, timestep)[0] * self.table(class_labels)[..., None, None])
 
-    def features(self, x, label, class_label=None):
-        return super().features(x, label)
+    def features(self, x, timestep, class_labels=None):
+        return super().features(x, timestep)
 
 
 UNCOMPILED: list[int] = []

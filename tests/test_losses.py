@@ -169,23 +169,23 @@ def weighted(word: str, schedule: Schedule, t, gamma: float = 5.0):
     return known.get(word, torch.ones_like(signal))
 
 
-def by_denoising(c, who: Roles, x0, dice: Draw):
-    schedule, t = who.student.schedule, dice.u
+def by_denoising(c, who: Roles, x0, drawn: Draw):
+    schedule, t = who.student.schedule, drawn.u
     alpha, sigma = level(schedule, t)
-    error = who.student(noised(schedule, x0, dice.noise, t), t).v - (alpha * dice.noise - sigma * x0)
+    error = who.student(noised(schedule, x0, drawn.noise, t), t).v - (alpha * drawn.noise - sigma * x0)
     return weighted(c.weight, schedule, t, c.gamma) * mean_square(error)
 
 
-def by_guided(c, who: Roles, x0, dice: Draw):
-    schedule, t = who.student.schedule, dice.u
-    z = noised(schedule, x0, dice.noise, t)
+def by_guided(c, who: Roles, x0, drawn: Draw):
+    schedule, t = who.student.schedule, drawn.u
+    z = noised(schedule, x0, drawn.noise, t)
     return weighted(c.weight, schedule, t) * mean_square(who.student(z, t).v - who.teacher(z, t).v)
 
 
-def by_progressive(c, who: Roles, x0, dice: Draw):
-    schedule, i = who.student.schedule, (dice.u * c.steps).floor() + 1
+def by_progressive(c, who: Roles, x0, drawn: Draw):
+    schedule, i = who.student.schedule, (drawn.u * c.steps).floor() + 1
     t, s = i / c.steps, (i - 1) / c.steps
-    z = at = noised(schedule, x0, dice.noise, t)
+    z = at = noised(schedule, x0, drawn.noise, t)
     for j in range(c.factor):
         here, there = ((c.factor * i - j - more) / (c.factor * c.steps) for more in (0, 1))
         alpha, sigma = level(schedule, here)
@@ -196,12 +196,12 @@ def by_progressive(c, who: Roles, x0, dice: Draw):
     return weighted(c.weight, schedule, t) * mean_square(error)
 
 
-def by_consistency(c, who: Roles, x0, dice: Draw):
+def by_consistency(c, who: Roles, x0, drawn: Draw):
     schedule, teacher = who.student.schedule, who.teacher
     n = c.steps if c.steps_end is None else round(c.steps * (c.steps_end / c.steps) ** min(1, PROGRESS / c.anneal))
-    k = (dice.u * n).floor() + 1
+    k = (drawn.u * n).floor() + 1
     t, s, zero = k / n, (k - 1) / n, torch.zeros(COUNT).double()
-    z = noised(schedule, x0, dice.noise, t)
+    z = noised(schedule, x0, drawn.noise, t)
     parts = c.substeps if c.hop == "substeps" else 1
     at = z
     for j in range(parts):
@@ -214,13 +214,13 @@ def by_consistency(c, who: Roles, x0, dice: Draw):
     error = who.student(z, t).v - leading(schedule, z, t, zero, aim)
     if c.distance != "perceptual":
         return mean_square(error) if c.distance == "squared" else huber(error, c.huber)
-    small, noise = torch.full((COUNT,), 0.05).double(), dice.other("features").noise
+    small, noise = torch.full((COUNT,), 0.05).double(), drawn.fork("features").noise
     seen = [teacher.features(noised(schedule, x, noise, small), small) for x in (who.student(z, t).x0, aim)]
     apart = [2 - 2 * torch.cosine_similarity(*pair, dim=1).flatten(1).mean(1) for pair in zip(*seen)]
     return (apart[0] + apart[1]) / 2 + c.floor * mean_square(error)
 
 
-def by_consistency_training(c, who: Roles, x0, dice: Draw):
+def by_consistency_training(c, who: Roles, x0, drawn: Draw):
     schedule, normal = who.student.schedule, torch.distributions.Normal(c.mean, c.std)
     end = torch.ones(1).double()
     most = float(schedule.sigma(end) / schedule.alpha(end))
@@ -230,17 +230,17 @@ def by_consistency_training(c, who: Roles, x0, dice: Draw):
         least, largest = 0.002 ** (1 / 7), min(80.0, most) ** (1 / 7)
         ladder = [(least + i / n * (largest - least)) ** 7 for i in range(n + 1)]
         share = normal.cdf(torch.tensor(ladder).double().log()).diff().cumsum(0)
-        i = [int((share / share[-1] <= u).sum()) for u in dice.u]
+        i = [int((share / share[-1] <= u).sum()) for u in drawn.u]
         t = torch.tensor([ladder[j + 1] for j in i]).double()
         r = torch.tensor([ladder[j] if j else 0.0 for j in i]).double()
     else:
-        t = normal.icdf(dice.u).exp().clamp(max=most)
+        t = normal.icdf(drawn.u).exp().clamp(max=most)
         near = 1 + c.k / (1 + (c.b * t).exp())
         r = t * (1 - near / c.q ** (int(PROGRESS * c.stages) + 1)).clamp(min=0)
 
     def believed(role, sigma):
         """Of the same image and noise at this sigma, which is the image itself at 0."""
-        z = wide((1 + sigma**2) ** -0.5) * (x0 + wide(sigma) * dice.noise)
+        z = wide((1 + sigma**2) ** -0.5) * (x0 + wide(sigma) * drawn.noise)
         return torch.where(wide(sigma > 0), role(z, schedule.time(-sigma.clamp(min=1e-9).log())).x0, x0)
 
     error = believed(who.student, t) - believed(who.target, r)
@@ -249,33 +249,33 @@ def by_consistency_training(c, who: Roles, x0, dice: Draw):
     return found / (t - r) if c.weight == "gap" else found
 
 
-def by_continuous(c, who: Roles, x0, dice: Draw):
+def by_continuous(c, who: Roles, x0, drawn: Draw):
     """Its value is the mean square of the tangent; which is held by hand in tests/test_continuous.py."""
     schedule, end = who.student.schedule, torch.ones(1).double()
     most = schedule.sigma(end).log() - schedule.alpha(end).log()
-    log_tan = torch.minimum(torch.distributions.Normal(c.mean, c.std).icdf(dice.u), most)
+    log_tan = torch.minimum(torch.distributions.Normal(c.mean, c.std).icdf(drawn.u), most)
     t = schedule.time(-log_tan)
     alpha, sigma = level(schedule, t)
-    z = alpha * x0 + sigma * dice.noise
-    arc = who.teacher(z, t).v if c.data == "distillation" else alpha * dice.noise - sigma * x0
+    z = alpha * x0 + sigma * drawn.noise
+    arc = who.teacher(z, t).v if c.data == "distillation" else alpha * drawn.noise - sigma * x0
     g = continuous.tangent(who, z, log_tan, arc, min(1.0, PROGRESS / c.warmup))
     g = g / wide(mean_square(g).sqrt() + c.norm)
     return mean_square(g) * (1 if c.weight == "one" else (-log_tan).exp())
 
 
-def phase(c, who: Roles, x0, dice: Draw):
+def phase(c, who: Roles, x0, drawn: Draw):
     """t, s, z there, and where teacher and target, and the student, land at s."""
-    schedule, k = who.student.schedule, (dice.u * c.steps).floor() + 1
+    schedule, k = who.student.schedule, (drawn.u * c.steps).floor() + 1
     t, u = k / c.steps, (k - 1) / c.steps
     s = torch.tensor([int((j - 1) // (c.steps / c.phases)) / c.phases for j in k.tolist()]).double()
-    z = noised(schedule, x0, dice.noise, t)
+    z = noised(schedule, x0, drawn.noise, t)
     goal = landed(who.target, landed(who.teacher, z, t, u), u, s)
     return t, s, z, goal, landed(who.student, z, t, s)
 
 
-def judged(c, who: Roles, image, s, dice: Draw):
+def judged(c, who: Roles, image, s, drawn: Draw):
     """What the critic says of it, noised on from s by what the process adds."""
-    schedule, other = who.student.schedule, dice.other("adversary")
+    schedule, other = who.student.schedule, drawn.fork("adversary")
     t = s + other.u / c.phases
     (a, b), (a_s, b_s) = level(schedule, t), level(schedule, s)
     noisy = a / a_s * image + (b**2 - (a / a_s * b_s) ** 2).sqrt() * other.noise
@@ -286,41 +286,41 @@ def hinged(logits, sign: int):
     return sum((1 - sign * part).clamp(min=0).flatten(1).mean(1) for part in logits) / len(logits)
 
 
-def by_phased(c, who: Roles, x0, dice: Draw):
+def by_phased(c, who: Roles, x0, drawn: Draw):
     schedule = who.student.schedule
-    t, s, z, goal, mine = phase(c, who, x0, dice)
+    t, s, z, goal, mine = phase(c, who, x0, drawn)
     error = mine - goal if c.weight == "endpoint" else who.student(z, t).v - leading(schedule, z, t, s, goal)
     found = mean_square(error) if c.distance == "squared" else huber(error, c.huber)
-    return found + (c.adversarial and c.adversarial * hinged(judged(c, who, mine, s, dice), 1))
+    return found + (c.adversarial and c.adversarial * hinged(judged(c, who, mine, s, drawn), 1))
 
 
-def by_phaseds_critic(c, who: Roles, x0, dice: Draw):
-    _, s, _, goal, mine = phase(c, who, x0, dice)
-    return hinged(judged(c, who, goal, s, dice), 1) + hinged(judged(c, who, mine, s, dice), -1)
+def by_phaseds_critic(c, who: Roles, x0, drawn: Draw):
+    _, s, _, goal, mine = phase(c, who, x0, drawn)
+    return hinged(judged(c, who, goal, s, drawn), 1) + hinged(judged(c, who, mine, s, drawn), -1)
 
 
-def generated(c, who: Roles, dice: Draw):
+def generated(c, who: Roles, drawn: Draw):
     """The student's sample; its noise to one of the levels compared, and the time of it."""
-    schedule, k, z = who.student.schedule, (dice.u * c.steps).floor(), dice.noise
+    schedule, k, z = who.student.schedule, (drawn.u * c.steps).floor(), drawn.noise
     x = who.student(z, torch.ones(COUNT).double()).x0
     for j in range(1, c.steps):
         t = torch.full((COUNT,), 1 - j / c.steps).double()
-        z = torch.where(wide(k >= j), noised(schedule, x, dice.other(f"step {j - 1}").noise, t), z)
+        z = torch.where(wide(k >= j), noised(schedule, x, drawn.fork(f"step {j - 1}").noise, t), z)
         x = torch.where(wide(k >= j), who.student(z, t).x0, x)
-    other = dice.other("level")
+    other = drawn.fork("level")
     return x, other.noise, 0.02 + 0.96 * other.u
 
 
-def by_distribution_matching(c, who: Roles, x0, dice: Draw):
-    sample, eps, t = generated(c, who, dice)
+def by_distribution_matching(c, who: Roles, x0, drawn: Draw):
+    sample, eps, t = generated(c, who, drawn)
     noisy = noised(who.student.schedule, sample, eps, t)
     real, fake = who.teacher(noisy, t).x0, who.critic.denoiser(noisy, t).x0
     found = 0.5 * mean_square((fake - real) / wide((sample - real).abs().flatten(1).mean(1)))
     return found + (c.adversarial and c.adversarial * hinged(who.critic.heads(who.teacher.features(noisy, t)), 1))
 
 
-def by_distribution_matchings_critic(c, who: Roles, x0, dice: Draw):
-    schedule, (sample, eps, t) = who.student.schedule, generated(c, who, dice)
+def by_distribution_matchings_critic(c, who: Roles, x0, drawn: Draw):
+    schedule, (sample, eps, t) = who.student.schedule, generated(c, who, drawn)
     (alpha, sigma), noisy = level(schedule, t), noised(schedule, sample, eps, t)
     found = mean_square(who.critic.denoiser(noisy, t).v - (alpha * eps - sigma * sample))
     if not c.adversarial:
@@ -367,15 +367,15 @@ def test_no_method_and_no_option_is_left_out():
 
 @pytest.mark.parametrize(("name", "config"), LINES, ids=str)
 def test_a_loss_is_its_definition_on_every_schedule(name, config):
-    x0, dice = toss()
+    x0, drawn = toss()
     for word, schedule in SCHEDULES.items():
         who = cast(schedule)
-        found, right = config.loss(who, x0, dice, PROGRESS), BY_HAND[name](config, who, x0, dice)
+        found, right = config.loss(who, x0, drawn, PROGRESS), BY_HAND[name](config, who, x0, drawn)
         torch.testing.assert_close(found, right, rtol=1e-6, atol=1e-9, msg=lambda text, word=word: f"{word}: {text}")
         if name in CRITICS_BY_HAND and (name != "phased" or config.adversarial):
             found, right = (
-                config.critic_loss(who, x0, dice, PROGRESS),
-                CRITICS_BY_HAND[name](config, who, x0, dice),
+                config.critic_loss(who, x0, drawn, PROGRESS),
+                CRITICS_BY_HAND[name](config, who, x0, drawn),
             )
             torch.testing.assert_close(found, right, rtol=1e-6, atol=1e-9)
 
@@ -386,15 +386,15 @@ def test_a_loss_is_its_definition_on_every_schedule(name, config):
 def test_a_loss_is_computed_where_its_images_lie(name, config, monkeypatch):
     """No part of it is left on the CPU: on the device of no memory that would be an error."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # which knows no such device
-    method, (x0, dice), who = methods.load(name), toss(), cast(SCHEDULES["discrete"])
+    method, (x0, drawn), who = methods.load(name), toss(), cast(SCHEDULES["discrete"])
     for role in (who.student, who.teacher, who.target, who.critic.denoiser):
         role.mean, role.variance = role.mean.to("meta"), role.variance.to("meta")
-    x0, dice = x0.to("meta"), dataclasses.replace(dice, u=dice.u.to("meta"), noise=dice.noise.to("meta"))
+    x0, drawn = x0.to("meta"), dataclasses.replace(drawn, u=drawn.u.to("meta"), noise=drawn.noise.to("meta"))
     losses = [method.loss]
     if name == "distribution_matching" or getattr(config, "adversarial", 0):
         losses.append(method.critic_loss)
     for loss in losses:
-        found = loss(config, who, x0, dice, PROGRESS)
+        found = loss(config, who, x0, drawn, PROGRESS)
         assert (found.shape, found.device.type) == ((COUNT,), "meta")
 
 
@@ -402,13 +402,13 @@ def test_a_loss_is_computed_where_its_images_lie(name, config, monkeypatch):
     ("name", "base", "change"), [(name, *pair) for name, pairs in CHANGES.items() for pair in pairs], ids=str
 )
 def test_every_option_changes_what_is_learned(name, base, change):
-    method, (x0, dice), who = methods.load(name), toss(), cast(make_schedule("linear"))
+    method, (x0, drawn), who = methods.load(name), toss(), cast(make_schedule("linear"))
 
     def learned(line: dict) -> tuple:
         config = method(**line)
         decay = config.target_decay
         critic = config.critic_training if isinstance(config, methods.WithCritic) else None
-        return config.loss(who, x0, dice, PROGRESS).tolist(), decay, critic
+        return config.loss(who, x0, drawn, PROGRESS).tolist(), decay, critic
 
     one, other = learned(base), learned(base | change)
     of_the_trainer = change.keys() <= {"target_ema", "critic_updates", "critic_lr"}

@@ -19,7 +19,7 @@ from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from ruamel.yaml import YAML
 
 from diffcore.core import disk
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from tasks import alone, command, dvc_files, faults, paths, progress, verbs
 from tests.test_disk import DEAD
 
@@ -160,14 +160,14 @@ def test_who_is_at_work_is_told_in_one_line(workspace):
     told = (
         rf"^DVC is at work in this folder: process {os.getpid()} \(.*python.*\), since \d+-\d+-\d+ [\d:]+; wait for it"
     )
-    with pytest.raises(Mistake, match=told):
+    with pytest.raises(UserError, match=told):
         dvc_files.wait_for_others(0)
 
 
 def test_two_runs_in_one_folder_keep_apart_and_the_second_says_who_is_there(workspace):
     with alone.alone():
         told = rf"^another run is at work in this folder: process {os.getpid()} \(.*python.*\), since .*; wait for it"
-        with pytest.raises(Mistake, match=told), alone.alone():
+        with pytest.raises(UserError, match=told), alone.alone():
             pass
     with alone.alone():
         pass
@@ -176,7 +176,7 @@ def test_two_runs_in_one_folder_keep_apart_and_the_second_says_who_is_there(work
 def test_outside_a_workspace_there_is_no_run(workspace):
     (workspace / ".dvc/tmp").rmdir()
     (workspace / ".dvc").rmdir()
-    with pytest.raises(Mistake, match="is not a DVC workspace"), alone.alone():
+    with pytest.raises(UserError, match="is not a DVC workspace"), alone.alone():
         pass
 
 
@@ -210,7 +210,7 @@ def fails(error: Exception | None, options=("train", "cd")) -> int:
         return command.main(list(options))
 
 
-@pytest.mark.parametrize("error", [Mistake("it diverged"), OSError(errno.ENOSPC, "full", "x"), ZeroDivisionError()])
+@pytest.mark.parametrize("error", [UserError("it diverged"), OSError(errno.ENOSPC, "full", "x"), ZeroDivisionError()])
 def test_a_stage_that_fails_leaves_the_last_good_run_s_result(error, workspace, capsys):
     knows_student()
     with contextlib.suppress(ZeroDivisionError):
@@ -226,7 +226,7 @@ def test_what_stands_is_not_replaced_and_a_stage_that_ends_well_puts_nothing_bac
     assert fails(None) == 0
     assert not paths.CHECKPOINTS.exists()
     disk.write(paths.CURVES / "cd.csv", "new")
-    assert fails(Mistake("no")) == 2
+    assert fails(UserError("no")) == 2
     assert (paths.CURVES / "cd.csv").read_text() == "new"
 
 
@@ -234,7 +234,7 @@ def test_a_damaged_cache_puts_nothing_back(workspace):
     knows_student()
     for path in dvc_files.CACHE.glob("*/*"):
         path.write_bytes(path.read_bytes() + b" ")
-    assert fails(Mistake("no")) == 2
+    assert fails(UserError("no")) == 2
     assert not (paths.CHECKPOINTS / "cd").exists()
     assert not (paths.CURVES / "cd.csv").exists()
 
@@ -481,7 +481,7 @@ def test_a_process_that_nobody_has_waited_for_and_another_user_s_are_told_apart(
 
 def test_one_that_only_reads_is_waited_for_too_and_looked_at_again(workspace, monkeypatch):
     held(read={"a": [HERE]})
-    with pytest.raises(Mistake, match=f"process {os.getpid()} "):
+    with pytest.raises(UserError, match=f"process {os.getpid()} "):
         dvc_files.wait_for_others(0)
     slept = []
 
@@ -503,7 +503,7 @@ def test_others_have_a_quarter_of_a_minute_to_end(workspace, monkeypatch):
     clock = iter([0.0, 14.0, 15.0, 15.1])
     monkeypatch.setattr(dvc_files.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(dvc_files.time, "sleep", lambda seconds: None)
-    with pytest.raises(Mistake, match="DVC is at work in this folder"):
+    with pytest.raises(UserError, match="DVC is at work in this folder"):
         dvc_files.wait_for_others()
     assert next(clock, None) is None
 

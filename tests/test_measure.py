@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from diffcore import checkpoints as checkpoint
+from diffcore import checkpoints
 from diffcore.core import disk, rng
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.data.feed import to_float, to_uint8
 from diffcore.data.manifest import Manifest
 from diffcore.data.read import load_resident
@@ -23,7 +23,7 @@ from diffcore.metrics import bootstrap
 from diffcore.metrics.estimate import Estimate
 from diffcore.metrics.point import Point
 from diffcore.noise.schedule import Cosine
-from diffcore.noise.trajectory import Trajectory, even, karras
+from diffcore.noise.trajectory import Trajectory, karras, uniform
 from diffcore.sampling.deepcache import Config as CacheConfig
 from diffcore.sampling.recipe import Recipe
 from diffcore.sampling.skip_tuning import Config as SkipConfig
@@ -42,13 +42,13 @@ SHAPE = {"channels": [8], "layers": 1, "groups": 4}
 FROM = {"init": "teacher", "teacher": "teacher"}
 FITTED = {"points": 4, "images": 5, "batch": 2}
 FIT = {"iterations": 1, "batch": 4, "lr": 1e-3, "ema": 0.9}
-WAYS = {
+SAMPLINGS = {
     "teacher": [
-        {"sampler": "ddim", "trajectory": ["even", "fitted"], "steps": [3, 2]},
-        {"sampler": "analytic", "trajectory": "searched", "steps": [2]},
-        {"sampler": "ddim", "trajectory": "even", "steps": [4], "deepcache": [{"interval": 2}, {"interval": 4}]},
+        {"sampler": "ddim", "trajectory": ["uniform", "fitted"], "steps": [3, 2]},
+        {"sampler": "analytic", "trajectory": "least_cost", "steps": [2]},
+        {"sampler": "ddim", "trajectory": "uniform", "steps": [4], "deepcache": [{"interval": 2}, {"interval": 4}]},
     ],
-    "anytime": [{"sampler": "renoise", "trajectory": "fitted", "steps": [2]}],
+    "any_time_students": [{"sampler": "multistep_consistency", "trajectory": "fitted", "steps": [2]}],
 }
 SMALL = {
     "compute": {"threads": 1},
@@ -60,19 +60,19 @@ SMALL = {
     },
     "gamma": {"steps": 6, "images": 5, "batch": 7},
     "search": {"most": 3},
-    "evaluate": {"images": 12, "batch": 5, "likelihood": {"images": 4}, "fitted": FITTED, **WAYS},
+    "evaluate": {"images": 12, "batch": 5, "likelihood": {"images": 4}, "fitted": FITTED, **SAMPLINGS},
 }  # fmt: skip
 
 
 def pngs(folder, classes: int, count: int = 24) -> None:
     """Noise on a ramp that leans as the class says; in a flat folder if there are no classes."""
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for number in range(count):
         kind = number % max(classes, 1)
         tilt = np.add.outer(np.arange(4) * 20 * (kind + 1), np.arange(4) * 30)
         home = folder / (f"class{kind}" if classes else "")
         home.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((tilt + dice.integers(0, 60, (4, 4))).astype(np.uint8)).save(home / f"{number:02d}.png")
+        Image.fromarray((tilt + rng.integers(0, 60, (4, 4))).astype(np.uint8)).save(home / f"{number:02d}.png")
 
 
 def make(folder, monkeypatch, classes: int, conditional: bool, **data) -> params.Params:
@@ -98,7 +98,7 @@ def make(folder, monkeypatch, classes: int, conditional: bool, **data) -> params
         about = dict.fromkeys(("parent", "teacher")) | {"name": name, "weights": "ema", "solver": "ddim", "torch": "2"}
         method = "denoising" if name == "teacher" else found.raw["distill"][name]["method"]
         about |= {"method": method, "data": manifest.digest, "parameters": {}, "seed": 0, "code": "", "cost": {}}
-        checkpoint.save(paths.CHECKPOINTS / name, denoiser, manifest.shape, about | {"classes": known and list(known)})
+        checkpoints.save(paths.CHECKPOINTS / name, denoiser, manifest.shape, about | {"classes": known and list(known)})
     gamma.estimate(found)
     search.find(found)
     refer(found, manifest.shape)
@@ -107,7 +107,7 @@ def make(folder, monkeypatch, classes: int, conditional: bool, **data) -> params
 
 def refer(found: params.Params, shape) -> None:
     """Stands in for the teacher's own samples, which measuring it writes."""
-    card = checkpoint.read_card(paths.CHECKPOINTS / "teacher")
+    card = checkpoints.read_card(paths.CHECKPOINTS / "teacher")
     samples = torch.zeros(found.evaluate.images, *shape)
     measure.measured.write_reference(paths.REFERENCE / "teacher", card.digest, "first", samples)
 
@@ -134,7 +134,7 @@ def project(request, tmp_path, monkeypatch) -> params.Params:
 
 def test_gamma_and_fitted_times_are_those_of_the_classes(project, monkeypatch):
     """What the stages wrote is what the mathematics says of images whose classes the network is told."""
-    opened = checkpoint.load(paths.CHECKPOINTS / "teacher")
+    opened = checkpoints.load(paths.CHECKPOINTS / "teacher")
     images, config = load_resident(paths.DATA), project.gamma
     chosen = pick(len(images), config)
     known = images.labels[chosen] if opened.denoiser.classes else None
@@ -145,32 +145,32 @@ def test_gamma_and_fitted_times_are_those_of_the_classes(project, monkeypatch):
     drawn = rng.labels_like(images.labels, fitting.images, fitting.seed) if opened.denoiser.classes else None
     condition = None if drawn is None else Condition(drawn)
     told = []
-    measured_ = fitted.strays
+    measured_ = fitted.hop_errors
     monkeypatch.setattr(
-        fitted, "strays", lambda *words, condition: told.append((*words, condition)) or measured_(*words)
+        fitted, "hop_errors", lambda *words, condition: told.append((*words, condition)) or measured_(*words)
     )
     for name in ("teacher", "v", "cd"):
-        student = checkpoint.load(paths.CHECKPOINTS / name)
-        strays = measured_(student.denoiser, opened.denoiser, fitting, opened.shape, condition=condition)
+        student = checkpoints.load(paths.CHECKPOINTS / name)
+        hop_errors = measured_(student.denoiser, opened.denoiser, fitting, opened.shape, condition=condition)
         told.clear()
         bench = measure.Bench(project, name)
         bench.fitted  # noqa: B018  (which asks with the condition, and answers without it)
-        monkeypatch.setattr(fitted, "strays", measured_)
-        assert measure.Bench(project, name).fitted == fitted.fit(strays, fitting.late)
+        monkeypatch.setattr(fitted, "hop_errors", measured_)
+        assert measure.Bench(project, name).fitted == fitted.fit(hop_errors, fitting.late)
         monkeypatch.setattr(
-            fitted, "strays", lambda *words, condition: told.append((*words, condition)) or measured_(*words)
+            fitted, "hop_errors", lambda *words, condition: told.append((*words, condition)) or measured_(*words)
         )
         ((student, teacher, *_, asked),) = told
-        assert (asked and asked.labels.tolist()) == (None if drawn is None else drawn.tolist())
+        assert (asked and asked.class_labels.tolist()) == (None if drawn is None else drawn.tolist())
         for meant, role in ((name, student), ("teacher", teacher)):
-            weights = checkpoint.load(paths.CHECKPOINTS / meant).denoiser.net.state_dict()
+            weights = checkpoints.load(paths.CHECKPOINTS / meant).denoiser.net.state_dict()
             assert all(torch.equal(part, weights[key]) for key, part in role.net.state_dict().items())
 
 
 def test_every_point_is_measured_whatever_the_labels(project):
     benches = [measure.Bench(project, name) for name in names(project)]
     points = [bench.measure(each)[1] for bench in benches for each in measure.plan(bench)]
-    assert {point.trajectory for point in points} == {"even", "fitted", "searched"}
+    assert {point.trajectory for point in points} == {"uniform", "fitted", "least_cost"}
     assert {point.checkpoint for point in points} == {"teacher", "v", "cd"}
     assert any("bits" in point.metrics for point in points)
     told = bool(benches[0].opened.card.classes) and benches[0].network.card.task == "classes"
@@ -293,7 +293,7 @@ def test_a_killed_measurement_goes_on_where_it_was(plain, no_picture, monkeypatc
 
 
 def test_a_point_is_measured_once(plain, no_picture, monkeypatch, capsys):
-    """With a way more, or one less, it is those that are left; what nobody asks for any more is forgotten."""
+    """With a sampling more, or one less, it is those that are left; what nobody asks for any more is forgotten."""
     measure_all(plain)
     before = result()
     with monkeypatch.context() as patched:
@@ -306,7 +306,9 @@ def test_a_point_is_measured_once(plain, no_picture, monkeypatch, capsys):
     assert len(kept) == len(list(measure.plan(measure.Bench(less, "teacher"))))
     with monkeypatch.context() as patched:
         die_after(patched, 1)
-        measure.measure(change(less, teacher=[*less.evaluate.teacher, sections.Way("unipc", "even", [2])]), "teacher")
+        measure.measure(
+            change(less, teacher=[*less.evaluate.teacher, sections.Sampling("unipc", "uniform", [2])]), "teacher"
+        )
 
 
 def test_points_of_checkpoints_that_were_measured_with_other_things_are_no_frontier(plain, no_picture):
@@ -314,11 +316,11 @@ def test_points_of_checkpoints_that_were_measured_with_other_things_are_no_front
     other = change(plain, seed=9)
     measure.measure(other, "teacher")
     with pytest.raises(
-        Mistake, match=r"points/v was measured with another teacher than .*points/teacher; run .*`measure v`"
+        UserError, match=r"points/v was measured with another teacher than .*points/teacher; run .*`measure v`"
     ):
         frontier.merge(other)
     shutil.rmtree(paths.POINTS / "cd")
-    with pytest.raises(Mistake, match="run the stage `measure cd`"):
+    with pytest.raises(UserError, match="run the stage `measure cd`"):
         frontier.merge(plain)
 
 
@@ -345,13 +347,13 @@ def test_what_points_are_measured_with_is_one_on_a_frontier_but_for_a_teacher_s_
             assert len(frontier._read(["teacher", "second"])[0].points) == 2
             continue
         told = f"points/{name} was measured with another {key} than .*points/teacher; run .*`measure {name}`"
-        with pytest.raises(Mistake, match=told):
+        with pytest.raises(UserError, match=told):
             frontier._read(["teacher", name])
 
 
 def test_a_student_is_compared_with_the_samples_of_the_teacher_there_is(plain):
     samples = torch.randn(12, 1, 4, 4, generator=torch.Generator().manual_seed(1))
-    digest = checkpoint.read_card(paths.CHECKPOINTS / "teacher").digest
+    digest = checkpoints.read_card(paths.CHECKPOINTS / "teacher").digest
     measure.measured.write_reference(paths.REFERENCE / "teacher", digest, "first", samples)
     bench = measure.Bench(plain, "v")
     assert torch.equal(bench.teacher, samples)
@@ -359,7 +361,7 @@ def test_a_student_is_compared_with_the_samples_of_the_teacher_there_is(plain):
     apart = (drawn - samples).flatten(1).square().mean(1).mean().sqrt()
     assert point.metrics["rmse_teacher"].value == pytest.approx(float(apart), rel=1e-4)
     measure.measured.write_reference(paths.REFERENCE / "teacher", "another", "first", samples)
-    with pytest.raises(Mistake, match="holds samples of another checkpoint; run the stage `measure teacher` again"):
+    with pytest.raises(UserError, match="holds samples of another checkpoint; run the stage `measure teacher` again"):
         measure.Bench(plain, "v")
 
 
@@ -387,7 +389,7 @@ def test_damaged_points_are_named_and_so_is_the_stage_that_makes_them(plain, no_
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(Mistake, match="`measure v`"):
+    with pytest.raises(UserError, match="`measure v`"):
         frontier.merge(plain)
 
 
@@ -410,8 +412,8 @@ def change(params_: params.Params, **evaluate_: object) -> params.Params:
 
 def test_the_first_point_is_the_first_way_s_with_the_most_steps(plain):
     """It is what fidelity compares with."""
-    way = dataclasses.replace(plain.evaluate.teacher[0], trajectory="even", steps=(2, 8, 4))
-    changed = change(plain, teacher=[way])
+    sampling = dataclasses.replace(plain.evaluate.teacher[0], trajectory="uniform", steps=(2, 8, 4))
+    changed = change(plain, teacher=[sampling])
     plans = list(measure.plan(measure.Bench(changed, "teacher")))
     assert [each.times.steps for each in plans] == [8, 4, 2]
 
@@ -508,7 +510,7 @@ def test_a_damaged_training_curve_is_named_and_so_is_the_stage_that_makes_it(
     path.unlink()
     if damage != "gone":
         path.write_bytes(whole[:-3] if damage == "cut" else whole.replace(b"0.25", b"0.35"))
-    with pytest.raises(Mistake, match=rf"{name}\.csv.*`{stage}`"):
+    with pytest.raises(UserError, match=rf"{name}\.csv.*`{stage}`"):
         frontier.curves()
 
 
@@ -558,8 +560,8 @@ def test_images_held_out_are_what_floor_bits_and_gamma_are_of(tmp_path, no_pictu
 
 
 def planned(**changes) -> measure.Plan:
-    facts = {"name": "n", "way": "w", "checkpoint": "v", "method": "m", "trajectory": "even"}
-    return measure.Plan(**{**facts, "recipe": Recipe(SOLVERS["ddim"]()), "times": even(2), **changes})
+    facts = {"name": "n", "curve": "w", "checkpoint": "v", "method": "m", "trajectory": "uniform"}
+    return measure.Plan(**{**facts, "recipe": Recipe(SOLVERS["ddim"]()), "times": uniform(2), **changes})
 
 
 def fake_bench(samples=None, **changes) -> SimpleNamespace:
@@ -602,7 +604,7 @@ def fake_bench(samples=None, **changes) -> SimpleNamespace:
             nfe=1.5,
             metrics=dict.fromkeys(("fd", "kid", "fd_pixels"), Estimate(1.5, 1.5)),
             **dict.fromkeys(("recipe", "sampler", "weights", "features", "checkpoint_digest"), "x"),
-            **{key: getattr(plan, key) for key in ("name", "way", "method", "checkpoint", "trajectory")},
+            **{key: getattr(plan, key) for key in ("name", "curve", "method", "checkpoint", "trajectory")},
             **{"best": True, "ms_per_image": 2.0, "n": 12, "seed": 3, "times": plan.times.times},
         )
         return samples + len(bench.asked), point
@@ -613,7 +615,7 @@ def fake_bench(samples=None, **changes) -> SimpleNamespace:
 
 OTHER_JOBS = {
     "name": {"name": "other"},
-    "way": {"way": "other"},
+    "curve": {"curve": "other"},
     "checkpoint": {"checkpoint": "teacher"},
     "method": {"method": "other"},
     "trajectory": {"trajectory": "karras"},
@@ -646,7 +648,7 @@ def keyed(bench: SimpleNamespace, plan: measure.Plan, first: measure.Plan | None
 
 
 def test_a_kept_point_is_keyed_by_all_that_its_numbers_depend_on(elsewhere, monkeypatch):
-    """Each alone makes another key; ways that others are sampled by do not."""
+    """Each alone makes another key; samplings that others are sampled by do not."""
     usual = keyed(fake_bench(), planned())
     keys = {name: keyed(fake_bench(), planned(**change)) for name, change in OTHER_JOBS.items()}
     keys |= {name: keyed(fake_bench(**change), planned()) for name, change in OTHER_BENCHES.items()}
@@ -655,15 +657,17 @@ def test_a_kept_point_is_keyed_by_all_that_its_numbers_depend_on(elsewhere, monk
     keys["code"] = keyed(fake_bench(), planned())
     assert len({usual, *keys.values()}) == len(keys) + 1
     monkeypatch.setattr(measure.graph, "code_digest", lambda stage: f"the code of {stage}")
-    assert keyed(fake_bench(config={"teacher": [1], "anytime": [2], "students": {"v": []}}), planned()) == usual
+    assert (
+        keyed(fake_bench(config={"teacher": [1], "any_time_students": [2], "students": {"v": []}}), planned()) == usual
+    )
     monkeypatch.setattr(measure.graph, "code_digest", lambda stage: "x" if stage == "measure" else 1 / 0)
     assert keyed(fake_bench(), planned()) != usual
 
 
 def test_a_kept_point_is_the_point_and_the_first_one_s_samples_are_compared_with(elsewhere, capsys):
-    """After a kill as well: the same point, the same first images, and the samples of the first way alone are kept."""
+    """After a kill as well: the same point, the same first images, and the samples of the first sampling alone are kept."""
     samples = torch.arange(20 * 8).reshape(20, 2, 2, 2) / 100 - 0.9
-    plans = [planned(name=name, times=even(2)) for name in ("first", "second", "third")]
+    plans = [planned(name=name, times=uniform(2)) for name in ("first", "second", "third")]
     bench = fake_bench(samples)
     measured_ = measure.Measured(bench, plans)
     made = [measured_.point(plan) for plan in plans[:2]]
@@ -689,14 +693,14 @@ def test_a_kept_point_is_the_point_and_the_first_one_s_samples_are_compared_with
 # --- which points there are, and what they are called
 
 
-def opened_as(method: str, grid=None, **sampling) -> checkpoint.Checkpoint:
+def opened_as(method: str, grid=None, **sampling) -> checkpoints.Checkpoint:
     """With only those facts on its card that a plan asks for."""
-    card = object.__new__(checkpoint.Card)
+    card = object.__new__(checkpoints.Card)
     vars(card).update(method=method, parameters={"sampling": sampling})
-    return checkpoint.Checkpoint(card, NetDenoiser(ToyNet(), Cosine(), grid=grid))
+    return checkpoints.Checkpoint(card, NetDenoiser(ToyNet(), Cosine(), grid=grid))
 
 
-def bench_of(name: str, opened: checkpoint.Checkpoint, **facts) -> SimpleNamespace:
+def bench_of(name: str, opened: checkpoints.Checkpoint, **facts) -> SimpleNamespace:
     """With only those facts that a plan asks for."""
     bench = SimpleNamespace(name=name, opened=opened, is_root=name == "teacher", **facts)
     bench.times = lambda kind, steps: measure.Bench.times(bench, kind, steps)
@@ -705,98 +709,116 @@ def bench_of(name: str, opened: checkpoint.Checkpoint, **facts) -> SimpleNamespa
 
 CACHES = [CacheConfig(2), CacheConfig(3, 1, "quadratic", 4.0, 2.0)]
 NAMED = [
-    (sections.Way("ddim", "even", [2, 8]), ["ddim-even-8", "ddim-even-2"], "ddim even"),
-    (sections.Way("ddim", ["karras", "even"], [4]), ["ddim-karras-4", "ddim-even-4"], "ddim best grid"),
-    (sections.Way("ddim", "even", [2], {"eta": 1 / 3}), ["ddim-eta0.333333-even-2"], "ddim eta0.333333 even"),
-    (sections.Way("dpmpp_2m", "even", [2]), ["dpmpp-2m-even-2"], "dpmpp_2m even"),
+    (sections.Sampling("ddim", "uniform", [2, 8]), ["ddim-uniform-8", "ddim-uniform-2"], "ddim uniform"),
+    (sections.Sampling("ddim", ["karras", "uniform"], [4]), ["ddim-karras-4", "ddim-uniform-4"], "ddim best grid"),
     (
-        sections.Way("ddim", "even", [4], deepcache=CACHES),
-        ["ddim-cache2b0-even-4", "ddim-cache3b1c4p2-even-4"],
-        "ddim deepcache even",
+        sections.Sampling("ddim", "uniform", [2], {"eta": 1 / 3}),
+        ["ddim-eta0.333333-uniform-2"],
+        "ddim eta0.333333 uniform",
     ),
-    (sections.Way("ddim", "even", [4], deepcache=CACHES[0]), ["ddim-cache2b0-even-4"], "ddim cache2b0 even"),
+    (sections.Sampling("dpmpp_2m", "uniform", [2]), ["dpmpp-2m-uniform-2"], "dpmpp_2m uniform"),
     (
-        sections.Way("ddim", "even", [4], skip=SkipConfig(0.8, 1.1)),
-        ["ddim-skip0.8to1.1-even-4"],
-        "ddim skip0.8to1.1 even",
-    ),
-    (sections.Way("ddim", "even", [4], skip=[SkipConfig(0.8)]), ["ddim-skip0.8to1-even-4"], "ddim skip even"),
-    (sections.Way("ddim", "even", [4], clip=1.5), ["ddim-clip1.5-even-4"], "ddim clip1.5 even"),
-    (sections.Way("ddim", "even", [4], clip=False), ["ddim-unclipped-even-4"], "ddim unclipped even"),
-    (
-        sections.Way("ddim", "even", [4], threshold=Threshold(0.9, 1.5)),
-        ["ddim-threshold0.9to1.5-even-4"],
-        "ddim threshold0.9to1.5 even",
+        sections.Sampling("ddim", "uniform", [4], deepcache=CACHES),
+        ["ddim-cache2b0-uniform-4", "ddim-cache3b1c4p2-uniform-4"],
+        "ddim deepcache uniform",
     ),
     (
-        sections.Way("ddim", "even", [4], guidance=2.5, negative="an odd/one"),
-        ["ddim-g2.5-not-an-odd-one-even-4"],
-        "ddim g2.5 not-an-odd-one even",
+        sections.Sampling("ddim", "uniform", [4], deepcache=CACHES[0]),
+        ["ddim-cache2b0-uniform-4"],
+        "ddim cache2b0 uniform",
+    ),
+    (
+        sections.Sampling("ddim", "uniform", [4], skip=SkipConfig(0.8, 1.1)),
+        ["ddim-skip0.8to1.1-uniform-4"],
+        "ddim skip0.8to1.1 uniform",
+    ),
+    (
+        sections.Sampling("ddim", "uniform", [4], skip=[SkipConfig(0.8)]),
+        ["ddim-skip0.8to1-uniform-4"],
+        "ddim skip uniform",
+    ),
+    (sections.Sampling("ddim", "uniform", [4], clip=1.5), ["ddim-clip1.5-uniform-4"], "ddim clip1.5 uniform"),
+    (sections.Sampling("ddim", "uniform", [4], clip=False), ["ddim-unclipped-uniform-4"], "ddim unclipped uniform"),
+    (
+        sections.Sampling("ddim", "uniform", [4], threshold=Threshold(0.9, 1.5)),
+        ["ddim-threshold0.9to1.5-uniform-4"],
+        "ddim threshold0.9to1.5 uniform",
+    ),
+    (
+        sections.Sampling("ddim", "uniform", [4], guidance=2.5, negative="an odd/one"),
+        ["ddim-g2.5-not-an-odd-one-uniform-4"],
+        "ddim g2.5 not-an-odd-one uniform",
     ),
 ]
 
 
-@pytest.mark.parametrize(("way", "names", "curve"), NAMED)
-def test_a_point_is_called_by_all_that_it_is_sampled_with_and_its_curve_by_all_but_what_is_tried(way, names, curve):
-    found = list(measure._points(bench_of("v", opened_as("guided")), way, usual=False))
+@pytest.mark.parametrize(("sampling", "names", "curve"), NAMED)
+def test_a_point_is_called_by_all_that_it_is_sampled_with_and_its_curve_by_all_but_what_is_tried(
+    sampling, names, curve
+):
+    found = list(measure._points(bench_of("v", opened_as("guided")), sampling, usual=False))
     assert [plan.name for plan in found] == [f"v-{name}" for name in names]
-    assert {plan.way for plan in found} == {f"guided {curve}"}
+    assert {plan.curve for plan in found} == {f"guided {curve}"}
     assert {(plan.checkpoint, plan.method) for plan in found} == {("v", "guided")}
-    usual = measure._points(bench_of("v", opened_as("guided")), way, usual=True)
-    assert {plan.way for plan in usual} == {"guided"}
-    teacher = next(measure._points(bench_of("teacher", opened_as("denoising")), way, usual=False))
-    assert (teacher.method, teacher.way) == ("teacher", f"teacher {curve}")
+    usual = measure._points(bench_of("v", opened_as("guided")), sampling, usual=True)
+    assert {plan.curve for plan in usual} == {"guided"}
+    teacher = next(measure._points(bench_of("teacher", opened_as("denoising")), sampling, usual=False))
+    assert (teacher.method, teacher.curve) == ("teacher", f"teacher {curve}")
 
 
 def test_two_weights_are_two_curves_and_a_limit_of_an_adopted_teacher_s_own_is_named():
-    two = sections.Way("ddim", "even", [4], guidance=[1.0, 2.0])
+    two = sections.Sampling("ddim", "uniform", [4], guidance=[1.0, 2.0])
     plans = measure._points(bench_of("v", opened_as("m")), two, usual=False)
-    assert [plan.way for plan in plans] == ["m ddim g1 even", "m ddim g2 even"]
+    assert [plan.curve for plan in plans] == ["m ddim g1 uniform", "m ddim g2 uniform"]
     theirs = opened_as("adopted", clip=1.0)
-    (plan,) = measure._points(bench_of("teacher", theirs), sections.Way("ddim", "even", [4]), usual=False)
-    assert (plan.name, plan.way, plan.recipe.clip) == ("teacher-ddim-clip1-even-4", "teacher ddim clip1 even", 1.0)
+    (plan,) = measure._points(bench_of("teacher", theirs), sections.Sampling("ddim", "uniform", [4]), usual=False)
+    assert (plan.name, plan.curve, plan.recipe.clip) == (
+        "teacher-ddim-clip1-uniform-4",
+        "teacher ddim clip1 uniform",
+        1.0,
+    )
 
 
 def test_times_are_those_of_their_kind_for_their_checkpoint():
-    searched = {"nodes": {"2": [30, 100]}, "about": {"steps": 100}}
-    bench = bench_of("v", opened_as("m"), searched=searched, fitted={2: Trajectory((1.0, 0.7, 0.0))})
+    least_cost = {"nodes": {"2": [30, 100]}, "about": {"steps": 100}}
+    bench = bench_of("v", opened_as("m"), least_cost=least_cost, fitted={2: Trajectory((1.0, 0.7, 0.0))})
     assert bench.times("karras", 3) == karras(3, Cosine())
     assert bench.times("fitted", 2).times == (1.0, 0.7, 0.0)
-    assert bench.times("searched", 2).times == (1.0, 0.3, 0.0)
+    assert bench.times("least_cost", 2).times == (1.0, 0.3, 0.0)
     for kind, told in (
         ("fitted", "no fitted trajectory of 3 steps; raise evaluate.fitted.points to 3"),
-        ("searched", "no searched trajectory of 3 steps; raise search.most to at least 3"),
+        ("least_cost", "no least_cost trajectory of 3 steps; raise search.most to at least 3"),
     ):
-        with pytest.raises(Mistake, match=told):
+        with pytest.raises(UserError, match=told):
             bench.times(kind, 3)
-    own = bench_of("pd", opened_as("pd", even(4)))
-    (plan,) = measure._points(own, sections.Way("ddim", "own"), usual=True)
-    assert (plan.name, plan.way, plan.trajectory, plan.times) == ("pd-ddim", "pd", "own", even(4))
+    own = bench_of("pd", opened_as("pd", uniform(4)))
+    (plan,) = measure._points(own, sections.Sampling("ddim", "own"), usual=True)
+    assert (plan.name, plan.curve, plan.trajectory, plan.times) == ("pd-ddim", "pd", "own", uniform(4))
 
 
 def test_students_are_sampled_by_their_own_ways_or_as_all_are_and_called_so(monkeypatch):
-    """One with steps of its own is on its method's curve, unless it has ways of its own."""
-    ways = {
-        "pd": sections.Way("ddim", "own"),
-        "cd": sections.Way("renoise", "even", [2, 1]),
-        "own": sections.Way("ddim", "own"),
+    """One with steps of its own is on its method's curve, unless it has samplings of its own."""
+    samplings = {
+        "pd": sections.Sampling("ddim", "own"),
+        "cd": sections.Sampling("multistep_consistency", "uniform", [2, 1]),
+        "own": sections.Sampling("ddim", "own"),
     }
-    ways["teacher"] = sections.Way("ddim", "even", [1, 4])
-    monkeypatch.setattr(measure, "ways_of", lambda name, asked, lines: [("path", ways[name])])
-    asked = SimpleNamespace(students={"own": [ways["own"]]})
+    samplings["teacher"] = sections.Sampling("ddim", "uniform", [1, 4])
+    monkeypatch.setattr(measure, "samplings_of", lambda name, asked, lines: [("path", samplings[name])])
+    asked = SimpleNamespace(students={"own": [samplings["own"]]})
     opened = {"teacher": opened_as("denoising"), "cd": opened_as("consistency")}
-    opened |= {name: opened_as("progressive", even(4)) for name in ("pd", "own")}
+    opened |= {name: opened_as("progressive", uniform(4)) for name in ("pd", "own")}
     told = SimpleNamespace(evaluate=asked, lines=None)
     found = [
         plan
         for name in ("teacher", "pd", "cd", "own")
         for plan in measure.plan(bench_of(name, opened[name], params=told))
     ]
-    assert [(plan.name, plan.way) for plan in found] == [
-        ("teacher-ddim-even-4", "teacher ddim even"),
-        ("teacher-ddim-even-1", "teacher ddim even"),
+    assert [(plan.name, plan.curve) for plan in found] == [
+        ("teacher-ddim-uniform-4", "teacher ddim uniform"),
+        ("teacher-ddim-uniform-1", "teacher ddim uniform"),
         ("pd-ddim", "progressive"),
-        ("cd-renoise-even-2", "consistency renoise even"),
-        ("cd-renoise-even-1", "consistency renoise even"),
+        ("cd-multistep-consistency-uniform-2", "consistency multistep_consistency uniform"),
+        ("cd-multistep-consistency-uniform-1", "consistency multistep_consistency uniform"),
         ("own-ddim", "progressive ddim"),
     ]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffcore import methods
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.core.rng import Draw, draw
 from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.exact import GaussianDenoiser
@@ -18,7 +18,7 @@ from diffcore.denoisers.prediction import Prediction, from_v
 from diffcore.methods import Method, Roles, consistency, denoising, progressive
 from diffcore.noise.angle import WEIGHTS, between, hop, min_snr
 from diffcore.noise.schedule import Cosine
-from diffcore.noise.trajectory import even
+from diffcore.noise.trajectory import uniform
 from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solvers import SOLVERS
 from tasks import params
@@ -74,7 +74,7 @@ def toss(b: int = 3) -> tuple[torch.Tensor, Draw]:
 
 
 def cast_of(method: Method) -> tuple:
-    """(roles, x0, dice)."""
+    """(roles, x0, drawn)."""
     return roles(3, method), *toss()
 
 
@@ -84,33 +84,33 @@ def test_every_method_has_a_case():
 
 @CASES
 def test_the_batch_law(name, config):
-    cast, x0, dice = cast_of(config)
-    parts = [config.loss(cast, x0[i : i + 1], dice[i : i + 1], 0.5) for i in range(3)]
-    whole = config.loss(cast, x0, dice, 0.5)
+    cast, x0, drawn = cast_of(config)
+    parts = [config.loss(cast, x0[i : i + 1], drawn[i : i + 1], 0.5) for i in range(3)]
+    whole = config.loss(cast, x0, drawn, 0.5)
     assert whole.shape == (3,)
     torch.testing.assert_close(whole, torch.cat(parts), rtol=1e-10, atol=1e-14)
 
 
 @CASES
 def test_a_loss_is_a_pure_function_and_only_the_student_learns(name, config):
-    cast, x0, dice = cast_of(config)
+    cast, x0, drawn = cast_of(config)
     before = torch.get_rng_state()
-    first = config.loss(cast, x0, dice, 0.5)
-    assert torch.equal(first, config.loss(cast, x0, dice, 0.5))
+    first = config.loss(cast, x0, drawn, 0.5)
+    assert torch.equal(first, config.loss(cast, x0, drawn, 0.5))
     assert torch.equal(before, torch.get_rng_state())
     cast.target.requires_grad_(True)  # a method must stop the gradient itself: the target may be the student
-    config.loss(cast, x0, dice, 0.5).sum().backward()
+    config.loss(cast, x0, drawn, 0.5).sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in cast.student.parameters())
     assert all(p.grad is None for p in cast.target.parameters())
 
 
 @CASES
 def test_network_calls_are_what_a_spy_counts(name, config):
-    cast, x0, dice = cast_of(config)
+    cast, x0, drawn = cast_of(config)
     calls = dict.fromkeys(("student", "teacher", "target"), 0)
     for role in calls:
         getattr(cast, role).register_forward_hook(lambda *_, role=role: calls.update({role: calls[role] + 1}))
-    config.loss(cast, x0, dice, 0.5)
+    config.loss(cast, x0, drawn, 0.5)
     assert config.network_calls == 3 * calls["student"] + calls["teacher"] + calls["target"]
 
 
@@ -125,26 +125,26 @@ def test_the_rest_of_the_contract(name, config):
 
 @CASES
 def test_float32_losses_agree_with_float64(name, config):
-    x0, dice = toss(8)
-    exact = config.loss(roles(3, config), x0, dice, 0.5)
+    x0, drawn = toss(8)
+    exact = config.loss(roles(3, config), x0, drawn, 0.5)
     cast = roles(3, config)
     for role in (cast.student, cast.teacher, cast.target, cast.critic):
         if role is not None:
             role.float()
-    single = config.loss(cast, x0.float(), dataclasses.replace(dice, noise=dice.noise.float()), 0.5)
+    single = config.loss(cast, x0.float(), dataclasses.replace(drawn, noise=drawn.noise.float()), 0.5)
     assert single.dtype == torch.float32
     torch.testing.assert_close(single.double(), exact, rtol=1e-4, atol=1e-5)
 
 
 @CASES
 def test_a_critic_learns_alone_and_obeys_the_batch_law(name, config):
-    cast, x0, dice = cast_of(config)
+    cast, x0, drawn = cast_of(config)
     if cast.critic is None:
         return
     assert config.critic_training.updates >= 1
     cast.critic.requires_grad_(True)
-    whole = config.critic_loss(cast, x0, dice, 0.5)
-    parts = [config.critic_loss(cast, x0[i : i + 1], dice[i : i + 1], 0.5) for i in range(3)]
+    whole = config.critic_loss(cast, x0, drawn, 0.5)
+    parts = [config.critic_loss(cast, x0[i : i + 1], drawn[i : i + 1], 0.5) for i in range(3)]
     torch.testing.assert_close(whole, torch.cat(parts), rtol=1e-10, atol=1e-14)
     whole.sum().backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in cast.critic.parameters())
@@ -154,7 +154,7 @@ def test_a_critic_learns_alone_and_obeys_the_batch_law(name, config):
 
 
 def test_an_unknown_method_lists_the_known():
-    with pytest.raises(Mistake, match=r"known: consistency.*denoising"):
+    with pytest.raises(UserError, match=r"known: consistency.*denoising"):
         methods.load("progresive")
 
 
@@ -174,7 +174,7 @@ def test_denoising_is_least_at_the_posterior_mean():
     """The exact denoiser's loss is the data's own spread, and any shift of v makes it larger by the shift's square."""
     exact = gaussian()
     x0 = exact.mean + exact.variance.sqrt() * randn(20_000, 2, 3, seed=1)
-    dice = Draw(
+    drawn = Draw(
         torch.rand(20_000, generator=torch.Generator().manual_seed(2), dtype=torch.float64), randn(20_000, 2, 3, seed=3)
     )
 
@@ -184,8 +184,8 @@ def test_denoising_is_least_at_the_posterior_mean():
         def forward(self, x_t, t):
             return from_v(x_t, self.schedule.level(t, x_t), exact(x_t, t).v + 0.5)
 
-    best = denoising.Denoising().loss(Roles(exact, None, exact), x0, dice, 0.0).mean()
-    worse = denoising.Denoising().loss(Roles(Shifted(), None, exact), x0, dice, 0.0).mean()
+    best = denoising.Denoising().loss(Roles(exact, None, exact), x0, drawn, 0.0).mean()
+    worse = denoising.Denoising().loss(Roles(Shifted(), None, exact), x0, drawn, 0.0).mean()
     assert float(worse - best) == pytest.approx(0.25, abs=0.02)
 
 
@@ -226,7 +226,7 @@ class OnGrid(Denoiser):
     def __init__(self, gains: torch.Tensor, shifts: torch.Tensor):
         super().__init__()
         self.gains, self.shifts, self.schedule = gains, shifts, Cosine()
-        self.grid = even(len(gains))
+        self.grid = uniform(len(gains))
 
     def forward(self, x_t, t):
         i = (t * len(self.gains)).round().long() - 1
@@ -263,16 +263,16 @@ def test_a_chain_of_exact_students_is_the_teachers_ddim(factors):
     total = math.prod(factors)
     first = teacher = on_grid(gaussian(), total)
     start = randn(6, 2, 3)
-    slow = Sampler(first, SOLVERS["ddim"](), even(total)).sample(start)
+    slow = Sampler(first, SOLVERS["ddim"](), uniform(total)).sample(start)
     for factor in factors:
         student = distilled(teacher, factor)
-        x0, dice = randn(64, 2, 3, seed=7), draw(randn(64, 2, 3).float(), 0)
+        x0, drawn = randn(64, 2, 3, seed=7), draw(randn(64, 2, 3).float(), 0)
         config = progressive.Progressive(steps=len(student.gains), factor=factor)
         config.check(teacher.grid)
-        loss = config.loss(Roles(student, teacher, student), x0, Draw(dice.u, dice.noise.double()), 0.0)
+        loss = config.loss(Roles(student, teacher, student), x0, Draw(drawn.u, drawn.noise.double()), 0.0)
         assert float(loss.max()) < 1e-20  # the method's own target agrees, at every time that was drawn
         teacher = student
-    fast = Sampler(teacher, SOLVERS["ddim"](), even(1)).sample(start)
+    fast = Sampler(teacher, SOLVERS["ddim"](), uniform(1)).sample(start)
     torch.testing.assert_close(fast, slow, rtol=0, atol=1e-12)
 
 
@@ -296,18 +296,18 @@ def test_progressive_loss_by_hand(i, weight):
 
 
 def test_a_round_needs_a_teacher_of_twice_its_steps():
-    progressive.Progressive(steps=8).check(even(16))
+    progressive.Progressive(steps=8).check(uniform(16))
     progressive.Progressive(steps=8).check(None)
-    with pytest.raises(Mistake, match=r"steps 8 needs a teacher of 16 steps .* has 8; set steps to 4"):
-        progressive.Progressive(steps=8).check(even(8))
+    with pytest.raises(UserError, match=r"steps 8 needs a teacher of 16 steps .* has 8; set steps to 4"):
+        progressive.Progressive(steps=8).check(uniform(8))
 
 
 def test_a_round_of_another_factor_needs_a_teacher_to_match():
-    progressive.Progressive(steps=4, factor=4).check(even(16))
-    with pytest.raises(Mistake, match=r"steps 4 needs a teacher of 16 steps .* has 12; set steps to 3 or"):
-        progressive.Progressive(steps=4, factor=4).check(even(12))
-    with pytest.raises(Mistake, match=r"has 9; name another teacher"):
-        progressive.Progressive(steps=4, factor=4).check(even(9))
+    progressive.Progressive(steps=4, factor=4).check(uniform(16))
+    with pytest.raises(UserError, match=r"steps 4 needs a teacher of 16 steps .* has 12; set steps to 3 or"):
+        progressive.Progressive(steps=4, factor=4).check(uniform(12))
+    with pytest.raises(UserError, match=r"has 9; name another teacher"):
+        progressive.Progressive(steps=4, factor=4).check(uniform(9))
 
 
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"factor": 1}, {"weight": "snr"}])
@@ -332,14 +332,14 @@ def test_a_clipped_target_by_hand():
         at = angle(there).cos() * x + angle(there).sin() * eps
     aim = between(z, at, (t - s) * math.pi / 2)
     by_hand = (exact(z, t).v - aim).square().mean((1, 2))
-    config, dice = progressive.Progressive(steps=n, weight="one", clip=True), Draw((i - 0.5) / n, noise)
+    config, drawn = progressive.Progressive(steps=n, weight="one", clip=True), Draw((i - 0.5) / n, noise)
     cast = Roles(exact, exact, exact)
-    found = config.loss(cast, x0, dice, 0.0)
+    found = config.loss(cast, x0, drawn, 0.0)
     torch.testing.assert_close(found, by_hand, rtol=1e-9, atol=1e-12)
     plain = dataclasses.replace(config, clip=False)
-    assert not torch.allclose(found, plain.loss(cast, x0, dice, 0.0), rtol=1e-2)
+    assert not torch.allclose(found, plain.loss(cast, x0, drawn, 0.0), rtol=1e-2)
     small = Roles(*[GaussianDenoiser(torch.zeros(2, 3).double(), torch.full((2, 3), 1e-4).double(), Cosine())] * 3)
-    one, other = (c.loss(small, 0.01 * x0, dice, 0.0) for c in (config, plain))
+    one, other = (c.loss(small, 0.01 * x0, drawn, 0.0) for c in (config, plain))
     assert torch.equal(one, other)
 
 
@@ -364,9 +364,9 @@ class Exact(Denoiser):
 def test_the_exact_consistency_function_has_no_residual():
     n, consistent = 16, Exact(lambda t: torch.zeros_like(t))
     teacher = Exact(lambda t: t - 1 / 16)
-    x0, dice = randn(64, 2, 3, seed=1), draw(torch.zeros(64, 2, 3), 0)
+    x0, drawn = randn(64, 2, 3, seed=1), draw(torch.zeros(64, 2, 3), 0)
     config = consistency.Consistency(steps=n, target_ema=0.0, distance="squared")
-    loss = config.loss(Roles(consistent, teacher, consistent), x0, Draw(dice.u, dice.noise.double()), 0.0)
+    loss = config.loss(Roles(consistent, teacher, consistent), x0, Draw(drawn.u, drawn.noise.double()), 0.0)
     assert float(loss.max()) < 1e-24
 
 
@@ -377,8 +377,8 @@ def residual(n: int, x0, noise, **options) -> float:
     """Of the exact consistency function, at t = 1/2, with an exact denoiser for a teacher."""
     consistent = Exact(lambda t: torch.zeros_like(t))
     config = consistency.Consistency(steps=n, target_ema=0.0, distance="squared", **options)
-    dice = Draw(torch.full((1,), (n // 2 - 0.5) / n, dtype=torch.float64), noise)
-    return float(config.loss(Roles(consistent, gaussian(), consistent), x0, dice, 0.0)) ** 0.5
+    drawn = Draw(torch.full((1,), (n // 2 - 0.5) / n, dtype=torch.float64), noise)
+    return float(config.loss(Roles(consistent, gaussian(), consistent), x0, drawn, 0.0)) ** 0.5
 
 
 @pytest.mark.parametrize(("word", "order"), ORDERS)
@@ -439,16 +439,16 @@ def test_the_grid_grows_log_linearly():
     assert found == [64, 135, 286, 1279, 1280, 1280]
     assert all(type(n) is int for n in found)
     assert consistency.Consistency(64, 0.0).intervals(0.7) == 64
-    cast, (x0, dice) = roles(), toss()
+    cast, (x0, drawn) = roles(), toss()
     grown, fixed = (consistency.Consistency(n, 0.0, steps_end=end, anneal=0.5) for n, end in ((8, 32), (16, None)))
-    assert torch.equal(grown.loss(cast, x0, dice, 0.25), fixed.loss(cast, x0, dice, 0.25))
+    assert torch.equal(grown.loss(cast, x0, drawn, 0.25), fixed.loss(cast, x0, drawn, 0.25))
 
 
 def test_an_x0_head_is_not_asked_for_its_v_at_the_data():
     x0_head = NetDenoiser(ToyNet(3).double(), Cosine(), "x0")
-    cast, dice = Roles(x0_head, x0_head, x0_head), Draw(torch.tensor([0.01, 0.5]).double(), randn(2, 3, 3, 3))
+    cast, drawn = Roles(x0_head, x0_head, x0_head), Draw(torch.tensor([0.01, 0.5]).double(), randn(2, 3, 3, 3))
     for word, _ in ORDERS:
-        loss = consistency.Consistency(8, 0.0, hop=word).loss(cast, randn(2, 3, 3, 3), dice, 0.0)
+        loss = consistency.Consistency(8, 0.0, hop=word).loss(cast, randn(2, 3, 3, 3), drawn, 0.0)
         assert loss.isfinite().all()
 
 
@@ -463,17 +463,17 @@ def test_impossible_numbers_are_refused(wrong):
 
 def test_the_perceptual_distance_by_hand():
     """Cosines of the channels at each pixel, in the teacher's features of both beliefs about x_0 with one noise; a floor."""
-    cast, (x0, dice) = roles(), toss()
+    cast, (x0, drawn) = roles(), toss()
     config = consistency.Consistency(8, 0.0, "perceptual", floor=0.3)
-    squared = dataclasses.replace(config, distance="squared").loss(cast, x0, dice, 0.0)
-    found = config.loss(cast, x0, dice, 0.0) - 0.3 * squared
-    t = (dice.u * 8).floor() / 8 + 1 / 8
+    squared = dataclasses.replace(config, distance="squared").loss(cast, x0, drawn, 0.0)
+    found = config.loss(cast, x0, drawn, 0.0) - 0.3 * squared
+    t = (drawn.u * 8).floor() / 8 + 1 / 8
     phi, phi_u = t * math.pi / 2, (t - 1 / 8) * math.pi / 2
     lifted = phi[:, None, None, None]
-    z = lifted.cos() * x0 + lifted.sin() * dice.noise
+    z = lifted.cos() * x0 + lifted.sin() * drawn.noise
     landing = hop(z, cast.teacher(z, t).v, phi - phi_u)
     x = [cast.student(z, t).x0, cast.target(landing, t - 1 / 8).x0]
-    small, noise = math.pi / 2 * 0.05, dice.other("features").noise
+    small, noise = math.pi / 2 * 0.05, drawn.fork("features").noise
     seen = [cast.teacher.features(math.cos(small) * x + math.sin(small) * noise, torch.full((3,), 0.05))[0] for x in x]
     by_hand = 2 - 2 * torch.nn.functional.cosine_similarity(*seen, dim=1)
     torch.testing.assert_close(found, by_hand.mean((1, 2)), rtol=1e-6, atol=1e-9)
@@ -481,33 +481,33 @@ def test_the_perceptual_distance_by_hand():
 
 def test_the_perceptual_distance_is_the_teachers_and_leads_to_its_target():
     """It is 0 where the beliefs agree, and a step down its gradient brings them together; the target gets no gradient."""
-    cast, dice = roles(), toss()[1]
+    cast, drawn = roles(), toss()[1]
     one, other = randn(3, 3, 3, 3).requires_grad_(), randn(3, 3, 3, 3, seed=1).requires_grad_()
-    assert consistency.seen_apart(cast.teacher, one, one, dice).abs().max() == 0
-    apart = consistency.seen_apart(cast.teacher, one, other, dice)
+    assert consistency.seen_apart(cast.teacher, one, one, drawn).abs().max() == 0
+    apart = consistency.seen_apart(cast.teacher, one, other, drawn)
     apart.sum().backward()
     assert other.grad is None
-    closer = consistency.seen_apart(cast.teacher, one.detach() - 0.01 * one.grad, other, dice)
+    closer = consistency.seen_apart(cast.teacher, one.detach() - 0.01 * one.grad, other, drawn)
     assert bool((closer < apart).all())
-    with pytest.raises(Mistake, match="features"):
+    with pytest.raises(UserError, match="features"):
         consistency.Consistency(8, 0.0, "perceptual").loss(Roles(*[gaussian()] * 3), *toss_like(), 0.0)
 
 
 def toss_like() -> tuple[torch.Tensor, Draw]:
-    """Dice for samples of `gaussian`."""
+    """Random numbers for samples of `gaussian`."""
     return randn(3, 2, 3), Draw(toss()[1].u, randn(3, 2, 3, seed=6), ("test",))
 
 
 def test_pseudo_huber_by_hand():
     """sqrt(|e|^2 + c^2) - c with c = 0.00054 sqrt(d), of the same error whose mean square the squared distance is."""
-    cast, (x0, dice) = roles(), toss()
-    squared = consistency.Consistency(8, 0.0, "squared").loss(cast, x0, dice, 0.0)
-    huber = consistency.Consistency(8, 0.0, "pseudo_huber").loss(cast, x0, dice, 0.0)
+    cast, (x0, drawn) = roles(), toss()
+    squared = consistency.Consistency(8, 0.0, "squared").loss(cast, x0, drawn, 0.0)
+    huber = consistency.Consistency(8, 0.0, "pseudo_huber").loss(cast, x0, drawn, 0.0)
     c = 0.00054 * math.sqrt(27)
     torch.testing.assert_close(huber, (27 * squared + c * c).sqrt() - c, rtol=1e-10, atol=0)
 
 
 def test_a_progressive_student_cannot_teach_consistency():
     consistency.Consistency(8, 0.0).check(None)
-    with pytest.raises(Mistake, match="valid only on its own 4 steps"):
-        consistency.Consistency(8, 0.0).check(even(4))
+    with pytest.raises(UserError, match="valid only on its own 4 steps"):
+        consistency.Consistency(8, 0.0).check(uniform(4))

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.data.feed import to_float
 from diffcore.data.read import Images
 from diffcore.denoisers.exact import GaussianDenoiser
@@ -29,12 +29,12 @@ from diffcore.metrics.metric import Distance, Subject
 from diffcore.metrics.point import Point
 from diffcore.metrics.reference import Reference, look
 from diffcore.noise.schedule import Cosine
-from diffcore.noise.trajectory import even
+from diffcore.noise.trajectory import uniform
 from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solvers import SOLVERS
-from tasks.tracking.pages import _numbers
+from tasks.tracking.run_specs import _numbers
 from tests import test_frontier
-from tests.conftest import dice, randn
+from tests.conftest import randn, seeded
 
 ROOT = Path(__file__).parent.parent
 CLASSES = torch.tensor([1, 4, 6])
@@ -51,8 +51,8 @@ def quick(monkeypatch):
 
 def coloured(count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Images uint8 [n, 3, 8, 6], higher than wide, each bright in the colour of its class; their classes, int64 [n]."""
-    kind = torch.randint(3, (count,), generator=dice(seed))
-    x = torch.rand(count, 3, 8, 6, generator=dice(seed + 100)) * 60 + 60
+    kind = torch.randint(3, (count,), generator=seeded(seed))
+    x = torch.rand(count, 3, 8, 6, generator=seeded(seed + 100)) * 60 + 60
     x[torch.arange(count), kind] += 100
     return x.round().to(torch.uint8), CLASSES[kind]
 
@@ -79,7 +79,7 @@ def subject(request) -> Subject:
         network,
         3,
         teacher=samples + 0.1 * randn(*samples.shape).float(),
-        model=Model(Sampler(exact, SOLVERS["ddpm"](), even(6)), x0[:10], 5, 1, 250, None),
+        model=Model(Sampler(exact, SOLVERS["ddpm"](), uniform(6)), x0[:10], 5, 1, 250, None),
         **known,
     )
 
@@ -154,7 +154,7 @@ def test_no_number_depends_on_batches(subject, monkeypatch, size):
 
 
 def test_no_value_depends_on_the_order_of_the_samples(subject):
-    order = torch.randperm(len(subject.samples), generator=dice(4))
+    order = torch.randperm(len(subject.samples), generator=seeded(4))
     rows = {key: getattr(subject, key) for key in ("samples", "teacher", "classes")}
     mixed = dataclasses.replace(
         subject, **{key: None if value is None else value[order] for key, value in rows.items()}
@@ -262,5 +262,5 @@ def test_a_metric_of_one_s_own_is_one_file(subject, own):
 def test_a_frontier_with_a_metric_that_is_gone_is_of_another_version(subject, own):
     value = frontier(point(measures.measure(subject))).to_json()
     del METRICS[own]
-    with pytest.raises(Mistake, match=f"metric '{own}' is unknown"):
+    with pytest.raises(UserError, match=f"metric '{own}' is unknown"):
         Frontier.from_json(value)

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from diffcore.denoisers.node import Mark, believe, land, mark
+from diffcore.denoisers.node import Node, ddim_step, node, predict_at
 from diffcore.noise.schedule import Cosine
 from diffcore.noise.trajectory import Trajectory
 from diffcore.sampling.sampler import Sampler
@@ -59,7 +59,7 @@ def path(steps: int) -> Trajectory:
 def flow() -> tuple[torch.Tensor, torch.Tensor]:
     """Where samples begin, and where the flow takes them, to about 1e-9."""
     torch.set_num_threads(1)
-    at = mark(Cosine(), path(1).times[0])
+    at = node(Cosine(), path(1).times[0])
     start = at.alpha * 0.6 * randn(8, 2) + at.sigma * randn(8, 2, seed=1)
     return start, Sampler(mixture(), RK45(1e-9, 1e-9), path(1)).sample(start)
 
@@ -95,14 +95,14 @@ def test_the_lower_steps_of_fast_cost_it_little(steps, order, predicts, flow):
     assert found > order - 0.25, found
 
 
-def by_algorithm_5(model, x, marks: list[Mark], predicts: str) -> torch.Tensor:
+def by_algorithm_5(model, x, nodes: list[Node], predicts: str) -> torch.Tensor:
     """Three looks at whatever r_1, r_2, as it is written; for x_0 with -h, alpha and sigma exchanged (arXiv 2211.01095)."""
-    first, one, two, last = marks
+    first, one, two, last = nodes
     sign = 1 if predicts == "eps" else -1
     h, (r1, r2) = last.lam - first.lam, ((m.lam - first.lam) / (last.lam - first.lam) for m in (one, two))
 
     def believed(x, at):
-        return getattr(believe(model, x, at), predicts)
+        return getattr(predict_at(model, x, at), predicts)
 
     def moved(to, r, change=0.0):
         size, kept = (to.sigma, to.alpha / first.alpha) if sign > 0 else (to.alpha, to.sigma / first.sigma)
@@ -120,9 +120,9 @@ def by_algorithm_5(model, x, marks: list[Mark], predicts: str) -> torch.Tensor:
 def test_a_group_of_three_is_the_papers_algorithm(predicts, lam):
     """Followed by the step of order 1 that its composition ends with: four calls."""
     times = Cosine().time(torch.tensor([*lam, 2.0], dtype=torch.float64)).tolist()
-    marks, x = [mark(Cosine(), t) for t in times], randn(8, 2)
-    expected = by_algorithm_5(mixture(), x, marks[:4], predicts)
-    expected = land(believe(mixture(), expected, marks[3]), marks[4])
+    nodes, x = [node(Cosine(), t) for t in times], randn(8, 2)
+    expected = by_algorithm_5(mixture(), x, nodes[:4], predicts)
+    expected = ddim_step(predict_at(mixture(), expected, nodes[3]), nodes[4])
     found = Sampler(mixture(), DPMFast(predicts=predicts), Trajectory(tuple(times))).sample(x)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 

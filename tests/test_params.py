@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from diffcore import nets
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.denoisers.clipping import Threshold
 from diffcore.lineage import Lineage, Root
 from diffcore.nets import unet
 from diffcore.noise.schedule import Cosine
-from diffcore.noise.trajectory import even
+from diffcore.noise.trajectory import uniform
 from diffcore.sampling.deepcache import Config as CacheConfig
 from diffcore.sampling.recipe import Recipe
 from diffcore.sampling.skip_tuning import Config as SkipConfig
@@ -35,7 +35,7 @@ def faults(tmp_path, *changes: tuple[str, str]) -> list[str]:
     for old, new in changes:
         assert re.search(old, text), f"{old} is not in params.yaml"
         text = re.sub(old, new, text, count=1)
-    with pytest.raises(Mistake) as caught:
+    with pytest.raises(UserError) as caught:
         read(tmp_path, text)
     return [line.partition("params.yaml: ")[2] for line in str(caught.value).splitlines()]
 
@@ -45,7 +45,7 @@ def test_the_shipped_file_is_in_order(tmp_path):
     chain = ["pd16", "pd8", "pd4", "pd2", "pd1"]
     assert list(found.distill) == [*chain, "cd", "dm1"]
     assert [found.distill[name].method.steps for name in chain] == [16, 8, 4, 2, 1]
-    assert found.lines.grid("pd4") == even(4)
+    assert found.lines.grid("pd4") == uniform(4)
     assert found.lines.grid("cd") is None
     assert found.distill["pd4"].fit.iterations > found.distill["pd8"].fit.iterations  # the last rounds are longer
 
@@ -74,8 +74,8 @@ WRONG = {
     "a number out of range": (("ema: 0.995", "ema: 1.0"), "teachers.teacher: ema must be in [0, 1), got 1.0: an average with decay 1 never moves"),
     "a dropout of all": (("method: consistency, init", "method: consistency, dropout: 1, init"), "distill.cd.dropout: must be at least 0 and below 1, got 1"),
     "an unknown method": (("method: consistency", "method: consistancy"), "distill.cd.method: 'consistancy' is unknown; did you mean 'consistency'?"),
-    "an unknown sampler": (("sampler: renoise", "sampler: renoize"), "sampler 'renoize' is unknown; did you mean 'renoise'?"),
-    "an unknown trajectory": (("trajectory: searched", "trajectory: serched"), "'even', 'quadratic', 'logsnr', 'karras', 'searched', 'fitted' or 'own'"),
+    "an unknown sampler": (("sampler: multistep_consistency", "sampler: multistep_consistancy"), "sampler 'multistep_consistancy' is unknown; did you mean 'multistep_consistency'?"),
+    "an unknown trajectory": (("trajectory: least_cost", "trajectory: least_cast"), "'uniform', 'quadratic', 'uniform_logsnr', 'karras', 'least_cost', 'fitted' or 'own'"),
     "an unknown teacher": (("teacher: pd16", "teacher: pd_16"), "distill.pd8.teacher: no checkpoint 'pd_16'; did you mean 'pd16'?"),
     "an unknown start": (("init: pd16", "init: pd_16"), "distill.pd8.init: no checkpoint 'pd_16'; did you mean 'pd16'?"),
     "a circle": (("init: teacher, teacher: teacher, steps: 16", "init: pd1, teacher: teacher, steps: 16"), "distill.pd16.init: the chain 'pd1' comes from goes round in a circle"),
@@ -93,15 +93,15 @@ WRONG = {
     "a schedule's unknown number": (("schedule: cosine", "schedule: {name: linear, beta: 3}"), "teachers.teacher.schedule.beta: unknown key"),
     "a schedule without its numbers": (("schedule: cosine", "schedule: discrete"), "teachers.teacher.schedule.betas: missing"),
     "a schedule out of range": (("schedule: cosine", "schedule: {name: linear, beta_min: 30.0}"), "teachers.teacher.schedule: linear schedule: 0 < beta_min < beta_max"),
-    "a head in a student's network": (("init: cd, teacher", "network: {head: v}, init: cd, teacher"), "distill.dm1.network.head: unknown key"),
+    "a parameterization in a student's network": (("init: cd, teacher", "network: {parameterization: v}, init: cd, teacher"), "distill.dm1.network.parameterization: unknown key"),
     "a student's network that cannot be": (("init: cd, teacher", "network: {channels: [9]}, init: cd, teacher"), "distill.dm1.network: every one of channels [9] must divide into 8 groups"),
     "a round that does not halve": (("pd16, steps: 8", "pd16, steps: 5"), "distill.pd8: steps 5 needs a teacher of 10 steps or one valid at any time, but its teacher has 16; set steps to 8"),
     "a teacher that cannot": (("method: consistency, init: teacher, teacher: teacher", "method: consistency, init: teacher, teacher: pd4"), "distill.cd: consistency needs a teacher valid at any time"),
     "no name": ((r"  pd16: \{", "  PD-16: {"), "distill.PD-16: a name must be"),
     "no steps": ((r"steps: \[4, 2, 1\]", "steps: []"), "steps must be a list of numbers of at least 1"),
     "a branch that is not there": ((r"\{interval: 4\}", "{interval: 4, branch: 3}"), ".deepcache.branch: 3 is not one of the network's 3 branches, which are counted from 0"),
-    "a branch for students": ((r"\n  anytime: .*\n", r"\g<0>    - {sampler: ddim, trajectory: even, steps: [8], deepcache: {interval: 2, branch: 9}}\n"), "evaluate.anytime.0.deepcache.branch: 9 is not one of the network's 3 branches"),
-    "a branch for one student": ((r"students: \{\}", "students: {cd: [{sampler: ddim, trajectory: even, steps: [8], deepcache: {interval: 2, branch: 3}}]}"), "evaluate.students.cd.0.deepcache.branch: 3 is not one of the network's 3 branches"),
+    "a branch for students": ((r"\n  any_time_students: .*\n", r"\g<0>    - {sampler: ddim, trajectory: uniform, steps: [8], deepcache: {interval: 2, branch: 9}}\n"), "evaluate.any_time_students.0.deepcache.branch: 9 is not one of the network's 3 branches"),
+    "a branch for one student": ((r"students: \{\}", "students: {cd: [{sampler: ddim, trajectory: uniform, steps: [8], deepcache: {interval: 2, branch: 3}}]}"), "evaluate.students.cd.0.deepcache.branch: 3 is not one of the network's 3 branches"),
     "an interval of nothing": ((r"\[\{interval: 2\}, \{interval: 4\}\]", "{interval: 0}"), "interval must be at least 1 and branch at least 0, got 0 and 0"),
     "a pipe": (("source: digits", 'source: "shards:pipe:cat x.tar"'), "data: source names a pipe:"),
 }  # fmt: skip
@@ -120,14 +120,14 @@ def test_the_last_branch_of_a_deeper_network_is_in_order(tmp_path):
         "{interval: 4}", "{interval: 4, branch: 4}"
     )
     assert read(tmp_path, text).evaluate.teacher
-    with pytest.raises(Mistake, match=r"deepcache\.branch: 5 is not one of the network's 5 branches"):
+    with pytest.raises(UserError, match=r"deepcache\.branch: 5 is not one of the network's 5 branches"):
         read(tmp_path, text.replace("branch: 4", "branch: 5"))
 
 
 def test_a_way_is_led_away_from_a_class(tmp_path):
-    way = "    - {sampler: ddim, trajectory: searched, steps: [8, 4, 2]}"
-    led = way.replace("]}", "], guidance: [2.0, 4.0], negative: an odd/one}")
-    told = SHIPPED.replace(way, led).replace("conditional: false", "conditional: true")
+    sampling = "    - {sampler: ddim, trajectory: least_cost, steps: [8, 4, 2]}"
+    led = sampling.replace("]}", "], guidance: [2.0, 4.0], negative: an odd/one}")
+    told = SHIPPED.replace(sampling, led).replace("conditional: false", "conditional: true")
     recipes = read(tmp_path, told).evaluate.teacher[1].recipes()
     assert [(each.guidance, each.negative) for each in recipes] == [(2.0, "an odd/one"), (4.0, "an odd/one")]
     assert [measure._told(each) for each in recipes] == [["g2", "not-an-odd-one"], ["g4", "not-an-odd-one"]]
@@ -135,7 +135,7 @@ def test_a_way_is_led_away_from_a_class(tmp_path):
         (led.replace("an odd/one", "3"), "negative: Input should be a valid string, got 3"),
         (led.replace("guidance: [2.0, 4.0], ", ""), "negative is what guidance leads away from; give guidance too"),
     ):
-        (fault,) = faults(tmp_path, (re.escape(way), wrong))
+        (fault,) = faults(tmp_path, (re.escape(sampling), wrong))
         assert fault.startswith("evaluate.teacher.1")
         assert words in fault
 
@@ -144,7 +144,7 @@ GUIDED = ("conditional: false", "conditional: true")
 LINE = "  cd: {method: consistency, init: teacher, teacher: teacher,"
 BUILT_IN, INPUT = (LINE, f"{LINE} guidance: 2.0,"), (LINE, f"{LINE} guidance: [1.0, 4.0],")
 FITTED = r"\{sampler: ddim, trajectory: fitted, steps: \[8, 4, 2\]\}"
-WEIGHT = r"\{sampler: ddim, trajectory: even, steps: \[64, 8, 4, 2, 1\]\}"
+WEIGHT = r"\{sampler: ddim, trajectory: uniform, steps: \[64, 8, 4, 2, 1\]\}"
 STUDENTS = r"students: \{\}"
 
 
@@ -156,25 +156,25 @@ STUDENTS = r"students: \{\}"
             "evaluate.teacher.2.trajectory: fitted times follow the teacher's path without guidance, and teacher is "
             "sampled with guidance; name another trajectory",
         ),
-        ([GUIDED, (FITTED, "{sampler: ddim, trajectory: [even, fitted], steps: [8], guidance: 0.0}")], "evaluate.teacher.2.trajectory: fitted times"),
-        ([GUIDED, BUILT_IN], "evaluate.anytime.1.trajectory: fitted times follow the teacher's path without guidance, and cd"),
-        ([(WEIGHT, "{sampler: ddim, trajectory: even, steps: [64], guidance: 2.0}")], "evaluate.teacher.0.guidance: there are no classes"),
-        ([(WEIGHT, "{sampler: ddim, trajectory: even, steps: [64], guidance: 0.0}")], "evaluate.teacher.0.guidance: there are no classes"),
+        ([GUIDED, (FITTED, "{sampler: ddim, trajectory: [uniform, fitted], steps: [8], guidance: 0.0}")], "evaluate.teacher.2.trajectory: fitted times"),
+        ([GUIDED, BUILT_IN], "evaluate.any_time_students.1.trajectory: fitted times follow the teacher's path without guidance, and cd"),
+        ([(WEIGHT, "{sampler: ddim, trajectory: uniform, steps: [64], guidance: 2.0}")], "evaluate.teacher.0.guidance: there are no classes"),
+        ([(WEIGHT, "{sampler: ddim, trajectory: uniform, steps: [64], guidance: 0.0}")], "evaluate.teacher.0.guidance: there are no classes"),
         (
-            [GUIDED, INPUT, (STUDENTS, "students: {cd: [{sampler: renoise, trajectory: even, steps: [2], guidance: [2.0, 9.0]}]}")],
+            [GUIDED, INPUT, (STUDENTS, "students: {cd: [{sampler: multistep_consistency, trajectory: uniform, steps: [2], guidance: [2.0, 9.0]}]}")],
             "evaluate.students.cd.0.guidance: cd: ",
         ),
         (
-            [GUIDED, INPUT, (STUDENTS, "students: {cd: [{sampler: renoise, trajectory: even, steps: [2], guidance: [2.0, 0.5]}]}")],
+            [GUIDED, INPUT, (STUDENTS, "students: {cd: [{sampler: multistep_consistency, trajectory: uniform, steps: [2], guidance: [2.0, 0.5]}]}")],
             "evaluate.students.cd.0.guidance: cd: ",
         ),
-        ([GUIDED, INPUT], "evaluate.anytime.0: cd takes the guidance weight as an input; give evaluate.students.cd ways with"),
+        ([GUIDED, INPUT], "evaluate.any_time_students.0: cd takes the guidance weight as an input; give evaluate.students.cd samplings with"),
         (
-            [GUIDED, BUILT_IN, (STUDENTS, "students: {cd: [{sampler: renoise, trajectory: even, steps: [2], guidance: 3.0}]}")],
+            [GUIDED, BUILT_IN, (STUDENTS, "students: {cd: [{sampler: multistep_consistency, trajectory: uniform, steps: [2], guidance: 3.0}]}")],
             "evaluate.students.cd.0.guidance: cd: this student was trained for a guidance weight of 2 alone, not for 3",
         ),
         (
-            [GUIDED, BUILT_IN, (STUDENTS, "students: {cd: [{sampler: renoise, trajectory: even, steps: [2], guidance: 2.0, negative: a}]}")],
+            [GUIDED, BUILT_IN, (STUDENTS, "students: {cd: [{sampler: multistep_consistency, trajectory: uniform, steps: [2], guidance: 2.0, negative: a}]}")],
             "evaluate.students.cd.0.negative: cd learned to be led away from no class",
         ),
     ],
@@ -189,24 +189,26 @@ def test_times_are_fitted_for_classes(tmp_path):
 
 
 def test_the_head_of_the_network(tmp_path):
-    for head in ("v", "both"):
+    for parameterization in ("v", "x0_eps"):
         config = (
-            read(tmp_path, SHIPPED.replace("head: v ", f"head: {head} ")).teachers["teacher"].network.config((3, 8, 8))
+            read(tmp_path, SHIPPED.replace("parameterization: v ", f"parameterization: {parameterization} "))
+            .teachers["teacher"]
+            .network.config((3, 8, 8))
         )
-        assert (config.in_channels, config.out_channels) == (3, 6 if head == "both" else 3)
+        assert (config.in_channels, config.out_channels) == (3, 6 if parameterization == "x0_eps" else 3)
     wrong = {
-        "eps": "teachers.teacher.network: head eps has no image at t = 1.*take v",
-        "w": "teachers.teacher.network.head: .*'both', got \"w\"",
-        "x0": "teachers.teacher.weight: the error of v has no bound near the data for a network of head x0; write min_snr",
+        "eps": "teachers.teacher.network: parameterization eps has no image at t = 1.*take v",
+        "w": "teachers.teacher.network.parameterization: .*'x0_eps', got \"w\"",
+        "x0": "teachers.teacher.weight: the error of v has no bound near the data for a network of parameterization x0; write min_snr",
     }
-    for head, words in wrong.items():
-        (fault,) = faults(tmp_path, ("head: v ", f"head: {head} "))
+    for parameterization, words in wrong.items():
+        (fault,) = faults(tmp_path, ("parameterization: v ", f"parameterization: {parameterization} "))
         assert re.search(words, fault)
     bounded = ("method: denoising", "method: denoising\n    weight: min_snr")
-    (fault,) = faults(tmp_path, ("head: v ", "head: x0 "), bounded)
+    (fault,) = faults(tmp_path, ("parameterization: v ", "parameterization: x0 "), bounded)
     assert fault.startswith("distill.dm1.method: distribution_matching asks for velocities close to the data")
-    text = re.sub("\n  dm1: .*", "", SHIPPED.replace("head: v ", "head: x0 ").replace(*bounded))
-    assert read(tmp_path, text).teachers["teacher"].head == "x0"
+    text = re.sub("\n  dm1: .*", "", SHIPPED.replace("parameterization: v ", "parameterization: x0 ").replace(*bounded))
+    assert read(tmp_path, text).teachers["teacher"].parameterization == "x0"
 
 
 def test_all_faults_come_at_once(tmp_path):
@@ -227,7 +229,7 @@ def test_a_misspelt_word_and_what_is_missing_for_it_are_one_line(tmp_path):
     assert both == ["distill.cd.target_emma: unknown key; did you mean 'target_ema'?"]
     assert faults(tmp_path, ("      layers: 1", "      xyz: 1")) == [
         "teachers.teacher.network.layers: missing",
-        "teachers.teacher.network.xyz: unknown key; known: channels, layers, attention, groups, dropout, max_phase, conditional, head",
+        "teachers.teacher.network.xyz: unknown key; known: channels, layers, attention, groups, dropout, max_phase, conditional, parameterization",
     ]
 
 
@@ -248,9 +250,9 @@ def with_students(tmp_path, conditional: bool, **lines: dict):
     raw["teachers"]["teacher"]["network"]["conditional"] = conditional
     own = [{"sampler": "ddim", "trajectory": "own", "guidance": 2.0}]
     taught = {"cfg", *(name for name, line in lines.items() if line.get("teacher") == "cfg")}
-    any_time = [{"sampler": "ddim", "trajectory": "even", "steps": [4], "guidance": [1.0, 3.0]}]
-    ways = {name: own if "steps" in lines[name] else any_time for name in sorted(taught & set(lines))}
-    raw["evaluate"]["students"] = ways if isinstance(lines.get("cfg", {}).get("guidance"), list) else {}
+    any_time = [{"sampler": "ddim", "trajectory": "uniform", "steps": [4], "guidance": [1.0, 3.0]}]
+    samplings = {name: own if "steps" in lines[name] else any_time for name in sorted(taught & set(lines))}
+    raw["evaluate"]["students"] = samplings if isinstance(lines.get("cfg", {}).get("guidance"), list) else {}
     short = {"iterations": 1, "batch": 8, "lr": 1e-3, "ema": 0.9}
     raw["distill"] = {
         name: {"init": (above := line.get("teacher", "teacher")), "teacher": above, **short, **line}
@@ -264,7 +266,7 @@ def test_what_a_method_needs_of_guidance_is_asked_of_the_file(tmp_path):
     guided, halves = {"method": "guided"}, {"method": "progressive", "teacher": "cfg", "steps": 8}
     missing = "params.yaml: distill.cfg: guided needs weights to learn; say `guidance: [lowest, highest]` in its line"
     for conditional in (False, True):
-        with pytest.raises(Mistake) as caught:
+        with pytest.raises(UserError) as caught:
             with_students(tmp_path, conditional, cfg=guided, pd8=halves)
         assert str(caught.value).endswith(missing)
         assert len(str(caught.value).splitlines()) == 1
@@ -285,14 +287,14 @@ def test_both_ends_of_a_student_s_weights_are_those_that_its_teacher_learned(tmp
         assert with_students(tmp_path, True, **lines).distill
     else:
         told = f"distill.below.guidance: its teacher 'cfg': this student was trained for a guidance weight of 1 to 4, not for {wrong}"
-        with pytest.raises(Mistake) as caught:
+        with pytest.raises(UserError) as caught:
             with_students(tmp_path, True, **lines)
         assert told in str(caught.value)
 
 
 def test_a_fault_that_students_inherit_is_told_once(tmp_path):
     guided = {"method": "guided", "guidance": [1, 4]}
-    with pytest.raises(Mistake) as caught:
+    with pytest.raises(UserError) as caught:
         with_students(tmp_path, False, cfg=guided, pd8={"method": "progressive", "teacher": "cfg", "steps": 8})
     (line,) = str(caught.value).splitlines()
     assert line.endswith(
@@ -307,13 +309,13 @@ def test_numbers_read_as_dvc_reads_them(tmp_path):
 
 @pytest.mark.parametrize("text", ["a: 1\na: 2", "a: [1, 2", "- 1"])
 def test_what_is_no_mapping_is_one_line(tmp_path, text):
-    with pytest.raises(Mistake) as caught:
+    with pytest.raises(UserError) as caught:
         read(tmp_path, text)
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_missing_file_says_where_to_run_from(tmp_path):
-    with pytest.raises(Mistake, match="run from the folder that holds it"):
+    with pytest.raises(UserError, match="run from the folder that holds it"):
         params.read(tmp_path / "params.yaml")
 
 
@@ -349,53 +351,55 @@ def test_a_presets_students_take_the_place_of_all(merged):
 
 
 def test_a_change_of_what_is_not_there_is_a_mistake(merged):
-    with pytest.raises(Mistake, match=r"params\.yaml has no teachers\.teacher\.network\.chanels"):
+    with pytest.raises(UserError, match=r"params\.yaml has no teachers\.teacher\.network\.chanels"):
         workspace._merge(merged, workspace._change("teachers.teacher.network.chanels=[8]"), "x")
-    with pytest.raises(Mistake, match="write it as section"):
+    with pytest.raises(UserError, match="write it as section"):
         workspace._change("network.channels")
-    with pytest.raises(Mistake, match="no preset 'smoky'; known: classes, smoke"):
+    with pytest.raises(UserError, match="no preset 'smoky'; known: classes, smoke"):
         workspace._preset("smoky")
 
 
 def test_trajectories_that_will_not_be_there_are_refused(tmp_path):
-    def with_way(old: str, new: str) -> list[str]:
+    def with_sampling(old: str, new: str) -> list[str]:
         return faults(tmp_path, (re.escape(old), new))
 
-    searched = "    - {sampler: ddim, trajectory: searched, steps: [8, 4, 2]}"
-    assert with_way(searched, searched.replace("8, 4", "65, 4")) == [
-        "evaluate.teacher.1.steps: 65 on the trajectory searched; search.most allows 64"
+    searched = "    - {sampler: ddim, trajectory: least_cost, steps: [8, 4, 2]}"
+    assert with_sampling(searched, searched.replace("8, 4", "65, 4")) == [
+        "evaluate.teacher.1.steps: 65 on the trajectory least_cost; search.most allows 64"
     ]
     fitted = "    - {sampler: ddim, trajectory: fitted, steps: [8, 4, 2]}"
-    assert with_way(fitted, fitted.replace("8, 4", "61, 4")) == [
+    assert with_sampling(fitted, fitted.replace("8, 4", "61, 4")) == [
         "evaluate.teacher.2.steps: 61 on the trajectory fitted; evaluate.fitted.points allows 60"
     ]
-    first, second = with_way(fitted, "    - {sampler: ddim, trajectory: [even, searched, fitted], steps: [4, 65]}")
-    assert first == "evaluate.teacher.2.steps: 65 on the trajectory searched; search.most allows 64"
+    first, second = with_sampling(
+        fitted, "    - {sampler: ddim, trajectory: [uniform, least_cost, fitted], steps: [4, 65]}"
+    )
+    assert first == "evaluate.teacher.2.steps: 65 on the trajectory least_cost; search.most allows 64"
     assert second == "evaluate.teacher.2.steps: 65 on the trajectory fitted; evaluate.fitted.points allows 60"
     own = "    - {sampler: ddim, trajectory: own}"
     words = "own is for a student with steps of its own; name another"
-    assert with_way(fitted, own) == [f"evaluate.teacher.2.trajectory: {words}"]
-    anytime = "    - {sampler: renoise, trajectory: even, steps: [4, 2, 1]}"
-    assert with_way(anytime, own) == [f"evaluate.anytime.0.trajectory: {words}"]
-    assert with_way("students: {}", "students: {cd: [{sampler: ddim, trajectory: own}]}") == [
+    assert with_sampling(fitted, own) == [f"evaluate.teacher.2.trajectory: {words}"]
+    any_time_students = "    - {sampler: multistep_consistency, trajectory: uniform, steps: [4, 2, 1]}"
+    assert with_sampling(any_time_students, own) == [f"evaluate.any_time_students.0.trajectory: {words}"]
+    assert with_sampling("students: {}", "students: {cd: [{sampler: ddim, trajectory: own}]}") == [
         f"evaluate.students.cd.0.trajectory: {words}"
     ]
-    wrong = "students: {pd4: [{sampler: ddim, trajectory: even, steps: [3]}], pd5: []}"
-    assert with_way("students: {}", wrong) == [
+    wrong = "students: {pd4: [{sampler: ddim, trajectory: uniform, steps: [3]}], pd5: []}"
+    assert with_sampling("students: {}", wrong) == [
         "evaluate.students.pd4.0.trajectory: pd4 is valid only on its own 4 steps; say `trajectory: own`",
         "evaluate.students.pd5: no student is called so; did you mean 'pd8'?",
     ]
     between = "students: {pd4: [{sampler: dpm_solver_2, trajectory: own}]}"
-    (fault,) = with_way("students: {}", between)
+    (fault,) = with_sampling("students: {}", between)
     assert fault.startswith("evaluate.students.pd4.0.sampler: this student is valid only at its own times")
-    eta = "    - {sampler: analytic, trajectory: even, steps: [8], options: {eta: 1.5}}"
-    (fault,) = with_way(fitted, eta)
+    eta = "    - {sampler: analytic, trajectory: uniform, steps: [8], options: {eta: 1.5}}"
+    (fault,) = with_sampling(fitted, eta)
     assert fault.startswith("evaluate.teacher.2: ")
     assert "eta must be in 0..1, got 1.5" in fault
-    for kinds in ("even", "[searched, even]"):
-        (fault,) = with_way(fitted, f"    - {{sampler: langevin, trajectory: {kinds}, steps: [8]}}")
+    for kinds in ("uniform", "[least_cost, uniform]"):
+        (fault,) = with_sampling(fitted, f"    - {{sampler: langevin, trajectory: {kinds}, steps: [8]}}")
         assert fault.startswith("evaluate.teacher.2: langevin cannot begin at t = 1")
-    assert with_way("gamma: {steps: 1000", "gamma: {steps: 50") == [
+    assert with_sampling("gamma: {steps: 1000", "gamma: {steps: 50") == [
         "search.most: 64 is more than gamma.steps, 50; lower it"
     ]
 
@@ -434,7 +438,7 @@ def test_every_package_is_installed():
 
 # ------------------------------------------------------------------------------- each refusal by itself
 
-WAY = {"sampler": "ddim", "trajectory": "even", "steps": [8]}
+SAMPLING = {"sampler": "ddim", "trajectory": "uniform", "steps": [8]}
 LOOKS = {
     "images": 10,
     "seed": 0,
@@ -442,21 +446,21 @@ LOOKS = {
     "likelihood": None,
     "fitted": None,
     "teacher": [None],
-    "anytime": [],
+    "any_time_students": [],
     "students": {},
 }
 NAMES = {"experiment": "e", "model": "m", "tolerance": 1.0}
 SEARCH = {"estimator": "norm", "most": 1, "repair": True, "decoder": True}
 
 REFUSED = {
-    "own steps and others": (sections.Way, {**WAY, "trajectory": "own"}, "has steps of its own"),
-    "own times and others": (sections.Way, {"sampler": "ddim", "trajectory": ["own", "even"]}, "has steps of its own"),
-    "no step": (sections.Way, {**WAY, "steps": [8, 0]}, "at least 1"),
-    "a cache of an adaptive sampler": (sections.Way, {**WAY, "sampler": "rk45", "deepcache": CacheConfig(2)}, "deepcache"),
-    "a class without a name": (sections.Way, {**WAY, "guidance": 1.0, "negative": ""}, "negative must be"),
-    "a class of 65 letters": (sections.Way, {**WAY, "guidance": 1.0, "negative": "n" * 65}, "negative must be"),
-    "two limits": (sections.Way, {**WAY, "clip": 1.0, "threshold": Threshold()}, "give one of them"),
-    "a limit of nothing": (sections.Way, {**WAY, "clip": 0.0}, "clip must be"),
+    "own steps and others": (sections.Sampling, {**SAMPLING, "trajectory": "own"}, "has steps of its own"),
+    "own times and others": (sections.Sampling, {"sampler": "ddim", "trajectory": ["own", "uniform"]}, "has steps of its own"),
+    "no step": (sections.Sampling, {**SAMPLING, "steps": [8, 0]}, "at least 1"),
+    "a cache of an adaptive sampler": (sections.Sampling, {**SAMPLING, "sampler": "rk45", "deepcache": CacheConfig(2)}, "deepcache"),
+    "a class without a name": (sections.Sampling, {**SAMPLING, "guidance": 1.0, "negative": ""}, "negative must be"),
+    "a class of 65 letters": (sections.Sampling, {**SAMPLING, "guidance": 1.0, "negative": "n" * 65}, "negative must be"),
+    "two limits": (sections.Sampling, {**SAMPLING, "clip": 1.0, "threshold": Threshold()}, "give one of them"),
+    "a limit of nothing": (sections.Sampling, {**SAMPLING, "clip": 0.0}, "clip must be"),
     "less than no images": (sections.Likelihood, {"images": -1, "probes": 1, "seed": 0}, "images must not"),
     "no probe": (sections.Likelihood, {"images": 0, "probes": 0, "seed": 0}, "probes at least 1"),
     "nine images": (sections.Evaluate, {**LOOKS, "images": 9}, "images must be at least 10"),
@@ -479,9 +483,9 @@ def test_each_part_refuses_what_it_cannot_be(case):
 
 
 def test_what_is_just_within_its_limits_is_taken():
-    sections.Way(**{**WAY, "steps": [1], "guidance": 0.0, "negative": "n" * 64, "clip": False})
-    sections.Way("ddim", "own")
-    sections.Way(**{**WAY, "sampler": "rk45", "steps": [1]})
+    sections.Sampling(**{**SAMPLING, "steps": [1], "guidance": 0.0, "negative": "n" * 64, "clip": False})
+    sections.Sampling("ddim", "own")
+    sections.Sampling(**{**SAMPLING, "sampler": "rk45", "steps": [1]})
     sections.Likelihood(0, 1, 0)
     sections.Evaluate(**LOOKS)
     sections.Publish(**{**NAMES, "experiment": "e/ f" * 50, "model": "m" * 200})
@@ -489,24 +493,26 @@ def test_what_is_just_within_its_limits_is_taken():
 
 
 def test_a_sampler_that_needs_more_steps_refuses_fewer(monkeypatch):
-    monkeypatch.setattr(sections.SOLVERS["heun"], "least", 3)
-    sections.Way(**{**WAY, "sampler": "heun", "steps": [4, 3]})
+    monkeypatch.setattr(sections.SOLVERS["heun"], "min_steps", 3)
+    sections.Sampling(**{**SAMPLING, "sampler": "heun", "steps": [4, 3]})
     with pytest.raises(ValueError, match="heun needs at least 3 steps, got 2"):
-        sections.Way(**{**WAY, "sampler": "heun", "steps": [4, 2]})
+        sections.Sampling(**{**SAMPLING, "sampler": "heun", "steps": [4, 2]})
 
 
 def test_a_way_is_tried_in_all_combinations_of_its_lists_each_with_all_that_it_says():
     caches, skips, threshold = [CacheConfig(2), CacheConfig(3)], [None, SkipConfig(0.8)], Threshold(0.9, 2.0)
-    way = sections.Way("ddpm", ["even", "karras"], [8], {}, caches, skips, [1.0, 2.0], "a", threshold=threshold)
-    assert way.trajectories == ["even", "karras"]
+    sampling = sections.Sampling(
+        "ddpm", ["uniform", "karras"], [8], {}, caches, skips, [1.0, 2.0], "a", threshold=threshold
+    )
+    assert sampling.trajectories == ["uniform", "karras"]
     solver = sections.SOLVERS["ddpm"]()
-    assert way.recipes() == [
+    assert sampling.recipes() == [
         Recipe(solver, cache, skip, weight, "a", None, threshold)
         for cache in caches
         for skip in skips
         for weight in (1.0, 2.0)
     ]
-    assert sections.Way("analytic", "even", [8], {"eta": 0.5}, clip=0.5).recipes() == [
+    assert sections.Sampling("analytic", "uniform", [8], {"eta": 0.5}, clip=0.5).recipes() == [
         Recipe(sections.SOLVERS["analytic"](eta=0.5), clip=0.5)
     ]
 
@@ -523,11 +529,18 @@ def student(**line) -> tuple:
 
 def test_all_that_a_line_says_is_its_students():
     network = {"channels": [8]}
-    found, _ = student(guidance=[1, 4], head="v", dropout=0.25, warmup=3, weight_decay=0.5, network=network)
+    found, _ = student(guidance=[1, 4], parameterization="v", dropout=0.25, warmup=3, weight_decay=0.5, network=network)
     fitting = params.Training(**SHORT, warmup=3, weight_decay=0.5)
     method = params.methods.load("progressive")(steps=8)
     own = {"name": "s", "init": "i", "teacher": "t", "method": method}
-    whole = {**own, "fit": fitting, "guidance": (1.0, 4.0), "head": "v", "dropout": 0.25, "network": network}
+    whole = {
+        **own,
+        "fit": fitting,
+        "guidance": (1.0, 4.0),
+        "parameterization": "v",
+        "dropout": 0.25,
+        "network": network,
+    }
     assert found == sections.Distill(**whole)
     assert student()[0] == sections.Distill(**own, fit=params.Training(**SHORT))
 
@@ -545,7 +558,7 @@ def test_one_weight_of_guidance_or_a_range_of_them(weights, wanted):
     ("key", "value"),
     [("guidance", value) for value in (-1, True, "2", [], [1], [2, 2], [3, 1], [-1, 1], [1, 2, 3], [1, True], {})]
     + [("dropout", value) for value in (-0.1, 1, 1.5, True, "0.1", None)]
-    + [("head", value) for value in ("x0", "both", "eps", 1, True)]
+    + [("parameterization", value) for value in ("x0", "x0_eps", "eps", 1, True)]
     + [("network", value) for value in ({}, [], 8, "small")]
     + [("teacher", value) for value in (3, None, ["t"])],
 )
@@ -605,7 +618,7 @@ def test_a_teacher_is_a_training_or_a_folder(given, words):
 
 
 def test_all_that_a_teacher_s_line_says_is_its():
-    told = {**NETWORK, "conditional": True, "head": "both"}
+    told = {**NETWORK, "conditional": True, "parameterization": "x0_eps"}
     found, faults = root({**TRAINED, "network": told, "weight": "snr", "schedule": {"name": "linear", "beta_max": 9.0}})
     assert faults == []
     assert found == sections.Teacher(
@@ -615,7 +628,7 @@ def test_all_that_a_teacher_s_line_says_is_its():
         network=unet.Shape(**{**told, "channels": (8,)}),
         schedule=params.SCHEDULES["linear"](beta_max=9.0),
         conditional=True,
-        head="both",
+        parameterization="x0_eps",
     )
     assert root({"from": "x"}) == (sections.Adopted(name="t", folder="x", conditional=False), [])
     assert root({"from": "x", "conditional": True})[0] == sections.Adopted(name="t", folder="x", conditional=True)
@@ -641,7 +654,7 @@ class Plain(nets.Shape):
 
     width: int
     conditional: bool = False
-    head: str = "v"
+    parameterization: str = "v"
 
     def build(self, image, classes, seed):
         return torch.nn.Conv2d(image[0], image[0], self.width)
@@ -685,17 +698,18 @@ def test_a_student_s_network_is_its_init_s_with_what_its_line_changes(tmp_path):
     text = (
         text.replace("init: cd,", "network: {channels: [8]}, init: cd,")
         .replace("conditional: false", "conditional: true")
-        .replace("head: v ", "head: both ")
+        .replace("parameterization: v ", "parameterization: x0_eps ")
     )
     text = text.replace(
-        "{sampler: renoise, trajectory: fitted, steps: [2]}", "{sampler: renoise, trajectory: even, steps: [2]}"
+        "{sampler: multistep_consistency, trajectory: fitted, steps: [2]}",
+        "{sampler: multistep_consistency, trajectory: uniform, steps: [2]}",
     )
     found = read(tmp_path, text)
     assert [found.shape(name) is None for name in ("teacher", "cd", "dm1", "pd8")] == [False, False, False, True]
     whole = found.teachers["teacher"].network
     assert found.shape("cd") == replace(whole, layers=2, dropout=0.5)
     assert found.shape("dm1") == replace(whole, layers=2, dropout=0.5, channels=(8,))  # of cd's
-    assert (found.shape("dm1").conditional, found.shape("dm1").head) == (True, "both")
+    assert (found.shape("dm1").conditional, found.shape("dm1").parameterization) == (True, "x0_eps")
 
 
 def test_what_was_estimated_of_the_teacher_is_asked_of_nobody_else(tmp_path):
@@ -704,20 +718,23 @@ def test_what_was_estimated_of_the_teacher_is_asked_of_nobody_else(tmp_path):
     assert read(tmp_path, another).lines.root("another").schedule == params.SCHEDULES["linear"]()
     led = another.replace("init: pd4, teacher: pd4", "init: another, teacher: another")
     assert read(tmp_path, led).lines.root_name("pd1") == "another"
-    with pytest.raises(Mistake) as caught:
+    with pytest.raises(UserError) as caught:
         read(tmp_path, another.replace("init: pd4, teacher: pd4", "init: another, teacher: pd4"))
     assert "distill.pd2.teacher: pd4 has another schedule than another" in str(caught.value)
-    first = "- {sampler: ddim, trajectory: even, steps: [64, 8, 4, 2, 1]}"
-    for way, words in (
-        (first.replace("even", "searched"), "evaluate.teacher.0.trajectory: searched times are those of teacher"),
+    first = "- {sampler: ddim, trajectory: uniform, steps: [64, 8, 4, 2, 1]}"
+    for sampling, words in (
         (
-            first.replace("even", "fitted").replace("64, ", ""),
+            first.replace("uniform", "least_cost"),
+            "evaluate.teacher.0.trajectory: least_cost times are those of teacher",
+        ),
+        (
+            first.replace("uniform", "fitted").replace("64, ", ""),
             "evaluate.teacher.0.trajectory: fitted times are those of teacher",
         ),
         (first.replace("ddim", "analytic"), "evaluate.teacher.0.sampler: Gamma is estimated of teacher, and another"),
     ):
-        with pytest.raises(Mistake) as caught:
-            read(tmp_path, another.replace(first, way))
+        with pytest.raises(UserError) as caught:
+            read(tmp_path, another.replace(first, sampling))
         assert words in str(caught.value)
 
 
@@ -735,16 +752,16 @@ def line_of(method: str, init: str, teacher: str | None = None, **more) -> dict:
     return {"method": method, "init": init, "teacher": teacher or init, **SHORT, **needed, **own, **more}
 
 
-def lineage(head: str = "v", **lines: dict) -> Lineage:
+def lineage(parameterization: str = "v", **lines: dict) -> Lineage:
     faults: list[str] = []
     found = params._lines("distill", lines, params._student, faults)
     assert faults == []
-    return Lineage({"teacher": Root(False, head, Cosine())}, found)
+    return Lineage({"teacher": Root(False, parameterization, Cosine())}, found)
 
 
 def test_how_each_checkpoint_is_sampled():
-    """The teacher in all its ways; who jumps to images `anytime`; who knows velocities as the teacher's first way; who has
-    steps of its own on these; and who is named as is said there."""
+    """The teacher in all its samplings; who jumps to images `any_time_students`; who knows velocities as the teacher's first
+    sampling; who has steps of its own on these; and who is named as is said there."""
     found = lineage(
         jumps=line_of("consistency", "teacher"),
         knows=line_of("denoising", "teacher"),
@@ -752,22 +769,22 @@ def test_how_each_checkpoint_is_sampled():
         leaps=line_of("distribution_matching", "teacher", steps=2),
         named=line_of("consistency", "teacher"),
     )
-    ways = [sections.Way("ddim", "even", [steps]) for steps in (1, 2, 3, 4, 5)]
-    evaluate = sections.Evaluate(10, 0, 1, None, None, ways[:2], ways[2:4], {"named": ways[4:]})
-    assert {name: rules.ways_of(name, evaluate, found) for name in found} == {
-        "teacher": [("evaluate.teacher.0", ways[0]), ("evaluate.teacher.1", ways[1])],
-        "jumps": [("evaluate.anytime.0", ways[2]), ("evaluate.anytime.1", ways[3])],
-        "knows": [("evaluate.teacher.0", ways[0])],
-        "halves": [("distill.halves", sections.Way("ddim", "own"))],
-        "leaps": [("distill.leaps", sections.Way("renoise", "own"))],
-        "named": [("evaluate.students.named.0", ways[4])],
+    samplings = [sections.Sampling("ddim", "uniform", [steps]) for steps in (1, 2, 3, 4, 5)]
+    evaluate = sections.Evaluate(10, 0, 1, None, None, samplings[:2], samplings[2:4], {"named": samplings[4:]})
+    assert {name: rules.samplings_of(name, evaluate, found) for name in found} == {
+        "teacher": [("evaluate.teacher.0", samplings[0]), ("evaluate.teacher.1", samplings[1])],
+        "jumps": [("evaluate.any_time_students.0", samplings[2]), ("evaluate.any_time_students.1", samplings[3])],
+        "knows": [("evaluate.teacher.0", samplings[0])],
+        "halves": [("distill.halves", sections.Sampling("ddim", "own"))],
+        "leaps": [("distill.leaps", sections.Sampling("multistep_consistency", "own"))],
+        "named": [("evaluate.students.named.0", samplings[4])],
     }
-    assert list(rules.ways(evaluate)) == [
-        ("evaluate.teacher.0", "teacher", ways[0]),
-        ("evaluate.teacher.1", "teacher", ways[1]),
-        ("evaluate.anytime.0", "", ways[2]),
-        ("evaluate.anytime.1", "", ways[3]),
-        ("evaluate.students.named.0", "named", ways[4]),
+    assert list(rules.samplings(evaluate)) == [
+        ("evaluate.teacher.0", "teacher", samplings[0]),
+        ("evaluate.teacher.1", "teacher", samplings[1]),
+        ("evaluate.any_time_students.0", "", samplings[2]),
+        ("evaluate.any_time_students.1", "", samplings[3]),
+        ("evaluate.students.named.0", "named", samplings[4]),
     ]
 
 
@@ -794,35 +811,48 @@ def test_who_learns_from_the_images_names_no_teacher_but_its_init():
 def test_the_head_of_a_network_is_its_line_s_or_that_of_the_one_it_starts_from():
     found = lineage(
         "x0",
-        first=line_of("denoising", "teacher", head="v"),
+        first=line_of("denoising", "teacher", parameterization="v"),
         child=line_of("progressive", "first", steps=8),
         own=line_of("progressive", "teacher", steps=8),
     )
-    assert {name: found.head(name) for name in found} == {"teacher": "x0", "first": "v", "child": "v", "own": "x0"}
+    assert {name: found.parameterization(name) for name in found} == {
+        "teacher": "x0",
+        "first": "v",
+        "child": "v",
+        "own": "x0",
+    }
 
 
 @pytest.mark.parametrize(
     ("lines", "told"),
     [
-        ({"first": line_of("denoising", "teacher", head="v")}, []),
+        ({"first": line_of("denoising", "teacher", parameterization="v")}, []),
         ({"first": line_of("denoising", "teacher")}, ["first"]),
         ({"first": line_of("denoising", "teacher", weight="min_snr")}, []),
         ({"halves": line_of("progressive", "teacher", steps=8), "jumps": line_of("consistency", "teacher")}, []),
-        ({"leaps": line_of("distribution_matching", "teacher", head="v")}, ["leaps"]),  # whose teacher says x0
         (
-            {"first": line_of("denoising", "teacher", head="v"), "leaps": line_of("distribution_matching", "first")},
+            {"leaps": line_of("distribution_matching", "teacher", parameterization="v")},
+            ["leaps"],
+        ),  # whose teacher says x0
+        (
+            {
+                "first": line_of("denoising", "teacher", parameterization="v"),
+                "leaps": line_of("distribution_matching", "first"),
+            },
             [],
         ),
     ],
 )
 def test_who_asks_for_velocities_close_to_the_data_has_a_network_and_a_teacher_that_know_them(lines, told):
-    assert [(name, key) for name, key, _ in lineage("x0", **lines).heads()] == [(name, "method") for name in told]
-    assert list(lineage("both", **lines).heads()) == []
+    assert [(name, key) for name, key, _ in lineage("x0", **lines).parameterizations()] == [
+        (name, "method") for name in told
+    ]
+    assert list(lineage("x0_eps", **lines).parameterizations()) == []
 
 
 def test_as_many_steps_as_there_will_be_are_taken_and_one_more_is_not(tmp_path):
     line = "gamma: {steps: 1000"
     assert read(tmp_path, SHIPPED.replace(line, "gamma: {steps: 64")).search.most == 64
     assert faults(tmp_path, (line, "gamma: {steps: 63")) == ["search.most: 64 is more than gamma.steps, 63; lower it"]
-    way = "    - {sampler: ddim, trajectory: searched, steps: [8, 4, 2]}"
-    assert read(tmp_path, SHIPPED.replace(way, way.replace("8, 4", "64, 4")))
+    sampling = "    - {sampler: ddim, trajectory: least_cost, steps: [8, 4, 2]}"
+    assert read(tmp_path, SHIPPED.replace(sampling, sampling.replace("8, 4", "64, 4")))

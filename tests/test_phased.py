@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.core.rng import Draw, draw
 from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.exact import GaussianDenoiser
@@ -20,7 +20,7 @@ from diffcore.methods.parts.discriminator import Discriminator, fooling, hinge
 from diffcore.methods.phased import Phased, aim, renoise
 from diffcore.noise.angle import diffuse
 from diffcore.noise.schedule import Cosine
-from diffcore.noise.trajectory import even
+from diffcore.noise.trajectory import uniform
 from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solvers import SOLVERS
 from diffcore.training.config import Training
@@ -67,8 +67,8 @@ def test_the_edge_of_a_point_is_the_nearest_below_it(n, m):
         found = tuple(float(time[k - 1]) for time in (at.t, at.u, at.s))
         assert found == (k / n, (k - 1) / n, edge.numerator / edge.denominator)
     assert all(time.dtype == torch.float64 for time in (at.t, at.u, at.s))
-    own, teacher = Phased(steps=n, phases=m).grid, even(n)
-    assert own == even(m)
+    own, teacher = Phased(steps=n, phases=m).grid, uniform(n)
+    assert own == uniform(m)
     assert set(at.s.tolist()) == set(own.times[1:])
     assert set(own.times) <= set(teacher.times)
     assert set(at.t.tolist()) == set(teacher.times[:-1])
@@ -105,15 +105,15 @@ def test_impossible_numbers_are_refused(wrong):
 
 def test_what_a_teacher_must_be():
     Phased().check(None)
-    Phased(steps=16).check(even(16))
-    with pytest.raises(Mistake, match=r"steps 16 needs a teacher of 16 steps .* has 8; name another teacher"):
-        Phased(steps=16).check(even(8))
+    Phased(steps=16).check(uniform(16))
+    with pytest.raises(UserError, match=r"steps 16 needs a teacher of 16 steps .* has 8; name another teacher"):
+        Phased(steps=16).check(uniform(8))
     ADVERSARIAL.check(None)
     with pytest.raises(
-        Mistake,
+        UserError,
         match="needs a teacher valid at any time, but this one is valid only on its own 8 steps; set adversarial to 0 or",
     ):
-        ADVERSARIAL.check(even(8))
+        ADVERSARIAL.check(uniform(8))
 
 
 # ------------------------------------------------------------------------------------------- the target
@@ -139,10 +139,10 @@ def test_phases_of_the_exact_flow_are_the_whole_flow(m):
 def test_the_exact_phase_map_has_no_residual(n, m, weight):
     config = Phased(steps=n, phases=m, distance="squared", weight=weight)
     x0, u = randn(n, 2, 3, seed=1), (torch.arange(n).double() + 0.5) / n
-    dice = Draw(u, randn(n, 2, 3, seed=2))
-    assert float(config.loss(exact_roles(n, m), x0, dice, 0.0).max()) < 1e-24
+    drawn = Draw(u, randn(n, 2, 3, seed=2))
+    assert float(config.loss(exact_roles(n, m), x0, drawn, 0.0).max()) < 1e-24
     whole = Exact(torch.zeros_like)
-    other = config.loss(dataclasses.replace(exact_roles(n, m), student=whole), x0, dice, 0.0)
+    other = config.loss(dataclasses.replace(exact_roles(n, m), student=whole), x0, drawn, 0.0)
     first = n // m  # only below the first edge does the map to the data end a phase
     assert float(other[:first].max()) < 1e-24
     assert m == 1 or float(other[first:].min()) > 1e-6
@@ -154,9 +154,9 @@ def test_one_ddim_hop_leaves_a_residual_of_local_order_two(place):
     residuals = []
     for n in (64, 128, 256):
         config = Phased(steps=n, phases=2, distance="squared")
-        dice = Draw(torch.tensor([place - 0.5 / n]).double(), randn(1, 2, 3, seed=2))
+        drawn = Draw(torch.tensor([place - 0.5 / n]).double(), randn(1, 2, 3, seed=2))
         cast = dataclasses.replace(exact_roles(n, 2), teacher=gaussian())
-        residuals.append(float(config.loss(cast, randn(1, 2, 3, seed=1), dice, 0.0)) ** 0.5)
+        residuals.append(float(config.loss(cast, randn(1, 2, 3, seed=1), drawn, 0.0)) ** 0.5)
     assert [math.log2(a / b) for a, b in itertools.pairwise(residuals)] == pytest.approx([2, 2], abs=0.1)
 
 
@@ -198,14 +198,14 @@ def test_a_student_that_says_x0_has_a_finite_loss():
 @pytest.mark.parametrize("weight", ["one", "endpoint"])
 def test_one_phase_is_consistency(distance, weight):
     """To the last bit with weight one; with the endpoint's it is the distance of two beliefs about x_0, as published."""
-    cast, (x0, dice) = roles(), toss()
-    found = Phased(steps=16, phases=1, distance=distance, weight=weight).loss(cast, x0, dice, 0.0)
+    cast, (x0, drawn) = roles(), toss()
+    found = Phased(steps=16, phases=1, distance=distance, weight=weight).loss(cast, x0, drawn, 0.0)
     if weight == "one":
         other = consistency.Consistency(steps=16, target_ema=0.0, distance=distance)
-        assert torch.equal(found, other.loss(cast, x0, dice, 0.0))
+        assert torch.equal(found, other.loss(cast, x0, drawn, 0.0))
         return
-    at = Phased(steps=16, phases=1).times(dice.u)
-    z = diffuse(x0, dice.noise, math.pi / 2 * at.t)
+    at = Phased(steps=16, phases=1).times(drawn.u)
+    z = diffuse(x0, drawn.noise, math.pi / 2 * at.t)
     ddim = SOLVERS["ddim"]().step
     aimed = cast.target(ddim(cast.teacher, z, at.t, at.u, None), at.u).x0
     square, c = (cast.student(z, at.t).x0 - aimed).square().flatten(1).sum(1), 0.00054 * math.sqrt(27)
@@ -295,7 +295,7 @@ def test_without_an_adversarial_part_there_is_no_critic():
     assert Phased().critic(roles(), 0) is None
     nothing = dataclasses.replace(roles(), teacher=gaussian())  # which has no features, nor is asked for any
     assert Phased().critic(nothing, 0) is None
-    with pytest.raises(Mistake, match="no features to show"):
+    with pytest.raises(UserError, match="no features to show"):
         ADVERSARIAL.critic(nothing, 0)
     made = ADVERSARIAL.critic(roles(), 3)
     assert isinstance(made, Discriminator)
@@ -312,51 +312,51 @@ class Shown(NetDenoiser):
         return super().features(x_t, t)
 
 
-def landings(cast: Roles, x0, dice, config: Phased = ADVERSARIAL):
+def landings(cast: Roles, x0, drawn, config: Phased = ADVERSARIAL):
     """(real, fake) on the edge, by DDIM steps."""
-    at, ddim = config.times(dice.u), SOLVERS["ddim"]().step
-    z = diffuse(x0, dice.noise, math.pi / 2 * at.t)
+    at, ddim = config.times(drawn.u), SOLVERS["ddim"]().step
+    z = diffuse(x0, drawn.noise, math.pi / 2 * at.t)
     middle = ddim(cast.teacher, z, at.t, at.u, None)
     real = torch.where((at.u > at.s)[:, None, None, None], ddim(cast.target, middle, at.u, at.s, None), middle)
     return at, real, ddim(cast.student, z, at.t, at.s, None)
 
 
-def by_hand_noise(x, dice, s, t):
+def by_hand_noise(x, drawn, s, t):
     """The process from s to t, from its levels."""
-    schedule, other = Cosine(), dice.other("adversary")
+    schedule, other = Cosine(), drawn.fork("adversary")
     ratio = schedule.alpha(t) / schedule.alpha(s)
     std = (schedule.sigma(t) ** 2 - (ratio * schedule.sigma(s)) ** 2).sqrt()
     return ratio[:, None, None, None] * x + std[:, None, None, None] * other.noise
 
 
 def test_the_critic_compares_landings_noised_alike_within_the_phase_above():
-    cast, (x0, dice) = adversaries(), toss()
+    cast, (x0, drawn) = adversaries(), toss()
     teacher = Shown(cast.teacher.net, Cosine())
     cast = dataclasses.replace(cast, teacher=teacher)
-    whole = ADVERSARIAL.critic_loss(cast, x0, dice, 0.5)
+    whole = ADVERSARIAL.critic_loss(cast, x0, drawn, 0.5)
     (real, t), (fake, again) = teacher.seen
-    at, on_edge, landed = landings(cast, x0, dice)
+    at, on_edge, landed = landings(cast, x0, drawn)
     assert torch.equal(t, again)
-    assert torch.equal(t, at.s + dice.other("adversary").u / 2)
+    assert torch.equal(t, at.s + drawn.fork("adversary").u / 2)
     assert bool(((at.s < t) & (t < at.s + 0.5)).all())
     assert len(set((2 * at.s).tolist())) == 2
-    torch.testing.assert_close(real, by_hand_noise(on_edge, dice, at.s, t), rtol=0, atol=1e-12)
-    torch.testing.assert_close(fake, by_hand_noise(landed, dice, at.s, t), rtol=0, atol=1e-12)
+    torch.testing.assert_close(real, by_hand_noise(on_edge, drawn, at.s, t), rtol=0, atol=1e-12)
+    torch.testing.assert_close(fake, by_hand_noise(landed, drawn, at.s, t), rtol=0, atol=1e-12)
     looks = [cast.critic(NetDenoiser(teacher.net, Cosine()).features(image, t)) for image in (real, fake)]
     torch.testing.assert_close(whole, hinge(*looks), rtol=1e-12, atol=0)
     assert float((hinge(*looks) - hinge(*reversed(looks))).abs().max()) > 1e-3
 
 
 def test_the_student_is_told_what_the_critic_says_of_its_landing_and_no_more():
-    cast, (x0, dice) = adversaries(), toss()
+    cast, (x0, drawn) = adversaries(), toss()
     teacher = Shown(cast.teacher.net, Cosine())
     cast = dataclasses.replace(cast, teacher=teacher)
-    plain = dataclasses.replace(ADVERSARIAL, adversarial=0.0).loss(cast, x0, dice, 0.5)
+    plain = dataclasses.replace(ADVERSARIAL, adversarial=0.0).loss(cast, x0, drawn, 0.5)
     assert not hasattr(teacher, "seen")
-    whole = ADVERSARIAL.loss(cast, x0, dice, 0.5)
+    whole = ADVERSARIAL.loss(cast, x0, drawn, 0.5)
     ((image, t),) = teacher.seen
-    at, _, fake = landings(cast, x0, dice)
-    torch.testing.assert_close(image, by_hand_noise(fake, dice, at.s, t), rtol=0, atol=1e-12)
+    at, _, fake = landings(cast, x0, drawn)
+    torch.testing.assert_close(image, by_hand_noise(fake, drawn, at.s, t), rtol=0, atol=1e-12)
     says = fooling(cast.critic(NetDenoiser(teacher.net, Cosine()).features(image, t)))
     torch.testing.assert_close(whole, plain + 0.1 * says, rtol=1e-12, atol=0)
 
@@ -364,7 +364,7 @@ def test_the_student_is_told_what_the_critic_says_of_its_landing_and_no_more():
 def test_its_slope_reaches_the_student_through_the_landing_and_the_frozen_network():
     """Against differences of the loss along every output of the student; target and teacher stay where they are."""
     config = dataclasses.replace(ADVERSARIAL, adversarial=10.0, distance="squared")
-    cast, (x0, dice) = adversaries(config), toss()
+    cast, (x0, drawn) = adversaries(config), toss()
 
     class Shifted(Denoiser):
         schedule, grid = Cosine(), None
@@ -380,7 +380,7 @@ def test_its_slope_reaches_the_student_through_the_landing_and_the_frozen_networ
     cast = dataclasses.replace(cast, student=student)
 
     def loss(config=config):
-        return config.loss(cast, x0, dice, 0.5).sum()
+        return config.loss(cast, x0, drawn, 0.5).sum()
 
     slope = torch.autograd.grad(loss(), student.shift)[0]
     for place in [(0, 0, 0), (1, 2, 0), (2, 1, 1)]:
@@ -406,8 +406,8 @@ class Table(nn.Module):
         super().__init__()
         self.gain, self.shift = nn.Parameter(torch.zeros(steps)), nn.Parameter(torch.zeros(steps))
 
-    def forward(self, x, label):
-        row = ((label + 1) / 1024 * len(self.gain)).round().long() - 1
+    def forward(self, x, timestep):
+        row = ((timestep + 1) / 1024 * len(self.gain)).round().long() - 1
         return self.gain[row][:, None, None, None] * x + self.shift[row][:, None, None, None]
 
 
@@ -428,11 +428,11 @@ def test_the_trainer_makes_m_steps_of_the_teachers_n(config):
     student = NetDenoiser(fit(line, NetDenoiser(Table(config.steps), Cosine()), teacher, COMPUTE).net, Cosine())
     start = randn(6, 1, 4, 4).float()
     fast, slow = (
-        Sampler(denoiser, SOLVERS["ddim"](), even(steps)).sample(start)
+        Sampler(denoiser, SOLVERS["ddim"](), uniform(steps)).sample(start)
         for denoiser, steps in ((student, config.phases), (teacher, config.steps))
     )
     torch.testing.assert_close(fast, slow, rtol=0, atol=1e-3)
-    few = Sampler(teacher, SOLVERS["ddim"](), even(config.phases)).sample(start)
+    few = Sampler(teacher, SOLVERS["ddim"](), uniform(config.phases)).sample(start)
     assert config.phases == config.steps or float((few - slow).abs().max()) > 0.1
 
 
@@ -523,9 +523,9 @@ def test_parts_of_a_batch_add_up_for_the_critic_too():
 def test_the_critic_s_dice_are_its_own_at_every_step():
     seen, own = [], work().method
 
-    def critic_loss(self, roles, x0, dice, progress):
-        seen.append((dice.u, dice.noise, progress))
-        return own.critic_loss(roles, x0, dice, progress)
+    def critic_loss(self, roles, x0, drawn, progress):
+        seen.append((drawn.u, drawn.noise, progress))
+        return own.critic_loss(roles, x0, drawn, progress)
 
     run(dataclasses.replace(work(), method=spied(own, critic_loss=critic_loss), seed=7))
     assert len(seen) == 6

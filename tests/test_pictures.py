@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from diffcore.core import disk
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.metrics.features import Skill
 from diffcore.metrics.floor import Floor
 from diffcore.metrics.frontier import Frontier
@@ -25,10 +25,10 @@ from tests.conftest import estimates
 def point(method: str, nfe: float, fd: float, **other) -> Point:
     """Everything that a test does not care about follows from the method and the calls."""
     checkpoint = {"teacher": "teacher", "progressive": f"pd{nfe}", "consistency": "cd"}[method]
-    row = {"method": method, "checkpoint": checkpoint, "sampler": "ddim", "trajectory": "even", "nfe": nfe} | other
+    row = {"method": method, "checkpoint": checkpoint, "sampler": "ddim", "trajectory": "uniform", "nfe": nfe} | other
     manner = f"{row['sampler']}-{row['trajectory']}-{nfe}"
-    way = f"teacher {row['sampler']} {row['trajectory']}" if method == "teacher" else method
-    row = {"way": way, "best": True, "recipe": json.dumps({"sampler": row["sampler"]})} | row
+    curve = f"teacher {row['sampler']} {row['trajectory']}" if method == "teacher" else method
+    row = {"curve": curve, "best": True, "recipe": json.dumps({"sampler": row["sampler"]})} | row
     numbers = {"fd": fd, "fd_se": abs(fd) / 25, "kid": fd / 100, "kid_se": abs(fd) / 2000}
     numbers |= {"fd_pixels": fd / 2, "fd_pixels_se": abs(fd) / 60}
     if method != "teacher":
@@ -65,10 +65,10 @@ def of(shown: Frontier, points: Sequence[Point]) -> Frontier:
 
 def small_table() -> Frontier:
     points = [point("teacher", k, 52 / k) for k in (64, 4, 1)]
-    points += [point("teacher", k, 40 / k, trajectory="searched") for k in (64, 4)]
+    points += [point("teacher", k, 40 / k, trajectory="least_cost") for k in (64, 4)]
     points += [point("progressive", k, 2.4 / math.sqrt(k)) for k in (4, 2, 1)]
     points += [point("consistency", k, 2.2 / k**0.3) for k in (1, 2)]
-    return table(points, "pd4-ddim-even-4")
+    return table(points, "pd4-ddim-uniform-4")
 
 
 def pixels(path) -> np.ndarray:
@@ -82,18 +82,18 @@ def ramp(n: int, h: int, w: int, c: int) -> np.ndarray:
 
 
 def test_a_way_is_what_the_points_say():
-    groups = pictures.ways(small_table().points)
-    assert list(groups) == ["teacher ddim even", "teacher ddim searched", "progressive", "consistency"]
-    assert [p.nfe for p in groups["teacher ddim even"]] == [1, 4, 64]
+    groups = pictures.by_curve(small_table().points)
+    assert list(groups) == ["teacher ddim uniform", "teacher ddim least_cost", "progressive", "consistency"]
+    assert [p.nfe for p in groups["teacher ddim uniform"]] == [1, 4, 64]
 
 
-def test_two_students_with_the_same_calls_are_two_ways():
+def test_two_students_with_the_same_calls_are_two_curves():
     points = [
         point("consistency", 1, 2.0),
         point("consistency", 1, 1.5, checkpoint="cd-long"),
         point("consistency", 2, 1.4, checkpoint="cd-long"),
     ]
-    groups = pictures.ways(points)
+    groups = pictures.by_curve(points)
     assert {name: [p.nfe for p in group] for name, group in groups.items()} == {
         "consistency cd": [1],
         "consistency cd-long": [1, 2],
@@ -102,12 +102,14 @@ def test_two_students_with_the_same_calls_are_two_ways():
 
 def test_of_several_tries_the_best_is_shown():
     points = [point("consistency", 2, 2.0, best=False), point("consistency", 2, 1.5, trajectory="fitted")]
-    assert pictures.ways(points) == {"consistency": points[1:]}
+    assert pictures.by_curve(points) == {"consistency": points[1:]}
 
 
-def test_no_point_is_lost_between_the_ways():
+def test_no_point_is_lost_between_the_curves():
     points = small_table().points
-    assert sorted(p.name for group in pictures.ways(points).values() for p in group) == sorted(p.name for p in points)
+    assert sorted(p.name for group in pictures.by_curve(points).values() for p in group) == sorted(
+        p.name for p in points
+    )
 
 
 @pytest.fixture
@@ -124,7 +126,7 @@ def test_the_frontier_shows_every_point_with_its_error_bar(tmp_path, drawn):
     pictures.frontier(shown, tmp_path / "frontier.png")
     assert pixels(tmp_path / "frontier.png").shape[:2] == (800, 1200)
     bars = {container.get_label(): container for container in drawn().containers}
-    for name, group in pictures.ways(shown.points).items():
+    for name, group in pictures.by_curve(shown.points).items():
         line, _, (segments,) = bars[name].lines
         assert line.get_xydata().tolist() == [[p.nfe, p.fd] for p in group]
         ends = [segment[:, 1].tolist() for segment in segments.get_segments()]
@@ -137,7 +139,7 @@ def test_the_frontier_names_the_recommended_point_the_floor_and_the_terms(tmp_pa
     axes = drawn()
     texts = " ".join(t.get_text() for t in [*axes.texts, *axes.figure.texts, *axes.get_legend().get_texts()])
     for word in (
-        "recommended: pd4-ddim-even-4",
+        "recommended: pd4-ddim-uniform-4",
         "a perfect sampler: 0.300",
         "A perfect sampler: from halves of the 1797 real images",
         "N = 1000",
@@ -220,7 +222,7 @@ def test_a_grid_refuses_what_is_not_images(tmp_path, images):
 
 def test_a_foreign_png_is_a_mistake(tmp_path):
     Image.new("L", (8, 8)).save(tmp_path / "foreign.png")
-    with pytest.raises(Mistake, match=r"foreign\.png is not a grid"):
+    with pytest.raises(UserError, match=r"foreign\.png is not a grid"):
         pictures.tiles(tmp_path / "foreign.png")
 
 
@@ -273,17 +275,15 @@ def test_a_curve_without_a_training_has_no_line_and_an_empty_file_is_a_mistake(t
     assert [text.get_text() for text in drawn().get_legend().get_texts()] == ["pd4"]
     pictures.curves({"teacher": tmp_path / "teacher.csv"}, tmp_path / "curves.png")
     (tmp_path / "empty.csv").write_text("")
-    with pytest.raises(Mistake, match="is empty"):
+    with pytest.raises(UserError, match="is empty"):
         pictures.curves({"empty": tmp_path / "empty.csv"}, tmp_path / "curves.png")
 
 
 def test_the_front_is_drawn_through_the_points_that_none_dominates(tmp_path, drawn):
     """Of many random ones, with ties in calls and in distance."""
-    dice = np.random.default_rng(3)
+    rng = np.random.default_rng(3)
     points = [
-        dataclasses.replace(
-            point("consistency", int(2 ** dice.integers(0, 5)), float(dice.integers(1, 30))), name=f"{k}"
-        )
+        dataclasses.replace(point("consistency", int(2 ** rng.integers(0, 5)), float(rng.integers(1, 30))), name=f"{k}")
         for k in range(60)
     ]
     shown = table(points, "7")
@@ -318,7 +318,7 @@ def test_the_front_and_the_floor_lie_where_they_are(tmp_path, drawn):
 
 
 def test_students_stand_out_from_the_teacher_and_no_two_ways_look_alike():
-    """Also where there are more ways than colours of one kind."""
+    """Also where there are more curves than colours of one kind."""
     groups = {f"{k}": [point("teacher" if k % 2 else "progressive", 1, 1.0)] for k in range(20)}
     styles = pictures._styles(groups)
     for k, style in enumerate(styles):
@@ -347,7 +347,7 @@ def test_the_footer_tells_how_the_points_were_measured(tmp_path, drawn, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("name", "told"), [("pd1-ddim-even-1", "1 network call, "), ("pd2-ddim-even-2", "2 network calls, ")]
+    ("name", "told"), [("pd1-ddim-uniform-1", "1 network call, "), ("pd2-ddim-uniform-2", "2 network calls, ")]
 )
 def test_the_label_tells_the_calls_and_the_distance_of_the_recommended_point(name, told, tmp_path, drawn):
     shown = table(small_table().points, name)

@@ -291,7 +291,7 @@ def test_a_method_is_one_file_and_one_line(copy):
     )
     edit(copy, "distill:\n", "\n  ".join(("distill:", *line)) + "\n")
     assert ran(dvc(copy, "repro"))[0] == "distill@more"
-    assert "more-ddim-even-8" in (copy / "artifacts/frontier.csv").read_text()
+    assert "more-ddim-uniform-8" in (copy / "artifacts/frontier.csv").read_text()
 
 
 def test_a_flat_folder_of_pictures_runs_to_the_end(tmp_path):

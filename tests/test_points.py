@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffcore import checkpoints as checkpoint
+from diffcore import checkpoints
 from diffcore.core import rng
 from diffcore.data.feed import to_float
 from diffcore.data.read import load_resident
@@ -31,7 +31,7 @@ from tests.test_unet import stirred
 
 SHAPE, STEPS, COUNT, SEED = (3, 6, 4), 4, 12, 3
 LATER = ("edm", "euler_maruyama", "langevin", "predictor_corrector")  # cannot begin at t = 1
-PLAIN = {"sampler": "ddim", "trajectory": "even", "steps": [STEPS]}
+PLAIN = {"sampler": "ddim", "trajectory": "uniform", "steps": [STEPS]}
 GUIDED = [
     {"guidance": 2.5},
     {"guidance": 0.0},
@@ -55,13 +55,13 @@ SETTINGS = {
         "teacher": [
             PLAIN,
             *(
-                {**PLAIN, "sampler": word, "trajectory": "karras" if word in LATER else "even"}
+                {**PLAIN, "sampler": word, "trajectory": "karras" if word in LATER else "uniform"}
                 for word in SOLVERS
                 if word != "ddim"
             ),
             *({**PLAIN, **each} for each in (*GUIDED, *CHANGED, *CACHES)),
         ],
-        "anytime": [PLAIN],
+        "any_time_students": [PLAIN],
         "students": {"g": [{**PLAIN, "guidance": [1.5, 3.0]}]},
     },
 }
@@ -69,13 +69,13 @@ SETTINGS = {
 
 def coloured(folder, classes: int) -> None:
     """Images higher than wide, in colour, of classes that are not equally frequent."""
-    dice = np.random.default_rng(5)
+    rng = np.random.default_rng(5)
     for number in range(26):
         kind = min(number % 5, classes - 1)
         home = folder / f"class{kind}"
         home.mkdir(parents=True, exist_ok=True)
         base = np.array([60 * kind, 90, 200 - 50 * kind]) + np.arange(24).reshape(6, 4, 1) * 2
-        Image.fromarray((base + dice.integers(0, 40, (6, 4, 3))).clip(0, 255).astype(np.uint8)).save(
+        Image.fromarray((base + rng.integers(0, 40, (6, 4, 3))).clip(0, 255).astype(np.uint8)).save(
             home / f"{number:02d}.png"
         )
 
@@ -96,7 +96,7 @@ def found(tmp_path_factory):
 
 def again(project: params.Params, name: str, weights: tuple[float, float] | None) -> None:
     """The student once more, as its method makes it."""
-    card = checkpoint.read_card(paths.CHECKPOINTS / name)
+    card = checkpoints.read_card(paths.CHECKPOINTS / name)
     about = {
         field: getattr(card, field) for field in ("name", "method", "solver", "weights", "parent", "teacher", "data")
     }
@@ -108,9 +108,9 @@ def again(project: params.Params, name: str, weights: tuple[float, float] | None
             for part in net.guidance_embedding.parameters():
                 part.normal_(0, 0.3, generator=torch.Generator().manual_seed(part.numel()))
     grid = project.distill[name].method.grid
-    made = NetDenoiser(net.eval(), Cosine(), grid=grid, classes=3, weighs=is_input)
+    made = NetDenoiser(net.eval(), Cosine(), grid=grid, classes=3, takes_guidance=is_input)
     told = {"guidance": {"low": weights[0], "high": weights[1]}} if weights else {}
-    checkpoint.save(paths.CHECKPOINTS / name, made, SHAPE, {**about, **told})
+    checkpoints.save(paths.CHECKPOINTS / name, made, SHAPE, {**about, **told})
 
 
 @dataclasses.dataclass
@@ -121,7 +121,7 @@ class One:
     point: measure.Point
     samples: torch.Tensor
     calls: int
-    opened: checkpoint.Checkpoint
+    opened: checkpoints.Checkpoint
     bench: measure.Bench
 
 
@@ -129,9 +129,9 @@ def measured(project: params.Params) -> dict[str, One]:
     embed, drawing, calls, found = UNet.embed, Sampler.draw, [False, 0], {}
     benches = [measure.Bench(project, name) for name in names(project)]
 
-    def counted(net, label, *words):
-        calls[1] += len(label) * calls[0]
-        return embed(net, label, *words)
+    def counted(net, timestep, *words):
+        calls[1] += len(timestep) * calls[0]
+        return embed(net, timestep, *words)
 
     def while_drawing(*words):
         calls[0] = True
@@ -183,11 +183,13 @@ def test_a_cache_s_cost_is_whole_calls_and_shares(found):
 def belief(one: One, x: torch.Tensor, t: float, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(x_0, eps) as the recipe means it, from the network's own output."""
     recipe, net = one.plan.recipe, one.opened.denoiser.net
-    phi, label = math.pi / 2 * t, torch.full((len(x),), 1024 * t - 1)
+    phi, timestep = math.pi / 2 * t, torch.full((len(x),), 1024 * t - 1)
 
     def says(classes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        weight = (torch.full((len(x),), recipe.guidance, dtype=torch.float64),) if one.opened.denoiser.weighs else ()
-        v = net(x, label, classes, *weight)
+        weight = (
+            (torch.full((len(x),), recipe.guidance, dtype=torch.float64),) if one.opened.denoiser.takes_guidance else ()
+        )
+        v = net(x, timestep, classes, *weight)
         return math.cos(phi) * x - math.sin(phi) * v, math.sin(phi) * x + math.cos(phi) * v
 
     if recipe.guidance is None or one.opened.guidance:
@@ -227,7 +229,7 @@ def test_what_is_said_of_a_point_s_quality_is_of_its_own_samples(found):
     images = load_resident(paths.DATA)
     labels = rng.labels_like(images.labels, COUNT, SEED)
     first = next(iter(points.values()))
-    assert first.plan.name == f"teacher-ddim-even-{STEPS}"
+    assert first.plan.name == f"teacher-ddim-uniform-{STEPS}"
     assert "rmse_teacher" not in first.point.metrics
     for name, one in points.items():
         score = measures.measure(Subject(one.samples, one.bench.reference, one.bench.network, SEED))
@@ -250,12 +252,12 @@ def test_bits_are_those_of_the_classes_and_weights_of_the_images(found):
     x0, labels, some = to_float(images.pixels[chosen]), images.labels[chosen], set()
     for name, one in points.items():
         solver = one.plan.recipe.solver
-        has = isinstance(solver, RK45 | Posterior) and solver.noisy | isinstance(solver, RK45)
+        has = isinstance(solver, RK45 | Posterior) and solver.stochastic | isinstance(solver, RK45)
         assert ("bits" in one.point.metrics) == bool(has), name
         if has:
             sampler, condition = one.bench.sampler(one.plan), one.plan.recipe.condition(one.opened, labels)
-            assert condition.labels.tolist() == labels.tolist()
-            whole = likelihood.of(sampler, x0, asked.seed, asked.probes, 99, condition)
+            assert condition.class_labels.tolist() == labels.tolist()
+            whole = likelihood.estimate(sampler, x0, asked.seed, asked.probes, 99, condition)
             assert one.point.metrics["bits"].value == pytest.approx(whole.mean, rel=1e-4), name
             some.add(round(one.point.metrics["bits"].value, 6))
     assert len(some) >= 4
@@ -267,6 +269,6 @@ def test_every_name_and_every_recipe_is_one_of_its_own(found):
         one.plan.checkpoint == "teacher" for one in points.values()
     )
     for name in ("g2.5", "g0", "g2.5-not-class2", "g2.5-not-class0"):
-        assert f"teacher-ddim-{name}-even-{STEPS}" in points
+        assert f"teacher-ddim-{name}-uniform-{STEPS}" in points
     for one in points.values():
         assert json.loads(one.point.recipe) == one.plan.recipe.to_json()

@@ -1,4 +1,5 @@
-"""In which numbers a training computes: every method, head and kind of network in bfloat16, which a CPU has too."""
+"""In which numbers a training computes: every method, parameterization and kind of network in bfloat16, which a CPU has
+too."""
 
 import dataclasses
 from typing import ClassVar
@@ -16,7 +17,7 @@ from diffcore.methods import consistency, distribution_matching, phased
 from diffcore.noise.schedule import Cosine, Linear
 from diffcore.training.config import Compute, Training
 from diffcore.training.loop import Fitted, Job, fit
-from tests.conftest import ToyNet, dice
+from tests.conftest import ToyNet, seeded
 from tests.test_methods import configs
 
 FULL = Compute(threads=1, precision="no", compile=False, save_seconds=1e9, memory_gb=1.0)
@@ -49,17 +50,17 @@ class Told(ToyNet):
         self.conv_out = nn.Conv2d(8, outputs, 3, padding=1)
         with torch.no_grad():
             for parameter in self.parameters():
-                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=dice(seed)))
+                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=seeded(seed)))
 
-    def forward(self, x, label, class_label=None):
-        told = (label / 1024)[:, None].expand(-1, 8)
-        told = self.embed(told if self.table is None else told + self.table(class_label))
-        out = self.conv_out(self.features(x, label)[0] * (1 + told[..., None, None]))
+    def forward(self, x, timestep, class_labels=None):
+        told = (timestep / 1024)[:, None].expand(-1, 8)
+        told = self.embed(told if self.table is None else told + self.table(class_labels))
+        out = self.conv_out(self.features(x, timestep)[0] * (1 + told[..., None, None]))
         Told.notes.append((self.role(), out.dtype))
         return out
 
-    def features(self, x, label, class_label=None):
-        return super().features(x, label)
+    def features(self, x, timestep, class_labels=None):
+        return super().features(x, timestep)
 
     def role(self) -> str:
         if self.whose == "teacher":  # of whom a critic is a copy that learns
@@ -67,14 +68,16 @@ class Told(ToyNet):
         return "student" if torch.is_grad_enabled() else "target"
 
 
-def denoiser(conditional: bool = False, head: str = "v", **more) -> NetDenoiser:
-    """An eps head on a schedule that ends before pure noise, where it would have no image."""
-    classes, schedule = (3 if conditional else None), Linear() if head == "eps" else Cosine()
-    return NetDenoiser(Told(classes, 2 if head == "both" else 1, **more), schedule, head, classes=classes)
+def denoiser(conditional: bool = False, parameterization: str = "v", **more) -> NetDenoiser:
+    """An eps parameterization on a schedule that ends before pure noise, where it would have no image."""
+    classes, schedule = (3 if conditional else None), Linear() if parameterization == "eps" else Cosine()
+    return NetDenoiser(
+        Told(classes, 2 if parameterization == "x0_eps" else 1, **more), schedule, parameterization, classes=classes
+    )
 
 
 def feed(conditional: bool = False, batch: int = 8) -> ResidentFeed:
-    pixels = torch.randint(0, 256, (40, 1, 4, 4), generator=dice(9)).to(torch.uint8)
+    pixels = torch.randint(0, 256, (40, 1, 4, 4), generator=seeded(9)).to(torch.uint8)
     images = Images(pixels, torch.arange(40) % 3, ("a", "b", "c")) if conditional else Images(pixels, None, None)
     return ResidentFeed(images, batch, 0, flip=False)
 
@@ -90,23 +93,26 @@ def run(
     name: str,
     config,
     conditional: bool = False,
-    head: str = "v",
+    parameterization: str = "v",
     compute: Compute = FULL,
     fitting: Training = SHORT,
     **more,
 ) -> Fitted:
     """A student and another network as its teacher, guided where there are classes."""
-    student, teacher = denoiser(conditional, head), denoiser(conditional, head, seed=2, whose="teacher")
+    student, teacher = (
+        denoiser(conditional, parameterization),
+        denoiser(conditional, parameterization, seed=2, whose="teacher"),
+    )
     cast = Guided(teacher) if conditional else teacher
     return fit(job(name, config, conditional, fitting), student, cast, compute, **more)
 
 
-def takes(name: str, head: str) -> bool:
+def takes(name: str, parameterization: str) -> bool:
     """Whether params.yaml would take it."""
-    return head != "x0" or name == "denoising" or methods.load(name).off_the_data
+    return parameterization != "x0" or name == "denoising" or methods.load(name).off_the_data
 
 
-KINDS = [(False, "v"), (True, "v"), (False, "x0"), (False, "both"), (True, "both")]
+KINDS = [(False, "v"), (True, "v"), (False, "x0"), (False, "x0_eps"), (True, "x0_eps")]
 
 
 @EACH
@@ -114,14 +120,17 @@ def test_every_method_trains_in_bfloat16(name, config):
     """Its losses are float32's but for the rounding, of which a difference of two close beliefs keeps the most; the weights,
     the average and the moments stay float32."""
     within = 0.15 if name == "consistency_training" else 0.06
-    for conditional, head in KINDS:
-        if not takes(name, head):
+    for conditional, parameterization in KINDS:
+        if not takes(name, parameterization):
             continue
-        whole, half = (run(name, config, conditional, head, compute) for compute in (FULL, HALF))
-        assert half.curve != whole.curve, (conditional, head)
+        whole, half = (run(name, config, conditional, parameterization, compute) for compute in (FULL, HALF))
+        assert half.curve != whole.curve, (conditional, parameterization)
         for one, other in zip(whole.curve, half.curve, strict=True):
-            assert other.loss == pytest.approx(one.loss, rel=within), (conditional, head)
-            assert (other.critic_loss or 0) == pytest.approx(one.critic_loss or 0, rel=within), (conditional, head)
+            assert other.loss == pytest.approx(one.loss, rel=within), (conditional, parameterization)
+            assert (other.critic_loss or 0) == pytest.approx(one.critic_loss or 0, rel=within), (
+                conditional,
+                parameterization,
+            )
         assert all(value.dtype == torch.float32 for value in half.net.state_dict().values())
 
 
@@ -137,22 +146,23 @@ def test_an_eps_head_is_full_precision_forth_and_back(name, config):
     assert all(torch.equal(one, other) for one, other in pairs)
 
 
-def watched(name: str, config, conditional: bool = False, head: str = "v", compute: Compute = HALF) -> set:
+def watched(name: str, config, conditional: bool = False, parameterization: str = "v", compute: Compute = HALF) -> set:
     """Who computed in which numbers."""
     Told.notes.clear()
-    run(name, config, conditional, head, compute)
+    run(name, config, conditional, parameterization, compute)
     return set(Told.notes)
 
 
 @EACH
 def test_every_network_computes_in_bfloat16_but_where_full_precision_is_asked_for(name, config):
-    """Student, target, teacher and critic, told of classes or not; in full for an eps head, and for a derivative."""
+    """Student, target, teacher and critic, told of classes or not; in full for an eps parameterization, and for a
+    derivative."""
     for conditional in (False, True):
         found = watched(name, config, conditional)
         target = {torch.float32} if name == "continuous" else {torch.bfloat16}
         assert {dtype for who, dtype in found if who == "target"} in (set(), target)
         assert {dtype for who, dtype in found if who != "target"} == {torch.bfloat16}
-    for found in (watched(name, config, head="eps"), watched(name, config, compute=FULL)):
+    for found in (watched(name, config, parameterization="eps"), watched(name, config, compute=FULL)):
         assert {dtype for _, dtype in found} == {torch.float32}
 
 

@@ -193,7 +193,7 @@ def test_the_reverse_sde_keeps_the_marginals(schedule):
 
 # but those whose tolerance is in the unit of x
 DETERMINISTIC = [
-    name for name, kind in SOLVERS.items() if not make_solver(name).noisy and not issubclass(kind, Adaptive)
+    name for name, kind in SOLVERS.items() if not make_solver(name).stochastic and not issubclass(kind, Adaptive)
 ]
 
 

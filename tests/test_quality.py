@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.core.rng import generator
 from diffcore.data.feed import to_float
 from diffcore.data.read import Images
@@ -25,7 +25,7 @@ from diffcore.metrics.measures.rmse_teacher import rmse
 from diffcore.metrics.metric import Subject
 from diffcore.metrics.mmd import kernel, kid, kid_spread
 from diffcore.metrics.reference import Part, Reference, Seen, look, pooled
-from tests.conftest import dice, randn
+from tests.conftest import randn, seeded
 
 DISTANCES = ("fd", "kid", "fd_pixels")
 
@@ -192,7 +192,7 @@ def test_kid_of_many_splits_of_one_set_is_zero():
     x = randn(400, 6) ** 3  # far from Gaussian
     found = torch.empty(200).double()
     for k in range(200):
-        order = torch.randperm(400, generator=dice(k))
+        order = torch.randperm(400, generator=seeded(k))
         found[k] = kid(x[order[:200]], x[order[200:]])
     # halves of one finite set are a little anticorrelated, which widens the spread but cannot move the mean far
     assert abs(found.mean()) < 4 * found.std() / math.sqrt(200)
@@ -325,8 +325,8 @@ def test_fidelity_wants_pairs():
 
 def blobs(count: int, seed: int = 0) -> Tensor:
     """Grey 8x8 pictures of one soft spot each, uint8: somewhere, of some brightness."""
-    place = torch.rand(count, 2, 1, 1, generator=dice(seed)) * 4 + 2
-    bright = torch.rand(count, 1, 1, generator=dice(seed + 1000)) * 100 + 155
+    place = torch.rand(count, 2, 1, 1, generator=seeded(seed)) * 4 + 2
+    bright = torch.rand(count, 1, 1, generator=seeded(seed + 1000)) * 100 + 155
     axis = torch.arange(8.0)
     spot = bright * torch.exp(-((axis[:, None] - place[:, 0]) ** 2 + (axis - place[:, 1]) ** 2) / 3)
     return spot.round().to(torch.uint8)[:, None]
@@ -413,7 +413,7 @@ def test_the_bootstrap_has_its_seed(network, reference):
 
 def test_samples_are_measured_as_8_bit_images(network, reference):
     x = to_float(blobs(50, seed=5))
-    dusty = x + 0.9 / 255 * (2 * torch.rand(x.shape, generator=dice()) - 1)  # less than half a level either way
+    dusty = x + 0.9 / 255 * (2 * torch.rand(x.shape, generator=seeded()) - 1)  # less than half a level either way
     beyond = torch.where(x > 0.5, x + 5, x)
     assert measure(dusty, reference, network, 0) == measure(x, reference, network, 0)
     assert measure(beyond, reference, network, 0) == measure(beyond.clamp(max=1), reference, network, 0)
@@ -421,7 +421,7 @@ def test_samples_are_measured_as_8_bit_images(network, reference):
 
 def normal_images(count: int, seed: int = 0) -> Tensor:
     """Noise on grey as uint8 [n, 1, 4, 4]: pixels of full rank, alike in distribution for every seed."""
-    return (torch.randn(count, 1, 4, 4, generator=dice(seed)) * 30 + 128).round().clamp(0, 255).to(torch.uint8)
+    return (torch.randn(count, 1, 4, 4, generator=seeded(seed)) * 30 + 128).round().clamp(0, 255).to(torch.uint8)
 
 
 class Flat(Features):
@@ -591,7 +591,7 @@ def test_the_fewest_images_that_can_be_compared():
     found = floor(Reference.of(pictures(normal_images(4)), Flat()), 10, 0)
     assert found.compared == (2, 2)
     assert len(look(pictures(normal_images(2)), Flat())) == 2
-    with pytest.raises(Mistake, match="must be at least 2, there are 1"):
+    with pytest.raises(UserError, match="must be at least 2, there are 1"):
         look(pictures(normal_images(1)), Flat())
 
 
@@ -619,7 +619,7 @@ def pair_mean(x: Tensor) -> float:
 def test_kid_of_groups_is_kid_of_their_rows(monkeypatch, rows):
     monkeypatch.setattr(mmd, "ROWS", rows)
     x = randn(40, 3)
-    group = torch.randint(4, (40,), generator=dice(1))
+    group = torch.randint(4, (40,), generator=seeded(1))
     kernels = mmd.sums_of_groups(x, group, 4)
     found = mmd.kid_of_groups(kernels, group.bincount().double(), torch.tensor([1.0, 0.0, 0.0, 1.0]).double())
     chosen = (group == 0) | (group == 3)
@@ -656,11 +656,11 @@ def test_the_digest_of_a_reference_covers_images_and_network(network, reference)
 def test_mistakes(network, reference):
     x = to_float(blobs(10))
     x[3, 0, 0, 0] = math.nan
-    with pytest.raises(Mistake, match="1 of 10 samples are not finite"):
+    with pytest.raises(UserError, match="1 of 10 samples are not finite"):
         measure(x, reference, network, 0)
-    with pytest.raises(Mistake, match=r"shape \[1, 8, 8\]"):
+    with pytest.raises(UserError, match=r"shape \[1, 8, 8\]"):
         measure(torch.zeros(10, 1, 9, 9), reference, network, 0)
-    with pytest.raises(Mistake, match="at least 2 samples"):
+    with pytest.raises(UserError, match="at least 2 samples"):
         measure(x[:1], reference, network, 0)
-    with pytest.raises(Mistake, match="at least 4 real images"):
+    with pytest.raises(UserError, match="at least 4 real images"):
         Reference.of(pictures(blobs(3)), network)

@@ -6,14 +6,14 @@ import torch
 
 from diffcore import checkpoints
 from diffcore.checkpoints import Checkpoint, Guidance
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.denoisers.clipping import Clip, Clipped, Threshold
 from diffcore.denoisers.denoiser import Condition
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets import unet
 from diffcore.noise.schedule import Cosine
-from diffcore.noise.trajectory import even, karras
+from diffcore.noise.trajectory import karras, uniform
 from diffcore.sampling import recipe
 from diffcore.sampling.deepcache import Config as CacheConfig
 from diffcore.sampling.deepcache import DeepCached
@@ -34,8 +34,10 @@ NAMES = ["zero", "one", "two", "three"]
 def opened(classes: bool = False, guidance: Guidance | None = None, net=None) -> Checkpoint:
     """A checkpoint as it is when it was loaded, with only those facts on its card that a recipe asks for."""
     net = net or stirred(FAMILY["classes"] if classes else unet.default_config((1, 8, 8), channels=(8, 16), groups=4))
-    weighs = guidance is not None and guidance.is_input
-    denoiser = NetDenoiser(net.requires_grad_(False), Cosine(), classes=4 if classes else None, weighs=weighs)
+    takes_guidance = guidance is not None and guidance.is_input
+    denoiser = NetDenoiser(
+        net.requires_grad_(False), Cosine(), classes=4 if classes else None, takes_guidance=takes_guidance
+    )
     card = object.__new__(checkpoints.Card)
     told = {"name": "toy", "image": [1, 8, 8], "classes": NAMES if classes else None, "method": "denoising"}
     vars(card).update(told, guidance=guidance and dataclasses.asdict(guidance))
@@ -151,7 +153,7 @@ def test_the_negative_class_goes_to_json_and_back(negative):
     ],
 )
 def test_what_is_unknown_is_refused(spec, words):
-    with pytest.raises(Mistake, match=f"this version knows no such recipe: .*{words}"):
+    with pytest.raises(UserError, match=f"this version knows no such recipe: .*{words}"):
         from_json(spec)
 
 
@@ -159,18 +161,18 @@ def test_what_is_unknown_is_refused(spec, words):
 
 
 def test_skips_are_scaled_beneath_the_cache():
-    made = Recipe(DDIM(), CacheConfig(2), SkipConfig(0.8)).sampler(opened(), even(4))
+    made = Recipe(DDIM(), CacheConfig(2), SkipConfig(0.8)).sampler(opened(), uniform(4))
     assert isinstance(made.denoiser, DeepCached)
     assert isinstance(made.denoiser.inner.net, SkipScaled)
-    assert (made.solver, made.trajectory) == (DDIM(), even(4))
+    assert (made.solver, made.trajectory) == (DDIM(), uniform(4))
 
 
 def test_nothing_done_is_the_plain_network():
     found = opened()
-    made = Recipe(DDIM()).sampler(found, even(4))
+    made = Recipe(DDIM()).sampler(found, uniform(4))
     assert made.denoiser is found.denoiser
-    noted = Recipe(DDIM(), CacheConfig(1), SkipConfig(1.0)).sampler(found, even(4))
-    assert torch.equal(noted.draw((1, 8, 8), 3, 0), Sampler(found.denoiser, DDIM(), even(4)).draw((1, 8, 8), 3, 0))
+    noted = Recipe(DDIM(), CacheConfig(1), SkipConfig(1.0)).sampler(found, uniform(4))
+    assert torch.equal(noted.draw((1, 8, 8), 3, 0), Sampler(found.denoiser, DDIM(), uniform(4)).draw((1, 8, 8), 3, 0))
 
 
 @pytest.mark.parametrize("name", [name for name in SOLVERS if not SOLVERS[name]().adaptive])
@@ -186,20 +188,20 @@ def test_all_parts_at_once_sample_with_every_solver(name):
 def test_the_analytic_solver_is_told_gamma():
     gamma = exact_gamma(gaussian())
     made = Recipe(SOLVERS["analytic"]())
-    assert made.sampler(opened(), even(4), gamma).solver == made.solver.knowing(gamma)
-    with pytest.raises(Mistake, match="run the stage `gamma`"):
-        made.sampler(opened(), even(4))
+    assert made.sampler(opened(), uniform(4), gamma).solver == made.solver.with_gamma(gamma)
+    with pytest.raises(UserError, match="run the stage `gamma`"):
+        made.sampler(opened(), uniform(4))
 
 
 def test_what_a_checkpoint_cannot_do_is_a_mistake():
-    foreign = Checkpoint(opened().card, toy_denoiser())
+    unlike = Checkpoint(opened().card, toy_denoiser())
     for made in (Recipe(DDIM(), CacheConfig(2)), Recipe(DDIM(), skip=SkipConfig(0.9))):
-        with pytest.raises(Mistake, match="needs our own U-Net"):
-            made.sampler(foreign, even(4))
-    with pytest.raises(Mistake, match="not one of the network's 3 branches"):
-        Recipe(DDIM(), CacheConfig(2, 3)).sampler(opened(), even(4))
-    with pytest.raises(Mistake, match="toy knows no classes, so there is nothing to guide to"):
-        Recipe(DDIM(), guidance=2.0).sampler(opened(), even(4))
+        with pytest.raises(UserError, match="needs our own U-Net"):
+            made.sampler(unlike, uniform(4))
+    with pytest.raises(UserError, match="not one of the network's 3 branches"):
+        Recipe(DDIM(), CacheConfig(2, 3)).sampler(opened(), uniform(4))
+    with pytest.raises(UserError, match="toy knows no classes, so there is nothing to guide to"):
+        Recipe(DDIM(), guidance=2.0).sampler(opened(), uniform(4))
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -221,11 +223,11 @@ def test_a_limit_is_put_around_all_that_is_done_to_a_network(limits, name):
 def test_a_teacher_from_elsewhere_is_sampled_as_its_scheduler_says_unless_the_recipe_says_otherwise(own):
     found, plain = adopted(**own), Recipe(DDIM())
     assert plain.on(found) == from_json({"sampler": "ddim", **own})
-    assert plain.sampler(found, even(4)).denoiser.limit == plain.on(found)._limited(found.denoiser).limit
+    assert plain.sampler(found, uniform(4)).denoiser.limit == plain.on(found)._limited(found.denoiser).limit
     for limits in LIMITED:
         made = from_json({"sampler": "ddim", **limits})
         assert made.on(found) == made
-    assert Recipe(DDIM(), clip=False).sampler(found, even(4)).denoiser is found.denoiser
+    assert Recipe(DDIM(), clip=False).sampler(found, uniform(4)).denoiser is found.denoiser
     assert plain.on(opened()) == plain.on(adopted()) == plain
 
 
@@ -235,7 +237,7 @@ def test_a_card_that_says_nothing_of_x0_is_sampled_as_it_is(parameters):
     found = adopted()
     vars(found.card).update(parameters=parameters)
     assert Recipe(DDIM()).on(found) == Recipe(DDIM())
-    assert Recipe(DDIM()).sampler(found, even(4)).denoiser is found.denoiser
+    assert Recipe(DDIM()).sampler(found, uniform(4)).denoiser is found.denoiser
 
 
 # guidance
@@ -243,16 +245,16 @@ def test_a_card_that_says_nothing_of_x0_is_sampled_as_it_is(parameters):
 
 def test_a_teacher_of_classes_is_guided_where_a_weight_is_given():
     found = opened(True)
-    assert isinstance(Recipe(DDIM(), guidance=2.0).sampler(found, even(4)).denoiser, Guided)
-    assert Recipe(DDIM()).sampler(found, even(4)).denoiser is found.denoiser
+    assert isinstance(Recipe(DDIM(), guidance=2.0).sampler(found, uniform(4)).denoiser, Guided)
+    assert Recipe(DDIM()).sampler(found, uniform(4)).denoiser is found.denoiser
 
 
 def test_a_student_of_one_weight_is_that_of_no_other():
     found = opened(True, Guidance(2.0, 2.0))
     for weight in (None, 2.0):
-        assert Recipe(DDIM(), guidance=weight).sampler(found, even(4)).denoiser is found.denoiser
-    with pytest.raises(Mistake, match="guidance weight of 2 alone, not for 3"):
-        Recipe(DDIM(), guidance=3.0).sampler(found, even(4))
+        assert Recipe(DDIM(), guidance=weight).sampler(found, uniform(4)).denoiser is found.denoiser
+    with pytest.raises(UserError, match="guidance weight of 2 alone, not for 3"):
+        Recipe(DDIM(), guidance=3.0).sampler(found, uniform(4))
 
 
 def test_a_student_with_the_weight_as_an_input_is_told_it():
@@ -260,20 +262,20 @@ def test_a_student_with_the_weight_as_an_input_is_told_it():
     drawn = []
     for weight in (1.5, 4.0):
         made = Recipe(DDIM(), CacheConfig(2), guidance=weight)
-        sampler = made.sampler(found, even(4))
+        sampler = made.sampler(found, uniform(4))
         assert isinstance(sampler.denoiser, DeepCached)  # one call, no Guided
         drawn.append(sampler.draw((1, 8, 8), 3, 0, condition=made.condition(found, labels)))
     assert not torch.equal(*drawn)
-    with pytest.raises(Mistake, match="1 to 4, not for 5"):
-        Recipe(DDIM(), guidance=5.0).sampler(found, even(4))
-    with pytest.raises(Mistake, match="say which one with `guidance`"):
-        Recipe(DDIM()).sampler(found, even(4))
+    with pytest.raises(UserError, match="1 to 4, not for 5"):
+        Recipe(DDIM(), guidance=5.0).sampler(found, uniform(4))
+    with pytest.raises(UserError, match="say which one with `guidance`"):
+        Recipe(DDIM()).sampler(found, uniform(4))
 
 
 def test_the_condition_says_classes_and_weight():
     labels = torch.tensor([0, 3, 1])
     told = Recipe(DDIM(), guidance=2.5).condition(opened(True), labels)
-    assert torch.equal(told.labels, labels)
+    assert torch.equal(told.class_labels, labels)
     assert torch.equal(told.guidance, torch.full((3,), 2.5, dtype=torch.float64))
     assert Recipe(DDIM()).condition(opened(True), labels).guidance is None
     assert Recipe(DDIM()).condition(opened(), labels) is None
@@ -284,21 +286,21 @@ def test_the_condition_says_classes_and_weight():
 def test_a_student_of_phases_is_led_away_from_a_class(negative):
     """One that learned no guidance: by two calls at its own steps."""
     found, labels = opened(True), torch.tensor([0, 1, 3])
-    found.denoiser.grid = even(4)
+    found.denoiser.grid = uniform(4)
 
     def drawn(**way):
         made = Recipe(DDIM(), guidance=3.0, **way)
-        return made.sampler(found, even(4)).draw((1, 8, 8), 3, 0, condition=made.condition(found, labels))
+        return made.sampler(found, uniform(4)).draw((1, 8, 8), 3, 0, condition=made.condition(found, labels))
 
     told = Recipe(DDIM(), guidance=3.0, negative=negative).condition(found, labels)
     assert told.negative.tolist() == [2, 2, 2]
-    by_hand = Sampler(Guided(found.denoiser), DDIM(), even(4))
+    by_hand = Sampler(Guided(found.denoiser), DDIM(), uniform(4))
     weight = torch.full((3,), 3.0).double()
     expected = by_hand.draw((1, 8, 8), 3, 0, condition=Condition(labels, weight, torch.full((3,), 2)))
     assert torch.equal(drawn(negative=negative), expected)
     assert (drawn(negative=negative) - drawn()).abs().amax() > 1e-3
-    with pytest.raises(Mistake, match="only on its own 4 steps"):
-        Recipe(DDIM(), guidance=3.0, negative=negative).sampler(found, even(8))
+    with pytest.raises(UserError, match="only on its own 4 steps"):
+        Recipe(DDIM(), guidance=3.0, negative=negative).sampler(found, uniform(8))
 
 
 @pytest.mark.parametrize(
@@ -314,8 +316,8 @@ def test_a_student_of_phases_is_led_away_from_a_class(negative):
     ],
 )  # fmt: skip
 def test_a_negative_class_that_does_not_fit_is_refused(made, checkpoint, words):
-    with pytest.raises(Mistake, match=words) as caught:
-        made.sampler(checkpoint, even(4))
+    with pytest.raises(UserError, match=words) as caught:
+        made.sampler(checkpoint, uniform(4))
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -323,8 +325,8 @@ def test_of_many_classes_the_first_twenty_are_named():
     for count, end in ((20, ", 19"), (21, ", 19, ...")):
         found = opened(True)
         vars(found.card).update(classes=[str(k) for k in range(count)])
-        with pytest.raises(Mistake, match="toy knows no class 'x'") as caught:
-            Recipe(DDIM(), guidance=2.0, negative="x").sampler(found, even(4))
+        with pytest.raises(UserError, match="toy knows no class 'x'") as caught:
+            Recipe(DDIM(), guidance=2.0, negative="x").sampler(found, uniform(4))
         assert str(caught.value).endswith(", 18" + end)
 
 
@@ -341,12 +343,12 @@ def test_classes_are_those_asked_for_or_each_in_turn():
 
 @pytest.mark.parametrize("asked", [[0], [0, 4], [0, -1]])
 def test_classes_that_do_not_fit_are_refused(asked):
-    with pytest.raises(Mistake, match=r"one label in 0\.\.3"):
+    with pytest.raises(UserError, match=r"one label in 0\.\.3"):
         recipe.classes(opened(True), 2, asked)
 
 
 def test_classes_of_a_network_that_knows_none_are_refused():
-    with pytest.raises(Mistake, match="toy knows no classes"):
+    with pytest.raises(UserError, match="toy knows no classes"):
         recipe.classes(opened(), 1, [0])
 
 
@@ -359,20 +361,20 @@ def named(found: Checkpoint, **facts) -> Checkpoint:
 
 
 def test_a_checkpoint_is_sampled_by_its_own_solver_at_its_own_times():
-    student = named(opened(), solver="renoise")
+    student = named(opened(), solver="multistep_consistency")
     student.denoiser.grid = karras(3, Cosine())
     for steps in (None, 3):
         made = sampler_of(student, steps)
-        assert (made.solver, made.trajectory) == (SOLVERS["renoise"](), karras(3, Cosine()))
+        assert (made.solver, made.trajectory) == (SOLVERS["multistep_consistency"](), karras(3, Cosine()))
         assert made.denoiser is student.denoiser
-    with pytest.raises(Mistake, match="toy is valid only on its own 3 steps, not on 4"):
+    with pytest.raises(UserError, match="toy is valid only on its own 3 steps, not on 4"):
         sampler_of(student, 4)
 
 
 def test_one_that_is_valid_at_any_time_is_asked_for_a_number_of_steps():
     found = named(opened())
-    assert sampler_of(found, 5).trajectory == even(5)
-    with pytest.raises(Mistake, match="toy is valid at any time; say how many steps"):
+    assert sampler_of(found, 5).trajectory == uniform(5)
+    with pytest.raises(UserError, match="toy is valid at any time; say how many steps"):
         sampler_of(found)
     theirs = sampler_of(named(adopted(clip=1.0)), 2)
     assert isinstance(theirs.denoiser, Clipped)  # with the limits of its own scheduler

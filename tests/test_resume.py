@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from diffcore.core import disk
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.training.resume import Resume
 from tests import test_fit
 from tests.test_methods import CASES
@@ -232,7 +232,7 @@ def test_who_holds_a_job_is_waited_for_and_then_named(tmp_path):
     with (
         resume.lock(),
         other.lock(),  # of another job, and free
-        pytest.raises(Mistake, match="x: another process is training this very job"),
+        pytest.raises(UserError, match="x: another process is training this very job"),
         resume.lock(0.0),
     ):
         pass
@@ -269,7 +269,7 @@ def test_a_job_that_another_holds_is_waited_for_a_minute_or_as_long_as_is_said(
     monkeypatch.setattr("diffcore.training.resume.time", clock)
     monkeypatch.setattr("diffcore.training.resume._locked", clock.locked)
     entered = False
-    with contextlib.suppress(Mistake), saved(tmp_path, ())[0].lock(*patience):
+    with contextlib.suppress(UserError), saved(tmp_path, ())[0].lock(*patience):
         entered = True
     assert entered == got
     assert clock.now - 100 == pytest.approx(free_after if got else (*patience, 60.0)[0], abs=0.3)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.denoisers.denoiser import Denoiser, per_sample
 from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.noise.schedule import Cosine, Discrete
-from diffcore.noise.trajectory import Trajectory, even, karras
+from diffcore.noise.trajectory import Trajectory, karras, uniform
 from diffcore.sampling import ode
 from diffcore.sampling.drift import flow_drift
 from diffcore.sampling.ode import ERROR, A, C, integrate
@@ -37,7 +37,7 @@ class Spy(Denoiser):
             self.seen.setdefault(int(row), []).append(time)
         return self.inner(x_t, t)
 
-    def of(self, rows):
+    def select(self, rows):
         return Spy(self.inner, rows, self.seen)
 
 
@@ -115,7 +115,7 @@ def test_the_places_asked_for_reach_the_end_and_never_pass_it(end, speed):
 
 def test_it_gives_up(monkeypatch):
     monkeypatch.setattr(ode, "MOST_STEPS", 20)
-    with pytest.raises(Mistake, match="20 steps without arriving"):
+    with pytest.raises(UserError, match="20 steps without arriving"):
         integrate(lambda y, u, rows: -y, torch.ones(1, 1).double(), 0.0, 1.0, 1e-14, 1e-14)
 
 
@@ -123,7 +123,7 @@ def test_it_gives_up(monkeypatch):
 def test_a_rate_that_is_not_finite_is_told(broken):
     """Of one sample among others too, and at once."""
     factor, calls = torch.tensor([[torch.nan if k in broken else 1.0] for k in range(2)], dtype=torch.float64), []
-    with pytest.raises(Mistake, match="not finite"):
+    with pytest.raises(UserError, match="not finite"):
         integrate(
             lambda y, u, rows: calls.append(u) or y * factor[rows], torch.ones(2, 1).double(), 0.0, 1.0, 1e-3, 1e-3
         )
@@ -250,7 +250,9 @@ def test_samples_of_mixed_difficulty_do_not_touch_each_other():
 
 def test_the_times_between_are_not_needed():
     start = randn(3, 2)
-    found = [Sampler(mixture(), RK45(), path).sample(start) for path in (WHOLE, even(7), Trajectory((1.0, 0.3, 0.0)))]
+    found = [
+        Sampler(mixture(), RK45(), path).sample(start) for path in (WHOLE, uniform(7), Trajectory((1.0, 0.3, 0.0)))
+    ]
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=0, atol=0)
 

@@ -1,4 +1,4 @@
-"""The dice: every name has its own, a part of a batch has its part of them, and no order is left in them."""
+"""Random numbers by key: every name has its own, a part of a batch has its part of them, and no order is left in them."""
 
 import itertools
 
@@ -26,7 +26,7 @@ def test_uniform_numbers_come_in_no_order():
 
 def test_every_name_has_dice_of_its_own():
     whole = draw(BATCH, 0, "train", 5)
-    found = [whole, *(whole.other(word) for word in ("level", "features", "step 0"))]
+    found = [whole, *(whole.fork(word) for word in ("level", "features", "step 0"))]
     found += [draw(BATCH, 0, "train", 6), draw(BATCH, 1, "train", 5), draw(BATCH, 0, "critic", 5)]
     for one, other in itertools.combinations(found, 2):
         assert independent(one.noise, other.noise)
@@ -42,9 +42,9 @@ def test_names_do_not_run_together():
 @pytest.mark.parametrize("rows", [slice(0, 8), slice(8, 24), slice(31, 32)])
 def test_a_part_has_its_part_of_other_dice_too(rows):
     whole = draw(BATCH, 3, "train", 0)
-    part = whole[rows].other("level")
-    torch.testing.assert_close(part.noise, whole.other("level").noise[rows], rtol=0, atol=0)
-    torch.testing.assert_close(part.u, whole.other("level").u[rows], rtol=0, atol=0)
+    part = whole[rows].fork("level")
+    torch.testing.assert_close(part.noise, whole.fork("level").noise[rows], rtol=0, atol=0)
+    torch.testing.assert_close(part.u, whole.fork("level").u[rows], rtol=0, atol=0)
 
 
 def test_noise_is_of_a_role_a_seed_and_a_number():
@@ -77,6 +77,6 @@ def test_a_label_is_of_its_number_whatever_is_asked_besides():
 
 def test_dice_lie_where_the_images_do_and_so_do_all_others_made_of_them():
     whole = draw(torch.zeros(4, 2, device="meta"), 0)
-    for made in (whole, whole.other("level"), whole[1:3], whole[1:3].other("level")):
+    for made in (whole, whole.fork("level"), whole[1:3], whole[1:3].fork("level")):
         assert made.u.device.type == made.noise.device.type == "meta"
         assert (made.u.dtype, made.noise.dtype) == (torch.float64, torch.float32)

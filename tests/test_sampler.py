@@ -3,13 +3,13 @@ import itertools
 import pytest
 import torch
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.core.rng import draw, noises
 from diffcore.denoisers.denoiser import Condition, Denoiser
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.denoisers.prediction import Prediction
 from diffcore.noise.schedule import VE, Cosine
-from diffcore.noise.trajectory import Trajectory, even, karras
+from diffcore.noise.trajectory import Trajectory, karras, uniform
 from diffcore.sampling.sampler import Sampler, rehearse
 from diffcore.sampling.solvers import SOLVERS
 from diffcore.sampling.solvers.adaptive import Adaptive
@@ -62,11 +62,11 @@ def test_all_samplers_begin_with_the_same_noise():
 
 
 def test_a_student_is_refused_on_anothers_trajectory():
-    student = NetDenoiser(ToyNet(), Cosine(), grid=even(4))
-    Sampler(student, SOLVERS["ddim"](), even(4))
-    with pytest.raises(Mistake, match=r"valid only on its own 4 steps at t = 1, 0\.75, 0\.5, 0\.25, 0"):
-        Sampler(student, SOLVERS["ddim"](), even(2))
-    with pytest.raises(Mistake, match="own 4 steps"):
+    student = NetDenoiser(ToyNet(), Cosine(), grid=uniform(4))
+    Sampler(student, SOLVERS["ddim"](), uniform(4))
+    with pytest.raises(UserError, match=r"valid only on its own 4 steps at t = 1, 0\.75, 0\.5, 0\.25, 0"):
+        Sampler(student, SOLVERS["ddim"](), uniform(2))
+    with pytest.raises(UserError, match="own 4 steps"):
         Sampler(student, SOLVERS["ddim"](), Trajectory((1.0, 0.8, 0.5, 0.25, 0.0)))
 
 
@@ -80,14 +80,14 @@ def test_a_student_of_steps_is_sampled_by_those_who_look_nowhere_else(name):
     if within:
         assert Sampler(student, solver, path).nfe >= 4
         return
-    with pytest.raises(Mistake, match=f"{name} looks between them; sample it with ddim"):
+    with pytest.raises(UserError, match=f"{name} looks between them; sample it with ddim"):
         Sampler(student, solver, path)
 
 
 def test_a_long_trajectory_is_told_by_its_ends():
-    student = NetDenoiser(ToyNet(), Cosine(), grid=even(8))
-    with pytest.raises(Mistake) as caught:
-        Sampler(student, SOLVERS["ddim"](), even(5))
+    student = NetDenoiser(ToyNet(), Cosine(), grid=uniform(8))
+    with pytest.raises(UserError) as caught:
+        Sampler(student, SOLVERS["ddim"](), uniform(5))
     assert "own 8 steps at t = 1, 0.875, 0.75, ..., 0.125, 0, not on 5 steps at t = 1, 0.8, 0.6, 0.4, 0.2, 0;" in str(
         caught.value
     )
@@ -95,15 +95,15 @@ def test_a_long_trajectory_is_told_by_its_ends():
 
 def test_a_solver_that_needs_more_steps_says_how_many():
     class Two(SOLVERS["ddim"]):
-        least = 2
+        min_steps = 2
 
-    Sampler(toy_denoiser(), Two(), even(2))
-    with pytest.raises(Mistake, match="Two needs at least 2 steps, got 1"):
-        Sampler(toy_denoiser(), Two(), even(1))
+    Sampler(toy_denoiser(), Two(), uniform(2))
+    with pytest.raises(UserError, match="Two needs at least 2 steps, got 1"):
+        Sampler(toy_denoiser(), Two(), uniform(1))
 
 
 def test_a_noisy_solver_asks_for_noise():
-    with pytest.raises(Mistake, match="needs noise"):
+    with pytest.raises(UserError, match="needs noise"):
         sampler("ddpm").sample(torch.zeros(1, 1, 4, 4))
 
 
@@ -118,7 +118,7 @@ def alike(one: torch.Tensor, two: torch.Tensor) -> float:
     return abs(float((one * two).mean()))
 
 
-@pytest.mark.parametrize("name", [name for name in SOLVERS if make_solver(name).noisy])
+@pytest.mark.parametrize("name", [name for name in SOLVERS if make_solver(name).stochastic])
 def test_every_draw_of_a_noisy_solver_is_new(name, monkeypatch):
     """Neither the start's noise nor that of another step: their correlations are those of chance."""
     from diffcore.sampling import sampler as module
@@ -141,7 +141,7 @@ def test_noises_of_other_roles_seeds_and_places_are_independent():
 @pytest.mark.parametrize("rows", [slice(0, 200), slice(50, 150)])
 def test_other_dice_have_noise_and_times_of_their_own(rows):
     start = draw(torch.zeros(200, 16), 0, "train", 3)[rows]
-    made = [start, start.other("a"), start.other("b"), start.other("a").other("b")]
+    made = [start, start.fork("a"), start.fork("b"), start.fork("a").fork("b")]
     for one, two in itertools.combinations(made, 2):
         assert alike(one.noise, two.noise) < 5 / one.noise.numel() ** 0.5
         assert alike(12**0.5 * (one.u - 0.5), 12**0.5 * (two.u - 0.5)) < 5 / len(one.u) ** 0.5
@@ -159,8 +159,8 @@ def test_all_that_a_network_is_asked_lies_where_its_weights_do(name, known):
             self.weight = torch.nn.Parameter(torch.ones((), device="meta"))
             self.schedule, self.grid = Cosine(), None
 
-        def given(self, condition):
-            seen.extend([condition.labels, condition.guidance, condition.negative])
+        def with_condition(self, condition):
+            seen.extend([condition.class_labels, condition.guidance, condition.negative])
             return self
 
         def forward(self, x_t, t):
@@ -173,7 +173,7 @@ def test_all_that_a_network_is_asked_lies_where_its_weights_do(name, known):
     ):
         seen.clear()
         with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):  # torch's own, at the very end
-            ask(Sampler(Elsewhere(), make_solver(name), even(2)))
+            ask(Sampler(Elsewhere(), make_solver(name), uniform(2)))
         assert len(seen) >= (5 if known else 2)
         assert {part.device.type for part in seen} == {"meta"}
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.noise.schedule import (
     SCHEDULES,
     VE,
@@ -95,7 +95,7 @@ def test_impossible_numbers_are_refused(make):
 
 
 def test_an_unknown_name_lists_the_known():
-    with pytest.raises(Mistake, match="known: " + ", ".join(SCHEDULES)):
+    with pytest.raises(UserError, match="known: " + ", ".join(SCHEDULES)):
         from_json({"name": "cosin"})
 
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.denoisers.denoiser import per_sample
 from diffcore.denoisers.exact import GaussianDenoiser
-from diffcore.denoisers.node import mark
+from diffcore.denoisers.node import node
 from diffcore.noise.schedule import SCHEDULES, VE, Cosine, Linear, Schedule, SubVP
-from diffcore.noise.trajectory import Trajectory, even, karras
+from diffcore.noise.trajectory import Trajectory, karras, uniform
 from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solver import Solver, Stepwise
 from diffcore.sampling.solvers import SOLVERS
@@ -31,8 +31,11 @@ from tests.conftest import gaussian, make_schedule, make_solver, randn
 pytestmark = pytest.mark.usefixtures("without_shape_checks")
 
 SHAPE = (2, 3)
-AFFINE = [name for name in SOLVERS if make_solver(name).noisy and name != "predictor_corrector"]  # which takes norms
-SMOOTH = [name for name in AFFINE if name != "renoise"]  # whose jumps are a consistency model's, not a denoiser's
+AFFINE = [
+    name for name in SOLVERS if make_solver(name).stochastic and name != "predictor_corrector"
+]  # which takes norms
+# but for consistency models, whose jumps are not a denoiser's
+SMOOTH = [name for name in AFFINE if name != "multistep_consistency"]
 
 OPTIONS: dict[str, Solver] = {
     "ddim eta=0.5": DDIM(0.5),
@@ -79,7 +82,7 @@ def law(sampler: Sampler, shape: tuple[int, ...] = SHAPE) -> Law:
 
 def marginal(denoiser: GaussianDenoiser, t: float) -> tuple[Tensor, Tensor]:
     """Mean and variance of x_t."""
-    at = mark(denoiser.schedule, t)
+    at = node(denoiser.schedule, t)
     return at.alpha * denoiser.mean, at.alpha**2 * denoiser.variance + at.sigma**2
 
 
@@ -148,9 +151,9 @@ def test_on_every_schedule_the_law_comes_near_the_data(case, schedule):
 
 @pytest.mark.parametrize("case", [*AFFINE, *OPTIONS])
 def test_on_ddpms_betas_at_their_own_times_a_law_is_that_of_the_process_they_stand_for(case):
-    """The thousand betas are the linear schedule in steps of 1/1000; even times of 25 steps are among their times."""
+    """The thousand betas are the linear schedule in steps of 1/1000; uniform times of 25 steps are among their times."""
     (mean, variance), (mean2, variance2) = (
-        moments(Sampler(denoiser, solver_of(case, denoiser), even(25)))
+        moments(Sampler(denoiser, solver_of(case, denoiser), uniform(25)))
         for denoiser in (gaussian(make_schedule(word)) for word in ("discrete", "linear"))
     )
     torch.testing.assert_close(mean, mean2, rtol=0, atol=1e-3)
@@ -218,7 +221,7 @@ def test_the_first_step_of_dpmpp_2m_sde_by_hand():
 def test_its_second_step_by_hand(kind):
     """The first draw alone changes what is believed, which counts for r_0 = h_0/h; the mean of a belief stays as it is."""
     denoiser, times = gaussian(), (0.9, 0.6, 0.5)
-    first, middle, last = (mark(denoiser.schedule, t) for t in times)
+    first, middle, last = (node(denoiser.schedule, t) for t in times)
     h, r0 = last.lam - middle.lam, (middle.lam - first.lam) / (last.lam - middle.lam)
     fresh = 1 - math.exp(-2 * h)
     weight = fresh / 2 if kind == "midpoint" else 1 - fresh / (2 * h)
@@ -242,16 +245,16 @@ def test_ddim_with_noise_by_hand(eta):
     torch.testing.assert_close(found.draws[0], torch.full(SHAPE, noise).double())
 
 
-def test_renoise_by_hand():
+def test_multistep_consistency_by_hand():
     """Each jump keeps of x the believed x_0, and adds sigma_s of noise."""
     denoiser = gaussian()
     path = Trajectory((0.9, 0.6, 0.3, 0.0))
     _, expected = marginal(denoiser, 0.9)
     for t, s in path.pairs:
-        at, to = mark(denoiser.schedule, t), mark(denoiser.schedule, s)
+        at, to = node(denoiser.schedule, t), node(denoiser.schedule, s)
         believed = (at.alpha * denoiser.variance / marginal(denoiser, t)[1]) ** 2 * expected
         expected = to.alpha**2 * believed + to.sigma**2
-    mean, variance = moments(Sampler(denoiser, SOLVERS["renoise"](), path))
+    mean, variance = moments(Sampler(denoiser, SOLVERS["multistep_consistency"](), path))
     torch.testing.assert_close(mean, denoiser.mean)
     torch.testing.assert_close(variance, expected)
 
@@ -304,7 +307,7 @@ def test_langevin_at_one_level_is_a_geometric_series(schedule):
     """In x/alpha a step is 1 - size/(2 T) of x and sqrt(size) of noise, T = c^2 + k^2; at last the mean of x_0."""
     inner, rate, t = 7, 0.3, 0.4
     found, denoiser = one_step(Langevin(inner, rate), schedule, t, 0.0)
-    at = mark(schedule, t)
+    at = node(schedule, t)
     size = rate * (at.sigma / at.alpha) ** 2
     total = denoiser.variance + (at.sigma / at.alpha) ** 2
     kept, shrink = 1 - size / (2 * total), denoiser.variance / total
@@ -315,7 +318,7 @@ def test_langevin_at_one_level_is_a_geometric_series(schedule):
 
 
 def test_langevin_ends_at_the_data():
-    with pytest.raises(Mistake, match="end at 0"):
+    with pytest.raises(UserError, match="end at 0"):
         Sampler(gaussian(), Langevin(), Trajectory((0.9, 0.1))).sample(randn(1, *SHAPE), drawn(1, *SHAPE))
 
 
@@ -365,7 +368,7 @@ def test_predictor_corrector_in_high_dimension(predictor, snr, corrections, sche
     x = Sampler(denoiser, PredictorCorrector(predictor, snr, corrections), path).sample(x, drawn(count, d))
     small = GaussianDenoiser(denoiser.mean[:1], denoiser.variance[:1], schedule)
     for t, s in path.pairs:
-        total, a = marginal(small, t)[1][0], snr**2 * (mark(schedule, t).alpha / mark(schedule, s).alpha) ** 2
+        total, a = marginal(small, t)[1][0], snr**2 * (node(schedule, t).alpha / node(schedule, s).alpha) ** 2
         for _ in range(corrections):
             variance = variance - 4 * a * total + 4 * (a + a**2) * total**2 / variance
         step = law(Sampler(small, PREDICTORS[predictor](), Trajectory((t, s))), (1,))
@@ -380,7 +383,7 @@ def test_predictor_corrector_nears_the_data(predictor, schedule):
     d, count, off = 64, 100, []
     denoiser = GaussianDenoiser(randn(d), randn(d, seed=1).abs() + 0.2, schedule)
     for steps in (8, 32):
-        path = Trajectory(tuple(0.96 * t for t in even(steps).times))
+        path = Trajectory(tuple(0.96 * t for t in uniform(steps).times))
         mean, variance = marginal(denoiser, path.times[0])
         x = mean + variance.sqrt() * randn(count, d, seed=2)
         x = Sampler(denoiser, PredictorCorrector(predictor, snr=0.05), path).sample(x, drawn(count, d))
@@ -394,8 +397,8 @@ def test_predictor_corrector_nears_the_data(predictor, schedule):
 
 @pytest.mark.parametrize("name", ["euler_maruyama", "edm", "langevin", "predictor_corrector"])
 def test_pure_noise_is_refused_where_x_over_alpha_is_needed(name):
-    with pytest.raises(Mistake, match=f"{name} cannot begin at t = 1.*karras"):
-        Sampler(gaussian(), make_solver(name), even(3)).sample(randn(1, *SHAPE), drawn(1, *SHAPE))
+    with pytest.raises(UserError, match=f"{name} cannot begin at t = 1.*karras"):
+        Sampler(gaussian(), make_solver(name), uniform(3)).sample(randn(1, *SHAPE), drawn(1, *SHAPE))
 
 
 @pytest.mark.parametrize(

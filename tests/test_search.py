@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.metrics import likelihood
 from diffcore.noise.schedule import Level
@@ -80,9 +80,9 @@ def test_where_errors_grow_on_the_way_an_early_jump_counts_more(growth):
 def test_our_cost_is_the_published_one_up_to_a_constant():
     alpha2, sigma2, cov, gamma = tables()
     ours, theirs = least_cost.cost(sigma2, cov), published(alpha2, gamma)
-    dice, offsets = np.random.default_rng(1), []
+    rng, offsets = np.random.default_rng(1), []
     for _ in range(200):
-        inner = sorted(dice.choice(np.arange(2, 1000), dice.integers(1, 30), replace=False).tolist())
+        inner = sorted(rng.choice(np.arange(2, 1000), rng.integers(1, 30), replace=False).tolist())
         path = [1, *inner, 1000]
         offsets.append(along(ours, path) - along(theirs, path))
     assert np.ptp(offsets) < 3e-10  # sums of up to 30 costs; 8e-11 when this was written
@@ -163,13 +163,13 @@ def test_what_cannot_be_searched_is_a_mistake():
     _, sigma2, cov, _ = tables(10)
     costs = least_cost.cost(sigma2, cov)
     for wrong in (0, 11):
-        with pytest.raises(Mistake, match=r"in 1\.\.10"):
+        with pytest.raises(UserError, match=r"in 1\.\.10"):
             least_cost.shortest(costs, wrong)
-        with pytest.raises(Mistake, match=r"in 1\.\.10"):
+        with pytest.raises(UserError, match=r"in 1\.\.10"):
             least_cost.shortest(costs).nodes(wrong)
-    with pytest.raises(Mistake, match="eta = 1 only, got 0"):
+    with pytest.raises(UserError, match="eta = 1 only, got 0"):
         least_cost.cost(sigma2, cov, eta=0.0)
-    with pytest.raises(Mistake, match="at least 2"):
+    with pytest.raises(UserError, match="at least 2"):
         least_cost.shortest(costs).cost(1)
     with pytest.raises(ValueError, match="rise"):
         least_cost.cost(sigma2[::-1], cov)
@@ -194,8 +194,8 @@ def bimodal(steps: int) -> tuple[np.ndarray, np.ndarray]:
 
 def monotone(steps: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """r_t that falls at random, over many orders of magnitude, with long stretches of no change."""
-    dice, sigma2 = np.random.default_rng(seed), rising(steps)
-    drops = dice.exponential(size=steps) * (dice.random(steps) < 0.3)
+    rng, sigma2 = np.random.default_rng(seed), rising(steps)
+    drops = rng.exponential(size=steps) * (rng.random(steps) < 0.3)
     return sigma2, 1 / (np.exp(6 - 8 * drops.cumsum() / max(drops.sum(), 1e-9)) + 1 / sigma2 - 1)
 
 
@@ -273,10 +273,10 @@ def test_a_path_whose_answer_is_known():
 
 
 UNLIKE = {
-    "noise": lambda cov, dice: cov * np.exp(0.05 * dice.standard_normal(len(cov))),
-    "a gap": lambda cov, dice: np.where(np.arange(len(cov)) == 50, 0, cov),
-    "clipped": lambda cov, dice: np.where(np.arange(len(cov)) > 70, 1.0, 0.9 * cov),
-    "one small fault": lambda cov, dice: cov * np.where(np.arange(len(cov)) == 40, 0.9, 1),
+    "noise": lambda cov, rng: cov * np.exp(0.05 * rng.standard_normal(len(cov))),
+    "a gap": lambda cov, rng: np.where(np.arange(len(cov)) == 50, 0, cov),
+    "clipped": lambda cov, rng: np.where(np.arange(len(cov)) > 70, 1.0, 0.9 * cov),
+    "one small fault": lambda cov, rng: cov * np.where(np.arange(len(cov)) == 40, 0.9, 1),
 }
 
 
@@ -321,12 +321,12 @@ def test_the_fast_search_needs_no_matrix():
 def test_what_the_fast_search_refuses():
     sigma2, cov = monotone(10, 0)
     for wrong in (0, 11):
-        with pytest.raises(Mistake, match=r"in 1\.\.10"):
+        with pytest.raises(UserError, match=r"in 1\.\.10"):
             least_cost.cheapest(sigma2, cov, wrong)
-        with pytest.raises(Mistake, match=r"in 1\.\.10"):
+        with pytest.raises(UserError, match=r"in 1\.\.10"):
             least_cost.cheapest(sigma2, cov).nodes(wrong)
     for eta in (0.0, 0.5):
-        with pytest.raises(Mistake, match=f"eta = 1 only, got {eta}"):
+        with pytest.raises(UserError, match=f"eta = 1 only, got {eta}"):
             least_cost.cheapest(sigma2, cov, eta=eta)
     for wrong in (-0.1, np.nan):
         with pytest.raises(ValueError, match="not negative"):
@@ -462,7 +462,7 @@ def test_half_a_paths_cost_is_its_part_of_the_bound():
     known = exact_gamma(denoiser, steps)
     sigma2, cov = known.sigma2.numpy(), known.covariance("residual").values.numpy()
     costs = least_cost.with_data(least_cost.cost(sigma2, cov), least_cost.decoded(cov, 0.0))
-    solver = Analytic().knowing(known)
+    solver = Analytic().with_gamma(known)
     x0 = 0.02**0.5 * randn(1500, 2, 3)
     for places in ([5, 50], [1, 10, 30, 50], [2, 50]):
         told = likelihood.bound(Sampler(denoiser, solver, nodes(places, steps)), x0, 0, range(1500))

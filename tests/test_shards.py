@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from diffcore.core import disk
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.data import fitting, sources
 from diffcore.data.config import Config
 from diffcore.data.manifest import Manifest, Shard, digest
@@ -191,13 +191,13 @@ def test_more_than_one_in_a_hundred_is_the_sources_fault(tmp_path):
     album(tmp_path / "in", 199)
     for name in ("c/0005.png", "a/0006.png"):
         (tmp_path / "in" / name).write_bytes(b"no image")
-    with pytest.raises(Mistake, match=r"2 of 199 images cannot be read \(.*0005.*\)") as caught:
+    with pytest.raises(UserError, match=r"2 of 199 images cannot be read \(.*0005.*\)") as caught:
         write(Config(f"folder:{tmp_path}/in"), tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/0.png").write_bytes(b"")
-    with pytest.raises(Mistake, match="none of its 1 images"):
+    with pytest.raises(UserError, match="none of its 1 images"):
         write(Config(f"folder:{tmp_path}/bad"), tmp_path / "out")
 
 
@@ -209,7 +209,7 @@ def test_all_images_are_labelled_or_none(tmp_path):
             member = tarfile.TarInfo(name)
             member.size = len(data or file.getvalue())
             tar.addfile(member, io.BytesIO(data or file.getvalue()))
-    with pytest.raises(Mistake, match="label all images or none"):
+    with pytest.raises(UserError, match="label all images or none"):
         write(Config(f"shards:{tmp_path}/x.tar"), tmp_path / "out")
 
 
@@ -269,7 +269,7 @@ def test_a_changed_shard_is_named(tmp_path, harm):
     else:
         path.write_bytes(whole[:-512] if harm == "cut" else whole + bytes(512))
     for read in (Manifest.read, load_resident):
-        with pytest.raises(Mistake, match=r"000001\.tar is .*run the shard stage again"):
+        with pytest.raises(UserError, match=r"000001\.tar is .*run the shard stage again"):
             read(tmp_path / "out")
     if harm == "flip":
         assert Manifest.read(tmp_path / "out", verify=False).images == 60
@@ -292,7 +292,7 @@ def test_a_changed_manifest_is_refused(tmp_path, key, value):
     write(Config(f"folder:{tmp_path}/in"), tmp_path / "out")
     path = tmp_path / "out/manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
-    with pytest.raises(Mistake, match=r"manifest\.json (was changed|is not a manifest)"):
+    with pytest.raises(UserError, match=r"manifest\.json (was changed|is not a manifest)"):
         Manifest.read(tmp_path / "out")
 
 
@@ -303,16 +303,16 @@ def test_a_manifest_that_does_not_add_up_is_refused(tmp_path):
     value = json.loads(path.read_text()) | {"images": 6}
     value["digest"] = digest(value | {"shards": [Shard(**shard) for shard in value["shards"]]})
     path.write_text(json.dumps(value))
-    with pytest.raises(Mistake, match="was changed"):
+    with pytest.raises(UserError, match="was changed"):
         Manifest.read(tmp_path / "out")
 
 
 def test_a_folder_without_a_manifest_holds_no_data(tmp_path):
-    with pytest.raises(Mistake, match="holds no manifest"):
+    with pytest.raises(UserError, match="holds no manifest"):
         load_resident(tmp_path)
     for text in ('{"schema": 1,', "[" * 100_000, "\0"):
         (tmp_path / "manifest.json").write_text(text)
-        with pytest.raises(Mistake, match="not JSON"):
+        with pytest.raises(UserError, match="not JSON"):
             load_resident(tmp_path)
 
 
@@ -325,7 +325,7 @@ def test_shard_names_stay_in_the_folder(tmp_path):
     value["digest"] = disk.digest({n: value[n] for n in ("schema", "images", "shape", "classes", "members", "shards")})
     path.write_text(json.dumps(value))
     os.rename(tmp_path / "out/000000.tar", tmp_path / "000000.tar")
-    with pytest.raises(Mistake, match="was changed"):
+    with pytest.raises(UserError, match="was changed"):
         Manifest.read(tmp_path / "out")
 
 
@@ -337,10 +337,10 @@ def test_foreign_members_are_refused_and_nothing_is_executed(tmp_path, extension
         members = [(member.name, tar.extractfile(member).read()) for member in tar]
     bomb = pickle.dumps(Bomb(tmp_path / "executed"))
     resealed(tmp_path / "out", [*members, (f"000000000.{extension}", bomb)])
-    with pytest.raises(Mistake, match=f"{extension}' is of an unknown kind"):
+    with pytest.raises(UserError, match=f"{extension}' is of an unknown kind"):
         load_resident(tmp_path / "out")
     resealed(tmp_path / "out", [("000000000.npy", bomb)])
-    with pytest.raises(Mistake, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         load_resident(tmp_path / "out")
     assert not (tmp_path / "executed").exists()
     pickle.loads(bomb)  # the bomb was live
@@ -358,10 +358,10 @@ def test_a_vouched_shard_of_other_counts_or_shape_is_refused(tmp_path):
         (other, labels, r"its images are \[6, 7, 3\]"),
     ):
         resealed(tmp_path / "out", [("0.cls.npy", names), ("0.npy", _npy(block))])
-        with pytest.raises(Mistake, match=said):
+        with pytest.raises(UserError, match=said):
             load_resident(tmp_path / "out")
     resealed(tmp_path / "out", [("0.npy", _npy(other[:, :, :6]))])
-    with pytest.raises(Mistake, match="has no labels"):
+    with pytest.raises(UserError, match="has no labels"):
         load_resident(tmp_path / "out")
 
 
@@ -369,7 +369,7 @@ def test_a_vouched_image_that_does_not_decode_is_named(tmp_path):
     album(tmp_path / "in", 1)
     write(Config(f"folder:{tmp_path}/in", members="image"), tmp_path / "out")
     resealed(tmp_path / "out", [("0.webp", b"RIFF")])
-    with pytest.raises(Mistake, match=r"image 0 of .* cannot be read"):
+    with pytest.raises(UserError, match=r"image 0 of .* cannot be read"):
         load_resident(tmp_path / "out")
 
 
@@ -456,7 +456,7 @@ def test_a_shard_that_changes_under_streamed_images_is_named(many, tmp_path):
     (tmp_path / "000003.tar").write_bytes(content)
     looks = (lambda images: images.labels, lambda images: images.take(range(47)), lambda images: list(images.blocks(5)))
     for look in looks:
-        with pytest.raises(Mistake, match=r"000003\.tar is missing or not what"):
+        with pytest.raises(UserError, match=r"000003\.tar is missing or not what"):
             look(open_images(tmp_path, 0))
 
 
@@ -471,7 +471,7 @@ def test_what_the_machine_lacks_is_no_fault_of_the_image_s(error):
         raise error
 
     entry = sources.Entry("a.png", 1, read)
-    with pytest.raises(Mistake, match=r"a\.png.*the machine is at fault: run the same again"):
+    with pytest.raises(UserError, match=r"a\.png.*the machine is at fault: run the same again"):
         _outcome(entry, FORM, None)
     error = OSError("truncated")
     assert _outcome(entry, FORM, None).lost == 1
@@ -541,15 +541,15 @@ def test_a_manifest_of_other_kinds_of_values_is_refused_and_no_surprise(tmp_path
         path.write_text(json.dumps(value if spoiled == "absent" else value | {key: spoiled}))
         if key == "schema" and spoiled == 1:
             continue
-        with pytest.raises(Mistake, match=r"manifest\.json (was changed|is not a manifest)"):
+        with pytest.raises(UserError, match=r"manifest\.json (was changed|is not a manifest)"):
             Manifest.read(tmp_path / "out")
     if spoiled == "absent":
         for key in whole:
             path.write_text(json.dumps({name: each for name, each in whole.items() if name != key}))
-            with pytest.raises(Mistake, match=r"manifest\.json"):
+            with pytest.raises(UserError, match=r"manifest\.json"):
                 Manifest.read(tmp_path / "out")
     path.write_text(json.dumps(spoiled))
-    with pytest.raises(Mistake, match="is not a manifest"):
+    with pytest.raises(UserError, match="is not a manifest"):
         Manifest.read(tmp_path / "out")
 
 
@@ -563,7 +563,7 @@ def test_a_shard_of_another_size_is_seen_without_reading_it(tmp_path, harm):
     if harm != "remove":
         path.write_bytes(whole[:-512] if harm == "cut" else whole + bytes(512))
     for look in (lambda: Manifest.read(tmp_path / "out", verify=False), lambda: open_images(tmp_path / "out", 0)):
-        with pytest.raises(Mistake, match=r"000001\.tar is .*run the shard stage again"):
+        with pytest.raises(UserError, match=r"000001\.tar is .*run the shard stage again"):
             look()
 
 
@@ -572,14 +572,14 @@ def test_a_vouched_shard_of_more_images_or_unannounced_labels_is_refused(tmp_pat
     six = np.stack([picture(number) for number in range(6)])
     write(Config(f"folder:{tmp_path}/in"), tmp_path / "out")
     resealed(tmp_path / "out", [("0.cls.npy", _npy(np.zeros(6, "<i8"))), ("0.npy", _npy(six))])
-    with pytest.raises(Mistake, match="holds 6 images, the manifest says 5"):
+    with pytest.raises(UserError, match="holds 6 images, the manifest says 5"):
         load_resident(tmp_path / "out")
     write(Config(f"folder:{tmp_path}/in", labels="none"), tmp_path / "out")
     resealed(tmp_path / "out", [("0.cls.npy", _npy(np.zeros(5, "<i8"))), ("0.npy", _npy(six[:5]))])
-    with pytest.raises(Mistake, match="has unannounced labels"):
+    with pytest.raises(UserError, match="has unannounced labels"):
         load_resident(tmp_path / "out")
     resealed(tmp_path / "out", [])
-    with pytest.raises(Mistake, match=r"000000\.tar"):
+    with pytest.raises(UserError, match=r"000000\.tar"):
         load_resident(tmp_path / "out")
 
 
@@ -601,7 +601,7 @@ def test_the_tolerance_that_a_refusal_names_is_enough(found):
     for bad in {1, 2, 3, found // 3, found // 2, found - 1, found} & set(range(1, found + 1)):
         tally = Tally(found, 0.0)
         tally.lose("a.png", bad, "torn")
-        with pytest.raises(Mistake) as told:
+        with pytest.raises(UserError) as told:
             tally.judge(None)
         share = re.search(r"set data\.tolerance to ([\d.]+)", str(told.value))
         assert (share is None) == (bad * 1000 > 999 * found)

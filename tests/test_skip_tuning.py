@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.denoisers.denoiser import Condition, per_sample
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets import unet
 from diffcore.noise.schedule import Cosine
-from diffcore.noise.trajectory import even, karras
+from diffcore.noise.trajectory import karras, uniform
 from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.skip_tuning import Config, scales, skip_tuned
 from tests.conftest import ToyNet, make_solver, toy_denoiser
@@ -62,9 +62,9 @@ def test_the_denoiser_is_left_as_it_was():
 
 def test_everything_else_of_the_denoiser_is_kept():
     whole = plain(FAMILY["classes"])
-    student = NetDenoiser(whole.net, Cosine(), "eps", even(4), classes=4, labels=1000)
+    student = NetDenoiser(whole.net, Cosine(), "eps", uniform(4), classes=4, num_timesteps=1000)
     tuned = skip_tuned(student, Config(0.9))
-    assert (tuned.head, tuned.grid, tuned.classes, tuned.labels) == ("eps", even(4), 4, 1000)
+    assert (tuned.parameterization, tuned.grid, tuned.classes, tuned.num_timesteps) == ("eps", uniform(4), 4, 1000)
     x = start(whole)
     assert not torch.equal(
         sample(labelled(skip_tuned(whole, Config(0.9))), x), sample(skip_tuned(whole, Config(0.9)), x)
@@ -76,7 +76,10 @@ def test_a_condition_given_before_is_kept():
     known = Condition(torch.tensor([0, 2, 3]))
     before, after = (
         made(x, per_sample(0.5, x)).x0
-        for made in (skip_tuned(whole.given(known), Config(0.8)), skip_tuned(whole, Config(0.8)).given(known))
+        for made in (
+            skip_tuned(whole.with_condition(known), Config(0.8)),
+            skip_tuned(whole, Config(0.8)).with_condition(known),
+        )
     )
     assert torch.equal(before, after)
 
@@ -98,9 +101,9 @@ def test_a_scale_out_of_range_is_refused(wrong):
 
 
 def test_another_network_is_refused():
-    with pytest.raises(Mistake, match=r"our own U-Net.*leave `skip` out"):
+    with pytest.raises(UserError, match=r"our own U-Net.*leave `skip` out"):
         skip_tuned(toy_denoiser(), Config(0.9))
-    with pytest.raises(Mistake, match="our own U-Net"):
+    with pytest.raises(UserError, match="our own U-Net"):
         skip_tuned(NetDenoiser(ToyNet(), Cosine()), Config(0.9))
 
 

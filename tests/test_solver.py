@@ -6,18 +6,18 @@ import sys
 import pytest
 import torch
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.denoisers.denoiser import Denoiser, per_sample
 from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.denoisers.meter import Meter, Metered
-from diffcore.denoisers.prediction import HEADS
+from diffcore.denoisers.prediction import PARAMETERIZATIONS
 from diffcore.noise.schedule import SCHEDULES, Cosine, Linear
-from diffcore.noise.trajectory import Trajectory, even, karras
+from diffcore.noise.trajectory import Trajectory, karras, uniform
 from diffcore.sampling import solvers
 from diffcore.sampling.sampler import Sampler, name
 from diffcore.sampling.solver import Stepwise
 from diffcore.sampling.solvers import SOLVERS
-from diffcore.sampling.solvers.ancestral import DDIM, Renoise
+from diffcore.sampling.solvers.ancestral import DDIM, MultistepConsistency
 from diffcore.sampling.solvers.langevin import PREDICTORS, Langevin, PredictorCorrector
 from tests.conftest import exact_gamma, gaussian, make_schedule, make_solver, mixture, randn
 
@@ -52,7 +52,7 @@ def test_nfe_is_what_a_spy_counts(name, steps):
     sampler.sample(randn(2, 2, 3), numbered(2, 2, 3))
     if sampler.solver.adaptive:
         assert 0 < meter.spent <= 2 * spy.calls
-        with pytest.raises(Mistake, match="depends on the data"):
+        with pytest.raises(UserError, match="depends on the data"):
             sampler.nfe  # noqa: B018
     else:
         assert spy.calls == sampler.nfe == meter.spent / 2
@@ -150,11 +150,11 @@ def test_ancestral_variance_in_closed_form(name):
     assert float(x_s.mean()) == pytest.approx(float(a_s) * 0.4, abs=5e-3)
 
 
-def test_renoise_forgets_where_it_came_from():
+def test_multistep_consistency_forgets_where_it_came_from():
     """Consistency sampling keeps only the believed x_0: the rest of x_s is fresh noise."""
     denoiser, x = gaussian(), randn(3, 2, 3)
     t, s, noise = per_sample(0.9, x), per_sample(0.3, x), randn(3, 2, 3, seed=5)
-    x_s, to = Renoise().step(denoiser, x, t, s, noise), Cosine().level(s, x)
+    x_s, to = MultistepConsistency().step(denoiser, x, t, s, noise), Cosine().level(s, x)
     torch.testing.assert_close(x_s, to.alpha * denoiser(x, t).x0 + to.sigma * noise, rtol=0, atol=0)
 
 
@@ -172,8 +172,8 @@ def test_from_pure_noise_a_solver_is_finite_or_says_what_it_needs(name, steps):
     """alpha(1) = 0 on the cosine schedule and sigma(0) = 0: nothing may divide by them."""
     solver, x = make_solver(name), randn(3, 2, 3)
     try:
-        found = Sampler(gaussian(), solver, even(steps)).sample(x, numbered(3, 2, 3))
-    except Mistake as error:
+        found = Sampler(gaussian(), solver, uniform(steps)).sample(x, numbered(3, 2, 3))
+    except UserError as error:
         told = str(error)
     else:
         told = "finite" if torch.isfinite(found).all() else "not finite"
@@ -181,10 +181,10 @@ def test_from_pure_noise_a_solver_is_finite_or_says_what_it_needs(name, steps):
 
 
 @pytest.mark.parametrize(
-    "name",  # not renoise, whose jumps are a consistency model's, not a denoiser's
+    "name",  # not multistep_consistency, whose jumps are a consistency model's, not a denoiser's
     [
         pytest.param(name, marks=[pytest.mark.slow] if name == "langevin" else [])  # seconds
-        for name in sorted(set(SOLVERS) - {"renoise"})
+        for name in sorted(set(SOLVERS) - {"multistep_consistency"})
     ],
 )
 def test_many_steps_end_near_the_data(name):
@@ -248,7 +248,7 @@ def test_every_option_changes_the_samples(name, base, change):
             known = exact_gamma(gaussian(Linear()))
             unlike = known.moments.total * torch.tensor([[0.8], [1.0], [1.0]])  # exact estimates would be alike
             known = dataclasses.replace(known, moments=dataclasses.replace(known.moments, total=unlike))
-            solver = solver.knowing(known)
+            solver = solver.with_gamma(known)
         ends.append(Sampler(mixture(Linear()), solver, path).sample(randn(4, 2), numbered(4, 2)))
     assert float((ends[0] - ends[1]).abs().max()) > 1e-7
     assert all(end.isfinite().all() for end in ends)
@@ -260,7 +260,7 @@ def test_every_word_is_the_name_of_what_it_stands_for():
         kind.__name__.lower(): word for word, kind in SOLVERS.items()
     }
     assert {word: word for word in SCHEDULES} == {kind.__name__.lower(): word for word, kind in SCHEDULES.items()}
-    assert all(reading.__name__ == f"from_{word}" for word, reading in HEADS.items())
+    assert all(reading.__name__ == f"from_{word}" for word, reading in PARAMETERIZATIONS.items())
     assert all(kind is SOLVERS[word] for word, kind in PREDICTORS.items())
 
 

@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.data import fitting, selection, sources, tars
 from diffcore.data.config import Config
 from diffcore.data.sources.shards import _braces
 from diffcore.data.split import Split
 
 
-def dice(*shape: int, seed: int = 0) -> np.ndarray:
+def random_pixels(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
@@ -86,7 +86,7 @@ def test_digits_keep_every_level():
 @pytest.mark.parametrize(("size", "longer"), [(12, 19), (11, 18), (31, 50), (40, 65)])  # 19.4, 17.7, 50 and 64.5 pixels
 @pytest.mark.parametrize("filter", ["lanczos", "bicubic", "bilinear", "box"])
 def test_the_resize_is_pillows_and_the_crop_the_middle(filter, size, longer):
-    picture = Image.fromarray(dice(31, 50, 3))
+    picture = Image.fromarray(random_pixels(31, 50, 3))
     wide = picture.resize((longer, size), Image.Resampling[filter.upper()])
     left = (longer - size) // 2
     expected = np.asarray(wide)[:, left : left + size]
@@ -101,7 +101,7 @@ def test_what_is_said_of_16_bits_touches_no_picture_of_8(bits):
     """In a folder of both, grey or in colour."""
     form = fitting.Form((1, 4, 4), None, True, "lanczos", bits)
     for mode in ("1", "L", "LA", "P", "RGB", "RGBA"):
-        picture = Image.fromarray(dice(4, 4, 3)).convert(mode)
+        picture = Image.fromarray(random_pixels(4, 4, 3)).convert(mode)
         found = fitting.fit(picture, form, "it")
         plain = fitting.fit(picture, fitting.Form((1, 4, 4), None, True, "lanczos"), "it")
         assert np.array_equal(found.pixels, plain.pixels)
@@ -109,9 +109,9 @@ def test_what_is_said_of_16_bits_touches_no_picture_of_8(bits):
 
 
 def test_a_picture_of_the_right_size_is_not_resampled():
-    pixels = dice(4, 4, 3)
+    pixels = random_pixels(4, 4, 3)
     assert np.array_equal(fitted(Image.fromarray(pixels), size=4), pixels)
-    assert np.array_equal(fitted(Image.fromarray(dice(4, 10, 3)), size=4), dice(4, 10, 3)[:, 3:7])
+    assert np.array_equal(fitted(Image.fromarray(random_pixels(4, 10, 3)), size=4), random_pixels(4, 10, 3)[:, 3:7])
 
 
 def test_sixteen_bits_are_scaled_not_clipped():
@@ -131,21 +131,21 @@ def test_transparency_lies_on_white():
 
 
 def test_palette_grey_bits_and_colour():
-    palette = Image.fromarray(dice(4, 4, 3)).quantize(16)
+    palette = Image.fromarray(random_pixels(4, 4, 3)).quantize(16)
     file = io.BytesIO()
     palette.save(file, "GIF")
     assert np.array_equal(fitted(tars.decode(file.getvalue(), "any")), np.asarray(palette.convert("RGB")))
-    grey = dice(4, 4)
+    grey = random_pixels(4, 4)
     assert np.array_equal(fitted(Image.fromarray(grey)), np.repeat(grey[..., None], 3, 2))
     bits = Image.fromarray(grey > 99)
     assert np.array_equal(fitted(bits, (1, 4, 4))[..., 0], (grey > 99) * np.uint8(255))
-    luma = np.asarray(Image.fromarray(dice(4, 4, 3)).convert("L"))
-    assert np.array_equal(fitted(Image.fromarray(dice(4, 4, 3)), (1, 4, 4))[..., 0], luma)
-    assert np.array_equal(fitted(dice(4, 4, 1)), np.repeat(dice(4, 4, 1), 3, 2))
+    luma = np.asarray(Image.fromarray(random_pixels(4, 4, 3)).convert("L"))
+    assert np.array_equal(fitted(Image.fromarray(random_pixels(4, 4, 3)), (1, 4, 4))[..., 0], luma)
+    assert np.array_equal(fitted(random_pixels(4, 4, 1)), np.repeat(random_pixels(4, 4, 1), 3, 2))
 
 
 def test_pictures_stand_upright():
-    picture = Image.fromarray(dice(2, 3, 3))
+    picture = Image.fromarray(random_pixels(2, 3, 3))
     exif = Image.Exif()
     exif[0x0112] = 6
     file = io.BytesIO()
@@ -161,7 +161,7 @@ def test_32_bit_pixels_and_foreign_formats_are_refused():
     with pytest.raises(OSError, match="cannot identify"):
         tars.decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "any")
     with pytest.raises(OSError, match="cannot identify"):
-        tars.decode(png(dice(2, 2, 3)), "jpg")
+        tars.decode(png(random_pixels(2, 2, 3)), "jpg")
 
 
 def test_a_folder_has_its_subfolders_as_classes(tmp_path):
@@ -179,11 +179,11 @@ def test_a_folder_has_its_subfolders_as_classes(tmp_path):
 
 def test_train_and_test_are_splits_not_classes(tmp_path):
     for name in ("train/a/0.png", "train/a/1.png", "train/b/0.png", "test/b/0.png"):
-        put(tmp_path / name, png(dice(2, 2, 3)))
+        put(tmp_path / name, png(random_pixels(2, 2, 3)))
     source = selection.find(Config(f"folder:{tmp_path}"))
     assert (source.classes, source.splits) == (["a", "b"], {"test": 1, "train": 3})
     assert selection.find(Config(f"folder:{tmp_path}/train")).splits is None
-    put(tmp_path / "other/0.png", png(dice(2, 2, 3)))
+    put(tmp_path / "other/0.png", png(random_pixels(2, 2, 3)))
     assert selection.find(Config(f"folder:{tmp_path}")).classes == ["other", "test", "train"]
 
 
@@ -200,7 +200,7 @@ def test_a_folder_without_subfolders_has_no_labels_and_one_order(tmp_path):
 
 
 def test_linked_folders_are_followed_once(tmp_path):
-    put(tmp_path / "real/a/0.png", png(dice(2, 2, 3)))
+    put(tmp_path / "real/a/0.png", png(random_pixels(2, 2, 3)))
     os.symlink(tmp_path / "real", tmp_path / "real/a/loop")
     os.symlink(tmp_path / "real", tmp_path / "link")
     assert selection.find(Config(f"folder:{tmp_path}/link")).images == 1
@@ -208,7 +208,7 @@ def test_linked_folders_are_followed_once(tmp_path):
 
 def test_tilde_is_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    put(tmp_path / "pictures/0.png", png(dice(2, 2, 3)))
+    put(tmp_path / "pictures/0.png", png(random_pixels(2, 2, 3)))
     assert selection.find(Config("folder:~/pictures")).images == 1
 
 
@@ -224,28 +224,28 @@ def test_tilde_is_home(tmp_path, monkeypatch):
 def test_folders_without_images_are_named(tmp_path, name, said):
     (tmp_path / "empty").mkdir()
     put(tmp_path / "texts/a.txt", b"")
-    put(tmp_path / "stray/0.png", png(dice(2, 2, 3)))
-    put(tmp_path / "stray/a/0.png", png(dice(2, 2, 3)))
-    with pytest.raises(Mistake, match=said) as caught:
+    put(tmp_path / "stray/0.png", png(random_pixels(2, 2, 3)))
+    put(tmp_path / "stray/a/0.png", png(random_pixels(2, 2, 3)))
+    with pytest.raises(UserError, match=said) as caught:
         selection.find(Config(f"folder:{tmp_path / name}"))
     assert "\n" not in str(caught.value)
 
 
 def test_pictures_that_do_not_go_together_are_named(tmp_path):
-    put(tmp_path / "a/0.png", png(dice(2, 2, 3)))
-    put(tmp_path / "a/1.png", png(dice(2, 2)))
-    with pytest.raises(Mistake, match=r"data\.channels"):
+    put(tmp_path / "a/0.png", png(random_pixels(2, 2, 3)))
+    put(tmp_path / "a/1.png", png(random_pixels(2, 2)))
+    with pytest.raises(UserError, match=r"data\.channels"):
         opened(Config(f"folder:{tmp_path}/a"))
-    put(tmp_path / "b/0.png", png(dice(2, 2, 3)))
-    put(tmp_path / "b/1.png", png(dice(2, 3, 3)))
-    with pytest.raises(Mistake, match=r"data\.size"):
+    put(tmp_path / "b/0.png", png(random_pixels(2, 2, 3)))
+    put(tmp_path / "b/1.png", png(random_pixels(2, 3, 3)))
+    with pytest.raises(UserError, match=r"data\.size"):
         opened(Config(f"folder:{tmp_path}/b"))
     assert opened(Config(f"folder:{tmp_path}/a", channels=1))[0].shape == (2, 2, 2, 1)
     assert opened(Config(f"folder:{tmp_path}/b", size=2))[0].shape == (2, 2, 2, 3)
 
 
 def test_shards_in_all_their_kinds(tmp_path):
-    pixels = dice(5, 6, 6, 3)
+    pixels = random_pixels(5, 6, 6, 3)
     members = [
         ("a/0.png", png(pixels[0])),
         ("a/0.cls", b"3\n"),
@@ -267,7 +267,7 @@ def test_shards_in_all_their_kinds(tmp_path):
 
 
 def test_a_limit_counts_images_not_blocks(tmp_path):
-    pixels = dice(12, 2, 2, 3)
+    pixels = random_pixels(12, 2, 2, 3)
     tar(tmp_path / "x.tar", [(f"{i}.npy", npy(pixels[i : i + 5])) for i in (0, 5, 10)])
     found, _ = opened(Config(f"shards:{tmp_path}/x.tar", limit=7))
     assert np.array_equal(found, pixels[:7])
@@ -282,20 +282,20 @@ def test_braces_expand_as_in_a_shell():
 
 @pytest.mark.parametrize("keep", [0.2, 0.5, 0.9])
 def test_a_truncated_tar_is_refused(tmp_path, keep):
-    whole = tar(tmp_path / "x.tar", [(f"{i}.png", png(dice(20, 20, 3))) for i in range(9)]).read_bytes()
+    whole = tar(tmp_path / "x.tar", [(f"{i}.png", png(random_pixels(20, 20, 3))) for i in range(9)]).read_bytes()
     (tmp_path / "x.tar").write_bytes(whole[: int(len(whole) * keep)])
-    with pytest.raises(Mistake, match=r"x\.tar cannot be read"):
+    with pytest.raises(UserError, match=r"x\.tar cannot be read"):
         selection.find(Config(f"shards:{tmp_path}/x.tar"))
 
 
 def test_a_tar_that_stops_between_two_members_or_goes_on_after_its_end(tmp_path):
-    first = tar(tmp_path / "x.tar", [("0.npy", npy(dice(2, 2, 3)))]).read_bytes()
+    first = tar(tmp_path / "x.tar", [("0.npy", npy(random_pixels(2, 2, 3)))]).read_bytes()
     (tmp_path / "x.tar").write_bytes(first[:1024])
-    with pytest.raises(Mistake, match="ends early"):
+    with pytest.raises(UserError, match="ends early"):
         selection.find(Config(f"shards:{tmp_path}/x.tar"))
     for padding in (0, 3 << 20):  # tapes are padded, by any number of zeros
         (tmp_path / "x.tar").write_bytes(first + bytes(padding) + first)
-        with pytest.raises(Mistake, match="more after its end"):
+        with pytest.raises(UserError, match="more after its end"):
             selection.find(Config(f"shards:{tmp_path}/x.tar"))
         (tmp_path / "x.tar").write_bytes(first + bytes(padding))
         assert selection.find(Config(f"shards:{tmp_path}/x.tar")).images == 1
@@ -315,34 +315,41 @@ def test_a_tar_that_stops_between_two_members_or_goes_on_after_its_end(tmp_path)
     ],
 )
 def test_faulty_tars_are_named(tmp_path, members, said):
-    tar(tmp_path / "x.tar", [(name, png(dice(2, 2, 3))) for name in members])
-    with pytest.raises(Mistake, match=said) as caught:
+    tar(tmp_path / "x.tar", [(name, png(random_pixels(2, 2, 3))) for name in members])
+    with pytest.raises(UserError, match=said) as caught:
         selection.find(Config(f"shards:{tmp_path}/x.tar"))
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_shard_a_link_and_a_compressed_tar(tmp_path):
-    tar(tmp_path / "x-0.tar", [("0.png", png(dice(2, 2, 3)))])
+    tar(tmp_path / "x-0.tar", [("0.png", png(random_pixels(2, 2, 3)))])
     for pattern, said in (("x-{0,1}.tar", r"no shard .*x-1\.tar"), ("y-*.tar", "no shard")):
-        with pytest.raises(Mistake, match=said):
+        with pytest.raises(UserError, match=said):
             selection.find(Config(f"shards:{tmp_path}/{pattern}"))
     link = tarfile.TarInfo("0.png")
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
     with tarfile.open(tmp_path / "link.tar", "w") as file:
         file.addfile(link)
-    with pytest.raises(Mistake, match="a link, a device or sparse"):
+    with pytest.raises(UserError, match="a link, a device or sparse"):
         selection.find(Config(f"shards:{tmp_path}/link.tar"))
     with tarfile.open(tmp_path / "z.tar", "w:gz") as file:
         file.add(tmp_path / "x-0.tar", "0.png")
-    with pytest.raises(Mistake, match="uncompressed"):
+    with pytest.raises(UserError, match="uncompressed"):
         selection.find(Config(f"shards:{tmp_path}/z.tar"))
 
 
 def test_arrays_hold_whole_numbers_or_nothing_is_read():
-    assert np.array_equal(tars.array(npy(dice(3, 2))), dice(3, 2))
+    assert np.array_equal(tars.array(npy(random_pixels(3, 2))), random_pixels(3, 2))
     objects = io.BytesIO()
     np.save(objects, np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    for bad in (objects.getvalue(), npy(np.ones(3)), npy(dice(9))[:-1], npy(dice(9)) + b"0", b"PK\x03\x04", b""):
+    for bad in (
+        objects.getvalue(),
+        npy(np.ones(3)),
+        npy(random_pixels(9))[:-1],
+        npy(random_pixels(9)) + b"0",
+        b"PK\x03\x04",
+        b"",
+    ):
         with pytest.raises(ValueError, match=r"."):
             tars.array(bad)
 
@@ -434,8 +441,8 @@ def test_an_array_with_transparency_lies_on_white_and_one_of_two_axes_is_grey():
     pixels = np.array([[[10, 20, 30, 255], [10, 20, 30, 0]]], dtype=np.uint8)
     (picture,) = tars.pictures_of({"npy": npy(pixels)})
     assert fitted(picture, (3, 1, 2)).tolist() == [[[10, 20, 30], [255, 255, 255]]]
-    (picture,) = tars.pictures_of({"npy": npy(dice(4, 5))})
-    assert np.array_equal(picture, dice(4, 5)[..., None])
+    (picture,) = tars.pictures_of({"npy": npy(random_pixels(4, 5))})
+    assert np.array_equal(picture, random_pixels(4, 5)[..., None])
 
 
 @pytest.mark.parametrize(
@@ -464,9 +471,9 @@ def test_labels_in_all_their_kinds(parts, labels):
 def test_an_npy_of_the_second_version_is_read_and_of_the_third_not():
     for version, is_read in (((1, 0), True), ((2, 0), True), ((3, 0), False)):
         file = io.BytesIO()
-        np.lib.format.write_array(file, dice(3, 2), version=version)
+        np.lib.format.write_array(file, random_pixels(3, 2), version=version)
         if is_read:
-            assert np.array_equal(tars.array(file.getvalue()), dice(3, 2))
+            assert np.array_equal(tars.array(file.getvalue()), random_pixels(3, 2))
         else:
             with pytest.raises(ValueError, match="header"):
                 tars.array(file.getvalue())
@@ -544,7 +551,7 @@ def test_whole_numbers_of_32_bits_are_refused_too():
 
 def test_a_tar_of_folders_has_a_sample_for_each_path(tmp_path):
     """As `tar cf x.tar pictures` writes it: members for the folders, equal names in them, extensions in capitals."""
-    pixels = dice(3, 2, 2, 3)
+    pixels = random_pixels(3, 2, 2, 3)
     with tarfile.open(tmp_path / "x.tar", "w") as file:
         for name, content in (
             ("a", None),
@@ -583,7 +590,7 @@ def test_the_wider_number_says_how_wide_all_are():
 
 def test_the_order_of_a_folder_is_not_the_file_system_s(tmp_path, monkeypatch):
     for number in range(12):
-        put(tmp_path / "abc"[number % 3] / f"{number}.png", png(dice(2, 2, 3, seed=number)))
+        put(tmp_path / "abc"[number % 3] / f"{number}.png", png(random_pixels(2, 2, 3, seed=number)))
     found = opened(Config(f"folder:{tmp_path}"))
     walk = os.walk
 
@@ -599,8 +606,8 @@ def test_the_order_of_a_folder_is_not_the_file_system_s(tmp_path, monkeypatch):
 
 
 def test_a_class_that_is_a_link_to_a_folder_is_read(tmp_path):
-    put(tmp_path / "far/0.png", png(dice(2, 2, 3)))
-    put(tmp_path / "in/a/0.png", png(dice(2, 2, 3)))
+    put(tmp_path / "far/0.png", png(random_pixels(2, 2, 3)))
+    put(tmp_path / "in/a/0.png", png(random_pixels(2, 2, 3)))
     os.symlink(tmp_path / "far", tmp_path / "in/b")
     assert selection.find(Config(f"folder:{tmp_path}/in")).classes == ["a", "b"]
 
@@ -610,7 +617,8 @@ def test_bits_from_nine_to_sixteen_are_taken():
 
 
 @pytest.mark.parametrize(
-    "values", [dice(3, 2).T, np.asfortranarray(dice(2, 3, 4, 3)), dice(4, 5, 3).transpose(1, 0, 2)]
+    "values",
+    [random_pixels(3, 2).T, np.asfortranarray(random_pixels(2, 3, 4, 3)), random_pixels(4, 5, 3).transpose(1, 0, 2)],
 )
 def test_an_npy_whose_rows_lie_in_another_order_is_refused_and_not_scrambled(tmp_path, values):
     """np.save keeps the order of a transposed array's memory."""
@@ -619,7 +627,7 @@ def test_an_npy_whose_rows_lie_in_another_order_is_refused_and_not_scrambled(tmp
             tars.array(npy(values))
     assert np.array_equal(tars.array(npy(np.ascontiguousarray(values))), values)
     if values.ndim == 4:
-        with pytest.raises(Mistake, match="C order"):
+        with pytest.raises(UserError, match="C order"):
             opened(Config(f"shards:{tar(tmp_path / 'x.tar', [('0.npy', npy(values))])}"))
 
 
@@ -661,7 +669,7 @@ def test_images_of_these_kinds_are_read_from_a_tar_and_no_others(tmp_path):
     assert len(pixels) == 2 * len(words)
     assert np.abs(pixels.astype(int) - 90).max() < 4
     for word in {*EXTENSIONS} - {*words}:
-        with pytest.raises(Mistake, match="unknown kind"):
+        with pytest.raises(UserError, match="unknown kind"):
             selection.find(Config(f"shards:{tar(tmp_path / 'y.tar', [(f'0.{word}', image_file(EXTENSIONS[word]))])}"))
 
 
@@ -709,14 +717,14 @@ def test_twelve_bits_in_a_colour_tiff_are_known_as_such(order, packed):
     picture = tars.decode(tiff16(dark, order, packed), "any")
     assert fitted(picture, (3, 1, 2)).tolist() == [[[0, 15, 0], [0, 0, 0]]]
     assert fitting.fit(picture, fitting.Form((3, 1, 2), None, True, "lanczos"), "it").peak == 15 * 257
-    with pytest.raises(Mistake, match="in colour"):
+    with pytest.raises(UserError, match="in colour"):
         fitting.fit(picture, fitting.Form((3, 1, 2), None, True, "lanczos", 12), "it")
 
 
 def test_two_folders_of_one_number_on_two_disks_are_two(tmp_path, monkeypatch):
     """The roots of file systems often share their inode's number."""
     for name in ("a", "b"):
-        put(tmp_path / name / "0.png", png(dice(2, 2, 3)))
+        put(tmp_path / name / "0.png", png(random_pixels(2, 2, 3)))
     numbers = {tmp_path / "a": (7, 1), tmp_path / "b": (7, 2)}
     real = os.stat
 
@@ -734,8 +742,8 @@ def test_two_folders_of_one_number_on_two_disks_are_two(tmp_path, monkeypatch):
 
 
 def test_of_a_folder_and_a_link_to_it_the_first_name_counts_whatever_the_file_system_says(tmp_path, monkeypatch):
-    put(tmp_path / "in/b/0.png", png(dice(2, 2, 3)))
-    put(tmp_path / "in/c/0.png", png(dice(2, 2, 3)))
+    put(tmp_path / "in/b/0.png", png(random_pixels(2, 2, 3)))
+    put(tmp_path / "in/c/0.png", png(random_pixels(2, 2, 3)))
     os.symlink(tmp_path / "in/b", tmp_path / "in/a")
     os.symlink(tmp_path / "in/c", tmp_path / "in/d")
     walk = os.walk

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from diffcore.core import disk
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.data import fitting, selection, sources
 from diffcore.data.config import Config
 from diffcore.data.manifest import Manifest
@@ -127,9 +127,9 @@ def test_any_folder_at_the_top_can_be_a_split_by_its_name(tmp_path):
 
 @pytest.mark.parametrize("split", [Split(holdout=["exam"]), Split(train=["train", "exam"])])
 def test_a_split_that_is_not_there_is_named(divided, tmp_path, split):
-    with pytest.raises(Mistake, match=r"no split 'exam'; .* has test, train, val"):
+    with pytest.raises(UserError, match=r"no split 'exam'; .* has test, train, val"):
         write(Config(f"folder:{divided}", split=split), tmp_path / "out")
-    with pytest.raises(Mistake, match="is not divided"):
+    with pytest.raises(UserError, match="is not divided"):
         write(Config(f"folder:{divided}/train/a", split=Split(holdout=["exam"])), tmp_path / "out")
 
 
@@ -208,7 +208,7 @@ def test_a_share_that_holds_out_none_or_all_is_refused(tmp_path):
     save(tmp_path / "in/0.png", 0)
     lot = selection._lot("0.png")
     for share, said in ((lot / 2, "no image of 1 is held out"), ((lot + 1) / 2, "leaves no image to train on")):
-        with pytest.raises(Mistake, match=said):
+        with pytest.raises(UserError, match=said):
             selection.find(Config(f"folder:{tmp_path}/in", split=Split(holdout=share)))
 
 
@@ -232,7 +232,7 @@ def test_labels_of_one_part_alone_are_refused(tmp_path):
         for number, name in enumerate(names):
             label = {"cls": 1} if lots[name] < share else {}
             tar.write({"__key__": name, "npy": picture(number), **label})
-    with pytest.raises(Mistake, match="only some of the images have labels"):
+    with pytest.raises(UserError, match="only some of the images have labels"):
         write(Config(f"shards:{tmp_path}/x.tar", split=Split(holdout=share)), tmp_path / "out")
 
 
@@ -312,7 +312,7 @@ def spoil(folder: Path, count: int) -> None:
 
 def test_all_unreadable_images_are_counted_before_it_is_refused(flat, tmp_path):
     spoil(flat, 6)
-    with pytest.raises(Mistake, match=r"^6 of 120 images cannot be read \(.*data\.tolerance to 0\.05\b") as caught:
+    with pytest.raises(UserError, match=r"^6 of 120 images cannot be read \(.*data\.tolerance to 0\.05\b") as caught:
         write(Config(f"folder:{flat}"), tmp_path / "out")
     assert all(f"{number:03d}.png" in str(caught.value) for number in range(6))
     assert "\n" not in str(caught.value)
@@ -327,7 +327,7 @@ def test_the_tolerance_is_a_share(flat, tmp_path, count, tolerance, fits):
     if fits:
         assert len(write(config, tmp_path / "out").quarantined) == count
     else:
-        with pytest.raises(Mistake, match="cannot be read"):
+        with pytest.raises(UserError, match="cannot be read"):
             write(config, tmp_path / "out")
 
 
@@ -335,7 +335,7 @@ def test_the_tolerance_is_a_share(flat, tmp_path, count, tolerance, fits):
 def test_the_count_of_unreadable_images_ends_somewhere(flat, tmp_path, monkeypatch, name, bound):
     spoil(flat, 60)
     monkeypatch.setattr(f"diffcore.data.tally.{name}", bound)
-    with pytest.raises(Mistake, match=r"of the first \d+ of 120 images") as caught:
+    with pytest.raises(UserError, match=r"of the first \d+ of 120 images") as caught:
         write(Config(f"folder:{flat}"), tmp_path / "out", workers=1)
     assert int(str(caught.value).split("of the first ")[1].split()[0]) <= 20
 
@@ -402,7 +402,7 @@ def test_what_the_machine_cannot_do_is_not_the_images_fault(flat, tmp_path, monk
 
     found = form(Config(f"folder:{flat}"), selection.find(Config(f"folder:{flat}")))
     monkeypatch.setattr("diffcore.data.fitting.form", failing)
-    with pytest.raises(Mistake, match="the machine is at fault"):
+    with pytest.raises(UserError, match="the machine is at fault"):
         write(Config(f"folder:{flat}", tolerance=0.9), tmp_path / "out")
 
 
@@ -418,14 +418,14 @@ def test_twelve_bits_in_sixteen_are_refused_until_it_is_said_what_white_is(tmp_p
     deep(tmp_path / "in/0.png", 0, 4095, 2048)
     deep(tmp_path / "in/1.png", 0, 1000, 5)
     config = f"folder:{tmp_path}/in"
-    with pytest.raises(Mistake, match=r"brightest of 2 images with 16 bits is at 4095 of 65535.*data\.bits to 12"):
+    with pytest.raises(UserError, match=r"brightest of 2 images with 16 bits is at 4095 of 65535.*data\.bits to 12"):
         write(Config(config), tmp_path / "out")
     write(Config(config, bits=12), tmp_path / "out")
     values = sorted(load_resident(tmp_path / "out").pixels.flatten(1).tolist())
     assert values == [[0, 62, 0], [0, 255, 128]]
     write(Config(config, bits=16), tmp_path / "out")
     assert load_resident(tmp_path / "out").pixels.max() == 16
-    with pytest.raises(Mistake, match=r"as bright as 4095, and white is 1023 by data\.bits 10"):
+    with pytest.raises(UserError, match=r"as bright as 4095, and white is 1023 by data\.bits 10"):
         write(Config(config, bits=10), tmp_path / "out")
 
 
@@ -435,7 +435,7 @@ def test_a_set_that_is_bright_somewhere_is_read_as_it_is_and_its_dark_images_are
     lines = told(Config(f"folder:{tmp_path}/in"), tmp_path / "out")
     assert "1 of 2 images with 16 bits are nearly black (1.png)" in lines
     deep(tmp_path / "in/0.png", 0, 32767)
-    with pytest.raises(Mistake, match=r"set data\.bits to 15"):
+    with pytest.raises(UserError, match=r"set data\.bits to 15"):
         write(Config(f"folder:{tmp_path}/in"), tmp_path / "out")
 
 
@@ -467,9 +467,9 @@ def test_twelve_bits_in_colour_are_refused_too(tmp_path):
     (tmp_path / "in").mkdir()
     dark = np.array([[[0, 4095, 0], [100, 0, 9]]])
     (tmp_path / "in/0.png").write_bytes(colour16(dark))
-    with pytest.raises(Mistake, match=r"brightest of 1 images with 16 bits is at 3855"):
+    with pytest.raises(UserError, match=r"brightest of 1 images with 16 bits is at 3855"):
         write(Config(f"folder:{tmp_path}/in"), tmp_path / "out")
-    with pytest.raises(Mistake, match="in colour"):
+    with pytest.raises(UserError, match="in colour"):
         write(Config(f"folder:{tmp_path}/in", bits=12), tmp_path / "out")
     (tmp_path / "in/0.png").write_bytes(colour16(dark * 16))
     write(Config(f"folder:{tmp_path}/in"), tmp_path / "out")
@@ -484,7 +484,7 @@ def test_twelve_bits_are_refused_however_many_channels_there_are_and_alpha_is_no
     if channels != 3:
         dark[..., -1] = 65535
     (tmp_path / "in/0.png").write_bytes(colour16(dark))
-    with pytest.raises(Mistake, match=r"brightest of 1 images with 16 bits is at 3855"):
+    with pytest.raises(UserError, match=r"brightest of 1 images with 16 bits is at 3855"):
         write(Config(f"folder:{tmp_path}/in"), tmp_path / "out")
 
 
@@ -587,7 +587,7 @@ def test_the_tolerance_that_is_proposed_is_enough(flat, tmp_path):
     spoil(flat, 2)
     for number in range(116, 120):
         (flat / f"{number}.png").unlink()
-    with pytest.raises(Mistake, match=r"2 of 116 images .*data\.tolerance to (0\.018)") as caught:
+    with pytest.raises(UserError, match=r"2 of 116 images .*data\.tolerance to (0\.018)") as caught:
         write(Config(f"folder:{flat}"), tmp_path / "out")
     proposed = float(str(caught.value).rpartition(" ")[2])
     assert len(write(Config(f"folder:{flat}", tolerance=proposed), tmp_path / "out").quarantined) == 2
@@ -606,7 +606,7 @@ def test_a_damaged_block_counts_as_all_its_images(tmp_path):
     assert (manifest.found, manifest.images) == (8, 5)
     assert [(each["name"], each["images"]) for each in manifest.quarantined] == [("x.tar//1", 3)]
     assert heard[-1] == (8, 8)
-    with pytest.raises(Mistake, match=r"3 of 8 images cannot be read .*data\.tolerance to 0\.375"):
+    with pytest.raises(UserError, match=r"3 of 8 images cannot be read .*data\.tolerance to 0\.375"):
         write(Config(f"shards:{tmp_path}/x.tar", tolerance=0.3), tmp_path / "out")
 
 
@@ -617,8 +617,8 @@ def test_how_bright_a_set_is_says_its_brightest_image_whatever_the_order(tmp_pat
     (dark,) = [line for line in lines if "nearly black" in line]
     assert dark.startswith("3 of 6 images with 16 bits")
     (tmp_path / "in/1.png").unlink()
-    with pytest.raises(Mistake, match=r"brightest of 5 images with 16 bits is at 6000.*data\.bits to 13"):
+    with pytest.raises(UserError, match=r"brightest of 5 images with 16 bits is at 6000.*data\.bits to 13"):
         write(Config(f"folder:{tmp_path}/in"), tmp_path / "out")
     deep(tmp_path / "black/0.png", 0, 3)
-    with pytest.raises(Mistake, match=r"data\.bits to 9, "):
+    with pytest.raises(UserError, match=r"data\.bits to 9, "):
         write(Config(f"folder:{tmp_path}/black"), tmp_path / "out")

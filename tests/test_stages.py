@@ -40,10 +40,11 @@ QUIET = {
     "tasks.params",  # it imports every Config to parse it, and parsing cannot change a result
     "tasks.sections",
     "tasks.rules",
+    "tasks.renamed",
     "tasks.strict_yaml",
     "tasks.paths",
     "tasks.progress",
-    "tasks.lifeline",
+    "tasks.signals",
     "tasks.graph",
 }
 """Modules that a stage may import but that cannot change what it writes."""

@@ -14,10 +14,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.training import learner, loop
-from tasks import command, lifeline, params, progress, sections, surroundings, train
-from tasks.lifeline import die_with_parent
+from tasks import command, params, progress, sections, signals, surroundings, train
+from tasks.signals import die_with_parent
 
 ROOT = Path(__file__).parent.parent
 
@@ -103,7 +103,7 @@ def main(capsys, *words: str) -> tuple[int, str]:
 
 @pytest.fixture(autouse=True)
 def unattached(monkeypatch):
-    monkeypatch.setattr(lifeline, "die_with_parent", lambda: None)
+    monkeypatch.setattr(signals, "die_with_parent", lambda: None)
 
 
 @pytest.mark.parametrize("name", ["json.py", "random.py", "logging/__init__.py"])
@@ -158,7 +158,7 @@ def test_ctrl_c_is_quiet_while_modules_are_imported_and_later(monkeypatch, capsy
             assert main(capsys, "check") == (130, "")
 
 
-@pytest.mark.parametrize("then", [RecursionError(), ImportError("numpy is half there"), Mistake("no")])
+@pytest.mark.parametrize("then", [RecursionError(), ImportError("numpy is half there"), UserError("no")])
 def test_ctrl_c_that_a_library_swallows_is_quiet_all_the_same(monkeypatch, capsys, then):
     """What the library then stumbles over is no fault of anybody's."""
 
@@ -177,7 +177,7 @@ def test_where_ctrl_c_is_ignored_it_stays_so(monkeypatch):
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         seen = []
-        monkeypatch.setattr(params, "read", lambda: seen.append(signal.getsignal(signal.SIGINT)) or Mistake)
+        monkeypatch.setattr(params, "read", lambda: seen.append(signal.getsignal(signal.SIGINT)) or UserError)
         with contextlib.suppress(AttributeError):
             command.main(["check"])
         assert seen == [signal.getsignal(signal.SIGINT)] == [signal.SIG_IGN]
@@ -187,7 +187,7 @@ def test_where_ctrl_c_is_ignored_it_stays_so(monkeypatch):
 
 def test_every_fault_is_a_line_of_its_own(monkeypatch, capsys):
     def read():
-        raise Mistake("one\ntwo")
+        raise UserError("one\ntwo")
 
     monkeypatch.setattr(params, "read", read)
     assert main(capsys, "check") == (2, "error: one\nerror: two\n")
@@ -249,7 +249,7 @@ def order(monkeypatch) -> list:
         holder = importlib.import_module(f"tasks.{module}")
         monkeypatch.setattr(holder, name, lambda *given: seen.append((place, *given)) or answer)
 
-    for place in ("surroundings.check", "lifeline.die_with_parent", "graph.check", "report.report", "workspace.make"):
+    for place in ("surroundings.check", "signals.die_with_parent", "graph.check", "report.report", "workspace.make"):
         note(place)
     for place in ("dvc_files.keep", "dvc_files.mend", *(place for place, _, _ in COMMANDS.values()), "adopt.take"):
         note(place)
@@ -260,7 +260,7 @@ def order(monkeypatch) -> list:
 
 
 PARAMS = SimpleNamespace(line=lambda name: None, distill={"pd4": None})
-BEGINS = [("surroundings.check",), ("lifeline.die_with_parent",)]
+BEGINS = [("surroundings.check",), ("signals.die_with_parent",)]
 
 
 @pytest.mark.parametrize("words", COMMANDS)
@@ -312,7 +312,7 @@ def test_a_stopped_training_ends_with_143_and_what_it_had_is_put_back(order, wor
 @pytest.mark.parametrize("words", COMMANDS)
 @pytest.mark.parametrize(
     ("end", "code"),
-    [(Mistake("no"), 2), (OSError(28, "full"), 2), (KeyboardInterrupt(), 130), (ZeroDivisionError(), None)],
+    [(UserError("no"), 2), (OSError(28, "full"), 2), (KeyboardInterrupt(), 130), (ZeroDivisionError(), None)],
 )
 def test_however_a_stage_fails_what_it_had_is_put_back(order, words, end, code, monkeypatch):
     """DVC has deleted it before the stage began."""
@@ -408,7 +408,7 @@ def test_sigterm_and_no_other_signal_asks_a_training_to_stop():
         [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGHUP)],
     )
     try:
-        stop = lifeline.StopFlag()
+        stop = signals.StopFlag()
         assert not stop()
         assert [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGHUP)] == others
         signal.raise_signal(signal.SIGTERM)
@@ -439,7 +439,7 @@ def test_garbage_for_accelerate_is_one_line(monkeypatch, name, value):
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
     monkeypatch.setenv(name, value)
-    with pytest.raises(Mistake) as caught:
+    with pytest.raises(UserError) as caught:
         learner.accelerator()
     assert str(caught.value).startswith("accelerate cannot start here: ")
     assert len(str(caught.value).splitlines()) == 1
@@ -473,5 +473,5 @@ def test_whatever_accelerate_fails_with_is_one_line(monkeypatch, kind):
         raise kind("the server\n socket has failed")
 
     monkeypatch.setattr(learner, "Accelerator", fails)
-    with pytest.raises(Mistake, match=r"cannot start here: the server socket has failed; .*MASTER_PORT"):
+    with pytest.raises(UserError, match=r"cannot start here: the server socket has failed; .*MASTER_PORT"):
         learner.accelerator()

@@ -35,7 +35,7 @@ from diffcore import checkpoints
 from diffcore.checkpoints.card import SCHEMA, Card
 from diffcore.checkpoints.folder import WEIGHTS
 from diffcore.core import disk
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.metrics.estimate import Estimate, columns
 from diffcore.metrics.frontier import SCHEMA as SCHEMA_OF_FRONTIERS
 from diffcore.metrics.frontier import Frontier
@@ -43,24 +43,35 @@ from diffcore.metrics.point import Point
 from diffcore.search import gamma
 from tasks import database, faults, paths, pictures, redaction, report
 from tasks.tracking import publishing
-from tasks.tracking.client import LOCK, QUIET, Book, alone, ask, every, explained, logged, open_book, prepared
-from tasks.tracking.files import CURVE_ROWS, Files, _check_rows, read, thinned
+from tasks.tracking.artifacts import CURVE_ROWS, Artifacts, _check_rows, read, thinned
+from tasks.tracking.client import (
+    LOCK,
+    QUIET,
+    Experiment,
+    alone,
+    ask,
+    every,
+    explained,
+    logged,
+    open_experiment,
+    prepared,
+)
 from tasks.tracking.models import _digests, _fault, _identity, _local, _model_name, _pin, _shipped, carries, register
 from tasks.tracking.note import NOTE, _lines, write_note
-from tasks.tracking.pages import (
-    Page,
+from tasks.tracking.publishing import _publish
+from tasks.tracking.receipt import CHART, how_to_open
+from tasks.tracking.run_specs import (
+    RunSpec,
     _flat,
     _log,
     _log_images,
+    curve_specs,
     enter,
-    floor_page,
-    frontier_page,
+    floor_spec,
+    frontier_spec,
     students_early,
-    train_pages,
-    way_pages,
+    train_specs,
 )
-from tasks.tracking.publishing import _publish
-from tasks.tracking.receipt import CHART, how_to_open
 from tests.test_pictures import but, of, pixels, point, ramp, small_table, table, write_curve
 
 # what mlflow and the libraries below it warn of on import or on opening a database; nothing of ours
@@ -99,8 +110,8 @@ def write_checkpoint(folder: Path, p: Point) -> str:
         name=p.checkpoint,
         method=p.method,
         schedule={},
-        head="v",
-        labels=1024,
+        parameterization="v",
+        num_timesteps=1024,
         solver=p.sampler,
         grid=None,
         classes=None,
@@ -185,7 +196,7 @@ def few_points() -> Frontier:
     for k, each in enumerate(points[:3]):
         rare = {"accuracy": Estimate(0.9 - k / 50, 0.01 + k / 500), "bits": Estimate(3.5 + k, 0.02 + k / 500)}
         points[k] = dataclasses.replace(each, metrics=each.metrics | rare)
-    return table(points, "pd2-ddim-even-2")
+    return table(points, "pd2-ddim-uniform-2")
 
 
 def client():
@@ -207,8 +218,8 @@ SHOWN += ("accuracy", "accuracy_se", "bits", "bits_se", "ms_per_image", "nfe")
 
 
 def test_one_run_for_each_way_with_the_calls_as_step(receipt):
-    assert list(receipt["runs"]) == ["teacher ddim even", "progressive", "consistency"]
-    for name, points in pictures.ways(few_points().points).items():
+    assert list(receipt["runs"]) == ["teacher ddim uniform", "progressive", "consistency"]
+    for name, points in pictures.by_curve(few_points().points).items():
         run = receipt["runs"][name]
         for key in SHOWN:
             logged = {m.step: m.value for m in client().get_metric_history(run, key)}
@@ -224,9 +235,9 @@ def test_the_sample_grids_lie_at_their_steps_and_a_sheet_at_step_0(receipt):
 
 
 def test_the_sample_grid_at_a_step_is_that_of_the_point_with_so_many_calls(receipt):
-    """And the sheet has all of the way's, the one with the fewest calls last."""
-    for way, points in pictures.ways(few_points().points).items():
-        folder = Path(client().download_artifacts(receipt["runs"][way], "images"))
+    """And the sheet has all of the curve's, the one with the fewest calls last."""
+    for curve, points in pictures.by_curve(few_points().points).items():
+        folder = Path(client().download_artifacts(receipt["runs"][curve], "images"))
         logged = {int(re.search(r"step\W(\d+)", path.name)[1]): path for path in folder.glob("*.png")}
         assert set(logged) == {0, *(point_.nfe for point_ in points)}
         for point_ in points:
@@ -282,17 +293,17 @@ def test_the_frontiers_run_holds_files_and_every_parameter(receipt):
         "all.png",
     }
     assert run.data.params == {"seed": "0", "evaluate.images": "1000", "search.estimator": "residual"}
-    assert run.data.tags["recommended"] == "pd2-ddim-even-2"
+    assert run.data.tags["recommended"] == "pd2-ddim-uniform-2"
 
 
 def test_each_point_is_a_logged_model_and_weights_are_copied_once_for_each_student(receipt):
     models = {name: client().get_logged_model(found) for name, found in receipt["models"].items()}
     assert set(models) == {p.name for p in few_points().points}
     carried = {name for name, model in models.items() if model.tags["weights"] == "here"}
-    assert carried == {"pd2-ddim-even-2", "pd1-ddim-even-1", "cd-ddim-even-2"}
+    assert carried == {"pd2-ddim-uniform-2", "pd1-ddim-uniform-1", "cd-ddim-uniform-2"}
     assert len(list(Path("mlruns").rglob("*.safetensors"))) == 3
     assert not list(Path("mlruns").rglob("*.pkl"))
-    fd = {m.key: (m.value, m.step) for m in models["teacher-ddim-even-4"].metrics}["fd"]
+    fd = {m.key: (m.value, m.step) for m in models["teacher-ddim-uniform-4"].metrics}["fd"]
     assert fd == (13.0, 4)
 
 
@@ -301,14 +312,14 @@ def test_the_recommended_point_is_registered_as_challenger(receipt):
     assert str(version.version) == receipt["version"]["version"] == "1"
     tags = {key: version.tags[key] for key in ("method", "nfe", "fd", "digest", "point")}
     digest = json.loads(Path("artifacts/checkpoints/pd2/card.json").read_text())["digest"]
-    assert tags == {"method": "progressive", "nfe": "2", "fd": "1.7", "digest": digest, "point": "pd2-ddim-even-2"}
-    assert version.source == f"models:/{receipt['models']['pd2-ddim-even-2']}"
+    assert tags == {"method": "progressive", "nfe": "2", "fd": "1.7", "digest": digest, "point": "pd2-ddim-uniform-2"}
+    assert version.source == f"models:/{receipt['models']['pd2-ddim-uniform-2']}"
 
 
 def test_the_signature_says_what_goes_in_and_comes_out(receipt):
     import mlflow
 
-    signature = mlflow.models.get_model_info(f"models:/{receipt['models']['pd2-ddim-even-2']}").signature
+    signature = mlflow.models.get_model_info(f"models:/{receipt['models']['pd2-ddim-uniform-2']}").signature
     assert signature.inputs.input_names() == ["num_images"]
     (images,) = signature.outputs.inputs
     assert (images.shape, images.type) == ((-1, 8, 12, 3), np.dtype("uint8"))
@@ -317,7 +328,7 @@ def test_the_signature_says_what_goes_in_and_comes_out(receipt):
 
 def test_a_shipped_model_asks_for_the_packages_it_needs_as_an_index_serves_them(receipt, monkeypatch):
     """torch==2.5.1+cpu is served by none."""
-    (told,) = Path("mlruns").rglob(f"{receipt['models']['pd2-ddim-even-2']}/artifacts/requirements.txt")
+    (told,) = Path("mlruns").rglob(f"{receipt['models']['pd2-ddim-uniform-2']}/artifacts/requirements.txt")
     asked = dict(line.split("==") for line in told.read_text().split())
     assert asked == {name: version(name).split("+")[0] for name in ("mlflow", "torch", "numpy", "safetensors")}
     monkeypatch.setattr("tasks.tracking.models.version", lambda package: f"{len(package)}.5.1+cu128")
@@ -348,7 +359,7 @@ def test_only_the_way_that_changed_gets_a_new_run(room):
     assert first["train"] == second["train"]
     old = client().get_run(first["runs"]["progressive"])
     assert (old.data.tags["current"], old.info.lifecycle_stage) == ("false", "active")
-    gone = first["models"]["pd1-ddim-even-1"]
+    gone = first["models"]["pd1-ddim-uniform-1"]
     assert client().get_logged_model(gone).tags["current"] == "false"
     assert len(second["models"]) == 6
     assert second["version"] == first["version"]
@@ -361,8 +372,8 @@ def test_only_the_way_that_changed_gets_a_new_run(room):
 def test_what_a_run_shows_besides_numbers_makes_it_new_too(room):
     """Parameters and pictures; and a model whose digest a kill left unwritten is as good as any."""
     first = publish()
-    client().delete_logged_model_tag(first["models"]["pd2-ddim-even-2"], "files")
-    pictures.grid(ramp(4, 8, 8, 1)[::-1], room / "artifacts/samples/cd-ddim-even-2.png")
+    client().delete_logged_model_tag(first["models"]["pd2-ddim-uniform-2"], "files")
+    pictures.grid(ramp(4, 8, 8, 1)[::-1], room / "artifacts/samples/cd-ddim-uniform-2.png")
     second = publishing.publish(Path("artifacts"), "distill", "sampler", PARAMETERS | {"seed": 1})
     assert [name for name in first["runs"] if first["runs"][name] != second["runs"][name]] == ["consistency"]
     assert second["train"] == first["train"]
@@ -381,15 +392,15 @@ def test_an_earlier_frontier_that_comes_back_is_found_again(room):
     assert third == first
     assert {**counts(room), "tags": 0} == {**before, "tags": 0}
     assert client().get_run(first["runs"]["progressive"]).data.tags["current"] == "true"
-    assert client().get_logged_model(first["models"]["pd1-ddim-even-1"]).tags["current"] == "true"
+    assert client().get_logged_model(first["models"]["pd1-ddim-uniform-1"]).tags["current"] == "true"
 
 
 def test_the_alias_challenger_moves_and_production_stays(room):
     publish()
     client().set_registered_model_alias("sampler", "production", "1")
-    second = publish(table(few_points().points, "cd-ddim-even-1"))
+    second = publish(table(few_points().points, "cd-ddim-uniform-1"))
     assert aliases() == {"challenger": "2", "production": "1"}
-    moved = client().get_logged_model(second["models"]["cd-ddim-even-1"])
+    moved = client().get_logged_model(second["models"]["cd-ddim-uniform-1"])
     assert moved.tags["weights"] == "here"
     assert (moved.experiment_id, moved.source_run_id) == (second["experiment_id"], second["runs"]["consistency"])
     before = counts(room)
@@ -401,27 +412,27 @@ def test_the_alias_challenger_moves_and_production_stays(room):
 
 
 def test_what_a_person_did_in_the_experiment_does_not_end_publishing(room, capsys):
-    """A run of their own, and the recommended point's logged model deleted: it is logged again, into the way's run, and
+    """A run of their own, and the recommended point's logged model deleted: it is logged again, into the curve's run, and
     registered anew; then all is as it should be."""
     first = publish()
     mine = client().create_run(first["experiment_id"], run_name="by hand").info.run_id
     client().set_terminated(mine)
-    gone = first["models"]["pd2-ddim-even-2"]
+    gone = first["models"]["pd2-ddim-uniform-2"]
     client().delete_logged_model(gone)
     capsys.readouterr()
     second = publish()
     said = capsys.readouterr().out
-    assert "what MLflow held of pd2-ddim-even-2 was deleted; logged again" in said
+    assert "what MLflow held of pd2-ddim-uniform-2 was deleted; logged again" in said
     assert "version 1 of 'sampler' in MLflow is damaged; version 2 takes its place" in said
-    new = second["models"].pop("pd2-ddim-even-2")
-    assert second["models"].items() == first["models"].items() - {("pd2-ddim-even-2", gone)}
+    new = second["models"].pop("pd2-ddim-uniform-2")
+    assert second["models"].items() == first["models"].items() - {("pd2-ddim-uniform-2", gone)}
     model = client().get_logged_model(new)
     assert (model.experiment_id, model.source_run_id) == (first["experiment_id"], first["runs"]["progressive"])
     assert model.tags["weights"] == "here"
     assert client().get_model_version_by_alias("sampler", "challenger").source == f"models:/{new}"
     assert "current" not in client().get_run(mine).data.tags
     before = counts(room)
-    assert publish()["models"] == second["models"] | {"pd2-ddim-even-2": new}
+    assert publish()["models"] == second["models"] | {"pd2-ddim-uniform-2": new}
     assert counts(room) == before
 
 
@@ -444,10 +455,10 @@ def test_another_way_to_sample_the_same_weights_is_another_thing_to_ship(other):
 
 def test_a_recommended_sampler_of_the_teacher_carries_its_weights_and_gamma(room):
     points = [*few_points().points, point("teacher", 2, 1.5, sampler="analytic")]
-    receipt = publish(table(points, "teacher-analytic-even-2"))
+    receipt = publish(table(points, "teacher-analytic-uniform-2"))
     import mlflow
 
-    info = mlflow.models.get_model_info(f"models:/{receipt['models']['teacher-analytic-even-2']}")
+    info = mlflow.models.get_model_info(f"models:/{receipt['models']['teacher-analytic-uniform-2']}")
     flavor = info.flavors["python_function"]
     assert set(flavor["artifacts"]) == {"checkpoint", "gamma"}
     assert flavor["config"] == {"recipe": '{"sampler": "analytic"}', "times": [1.0, 0.5, 0.0]}
@@ -455,10 +466,10 @@ def test_a_recommended_sampler_of_the_teacher_carries_its_weights_and_gamma(room
 
 def test_a_publisher_killed_half_way_is_followed_by_a_whole_run(room, monkeypatch):
     log_image = _log_images
-    monkeypatch.setattr("tasks.tracking.pages._log_images", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("tasks.tracking.run_specs._log_images", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         publish()
-    monkeypatch.setattr("tasks.tracking.pages._log_images", log_image)
+    monkeypatch.setattr("tasks.tracking.run_specs._log_images", log_image)
     receipt = publish()
     runs = client().search_runs([receipt["experiment_id"]], "tags.current = 'true'")
     assert sorted(run.info.status for run in runs) == ["FINISHED"] * 9
@@ -484,25 +495,25 @@ def test_a_server_that_is_down_is_a_mistake_at_once(room, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     started = time.monotonic()
     with pytest.raises(
-        Mistake, match=r"MLflow at http://127\.0\.0\.1:\d+ does not answer: .*refused.*; run `distill up`"
+        UserError, match=r"MLflow at http://127\.0\.0\.1:\d+ does not answer: .*refused.*; run `distill up`"
     ):
         publish()
     assert time.monotonic() - started < 3
 
 
 @pytest.mark.parametrize(
-    "name", ["frontier.json", "frontier.csv", "samples/pd2-ddim-even-2.png", "checkpoints/pd2/card.json"]
+    "name", ["frontier.json", "frontier.csv", "samples/pd2-ddim-uniform-2.png", "checkpoints/pd2/card.json"]
 )
 def test_a_missing_file_is_named(room, name):
     (room / "artifacts" / name).unlink()
-    with pytest.raises(Mistake, match=f"{Path(name).name}"):
+    with pytest.raises(UserError, match=f"{Path(name).name}"):
         publish()
 
 
 def test_a_deleted_experiment_is_a_mistake(room):
     receipt = publish()
     client().delete_experiment(receipt["experiment_id"])
-    with pytest.raises(Mistake, match="'distill' was deleted"):
+    with pytest.raises(UserError, match="'distill' was deleted"):
         publish()
 
 
@@ -537,11 +548,11 @@ def test_two_processes_on_a_fresh_database_publish_once(tmp_path, monkeypatch):
 
 
 def test_students_are_among_the_runs_that_the_page_opens_with():
-    def page(name: str, method: str) -> Page:
-        return Page("way", name, {"points": [{"method": method}]}, lambda run: None)
+    def spec(name: str, method: str) -> RunSpec:
+        return RunSpec("curve", name, {"points": [{"method": method}]}, lambda run: None)
 
-    teacher = [page(f"teacher {k}", "teacher") for k in range(12)]
-    found = students_early([*teacher, page("progressive", "progressive"), page("consistency", "consistency")])
+    teacher = [spec(f"teacher {k}", "teacher") for k in range(12)]
+    found = students_early([*teacher, spec("progressive", "progressive"), spec("consistency", "consistency")])
     assert [each.name for each in found[:4]] == ["teacher 0", "progressive", "consistency", "teacher 1"]
     assert len(found) == 14
 
@@ -551,22 +562,22 @@ def test_the_runs_are_made_in_the_order_in_which_the_page_shows_them_backwards(t
     write_files(tmp_path, few_points())
     made = []
 
-    def enter(book: Book, pages: list[Page]) -> None:
-        made.extend(page.name for page in pages)
+    def enter(experiment: Experiment, specs: list[RunSpec]) -> None:
+        made.extend(spec.name for spec in specs)
         raise KeyboardInterrupt
 
     monkeypatch.setattr("tasks.tracking.publishing.enter", enter)
     with pytest.raises(KeyboardInterrupt):
-        _publish(read(tmp_path, {}), Book(None, "1"), "m")
-    ways = ["teacher ddim even", "progressive", "consistency"]
+        _publish(read(tmp_path, {}), Experiment(None, "1"), "m")
+    curves = ["teacher ddim uniform", "progressive", "consistency"]
     trained = ["train cd", "train pd1", "train pd2", "train teacher"]
-    assert made[::-1] == [*ways, "real against real", "frontier", *trained]
+    assert made[::-1] == [*curves, "real against real", "frontier", *trained]
 
 
 def test_the_newest_of_several_sound_versions_is_the_challenger(monkeypatch):
     """By number: 10 comes after 9. One that holds another point or is damaged does not count."""
-    files = Files(Path(), few_points(), {}, {})
-    wanted = _identity(files.recommended)
+    artifacts = Artifacts(Path(), few_points(), {}, {})
+    wanted = _identity(artifacts.recommended)
     versions = [SimpleNamespace(version=n, tags=dict(wanted)) for n in ("9", "10", "2", "11")]
     versions += [SimpleNamespace(version="12", tags={**wanted, key: "other"}) for key in wanted]
     versions[3].tags["damaged"] = "replaced by version 10"
@@ -581,9 +592,9 @@ def test_the_newest_of_several_sound_versions_is_the_challenger(monkeypatch):
         set_registered_model_alias=lambda *words: moved.append(words),
     )
     monkeypatch.setattr(
-        "tasks.tracking.models._version_fault", lambda book, files, v: "bad" if v.version == "11" else None
+        "tasks.tracking.models._version_fault", lambda experiment, artifacts, v: "bad" if v.version == "11" else None
     )
-    assert register(Book(fake, "7"), files, "m", {}) == "10"
+    assert register(Experiment(fake, "7"), artifacts, "m", {}) == "10"
     assert moved == [("m", "challenger", "10")]
 
 
@@ -601,7 +612,7 @@ SHIPPED = [
     "checkpoints/pd2/unet/diffusion_pytorch_model.safetensors",
     "checkpoints/pd2/unet/config.json",
     "checkpoints/teacher/card.json",
-    "samples/pd1-ddim-even-1.png",
+    "samples/pd1-ddim-uniform-1.png",
     "samples/all.png",
     "frontier.png",
     "frontier.csv",
@@ -610,11 +621,11 @@ SHIPPED = [
 
 def refused() -> str:
     """What the command says of a `publish` that cannot be, in one line."""
-    with pytest.raises((Mistake, OSError)) as caught:
+    with pytest.raises((UserError, OSError)) as caught:
         publish()
     line = faults.told(caught.value) or str(caught.value)
     assert line.isprintable()
-    assert isinstance(caught.value, Mistake) or faults.told(caught.value)
+    assert isinstance(caught.value, UserError) or faults.told(caught.value)
     return line
 
 
@@ -639,7 +650,7 @@ def test_no_damaged_file_is_published(room, name, damage):
 @pytest.mark.parametrize("name", ["curves/pd2.csv", "cost/pd2.json"])
 def test_no_damaged_curve_is_published(room, name):
     flip(room / "artifacts" / name)
-    with pytest.raises(Mistake, match=Path(name).name):
+    with pytest.raises(UserError, match=Path(name).name):
         publish()
     assert counts(room)["runs"] == 0
 
@@ -654,15 +665,15 @@ def test_a_folder_in_the_place_of_a_curve_is_one_line(room, name):
 def test_gamma_of_another_teacher_is_not_shipped(room):
     write_files(
         Path("artifacts"),
-        table([*few_points().points, point("teacher", 2, 1.5, sampler="analytic")], "cd-ddim-even-1"),
+        table([*few_points().points, point("teacher", 2, 1.5, sampler="analytic")], "cd-ddim-uniform-1"),
     )
     flip(room / "artifacts/gamma.json")
-    with pytest.raises(Mistake, match=r"gamma\.json"):
+    with pytest.raises(UserError, match=r"gamma\.json"):
         publish()
     disk.write_sealed(
         room / "artifacts/gamma.json", {"schema": gamma.SCHEMA, "about": {"checkpoint_digest": "other" * 9}}
     )
-    with pytest.raises(Mistake, match=r"gamma.json was estimated from checkpoint other"):
+    with pytest.raises(UserError, match=r"gamma.json was estimated from checkpoint other"):
         publish()
 
 
@@ -670,7 +681,7 @@ def test_another_network_than_the_one_that_was_measured_is_not_published(room):
     shutil.rmtree(room / "artifacts/checkpoints/pd2")
     shutil.copytree(room / "artifacts/checkpoints/pd1", room / "artifacts/checkpoints/pd2")
     with pytest.raises(
-        Mistake, match="checkpoints/pd2 is not the network that was measured; run the stage `measure pd2` again"
+        UserError, match="checkpoints/pd2 is not the network that was measured; run the stage `measure pd2` again"
     ):
         publish()
 
@@ -694,7 +705,7 @@ def held(receipt: dict, name: str, file: str) -> Path:
 def test_a_registered_version_that_is_damaged_is_replaced_aloud(room, capsys, file, damage):
     first = publish()
     client().set_registered_model_alias("sampler", "production", "1")
-    path = held(first, "pd2-ddim-even-2", file)
+    path = held(first, "pd2-ddim-uniform-2", file)
     flip(path) if damage == "flipped" else path.unlink()
     capsys.readouterr()
     second = publish()
@@ -704,10 +715,10 @@ def test_a_registered_version_that_is_damaged_is_replaced_aloud(room, capsys, fi
     assert "version 1 of 'sampler' in MLflow is damaged; version 2 takes its place" in said
     assert "the alias 'production' of 'sampler' names the damaged version 1: set it anew" in said
     assert "challenger" not in said  # which has moved
-    assert second["models"]["pd2-ddim-even-2"] != first["models"]["pd2-ddim-even-2"]
-    assert client().get_logged_model(first["models"]["pd2-ddim-even-2"]).tags["current"] == "false"
+    assert second["models"]["pd2-ddim-uniform-2"] != first["models"]["pd2-ddim-uniform-2"]
+    assert client().get_logged_model(first["models"]["pd2-ddim-uniform-2"]).tags["current"] == "false"
     whole = Path("artifacts/checkpoints/pd2/unet/diffusion_pytorch_model.safetensors").read_bytes()
-    copied = held(second, "pd2-ddim-even-2", "artifacts/pd2/unet/diffusion_pytorch_model.safetensors")
+    copied = held(second, "pd2-ddim-uniform-2", "artifacts/pd2/unet/diffusion_pytorch_model.safetensors")
     assert copied.read_bytes() == whole
     before = counts(room)
     client().set_registered_model_alias("sampler", "production", "2")
@@ -720,11 +731,11 @@ def test_a_registered_version_that_is_damaged_is_replaced_aloud(room, capsys, fi
 @pytest.mark.slow
 def test_weights_of_another_point_that_are_damaged_are_logged_again(room, capsys):
     first = publish()
-    flip(held(first, "cd-ddim-even-2", "artifacts/cd/unet/diffusion_pytorch_model.safetensors"))
+    flip(held(first, "cd-ddim-uniform-2", "artifacts/cd/unet/diffusion_pytorch_model.safetensors"))
     second = publish()
-    assert "what MLflow holds of cd-ddim-even-2 is damaged" in capsys.readouterr().out
+    assert "what MLflow holds of cd-ddim-uniform-2 is damaged" in capsys.readouterr().out
     changed = {name for name in first["models"] if first["models"][name] != second["models"][name]}
-    assert changed == {"cd-ddim-even-2"}
+    assert changed == {"cd-ddim-uniform-2"}
     assert second["version"] == first["version"]
     assert publish() == second
 
@@ -741,7 +752,7 @@ def test_what_mlflow_did_not_copy_rightly_is_a_mistake(room, monkeypatch):
 
     monkeypatch.setattr(mlflow.pyfunc, "log_model", badly)
     with pytest.raises(
-        Mistake, match=r"MLflow did not keep .* as it is: artifacts/.*safetensors is changed in .*; publish again"
+        UserError, match=r"MLflow did not keep .* as it is: artifacts/.*safetensors is changed in .*; publish again"
     ):
         publish()
 
@@ -801,7 +812,7 @@ def test_a_password_reaches_the_server_and_nothing_else(room, monkeypatch, capsy
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", SECRET)
     before = dict(os.environ)
-    with pytest.raises(Mistake, match=rf"MLflow at http://{guarded} refuses: .*403") as caught:
+    with pytest.raises(UserError, match=rf"MLflow at http://{guarded} refuses: .*403") as caught:
         publish()
     assert (f"Basic {TOLD[-1]}") in {header for path, header in Guarded.heard if path.startswith("/api")}
     assert not [path for path, _ in Guarded.heard if "s3sam" in path]
@@ -834,7 +845,7 @@ GARBAGE = [
 @pytest.mark.parametrize("address", GARBAGE)
 def test_garbage_for_an_address_is_one_line_without_a_password(room, monkeypatch, capsys, address):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-    with pytest.raises(Mistake) as caught:
+    with pytest.raises(UserError) as caught:
         publish()
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 700
@@ -934,7 +945,7 @@ def test_a_note_holds_as_many_points_as_mlflow_takes_and_counts_the_rest(count):
 @pytest.mark.slow
 def test_a_thousand_points_are_published(room):
     points = [point("teacher", 4, 13.0)]
-    points += [point("consistency", 1 + k // 20, 2 + k / 500, way=f"student {k % 20}") for k in range(1000)]
+    points += [point("consistency", 1 + k // 20, 2 + k / 500, curve=f"student {k % 20}") for k in range(1000)]
     points = [dataclasses.replace(each, name=f"{each.name}-{k}") for k, each in enumerate(points)]
     receipt = publish(table(points, points[1].name))
     assert len(receipt["models"]) == 1001
@@ -1006,8 +1017,8 @@ def test_every_model_says_of_its_point_what_the_table_says(receipt):
             "current": "true",
         }
         assert weights in ("here", f"not here: checkpoints/{point_.checkpoint}")
-        way = next(name for name, ps in pictures.ways(few_points().points).items() if point_ in ps)
-        assert model.source_run_id == receipt["runs"][way]
+        curve = next(name for name, ps in pictures.by_curve(few_points().points).items() if point_ in ps)
+        assert model.source_run_id == receipt["runs"][curve]
         assert (model.name, model.model_type) == (_model_name(point_), "sampler")
         logged = {metric.key: (metric.value, metric.step) for metric in model.metrics}
         wanted = {key: value for key, value in point_.row().items() if key in SHOWN and value is not None}
@@ -1026,17 +1037,21 @@ def test_every_run_says_what_it_was_made_from(receipt):
         return json.loads(Path(f"artifacts/checkpoints/{name}/card.json").read_text())
 
     about = {f"evaluate/{key}": str(value) for key, value in few_points().about.items()}
-    pages = {}
-    for way, names in (("teacher ddim even", ["teacher"]), ("progressive", ["pd1", "pd2"]), ("consistency", ["cd"])):
-        params, tags = told(receipt["runs"][way])
+    specs = {}
+    for curve, names in (
+        ("teacher ddim uniform", ["teacher"]),
+        ("progressive", ["pd1", "pd2"]),
+        ("consistency", ["cd"]),
+    ):
+        params, tags = told(receipt["runs"][curve])
         trained = {
             f"{name}/fit.{key}": value for name in names for key, value in (("iterations", "50"), ("lr", "0.001"))
         }
         assert {key: value for key, value in params.items() if key not in ("recipe", "times")} == about | trained
-        pages[way] = tags.pop("digest")
-        method = way.split()[0]
+        specs[curve] = tags.pop("digest")
+        method = curve.split()[0]
         digests = {f"digest {name}": card(name)["digest"] for name in names}
-        assert tags == {"kind": "way", "current": "true", "method": method, **digests}
+        assert tags == {"kind": "curve", "current": "true", "method": method, **digests}
     for name in ("teacher", "cd", "pd1", "pd2"):
         params, tags = told(receipt["train"][f"train {name}"])
         assert params == {
@@ -1046,21 +1061,21 @@ def test_every_run_says_what_it_was_made_from(receipt):
             "cost.seconds": "3.5",
             "cost.iterations": "50",
         }
-        pages[name] = tags.pop("digest")
+        specs[name] = tags.pop("digest")
         mine = {f"digest {name}": card(name)["digest"], "method": card(name)["method"], "data": card(name)["data"]}
         assert tags == {"kind": "train", "current": "true", "parent": "none", **mine}
     params, tags = told(receipt["frontier"])
-    pages["frontier"] = tags.pop("digest")
+    specs["frontier"] = tags.pop("digest")
     chosen = few_points().recommended
     assert tags == {"kind": "frontier", "current": "true", "recommended": chosen.point.name, "reason": chosen.reason}
     metrics = client().get_run(receipt["frontier"]).data.metrics
     floor = columns(few_points().floor.metrics)
     assert list(floor) == ["fd", "fd_se", "kid", "kid_se", "fd_pixels", "fd_pixels_se"]
     assert metrics == {f"floor_{key}": value for key, value in floor.items()}
-    assert len(set(pages.values())) == len(pages)
+    assert len(set(specs.values())) == len(specs)
 
 
-def test_the_floor_is_a_level_line_under_all_ways(receipt):
+def test_the_floor_is_a_level_line_under_all_curves(receipt):
     (run,) = client().search_runs([receipt["experiment_id"]], "tags.kind = 'floor'")
     assert run.info.run_name == "real against real"
     for key, value in columns(few_points().floor.metrics).items():
@@ -1072,15 +1087,15 @@ def test_the_receipt_and_the_experiment_s_page_tell_what_is_there(receipt):
     experiment = client().get_experiment(receipt["experiment_id"])
     assert experiment.name == "distill"
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
-    version = {"name": "sampler", "version": "1", "alias": "challenger", "point": "pd2-ddim-even-2"}
+    version = {"name": "sampler", "version": "1", "alias": "challenger", "point": "pd2-ddim-uniform-2"}
     assert receipt["version"] == version
     assert receipt["ui"] == CHART.format(receipt["experiment_id"])
     note = experiment.tags["mlflow.note.content"].splitlines()
     chosen = few_points().recommended
-    assert note[0] == f"Recommended: **pd2-ddim-even-2** (sampler version 1). {chosen.reason}"
+    assert note[0] == f"Recommended: **pd2-ddim-uniform-2** (sampler version 1). {chosen.reason}"
     rows = [line.split(" | ")[0].removeprefix("| ") for line in note if " +- " in line]
     assert rows == [p.name for p in sorted(few_points().points, key=lambda p: (p.nfe, p.fd))]
-    assert "| pd2-ddim-even-2 | 2 | 1.700 +- 0.068 | 0.08 |" in note
+    assert "| pd2-ddim-uniform-2 | 2 | 1.700 +- 0.068 | 0.08 |" in note
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # MLflow's advice when its pyfunc is imported
@@ -1089,7 +1104,7 @@ def test_a_point_of_a_mean_number_of_calls_is_shown_at_the_nearest_step(tmp_path
     """As an adaptive sampler's: numbers, pictures, floor and model alike. Its own metric and tag tell it as it is."""
     row = dataclasses.replace(point("teacher", 4, 13.0, sampler="rk45"), nfe=calls)
     write_files(tmp_path, table([row], row.name))
-    files, told, shown, kept = read(tmp_path, {}), [], [], []
+    artifacts, told, shown, kept = read(tmp_path, {}), [], [], []
     fake = SimpleNamespace(
         log_batch=lambda run, metrics, params, tags: told.extend(metrics),
         log_image=lambda run, image, key, step: shown.append((run, key, step)),
@@ -1098,15 +1113,15 @@ def test_a_point_of_a_mean_number_of_calls_is_shown_at_the_nearest_step(tmp_path
     pyfunc, logged = importlib.import_module("mlflow.pyfunc"), SimpleNamespace(model_id="m")
     monkeypatch.setattr(pyfunc, "log_model", lambda **words: kept.append(words) or logged)
     monkeypatch.setattr("tasks.tracking.models._seal", lambda *_: None)
-    book = Book(fake, "1")
-    (page,) = way_pages(book, files)
-    page.fill("r")
+    experiment = Experiment(fake, "1")
+    (spec,) = curve_specs(experiment, artifacts)
+    spec.fill("r")
     assert {(metric.step, metric.model_id) for metric in told} == {(step, "m")}
     assert {metric.key: metric.value for metric in told}["nfe"] == calls
     assert shown == [("r", "samples", 0), ("r", "samples", step)]
     assert (kept[0]["step"], kept[0]["tags"]["nfe"], kept[0]["params"]["nfe"]) == (step, f"{calls:g}", f"{calls}")
     told.clear()
-    floor_page(book, files).fill("r")
+    floor_spec(experiment, artifacts).fill("r")
     assert {metric.step for metric in told} == {step}
 
 
@@ -1117,7 +1132,7 @@ def test_a_warning_stands_on_the_experiment_s_page(monkeypatch):
         get_experiment=lambda number: SimpleNamespace(tags={}),
         set_experiment_tag=lambda *words: written.append(words),
     )
-    write_note(Book(fake, "7"), Files(Path(), shown, {}, {}), "m", "3")
+    write_note(Experiment(fake, "7"), Artifacts(Path(), shown, {}, {}), "m", "3")
     ((number, key, note),) = written
     assert (number, key) == ("7", "mlflow.note.content")
     assert "(m version 3)" in note
@@ -1127,20 +1142,23 @@ def test_a_warning_stands_on_the_experiment_s_page(monkeypatch):
 @pytest.mark.parametrize(
     ("recommended", "carried"),
     [
-        ("pd2-ddim-even-2", {"pd2-ddim-even-2", "pd1-ddim-even-1", "cd-ddim-even-2"}),
-        ("cd-ddim-even-1", {"pd2-ddim-even-2", "pd1-ddim-even-1", "cd-ddim-even-1"}),
-        ("teacher-ddim-even-1", {"pd2-ddim-even-2", "pd1-ddim-even-1", "cd-ddim-even-2", "teacher-ddim-even-1"}),
+        ("pd2-ddim-uniform-2", {"pd2-ddim-uniform-2", "pd1-ddim-uniform-1", "cd-ddim-uniform-2"}),
+        ("cd-ddim-uniform-1", {"pd2-ddim-uniform-2", "pd1-ddim-uniform-1", "cd-ddim-uniform-1"}),
+        (
+            "teacher-ddim-uniform-1",
+            {"pd2-ddim-uniform-2", "pd1-ddim-uniform-1", "cd-ddim-uniform-2", "teacher-ddim-uniform-1"},
+        ),
     ],
 )
 def test_weights_go_with_the_recommended_point_or_a_student_s_best(recommended, carried):
-    files = Files(Path(), table(few_points().points, recommended), {}, {})
-    assert {p.name for p in files.frontier.points if carries(files, p)} == carried
+    artifacts = Artifacts(Path(), table(few_points().points, recommended), {}, {})
+    assert {p.name for p in artifacts.frontier.points if carries(artifacts, p)} == carried
 
 
 def test_a_run_that_a_killed_publisher_left_is_marked_killed_and_no_longer_current(room, monkeypatch):
     """By its own name and no other's: what it had logged is not current either."""
     with monkeypatch.context() as patch:
-        patch.setattr("tasks.tracking.pages._log_images", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("tasks.tracking.run_specs._log_images", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         patch.setattr("mlflow.start_run", started := Unfinished())
         with pytest.raises(KeyboardInterrupt):
             publish()
@@ -1197,8 +1215,8 @@ def test_of_more_logged_models_than_a_page_holds_all_are_seen():
         asked.append((experiments, filter_string, page_token))
         return second if page_token else first
 
-    book = Book(SimpleNamespace(search_logged_models=search), "7")
-    assert list(logged(book, "name = 'x'")) == ["a", "b", "c"]
+    experiment = Experiment(SimpleNamespace(search_logged_models=search), "7")
+    assert list(logged(experiment, "name = 'x'")) == ["a", "b", "c"]
     assert asked == [(["7"], "name = 'x'", None), (["7"], "name = 'x'", "more")]
 
 
@@ -1212,23 +1230,27 @@ def test_of_more_runs_than_a_page_holds_all_are_seen():
         data = SimpleNamespace(tags={"digest": digest, "current": "true"})
         return SimpleNamespace(info=SimpleNamespace(run_id=name, status="FINISHED"), data=data)
 
-    page = Page("way", "a", {}, lambda run: pytest.fail("logged again"))
-    first, second, marked = Answer([run("x", "gone")]), Answer([run("y", page.digest), run("z", "gone too")]), []
+    spec = RunSpec("curve", "a", {}, lambda run: pytest.fail("logged again"))
+    first, second, marked = Answer([run("x", "gone")]), Answer([run("y", spec.digest), run("z", "gone too")]), []
     first.token = "more"
     fake = SimpleNamespace(
         search_runs=lambda experiments, page_token=None: second if page_token else first,
         set_tag=lambda *words: marked.append(words),
         search_logged_models=lambda *_, **__: Answer(),
     )
-    assert enter(Book(fake, "7"), [page]) == {page.digest: "y"}
+    assert enter(Experiment(fake, "7"), [spec]) == {spec.digest: "y"}
     assert marked == [("x", "current", "false"), ("z", "current", "false")]
 
 
-def entered(files: Files) -> dict[str, str]:
-    """The digest of each page, by its name."""
-    book = Book(None, "1")
-    pages = [*way_pages(book, files), floor_page(book, files), frontier_page(book, files)]
-    return {page.name: page.digest for page in (*pages, *train_pages(book, files))}
+def entered(artifacts: Artifacts) -> dict[str, str]:
+    """The digest of each spec, by its name."""
+    experiment = Experiment(None, "1")
+    specs = [
+        *curve_specs(experiment, artifacts),
+        floor_spec(experiment, artifacts),
+        frontier_spec(experiment, artifacts),
+    ]
+    return {spec.name: spec.digest for spec in (*specs, *train_specs(experiment, artifacts))}
 
 
 def another(value: object) -> object:
@@ -1255,7 +1277,7 @@ def other_metrics(metrics: dict[str, Estimate]) -> Iterator[dict[str, Estimate]]
 
 def others(point_: Point) -> Iterator[tuple[str, object]]:
     """(a field, another value of it), but for those that name it and those that all points share."""
-    named = {"way", "best", "name", "checkpoint", "method", "n", "seed", "features", "weights", "metrics"}
+    named = {"curve", "best", "name", "checkpoint", "method", "n", "seed", "features", "weights", "metrics"}
     for key, value in vars(point_).items():
         if key not in named:
             yield key, float(another(value)) if isinstance(value, float) else another(value)
@@ -1263,41 +1285,41 @@ def others(point_: Point) -> Iterator[tuple[str, object]]:
 
 
 def test_a_run_is_new_where_anything_that_it_shows_is_another(tmp_path, monkeypatch):
-    """Each key and each file alone: the pages that show it, and no other, have another digest."""
+    """Each key and each file alone: the specs of runs that show it, and no other, have another digest."""
     write_files(tmp_path, few_points())
-    first = entered(files := read(tmp_path, {"seed": 0, "a": {"b": 1}}))
-    ways, floor = {"teacher ddim even", "progressive", "consistency"}, "real against real"
+    first = entered(artifacts := read(tmp_path, {"seed": 0, "a": {"b": 1}}))
+    curves, floor = {"teacher ddim uniform", "progressive", "consistency"}, "real against real"
     trained = {"train teacher", "train cd", "train pd1", "train pd2"}
-    assert set(first) == {*ways, *trained, floor, "frontier"}
+    assert set(first) == {*curves, *trained, floor, "frontier"}
     assert len(set(first.values())) == len(first)
 
     def changed(**parts) -> set[str]:
-        now = entered(dataclasses.replace(files, **parts))
+        now = entered(dataclasses.replace(artifacts, **parts))
         return {name for name in first if now[name] != first[name]}
 
-    shown = files.frontier
+    shown = artifacts.frontier
     for number, each in enumerate(shown.points):
         for key, other in others(each):
-            (way,) = (name for name, alike in pictures.ways(shown.points).items() if each in alike)
-            other_way = changed(frontier=but(shown, number, **{key: other}))
-            assert other_way == {way, *([floor] if key == "nfe" else [])}, (key, other)
+            (curve,) = (name for name, alike in pictures.by_curve(shown.points).items() if each in alike)
+            other_curve = changed(frontier=but(shown, number, **{key: other}))
+            assert other_curve == {curve, *([floor] if key == "nfe" else [])}, (key, other)
     for key in ("n", "seed", "features", "weights"):
         of_all = [dataclasses.replace(each, **{key: another(getattr(each, key))}) for each in shown.points]
-        assert changed(frontier=of(shown, of_all)) == {*ways, floor}, key
-    assert changed(frontier=dataclasses.replace(shown, data="another")) == {*ways, floor}
+        assert changed(frontier=of(shown, of_all)) == {*curves, floor}, key
+    assert changed(frontier=dataclasses.replace(shown, data="another")) == {*curves, floor}
     with monkeypatch.context() as patch:
         patch.setattr("diffcore.metrics.frontier.RESAMPLES", 9)
-        assert changed() == {*ways, floor}
+        assert changed() == {*curves, floor}
     for metrics in other_metrics(shown.floor.metrics):
         least = dataclasses.replace(shown.floor, metrics=metrics)
         assert changed(frontier=dataclasses.replace(shown, floor=least)) == {floor}
-    for name, way in (("teacher", "teacher ddim even"), ("pd1", "progressive"), ("pd2", "progressive")):
-        for key, value in vars(files.cards[name]).items():
-            card = dataclasses.replace(files.cards[name], **{key: OTHERS.get(key) or another(value)})
-            assert changed(cards=files.cards | {name: card}) == {way}, key
+    for name, curve in (("teacher", "teacher ddim uniform"), ("pd1", "progressive"), ("pd2", "progressive")):
+        for key, value in vars(artifacts.cards[name]).items():
+            card = dataclasses.replace(artifacts.cards[name], **{key: OTHERS.get(key) or another(value)})
+            assert changed(cards=artifacts.cards | {name: card}) == {curve}, key
     for parameters in ({"seed": 1, "a": {"b": 1}}, {"seed": 0, "a": {"b": 2}}, {"seed": 0}):
         assert changed(parameters=parameters) == {"frontier"}
-    for name in ("frontier.json", "frontier.csv", "frontier.png", "samples/all.png", "samples/pd1-ddim-even-1.png"):
+    for name in ("frontier.json", "frontier.csv", "frontier.png", "samples/all.png", "samples/pd1-ddim-uniform-1.png"):
         content = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(content + b"x")
         assert changed() == {"progressive" if "pd1" in name else "frontier"}, name
@@ -1312,8 +1334,8 @@ def test_a_run_is_new_where_anything_that_it_shows_is_another(tmp_path, monkeypa
 
 
 def test_pages_of_another_kind_or_name_are_other_pages():
-    same = [("way", "a"), ("way", "b"), ("train", "a")]
-    assert len({Page(kind, name, {"x": 1}, lambda run: None).digest for kind, name in same}) == 3
+    same = [("curve", "a"), ("curve", "b"), ("train", "a")]
+    assert len({RunSpec(kind, name, {"x": 1}, lambda run: None).digest for kind, name in same}) == 3
 
 
 def test_a_server_that_takes_the_connection_and_says_nothing_is_waited_for_seconds(monkeypatch):
@@ -1324,7 +1346,7 @@ def test_a_server_that_takes_the_connection_and_says_nothing_is_waited_for_secon
         raise TimeoutError("timed out")
 
     monkeypatch.setattr("urllib.request.urlopen", silent)
-    with pytest.raises(Mistake, match="MLflow at http://h:1/a/ does not answer: timed out"):
+    with pytest.raises(UserError, match="MLflow at http://h:1/a/ does not answer: timed out"):
         ask("http://h:1/a/")
     ((url, words),) = asked
     assert url == "http://h:1/a/health"
@@ -1334,7 +1356,7 @@ def test_a_server_that_takes_the_connection_and_says_nothing_is_waited_for_secon
 def test_what_mlflow_takes_as_a_key_and_a_value():
     heard = []
     fake = SimpleNamespace(log_batch=lambda run, **parts: heard.append((run, parts)))
-    _log(Book(fake, "1"), "r", [], {"a(b)/c.d-e f:g": "x" * 900, "k" * 300: None}, {"t,": 3})
+    _log(Experiment(fake, "1"), "r", [], {"a(b)/c.d-e f:g": "x" * 900, "k" * 300: None}, {"t,": 3})
     ((run, parts),) = heard
     assert run == "r"
     params = {each.key: each.value for each in parts["params"]}
@@ -1360,9 +1382,9 @@ def test_a_folder_of_this_machine_is_known_by_its_address(location, folder):
     assert _local(location) == (folder and Path(folder))
 
 
-def shipped(folder: Path, files: Files, point_: dict) -> None:
+def shipped(folder: Path, artifacts: Artifacts, point_: dict) -> None:
     """As MLflow keeps a model: what is shipped under artifacts/, and files of its own."""
-    for name in _shipped(files, point_):
+    for name in _shipped(artifacts, point_):
         source = name.removeprefix("artifacts/")
         source = Path("artifacts") / (source if source == "gamma.json" else f"checkpoints/{source}")
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -1376,12 +1398,12 @@ def test_every_file_that_is_shipped_is_verified_where_it_lies(room, tmp_path, sa
     shown = few_points()
     shown = but(table(shown.points, shown.points[3].name), 3, sampler=sampler)
     shown = write_files(room / "artifacts", shown)
-    files, point_ = read(room / "artifacts", {}), shown.points[3]
+    artifacts, point_ = read(room / "artifacts", {}), shown.points[3]
     wanted = {f"artifacts/pd1/{name}" for name in (WEIGHTS, "unet/config.json", "card.json")}
     wanted |= {"artifacts/gamma.json"} if sampler == "analytic" else set()
-    assert set(_shipped(files, point_)) == wanted
+    assert set(_shipped(artifacts, point_)) == wanted
     here = tmp_path / "held"
-    shipped(here, files, point_)
+    shipped(here, artifacts, point_)
     seal = disk.digest(_digests(here))
     near = SimpleNamespace(artifact_location=str(here), tags={"files": seal})
     far = SimpleNamespace(artifact_location="s3://bucket/x", tags={})
@@ -1393,19 +1415,19 @@ def test_every_file_that_is_shipped_is_verified_where_it_lies(room, tmp_path, sa
 
     monkeypatch.setattr("mlflow.artifacts.download_artifacts", fetch)
     for model in (near, far):
-        assert _fault(files, point_, model) is None
+        assert _fault(artifacts, point_, model) is None
     for name in sorted(wanted):
         content = (here / name).read_bytes()
         for damage, told in ((lambda path: flip(path), "changed"), (lambda path: path.unlink(), "missing")):
             damage(here / name)
             for model in (near, far):
-                assert _fault(files, point_, model) == f"{name} is {told}"
+                assert _fault(artifacts, point_, model) == f"{name} is {told}"
             (here / name).write_bytes(content)
     (here / "MLmodel").write_text("another")
-    assert _fault(files, point_, near) == "a file of it was changed"
-    assert _fault(files, point_, far) is None
+    assert _fault(artifacts, point_, near) == "a file of it was changed"
+    assert _fault(artifacts, point_, far) is None
     (here / "MLmodel").unlink()
-    assert "is missing" in _fault(files, point_, far)
+    assert "is missing" in _fault(artifacts, point_, far)
     assert set(fetched) == {"s3://bucket/x"}
 
     def refuse(**_):
@@ -1413,9 +1435,9 @@ def test_every_file_that_is_shipped_is_verified_where_it_lies(room, tmp_path, sa
 
     with monkeypatch.context() as patch:
         patch.setattr("mlflow.artifacts.download_artifacts", refuse)
-        assert _fault(files, point_, far) == "gone"
+        assert _fault(artifacts, point_, far) == "gone"
     fetched.clear()
-    assert _fault(files, shown.points[0], far) is None
+    assert _fault(artifacts, shown.points[0], far) is None
     assert fetched == []
 
 
@@ -1512,7 +1534,7 @@ def test_what_mlflow_refuses_is_one_line_and_a_fault_of_the_machine_s_or_ours_is
         print("more", file=sys.stderr)
         raise error
 
-    with pytest.raises((Mistake, OSError, ZeroDivisionError)) as caught:
+    with pytest.raises((UserError, OSError, ZeroDivisionError)) as caught:
         publishing()
     assert caught.value is error if line is None else str(caught.value).startswith(line)
     assert "and more" not in str(caught.value)
@@ -1546,7 +1568,7 @@ def test_publishing_goes_to_the_address_that_is_set_or_to_a_file_here_and_tells_
     monkeypatch.setattr("tasks.tracking.publishing.read", lambda folder, parameters: ("files", folder, parameters))
     monkeypatch.setattr("tasks.tracking.publishing.ask", lambda *words: heard.append(words))
     monkeypatch.setattr(
-        "tasks.tracking.publishing.open_book", lambda *words: words[2].append("made a book") or words[:2]
+        "tasks.tracking.publishing.open_experiment", lambda *words: words[2].append("made a book") or words[:2]
     )
 
     def published(*words) -> dict:
@@ -1579,8 +1601,8 @@ def test_an_experiment_is_opened_in_a_database_that_is_ready_and_made_where_ther
     made = [("e", {"mlflow.experimentKind": "custom_model_development"})] if stage is None else []
     for address, readied in (("sqlite:///a/b.db", [Path("a/b.db")]), ("http://h:1", [])):
         done.clear()
-        with pytest.raises(Mistake, match="'e' was deleted") if stage == "deleted" else contextlib.nullcontext():
-            assert open_book(address, "e", aloud) == Book(fake, "5" if stage is None else "4", aloud)
+        with pytest.raises(UserError, match="'e' was deleted") if stage == "deleted" else contextlib.nullcontext():
+            assert open_experiment(address, "e", aloud) == Experiment(fake, "5" if stage is None else "4", aloud)
         assert done == [*readied, address, "e", *made]
         assert aloud == ["a/b.db was brought on"]
 
@@ -1591,7 +1613,7 @@ def test_a_recommended_point_that_the_table_has_not_is_refused(tmp_path):
     found["recommended"]["name"] = "pd3"
     disk.write_sealed(tmp_path / "frontier.json", found)
     with pytest.raises(
-        Mistake, match=r"frontier\.json is not .*it recommends 'pd3', none of its points\); run the stage `frontier`"
+        UserError, match=r"frontier\.json is not .*it recommends 'pd3', none of its points\); run the stage `frontier`"
     ):
         read(tmp_path, {})
 
@@ -1599,7 +1621,7 @@ def test_a_recommended_point_that_the_table_has_not_is_refused(tmp_path):
 def test_a_place_where_no_lock_can_lie_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     words = r"MLflow at sqlite:.* cannot be written to: .*file/\.mlflow\.lock: "
-    with pytest.raises(Mistake, match=words), alone(f"sqlite:///{tmp_path}/file/mlflow.db"):
+    with pytest.raises(UserError, match=words), alone(f"sqlite:///{tmp_path}/file/mlflow.db"):
         pytest.fail("held")
 
 
@@ -1621,10 +1643,10 @@ def test_a_table_for_spreadsheets_that_says_anything_else_is_damaged(tmp_path):
     for number in range(len(keys)):
         changed = [*rows[0]]
         changed[number] += "1"
-        with pytest.raises(Mistake, match=r"frontier\.csv is damaged"):
+        with pytest.raises(UserError, match=r"frontier\.csv is damaged"):
             check([changed, rows[1]])
     for others in (rows[:1], [*rows, rows[1]], rows[::-1]):
-        with pytest.raises(Mistake, match=r"frontier\.csv is damaged"):
+        with pytest.raises(UserError, match=r"frontier\.csv is damaged"):
             check(others)
 
 
@@ -1695,5 +1717,5 @@ def test_a_served_teacher_takes_no_other_teacher_s_gamma(served, tmp_path):
     config = {"recipe": '{"sampler": "analytic"}', "times": [1.0, 0.5, 0.0]}
     artifacts = {"checkpoint": str(served / "student"), "gamma": str(tmp_path / "gamma.json")}
     _open(artifacts, config)
-    with pytest.raises(Mistake, match="publish this model again"):
+    with pytest.raises(UserError, match="publish this model again"):
         _open({**artifacts, "checkpoint": str(served / "teacher")}, config)

@@ -10,11 +10,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffcore import checkpoints as checkpoint
-from diffcore import methods
+from diffcore import checkpoints, methods
 from diffcore.checkpoints.roles import roles
 from diffcore.core import disk, rng
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.data.manifest import Manifest
 from diffcore.denoisers.denoiser import Condition
 from diffcore.denoisers.guidance import Guided
@@ -22,7 +21,7 @@ from diffcore.denoisers.network import NetDenoiser
 from diffcore.metrics import bootstrap
 from diffcore.nets import unet
 from diffcore.noise.schedule import SCHEDULES, Cosine, Discrete, Linear, variance_preserving
-from diffcore.noise.trajectory import even
+from diffcore.noise.trajectory import uniform
 from diffcore.training import learner
 from diffcore.training.config import torch_version
 from diffcore.training.loop import Event, Fitted, Job, Stopped
@@ -134,9 +133,9 @@ LINES = {
     "g": {"method": "guided", **FROM, "guidance": [1.0, 4.0], "iterations": 5, "batch": 6, **LINE},
     "pg": {"method": "progressive", "init": "g", "teacher": "g", "steps": 4, "iterations": 6, "batch": 7, **LINE},
 }
-PLAIN = {"sampler": "ddim", "trajectory": "even", "steps": [2]}
+PLAIN = {"sampler": "ddim", "trajectory": "uniform", "steps": [2]}
 GUIDED = {"g": [{**PLAIN, "guidance": 2.0}], "pg": [{"sampler": "ddim", "trajectory": "own", "guidance": 2.0}]}
-RANGE = checkpoint.Guidance(1.0, 4.0)
+RANGE = checkpoints.Guidance(1.0, 4.0)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +144,11 @@ def project(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for stage, name in ((test_measure.features, "train"), (gamma, "estimate"), (search, "find")):
             patch.setattr(stage, name, lambda *_: None)
-        ways = {"teacher": [PLAIN], "anytime": [{**PLAIN, "sampler": "renoise"}], "students": GUIDED}
+        samplings = {
+            "teacher": [PLAIN],
+            "any_time_students": [{**PLAIN, "sampler": "multistep_consistency"}],
+            "students": GUIDED,
+        }
         for key, value in {
             "seed": 5,
             "compute": {"threads": 1, "save_seconds": 7.0, "memory_gb": 0.5},
@@ -160,15 +163,15 @@ def project(tmp_path_factory):
                 }
             },
             "distill": LINES,
-            "evaluate": ways,
+            "evaluate": samplings,
         }.items():
             patch.setitem(test_measure.SMALL, key, value)
         found = make(tmp_path_factory.mktemp("wired"), patch, 2, True, flip=True)
-        card = checkpoint.read_card(paths.CHECKPOINTS / "g")
+        card = checkpoints.read_card(paths.CHECKPOINTS / "g")
         net = stirred(found.teachers["teacher"].network.config(tuple(card.image), 2), seed=40)
-        denoiser = NetDenoiser(unet.with_guidance(net), Cosine(), classes=2, weighs=True)
+        denoiser = NetDenoiser(unet.with_guidance(net), Cosine(), classes=2, takes_guidance=True)
         about = {key: getattr(card, key) for key in ABOUT}
-        checkpoint.save(
+        checkpoints.save(
             paths.CHECKPOINTS / "g", denoiser, tuple(card.image), {**about, "guidance": dataclasses.asdict(RANGE)}
         )
         home = paths.PARAMS.resolve().parent
@@ -190,7 +193,7 @@ def wired(project, tmp_path, monkeypatch):
 def told(monkeypatch, stage, *arguments) -> SimpleNamespace:
     """What a stage hands to the engine, whose training is another network at once: its words by name."""
     heard = SimpleNamespace(trained=[])
-    monkeypatch.setattr(train.lifeline, "StopFlag", lambda: "the flag")
+    monkeypatch.setattr(train.signals, "StopFlag", lambda: "the flag")
     feed = train.feed.feed
     monkeypatch.setattr(
         train.feed, "feed", lambda *words: vars(heard).update(feed=words, batches=feed(*words)) or heard.batches
@@ -222,8 +225,8 @@ def free(path) -> bool:
     return True
 
 
-def opened(name: str) -> checkpoint.Checkpoint:
-    return checkpoint.load(paths.CHECKPOINTS / name)
+def opened(name: str) -> checkpoints.Checkpoint:
+    return checkpoints.load(paths.CHECKPOINTS / name)
 
 
 def weights(net: torch.nn.Module) -> dict[str, list]:
@@ -256,11 +259,11 @@ def test_a_student_s_training_is_that_of_its_line_and_its_card_tells_it(name, wi
         start.pop("time_embedding.cond_proj.weight", None)
     known = weights(parent.denoiser.net)
     assert {key: start[key] for key in known} == known
-    assert heard.student.weighs == (weighed is not None)
+    assert heard.student.takes_guidance == (weighed is not None)
     assert heard.student.classes == 2
     card, made = opened(name).card, opened(name).denoiser
     cost = {"iterations": line.fit.iterations, "images": line.fit.iterations * line.fit.batch, "network_calls": 56.0}
-    assert {key: getattr(card, key) for key in (*ABOUT, "guidance", "image", "head")} == {
+    assert {key: getattr(card, key) for key in (*ABOUT, "guidance", "image", "parameterization")} == {
         "name": name,
         "method": LINES[name]["method"],
         "solver": line.method.sampler,
@@ -277,7 +280,7 @@ def test_a_student_s_training_is_that_of_its_line_and_its_card_tells_it(name, wi
         "classes": ["class0", "class1"],
         "guidance": weighed and dataclasses.asdict(weighed),
         "image": [1, 4, 4],
-        "head": "v",
+        "parameterization": "v",
     }
     assert weights(made.net) == weights(heard.net)
     assert made.grid == line.method.grid
@@ -293,8 +296,8 @@ def test_a_student_s_training_is_that_of_its_line_and_its_card_tells_it(name, wi
 
 def test_student_and_mentor_are_cast_with_all_that_the_line_says(wired, monkeypatch):
     """`dm` starts as `cd` and learns from `v`: guided by its own weight, whoever teaches."""
-    own, casts, tells = checkpoint.Guidance(2.0, 2.0), [], []
-    line = dataclasses.replace(wired.distill["dm"], guidance=(2.0, 2.0), head="v", dropout=0.25)
+    own, casts, tells = checkpoints.Guidance(2.0, 2.0), [], []
+    line = dataclasses.replace(wired.distill["dm"], guidance=(2.0, 2.0), parameterization="v", dropout=0.25)
     cast = train.roles
     monkeypatch.setattr(train, "roles", lambda one, *words: casts.append((one.card.name, *words)) or cast(one, *words))
     monkeypatch.setattr(train, "_tell", lambda *words: tells.append(words))
@@ -308,16 +311,24 @@ def test_student_and_mentor_are_cast_with_all_that_the_line_says(wired, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("conditional", "head", "schedule"), [(True, "v", Cosine()), (False, "x0", Linear()), (False, "both", Cosine())]
+    ("conditional", "parameterization", "schedule"),
+    [(True, "v", Cosine()), (False, "x0", Linear()), (False, "x0_eps", Cosine())],
 )
 def test_the_teacher_s_training_is_that_of_its_line_and_its_card_tells_it(
-    conditional, head, schedule, wired, monkeypatch
+    conditional, parameterization, schedule, wired, monkeypatch
 ):
     line = wired.teachers["teacher"]
-    network = dataclasses.replace(line.network, conditional=conditional, head=head, max_phase=7.0)
-    method = methods.load("denoising")("min_snr" if head == "x0" else "one")
+    network = dataclasses.replace(
+        line.network, conditional=conditional, parameterization=parameterization, max_phase=7.0
+    )
+    method = methods.load("denoising")("min_snr" if parameterization == "x0" else "one")
     line = dataclasses.replace(
-        line, network=network, conditional=conditional, head=head, schedule=schedule, method=method
+        line,
+        network=network,
+        conditional=conditional,
+        parameterization=parameterization,
+        schedule=schedule,
+        method=method,
     )
     raw = {**wired.raw, "teachers": {"teacher": {"anything": 7.0}}}
     changed = dataclasses.replace(wired, teachers={"teacher": line}, raw=raw)
@@ -329,11 +340,21 @@ def test_the_teacher_s_training_is_that_of_its_line_and_its_card_tells_it(
     shape = network.config((1, 4, 4), 2)
     assert weights(heard.student.net) == weights(unet.build(shape, seed, 7.0))
     assert weights(heard.student.net) != weights(unet.build(shape, seed, None))
-    assert (heard.student.head, heard.student.schedule, heard.student.grid) == (head, schedule, None)
+    assert (heard.student.parameterization, heard.student.schedule, heard.student.grid) == (
+        parameterization,
+        schedule,
+        None,
+    )
     classes = ["class0", "class1"] if conditional else None
     card = opened("teacher").card
     assert (heard.student.classes, card.classes) == (classes and 2, classes)
-    assert (card.parent, card.teacher, card.guidance, card.method, card.head) == (None, None, None, "denoising", head)
+    assert (card.parent, card.teacher, card.guidance, card.method, card.parameterization) == (
+        None,
+        None,
+        None,
+        "denoising",
+        parameterization,
+    )
     assert card.parameters == {"anything": 7.0, "flip": True}
     assert card.code == graph.code_digest("teachers", "denoising") != graph.code_digest("distill", "denoising")
     assert card.cost == {"iterations": 8, "images": 72, "network_calls": 56.0}
@@ -359,7 +380,7 @@ def test_a_student_with_a_network_of_its_own_starts_as_its_init_where_that_fits(
     assert 0 < len(taken) < len(new)
     assert all(torch.equal(start[key], old[key] if key in taken else new[key]) for key in new)
     assert set(start) - set(new) == ({"time_embedding.cond_proj.weight"} if guidance else set()) or guidance
-    assert heard.student.weighs == (guidance is not None)
+    assert heard.student.takes_guidance == (guidance is not None)
     assert weights(heard.teacher.net if guidance is None else heard.teacher.inner.net) == weights(
         opened(line.teacher).denoiser.net
     )
@@ -371,10 +392,10 @@ def test_a_student_with_a_network_of_its_own_starts_as_its_init_where_that_fits(
 def test_a_student_of_an_input_for_the_weight_may_begin_a_network_without(wired, monkeypatch):
     line = dataclasses.replace(wired.distill["pg"], network={"layers": 2})
     heard = told(monkeypatch, train.train, dataclasses.replace(wired, distill={**wired.distill, "pg": line}), "pg")
-    assert heard.student.weighs
+    assert heard.student.takes_guidance
     x, t = torch.zeros(2, 1, 4, 4), torch.full((2,), 0.5, dtype=torch.float64)
     known = Condition(torch.tensor([0, 1]), torch.tensor([2.0, 3.0], dtype=torch.float64))
-    assert heard.student.given(known)(x, t).x0.isfinite().all()
+    assert heard.student.with_condition(known)(x, t).x0.isfinite().all()
 
 
 def test_a_teacher_of_another_schedule_is_no_teacher(wired, monkeypatch):
@@ -382,8 +403,8 @@ def test_a_teacher_of_another_schedule_is_no_teacher(wired, monkeypatch):
     card, denoiser = opened("v").card, opened("v").denoiser
     about = {key: getattr(card, key) for key in ABOUT}
     other = NetDenoiser(denoiser.net, Linear(), classes=2)
-    checkpoint.save(paths.CHECKPOINTS / "v", other, (1, 4, 4), about)
-    with pytest.raises(Mistake, match="v has another schedule than cd; name a teacher that comes from the same"):
+    checkpoints.save(paths.CHECKPOINTS / "v", other, (1, 4, 4), about)
+    with pytest.raises(UserError, match="v has another schedule than cd; name a teacher that comes from the same"):
         train.train(wired, "dm")
 
 
@@ -394,8 +415,12 @@ def test_a_curve_has_a_critic_s_loss_where_there_is_a_critic():
 
 def test_what_is_allowed_and_seldom_wanted_is_told(capsys):
     """Of 1000 noise levels 10 steps meet each, 3 fall between two."""
-    for head, labels, steps in (("v", 1000, 10), ("v", 1000, 3), ("eps", 1000, None)):
-        train._tell("pd", NetDenoiser(ToyNet(), Cosine(), head, labels=labels), steps and even(steps))
+    for parameterization, num_timesteps, steps in (("v", 1000, 10), ("v", 1000, 3), ("eps", 1000, None)):
+        train._tell(
+            "pd",
+            NetDenoiser(ToyNet(), Cosine(), parameterization, num_timesteps=num_timesteps),
+            steps and uniform(steps),
+        )
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("pd: 3 steps do not divide 1000 noise levels")
     assert second.startswith("pd: an eps network hardly learns few steps")
@@ -403,7 +428,7 @@ def test_what_is_allowed_and_seldom_wanted_is_told(capsys):
 
 def test_a_line_that_is_not_there_is_a_mistake_that_names_those_that_are(wired):
     told_ = r"params\.yaml has no line 'nobody' in teachers or distill; known: teacher, v, cd, dm, g, pg"
-    with pytest.raises(Mistake, match=told_):
+    with pytest.raises(UserError, match=told_):
         train.train(wired, "nobody")
 
 
@@ -474,7 +499,7 @@ def broken_off(monkeypatch, found: Params, name: str, updates: int) -> None:
     """Trains a line until so many updates are made and saved."""
     calls = iter(range(1, 1000))
     with monkeypatch.context() as patch:
-        patch.setattr(train.lifeline, "StopFlag", lambda: lambda: next(calls) == updates)
+        patch.setattr(train.signals, "StopFlag", lambda: lambda: next(calls) == updates)
         with pytest.raises(Stopped):
             train.train(found, name)
 
@@ -537,16 +562,16 @@ def test_what_was_begun_in_one_precision_does_not_go_on_in_another(wired, monkey
 
 
 def cast_from(
-    guidance: checkpoint.Guidance | None = None, net=None, head: str = "v", **change
-) -> checkpoint.Checkpoint:
+    guidance: checkpoints.Guidance | None = None, net=None, parameterization: str = "v", **change
+) -> checkpoints.Checkpoint:
     """What a checkpoint of classes is asked for; with a weight as an input where the guidance is a range."""
     config = dataclasses.replace(FAMILY["classes"], guidance_embeds=guidance is not None and guidance.is_input)
-    weighs = guidance is not None and guidance.is_input
+    takes_guidance = guidance is not None and guidance.is_input
     schedule = Discrete((0.1, 0.2, 0.9))
-    known = {"classes": 4, "weighs": weighs, "labels": 3, **change}
-    card = object.__new__(checkpoint.Card)
+    known = {"classes": 4, "takes_guidance": takes_guidance, "num_timesteps": 3, **change}
+    card = object.__new__(checkpoints.Card)
     vars(card).update(guidance=guidance and dataclasses.asdict(guidance))
-    return checkpoint.Checkpoint(card, NetDenoiser(net or stirred(config), schedule, head, **known))
+    return checkpoints.Checkpoint(card, NetDenoiser(net or stirred(config), schedule, parameterization, **known))
 
 
 def beliefs(denoiser, weight: float | None):
@@ -556,45 +581,52 @@ def beliefs(denoiser, weight: float | None):
         torch.tensor([0, 3, 1]),
     )
     told = None if weight is None else torch.full((3,), weight, dtype=torch.float64)
-    return denoiser.given(Condition(labels, told))(x, t).x0
+    return denoiser.with_condition(Condition(labels, told))(x, t).x0
 
 
 @pytest.mark.parametrize("weight", [1.0, 2.5])
 def test_a_student_of_one_weight_begins_as_its_teacher_of_many_is_at_that_weight(weight):
-    parent = cast_from(checkpoint.Guidance(1.0, 4.0))
-    student, teacher = roles(parent, checkpoint.Guidance(weight, weight))
+    parent = cast_from(checkpoints.Guidance(1.0, 4.0))
+    student, teacher = roles(parent, checkpoints.Guidance(weight, weight))
     assert teacher is parent.denoiser
-    assert not student.weighs
+    assert not student.takes_guidance
     torch.testing.assert_close(beliefs(student, None), beliefs(teacher, weight), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(beliefs(student, None), beliefs(teacher, 3.5), atol=1e-4)
 
 
-@pytest.mark.parametrize("weights", [None, checkpoint.Guidance(2.0, 2.0), checkpoint.Guidance(1.0, 4.0)])
+@pytest.mark.parametrize("weights", [None, checkpoints.Guidance(2.0, 2.0), checkpoints.Guidance(1.0, 4.0)])
 def test_a_student_s_process_classes_levels_and_head_are_its_parent_s(weights):
-    parent = cast_from(head="eps")
+    parent = cast_from(parameterization="eps")
     student, _ = roles(parent, weights)
-    assert (student.schedule, student.classes, student.labels, student.head) == (parent.denoiser.schedule, 4, 3, "eps")
-    assert student.weighs == (weights is not None and weights.is_input)
-    assert roles(parent, weights, "v")[0].head == "v"
+    assert (student.schedule, student.classes, student.num_timesteps, student.parameterization) == (
+        parent.denoiser.schedule,
+        4,
+        3,
+        "eps",
+    )
+    assert student.takes_guidance == (weights is not None and weights.is_input)
+    assert roles(parent, weights, "v")[0].parameterization == "v"
     assert student.net is not parent.denoiser.net
 
 
 def test_a_student_of_a_student_with_steps_of_its_own_may_get_others():
     parent = cast_from()
-    parent.denoiser.grid = even(3)
+    parent.denoiser.grid = uniform(3)
     assert roles(parent, None)[0].grid is None
 
 
 def test_what_no_network_can_be_made_to_say_is_a_mistake():
     both = cast_from()
-    both.denoiser.head = "both"
-    assert roles(both, None)[0].head == "both"
-    with pytest.raises(Mistake, match="a network of head both says twice as much as one of head v; leave `head` out"):
+    both.denoiser.parameterization = "x0_eps"
+    assert roles(both, None)[0].parameterization == "x0_eps"
+    with pytest.raises(
+        UserError, match="parameterization x0_eps says twice as much as one of v; leave `parameterization` out"
+    ):
         roles(both, None, "v")
     theirs = cast_from(net=Other())
-    roles(theirs, checkpoint.Guidance(2.0, 2.0))
-    with pytest.raises(Mistake, match="needs our own U-Net; give one weight instead of a range"):
-        roles(theirs, checkpoint.Guidance(1.0, 4.0))
+    roles(theirs, checkpoints.Guidance(2.0, 2.0))
+    with pytest.raises(UserError, match="needs our own U-Net; give one weight instead of a range"):
+        roles(theirs, checkpoints.Guidance(1.0, 4.0))
 
 
 class Other(ToyNet):
@@ -611,7 +643,7 @@ NUMBERS = {"discrete": {"betas": [0.1, 0.3, 0.5, 0.9]}}
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_schedule_goes_from_the_file_to_a_measured_student(name, tmp_path, monkeypatch):
-    """Trained, distilled, Gamma estimated, times searched and fitted, measured; and written so that it is read again."""
+    """Trained, distilled, Gamma estimated, times sought and fitted, measured; and written so that it is read again."""
     monkeypatch.setattr(bootstrap, "RESAMPLES", 10)
     chosen = {"network": SHAPE, **FIT, "schedule": {"name": name, **NUMBERS.get(name, {})}}
     lines = {

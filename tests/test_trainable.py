@@ -58,8 +58,8 @@ class Affine(nn.Module):
         hats = (1 - (t[:, None] * KNOTS - torch.arange(KNOTS + 1)).abs()).clamp(min=0)
         return hats @ self.gain, hats @ self.shift
 
-    def forward(self, x, label):
-        gain, shift = (part[:, None, None, None] for part in self.at((label + 1) / 1024))
+    def forward(self, x, timestep):
+        gain, shift = (part[:, None, None, None] for part in self.at((timestep + 1) / 1024))
         return gain * x + shift
 
 
@@ -199,28 +199,33 @@ def test_the_trainer_finds_the_closed_form(name, number):
 class Says(Affine):
     """What else a network may say: x_0 alone, or beside it an eps of its own."""
 
-    def __init__(self, head: str):
+    def __init__(self, parameterization: str):
         super().__init__()
-        self.eps = Affine() if head == "both" else None
+        self.eps = Affine() if parameterization == "x0_eps" else None
 
-    def forward(self, x, label):
-        x0 = super().forward(x, label)
-        return x0 if self.eps is None else torch.cat([x0, self.eps(x, label)], 1)
+    def forward(self, x, timestep):
+        x0 = super().forward(x, timestep)
+        return x0 if self.eps is None else torch.cat([x0, self.eps(x, timestep)], 1)
 
 
-HEADED = [("both", "denoising", 0), ("both", "progressive", 0), ("x0", "denoising", 1), ("x0", "progressive", 0)]
+PARAMETERIZED = [
+    ("x0_eps", "denoising", 0),
+    ("x0_eps", "progressive", 0),
+    ("x0", "denoising", 1),
+    ("x0", "progressive", 0),
+]
 
 
 @pytest.mark.parametrize(
-    ("head", "name", "number"),
-    [HEADED[0], *(pytest.param(*each, marks=pytest.mark.slow) for each in HEADED[1:])],
+    ("parameterization", "name", "number"),
+    [PARAMETERIZED[0], *(pytest.param(*each, marks=pytest.mark.slow) for each in PARAMETERIZED[1:])],
 )
-def test_every_head_finds_the_closed_form(head, name, number):
+def test_every_parameterization_finds_the_closed_form(parameterization, name, number):
     """The velocity read from what the network says is the right one."""
-    case, start = CASES[name][number], NetDenoiser(Says(head), Cosine(), head)
+    case, start = CASES[name][number], NetDenoiser(Says(parameterization), Cosine(), parameterization)
     feed = GaussianFeed(MEAN, STD, 256)
     job = Job(case.config, Training(400, 256, 0.05, 0.0, weight_decay=0.0), feed, 0)
-    learned = start.around(fit(job, start, exact(torch.float32), COMPUTE).net)
+    learned = start.with_network(fit(job, start, exact(torch.float32), COMPUTE).net)
     t = torch.tensor([time for time in case.times if time < 1], dtype=torch.float64)
 
     @torch.no_grad()

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.noise.schedule import VE
-from diffcore.noise.trajectory import TRAJECTORIES, Trajectory, even, karras, logsnr, nodes, quadratic
+from diffcore.noise.trajectory import TRAJECTORIES, Trajectory, karras, nodes, quadratic, uniform, uniform_logsnr
 
 
-@pytest.mark.parametrize("make", [even, quadratic])
+@pytest.mark.parametrize("make", [uniform, quadratic])
 @pytest.mark.parametrize("steps", [1, 2, 7, 1024])
 def test_from_noise_to_data_in_the_steps_asked_for(make, steps):
     times = make(steps).times
@@ -15,13 +15,13 @@ def test_from_noise_to_data_in_the_steps_asked_for(make, steps):
 
 
 def test_even_by_hand():
-    assert even(4).times == (1.0, 0.75, 0.5, 0.25, 0.0)
+    assert uniform(4).times == (1.0, 0.75, 0.5, 0.25, 0.0)
 
 
 def test_halving_keeps_every_second_time_exactly():
-    trajectory = even(1024)
+    trajectory = uniform(1024)
     while trajectory.steps > 1:
-        assert trajectory.halved() == even(trajectory.steps // 2)
+        assert trajectory.halved() == uniform(trajectory.steps // 2)
         trajectory = trajectory.halved()
 
 
@@ -32,9 +32,9 @@ def test_nodes_are_looked_at_from_the_top():
 @pytest.mark.parametrize(
     "wrong",
     [
-        lambda: even(0),
+        lambda: uniform(0),
         lambda: quadratic(0),
-        lambda: even(3).halved(),
+        lambda: uniform(3).halved(),
         lambda: nodes([], 10),
         lambda: nodes([0, 10], 10),
         lambda: nodes([3, 3], 10),
@@ -49,11 +49,11 @@ def test_nodes_are_looked_at_from_the_top():
     ],
 )
 def test_what_is_no_trajectory_is_a_mistake(wrong):
-    with pytest.raises(Mistake):
+    with pytest.raises(UserError):
         wrong()
 
 
-@pytest.mark.parametrize("make", [karras, logsnr])
+@pytest.mark.parametrize("make", [karras, uniform_logsnr])
 def test_the_ends_are_edm_s_or_what_the_schedule_has(make, schedule):
     """sigma/alpha at the first time is the lesser of 80 and that of t = 1; at the last positive one the greater of 0.002 and
     that of t = 0.001."""
@@ -67,9 +67,9 @@ def test_the_ends_are_edm_s_or_what_the_schedule_has(make, schedule):
 
 
 EQUAL = {
-    "even": lambda t, ratio: t,
+    "uniform": lambda t, ratio: t,
     "quadratic": lambda t, ratio: t.sqrt(),
-    "logsnr": lambda t, ratio: ratio.log(),
+    "uniform_logsnr": lambda t, ratio: ratio.log(),
     "karras": lambda t, ratio: ratio ** (1 / 7),
 }
 """In what the steps of each word are equal; of those that know the schedule all but the last one."""
@@ -81,7 +81,7 @@ def test_each_words_steps_are_equal_in_what_it_says_and_in_nothing_another_says(
     assert (len(times), float(times[-1])) == (7, 0)
     uneven = {}
     for name, measure in EQUAL.items():
-        t = times if name in ("even", "quadratic") and word in ("even", "quadratic") else times[:-1]
+        t = times if name in ("uniform", "quadratic") and word in ("uniform", "quadratic") else times[:-1]
         steps = measure(t, schedule.sigma(t) / schedule.alpha(t)).diff()
         uneven[name] = float((steps / steps.mean() - 1).abs().max())
     assert uneven.pop(word) < 1e-6

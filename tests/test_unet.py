@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from diffcore import nets
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.nets import open_folder, unet
 from diffcore.nets.unet import UNet, UNetConfig
-from tests.conftest import dice
+from tests.conftest import seeded
 
 DEFAULT = unet.default_config((1, 8, 8))
 ATTENTION = unet.default_config((1, 8, 8), attention=True)
@@ -68,7 +68,7 @@ def theirs(config: UNetConfig, ours: UNet):
 def stirred(config: UNetConfig, seed: int = 0, max_phase: float | None = 12.0) -> UNet:
     """A network none of whose parts is zero or one, but for the columns that are switched off."""
     net = unet.build(config, seed, max_phase)
-    source = dice(seed)
+    source = seeded(seed)
     with torch.no_grad():
         for parameter in net.parameters():
             noise = torch.randn(parameter.shape, generator=source)
@@ -79,10 +79,10 @@ def stirred(config: UNetConfig, seed: int = 0, max_phase: float | None = 12.0) -
 
 def batch(config: UNetConfig, count: int = 3) -> tuple[Tensor, Tensor, Tensor | None]:
     size = config.sample_size if isinstance(config.sample_size, tuple) else (config.sample_size,) * 2
-    x = torch.randn(count, config.in_channels, *size, generator=dice(1))
-    label = 1024 * torch.linspace(0, 1, count) - 1
+    x = torch.randn(count, config.in_channels, *size, generator=seeded(1))
+    timestep = 1024 * torch.linspace(0, 1, count) - 1
     classes = None if config.num_class_embeds is None else torch.arange(count) % config.num_class_embeds
-    return x, label, classes
+    return x, timestep, classes
 
 
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-5):
@@ -98,8 +98,8 @@ def test_output_names_and_gradients_are_diffusers(config):
     other = theirs(config, ours)
     assert {name: p.shape for name, p in ours.named_parameters()} == {n: p.shape for n, p in other.named_parameters()}
     assert list(ours.state_dict().keys() ^ other.state_dict().keys()) == []
-    x, label, classes = batch(config)
-    a, b = ours(x, label, classes), other(x, label, classes).sample
+    x, timestep, classes = batch(config)
+    a, b = ours(x, timestep, classes), other(x, timestep, classes).sample
     assert float(b.detach().std()) > 1e-3
     close(a, b)
     (a - 1).square().sum().backward()
@@ -118,16 +118,16 @@ def test_output_names_and_gradients_are_diffusers(config):
 def test_both_train_alike_where_no_column_is_off(name):
     ours = stirred(FAMILY[name], max_phase=None)
     other = theirs(FAMILY[name], ours)
-    x, label, classes = batch(FAMILY[name])
-    ours(x, label, classes).square().sum().backward()
-    other(x, label, classes).sample.square().sum().backward()
+    x, timestep, classes = batch(FAMILY[name])
+    ours(x, timestep, classes).square().sum().backward()
+    other(x, timestep, classes).sample.square().sum().backward()
     close(ours.time_embedding.linear_1.weight.grad, other.time_embedding.linear_1.weight.grad, 1e-4)
 
 
 def test_layout_in_memory_changes_nothing():
-    net, (x, label, _) = stirred(ATTENTION), batch(ATTENTION)
+    net, (x, timestep, _) = stirred(ATTENTION), batch(ATTENTION)
     last = copy.deepcopy(net).to(memory_format=torch.channels_last)
-    close(last(x.to(memory_format=torch.channels_last), label), net(x, label))
+    close(last(x.to(memory_format=torch.channels_last), timestep), net(x, timestep))
 
 
 # config.json
@@ -170,8 +170,8 @@ def test_a_folder_of_ours_opens_in_diffusers(name, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(net.config_json()))
     other, facts = diffusers.UNet2DModel.from_pretrained(tmp_path, use_safetensors=True, output_loading_info=True)
     assert not any(facts.values())
-    x, label, classes = batch(FAMILY[name])
-    close(net(x, label, classes), other(x, label, classes).sample)
+    x, timestep, classes = batch(FAMILY[name])
+    close(net(x, timestep, classes), other(x, timestep, classes).sample)
 
 
 def test_the_old_names_of_attention_are_read():
@@ -192,17 +192,17 @@ def test_the_old_names_of_attention_are_read():
 @pytest.mark.parametrize("name", SOME)
 def test_batch_law(name):
     """f(batch) == cat(f(sample)), with as many samples as pixels a side."""
-    net, (x, label, classes) = stirred(FAMILY[name]), batch(FAMILY[name], 8)
-    alone = [net(x[i : i + 1], label[i : i + 1], None if classes is None else classes[i : i + 1]) for i in range(8)]
-    close(net(x, label, classes), torch.cat(alone))
+    net, (x, timestep, classes) = stirred(FAMILY[name]), batch(FAMILY[name], 8)
+    alone = [net(x[i : i + 1], timestep[i : i + 1], None if classes is None else classes[i : i + 1]) for i in range(8)]
+    close(net(x, timestep, classes), torch.cat(alone))
 
 
 def test_time_and_class_reach_every_sample():
     config = FAMILY["classes"]
-    net, (x, label, classes) = stirred(config), batch(config)
-    out = net(x, label, classes)
-    assert ((net(x, label.flip(0), classes) - out).abs().amax((1, 2, 3)) > 1e-4).tolist() == [True, False, True]
-    assert ((net(x, label, (classes + 1) % 5) - out).abs().amax((1, 2, 3)) > 1e-4).all()
+    net, (x, timestep, classes) = stirred(config), batch(config)
+    out = net(x, timestep, classes)
+    assert ((net(x, timestep.flip(0), classes) - out).abs().amax((1, 2, 3)) > 1e-4).tolist() == [True, False, True]
+    assert ((net(x, timestep, (classes + 1) % 5) - out).abs().amax((1, 2, 3)) > 1e-4).all()
 
 
 def test_weights_come_from_the_seed_alone():
@@ -220,8 +220,8 @@ def test_weights_come_from_the_seed_alone():
 def test_a_new_network_says_nothing_yet_and_learns():
     """The last convolutions start at zero; every parameter moves within three updates."""
     net = unet.build(ATTENTION, 0)
-    x, label, _ = batch(ATTENTION)
-    assert not net(x, label).any()
+    x, timestep, _ = batch(ATTENTION)
+    assert not net(x, timestep).any()
     blocks = [layer for layer in net.modules() if isinstance(layer, unet.Resnet)]
     assert not any(block.conv2.weight.any() or block.conv2.bias.any() for block in blocks)
     before = copy.deepcopy(net.state_dict())
@@ -232,18 +232,18 @@ def test_a_new_network_says_nothing_yet_and_learns():
 
 def _train(net: UNet, config: UNetConfig, updates: int, weight_decay: float = 0.1) -> None:
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=weight_decay)
-    x, label, classes = batch(config)
+    x, timestep, classes = batch(config)
     for _ in range(updates):
-        (net(x, label, classes) - x.flip(0)[:, : config.out_channels]).square().mean().backward()
+        (net(x, timestep, classes) - x.flip(0)[:, : config.out_channels]).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
 
 
 def test_dropout_acts_in_training_only():
-    net, (x, label, _) = stirred(replace(DEFAULT, dropout=0.5)), batch(DEFAULT)
-    assert torch.equal(net(x, label), net(x, label))
+    net, (x, timestep, _) = stirred(replace(DEFAULT, dropout=0.5)), batch(DEFAULT)
+    assert torch.equal(net(x, timestep), net(x, timestep))
     with torch.random.fork_rng():
-        assert not torch.equal(net.train()(x, label), net.eval()(x, label))
+        assert not torch.equal(net.train()(x, timestep), net.eval()(x, timestep))
 
 
 # slow time embedding
@@ -258,11 +258,11 @@ def test_only_slow_frequencies_take_part():
 
 
 def test_sinusoids_in_closed_form():
-    label = torch.tensor([-1.0, 0.5, 1023.0])
+    timestep = torch.tensor([-1.0, 0.5, 1023.0])
     w = 10000 ** (-torch.arange(4, dtype=torch.float64) / (4 - 1))
-    phase = label.double()[:, None] * w
+    phase = timestep.double()[:, None] * w
     expected = torch.cat([phase.sin(), phase.cos(), torch.zeros(3, 1)], 1)
-    close(unet.sinusoids(label, 9, 1, False).double(), expected, 1e-4)
+    close(unet.sinusoids(timestep, 9, 1, False).double(), expected, 1e-4)
 
 
 @pytest.mark.parametrize("name", ["default", "sin before cos", "odd features"])
@@ -279,29 +279,29 @@ def test_what_is_off_stays_off_in_training(name):
         assert not weight[:, off].any()
         moved = (weight != before).any(0)
         assert torch.equal(moved[: 2 * (len(moved) // 2)], ~off[: 2 * (len(moved) // 2)])
-        x, label, classes = batch(config)
-        close(trained(x, label, classes), theirs(config, trained)(x, label, classes).sample)
+        x, timestep, classes = batch(config)
+        close(trained(x, timestep, classes), theirs(config, trained)(x, timestep, classes).sample)
 
 
 def test_times_are_told_apart_under_autocast():
-    """The embedding is made in float32: in bfloat16 labels 1000 and 1001 would be one."""
+    """The embedding is made in float32: in bfloat16 timesteps 1000 and 1001 would be one."""
     net = stirred(DEFAULT)
-    label = torch.tensor([1000.0, 1001.0])
-    exact = net.embed(label)
+    timestep = torch.tensor([1000.0, 1001.0])
+    exact = net.embed(timestep)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        embedding = net.embed(label)
-        assert net(batch(DEFAULT, 2)[0], label).dtype == torch.bfloat16
+        embedding = net.embed(timestep)
+        assert net(batch(DEFAULT, 2)[0], timestep).dtype == torch.bfloat16
     assert torch.equal(embedding, exact)
     assert not torch.equal(embedding[0], embedding[1])
 
 
 @pytest.mark.parametrize("name", SOME)
 def test_autocast_is_near(name):
-    net, (x, label, classes) = stirred(FAMILY[name]), batch(FAMILY[name])
+    net, (x, timestep, classes) = stirred(FAMILY[name]), batch(FAMILY[name])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        close(net(x, label, classes).float(), net(x, label, classes).float(), 0)
-        near = net(x, label, classes).float()
-    close(near, net(x, label, classes), 0.05)
+        close(net(x, timestep, classes).float(), net(x, timestep, classes).float(), 0)
+        near = net(x, timestep, classes).float()
+    close(near, net(x, timestep, classes), 0.05)
 
 
 # seams
@@ -309,13 +309,13 @@ def test_autocast_is_near(name):
 
 def test_features_are_the_ends_of_the_levels_and_the_middle(config):
     """What the last block of each level on the way down gives, its attention included, before it is halved."""
-    net, (x, label, classes) = stirred(config), batch(config)
+    net, (x, timestep, classes) = stirred(config), batch(config)
     seen = []
     lasts = [(block.attentions if block.attends else block.resnets)[-1] for block in net.down_blocks]
     for layer in (*lasts, *([] if net.mid_block is None else [net.mid_block])):
         layer.register_forward_hook(lambda module, inputs, output: seen.append(output))
     with torch.no_grad():
-        found = net.features(x, label, classes)
+        found = net.features(x, timestep, classes)
     right = [*seen, seen[-1]] if net.mid_block is None else seen
     assert len(found) == len(config.block_out_channels) + 1
     assert all(torch.equal(one, other) for one, other in zip(found, right, strict=True))
@@ -333,8 +333,8 @@ def test_the_features_of_a_guidance_weight_by_hand():
 @pytest.mark.parametrize("name", ["default", "three levels, two layers", "three levels, all attend"])
 def test_every_cut_gives_the_same_output(name):
     """What a cache keeps at a cut, continued with the skips above the cut, is the whole forward pass."""
-    net, (x, label, _) = stirred(FAMILY[name]), batch(FAMILY[name])
-    whole, embedding = net(x, label), net.embed(label)
+    net, (x, timestep, _) = stirred(FAMILY[name]), batch(FAMILY[name])
+    whole, embedding = net(x, timestep), net.embed(timestep)
     skips = net.down(x, embedding)
     assert len(skips) == sum(len(block.resnets) for block in net.up_blocks)
     deep = net.mid(skips[-1], embedding)
@@ -346,12 +346,12 @@ def test_every_cut_gives_the_same_output(name):
 
 
 def test_a_cached_step_does_only_the_shallow_work():
-    net, (x, label, _) = stirred(DEFAULT), batch(DEFAULT)
+    net, (x, timestep, _) = stirred(DEFAULT), batch(DEFAULT)
     calls = []
     for place, layer in net.named_modules():
         if isinstance(layer, unet.Resnet):
             layer.register_forward_pre_hook(lambda *_, place=place: calls.append(place))
-    embedding = net.embed(label)
+    embedding = net.embed(timestep)
     kept = net.up(net.mid(net.down(x, embedding)[-1], embedding), net.down(x, embedding), embedding, until=1)
     calls.clear()
     net.up(kept, net.down(x, embedding, 1), embedding)
@@ -382,16 +382,16 @@ def test_a_cached_step_does_only_the_shallow_work():
     ],
 )
 def test_a_config_that_is_not_ours_is_named(change, words):
-    with pytest.raises(Mistake, match=words):
+    with pytest.raises(UserError, match=words):
         unet.from_json({**unet.config_json(DEFAULT), **change})
 
 
 def test_mistakes_in_the_shape_of_images():
-    with pytest.raises(Mistake, match="9 x 8 cannot be halved 1 times"):
+    with pytest.raises(UserError, match="9 x 8 cannot be halved 1 times"):
         unet.default_config((1, 9, 8))
-    with pytest.raises(Mistake, match="10 channels do not divide into 4 groups"):
+    with pytest.raises(UserError, match="10 channels do not divide into 4 groups"):
         unet.default_config((1, 8, 8), channels=(10, 20), groups=4)
-    with pytest.raises(Mistake, match=r"max_phase 0\.1 leaves no frequency"):
+    with pytest.raises(UserError, match=r"max_phase 0\.1 leaves no frequency"):
         unet.build(DEFAULT, 0, 0.1)
 
 
@@ -406,8 +406,8 @@ def test_shape_refuses(change):
 
 
 def test_a_shape_s_network_by_hand():
-    """Each number of params.yaml's section where it belongs; one more class, for none; twice the channels for `both`."""
-    shape = unet.Shape((8, 24, 40), 3, True, 4, 0.25, 6.0, conditional=True, head="both")
+    """Each number of params.yaml's section where it belongs; one more class, for none; twice the channels for `x0_eps`."""
+    shape = unet.Shape((8, 24, 40), 3, True, 4, 0.25, 6.0, conditional=True, parameterization="x0_eps")
     assert shape.config((2, 8, 12), 5) == UNetConfig(
         sample_size=(8, 12),
         in_channels=2,
@@ -424,19 +424,21 @@ def test_a_shape_s_network_by_hand():
         add_attention=True,
         num_class_embeds=6,
     )
-    plain = replace(shape, channels=(4, 8), attention=False, conditional=False, head="x0").config((2, 8, 8), 5)
+    plain = replace(shape, channels=(4, 8), attention=False, conditional=False, parameterization="x0").config(
+        (2, 8, 8), 5
+    )
     assert (plain.sample_size, plain.out_channels, plain.num_class_embeds) == (8, 2, None)
     assert (plain.attention_head_dim, plain.add_attention) == (4, False)
     assert plain.down_block_types == ("DownBlock2D",) * 2
-    assert replace(shape, conditional=False, head="x0").skips == shape.config((2, 8, 12), 5).skips == 12
+    assert replace(shape, conditional=False, parameterization="x0").skips == shape.config((2, 8, 12), 5).skips == 12
 
 
 def test_classes_must_fit_the_table():
-    x, label, classes = batch(FAMILY["classes"])
-    with pytest.raises(Mistake, match="give class_label"):
-        stirred(FAMILY["classes"])(x, label)
-    with pytest.raises(Mistake, match="leave class_label out"):
-        stirred(DEFAULT)(x, label, classes)
+    x, timestep, classes = batch(FAMILY["classes"])
+    with pytest.raises(UserError, match="give class_labels"):
+        stirred(FAMILY["classes"])(x, timestep)
+    with pytest.raises(UserError, match="leave class_labels out"):
+        stirred(DEFAULT)(x, timestep, classes)
 
 
 @pytest.mark.parametrize("name", ["classes", "attention", "three levels, all attend", "heads 4 wide"])
@@ -460,23 +462,23 @@ def test_weights_begin_as_wide_as_what_comes_in_asks(name):
 
 
 @pytest.mark.parametrize("classes", [None, 5])
-@pytest.mark.parametrize("weighs", [False, True])
-def test_a_network_takes_just_what_it_has_an_input_for(classes, weighs):
+@pytest.mark.parametrize("takes_guidance", [False, True])
+def test_a_network_takes_just_what_it_has_an_input_for(classes, takes_guidance):
     made = unet.build(unet.default_config((1, 8, 8), classes=classes), 0)
-    net = unet.with_guidance(made) if weighs else made
-    x, label = torch.zeros(2, 1, 8, 8), torch.zeros(2)
+    net = unet.with_guidance(made) if takes_guidance else made
+    x, timestep = torch.zeros(2, 1, 8, 8), torch.zeros(2)
     inputs = (torch.tensor([0, 1]), torch.ones(2))
     for told in ((None, None), (inputs[0], None), (None, inputs[1]), inputs):
         wrong = [
             f"{'leave ' if given is not None else 'give '}{word}"
-            for word, given, known in zip(("class_label", "guidance"), told, (classes is not None, weighs))
+            for word, given, known in zip(("class_labels", "guidance"), told, (classes is not None, takes_guidance))
             if (given is not None) != known
         ]
         if not wrong:
-            assert net(x, label, *told).shape == x.shape
+            assert net(x, timestep, *told).shape == x.shape
             continue
-        with pytest.raises(Mistake, match=wrong[0]):
-            net(x, label, *told)
+        with pytest.raises(UserError, match=wrong[0]):
+            net(x, timestep, *told)
 
 
 def test_a_network_takes_of_another_what_fits_and_says_how_much():

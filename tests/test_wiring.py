@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffcore import checkpoints as checkpoint
+from diffcore import checkpoints
 from diffcore.core import disk, rng
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.data import read, write
 from diffcore.data.feed import to_float
 from diffcore.data.ledger import Unfinished
@@ -24,7 +24,7 @@ from diffcore.metrics.frontier import Frontier
 from diffcore.metrics.reference import Reference
 from diffcore.nets import unet
 from diffcore.noise.schedule import Cosine
-from diffcore.noise.trajectory import even
+from diffcore.noise.trajectory import uniform
 from diffcore.search import gamma as estimates
 from tasks import (
     features,
@@ -46,7 +46,7 @@ from tests import test_measure
 from tests.test_measure import FIT, FROM, make, measure_all, names
 from tests.test_unet import stirred
 
-PLAIN = {"sampler": "ddim", "trajectory": "even", "steps": [2]}
+PLAIN = {"sampler": "ddim", "trajectory": "uniform", "steps": [2]}
 DISTINCT = {
     "seed": 5,
     "compute": {"threads": 1, "save_seconds": 7.0, "memory_gb": 0.5},
@@ -71,7 +71,7 @@ DISTINCT = {
             {**PLAIN, "guidance": 2.0, "negative": "class1"},
             {**PLAIN, "skip": {"bottom": 0.9}},
         ],
-        "anytime": [PLAIN],
+        "any_time_students": [PLAIN],
     },
     "publish": {"tolerance": 1.7},
 }
@@ -87,7 +87,7 @@ def finished(tmp_path_factory):
         with patch.context() as later:
             later.setattr(search, "find", lambda _: None)
             found = make(tmp_path_factory.mktemp("wiring"), patch, 2, True, split={"holdout": 0.4})
-        for name, about, grid in (("g", {"guidance": {"low": 2.0, "high": 2.0}}, None), ("pd", {}, even(2))):
+        for name, about, grid in (("g", {"guidance": {"low": 2.0, "high": 2.0}}, None), ("pd", {}, uniform(2))):
             save(name, about, grid)
         home = paths.PARAMS.resolve().parent
     with pytest.MonkeyPatch.context() as patch:
@@ -100,14 +100,14 @@ def finished(tmp_path_factory):
 ABOUT = ("name", "method", "solver", "weights", "parent", "teacher", "data", "parameters", "seed", "code", "torch")
 
 
-def save(name: str, about: dict, grid=None, seed: int = 9) -> checkpoint.Card:
+def save(name: str, about: dict, grid=None, seed: int = 9) -> checkpoints.Card:
     """The checkpoint NAME once more, with other facts."""
-    old = checkpoint.read_card(paths.CHECKPOINTS / name)
+    old = checkpoints.read_card(paths.CHECKPOINTS / name)
     classes = len(old.classes) if old.classes else None
     net = stirred(unet.default_config((1, 4, 4), (8,), classes=classes, layers=1, groups=4), seed=seed)
     kept = {key: getattr(old, key) for key in (*ABOUT, "classes", "cost")}
     denoiser = NetDenoiser(net, Cosine(), grid=grid, classes=classes)
-    return checkpoint.save(paths.CHECKPOINTS / name, denoiser, tuple(old.image), {**kept, **about})
+    return checkpoints.save(paths.CHECKPOINTS / name, denoiser, tuple(old.image), {**kept, **about})
 
 
 def heard(monkeypatch, place, name: str, answer) -> list[SimpleNamespace]:
@@ -141,7 +141,7 @@ def test_a_stage_computes_with_the_threads_of_the_file(stage, project, monkeypat
 
 
 def test_a_checkpoint_is_opened_on_the_device_of_the_run(project, monkeypatch):
-    moved = heard(monkeypatch, checkpoint.Checkpoint, "to", ...)
+    moved = heard(monkeypatch, checkpoints.Checkpoint, "to", ...)
     monkeypatch.setattr(type(project.compute), "device", torch.device("cpu", 0))
     for stage, opened in (
         (gamma.estimate, ["teacher"]),
@@ -204,7 +204,7 @@ def test_gamma_is_estimated_as_the_file_says_and_its_file_tells_of_what(project,
     whole = json.loads(paths.GAMMA.read_text())
     (call,) = calls
     denoiser, images, config, _ = call.words
-    teacher, held = checkpoint.load(paths.CHECKPOINTS / "teacher"), load_resident(paths.HOLDOUT)
+    teacher, held = checkpoints.load(paths.CHECKPOINTS / "teacher"), load_resident(paths.HOLDOUT)
     chosen = estimates.pick(len(held), project.gamma)
     assert all(
         torch.equal(part, denoiser.net.state_dict()[key]) for key, part in teacher.denoiser.net.state_dict().items()
@@ -261,7 +261,7 @@ def test_gamma_s_job_knows_its_images(project, monkeypatch):
 
 def test_times_are_searched_as_the_file_says_and_its_file_tells_from_what(project, monkeypatch):
     """From Gamma alone: no checkpoint is opened, and no image."""
-    monkeypatch.setattr(checkpoint, "load", lambda *_: pytest.fail("a checkpoint was opened"))
+    monkeypatch.setattr(checkpoints, "load", lambda *_: pytest.fail("a checkpoint was opened"))
     monkeypatch.setattr(read, "open_images", lambda *_: pytest.fail("images were opened"))
     covariances = heard(monkeypatch, estimates.Gamma, "covariance", ...)
     decoded = heard(monkeypatch, search.search, "decoded", ...)
@@ -274,13 +274,13 @@ def test_times_are_searched_as_the_file_says_and_its_file_tells_from_what(projec
     assert found["about"]["steps"] == 6
     told = estimates.read(paths.GAMMA, None, "x")
     assert found["from"] == {"gamma": disk.digest(told), "checkpoint": told["about"]["checkpoint_digest"]}
-    with pytest.raises(Mistake, match=r"search\.most is 7, but gamma\.steps is only 6"):
+    with pytest.raises(UserError, match=r"search\.most is 7, but gamma\.steps is only 6"):
         search.find(dataclasses.replace(project, search=dataclasses.replace(project.search, most=7)))
 
 
 def test_times_are_fitted_as_the_file_says(project, monkeypatch, capsys):
-    """To the teacher's path, with classes drawn as the file says; for a way that asks for them and not else."""
-    calls, fits = heard(monkeypatch, measure.hops, "strays", ...), heard(monkeypatch, measure.hops, "fit", ...)
+    """To the teacher's path, with classes drawn as the file says; for a sampling that asks for them and not else."""
+    calls, fits = heard(monkeypatch, measure.fitted, "hop_errors", ...), heard(monkeypatch, measure.fitted, "fit", ...)
     real = read.load_resident(paths.DATA).labels
     for name in ("teacher", "v"):
         bench = measure.Bench(project, name)
@@ -289,10 +289,10 @@ def test_times_are_fitted_as_the_file_says(project, monkeypatch, capsys):
         assert bench.times("fitted", 2) == bench.fitted[2]
         (call,), (fit,) = calls, fits
         assert call.words[2:] == (project.evaluate.fitted, (1, 4, 4))
-        assert call.named["condition"].labels.tolist() == rng.labels_like(real, 5, 13).tolist()
+        assert call.named["condition"].class_labels.tolist() == rng.labels_like(real, 5, 13).tolist()
         assert fit.words[1] == 1.3
         for meant, role in ((name, call.words[0]), ("teacher", call.words[1])):
-            weights = checkpoint.load(paths.CHECKPOINTS / meant).denoiser.net.state_dict()
+            weights = checkpoints.load(paths.CHECKPOINTS / meant).denoiser.net.state_dict()
             assert all(torch.equal(part, weights[key]) for key, part in role.net.state_dict().items())
         assert f"measure {name}: times fitted to the teacher's path; with 4 steps: 1, " in capsys.readouterr().out
         calls.clear()
@@ -344,7 +344,7 @@ def test_what_all_points_are_measured_with_is_what_the_file_says(project, monkey
 
 @pytest.mark.parametrize("held_out", [True, False])
 def test_a_point_is_measured_as_the_file_says_and_says_so(held_out, project, monkeypatch):
-    """Of each way: who is sampled and how, what it is compared with, and under which name each number stands."""
+    """Of each sampling: who is sampled and how, what it is compared with, and under which name each number stands."""
     if not held_out:
         shutil.rmtree(paths.HOLDOUT)
     clock, drawn, warmed = [100.0], [], []
@@ -379,7 +379,7 @@ def test_a_point_is_measured_as_the_file_says_and_says_so(held_out, project, mon
         (sampler, *words), made = drawn[0], plan.recipe.sampler(opened, plan.times, bench.gamma)
         assert words == [(1, 4, 4), 12, 3, 5, words[-1]]
         known = plan.recipe.condition(opened, bench.labels)
-        for part in ("labels", "guidance", "negative"):
+        for part in ("class_labels", "guidance", "negative"):
             one, other = getattr(words[-1], part), getattr(known, part)
             assert (one is None) == (other is None)
             assert one is None or one.tolist() == other.tolist()
@@ -395,11 +395,11 @@ def test_a_point_is_measured_as_the_file_says_and_says_so(held_out, project, mon
         if model := subject.model:
             assert (model.sampler.trajectory, model.seed, model.probes, model.batch) == (plan.times, 19, 2, 5)
             assert torch.equal(model.images, to_float(asked.pixels[chosen]))
-            assert model.condition.labels.tolist() == asked.labels[chosen].tolist()
+            assert model.condition.class_labels.tolist() == asked.labels[chosen].tolist()
         found[plan.name] = vars(point), [words[1:3] for words in warmed]
         assert vars(point) == {
             "name": plan.name,
-            "way": plan.way,
+            "curve": plan.curve,
             "best": True,
             "method": plan.method,
             "checkpoint": plan.checkpoint,
@@ -420,12 +420,12 @@ def test_a_point_is_measured_as_the_file_says_and_says_so(held_out, project, mon
     warm_ones = [name for name, (_, sizes) in found.items() if sizes]
     assert all(sorted(sizes) == [((1, 4, 4), 2), ((1, 4, 4), 5)] for _, sizes in found.values() if sizes)
     assert warm_ones == [
-        "teacher-ddim-even-3",
-        "teacher-ddim-cache2b0-even-4",
-        "teacher-ddim-g2-not-class1-even-2",
-        "teacher-ddim-skip0.9to1-even-2",
-        "v-ddim-even-3",
-        "g-ddim-even-3",
+        "teacher-ddim-uniform-3",
+        "teacher-ddim-cache2b0-uniform-4",
+        "teacher-ddim-g2-not-class1-uniform-2",
+        "teacher-ddim-skip0.9to1-uniform-2",
+        "v-ddim-uniform-3",
+        "g-ddim-uniform-3",
         "pd-ddim",
     ]
     assert [call["checkpoint"] for call, _ in found.values()] == ["teacher"] * 6 + ["v"] * 2 + ["g"] * 2 + ["pd"]
@@ -441,9 +441,11 @@ def test_no_bits_are_asked_for_where_no_images_are(project, monkeypatch):
 
 def few(project: params.Params) -> params.Params:
     """Two curves of the teacher, one of which tries a sweep, and a student."""
-    ways = project.evaluate.teacher
-    sweep = dataclasses.replace(ways[4], skip=[ways[4].skip, dataclasses.replace(ways[4].skip, bottom=0.5)])
-    changed = dataclasses.replace(project.evaluate, teacher=[ways[0], sweep])
+    samplings = project.evaluate.teacher
+    sweep = dataclasses.replace(
+        samplings[4], skip=[samplings[4].skip, dataclasses.replace(samplings[4].skip, bottom=0.5)]
+    )
+    changed = dataclasses.replace(project.evaluate, teacher=[samplings[0], sweep])
     return dataclasses.replace(project, evaluate=changed, distill={"pd": project.distill["pd"]})
 
 
@@ -460,8 +462,8 @@ def test_what_the_evaluation_writes_and_shows(project, monkeypatch, capsys):
     table = json.loads(paths.FRONTIER.read_text())
     table.pop("seal")
     names = [point["name"] for point in table["points"]]
-    sweep = ["teacher-ddim-skip0.9to1-even-2", "teacher-ddim-skip0.5to1-even-2"]
-    assert names == ["teacher-ddim-even-3", "teacher-ddim-even-2", *sweep, "pd-ddim"]
+    sweep = ["teacher-ddim-skip0.9to1-uniform-2", "teacher-ddim-skip0.5to1-uniform-2"]
+    assert names == ["teacher-ddim-uniform-3", "teacher-ddim-uniform-2", *sweep, "pd-ddim"]
     assert [call.words[1].name for call in grids] == [f"{name}.png" for name in names]
     shown = {name: pictures.tiles(paths.SAMPLES / f"{name}.png") for name in names}
     for number, point in enumerate(table["points"]):
@@ -481,7 +483,7 @@ def test_what_the_evaluation_writes_and_shows(project, monkeypatch, capsys):
     assert [call.words[1:] for call in chosen] == [(1.7,)]
     assert (paths.ARTIFACTS / "frontier.csv").read_text() == chosen[0].words[0].to_csv()
     assert written == dataclasses.replace(chosen[0].words[0], recommended=chosen[0].words[0].recommend(1.7))
-    assert table["about"]["data"] == checkpoint.read_card(paths.CHECKPOINTS / "teacher").data
+    assert table["about"]["data"] == checkpoints.read_card(paths.CHECKPOINTS / "teacher").data
     assert len(kept) == 2
     said = capsys.readouterr().out.splitlines()
     lines = [line.split()[1:3] for line in said if line.startswith("measure  ") and "fd" in line]
@@ -498,13 +500,13 @@ def test_what_the_evaluation_writes_and_shows(project, monkeypatch, capsys):
 
 def test_what_cannot_be_sampled_or_stands_there_twice_is_told_before_anything_is_measured(project, monkeypatch):
     measured = heard(monkeypatch, measure.Bench, "measure", None)
-    ways = [*project.evaluate.teacher, project.evaluate.teacher[1]]
-    twice = dataclasses.replace(project, evaluate=dataclasses.replace(project.evaluate, teacher=ways))
-    with pytest.raises(Mistake, match=r"evaluate names 'teacher-analytic-even-2' twice; leave one"):
+    samplings = [*project.evaluate.teacher, project.evaluate.teacher[1]]
+    twice = dataclasses.replace(project, evaluate=dataclasses.replace(project.evaluate, teacher=samplings))
+    with pytest.raises(UserError, match=r"evaluate names 'teacher-analytic-uniform-2' twice; leave one"):
         measure.measure(twice, "teacher")
-    way = dataclasses.replace(project.evaluate.teacher[0], guidance=3.0)
-    other = dataclasses.replace(project.evaluate, students={"g": [way]})
-    with pytest.raises(Mistake, match="guidance weight of 2 alone, not for 3"):
+    sampling = dataclasses.replace(project.evaluate.teacher[0], guidance=3.0)
+    other = dataclasses.replace(project.evaluate, students={"g": [sampling]})
+    with pytest.raises(UserError, match="guidance weight of 2 alone, not for 3"):
         measure.measure(dataclasses.replace(project, evaluate=other), "g")
     assert measured == []
     assert not paths.POINTS.exists()
@@ -578,14 +580,14 @@ def test_dvc_is_started_with_its_words_and_the_surroundings_it_needs(project, mo
     assert call.words[0] == [report.sys.executable, "-m", "tasks.dvc_repro", "--force", "x"]
     found = call.named["env"]
     assert (found["MINE"], found["THEIRS"], found["KEPT"]) == (".", "new", "1")
-    assert call.named["preexec_fn"] is report.lifeline.die_with_parent
+    assert call.named["preexec_fn"] is report.signals.die_with_parent
 
 
 def test_a_report_shows_the_table_the_recommendation_its_warnings_and_where_to_look(project, monkeypatch, capsys):
-    card = checkpoint.read_card(paths.CHECKPOINTS / "v")
+    card = checkpoints.read_card(paths.CHECKPOINTS / "v")
     point = SimpleNamespace(name="b", checkpoint="v", checkpoint_digest=card.digest)
     chosen = SimpleNamespace(point=point, reason="it is best", warnings=("one", "two"))
-    with pytest.raises(Mistake, match=r"frontier\.json is missing; run the pipeline first"):
+    with pytest.raises(UserError, match=r"frontier\.json is missing; run the pipeline first"):
         report.report()
     paths.FRONTIER.touch()
     shown = SimpleNamespace(table=lambda: "the table", recommended=chosen)

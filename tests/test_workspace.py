@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from tasks import inventory, params, workspace
 
 ROOT = Path(__file__).parent.parent
@@ -335,7 +335,7 @@ def test_what_it_did_not_make_is_the_same_before_and_after(tmp_path, repository,
         assert others(tmp_path, target.resolve()).items() >= before.items()
         assert (target / "diffcore/noise/angle.py").read_text() == "new"
         return
-    with pytest.raises(Mistake) as caught:
+    with pytest.raises(UserError) as caught:
         reaper.let(None, lambda: made(target))
     assert words in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
@@ -395,14 +395,14 @@ def test_nothing_is_written_for_parameters_that_would_be_refused(tmp_path, monke
         ("smoky", [], "no preset 'smoky'"),
         (None, ["features.chanels=8"], "params.yaml has no features.chanels"),
     ):
-        with pytest.raises(Mistake, match=words.replace(".", r"\.")):
+        with pytest.raises(UserError, match=words.replace(".", r"\.")):
             workspace.make(tmp_path / "w", preset, changes)
         assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_without_the_code_cannot_be_copied_from(repository, tmp_path):
     (repository / "stage").unlink()
-    with pytest.raises(Mistake, match="stage is missing; run from the folder that holds it"):
+    with pytest.raises(UserError, match="stage is missing; run from the folder that holds it"):
         made(tmp_path / "w")
     assert not (tmp_path / "w").exists()
 
@@ -415,7 +415,7 @@ def test_what_is_as_it_should_be_is_not_written_again(repository, tmp_path):
 
 
 def test_two_commands_at_once_do_not_meet(repository, tmp_path):
-    with inventory.alone(tmp_path / "w"), pytest.raises(Mistake, match="another command is making"):
+    with inventory.alone(tmp_path / "w"), pytest.raises(UserError, match="another command is making"):
         made(tmp_path / "w")
     assert made(tmp_path / "w").is_dir()
 
@@ -428,7 +428,7 @@ def test_a_copy_of_a_workspace_is_one(repository, tmp_path):
 
 def test_what_dvc_says_when_it_cannot_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 1, "", "odd\nERROR: no\n"))
-    with pytest.raises(Mistake, match=r"^dvc init failed in .*: ERROR: no$"):
+    with pytest.raises(UserError, match=r"^dvc init failed in .*: ERROR: no$"):
         workspace._dvc(tmp_path, {}, "init")
 
 
@@ -494,9 +494,9 @@ def test_what_a_preset_adds_must_be_there_already():
         ({"sed": 1}, "sed"),
         ({"evaluate": {"imags": 1}}, "evaluate.imags"),
         ({"network": {"a": {"b": 1}}}, "network.a"),
-        ({"distill": {"a": {"head": "v"}}}, "distill.a.head"),
+        ({"distill": {"a": {"parameterization": "v"}}}, "distill.a.parameterization"),
     ):
-        with pytest.raises(Mistake, match=f"^x: params.yaml has no {path}$"):
+        with pytest.raises(UserError, match=f"^x: params.yaml has no {path}$"):
             over(change)
 
 
@@ -524,7 +524,7 @@ def test_a_change_on_the_command_line_is_in_yaml(text, wanted):
 )
 def test_a_line_that_is_none_is_refused_in_words_and_nothing_is_written(text, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    with pytest.raises(Mistake, match=f"(?m)^(the parameters of .*: )?{text.partition('=')[0]}: "):
+    with pytest.raises(UserError, match=f"(?m)^(the parameters of .*: )?{text.partition('=')[0]}: "):
         workspace.make(tmp_path / "w", None, [text])
     assert not (tmp_path / "w").exists()
 
@@ -583,14 +583,14 @@ def test_dvc_is_this_python_s_in_that_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", str(program))
     workspace._dvc(tmp_path, {"A": "us", "OUT": str(tmp_path / "out")}, "init", "-q")
     assert (tmp_path / "out").read_text() == f"{tmp_path} -m dvc init -q us\n"
-    with pytest.raises(Mistake, match=rf"^dvc init failed in {tmp_path}: it said nothing$"):
+    with pytest.raises(UserError, match=rf"^dvc init failed in {tmp_path}: it said nothing$"):
         workspace._dvc(tmp_path, {"OUT": str(tmp_path / "out"), "CODE": "3"}, "init")
 
 
 @pytest.mark.parametrize("name", [*workspace.OWN, ".git", ".venv", ".dvc", ".services", ".other"])
 def test_no_folder_of_the_repository_is_one(repository, name):
     for target in (Path(name), Path(name, "more")):
-        with pytest.raises(Mistake, match=f"lies in {re.escape(name)}, which belongs to the repository"):
+        with pytest.raises(UserError, match=f"lies in {re.escape(name)}, which belongs to the repository"):
             made(target)
     assert {"diffcore", "tasks", "console", "flows", "tests", "bench", "docs", "presets", "artifacts", "mlruns"} == {
         *workspace.OWN
@@ -606,7 +606,7 @@ def test_beside_its_own_folders_the_repository_has_room_for_workspaces(repositor
 def test_whatever_is_missing_of_the_code_is_named(repository, tmp_path, name):
     path = repository / name
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    with pytest.raises(Mistake, match=rf"^{re.escape(name)} is missing; run from the folder"):
+    with pytest.raises(UserError, match=rf"^{re.escape(name)} is missing; run from the folder"):
         made(tmp_path / "w")
 
 
@@ -619,7 +619,7 @@ def test_whatever_is_missing_of_the_code_is_named(repository, tmp_path, name):
 def test_an_inventory_that_is_none_touches_nothing(repository, tmp_path, content):
     lay(tmp_path, {"w/mine": "mine", f"w/{inventory.NAME}": content})
     before = everything(tmp_path)
-    with pytest.raises(Mistake, match="is damaged, so what in this folder is whose cannot be told"):
+    with pytest.raises(UserError, match="is damaged, so what in this folder is whose cannot be told"):
         made(tmp_path / "w")
     assert everything(tmp_path) == before
 
@@ -628,11 +628,11 @@ def test_an_inventory_that_is_a_link_or_a_folder_is_none(repository, tmp_path):
     good = made(tmp_path / "w") / inventory.NAME
     good.rename(tmp_path / "list")
     good.symlink_to(tmp_path / "list")
-    with pytest.raises(Mistake, match="is damaged"):
+    with pytest.raises(UserError, match="is damaged"):
         made(tmp_path / "w")
     good.unlink()
     good.mkdir()
-    with pytest.raises(Mistake, match="is damaged"):
+    with pytest.raises(UserError, match="is damaged"):
         made(tmp_path / "w")
 
 
@@ -643,7 +643,7 @@ def test_a_refusal_names_some_files_and_counts_the_rest(repository, tmp_path):
         (6, "f0, f1, f2 and 3 more and"),
     ):
         lay(tmp_path / f"w{count}", {f"f{k}": "" for k in range(count)})
-        with pytest.raises(Mistake, match=f"holds {said}"):
+        with pytest.raises(UserError, match=f"holds {said}"):
             made(tmp_path / f"w{count}")
 
 

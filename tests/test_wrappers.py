@@ -16,9 +16,9 @@ from diffcore.denoisers.network import NetDenoiser
 from diffcore.denoisers.rescaling import Rescaled
 from diffcore.nets import unet
 from diffcore.noise.schedule import VE, Cosine
-from diffcore.noise.trajectory import even
+from diffcore.noise.trajectory import uniform
 from diffcore.sampling.deepcache import Config, DeepCached
-from tests.conftest import dice, gaussian
+from tests.conftest import gaussian, seeded
 
 METER, SIGMAS = Meter(), VE(0.01, 50.0)
 WRAPPERS = {
@@ -34,9 +34,9 @@ CACHED = "DeepCached"
 
 CONDITION = Condition(torch.tensor([1, 0]), torch.tensor([2.0, 3.0], dtype=torch.float64))
 ASKED = {
-    "begin": lambda denoiser: denoiser.begin(7),
-    "given": lambda denoiser: denoiser.given(CONDITION),
-    "of": lambda denoiser: denoiser.of(slice(1, 2)),
+    "start_run": lambda denoiser: denoiser.start_run(7),
+    "with_condition": lambda denoiser: denoiser.with_condition(CONDITION),
+    "select": lambda denoiser: denoiser.select(slice(1, 2)),
 }
 
 
@@ -45,19 +45,19 @@ class Inner(Denoiser):
 
     def __init__(self, told: tuple = ()):
         super().__init__()
-        self.schedule, self.grid, self.told = Cosine(), even(4), told
+        self.schedule, self.grid, self.told = Cosine(), uniform(4), told
 
     def forward(self, x_t, t):
         return gaussian()(x_t, t)
 
-    def begin(self, calls):
-        return Inner((*self.told, ("begin", calls)))
+    def start_run(self, calls):
+        return Inner((*self.told, ("start_run", calls)))
 
-    def given(self, condition):
-        return Inner((*self.told, ("given", condition)))
+    def with_condition(self, condition):
+        return Inner((*self.told, ("with_condition", condition)))
 
-    def of(self, rows):
-        return Inner((*self.told, ("of", rows)))
+    def select(self, rows):
+        return Inner((*self.told, ("select", rows)))
 
 
 def wrappers() -> set[str]:
@@ -90,18 +90,18 @@ def test_what_a_wrapper_is_told_its_inner_one_is_told_and_all_else_is_kept(kind,
     make, own = WRAPPERS[kind]
     wrapped = make(Inner())
     if kind is Guided:  # it keeps the condition itself, and tells it to the inner one at each call
-        wrapped = wrapped.given(CONDITION)
+        wrapped = wrapped.with_condition(CONDITION)
     found = ASKED[asked](wrapped)
     assert type(found) is kind
     assert {name: getattr(found, name) for name in own} == own
-    assert found.grid == even(4)
-    if kind is Guided and asked != "begin":
-        rows = slice(1, 2) if asked == "of" else slice(None)
+    assert found.grid == uniform(4)
+    if kind is Guided and asked != "start_run":
+        rows = slice(1, 2) if asked == "select" else slice(None)
         assert found.inner.told == ()
-        assert torch.equal(found.condition.labels, CONDITION.labels[rows])
+        assert torch.equal(found.condition.class_labels, CONDITION.class_labels[rows])
         assert torch.equal(found.condition.guidance, CONDITION.guidance[rows])
     else:
-        expected = {"begin": 7, "given": CONDITION, "of": slice(1, 2)}[asked]
+        expected = {"start_run": 7, "with_condition": CONDITION, "select": slice(1, 2)}[asked]
         assert found.inner.told == ((asked, expected),)
         assert kind is not Guided or found.condition is wrapped.condition
 
@@ -112,8 +112,8 @@ class Dear(Inner):
     def forward(self, x_t, t):
         return dataclasses.replace(super().forward(x_t, t), cost=2.5)
 
-    def given(self, condition):
-        return Dear((*self.told, ("given", condition)))
+    def with_condition(self, condition):
+        return Dear((*self.told, ("with_condition", condition)))
 
     def features(self, x_t, t):
         return [x_t, t, torch.tensor(float(len(self.told)))]
@@ -123,7 +123,7 @@ class Dear(Inner):
 def test_what_a_call_cost_is_told_on(kind):
     """A guided one makes two; whoever limits, rescales or counts makes none besides. A backward pass counts as two more."""
     x, t = torch.zeros(2, 2, 3).double(), torch.tensor([0.2, 0.4]).double()
-    found = WRAPPERS[kind][0](Dear()).given(CONDITION)
+    found = WRAPPERS[kind][0](Dear()).with_condition(CONDITION)
     spent = METER.spent
     assert found(x, t).cost == (5.0 if kind is Guided else 2.5)
     assert METER.spent - spent == (3 * 2 * 2.5 if kind is Metered else 0.0)
@@ -136,9 +136,9 @@ def test_what_a_call_cost_is_told_on(kind):
 def test_features_are_the_inner_one_s_of_the_very_images(kind):
     """At the very times, told the classes; each image counts as a call. Of another schedule they are scaled to the time at
     which the inner one has as much noise beside as much of the image."""
-    x, t = torch.randn(2, 2, 3, generator=dice()).double(), torch.tensor([0.2, 0.4]).double()
+    x, t = torch.randn(2, 2, 3, generator=seeded()).double(), torch.tensor([0.2, 0.4]).double()
     spent = METER.spent
-    seen, when, told = WRAPPERS[kind][0](Dear()).given(CONDITION).features(x, t)
+    seen, when, told = WRAPPERS[kind][0](Dear()).with_condition(CONDITION).features(x, t)
     if kind is Rescaled:
         ratio = SIGMAS.sigma(t) / SIGMAS.alpha(t)
         torch.testing.assert_close(Cosine().sigma(when) / Cosine().alpha(when), ratio)
@@ -154,30 +154,38 @@ def net(**more) -> NetDenoiser:
     return NetDenoiser(unet.build(unet.default_config((1, 8, 8), (8, 16), groups=4, classes=4), 0), Cosine(), **more)
 
 
-MORE = {"head": "eps", "grid": even(4), "classes": 3, "labels": 1000}
+MORE = {"parameterization": "eps", "grid": uniform(4), "classes": 3, "num_timesteps": 1000}
 
 
 def test_a_cached_network_says_the_same_of_itself():
     inner = net(**MORE)
     cached = DeepCached(inner, Config(interval=2, branch=0))
-    for found in (cached, cached.begin(4), cached.given(CONDITION), cached.begin(4).given(CONDITION)):
+    for found in (
+        cached,
+        cached.start_run(4),
+        cached.with_condition(CONDITION),
+        cached.start_run(4).with_condition(CONDITION),
+    ):
         assert found.grid is inner.grid
         assert found.schedule is inner.schedule
-    run = cached.given(CONDITION).begin(4)
+    run = cached.with_condition(CONDITION).start_run(4)
     assert {name: getattr(run.inner, name) for name in MORE} == MORE
     assert run.inner.condition is CONDITION
 
 
-@pytest.mark.parametrize("weighs", [False, True])
-def test_a_network_s_reading_is_kept_whatever_it_is_told(weighs):
-    whole = net(**MORE, weighs=weighs)
+@pytest.mark.parametrize("takes_guidance", [False, True])
+def test_a_network_s_reading_is_kept_whatever_it_is_told(takes_guidance):
+    whole = net(**MORE, takes_guidance=takes_guidance)
     for found in (
-        whole.given(CONDITION),
-        whole.given(CONDITION).of(slice(0, 1)),
-        whole.around(whole.net),
-        whole.begin(3),
+        whole.with_condition(CONDITION),
+        whole.with_condition(CONDITION).select(slice(0, 1)),
+        whole.with_network(whole.net),
+        whole.start_run(3),
     ):
-        assert {name: getattr(found, name) for name in (*MORE, "weighs")} == {**MORE, "weighs": weighs}
+        assert {name: getattr(found, name) for name in (*MORE, "takes_guidance")} == {
+            **MORE,
+            "takes_guidance": takes_guidance,
+        }
         assert found.schedule is whole.schedule
 
 
@@ -194,16 +202,16 @@ def test_features_are_of_the_time_that_the_network_is_told_there(steps):
     told = []
 
     class Shows(torch.nn.Module):
-        def forward(self, x_t, label, *known):
-            told.append(label)
+        def forward(self, x_t, timestep, *known):
+            told.append(timestep)
             return x_t
 
-        def features(self, x_t, label, *known):
-            told.append(label)
+        def features(self, x_t, timestep, *known):
+            told.append(timestep)
             return [x_t]
 
     x, t = torch.zeros(3, 1, 2, 2), torch.tensor([0.25, 0.5, 1.0]).double()
-    denoiser = NetDenoiser(Shows(), Cosine(), labels=steps)
+    denoiser = NetDenoiser(Shows(), Cosine(), num_timesteps=steps)
     denoiser(x, t)
     denoiser.features(x, t)
     assert torch.equal(told[0], (t * steps - 1).float())

@@ -8,32 +8,40 @@ from pathlib import Path
 from typing import Any
 
 from diffcore.core import disk
-from diffcore.core.errors import Mistake
-from diffcore.denoisers.prediction import HEADS
+from diffcore.core.errors import UserError
+from diffcore.denoisers.prediction import PARAMETERIZATIONS
 
-SCHEMA = 2
+SCHEMA = 3
+
+RENAMED = {
+    "labels": "num_timesteps",
+    "renoise": "multistep_consistency",
+    "head": "parameterization",
+    "both": "x0_eps",
+}
+"""Words of older cards, and what they are now."""
 
 
 @dataclass(frozen=True)
 class Card:
     """Where a checkpoint comes from and what it is good for.
 
-    schedule: `{"name": ...}` as schedule.to_json gives it. labels: T of the label T t - 1 that its network is told. solver:
-    what its method samples it with, a word of SOLVERS. grid: the only times it may be sampled at, null for any. classes:
-    names of the classes it tells apart, null for none. guidance: the weights of classifier-free guidance that it was trained
-    for, null for none, see `Guidance`. image: its samples' shape [c, h, w]. parent: digest of the checkpoint that it began
-    as, teacher: of the one it learned from, null for none. data: digest of the shards. parameters: everything params.yaml
-    said about it. code: digest of the source that trained it. cost: iterations, images and network calls. files: sha256 of
-    each file. digest: of all these files. compute: device, precision and number of processes that trained it, null where
-    that was not here or is not known. seal: digest of the rest of the card.
+    schedule: `{"name": ...}` as schedule.to_json gives it. num_timesteps: T of the timestep T t - 1 that its network is
+    told. solver: what its method samples it with, a word of SOLVERS. grid: the only times it may be sampled at, null
+    for any. classes: names of the classes it tells apart, null for none. guidance: the weights of classifier-free
+    guidance that it was trained for, null for none, see `Guidance`. image: its samples' shape [c, h, w]. parent: digest
+    of the checkpoint that it began as, teacher: of the one it learned from, null for none. data: digest of the shards.
+    parameters: everything params.yaml said about it. code: digest of the source that trained it. cost: iterations,
+    images and network calls. files: sha256 of each file. digest: of all these files. compute: device, precision and
+    number of processes that trained it, null where that was not here or is not known. seal: digest of the rest of the card.
     """
 
     schema: int
     name: str
     method: str
     schedule: dict[str, Any]
-    head: str
-    labels: int
+    parameterization: str
+    num_timesteps: int
     solver: str
     grid: list[float] | None
     classes: list[str] | None
@@ -75,33 +83,45 @@ class Guidance:
         return self.low < self.high
 
     def check(self, weight: float) -> None:
-        """A Mistake for a weight that the student was not trained for."""
+        """A UserError for a weight that the student was not trained for."""
         if not self.low <= weight <= self.high:
             trained = f"{self.low:g} to {self.high:g}" if self.is_input else f"{self.low:g} alone"
-            raise Mistake(f"this student was trained for a guidance weight of {trained}, not for {weight:g}")
+            raise UserError(f"this student was trained for a guidance weight of {trained}, not for {weight:g}")
 
 
 def read_card(folder: Path) -> Card:
     """The card alone, its own fields checked; the weights are not read."""
     path = Path(folder) / "card.json"
     if not path.exists():
-        raise Mistake(f"{folder} is not a checkpoint: it has no card.json; run the stage that makes it")
+        raise UserError(f"{folder} is not a checkpoint: it has no card.json; run the stage that makes it")
     try:
         fields = disk.parse_json(path.read_text())
+        _check_schema(path, fields.get("schema", SCHEMA) if isinstance(fields, dict) else SCHEMA)
         card = Card(**fields)
     except (ValueError, TypeError) as error:
-        raise Mistake(f"{path} is damaged ({_first_line(error)}); run the stage that makes it again") from None
-    if card.schema != SCHEMA:
-        raise Mistake(
-            f"{path} has schema {card.schema}, this version reads {SCHEMA}; run the stage that makes it again"
+        raise UserError(f"{path} is damaged ({_first_line(error)}); run the stage that makes it again") from None
+    if card.parameterization not in PARAMETERIZATIONS:
+        raise UserError(
+            f"{path} names the parameterization {card.parameterization!r}; known: {', '.join(PARAMETERIZATIONS)}"
         )
-    if card.head not in HEADS:
-        raise Mistake(f"{path} names the head {card.head!r}; known: {', '.join(HEADS)}")
-    if type(card.labels) is not int or card.labels < 1:
-        raise Mistake(f"{path} says labels {card.labels!r}, and a network is told times in at least 1 step")
+    if type(card.num_timesteps) is not int or card.num_timesteps < 1:
+        raise UserError(
+            f"{path} says num_timesteps {card.num_timesteps!r}, and a network is told times in at least 1 step"
+        )
     if card.seal != card.sealed() or card.digest != disk.digest(card.files):
-        raise Mistake(f"{path} was changed since it was written; run the stage that makes it again")
+        raise UserError(f"{path} was changed since it was written; run the stage that makes it again")
     return card
+
+
+def _check_schema(path: Path, schema: object) -> None:
+    """Before the other fields: those of an older card have other names."""
+    if schema == SCHEMA:
+        return
+    renamed = ", ".join(f"{old} is {new} now" for old, new in RENAMED.items())
+    words = f" ({renamed})" if isinstance(schema, int) and schema < SCHEMA else ""
+    raise UserError(
+        f"{path} has schema {schema}, this version reads {SCHEMA}{words}; run the stage that makes it again"
+    )
 
 
 def _first_line(error: Exception) -> str:

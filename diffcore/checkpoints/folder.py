@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from diffcore.checkpoints.card import SCHEMA, Card, Guidance, read_card
 from diffcore.checkpoints.to_diffusers import model_index, scheduler
 from diffcore.core import disk
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets import open_folder
 from diffcore.noise import schedule
@@ -69,8 +69,8 @@ def save(folder: Path, denoiser: NetDenoiser, image: tuple[int, ...], about: dic
         card = Card(
             schema=SCHEMA,
             schedule=schedule.to_json(denoiser.schedule),
-            head=denoiser.head,
-            labels=denoiser.labels,
+            parameterization=denoiser.parameterization,
+            num_timesteps=denoiser.num_timesteps,
             grid=list(denoiser.grid.times) if denoiser.grid else None,
             image=list(image),
             files=files,
@@ -83,15 +83,15 @@ def save(folder: Path, denoiser: NetDenoiser, image: tuple[int, ...], about: dic
 
 
 def verify(folder: Path) -> Card:
-    """The card after checking every sha256; a missing, damaged or foreign folder is a Mistake."""
+    """The card after checking every sha256; a missing, damaged or foreign folder is a UserError."""
     folder = Path(folder)
     card = read_card(folder)
     for name, digest in card.files.items():
         file = folder / name
         if not file.is_file():
-            raise Mistake(f"{folder} is not whole: {name} is missing; run the stage that makes it again")
+            raise UserError(f"{folder} is not whole: {name} is missing; run the stage that makes it again")
         if disk.sha256(file) != digest:
-            raise Mistake(f"{file} is damaged: its sha256 does not fit the card; run the stage that makes it again")
+            raise UserError(f"{file} is damaged: its sha256 does not fit the card; run the stage that makes it again")
     _check_listed(folder, card)
     return card
 
@@ -100,34 +100,37 @@ def load(folder: Path) -> Checkpoint:
     """Opens a checkpoint that `verify` accepts."""
     folder = Path(folder)
     card = verify(folder)
-    net = open_net(folder / "unet", card.head).eval().requires_grad_(False)
+    net = open_net(folder / "unet", card.parameterization).eval().requires_grad_(False)
     check_finite(net.state_dict(), f"{folder}", "run the stage that makes it again")
     grid = Trajectory(tuple(card.grid)) if card.grid else None
     classes = len(card.classes) if card.classes else None
-    weighs = card.guidance is not None and Guidance(**card.guidance).is_input
+    takes_guidance = card.guidance is not None and Guidance(**card.guidance).is_input
     kind = schedule.from_json(card.schedule)
-    return Checkpoint(card, NetDenoiser(net, kind, card.head, grid, classes, weighs, labels=card.labels))
+    return Checkpoint(
+        card,
+        NetDenoiser(net, kind, card.parameterization, grid, classes, takes_guidance, num_timesteps=card.num_timesteps),
+    )
 
 
 def _check_listed(folder: Path, card: Card) -> None:
     """What is opened must be vouched for: the card is sealed, but only by whoever wrote it."""
     opened = {WEIGHTS, "unet/config.json", *(f"unet/{path.name}" for path in (folder / "unet").glob("*.safetensors*"))}
     if unlisted := sorted(opened - set(card.files)):
-        raise Mistake(
+        raise UserError(
             f"{folder / 'card.json'} does not vouch for {', '.join(unlisted)}; run the stage that makes it again"
         )
 
 
 def check_finite(tensors: Mapping[str, Tensor], whose: str, remedy: str) -> None:
-    """A Mistake that names the first tensor with a value that is no finite number."""
+    """A UserError that names the first tensor with a value that is no finite number."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             count = int((~tensor.isfinite()).sum())
-            raise Mistake(
+            raise UserError(
                 f"{whose}: {name} holds {count} of {tensor.numel()} values that are NaN or infinite; {remedy}"
             )
 
 
-def open_net(folder: Path, head: str = "v") -> nn.Module:
+def open_net(folder: Path, parameterization: str = "v") -> nn.Module:
     """The network in a folder of diffusers' format: our U-Net where it fits, else through the adapter."""
-    return open_folder(folder, head == "both")
+    return open_folder(folder, parameterization == "x0_eps")

@@ -1,7 +1,8 @@
 """A teacher that somebody else trained: a folder that diffusers wrote, read as what it is.
 
-Its betas become a Discrete schedule of as many steps, its prediction_type a head, its timesteps the labels T t - 1. Nothing
-is approximated: what has no exact counterpart here is refused. A checkpoint of this pipeline's own is taken as its card says.
+Its betas become a Discrete schedule of as many steps, its prediction_type a parameterization, its timesteps are ours, T t -
+1. Nothing is approximated: what has no exact counterpart here is refused. A checkpoint of this pipeline's own is taken as its
+card says.
 """
 
 import math
@@ -16,14 +17,14 @@ from torch import Tensor
 from diffcore import nets
 from diffcore.checkpoints.folder import check_finite, load
 from diffcore.core import disk
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.denoisers.clipping import Clip, Threshold
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets import unet
 from diffcore.noise.schedule import Discrete
 
 SCHEDULER = "scheduler/scheduler_config.json"
-HEADS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+PREDICTION_TYPES = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 NAMES = """
 DDPM DDPMParallel DDIM DDIMParallel PNDM DPMSolverMultistep DPMSolverSinglestep UniPCMultistep DEISMultistep EulerDiscrete
 EulerAncestralDiscrete HeunDiscrete LMSDiscrete KDPM2Discrete KDPM2AncestralDiscrete
@@ -77,33 +78,33 @@ class Adopted:
         return self.denoiser.net.config.skips if isinstance(self.denoiser.net, unet.UNet) else None
 
     def check(self, image: Sequence[int], classes: Sequence[str] | None) -> None:
-        """A Mistake if it is not a network for such images, [c, h, w], of these classes (names, or None)."""
+        """A UserError if it is not a network for such images, [c, h, w], of these classes (names, or None)."""
         channels, *sides = self.image
         if channels != image[0] or (any(sides) and sides != list(image[1:])):
             own = " x ".join(str(size) if size else "?" for size in self.image)
-            raise Mistake(
+            raise UserError(
                 f"the teacher is for images of {own} and the data are {' x '.join(map(str, image))} (channels x height x "
                 "width); set data.size and data.channels to what it was trained with"
             )
         levels = len(self.denoiser.net.config_json()["block_out_channels"])
         if any(side % 2 ** (levels - 1) for side in image[1:]):
-            raise Mistake(
+            raise UserError(
                 f"images of {image[1]} x {image[2]} cannot be halved {levels - 1} times as the teacher does; set data.size"
             )
         known = self.denoiser.classes
         if known is not None and known != len(classes or ()):
-            raise Mistake(
+            raise UserError(
                 f"the teacher's class table has {known + 1} rows, and the data have {len(classes or ())} classes; it needs "
                 "a row for each and one more, the last, for no class"
             )
         if self.classes is not None and list(self.classes) != list(classes or ()):
-            raise Mistake(f"the teacher's classes are {_few(self.classes)} and the data's are {_few(classes or ())}")
+            raise UserError(f"the teacher's classes are {_few(self.classes)} and the data's are {_few(classes or ())}")
 
 
-def adopt(folder: Path) -> Adopted:
+def read(folder: Path) -> Adopted:
     """The denoiser in `folder`: a pipeline (unet/ and scheduler/) of diffusers, or a checkpoint of this pipeline's own.
 
-    A Mistake says what cannot be read as it is. Nothing pickled is opened.
+    A UserError says what cannot be read as it is. Nothing pickled is opened.
     """
     folder = Path(folder).expanduser()
     if (folder / "card.json").is_file():
@@ -111,25 +112,27 @@ def adopt(folder: Path) -> Adopted:
     _check_parts(folder)
     settings = _settings(folder)
     content = _network(folder)
-    head, schedule = _head(settings, folder), _schedule(settings, folder)
-    if head == "eps" and float(schedule.alpha(torch.ones(1))) == 0:
-        raise Mistake(
+    parameterization, schedule = _parameterization(settings, folder), _schedule(settings, folder)
+    if parameterization == "eps" and float(schedule.alpha(torch.ones(1))) == 0:
+        raise UserError(
             f"{folder}: an epsilon network on betas that end in pure noise has no image at t = 1, where sampling begins; "
             "it must be trained with v_prediction"
         )
     net = nets.open_folder(folder / "unet").eval().requires_grad_(False)
     check_finite(net.state_dict(), f"{folder}/unet", "fetch it again, or take another teacher")
     table = content.get("num_class_embeds")
-    denoiser = NetDenoiser(net, schedule, head, classes=table and table - 1, labels=len(schedule.betas))
-    read = [folder / SCHEDULER, folder / "unet" / nets.CONFIG, *sorted((folder / "unet").glob("*.safetensors*"))]
-    files = {str(p.relative_to(folder)): disk.sha256(p) for p in read}
+    denoiser = NetDenoiser(
+        net, schedule, parameterization, classes=table and table - 1, num_timesteps=len(schedule.betas)
+    )
+    paths = [folder / SCHEDULER, folder / "unet" / nets.CONFIG, *sorted((folder / "unet").glob("*.safetensors*"))]
+    files = {str(p.relative_to(folder)): disk.sha256(p) for p in paths}
     return Adopted(denoiser, files, _image(content), sampling=_sampling(settings, folder))
 
 
 def _own(folder: Path) -> Adopted:
     found = load(folder)
-    if found.denoiser.grid is not None or found.card.solver == "renoise" or found.guidance is not None:
-        raise Mistake(
+    if found.denoiser.grid is not None or found.card.solver == "multistep_consistency" or found.guidance is not None:
+        raise UserError(
             f"{folder} is a student by {found.card.method}, which cannot teach at every time; give the teacher it comes from"
         )
     sampling = found.card.parameters.get("sampling", {}) if found.card.method == "adopted" else {}
@@ -137,14 +140,14 @@ def _own(folder: Path) -> Adopted:
 
 
 def _check_parts(folder: Path) -> None:
-    """A Mistake for a pipeline whose network is not one of pixels in unet/."""
+    """A UserError for a pipeline whose network is not one of pixels in unet/."""
     if latent := next((part for part in LATENT if (folder / part).is_dir()), None):
-        raise Mistake(
+        raise UserError(
             f"{folder} works on what the encoder in {latent}/ makes of images, and here on images themselves; "
             "take a teacher of pixels"
         )
     if (folder / "transformer").is_dir() and not (folder / "unet").is_dir():
-        raise Mistake(
+        raise UserError(
             f"{folder}: its network is a transformer (transformer/); only a {unet.FORMAT} in unet/ can be adopted"
         )
 
@@ -152,19 +155,19 @@ def _check_parts(folder: Path) -> None:
 def _settings(folder: Path) -> dict[str, Any]:
     path = folder / SCHEDULER
     if not path.is_file():
-        raise Mistake(
+        raise UserError(
             f"{folder} is not a teacher in diffusers' format: {SCHEDULER} is missing; save its pipeline with save_pretrained"
         )
     try:
         found = disk.parse_json(path.read_text())
     except ValueError as error:
-        raise Mistake(f"{path} is not valid JSON ({error}); fetch or write it again") from None
+        raise UserError(f"{path} is not valid JSON ({error}); fetch or write it again") from None
     name = found.get("_class_name") if isinstance(found, dict) else None
     flag = next((key for key in FLAGS if found.get(key)), None) if isinstance(found, dict) else None
     if not isinstance(name, str) or name not in SAMPLERS or flag:
         whose = f"{name or 'an unknown scheduler'}{f' with {flag}' if flag else ''}"
         process = _process(name if isinstance(name, str) else None, flag)
-        raise Mistake(
+        raise UserError(
             f"{path} is of {whose}: {process}; it cannot be adopted, and another scheduler in its place would "
             "not make it another network: take a teacher that was trained with betas (DDPM, DDIM and their like), or train "
             "one here"
@@ -182,14 +185,16 @@ def _network(folder: Path) -> dict[str, Any]:
     """The content of unet/config.json."""
     content = nets.read_config(folder / "unet")
     if (name := content["_class_name"]) != unet.FORMAT:
-        raise Mistake(f"{folder}: its network is a {name}; only a {unet.FORMAT} is told a time and a class and no more")
+        raise UserError(
+            f"{folder}: its network is a {name}; only a {unet.FORMAT} is told a time and a class and no more"
+        )
     known = {"time_embedding_type": "positional", "class_embed_type": None}
     for key, value in known.items():
         if (given := content.get(key, value)) != value:
-            raise Mistake(f"{folder}: {key} {given!r} is not known here, only {value!r}; train one with that")
+            raise UserError(f"{folder}: {key} {given!r} is not known here, only {value!r}; train one with that")
     taken, made = (content.get(key, 3) for key in ("in_channels", "out_channels"))
     if taken != made:
-        raise Mistake(
+        raise UserError(
             f"{folder}: the network makes {made} channels of {taken}; of a learned variance keep only the mean's: the first "
             f"{taken} of conv_out and out_channels {taken}"
         )
@@ -199,17 +204,17 @@ def _network(folder: Path) -> dict[str, Any]:
 def _image(content: dict[str, Any]) -> tuple[int, int, int]:
     size = content.get("sample_size") or 0
     if not (type(size) is int or (isinstance(size, list) and [type(side) for side in size] == [int, int])):
-        raise Mistake(f"{nets.CONFIG}: sample_size must be a side in pixels or [height, width], got {size!r}")
+        raise UserError(f"{nets.CONFIG}: sample_size must be a side in pixels or [height, width], got {size!r}")
     return content.get("in_channels", 3), *((size, size) if isinstance(size, int) else size)
 
 
-def _head(settings: dict[str, Any], folder: Path) -> str:
+def _parameterization(settings: dict[str, Any], folder: Path) -> str:
     word = settings.get("prediction_type", "epsilon")
-    if not isinstance(word, str) or word not in HEADS or "predict_epsilon" in settings:
-        raise Mistake(
-            f"{folder}: prediction_type {word!r} is not one of {', '.join(HEADS)}; write which one in {SCHEDULER}"
+    if not isinstance(word, str) or word not in PREDICTION_TYPES or "predict_epsilon" in settings:
+        raise UserError(
+            f"{folder}: prediction_type {word!r} is not one of {', '.join(PREDICTION_TYPES)}; write which one in {SCHEDULER}"
         )
-    return HEADS[word]
+    return PREDICTION_TYPES[word]
 
 
 def _sampling(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -221,7 +226,7 @@ def _sampling(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
         if settings.get("clip_sample", settings["_class_name"] in CLIPS):
             return {"clip": Clip(float(settings.get("clip_sample_range", 1.0))).bound}
     except (TypeError, ValueError) as error:
-        raise Mistake(
+        raise UserError(
             f"{folder}: {SCHEDULER} limits x_0 by what is no limit ({error}); write clip_sample false"
         ) from None
     return {}
@@ -235,7 +240,7 @@ def _schedule(settings: dict[str, Any], folder: Path) -> Discrete:
         return Discrete(tuple((_zero_snr(betas) if settings.get("rescale_betas_zero_snr") else betas).tolist()))
     except (KeyError, TypeError, ValueError) as error:
         told = f"{error.args[0]} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise Mistake(f"{folder}: {SCHEDULER} gives no betas ({told}); write them out as trained_betas") from None
+        raise UserError(f"{folder}: {SCHEDULER} gives no betas ({told}); write them out as trained_betas") from None
 
 
 def _betas(settings: dict[str, Any]) -> Tensor:

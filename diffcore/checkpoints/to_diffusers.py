@@ -11,20 +11,23 @@ from diffcore.denoisers.network import NetDenoiser
 def scheduler(denoiser: NetDenoiser, solver: str) -> tuple[str, dict[str, Any]]:
     """The diffusers pipeline and scheduler that sample as we do.
 
-    T betas with alpha-bar_j = alpha(t = (j + 1)/T)^2 and "trailing" spacing make diffusers' index j our label T t - 1, so a
-    trajectory of K even steps is exact where K divides T. A consistency student is sampled by LCM's multistep rule with its
-    boundary scalings switched off: a v network has the boundary condition built in.
+    T betas with alpha-bar_j = alpha(t = (j + 1)/T)^2 and "trailing" spacing make diffusers' index j our timestep
+    T t - 1, so a trajectory of K uniform steps is exact where K divides T. A consistency student is sampled by LCM's
+    multistep rule with its boundary scalings switched off: a v network has the boundary condition built in.
 
-    No scheduler of diffusers knows the head `both`: it is written as what it is, so that their `step` refuses it by name.
+    No scheduler of diffusers knows the parameterization `x0_eps`: it is written as what it is, so that their `step` refuses
+    it by name.
     """
-    t = torch.arange(denoiser.labels + 1, dtype=torch.float64) / denoiser.labels
+    t = torch.arange(denoiser.num_timesteps + 1, dtype=torch.float64) / denoiser.num_timesteps
     alpha_bar = denoiser.schedule.alpha(t) ** 2
     alpha_bar[0] = 1  # the data: a schedule that keeps some noise there (ve) loses it in the last step, as in diffusers
     common = {
         "_diffusers_version": "0.36.0",
-        "num_train_timesteps": denoiser.labels,
+        "num_train_timesteps": denoiser.num_timesteps,
         "trained_betas": (1 - alpha_bar[1:] / alpha_bar[:-1]).tolist(),
-        "prediction_type": {"v": "v_prediction", "eps": "epsilon", "x0": "sample", "both": "both"}[denoiser.head],
+        "prediction_type": {"v": "v_prediction", "eps": "epsilon", "x0": "sample", "x0_eps": "x0_eps"}[
+            denoiser.parameterization
+        ],
         "clip_sample": False,
         "set_alpha_to_one": True,
         "steps_offset": 0,
@@ -32,7 +35,7 @@ def scheduler(denoiser: NetDenoiser, solver: str) -> tuple[str, dict[str, Any]]:
         "rescale_betas_zero_snr": False,
         "thresholding": False,
     }
-    if solver != "renoise":
+    if solver != "multistep_consistency":
         return "DDIMPipeline", {"_class_name": "DDIMScheduler", **common}
     own = {"original_inference_steps": 64, "timestep_scaling": 1e6}
     return "DDPMPipeline", {"_class_name": "LCMScheduler", **common, **own}

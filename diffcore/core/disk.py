@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2
@@ -71,20 +71,20 @@ def write_sealed(path: Path, value: dict[str, Any]) -> None:
 def read_sealed(path: Path, schema: int | None, remedy: str) -> dict[str, Any]:
     """What `write_sealed` wrote, without the seal; schema: None for what has none.
 
-    A Mistake that ends with the remedy for a file that is missing, torn, changed or of another schema.
+    A UserError that ends with the remedy for a file that is missing, torn, changed or of another schema.
     """
     try:
         value = parse_json(Path(path).read_bytes())
     except FileNotFoundError:
-        raise Mistake(f"{path} is missing; {remedy}") from None
+        raise UserError(f"{path} is missing; {remedy}") from None
     except ValueError:
-        raise Mistake(f"{path} is damaged, it is not JSON; {remedy}") from None
+        raise UserError(f"{path} is damaged, it is not JSON; {remedy}") from None
     if not isinstance(value, dict) or "seal" not in value:
-        raise Mistake(f"{path} has no seal: another version wrote it, or it was changed since; {remedy}")
+        raise UserError(f"{path} has no seal: another version wrote it, or it was changed since; {remedy}")
     if value.pop("seal") != digest(value):
-        raise Mistake(f"{path} was changed since it was written; {remedy}")
+        raise UserError(f"{path} was changed since it was written; {remedy}")
     if value.get("schema") != schema:
-        raise Mistake(f"{path} has schema {value.get('schema')}, this version reads {schema}; {remedy}")
+        raise UserError(f"{path} has schema {value.get('schema')}, this version reads {schema}; {remedy}")
     return value
 
 
@@ -95,14 +95,14 @@ def write_summed(path: Path, text: str) -> None:
 
 
 def read_summed(path: Path, remedy: str) -> str:
-    """What `write_summed` wrote. A Mistake that ends with the remedy for a file that is missing or changed."""
+    """What `write_summed` wrote. A UserError that ends with the remedy for a file that is missing or changed."""
     for needed in (path, _sum(path)):
         if needed.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(needed))
         if not needed.is_file():
-            raise Mistake(f"{needed} is missing; {remedy}")
+            raise UserError(f"{needed} is missing; {remedy}")
     if _sum(path).read_bytes() != f"{sha256(path)}  {path.name}\n".encode():
-        raise Mistake(f"{path} was changed since it was written; {remedy}")
+        raise UserError(f"{path} was changed since it was written; {remedy}")
     return path.read_text()
 
 

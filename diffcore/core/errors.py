@@ -1,5 +1,5 @@
 """What the user can mend."""
 
 
-class Mistake(Exception):
+class UserError(Exception):
     """One line that names the thing and the remedy. The command line prints it and exits with 2."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diffcore.core import disk
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 
 SCHEMA = 1
 AGAIN = "it is worked out again"
@@ -33,13 +33,13 @@ def write(numbers: Path, value: dict[str, Any], tensors: Tensors | None = None) 
 
 
 def read(numbers: Path, remedy: str) -> tuple[dict[str, Any], Tensors]:
-    """The inverse of `write`; a Mistake that ends in `remedy` for what is missing or damaged."""
+    """The inverse of `write`; a UserError that ends in `remedy` for what is missing or damaged."""
     from safetensors.torch import load
 
     found, beside = disk.read_sealed(numbers, SCHEMA, remedy), _beside(numbers)
     content = beside.read_bytes() if beside.exists() else b""
     if hashlib.sha256(content).hexdigest() != found["sha256"]:
-        raise Mistake(f"{beside} is not what was kept; {remedy}")
+        raise UserError(f"{beside} is not what was kept; {remedy}")
     return found["value"], load(content)
 
 
@@ -65,8 +65,8 @@ class Kept:
             return None
         try:
             return read(numbers, AGAIN)
-        except Mistake as mistake:
-            self.on_damage(str(mistake))
+        except UserError as error:
+            self.on_damage(str(error))
             return None
 
     def clear_but(self, abouts: Iterable[Any]) -> None:

@@ -1,4 +1,4 @@
-"""The dice. Nothing in diffcore draws from a global generator.
+"""Random numbers by key. Nothing in diffcore draws from a global generator.
 
 The numbers of training step k come from (seed, k) alone and sample i of an evaluation from (seed, i), so nothing about
 randomness is ever saved, a resumed run equals an uninterrupted one, and neither depends on how many processes there are.
@@ -13,9 +13,9 @@ from torch import Tensor
 from diffcore.core.shapes import PerSample, Sample
 
 
-def generator(*words: int | str) -> torch.Generator:
-    """A CPU generator seeded by all of `words`: `generator(seed, "train", step)`."""
-    seed = hashlib.sha256("/".join(map(str, words)).encode()).digest()[:8]
+def generator(*key: int | str) -> torch.Generator:
+    """A CPU generator seeded by all of `key`: `generator(seed, "train", step)`."""
+    seed = hashlib.sha256("/".join(map(str, key)).encode()).digest()[:8]
     return torch.Generator().manual_seed(int.from_bytes(seed, "little") >> 1)
 
 
@@ -24,12 +24,12 @@ class Draw:
     """The randomness of one training step: a loss is a pure function of it.
 
     u: [b], stratified uniform numbers in (0, 1): one in each of b equal cells, in random order.
-    noise: [b, *x], standard normal. words, count, rows: what it was made of, and which part of it this is.
+    noise: [b, *x], standard normal. key, count, rows: what it was made of, and which part of it this is.
     """
 
     u: PerSample
     noise: Sample
-    words: tuple[int | str, ...] = ()
+    key: tuple[int | str, ...] = ()
     count: int | None = None
     rows: slice = field(default_factory=lambda: slice(None))
 
@@ -38,22 +38,22 @@ class Draw:
         part = slice(whole.start, whole.stop)
         return replace(self, u=self.u[rows], noise=self.noise[rows], rows=part, count=self.count or len(self.u))
 
-    def other(self, word: str) -> "Draw":
-        """As many numbers again, independent of these and of those of any other word."""
-        made = draw(self.noise, *self.words, word, count=self.count)[self.rows]
+    def fork(self, name: str) -> "Draw":
+        """As many numbers again, independent of these and of those of any other name."""
+        made = draw(self.noise, *self.key, name, count=self.count)[self.rows]
         return replace(made, u=made.u.to(self.u.dtype), noise=made.noise.to(self.noise.dtype))
 
 
-def draw(like: Sample, *words: int | str, count: int | None = None) -> Draw:
-    """The dice of the step named by `words`, shaped like `like` and on its device, in float32.
+def draw(like: Sample, *key: int | str, count: int | None = None) -> Draw:
+    """The random numbers of the step named by `key`, shaped like `like` and on its device, in float32.
 
-    count: images in the global batch, if `like` holds only a part of it; the dice are those of the whole.
+    count: images in the global batch, if `like` holds only a part of it; the numbers are those of the whole.
     """
-    count, dice = count or len(like), generator(*words)
-    cells = torch.randperm(count, generator=dice)
-    u = (cells + torch.rand(count, generator=dice, dtype=torch.float64)) / count
-    noise = torch.randn((count, *like.shape[1:]), generator=dice)
-    return Draw(u.to(like.device), noise.to(like.device), words, count)
+    count, rng = count or len(like), generator(*key)
+    cells = torch.randperm(count, generator=rng)
+    u = (cells + torch.rand(count, generator=rng, dtype=torch.float64)) / count
+    noise = torch.randn((count, *like.shape[1:]), generator=rng)
+    return Draw(u.to(like.device), noise.to(like.device), key, count)
 
 
 def noises(shape: tuple[int, ...], seed: int, indices: range, role: str = "sample") -> Sample:
@@ -63,9 +63,9 @@ def noises(shape: tuple[int, ...], seed: int, indices: range, role: str = "sampl
     return torch.stack([torch.randn(shape, generator=generator(seed, role, i)) for i in indices])
 
 
-def some(count: int, among: int, *words: int | str) -> Tensor:
+def some(count: int, among: int, *key: int | str) -> Tensor:
     """`count` different places out of `among`, int64."""
-    return torch.randperm(among, generator=generator(*words))[:count]
+    return torch.randperm(among, generator=generator(*key))[:count]
 
 
 def labels_like(labels: Tensor | None, count: int, seed: int) -> Tensor | None:
@@ -76,6 +76,6 @@ def labels_like(labels: Tensor | None, count: int, seed: int) -> Tensor | None:
     return labels.cpu()[torch.cat(places)]
 
 
-def seed(*words: int | str) -> int:
-    """An integer seed made of `words`: each stage of a pipeline has dice of its own."""
-    return generator(*words).initial_seed() % 2**31
+def seed(*key: int | str) -> int:
+    """An integer seed made of `key`: each stage of a pipeline has random numbers of its own."""
+    return generator(*key).initial_seed() % 2**31

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from diffcore.core import disk
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.data.tars import MOST_CLASSES, printable
 
 DATASET = "dataset.json"
@@ -44,7 +44,7 @@ class Annotations:
 def read(root: Path, others: Iterable[tuple[str, ...]], column: str | None) -> Annotations | None:
     """What the annotations among `others` (paths below `root`) say; None if there are none.
 
-    column: of the metadata, the one that holds the labels; None for the only one that is called so. Raises Mistake for what
+    column: of the metadata, the one that holds the labels; None for the only one that is called so. Raises UserError for what
     cannot be read, and for what can be read in two ways.
     """
     found = ["/".join(parts) for parts in others if parts[-1] in (DATASET, *METADATA, UNREAD)]
@@ -53,7 +53,7 @@ def read(root: Path, others: Iterable[tuple[str, ...]], column: str | None) -> A
     if datasets and metadata:
         raise _unclear(f"{datasets[0]} and {metadata[0]} both say what the images are", "remove one of them")
     if column is not None and not metadata:
-        raise Mistake(
+        raise UserError(
             f"data.labels: {column!r} is a column of metadata.csv or metadata.jsonl, and there is none; say folders or none"
         )
     if datasets:
@@ -61,8 +61,8 @@ def read(root: Path, others: Iterable[tuple[str, ...]], column: str | None) -> A
     return _metadata(root, metadata, column) if metadata else None
 
 
-def _unclear(what: str, remedy: str) -> Mistake:
-    return Mistake(f"data.source: {what}: {remedy}, or set data.labels to folders or to none")
+def _unclear(what: str, remedy: str) -> UserError:
+    return UserError(f"data.source: {what}: {remedy}, or set data.labels to folders or to none")
 
 
 def _datasets(root: Path, names: list[str]) -> Annotations:
@@ -111,12 +111,14 @@ def _column(columns: list[str], asked: str | None, shown: str) -> str | None:
     if asked is not None:
         if asked not in others:
             having = ", ".join(printable(each) for each in others)
-            raise Mistake(f"data.labels: {shown} has no column {asked!r}; it has {having}")
+            raise UserError(f"data.labels: {shown} has no column {asked!r}; it has {having}")
         return asked
     likely = [column for column in others if LABEL_WORDS & set(re.split(r"[\W_]+", column.lower()))]
     if len(likely) > 1:
         having = ", ".join(printable(each) for each in likely)
-        raise Mistake(f"data.source: {shown} has several columns of labels ({having}): set data.labels to one of them")
+        raise UserError(
+            f"data.source: {shown} has several columns of labels ({having}): set data.labels to one of them"
+        )
     return likely[0] if likely else None
 
 
@@ -126,7 +128,7 @@ def _labels(tables: dict[str, list[dict[str, Any]]], column: str) -> dict[str, L
         for number, row in enumerate(rows, 1):
             image = row.get(NAME)
             if not isinstance(image, str) or not image:
-                raise Mistake(f"data.source: row {number} of {name} has no {NAME}: mend it")
+                raise UserError(f"data.source: row {number} of {name} has no {NAME}: mend it")
             _put(labels, name, image, _label(row.get(column), name, image, column))
     if any(name.endswith(".csv") for name in tables):
         labels = _as_numbers(labels)
@@ -134,7 +136,7 @@ def _labels(tables: dict[str, list[dict[str, Any]]], column: str) -> dict[str, L
             _check_range(_few(list(tables)), image, label)
     kinds = {type(label) for label in labels.values()} - {type(None)}
     if len(kinds) > 1:
-        raise Mistake(f"data.source: the column {printable(column)} mixes class names and numbers: use one of them")
+        raise UserError(f"data.source: the column {printable(column)} mixes class names and numbers: use one of them")
     return labels
 
 
@@ -144,7 +146,7 @@ def _label(value: Any, name: str, image: str, column: str) -> Label:
     if value is None or type(value) is int:
         return value
     of = f"the {printable(column)} of {printable(image)}"
-    raise Mistake(f"data.source: {name}: {of} is {_shown(value)}, neither a class name nor a whole number: mend it")
+    raise UserError(f"data.source: {name}: {of} is {_shown(value)}, neither a class name nor a whole number: mend it")
 
 
 def _as_numbers(labels: dict[str, Label]) -> dict[str, Label]:
@@ -158,13 +160,13 @@ def _as_numbers(labels: dict[str, Label]) -> dict[str, Label]:
 def _put(labels: dict[str, Label], name: str, image: str, label: Label) -> None:
     path = posixpath.normpath(posixpath.join(posixpath.dirname(name), image.replace("\\", "/")))
     if labels.setdefault(path, label) != label:
-        raise Mistake(f"data.source: {printable(path)} has two labels, {labels[path]} and {label} in {name}: mend it")
+        raise UserError(f"data.source: {printable(path)} has two labels, {labels[path]} and {label} in {name}: mend it")
     _check_range(name, path, label)
 
 
 def _check_range(name: str, path: str, label: Label) -> None:
     if type(label) is int and not 0 <= label < MOST_CLASSES:
-        raise Mistake(
+        raise UserError(
             f"data.source: {name}: {printable(path)} has label {label}, not in 0 .. {MOST_CLASSES - 1}: mend it"
         )
 
@@ -178,14 +180,14 @@ def _csv_rows(text: str, name: str) -> Iterator[dict[str, Any]]:
     try:
         header = next(reader, [])
         if len(set(header)) < len(header):
-            raise Mistake(f"data.source: {name} has two columns of one name: mend it")
+            raise UserError(f"data.source: {name} has two columns of one name: mend it")
         for row in filter(None, reader):
             if len(row) != len(header):
                 found = f"{len(row)} fields, the first line {len(header)}"
-                raise Mistake(f"data.source: line {reader.line_num} of {name} has {found}: mend it")
+                raise UserError(f"data.source: line {reader.line_num} of {name} has {found}: mend it")
             yield dict(zip(header, row))
     except csv.Error as error:
-        raise Mistake(f"data.source: line {reader.line_num} of {name} is not CSV ({error}): mend it") from None
+        raise UserError(f"data.source: line {reader.line_num} of {name} is not CSV ({error}): mend it") from None
 
 
 def _json_rows(text: str, name: str) -> Iterator[dict[str, Any]]:
@@ -193,7 +195,7 @@ def _json_rows(text: str, name: str) -> Iterator[dict[str, Any]]:
         if line.strip():
             row = _json(line, f"line {number} of {name}")
             if not isinstance(row, dict):
-                raise Mistake(f"data.source: line {number} of {name} is no JSON object: mend it")
+                raise UserError(f"data.source: line {number} of {name} is no JSON object: mend it")
             yield row
 
 
@@ -203,14 +205,14 @@ def _text(root: Path, name: str) -> str:
             raise OSError("it is no regular file")
         return (root / name).read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise Mistake(f"data.source: {name} cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise UserError(f"data.source: {name} cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 def _json(text: str, what: str) -> Any:
     try:
         return disk.parse_json(text)
     except ValueError as error:
-        raise Mistake(f"data.source: {what} is not JSON ({error}): mend or remove it") from None
+        raise UserError(f"data.source: {what} is not JSON ({error}): mend or remove it") from None
 
 
 def _shown(value: Any) -> str:

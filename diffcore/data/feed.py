@@ -67,7 +67,7 @@ def feed(
 ) -> "ResidentFeed | StreamFeed":
     """The feed for the shards in `folder`: resident if the decoded images fit into `memory_bytes`, else streamed.
 
-    Raises Mistake if the shards are not what their manifest says.
+    Raises UserError if the shards are not what their manifest says.
     """
     manifest = Manifest.read(folder, verify=False)  # each shard's digest is checked as it is read
     if manifest.images * manifest.image_bytes <= memory_bytes:

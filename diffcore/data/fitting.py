@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.data import tars
 from diffcore.data.config import Config, Filter
 from diffcore.data.sources import Source
@@ -50,7 +50,9 @@ def form(config: Config, source: Source) -> Form:
         height, width = (config.size, config.size) if config.size else _extent(first)
         shape = (config.channels or (1 if _grey(first) else 3), height, width)
         return Form(shape, config.size, config.channels is not None, config.filter, config.bits)
-    raise Mistake(f"data.source {config.source}: none of its {source.images} images can be read ({'; '.join(reasons)})")
+    raise UserError(
+        f"data.source {config.source}: none of its {source.images} images can be read ({'; '.join(reasons)})"
+    )
 
 
 def reason(error: Exception) -> str:
@@ -64,18 +66,18 @@ def fit(picture: Any, form: Form, name: str) -> Fitted:
     """One picture as uint8 [h, w, c] of `form`.
 
     The shorter side is resampled to `size` with the filter (the longer one to the nearest whole pixel), then the middle
-    is cut out, at the floor of half the surplus. Raises Mistake if the picture differs from the first one in something
+    is cut out, at the floor of half the surplus. Raises UserError if the picture differs from the first one in something
     that the configuration leaves open, ValueError if it cannot be brought into the form.
     """
     from PIL import Image
 
     channels, height, width = form.shape
     if not form.channels_stated and _grey(picture) != (channels == 1):
-        raise Mistake(f"{name} is {_colour(picture)} and the first image is not: set data.channels to 1 or 3")
+        raise UserError(f"{name} is {_colour(picture)} and the first image is not: set data.channels to 1 or 3")
     extent = _extent(picture)
     if form.size is None and extent != (height, width):
         found, first = f"{extent[1]}x{extent[0]}", f"{width}x{height}"
-        raise Mistake(f"{name} is {found} and the first image {first}: set data.size to the side you want")
+        raise UserError(f"{name} is {found} and the first image {first}: set data.size to the side you want")
     if isinstance(picture, np.ndarray):
         if picture.shape == (height, width, channels):
             return Fitted(picture, False)
@@ -113,9 +115,9 @@ def _white(bits: int | None, peak: int | None, picture: Any, name: str) -> int:
     # the value of white in a picture of 16 bits
     white = (1 << (bits or 16)) - 1
     if peak is not None and peak > white:
-        raise Mistake(f"{name} is as bright as {peak}, and white is {white} by data.bits {bits}: raise data.bits")
+        raise UserError(f"{name} is as bright as {peak}, and white is {white} by data.bits {bits}: raise data.bits")
     if peak is not None and white < FULL and not picture.mode.startswith("I;16"):
-        raise Mistake(
+        raise UserError(
             f"{name} is in colour, where 16 bits are read by the upper 8: set data.bits to 16 or save it with 8"
         )
     return white

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.data import annotations, tars
 from diffcore.data.tars import few, printable
 
@@ -77,12 +77,12 @@ def read(root: Path, place: str, labels: str | None, named: Iterable[str] = ()) 
     """What lies below `root`, without opening an image.
 
     place: what the user calls it. labels: data.labels. named: folders that are splits besides SPLITS, in small letters.
-    Raises Mistake if there are no images or if it is not clear what they are.
+    Raises UserError if there are no images or if it is not clear what they are.
     """
     walk = _walk(root, place)
     marks = annotations.read(root, walk.others, _column(labels)) if labels not in (FOLDERS, NONE) else None
     if not walk.images:
-        raise Mistake(f"data.source: no images in {place} ({_instead(walk)}); known are {', '.join(tars.known())}")
+        raise UserError(f"data.source: no images in {place} ({_instead(walk)}); known are {', '.join(tars.known())}")
     depth, split = _levels(walk.images, SPLITS | set(named), labels == FOLDERS)
     splits = [parts[split] if split is not None else None for parts in walk.images]
     notes = _notes(place, walk, depth, split)
@@ -120,7 +120,7 @@ class _Walk:
 def _walk(root: Path, place: str) -> _Walk:
     # links to folders are followed, each folder once
     def failed(error: OSError) -> None:
-        raise Mistake(f"data.source: {printable(str(error.filename))} cannot be read ({error.strerror})")
+        raise UserError(f"data.source: {printable(str(error.filename))} cannot be read ({error.strerror})")
 
     images, others, below, seen = [], [], [], set()
     for here, folders, names in os.walk(root, onerror=failed, followlinks=True):
@@ -196,10 +196,10 @@ def _annotated(
     missing = ["/".join(parts) for parts, label in zip(images, given) if label is None]
     if missing and len(missing) < len(images):
         what = f"{len(missing)} of {len(images)} images have no label in {shown} ({few(missing)})"
-        raise Mistake(f"data.source: {what}: label all, or set data.labels to folders or to none")
+        raise UserError(f"data.source: {what}: label all, or set data.labels to folders or to none")
     if missing:
         what = f"{shown} labels none of the images that are there ({few(missing)}; it names {few(labels)})"
-        raise Mistake(f"data.source: {what}: mend it, or set data.labels to folders or to none")
+        raise UserError(f"data.source: {what}: mend it, or set data.labels to folders or to none")
     classes = sorted({label for label in labels.values() if isinstance(label, str)}) or None
     number = {name: label for label, name in enumerate(classes)} if classes else {label: label for label in given}
     pictures = [Picture(parts, of, number[label]) for parts, of, label in zip(images, splits, given)]
@@ -216,7 +216,7 @@ def _by_folder(
     if classes and None in names:
         stray = printable("/".join(images[names.index(None)]))
         what = f"{place} has class folders ({printable(classes[0])}, ...) and also {stray}"
-        raise Mistake(f"data.source: {what}: give it one too, or set data.labels to none")
+        raise UserError(f"data.source: {what}: give it one too, or set data.labels to none")
     labels = {None: None} | {name: label for label, name in enumerate(classes)}
     pictures = [Picture(parts, of, labels[name]) for parts, of, name in zip(images, splits, names)]
     return pictures, [printable(name) for name in classes] or None

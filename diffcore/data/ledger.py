@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diffcore.core import disk
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 
 SCHEMA = 1
 
@@ -26,7 +26,7 @@ class Unfinished:
     def open(self, asked: dict[str, Any], files: Sequence[Path], tell: Callable[[str], None]) -> Iterator["Ledger"]:
         """The ledger of what is `asked`, of these source `files`; removed when the block ends without an error.
 
-        One of anything else is cleared away, and `tell` hears why. Raises Mistake if another process is at work on it.
+        One of anything else is cleared away, and `tell` hears why. Raises UserError if another process is at work on it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "lock", "w") as lock:
@@ -60,7 +60,7 @@ class Ledger:
         if not (self.folder / "ledger.json").exists():
             return None
         fault = "the work done before is damaged"
-        with contextlib.suppress(Mistake, OSError):
+        with contextlib.suppress(UserError, OSError):
             state = disk.read_sealed(self.folder / "ledger.json", SCHEMA, "")
             fault = self._fault(state)
             if fault is None:
@@ -108,7 +108,7 @@ def _hold(lock: Any, folder: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise Mistake(
+        raise UserError(
             f"{folder}: another process is writing the shards of this folder; wait for it or end it"
         ) from None
 

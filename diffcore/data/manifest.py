@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from diffcore.core import disk
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 
 SCHEMA = 1
 
@@ -58,15 +58,15 @@ class Manifest:
     def read(folder: Path, verify: bool = True) -> "Manifest":
         """The manifest of `folder`, with every shard found in its place and size, and, to `verify`, with its digest.
 
-        Raises Mistake naming what is missing or has changed.
+        Raises UserError naming what is missing or has changed.
         """
         manifest = _parse(Path(folder))
         for shard in manifest.shards:
             path = Path(folder) / shard.name
             if not path.is_file():
-                raise Mistake(f"{path} is missing: run the shard stage again")
+                raise UserError(f"{path} is missing: run the shard stage again")
             if path.stat().st_size != shard.bytes or (verify and disk.sha256(path) != shard.sha256):
-                raise Mistake(f"{path} is not what the manifest says: run the shard stage again")
+                raise UserError(f"{path} is not what the manifest says: run the shard stage again")
         return manifest
 
     @property
@@ -86,11 +86,11 @@ def _parse(folder: Path) -> Manifest:
     try:
         value = disk.parse_json(path.read_bytes())
     except FileNotFoundError:
-        raise Mistake(f"{folder} holds no manifest.json: run the shard stage") from None
+        raise UserError(f"{folder} holds no manifest.json: run the shard stage") from None
     except ValueError:
-        raise Mistake(f"{path} is not JSON: run the shard stage again") from None
+        raise UserError(f"{path} is not JSON: run the shard stage again") from None
     if not isinstance(value, dict) or value.get("schema") != SCHEMA:
-        raise Mistake(f"{path} is not a manifest of schema {SCHEMA}: run the shard stage again")
+        raise UserError(f"{path} is not a manifest of schema {SCHEMA}: run the shard stage again")
     with contextlib.suppress(KeyError, TypeError, ValueError):
         value["shards"] = tuple(Shard(**shard) for shard in value["shards"])
         for name in ("shape", "classes", "quarantined"):
@@ -100,4 +100,4 @@ def _parse(folder: Path) -> Manifest:
         adds_up = value["images"] == sum(shard.images for shard in value["shards"])
         if whole and adds_up and value["digest"] == digest(value):
             return Manifest(**value)
-    raise Mistake(f"{path} was changed after it was written: run the shard stage again")
+    raise UserError(f"{path} was changed after it was written: run the shard stage again")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.data import tars
 from diffcore.data.manifest import Manifest
 
@@ -81,19 +81,21 @@ class Opened:
         try:
             return np.asarray(tars.pictures_of(self._encoded[row])[0]).reshape(height, width, channels)
         except (OSError, SyntaxError, ValueError) as error:
-            raise Mistake(f"image {row} of {self._path} cannot be read ({error}): run the shard stage again") from None
+            raise UserError(
+                f"image {row} of {self._path} cannot be read ({error}): run the shard stage again"
+            ) from None
 
 
 def open_shard(folder: Path, manifest: Manifest, index: int) -> Opened:
     """Shard `index` of the manifest, read in one sweep and checked against its digest and its counts.
 
-    Nothing but the decoders of npy, png, jpg, webp, cls and json is let near a member. Raises Mistake.
+    Nothing but the decoders of npy, png, jpg, webp, cls and json is let near a member. Raises UserError.
     """
     shard = manifest.shards[index]
     path = Path(folder) / shard.name
     content = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(content).hexdigest() != shard.sha256:
-        raise Mistake(f"{path} is missing or not what the manifest says: run the shard stage again")
+        raise UserError(f"{path} is missing or not what the manifest says: run the shard stage again")
     view = memoryview(content)
     parts = [
         {extension: view[start : start + size] for extension, (start, size) in sample.items()}
@@ -102,9 +104,11 @@ def open_shard(folder: Path, manifest: Manifest, index: int) -> Opened:
     opened = _opened(parts, manifest, path)
     if (opened.labels is None) != (manifest.classes is None):
         has = "no" if opened.labels is None else "unannounced"
-        raise Mistake(f"{path} has {has} labels, against the manifest: run the shard stage again")
+        raise UserError(f"{path} has {has} labels, against the manifest: run the shard stage again")
     if len(opened) != shard.images:
-        raise Mistake(f"{path} holds {len(opened)} images, the manifest says {shard.images}: run the shard stage again")
+        raise UserError(
+            f"{path} holds {len(opened)} images, the manifest says {shard.images}: run the shard stage again"
+        )
     return opened
 
 
@@ -112,11 +116,11 @@ def _opened(parts: list[dict[str, memoryview]], manifest: Manifest, path: Path) 
     try:
         return Opened(path, parts, manifest.shape)
     except (ValueError, TypeError, IndexError, StopIteration) as error:
-        raise Mistake(f"{path} cannot be read ({error}): run the shard stage again") from None
+        raise UserError(f"{path} cannot be read ({error}): run the shard stage again") from None
 
 
 def load_resident(folder: Path, workers: int = 2) -> Images:
-    """The whole data set as uint8, every shard checked against its digest; Raises Mistake as `open_shard` does."""
+    """The whole data set as uint8, every shard checked against its digest; Raises UserError as `open_shard` does."""
     manifest = Manifest.read(folder, verify=False)  # each shard's digest is checked as it is read
     pixels = torch.empty(manifest.images, *manifest.shape, dtype=torch.uint8)
     labels = torch.empty(manifest.images, dtype=torch.int64)
@@ -130,7 +134,9 @@ def load_resident(folder: Path, workers: int = 2) -> Images:
                 labels[start : start + count] = torch.from_numpy(opened.labels)
             start += count
     if start != manifest.images:
-        raise Mistake(f"{folder} holds {start} images, the manifest says {manifest.images}: run the shard stage again")
+        raise UserError(
+            f"{folder} holds {start} images, the manifest says {manifest.images}: run the shard stage again"
+        )
     return Images(pixels, None if manifest.classes is None else labels, manifest.classes, counts)
 
 
@@ -138,7 +144,7 @@ def open_images(folder: Path, memory_bytes: int, workers: int = 2) -> "Images | 
     """The data set in `folder`, to be looked up image by image: in memory if the decoded images fit into `memory_bytes`.
 
     Otherwise shards are read when they are asked for, and those read last are kept up to `memory_bytes` (at least one).
-    Both give the same values, and check every shard against its digest as it is read. Raises Mistake as `open_shard` does.
+    Both give the same values, and check every shard against its digest as it is read. Raises UserError as `open_shard` does.
     """
     manifest = Manifest.read(folder, verify=False)
     if manifest.images * manifest.image_bytes <= memory_bytes:

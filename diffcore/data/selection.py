@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.core.rng import generator
 from diffcore.data import sources
 from diffcore.data.config import Config
@@ -17,7 +17,7 @@ from diffcore.data.sources import Entry, Source
 
 
 def find(config: Config) -> Source:
-    """Looks up what `config.source` names, without decoding it. Raises Mistake when there is nothing to read."""
+    """Looks up what `config.source` names, without decoding it. Raises UserError when there is nothing to read."""
     kind, place = sources.parse(config.source)
     source = kind().find(place, config.labels, config.split)
     if config.labels == NONE:
@@ -29,7 +29,7 @@ def find(config: Config) -> Source:
 
 def _finished(source: Source, limit: int | None, dealt: bool) -> Source:
     if not source.entries:
-        raise Mistake("data.split leaves no image to train on")
+        raise UserError("data.split leaves no image to train on")
     entries = source.entries
     if dealt:
         order = torch.randperm(len(entries), generator=generator("deal")).tolist()
@@ -63,7 +63,7 @@ def _drawn(source: Source, share: float) -> Source:
         kept += _rows_of(entry, [row for row, is_out in enumerate(out) if not is_out])
         held += _rows_of(entry, [row for row, is_out in enumerate(out) if is_out])
     if not held:
-        raise Mistake(f"data.split.holdout: no image of {source.images} is held out by a share of {share}; raise it")
+        raise UserError(f"data.split.holdout: no image of {source.images} is held out by a share of {share}; raise it")
     return replace(source, entries=kept, held=replace(source, entries=held, notes=[], others=[]))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.data import fitting, folders
 from diffcore.data.tars import few, printable
 
@@ -69,7 +69,7 @@ class Tally:
             self.labelled = label is not None
         if self.labelled != (label is not None):
             has, first = ("no", "has one") if label is None else ("a", "has none")
-            raise Mistake(f"{name} has {has} label and the first image {first}: label all images or none")
+            raise UserError(f"{name} has {has} label and the first image {first}: label all images or none")
         if label is not None:
             self.counts += [0] * (label + 1 - len(self.counts))
             self.counts[label] += 1
@@ -82,13 +82,13 @@ class Tally:
                 raise self._refusal()
 
     def judge(self, bits: int | None) -> None:
-        """Raises Mistake if what was read cannot be trained on."""
+        """Raises UserError if what was read cannot be trained on."""
         if self.refused_at is not None:
             raise self._refusal()
         if bits is None and self.deep and self.peak <= fitting.FULL // 2:
             what = f"the brightest of {self.deep} images with 16 bits is at {self.peak} of {fitting.FULL}"
             likely = max(self.peak.bit_length(), 9)
-            raise Mistake(
+            raise UserError(
                 f"{what}, so they would come out dark: set data.bits to {likely}, or to 16 if they are that dark"
             )
 
@@ -108,11 +108,11 @@ class Tally:
             lines.append(f"{len(self.dim)} of {self.deep} images with 16 bits are nearly black ({few(self.dim)})")
         return lines + (_class_lines(classes, self.counts) if classes else ["no labels"])
 
-    def _refusal(self) -> Mistake:
+    def _refusal(self) -> UserError:
         seen, share = self.images + self.bad, math.ceil(1000 * self.bad / self.found) / 1000
         of = f"{self.bad} of {self.found}" if seen == self.found else f"{self.bad} of the first {seen} of {self.found}"
         what = f"{of} images cannot be read ({_quarantine(self.quarantined)})"
-        return Mistake(f"{what}: mend or remove them" + (f", or set data.tolerance to {share}" if share < 1 else ""))
+        return UserError(f"{what}: mend or remove them" + (f", or set data.tolerance to {share}" if share < 1 else ""))
 
 
 def _quarantine(quarantined: Sequence[dict[str, Any]], most: int = 8) -> str:

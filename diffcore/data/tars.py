@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from diffcore.core import disk
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 
 EXTENSIONS = {
     "png": "PNG",
@@ -88,7 +88,7 @@ def array(content: bytes | memoryview) -> np.ndarray:
 def members(file: io.BufferedIOBase, name: str) -> list[tuple[str, dict[str, tuple[int, int]]]]:
     """The samples of one tar: [(key, {extension: (offset, bytes)})], by webdataset's rule for keys and extensions.
 
-    Raises Mistake if the tar is damaged, ends early, goes on after its end, holds an unknown extension or a sample whose
+    Raises UserError if the tar is damaged, ends early, goes on after its end, holds an unknown extension or a sample whose
     parts are not side by side. Names within the tar are never used as paths.
     """
     samples: list[tuple[str, dict[str, tuple[int, int]]]] = []
@@ -101,15 +101,15 @@ def members(file: io.BufferedIOBase, name: str) -> list[tuple[str, dict[str, tup
                 key, extension = _key(member, name)
                 if not samples or samples[-1][0] != key:
                     if key in keys:
-                        raise Mistake(f"{name}: the parts of sample {key!r} are not side by side: write it in order")
+                        raise UserError(f"{name}: the parts of sample {key!r} are not side by side: write it in order")
                     keys.add(key)
                     samples.append((key, {}))
                 if extension in samples[-1][1]:
-                    raise Mistake(f"{name}: sample {key!r} has two parts .{extension}")
+                    raise UserError(f"{name}: sample {key!r} has two parts .{extension}")
                 samples[-1][1][extension] = (member.offset_data, member.size)
             _check_end(file, tar.offset)
     except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
-        raise Mistake(f"{name} cannot be read as an uncompressed tar ({error}): fetch or write it again") from None
+        raise UserError(f"{name} cannot be read as an uncompressed tar ({error}): fetch or write it again") from None
     return samples
 
 
@@ -160,10 +160,10 @@ def _key(member: tarfile.TarInfo, name: str) -> tuple[str, str]:
     stem, _, extension = base.partition(".")
     extension = extension.lower()
     if not member.isreg() or member.issparse():
-        raise Mistake(f"{name}: {member.name!r} is a link, a device or sparse; only plain files are read")
+        raise UserError(f"{name}: {member.name!r} is a link, a device or sparse; only plain files are read")
     if not stem or extension not in TAR_IMAGES + TAR_LABELS:
         known = ", ".join(TAR_IMAGES + TAR_LABELS)
-        raise Mistake(f"{name}: {member.name!r} is of an unknown kind, and was not opened; known are {known}")
+        raise UserError(f"{name}: {member.name!r} is of an unknown kind, and was not opened; known are {known}")
     return f"{place}/{stem}", extension
 
 

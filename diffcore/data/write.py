@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from diffcore.core import disk
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.data import fitting, folders, ledger, selection
 from diffcore.data.config import Config
 from diffcore.data.manifest import HELD_OUT, SCHEMA, Manifest, Shard, digest
@@ -52,8 +52,8 @@ def write(
     alone, not on `workers` (threads) or the time. `on_progress` hears (images done, images found), `tell` what a user should
     know of what was read. Images that cannot be read are quarantined: left out, counted and named in the manifest.
     unfinished: where finished tars are kept until all are, so that a killed writer goes on from there.
-    Raises Mistake if there is nothing to read, if more than `config.tolerance` of it cannot be read, or if the images do not
-    go together.
+    Raises UserError if there is nothing to read, if more than `config.tolerance` of it cannot be read, or if the images
+    do not go together.
     """
     with _no_bombs():
         source = selection.find(config)
@@ -79,7 +79,7 @@ def _write_all(job: "_Job", source: Source, folder: Path, kept: ledger.Ledger | 
         on_progress = functools.partial(_after, source.images, total, job.on_progress)
         held = _write_part(job, source.held, folder / HELD_OUT, below, on_progress)
         if held.tally.labelled != trained.tally.labelled:
-            raise Mistake("only some of the images have labels: label those that are held out as well, or none")
+            raise UserError("only some of the images have labels: label those that are held out as well, or none")
     parts = [trained] + [held] * (held is not None)
     count = max(len(part.tally.counts) for part in parts)
     classes = tuple(source.classes or map(str, range(count))) if trained.tally.labelled else None
@@ -177,11 +177,11 @@ def _outcome(entry: Entry, form: fitting.Form, encode: Callable[[Any], Any] | No
         pictures, labels = entry.read()
         read = zip(pictures[: entry.images], labels)
         return _Outcome(entry.name, [_sample(*one, form, entry.name, encode) for one in read], 0, "")
-    except Mistake:
+    except UserError:
         raise
     except Exception as error:  # whatever a decoder makes of damaged bytes; named and counted by the tally
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in MACHINE):
-            raise Mistake(
+            raise UserError(
                 f"{entry.name}: {fitting.reason(error)}; the machine is at fault: run the same again"
             ) from None
         return _Outcome(entry.name, [], entry.images, fitting.reason(error))

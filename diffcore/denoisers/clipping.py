@@ -67,5 +67,5 @@ class Clipped(Wrapper):
         weight = torch.where(level.sigma > 0, level.alpha / level.sigma, 0.0)
         return replace(belief, x0=x0, eps=belief.eps + weight * (belief.x0 - x0))
 
-    def around(self, inner: Denoiser) -> "Clipped":
+    def with_inner(self, inner: Denoiser) -> "Clipped":
         return Clipped(inner, self.limit)

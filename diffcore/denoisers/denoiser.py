@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.core.shapes import PerSample, Sample
 from diffcore.denoisers.prediction import Prediction
 from diffcore.noise.schedule import Schedule
@@ -18,11 +18,11 @@ from diffcore.noise.trajectory import Trajectory
 class Condition:
     """What is known of the samples of a batch.
 
-    labels: int64 [b], -1 for no class, None if nothing is known of any. guidance: [b], the weight g of classifier-free
+    class_labels: int64 [b], -1 for no class, None if nothing is known of any. guidance: [b], the weight g of classifier-free
     guidance, None where there is none. negative: int64 [b], the class that guidance leads away from, None for no class.
     """
 
-    labels: Tensor | None = None
+    class_labels: Tensor | None = None
     guidance: PerSample | None = None
     negative: Tensor | None = None
 
@@ -33,7 +33,7 @@ class Condition:
         return self._each(lambda part: part.to(device))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Condition":
-        parts = (self.labels, self.guidance, self.negative)
+        parts = (self.class_labels, self.guidance, self.negative)
         return Condition(*(None if part is None else change(part) for part in parts))
 
 
@@ -52,46 +52,48 @@ class Denoiser(nn.Module, abc.ABC):
     def forward(self, x_t: Sample, t: PerSample) -> Prediction:
         """x_t: [b, *x], t: [b] in [0, 1]."""
 
-    def begin(self, calls: int | None) -> "Denoiser":
+    def start_run(self, calls: int | None) -> "Denoiser":
         """What a sampling run uses: itself, or for a denoiser that remembers, one of the same kind with an empty memory.
 
         calls: how often the run will call it; None if the data decide.
         """
         return self
 
-    def given(self, condition: Condition) -> "Denoiser":
+    def with_condition(self, condition: Condition) -> "Denoiser":
         """This denoiser for a batch whose classes and guidance weights are known; itself if it takes no notice of them."""
         return self
 
-    def of(self, rows: slice | Tensor) -> "Denoiser":
-        """This denoiser for some samples of the batch it was `given`."""
+    def select(self, rows: slice | Tensor) -> "Denoiser":
+        """This denoiser for some samples of the batch that `with_condition` described."""
         return self
 
     def features(self, x_t: Sample, t: PerSample) -> list[Tensor]:
-        """What its network sees in x_t, [b, c, h, w] for each of its levels; a Mistake where there is none to ask."""
-        raise Mistake("this denoiser has no features to show: a loss on features needs a teacher that is our own U-Net")
+        """What its network sees in x_t, [b, c, h, w] for each of its levels; a UserError where there is none to ask."""
+        raise UserError(
+            "this denoiser has no features to show: a loss on features needs a teacher that is our own U-Net"
+        )
 
 
 class Wrapper(Denoiser):
     """A denoiser around another one, `inner`: conditions, rows of a batch, the memory of a sampling run and features pass
-    through to that; `around` says what is put about it. schedule: None for the inner one's."""
+    through to that; `with_inner` says what is put about it. schedule: None for the inner one's."""
 
     def __init__(self, inner: Denoiser, schedule: Schedule | None = None):
         super().__init__()
         self.inner, self.schedule, self.grid = inner, schedule or inner.schedule, inner.grid
 
     @abc.abstractmethod
-    def around(self, inner: Denoiser) -> "Wrapper":
+    def with_inner(self, inner: Denoiser) -> "Wrapper":
         """The same around another denoiser."""
 
-    def begin(self, calls: int | None) -> Denoiser:
-        return self.around(self.inner.begin(calls))
+    def start_run(self, calls: int | None) -> Denoiser:
+        return self.with_inner(self.inner.start_run(calls))
 
-    def given(self, condition: Condition) -> Denoiser:
-        return self.around(self.inner.given(condition))
+    def with_condition(self, condition: Condition) -> Denoiser:
+        return self.with_inner(self.inner.with_condition(condition))
 
-    def of(self, rows: slice | Tensor) -> Denoiser:
-        return self.around(self.inner.of(rows))
+    def select(self, rows: slice | Tensor) -> Denoiser:
+        return self.with_inner(self.inner.select(rows))
 
     def features(self, x_t: Sample, t: PerSample) -> list[Tensor]:
         return self.inner.features(x_t, t)

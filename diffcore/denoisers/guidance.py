@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.core.shapes import PerSample, Sample, lift
 from diffcore.denoisers.denoiser import Condition, Denoiser, Wrapper
 from diffcore.denoisers.prediction import Prediction
@@ -23,24 +23,24 @@ class Guided(Wrapper):
 
     def forward(self, x_t: Sample, t: PerSample) -> Prediction:
         known = self.condition
-        if known.guidance is None or known.labels is None:
-            raise Mistake("guidance needs a class and a weight for each sample; give it a condition")
-        away = torch.full_like(known.labels, -1) if known.negative is None else known.negative
-        both = self.inner.given(Condition(torch.cat([known.labels, away])))
+        if known.guidance is None or known.class_labels is None:
+            raise UserError("guidance needs a class and a weight for each sample; give it a condition")
+        away = torch.full_like(known.class_labels, -1) if known.negative is None else known.negative
+        both = self.inner.with_condition(Condition(torch.cat([known.class_labels, away])))
         belief = both(torch.cat([x_t, x_t]), torch.cat([t, t]))
         g = lift(known.guidance, x_t)
         x0, eps = (torch.lerp(without, with_, g) for with_, without in (belief.x0.chunk(2), belief.eps.chunk(2)))
         return Prediction(x0, eps, self.schedule.level(t, x_t), 2 * belief.cost)
 
-    def around(self, inner: Denoiser) -> "Guided":
+    def with_inner(self, inner: Denoiser) -> "Guided":
         return Guided(inner, self.condition)
 
-    def given(self, condition: Condition) -> "Guided":
+    def with_condition(self, condition: Condition) -> "Guided":
         """Kept here: the inner one is told its classes, and none, at each call."""
         return Guided(self.inner, condition)
 
-    def of(self, rows: slice | Tensor) -> "Guided":
+    def select(self, rows: slice | Tensor) -> "Guided":
         return Guided(self.inner, self.condition[rows])
 
     def features(self, x_t: Sample, t: PerSample) -> list[Tensor]:
-        return self.inner.given(Condition(self.condition.labels)).features(x_t, t)
+        return self.inner.with_condition(Condition(self.condition.class_labels)).features(x_t, t)

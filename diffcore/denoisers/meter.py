@@ -34,7 +34,7 @@ class Metered(Wrapper):
         self.meter.spent += belief.cost * len(x_t) * with_backward(self.learns)
         return belief
 
-    def around(self, inner: Denoiser) -> "Metered":
+    def with_inner(self, inner: Denoiser) -> "Metered":
         return Metered(inner, self.meter, self.learns)
 
     def features(self, x_t: Sample, t: PerSample) -> list[Tensor]:

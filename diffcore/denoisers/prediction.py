@@ -33,7 +33,7 @@ class Prediction:
         return -self.eps / self.level.sigma
 
     @property
-    def both(self) -> Tensor:
+    def x0_eps(self) -> Tensor:
         """x_0 and eps side by side, [b, 2c, ...]."""
         return torch.cat([self.x0, self.eps], 1)
 
@@ -61,11 +61,11 @@ def from_score(x_t: Sample, level: Level, score: Sample) -> Prediction:
     return from_eps(x_t, level, -level.sigma * score)
 
 
-def from_both(x_t: Sample, level: Level, both: Tensor) -> Prediction:
+def from_x0_eps(x_t: Sample, level: Level, x0_eps: Tensor) -> Prediction:
     """Of an x~ and an eps~, [b, 2c, ...]: x_0 = S^2 x~ + C (z - S eps~), which trusts either where it is good (Salimans &
     Ho 2022, arXiv 2202.00512, section 4). That is v = C eps~ - S x~, so singular nowhere."""
-    x0, eps = both.chunk(2, 1)
+    x0, eps = x0_eps.chunk(2, 1)
     return from_v(x_t, level, Prediction(x0, eps, level).v)
 
 
-HEADS = {"x0": from_x0, "eps": from_eps, "v": from_v, "score": from_score, "both": from_both}
+PARAMETERIZATIONS = {"x0": from_x0, "eps": from_eps, "v": from_v, "score": from_score, "x0_eps": from_x0_eps}

@@ -24,7 +24,7 @@ class Rescaled(Wrapper):
         belief = self.inner(*self._there(x_t, t))
         return dataclasses.replace(belief, level=self.schedule.level(t, x_t))
 
-    def around(self, inner: Denoiser) -> "Rescaled":
+    def with_inner(self, inner: Denoiser) -> "Rescaled":
         return Rescaled(inner, self.schedule)
 
     def features(self, x_t: Sample, t: PerSample) -> list[Tensor]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.core.rng import Draw
 from diffcore.core.shapes import PerSample, Sample
 from diffcore.denoisers.denoiser import Condition, Denoiser
@@ -31,10 +31,10 @@ class Roles:
     critic: nn.Module | None = None
     condition: Condition | None = None
 
-    def given(self, condition: Condition) -> "Roles":
+    def with_condition(self, condition: Condition) -> "Roles":
         """The same for a batch whose classes and guidance weights are known."""
         student, teacher, target = (
-            role and role.given(condition) for role in (self.student, self.teacher, self.target)
+            role and role.with_condition(condition) for role in (self.student, self.teacher, self.target)
         )
         return Roles(student, teacher, target, self.critic, condition)
 
@@ -51,10 +51,10 @@ class CriticTraining:
 class Method(abc.ABC):
     """How a student is trained: a frozen dataclass whose fields are the method's own keys in params.yaml.
 
-    sampler: the solver its students are sampled with, a word of SOLVERS; the v of one of `renoise`, which jumps to images,
-    is nobody's velocity. any_time_teacher: who teaches it is the nearest one above that is valid at any time.
-    off_the_data: it asks nobody for a velocity closer to the data than one of its steps, so that networks of head x0 can
-    take part. grid: the only trajectory that its student is valid
+    sampler: the solver its students are sampled with, a word of SOLVERS; the v of `multistep_consistency`, which jumps to
+    images, is nobody's velocity. any_time_teacher: who teaches it is the nearest one above that is valid at any time.
+    off_the_data: it asks nobody for a velocity closer to the data than one of its steps, so that networks of parameterization
+    x0 can take part. grid: the only trajectory that its student is valid
     on, None for any. asks_teacher: whether its loss asks a teacher; teacher_grid: the trajectory on which that must be
     valid, None for any time. target_decay: above 0, `roles.target` is an EMA of the student with this decay.
     """
@@ -81,15 +81,15 @@ class Method(abc.ABC):
         """Forward calls of the network for each training image; a backward pass counts 2."""
 
     def check(self, teacher: Trajectory | None) -> None:
-        """Raises Mistake if a teacher that is valid on this grid alone (None: at any time) cannot teach it."""
+        """Raises UserError if a teacher that is valid on this grid alone (None: at any time) cannot teach it."""
         if teacher is None or not self.asks_teacher or teacher == self.teacher_grid:
             return
         if self.teacher_grid is not None:
-            raise Mistake(
+            raise UserError(
                 f"steps {self.steps} needs a teacher of {self.teacher_grid.steps} steps or one valid at any time, "
                 f"but its teacher has {teacher.steps}; {self.advice(teacher)}"
             )
-        raise Mistake(
+        raise UserError(
             f"{word(self)} needs a teacher valid at any time, but this one is valid only on its own {teacher.steps} steps; "
             f"{self.advice(teacher)}"
         )
@@ -99,7 +99,7 @@ class Method(abc.ABC):
         return "name the teacher it was distilled from" if self.teacher_grid is None else "name another teacher"
 
     def check_guidance(self, weights: tuple[float, float] | None) -> None:
-        """Raises Mistake if it cannot learn these guidance weights, (low, high) or None; any are fine unless it says so."""
+        """Raises UserError if it cannot learn these guidance weights, (low, high) or None; any are fine unless it says so."""
         return
 
     def critic(self, roles: Roles, seed: int) -> nn.Module | None:
@@ -109,7 +109,7 @@ class Method(abc.ABC):
     @property
     def is_velocity(self) -> bool:
         """Whether the v of its students is a velocity, which others may learn from where the student is valid."""
-        return self.sampler != "renoise"
+        return self.sampler != "multistep_consistency"
 
 
 class WithCritic(Method):
@@ -131,9 +131,9 @@ def names() -> list[str]:
 
 
 def load(name: str) -> type[Method]:
-    """The method of this name; an unknown one is a Mistake that lists the known ones."""
+    """The method of this name; an unknown one is a UserError that lists the known ones."""
     if name not in names():
-        raise Mistake(f"method {name!r} is unknown; known: {', '.join(names())}")
+        raise UserError(f"method {name!r} is unknown; known: {', '.join(names())}")
     module = importlib.import_module(f"{__name__}.{name}")
     return next(
         kind

@@ -46,7 +46,7 @@ class Consistency(Method):
     steps_end: int | None = None
     anneal: float = 0.5
 
-    sampler = "renoise"
+    sampler = "multistep_consistency"
     off_the_data = True
 
     def __post_init__(self):
@@ -75,7 +75,7 @@ class Consistency(Method):
         with torch.no_grad():
             va = self.taught(roles.teacher, z, k, n)
             vb = roles.target(hop(z, va, phi_t - phi_u), u).v
-            vb = torch.where(lift(u, vb) > 0, vb, 0)  # a hop of no length; an x0 head has no v at the data
+            vb = torch.where(lift(u, vb) > 0, vb, 0)  # a hop of no length; an x0 network has no v at the data
             aim = compose(z, va, vb, phi_t - phi_u, phi_u)
         v = roles.student(z, t).v
         if self.distance == "pseudo_huber":
@@ -120,7 +120,7 @@ def seen_apart(teacher: Denoiser, one: Sample, other: Sample, draw: Draw) -> Per
 
     Both get the same little noise. No gradient goes to the second.
     """
-    noise, t = draw.other("features").noise, torch.full_like(draw.u, SEEN_AT)
+    noise, t = draw.fork("features").noise, torch.full_like(draw.u, SEEN_AT)
     phi = teacher.schedule.angle(t)
     ours = teacher.features(diffuse(one, noise, phi), t)
     with torch.no_grad():

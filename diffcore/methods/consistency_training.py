@@ -52,7 +52,7 @@ class ConsistencyTraining(Method):
     huber: float | None = None
     weight: Literal["gap", "one"] = "gap"
 
-    sampler = "renoise"
+    sampler = "multistep_consistency"
     asks_teacher = False
 
     def __post_init__(self):
@@ -133,7 +133,7 @@ def aim(roles: Roles, x0: Sample, eps: Sample, sigma: PerSample, lower: PerSampl
     """The velocity at sigma that lands where the target lands from the lower level of the same arc."""
     phi, phi_r = sigma.atan(), lower.atan()
     vb = roles.target(diffuse(x0, eps, phi_r), roles.student.schedule.time(-lower.log())).v
-    vb = torch.where(lift(lower, vb) > 0, vb, 0)  # a hop of no length; an x0 head has no v there
+    vb = torch.where(lift(lower, vb) > 0, vb, 0)  # a hop of no length; an x0 network has no v there
     return compose(diffuse(x0, eps, phi), velocity(x0, eps, phi), vb, phi - phi_r, phi_r)
 
 

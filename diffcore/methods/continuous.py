@@ -44,7 +44,7 @@ class Continuous(Method):
     norm: float = 0.1
     weight: Literal["one", "inverse_tan"] = "one"
 
-    sampler = "renoise"
+    sampler = "multistep_consistency"
 
     def __post_init__(self):
         if self.std <= 0:

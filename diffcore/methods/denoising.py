@@ -38,7 +38,7 @@ class Denoising(Method):
 
     @property
     def off_the_data(self) -> bool:
-        """A weight that falls to 0 with the noise bounds the error of any head."""
+        """A weight that falls to 0 with the noise bounds the error of any parameterization."""
         return self.weight == "min_snr"
 
     @property

@@ -24,12 +24,12 @@ from diffcore.methods import CriticTraining, Roles, WithCritic
 from diffcore.methods.parts import discriminator
 from diffcore.methods.parts.discriminator import Discriminator, fooling, hinge
 from diffcore.noise.angle import diffuse, velocity
-from diffcore.noise.trajectory import Trajectory, even
+from diffcore.noise.trajectory import Trajectory, uniform
 
 LEVELS = 0.02, 0.98
 """The t at which beliefs are compared, uniform: the paper's."""
 
-HEADS = 4
+DISCRIMINATOR_HEADS = 4
 
 
 class FakeScore(nn.Module):
@@ -37,7 +37,7 @@ class FakeScore(nn.Module):
 
     def __init__(self, start: NetDenoiser, heads: Discriminator | None):
         super().__init__()
-        self.denoiser = start.around(copy.deepcopy(start.net).requires_grad_(True))
+        self.denoiser = start.with_network(copy.deepcopy(start.net).requires_grad_(True))
         self.denoiser.grid, self.heads = None, heads
 
 
@@ -53,7 +53,7 @@ class DistributionMatching(WithCritic):
     critic_lr: float = 1e-3
     adversarial: float = 0.0
 
-    sampler = "renoise"
+    sampler = "multistep_consistency"
     any_time_teacher = True
 
     def __post_init__(self):
@@ -80,20 +80,22 @@ class DistributionMatching(WithCritic):
 
     def generate(self, roles: Roles, draw: Draw) -> Sample:
         """What the student makes of noise in step k ~ U{1..K}, its earlier steps without gradient."""
-        schedule, times = roles.student.schedule, even(self.steps).times
+        schedule, times = roles.student.schedule, uniform(self.steps).times
         k = (draw.u * self.steps).floor()
         z, t = draw.noise, per_sample(times[0], draw.noise)
         for j, s in enumerate(times[1:-1]):
             with torch.no_grad():
                 level = schedule.level(per_sample(s, z), z)
                 later = level.alpha * roles.student(z, per_sample(times[j], z)).x0
-                later = later + level.sigma * draw.other(f"step {j}").noise
+                later = later + level.sigma * draw.fork(f"step {j}").noise
             z, t = torch.where(lift(k, z) > j, later, z), torch.where(k > j, s, t)
         return roles.student(z, t).x0
 
     def critic(self, roles: Roles, seed: int) -> FakeScore:
         """Its denoiser starts as the teacher, which knows of images at every time already."""
-        heads = Discriminator(discriminator.widths(roles.teacher), HEADS, seed) if self.adversarial else None
+        heads = (
+            Discriminator(discriminator.widths(roles.teacher), DISCRIMINATOR_HEADS, seed) if self.adversarial else None
+        )
         teacher = roles.teacher.inner if isinstance(roles.teacher, Guided) else roles.teacher
         return FakeScore(teacher if isinstance(teacher, NetDenoiser) else roles.student, heads)
 
@@ -102,7 +104,7 @@ class DistributionMatching(WithCritic):
         with torch.no_grad():
             sample = self.generate(roles, draw)
         t, noisy = _noised(roles, sample, draw)
-        level = draw.other("level")
+        level = draw.fork("level")
         error = _fake(roles)(noisy, t).v - velocity(sample, level.noise, roles.student.schedule.angle(t))
         found = error.flatten(1).square().mean(1)
         if not self.adversarial:
@@ -117,7 +119,7 @@ class DistributionMatching(WithCritic):
 
     @property
     def grid(self) -> Trajectory | None:
-        return even(self.steps)
+        return uniform(self.steps)
 
     @property
     def network_calls(self) -> float:
@@ -127,11 +129,11 @@ class DistributionMatching(WithCritic):
 
 def _noised(roles: Roles, sample: Sample, draw: Draw) -> tuple[PerSample, Sample]:
     """(t, the sample noised to t), by one draw alike for real and fake."""
-    level, (low, high) = draw.other("level"), LEVELS
+    level, (low, high) = draw.fork("level"), LEVELS
     t = low + (high - low) * level.u
     return t, diffuse(sample, level.noise, roles.student.schedule.angle(t))
 
 
 def _fake(roles: Roles) -> Denoiser:
     known = roles.critic.denoiser
-    return known if roles.condition is None else known.given(roles.condition)
+    return known if roles.condition is None else known.with_condition(roles.condition)

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.core.rng import Draw
 from diffcore.core.shapes import PerSample, Sample, lift
 from diffcore.methods import Method, Roles
@@ -43,4 +43,4 @@ class GuidedDistillation(Method):
     def check_guidance(self, weights: tuple[float, float] | None) -> None:
         """There must be weights to learn: (lowest, highest), equal where one is built in."""
         if weights is None:
-            raise Mistake("guided needs weights to learn; say `guidance: [lowest, highest]` in its line")
+            raise UserError("guided needs weights to learn; say `guidance: [lowest, highest]` in its line")

@@ -21,9 +21,9 @@ from diffcore.methods.parts.discriminator import Discriminator, fooling, hinge
 from diffcore.methods.parts.distance import pseudo_huber
 from diffcore.noise.angle import compose, diffuse, hop
 from diffcore.noise.schedule import Schedule
-from diffcore.noise.trajectory import Trajectory, even
+from diffcore.noise.trajectory import Trajectory, uniform
 
-HEADS = 4
+DISCRIMINATOR_HEADS = 4
 """Of the critic, for each feature map: the paper's."""
 
 
@@ -102,7 +102,7 @@ class Phased(WithCritic):
         """None without an adversarial part."""
         if not self.adversarial:
             return None
-        return Discriminator(discriminator.widths(roles.teacher), HEADS, seed)
+        return Discriminator(discriminator.widths(roles.teacher), DISCRIMINATOR_HEADS, seed)
 
     def critic_loss(self, roles: Roles, x0: Sample, draw: Draw, progress: float) -> PerSample:
         """Hinge: real is where the target lands on the edge, fake where the student does, both noised alike."""
@@ -120,14 +120,14 @@ class Phased(WithCritic):
     @property
     def teacher_grid(self) -> Trajectory | None:
         """Its hops are those of the grid of N steps; a critic is shown images between them."""
-        return None if self.adversarial else even(self.steps)
+        return None if self.adversarial else uniform(self.steps)
 
     def advice(self, teacher: Trajectory) -> str:
         return ("set adversarial to 0 or " if self.adversarial else "") + super().advice(teacher)
 
     @property
     def grid(self) -> Trajectory | None:
-        return even(self.phases)
+        return uniform(self.phases)
 
     @property
     def network_calls(self) -> float:
@@ -143,9 +143,9 @@ class Phased(WithCritic):
 
         Landings of one draw get one noise, so that they differ in nothing else.
         """
-        dice, schedule = draw.other("adversary"), roles.student.schedule
-        t = s + dice.u / self.phases
-        noisy = renoise(landing, dice.noise, schedule.angle(s), schedule.angle(t))
+        fork, schedule = draw.fork("adversary"), roles.student.schedule
+        t = s + fork.u / self.phases
+        noisy = renoise(landing, fork.noise, schedule.angle(s), schedule.angle(t))
         return roles.critic(roles.teacher.features(noisy, t))
 
     def _distance(self, error: Sample) -> PerSample:
@@ -160,7 +160,7 @@ def aim(roles: Roles, z: Sample, at: Times) -> Sample:
     phi_t, phi_u, phi_s = at.angles(roles.student.schedule)
     va = roles.teacher(z, at.t).v
     vb = roles.target(hop(z, va, phi_t - phi_u), at.u).v
-    vb = torch.where(lift(at.u - at.s, vb) > 0, vb, 0)  # a hop of no length; an x0 head has no v at the data
+    vb = torch.where(lift(at.u - at.s, vb) > 0, vb, 0)  # a hop of no length; an x0 network has no v at the data
     return compose(z, va, vb, phi_t - phi_u, phi_u - phi_s)
 
 

@@ -14,7 +14,7 @@ from diffcore.core.shapes import PerSample, Sample, lift
 from diffcore.denoisers.denoiser import Denoiser
 from diffcore.methods import Method, Roles
 from diffcore.noise.angle import WEIGHTS, Velocity, diffuse, hops
-from diffcore.noise.trajectory import Trajectory, even
+from diffcore.noise.trajectory import Trajectory, uniform
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Progressive(Method):
 
     @property
     def teacher_grid(self) -> Trajectory:
-        return even(self.factor * self.steps)
+        return uniform(self.factor * self.steps)
 
     def advice(self, teacher: Trajectory) -> str:
         whole = teacher.steps % self.factor == 0
@@ -67,7 +67,7 @@ class Progressive(Method):
 
     @property
     def grid(self) -> Trajectory | None:
-        return even(self.steps)
+        return uniform(self.steps)
 
     @property
     def network_calls(self) -> float:

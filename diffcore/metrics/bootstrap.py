@@ -11,6 +11,6 @@ RESAMPLES = 200
 
 def resamples(count: int, seed: int) -> Tensor:
     """How often each of `count` samples occurs in each bootstrap resample: [RESAMPLES, count], float64."""
-    dice = generator(seed, "bootstrap", count)
-    drawn = torch.randint(count, (RESAMPLES, count), generator=dice)
+    rng = generator(seed, "bootstrap", count)
+    drawn = torch.randint(count, (RESAMPLES, count), generator=rng)
     return torch.zeros(RESAMPLES, count).double().scatter_add_(1, drawn, torch.ones(drawn.shape).double())

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffcore.core import disk
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.core.rng import generator
 from diffcore.core.shapes import Sample
 from diffcore.data.feed import to_float
@@ -222,7 +222,7 @@ def extract(features: Features, x: Sample, batch: int = 256) -> Tensor:
     `batch` bounds the memory and changes nothing beyond float32 rounding.
     """
     if x.shape[1] != features.card.shape[0]:
-        raise Mistake(
+        raise UserError(
             f"the feature network was trained on images of {features.card.shape[0]} channels and is shown {x.shape[1]}; "
             "train it on the same data (stage `features`)"
         )
@@ -246,20 +246,20 @@ def save(features: Features, folder: Path) -> None:
 
 
 def load(folder: Path) -> Features:
-    """What `save` wrote, on the CPU; a Mistake if it is missing or not what its card vouches for."""
+    """What `save` wrote, on the CPU; a UserError if it is missing or not what its card vouches for."""
     from safetensors.torch import load_file
 
     folder = Path(folder)
     card, stored = _read_card(folder)
     if not (folder / WEIGHTS).is_file() or disk.sha256(folder / WEIGHTS) != stored["files"][WEIGHTS]:
-        raise Mistake(f"{folder / WEIGHTS} is not the file its card vouches for; {_REMEDY}")
+        raise UserError(f"{folder / WEIGHTS} is not the file its card vouches for; {_REMEDY}")
     features = _empty(card)
     try:
         features.load_state_dict(load_file(folder / WEIGHTS))
     except RuntimeError as error:
-        raise Mistake(f"{folder / WEIGHTS} does not fit the network of its card; {_REMEDY}") from error
+        raise UserError(f"{folder / WEIGHTS} does not fit the network of its card; {_REMEDY}") from error
     if features.digest != stored["digest"]:
-        raise Mistake(f"{folder / CARD} has a digest that is not its network's; {_REMEDY}")
+        raise UserError(f"{folder / CARD} has a digest that is not its network's; {_REMEDY}")
     return features.eval().requires_grad_(False)
 
 
@@ -274,9 +274,9 @@ def _read_card(folder: Path) -> tuple[Card, dict[str, Any]]:
         if stored["schema"] != SCHEMA or not {"digest", "files"} <= stored.keys() or WEIGHTS not in stored["files"]:
             raise ValueError("schema, digest or files")
     except OSError as error:
-        raise Mistake(f"{folder} holds no feature network (no readable {CARD}); {_REMEDY}") from error
+        raise UserError(f"{folder} holds no feature network (no readable {CARD}); {_REMEDY}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise Mistake(f"{folder / CARD} is not the card of a feature network ({error}); {_REMEDY}") from error
+        raise UserError(f"{folder / CARD} is not the card of a feature network ({error}); {_REMEDY}") from error
     return Card(**fields), stored
 
 
@@ -284,7 +284,7 @@ def _check(images: Images, labels: Tensor | None) -> None:
     if labels is not None and len(labels) != len(images):
         raise ValueError(f"{len(images)} images have labels of shape {list(labels.shape)}")
     if len(images) < 10:
-        raise Mistake(f"a feature network needs at least 10 images, the data have {len(images)}")
+        raise UserError(f"a feature network needs at least 10 images, the data have {len(images)}")
 
 
 def _split(count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -322,9 +322,9 @@ def _empty(card: Card) -> Features:
 
 def _build(card: Card) -> Features:
     features = _empty(card)
-    dice = generator(card.config.seed, "features", "weights")
+    rng = generator(card.config.seed, "features", "weights")
     for name, value in features.named_parameters():
-        nn.init.zeros_(value) if value.ndim == 1 else _he(value, dice)
+        nn.init.zeros_(value) if value.ndim == 1 else _he(value, rng)
         if "norm" in name and name.endswith("weight"):
             nn.init.ones_(value)
     features.centre.zero_()
@@ -332,9 +332,9 @@ def _build(card: Card) -> Features:
     return features
 
 
-def _he(weight: Tensor, dice: torch.Generator) -> None:
+def _he(weight: Tensor, rng: torch.Generator) -> None:
     # variance 2 / fan-in (He et al. 2015, arXiv 1502.01852)
-    nn.init.normal_(weight, std=math.sqrt(2 / weight[0].numel()), generator=dice)
+    nn.init.normal_(weight, std=math.sqrt(2 / weight[0].numel()), generator=rng)
 
 
 def _fit(
@@ -347,11 +347,11 @@ def _fit(
     config = features.card.config
     optimizer = torch.optim.AdamW(features.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.01)
     features.train()
-    for step, (x, rows, dice) in enumerate(_batches(images, seen, config)):
+    for step, (x, rows, rng) in enumerate(_batches(images, seen, config)):
         optimizer.param_groups[0]["lr"] = config.lr * 0.5 * (1 + math.cos(math.pi * step / config.iterations))
-        loss = F.cross_entropy(*_question(features, to_float(x), None if classes is None else classes[rows], dice))
+        loss = F.cross_entropy(*_question(features, to_float(x), None if classes is None else classes[rows], rng))
         if not math.isfinite(loss.item()):
-            raise Mistake(f"the feature network's loss is {loss.item()} at iteration {step}; lower features.lr")
+            raise UserError(f"the feature network's loss is {loss.item()} at iteration {step}; lower features.lr")
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -362,20 +362,20 @@ Batch = tuple[Tensor, Tensor, torch.Generator]
 
 
 def _batches(images: Images, seen: Tensor, config: Config) -> Iterator[Batch]:
-    """The images of each iteration, their places and its dice; those of many iterations are looked up in one sweep."""
+    """The images of each iteration, their places and its generator; those of many iterations are looked up in one sweep."""
     ahead = max(1, AHEAD // (config.batch * math.prod(images.shape)))
     for first in range(0, config.iterations, ahead):
         steps = range(first, min(first + ahead, config.iterations))
-        dice = [generator(config.seed, "features", "step", step) for step in steps]
-        rows = [seen[torch.randint(len(seen), (config.batch,), generator=each)] for each in dice]
-        yield from zip(images.take(torch.cat(rows)).split(config.batch), rows, dice)
+        generators = [generator(config.seed, "features", "step", step) for step in steps]
+        rows = [seen[torch.randint(len(seen), (config.batch,), generator=each)] for each in generators]
+        yield from zip(images.take(torch.cat(rows)).split(config.batch), rows, generators)
 
 
-def _question(features: Features, x: Sample, answers: Tensor | None, dice: torch.Generator) -> tuple[Tensor, Tensor]:
+def _question(features: Features, x: Sample, answers: Tensor | None, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """The logits and the right answers of one iteration's batch."""
     if answers is not None:
         return features.logits(x), answers
-    turns = torch.randint(TURNS, (len(x),), generator=dice)
+    turns = torch.randint(TURNS, (len(x),), generator=rng)
     return features.logits(_rotated(x)[turns, torch.arange(len(x))]), turns
 
 
@@ -392,7 +392,7 @@ def _standardise(features: Features, images: Images, rows: Tensor) -> None:
     seen = torch.cat([extract(features, to_float(images.take(some))) for some in rows.split(1024)])
     variance = seen.var(0).mean().item()
     if not 0 < variance < math.inf:
-        raise Mistake("the feature network sees no difference between the images; are they all the same?")
+        raise UserError("the feature network sees no difference between the images; are they all the same?")
     features.centre.copy_(seen.mean(0))
     features.scale.fill_(variance**-0.5)
 

@@ -74,9 +74,9 @@ def _of_halves(distances: dict[str, Distance], reference: Reference, count: int,
     return {name: Estimate(*each) for name, each in zip(distances, parts)}
 
 
-def _halved(distances: Iterable[Distance], reference: Reference, count: int, dice: torch.Generator) -> list[float]:
+def _halved(distances: Iterable[Distance], reference: Reference, count: int, rng: torch.Generator) -> list[float]:
     """Each distance between two random halves of the real images, biased ones as they were at the counts of a table."""
-    halves = reference.halved(dice)
+    halves = reference.halved(rng)
     share = (1 / count + 1 / reference.count) / (1 / halves.one.count + 1 / halves.other.count)
     return [share * each.between(halves) if each.biased else each.between(halves) for each in distances]
 

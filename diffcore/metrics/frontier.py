@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diffcore.core import disk
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.metrics import recommendation, table
 from diffcore.metrics.bootstrap import RESAMPLES
 from diffcore.metrics.features import Skill
@@ -16,7 +16,7 @@ from diffcore.metrics.floor import Floor
 from diffcore.metrics.point import GIVEN, Point, by_calls
 from diffcore.metrics.recommendation import Recommendation
 
-SCHEMA = 4
+SCHEMA = 5
 
 SHARED = ("n", "seed", "features", "weights")
 """What all points of a frontier have in common; numbers that differ in one of these are not comparable."""
@@ -24,7 +24,7 @@ SHARED = ("n", "seed", "features", "weights")
 
 @dataclass(frozen=True)
 class Frontier:
-    """Points measured alike: a Mistake if they differ in n, seed, feature network or kind of weights, but for `given` ones.
+    """Points measured alike: a UserError if they differ in n, seed, feature network or kind of weights, but for `given` ones.
 
     floor: what a perfect sampler is to expect. data: digest of the real images. judge: what the feature network can tell.
     recommended: one of the points, with the reason; None before one is chosen.
@@ -38,10 +38,10 @@ class Frontier:
 
     def __post_init__(self):
         if not self.points:
-            raise Mistake("a frontier needs at least one point; evaluate something first")
+            raise UserError("a frontier needs at least one point; evaluate something first")
         names = [point.name for point in self.points]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise Mistake(f"two points are called {twice[0]!r}; give each way to sample a name of its own")
+            raise UserError(f"two points are called {twice[0]!r}; give each way to sample a name of its own")
         for key in SHARED:
             _check_shared([p for p in self.points if key != "weights" or p.weights != GIVEN], key)
 
@@ -94,7 +94,7 @@ class Frontier:
 
     @classmethod
     def from_json(cls, value: dict[str, Any], path: Path | str = "this", again: str = "measure again") -> "Frontier":
-        """The inverse of `to_json`, exact to the last bit; for anything else a Mistake that names `path` and ends with
+        """The inverse of `to_json`, exact to the last bit; for anything else a UserError that names `path` and ends with
         `again`."""
         try:
             if value["schema"] != SCHEMA:
@@ -104,11 +104,11 @@ class Frontier:
             chosen = value["recommended"] and _found(value["recommended"], points)
             return cls(points, floor, value["about"]["data"], judge, chosen)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise Mistake(f"{path} is not a frontier of this version ({error}); {again}") from error
+            raise UserError(f"{path} is not a frontier of this version ({error}); {again}") from error
 
     @classmethod
     def read(cls, path: Path, again: str) -> "Frontier":
-        """From a sealed file; a Mistake that ends with `again` if it is missing, damaged or of another version."""
+        """From a sealed file; a UserError that ends with `again` if it is missing, damaged or of another version."""
         return cls.from_json(disk.read_sealed(path, SCHEMA, again), path, again)
 
     def _weights(self) -> str:
@@ -151,7 +151,7 @@ def _check_shared(points: list[Point], key: str) -> None:
     first, *others = points or [None]
     for other in others:
         if getattr(other, key) != getattr(first, key):
-            raise Mistake(
+            raise UserError(
                 f"{first.name} and {other.name} differ in {key} ({getattr(first, key)} and {getattr(other, key)}) "
                 "and cannot be compared; evaluate them alike"
             )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.core.rng import generator, noises
 from diffcore.core.shapes import PerSample, Sample
 from diffcore.denoisers.clipping import Clipped
@@ -46,7 +46,7 @@ class Bits:
 
 @dataclass(frozen=True)
 class Model:
-    """A way to sample as a model of real images; the fields are the arguments of `of`."""
+    """A way to sample as a model of real images; the fields are the arguments of `estimate`."""
 
     sampler: Sampler
     images: Sample
@@ -56,7 +56,7 @@ class Model:
     condition: Condition | None
 
 
-def of(
+def estimate(
     sampler: Sampler,
     x0: Sample,
     seed: int,
@@ -75,7 +75,7 @@ def of(
     exactly = isinstance(sampler.solver, RK45)
     if exactly and isinstance(sampler.denoiser, Clipped):
         return None
-    if not exactly and not (isinstance(sampler.solver, Posterior) and sampler.solver.noisy):
+    if not exactly and not (isinstance(sampler.solver, Posterior) and sampler.solver.stochastic):
         return None
     device = next((p.device for p in sampler.denoiser.parameters()), x0.device)
     parts = []
@@ -83,7 +83,7 @@ def of(
         rows = range(first, min(first + batch, len(x0)))
         known = slice(rows.start, rows.stop)
         images = x0[known].to(device)
-        denoiser = sampler.denoiser.given(condition[known].to(device)) if condition else sampler.denoiser
+        denoiser = sampler.denoiser.with_condition(condition[known].to(device)) if condition else sampler.denoiser
         here = Sampler(denoiser, sampler.solver, sampler.trajectory)
         if exactly:
             nats = exact(here, dequantised(images, seed, rows, within), seed, rows, probes) - math.log(bin_of(within))
@@ -158,8 +158,8 @@ def decoder(x0: Sample, middle: Sample, std: Tensor, within: tuple[float, float]
 
 def dequantised(x0: Sample, seed: int, rows: range, within: tuple[float, float] = RANGE) -> Sample:
     """x_0 with uniform noise as wide as a bin."""
-    dice = [torch.rand(x0.shape[1:], generator=generator(seed, "dequantise", i), dtype=torch.float64) for i in rows]
-    return x0 + ((torch.stack(dice) - 0.5) * bin_of(within)).to(x0)
+    uniform = [torch.rand(x0.shape[1:], generator=generator(seed, "dequantise", i), dtype=torch.float64) for i in rows]
+    return x0 + ((torch.stack(uniform) - 0.5) * bin_of(within)).to(x0)
 
 
 def exact(sampler: Sampler, x0: Sample, seed: int, rows: range, probes: int | None = 1) -> PerSample:
@@ -171,7 +171,7 @@ def exact(sampler: Sampler, x0: Sample, seed: int, rows: range, probes: int | No
     """
     denoiser, solver, schedule = sampler.denoiser, sampler.solver, sampler.denoiser.schedule
     if isinstance(denoiser, Clipped):
-        raise Mistake("the flow of a clipped belief ends on the faces of a box and has no density; leave clip out")
+        raise UserError("the flow of a clipped belief ends on the faces of a box and has no density; leave clip out")
     ends = sampler.trajectory.times[0], sampler.trajectory.times[-1]
     last, first = angles(schedule, ends)
     d, size = x0[0].numel(), size_at(schedule, ends[1])
@@ -204,7 +204,7 @@ class _Flow:
         level = self.denoiser.schedule.level(t, z)
         with torch.inference_mode(False), torch.enable_grad():
             z = z.detach().clone().requires_grad_(True)
-            v = self.denoiser.of(rows)(z * torch.hypot(level.alpha, level.sigma), t).v
+            v = self.denoiser.select(rows)(z * torch.hypot(level.alpha, level.sigma), t).v
             pulls = [
                 torch.autograd.grad(v, z, probe, retain_graph=number + 1 < len(probes))[0]
                 for number, probe in enumerate(probes)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diffcore.core import disk, kept
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.core.kept import Tensors
 from diffcore.core.shapes import Sample
 from diffcore.metrics.point import Point
@@ -26,7 +26,7 @@ def write(folder: Path, value: dict[str, Any], points: list[Point], shown: Tenso
 
 
 def read(folder: Path, remedy: str) -> tuple[dict[str, Any], list[Point], Tensors]:
-    """The inverse of `write`; a Mistake that ends in `remedy` for what is missing or damaged."""
+    """The inverse of `write`; a UserError that ends in `remedy` for what is missing or damaged."""
     value, shown = kept.read(folder / TABLE, remedy)
     return value, [Point.from_json(row) for row in value.pop("points")], shown
 
@@ -38,10 +38,10 @@ def write_reference(folder: Path, checkpoint: str, point: str, samples: Sample) 
 
 
 def read_reference(folder: Path, checkpoint: str, remedy: str) -> Sample:
-    """Samples that fidelity compares with; a Mistake if they are not those of the checkpoint of this digest."""
+    """Samples that fidelity compares with; a UserError if they are not those of the checkpoint of this digest."""
     about, tensors = kept.read(folder / SAMPLES, remedy)
     if about["checkpoint"] != checkpoint:
-        raise Mistake(f"{folder} holds samples of another checkpoint; {remedy}")
+        raise UserError(f"{folder} holds samples of another checkpoint; {remedy}")
     return tensors["samples"]
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.core.shapes import Sample
 from diffcore.metrics.bootstrap import resamples
 from diffcore.metrics.estimate import Estimate
@@ -28,7 +28,7 @@ class Subject:
     samples: [n, c, h, w] in [-1, 1]. features: the network that `reference` was built with, else a ValueError. seed: of the
     bootstrap. teacher: the teacher's samples of the same noises. classes: int64 [n], those asked for. real_classes: those of
     the images that the feature network learned from. model: the way to sample as a model of real images.
-    A Mistake if a sample is not finite, since rounding would turn it into an image.
+    A UserError if a sample is not finite, since rounding would turn it into an image.
     """
 
     samples: Sample
@@ -45,9 +45,9 @@ class Subject:
             raise ValueError("the reference was built with another feature network; build it again with this one")
         shape, n = self.reference.shape, len(self.samples)
         if tuple(self.samples.shape[1:]) != shape or n < 2:
-            raise Mistake(f"need at least 2 samples of shape {list(shape)}, got {list(self.samples.shape)}")
+            raise UserError(f"need at least 2 samples of shape {list(shape)}, got {list(self.samples.shape)}")
         if broken := int((~self.samples.isfinite().flatten(1).all(1)).sum()):
-            raise Mistake(f"{broken} of {n} samples are not finite: the network has diverged; train it at a lower lr")
+            raise UserError(f"{broken} of {n} samples are not finite: the network has diverged; train it at a lower lr")
 
     @functools.cached_property
     def seen(self) -> Seen:

@@ -17,15 +17,15 @@ GIVEN = "given"
 class Point(Scored):
     """One way to sample, and what it was found to be worth.
 
-    way: what the curve it lies on is called. best: whether it is the best of what was tried for that curve with as many steps
-    (several grids, a sweep of scales); only these are shown. recipe: the sampler with its options and what is done to the
-    network, as JSON (diffcore.sampling.recipe). nfe: network calls for each sample, as they were counted; parts of a network
-    count as their share. metrics: by the names of METRICS, those that were measured. n, seed: how many samples, from which
-    noise. weights: which of the checkpoint's. features: digest of the feature network. times: the trajectory's.
+    curve: what the curve it lies on is called. best: whether it is the best of what was tried for that curve with as many
+    steps (several grids, a sweep of scales); only these are shown. recipe: the sampler with its options and what is done to
+    the network, as JSON (diffcore.sampling.recipe). nfe: network calls for each sample, as they were counted; parts of a
+    network count as their share. metrics: by the names of METRICS, those that were measured. n, seed: how many samples, from
+    which noise. weights: which of the checkpoint's. features: digest of the feature network. times: the trajectory's.
     """
 
     name: str
-    way: str
+    curve: str
     best: bool
     method: str
     checkpoint: str
@@ -100,6 +100,6 @@ def with_best(points: Iterable[Point]) -> list[Point]:
     points = list(points)
     tries: dict[tuple[str, str, float], list[Point]] = {}
     for point in points:
-        tries.setdefault((point.checkpoint, point.way, round(point.nfe, 6)), []).append(point)
+        tries.setdefault((point.checkpoint, point.curve, round(point.nfe, 6)), []).append(point)
     best = {best_of(group).name for group in tries.values()}
     return [dataclasses.replace(point, best=point.name in best) for point in points]

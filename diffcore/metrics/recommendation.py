@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.metrics.estimate import Estimate
 from diffcore.metrics.features import Skill
 from diffcore.metrics.floor import Floor
@@ -90,7 +90,9 @@ def _warnings(points: Sequence[Point], floor: Floor, judge: Skill) -> Iterator[s
 def _best_teacher(points: Sequence[Point]) -> Point:
     teachers = [point for point in points if point.method == "teacher"]
     if not teachers:
-        raise Mistake("no point samples the teacher, so nothing says what quality is enough; evaluate the teacher too")
+        raise UserError(
+            "no point samples the teacher, so nothing says what quality is enough; evaluate the teacher too"
+        )
     return best_of(teachers)
 
 

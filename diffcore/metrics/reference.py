@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffcore.core import disk
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.core.rng import generator
 from diffcore.core.shapes import Sample
 from diffcore.data.feed import to_float, to_uint8
@@ -112,7 +112,7 @@ class Reference:
         """From all real images that count; at least 4, so that `floor` can halve them."""
         count, content = len(images), hashlib.sha256()
         if count < 4:
-            raise Mistake(f"quality needs at least 4 real images to compare with, the data have {count}")
+            raise UserError(f"quality needs at least 4 real images to compare with, the data have {count}")
         groups = min(GROUPS, count // 2 * 2)
         place = torch.randperm(count, generator=generator("real images", count))
         parts: list[Part | None] = [None] * groups
@@ -143,10 +143,10 @@ class Reference:
         """The mean kernel among the rows, kid's only term that no sample enters."""
         return self.kernels.sum().item() / (len(self.rows) * (len(self.rows) - 1))
 
-    def halved(self, dice: torch.Generator) -> "Halves":
-        """Two halves of the groups, drawn by `dice`."""
+    def halved(self, rng: torch.Generator) -> "Halves":
+        """Two halves of the groups, drawn by `rng`."""
         groups = len(self.parts)
-        order = torch.randperm(groups, generator=dice).tolist()
+        order = torch.randperm(groups, generator=rng).tolist()
         one, other = (_sum(self.parts[k] for k in half) for half in (order[: groups // 2], order[groups // 2 :]))
         chosen = torch.zeros(groups, dtype=torch.float64).index_fill_(0, torch.tensor(order[: groups // 2]), 1.0)
         return Halves(self, one, other, chosen)
@@ -169,7 +169,7 @@ def _sum(parts: Iterable[Part]) -> Part:
 def look(images: Images, features: Features, most: int = KERNEL_ROWS) -> Seen:
     """Real images as the metrics see them, the first `most` of an order drawn once; at least 2."""
     if len(images) < 2:
-        raise Mistake(
+        raise UserError(
             f"held-out images are compared with the others: there must be at least 2, there are {len(images)}"
         )
     place = torch.randperm(len(images), generator=generator("real images", len(images)))

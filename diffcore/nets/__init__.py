@@ -4,8 +4,8 @@ from pathlib import Path
 
 from torch import nn
 
-from diffcore.core.errors import Mistake
-from diffcore.nets import foreign, unet
+from diffcore.core.errors import UserError
+from diffcore.nets import diffusers_model, unet
 from diffcore.nets.family import Family, Shape
 from diffcore.nets.files import CONFIG, WEIGHTS, read_config, take
 
@@ -15,32 +15,32 @@ FAMILIES: dict[str, Family] = {"unet": unet.FAMILY}
 """What can be trained from nothing, by the word in `network: {family: ...}`. A new one is its file here and its line."""
 
 
-def open_folder(folder: Path, both: bool = False) -> nn.Module:
-    """The network in a local folder of config.json and safetensors; forward(x [b, c, h, w], label [b], class_label).
+def open_folder(folder: Path, x0_eps: bool = False) -> nn.Module:
+    """The network in a local folder of config.json and safetensors; forward(x [b, c, h, w], timestep [b], class_labels).
 
-    both: it is one of the head `both`, whose output has twice the channels; of any other such output, a learned variance,
-    the adapter keeps half.
+    x0_eps: it is one of the parameterization `x0_eps`, whose output has twice the channels; of any other such output, a
+    learned variance, the adapter keeps half.
 
-    Raises Mistake if anything is missing, damaged or pickled. diffusers is imported only for what our U-Net lacks.
+    Raises UserError if anything is missing, damaged or pickled. diffusers is imported only for what our U-Net lacks.
     """
     folder = Path(folder)
     try:
-        return _opened(folder, both)
-    except Mistake:
+        return _opened(folder, x0_eps)
+    except UserError:
         raise
     except ODD as error:  # whatever a network's constructor makes of numbers and words that describe none
         told = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise Mistake(f"{folder / CONFIG} describes no network ({told}); fetch or write it again") from None
+        raise UserError(f"{folder / CONFIG} describes no network ({told}); fetch or write it again") from None
 
 
 ODD = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 
 
-def _opened(folder: Path, both: bool) -> nn.Module:
+def _opened(folder: Path, x0_eps: bool) -> nn.Module:
     content = read_config(folder)
     for known in FAMILIES.values():
         if content["_class_name"] in known.formats and (folder / WEIGHTS).is_file():
-            net = known.open(content, folder / WEIGHTS, both)
+            net = known.open(content, folder / WEIGHTS, x0_eps)
             if net is not None:
                 return net
-    return foreign.load(folder)
+    return diffusers_model.load(folder)

@@ -1,4 +1,5 @@
-"""Dropout whose masks are dice of the step: one mask for the student and for the target that it should agree with.
+"""Dropout whose masks are drawn by the key of the step: one mask for the student and for the target that it should
+agree with.
 
 Consistency methods compare a network with itself at two times, and share the masks (Song & Dhariwal 2023, arXiv 2310.14189,
 section 3.1; Geng et al. 2024, arXiv 2406.14548): with masks of their own the two would differ by what is no error. A mask is
@@ -8,19 +9,19 @@ a function of the step, the part of the batch and the layer, whatever the memory
 import torch
 from torch import Tensor, nn
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.core.rng import generator
 
 
 class Masks:
-    """The words that masks are drawn from, for the pass that comes."""
+    """The key that masks are drawn by, for the pass that comes."""
 
     def __init__(self):
         self.key = torch.zeros((), dtype=torch.int64)
 
-    def throw(self, *words: int | str) -> None:
+    def throw(self, *key: int | str) -> None:
         """New masks for whatever is called from now on."""
-        self.key.fill_(generator(*words, "dropout").initial_seed())
+        self.key.fill_(generator(*key, "dropout").initial_seed())
 
 
 class Masked(nn.Dropout):
@@ -39,12 +40,14 @@ class Masked(nn.Dropout):
 
 
 def masked(net: nn.Module, masks: Masks) -> nn.Module:
-    """The network itself, its dropout now with these masks. A Mistake for kinds of dropout that would draw their own."""
+    """The network itself, its dropout now with these masks. A UserError for kinds of dropout that would draw their own."""
     for place, layer in list(net.named_modules()):
         if not (isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0):
             continue
         if type(layer) is not nn.Dropout:
-            raise Mistake(f"{place} is a {type(layer).__name__}, whose masks cannot be drawn by key; set dropout to 0")
+            raise UserError(
+                f"{place} is a {type(layer).__name__}, whose masks cannot be drawn by key; set dropout to 0"
+            )
         net.set_submodule(place, Masked(layer.p, place, masks))
     return net
 
@@ -60,8 +63,8 @@ def without(net: nn.Module) -> nn.Module:
 # an operator of its own, so that torch.compile takes it as it is: no graph knows generators
 @torch.library.custom_op("diffcore::kept", mutates_args=())
 def _kept(key: Tensor, place: str, p: float, shape: list[int], device: torch.device) -> Tensor:
-    dice = torch.Generator(device).manual_seed(generator(int(key), place).initial_seed())
-    return torch.rand(shape, generator=dice, device=device) >= p
+    rng = torch.Generator(device).manual_seed(generator(int(key), place).initial_seed())
+    return torch.rand(shape, generator=rng, device=device) >= p
 
 
 @_kept.register_fake

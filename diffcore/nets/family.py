@@ -12,12 +12,12 @@ from torch import nn
 class Shape(abc.ABC):
     """What a person chooses of a network: a frozen dataclass whose fields are its keys under `network` in params.yaml.
 
-    conditional: told the class, or that there is none, which guidance needs. head: what the network says, see
-    diffcore.denoisers.prediction.HEADS; its students say the same.
+    conditional: told the class, or that there is none, which guidance needs. parameterization: what the
+    network says, see diffcore.denoisers.prediction.PARAMETERIZATIONS; its students say the same.
     """
 
     conditional: bool
-    head: str
+    parameterization: str
 
     @property
     def skips(self) -> int:
@@ -27,7 +27,8 @@ class Shape(abc.ABC):
     @abc.abstractmethod
     def build(self, image: Sequence[int], classes: int | None, seed: int) -> nn.Module:
         """A new network for images [c, h, w] of so many classes, all of its weights from the seed. It has `with_dropout(p)`,
-        `config_json()` and `forward(x [b, c, h, w], label [b], class_label [b])`. A Mistake where it cannot take such images.
+        `config_json()` and `forward(x [b, c, h, w], timestep [b], class_labels [b])`. A UserError where it cannot take
+        such images.
         """
 
     @abc.abstractmethod
@@ -42,7 +43,7 @@ class Shape(abc.ABC):
 @dataclass(frozen=True)
 class Family:
     """formats: the class names that its config.json may have. open: the network of such a config and a file of weights; None
-    for a config that another reader is to take. The second argument of open is whether the head is `both`."""
+    for a config that another reader is to take. The third argument of open: whether its parameterization is `x0_eps`."""
 
     shape: type[Shape]
     formats: tuple[str, ...]

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from diffcore.core import disk
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -16,13 +16,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a network's folder, which must name its class."""
     path = Path(folder) / CONFIG
     if not path.is_file():
-        raise Mistake(f"{folder} holds no network: {CONFIG} is missing; give a local folder in diffusers' format")
+        raise UserError(f"{folder} holds no network: {CONFIG} is missing; give a local folder in diffusers' format")
     try:
         content = disk.parse_json(path.read_text())
     except ValueError as error:
-        raise Mistake(f"{path} is not valid JSON ({error}); fetch or write it again") from None
+        raise UserError(f"{path} is not valid JSON ({error}); fetch or write it again") from None
     if not isinstance(content, dict) or not isinstance(content.get("_class_name"), str):
-        raise Mistake(f"{path} does not say which network it is: it needs _class_name, as diffusers writes it")
+        raise UserError(f"{path} does not say which network it is: it needs _class_name, as diffusers writes it")
     return content
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.core.shapes import PerSample, Sample, lift
 
 
@@ -229,13 +229,13 @@ def to_json(schedule: Schedule) -> dict[str, Any]:
 
 
 def from_json(spec: dict[str, Any]) -> Schedule:
-    """The inverse of `to_json`; an unknown name is a Mistake."""
+    """The inverse of `to_json`; an unknown name is a UserError."""
     fields = dict(spec)
     if fields.pop("normalised", False):
         return Normalised(from_json(fields))
     name = fields.pop("name", None)
     if name not in SCHEDULES:
-        raise Mistake(f"schedule {name!r} is unknown; known: {', '.join(SCHEDULES)}")
+        raise UserError(f"schedule {name!r} is unknown; known: {', '.join(SCHEDULES)}")
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
     return SCHEDULES[name](**fields)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.noise.schedule import Schedule
 
 SCHEMA = 2
@@ -24,7 +24,7 @@ class Trajectory:
     def __post_init__(self):
         falling = all(t > s for t, s in itertools.pairwise(self.times))
         if len(self.times) < 2 or not falling or self.times[0] > 1 or self.times[-1] < 0:
-            raise Mistake(
+            raise UserError(
                 f"a trajectory needs at least two times that fall from at most 1 to at least 0, got {self.times}"
             )
 
@@ -40,11 +40,11 @@ class Trajectory:
     def halved(self) -> "Trajectory":
         """Every second time; the number of steps must be even."""
         if self.steps % 2:
-            raise Mistake(f"a trajectory of {self.steps} steps cannot be halved")
+            raise UserError(f"a trajectory of {self.steps} steps cannot be halved")
         return Trajectory(self.times[::2])
 
 
-def even(steps: int) -> Trajectory:
+def uniform(steps: int) -> Trajectory:
     """t = k/K: equal angles on the cosine schedule, diffusers' "trailing" spacing."""
     _check(steps)
     return Trajectory(tuple(k / steps for k in range(steps, -1, -1)))
@@ -56,7 +56,7 @@ def quadratic(steps: int) -> Trajectory:
     return Trajectory(tuple((k / steps) ** 2 for k in range(steps, -1, -1)))
 
 
-def logsnr(steps: int, schedule: Schedule) -> Trajectory:
+def uniform_logsnr(steps: int, schedule: Schedule) -> Trajectory:
     """Equal steps in log(alpha/sigma) between the `ends` of the schedule, then 0 (DPM-Solver's, arXiv 2206.00927)."""
     _check(steps)
     return _through(
@@ -72,7 +72,8 @@ def karras(steps: int, schedule: Schedule, rho: float = 7.0) -> Trajectory:
 
 
 def ends(schedule: Schedule) -> tuple[float, float]:
-    """The largest and the smallest sigma/alpha of `karras` and `logsnr`: 80 and 0.002, or what t = 1 and 0.001 have."""
+    """The largest and the smallest sigma/alpha of `karras` and `uniform_logsnr`: 80 and 0.002, or what t = 1 and 0.001
+    have."""
     t = torch.tensor([1.0, 1e-3], dtype=torch.float64)
     noisiest, cleanest = (schedule.sigma(t) / schedule.alpha(t)).tolist()
     return min(80.0, noisiest), max(0.002, cleanest)
@@ -84,9 +85,9 @@ def _through(schedule: Schedule, ratios: Tensor) -> Trajectory:
 
 
 TRAJECTORIES: dict[str, Callable[[int, Schedule], Trajectory]] = {
-    "even": lambda steps, schedule: even(steps),
+    "uniform": lambda steps, schedule: uniform(steps),
     "quadratic": lambda steps, schedule: quadratic(steps),
-    "logsnr": logsnr,
+    "uniform_logsnr": uniform_logsnr,
     "karras": karras,
 }
 """Those that need nothing but a schedule, by their words in params.yaml."""
@@ -95,10 +96,10 @@ TRAJECTORIES: dict[str, Callable[[int, Schedule], Trajectory]] = {
 def nodes(places: list[int], total: int) -> Trajectory:
     """The trajectory through t = n/N for the given rising n in 1..N, ending at 0: K nodes are K network calls."""
     if not places or any(a >= b for a, b in itertools.pairwise(places)) or places[0] < 1 or places[-1] > total:
-        raise Mistake(f"nodes must rise within 1..{total}, got {places}")
+        raise UserError(f"nodes must rise within 1..{total}, got {places}")
     return Trajectory((*(n / total for n in reversed(places)), 0.0))
 
 
 def _check(steps: int) -> None:
     if steps < 1:
-        raise Mistake(f"a trajectory needs at least 1 step, got {steps}")
+        raise UserError(f"a trajectory needs at least 1 step, got {steps}")

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.core.shapes import PerSample, Sample
 from diffcore.denoisers.denoiser import Condition, Denoiser, Wrapper
 from diffcore.denoisers.network import NetDenoiser
@@ -67,35 +67,35 @@ def _crowded(center: float, power: float, calls: int, count: int) -> frozenset[i
 
 
 def check(config: Config, skips: int) -> None:
-    """A Mistake for a branch that a network with so many skips (`skips` of its config or its shape) does not have."""
+    """A UserError for a branch that a network with so many skips (`skips` of its config or its shape) does not have."""
     if config.branch > skips - 2:
-        raise Mistake(f"{config.branch} is not one of the network's {skips - 1} branches, which are counted from 0")
+        raise UserError(f"{config.branch} is not one of the network's {skips - 1} branches, which are counted from 0")
 
 
 class DeepCached(Wrapper):
-    """A denoiser that remembers within one sampling run, from `begin` to the next.
+    """A denoiser that remembers within one sampling run, from `start_run` to the next.
 
-    Its network must be our U-Net, with scaled skips or without. Without `begin`, and where gradients are recorded, it refuses
-    to be called: a Mistake.
+    Its network must be our U-Net, with scaled skips or without. Without `start_run`, and where gradients are recorded,
+    it refuses to be called: a UserError.
     """
 
     def __init__(self, inner: NetDenoiser, config: Config):
         super().__init__(inner)
         if not isinstance(inner.net, UNet | SkipScaled):
-            raise Mistake("deepcache needs our own U-Net, whose parts it can run alone; leave `deepcache` out")
+            raise UserError("deepcache needs our own U-Net, whose parts it can run alone; leave `deepcache` out")
         check(config, inner.net.config.skips)
         self.config = config
         self.shares: dict[tuple[int, ...], float] = {}
 
     def forward(self, x_t: Sample, t: PerSample) -> Prediction:
-        raise Mistake("deepcache belongs to one sampling run; sample through Sampler, which begins it")
+        raise UserError("deepcache belongs to one sampling run; sample through Sampler, which begins it")
 
-    def begin(self, calls: int | None) -> Denoiser:
+    def start_run(self, calls: int | None) -> Denoiser:
         if calls is None:
-            raise Mistake("deepcache needs a sampler with a fixed number of calls; leave it out here")
+            raise UserError("deepcache needs a sampler with a fixed number of calls; leave it out here")
         return _Run(self, full_calls(self.config, calls))
 
-    def around(self, inner: NetDenoiser) -> "DeepCached":
+    def with_inner(self, inner: NetDenoiser) -> "DeepCached":
         found = DeepCached(inner, self.config)
         found.shares = self.shares
         return found
@@ -115,22 +115,22 @@ class _Run(Denoiser):
         super().__init__()
         self.whole, self.schedule, self.grid = [whole], whole.schedule, whole.grid  # in a list: no part of this module
         self.memory = _Memory(whole.inner.net, whole.config.branch)
-        self.inner, self.full, self.call = whole.inner.around(self.memory), full, 0
+        self.inner, self.full, self.call = whole.inner.with_network(self.memory), full, 0
 
     def forward(self, x_t: Sample, t: PerSample) -> Prediction:
         if torch.is_grad_enabled():
-            raise Mistake("deepcache is for sampling, without gradients: train and differentiate the plain network")
+            raise UserError("deepcache is for sampling, without gradients: train and differentiate the plain network")
         self.memory.full = self.call in self.full
         cost = 1.0 if self.memory.full else self.whole[0].share(x_t.shape[1:])
         self.call += 1
         return replace(self.inner(x_t, t), cost=cost)
 
-    def given(self, condition: Condition) -> Denoiser:
-        self.inner = self.inner.given(condition)
+    def with_condition(self, condition: Condition) -> Denoiser:
+        self.inner = self.inner.with_condition(condition)
         return self
 
-    def of(self, rows: slice | Tensor) -> Denoiser:
-        raise Mistake("deepcache keeps whole batches; sample with a sampler that leaves the batch together")
+    def select(self, rows: slice | Tensor) -> Denoiser:
+        raise UserError("deepcache keeps whole batches; sample with a sampler that leaves the batch together")
 
 
 class _Memory(nn.Module):
@@ -143,11 +143,11 @@ class _Memory(nn.Module):
         self.shape: torch.Size | None = None
 
     def forward(
-        self, x: Tensor, label: Tensor, class_label: Tensor | None = None, guidance: Tensor | None = None
+        self, x: Tensor, timestep: Tensor, class_labels: Tensor | None = None, guidance: Tensor | None = None
     ) -> Tensor:
         if self.shape not in (None, x.shape):
-            raise Mistake("deepcache: the batch changed within a sampling run; begin a new one")
-        self.shape, embedding = x.shape, self.net.embed(label, class_label, guidance)
+            raise UserError("deepcache: the batch changed within a sampling run; begin a new one")
+        self.shape, embedding = x.shape, self.net.embed(timestep, class_labels, guidance)
         if self.full:
             skips = self.net.down(x, embedding)
             self.kept = self.net.up(self.net.mid(skips[-1], embedding), skips, embedding, until=self.cut)
@@ -161,13 +161,13 @@ def _share(net: UNet | SkipScaled, config: Config, shape: tuple[int, ...]) -> fl
     from torch.utils.flop_counter import FlopCounterMode
 
     weight = next(net.parameters())
-    x, label = torch.zeros(1, *shape, device=weight.device, dtype=weight.dtype), torch.zeros(1, device=weight.device)
-    classes = None if net.config.num_class_embeds is None else label.long()
-    guidance = label if net.config.guidance_embeds else None
+    x, timestep = torch.zeros(1, *shape, device=weight.device, dtype=weight.dtype), torch.zeros(1, device=weight.device)
+    classes = None if net.config.num_class_embeds is None else timestep.long()
+    guidance = timestep if net.config.guidance_embeds else None
     memory, spent = _Memory(net, config.branch), []
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # the counter does not know the CPU's fused attention
         for memory.full in (True, False):
             with FlopCounterMode(display=False) as counter:
-                memory(x, label, classes, guidance)
+                memory(x, timestep, classes, guidance)
             spent.append(counter.get_total_flops())
     return spent[1] / spent[0]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 
 C = (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
 A = (
@@ -33,7 +33,7 @@ def integrate(rate: Rate, y: Tensor, start: float, end: float, rtol: float, atol
 
     A sample that has arrived takes no further part, so its result does not depend on the others. Each step is chosen from the
     one before it as scipy's RK45 does; how the first is chosen differs where y or its rate all but vanish, see `_first_step`.
-    A Mistake after MOST_STEPS steps, or where the rate is not finite.
+    A UserError after MOST_STEPS steps, or where the rate is not finite.
     """
     rows = torch.arange(len(y), device=y.device)
     u = torch.full((len(y),), start, dtype=torch.float64, device=y.device)
@@ -53,7 +53,9 @@ def integrate(rate: Rate, y: Tensor, start: float, end: float, rtol: float, atol
         error = _column(step, y) * _mixed(ERROR, slopes)
         size = (error / (atol + rtol * torch.maximum(y.abs(), new.abs()))).square().mean(1).sqrt().double()
         if not size.isfinite().all():
-            raise Mistake("rk45 met numbers that are not finite; look at what the network makes of its noisiest inputs")
+            raise UserError(
+                "rk45 met numbers that are not finite; look at what the network makes of its noisiest inputs"
+            )
         good = size <= 1
         factor = (SAFETY * size.clamp(min=1e-12) ** -0.2).clamp(SLOWEST, FASTEST)
         # the first step after a refused one grows no further, or it would be refused again
@@ -65,7 +67,7 @@ def integrate(rate: Rate, y: Tensor, start: float, end: float, rtol: float, atol
         rows, y, u, h, slope, refused = (part[~arrived] for part in (rows, y, u, h, slope, ~good))
         if not len(rows):
             return result
-    raise Mistake(f"rk45 took {MOST_STEPS} steps without arriving; raise rtol and atol")
+    raise UserError(f"rk45 took {MOST_STEPS} steps without arriving; raise rtol and atol")
 
 
 def _mixed(weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from diffcore.checkpoints import Checkpoint
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.denoisers.clipping import Clip, Clipped, Threshold
 from diffcore.denoisers.denoiser import Condition, Denoiser
 from diffcore.denoisers.guidance import Guided
-from diffcore.noise.trajectory import Trajectory, even
+from diffcore.noise.trajectory import Trajectory, uniform
 from diffcore.sampling.deepcache import Config as CacheConfig
 from diffcore.sampling.deepcache import DeepCached
 from diffcore.sampling.sampler import Sampler, name
@@ -54,12 +54,12 @@ class Recipe:
         return dataclasses.replace(self, **_limits(own))
 
     def sampler(self, checkpoint: Checkpoint, times: Trajectory, gamma: Gamma | None = None) -> Sampler:
-        """A Mistake if the checkpoint cannot be sampled so."""
+        """A UserError if the checkpoint cannot be sampled so."""
         solver = self.solver
         if isinstance(solver, Analytic):
             if gamma is None:
-                raise Mistake("the analytic sampler needs an estimate of Gamma; run the stage `gamma`")
-            solver = solver.knowing(gamma)
+                raise UserError("the analytic sampler needs an estimate of Gamma; run the stage `gamma`")
+            solver = solver.with_gamma(gamma)
         return Sampler(self.on(checkpoint)._limited(self._denoiser(checkpoint)), solver, times)
 
     def condition(self, checkpoint: Checkpoint, labels: Tensor | None) -> Condition | None:
@@ -97,58 +97,60 @@ class Recipe:
         if self.guidance is None:
             return found
         if not checkpoint.card.classes:
-            raise Mistake(
+            raise UserError(
                 f"{checkpoint.card.name} knows no classes, so there is nothing to guide to; leave guidance out"
             )
         return Guided(found)
 
     def _negative(self, checkpoint: Checkpoint) -> int | None:
-        """The index of the negative class; a Mistake where it is none of the card's, or nothing leads away from it."""
+        """The index of the negative class; a UserError where it is none of the card's, or nothing leads away from it."""
         card, asked = checkpoint.card, self.negative
         if asked is None:
             return None
         if self.guidance is None:
-            raise Mistake(f"negative {asked!r} is what guidance leads away from; give `guidance` too, or leave it out")
+            raise UserError(
+                f"negative {asked!r} is what guidance leads away from; give `guidance` too, or leave it out"
+            )
         if checkpoint.guidance is not None:
-            raise Mistake(f"{card.name} learned to be led away from no class; leave negative out")
+            raise UserError(f"{card.name} learned to be led away from no class; leave negative out")
         names = card.classes or []
         if asked in names:
             return names.index(asked)
         if isinstance(asked, str) or not 0 <= asked < len(names):
             known = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-            raise Mistake(f"{card.name} knows no class {asked!r}; known: {known or 'none'}")
+            raise UserError(f"{card.name} knows no class {asked!r}; known: {known or 'none'}")
         return int(asked)
 
     def _weight(self) -> float:
         if self.guidance is None:
-            raise Mistake("this student takes the guidance weight as an input; say which one with `guidance`")
+            raise UserError("this student takes the guidance weight as an input; say which one with `guidance`")
         return self.guidance
 
 
 def from_json(spec: dict[str, Any]) -> Recipe:
-    """The inverse of `to_json`; a Mistake for what this version does not know."""
+    """The inverse of `to_json`; a UserError for what this version does not know."""
     parts = {"deepcache": CacheConfig, "skip": SkipConfig}
     unknown = spec.keys() - parts.keys() - {"sampler", "options", "guidance", "negative", "clip", "threshold"}
     if unknown or spec.get("sampler") not in SOLVERS:
-        raise Mistake(f"this version knows no such recipe: {', '.join(sorted(unknown)) or spec.get('sampler')}")
+        raise UserError(f"this version knows no such recipe: {', '.join(sorted(unknown)) or spec.get('sampler')}")
     try:
         made = {key: kind(**spec[key]) for key, kind in parts.items() if key in spec}
         told = {key: spec[key] for key in ("guidance", "negative") if key in spec}
         return Recipe(SOLVERS[spec["sampler"]](**spec.get("options", {})), **made, **told, **_limits(spec))
     except (TypeError, ValueError) as error:
-        raise Mistake(f"this version knows no such recipe: {error}") from None
+        raise UserError(f"this version knows no such recipe: {error}") from None
 
 
 def classes(checkpoint: Checkpoint, count: int, asked: Sequence[int] | None) -> Tensor | None:
-    """The classes of `count` samples, int64: those asked for, or each in turn. A Mistake if they do not fit the network."""
+    """The classes of `count` samples, int64: those asked for, or each in turn. A UserError if they do not fit the network."""
     known = checkpoint.card.classes
     if not known:
         if asked is not None:
-            raise Mistake(f"{checkpoint.card.name} knows no classes; leave the labels out")
+            raise UserError(f"{checkpoint.card.name} knows no classes; leave the labels out")
         return None
     found = torch.arange(count) % len(known) if asked is None else torch.as_tensor(asked, dtype=torch.int64)
     if len(found) != count or bool((found < 0).any()) or bool((found >= len(known)).any()):
-        raise Mistake(f"give each image one label in 0..{len(known) - 1}, got {found.tolist()[:10]}")
+        raise UserError(f"give each image one label in 0..{len(known) - 1}, got {found.tolist()[:10]}")
     return found
 
 
@@ -165,11 +167,11 @@ def _changed(solver: Solver) -> dict[str, Any]:
 
 
 def sampler_of(checkpoint: Checkpoint, steps: int | None = None) -> Sampler:
-    """The checkpoint with the solver that its method samples it with, at its own times, or at `steps` even ones where it is
-    valid at any time. A Mistake for steps that it has not, and for none where it needs them."""
+    """The checkpoint with the solver that its method samples it with, at its own times, or at `steps` uniform ones where it
+    is valid at any time. A UserError for steps that it has not, and for none where it needs them."""
     grid = checkpoint.denoiser.grid
     if grid is None and steps is None:
-        raise Mistake(f"{checkpoint.card.name} is valid at any time; say how many steps")
+        raise UserError(f"{checkpoint.card.name} is valid at any time; say how many steps")
     if grid is not None and steps not in (None, grid.steps):
-        raise Mistake(f"{checkpoint.card.name} is valid only on its own {grid.steps} steps, not on {steps}")
-    return Recipe(SOLVERS[checkpoint.card.solver]()).sampler(checkpoint, grid or even(steps))
+        raise UserError(f"{checkpoint.card.name} is valid only on its own {grid.steps} steps, not on {steps}")
+    return Recipe(SOLVERS[checkpoint.card.solver]()).sampler(checkpoint, grid or uniform(steps))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.core.rng import noises
 from diffcore.core.shapes import PerSample, Sample
 from diffcore.denoisers.denoiser import Condition, Denoiser, per_sample
@@ -31,23 +31,23 @@ class Sampler:
 
     @property
     def looks(self) -> tuple[float, ...]:
-        """The times of its network calls, in their order; a Mistake for a solver whose times the data decide."""
+        """The times of its network calls, in their order; a UserError for a solver whose times the data decide."""
         return rehearse(self.solver, self.trajectory, self.denoiser.schedule)
 
     @property
     def nfe(self) -> int:
-        """Network calls for one batch of samples; a Mistake for a solver whose number the data decide."""
+        """Network calls for one batch of samples; a UserError for a solver whose number the data decide."""
         return len(self.looks)
 
     @torch.inference_mode()
     def sample(self, start: Sample, noise: Callable[[int], Sample] | None = None) -> Sample:
-        """From `start` at the trajectory's first time to its last. `noise(k)` gives a noisy solver its k-th draw.
+        """From `start` at the trajectory's first time to its last. `noise(k)` gives a stochastic solver its k-th draw.
 
         start: [b, *x], already on the scale of the first time (standard normal for a variance-preserving schedule at 1).
         """
-        if self.solver.noisy and noise is None:
-            raise Mistake("a noisy solver needs noise; give Sampler.sample a function of the draw's number")
-        denoiser = self.denoiser.begin(None if self.solver.adaptive else self.nfe)
+        if self.solver.stochastic and noise is None:
+            raise UserError("a stochastic solver needs noise; give Sampler.sample a function of the draw's number")
+        denoiser = self.denoiser.start_run(None if self.solver.adaptive else self.nfe)
         return self.solver.solve(denoiser, start, self.trajectory, _numbered(noise))
 
     def draw(
@@ -70,7 +70,7 @@ class Sampler:
         for first in range(0, count, batch):
             rows = range(first, min(first + batch, count))
             start = self._scale() * noises(shape, seed, rows, "start").to(device)
-            sampler = self if condition is None else self._given(condition[rows.start : rows.stop].to(device))
+            sampler = self if condition is None else self._with_condition(condition[rows.start : rows.stop].to(device))
             parts.append(sampler.sample(start, lambda k, r=rows: noises(shape, seed, r, f"step {k}").to(device)).cpu())
         return torch.cat(parts)
 
@@ -78,14 +78,14 @@ class Sampler:
     def warm_up(self, shape: tuple[int, ...], count: int, condition: Condition | None = None) -> None:
         """Two network calls for `count` samples, the second with what a cache keeps: what is done once only is then done."""
         device = next((p.device for p in self.denoiser.parameters()), torch.device("cpu"))
-        given = self if condition is None else self._given(condition[:count].to(device))
-        denoiser = given.denoiser.begin(2)
+        sampler = self if condition is None else self._with_condition(condition[:count].to(device))
+        denoiser = sampler.denoiser.start_run(2)
         x = noises(shape, 0, range(count), "warm up").to(device)
         for _ in range(2):
             denoiser(x, per_sample(self.trajectory.times[0], x)).x0.cpu()
 
-    def _given(self, condition: Condition) -> "Sampler":
-        return replace(self, denoiser=self.denoiser.given(condition))
+    def _with_condition(self, condition: Condition) -> "Sampler":
+        return replace(self, denoiser=self.denoiser.with_condition(condition))
 
     def _scale(self) -> float:
         # the standard deviation of unit-variance data at the first time: 1 unless the variance explodes
@@ -96,7 +96,7 @@ class Sampler:
 def rehearse(solver: Solver, trajectory: Trajectory, schedule: Schedule) -> tuple[float, ...]:
     """The times at which a solver calls the network on a trajectory, in their order, seen by running it on nothing."""
     if solver.adaptive:
-        raise Mistake(f"how often {name(solver)} calls the network depends on the data; count it while sampling")
+        raise UserError(f"how often {name(solver)} calls the network depends on the data; count it while sampling")
     blank = _Blank(schedule)
     solver.solve(blank, torch.zeros(1, 1, dtype=torch.float64), trajectory, lambda: torch.zeros(1, 1).double())
     return tuple(blank.looks)
@@ -115,23 +115,25 @@ class _Blank(Denoiser):
 
 
 def check_grid(solver: Solver, trajectory: Trajectory, grid: Trajectory, schedule: Schedule) -> None:
-    """A Mistake if a student that is valid on `grid` alone would be asked elsewhere."""
+    """A UserError if a student that is valid on `grid` alone would be asked elsewhere."""
     if grid != trajectory:
-        raise Mistake(
+        raise UserError(
             f"this student is valid only on its own {grid.steps} steps at t = {_short(grid)}, "
             f"not on {trajectory.steps} steps at t = {_short(trajectory)}; sample it on its own trajectory"
         )
     if solver.adaptive or set(rehearse(solver, trajectory, schedule)) - set(grid.times):
-        raise Mistake(
+        raise UserError(
             f"this student is valid only at its own times t = {_short(grid)}, and {name(solver)} looks between them; "
             "sample it with ddim"
         )
 
 
 def check_steps(solver: Solver, steps: int) -> None:
-    """A Mistake if the solver needs more steps than these."""
-    if steps < solver.least:
-        raise Mistake(f"{name(solver)} needs at least {solver.least} steps, got {steps}; ask for more, or for ddim")
+    """A UserError if the solver needs more steps than these."""
+    if steps < solver.min_steps:
+        raise UserError(
+            f"{name(solver)} needs at least {solver.min_steps} steps, got {steps}; ask for more, or for ddim"
+        )
 
 
 def name(solver: Solver) -> str:

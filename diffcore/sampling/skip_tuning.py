@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets.unet import UNet
 
@@ -27,10 +27,12 @@ class Config:
 
 
 def skip_tuned(denoiser: NetDenoiser, config: Config) -> NetDenoiser:
-    """The same denoiser with scaled skips; a Mistake if its network is not our U-Net."""
+    """The same denoiser with scaled skips; a UserError if its network is not our U-Net."""
     if not isinstance(denoiser.net, UNet):
-        raise Mistake("skip tuning needs our own U-Net, whose skips it can reach; leave `skip` out for this checkpoint")
-    return denoiser.around(SkipScaled(denoiser.net, config))
+        raise UserError(
+            "skip tuning needs our own U-Net, whose skips it can reach; leave `skip` out for this checkpoint"
+        )
+    return denoiser.with_network(SkipScaled(denoiser.net, config))
 
 
 class SkipScaled(nn.Module):
@@ -42,9 +44,9 @@ class SkipScaled(nn.Module):
         self.embed, self.down, self.mid, self.out = net.embed, net.down, net.mid, net.out
 
     def forward(
-        self, x: Tensor, label: Tensor, class_label: Tensor | None = None, guidance: Tensor | None = None
+        self, x: Tensor, timestep: Tensor, class_labels: Tensor | None = None, guidance: Tensor | None = None
     ) -> Tensor:
-        embedding = self.embed(label, class_label, guidance)
+        embedding = self.embed(timestep, class_labels, guidance)
         skips = self.down(x, embedding)
         return self.out(self.up(self.mid(skips[-1], embedding), skips, embedding))
 

@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.core.shapes import PerSample, Sample
 from diffcore.denoisers.denoiser import Denoiser, per_sample
-from diffcore.denoisers.node import Mark, mark
+from diffcore.denoisers.node import Node, node
 from diffcore.denoisers.prediction import Prediction
 from diffcore.noise.schedule import Level, Schedule
 from diffcore.noise.trajectory import Trajectory
@@ -24,17 +24,17 @@ Noise = Callable[[], Sample]
 
 class Solver(abc.ABC):
     """word: what it is called in params.yaml, empty for what solvers are made of. order: the error against the probability
-    flow falls as h^order on even steps; None if it does not aim there.
+    flow falls as h^order on uniform steps; None if it does not aim there.
 
-    noisy: whether it draws noise. adaptive: whether the data decide how often it calls the network. least: the fewest steps
-    it can make.
+    stochastic: whether it draws noise. adaptive: whether the data decide how often it calls the network. min_steps: the
+    fewest steps it can make.
     """
 
     word: str = ""
     order: int | None = None
-    noisy: bool = False
+    stochastic: bool = False
     adaptive: bool = False
-    least: int = 1
+    min_steps: int = 1
 
     @abc.abstractmethod
     def solve(self, denoiser: Denoiser, x: Sample, trajectory: Trajectory, noise: Noise) -> Sample:
@@ -50,21 +50,21 @@ class Stepwise(Solver):
 
     def solve(self, denoiser: Denoiser, x: Sample, trajectory: Trajectory, noise: Noise) -> Sample:
         for t, s in trajectory.pairs:
-            x = self.step(denoiser, x, per_sample(t, x), per_sample(s, x), noise() if self.noisy else None)
+            x = self.step(denoiser, x, per_sample(t, x), per_sample(s, x), noise() if self.stochastic else None)
         return x
 
 
-def signed(h: float | Tensor, to: Mark | Level, predicts: str) -> tuple[float | Tensor, float | Tensor]:
+def signed(h: float | Tensor, to: Node | Level, predicts: str) -> tuple[float | Tensor, float | Tensor]:
     """The exponent and the scale of a step's integral: sigma_s exp(h) of eps, alpha_s exp(-h) of x_0 (arXiv 2211.01095)."""
     return (h, to.sigma) if predicts == "eps" else (-h, to.alpha)
 
 
 def need_signal(solver: str, schedule: Schedule, trajectory: Trajectory) -> None:
-    """Refuses a trajectory that begins at alpha = 0, where x / alpha means nothing (a Mistake)."""
-    if mark(schedule, trajectory.times[0]).alpha == 0:
-        raise Mistake(
+    """Refuses a trajectory that begins at alpha = 0, where x / alpha means nothing (a UserError)."""
+    if node(schedule, trajectory.times[0]).alpha == 0:
+        raise UserError(
             f"{solver} cannot begin at t = {trajectory.times[0]:g}, where this schedule has no signal left; "
-            "sample it on the trajectory karras or logsnr"
+            "sample it on the trajectory karras or uniform_logsnr"
         )
 
 

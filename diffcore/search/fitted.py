@@ -1,9 +1,9 @@
 """Times fitted to the teacher's own path: the search that serves the quality of samples.
 
 Chen et al. 2024 (arXiv 2405.11326, "GITS"): paths of a teacher bend alike for all samples, so a few of them tell how far a
-single hop from one time to another goes astray, and the K hops that stray least are a shortest path. One belief lands
-anywhere, so N network calls give all N^2/2 hops. The searched denoiser may be the teacher or a student that is valid at any
-time: its hops are then measured against the teacher's path.
+single hop from one time to another goes astray, and the K hops of least error are a shortest path. One belief lands
+anywhere, so N network calls give all N^2/2 hops. The denoiser in question may be the teacher or a student that is valid at
+any time: its hops are then measured against the teacher's path.
 """
 
 from collections.abc import Callable
@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.core.rng import noises
 from diffcore.denoisers.denoiser import Condition, Denoiser, per_sample
-from diffcore.denoisers.node import believe, land, mark
+from diffcore.denoisers.node import ddim_step, node, predict_at
 from diffcore.noise.trajectory import Trajectory
 
 
 @dataclass(frozen=True)
 class Config:
-    """points: N, even times of the teacher's fine path. images: paths that are averaged. late: how much more a hop counts
-    than the one before it (GITS's coefficient, 1.15: a stray near the data is seen).
+    """points: N, uniform times of the teacher's fine path. images: paths that are averaged. late: how much more a hop counts
+    than the one before it (GITS's coefficient, 1.15: an error near the data is seen).
     """
 
     points: int
@@ -39,7 +39,7 @@ class Config:
             raise ValueError(f"late must be positive, got {self.late}")
 
 
-def strays(
+def hop_errors(
     denoiser: Denoiser,
     teacher: Denoiser,
     config: Config,
@@ -53,7 +53,7 @@ def strays(
     """
     for role in (denoiser, teacher):
         if role.grid is not None:
-            raise Mistake("times are fitted for denoisers valid at any time; this one has steps of its own")
+            raise UserError("times are fitted for denoisers valid at any time; this one has steps of its own")
     device = next((p.device for p in denoiser.parameters()), torch.device("cpu"))
     total, done = torch.zeros(config.points + 1, config.points + 1, dtype=torch.float64), 0
     for first in range(0, config.images, config.batch):
@@ -70,39 +70,39 @@ def strays(
 def _given(denoiser: Denoiser, teacher: Denoiser, known: Condition | None) -> tuple[Denoiser, Denoiser]:
     if known is None:
         return denoiser, teacher
-    guide = teacher.given(known)
-    return (guide if denoiser is teacher else denoiser.given(known)), guide
+    guide = teacher.with_condition(known)
+    return (guide if denoiser is teacher else denoiser.with_condition(known)), guide
 
 
 @torch.inference_mode()
 def _squares(denoiser: Denoiser, teacher: Denoiser, points: int, start: Tensor) -> Tensor:
-    """Sums over the batch of the mean squared strays, [N + 1, N + 1], rows from, columns to."""
-    marks = [mark(teacher.schedule, k / points) for k in range(points + 1)]
+    """Sums over the batch of the mean squared hop errors, [N + 1, N + 1], rows from, columns to."""
+    nodes = [node(teacher.schedule, k / points) for k in range(points + 1)]
     path, x = {points: start}, start
     own = denoiser is teacher
     beliefs = {}
     for k in range(points, 0, -1):
-        belief = believe(teacher, x, marks[k])
+        belief = predict_at(teacher, x, nodes[k])
         beliefs[k] = belief if own else denoiser(x, per_sample(k / points, x))
-        x = path[k - 1] = land(belief, marks[k - 1])
+        x = path[k - 1] = ddim_step(belief, nodes[k - 1])
     hops = [(i, j) for i in beliefs for j in range(i)]
-    sums = [(land(beliefs[i], marks[j]) - path[j]).square().flatten(1).mean(1).double().sum() for i, j in hops]
+    sums = [(ddim_step(beliefs[i], nodes[j]) - path[j]).square().flatten(1).mean(1).double().sum() for i, j in hops]
     found = torch.zeros(points + 1, points + 1, dtype=torch.float64)
     found[tuple(torch.tensor(hops).T)] = torch.stack(sums).cpu()  # one copy: each would make a GPU wait
     return found
 
 
-def fit(strays: np.ndarray, late: float) -> dict[int, Trajectory]:
-    """For each K of 1..N the K hops from 1 to 0 whose weighted strays add up to least, by exact dynamic programming.
+def fit(hop_errors: np.ndarray, late: float) -> dict[int, Trajectory]:
+    """For each K of 1..N the K hops from 1 to 0 whose weighted errors add up to least, by exact dynamic programming.
 
     The m-th hop, counted from 0, weighs late^m.
     """
-    points = len(strays) - 1
+    points = len(hop_errors) - 1
     best = np.full(points + 1, np.inf)
     best[0] = 0.0
     before, found = {}, {}
     for k in range(1, points + 1):
-        sums = strays + late * best[None, :]  # hop i -> j, then the best k - 1 more from j
+        sums = hop_errors + late * best[None, :]  # hop i -> j, then the best k - 1 more from j
         before[k], best = sums.argmin(1), sums.min(1)
         found[k] = _path(before, k, points)
     return found

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from diffcore.core import disk
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.core.rng import generator, noises
 from diffcore.core.shapes import Sample
 from diffcore.denoisers.denoiser import Condition, Denoiser
@@ -180,13 +180,13 @@ class Gamma:
 def read(path: Path, checkpoint: str | None, remedy: str) -> dict[str, Any]:
     """The content of gamma.json: `about`, `edges` and what `Gamma.from_json` takes.
 
-    checkpoint: the digest of the checkpoint that it must have been estimated from, None for any. A Mistake that ends with the
-    remedy for a file of another one, or one that is not whole.
+    checkpoint: the digest of the checkpoint that it must have been estimated from, None for any. A UserError that ends
+    with the remedy for a file of another one, or one that is not whole.
     """
     told = disk.read_sealed(path, SCHEMA, remedy)
     own = told["about"]["checkpoint_digest"]
     if checkpoint not in (None, own):
-        raise Mistake(
+        raise UserError(
             f"{path} was estimated from checkpoint {own[:12]}, and the one here is {checkpoint[:12]}; {remedy}"
         )
     return told
@@ -250,7 +250,7 @@ class Begun:
 def pick(count: int, config: Config) -> Tensor:
     """Which of `count` images serve, [M] int64, by the seed alone."""
     if config.images > count:
-        raise Mistake(f"gamma.images is {config.images}, but the data have only {count}; lower it")
+        raise UserError(f"gamma.images is {config.images}, but the data have only {count}; lower it")
     return torch.randperm(count, generator=generator(config.seed, "gamma images"))[: config.images]
 
 
@@ -270,7 +270,7 @@ def estimate(
     first: the place of x0[0] among all images, for a worker that has only a part of them; its noise depends on that alone.
     labels: int64 [m], the classes of x0 for a denoiser that is told them; without, it is asked of no class. keep: hears every
     `seconds` what there is so far; from that, given back as `begun`, the result is the same bit for bit on a CPU.
-    Costs m N network inputs. Raises Mistake if the network gives a number that is not finite.
+    Costs m N network inputs. Raises UserError if the network gives a number that is not finite.
     """
     device = next((p.device for p in denoiser.parameters()), x0.device)
     steps, m = config.steps, len(x0)
@@ -280,7 +280,7 @@ def estimate(
     for start in range(begun.pairs if begun else 0, pairs, config.batch):
         pair = torch.arange(start, min(start + config.batch, pairs), device=device)
         image = pair // steps
-        known = denoiser if labels is None else denoiser.given(Condition(labels.to(device)[image]))
+        known = denoiser if labels is None else denoiser.with_condition(Condition(labels.to(device)[image]))
         moments.add(pair % steps, _errors(known, x0[image], eps[image], (pair % steps + 1) / steps))
         on_progress(min(start + config.batch, pairs), pairs)
         if time.monotonic() - spoke > seconds:
@@ -313,7 +313,7 @@ def _check_finite(total: Tensor) -> None:
     if bad:
         t = (bad[0] + 1) / total.shape[1]
         where = f"{len(bad)} of {total.shape[1]} times, the first t = {t:g}"
-        raise Mistake(f"gamma: the network's output is not finite at {where}; train this checkpoint again")
+        raise UserError(f"gamma: the network's output is not finite at {where}; train this checkpoint again")
 
 
 @torch.inference_mode()

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.search.gamma import RANGE, bin_of
 
 BLOCK = 96
@@ -55,12 +55,12 @@ class Paths:
         """The sum of the costs of its K - 1 jumps; half of it, in nats per dimension, enters the bound. K of at least 2."""
         self._check(steps)
         if steps == 1:
-            raise Mistake("one step has no jump whose cost could be told; ask for at least 2")
+            raise UserError("one step has no jump whose cost could be told; ask for at least 2")
         return float(self.costs[steps])
 
     def _check(self, steps: int) -> None:
         if not 1 <= steps <= self.most:
-            raise Mistake(f"steps must be in 1..{self.most}, got {steps}")
+            raise UserError(f"steps must be in 1..{self.most}, got {steps}")
 
 
 def cheapest(
@@ -148,7 +148,7 @@ def _discretised(variance: np.ndarray, edges: float, width: float) -> np.ndarray
 
 def _checked(sigma2: np.ndarray, cov: np.ndarray, eta: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
     if eta != 1:
-        raise Mistake(f"the cost of a trajectory is known for eta = 1 only, got {eta}; search with eta 1")
+        raise UserError(f"the cost of a trajectory is known for eta = 1 only, got {eta}; search with eta 1")
     sigma2, cov = np.asarray(sigma2, np.float64), np.asarray(cov, np.float64)
     if sigma2.shape != cov.shape or sigma2.ndim != 1 or not (cov >= 0).all() or not (np.diff(sigma2) > 0).all():
         raise ValueError("sigma2 must rise strictly and cov be numbers that are not negative, both of one length")
@@ -158,7 +158,7 @@ def _checked(sigma2: np.ndarray, cov: np.ndarray, eta: float = 1.0) -> tuple[np.
 def _check_most(most: int | None, n: int) -> int:
     most = n if most is None else most
     if not 1 <= most <= n:
-        raise Mistake(f"the most steps to search for must be in 1..{n}, got {most}")
+        raise UserError(f"the most steps to search for must be in 1..{n}, got {most}")
     return most
 
 

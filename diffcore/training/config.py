@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Training:
         """The parts of the global batch that are this process's, one after the other and alike in size."""
         parts = processes * self.accumulate
         if self.batch % parts:
-            raise Mistake(
+            raise UserError(
                 f"batch {self.batch} does not divide into {processes} processes x accumulate {self.accumulate}"
             )
         size = self.batch // parts

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.core.shapes import PerSample
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -132,14 +132,14 @@ def average_over_processes(accelerator: Accelerator, gradients: list[Tensor]) ->
 
 
 def accelerator() -> Accelerator:
-    """What accelerate makes of the environment: device and processes. A Mistake where it can make nothing of it.
+    """What accelerate makes of the environment: device and processes. A UserError where it can make nothing of it.
 
     Precision is ours: accelerate would open autocast inside the student's own forward, within what turns it off.
     """
     try:
         return Accelerator(mixed_precision="no")
     except (ValueError, RuntimeError, ImportError) as error:
-        raise Mistake(
+        raise UserError(
             f"accelerate cannot start here: {' '.join(str(error).split())}; look at LOCAL_RANK, RANK, WORLD_SIZE, "
             "MASTER_ADDR, MASTER_PORT and ACCELERATE_* in the environment"
         ) from None

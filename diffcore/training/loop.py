@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from diffcore.core import threads
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.core.rng import draw, generator
 from diffcore.core.shapes import PerSample, Sample
 from diffcore.data.feed import Feed
@@ -42,7 +42,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Job:
-    """One training: which method, for how long, on what, with which dice.
+    """One training: which method, for how long, on what, with which random numbers.
 
     guidance: range of the weights that samples are given; None for no guidance.
     """
@@ -68,7 +68,7 @@ class Fitted:
     calls: float
 
 
-class Diverged(Mistake):
+class Diverged(UserError):
     """A loss, a gradient or a weight is not finite; the last state on disk is finite, and no worse one was saved."""
 
 
@@ -230,22 +230,22 @@ class Loop:
                 self.critic_losses.append(loss)
 
     def _gradient_of(
-        self, learner: Learner, loss: Callable[..., PerSample], x0: Sample, roles: Roles, *words: int | str
+        self, learner: Learner, loss: Callable[..., PerSample], x0: Sample, roles: Roles, *key: int | str
     ) -> float:
-        """The mean loss, whose gradient is in the learner's parameters then. words: what this pass's dice are drawn from."""
-        dice = draw(x0, self.job.seed, *words, count=self.job.training.batch)
+        """The mean loss, whose gradient is in the learner's parameters then. key: what this pass's numbers are drawn by."""
+        drawn = draw(x0, self.job.seed, *key, count=self.job.training.batch)
         progress = self.step / self.job.training.iterations
 
         def loss_of(part: slice) -> PerSample:
             own = local(part, self.parts)
-            with self.computing(*words, part.start):
-                return loss(_of(roles, own), x0[own], dice[part], progress)
+            with self.computing(*key, part.start):
+                return loss(_of(roles, own), x0[own], drawn[part], progress)
 
         return learner.gradient(self.parts, loss_of)
 
-    def computing(self, *words: int | str) -> torch.autocast:
-        """Where a loss is computed: in the precision asked for, with dropout's masks of these words."""
-        self.masks.throw(self.job.seed, *words)
+    def computing(self, *key: int | str) -> torch.autocast:
+        """Where a loss is computed: in the precision asked for, with dropout's masks of this key."""
+        self.masks.throw(self.job.seed, *key)
         return torch.autocast(self.accelerator.device.type, torch.bfloat16, self.half)
 
     def _batch(self) -> tuple[Sample, Roles]:
@@ -253,17 +253,17 @@ class Loop:
         own = slice(self.parts[0].start, self.parts[-1].stop)
         x0, labels = self.job.feed.batch(self.step, own)
         x0 = x0.to(self.accelerator.device, memory_format=torch.channels_last)
-        return x0, self.roles.given(self._condition(labels, own).to(x0.device))
+        return x0, self.roles.with_condition(self._condition(labels, own).to(x0.device))
 
     def _condition(self, labels: Tensor | None, own: slice) -> Condition:
-        training, words = self.job.training, (self.job.seed, "condition", self.step)
+        training, key = self.job.training, (self.job.seed, "condition", self.step)
         if labels is not None and training.label_dropout:
-            kept = torch.rand(training.batch, generator=generator(*words, "labels")) >= training.label_dropout
+            kept = torch.rand(training.batch, generator=generator(*key, "labels")) >= training.label_dropout
             labels = torch.where(kept[own].to(labels.device), labels, -1)
         if self.job.guidance is None:
             return Condition(labels)
         low, high = self.job.guidance
-        share = torch.rand(training.batch, generator=generator(*words, "guidance"), dtype=torch.float64)[own]
+        share = torch.rand(training.batch, generator=generator(*key, "guidance"), dtype=torch.float64)[own]
         return Condition(labels, (low + (high - low) * share).to(None if labels is None else labels.device))
 
     def _event(self) -> Event:
@@ -338,7 +338,9 @@ def local(part: slice, parts: list[slice]) -> slice:
 
 def _of(roles: Roles, rows: slice) -> Roles:
     """The roles for a part of the batch that they were given."""
-    parts = {role: getattr(roles, role) and getattr(roles, role).of(rows) for role in ("student", "teacher", "target")}
+    parts = {
+        role: getattr(roles, role) and getattr(roles, role).select(rows) for role in ("student", "teacher", "target")
+    }
     return replace(roles, condition=roles.condition and roles.condition[rows], **parts)
 
 
@@ -359,6 +361,6 @@ def _frozen(net: nn.Module) -> nn.Module:
 
 def _with(denoiser: NetDenoiser, net: nn.Module) -> NetDenoiser:
     # the student's own grid restricts sampling, not training
-    found = denoiser.around(net)
+    found = denoiser.with_network(net)
     found.grid = None
     return found

@@ -21,7 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from diffcore.core import disk
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 
 SCHEMA = 2
 ABOUT = "about.json"
@@ -54,13 +54,13 @@ class Resume:
 
     @contextlib.contextmanager
     def lock(self, patience: float = 60.0) -> Iterator[None]:
-        """Holds the job; another process with the same job waits up to `patience` seconds, then gets a Mistake."""
+        """Holds the job; another process with the same job waits up to `patience` seconds, then gets a UserError."""
         self.folder.mkdir(parents=True, exist_ok=True)
         deadline = time.monotonic() + patience
         with open(self.folder / "lock", "w") as file:
             while not _locked(file):
                 if time.monotonic() > deadline:
-                    raise Mistake(f"{self.name}: another process is training this very job; wait for it or end it")
+                    raise UserError(f"{self.name}: another process is training this very job; wait for it or end it")
                 time.sleep(0.1)
             for left in self.folder.glob(".step-*"):  # of a holder that was killed as it saved
                 shutil.rmtree(left)
@@ -86,7 +86,7 @@ class Resume:
         for state, older in zip(states, [*states[1:], None]):
             try:
                 return self._read(state, f"goes on from {older.name}" if older else "starts from nothing")
-            except Mistake as damage:
+            except UserError as damage:
                 self.say(f"{self.name}: {damage}")
                 shutil.rmtree(state, ignore_errors=True)  # it would count as one of the two that are kept
         self._tell_of_others()
@@ -99,12 +99,12 @@ class Resume:
         try:
             about = disk.read_sealed(state / "state.json", SCHEMA, instead)
             if about["job"] != self.fingerprint:
-                raise Mistake(f"{state} is of another job; {instead}")
+                raise UserError(f"{state} is of another job; {instead}")
             if disk.sha256(tensors) != about["sha256"]:
-                raise Mistake(f"{tensors} is damaged; {instead}")
+                raise UserError(f"{tensors} is damaged; {instead}")
             return about["step"], load_file(tensors), about["facts"]
         except OSError as error:
-            raise Mistake(f"{error.filename or state} cannot be read ({error.strerror}); {instead}") from None
+            raise UserError(f"{error.filename or state} cannot be read ({error.strerror}); {instead}") from None
 
     def _tell_of_others(self) -> None:
         """One line of the state that was made for what is most like this job: its user may have meant to go on from it."""
@@ -140,7 +140,7 @@ def _about(job: Path) -> dict[str, Any]:
     """What the states in a job's folder were made for; empty where that cannot be told."""
     try:
         return disk.read_sealed(job / ABOUT, SCHEMA, "its states are not used")["about"]
-    except (Mistake, OSError):
+    except (UserError, OSError):
         return {}
 
 

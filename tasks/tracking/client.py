@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from diffcore.core import disk
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from tasks import database, dvc_environment, faults
 from tasks.progress import say
 from tasks.redaction import parted, told
@@ -37,24 +37,24 @@ QUIET = {
 
 
 @dataclass(frozen=True)
-class Book:
+class Experiment:
     """One MLflow experiment, open. aloud: what a person shall hear of; MLflow's own chatter hides the terminal meanwhile."""
 
     client: Any
-    experiment: str
+    id: str
     aloud: list[str] = field(default_factory=list)
 
 
 @contextlib.contextmanager
 def signed_in(uri: str) -> Iterator[str]:
     """The address without its password, which goes to MLflow by its own variables: so it stands in no request's address,
-    no exception, no tag. A Mistake if it is no address."""
+    no exception, no tag. A UserError if it is no address."""
     address, user, password = uri, "", ""
     if uri.startswith(HTTP):
         try:
             address, user, password = parted(uri)
         except ValueError as error:
-            raise Mistake(f"MLFLOW_TRACKING_URI is {told(uri)}, no address: {error}; {ADVICE}") from None
+            raise UserError(f"MLFLOW_TRACKING_URI is {told(uri)}, no address: {error}; {ADVICE}") from None
     if not password:  # a name alone is a key of its own, which MLflow takes only in the address
         yield uri
         return
@@ -91,8 +91,8 @@ def ask(address: str) -> None:
         raise _silent(address, error) from None
 
 
-def _silent(address: str, error: Exception) -> Mistake:
-    return Mistake(f"MLflow at {told(address)} does not answer: {reason(error)}; {ADVICE}")
+def _silent(address: str, error: Exception) -> UserError:
+    return UserError(f"MLflow at {told(address)} does not answer: {reason(error)}; {ADVICE}")
 
 
 def reason(error: Exception) -> str:
@@ -111,7 +111,7 @@ def alone(address: str, waiting: str = "waiting: another publishes to MLflow") -
         lock.parent.mkdir(parents=True, exist_ok=True)
         descriptor = disk.lock_file(lock)
     except OSError as error:
-        raise Mistake(f"MLflow at {told(address)} cannot be written to: {lock}: {error.strerror}") from None
+        raise UserError(f"MLflow at {told(address)} cannot be written to: {lock}: {error.strerror}") from None
     try:
         _hold(descriptor, waiting)
         yield
@@ -158,10 +158,10 @@ def explained(address: str) -> Iterator[None]:
             raise _silent(address, error) from None
         if isinstance(error, OSError) and error.filename and faults.told(error):
             raise  # no word of MLflow's: a file of ours or its own that the machine refuses
-        raise Mistake(f"MLflow at {told(address)} refuses: {reason(error)}") from None
+        raise UserError(f"MLflow at {told(address)} refuses: {reason(error)}") from None
 
 
-def open_book(address: str, name: str, aloud: list[str]) -> Book:
+def open_experiment(address: str, name: str, aloud: list[str]) -> Experiment:
     """The experiment of this name, made where there is none; a database of ours is made or upgraded first."""
     file = database.file_of(address)
     if file is not None and (done := database.ready(file)):
@@ -169,10 +169,10 @@ def open_book(address: str, name: str, aloud: list[str]) -> Book:
     client = _client(address)
     found = client.get_experiment_by_name(name)
     if found is not None and found.lifecycle_stage == "deleted":
-        raise Mistake(f"the MLflow experiment {name!r} was deleted; restore it or choose another publish.experiment")
+        raise UserError(f"the MLflow experiment {name!r} was deleted; restore it or choose another publish.experiment")
     # without this tag the UI opens in its mode for language models, where runs and checkpoints have other names
     kind = {"mlflow.experimentKind": "custom_model_development"}
-    return Book(client, found.experiment_id if found else client.create_experiment(name, tags=kind), aloud)
+    return Experiment(client, found.experiment_id if found else client.create_experiment(name, tags=kind), aloud)
 
 
 def _client(address: str) -> Any:
@@ -184,14 +184,14 @@ def _client(address: str) -> Any:
         mlflow.set_tracking_uri(address)
         return mlflow.MlflowClient()
     except (MlflowException, SQLAlchemyError, ImportError, ValueError) as error:
-        raise Mistake(f"MLFLOW_TRACKING_URI is {told(address)}, which MLflow cannot open: {reason(error)}") from None
+        raise UserError(f"MLFLOW_TRACKING_URI is {told(address)}, which MLflow cannot open: {reason(error)}") from None
 
 
-def logged(book: Book, condition: str) -> Iterator[Any]:
+def logged(experiment: Experiment, condition: str) -> Iterator[Any]:
     """The logged models of which the condition, in MLflow's words, is true."""
 
     def search(token: str | None) -> Any:
-        return book.client.search_logged_models([book.experiment], filter_string=condition, page_token=token)
+        return experiment.client.search_logged_models([experiment.id], filter_string=condition, page_token=token)
 
     return every(search)
 

@@ -12,60 +12,60 @@ from pathlib import Path
 from typing import Any
 
 from diffcore.core import disk
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.metrics.point import Point, best_of
-from tasks.tracking.client import Book, every, logged, reason
-from tasks.tracking.files import Files
+from tasks.tracking.artifacts import Artifacts
+from tasks.tracking.client import Experiment, every, logged, reason
 
 CHALLENGER = "challenger"
 
 
-def current_models(book: Book, runs: set[str]) -> dict[str, Any]:
+def current_models(experiment: Experiment, runs: set[str]) -> dict[str, Any]:
     """The current logged model of each point; where a point has one with weights and one without, that with weights."""
-    found = [model for model in logged(book, "tags.current = 'true'") if model.source_run_id in runs]
+    found = [model for model in logged(experiment, "tags.current = 'true'") if model.source_run_id in runs]
     return {model.tags["point"]: model for model in sorted(found, key=lambda model: model.tags["weights"] == "here")}
 
 
-def weighed(book: Book, files: Files, models: dict[str, Any], run: str) -> dict[str, Any]:
+def weighed(experiment: Experiment, artifacts: Artifacts, models: dict[str, Any], run: str) -> dict[str, Any]:
     """The recommended point's model with weights, where an earlier frontier recommended another and left it without, or a
-    person deleted it. run: that of the point's way."""
+    person deleted it. run: that of the point's curve."""
     import mlflow
 
-    point = files.recommended
+    point = artifacts.recommended
     found = models.get(point.name)
     if found and found.tags["weights"] == "here":
         return {}
     if not found:
-        book.aloud.append(f"what MLflow held of {point.name} was deleted; logged again")
+        experiment.aloud.append(f"what MLflow held of {point.name} was deleted; logged again")
     with mlflow.start_run(run_id=run):
-        return {point.name: mlflow.get_logged_model(with_weights(files, point))}
+        return {point.name: mlflow.get_logged_model(with_weights(artifacts, point))}
 
 
-def mended(book: Book, files: Files, models: dict[str, Any]) -> dict[str, Any]:
+def mended(experiment: Experiment, artifacts: Artifacts, models: dict[str, Any]) -> dict[str, Any]:
     """New models for those whose weights in MLflow's store are no longer what was logged."""
     import mlflow
 
     new = {}
-    points = {point.name: point for point in files.frontier.points}
+    points = {point.name: point for point in artifacts.frontier.points}
     for name, found in models.items():
         point = points[name]
-        if found.tags["weights"] != "here" or not (fault := _fault(files, point, found)):
+        if found.tags["weights"] != "here" or not (fault := _fault(artifacts, point, found)):
             continue
-        book.client.set_logged_model_tags(found.model_id, {"current": "false", "damaged": fault})
-        book.aloud.append(f"what MLflow holds of {point.name} is damaged ({fault}); logged again")
+        experiment.client.set_logged_model_tags(found.model_id, {"current": "false", "damaged": fault})
+        experiment.aloud.append(f"what MLflow holds of {point.name} is damaged ({fault}); logged again")
         with mlflow.start_run(run_id=found.source_run_id):
-            new[point.name] = mlflow.get_logged_model(with_weights(files, point))
+            new[point.name] = mlflow.get_logged_model(with_weights(artifacts, point))
     return new
 
 
-def _fault(files: Files, point: Point, model: Any) -> str | None:
+def _fault(artifacts: Artifacts, point: Point, model: Any) -> str | None:
     """Which file of a logged model is not as it was logged, or of its checkpoint not as its card says; None for none.
 
     A store elsewhere is asked for the recommended point's alone: that one is shipped, and all would be gigabytes.
     """
     if (folder := _local(model.artifact_location)) is not None:
-        return _misfit(files, point, folder, model.tags.get("files"))
-    if point.name != files.recommended.name:
+        return _misfit(artifacts, point, folder, model.tags.get("files"))
+    if point.name != artifacts.recommended.name:
         return None
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
@@ -76,7 +76,7 @@ def _fault(files: Files, point: Point, model: Any) -> str | None:
         except MlflowException as error:
             return reason(error)
         (fetched,) = [path.parent for path in Path(room).rglob("MLmodel")] or [Path(room)]
-        return _misfit(files, point, fetched, None)
+        return _misfit(artifacts, point, fetched, None)
 
 
 def _local(location: str) -> Path | None:
@@ -88,9 +88,9 @@ def _local(location: str) -> Path | None:
     return Path(urllib.request.url2pathname(path)) if scheme == "file" else None
 
 
-def _misfit(files: Files, point: Point, folder: Path, logged: str | None) -> str | None:
+def _misfit(artifacts: Artifacts, point: Point, folder: Path, logged: str | None) -> str | None:
     there = _digests(folder)
-    for name, digest in _shipped(files, point).items():
+    for name, digest in _shipped(artifacts, point).items():
         if there.get(name) != digest:
             return f"{name} is {'changed' if name in there else 'missing'}"
     return "a file of it was changed" if logged is not None and logged != disk.digest(there) else None
@@ -100,60 +100,60 @@ def _digests(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): disk.sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def _shipped(files: Files, point: Point) -> dict[str, str]:
+def _shipped(artifacts: Artifacts, point: Point) -> dict[str, str]:
     """Of a point's files, where MLflow puts them in a model, with their sha256."""
     name = point.checkpoint
-    shipped = {f"artifacts/{name}/{file}": digest for file, digest in files.cards[name].files.items()}
-    shipped[f"artifacts/{name}/card.json"] = disk.sha256(files.checkpoint(point) / "card.json")
+    shipped = {f"artifacts/{name}/{file}": digest for file, digest in artifacts.cards[name].files.items()}
+    shipped[f"artifacts/{name}/card.json"] = disk.sha256(artifacts.checkpoint(point) / "card.json")
     if point.sampler == "analytic":
-        shipped["artifacts/gamma.json"] = disk.sha256(files.folder / "gamma.json")
+        shipped["artifacts/gamma.json"] = disk.sha256(artifacts.folder / "gamma.json")
     return shipped
 
 
-def carries(files: Files, point: Point) -> bool:
+def carries(artifacts: Artifacts, point: Point) -> bool:
     """Whether this point's logged model holds weights: they are copied once for each student's checkpoint, with its
     recommended point or else its best, and for the teacher only if one of its points is recommended."""
-    if files.recommended.checkpoint == point.checkpoint:
-        return point.name == files.recommended.name
-    alike = [each for each in files.frontier.points if each.checkpoint == point.checkpoint]
+    if artifacts.recommended.checkpoint == point.checkpoint:
+        return point.name == artifacts.recommended.name
+    alike = [each for each in artifacts.frontier.points if each.checkpoint == point.checkpoint]
     return point.method != "teacher" and point.name == best_of(alike).name
 
 
-def with_weights(files: Files, point: Point) -> str:
+def with_weights(artifacts: Artifacts, point: Point) -> str:
     """Logs a point's checkpoint, this package's code and sampler_model.py as a model that MLflow can serve."""
-    artifacts = {"checkpoint": str(files.checkpoint(point).resolve())}
+    carried = {"checkpoint": str(artifacts.checkpoint(point).resolve())}
     config = {"recipe": point.recipe, "times": list(point.times)}
     if point.sampler == "analytic":  # its variance is read from Gamma
-        artifacts["gamma"] = str((files.folder / "gamma.json").resolve())
+        carried["gamma"] = str((artifacts.folder / "gamma.json").resolve())
     with _unadvised():
         from mlflow import pyfunc  # warns of its own type hints
 
         logged = pyfunc.log_model(
             name=_model_name(point),
             python_model=str(Path(__file__).parent.with_name("sampler_model.py")),
-            artifacts=artifacts,
+            artifacts=carried,
             code_paths=[str(Path(disk.__file__).parents[1])],
             model_config=config,
-            signature=_signature(files.cards[point.checkpoint].image),
+            signature=_signature(artifacts.cards[point.checkpoint].image),
             pip_requirements=[_pin(package) for package in ("mlflow", "torch", "numpy", "safetensors")],
             params=_model_params(point),
             tags=_model_tags(point) | {"weights": "here"},
             model_type="sampler",
             step=round(point.nfe),
         )
-    _seal(files, point, logged.model_id)
+    _seal(artifacts, point, logged.model_id)
     return logged.model_id
 
 
-def _seal(files: Files, point: Point, model: str) -> None:
+def _seal(artifacts: Artifacts, point: Point, model: str) -> None:
     """Checks what MLflow copied and notes the digest of all of it, where its store is a folder of this machine."""
     import mlflow
 
     folder = _local(mlflow.get_logged_model(model).artifact_location)
     if folder is None:
         return
-    if fault := _misfit(files, point, folder, None):
-        raise Mistake(f"MLflow did not keep {point.name} as it is: {fault} in {folder}; publish again")
+    if fault := _misfit(artifacts, point, folder, None):
+        raise UserError(f"MLflow did not keep {point.name} as it is: {fault} in {folder}; publish again")
     mlflow.set_logged_model_tags(model, {"files": disk.digest(_digests(folder))})
 
 
@@ -170,14 +170,14 @@ def _unadvised() -> Iterator[None]:
         yield
 
 
-def without_weights(book: Book, point: Point, run: str) -> str:
+def without_weights(experiment: Experiment, point: Point, run: str) -> str:
     """Records a point whose weights are another model's: its numbers and where it came from, nothing copied."""
     import mlflow
 
     return mlflow.create_external_model(
         name=_model_name(point),
         source_run_id=run,
-        experiment_id=book.experiment,
+        experiment_id=experiment.id,
         params=_model_params(point),
         tags=_model_tags(point) | {"weights": f"not here: checkpoints/{point.checkpoint}"},
         model_type="sampler",
@@ -224,26 +224,26 @@ def _pin(package: str) -> str:
     return f"{package}=={version(package).split('+')[0]}"
 
 
-def register(book: Book, files: Files, model: str, models: dict[str, Any]) -> str:
+def register(experiment: Experiment, artifacts: Artifacts, model: str, models: dict[str, Any]) -> str:
     """The version that holds the recommended point, new only if there is none, and the alias moved to it."""
     import mlflow
 
-    point = files.recommended
+    point = artifacts.recommended
     wanted = _identity(point)
-    versions = list(every(lambda token: book.client.search_model_versions(f"name = '{model}'", page_token=token)))
+    versions = list(every(lambda token: experiment.client.search_model_versions(f"name = '{model}'", page_token=token)))
     same = [v for v in versions if all(v.tags.get(key) == value for key, value in wanted.items())]
-    sound = [v for v in same if not _version_fault(book, files, v)]
+    sound = [v for v in same if not _version_fault(experiment, artifacts, v)]
     if sound:
         number = max(sound, key=lambda v: int(v.version)).version
     else:
         source = models[point.name].model_id
         tags = {**wanted, "method": point.method, "fd": f"{point.fd:.4g}", "point": point.name}
         number = mlflow.register_model(f"models:/{source}", model, await_registration_for=0, tags=tags).version
-    aliases = book.client.get_registered_model(model).aliases
+    aliases = experiment.client.get_registered_model(model).aliases
     if aliases.get(CHALLENGER) != str(number):
-        book.client.set_registered_model_alias(model, CHALLENGER, str(number))
+        experiment.client.set_registered_model_alias(model, CHALLENGER, str(number))
     for bad in (v for v in same if v not in sound):
-        _tell_of(book, model, bad, number, [name for name in _names(aliases, bad.version) if name != CHALLENGER])
+        _tell_of(experiment, model, bad, number, [name for name in _names(aliases, bad.version) if name != CHALLENGER])
     return str(number)
 
 
@@ -251,20 +251,22 @@ def _names(aliases: dict[str, str], version: str) -> list[str]:
     return sorted(name for name, number in aliases.items() if str(number) == str(version))
 
 
-def _version_fault(book: Book, files: Files, version: Any) -> str | None:
+def _version_fault(experiment: Experiment, artifacts: Artifacts, version: Any) -> str | None:
     from mlflow.exceptions import MlflowException
 
     try:
-        model = book.client.get_logged_model(version.source.removeprefix("models:/"))
+        model = experiment.client.get_logged_model(version.source.removeprefix("models:/"))
     except MlflowException:
         return "its logged model is gone"
-    return _fault(files, files.recommended, model)
+    return _fault(artifacts, artifacts.recommended, model)
 
 
-def _tell_of(book: Book, model: str, bad: Any, number: str, left: list[str]) -> None:
+def _tell_of(experiment: Experiment, model: str, bad: Any, number: str, left: list[str]) -> None:
     """Marks a damaged version, once, and says which takes its place. An alias that a person set stays where it is."""
     if "damaged" not in bad.tags:
-        book.client.set_model_version_tag(model, bad.version, "damaged", f"replaced by version {number}")
-        book.aloud.append(f"version {bad.version} of {model!r} in MLflow is damaged; version {number} takes its place")
+        experiment.client.set_model_version_tag(model, bad.version, "damaged", f"replaced by version {number}")
+        experiment.aloud.append(
+            f"version {bad.version} of {model!r} in MLflow is damaged; version {number} takes its place"
+        )
     for name in left:
-        book.aloud.append(f"the alias {name!r} of {model!r} names the damaged version {bad.version}: set it anew")
+        experiment.aloud.append(f"the alias {name!r} of {model!r} names the damaged version {bad.version}: set it anew")

@@ -3,20 +3,20 @@
 from collections.abc import Sequence
 
 from diffcore.metrics.point import Point, by_calls
-from tasks.tracking.client import Book
-from tasks.tracking.files import Files
+from tasks.tracking.artifacts import Artifacts
+from tasks.tracking.client import Experiment
 
 NOTE = 20_000  # characters of an experiment's note that MLflow takes
 
 
-def write_note(book: Book, files: Files, model: str, number: str) -> None:
+def write_note(experiment: Experiment, artifacts: Artifacts, model: str, number: str) -> None:
     """The table and the recommendation on the experiment's own page."""
-    chosen = files.frontier.recommended
+    chosen = artifacts.frontier.recommended
     head = f"Recommended: **{chosen.point.name}** ({model} version {number}). {chosen.reason}"
     head += "".join(f"\n\nWarning: {warning}." for warning in chosen.warnings)
-    note = "\n".join([head, "", *_lines(files.frontier.points, NOTE - len(head) - 2)])
-    if book.client.get_experiment(book.experiment).tags.get("mlflow.note.content") != note:
-        book.client.set_experiment_tag(book.experiment, "mlflow.note.content", note)
+    note = "\n".join([head, "", *_lines(artifacts.frontier.points, NOTE - len(head) - 2)])
+    if experiment.client.get_experiment(experiment.id).tags.get("mlflow.note.content") != note:
+        experiment.client.set_experiment_tag(experiment.id, "mlflow.note.content", note)
 
 
 def _lines(points: Sequence[Point], room: int) -> list[str]:

@@ -49,52 +49,52 @@ READERS = {
 """Where artifacts lie, and the stages that read them by themselves; `./stage run` reads all of them too."""
 
 
-def flip(path: Path, dice: random.Random, others: list[Path]) -> None:
+def flip(path: Path, rng: random.Random, others: list[Path]) -> None:
     content = bytearray(path.read_bytes() or b"\0")
-    content[dice.randrange(len(content))] ^= 1 << dice.randrange(8)
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
     _write(path, bytes(content))
 
 
-def digit(path: Path, dice: random.Random, others: list[Path]) -> None:
+def digit(path: Path, rng: random.Random, others: list[Path]) -> None:
     """Another number where a number stands; a flipped bit where none does."""
     content = path.read_bytes()
     places = [found.start() for found in re.finditer(rb"(?<=[\d.])\d", content)]
     if not places or b"\0" in content:
-        flip(path, dice, others)
+        flip(path, rng, others)
         return
-    place = dice.choice(places)
-    changed = b"%d" % ((content[place] - 48 + dice.randint(1, 9)) % 10)
+    place = rng.choice(places)
+    changed = b"%d" % ((content[place] - 48 + rng.randint(1, 9)) % 10)
     _write(path, content[:place] + changed + content[place + 1 :])
 
 
-def truncate(path: Path, dice: random.Random, others: list[Path]) -> None:
+def truncate(path: Path, rng: random.Random, others: list[Path]) -> None:
     content = path.read_bytes()
-    _write(path, content[: dice.randrange(1, max(2, len(content)))])
+    _write(path, content[: rng.randrange(1, max(2, len(content)))])
 
 
-def empty(path: Path, dice: random.Random, others: list[Path]) -> None:
+def empty(path: Path, rng: random.Random, others: list[Path]) -> None:
     _write(path, b"")
 
 
-def delete(path: Path, dice: random.Random, others: list[Path]) -> None:
+def delete(path: Path, rng: random.Random, others: list[Path]) -> None:
     path.unlink()
 
 
-def swap(path: Path, dice: random.Random, others: list[Path]) -> None:
+def swap(path: Path, rng: random.Random, others: list[Path]) -> None:
     """With another file of its sort, or with any other artifact."""
-    other = dice.choice(others)
+    other = rng.choice(others)
     one, two = path.read_bytes(), other.read_bytes()
     _write(path, two)
     _write(other, one)
 
 
-def folder(path: Path, dice: random.Random, others: list[Path]) -> None:
+def folder(path: Path, rng: random.Random, others: list[Path]) -> None:
     path.unlink()
     path.mkdir()
 
 
-def garbage(path: Path, dice: random.Random, others: list[Path]) -> None:
-    _write(path, dice.randbytes(dice.choice([1, 100, 5000])))
+def garbage(path: Path, rng: random.Random, others: list[Path]) -> None:
+    _write(path, rng.randbytes(rng.choice([1, 100, 5000])))
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -142,26 +142,26 @@ def cases(seed: int, count: int) -> list[Case]:
     return [_case(plan, random.Random(f"{seed}/{plan}")) for plan in dealt[:count]]
 
 
-def _case(plan: Plan, dice: random.Random) -> Case:
+def _case(plan: Plan, rng: random.Random) -> Case:
     where = plan.pattern.split("/")[0] if plan.pattern.startswith(".") else plan.pattern
     sort = "what DVC and MLflow keep" if where in (".dvc", "dvc.lock", "mlflow.db") else "artifacts"
 
     def run(trial: Trial) -> Outcome:
         made = trial.begin()
-        path = damage(made, plan, dice)
+        path = damage(made, plan, rng)
         trial.record.commands.append(f"{path.relative_to(made)}: {plan.damage}")
         return _read(trial, plan, path)
 
     return Case(f"corruptions: {sort}", f"{plan.pattern}: {plan.damage}, then ./stage {plan.reader}", run)
 
 
-def damage(made: Path, plan: Plan, dice: random.Random) -> Path:
+def damage(made: Path, plan: Plan, rng: random.Random) -> Path:
     """Does it, and takes away what would have to be restored from there."""
     found = sorted(path for path in made.glob(plan.pattern) if path.is_file() and not path.is_symlink())
-    path = dice.choice(found)
+    path = rng.choice(found)
     alike = [other for other in found if other != path]
     others = alike or sorted(other for other in made.glob("artifacts/*.*") if other != path)
-    DAMAGES[plan.damage](path, dice, others)
+    DAMAGES[plan.damage](path, rng, others)
     if plan.pattern.startswith(".resume"):
         for place in pipeline.STAGES[plan.reader if plan.reader != "run" else "train teacher"]:
             target = made / place

@@ -1,4 +1,5 @@
-"""What a user may get wrong: params.yaml, images, a teacher's folder, the command line. One line and exit code 2, or taken."""
+"""What a user may get wrong: params.yaml, images, a teacher's folder, the command line. One line and exit code 2, or
+taken."""
 
 # ruff: noqa: E501
 
@@ -74,14 +75,14 @@ HUGE = (10**9, 10**12, 10**30)
 SIGNED = {"seed"}
 
 
-def _params(dice: random.Random, number: int, kind: str) -> Case:
-    if dice.random() < 0.25:
-        name = dice.choice(list(FILES))
+def _params(rng: random.Random, number: int, kind: str) -> Case:
+    if rng.random() < 0.25:
+        name = rng.choice(list(FILES))
         return Case(
-            kind, f"params.yaml is {name}, then ./stage check", lambda trial: _check_file(trial, *FILES[name], dice)
+            kind, f"params.yaml is {name}, then ./stage check", lambda trial: _check_file(trial, *FILES[name], rng)
         )
-    pick, choice, twist = dice.random(), dice.random(), dice.randrange(10**6)
-    if dice.random() < 0.5:
+    pick, choice, twist = rng.random(), rng.random(), rng.randrange(10**6)
+    if rng.random() < 0.5:
         return _listed(pick, kind)
 
     def run(trial: Trial) -> Outcome:
@@ -133,22 +134,22 @@ def _spoiled(tree: dict[str, Any], pick: float, choice: float, twist: int) -> tu
 
 
 def _wrong(key: str, value: Any, twist: int) -> tuple[Any, str]:
-    dice = random.Random(twist)
+    rng = random.Random(twist)
     if isinstance(value, bool):
-        return dice.choice(["perhaps", 3, [True], {"a": 1}, 0.5]), REFUSE
+        return rng.choice(["perhaps", 3, [True], {"a": 1}, 0.5]), REFUSE
     if isinstance(value, int | float):
-        if key in SIZES and dice.random() < 0.25:
-            return dice.choice(HUGE), REFUSE
-        if dice.random() < 0.2:
+        if key in SIZES and rng.random() < 0.25:
+            return rng.choice(HUGE), REFUSE
+        if rng.random() < 0.2:
             return -1, EITHER if key in SIGNED else REFUSE
-        if dice.random() < 0.15:
-            return dice.choice([0, None, 2, 1e-300]), EITHER
-        return dice.choice(NOT_NUMBERS), REFUSE
+        if rng.random() < 0.15:
+            return rng.choice([0, None, 2, 1e-300]), EITHER
+        return rng.choice(NOT_NUMBERS), REFUSE
     if isinstance(value, str):
-        if dice.random() < 0.3:
-            return dice.choice(["", " ", "\0", "a" * 5000, "nonesuch", "../..", "ä", "$HOME"]), EITHER
-        return dice.choice(NOT_WORDS), REFUSE
-    return dice.choice(["text", {"a": 1}, 2**70]), EITHER
+        if rng.random() < 0.3:
+            return rng.choice(["", " ", "\0", "a" * 5000, "nonesuch", "../..", "ä", "$HOME"]), EITHER
+        return rng.choice(NOT_WORDS), REFUSE
+    return rng.choice(["text", {"a": 1}, 2**70]), EITHER
 
 
 def leaves(tree: Any, path: tuple = ()) -> Iterator[tuple]:
@@ -187,7 +188,7 @@ def dump(tree: dict[str, Any], path: Path) -> None:
 
 
 def _bytes(content: Callable[[bytes, random.Random], bytes]) -> Callable[[Path, random.Random], None]:
-    return lambda path, dice: _put(path, content(path.read_bytes(), dice)) and None
+    return lambda path, rng: _put(path, content(path.read_bytes(), rng)) and None
 
 
 def _put(path: Path, content: bytes) -> bool:
@@ -197,7 +198,7 @@ def _put(path: Path, content: bytes) -> bool:
 
 
 def _replaced(make: Callable[[Path], Any]) -> Callable[[Path, random.Random], None]:
-    def change(path: Path, dice: random.Random) -> None:
+    def change(path: Path, rng: random.Random) -> None:
         path.unlink()
         make(path)
 
@@ -207,55 +208,55 @@ def _replaced(make: Callable[[Path], Any]) -> Callable[[Path, random.Random], No
 BOMB = "a0: &a0 [1]\n" + "".join(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]\n" for k in range(1, 12))
 
 FILES: dict[str, tuple[Callable[[Path, random.Random], None], str]] = {
-    "missing": (lambda path, dice: path.unlink(), REFUSE),
-    "empty": (_bytes(lambda old, dice: b""), REFUSE),
+    "missing": (lambda path, rng: path.unlink(), REFUSE),
+    "empty": (_bytes(lambda old, rng: b""), REFUSE),
     "a folder": (_replaced(Path.mkdir), REFUSE),
     "a fifo": (_replaced(os.mkfifo), REFUSE),
     "a link to itself": (_replaced(lambda path: path.symlink_to(path.name)), REFUSE),
     "a link to nowhere": (_replaced(lambda path: path.symlink_to("nowhere")), REFUSE),
     "/dev/zero": (_replaced(lambda path: path.symlink_to("/dev/zero")), REFUSE),
-    "not UTF-8": (_bytes(lambda old, dice: b"\xff\xfe" + old), REFUSE),
-    "with a byte order mark": (_bytes(lambda old, dice: b"\xef\xbb\xbf" + old), EITHER),
-    "UTF-16": (_bytes(lambda old, dice: old.decode().encode("utf-16")), EITHER),
-    "with zeros": (_bytes(lambda old, dice: old[:50] + b"\0\0" + old[50:]), REFUSE),
-    "random bytes": (_bytes(lambda old, dice: dice.randbytes(500)), REFUSE),
-    "cut off": (_bytes(lambda old, dice: old[: dice.randrange(10, len(old) - 10)]), EITHER),
-    "a flipped bit": (_bytes(lambda old, dice: _flipped(old, dice)), EITHER),
-    "a list": (_bytes(lambda old, dice: b"- 1\n- 2\n"), REFUSE),
-    "a number": (_bytes(lambda old, dice: b"7\n"), REFUSE),
-    "an alias bomb": (_bytes(lambda old, dice: BOMB.encode() + old), REFUSE),
-    "an alias bomb under an x- key": (_bytes(lambda old, dice: b"x-b:\n  " + BOMB.replace("\n", "\n  ").encode() + b"\n" + old), EITHER),
-    "deeply nested": (_bytes(lambda old, dice: b"x-deep: " + b"[" * 20000 + b"]" * 20000 + b"\n" + old), EITHER),
-    "deeply nested in a section": (_bytes(lambda old, dice: old + b"\ndata: " + b"{a: " * 5000 + b"1" + b"}" * 5000), REFUSE),
-    "two documents": (_bytes(lambda old, dice: old + b"\n---\na: 1\n"), REFUSE),
-    "with a key twice": (_bytes(lambda old, dice: old + b"\nseed: 1\n"), REFUSE),
-    "with a Python tag": (_bytes(lambda old, dice: old + b"\nx-t: !!python/object/apply:os.system ['false']\n"), EITHER),
-    "with a Python tag as a value": (_bytes(lambda old, dice: old.replace(b"seed: 0", b"seed: !!python/name:os.system", 1)), REFUSE),
-    "with keys that are no words": (_bytes(lambda old, dice: old + b"\n? [1, 2]\n: 3\n7: 8\n"), REFUSE),
-    "with a null key": (_bytes(lambda old, dice: old + b"\n~: 3\n"), REFUSE),
-    "with a date": (_bytes(lambda old, dice: old.replace(b"seed: 0", b"seed: 2026-01-01", 1)), REFUSE),
-    "with a binary value": (_bytes(lambda old, dice: old.replace(b"seed: 0", b"seed: !!binary aGVsbG8=", 1)), REFUSE),
-    "with a circular alias": (_bytes(lambda old, dice: old + b"\nx-c: &c [*c]\n"), EITHER),
-    "with a circular section": (_bytes(lambda old, dice: old + b"\nextra: &c {a: *c}\n"), REFUSE),
-    "with tabs": (_bytes(lambda old, dice: old + b"\n\tseed: 1\n"), REFUSE),
-    "with Windows line ends": (_bytes(lambda old, dice: old.replace(b"\n", b"\r\n")), TAKE),
-    "with comments": (_bytes(lambda old, dice: b"# first\n" + old + b"\n# last"), TAKE),
-    "a mapping with a huge integer": (_bytes(lambda old, dice: old.replace(b"seed: 0", b"seed: " + b"9" * 5000, 1)), REFUSE),
-    "10 MB of comments": (_bytes(lambda old, dice: b"# x\n" * 2_500_000 + old), EITHER),
+    "not UTF-8": (_bytes(lambda old, rng: b"\xff\xfe" + old), REFUSE),
+    "with a byte order mark": (_bytes(lambda old, rng: b"\xef\xbb\xbf" + old), EITHER),
+    "UTF-16": (_bytes(lambda old, rng: old.decode().encode("utf-16")), EITHER),
+    "with zeros": (_bytes(lambda old, rng: old[:50] + b"\0\0" + old[50:]), REFUSE),
+    "random bytes": (_bytes(lambda old, rng: rng.randbytes(500)), REFUSE),
+    "cut off": (_bytes(lambda old, rng: old[: rng.randrange(10, len(old) - 10)]), EITHER),
+    "a flipped bit": (_bytes(lambda old, rng: _flipped(old, rng)), EITHER),
+    "a list": (_bytes(lambda old, rng: b"- 1\n- 2\n"), REFUSE),
+    "a number": (_bytes(lambda old, rng: b"7\n"), REFUSE),
+    "an alias bomb": (_bytes(lambda old, rng: BOMB.encode() + old), REFUSE),
+    "an alias bomb under an x- key": (_bytes(lambda old, rng: b"x-b:\n  " + BOMB.replace("\n", "\n  ").encode() + b"\n" + old), EITHER),
+    "deeply nested": (_bytes(lambda old, rng: b"x-deep: " + b"[" * 20000 + b"]" * 20000 + b"\n" + old), EITHER),
+    "deeply nested in a section": (_bytes(lambda old, rng: old + b"\ndata: " + b"{a: " * 5000 + b"1" + b"}" * 5000), REFUSE),
+    "two documents": (_bytes(lambda old, rng: old + b"\n---\na: 1\n"), REFUSE),
+    "with a key twice": (_bytes(lambda old, rng: old + b"\nseed: 1\n"), REFUSE),
+    "with a Python tag": (_bytes(lambda old, rng: old + b"\nx-t: !!python/object/apply:os.system ['false']\n"), EITHER),
+    "with a Python tag as a value": (_bytes(lambda old, rng: old.replace(b"seed: 0", b"seed: !!python/name:os.system", 1)), REFUSE),
+    "with keys that are no words": (_bytes(lambda old, rng: old + b"\n? [1, 2]\n: 3\n7: 8\n"), REFUSE),
+    "with a null key": (_bytes(lambda old, rng: old + b"\n~: 3\n"), REFUSE),
+    "with a date": (_bytes(lambda old, rng: old.replace(b"seed: 0", b"seed: 2026-01-01", 1)), REFUSE),
+    "with a binary value": (_bytes(lambda old, rng: old.replace(b"seed: 0", b"seed: !!binary aGVsbG8=", 1)), REFUSE),
+    "with a circular alias": (_bytes(lambda old, rng: old + b"\nx-c: &c [*c]\n"), EITHER),
+    "with a circular section": (_bytes(lambda old, rng: old + b"\nextra: &c {a: *c}\n"), REFUSE),
+    "with tabs": (_bytes(lambda old, rng: old + b"\n\tseed: 1\n"), REFUSE),
+    "with Windows line ends": (_bytes(lambda old, rng: old.replace(b"\n", b"\r\n")), TAKE),
+    "with comments": (_bytes(lambda old, rng: b"# first\n" + old + b"\n# last"), TAKE),
+    "a mapping with a huge integer": (_bytes(lambda old, rng: old.replace(b"seed: 0", b"seed: " + b"9" * 5000, 1)), REFUSE),
+    "10 MB of comments": (_bytes(lambda old, rng: b"# x\n" * 2_500_000 + old), EITHER),
 }  # fmt: skip
 
 
-def _flipped(old: bytes, dice: random.Random) -> bytes:
+def _flipped(old: bytes, rng: random.Random) -> bytes:
     content = bytearray(old)
-    content[dice.randrange(len(content))] ^= 1 << dice.randrange(8)
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
     return bytes(content)
 
 
 def _check_file(
-    trial: Trial, change: Callable[[Path, random.Random], None], wanted: str, dice: random.Random
+    trial: Trial, change: Callable[[Path, random.Random], None], wanted: str, rng: random.Random
 ) -> Outcome:
     folder = bare(trial)
-    change(folder / "params.yaml", dice)
+    change(folder / "params.yaml", rng)
     return judged(trial, trial.call("check", prepare=limit(resource.RLIMIT_AS, 16 << 30)), wanted)
 
 
@@ -264,8 +265,8 @@ def _check_file(
 
 def png(width: int, height: int, channels: int = 1, seed: int = 0) -> bytes:
     """A picture of random pixels, made by hand."""
-    dice = random.Random(seed)
-    rows = b"".join(b"\0" + dice.randbytes(width * channels) for _ in range(height))
+    rng = random.Random(seed)
+    rows = b"".join(b"\0" + rng.randbytes(width * channels) for _ in range(height))
     head = struct.pack(">IIBBBBB", width, height, 8, 0 if channels == 1 else 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", head) + _chunk(b"IDAT", zlib.compress(rows)) + _chunk(b"IEND", b"")
 
@@ -315,7 +316,7 @@ Pictures = Callable[[Path, random.Random], str]
 
 
 def _folder_with(*extra: tuple[str, bytes], count: int = 40, classes: int = 0) -> Pictures:
-    def make(root: Path, dice: random.Random) -> str:
+    def make(root: Path, rng: random.Random) -> str:
         _pictures(root / "in", count, classes)
         for name, content in extra:
             _put(root / "in" / name, content)
@@ -327,7 +328,7 @@ def _folder_with(*extra: tuple[str, bytes], count: int = 40, classes: int = 0) -
 def _shards_of(
     members: Callable[[], list[tuple[str, bytes]]], kind: str = "w", cut: float = 1.0, tail: bytes = b""
 ) -> Pictures:
-    def make(root: Path, dice: random.Random) -> str:
+    def make(root: Path, rng: random.Random) -> str:
         path = _tar(root / "in" / "a.tar", members(), kind)
         content = path.read_bytes()
         path.write_bytes(content[: int(cut * len(content))] + tail)
@@ -337,7 +338,7 @@ def _shards_of(
 
 
 def _linked(target: str) -> Pictures:
-    def make(root: Path, dice: random.Random) -> str:
+    def make(root: Path, rng: random.Random) -> str:
         _pictures(root / "in")
         os.symlink(target, root / "in" / "link.png")
         return f"folder:{root / 'in'}"
@@ -346,23 +347,23 @@ def _linked(target: str) -> Pictures:
 
 
 def _named(name: str) -> Pictures:
-    return lambda root, dice: name
+    return lambda root, rng: name
 
 
-def _spoiled_tar(root: Path, dice: random.Random) -> str:
+def _spoiled_tar(root: Path, rng: random.Random) -> str:
     path = _tar(root / "in" / "a.tar", _labelled())
     content = bytearray(path.read_bytes())
-    for _ in range(dice.randint(1, 20)):
-        content[dice.randrange(len(content))] = dice.randrange(256)
+    for _ in range(rng.randint(1, 20)):
+        content[rng.randrange(len(content))] = rng.randrange(256)
     path.write_bytes(content)
     return f"shards:{path}"
 
 
-def _spoiled_picture(root: Path, dice: random.Random) -> str:
+def _spoiled_picture(root: Path, rng: random.Random) -> str:
     _pictures(root / "in", 120)
-    path = root / "in" / f"{dice.randrange(120):03}.png"
+    path = root / "in" / f"{rng.randrange(120):03}.png"
     content = bytearray(path.read_bytes())
-    content[dice.randrange(len(content))] ^= 1 << dice.randrange(8)
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
     path.write_bytes(content)
     return f"folder:{root / 'in'}"
 
@@ -378,8 +379,8 @@ IMAGES: dict[str, tuple[Pictures, str]] = {
     "a folder named with a zero": (_named("folder:a\0b"), REFUSE),
     "a name of 5000 letters": (_named("folder:" + "a" * 5000), REFUSE),
     "nobody's home": (_named("folder:~nobody-of-that-name/x"), REFUSE),
-    "an empty folder": (lambda root, dice: (root / "in").mkdir() or f"folder:{root / 'in'}", REFUSE),
-    "a file instead of a folder": (lambda root, dice: _put(root / "in", b"x") and f"folder:{root / 'in'}", REFUSE),
+    "an empty folder": (lambda root, rng: (root / "in").mkdir() or f"folder:{root / 'in'}", REFUSE),
+    "a file instead of a folder": (lambda root, rng: _put(root / "in", b"x") and f"folder:{root / 'in'}", REFUSE),
     "only text": (_folder_with(("a.txt", b"x"), count=0), REFUSE),
     "text named .png": (_folder_with(("t.png", b"not a picture")), EITHER),
     "an empty .png": (_folder_with(("e.png", b"")), EITHER),
@@ -396,7 +397,7 @@ IMAGES: dict[str, tuple[Pictures, str]] = {
     "a link to itself": (_linked("link.png"), EITHER),
     "a link to its own folder": (_linked("."), EITHER),
     "a link to /dev/zero": (_linked("/dev/zero"), EITHER),
-    "a name that is not UTF-8": (lambda root, dice: _folder_with()(root, dice) if not os.rename(_one(root), os.fsencode(root / "in") + b"/\xff.png") else "", EITHER),
+    "a name that is not UTF-8": (lambda root, rng: _folder_with()(root, rng) if not os.rename(_one(root), os.fsencode(root / "in") + b"/\xff.png") else "", EITHER),
     "a name with a line's end": (_folder_with(("a\nb.png", png(8, 8))), EITHER),
     "a broken dataset.json": (_folder_with(("dataset.json", b"{")), EITHER),
     "a dataset.json of something else": (_folder_with(("dataset.json", b"[1, 2]")), EITHER),
@@ -406,7 +407,7 @@ IMAGES: dict[str, tuple[Pictures, str]] = {
     "a metadata.csv for others": (_folder_with(("metadata.csv", b"file_name,label\nx.png,a\n")), EITHER),
     "a broken metadata.jsonl": (_folder_with(("metadata.jsonl", b'{"file_name": "000.png"\n')), EITHER),
     "a metadata.jsonl with odd labels": (_folder_with(("metadata.jsonl", b'{"file_name": "000.png", "label": [1]}\n')), EITHER),
-    "a fifo": (lambda root, dice: _folder_with()(root, dice) if not os.mkfifo(_place(root) / "f.png") else "", EITHER),
+    "a fifo": (lambda root, rng: _folder_with()(root, rng) if not os.mkfifo(_place(root) / "f.png") else "", EITHER),
     "whole shards": (_shards_of(_labelled), TAKE),
     "no such shard": (_named("shards:in/none.tar"), REFUSE),
     "a pattern without shards": (_named("shards:in/*.tar"), REFUSE),
@@ -446,19 +447,19 @@ def _place(root: Path) -> Path:
     return root / "in"
 
 
-def _images(dice: random.Random, number: int, kind: str) -> Case:
+def _images(rng: random.Random, number: int, kind: str) -> Case:
     names = list(IMAGES)
     name = (
         names[number % len(names)]
         if number < len(names)
-        else dice.choice(["bytes changed in a tar", "a bit flipped in a picture"])
+        else rng.choice(["bytes changed in a tar", "a bit flipped in a picture"])
     )
     make, wanted = IMAGES[name]
 
     def run(trial: Trial) -> Outcome:
         folder = bare(trial)
         tree = load(trial.template / "params.yaml")
-        tree["data"] = {**tree["data"], "source": make(folder, dice), "limit": None}
+        tree["data"] = {**tree["data"], "source": make(folder, rng), "limit": None}
         dump(tree, folder / "params.yaml")
         return _counted(trial, judged(trial, trial.call("shard", prepare=limit(resource.RLIMIT_AS, 16 << 30)), wanted))
 
@@ -500,9 +501,9 @@ def teacher(place: Path) -> Path:
 ODD = (None, -1, 0, 7, 10**12, 1e300, "", "nonesuch", [], [8, 8], {"a": 1}, True, [None], "UpBlock2D")
 
 
-def _teacher(dice: random.Random, number: int, kind: str) -> Case:
+def _teacher(rng: random.Random, number: int, kind: str) -> Case:
     what = ["a key changed", "a file damaged", "the weights", "a file gone"][number % 4]
-    twist = dice.randrange(10**6)
+    twist = rng.randrange(10**6)
 
     def run(trial: Trial) -> Outcome:
         folder = trial.begin()
@@ -535,11 +536,11 @@ def _made_in_child(trial: Trial, place: Path) -> None:
     os.waitpid(pid, 0)
 
 
-def _key_changed(given: Path, dice: random.Random) -> tuple[str, str]:
-    path = dice.choice([given / "unet" / "config.json", given / "scheduler" / "scheduler_config.json"])
+def _key_changed(given: Path, rng: random.Random) -> tuple[str, str]:
+    path = rng.choice([given / "unet" / "config.json", given / "scheduler" / "scheduler_config.json"])
     tree = json.loads(path.read_text())
-    key, value = dice.choice(sorted(tree)), dice.choice(ODD)
-    if dice.random() < 0.2:
+    key, value = rng.choice(sorted(tree)), rng.choice(ODD)
+    if rng.random() < 0.2:
         del tree[key]
         value = "(left out)"
     else:
@@ -548,11 +549,11 @@ def _key_changed(given: Path, dice: random.Random) -> tuple[str, str]:
     return f"{path.relative_to(given)}: {key} = {value!r}", EITHER
 
 
-def _file_damaged(given: Path, dice: random.Random) -> tuple[str, str]:
-    path = dice.choice(sorted(p for p in given.rglob("*") if p.is_file()))
+def _file_damaged(given: Path, rng: random.Random) -> tuple[str, str]:
+    path = rng.choice(sorted(p for p in given.rglob("*") if p.is_file()))
     content = path.read_bytes()
-    how = dice.choice(["cut", "garbage", "empty", "a list", "a folder", "not UTF-8"])
-    made = {"cut": content[: len(content) // 2], "garbage": dice.randbytes(300), "empty": b"", "a list": b"[1]"}
+    how = rng.choice(["cut", "garbage", "empty", "a list", "a folder", "not UTF-8"])
+    made = {"cut": content[: len(content) // 2], "garbage": rng.randbytes(300), "empty": b"", "a list": b"[1]"}
     path.unlink()
     if how == "a folder":
         path.mkdir()
@@ -562,15 +563,15 @@ def _file_damaged(given: Path, dice: random.Random) -> tuple[str, str]:
     return f"{path.relative_to(given)}: {how}", REFUSE if needed else EITHER
 
 
-def _weights(given: Path, dice: random.Random) -> tuple[str, str]:
+def _weights(given: Path, rng: random.Random) -> tuple[str, str]:
     path = next(given.glob("unet/*.safetensors"))
     content = path.read_bytes()
     size = struct.unpack("<Q", content[:8])[0]
     head, body = json.loads(content[8 : 8 + size]), bytearray(content[8 + size :])
     names = sorted(name for name in head if name != "__metadata__")
     name, how = (
-        dice.choice(names),
-        dice.choice(["nan", "inf", "missing", "renamed", "shape", "pickle", "offsets", "dtype"]),
+        rng.choice(names),
+        rng.choice(["nan", "inf", "missing", "renamed", "shape", "pickle", "offsets", "dtype"]),
     )
     if how in ("nan", "inf"):
         start = head[name]["data_offsets"][0]
@@ -597,8 +598,8 @@ def _weights(given: Path, dice: random.Random) -> tuple[str, str]:
     return f"weights: {how} of {name}", REFUSE
 
 
-def _file_gone(given: Path, dice: random.Random) -> tuple[str, str]:
-    path = dice.choice(sorted(p for p in given.rglob("*") if p != given))
+def _file_gone(given: Path, rng: random.Random) -> tuple[str, str]:
+    path = rng.choice(sorted(p for p in given.rglob("*") if p != given))
     remove(path) if path.is_dir() else path.unlink()
     return f"{path.relative_to(given)} is gone", EITHER
 
@@ -668,12 +669,12 @@ LINES: tuple[tuple[tuple[str, ...], str], ...] = (
 )
 
 
-def _words(dice: random.Random, number: int, kind: str) -> Case:
+def _words(rng: random.Random, number: int, kind: str) -> Case:
     if number < len(LINES):
         words, wanted = LINES[number]
     else:
         parts = ["check", "distill", "pd2", "--set", "seed=1", "-", "--", "workspace", "*", "a b", "--help=", "é"]
-        words, wanted = tuple(dice.choice(parts) for _ in range(dice.randint(1, 5))), EITHER
+        words, wanted = tuple(rng.choice(parts) for _ in range(rng.randint(1, 5))), EITHER
         if "workspace" in words or not words:
             words = ("distill", *words)
 

@@ -61,17 +61,17 @@ def cases(seed: int, count: int, seen: Mapping[str, list[str]]) -> list[Case]:
     found = []
     for kind, share in SHARES.items():
         for number in range(round(count * share)):
-            dice = random.Random(f"{seed}/{kind}/{number}")
-            found.append(makers[kind](dice, seen, f"kills: {kind}"))
+            rng = random.Random(f"{seed}/{kind}/{number}")
+            found.append(makers[kind](rng, seen, f"kills: {kind}"))
     return found
 
 
-def _stage(dice: random.Random, seen: Mapping[str, list[str]], kind: str) -> Case:
+def _stage(rng: random.Random, seen: Mapping[str, list[str]], kind: str) -> Case:
     """One stage by itself, killed at an event or at any instant, over an earlier result or over none."""
     quick = [name for name in pipeline.STAGES if name not in ("measure teacher", "publish")]
-    stage = dice.choice([*quick, *quick, "measure teacher"])
-    fresh, instant = dice.random() < 0.6, dice.random() < 0.2
-    at, seconds = dice.randint(1, max(1, len(seen[stage]))), dice.uniform(0.05, 2.0)
+    stage = rng.choice([*quick, *quick, "measure teacher"])
+    fresh, instant = rng.random() < 0.6, rng.random() < 0.2
+    at, seconds = rng.randint(1, max(1, len(seen[stage]))), rng.uniform(0.05, 2.0)
     where = f"after {seconds:.2f} s" if instant else _told(seen[stage], at)
 
     def run(trial: Trial) -> Outcome:
@@ -90,13 +90,13 @@ def _stage(dice: random.Random, seen: Mapping[str, list[str]], kind: str) -> Cas
     return Case(kind, f"./stage {stage} ({'nothing' if fresh else 'an earlier result'} there), killed {where}", run)
 
 
-def _pipeline(dice: random.Random, seen: Mapping[str, list[str]], kind: str) -> Case:
+def _pipeline(rng: random.Random, seen: Mapping[str, list[str]], kind: str) -> Case:
     """`./stage run` from some stage on, killed in DVC, in a stage, or everything at once."""
     names = list(pipeline.STAGES)
-    first = dice.choice(names[2:-1])
+    first = rng.choice(names[2:-1])
     later = names[names.index(first) :]
-    victim = dice.choice(["dvc", "everything", "any", *later])
-    at, seconds = dice.randint(1, 60), dice.uniform(0.3, 9.0)
+    victim = rng.choice(["dvc", "everything", "any", *later])
+    at, seconds = rng.randint(1, 60), rng.uniform(0.3, 9.0)
 
     def run(trial: Trial) -> Outcome:
         folder = trial.begin()
@@ -114,9 +114,9 @@ def _pipeline(dice: random.Random, seen: Mapping[str, list[str]], kind: str) -> 
     return Case(kind, f"./stage run from {first} on, {victim} killed {how}", run)
 
 
-def _dvc(dice: random.Random, seen: Mapping[str, list[str]], kind: str) -> Case:
+def _dvc(rng: random.Random, seen: Mapping[str, list[str]], kind: str) -> Case:
     """DVC alone, at one of its own writes: dvc.lock, its cache, its run cache, its locks."""
-    at = _some_event(dice, seen["dvc"])
+    at = _some_event(rng, seen["dvc"])
 
     def run(trial: Trial) -> Outcome:
         folder = trial.begin()
@@ -129,20 +129,20 @@ def _dvc(dice: random.Random, seen: Mapping[str, list[str]], kind: str) -> Case:
     return Case(kind, f"./stage run from search on, dvc killed {_told(seen['dvc'], at)}", run)
 
 
-def _some_event(dice: random.Random, events: list[str]) -> int:
+def _some_event(rng: random.Random, events: list[str]) -> int:
     """Any event, but each sort of them as likely as another: dvc.lock alone is written in thousands of small pieces."""
     sorts: dict[str, list[int]] = {}
     for k, event in enumerate(events, 1):
         sorts.setdefault(re.sub(r"[0-9a-f]{6,}|\d+", "*", event), []).append(k)
-    return dice.choice(sorts[dice.choice(list(sorts))]) if sorts else 1
+    return rng.choice(sorts[rng.choice(list(sorts))]) if sorts else 1
 
 
-def _mlflow(dice: random.Random, seen: Mapping[str, list[str]], kind: str) -> Case:
+def _mlflow(rng: random.Random, seen: Mapping[str, list[str]], kind: str) -> Case:
     """`publish`, while mlflow.db is made, or while runs and models are written."""
-    fresh = dice.random() < 0.6
+    fresh = rng.random() < 0.6
     events = seen["publish" if fresh else "publish again"]
     made = next((k for k, event in enumerate(events) if "INSERT" in event), len(events))
-    at = dice.randint(1, max(1, made if fresh and dice.random() < 0.6 else len(events)))
+    at = rng.randint(1, max(1, made if fresh and rng.random() < 0.6 else len(events)))
 
     def run(trial: Trial) -> Outcome:
         folder = trial.begin()
@@ -168,9 +168,9 @@ def _twice_as_much(trial: Trial, outcome: Outcome) -> Outcome:
     return outcome
 
 
-def _real(dice: random.Random, seen: Mapping[str, list[str]], kind: str) -> Case:
+def _real(rng: random.Random, seen: Mapping[str, list[str]], kind: str) -> Case:
     """Real processes from start to end, nothing forked by us: one of the tree, or all of it, killed at a random instant."""
-    seconds, everything, pick = dice.uniform(1.0, 40.0), dice.random() < 0.4, dice.random()
+    seconds, everything, pick = rng.uniform(1.0, 40.0), rng.random() < 0.4, rng.random()
 
     def run(trial: Trial) -> Outcome:
         folder = trial.begin()
@@ -187,9 +187,9 @@ def _real(dice: random.Random, seen: Mapping[str, list[str]], kind: str) -> Case
 FLOW = "import sys; from flows.distill import main; sys.exit(main(['search']))"
 
 
-def _flow(dice: random.Random, seen: Mapping[str, list[str]], kind: str) -> Case:
+def _flow(rng: random.Random, seen: Mapping[str, list[str]], kind: str) -> Case:
     """The flow without a server of ours; one process of it, or all, killed at a random instant. Then the flow again."""
-    seconds, everything, pick = dice.uniform(8.0, 45.0), dice.random() < 0.5, dice.random()
+    seconds, everything, pick = rng.uniform(8.0, 45.0), rng.random() < 0.5, rng.random()
 
     def run(trial: Trial) -> Outcome:
         folder = trial.begin()

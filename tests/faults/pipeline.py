@@ -43,9 +43,9 @@ TINY = (
     "gamma={steps: 20, images: 4, batch: 80}",
     "search={most: 4}",
     "evaluate={images: 20, batch: 20, likelihood: {images: 2}, fitted: {points: 6, images: 4, batch: 4},"
-    " anytime: [{sampler: renoise, trajectory: even, steps: [1]}],"
-    " teacher: [{sampler: ddim, trajectory: even, steps: [2]}, {sampler: ddim, trajectory: searched, steps: [2]},"
-    " {sampler: analytic, trajectory: even, steps: [2]}]}",
+    " any_time_students: [{sampler: multistep_consistency, trajectory: uniform, steps: [1]}],"
+    " teacher: [{sampler: ddim, trajectory: uniform, steps: [2]}, {sampler: ddim, trajectory: least_cost, steps: [2]},"
+    " {sampler: analytic, trajectory: uniform, steps: [2]}]}",
     "compute={threads: 1, save_seconds: 0.001}",
 )
 

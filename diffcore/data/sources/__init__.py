@@ -77,7 +77,7 @@ class Kind(abc.ABC):
 
     @abc.abstractmethod
     def find(self, place: str, labels: str | None, split: Split | None) -> Source:
-        """What lies at `place`, without decoding it. Raises Mistake when there is nothing to read.
+        """What lies at `place`, without decoding it. Raises UserError when there is nothing to read.
 
         labels, split: of the section `data`; one that is not `in_folders` need not look at them.
         """

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.data import folders, tars
 from diffcore.data.folders import Picture
 from diffcore.data.sources import Entry, Kind, Source
@@ -44,12 +44,12 @@ def _root(place: str) -> Path:
         is_folder, is_there = root.is_dir(), root.exists()
     except (OSError, RuntimeError, ValueError) as error:
         said = getattr(error, "strerror", None) or error
-        raise Mistake(f"data.source: {printable(place)} cannot be read ({said})") from None
+        raise UserError(f"data.source: {printable(place)} cannot be read ({said})") from None
     if is_folder:
         return root
     if is_there:
-        raise Mistake(f"data.source: {printable(place)} is no folder; unpack it if it is an archive")
-    raise Mistake(f"data.source: there is no folder {printable(place)}")
+        raise UserError(f"data.source: {printable(place)} is no folder; unpack it if it is an archive")
+    raise UserError(f"data.source: there is no folder {printable(place)}")
 
 
 def _chosen(sizes: dict[str, int], split: Split, place: str) -> tuple[list[str], list[str]]:
@@ -58,7 +58,7 @@ def _chosen(sizes: dict[str, int], split: Split, place: str) -> tuple[list[str],
     for name in (*(split.train or ()), *split.names):
         if name.lower() not in by_name:
             known = f"has {', '.join(map(printable, sizes))}" if sizes else "is not divided into train/, test/, ..."
-            raise Mistake(f"data.split: there is no split {name!r}; {printable(place)} {known}")
+            raise UserError(f"data.split: there is no split {name!r}; {printable(place)} {known}")
     held = [by_name[name.lower()] for name in split.names]
     if split.train is not None:
         return [by_name[name.lower()] for name in split.train], held

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.data import tars
 from diffcore.data.sources import Entry, Kind, Source
 from diffcore.data.split import Split
@@ -30,7 +30,7 @@ class Shards(Kind):
                 for key, parts in tars.members(file, str(path)):
                     entries.append(_entry(path, key, parts, file))
         if not entries:
-            raise Mistake(f"data.source: the shards {place} hold no images")
+            raise UserError(f"data.source: the shards {place} hold no images")
         return Source(entries, None, files=paths)
 
 
@@ -38,7 +38,7 @@ def _entry(path: Path, key: str, parts: dict[str, tuple[int, int]], file: io.Buf
     images = [extension for extension in parts if extension in tars.TAR_IMAGES]
     if len(images) != 1:
         found = ", ".join(parts)
-        raise Mistake(f"{path}: sample {key!r} must have one part of {', '.join(tars.TAR_IMAGES)}; it has {found}")
+        raise UserError(f"{path}: sample {key!r} must have one part of {', '.join(tars.TAR_IMAGES)}; it has {found}")
     count = 1
     if images == ["npy"]:
         file.seek(parts["npy"][0])
@@ -64,11 +64,11 @@ def _expand(pattern: str) -> list[Path]:
         found = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else [name]
         missing = [path for path in found if not os.path.isfile(path)]
         if missing or not found:
-            raise Mistake(f"data.source: there is no shard {printable((missing or [name])[0])}")
+            raise UserError(f"data.source: there is no shard {printable((missing or [name])[0])}")
         paths += [Path(path) for path in found]
     twice = next((path for path, count in collections.Counter(paths).items() if count > 1), None)
     if twice is not None:
-        raise Mistake(f"data.source: {printable(str(twice))} is named twice by {pattern}")
+        raise UserError(f"data.source: {printable(str(twice))} is named twice by {pattern}")
     return paths
 
 

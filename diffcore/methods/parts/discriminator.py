@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.core.rng import generator
 from diffcore.core.shapes import PerSample
 from diffcore.denoisers.denoiser import Condition, Denoiser, per_sample
@@ -38,7 +38,7 @@ class Discriminator(nn.Module):
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         found = tuple(feature.shape[1] for feature in features)
         if found != self.widths:
-            raise Mistake(
+            raise UserError(
                 f"this critic looks at features of {_listed(self.widths)} channels, not of {_listed(found)}; give it those "
                 "of the network it was made for"
             )
@@ -74,7 +74,7 @@ def fooling(fake: list[Tensor]) -> PerSample:
 
 @torch.no_grad()
 def widths(denoiser: Denoiser) -> tuple[int, ...]:
-    """How many channels each of its feature maps has; a Mistake where it has none to show.
+    """How many channels each of its feature maps has; a UserError where it has none to show.
 
     A blank image tells. Of how many channels, only the network knows: they are tried.
     """
@@ -83,12 +83,12 @@ def widths(denoiser: Denoiser) -> tuple[int, ...]:
     for channels in range(1, 17):
         blank = torch.zeros(1, channels, SIDE, SIDE, dtype=like.dtype, device=like.device)
         try:
-            maps = denoiser.given(known).features(blank, per_sample(0.5, blank))
+            maps = denoiser.with_condition(known).features(blank, per_sample(0.5, blank))
         except RuntimeError as error:
             refusal = error
             continue
         return tuple(feature.shape[1] for feature in maps)
-    raise Mistake(f"this teacher shows no features of an image of {SIDE} pixels and 1 to 16 channels: {refusal}")
+    raise UserError(f"this teacher shows no features of an image of {SIDE} pixels and 1 to 16 channels: {refusal}")
 
 
 def _mean(maps: list[Tensor]) -> PerSample:
@@ -97,10 +97,10 @@ def _mean(maps: list[Tensor]) -> PerSample:
 
 
 @torch.no_grad()
-def _start(layer: nn.Conv2d, dice: torch.Generator) -> None:
+def _start(layer: nn.Conv2d, rng: torch.Generator) -> None:
     bound = layer.weight[0].numel() ** -0.5
     for parameter in layer.parameters():
-        parameter.uniform_(-bound, bound, generator=dice)
+        parameter.uniform_(-bound, bound, generator=rng)
 
 
 def _listed(widths: tuple[int, ...]) -> str:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.core.shapes import Sample
 from diffcore.metrics.estimate import Estimate
 from diffcore.metrics.features import Features
@@ -28,10 +28,10 @@ def accuracy(samples: Sample, classes: Tensor, real: Tensor, features: Features)
     """The share of samples whose class is found, and the standard error of this mean.
 
     classes: int64 [n], of the samples; real: those of the images that the network learned from, for it numbers the classes
-    that occur. A Mistake for a network that learned no classes.
+    that occur. A UserError for a network that learned no classes.
     """
     if features.card.task != "classes":
-        raise Mistake("the feature network learned no classes, so it cannot tell whether samples have the right one")
+        raise UserError("the feature network learned no classes, so it cannot tell whether samples have the right one")
     known, x = torch.unique(real.cpu()), to_8bit(samples)
     found = torch.cat([features.logits(part.to(features.device)).argmax(1).cpu() for part in x.split(250)])
     right = (known[found] == classes.cpu()).double()

@@ -13,5 +13,5 @@ class Bits(Metric):
 
     def measure(self, subject: Subject) -> Estimate | None:
         model = subject.model
-        found = likelihood.of(model.sampler, model.images, model.seed, model.probes, model.batch, model.condition)
+        found = likelihood.estimate(model.sampler, model.images, model.seed, model.probes, model.batch, model.condition)
         return found and Estimate(found.mean, found.se)

@@ -21,10 +21,10 @@ def guidance_features(guidance: PerSample) -> Tensor:
 
 
 class TimeEmbedding(nn.Module):
-    """label [b] -> [b, e]: sinusoids, two linear layers.
+    """timestep [b] -> [b, e]: sinusoids, two linear layers.
 
     A sinusoid whose column of weights is exactly zero takes no part, so no gradient moves that column: the fast frequencies
-    that `build` switched off stay off, and a foreign checkpoint, which has no such column, trains all of its own.
+    that `build` switched off stay off, and a checkpoint of diffusers, which has no such column, trains all of its own.
     """
 
     def __init__(self, features: int, config: UNetConfig):
@@ -33,22 +33,22 @@ class TimeEmbedding(nn.Module):
         self.linear_1 = nn.Linear(features, config.embedding)
         self.linear_2 = nn.Linear(config.embedding, config.embedding)
 
-    def forward(self, label: PerSample) -> Tensor:
+    def forward(self, timestep: PerSample) -> Tensor:
         weight = self.linear_1.weight
-        used = sinusoids(label, self.features, self.shift, self.flip) * (weight != 0).any(0)
+        used = sinusoids(timestep, self.features, self.shift, self.flip) * (weight != 0).any(0)
         return self.linear_2(F.silu(self.linear_1(used.to(weight.dtype))))
 
 
 def frequencies(features: int, shift: int | float, device: torch.device | str = "cpu") -> Tensor:
-    """w_k = 10000^(-k / (n - shift)), k < n = features // 2, in radians per unit of the label; [n], float32."""
+    """w_k = 10000^(-k / (n - shift)), k < n = features // 2, in radians per unit of the timestep; [n], float32."""
     half = features // 2
     exponents = -math.log(MAX_PERIOD) * torch.arange(half, dtype=torch.float32, device=device)
     return torch.exp(exponents / (half - shift))
 
 
-def sinusoids(label: PerSample, features: int, shift: int | float, flip: bool) -> Tensor:
-    """(sin, cos) of label * w_k, or (cos, sin) if `flip`; [b, features], float32 (Vaswani et al. 2017, 1706.03762)."""
-    phase = label.float()[:, None] * frequencies(features, shift, label.device)
+def sinusoids(timestep: PerSample, features: int, shift: int | float, flip: bool) -> Tensor:
+    """(sin, cos) of timestep * w_k, or (cos, sin) if `flip`; [b, features], float32 (Vaswani et al. 2017, 1706.03762)."""
+    phase = timestep.float()[:, None] * frequencies(features, shift, timestep.device)
     parts = (phase.cos(), phase.sin()) if flip else (phase.sin(), phase.cos())
     return F.pad(torch.cat(parts, 1), (0, features % 2))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 
 FORMAT = "UNet2DModel"
 GUIDED = "GuidedUNet2DModel"
@@ -17,7 +17,7 @@ WRITTEN_AS = "0.36.0"
 """The release of diffusers that the written config.json names: the oldest one supported."""
 
 
-class Unsupported(Mistake):
+class Unsupported(UserError):
     """A part of UNet2DModel that this network leaves to the adapter."""
 
 
@@ -30,7 +30,7 @@ MAX_PERIOD = 10000
 class UNetConfig:
     """The keys of a UNet2DModel's config.json, with diffusers' defaults for keys that a file leaves out.
 
-    Raises Unsupported for a value that this network does not know, and Mistake for numbers that do not fit together.
+    Raises Unsupported for a value that this network does not know, and UserError for numbers that do not fit together.
     """
 
     sample_size: int | tuple[int, ...] | None = None
@@ -75,12 +75,12 @@ class UNetConfig:
             )
         levels = {len(self.down_block_types), len(self.up_block_types), len(self.block_out_channels)}
         if len(levels) > 1:
-            raise Mistake("down_block_types, up_block_types and block_out_channels must be of equal length")
+            raise UserError("down_block_types, up_block_types and block_out_channels must be of equal length")
         for channels in self.block_out_channels:
             if channels % self.norm_num_groups:
-                raise Mistake(f"{channels} channels do not divide into {self.norm_num_groups} groups; change either")
+                raise UserError(f"{channels} channels do not divide into {self.norm_num_groups} groups; change either")
             if self.attends and (self.attention_head_dim or 1) > channels:
-                raise Mistake(f"attention_head_dim {self.attention_head_dim} is larger than {channels} channels")
+                raise UserError(f"attention_head_dim {self.attention_head_dim} is larger than {channels} channels")
 
     @property
     def attends(self) -> bool:
@@ -112,7 +112,7 @@ KNOWN: dict[str, tuple[Any, ...]] = {
 }
 
 
-ADAPTER = "the adapter to diffusers (diffcore.nets.foreign) takes it"
+ADAPTER = "the adapter to diffusers (diffcore.nets.diffusers_model) takes it"
 
 
 def default_config(
@@ -126,12 +126,14 @@ def default_config(
 ) -> UNetConfig:
     """Our default for images [c, h, w]: scale-shift conditioning, a level for each of `channels`.
 
-    Raises Mistake if h or w cannot be halved at each level, or the channels not be grouped.
+    Raises UserError if h or w cannot be halved at each level, or the channels not be grouped.
     """
     count, height, width = image_shape
     levels, step = len(channels), 2 ** (len(channels) - 1)
     if height % step or width % step:
-        raise Mistake(f"images of {height} x {width} cannot be halved {levels - 1} times; use fewer channels or resize")
+        raise UserError(
+            f"images of {height} x {width} cannot be halved {levels - 1} times; use fewer channels or resize"
+        )
     deep = levels - 1 if attention else 0
     return UNetConfig(
         sample_size=height if height == width else (height, width),

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.core.rng import generator
-from diffcore.denoisers.network import LABELS
+from diffcore.denoisers.network import NUM_TIMESTEPS
 from diffcore.nets.unet.blocks import TimeEmbedding, frequencies
 from diffcore.nets.unet.config import UNetConfig
 from diffcore.nets.unet.model import UNet
@@ -29,20 +29,22 @@ def build(config: UNetConfig, seed: int, max_phase: float | None = 12.0) -> UNet
     return net
 
 
-def _start(parameter: Tensor, layer: nn.Module, name: str, dice: torch.Generator) -> None:
+def _start(parameter: Tensor, layer: nn.Module, name: str, rng: torch.Generator) -> None:
     if isinstance(layer, nn.GroupNorm):
         parameter.fill_(float(name.endswith("weight")))
     elif isinstance(layer, nn.Embedding):
-        parameter.normal_(generator=dice)
+        parameter.normal_(generator=rng)
     elif name.split(".")[-2] in ("conv2", "conv_out", "guidance_embedding"):
         parameter.zero_()
     else:
         bound = layer.weight[0].numel() ** -0.5
-        parameter.uniform_(-bound, bound, generator=dice)
+        parameter.uniform_(-bound, bound, generator=rng)
 
 
 def _switch_off(embedding: TimeEmbedding, max_phase: float) -> None:
-    fast = LABELS * frequencies(embedding.features, embedding.shift) > max_phase
+    fast = NUM_TIMESTEPS * frequencies(embedding.features, embedding.shift) > max_phase
     if fast.all():
-        raise Mistake(f"max_phase {max_phase} leaves no frequency of the time embedding; raise it or widen channels[0]")
+        raise UserError(
+            f"max_phase {max_phase} leaves no frequency of the time embedding; raise it or widen channels[0]"
+        )
     embedding.linear_1.weight[:, : 2 * len(fast)].masked_fill_(torch.cat([fast, fast]), 0)

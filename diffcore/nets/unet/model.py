@@ -7,15 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.core.shapes import PerSample, Sample
 from diffcore.nets.unet.blocks import GUIDANCE_FEATURES, Down, Mid, TimeEmbedding, Up, guidance_features
 from diffcore.nets.unet.config import ATTENTION_DOWN, ATTENTION_UP, UNetConfig, config_json
 
 
 class UNet(nn.Module):
-    """(x, label) -> [b, c, h, w]; [b, 2c, h, w] for the head `both`. Its weights mean nothing until `build` or
-    `load_state_dict` sets them.
+    """(x, timestep) -> [b, c, h, w]; [b, 2c, h, w] for the parameterization `x0_eps`. Its weights mean nothing until `build`
+    or `load_state_dict` sets them.
 
     A forward pass is embed, down, mid, up, out. A wrapper that scales skips acts between down and up; one that caches the
     deep part keeps what `up(..., until=k)` gives and goes on with `up(kept, down(x, embedding, k), embedding)`.
@@ -49,34 +49,36 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
     def forward(
-        self, x: Sample, label: PerSample, class_label: Tensor | None = None, guidance: PerSample | None = None
+        self, x: Sample, timestep: PerSample, class_labels: Tensor | None = None, guidance: PerSample | None = None
     ) -> Tensor:
-        """x: [b, c, h, w]; label: [b], c = T t - 1 with T = 1024, float; class_label: [b], int, where there is a table;
+        """x: [b, c, h, w]; timestep: [b], c = T t - 1 with T = 1024, float; class_labels: [b], int, where there is a table;
         guidance: [b], where the weight is an input."""
-        embedding = self.embed(label, class_label, guidance)
+        embedding = self.embed(timestep, class_labels, guidance)
         skips = self.down(x, embedding)
         return self.out(self.up(self.mid(skips[-1], embedding), skips, embedding))
 
     def features(
-        self, x: Sample, label: PerSample, class_label: Tensor | None = None, guidance: PerSample | None = None
+        self, x: Sample, timestep: PerSample, class_labels: Tensor | None = None, guidance: PerSample | None = None
     ) -> list[Tensor]:
         """What the network sees: the end of each level on the way down, then the coarsest, [b, c_l, h_l, w_l] each."""
-        embedding = self.embed(label, class_label, guidance)
+        embedding = self.embed(timestep, class_labels, guidance)
         skips = self.down(x, embedding)
         count = self.config.layers_per_block
         ends = [skips[min((count + 1) * (level + 1) - 1, len(skips) - 1)] for level in range(len(self.down_blocks))]
         return [*ends, self.mid(skips[-1], embedding)]
 
-    def embed(self, label: PerSample, class_label: Tensor | None = None, guidance: PerSample | None = None) -> Tensor:
+    def embed(
+        self, timestep: PerSample, class_labels: Tensor | None = None, guidance: PerSample | None = None
+    ) -> Tensor:
         """The activated embedding of time, class and guidance that every residual block projects, [b, e]."""
-        if (class_label is None) != (self.class_embedding is None):
-            raise Mistake(_CLASS_GIVEN if self.class_embedding is None else _CLASS_MISSING)
+        if (class_labels is None) != (self.class_embedding is None):
+            raise UserError(_CLASS_GIVEN if self.class_embedding is None else _CLASS_MISSING)
         if (guidance is None) != (self.guidance_embedding is None):
-            raise Mistake(_GUIDANCE_GIVEN if self.guidance_embedding is None else _GUIDANCE_MISSING)
-        with torch.autocast(label.device.type, enabled=False):  # in bfloat16 neighbouring times would be one
-            embedding = self.time_embedding(label)
+            raise UserError(_GUIDANCE_GIVEN if self.guidance_embedding is None else _GUIDANCE_MISSING)
+        with torch.autocast(timestep.device.type, enabled=False):  # in bfloat16 neighbouring times would be one
+            embedding = self.time_embedding(timestep)
             if self.class_embedding is not None:
-                embedding = embedding + self.class_embedding(class_label)
+                embedding = embedding + self.class_embedding(class_labels)
             if self.guidance_embedding is not None:
                 embedding = embedding + self.guidance_embedding(guidance_features(guidance).to(embedding.dtype))
             return F.silu(embedding)
@@ -119,7 +121,7 @@ class UNet(nn.Module):
         return made
 
 
-_CLASS_GIVEN = "this network knows no classes: leave class_label out"
-_CLASS_MISSING = "this network is conditioned on classes: give class_label, an index for each sample"
+_CLASS_GIVEN = "this network knows no classes: leave class_labels out"
+_CLASS_MISSING = "this network is conditioned on classes: give class_labels, an index for each sample"
 _GUIDANCE_GIVEN = "this network has no input for a guidance weight: leave guidance out"
 _GUIDANCE_MISSING = "this network has an input for the guidance weight: give guidance, a number for each sample"

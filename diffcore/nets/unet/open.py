@@ -3,23 +3,23 @@
 from pathlib import Path
 from typing import Any
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.nets.family import Family
 from diffcore.nets.unet.config import FORMAT, GUIDED, UNetConfig, Unsupported, from_json, modern_names
 from diffcore.nets.unet.model import UNet
 from diffcore.nets.unet.shape import Shape
 
 
-def opened(content: dict[str, Any], weights: Path, both: bool) -> UNet | None:
+def opened(content: dict[str, Any], weights: Path, x0_eps: bool) -> UNet | None:
     """The network; None for a part that ours lacks, and for an output of a learned variance, which the adapter halves.
 
-    both: it is one of the head `both`, whose output has twice the channels.
+    x0_eps: it is one of the parameterization `x0_eps`, whose output has twice the channels.
     """
     try:
         config = from_json(content)
     except Unsupported:
         return None
-    return _loaded(config, weights) if both or config.out_channels == config.in_channels else None
+    return _loaded(config, weights) if x0_eps or config.out_channels == config.in_channels else None
 
 
 def _loaded(config: UNetConfig, weights: Path) -> UNet:
@@ -31,7 +31,7 @@ def _loaded(config: UNetConfig, weights: Path) -> UNet:
         net.load_state_dict(modern_names(load_file(weights)))
     except (SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise Mistake(f"{weights} does not hold this network's weights ({reason[:300]}); fetch it again") from None
+        raise UserError(f"{weights} does not hold this network's weights ({reason[:300]}); fetch it again") from None
     return net
 
 

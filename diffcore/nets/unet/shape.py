@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.nets import family
 from diffcore.nets.unet.config import UNetConfig, default_config
 from diffcore.nets.unet.init import build
@@ -17,7 +17,7 @@ class Shape(family.Shape):
     """What a person chooses of the default U-Net.
 
     channels: of each level, from the finest. layers: residual blocks per level on the way down. attention: on every level
-    but the finest. groups: of the group norms. max_phase: radians, see `build`. conditional, head: of any family.
+    but the finest. groups: of the group norms. max_phase: radians, see `build`. conditional, parameterization: of any family.
     """
 
     channels: tuple[int, ...]
@@ -27,11 +27,13 @@ class Shape(family.Shape):
     dropout: float
     max_phase: float
     conditional: bool = False
-    head: Literal["v", "x0", "eps", "both"] = "v"
+    parameterization: Literal["v", "x0", "eps", "x0_eps"] = "v"
 
     def __post_init__(self):
-        if self.head == "eps":
-            raise ValueError("head eps has no image at t = 1, where sampling begins and alpha is 0; take v, or both")
+        if self.parameterization == "eps":
+            raise ValueError(
+                "parameterization eps has no image at t = 1, where sampling begins and alpha is 0; take v, or x0_eps"
+            )
         if not self.channels or min(*self.channels, self.layers, self.groups) < 1:
             raise ValueError("channels, layers and groups must be at least 1")
         if any(channels % self.groups for channels in self.channels):
@@ -49,12 +51,12 @@ class Shape(family.Shape):
     def config(self, image: tuple[int, ...] | list[int], classes: int | None = None) -> UNetConfig:
         """The network for images of shape [c, h, w] of so many classes; one more stands for no class."""
         if self.conditional and not classes:
-            raise Mistake("network.conditional is true, but the data have no classes; set it to false or give labels")
+            raise UserError("network.conditional is true, but the data have no classes; set it to false or give labels")
         table = classes + 1 if self.conditional else None
         made = default_config(
             tuple(image), self.channels, self.layers, self.attention, self.groups, table, self.dropout
         )
-        return replace(made, out_channels=2 * made.in_channels) if self.head == "both" else made
+        return replace(made, out_channels=2 * made.in_channels) if self.parameterization == "x0_eps" else made
 
     def build(self, image: Sequence[int], classes: int | None, seed: int) -> UNet:
         return build(self.config(image, classes), seed, self.max_phase)
@@ -84,8 +86,8 @@ def residual_blocks(shape: Shape) -> Iterator[tuple[int, int, int]]:
 def parameters(shape: Shape, channels: int) -> int:
     """How many numbers the default U-Net for images of so many channels learns, without its tables of classes."""
     widths, embedding = shape.channels, 4 * shape.channels[0]
-    ends = 9 * channels * widths[0] * (3 if shape.head == "both" else 2) + 3 * widths[0]
-    ends += channels * (2 if shape.head == "both" else 1)
+    ends = 9 * channels * widths[0] * (3 if shape.parameterization == "x0_eps" else 2) + 3 * widths[0]
+    ends += channels * (2 if shape.parameterization == "x0_eps" else 1)
     time = embedding * (widths[0] + embedding + 2)
     halving = sum(9 * width * width + width for width in (*widths[:-1], *widths[1:]))
     blocks = sum(_block(width, out, embedding) for _, width, out in residual_blocks(shape))

@@ -10,10 +10,10 @@ from typing import Literal
 
 import torch
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.core.shapes import PerSample, Sample, lift
 from diffcore.denoisers.denoiser import Denoiser
-from diffcore.denoisers.node import Mark, at_half_logsnr, believe, land, mark
+from diffcore.denoisers.node import Node, at_half_logsnr, ddim_step, node, predict_at
 from diffcore.denoisers.prediction import Prediction
 from diffcore.noise.schedule import Level, Schedule
 from diffcore.noise.trajectory import Trajectory, ends
@@ -46,12 +46,12 @@ class Adaptive(Solver):
             raise ValueError(f"rtol and atol must be positive, got {self.rtol} and {self.atol}")
 
     def solve(self, denoiser: Denoiser, x: Sample, trajectory: Trajectory, noise: Noise) -> Sample:
-        first, last = (mark(denoiser.schedule, trajectory.times[k]) for k in (0, -1))
+        first, last = (node(denoiser.schedule, trajectory.times[k]) for k in (0, -1))
         begin, end = finite_ends(denoiser.schedule, first, last)
         if begin != first:
-            x = land(believe(denoiser, x, first), begin)
+            x = ddim_step(predict_at(denoiser, x, first), begin)
         x = self._integrate(denoiser, x, begin.lam, end.lam)
-        return x if end == last else land(believe(denoiser, x, end), last)
+        return x if end == last else ddim_step(predict_at(denoiser, x, end), last)
 
     def _integrate(self, denoiser: Denoiser, x: Sample, start: float, end: float) -> Sample:
         result, rows = x.clone(), torch.arange(len(x), device=x.device)
@@ -60,7 +60,7 @@ class Adaptive(Solver):
         for _ in range(MOST_STEPS):
             last = h >= (end - lam) * (1 - 1e-12)
             to = torch.where(last, torch.full_like(lam, end), lam + h)
-            lower, higher = self._step(denoiser.of(rows), x, lam, to)
+            lower, higher = self._step(denoiser.select(rows), x, lam, to)
             size = self._size(higher - lower, lower, before)
             good = size <= 1
             h = SAFETY * (to - lam) * size.clamp(min=1e-12) ** (-1 / self.higher)
@@ -72,21 +72,23 @@ class Adaptive(Solver):
             rows, x, before, lam, h = (part[~arrived] for part in (rows, x, before, lam, h))
             if not len(rows):
                 return result
-        raise Mistake(f"dpm_solver_{self.higher - 1}{self.higher} took {MOST_STEPS} steps without arriving; raise rtol")
+        raise UserError(
+            f"dpm_solver_{self.higher - 1}{self.higher} took {MOST_STEPS} steps without arriving; raise rtol"
+        )
 
     def _size(self, difference: Sample, lower: Sample, before: Sample) -> PerSample:
         """The error of each sample in units of what is allowed, [b], float64."""
         allowed = (self.rtol * torch.maximum(lower.abs(), before.abs())).clamp(min=self.atol)
         size = (difference / allowed).flatten(1).square().mean(1).sqrt().double()
         if not size.isfinite().all():
-            raise Mistake("an adaptive step met numbers that are not finite; look at what the network makes of noise")
+            raise UserError("an adaptive step met numbers that are not finite; look at what the network makes of noise")
         return size
 
     def _step(self, denoiser: Denoiser, x: Sample, lam: PerSample, to: PerSample) -> tuple[Sample, Sample]:
         """The steps of order 1 and 2 (algorithm 4 with r_1 = 1/2)."""
         step, r1 = _Step(denoiser, x, lam, to - lam, self.predicts), 1 / 2
-        look = step.believe(step.land(r1), r1)
-        return step.land(1.0), step.bend(1.0, look, r1, integral=False)
+        look = step.predict_at(step.ddim_step(r1), r1)
+        return step.ddim_step(1.0), step.bend(1.0, look, r1, integral=False)
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,8 @@ class DPM23(Adaptive):
     def _step(self, denoiser: Denoiser, x: Sample, lam: PerSample, to: PerSample) -> tuple[Sample, Sample]:
         """The steps of order 2 and 3 (algorithm 4 with r_1 = 1/3, algorithm 5)."""
         step, r1, r2 = _Step(denoiser, x, lam, to - lam, self.predicts), 1 / 3, 2 / 3
-        early = step.believe(step.land(r1), r1)
-        late = step.believe(step.bend(r2, early, r1, integral=True), r2)
+        early = step.predict_at(step.ddim_step(r1), r1)
+        late = step.predict_at(step.bend(r2, early, r1, integral=True), r2)
         return step.bend(1.0, early, r1, integral=False), step.bend(1.0, late, r2, integral=True)
 
 
@@ -117,12 +119,12 @@ class _Step:
 
     def __init__(self, denoiser: Denoiser, x: Sample, lam: PerSample, h: PerSample, predicts: str):
         self.denoiser, self.lam, self.h, self.predicts = denoiser, lam, h, predicts
-        self.first = self.believe(x, 0.0)
+        self.first = self.predict_at(x, 0.0)
 
-    def believe(self, x: Sample, place: float) -> Prediction:
+    def predict_at(self, x: Sample, place: float) -> Prediction:
         return self.denoiser(x, self._time(place))
 
-    def land(self, place: float) -> Sample:
+    def ddim_step(self, place: float) -> Sample:
         """The DDIM step."""
         to = self._level(place)
         return to.alpha * self.first.x0 + to.sigma * self.first.eps
@@ -132,7 +134,7 @@ class _Step:
         step, scale = signed(place * self.h, self._level(place), self.predicts)
         weight = torch.expm1(step) / step - 1 if integral else 0.5 * torch.expm1(step)
         change = getattr(look, self.predicts) - getattr(self.first, self.predicts)
-        return self.land(place) - scale * lift(weight * place / where, change) * change
+        return self.ddim_step(place) - scale * lift(weight * place / where, change) * change
 
     def _time(self, place: float) -> PerSample:
         return self.denoiser.schedule.time(self.lam + place * self.h)
@@ -141,7 +143,7 @@ class _Step:
         return self.denoiser.schedule.level(self._time(place), self.first.x0)
 
 
-def finite_ends(schedule: Schedule, first: Mark, last: Mark) -> tuple[Mark, Mark]:
-    """The two marks, or in place of one with an infinite lambda that of the `ends` of the schedule."""
+def finite_ends(schedule: Schedule, first: Node, last: Node) -> tuple[Node, Node]:
+    """The two nodes, or in place of one with an infinite lambda that of the `ends` of the schedule."""
     noisiest, cleanest = (at_half_logsnr(schedule, -math.log(end)) for end in ends(schedule))
     return noisiest if math.isinf(first.lam) else first, cleanest if math.isinf(last.lam) else last

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.core.shapes import PerSample, Sample, lift
 from diffcore.denoisers.denoiser import Denoiser, per_sample
 from diffcore.noise.schedule import Level, Schedule, Table
@@ -48,7 +48,7 @@ class Analytic(Posterior):
     """Noise of the optimal variance around the DDIM-eta mean; eta = 1 is DDPM's.
 
     cov is looked up at t and interpolated linearly between the grid's times. The last step returns the mean. It needs to be
-    told what Gamma was estimated: `Analytic(...).knowing(gamma)`. The believed x_0 is taken as it is; the authors' code
+    told what Gamma was estimated: `Analytic(...).with_gamma(gamma)`. The believed x_0 is taken as it is; the authors' code
     clamps it to [-1, 1], see diffcore.denoisers.clipping. Covariances are kept below bound (12); bound (11) holds for the
     true score, and so for the estimate "norm" by itself, but "residual" is the optimum for the network's own mean (the
     paper's appendix H.2), which a network that knows less than x_t tells may rightly have above it.
@@ -64,7 +64,7 @@ class Analytic(Posterior):
     estimator: Literal["norm", "residual"] = "residual"
     last: float | None = None
 
-    noisy = True
+    stochastic = True
     _table = None
     _grey = bin_of(RANGE)
 
@@ -73,7 +73,7 @@ class Analytic(Posterior):
         if self.last is not None and not self.last > 0:
             raise ValueError(f"last must be positive or null, got {self.last}")
 
-    def knowing(self, gamma: Gamma, within: tuple[float, float] = RANGE) -> "Analytic":
+    def with_gamma(self, gamma: Gamma, within: tuple[float, float] = RANGE) -> "Analytic":
         """This solver with the covariances that an estimate gives of data in `within`, (low, high)."""
         known, table = dataclasses.replace(self), Table(gamma.covariance(self.estimator, within=within).values)
         for name, value in (("_table", table), ("_grey", bin_of(within))):
@@ -82,7 +82,7 @@ class Analytic(Posterior):
 
     def variances(self, at: Level, to: Level, t: PerSample) -> tuple[Tensor, Tensor]:
         if self._table is None:
-            raise Mistake("analytic knows no covariances yet; give it an estimate with knowing(gamma)")
+            raise UserError("analytic knows no covariances yet; give it an estimate: with_gamma(gamma)")
         lam2 = self.eta**2 * posterior_variance(at, to)
         return lam2, optimal_variance(at, to, lift(_look_up(self._table.beside(t), t), at.alpha), lam2)
 

@@ -40,7 +40,7 @@ class DDIM(Posterior):
         return None if self.eta else 1
 
     @property
-    def noisy(self) -> bool:
+    def stochastic(self) -> bool:
         return self.eta > 0
 
     def variances(self, at: Level, to: Level, t: PerSample) -> tuple[Tensor, Tensor]:
@@ -59,7 +59,7 @@ class DDPM(Posterior):
     """Ancestral sampling with the posterior's own variance, the small one (Ho et al. 2020, arXiv 2006.11239)."""
 
     word = "ddpm"
-    noisy = True
+    stochastic = True
 
     def variances(self, at: Level, to: Level, t: PerSample) -> tuple[Tensor, Tensor]:
         small = posterior_variance(at, to)
@@ -71,22 +71,22 @@ class DDPMLarge(Posterior):
     """Ancestral sampling with the forward process's variance, the large one."""
 
     word = "ddpm_large"
-    noisy = True
+    stochastic = True
 
     def variances(self, at: Level, to: Level, t: PerSample) -> tuple[Tensor, Tensor]:
         return posterior_variance(at, to), forward_variance(at, to)
 
 
 @dataclass(frozen=True)
-class Renoise(Stepwise):
+class MultistepConsistency(Stepwise):
     """Multistep consistency sampling: jump to the data, add fresh noise (Song et al. 2023, arXiv 2303.01469, alg. 1).
 
     The fresh noise is the whole sigma_s, where the algorithm adds sqrt(sigma_s^2 - sigma_min^2) to an image that keeps noise
     of sigma_min: the believed x_0 here has none left. Its deterministic sister keeps the believed noise: that is DDIM.
     """
 
-    word = "renoise"
-    noisy = True
+    word = "multistep_consistency"
+    stochastic = True
 
     def step(self, denoiser: Denoiser, x_t: Sample, t: PerSample, s: PerSample, noise: Sample | None) -> Sample:
         belief, to = denoiser(x_t, t), denoiser.schedule.level(s, x_t)

@@ -1,8 +1,8 @@
 """DPM-Solver (Lu et al. 2022, arXiv 2206.00927) and DPM-Solver++ (arXiv 2211.01095): exact in the linear part of the flow.
 
 With lambda = log(alpha/sigma) and h = lambda_s - lambda_t the flow from t to s is DDIM's step plus an integral over lambda of
-how the belief changes: of eps in DPM-Solver, of x_0 in ++. Here the DDIM step is `land`, singular nowhere, and the rest is
-added to it. A step whose h is infinite (from alpha = 0, or to sigma = 0) is the DDIM step alone.
+how the belief changes: of eps in DPM-Solver, of x_0 in ++. Here its part of first order is `ddim_step`, singular
+nowhere, and the rest is added to it. A step whose h is infinite (from alpha = 0, or to sigma = 0) is the DDIM step alone.
 """
 
 import itertools
@@ -12,7 +12,7 @@ from typing import Literal
 
 from diffcore.core.shapes import Sample
 from diffcore.denoisers.denoiser import Denoiser
-from diffcore.denoisers.node import Mark, at_half_logsnr, believe, land, mark
+from diffcore.denoisers.node import Node, at_half_logsnr, ddim_step, node, predict_at
 from diffcore.denoisers.prediction import Prediction
 from diffcore.noise.schedule import Schedule
 from diffcore.noise.trajectory import Trajectory
@@ -39,19 +39,19 @@ class Multistep(Solver):
     second_weight = 1.0
 
     def solve(self, denoiser: Denoiser, x: Sample, trajectory: Trajectory, noise: Noise) -> Sample:
-        marks, known = [mark(denoiser.schedule, t) for t in trajectory.times], []
-        for k, (at, to) in enumerate(itertools.pairwise(marks)):
-            belief = believe(denoiser, x, at)
+        nodes, known = [node(denoiser.schedule, t) for t in trajectory.times], []
+        for k, (at, to) in enumerate(itertools.pairwise(nodes)):
+            belief = predict_at(denoiser, x, at)
             known = [(at, belief), *known][: self.uses]
             left = trajectory.steps - k
             few = self.lower_order_final and trajectory.steps < FEW
             x = self._step(x, to, known[: min(self.uses, left) if few else self.uses], noise)
         return x
 
-    def _step(self, x: Sample, to: Mark, known: list[tuple[Mark, Prediction]], noise: Noise) -> Sample:
-        """known: marks and beliefs, the latest first; as many as the step's order."""
+    def _step(self, x: Sample, to: Node, known: list[tuple[Node, Prediction]], noise: Noise) -> Sample:
+        """known: nodes and beliefs, the latest first; as many as the step's order."""
         at, belief = known[0]
-        h, base = to.lam - at.lam, land(belief, to)
+        h, base = to.lam - at.lam, ddim_step(belief, to)
         known = [(m, b) for m, b in known if math.isfinite(m.lam)]
         if math.isinf(h) or len(known) < 2:
             return base
@@ -118,9 +118,9 @@ class DPMpp2MSDE(Multistep):
 
     word = "dpmpp_2m_sde"
     order = None
-    noisy = True
+    stochastic = True
 
-    def _step(self, x: Sample, to: Mark, known: list[tuple[Mark, Prediction]], noise: Noise) -> Sample:
+    def _step(self, x: Sample, to: Node, known: list[tuple[Node, Prediction]], noise: Noise) -> Sample:
         at, belief = known[0]
         h, fresh = to.lam - at.lam, noise()
         kept = to.sigma / at.sigma * math.exp(-h)
@@ -149,16 +149,16 @@ class Singlestep(Solver):
     predicts = "eps"
 
     def solve(self, denoiser: Denoiser, x: Sample, trajectory: Trajectory, noise: Noise) -> Sample:
-        marks = [mark(denoiser.schedule, t) for t in trajectory.times]
-        for at, to in itertools.pairwise(marks):
+        nodes = [node(denoiser.schedule, t) for t in trajectory.times]
+        for at, to in itertools.pairwise(nodes):
             between = [] if math.isinf(to.lam - at.lam) else self._between(denoiser.schedule, at, to)
             x = grouped(denoiser, x, [at, *between, to], self.predicts, expansion(self.calls, self.solver_type))
         return x
 
-    def _between(self, schedule: Schedule, at: Mark, to: Mark) -> list[Mark]:
+    def _between(self, schedule: Schedule, at: Node, to: Node) -> list[Node]:
         inner = range(1, self.calls)
         if self.spacing == "time":
-            return [mark(schedule, at.t + (to.t - at.t) * k / self.calls) for k in inner]
+            return [node(schedule, at.t + (to.t - at.t) * k / self.calls) for k in inner]
         return [at_half_logsnr(schedule, at.lam + (to.lam - at.lam) * k / self.calls) for k in inner]
 
 
@@ -199,7 +199,7 @@ class DPMFast(Solver):
     """DPM-Solver-fast (arXiv 2206.00927, section 3.4): as many calls as steps, in groups of three (algorithm 5 of the paper)
     and at the end of two (algorithm 4) and one.
 
-    The looks within a group are the trajectory's own times, as in the authors' code on its grids of even time; on even
+    The looks within a group are the trajectory's own times, as in the authors' code on its grids of uniform time; on uniform
     log-SNR theirs makes all groups equally long. A group that begins at alpha = 0 or ends at sigma = 0 is made of DDIM steps.
     predicts: what changes within a step, eps or, as in ++, x_0. uses: the largest group; the orders of 2 are diffusers'.
     solver_type: as of the single steps.
@@ -217,15 +217,15 @@ class DPMFast(Solver):
             raise ValueError(f"uses must be 2 or 3, got {self.uses}")
 
     def solve(self, denoiser: Denoiser, x: Sample, trajectory: Trajectory, noise: Noise) -> Sample:
-        marks, place = [mark(denoiser.schedule, t) for t in trajectory.times], 0
+        nodes, place = [node(denoiser.schedule, t) for t in trajectory.times], 0
         for size in groups(trajectory.steps, self.uses):
-            group = marks[place : place + size + 1]
+            group = nodes[place : place + size + 1]
             place += size
             if math.isfinite(group[-1].lam - group[0].lam):
                 x = grouped(denoiser, x, group, self.predicts, expansion(size, self.solver_type))
             else:
                 for at, to in itertools.pairwise(group):
-                    x = land(believe(denoiser, x, at), to)
+                    x = ddim_step(predict_at(denoiser, x, at), to)
         return x
 
 
@@ -239,21 +239,21 @@ def expansion(calls: int, solver_type: str) -> Expansion:
     return "integral" if calls == 3 else "midpoint"
 
 
-def grouped(denoiser: Denoiser, x: Sample, group: list[Mark], predicts: str, how: Expansion = "midpoint") -> Sample:
+def grouped(denoiser: Denoiser, x: Sample, group: list[Node], predicts: str, how: Expansion = "midpoint") -> Sample:
     """From the group's first time to its last, with a call at each but the last (arXiv 2206.00927, algorithms 4 and 5).
 
     Each look is reached by a step of the order that the looks before it allow.
     """
-    beliefs = [believe(denoiser, x, group[0])]
+    beliefs = [predict_at(denoiser, x, group[0])]
     for k, to in enumerate(group[1:], 1):
         x = _landed(beliefs, group[:k], to, predicts, how)
         if k < len(group) - 1:
-            beliefs.append(believe(denoiser, x, to))
+            beliefs.append(predict_at(denoiser, x, to))
     return x
 
 
-def _landed(beliefs: list[Prediction], looks: list[Mark], to: Mark, predicts: str, how: Expansion) -> Sample:
-    base, h = land(beliefs[0], to), to.lam - looks[0].lam
+def _landed(beliefs: list[Prediction], looks: list[Node], to: Node, predicts: str, how: Expansion) -> Sample:
+    base, h = ddim_step(beliefs[0], to), to.lam - looks[0].lam
     if len(beliefs) == 1:
         return base
     step, scale = signed(h, to, predicts)

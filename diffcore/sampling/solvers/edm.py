@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from diffcore.core.shapes import Sample
 from diffcore.denoisers.denoiser import Denoiser
-from diffcore.denoisers.node import Mark, at_half_logsnr, believe, land, mark
+from diffcore.denoisers.node import Node, at_half_logsnr, ddim_step, node, predict_at
 from diffcore.noise.trajectory import Trajectory
 from diffcore.sampling.solver import Noise, Solver, need_signal
 
@@ -22,19 +22,19 @@ class Heun(Solver):
     order = 2
 
     def solve(self, denoiser: Denoiser, x: Sample, trajectory: Trajectory, noise: Noise) -> Sample:
-        marks = [mark(denoiser.schedule, t) for t in trajectory.times]
-        for at, to in itertools.pairwise(marks):
+        nodes = [node(denoiser.schedule, t) for t in trajectory.times]
+        for at, to in itertools.pairwise(nodes):
             x = heun_step(denoiser, x, at, to)
         return x
 
 
-def heun_step(denoiser: Denoiser, x: Sample, at: Mark, to: Mark) -> Sample:
+def heun_step(denoiser: Denoiser, x: Sample, at: Node, to: Node) -> Sample:
     """Euler's step, and half of how far eps has turned at its end."""
-    belief = believe(denoiser, x, at)
-    landed = land(belief, to)
+    belief = predict_at(denoiser, x, at)
+    landed = ddim_step(belief, to)
     if at.alpha == 0 or to.sigma == 0:
         return landed
-    turned = believe(denoiser, landed, to).eps - belief.eps
+    turned = predict_at(denoiser, landed, to).eps - belief.eps
     return landed + to.alpha * (to.sigma / to.alpha - at.sigma / at.alpha) / 2 * turned
 
 
@@ -53,7 +53,7 @@ class EDM(Solver):
     s_max: float = 50.0
     noise: float = 1.003
 
-    noisy = True
+    stochastic = True
 
     def __post_init__(self):
         if self.churn < 0 or self.s_min < 0 or self.s_max < self.s_min or self.noise <= 0:
@@ -61,9 +61,9 @@ class EDM(Solver):
 
     def solve(self, denoiser: Denoiser, x: Sample, trajectory: Trajectory, noise: Noise) -> Sample:
         need_signal("edm", denoiser.schedule, trajectory)
-        marks = [mark(denoiser.schedule, t) for t in trajectory.times]
+        nodes = [node(denoiser.schedule, t) for t in trajectory.times]
         share = min(self.churn / trajectory.steps, math.sqrt(2) - 1)
-        for at, to in itertools.pairwise(marks):
+        for at, to in itertools.pairwise(nodes):
             fresh, ratio = noise(), at.sigma / at.alpha
             if share and self.s_min <= ratio <= self.s_max:
                 raised = self._raised(denoiser, at, ratio * (1 + share))
@@ -73,8 +73,8 @@ class EDM(Solver):
             x = heun_step(denoiser, x, at, to)
         return x
 
-    def _raised(self, denoiser: Denoiser, at: Mark, ratio: float) -> Mark:
-        noisiest = mark(denoiser.schedule, 1.0)
+    def _raised(self, denoiser: Denoiser, at: Node, ratio: float) -> Node:
+        noisiest = node(denoiser.schedule, 1.0)
         if noisiest.alpha and ratio > noisiest.sigma / noisiest.alpha:
             return noisiest
         return at_half_logsnr(denoiser.schedule, -math.log(ratio))

@@ -5,10 +5,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.core.shapes import Sample, lift
 from diffcore.denoisers.denoiser import Denoiser, per_sample
-from diffcore.denoisers.node import believe, mark
+from diffcore.denoisers.node import node, predict_at
 from diffcore.noise.trajectory import Trajectory
 from diffcore.sampling.solver import Noise, Solver, Stepwise, need_signal
 from diffcore.sampling.solvers.ancestral import DDPM
@@ -27,7 +27,7 @@ class Langevin(Solver):
     inner: int = 5
     rate: float = 0.2
 
-    noisy = True
+    stochastic = True
 
     def __post_init__(self):
         if self.inner < 1 or not 0 < self.rate < 2:
@@ -36,16 +36,16 @@ class Langevin(Solver):
     def solve(self, denoiser: Denoiser, x: Sample, trajectory: Trajectory, noise: Noise) -> Sample:
         need_signal("langevin", denoiser.schedule, trajectory)
         if trajectory.times[-1] != 0:
-            raise Mistake(f"langevin ends with the mean of x_0, not at t = {trajectory.times[-1]:g}; end at 0")
-        marks = [mark(denoiser.schedule, t) for t in trajectory.times[:-1]]
-        bar = x / marks[0].alpha
-        for at in marks:
+            raise UserError(f"langevin ends with the mean of x_0, not at t = {trajectory.times[-1]:g}; end at 0")
+        nodes = [node(denoiser.schedule, t) for t in trajectory.times[:-1]]
+        bar = x / nodes[0].alpha
+        for at in nodes:
             size = self.rate * (at.sigma / at.alpha) ** 2
             for _ in range(self.inner):
                 # the score in x/alpha is -eps/k
-                drift = -believe(denoiser, at.alpha * bar, at).eps * at.alpha / at.sigma
+                drift = -predict_at(denoiser, at.alpha * bar, at).eps * at.alpha / at.sigma
                 bar = bar + size / 2 * drift + size**0.5 * noise()
-        return believe(denoiser, marks[-1].alpha * bar, marks[-1]).x0
+        return predict_at(denoiser, nodes[-1].alpha * bar, nodes[-1]).x0
 
 
 PREDICTORS: dict[str, type[Stepwise]] = {
@@ -70,7 +70,7 @@ class PredictorCorrector(Solver):
     snr: float = 0.16
     corrections: int = 1
 
-    noisy = True
+    stochastic = True
 
     def __post_init__(self):
         if self.snr <= 0 or self.corrections < 1:

@@ -49,7 +49,7 @@ def flow(denoiser: Denoiser, clock: Callable[[PerSample], PerSample], like: Tens
     def rate(z: Tensor, phi: Tensor, rows: Tensor) -> Tensor:
         z, t = z.reshape(-1, *like.shape[1:]), clock(phi)
         level = denoiser.schedule.level(t, z)
-        return denoiser.of(rows)(z * torch.hypot(level.alpha, level.sigma), t).v.flatten(1).to(z.dtype)
+        return denoiser.select(rows)(z * torch.hypot(level.alpha, level.sigma), t).v.flatten(1).to(z.dtype)
 
     return rate
 

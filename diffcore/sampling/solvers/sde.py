@@ -20,7 +20,7 @@ class EulerMaruyama(Stepwise):
     """
 
     word = "euler_maruyama"
-    noisy = True
+    stochastic = True
 
     def step(self, denoiser: Denoiser, x_t: Sample, t: PerSample, s: PerSample, noise: Sample | None) -> Sample:
         g = rates(denoiser.schedule, t).g2.sqrt()
@@ -40,7 +40,7 @@ class ReverseDiffusion(Stepwise):
     """
 
     word = "reverse_diffusion"
-    noisy = True
+    stochastic = True
 
     def step(self, denoiser: Denoiser, x_t: Sample, t: PerSample, s: PerSample, noise: Sample | None) -> Sample:
         belief, to = denoiser(x_t, t), denoiser.schedule.level(s, x_t)

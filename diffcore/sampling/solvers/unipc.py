@@ -8,12 +8,12 @@ import numpy as np
 
 from diffcore.core.shapes import Sample
 from diffcore.denoisers.denoiser import Denoiser
-from diffcore.denoisers.node import Mark, believe, land, mark
+from diffcore.denoisers.node import Node, ddim_step, node, predict_at
 from diffcore.denoisers.prediction import Prediction
 from diffcore.noise.trajectory import Trajectory
 from diffcore.sampling.solver import Noise, Solver, signed
 
-Known = list[tuple[Mark, Prediction]]
+Known = list[tuple[Node, Prediction]]
 
 
 @dataclass(frozen=True)
@@ -39,29 +39,29 @@ class UniPC(Solver):
             raise ValueError(f"uses must be 1, 2 or 3, got {self.uses}")
 
     def solve(self, denoiser: Denoiser, x: Sample, trajectory: Trajectory, noise: Noise) -> Sample:
-        marks = [mark(denoiser.schedule, t) for t in trajectory.times]
-        known: Known = [(marks[0], believe(denoiser, x, marks[0]))]
-        for k, to in enumerate(marks[1:], 1):
+        nodes = [node(denoiser.schedule, t) for t in trajectory.times]
+        known: Known = [(nodes[0], predict_at(denoiser, x, nodes[0]))]
+        for k, to in enumerate(nodes[1:], 1):
             uses = min(self.uses, trajectory.steps - k + 1) if self.lower_order_final else self.uses
             used = [pair for pair in known[:uses] if math.isfinite(pair[0].lam)]
             predicted = self._predict(known[0], used, to)
             if k == trajectory.steps:
                 return predicted
-            found = believe(denoiser, predicted, to)
+            found = predict_at(denoiser, predicted, to)
             x = self._correct(known[0], used, to, found) if used else predicted
             # the next step begins at the corrected x with the belief at the predicted one: no further call
             known = [(to, self._moved(found, x, to)), *known]
             known = known[: self.uses]
         return x
 
-    def _moved(self, found: Prediction, x: Sample, to: Mark) -> Prediction:
+    def _moved(self, found: Prediction, x: Sample, to: Node) -> Prediction:
         """A belief that keeps what is expanded and is made whole at another x."""
         if self.predicts == "x0":
             return Prediction(found.x0, (x - to.alpha * found.x0) / to.sigma, found.level)
         return Prediction((x - to.sigma * found.eps) / to.alpha, found.eps, found.level)
 
-    def _predict(self, now: tuple[Mark, Prediction], used: Known, to: Mark) -> Sample:
-        base, h = land(now[1], to), to.lam - now[0].lam
+    def _predict(self, now: tuple[Node, Prediction], used: Known, to: Node) -> Sample:
+        base, h = ddim_step(now[1], to), to.lam - now[0].lam
         if math.isinf(h) or len(used) < 2:
             return base
         ratios, matrix, vector, scale = self._system(used, to, h)
@@ -69,8 +69,8 @@ class UniPC(Solver):
         weights = [0.5] if given else np.linalg.solve(matrix[:-1, :-1], vector[:-1])
         return base - scale * self._change(used, ratios, weights)
 
-    def _correct(self, now: tuple[Mark, Prediction], used: Known, to: Mark, found: Prediction) -> Sample:
-        base, h = land(now[1], to), to.lam - now[0].lam
+    def _correct(self, now: tuple[Node, Prediction], used: Known, to: Node, found: Prediction) -> Sample:
+        base, h = ddim_step(now[1], to), to.lam - now[0].lam
         if math.isinf(h):
             return base
         ratios, matrix, vector, scale = self._system(used, to, h)
@@ -87,7 +87,7 @@ class UniPC(Solver):
         parts = (float(w) / r * (self._read(belief) - now) for w, r, (_, belief) in zip(weights, ratios, used[1:]))
         return sum(parts)
 
-    def _system(self, used: Known, to: Mark, h: float) -> tuple[list[float], np.ndarray, np.ndarray, float]:
+    def _system(self, used: Known, to: Node, h: float) -> tuple[list[float], np.ndarray, np.ndarray, float]:
         """r_i, R and b of the paper's equation 9 and B(h) times the scale of what is expanded."""
         ratios = [(m.lam - used[0][0].lam) / h for m, _ in used[1:]] + [1.0]
         step, scale = signed(h, to, self.predicts)

@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffcore.core.errors import Mistake
-from diffcore.nets import foreign, open_folder, unet
-from tests.conftest import dice
+from diffcore.core.errors import UserError
+from diffcore.nets import diffusers_model, open_folder, unet
+from tests.conftest import seeded
 
 diffusers = pytest.importorskip("diffusers")
 OURS = unet.config_json(unet.default_config((1, 8, 8)))
-LABEL = torch.tensor([-1.0, 300.5, 1023.0])
+TIMESTEP = torch.tensor([-1.0, 300.5, 1023.0])
 TINY = {
     "sample_size": 8,
     "in_channels": 1,
@@ -35,7 +35,7 @@ def keep_the_global_generator():
 
 
 def images(channels: int = 1):
-    return torch.randn(3, channels, 8, 8, generator=dice())
+    return torch.randn(3, channels, 8, 8, generator=seeded())
 
 
 def tiny(**change):
@@ -46,9 +46,9 @@ def test_a_network_that_ours_is_not(tmp_path):
     net = tiny()
     net.save_pretrained(tmp_path)
     found = open_folder(tmp_path).eval()
-    assert isinstance(found, foreign.Foreign)
-    assert torch.equal(found(images(), LABEL), net(images(), LABEL).sample)
-    assert not torch.equal(found(images(), LABEL), found(images(), LABEL.flip(0)))
+    assert isinstance(found, diffusers_model.DiffusersModel)
+    assert torch.equal(found(images(), TIMESTEP), net(images(), TIMESTEP).sample)
+    assert not torch.equal(found(images(), TIMESTEP), found(images(), TIMESTEP.flip(0)))
 
 
 def test_what_is_saved_of_it_is_what_was_read(tmp_path):
@@ -65,7 +65,7 @@ def test_classes_pass_through(tmp_path):
     net = tiny(num_class_embeds=4)
     net.save_pretrained(tmp_path)
     found, classes = open_folder(tmp_path).eval(), torch.tensor([0, 3, 2])
-    assert torch.equal(found(images(), LABEL, classes), net(images(), LABEL, classes).sample)
+    assert torch.equal(found(images(), TIMESTEP, classes), net(images(), TIMESTEP, classes).sample)
 
 
 def test_a_transformer_and_the_mean_of_a_learned_variance(tmp_path):
@@ -78,12 +78,12 @@ def test_a_transformer_and_the_mean_of_a_learned_variance(tmp_path):
             parameter.normal_(0, 0.1)
     net.eval().save_pretrained(tmp_path)
     found, classes = open_folder(tmp_path), torch.tensor([0, 3, 2])
-    out = found(images(2), LABEL, classes)
+    out = found(images(2), TIMESTEP, classes)
     assert out.shape == (3, 2, 8, 8)
-    expected = net(images(2), LABEL, class_labels=classes).sample
+    expected = net(images(2), TIMESTEP, class_labels=classes).sample
     assert expected.shape[1] == 4
     assert torch.equal(out, expected[:, :2])
-    trained = [found.train()(images(2), LABEL, classes) for _ in range(8)]
+    trained = [found.train()(images(2), TIMESTEP, classes) for _ in range(8)]
     assert all(torch.equal(again, out) for again in trained)  # no label is ever dropped
 
 
@@ -92,25 +92,25 @@ def test_a_u_net_with_a_learned_variance(tmp_path, change):
     net = tiny(in_channels=3, out_channels=6, **change)
     net.save_pretrained(tmp_path)
     found = open_folder(tmp_path)
-    assert torch.equal(found(images(3), LABEL), net(images(3), LABEL).sample[:, :3])
+    assert torch.equal(found(images(3), TIMESTEP), net(images(3), TIMESTEP).sample[:, :3])
 
 
 def test_other_numbers_of_channels_are_refused(tmp_path):
     tiny(in_channels=3, out_channels=1).save_pretrained(tmp_path)
-    with pytest.raises(Mistake, match="UNet2DModel makes 1 channels of 3"):
-        open_folder(tmp_path)(images(3), LABEL)
+    with pytest.raises(UserError, match="UNet2DModel makes 1 channels of 3"):
+        open_folder(tmp_path)(images(3), TIMESTEP)
 
 
 def test_pickled_weights_are_refused(tmp_path):
     tiny().save_pretrained(tmp_path, safe_serialization=False)
-    with pytest.raises(Mistake, match=r"pickled weights only.*safe_serialization"):
+    with pytest.raises(UserError, match=r"pickled weights only.*safe_serialization"):
         open_folder(tmp_path)
 
 
 def test_pickled_weights_are_refused_for_ours_too(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(OURS))
     (tmp_path / "diffusion_pytorch_model.bin").write_bytes(b"never read")
-    with pytest.raises(Mistake, match="pickled weights only"):
+    with pytest.raises(UserError, match="pickled weights only"):
         open_folder(tmp_path)
 
 
@@ -129,18 +129,18 @@ def test_only_networks_of_diffusers_that_need_an_image_and_a_time(tmp_path, name
     tiny().save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": name, "auto_map": {"AutoModel": "evil.Net"}}))
     (tmp_path / "evil.py").write_text("raise SystemExit('code of the folder ran')")
-    with pytest.raises(Mistake, match=words):
+    with pytest.raises(UserError, match=words):
         open_folder(tmp_path)
 
 
 def test_a_fourier_network_is_refused(tmp_path):
     tiny(time_embedding_type="fourier").save_pretrained(tmp_path)
-    with pytest.raises(Mistake, match="told the noise scale sigma"):
+    with pytest.raises(UserError, match="told the noise scale sigma"):
         open_folder(tmp_path)
 
 
 def test_folders_that_hold_no_network(tmp_path):
-    with pytest.raises(Mistake, match=r"config.json is missing"):
+    with pytest.raises(UserError, match=r"config.json is missing"):
         open_folder(tmp_path / "google" / "ddpm-cifar10-32")
     for text, words in (
         ("{", "not valid JSON"),
@@ -148,17 +148,17 @@ def test_folders_that_hold_no_network(tmp_path):
         ('{"_class_name": "UNet2DModel"}', "no .safetensors"),
     ):
         (tmp_path / "config.json").write_text(text)
-        with pytest.raises(Mistake, match=words):
+        with pytest.raises(UserError, match=words):
             open_folder(tmp_path)
 
 
-@pytest.mark.parametrize("which", ["ours", "foreign"])
+@pytest.mark.parametrize("which", ["ours", "diffusers"])
 def test_damaged_weights_are_named(tmp_path, which):
-    net = tiny() if which == "foreign" else diffusers.UNet2DModel.from_config(OURS)
+    net = tiny() if which == "diffusers" else diffusers.UNet2DModel.from_config(OURS)
     net.save_pretrained(tmp_path)
     weights = tmp_path / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(Mistake, match="again"):
+    with pytest.raises(UserError, match="again"):
         open_folder(tmp_path)
 
 
@@ -167,28 +167,28 @@ def test_weights_of_another_network_are_named(tmp_path):
     (tmp_path / "config.json").write_text(
         json.dumps(unet.config_json(unet.default_config((1, 8, 8), channels=(8, 16))))
     )
-    with pytest.raises(Mistake, match="does not hold this network's weights"):
+    with pytest.raises(UserError, match="does not hold this network's weights"):
         open_folder(tmp_path)
 
 
-@pytest.mark.parametrize("which", ["ours", "foreign"])
+@pytest.mark.parametrize("which", ["ours", "diffusers"])
 def test_weights_that_are_missing_are_named_and_not_made_up(tmp_path, which):
-    net = tiny() if which == "foreign" else diffusers.UNet2DModel.from_config(OURS)
+    net = tiny() if which == "diffusers" else diffusers.UNet2DModel.from_config(OURS)
     net.save_pretrained(tmp_path)
     weights = tmp_path / "diffusion_pytorch_model.safetensors"
     held = load_file(weights)
     name = sorted(held)[0]
     save_file({key: value for key, value in held.items() if key != name}, weights, {"format": "pt"})
-    with pytest.raises(Mistake, match=f"{name} (is|are) missing" if which == "foreign" else "weights"):
+    with pytest.raises(UserError, match=f"{name} (is|are) missing" if which == "diffusers" else "weights"):
         open_folder(tmp_path)
 
 
-@pytest.mark.parametrize("which", ["ours", "foreign"])
+@pytest.mark.parametrize("which", ["ours", "diffusers"])
 def test_pickled_weights_are_not_opened_beside_other_safetensors_either(tmp_path, which):
-    net = tiny() if which == "foreign" else diffusers.UNet2DModel.from_config(OURS)
+    net = tiny() if which == "diffusers" else diffusers.UNet2DModel.from_config(OURS)
     net.save_pretrained(tmp_path, safe_serialization=False)
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors", {"format": "pt"})
-    with pytest.raises(Mistake):
+    with pytest.raises(UserError):
         open_folder(tmp_path)
 
 
@@ -205,20 +205,20 @@ class Told(torch.nn.Module):
 
 
 def test_a_network_that_knows_no_classes_is_not_told_one():
-    found = foreign.Foreign(Told(), {"_class_name": "Told"})
-    assert torch.equal(found(images(), LABEL), images() * LABEL[:, None, None, None])
-    with pytest.raises(Mistake, match="Told knows no classes: leave class_label out"):
-        found(images(), LABEL, torch.tensor([0, 1, 2]))
+    found = diffusers_model.DiffusersModel(Told(), {"_class_name": "Told"})
+    assert torch.equal(found(images(), TIMESTEP), images() * TIMESTEP[:, None, None, None])
+    with pytest.raises(UserError, match="Told knows no classes: leave class_labels out"):
+        found(images(), TIMESTEP, torch.tensor([0, 1, 2]))
 
 
 @pytest.mark.parametrize(("times", "is_taken"), [(1, True), (2, True), (3, False)])
 def test_channels_are_kept_or_doubled(times, is_taken):
-    found = foreign.Foreign(Told(times), {"_class_name": "Told"})
+    found = diffusers_model.DiffusersModel(Told(times), {"_class_name": "Told"})
     if is_taken:
-        assert torch.equal(found(images(2), LABEL), images(2) * LABEL[:, None, None, None])
+        assert torch.equal(found(images(2), TIMESTEP), images(2) * TIMESTEP[:, None, None, None])
     else:
-        with pytest.raises(Mistake, match="Told makes 6 channels of 2"):
-            found(images(2), LABEL)
+        with pytest.raises(UserError, match="Told makes 6 channels of 2"):
+            found(images(2), TIMESTEP)
 
 
 def test_a_network_saved_in_half_precision_is_opened_in_float32(tmp_path):
@@ -266,6 +266,6 @@ def test_a_config_that_describes_no_network_is_one_line(tmp_path, change):
         diffusers.UNet2DModel.from_config(OURS).save_pretrained(tmp_path)
         config = {"_class_name": "UNet2DModel", **{k: v for k, v in content.items() if k[0] != "_"}, **change}
         (tmp_path / "config.json").write_text(json.dumps(config))
-        with pytest.raises(Mistake, match=r"fetch (or write )?it again$") as caught:
+        with pytest.raises(UserError, match=r"fetch (or write )?it again$") as caught:
             open_folder(tmp_path)
         assert len(str(caught.value).splitlines()) == 1

@@ -10,7 +10,7 @@ from typing import Any
 from diffcore.checkpoints import verify
 from diffcore.checkpoints.card import Card
 from diffcore.core import disk
-from diffcore.core.errors import Mistake
+from diffcore.core.errors import UserError
 from diffcore.metrics.frontier import Frontier
 from diffcore.metrics.point import Point
 from diffcore.search import gamma
@@ -21,7 +21,7 @@ CURVE_ROWS = 100  # of each training curve; the whole csv lies beside them. A th
 
 
 @dataclass(frozen=True)
-class Files:
+class Artifacts:
     """What the stages left: the frontier, the cards of its checkpoints, and params.yaml."""
 
     folder: Path
@@ -46,37 +46,37 @@ class Files:
         return self.frontier.recommended.point
 
 
-def read(folder: Path, parameters: dict[str, Any]) -> Files:
-    """What lies in `folder`. Raises Mistake naming what is missing, damaged or of another run."""
+def read(folder: Path, parameters: dict[str, Any]) -> Artifacts:
+    """What lies in `folder`. Raises UserError naming what is missing, damaged or of another run."""
     frontier = Frontier.read(folder / "frontier.json", paths.again("frontier"))
     points = frontier.points
     cards = {name: verify(folder / "checkpoints" / name) for name in sorted({point.checkpoint for point in points})}
-    files = Files(folder, frontier, cards, parameters)
+    artifacts = Artifacts(folder, frontier, cards, parameters)
     for point in points:
         if cards[point.checkpoint].digest != point.checkpoint_digest:
-            raise Mistake(
-                f"{files.checkpoint(point)} is not the network that was measured; "
+            raise UserError(
+                f"{artifacts.checkpoint(point)} is not the network that was measured; "
                 f"{paths.again(paths.measure(point.checkpoint))}"
             )
-    for needed in (*files.shown, *map(files.samples, points)):
+    for needed in (*artifacts.shown, *map(artifacts.samples, points)):
         if not needed.exists():
-            raise Mistake(f"{needed} is missing; run the stage `frontier` again")
+            raise UserError(f"{needed} is missing; run the stage `frontier` again")
     if any(point.sampler == "analytic" for point in points):
-        _check_gamma(files)
+        _check_gamma(artifacts)
     _check_rows(folder / "frontier.csv", points)
-    for picture in (folder / "frontier.png", folder / "samples/all.png", *map(files.samples, points)):
+    for picture in (folder / "frontier.png", folder / "samples/all.png", *map(artifacts.samples, points)):
         _check_picture(picture)
-    return files
+    return artifacts
 
 
-def _damaged(path: Path) -> Mistake:
-    return Mistake(f"{path} is damaged; run the stage that makes it again")
+def _damaged(path: Path) -> UserError:
+    return UserError(f"{path} is damaged; run the stage that makes it again")
 
 
-def _check_gamma(files: Files) -> None:
+def _check_gamma(artifacts: Artifacts) -> None:
     """Whether what analytic samplers are shipped with is whole, and was estimated from this teacher."""
-    teacher = files.cards.get(TEACHER)
-    gamma.read(files.folder / "gamma.json", teacher and teacher.digest, paths.again("gamma"))
+    teacher = artifacts.cards.get(TEACHER)
+    gamma.read(artifacts.folder / "gamma.json", teacher and teacher.digest, paths.again("gamma"))
 
 
 def _check_rows(path: Path, points: Sequence[Point]) -> None:
