@@ -535,7 +535,7 @@ def test_images_held_out_are_what_floor_bits_and_gamma_are_of(tmp_path, no_pictu
     held, real = (load_resident(folder) for folder in (paths.HOLDOUT, paths.DATA))
     assert 5 <= len(held) == 24 - len(real)
     told = []
-    for module, name in ((measure.likelihood, "of"), (gamma.gamma, "estimate")):
+    for module, name in ((measure.likelihood, "estimate"), (gamma.gamma, "estimate")):
         measured_ = getattr(module, name)
         spy = lambda *words, m=measured_, **named: told.append(words[1]) or m(*words, **named)  # noqa: E731
         monkeypatch.setattr(module, name, spy)

@@ -264,7 +264,7 @@ def test_times_are_searched_as_the_file_says_and_its_file_tells_from_what(projec
     monkeypatch.setattr(checkpoints, "load", lambda *_: pytest.fail("a checkpoint was opened"))
     monkeypatch.setattr(read, "open_images", lambda *_: pytest.fail("images were opened"))
     covariances = heard(monkeypatch, estimates.Gamma, "covariance", ...)
-    decoded = heard(monkeypatch, search.search, "decoded", ...)
+    decoded = heard(monkeypatch, search.least_cost, "decoded", ...)
     changed = dataclasses.replace(project, search=dataclasses.replace(project.search, estimator="norm", repair=False))
     search.find(changed)
     found = json.loads(paths.TRAJECTORY.read_text())
