@@ -183,7 +183,7 @@ class Bench:
             self.reference,
             self.network,
             self.config.seed,
-            teacher=self.teacher,
+            teacher=self.teacher if self.name == ROOT or not self.is_root else None,  # one column, one teacher
             classes=self.labels if condition else None,
             real_classes=self.real.labels,
             model=self._model(plan, sampler),

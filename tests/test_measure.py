@@ -365,6 +365,16 @@ def test_a_student_is_compared_with_the_samples_of_the_teacher_there_is(plain):
         measure.Bench(plain, "v")
 
 
+def test_another_teacher_has_no_fidelity_for_its_own_samples_are_not_what_the_column_compares_with(plain, no_picture):
+    shutil.copytree(paths.CHECKPOINTS / "teacher", paths.CHECKPOINTS / "second")
+    both = dataclasses.replace(plain, teachers=plain.teachers | {"second": plain.teachers["teacher"]})
+    both = change(both, teacher=[dataclasses.replace(plain.evaluate.teacher[0], trajectory="uniform", steps=(4, 2))])
+    for name, expected in (("teacher", [False, True]), ("second", [False, False])):
+        measure.measure(both, name)
+        points = measure.measured.read(paths.POINTS / name, "x")[1]
+        assert ["rmse_teacher" in point.metrics for point in points] == expected
+
+
 @pytest.mark.parametrize("damage", ["json", "safetensors"])
 def test_a_damaged_point_is_told_and_measured_again(plain, no_picture, monkeypatch, capsys, damage):
     with monkeypatch.context() as patched:
