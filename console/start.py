@@ -27,38 +27,39 @@ COMPLETING = "_DISTILL_COMPLETE"
 
 def main() -> int:
     """The script `distill`. The exit code, if the process is not replaced."""
-    words = sys.argv[1:]
-    explained = COMPLETING in os.environ or {"--help", "-h", "--install-completion", "--show-completion"} & set(words)
+    arguments = sys.argv[1:]
+    explaining = {"--help", "-h", "--install-completion", "--show-completion"}
+    explained = COMPLETING in os.environ or explaining & set(arguments)
     if not explained and _whole("."):
-        return command.end(command.main(words, _replaced))
-    return command.end(command.main(words, ask if explained else _refused))
+        return command.end(command.main(arguments, _replaced))
+    return command.end(command.main(arguments, ask if explained else _refused))
 
 
-def ask(words: list[str]) -> "Verb | int":
-    """What the words ask for, of all that there is under the roof."""
+def ask(arguments: list[str]) -> "Verb | int":
+    """The verb that the arguments name, of the stages' or the servers'; an exit code where that was help."""
     from console.verbs import app
     from tasks.verbs import asked
 
-    return asked(words, app)
+    return asked(arguments, app)
 
 
-def _replaced(words: list[str]) -> "Verb | int":
+def _replaced(arguments: list[str]) -> "Verb | int":
     from diffcore.core.errors import UserError
 
     root = os.path.isfile(ROOF)
-    if not root and words[:1] and words[0] in SERVICES:
-        raise UserError(f"this is a workspace, and the servers are the project's: call `distill {words[0]}` there")
+    if not root and arguments[:1] and arguments[0] in SERVICES:
+        raise UserError(f"this is a workspace, and the servers are the project's: call `distill {arguments[0]}` there")
     environment = {"DISTILL_PYTHON": sys.executable, **os.environ}
     environment.pop("PYTHONSAFEPATH", None)  # with it the folder's code would not be found before the installed one
-    os.execve(sys.executable, [sys.executable, "-m", "console" if root else "tasks", *words], environment)
+    os.execve(sys.executable, [sys.executable, "-m", "console" if root else "tasks", *arguments], environment)
 
 
-def _refused(words: list[str]) -> "Verb | int":
+def _refused(arguments: list[str]) -> "Verb | int":
     from diffcore.core.errors import UserError
 
-    found = ask(words)
-    if isinstance(found, int):
-        return found
+    verb = ask(arguments)
+    if isinstance(verb, int):
+        return verb
     above = next(filter(_whole, _above()), None)
     remedy = f"cd {above}" if above else "cd to the project or to a workspace"
     raise UserError(f"there is no pipeline in this folder (no {_missing('.')}); {remedy}")
@@ -77,7 +78,7 @@ def _above() -> list[str]:
         folder = os.getcwd()
     except OSError:  # it was removed
         return []
-    found = []
-    while (folder := os.path.dirname(folder)) not in found:
-        found.append(folder)
-    return found
+    folders = []
+    while (folder := os.path.dirname(folder)) not in folders:
+        folders.append(folder)
+    return folders

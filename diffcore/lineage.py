@@ -88,10 +88,10 @@ class Lineage:
                 f"teachers.{self.root_name(name)} to true"
             )
         for role in dict.fromkeys([line.init, line.teacher]):
-            known = self.guidance(role)
-            for weight in line.guidance if known else ():
+            guidance = self.guidance(role)
+            for weight in line.guidance if guidance else ():
                 try:
-                    known.check(weight)
+                    guidance.check(weight)
                 except UserError as error:
                     raise UserError(f"distill.{name}.guidance: its teacher {role!r}: {error}") from None
         return Guidance(*line.guidance)
@@ -100,10 +100,10 @@ class Lineage:
         """Who is to teach `name` where nobody is named: its `init`, or if that one only jumps to images the nearest above it
         that knows velocities; for some methods the nearest that knows them at any time."""
         line = self.students[name]
-        found = line.init
-        while found in self.students and not self._knows(found, line.method):
-            found = self.students[found].init
-        return found
+        teacher = line.init
+        while teacher in self.students and not self._knows(teacher, line.method):
+            teacher = self.students[teacher].init
+        return teacher
 
     def _knows(self, name: str, method: Method) -> bool:
         """Whether the checkpoint's velocities are ones that a student of `method` can learn from."""
@@ -120,14 +120,15 @@ class Lineage:
 
     def _above(self, name: str) -> set[str]:
         """`name`, and all it comes from."""
-        found, pending = set(), [name]
+        ancestors = set()
+        pending = [name]
         while pending:
             name = pending.pop()
-            if name not in found:
-                found.add(name)
+            if name not in ancestors:
+                ancestors.add(name)
                 line = self.students.get(name)
                 pending += [line.init, line.teacher] if line else []
-        return found
+        return ancestors
 
     def unfit(self) -> Iterator[Fault]:
         """Students whose teacher cannot teach them, each with who can."""
@@ -157,12 +158,13 @@ class Lineage:
 
     def _strangers(self, name: str, line: Student) -> Iterator[Fault]:
         """Two roots may only meet where they have one schedule and are told the same."""
-        own, other = self.root(name), self.root(line.teacher)
+        root = self.root(name)
+        teacher_root = self.root(line.teacher)
         if self.root_name(name) == self.root_name(line.teacher):
             return
-        if own.conditional != other.conditional:
+        if root.conditional != teacher_root.conditional:
             yield name, "teacher", f"of {line.init} and {line.teacher} one is told classes and the other is not"
-        elif None in (own.schedule, other.schedule) or own.schedule != other.schedule:
+        elif None in (root.schedule, teacher_root.schedule) or root.schedule != teacher_root.schedule:
             yield (
                 name,
                 "teacher",
@@ -172,8 +174,8 @@ class Lineage:
     def parameterizations(self) -> Iterator[Fault]:
         """A network that says x_0 has no velocity at the data: only methods whose times keep off it can teach it."""
         for name, line in self.students.items():
-            asked = [name, line.teacher] if line.method.asks_teacher else [name]
-            if not line.method.off_the_data and "x0" in map(self.parameterization, asked):
+            checkpoints = [name, line.teacher] if line.method.asks_teacher else [name]
+            if not line.method.off_the_data and "x0" in map(self.parameterization, checkpoints):
                 yield (
                     name,
                     "method",

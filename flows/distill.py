@@ -28,7 +28,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from diffcore.core.errors import UserError
 from flows import locks, stages
-from flows.running import Running, Say, Stopped
+from flows.running import Log, Running, Stopped
 from flows.stages import Stage, StageFailed
 from tasks import dvc_files
 from tasks.redaction import parted, told
@@ -53,12 +53,12 @@ def _may_help(task, run, state: State) -> bool:
 )
 def run_stage(name: str, workspace: Path, running: Running, slots: locks.Slots) -> State:
     """One stage: Cached if DVC has nothing to do, otherwise run in a free slot. Raises UserError or StageFailed."""
-    log = get_run_logger()
+    logger = get_run_logger()
     try:
         if stages.up_to_date(workspace, name):
             return Completed(name="Cached", message="up to date")
-        with slots.one(log.info, lambda: _go_on(running)) as (slot, descriptor):
-            stages.reproduce(name, workspace, running, log.info, slot.environment, keep=[descriptor])
+        with slots.one(logger.info, lambda: _go_on(running)) as (slot, descriptor):
+            stages.reproduce(name, workspace, running, logger.info, slot.environment, keep=[descriptor])
     except Stopped as stopped:
         return Cancelled(message=str(stopped))
     return Completed(message="done")
@@ -92,11 +92,11 @@ def distill(
         return Failed(message=str(error))
 
 
-def _distill(root: Path, preset: str | None, targets: tuple[str, ...], retries: int, slots: int, say: Say) -> State:
-    with _ready(root, preset, say) as (workspace, running):
+def _distill(root: Path, preset: str | None, targets: tuple[str, ...], retries: int, slots: int, log: Log) -> State:
+    with _ready(root, preset, log) as (workspace, running):
         todo = stages.chosen(stages.graph(workspace), targets)
         places = locks.here(workspace / ".dvc" / "tmp", slots)
-        say(f"{len(todo)} stages in {workspace}, {len(places.all)} at a time")
+        log(f"{len(todo)} stages in {workspace}, {len(places.all)} at a time")
         futures = _submit(todo, workspace, running, places, retries)
         wait(list(futures.values()))
         states = {name: future.state for name, future in futures.items()}
@@ -105,7 +105,7 @@ def _distill(root: Path, preset: str | None, targets: tuple[str, ...], retries: 
 
 
 @contextlib.contextmanager
-def _ready(root: Path, preset: str | None, say: Say) -> Iterator[tuple[Path, Running]]:
+def _ready(root: Path, preset: str | None, log: Log) -> Iterator[tuple[Path, Running]]:
     """A checked workspace that no other run works in. At the end, however it comes, no process is left."""
     with contextlib.ExitStack() as held:
         workspace, keep = root, []
@@ -113,37 +113,37 @@ def _ready(root: Path, preset: str | None, say: Say) -> Iterator[tuple[Path, Run
             if Path(preset).name != preset:
                 raise UserError(f"a preset is the name of a file in presets/ without .yaml, got {preset!r}")
             workspace = root / ".workspaces" / preset
-            keep.append(held.enter_context(_alone(workspace.with_name(f".{preset}.lock"), workspace, say)))
-            _tasks(root, Running(keep), say, "workspace", str(workspace.relative_to(root)), "--preset", preset)
+            keep.append(held.enter_context(_alone(workspace.with_name(f".{preset}.lock"), workspace, log)))
+            _tasks(root, Running(keep), log, "workspace", str(workspace.relative_to(root)), "--preset", preset)
         if not (workspace / ".dvc").is_dir():
             raise UserError(f"{workspace} is not a DVC workspace: it has no .dvc folder; start in the project's root")
-        keep.append(held.enter_context(_alone(workspace / ".dvc" / "tmp" / "flow.lock", workspace, say)))
+        keep.append(held.enter_context(_alone(workspace / ".dvc" / "tmp" / "flow.lock", workspace, log)))
         running = Running(keep)
-        held.callback(_in_order, workspace, dvc_files.keep, say)
+        held.callback(_in_order, workspace, dvc_files.keep, log)
         held.callback(running.stop)  # runs before that, and before the locks are freed
-        _in_order(workspace, dvc_files.mend, say)
-        _tasks(workspace, running, say, "check")
+        _in_order(workspace, dvc_files.mend, log)
+        _tasks(workspace, running, log, "check")
         yield workspace, running
 
 
-def _in_order(workspace: Path, how: Callable[[], None], say: Say) -> None:
+def _in_order(workspace: Path, how: Callable[[], None], log: Log) -> None:
     """Mends what a kill left of DVC's own files, or keeps those that are whole; what that says goes to the run's log."""
-    with contextlib.chdir(workspace), contextlib.redirect_stdout(io.StringIO()) as told:
+    with contextlib.chdir(workspace), contextlib.redirect_stdout(io.StringIO()) as output:
         how()
-    for line in told.getvalue().splitlines():
-        say(line)
+    for line in output.getvalue().splitlines():
+        log(line)
 
 
-def _alone(lock: Path, workspace: Path, say: Say) -> contextlib.AbstractContextManager[int]:
-    return locks.hold(lock, say, f"waiting: another run works in {workspace}")
+def _alone(lock: Path, workspace: Path, log: Log) -> contextlib.AbstractContextManager[int]:
+    return locks.hold(lock, log, f"waiting: another run works in {workspace}")
 
 
-def _tasks(folder: Path, running: Running, say: Say, *words: str) -> None:
-    ended = running.run([sys.executable, "-m", "tasks", *words], folder, say)
+def _tasks(folder: Path, running: Running, log: Log, *arguments: str) -> None:
+    ended = running.run([sys.executable, "-m", "tasks", *arguments], folder, log)
     if ended.code:
         line = ended.lines[-1] if ended.lines else "it said nothing"
         reported = stages.faults(ended.lines) if ended.code == stages.MISTAKE else ""
-        raise UserError(reported or f"python -m tasks {words[0]} failed: {line}")
+        raise UserError(reported or f"python -m tasks {arguments[0]} failed: {line}")
 
 
 def _submit(
@@ -195,10 +195,10 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m flows.distill", description="Run the flow here, without a worker.")
     parser.add_argument("targets", nargs="*", metavar="STAGE", help="these and all they depend on; none means all")
     parser.add_argument("--preset", help="work in .workspaces/PRESET with the parameters of that preset")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
         with _server():
-            state = distill(preset=asked.preset, targets=tuple(asked.targets), return_state=True)
+            state = distill(preset=options.preset, targets=tuple(options.targets), return_state=True)
     except UserError as error:
         print(f"error: {told(str(error))}", file=sys.stderr)
         return stages.MISTAKE

@@ -31,11 +31,11 @@ def take(path: Path) -> int | None:
 
 
 @contextlib.contextmanager
-def hold(path: Path, say: Callable[[str], None], waiting: str) -> Iterator[int]:
+def hold(path: Path, log: Callable[[str], None], waiting: str) -> Iterator[int]:
     """Holds the lock during the block; says `waiting` once if it has to wait. Gives the descriptor."""
     descriptor = take(path)
     if descriptor is None:
-        say(waiting)
+        log(waiting)
     while descriptor is None:
         time.sleep(POLL_SECONDS)
         descriptor = take(path)
@@ -60,24 +60,24 @@ class Slots:
         self.all = tuple(slots)
 
     @contextlib.contextmanager
-    def one(self, say: Callable[[str], None], give_up: Callable[[], None]) -> Iterator[tuple[Slot, int]]:
+    def one(self, log: Callable[[str], None], give_up: Callable[[], None]) -> Iterator[tuple[Slot, int]]:
         """The first free slot and the descriptor that holds it, for the length of the block.
 
         `give_up` is called while waiting and ends it by raising.
         """
-        slot, descriptor = self._free() or self._wait(say, give_up)
+        slot, descriptor = self._free() or self._wait(log, give_up)
         try:
             yield slot, descriptor
         finally:
             os.close(descriptor)
 
-    def _wait(self, say, give_up) -> tuple[Slot, int]:
-        say(f"waiting: {'the slot is' if len(self.all) == 1 else f'all {len(self.all)} slots are'} taken")
+    def _wait(self, log, give_up) -> tuple[Slot, int]:
+        log(f"waiting: {'the slot is' if len(self.all) == 1 else f'all {len(self.all)} slots are'} taken")
         while True:
             give_up()
             time.sleep(POLL_SECONDS)
-            if found := self._free():
-                return found
+            if free := self._free():
+                return free
 
     def _free(self) -> tuple[Slot, int] | None:
         for slot in self.all:
@@ -117,8 +117,8 @@ def visible(listing: str, wanted: str | None) -> list[str]:
         return devices
     chosen = []
     for word in filter(None, (part.strip() for part in wanted.split(","))):
-        found = whole[int(word) : int(word) + 1] if word.isdigit() else [d for d in devices if d.startswith(word)]
-        if len(found) != 1:  # CUDA ignores this entry and all after it
+        matches = whole[int(word) : int(word) + 1] if word.isdigit() else [d for d in devices if d.startswith(word)]
+        if len(matches) != 1:  # CUDA ignores this entry and all after it
             break
-        chosen += found
+        chosen += matches
     return chosen

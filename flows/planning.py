@@ -27,12 +27,12 @@ AIMS = ("PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE", "PREFECT_PROFILES_
 
 def planned(root: Path, prefect_port: int, mlflow_port: int) -> list[Service]:
     """The services in the order in which they start; no MLflow server if MLFLOW_TRACKING_URI names one already."""
-    given = os.environ.get("MLFLOW_TRACKING_URI", "")
-    elsewhere = given.startswith(("http://", "https://", "databricks"))
-    address = given if elsewhere else f"http://{HOST}:{mlflow_port}"
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    elsewhere = uri.startswith(("http://", "https://", "databricks"))
+    address = uri if elsewhere else f"http://{HOST}:{mlflow_port}"
     environment = _environment(root, prefect_port, address)
     prefect = _prefect(prefect_port, environment)
-    mlflow = [] if elsewhere else [_mlflow(root, mlflow_port, _whole(root, given or client.LOCAL), environment)]
+    mlflow = [] if elsewhere else [_mlflow(root, mlflow_port, _whole(root, uri or client.LOCAL), environment)]
     return [prefect, *mlflow, _worker(prefect_port, environment)]
 
 

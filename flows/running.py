@@ -18,7 +18,7 @@ GRACE_SECONDS = 20.0  # to save in; Prefect kills a cancelled run after 30
 LINES_KEPT = 200
 POLL_SECONDS = 0.2
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 class Stopped(Exception):
@@ -54,7 +54,7 @@ class Running:
         self,
         command: Sequence[str],
         folder: Path,
-        say: Say,
+        log: Log,
         environment: Mapping[str, str] | None = None,
         keep: Collection[int] = (),
     ) -> Ended:
@@ -64,7 +64,7 @@ class Running:
         """
         supervisor = self._start(command, folder, {**surroundings(), **(environment or {})}, keep)
         try:
-            lines = _follow(supervisor, say)
+            lines = _follow(supervisor, log)
         finally:  # whatever is raised here, a time-out of Prefect's or a bug, the command does not survive it
             self._end(supervisor)
         if self.stopped:
@@ -125,7 +125,7 @@ def surroundings() -> dict[str, str]:
     return {"DISTILL_PYTHON": sys.executable, **os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **quiet}
 
 
-def _follow(supervisor: subprocess.Popen, say: Say) -> tuple[str, ...]:
+def _follow(supervisor: subprocess.Popen, log: Log) -> tuple[str, ...]:
     # a thread of its own reads: a command that is silent for hours must not make this one deaf to interruptions
     arriving: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(supervisor.stdout, arriving.put), daemon=True).start()
@@ -133,7 +133,7 @@ def _follow(supervisor: subprocess.Popen, say: Say) -> tuple[str, ...]:
     while (line := _next(arriving)) is not None:
         if line:
             last.append(line)
-            say(line)
+            log(line)
     return tuple(last)
 
 

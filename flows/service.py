@@ -50,9 +50,9 @@ class Record:
     def family(self) -> list[psutil.Process]:
         """All processes of the service that live, whether or not the one that was started still does."""
         leader = self.process()
-        found = {process.pid: process for process in [leader, *_children(leader)] if process} if leader else {}
-        found |= {process.pid: process for process in psutil.process_iter() if self._marked(process)}
-        return [process for process in found.values() if process.pid != os.getpid() and lives(process)]
+        processes = {process.pid: process for process in [leader, *_children(leader)] if process} if leader else {}
+        processes |= {process.pid: process for process in psutil.process_iter() if self._marked(process)}
+        return [process for process in processes.values() if process.pid != os.getpid() and lives(process)]
 
     def _marked(self, process: psutil.Process) -> bool:
         with contextlib.suppress(psutil.Error, OSError):  # others' processes do not show their environment
@@ -67,7 +67,7 @@ class Folder:
         self.root, self.path = root, root / ".services"
 
     def alone(self) -> contextlib.AbstractContextManager[int]:
-        return locks.hold(self.path / "lock", say, "waiting: another up or down is at work here")
+        return locks.hold(self.path / "lock", log, "waiting: another up or down is at work here")
 
     def log(self, name: str) -> Path:
         return self.path / f"{name}.log"
@@ -96,9 +96,9 @@ class Folder:
 NAMES = ("prefect-server", "mlflow-server", "worker")  # in the order in which they start
 
 
-def say(text: str) -> None:
-    """Says it without what is secret."""
-    progress.say(told(text))
+def log(line: str) -> None:
+    """Logs it without what is secret."""
+    progress.say(told(line))
 
 
 def _children(process: psutil.Process) -> list[psutil.Process]:

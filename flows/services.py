@@ -22,7 +22,7 @@ import psutil
 from diffcore.core import disk
 from diffcore.core.errors import UserError
 from flows.planning import AIMS, HOME, HOST, POOL, STORE, ask, planned
-from flows.service import MARK, NAMES, Folder, Record, Service, lives, say
+from flows.service import MARK, NAMES, Folder, Record, Service, lives, log
 from tasks.tracking import client
 
 START_SECONDS = 180  # a first start migrates a database, and a loaded machine is slow
@@ -72,11 +72,11 @@ def _aim(root: Path, api: str) -> None:
     """Writes the server's address into the project's Prefect profile; what else a person set there stays."""
     path = root / HOME / "profiles.toml"
     try:
-        known = tomllib.loads(path.read_text()) if path.is_file() else {}
+        content = tomllib.loads(path.read_text()) if path.is_file() else {}
     except ValueError:
         raise UserError(f"{path} is damaged, it is not TOML: mend it or move it away") from None
-    active = known.get("active", "project")
-    profiles = {active: {}, **known.get("profiles", {})}
+    active = content.get("active", "project")
+    profiles = {active: {}, **content.get("profiles", {})}
     profiles[active] = {**profiles[active], "PREFECT_API_URL": api}
     lines = [f"active = {json.dumps(active)}"]
     for name, values in profiles.items():
@@ -137,16 +137,16 @@ def _undone(folder: Folder) -> Iterator[list[str]]:
 
 def _start(service: Service, folder: Folder, started: list[str]) -> None:
     if process := folder.alive(service.name):
-        say(f"{service.name:<15} is up already (pid {process.pid})")
+        log(f"{service.name:<15} is up already (pid {process.pid})")
         return
     mark = uuid.uuid4().hex
-    with open(folder.log(service.name), "ab") as log:
+    with open(folder.log(service.name), "ab") as file:
         child = subprocess.Popen(
             service.command,
             cwd=folder.root,
             env={**service.environment, MARK: mark},
             stdin=subprocess.DEVNULL,
-            stdout=log,
+            stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
             preexec_fn=_hear_interrupts,  # safe here: this process has one thread
@@ -170,22 +170,22 @@ def _await(service: Service, folder: Folder) -> None:
             raise UserError(f"{service.name} does not answer after {START_SECONDS} s: see {folder.log(service.name)}")
         if now - spoke > SPEAK_SECONDS:
             spoke = now
-            say(f"{service.name:<15} is starting, {now - begin:.0f} s")
+            log(f"{service.name:<15} is starting, {now - begin:.0f} s")
         time.sleep(POLL_SECONDS)
-    say(f"{service.name:<15} answers at {service.url} ({time.monotonic() - begin:.0f} s)")
+    log(f"{service.name:<15} answers at {service.url} ({time.monotonic() - begin:.0f} s)")
 
 
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
-    return f"{next((line.strip() for line in reversed(lines) if line.strip()), 'it said nothing')} (see {log})"
+def _last_line(path: Path) -> str:
+    lines = path.read_text(errors="replace").split("\n") if path.is_file() else []
+    return f"{next((line.strip() for line in reversed(lines) if line.strip()), 'it said nothing')} (see {path})"
 
 
 def _deploy(worker: Service, folder: Folder) -> None:
-    say("deploying distill/full and distill/smoke")
+    log("deploying distill/full and distill/smoke")
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
-    with open(folder.log("deploy"), "wb") as log:
+    with open(folder.log("deploy"), "wb") as file:
         ended = subprocess.run(
-            command, cwd=folder.root, env=worker.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            command, cwd=folder.root, env=worker.environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file
         )
     if ended.returncode:
         raise UserError(f"prefect deploy --all failed: {_last_line(folder.log('deploy'))}")
@@ -196,10 +196,10 @@ def _tell(services: list[Service]) -> None:
     command = os.path.relpath(Path(sys.executable).with_name("prefect"))
     # the profile says where the server is, unless something in this environment goes before it
     address = f"PREFECT_API_URL={prefect.url}/api " if any(os.environ.get(name) for name in AIMS) else ""
-    say("")
-    say(f"Prefect  {prefect.url}")
-    say(f"MLflow   {prefect.environment['MLFLOW_TRACKING_URI']}")
-    say(f"next     {address}{command} deployment run distill/smoke --watch    (or distill/full)")
+    log("")
+    log(f"Prefect  {prefect.url}")
+    log(f"MLflow   {prefect.environment['MLFLOW_TRACKING_URI']}")
+    log(f"next     {address}{command} deployment run distill/smoke --watch    (or distill/full)")
 
 
 # ---- down
@@ -209,27 +209,28 @@ def down(root: Path) -> None:
     """Cancels the runs that are under way, then ends exactly the processes that `up` started here."""
     folder = Folder(root)
     if not folder.path.is_dir():
-        say("nothing is up")
+        log("nothing is up")
         return
     with folder.alone():
         if folder.alive(NAMES[0]) and folder.alive(NAMES[2]):
             _cancel(folder.record(NAMES[2]).url)
         ended = [_end(name, folder) for name in reversed(NAMES)]
     if not any(ended):
-        say("nothing is up")
+        log("nothing is up")
 
 
 def _cancel(api: str) -> None:
     """A worker that just ends leaves its runs "Running" on the server for ever."""
-    until, told = time.monotonic() + CANCEL_SECONDS, set()
+    until = time.monotonic() + CANCEL_SECONDS
+    cancelled = set()
     # no answer is not "no runs": Prefect's server answers 503 now and then while its SQLite is busy
     while (going := _going(api)) != [] and time.monotonic() < until:
         for run in going or []:
             if run["state_type"] != "CANCELLING":
                 ask(f"{api}/flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
-            if run["id"] not in told:
-                told.add(run["id"])
-                say(f"cancelling the run {run['name']}")
+            if run["id"] not in cancelled:
+                cancelled.add(run["id"])
+                log(f"cancelling the run {run['name']}")
         time.sleep(POLL_SECONDS)
 
 
@@ -250,7 +251,7 @@ def _end(name: str, folder: Folder) -> bool:
     _signal(left, psutil.Process.kill)
     psutil.wait_procs(left, timeout=POLL_SECONDS * 10)
     if family:
-        say(f"{name:<15} ended (pid {process.pid if process else ', '.join(str(each.pid) for each in family)})")
+        log(f"{name:<15} ended (pid {process.pid if process else ', '.join(str(each.pid) for each in family)})")
     folder.forget(name)
     return bool(family)
 
@@ -267,8 +268,8 @@ def _signal(processes: list[psutil.Process], how: Callable[[psutil.Process], Non
 def status(root: Path) -> bool:
     """Says what is up; whether all is."""
     folder = Folder(root)
-    found = {name: folder.alive(name) for name in NAMES}
-    for name, process in found.items():
+    processes = {name: folder.alive(name) for name in NAMES}
+    for name, process in processes.items():
         where = f"up    pid {process.pid:<8} {folder.record(name).url}" if process else "down"
-        say(f"{name:<15} {where}")
-    return all(found.values())
+        log(f"{name:<15} {where}")
+    return all(processes.values())

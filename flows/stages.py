@@ -15,7 +15,7 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
 from diffcore.core.errors import UserError
-from flows.running import Ended, Running, Say
+from flows.running import Ended, Log, Running
 from tasks import dvc_environment
 
 MISTAKE = 2  # the exit code of a stage that can only be mended by the user
@@ -46,13 +46,13 @@ def graph(workspace: Path) -> dict[str, Stage]:
     try:
         with _asking, _repo(workspace) as repo:
             edges = repo.index.graph
-            found = {_name(s): _stage(s, edges, repo.root_dir) for s in edges if s.cmd}
+            stages = {_name(s): _stage(s, edges, repo.root_dir) for s in edges if s.cmd}
     except DvcException as error:
         raise UserError(f"DVC cannot read {workspace}: {_one_line(error)}") from error
-    if not found:
+    if not stages:
         raise UserError(f"{workspace}/dvc.yaml has no stages")
-    order = graphlib.TopologicalSorter({name: stage.after for name, stage in found.items()}).static_order()
-    return {name: found[name] for name in order}
+    order = graphlib.TopologicalSorter({name: stage.after for name, stage in stages.items()}).static_order()
+    return {name: stages[name] for name in order}
 
 
 def _repo(workspace: Path, **options: bool) -> Repo:
@@ -95,12 +95,12 @@ def chosen(stages: Mapping[str, Stage], targets: Collection[str]) -> dict[str, S
 
 
 def _named(stages: Mapping[str, Stage], target: str) -> list[str]:
-    found = [name for name in stages if target in (name, name.partition("@")[0])]
-    if not found:
+    names = [name for name in stages if target in (name, name.partition("@")[0])]
+    if not names:
         near = difflib.get_close_matches(target, stages, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(stages)}"
         raise UserError(f"dvc.yaml has no stage {target!r}: {hint}")
-    return found
+    return names
 
 
 def up_to_date(workspace: Path, name: str) -> bool:
@@ -122,7 +122,7 @@ def reproduce(
     name: str,
     workspace: Path,
     running: Running,
-    say: Say,
+    log: Log,
     environment: Mapping[str, str] | None = None,
     keep: Collection[int] = (),
 ) -> None:
@@ -134,12 +134,12 @@ def reproduce(
     # --wait-for-lock: otherwise finished work is thrown away if another stage writes dvc.lock at that moment.
     command = [sys.executable, "-m", "tasks.dvc_repro", "--single-item", name]
     surroundings = {**dvc_environment.of(workspace), **(environment or {})}
-    ended = running.run(command, workspace, _but_busy(say), surroundings, keep)
+    ended = running.run(command, workspace, _but_busy(log), surroundings, keep)
     if holders := _holders(ended):
-        say(f"waiting: {name} needs files on which another command is at work: {holders}")
+        log(f"waiting: {name} needs files on which another command is at work: {holders}")
     while _holders(ended):
         running.pause(BUSY_SECONDS)
-        ended = running.run(command, workspace, _but_busy(say), surroundings, keep)
+        ended = running.run(command, workspace, _but_busy(log), surroundings, keep)
     if ended.code:
         code, line = cause(ended)
         raise UserError(f"{name}: {line}") if code == MISTAKE else StageFailed(f"{name} {_how(code)}: {line}")
@@ -147,42 +147,44 @@ def reproduce(
 
 def cause(ended: Ended) -> tuple[int, str]:
     """The stage's own exit code and all the faults it names, or else its last line; DVC hides them behind its own."""
-    said = [line for line in ended.lines if not line.startswith("ERROR: failed to reproduce")]
-    told = [line for line in ended.lines if line.startswith("ERROR: failed to reproduce")]
-    codes = re.findall(r", exited with (-?\d+)$", told[-1]) if told else []
+    own = [line for line in ended.lines if not line.startswith("ERROR: failed to reproduce")]
+    failures = [line for line in ended.lines if line.startswith("ERROR: failed to reproduce")]
+    codes = re.findall(r", exited with (-?\d+)$", failures[-1]) if failures else []
     if codes:
         code = int(codes[0])
-        return code, (faults(said) if code == MISTAKE else "") or _last([x for x in said if not _of_the_shell(x, code)])
+        return code, (faults(own) if code == MISTAKE else "") or _last([x for x in own if not _of_the_shell(x, code)])
     refused = faults(ended.lines) if ended.code == MISTAKE else ""
     return ended.code, refused or _last([x for x in ended.lines if x.startswith("ERROR")] or list(ended.lines))
 
 
 def faults(lines: Sequence[str]) -> str:
     """All that a command reports as the user's to mend, in one line of at most FAULTS characters; "" for nothing."""
-    found = [line.strip().removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    told, left = "", len(found)
-    for fault in found:
-        longer = f"{told}; {fault}" if told else fault[:FAULTS]
+    messages = [line.strip().removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    text = ""
+    left = len(messages)
+    for fault in messages:
+        longer = f"{text}; {fault}" if text else fault[:FAULTS]
         if len(longer) > FAULTS:
-            return f"{told}; and {left} more in the log"
-        told, left = longer, left - 1
-    return told
+            return f"{text}; and {left} more in the log"
+        text = longer
+        left -= 1
+    return text
 
 
 def _holders(ended: Ended) -> str:
     """The commands, with their pids, that DVC says hold a stage's files; "" if it was not refused for that."""
     if not ended.code or not any(map(BUSY.match, ended.lines)):
         return ""
-    found = filter(None, map(HOLDER.fullmatch, ended.lines))
-    return ", ".join(sorted({f"{match[2]} (pid {match[1]})" for match in found}))
+    matches = filter(None, map(HOLDER.fullmatch, ended.lines))
+    return ", ".join(sorted({f"{match[2]} (pid {match[1]})" for match in matches}))
 
 
-def _but_busy(say: Say) -> Say:
+def _but_busy(log: Log) -> Log:
     """Passes on all but DVC's words on who is busy, which come again at each try."""
 
     def passing(line: str) -> None:
-        if not any(words.match(line) for words in (BUSY, HOLDER, ADVICE)):
-            say(line)
+        if not any(pattern.match(line) for pattern in (BUSY, HOLDER, ADVICE)):
+            log(line)
 
     return passing
 

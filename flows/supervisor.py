@@ -27,11 +27,11 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 def main(arguments: list[str]) -> int:
     """Runs the command to its end or stops it; see the module."""
     grace, parent, command = float(arguments[0]), int(arguments[1]), arguments[2:]
-    asked = _listen()
+    stop_requested = _listen()
     _prctl(PR_SET_CHILD_SUBREAPER, 1)  # grandchildren whose parent dies come to us instead of getting lost
     child = subprocess.Popen(command, preexec_fn=_manners)  # safe here: this process has one thread
     # the parent is watched instead of PR_SET_PDEATHSIG, which would strike when its *thread* ends
-    while child.poll() is None and not asked() and os.getppid() == parent:
+    while child.poll() is None and not stop_requested() and os.getppid() == parent:
         time.sleep(POLL_SECONDS)
     if child.poll() is None:
         _stop(child, grace)
@@ -80,13 +80,13 @@ def _end(processes: list[psutil.Process], grace: float) -> None:
 
 
 def _below(pid: int) -> list[psutil.Process]:
-    found = []
+    processes = []
     with contextlib.suppress(psutil.NoSuchProcess):
         for process in psutil.Process(pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 if process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-    return found
+                    processes.append(process)
+    return processes
 
 
 def _signal(process: psutil.Process, number: int) -> None:

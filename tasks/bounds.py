@@ -75,8 +75,8 @@ def of_machine(found: Mapping[str, Any], shapes: Mapping[str, Any]) -> Iterator[
     for path, needs, what, remedy in _needs(found, shapes):
         if needs > MARGIN * has:
             yield (
-                f"{path}: {what} needs about {memory.words(needs)} of memory at the very least, and this machine has "
-                f"{memory.words(has)}; {remedy}"
+                f"{path}: {what} needs about {memory.readable(needs)} of memory at the very least, and this machine has "
+                f"{memory.readable(has)}; {remedy}"
             )
 
 

@@ -179,8 +179,8 @@ def test_a_batch_is_refused_where_memory_is_far_too_small_and_taken_otherwise(mo
     assert needs == 10**6 * (2 * 4 * 64 + 4 * shape.kept((1, 8, 8)))
     (line,) = with_memory(monkeypatch, needs / 4 - 1, teacher__batch=10**6)
     assert line == (
-        f"p: teachers.teacher.batch: a batch of 1000000 images of 1x8x8 needs about {memory.words(needs)} of memory at "
-        f"the very least, and this machine has {memory.words(int(needs / 4 - 1))}; lower it, or raise accumulate"
+        f"p: teachers.teacher.batch: a batch of 1000000 images of 1x8x8 needs about {memory.readable(needs)} of memory at "
+        f"the very least, and this machine has {memory.readable(int(needs / 4 - 1))}; lower it, or raise accumulate"
     )
     assert with_memory(monkeypatch, needs / 4 + 1, teacher__batch=10**6) == []
     assert with_memory(monkeypatch, needs / 40, teacher__batch=10**6, teacher__accumulate=100) == []  # in parts
@@ -294,7 +294,7 @@ def test_whatever_takes_more_than_four_times_the_memory_is_refused_by_its_name(m
             monkeypatch.setattr(memory, "of_machine", lambda has=has: has)
             lines = {line.partition(": ")[0]: line for line in bounds.of_machine(found, shapes(found))}
             assert (path in lines) == refused
-            assert not refused or lines[path].endswith(f"and this machine has {memory.words(has)}; {remedy}")
+            assert not refused or lines[path].endswith(f"and this machine has {memory.readable(has)}; {remedy}")
 
 
 def test_images_are_as_large_as_can_be_known():
@@ -345,7 +345,7 @@ def test_every_try_of_every_way_is_a_point(monkeypatch):
 
 def test_bytes_are_said_as_people_say_them():
     said = {0: "0 bytes", 999: "999 bytes", 25_300_000_000: "25.3 GB", 3_200_000_000_000: "3.2 TB", 10**18: "1e+03 PB"}
-    assert {count: memory.words(count) for count in said} == said
+    assert {count: memory.readable(count) for count in said} == said
 
 
 # ------------------------------------------------------------------------------- ways in

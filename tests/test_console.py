@@ -208,7 +208,7 @@ def test_a_reader_that_goes_away_while_the_servers_are_told_of_is_no_fault(monke
         raise BrokenPipeError
 
     monkeypatch.setattr("builtins.print", gone)
-    services.say("worker          down")
+    services.log("worker          down")
 
 
 # ------------------------------------------------------------------------------- a shell's completion

@@ -118,10 +118,8 @@ def _check_schema(path: Path, schema: object) -> None:
     if schema == SCHEMA:
         return
     renamed = ", ".join(f"{old} is {new} now" for old, new in RENAMED.items())
-    words = f" ({renamed})" if isinstance(schema, int) and schema < SCHEMA else ""
-    raise UserError(
-        f"{path} has schema {schema}, this version reads {SCHEMA}{words}; run the stage that makes it again"
-    )
+    hint = f" ({renamed})" if isinstance(schema, int) and schema < SCHEMA else ""
+    raise UserError(f"{path} has schema {schema}, this version reads {SCHEMA}{hint}; run the stage that makes it again")
 
 
 def _first_line(error: Exception) -> str:

@@ -91,10 +91,10 @@ class Adopted:
             raise UserError(
                 f"images of {image[1]} x {image[2]} cannot be halved {levels - 1} times as the teacher does; set data.size"
             )
-        known = self.denoiser.classes
-        if known is not None and known != len(classes or ()):
+        count = self.denoiser.classes
+        if count is not None and count != len(classes or ()):
             raise UserError(
-                f"the teacher's class table has {known + 1} rows, and the data have {len(classes or ())} classes; it needs "
+                f"the teacher's class table has {count + 1} rows, and the data have {len(classes or ())} classes; it needs "
                 "a row for each and one more, the last, for no class"
             )
         if self.classes is not None and list(self.classes) != list(classes or ()):
@@ -130,13 +130,18 @@ def read(folder: Path) -> Adopted:
 
 
 def _own(folder: Path) -> Adopted:
-    found = load(folder)
-    if found.denoiser.grid is not None or found.card.solver == "multistep_consistency" or found.guidance is not None:
+    checkpoint = load(folder)
+    card = checkpoint.card
+    if (
+        checkpoint.denoiser.grid is not None
+        or card.solver == "multistep_consistency"
+        or checkpoint.guidance is not None
+    ):
         raise UserError(
-            f"{folder} is a student by {found.card.method}, which cannot teach at every time; give the teacher it comes from"
+            f"{folder} is a student by {card.method}, which cannot teach at every time; give the teacher it comes from"
         )
-    sampling = found.card.parameters.get("sampling", {}) if found.card.method == "adopted" else {}
-    return Adopted(found.denoiser, dict(found.card.files), tuple(found.card.image), found.card.classes, sampling)
+    sampling = card.parameters.get("sampling", {}) if card.method == "adopted" else {}
+    return Adopted(checkpoint.denoiser, dict(card.files), tuple(card.image), card.classes, sampling)
 
 
 def _check_parts(folder: Path) -> None:
@@ -159,11 +164,11 @@ def _settings(folder: Path) -> dict[str, Any]:
             f"{folder} is not a teacher in diffusers' format: {SCHEDULER} is missing; save its pipeline with save_pretrained"
         )
     try:
-        found = disk.parse_json(path.read_text())
+        settings = disk.parse_json(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); fetch or write it again") from None
-    name = found.get("_class_name") if isinstance(found, dict) else None
-    flag = next((key for key in FLAGS if found.get(key)), None) if isinstance(found, dict) else None
+    name = settings.get("_class_name") if isinstance(settings, dict) else None
+    flag = next((key for key in FLAGS if settings.get(key)), None) if isinstance(settings, dict) else None
     if not isinstance(name, str) or name not in SAMPLERS or flag:
         whose = f"{name or 'an unknown scheduler'}{f' with {flag}' if flag else ''}"
         process = _process(name if isinstance(name, str) else None, flag)
@@ -172,13 +177,13 @@ def _settings(folder: Path) -> dict[str, Any]:
             "not make it another network: take a teacher that was trained with betas (DDPM, DDIM and their like), or train "
             "one here"
         )
-    return found
+    return settings
 
 
 def _process(name: str | None, flag: str | None) -> str:
     """What is known of a network by a scheduler that is not one of SAMPLERS."""
     word = flag or str(name)
-    return next((told for part, told in PROCESSES.items() if part in word), "its process is not known here")
+    return next((process for part, process in PROCESSES.items() if part in word), "its process is not known here")
 
 
 def _network(folder: Path) -> dict[str, Any]:
@@ -188,15 +193,15 @@ def _network(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder}: its network is a {name}; only a {unet.FORMAT} is told a time and a class and no more"
         )
-    known = {"time_embedding_type": "positional", "class_embed_type": None}
-    for key, value in known.items():
-        if (given := content.get(key, value)) != value:
-            raise UserError(f"{folder}: {key} {given!r} is not known here, only {value!r}; train one with that")
-    taken, made = (content.get(key, 3) for key in ("in_channels", "out_channels"))
-    if taken != made:
+    supported = {"time_embedding_type": "positional", "class_embed_type": None}
+    for key, default in supported.items():
+        if (value := content.get(key, default)) != default:
+            raise UserError(f"{folder}: {key} {value!r} is not known here, only {default!r}; train one with that")
+    in_channels, out_channels = (content.get(key, 3) for key in ("in_channels", "out_channels"))
+    if in_channels != out_channels:
         raise UserError(
-            f"{folder}: the network makes {made} channels of {taken}; of a learned variance keep only the mean's: the first "
-            f"{taken} of conv_out and out_channels {taken}"
+            f"{folder}: the network makes {out_channels} channels of {in_channels}; of a learned variance keep only the "
+            f"mean's: the first {in_channels} of conv_out and out_channels {in_channels}"
         )
     return content
 
@@ -221,8 +226,10 @@ def _sampling(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """As diffusers: thresholding goes before clipping."""
     try:
         if settings.get("thresholding"):
-            made = Threshold(settings.get("dynamic_thresholding_ratio", 0.995), settings.get("sample_max_value", 1.0))
-            return {"threshold": asdict(made)}
+            threshold = Threshold(
+                settings.get("dynamic_thresholding_ratio", 0.995), settings.get("sample_max_value", 1.0)
+            )
+            return {"threshold": asdict(threshold)}
         if settings.get("clip_sample", settings["_class_name"] in CLIPS):
             return {"clip": Clip(float(settings.get("clip_sample_range", 1.0))).bound}
     except (TypeError, ValueError) as error:
@@ -239,8 +246,8 @@ def _schedule(settings: dict[str, Any], folder: Path) -> Discrete:
             raise ValueError("only the last beta can be 1")
         return Discrete(tuple((_zero_snr(betas) if settings.get("rescale_betas_zero_snr") else betas).tolist()))
     except (KeyError, TypeError, ValueError) as error:
-        told = f"{error.args[0]} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise UserError(f"{folder}: {SCHEDULER} gives no betas ({told}); write them out as trained_betas") from None
+        reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise UserError(f"{folder}: {SCHEDULER} gives no betas ({reason}); write them out as trained_betas") from None
 
 
 def _betas(settings: dict[str, Any]) -> Tensor:
@@ -248,10 +255,10 @@ def _betas(settings: dict[str, Any]) -> Tensor:
     count = settings["num_train_timesteps"]
     if type(count) is not int or not 1 <= count <= MOST_STEPS:
         raise ValueError(f"num_train_timesteps must be a whole number in 1..{MOST_STEPS}, got {count!r}")
-    if (given := settings.get("trained_betas")) is not None:
-        if len(given) != count:
-            raise ValueError(f"{len(given)} trained_betas for {count} num_train_timesteps")
-        return torch.tensor(given, dtype=torch.float64)
+    if (betas := settings.get("trained_betas")) is not None:
+        if len(betas) != count:
+            raise ValueError(f"{len(betas)} trained_betas for {count} num_train_timesteps")
+        return torch.tensor(betas, dtype=torch.float64)
     kind, low, high = (settings[key] for key in ("beta_schedule", "beta_start", "beta_end"))
     if kind == "linear":
         return torch.linspace(low, high, count, dtype=torch.float64)

@@ -21,8 +21,8 @@ def roles(
     a range of them; the teacher guided by classifier-free guidance unless it knows the weights itself. parameterization: what
     the student's network shall say from now on, None for what the parent's says. dropout: of the student's network. new: the
     student's own network, without an input for the weight, where it is no copy of the parent's."""
-    own, known = parent.denoiser, parent.guidance
-    teacher = Guided(own) if weights is not None and known is None else own
+    own = parent.denoiser
+    teacher = Guided(own) if weights is not None and parent.guidance is None else own
     is_input = weights is not None and weights.is_input
     net = (new or own.net).with_dropout(dropout)
     if is_input != (own.takes_guidance and new is None):

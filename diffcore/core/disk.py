@@ -176,8 +176,8 @@ def lock_file(path: Path) -> int:
 def clear(path: Path) -> None:
     """Removes what killed writers of `path` left beside it, and puts back what stood there if it had stepped aside."""
     own = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.(tmp|old)")
-    found = [match for match in map(own.fullmatch, os.listdir(path.parent)) if match]
-    for match in found:
+    matches = [match for match in map(own.fullmatch, os.listdir(path.parent)) if match]
+    for match in matches:
         left = path.with_name(match[0])
         if int(match[1]) != os.getpid() and _alive(int(match[1])):
             continue
@@ -195,17 +195,17 @@ def _swap(new: Path, path: Path) -> None:
     _sync_folder(path.parent)
 
 
-def _exchanged(one: Path, other: Path) -> bool:
+def _exchanged(new: Path, path: Path) -> bool:
     """Whether the kernel could exchange the two names, which no reader and no kill can see half done."""
     try:
         call = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError):
         return False
-    if call(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
+    if call(AT_FDCWD, os.fsencode(new), AT_FDCWD, os.fsencode(path), RENAME_EXCHANGE) == 0:
         return True
     if (code := ctypes.get_errno()) in UNABLE:
         return False
-    raise OSError(code, os.strerror(code), str(other))
+    raise OSError(code, os.strerror(code), str(path))
 
 
 def _step_aside(new: Path, path: Path) -> None:

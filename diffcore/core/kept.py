@@ -36,11 +36,12 @@ def read(numbers: Path, remedy: str) -> tuple[dict[str, Any], Tensors]:
     """The inverse of `write`; a UserError that ends in `remedy` for what is missing or damaged."""
     from safetensors.torch import load
 
-    found, beside = disk.read_sealed(numbers, SCHEMA, remedy), _beside(numbers)
+    sealed = disk.read_sealed(numbers, SCHEMA, remedy)
+    beside = _beside(numbers)
     content = beside.read_bytes() if beside.exists() else b""
-    if hashlib.sha256(content).hexdigest() != found["sha256"]:
+    if hashlib.sha256(content).hexdigest() != sealed["sha256"]:
         raise UserError(f"{beside} is not what was kept; {remedy}")
-    return found["value"], load(content)
+    return sealed["value"], load(content)
 
 
 def _beside(numbers: Path) -> Path:
@@ -52,7 +53,7 @@ class Kept:
     """The results under `folder`, which is theirs alone. on_damage: hears of each that cannot be used."""
 
     folder: Path
-    on_damage: Callable[[str], None] = lambda words: None
+    on_damage: Callable[[str], None] = lambda line: None
 
     def save(self, about: Any, value: dict[str, Any], tensors: Tensors | None = None) -> None:
         """Keeps `value`, JSON, and `tensors` as what came of `about`, JSON that names everything they depend on."""

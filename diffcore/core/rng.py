@@ -40,8 +40,8 @@ class Draw:
 
     def fork(self, name: str) -> "Draw":
         """As many numbers again, independent of these and of those of any other name."""
-        made = draw(self.noise, *self.key, name, count=self.count)[self.rows]
-        return replace(made, u=made.u.to(self.u.dtype), noise=made.noise.to(self.noise.dtype))
+        fork = draw(self.noise, *self.key, name, count=self.count)[self.rows]
+        return replace(fork, u=fork.u.to(self.u.dtype), noise=fork.noise.to(self.noise.dtype))
 
 
 def draw(like: Sample, *key: int | str, count: int | None = None) -> Draw:

@@ -47,9 +47,9 @@ def read(root: Path, others: Iterable[tuple[str, ...]], column: str | None) -> A
     column: of the metadata, the one that holds the labels; None for the only one that is called so. Raises UserError for what
     cannot be read, and for what can be read in two ways.
     """
-    found = ["/".join(parts) for parts in others if parts[-1] in (DATASET, *METADATA, UNREAD)]
-    datasets = [name for name in found if name.endswith(DATASET)] if column is None else []
-    metadata = [name for name in found if not name.endswith(DATASET)]
+    names = ["/".join(parts) for parts in others if parts[-1] in (DATASET, *METADATA, UNREAD)]
+    datasets = [name for name in names if name.endswith(DATASET)] if column is None else []
+    metadata = [name for name in names if not name.endswith(DATASET)]
     if datasets and metadata:
         raise _unclear(f"{datasets[0]} and {metadata[0]} both say what the images are", "remove one of them")
     if column is not None and not metadata:
@@ -61,8 +61,8 @@ def read(root: Path, others: Iterable[tuple[str, ...]], column: str | None) -> A
     return _metadata(root, metadata, column) if metadata else None
 
 
-def _unclear(what: str, remedy: str) -> UserError:
-    return UserError(f"data.source: {what}: {remedy}, or set data.labels to folders or to none")
+def _unclear(fault: str, remedy: str) -> UserError:
+    return UserError(f"data.source: {fault}: {remedy}, or set data.labels to folders or to none")
 
 
 def _datasets(root: Path, names: list[str]) -> Annotations:
@@ -70,10 +70,10 @@ def _datasets(root: Path, names: list[str]) -> Annotations:
     for name in names:
         for image, label in _dataset(root, name):
             _put(labels, name, image, label)
-    shown = _few(names)
+    files = _few(names)
     if not labels:
-        return Annotations(tuple(names), {}, f"{shown} says that the images have no labels, so they have none")
-    return Annotations(tuple(names), labels, f"classes are those of {shown}, not folders")
+        return Annotations(tuple(names), {}, f"{files} says that the images have no labels, so they have none")
+    return Annotations(tuple(names), labels, f"classes are those of {files}, not folders")
 
 
 def _dataset(root: Path, name: str) -> Iterator[tuple[str, int]]:
@@ -86,7 +86,7 @@ def _dataset(root: Path, name: str) -> Iterator[tuple[str, int]]:
         raise _unclear(f"the `labels` of {name} are no pairs [name, label]", "mend it")
     for image, label in labels or []:
         if type(label) is not int:
-            raise _unclear(f"{name}: the label of {printable(image)} is {_shown(label)}, no whole number", "mend it")
+            raise _unclear(f"{name}: the label of {printable(image)} is {_excerpt(label)}, no whole number", "mend it")
         yield image, label
 
 
@@ -96,28 +96,28 @@ def _metadata(root: Path, names: list[str], column: str | None) -> Annotations:
         raise _unclear(f"{unread[0]} is not read", "save it as metadata.csv")
     tables = {name: list(_rows(_text(root, name), name)) for name in names}
     columns = list(dict.fromkeys(key for rows in tables.values() for row in rows for key in row))
-    shown = _few(names)
+    files = _few(names)
     if NAME not in columns:
-        return Annotations(tuple(names), {}, f"{shown} has no column {NAME}, so nothing is read from it", silent=True)
-    chosen = _column(columns, column, shown)
+        return Annotations(tuple(names), {}, f"{files} has no column {NAME}, so nothing is read from it", silent=True)
+    chosen = _column(columns, column, files)
     if chosen is None:
         having = ", ".join(printable(each) for each in columns)
-        return Annotations(tuple(names), {}, f"{shown} has no column of labels (it has {having})", silent=True)
-    return Annotations(tuple(names), _labels(tables, chosen), f"classes are the column {printable(chosen)} of {shown}")
+        return Annotations(tuple(names), {}, f"{files} has no column of labels (it has {having})", silent=True)
+    return Annotations(tuple(names), _labels(tables, chosen), f"classes are the column {printable(chosen)} of {files}")
 
 
-def _column(columns: list[str], asked: str | None, shown: str) -> str | None:
-    others = [column for column in columns if column != NAME]
-    if asked is not None:
-        if asked not in others:
+def _column(columns: list[str], column: str | None, files: str) -> str | None:
+    others = [name for name in columns if name != NAME]
+    if column is not None:
+        if column not in others:
             having = ", ".join(printable(each) for each in others)
-            raise UserError(f"data.labels: {shown} has no column {asked!r}; it has {having}")
-        return asked
-    likely = [column for column in others if LABEL_WORDS & set(re.split(r"[\W_]+", column.lower()))]
+            raise UserError(f"data.labels: {files} has no column {column!r}; it has {having}")
+        return column
+    likely = [name for name in others if LABEL_WORDS & set(re.split(r"[\W_]+", name.lower()))]
     if len(likely) > 1:
         having = ", ".join(printable(each) for each in likely)
         raise UserError(
-            f"data.source: {shown} has several columns of labels ({having}): set data.labels to one of them"
+            f"data.source: {files} has several columns of labels ({having}): set data.labels to one of them"
         )
     return likely[0] if likely else None
 
@@ -146,13 +146,13 @@ def _label(value: Any, name: str, image: str, column: str) -> Label:
     if value is None or type(value) is int:
         return value
     of = f"the {printable(column)} of {printable(image)}"
-    raise UserError(f"data.source: {name}: {of} is {_shown(value)}, neither a class name nor a whole number: mend it")
+    raise UserError(f"data.source: {name}: {of} is {_excerpt(value)}, neither a class name nor a whole number: mend it")
 
 
 def _as_numbers(labels: dict[str, Label]) -> dict[str, Label]:
     # a table of text alone cannot say which it means; 1.0 is what a table with gaps makes of 1
-    said = [label for label in labels.values() if isinstance(label, str)]
-    if not all(re.fullmatch(r"-?\d{1,9}(\.0+)?", label, re.ASCII) for label in said):
+    texts = [label for label in labels.values() if isinstance(label, str)]
+    if not all(re.fullmatch(r"-?\d{1,9}(\.0+)?", label, re.ASCII) for label in texts):
         return labels
     return {image: int(label.split(".")[0]) if isinstance(label, str) else label for image, label in labels.items()}
 
@@ -183,8 +183,8 @@ def _csv_rows(text: str, name: str) -> Iterator[dict[str, Any]]:
             raise UserError(f"data.source: {name} has two columns of one name: mend it")
         for row in filter(None, reader):
             if len(row) != len(header):
-                found = f"{len(row)} fields, the first line {len(header)}"
-                raise UserError(f"data.source: line {reader.line_num} of {name} has {found}: mend it")
+                counts = f"{len(row)} fields, the first line {len(header)}"
+                raise UserError(f"data.source: line {reader.line_num} of {name} has {counts}: mend it")
             yield dict(zip(header, row))
     except csv.Error as error:
         raise UserError(f"data.source: line {reader.line_num} of {name} is not CSV ({error}): mend it") from None
@@ -208,14 +208,14 @@ def _text(root: Path, name: str) -> str:
         raise UserError(f"data.source: {name} cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
-def _json(text: str, what: str) -> Any:
+def _json(text: str, place: str) -> Any:
     try:
         return disk.parse_json(text)
     except ValueError as error:
-        raise UserError(f"data.source: {what} is not JSON ({error}): mend or remove it") from None
+        raise UserError(f"data.source: {place} is not JSON ({error}): mend or remove it") from None
 
 
-def _shown(value: Any) -> str:
+def _excerpt(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) < 40 else f"{text[:36]} ..."
 

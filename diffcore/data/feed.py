@@ -208,12 +208,12 @@ class StreamFeed:
 
     def batch(self, step: int, rows: slice = slice(None)) -> Batch:
         """See Feed."""
-        asked = (step, rows.start, rows.stop, rows.step)
-        if self._ahead is not None and self._ahead[0] == asked:
+        key = (step, rows.start, rows.stop, rows.step)
+        if self._ahead is not None and self._ahead[0] == key:
             future = self._ahead[1]
         else:
             future = self._preparing.submit(self._prepare, step, rows)
-        self._ahead = ((step + 1, *asked[1:]), self._preparing.submit(self._prepare, step + 1, rows))
+        self._ahead = ((step + 1, *key[1:]), self._preparing.submit(self._prepare, step + 1, rows))
         pixels, labels = future.result()
         x0 = to_float(pixels.to(self._device))
         if self._flip:

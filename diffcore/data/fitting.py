@@ -57,9 +57,9 @@ def form(config: Config, source: Source) -> Form:
 
 def reason(error: Exception) -> str:
     """Why an image cannot be read, in one line that is the same each time and on each machine."""
-    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    said = re.sub(r"<[^<>]* at 0x[0-9a-fA-F]+>", "", said)  # an object's address
-    return printable(" ".join(f"{type(error).__name__}: {said}".split()))
+    message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    message = re.sub(r"<[^<>]* at 0x[0-9a-fA-F]+>", "", message)  # an object's address
+    return printable(" ".join(f"{type(error).__name__}: {message}".split()))
 
 
 def fit(picture: Any, form: Form, name: str) -> Fitted:
@@ -76,8 +76,8 @@ def fit(picture: Any, form: Form, name: str) -> Fitted:
         raise UserError(f"{name} is {_colour(picture)} and the first image is not: set data.channels to 1 or 3")
     extent = _extent(picture)
     if form.size is None and extent != (height, width):
-        found, first = f"{extent[1]}x{extent[0]}", f"{width}x{height}"
-        raise UserError(f"{name} is {found} and the first image {first}: set data.size to the side you want")
+        size, first_size = f"{extent[1]}x{extent[0]}", f"{width}x{height}"
+        raise UserError(f"{name} is {size} and the first image {first_size}: set data.size to the side you want")
     if isinstance(picture, np.ndarray):
         if picture.shape == (height, width, channels):
             return Fitted(picture, False)

@@ -82,7 +82,7 @@ def read(root: Path, place: str, labels: str | None, named: Iterable[str] = ()) 
     walk = _walk(root, place)
     marks = annotations.read(root, walk.others, _column(labels)) if labels not in (FOLDERS, NONE) else None
     if not walk.images:
-        raise UserError(f"data.source: no images in {place} ({_instead(walk)}); known are {', '.join(tars.known())}")
+        raise UserError(f"data.source: no images in {place} ({_instead(walk)}); known are {', '.join(tars.formats())}")
     depth, split = _levels(walk.images, SPLITS | set(named), labels == FOLDERS)
     splits = [parts[split] if split is not None else None for parts in walk.images]
     notes = _notes(place, walk, depth, split)
@@ -139,7 +139,7 @@ def _walk(root: Path, place: str) -> _Walk:
 
 
 def _is_image(name: str) -> bool:
-    return not name.startswith(".") and extension(name) in tars.known()
+    return not name.startswith(".") and extension(name) in tars.formats()
 
 
 def extension(name: str) -> str:
@@ -189,20 +189,23 @@ def _notes(place: str, walk: _Walk, depth: int, split: int | None) -> list[str]:
 def _annotated(
     images: list[Parts], splits: list[str | None], marks: annotations.Annotations
 ) -> tuple[list[Picture], list[str] | None]:
-    labels, shown = marks.labels, printable(marks.files[0])
+    labels = marks.labels
+    file = printable(marks.files[0])
     if not labels:
         return [Picture(parts, of, None) for parts, of in zip(images, splits)], None
-    given = [labels.get("/".join(parts)) for parts in images]
-    missing = ["/".join(parts) for parts, label in zip(images, given) if label is None]
+    image_labels = [labels.get("/".join(parts)) for parts in images]
+    missing = ["/".join(parts) for parts, label in zip(images, image_labels) if label is None]
     if missing and len(missing) < len(images):
-        what = f"{len(missing)} of {len(images)} images have no label in {shown} ({few(missing)})"
-        raise UserError(f"data.source: {what}: label all, or set data.labels to folders or to none")
+        fault = f"{len(missing)} of {len(images)} images have no label in {file} ({few(missing)})"
+        raise UserError(f"data.source: {fault}: label all, or set data.labels to folders or to none")
     if missing:
-        what = f"{shown} labels none of the images that are there ({few(missing)}; it names {few(labels)})"
-        raise UserError(f"data.source: {what}: mend it, or set data.labels to folders or to none")
+        fault = f"{file} labels none of the images that are there ({few(missing)}; it names {few(labels)})"
+        raise UserError(f"data.source: {fault}: mend it, or set data.labels to folders or to none")
     classes = sorted({label for label in labels.values() if isinstance(label, str)}) or None
-    number = {name: label for label, name in enumerate(classes)} if classes else {label: label for label in given}
-    pictures = [Picture(parts, of, number[label]) for parts, of, label in zip(images, splits, given)]
+    number = (
+        {name: label for label, name in enumerate(classes)} if classes else {label: label for label in image_labels}
+    )
+    pictures = [Picture(parts, of, number[label]) for parts, of, label in zip(images, splits, image_labels)]
     absent = sorted(set(labels) - {"/".join(parts) for parts in images})
     pictures += [Picture((name,), None, None, there=False) for name in absent]
     return pictures, classes and [printable(name) for name in classes]
@@ -215,8 +218,8 @@ def _by_folder(
     classes = sorted({name for name in names if name is not None})
     if classes and None in names:
         stray = printable("/".join(images[names.index(None)]))
-        what = f"{place} has class folders ({printable(classes[0])}, ...) and also {stray}"
-        raise UserError(f"data.source: {what}: give it one too, or set data.labels to none")
+        fault = f"{place} has class folders ({printable(classes[0])}, ...) and also {stray}"
+        raise UserError(f"data.source: {fault}: give it one too, or set data.labels to none")
     labels = {None: None} | {name: label for label, name in enumerate(classes)}
     pictures = [Picture(parts, of, labels[name]) for parts, of, name in zip(images, splits, names)]
     return pictures, [printable(name) for name in classes] or None
@@ -237,9 +240,9 @@ def _inner_splits(images: list[Parts], depth: int) -> list[str]:
 
 def kinds(others: list[Parts]) -> str:
     """Files by what their names end with, the most frequent first: "3 .txt (a.txt, b.txt, ...), 1 .heic (c.heic)"."""
-    found = collections.defaultdict(list)
+    by_kind = collections.defaultdict(list)
     for parts in others:
         kind = "hidden" if parts[-1] == "" or parts[-1].startswith(".") else f".{extension(parts[-1])}"
-        found["without extension" if kind == "." else kind].append("/".join(parts))
-    ranked = sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))
+        by_kind["without extension" if kind == "." else kind].append("/".join(parts))
+    ranked = sorted(by_kind.items(), key=lambda item: (-len(item[1]), item[0]))
     return ", ".join(f"{len(names)} {printable(kind)} ({few(names)})" for kind, names in ranked)

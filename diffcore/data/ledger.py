@@ -23,17 +23,17 @@ class Unfinished:
     code: str = ""
 
     @contextlib.contextmanager
-    def open(self, asked: dict[str, Any], files: Sequence[Path], tell: Callable[[str], None]) -> Iterator["Ledger"]:
-        """The ledger of what is `asked`, of these source `files`; removed when the block ends without an error.
+    def open(self, signature: dict[str, Any], files: Sequence[Path], tell: Callable[[str], None]) -> Iterator["Ledger"]:
+        """The ledger of the job with this `signature`, of these source `files`; removed when the block ends without an error.
 
         One of anything else is cleared away, and `tell` hears why. Raises UserError if another process is at work on it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "lock", "w") as lock:
             _hold(lock, self.folder)
-            made = Ledger(self.folder, {"asked": disk.digest([asked, self.code]), "source": _stamp(files)}, tell)
-            yield made
-            made.clear()
+            ledger = Ledger(self.folder, {"asked": disk.digest([signature, self.code]), "source": _stamp(files)}, tell)
+            yield ledger
+            ledger.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

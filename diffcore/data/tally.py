@@ -86,10 +86,10 @@ class Tally:
         if self.refused_at is not None:
             raise self._refusal()
         if bits is None and self.deep and self.peak <= fitting.FULL // 2:
-            what = f"the brightest of {self.deep} images with 16 bits is at {self.peak} of {fitting.FULL}"
+            fault = f"the brightest of {self.deep} images with 16 bits is at {self.peak} of {fitting.FULL}"
             likely = max(self.peak.bit_length(), 9)
             raise UserError(
-                f"{what}, so they would come out dark: set data.bits to {likely}, or to 16 if they are that dark"
+                f"{fault}, so they would come out dark: set data.bits to {likely}, or to 16 if they are that dark"
             )
 
     def report(self, classes: tuple[str, ...] | None, splits: dict[str, int] | None, size: int | None) -> list[str]:
@@ -111,13 +111,13 @@ class Tally:
     def _refusal(self) -> UserError:
         seen, share = self.images + self.bad, math.ceil(1000 * self.bad / self.found) / 1000
         of = f"{self.bad} of {self.found}" if seen == self.found else f"{self.bad} of the first {seen} of {self.found}"
-        what = f"{of} images cannot be read ({_quarantine(self.quarantined)})"
-        return UserError(f"{what}: mend or remove them" + (f", or set data.tolerance to {share}" if share < 1 else ""))
+        fault = f"{of} images cannot be read ({_quarantine(self.quarantined)})"
+        return UserError(f"{fault}: mend or remove them" + (f", or set data.tolerance to {share}" if share < 1 else ""))
 
 
 def _quarantine(quarantined: Sequence[dict[str, Any]], most: int = 8) -> str:
-    said = "; ".join(f"{each['name']}: {each['reason']}" for each in quarantined[:most])
-    return said + (f"; and {len(quarantined) - most} more" if len(quarantined) > most else "")
+    reasons = "; ".join(f"{each['name']}: {each['reason']}" for each in quarantined[:most])
+    return reasons + (f"; and {len(quarantined) - most} more" if len(quarantined) > most else "")
 
 
 def _dealt_out(splits: dict[str, int] | None) -> str:
@@ -126,8 +126,8 @@ def _dealt_out(splits: dict[str, int] | None) -> str:
 
 def _class_lines(classes: tuple[str, ...], counts: list[int]) -> list[str]:
     counts = counts + [0] * (len(classes) - len(counts))
-    shown = [f"{name} {count}" for name, count in zip(classes, counts)]
-    lines = [f"{len(classes)} classes: {_shortened(shown)}"]
+    sizes = [f"{name} {count}" for name, count in zip(classes, counts)]
+    lines = [f"{len(classes)} classes: {_shortened(sizes)}"]
     empty = [name for name, count in zip(classes, counts) if not count]
     if empty:
         lines.append(f"warning: {len(empty)} of {len(classes)} classes have no images: {_shortened(empty)}")
@@ -141,7 +141,7 @@ def _class_lines(classes: tuple[str, ...], counts: list[int]) -> list[str]:
     return lines
 
 
-def _shortened(words: Sequence[str], most: int = 12) -> str:
-    if len(words) <= most:
-        return ", ".join(words)
-    return ", ".join([*words[: most - 4], f"... ({len(words) - most} more)", *words[-4:]])
+def _shortened(items: Sequence[str], most: int = 12) -> str:
+    if len(items) <= most:
+        return ", ".join(items)
+    return ", ".join([*items[: most - 4], f"... ({len(items) - most} more)", *items[-4:]])

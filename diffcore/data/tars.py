@@ -34,7 +34,7 @@ MOST_CLASSES = 65536
 
 
 @functools.cache
-def known() -> dict[str, str]:
+def formats() -> dict[str, str]:
     """Pillow's format by extension, of all that are read here: EXTENSIONS, and AVIF where Pillow has a decoder of it."""
     try:
         from PIL import AvifImagePlugin
@@ -55,21 +55,21 @@ def printable(name: str) -> str:
 def few(names: Iterable[str], most: int = 3) -> str:
     """The first names of many, printable."""
     names = iter(names)
-    shown = [printable(name) for name in itertools.islice(names, most)]
-    return ", ".join(shown + ["..."] * any(True for _ in names))
+    first = [printable(name) for name in itertools.islice(names, most)]
+    return ", ".join(first + ["..."] * any(True for _ in names))
 
 
 def decode(content: bytes | memoryview, extension: str) -> Any:
     """The picture in `content`: a PIL image, fully read and upright (EXIF), of the format that its extension says.
 
-    `extension` "any" lets the bytes say which of `known` they are, as files are often misnamed. No other decoder is let
+    `extension` "any" lets the bytes say which of `formats` they are, as files are often misnamed. No other decoder is let
     near them: Pillow left to guess would start Ghostscript for an EPS named .png. Of several frames the first counts.
     `info[DEEP]` is True where the file has 16 bits a channel, of which Pillow keeps 8 in colour.
     Raises what Pillow raises, and ValueError for 32-bit pixels, whose range no file states.
     """
     from PIL import Image, ImageOps
 
-    guesses = tuple(dict.fromkeys(known().values())) if extension == "any" else (EXTENSIONS[extension],)
+    guesses = tuple(dict.fromkeys(formats().values())) if extension == "any" else (EXTENSIONS[extension],)
     picture = Image.open(io.BytesIO(content), formats=guesses)
     deep = re.search(";16[BLN]", str(picture.tile)) is not None  # `load` empties it
     picture.load()
@@ -162,8 +162,8 @@ def _key(member: tarfile.TarInfo, name: str) -> tuple[str, str]:
     if not member.isreg() or member.issparse():
         raise UserError(f"{name}: {member.name!r} is a link, a device or sparse; only plain files are read")
     if not stem or extension not in TAR_IMAGES + TAR_LABELS:
-        known = ", ".join(TAR_IMAGES + TAR_LABELS)
-        raise UserError(f"{name}: {member.name!r} is of an unknown kind, and was not opened; known are {known}")
+        extensions = ", ".join(TAR_IMAGES + TAR_LABELS)
+        raise UserError(f"{name}: {member.name!r} is of an unknown kind, and was not opened; known are {extensions}")
     return f"{place}/{stem}", extension
 
 

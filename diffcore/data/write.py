@@ -116,9 +116,9 @@ def _signature(job: _Job) -> dict[str, Any]:
     import PIL
     import webdataset
 
-    asked = {name: value for name, value in asdict(job.config).items() if name not in ("flip", "license")}
+    config = {name: value for name, value in asdict(job.config).items() if name not in ("flip", "license")}
     versions = {"pillow": PIL.__version__, "numpy": np.__version__, "webdataset": webdataset.__version__}
-    return {"data": asked, "versions": versions, "shard_bytes": job.shard_bytes, "block": BLOCK}
+    return {"data": config, "versions": versions, "shard_bytes": job.shard_bytes, "block": BLOCK}
 
 
 def _after(before: int, total: int, on_progress: Progress, done: int) -> None:

@@ -22,13 +22,13 @@ class Guided(Wrapper):
         self.condition = condition or Condition()
 
     def forward(self, x_t: Sample, t: PerSample) -> Prediction:
-        known = self.condition
-        if known.guidance is None or known.class_labels is None:
+        condition = self.condition
+        if condition.guidance is None or condition.class_labels is None:
             raise UserError("guidance needs a class and a weight for each sample; give it a condition")
-        away = torch.full_like(known.class_labels, -1) if known.negative is None else known.negative
-        both = self.inner.with_condition(Condition(torch.cat([known.class_labels, away])))
+        away = torch.full_like(condition.class_labels, -1) if condition.negative is None else condition.negative
+        both = self.inner.with_condition(Condition(torch.cat([condition.class_labels, away])))
         belief = both(torch.cat([x_t, x_t]), torch.cat([t, t]))
-        g = lift(known.guidance, x_t)
+        g = lift(condition.guidance, x_t)
         x0, eps = (torch.lerp(without, with_, g) for with_, without in (belief.x0.chunk(2), belief.eps.chunk(2)))
         return Prediction(x0, eps, self.schedule.level(t, x_t), 2 * belief.cost)
 

@@ -64,7 +64,6 @@ class NetDenoiser(Denoiser):
 
     def with_network(self, net: nn.Module, condition: Condition | None = None) -> "NetDenoiser":
         """The same reading of another network."""
-        known = condition or self.condition
         return NetDenoiser(
             net,
             self.schedule,
@@ -72,25 +71,27 @@ class NetDenoiser(Denoiser):
             self.grid,
             self.classes,
             self.takes_guidance,
-            known,
+            condition or self.condition,
             self.num_timesteps,
         )
 
     def _inputs(self, x_t: Sample) -> tuple[Tensor | None, ...]:
         if self.classes is None and not self.takes_guidance:
             return ()
-        known = self.condition or Condition()
+        condition = self.condition or Condition()
         class_labels = None
         if self.classes is not None:
             class_labels = (
-                torch.full((len(x_t),), -1, device=x_t.device) if known.class_labels is None else known.class_labels
+                torch.full((len(x_t),), -1, device=x_t.device)
+                if condition.class_labels is None
+                else condition.class_labels
             )
             class_labels = torch.where(class_labels < 0, self.classes, class_labels)
         if not self.takes_guidance:
             return (class_labels,)
-        if known.guidance is None:
+        if condition.guidance is None:
             raise UserError("this student takes the guidance weight as an input; say which one, evaluate's `guidance`")
-        return class_labels, known.guidance
+        return class_labels, condition.guidance
 
 
 def timestep(t: PerSample, num_timesteps: int = NUM_TIMESTEPS) -> PerSample:

@@ -114,17 +114,17 @@ class Consistency(Method):
         return self.target_ema
 
 
-def seen_apart(teacher: Denoiser, one: Sample, other: Sample, draw: Draw) -> PerSample:
+def seen_apart(teacher: Denoiser, image: Sample, target: Sample, draw: Draw) -> PerSample:
     """The distance of two images in the teacher's features: of each pixel's channels, scaled to length 1, and over all levels
     the mean of its square (Zhang et al. 2018, arXiv 1801.03924, unweighted). [b].
 
-    Both get the same little noise. No gradient goes to the second.
+    Both get the same little noise. No gradient goes to the target.
     """
     noise, t = draw.fork("features").noise, torch.full_like(draw.u, SEEN_AT)
     phi = teacher.schedule.angle(t)
-    ours = teacher.features(diffuse(one, noise, phi), t)
+    ours = teacher.features(diffuse(image, noise, phi), t)
     with torch.no_grad():
-        theirs = teacher.features(diffuse(other, noise, phi), t)
+        theirs = teacher.features(diffuse(target, noise, phi), t)
     levels = [(_unit(a) - _unit(b)).square().sum(1).flatten(1).mean(1) for a, b in zip(ours, theirs, strict=True)]
     return torch.stack(levels).mean(0)
 

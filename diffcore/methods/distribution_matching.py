@@ -73,10 +73,10 @@ class DistributionMatching(WithCritic):
             real, fake = roles.teacher(noisy, t).x0, _fake(roles)(noisy, t).x0
             size = (sample - real).flatten(1).abs().mean(1).clamp(min=1e-6)
             aim = sample - (fake - real) / lift(size, real)
-        found = 0.5 * (sample - aim).flatten(1).square().mean(1)
+        matching = 0.5 * (sample - aim).flatten(1).square().mean(1)
         if not self.adversarial:
-            return found
-        return found + self.adversarial * fooling(roles.critic.heads(roles.teacher.features(noisy, t)))
+            return matching
+        return matching + self.adversarial * fooling(roles.critic.heads(roles.teacher.features(noisy, t)))
 
     def generate(self, roles: Roles, draw: Draw) -> Sample:
         """What the student makes of noise in step k ~ U{1..K}, its earlier steps without gradient."""
@@ -106,12 +106,12 @@ class DistributionMatching(WithCritic):
         t, noisy = _noised(roles, sample, draw)
         level = draw.fork("level")
         error = _fake(roles)(noisy, t).v - velocity(sample, level.noise, roles.student.schedule.angle(t))
-        found = error.flatten(1).square().mean(1)
+        denoising = error.flatten(1).square().mean(1)
         if not self.adversarial:
-            return found
+            return denoising
         with torch.no_grad():
             seen = [roles.teacher.features(image, t) for image in (_noised(roles, x0, draw)[1], noisy)]
-        return found + hinge(*(roles.critic.heads(maps) for maps in seen))
+        return denoising + hinge(*(roles.critic.heads(maps) for maps in seen))
 
     @property
     def critic_training(self) -> CriticTraining:
@@ -135,5 +135,5 @@ def _noised(roles: Roles, sample: Sample, draw: Draw) -> tuple[PerSample, Sample
 
 
 def _fake(roles: Roles) -> Denoiser:
-    known = roles.critic.denoiser
-    return known if roles.condition is None else known.with_condition(roles.condition)
+    fake = roles.critic.denoiser
+    return fake if roles.condition is None else fake.with_condition(roles.condition)

@@ -87,10 +87,10 @@ class Phased(WithCritic):
         error = v - goal
         if self.weight == "endpoint":
             error = lift((phi_t - phi_s).sin(), error) * error
-        found = self._distance(error)
+        distance = self._distance(error)
         if not self.adversarial:
-            return found
-        return found + self.adversarial * fooling(self._logits(roles, hop(z, v, phi_t - phi_s), draw, at.s))
+            return distance
+        return distance + self.adversarial * fooling(self._logits(roles, hop(z, v, phi_t - phi_s), draw, at.s))
 
     def times(self, u: PerSample) -> Times:
         """For each uniform number. An edge, as the point where a jump begins, belongs to the phase below it."""

@@ -29,8 +29,8 @@ def open_folder(folder: Path, x0_eps: bool = False) -> nn.Module:
     except UserError:
         raise
     except ODD as error:  # whatever a network's constructor makes of numbers and words that describe none
-        told = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(f"{folder / CONFIG} describes no network ({told}); fetch or write it again") from None
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"{folder / CONFIG} describes no network ({reason}); fetch or write it again") from None
 
 
 ODD = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
@@ -38,9 +38,9 @@ ODD = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, 
 
 def _opened(folder: Path, x0_eps: bool) -> nn.Module:
     content = read_config(folder)
-    for known in FAMILIES.values():
-        if content["_class_name"] in known.formats and (folder / WEIGHTS).is_file():
-            net = known.open(content, folder / WEIGHTS, x0_eps)
+    for family in FAMILIES.values():
+        if content["_class_name"] in family.formats and (folder / WEIGHTS).is_file():
+            net = family.open(content, folder / WEIGHTS, x0_eps)
             if net is not None:
                 return net
     return diffusers_model.load(folder)

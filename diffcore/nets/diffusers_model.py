@@ -52,9 +52,9 @@ class DiffusersModel(nn.Module):
                 raise UserError(f"{self.content['_class_name']} has no dropout to set; leave `dropout` out")
             return _still(copy.deepcopy(self))
         with torch.random.fork_rng(devices=[]):  # which torch's layers draw a start from
-            made = type(self.net).from_config({**self.net.config, "dropout": dropout})
-        made.load_state_dict(self.net.state_dict())
-        return DiffusersModel(_told(made), {**self.content, "dropout": dropout})
+            net = type(self.net).from_config({**self.net.config, "dropout": dropout})
+        net.load_state_dict(self.net.state_dict())
+        return DiffusersModel(_without_label_dropout(net), {**self.content, "dropout": dropout})
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         return self.net.state_dict(*args, **kwargs)
@@ -77,13 +77,15 @@ def load(folder: Path) -> DiffusersModel:
     if content.get("time_embedding_type") == "fourier":
         raise UserError(f"{folder}: a Fourier network is told the noise scale sigma, not a time; give one with a time")
     try:
-        net, told = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, output_loading_info=True)
+        net, loading_info = kind.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{folder}: diffusers cannot open it ({reason[:300]}); fetch or write it again") from None
-    if missing := told["missing_keys"]:  # diffusers would start them at random
+    if missing := loading_info["missing_keys"]:  # diffusers would start them at random
         raise UserError(f"{folder}: the weights {sorted(missing)[0]} are missing; fetch or write it again")
-    return DiffusersModel(_told(net.float()), content)
+    return DiffusersModel(_without_label_dropout(net.float()), content)
 
 
 def _still(net: "DiffusersModel") -> "DiffusersModel":
@@ -93,7 +95,7 @@ def _still(net: "DiffusersModel") -> "DiffusersModel":
     return net
 
 
-def _told(net: nn.Module) -> nn.Module:
+def _without_label_dropout(net: nn.Module) -> nn.Module:
     for layer in net.modules():
         if hasattr(layer, "dropout_prob"):  # dropping labels would draw from the global generator
             layer.dropout_prob = 0.0

@@ -26,9 +26,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     return content
 
 
-def take(net: nn.Module, other: nn.Module) -> int:
-    """Copies what fits of another network, tensors of the same name and shape, and returns how many those are."""
-    own, theirs = net.state_dict(), other.state_dict()
+def take(net: nn.Module, source: nn.Module) -> int:
+    """Copies into `net` the tensors of `source` that have a name and shape of its own; returns how many those are."""
+    own, theirs = net.state_dict(), source.state_dict()
     fitting = {
         name: theirs[name] for name, tensor in own.items() if name in theirs and theirs[name].shape == tensor.shape
     }

@@ -36,8 +36,8 @@ def of_batch(shape: Shape | None, image: Sequence[int], batch: int, part: int, b
     return 2 * FLOAT * batch * math.prod(image) + bytes_each * part * (shape.kept(image) if shape else 0)
 
 
-def words(count: int) -> str:
-    """Bytes as people say them: 3.2 TB."""
+def readable(count: int) -> str:
+    """Bytes in the largest unit that fits: 3.2 TB."""
     units = ("bytes", "kB", "MB", "GB", "TB", "PB")
     power = min(max(0, len(str(count)) - 1) // 3, len(units) - 1)
     return f"{count / 1000**power:.3g} {units[power]}"

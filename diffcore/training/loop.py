@@ -296,10 +296,10 @@ class Loop:
 
     def restore(self, resume: Resume | None) -> None:
         """Goes on from the newest state of this job, if there is one."""
-        found = resume.load() if resume else None
-        if found is None:
+        state = resume.load() if resume else None
+        if state is None:
             return
-        self.step, tensors, facts = found
+        self.step, tensors, facts = state
         self.kept = self.step
         self.curve = [Event(**event) for event in facts["curve"]]
         self.since = [tuple(pair) for pair in facts["since"]]
@@ -359,8 +359,8 @@ def _frozen(net: nn.Module) -> nn.Module:
     return copy.deepcopy(net).eval().requires_grad_(False)
 
 
-def _with(denoiser: NetDenoiser, net: nn.Module) -> NetDenoiser:
+def _with(student: NetDenoiser, net: nn.Module) -> NetDenoiser:
     # the student's own grid restricts sampling, not training
-    found = denoiser.with_network(net)
-    found.grid = None
-    return found
+    denoiser = student.with_network(net)
+    denoiser.grid = None
+    return denoiser

@@ -35,14 +35,14 @@ STATE = re.compile(r"step-\d{9,}")
 class Resume:
     """States of one job under `root/NAME-FINGERPRINT/`.
 
-    about: all that the job's result depends on, as JSON; the fingerprint is its digest. say: told in one line of each state
-    that cannot serve, and of one of another job where there is none of this one.
+    about: all that the job's result depends on, as JSON; the fingerprint is its digest. log: gets a line for each state that
+    cannot serve, and for one of another job where there is none of this one.
     """
 
     root: Path
     name: str
     about: Mapping[str, Any]
-    say: Callable[[str], None] = lambda line: None
+    log: Callable[[str], None] = lambda line: None
 
     @property
     def fingerprint(self) -> str:
@@ -81,13 +81,13 @@ class Resume:
         self._prune_jobs()
 
     def load(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
-        """(step, tensors, facts) of the newest undamaged state, None if there is none. Damaged ones are said, and removed."""
+        """(step, tensors, facts) of the newest undamaged state, or None. Damaged ones are logged and removed."""
         states = _states(self.folder)
         for state, older in zip(states, [*states[1:], None]):
             try:
                 return self._read(state, f"goes on from {older.name}" if older else "starts from nothing")
             except UserError as damage:
-                self.say(f"{self.name}: {damage}")
+                self.log(f"{self.name}: {damage}")
                 shutil.rmtree(state, ignore_errors=True)  # it would count as one of the two that are kept
         self._tell_of_others()
         return None
@@ -114,8 +114,8 @@ class Resume:
             return
         job = min(unlike, key=lambda each: len(unlike[each]) or math.inf)
         updates = int(_states(job)[0].name.removeprefix("step-"))
-        self.say(
-            f"{self.name}: a saved state of {updates} updates is there and is not used: {_shown(unlike[job])}; "
+        self.log(
+            f"{self.name}: a saved state of {updates} updates is there and is not used: {_summary(unlike[job])}; "
             f"go back to go on from it, or remove {job}"
         )
 
@@ -153,8 +153,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [f"{named[key]} {_text(before.get(key))}, now {_text(after.get(key))}" for key in keys] if old else []
 
 
-def _shown(differences: list[str]) -> str:
-    """The first of them, and how many there are beside."""
+def _summary(differences: list[str]) -> str:
+    """The first SHOWN of them, and how many more there are."""
     more = [f"{len(differences) - SHOWN} more"] if len(differences) > SHOWN else []
     return "; ".join([*differences[:SHOWN], *more]) or "nothing tells what it was made for"
 

@@ -26,16 +26,17 @@ class Folder(Kind):
     def find(self, place: str, labels: str | None, split: Split | None) -> Source:
         root = _root(place)
         named = [name.lower() for name in ((split.train or []) + split.names if split else [])]
-        found = folders.read(root, printable(place), labels, named)
+        contents = folders.read(root, printable(place), labels, named)
         sizes = {
-            name: sum(p.split == name for p in found.pictures) for name in sorted(folders.splits_of(found.pictures))
+            name: sum(p.split == name for p in contents.pictures)
+            for name in sorted(folders.splits_of(contents.pictures))
         }
         trained, held = _chosen(sizes, split, place) if split else (list(sizes), [])
-        kept = [_picture_entry(root, picture) for picture in found.pictures if picture.split in (*trained, None)]
-        out = [_picture_entry(root, picture) for picture in found.pictures if picture.split in held]
-        notes = found.notes + _split_notes(sizes, split, trained, held)
-        source = Source(kept, found.classes, others=found.others, files=found.files, notes=notes)
-        return replace(source, held=Source(out, found.classes) if out else None)
+        kept = [_picture_entry(root, picture) for picture in contents.pictures if picture.split in (*trained, None)]
+        out = [_picture_entry(root, picture) for picture in contents.pictures if picture.split in held]
+        notes = contents.notes + _split_notes(sizes, split, trained, held)
+        source = Source(kept, contents.classes, others=contents.others, files=contents.files, notes=notes)
+        return replace(source, held=Source(out, contents.classes) if out else None)
 
 
 def _root(place: str) -> Path:
@@ -43,8 +44,8 @@ def _root(place: str) -> Path:
         root = Path(place).expanduser()
         is_folder, is_there = root.is_dir(), root.exists()
     except (OSError, RuntimeError, ValueError) as error:
-        said = getattr(error, "strerror", None) or error
-        raise UserError(f"data.source: {printable(place)} cannot be read ({said})") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"data.source: {printable(place)} cannot be read ({reason})") from None
     if is_folder:
         return root
     if is_there:
@@ -57,8 +58,8 @@ def _chosen(sizes: dict[str, int], split: Split, place: str) -> tuple[list[str],
     by_name = {name.lower(): name for name in sizes}
     for name in (*(split.train or ()), *split.names):
         if name.lower() not in by_name:
-            known = f"has {', '.join(map(printable, sizes))}" if sizes else "is not divided into train/, test/, ..."
-            raise UserError(f"data.split: there is no split {name!r}; {printable(place)} {known}")
+            splits = f"has {', '.join(map(printable, sizes))}" if sizes else "is not divided into train/, test/, ..."
+            raise UserError(f"data.split: there is no split {name!r}; {printable(place)} {splits}")
     held = [by_name[name.lower()] for name in split.names]
     if split.train is not None:
         return [by_name[name.lower()] for name in split.train], held
@@ -66,12 +67,12 @@ def _chosen(sizes: dict[str, int], split: Split, place: str) -> tuple[list[str],
 
 
 def _split_notes(sizes: dict[str, int], split: Split | None, trained: list[str], held: list[str]) -> list[str]:
-    shown = {name: f"{printable(name)}/ ({count} images)" for name, count in sizes.items()}
+    descriptions = {name: f"{printable(name)}/ ({count} images)" for name, count in sizes.items()}
     if split is None and len(sizes) > 1:
-        other = next((name for name in sizes if not name.lower().startswith("train")), min(sizes))
-        remedy = f"data.split: {{holdout: [{printable(other)}]}} holds one out"
-        return [f"trains on all splits, {' and '.join(shown.values())}; {remedy}"]
-    left = [shown[name] for name in sizes if name not in (*trained, *held)]
+        example = next((name for name in sizes if not name.lower().startswith("train")), min(sizes))
+        remedy = f"data.split: {{holdout: [{printable(example)}]}} holds one out"
+        return [f"trains on all splits, {' and '.join(descriptions.values())}; {remedy}"]
+    left = [descriptions[name] for name in sizes if name not in (*trained, *held)]
     return [f"{' and '.join(left)}: neither trained on nor held out, as data.split says"] if left else []
 
 

@@ -37,8 +37,10 @@ class Shards(Kind):
 def _entry(path: Path, key: str, parts: dict[str, tuple[int, int]], file: io.BufferedIOBase) -> Entry:
     images = [extension for extension in parts if extension in tars.TAR_IMAGES]
     if len(images) != 1:
-        found = ", ".join(parts)
-        raise UserError(f"{path}: sample {key!r} must have one part of {', '.join(tars.TAR_IMAGES)}; it has {found}")
+        extensions = ", ".join(parts)
+        raise UserError(
+            f"{path}: sample {key!r} must have one part of {', '.join(tars.TAR_IMAGES)}; it has {extensions}"
+        )
     count = 1
     if images == ["npy"]:
         file.seek(parts["npy"][0])
@@ -61,11 +63,11 @@ def _read_sample(path: Path, parts: dict[str, tuple[int, int]]) -> tuple[Sequenc
 def _expand(pattern: str) -> list[Path]:
     paths = []
     for name in _braces(os.path.expanduser(pattern)):
-        found = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else [name]
-        missing = [path for path in found if not os.path.isfile(path)]
-        if missing or not found:
+        matches = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else [name]
+        missing = [path for path in matches if not os.path.isfile(path)]
+        if missing or not matches:
             raise UserError(f"data.source: there is no shard {printable((missing or [name])[0])}")
-        paths += [Path(path) for path in found]
+        paths += [Path(path) for path in matches]
     twice = next((path for path, count in collections.Counter(paths).items() if count > 1), None)
     if twice is not None:
         raise UserError(f"data.source: {printable(str(twice))} is named twice by {pattern}")
@@ -79,13 +81,13 @@ def _braces(pattern: str) -> Iterator[str]:
         yield pattern
         return
     span = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", match[1])
-    words: Iterable[str] = match[1].split(",")
+    alternatives: Iterable[str] = match[1].split(",")
     if span:
         padded = any(len(number) > 1 and number.startswith("0") for number in span.groups())
         width = max(map(len, span.groups())) if padded else 0
-        words = (str(number).zfill(width) for number in _span(int(span[1]), int(span[2])))
-    for word in words:
-        yield from _braces(pattern[: match.start()] + word + pattern[match.end() :])
+        alternatives = (str(number).zfill(width) for number in _span(int(span[1]), int(span[2])))
+    for alternative in alternatives:
+        yield from _braces(pattern[: match.start()] + alternative + pattern[match.end() :])
 
 
 def _span(first: int, last: int) -> range:

@@ -36,11 +36,11 @@ class Discriminator(nn.Module):
                 _start(layer, generator(seed, "critic", place))
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        found = tuple(feature.shape[1] for feature in features)
-        if found != self.widths:
+        channels = tuple(feature.shape[1] for feature in features)
+        if channels != self.widths:
             raise UserError(
-                f"this critic looks at features of {_listed(self.widths)} channels, not of {_listed(found)}; give it those "
-                "of the network it was made for"
+                f"this critic looks at features of {_listed(self.widths)} channels, not of {_listed(channels)}; give it "
+                "those of the network it was made for"
             )
         maps = [feature for feature in features for _ in range(self.count)]
         return [head(feature) for head, feature in zip(self.heads, maps)]
@@ -79,11 +79,11 @@ def widths(denoiser: Denoiser) -> tuple[int, ...]:
     A blank image tells. Of how many channels, only the network knows: they are tried.
     """
     like = next(denoiser.parameters(), torch.zeros(()))
-    known = Condition(torch.tensor([-1]), torch.ones(1, dtype=torch.float64)).to(like.device)
+    condition = Condition(torch.tensor([-1]), torch.ones(1, dtype=torch.float64)).to(like.device)
     for channels in range(1, 17):
         blank = torch.zeros(1, channels, SIDE, SIDE, dtype=like.dtype, device=like.device)
         try:
-            maps = denoiser.with_condition(known).features(blank, per_sample(0.5, blank))
+            maps = denoiser.with_condition(condition).features(blank, per_sample(0.5, blank))
         except RuntimeError as error:
             refusal = error
             continue

@@ -64,10 +64,10 @@ class UNetConfig:
     guidance_embeds: bool = False
 
     def __post_init__(self):
-        for key, known in KNOWN.items():
-            given = getattr(self, key)
-            for value in given if isinstance(given, tuple) else (given,):
-                if value not in known:
+        for key, choices in CHOICES.items():
+            setting = getattr(self, key)
+            for value in setting if isinstance(setting, tuple) else (setting,):
+                if value not in choices:
                     raise Unsupported(f"{key} {value!r} is not one that our U-Net knows; {ADAPTER}")
         if self.out_channels not in (self.in_channels, 2 * self.in_channels):
             raise Unsupported(
@@ -99,7 +99,7 @@ class UNetConfig:
         return len(self.block_out_channels) * (self.layers_per_block + 1)
 
 
-KNOWN: dict[str, tuple[Any, ...]] = {
+CHOICES: dict[str, tuple[Any, ...]] = {
     "time_embedding_type": ("positional",),
     "down_block_types": (DOWN, ATTENTION_DOWN),
     "mid_block_type": ("UNetMidBlock2D", None),
@@ -162,16 +162,16 @@ def config_json(config: UNetConfig) -> dict[str, Any]:
 
 def from_json(content: dict[str, Any]) -> UNetConfig:
     """The inverse of `config_json`; keys that begin with _ are notes. Raises Unsupported for an unknown key or value."""
-    given = {key: value for key, value in content.items() if not key.startswith("_")}
-    given |= {"guidance_embeds": True} if content.get("_class_name") == GUIDED else {}
+    settings = {key: value for key, value in content.items() if not key.startswith("_")}
+    settings |= {"guidance_embeds": True} if content.get("_class_name") == GUIDED else {}
     defaults = {field.name: field.default for field in fields(UNetConfig)}
-    for key, value in given.items():
+    for key, value in settings.items():
         if key not in defaults:
             raise Unsupported(f"config.json has the key {key!r}, which our U-Net does not know; {ADAPTER}")
         many = isinstance(value, list)
         if many != isinstance(defaults[key], tuple) and not (many and key == "sample_size"):
             raise Unsupported(f"config.json has {key} {value!r}, which our U-Net does not know; {ADAPTER}")
-    return UNetConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
+    return UNetConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()})
 
 
 def modern_names(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -116,9 +116,9 @@ class UNet(nn.Module):
 
     def with_dropout(self, dropout: float) -> "UNet":
         """A network of the same weights with this dropout in training."""
-        made = UNet(replace(self.config, dropout=dropout))
-        made.load_state_dict(self.state_dict())
-        return made
+        net = UNet(replace(self.config, dropout=dropout))
+        net.load_state_dict(self.state_dict())
+        return net
 
 
 _CLASS_GIVEN = "this network knows no classes: leave class_labels out"

@@ -53,10 +53,10 @@ class Shape(family.Shape):
         if self.conditional and not classes:
             raise UserError("network.conditional is true, but the data have no classes; set it to false or give labels")
         table = classes + 1 if self.conditional else None
-        made = default_config(
+        config = default_config(
             tuple(image), self.channels, self.layers, self.attention, self.groups, table, self.dropout
         )
-        return replace(made, out_channels=2 * made.in_channels) if self.parameterization == "x0_eps" else made
+        return replace(config, out_channels=2 * config.in_channels) if self.parameterization == "x0_eps" else config
 
     def build(self, image: Sequence[int], classes: int | None, seed: int) -> UNet:
         return build(self.config(image, classes), seed, self.max_phase)
