@@ -37,9 +37,9 @@ def main() -> int:
 def ask(words: list[str]) -> "Verb | int":
     """What the words ask for, of all that there is under the roof."""
     from console.verbs import app
-    from tasks.verbs import asked
+    from tasks.verbs import parse
 
-    return asked(words, app)
+    return parse(words, app)
 
 
 def _replaced(words: list[str]) -> "Verb | int":
