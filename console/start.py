@@ -38,9 +38,9 @@ def main() -> int:
 def ask(arguments: list[str]) -> "Verb | int":
     """The verb that the arguments name, of the stages' or the servers'; an exit code where that was help."""
     from console.verbs import app
-    from tasks.verbs import asked
+    from tasks.verbs import parse
 
-    return asked(arguments, app)
+    return parse(arguments, app)
 
 
 def _replaced(arguments: list[str]) -> "Verb | int":

@@ -31,7 +31,7 @@ from flows import locks, stages
 from flows.running import Log, Running, Stopped
 from flows.stages import Stage, StageFailed
 from tasks import dvc_files
-from tasks.redaction import parted, told
+from tasks.redaction import parted, redact
 
 FRONTIER = "artifacts/frontier.csv"
 PICTURE = "artifacts/frontier.png"
@@ -200,7 +200,7 @@ def main(arguments: list[str]) -> int:
         with _server():
             state = distill(preset=options.preset, targets=tuple(options.targets), return_state=True)
     except UserError as error:
-        print(f"error: {told(str(error))}", file=sys.stderr)
+        print(f"error: {redact(str(error))}", file=sys.stderr)
         return stages.MISTAKE
     print(f"{state.name}: {state.message}", file=sys.stdout if state.is_completed() else sys.stderr)
     return 0 if state.is_completed() else 1
@@ -233,7 +233,7 @@ def _parted(api: str) -> tuple[str, str, str]:
     try:
         return parted(api)
     except ValueError as error:
-        raise UserError(f"PREFECT_API_URL is {told(api)}, no address: {error}") from None
+        raise UserError(f"PREFECT_API_URL is {redact(api)}, no address: {error}") from None
 
 
 def _dumb(address: str) -> str | None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.redaction import told
+from tasks.redaction import redact
 
 SUPERVISOR = Path(__file__).with_name("supervisor.py")
 GRACE_SECONDS = 20.0  # to save in; Prefect kills a cancelled run after 30
@@ -147,5 +147,5 @@ def _next(arriving: queue.SimpleQueue) -> str | None:
 def _read(pipe, put: Callable[[str | None], None]) -> None:
     with pipe:
         for line in pipe:
-            put(told(line.rstrip()))
+            put(redact(line.rstrip()))
     put(None)

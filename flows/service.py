@@ -11,7 +11,7 @@ import psutil
 from diffcore.core import disk
 from flows import locks
 from tasks import progress
-from tasks.redaction import told
+from tasks.redaction import redact
 
 MARK = "DISTILL_SERVICE"
 """The variable by which the processes of a service are known, the service's own and all below it."""
@@ -98,7 +98,7 @@ NAMES = ("prefect-server", "mlflow-server", "worker")  # in the order in which t
 
 def log(line: str) -> None:
     """Logs it without what is secret."""
-    progress.say(told(line))
+    progress.log(redact(line))
 
 
 def _children(process: psutil.Process) -> list[psutil.Process]:

@@ -12,25 +12,26 @@ from diffcore.data.manifest import Manifest
 from diffcore.training import config, loop
 from tasks import graph, paths
 from tasks.params import Params, check_adopted
-from tasks.progress import say
+from tasks.progress import log
 
 COST = {"iterations": 0, "images": 0, "network_calls": 0}
 
 
 def take(params: Params, name: str) -> None:
-    """The network of the line `name`, once it is known to fit the data, as a checkpoint that a chain begins with."""
+    """Saves the network of the line `name`, which must fit the data, as a checkpoint that a chain begins with."""
     line = params.teachers[name]
-    manifest, folder = Manifest.read(paths.DATA), line.folder
-    found = from_diffusers.read(Path(folder))
-    knows, asked = found.denoiser.classes is not None, line.conditional
-    if knows != asked:
+    manifest = Manifest.read(paths.DATA)
+    folder = line.folder
+    model = from_diffusers.read(Path(folder))
+    knows = model.denoiser.classes is not None
+    if knows != line.conditional:
         raise UserError(
-            f"teachers.{name}.conditional is {str(asked).lower()}, but the teacher in {folder} knows {'' if knows else 'no '}"
-            f"classes; set it to {str(knows).lower()}"
+            f"teachers.{name}.conditional is {str(line.conditional).lower()}, but the teacher in {folder} knows "
+            f"{'' if knows else 'no '}classes; set it to {str(knows).lower()}"
         )
-    found.check(manifest.shape, manifest.classes)
-    check_adopted(params, name, found.skips, found.denoiser.parameterization)
-    read = {"folder": folder, "files": found.files, "digest": disk.digest(found.files)}
+    model.check(manifest.shape, manifest.classes)
+    check_adopted(params, name, model.skips, model.denoiser.parameterization)
+    read = {"folder": folder, "files": model.files, "digest": disk.digest(model.files)}
     about = {
         "name": name,
         "method": "adopted",
@@ -39,20 +40,20 @@ def take(params: Params, name: str) -> None:
         "parent": None,
         "teacher": None,
         "data": manifest.digest,
-        "parameters": read | ({"sampling": found.sampling} if found.sampling else {}),
+        "parameters": read | ({"sampling": model.sampling} if model.sampling else {}),
         "seed": params.seed,
         "code": graph.code_digest("teachers", "adopted"),
         "torch": config.torch_version(),
         "classes": list(manifest.classes) if knows else None,
         "cost": COST,
     }
-    card = checkpoints.save(paths.CHECKPOINTS / name, found.denoiser, tuple(manifest.shape), about)
+    card = checkpoints.save(paths.CHECKPOINTS / name, model.denoiser, tuple(manifest.shape), about)
     columns = [field.name for field in fields(loop.Event) if field.default is MISSING]
     disk.write_summed(paths.CURVES / f"{name}.csv", ",".join(columns) + "\n")
     disk.write_sealed(paths.COST / f"{name}.json", {"seconds": 0.0, **COST})
-    steps, parameterization = found.denoiser.num_timesteps, found.denoiser.parameterization
-    limits = f", sampled with {json.dumps(found.sampling)} as its scheduler says" if found.sampling else ""
-    say(
+    steps, parameterization = model.denoiser.num_timesteps, model.denoiser.parameterization
+    limits = f", sampled with {json.dumps(model.sampling)} as its scheduler says" if model.sampling else ""
+    log(
         f"{name}: adopted from {folder}, parameterization {parameterization}, {steps} noise levels{limits}; "
         f"checkpoint {card.digest[:12]}"
     )

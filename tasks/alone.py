@@ -32,7 +32,7 @@ def _holder() -> str:
     with contextlib.suppress(OSError, ValueError, IndexError):
         inode = os.stat(LOCK).st_ino
         for line in Path("/proc/locks").read_text().splitlines():
-            words = line.split()
-            if words[1] == "FLOCK" and words[5].rpartition(":")[2] == f"{inode}":
-                return dvc_files.who(int(words[4]))
+            fields = line.split()
+            if fields[1] == "FLOCK" and fields[5].rpartition(":")[2] == f"{inode}":
+                return dvc_files.who(int(fields[4]))
     return "process unknown"

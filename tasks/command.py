@@ -23,7 +23,9 @@ def main(arguments: list[str], ask: "Ask | None" = None) -> int:
     with _listening() as interrupted:
         try:
             code, fault = _mendable(lambda: _run_one(arguments, ask or _ask))
-            return code if fault is None else 130 if interrupted else _told(fault)
+            if fault is None:
+                return code
+            return 130 if interrupted else _print_error(fault)
         except KeyboardInterrupt:
             return 130
         except Exception:
@@ -54,7 +56,7 @@ def _listening() -> Iterator[list[int]]:
 def _ask(arguments: list[str]) -> "Verb | int":
     from tasks import verbs
 
-    return verbs.asked(arguments, verbs.app)
+    return verbs.parse(arguments, verbs.app)
 
 
 def _run_one(arguments: list[str], ask: "Ask") -> int:
@@ -71,7 +73,7 @@ def _run_one(arguments: list[str], ask: "Ask") -> int:
     code = 1
     try:
         code, fault = _mendable(lambda: _kept(verb))
-        return code if fault is None else _told(fault)
+        return code if fault is None else _print_error(fault)
     finally:
         if code:
             _put_back(verb.stages)
@@ -96,27 +98,30 @@ def _mendable(work: Callable[[], int]) -> tuple[int, str | None]:
     except ImportError as error:
         return 2, surroundings.lacking(error)
     except Exception as error:
-        if (line := faults.told(error)) is None:
+        if (line := faults.describe(error)) is None:
             raise
         return 2, line
 
 
 def _put_back(stages: tuple[str, ...]) -> None:
-    """DVC has deleted the outputs of the last good run before this stage began, and it failed."""
+    """Restores the outputs of the last good run, which DVC deletes before it starts a stage; this one has failed."""
     from tasks import dvc_files
-    from tasks.progress import say
+    from tasks.progress import log
 
     for stage in stages:
-        if found := dvc_files.put_back(stage):
-            say(f"{stage}: {', '.join(map(str, found))} of the last good run {'is' if len(found) == 1 else 'are'} back")
+        if outputs := dvc_files.put_back(stage):
+            log(
+                f"{stage}: {', '.join(map(str, outputs))} of the last good run {'is' if len(outputs) == 1 else 'are'} back"
+            )
 
 
-def _told(message: str) -> int:
+def _print_error(message: str) -> int:
+    """The exit code; nothing secret is printed."""
     from tasks import redaction
 
     with contextlib.suppress(OSError):  # where nothing can be written the exit code must do
         for line in message.splitlines():
-            print(f"error: {redaction.told(line)}", file=sys.stderr)
+            print(f"error: {redaction.redact(line)}", file=sys.stderr)
     return 2
 
 
@@ -124,6 +129,6 @@ def end(code: int) -> int:
     """Writes what is left to be written; a reader that has gone away is no fault, and nothing to be said about."""
     try:
         print(end="", flush=True)
-    except OSError:  # `say` has told of any other
+    except OSError:  # `log` reports any other
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return code

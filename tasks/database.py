@@ -43,11 +43,11 @@ def ready(path: Path) -> str | None:
         if not path.exists() or path.stat().st_size == 0:  # SQLite begins with an empty file
             _make(path)
             return None
-        found, wanted = _version(path), _newest()
-        if found == wanted:
+        version, newest = _version(path), _newest()
+        if version == newest:
             return None
-        _upgrade(path, found)
-        return f"{path} was brought to the version of the installed MLflow; as it was before: {_kept(path, found)}"
+        _upgrade(path, version)
+        return f"{path} was brought to the version of the installed MLflow; as it was before: {_kept(path, version)}"
 
 
 def lacks(path: Path, run: str) -> str | None:
@@ -58,10 +58,10 @@ def lacks(path: Path, run: str) -> str | None:
         with contextlib.closing(
             sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=20)
         ) as database:
-            found = database.execute("select 1 from runs where run_uuid = ?", [run]).fetchone()
+            row = database.execute("select 1 from runs where run_uuid = ?", [run]).fetchone()
     except sqlite3.Error as error:
         return f"{path} cannot be read ({error})"
-    return None if found else f"{path} is another one"
+    return None if row else f"{path} is another one"
 
 
 def _kept(path: Path, version: str) -> Path:

@@ -36,13 +36,13 @@ def check(folder: Path) -> None:
 
 def nameless(folder: Path) -> dict[str, str]:
     """A name and a home for a user whom the system does not know, as in a container: DVC and MLflow would end without."""
-    found = {}
+    variables = {}
     try:
         getpass.getuser()
     except (KeyError, OSError):
-        found["LOGNAME"] = f"uid-{os.getuid()}"
+        variables["LOGNAME"] = f"uid-{os.getuid()}"
     try:
         Path.home()
     except (KeyError, RuntimeError):
-        found["HOME"] = str((folder / ".services").resolve())
-    return found
+        variables["HOME"] = str((folder / ".services").resolve())
+    return variables

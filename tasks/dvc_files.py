@@ -19,7 +19,7 @@ from typing import Any
 
 from diffcore.core import disk
 from diffcore.core.errors import UserError
-from tasks.progress import say
+from tasks.progress import log
 
 LOCK = Path("dvc.lock")
 HOME = Path(".dvc")
@@ -101,7 +101,7 @@ def _put_back_lock() -> None:
     if read(KEPT) is not None:
         disk.write(LOCK, KEPT.read_bytes())
         instead = "the last whole one is back in its place"
-    say(
+    log(
         f"dvc.lock was damaged, as a kill or a full disk leaves it: {instead}, what was finished since comes from DVC's cache"
     )
 
@@ -133,7 +133,7 @@ def _forget_the_dead() -> None:
         write = {path: one for path, one in writers.items() if _lives(one, written)}
         read = {path: [one for one in ones if _lives(one, written)] for path, ones in readers.items()}
     except (ValueError, TypeError, KeyError, AttributeError):
-        say(f"{HOLDERS} was damaged, as a kill or a full disk leaves it: it is made anew")
+        log(f"{HOLDERS} was damaged, as a kill or a full disk leaves it: it is made anew")
         write, read = {}, {}
     left = {"write": write, "read": {path: ones for path, ones in read.items() if ones}}
     disk.write(HOLDERS, json.dumps(left))
@@ -144,9 +144,11 @@ def _lives(holder: dict[str, Any], written: float) -> bool:
     import psutil
 
     try:
-        process, words = psutil.Process(int(holder["pid"])), holder["cmd"].split()[1:]
-        born, own = process.create_time(), " ".join(process.cmdline())
-        return process.status() != psutil.STATUS_ZOMBIE and born < written + 1 and own.endswith(" ".join(words))
+        process = psutil.Process(int(holder["pid"]))
+        arguments = holder["cmd"].split()[1:]
+        born = process.create_time()
+        command = " ".join(process.cmdline())
+        return process.status() != psutil.STATUS_ZOMBIE and born < written + 1 and command.endswith(" ".join(arguments))
     except psutil.NoSuchProcess:
         return False
     except psutil.AccessDenied:
@@ -156,9 +158,9 @@ def _lives(holder: dict[str, Any], written: float) -> bool:
 def wait_for_others(patience: float = 15.0) -> None:
     """Returns when no DVC is at work here; one that is after so many seconds is a UserError that names it."""
     deadline = time.monotonic() + patience
-    while (found := _at_work()) is not None:
+    while (pid := _at_work()) is not None:
         if time.monotonic() > deadline:
-            raise UserError(f"DVC is at work in this folder: {who(found)}; wait for it or end it")
+            raise UserError(f"DVC is at work in this folder: {who(pid)}; wait for it or end it")
         time.sleep(0.3)  # one whose starter was killed needs a moment to end
         mend()
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tasks import dvc_files
-from tasks.progress import say
+from tasks.progress import log
 
 MISTAKE = 2
 LOGGERS = ("dvc", "dvc_data", "dvc_objects")
@@ -37,10 +37,10 @@ class _Listener(logging.Filter):
         from tasks import faults
 
         error = record.exc_info[1] if record.exc_info and record.levelno >= logging.ERROR else None
-        line = None if error is None else faults.told(error)
+        line = None if error is None else faults.describe(error)
         self.line = self.line or line
         if error is not None:
-            self.codes |= {int(found[1]) for cause in _causes(error) if (found := CODE.search(str(cause)))}
+            self.codes |= {int(match[1]) for cause in _causes(error) if (match := CODE.search(str(cause)))}
         if self.line is not None and record.name == "dvc.cli":  # its last word, and the end of what it does
             raise _Refused(self.line)
         return line is None
@@ -53,11 +53,11 @@ def main(arguments: Sequence[str]) -> int:
     listener = _Listener()
     for handler in {handler for name in LOGGERS for handler in logging.getLogger(name).handlers}:
         handler.addFilter(listener)
-    words = ["--wait-for-lock", "repro", *arguments]
+    command = ["--wait-for-lock", "repro", *arguments]
     try:
-        code = dvc(words)
+        code = dvc(command)
         if code and not listener.codes and _removed():
-            code = dvc(words)
+            code = dvc(command)
     except _Refused as refused:
         print(f"error: {refused}", file=sys.stderr)
         return MISTAKE
@@ -71,7 +71,7 @@ def _removed() -> int:
         path.unlink()
     if damaged:
         dvc_files.remove_empty_notes()
-        say(f"{len(damaged)} damaged of DVC's notes on earlier runs ({damaged[0]}) removed: those stages run again")
+        log(f"{len(damaged)} damaged of DVC's notes on earlier runs ({damaged[0]}) removed: those stages run again")
     return len(damaged)
 
 

@@ -33,18 +33,18 @@ SQLITE = {
 }
 
 
-def told(error: BaseException) -> str | None:
+def describe(error: BaseException) -> str | None:
     """One line, or None if it is not the machine's fault. What an error was raised from counts too."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if line := _told(error):
+        if line := _describe_one(error):
             return line
         error = error.__cause__ or error.__context__
     return None
 
 
-def _told(error: BaseException) -> str | None:
+def _describe_one(error: BaseException) -> str | None:
     if (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
@@ -62,14 +62,14 @@ def _told(error: BaseException) -> str | None:
 
 def _foreign(error: BaseException) -> int | None:
     """The number that sqlite or safetensors means."""
-    if type(error).__name__ == "SafetensorError" and (found := NUMBER.search(str(error))):
-        return int(found[1])
-    known = [code for words, code in SQLITE.items() if words in str(error)]
-    return known[0] if known and type(error).__name__ in ("OperationalError", "MlflowException") else None
+    if type(error).__name__ == "SafetensorError" and (match := NUMBER.search(str(error))):
+        return int(match[1])
+    codes = [code for text, code in SQLITE.items() if text in str(error)]
+    return codes[0] if codes and type(error).__name__ in ("OperationalError", "MlflowException") else None
 
 
-def _says(error: BaseException, kind: type, words: re.Pattern) -> bool:
-    return isinstance(error, kind) and words.search(str(error)) is not None
+def _says(error: BaseException, kind: type, pattern: re.Pattern) -> bool:
+    return isinstance(error, kind) and pattern.search(str(error)) is not None
 
 
 def _first(error: BaseException) -> str:

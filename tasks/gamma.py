@@ -13,7 +13,7 @@ from diffcore.search import gamma
 from diffcore.search.gamma import Begun
 from tasks import graph, paths
 from tasks.params import ROOT, Params
-from tasks.progress import Progress, say
+from tasks.progress import Progress, log
 
 
 def estimate(params: Params) -> None:
@@ -24,9 +24,9 @@ def estimate(params: Params) -> None:
     folder = paths.HOLDOUT if paths.HOLDOUT.exists() else paths.DATA
     images = read.open_images(folder, params.compute.memory_bytes)
     chosen = gamma.pick(len(images), params.gamma)
-    kept = Kept(paths.RESUME / "gamma.sums", lambda words: say(f"gamma: {words}"))
+    kept = Kept(paths.RESUME / "gamma.sums", lambda line: log(f"gamma: {line}"))
     job = _job(params, teacher, Manifest.read(folder, verify=False).digest)
-    found = gamma.estimate(
+    estimates = gamma.estimate(
         teacher.denoiser,
         feed.to_float(images.take(chosen)),
         params.gamma,
@@ -37,28 +37,28 @@ def estimate(params: Params) -> None:
         seconds=params.compute.save_seconds,
     )
     about = {"checkpoint": ROOT, "checkpoint_digest": teacher.card.digest, "data": teacher.card.data}
-    content = {"schema": gamma.SCHEMA, "about": about, "edges": _edges(images), **found.to_json()}
+    content = {"schema": gamma.SCHEMA, "about": about, "edges": _edges(images), **estimates.to_json()}
     disk.write_sealed(paths.GAMMA, content)
     kept.clear()
-    say(f"gamma: {found.images} images at {found.steps} times; {found.told()}")
+    log(f"gamma: {estimates.images} images at {estimates.steps} times; {estimates.told()}")
 
 
 def _job(params: Params, teacher: checkpoints.Checkpoint, data: str) -> dict[str, Any]:
     """All that the sums depend on."""
     where = {"threads": params.compute.threads, "device": str(params.compute.device)}
-    made = {"checkpoint": teacher.card.digest, "data": data, "code": graph.code_digest("gamma")}
-    return {"gamma": dataclasses.asdict(params.gamma), **made, **where}
+    inputs = {"checkpoint": teacher.card.digest, "data": data, "code": graph.code_digest("gamma")}
+    return {"gamma": dataclasses.asdict(params.gamma), **inputs, **where}
 
 
 def _begun(kept: Kept, job: dict[str, Any], config: gamma.Config) -> Begun | None:
-    if (found := kept.load(job)) is None:
+    if (saved := kept.load(job)) is None:
         return None
-    value, sums = found
-    say(f"gamma: goes on after {value['pairs']} of {config.images * config.steps} calls")
+    value, sums = saved
+    log(f"gamma: goes on after {value['pairs']} of {config.images * config.steps} calls")
     return Begun(value["pairs"], sums["total"], sums["square"])
 
 
 def _edges(images: read.Images | read.StreamedImages) -> float:
     """The share of values at either end of their range: what the search knows of the bound's decoder."""
-    found = sum(int(((block == 0) | (block == 255)).sum()) for block in images.blocks(1024))
-    return found / (len(images) * math.prod(images.shape))
+    at_ends = sum(int(((block == 0) | (block == 255)).sum()) for block in images.blocks(1024))
+    return at_ends / (len(images) * math.prod(images.shape))

@@ -66,21 +66,22 @@ def check() -> None:
     Our own stages must run and write what they do; what any stage depends on must be there or be made by another; parameters
     must be in params.yaml. What else a user wrote into it is DVC's affair.
     """
-    bodies, parameters = {stage: _body(stage) for stage in _stages()}, load_yaml(PARAMS)
-    made = {out for stage, body in bodies.items() for out in _made(stage, body["outs"], parameters)}
+    bodies = {stage: _body(stage) for stage in _stages()}
+    parameters = load_yaml(PARAMS)
+    outputs = {out for stage, body in bodies.items() for out in _outputs(stage, body["outs"], parameters)}
     for stage, body in bodies.items():
         if stage in WRITES:
             _check_own(stage, body)
         for dep in body["deps"]:
-            if not ("$" in dep or Path(dep).exists() or any(Path(out).is_relative_to(dep) for out in made)):
+            if not ("$" in dep or Path(dep).exists() or any(Path(out).is_relative_to(dep) for out in outputs)):
                 raise UserError(f"{GRAPH}: {stage} depends on {dep}, which is not there and no stage makes; {REMEDY}")
         for key in body["params"]:
-            if "$" not in key and not _known(parameters, key):
+            if "$" not in key and not _has_key(parameters, key):
                 raise UserError(f"{GRAPH}: {stage} depends on {key}, which is not in {PARAMS}; {REMEDY}")
 
 
-def _made(stage: str, outs: list[str], parameters: Any) -> Iterator[str]:
-    """What a stage writes, and of one for each line of a section what each of them does."""
+def _outputs(stage: str, outs: list[str], parameters: Any) -> Iterator[str]:
+    """What a stage writes; of a stage for each line of a section also what each of those writes."""
     section = re.fullmatch(r"\$\{(\w+)\}", str(_stages()[stage].get("foreach")))
     lines = parameters.get(section[1]) if section and isinstance(parameters, dict) else None
     yield from outs
@@ -92,11 +93,11 @@ def _check_own(stage: str, body: dict[str, Any]) -> None:
     if body["cmd"] != command:
         raise UserError(f"{GRAPH}: the command of {stage} is {body['cmd']!r}, not {command!r}; {REMEDY}")
     if wrong := sorted(set(body["outs"]) ^ WRITES[stage]):
-        what = "is not said to write" if wrong[0] in WRITES[stage] else "does not write"
-        raise UserError(f"{GRAPH}: {stage} {what} {wrong[0]}; {REMEDY}")
+        fault = "is not said to write" if wrong[0] in WRITES[stage] else "does not write"
+        raise UserError(f"{GRAPH}: {stage} {fault} {wrong[0]}; {REMEDY}")
 
 
-def _known(parameters: Any, key: str) -> bool:
+def _has_key(parameters: Any, key: str) -> bool:
     for part in key.split("."):
         if not isinstance(parameters, dict) or part not in parameters:
             return False
@@ -159,8 +160,9 @@ def _body(stage: str) -> dict[str, Any]:
 
 
 def _paths(stage: str, body: dict[str, Any], kind: str, files: bool = False) -> list[str]:
-    """The names of a list, each of which may have options; `files`: what has some stands in another file."""
-    found = body.get(kind) or []
-    if not isinstance(found, list) or not all(isinstance(one, str | dict) for one in found):
+    """The names in a list, each of which may have options. files: those with options are other files' and left out."""
+    entries = body.get(kind) or []
+    if not isinstance(entries, list) or not all(isinstance(entry, str | dict) for entry in entries):
         raise UserError(f"{GRAPH}: the {kind} of the stage {stage} are no list; {REMEDY}")
-    return [str(name) for one in found for name in ([one] if isinstance(one, str) else [] if files else one)]
+    listed = [entry for entry in entries if isinstance(entry, str) or not files]
+    return [str(name) for entry in listed for name in ([entry] if isinstance(entry, str) else entry)]

@@ -59,49 +59,50 @@ def alone(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def scratch(folder: Path) -> Iterator[Path]:
     """A folder inside for the length of the block, whose name is the inventory's own."""
-    made = folder / f"{NAME}.scratch"
-    shutil.rmtree(made, ignore_errors=True)
-    made.mkdir()
+    path = folder / f"{NAME}.scratch"
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir()
     try:
-        yield made
+        yield path
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def check(folder: Path, wanted: dict[str, File], free: Collection[str] = ()) -> Prints:
     """The prints of what was put there before. UserError for a folder that is not empty and has no inventory, and for
     files of others where one of ours lies or shall lie; of the paths `free`, those of others stay instead and leave
     `wanted`."""
-    known = _read(folder)
-    if known is None:
-        if found := sorted(entry for entry in os.listdir(folder) if not entry.startswith((NAME, f".{NAME}."))):
+    old = _read(folder)
+    if old is None:
+        if entries := sorted(entry for entry in os.listdir(folder) if not entry.startswith((NAME, f".{NAME}."))):
             raise UserError(
-                f"{folder} holds {_some(found)} and was not made by this command (or by an older one, which kept no list of "
-                "its files): move it away or name another folder"
+                f"{folder} holds {_some(entries)} and was not made by this command (or by an older one, which kept no list "
+                "of its files): move it away or name another folder"
             )
-        known = {}
-    strange = sorted(path for path, prints in _either(known, wanted).items() if not _is_one_of(folder, path, prints))
+        old = {}
+    strange = sorted(path for path, prints in _either(old, wanted).items() if not _is_one_of(folder, path, prints))
     for path in {*free} & {*strange}:
         strange.remove(path)
-        known.pop(path, None), wanted.pop(path, None)
+        old.pop(path, None)
+        wanted.pop(path, None)
     if strange:
         raise UserError(
             f"{folder}: {_some(strange)} {'is' if len(strange) == 1 else 'are'} not as this command left it; keep what is "
             "yours under another name, or remove it, and ask again"
         )
-    return known
+    return old
 
 
-def put(folder: Path, wanted: Mapping[str, File], known: Prints, last: str) -> None:
+def put(folder: Path, wanted: Mapping[str, File], old: Prints, last: str) -> None:
     """Writes all of `wanted` and removes what was put there before and is wanted no more.
 
     The file `last` goes first and comes last: while it is missing nothing can be started in a folder that is half old.
     """
     _clear(folder)
     prints = {path: file.print for path, file in wanted.items()}
-    gone = [path for path in known if path not in wanted]
+    gone = [path for path in old if path not in wanted]
     stale = [path for path in wanted if _print(folder / path) != prints[path]]
-    _write(folder, _either(known, wanted))
+    _write(folder, _either(old, wanted))
     if stale or gone:
         (folder / last).unlink(missing_ok=True)
         stale = [path for path in stale if path != last] + [last]
@@ -112,10 +113,10 @@ def put(folder: Path, wanted: Mapping[str, File], known: Prints, last: str) -> N
     _write(folder, _either({}, wanted))
 
 
-def _either(known: Prints, wanted: Mapping[str, File]) -> Prints:
-    """What may lie at each path: what was put there, or what shall be."""
+def _either(old: Prints, wanted: Mapping[str, File]) -> Prints:
+    """The prints that may lie at each path: of what was put there, and of what shall be."""
     new = {path: [file.print] for path, file in wanted.items()}
-    return {path: sorted({*known.get(path, []), *new.get(path, [])}) for path in sorted({*known, *new})}
+    return {path: sorted({*old.get(path, []), *new.get(path, [])}) for path in sorted({*old, *new})}
 
 
 def _clear(folder: Path) -> None:

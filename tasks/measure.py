@@ -34,7 +34,7 @@ from diffcore.sampling.solvers.analytic import Analytic
 from diffcore.search import fitted, gamma
 from tasks import graph, paths
 from tasks.params import ROOT, Params
-from tasks.progress import Progress, say
+from tasks.progress import Progress, log
 from tasks.rules import samplings_of
 from tasks.sections import OWN, Sampling
 
@@ -48,7 +48,7 @@ SHARED = ("images", "seed", "batch", "likelihood")
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """One point to measure. curve: what its curve is called; of several tries at as many steps the best counts."""
+    """One point to measure. curve: its legend label; of several points of a curve at as many steps the best counts."""
 
     name: str
     curve: str
@@ -74,15 +74,15 @@ class Bench:
         self.opened = self._open(name)
         self.is_root = name in params.teachers
         root = None if self.is_root else checkpoints.read_card(paths.CHECKPOINTS / ROOT).digest
-        told = gamma.read(paths.GAMMA, self.opened.card.digest if name == ROOT else root, paths.again("gamma"))
-        self.gamma, self.least_cost = gamma.Gamma.from_json(told), _least_cost(told)
+        content = gamma.read(paths.GAMMA, self.opened.card.digest if name == ROOT else root, paths.again("gamma"))
+        self.gamma, self.least_cost = gamma.Gamma.from_json(content), _least_cost(content)
         self.labels = rng.labels_like(self.real.labels, self.config.images, self.config.seed)
         self.teacher: Sample | None = None if root is None else _reference(root)
         self.warm: set[tuple[Any, ...]] = set()
 
-    def _looking(self, what: str) -> Callable[[int, int], None]:
-        shown = Progress(f"measure {self.name}", "images")
-        return lambda done, total: shown(done, total, f"{what} looked at")
+    def _looking(self, images: str) -> Callable[[int, int], None]:
+        progress = Progress(f"measure {self.name}", "images")
+        return lambda done, total: progress(done, total, f"{images} looked at")
 
     def _open(self, name: str) -> checkpoints.Checkpoint:
         return checkpoints.load(paths.CHECKPOINTS / name).to(self.params.compute.device)
@@ -97,12 +97,12 @@ class Bench:
         """Times fitted to the teacher's own path, by number of steps, with classes drawn as the samples' are."""
         config, own = self.config.fitted, self.opened
         teacher = own if self.name == ROOT else self._open(ROOT)
-        known = rng.labels_like(self.real.labels, config.images, config.seed) if teacher.denoiser.classes else None
-        condition = None if known is None else Condition(known)
+        labels = rng.labels_like(self.real.labels, config.images, config.seed) if teacher.denoiser.classes else None
+        condition = None if labels is None else Condition(labels)
         hop_errors = fitted.hop_errors(own.denoiser, teacher.denoiser, config, own.shape, condition=condition)
         times = fitted.fit(hop_errors, config.late)
-        shown = ", ".join(f"{t:.3g}" for t in times[min(4, config.points)].times)
-        say(f"measure {self.name}: times fitted to the teacher's path; with {min(4, config.points)} steps: {shown}")
+        example = ", ".join(f"{t:.3g}" for t in times[min(4, config.points)].times)
+        log(f"measure {self.name}: times fitted to the teacher's path; with {min(4, config.points)} steps: {example}")
         return times
 
     def times(self, kind: str, steps: int) -> Trajectory:
@@ -194,14 +194,16 @@ class Bench:
 
         A cache is none: it remembers from step to step what a likelihood asks for anew.
         """
-        asked, real = self.config.likelihood, self.real if self.held_out is None else self.held_out
-        count = min(asked.images, len(real))
+        config = self.config.likelihood
+        real = self.real if self.held_out is None else self.held_out
+        count = min(config.images, len(real))
         if not count or plan.recipe.deepcache:
             return None
-        chosen = rng.some(count, len(real), asked.seed, "likelihood")
-        images, labels = feed.to_float(real.take(chosen)), None if real.labels is None else real.labels[chosen]
+        chosen = rng.some(count, len(real), config.seed, "likelihood")
+        images = feed.to_float(real.take(chosen))
+        labels = None if real.labels is None else real.labels[chosen]
         condition = plan.recipe.condition(self.opened, labels)
-        return likelihood.Model(sampler, images, asked.seed, asked.probes, self.config.batch, condition)
+        return likelihood.Model(sampler, images, config.seed, config.probes, self.config.batch, condition)
 
 
 class Measured:
@@ -212,18 +214,18 @@ class Measured:
         compute, at = bench.params.compute, bench.name
         self.shared = {"code": graph.code_digest("measure"), "threads": compute.threads, "device": str(compute.device)}
         self.shared["first"] = bench.about(plans[0]) if bench.teacher is None else measured.digest_of(bench.teacher)
-        self.kept = Kept(paths.RESUME / f"measure-{at}.points", lambda words: say(f"measure {at}: {words}"))
+        self.kept = Kept(paths.RESUME / f"measure-{at}.points", lambda line: log(f"measure {at}: {line}"))
         self.bench, self.plans = bench, plans
-        found = [self.kept.load(self._job(each)) for each in plans]
-        self.found = {each.name: one for each, one in zip(plans, found) if one is not None}
-        if self.found:
-            say(f"measure {at}: {len(self.found)} of {len(plans)} points are measured already")
+        loaded = [self.kept.load(self._job(each)) for each in plans]
+        self.saved = {each.name: entry for each, entry in zip(plans, loaded) if entry is not None}
+        if self.saved:
+            log(f"measure {at}: {len(self.saved)} of {len(plans)} points are measured already")
 
     def point(self, plan: Plan) -> tuple[Point, Any]:
         """The point, and its first samples, uint8 [SHOWN, h, w, c]. The first point's samples are what the teacher's others
         are compared with."""
-        if plan.name in self.found:
-            value, tensors = self.found[plan.name]
+        if plan.name in self.saved:
+            value, tensors = self.saved[plan.name]
             point = Point.from_json(value)
         else:
             samples, point = self.bench.measure(plan)
@@ -235,7 +237,7 @@ class Measured:
         return point, tensors["shown"]
 
     def keep(self) -> None:
-        """Forgets the points that nobody asks for any more."""
+        """Forgets kept points that are not among the plans."""
         self.kept.clear_but(self._job(each) for each in self.plans)
 
     def _job(self, plan: Plan) -> dict[str, Any]:
@@ -251,25 +253,27 @@ def measure(params: Params, name: str) -> None:
         raise UserError(f"evaluate names {twice[0]!r} twice; leave one of the two ways to sample out")
     for each in plans:
         bench.sampler(each)  # what cannot be sampled is known before anything is
-    ready, found, shown = Measured(bench, plans), [], {}
+    ready = Measured(bench, plans)
+    points: list[Point] = []
+    samples: Tensors = {}
     for number, each in enumerate(plans):
-        point, shown[each.name] = ready.point(each)
-        found.append(point)
-        if each.name not in ready.found:
-            told = f"fd {point.fd:8.3f} +- {point.fd_se:.3f}  {point.ms_per_image:.3g} ms/image{bench.noted(each)}"
-            say(f"measure    {number + 1:>3}/{len(plans)}  {each.name:<36} {told}")
-    _write(bench, found, shown)
+        point, samples[each.name] = ready.point(each)
+        points.append(point)
+        if each.name not in ready.saved:
+            quality = f"fd {point.fd:8.3f} +- {point.fd_se:.3f}  {point.ms_per_image:.3g} ms/image{bench.noted(each)}"
+            log(f"measure    {number + 1:>3}/{len(plans)}  {each.name:<36} {quality}")
+    _write(bench, points, samples)
     ready.keep()
 
 
-def _write(bench: Bench, found: list[Point], shown: Tensors) -> None:
+def _write(bench: Bench, points: list[Point], samples: Tensors) -> None:
     value: dict[str, Any] = {"about": _about(bench)}
     if bench.is_root:
         value |= {"floor": bench.floor().to_json(), "judge": dataclasses.asdict(bench.network.card.skill)}
-        shown = shown | {measured.REAL: bench.real.take(range(min(SHOWN, len(bench.real)))).permute(0, 2, 3, 1)}
-        about = bench.opened.card.digest, found[0].name
-        measured.write_reference(paths.REFERENCE / bench.name, *about, bench.teacher)
-    measured.write(paths.POINTS / bench.name, value, found, shown)
+        samples = samples | {measured.REAL: bench.real.take(range(min(SHOWN, len(bench.real)))).permute(0, 2, 3, 1)}
+        checkpoint = bench.opened.card.digest
+        measured.write_reference(paths.REFERENCE / bench.name, checkpoint, points[0].name, bench.teacher)
+    measured.write(paths.POINTS / bench.name, value, points, samples)
 
 
 def _reference(checkpoint: str) -> Sample:
@@ -300,48 +304,47 @@ def _points(bench: Bench, sampling: Sampling, usual: bool) -> Iterator[Plan]:
     for steps in sorted(sampling.steps, reverse=True) or [grid.steps]:
         for kind in sampling.trajectories:
             for recipe in (recipe.on(opened) for recipe in sampling.recipes()):
-                words = [name, sampling.sampler, *_told(recipe), *([] if kind == OWN else [kind, steps])]
+                parts = [name, sampling.sampler, *_name_parts(recipe), *([] if kind == OWN else [kind, steps])]
                 times = grid if kind == OWN else bench.times(kind, steps)
                 curve = " ".join([method, *([] if usual else _curve(sampling, recipe))])
-                yield Plan("-".join(map(str, words)).replace("_", "-"), curve, name, method, kind, recipe, times)
+                yield Plan("-".join(map(str, parts)).replace("_", "-"), curve, name, method, kind, recipe, times)
 
 
-def _told(recipe: Recipe) -> list[str]:
-    """What a recipe has beside its sampler's word, for a name."""
-    found = recipe.to_json()
-    words = [
-        f"{key}{value:g}" if isinstance(value, float) else f"{key}{value}"
-        for key, value in found.get("options", {}).items()
-    ]
+def _name_parts(recipe: Recipe) -> list[str]:
+    """The parts of a name that tell a recipe from others of the same sampler."""
+    options = recipe.to_json().get("options", {})
+    parts = [f"{key}{value:g}" if isinstance(value, float) else f"{key}{value}" for key, value in options.items()]
     if recipe.deepcache:
         cache = recipe.deepcache
         crowded = f"c{cache.center:g}p{cache.power:g}" if cache.spread == "quadratic" else ""
-        words.append(f"cache{cache.interval}b{cache.branch}{crowded}")
+        parts.append(f"cache{cache.interval}b{cache.branch}{crowded}")
     if recipe.skip:
-        words.append(f"skip{recipe.skip.bottom:g}to{recipe.skip.top:g}")
+        parts.append(f"skip{recipe.skip.bottom:g}to{recipe.skip.top:g}")
     if recipe.clip is not None:
-        words.append(f"clip{recipe.clip:g}" if recipe.clip else "unclipped")
+        parts.append(f"clip{recipe.clip:g}" if recipe.clip else "unclipped")
     if recipe.threshold:
-        words.append(f"threshold{recipe.threshold.quantile:g}to{recipe.threshold.max:g}")
+        parts.append(f"threshold{recipe.threshold.quantile:g}to{recipe.threshold.max:g}")
     if recipe.guidance is not None:
-        words.append(f"g{recipe.guidance:g}")
+        parts.append(f"g{recipe.guidance:g}")
     if recipe.negative is not None:  # a class's name, which may hold anything
-        words.append("not-" + re.sub(r"\W+", "-", str(recipe.negative)))
-    return words
+        parts.append("not-" + re.sub(r"\W+", "-", str(recipe.negative)))
+    return parts
 
 
 def _curve(sampling: Sampling, recipe: Recipe) -> list[str]:
-    """What a curve is called: of what is tried, no word, for the best of it is shown."""
+    """Legend label; swept settings are left out because only the best try is shown."""
     alone = {"deepcache": not isinstance(sampling.deepcache, list), "skip": not isinstance(sampling.skip, list)}
     kept = dataclasses.replace(recipe, **{key: None for key, one in alone.items() if not one})
-    words = [sampling.sampler, *_told(kept), *(key for key, one in alone.items() if not one)]
+    parts = [sampling.sampler, *_name_parts(kept), *(key for key, one in alone.items() if not one)]
     kinds = sampling.trajectories
-    return words + ([] if kinds == [OWN] else [kinds[0]] if len(kinds) == 1 else ["best grid"])
+    if kinds == [OWN]:
+        return parts
+    return [*parts, kinds[0] if len(kinds) == 1 else "best grid"]
 
 
-def _least_cost(told: dict[str, Any]) -> dict[str, Any]:
-    """The content of trajectory.json; a UserError if it was not made from this gamma.json, `told`."""
-    found = disk.read_sealed(paths.TRAJECTORY, trajectory.SCHEMA, paths.again("search"))
-    if found["from"]["gamma"] != disk.digest(told):
+def _least_cost(content: dict[str, Any]) -> dict[str, Any]:
+    """The content of trajectory.json; a UserError if it was made from another gamma.json than the one of this content."""
+    trajectories = disk.read_sealed(paths.TRAJECTORY, trajectory.SCHEMA, paths.again("search"))
+    if trajectories["from"]["gamma"] != disk.digest(content):
         raise UserError(f"{paths.TRAJECTORY} was made from another {paths.GAMMA.name}; {paths.again('search')}")
-    return found
+    return trajectories

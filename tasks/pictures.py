@@ -38,15 +38,15 @@ def by_curve(points: Iterable[Point]) -> dict[str, list[Point]]:
     Of several tries for one point of a curve only the best is shown. Where two checkpoints have the same number of calls
     on one curve (two students of one method), the checkpoint's name splits it.
     """
-    shown = [point for point in points if point.best]
+    best = [point for point in points if point.best]
     groups: dict[str, list[Point]] = {}
-    for name, alike in _grouped(shown, lambda p: p.curve).items():
+    for name, alike in _grouped(best, lambda p: p.curve).items():
         split = len({p.nfe for p in alike}) < len(alike)
         groups |= _grouped(alike, lambda p: f"{p.curve} {p.checkpoint}") if split else {name: alike}
     return {name: sorted(group, key=lambda p: p.nfe) for name, group in groups.items()}
 
 
-def frontier(shown: Frontier, path: Path) -> None:
+def frontier(frontier: Frontier, path: Path) -> None:
     """The frontier and its recommended point as a 1200 x 800 PNG: Frechet distance against network calls, both logarithmic.
 
     Bars are one standard error either side. Students have filled markers and thick
@@ -57,27 +57,27 @@ def frontier(shown: Frontier, path: Path) -> None:
 
     figure = Figure(figsize=(12, 8), dpi=100, facecolor="white")
     axes = figure.add_axes((0.075, 0.13, 0.63, 0.74))
-    groups = by_curve(shown.points)
+    groups = by_curve(frontier.points)
     axes.set(
         xscale="log", yscale="log", xlabel="network calls for one image", ylabel="Frechet distance (lower is better)"
     )
     _frame(axes)
-    low, high = _span([p.nfe for p in shown.points], 1.35)
+    low, high = _span([p.nfe for p in frontier.points], 1.35)
     axes.set_xlim(low, high)
-    _y_axis(axes, [*_bars(shown.points), shown.floor.fd])
+    _y_axis(axes, [*_bars(frontier.points), frontier.floor.fd])
     ticks = [2**k for k in range(16) if low <= 2**k <= high]
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticklabels([str(tick) for tick in ticks])
-    _front(axes, shown.non_dominated(), high)
-    _floor(axes, shown.floor.metrics["fd"])
+    _front(axes, frontier.non_dominated(), high)
+    _floor(axes, frontier.floor.metrics["fd"])
     for (name, group), style in zip(groups.items(), _styles(groups)):
         _line(axes, name, group, style)
-    _recommended(axes, shown)
+    _recommended(axes, frontier)
     axes.legend(
         loc="upper left", bbox_to_anchor=(1.015, 1.0), frameon=False, fontsize=11, labelspacing=0.75, labelcolor=INK
     )
-    _words(figure, shown)
+    _captions(figure, frontier)
     _save(figure, path)
 
 
@@ -273,8 +273,8 @@ def _floor(axes: Any, floor: Estimate) -> None:
     )
 
 
-def _recommended(axes: Any, shown: Frontier) -> None:
-    point = shown.recommended.point
+def _recommended(axes: Any, frontier: Frontier) -> None:
+    point = frontier.recommended.point
     axes.plot(
         point.nfe,
         point.fd,
@@ -290,7 +290,7 @@ def _recommended(axes: Any, shown: Frontier) -> None:
     axes.annotate(
         text,
         (point.nfe, point.fd),
-        _empty_place(axes, shown),
+        _empty_place(axes, frontier),
         textcoords="axes fraction",
         ha="center",
         va="center",
@@ -303,14 +303,14 @@ def _recommended(axes: Any, shown: Frontier) -> None:
     )
 
 
-def _empty_place(axes: Any, shown: Frontier) -> tuple[float, float]:
+def _empty_place(axes: Any, frontier: Frontier) -> tuple[float, float]:
     """The centre, in fractions of the axes, from which the recommended point's label covers least and its leader crosses
     least and is shortest."""
     half = np.array([0.25, 0.075])  # of the label, with some air
-    ink = [_fractions(axes, [(p.nfe, p.fd) for p in group]) for group in by_curve(shown.points).values()]
-    floor = _fractions(axes, [(x, shown.floor.fd) for x in axes.get_xlim()])
+    ink = [_fractions(axes, [(p.nfe, p.fd) for p in group]) for group in by_curve(frontier.points).values()]
+    floor = _fractions(axes, [(x, frontier.floor.fd) for x in axes.get_xlim()])
     dots = np.concatenate([_dotted(line) for line in (*ink, floor)])
-    (tip,) = _fractions(axes, [(shown.recommended.point.nfe, shown.recommended.point.fd)])
+    (tip,) = _fractions(axes, [(frontier.recommended.point.nfe, frontier.recommended.point.fd)])
 
     def price(centre: np.ndarray) -> float:
         covered = np.all(np.abs(dots - centre) < half, axis=1).sum()
@@ -337,10 +337,11 @@ def _dotted(line: np.ndarray) -> np.ndarray:
     return np.concatenate([line[:1], *(a + along * (b - a) for a, b in itertools.pairwise(line))])
 
 
-def _words(figure: Any, shown: Frontier) -> None:
-    about, left = shown.about, 0.075
+def _captions(figure: Any, frontier: Frontier) -> None:
+    about = frontier.about
+    left = 0.075
     figure.text(left, 0.94, "Quality against network calls", fontsize=18, fontweight="bold", color=INK)
-    _warn(figure, shown.recommended.warnings)
+    _warn(figure, frontier.recommended.warnings)
     subtitle = (
         "Frechet distance to the real images in the features of a small network trained on the same data (not FID)"
     )
@@ -349,7 +350,7 @@ def _words(figure: Any, shown: Frontier) -> None:
         f"N = {about['n']} images for each point, the same noise (seed {about['seed']}) throughout, {about['weights']} "
         f"weights; feature network {about['features'][:12]}, data {about['data'][:12]}.\n"
         f"Bars: one standard error over the samples ({about['resamples']} bootstrap resamples), not over trainings. "
-        f"A perfect sampler: from {_compared(shown.floor)}."
+        f"A perfect sampler: from {_compared(frontier.floor)}."
     )
     figure.text(left, 0.022, footer, fontsize=10, color=FAINT, linespacing=1.5)
 

@@ -5,7 +5,7 @@ import time
 SECONDS_BETWEEN = 2.0
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """Prints at once. A reader that has gone away (a closed pipe) must not end the work."""
     try:
         print(text, flush=True)
@@ -33,4 +33,4 @@ class Progress:
         self.spoke = now
         rate = (done - self.first) / (now - self.started) if done > self.first else 0.0
         left = f"  {rate:.3g} {self.unit}/s  {(total - done) / rate:.0f} s left" if rate and done < total else ""
-        say(f"{self.name:<10} {done:>7}/{total}  {note}{left}")
+        log(f"{self.name:<10} {done:>7}/{total}  {note}{left}")

@@ -1,6 +1,6 @@
 """Addresses as they may be told: an address may hold a password, and nothing that is printed, logged or kept may.
 
-Whatever leaves this project for a person, a log or a database passes through `told`.
+Whatever leaves this project for a person, a log or a database passes through `redact`.
 """
 
 import base64
@@ -26,7 +26,7 @@ NAMED = re.compile(r"(?:MLFLOW|PREFECT|DVC)_\w*(?:PASSWORD|TOKEN|SECRET|API_KEY|
 """Environment variables that hold a password by themselves."""
 
 
-def told(text: str) -> str:
+def redact(text: str) -> str:
     """`text` without what is secret: the part of an address before its host, query parameters that are keys, and the
     passwords that this process finds in its environment, wherever they stand."""
     for secret in sorted(_secrets(), key=len, reverse=True):
@@ -52,12 +52,12 @@ def parted(address: str) -> tuple[str, str, str]:
 
 
 def _secrets() -> set[str]:
-    found = {value for name, value in os.environ.items() if NAMED.fullmatch(name)}
-    found |= {part for value in os.environ.values() for part in _held(value)}
+    secrets = {value for name, value in os.environ.items() if NAMED.fullmatch(name)}
+    secrets |= {part for value in os.environ.values() for part in _held(value)}
     user, password = (os.environ.get(f"MLFLOW_TRACKING_{part}", "") for part in ("USERNAME", "PASSWORD"))
-    found |= set(_forms(user, password)) if password else set()
-    found |= set(_forms(*os.environ.get("PREFECT_API_AUTH_STRING", "").split(":", 1)))
-    return {value for value in found if len(value) >= SHORTEST}
+    secrets |= set(_forms(user, password)) if password else set()
+    secrets |= set(_forms(*os.environ.get("PREFECT_API_AUTH_STRING", "").split(":", 1)))
+    return {value for value in secrets if len(value) >= SHORTEST}
 
 
 def _held(address: str) -> Iterator[str]:

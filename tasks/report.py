@@ -13,7 +13,7 @@ from diffcore.metrics.frontier import Frontier
 from diffcore.metrics.point import Point
 from tasks import dvc_environment, dvc_files, params, paths, signals
 from tasks.alone import alone
-from tasks.progress import say
+from tasks.progress import log
 from tasks.tracking.receipt import how_to_open, lost
 
 
@@ -28,9 +28,9 @@ def run() -> int:
         code = _repro() or _published_again()
         dvc_files.keep()
     if code:
-        say(f"the pipeline stopped (exit {code}); what was finished is kept, and the same command goes on from there")
+        log(f"the pipeline stopped (exit {code}); what was finished is kept, and the same command goes on from there")
         return code if code > 0 else 128 - code
-    say(f"\npipeline: {time.monotonic() - started:.0f} s\n")
+    log(f"\npipeline: {time.monotonic() - started:.0f} s\n")
     report()
     return 0
 
@@ -42,12 +42,12 @@ def _published_again() -> int:
     reason = lost(disk.read_sealed(paths.PUBLISHED, None, paths.again("publish")))
     if reason is None:
         return 0
-    say(f"{reason}, so it does not show what was published: publishing again")
+    log(f"{reason}, so it does not show what was published: publishing again")
     return _repro("--force", "--single-item", "publish")
 
 
-def _repro(*words: str) -> int:
-    command = [sys.executable, "-m", "tasks.dvc_repro", *words]
+def _repro(*arguments: str) -> int:
+    command = [sys.executable, "-m", "tasks.dvc_repro", *arguments]
     surroundings = {**os.environ, **dvc_environment.of(Path())}
     return subprocess.run(command, env=surroundings, preexec_fn=signals.die_with_parent).returncode
 
@@ -57,18 +57,18 @@ def report() -> None:
     if not paths.FRONTIER.exists():
         raise UserError(f"{paths.FRONTIER} is missing; run the pipeline first: distill run")
     frontier = Frontier.read(paths.FRONTIER, paths.again("frontier"))
-    say(frontier.table())
+    log(frontier.table())
     chosen = frontier.recommended
     folder = _checked(chosen.point)
-    say(f"recommended: {chosen.point.name}\n  {chosen.reason}")
+    log(f"recommended: {chosen.point.name}\n  {chosen.reason}")
     for warning in chosen.warnings:
-        say(f"  warning: {warning}")
-    say(f"  the checkpoint is {folder}\n")
-    say(f"pictures: {paths.FRONTIER.with_suffix('.png')}, samples of every point: {paths.SAMPLES / 'all.png'}")
+        log(f"  warning: {warning}")
+    log(f"  the checkpoint is {folder}\n")
+    log(f"pictures: {paths.FRONTIER.with_suffix('.png')}, samples of every point: {paths.SAMPLES / 'all.png'}")
     if paths.PUBLISHED.exists():
-        say(how_to_open(disk.read_sealed(paths.PUBLISHED, None, paths.again("publish"))))
+        log(how_to_open(disk.read_sealed(paths.PUBLISHED, None, paths.again("publish"))))
     else:
-        say(f"MLflow: nothing is published, there is no {paths.PUBLISHED}; {paths.again('publish')}")
+        log(f"MLflow: nothing is published, there is no {paths.PUBLISHED}; {paths.again('publish')}")
 
 
 def _checked(point: Point) -> Path:

@@ -26,19 +26,20 @@ def _open(artifacts: dict[str, str], config: dict[str, Any]) -> Draw:
     from diffcore.checkpoints import load
     from diffcore.data.feed import to_uint8
     from diffcore.noise.trajectory import Trajectory
-    from diffcore.sampling import recipe
+    from diffcore.sampling.recipe import classes, from_json
     from diffcore.search import gamma
 
-    checkpoint, known = load(Path(artifacts["checkpoint"])), None
+    checkpoint = load(Path(artifacts["checkpoint"]))
+    estimates = None
     if "gamma" in artifacts:
         own = None if checkpoint.card.teacher else checkpoint.card.digest  # a student is sampled by its teacher's
-        told = gamma.read(Path(artifacts["gamma"]), own, "publish this model again")
-        known = gamma.Gamma.from_json(told)
-    made = recipe.from_json(json.loads(config["recipe"]))
-    sampler = made.sampler(checkpoint, Trajectory(tuple(config["times"])), known)
+        content = gamma.read(Path(artifacts["gamma"]), own, "publish this model again")
+        estimates = gamma.Gamma.from_json(content)
+    recipe = from_json(json.loads(config["recipe"]))
+    sampler = recipe.sampler(checkpoint, Trajectory(tuple(config["times"])), estimates)
 
     def draw(count: int, seed: int, labels: Sequence[int] | None) -> np.ndarray:
-        condition = made.condition(checkpoint, recipe.classes(checkpoint, count, labels))
+        condition = recipe.condition(checkpoint, classes(checkpoint, count, labels))
         samples = sampler.draw(checkpoint.shape, count, seed, condition=condition)
         return to_uint8(samples).permute(0, 2, 3, 1).numpy()
 

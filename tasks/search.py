@@ -12,27 +12,28 @@ from diffcore.noise import trajectory
 from diffcore.search import gamma, least_cost
 from tasks import paths
 from tasks.params import Params
-from tasks.progress import say
+from tasks.progress import log
 
 
 def find(params: Params) -> None:
     """Writes the least-cost trajectory for every number of steps."""
     threads.use(params.compute.threads)
-    told = gamma.read(paths.GAMMA, None, paths.again("gamma"))
-    made = {"gamma": disk.digest(told), "checkpoint": told["about"]["checkpoint_digest"]}
-    disk.write_sealed(paths.TRAJECTORY, {"schema": trajectory.SCHEMA, "from": made, **_bound(params, told)})
+    content = gamma.read(paths.GAMMA, None, paths.again("gamma"))
+    origin = {"gamma": disk.digest(content), "checkpoint": content["about"]["checkpoint_digest"]}
+    disk.write_sealed(paths.TRAJECTORY, {"schema": trajectory.SCHEMA, "from": origin, **_bound(params, content)})
 
 
-def _bound(params: Params, told: dict[str, Any]) -> dict[str, Any]:
-    """told: the content of gamma.json."""
-    found, most = gamma.Gamma.from_json(told), params.search.most
-    if most > found.steps:
-        raise UserError(f"search.most is {most}, but gamma.steps is only {found.steps}; lower it")
-    covariance = found.covariance(params.search.estimator, params.search.repair)
-    share = found.sigma2 / (found.alpha2 + found.sigma2)  # the noise's, whatever the variance does
+def _bound(params: Params, content: dict[str, Any]) -> dict[str, Any]:
+    """The trajectories of least cost by number of steps, with their costs. content: of gamma.json."""
+    estimates = gamma.Gamma.from_json(content)
+    most = params.search.most
+    if most > estimates.steps:
+        raise UserError(f"search.most is {most}, but gamma.steps is only {estimates.steps}; lower it")
+    covariance = estimates.covariance(params.search.estimator, params.search.repair)
+    share = estimates.sigma2 / (estimates.alpha2 + estimates.sigma2)  # the noise's, whatever the variance does
     sigma2, values = share.numpy(), covariance.values.numpy()
     if params.search.decoder:  # node 1 is then the data, and a path of K + 1 nodes takes K calls
-        result = least_cost.cheapest(sigma2, values, most + 1, data=least_cost.decoded(values, told["edges"]))
+        result = least_cost.cheapest(sigma2, values, most + 1, data=least_cost.decoded(values, content["edges"]))
         trajectories = {str(k): [node - 1 for node in result.nodes(k + 1)[1:]] for k in range(1, most + 1)}
         costs = {str(k): result.cost(k + 1) for k in range(1, most + 1)}
     else:
@@ -41,7 +42,7 @@ def _bound(params: Params, told: dict[str, Any]) -> dict[str, Any]:
         costs = {str(k): result.cost(k) for k in range(2, most + 1)}
     about = {
         "estimator": params.search.estimator,
-        "steps": found.steps,
+        "steps": estimates.steps,
         "decoder": params.search.decoder,
         "moved_into_bounds": {"below": covariance.below, "above": covariance.above},
         "impossible": covariance.impossible,
@@ -49,7 +50,7 @@ def _bound(params: Params, told: dict[str, Any]) -> dict[str, Any]:
         "monotone": least_cost.is_monge(sigma2, values),
     }
     if covariance.repaired:
-        say(f"search: moved {covariance.repaired} of {found.steps} covariances to make them monotone")
-    shown = ", ".join(map(str, trajectories[str(min(4, most))]))
-    say(f"search: least-cost trajectories of 1 to {most} of {found.steps} steps; with {min(4, most)}: {shown}")
+        log(f"search: moved {covariance.repaired} of {estimates.steps} covariances to make them monotone")
+    example = ", ".join(map(str, trajectories[str(min(4, most))]))
+    log(f"search: least-cost trajectories of 1 to {most} of {estimates.steps} steps; with {min(4, most)}: {example}")
     return {"about": about, "nodes": trajectories, "cost": costs}

@@ -4,7 +4,7 @@ from diffcore.data import write
 from diffcore.data.ledger import Unfinished
 from tasks import graph, paths
 from tasks.params import Params
-from tasks.progress import Progress, say
+from tasks.progress import Progress, log
 
 
 def shard(params: Params) -> None:
@@ -13,12 +13,12 @@ def shard(params: Params) -> None:
         paths.DATA,
         params.compute.threads,
         Progress("shard", "images"),
-        tell=lambda line: say(f"shard: {line}"),
+        tell=lambda line: log(f"shard: {line}"),
         unfinished=Unfinished(paths.RESUME / "shard", graph.code_digest("shard", "")),
     )
     height = "x".join(map(str, manifest.shape[1:]))
     classes = f"{len(manifest.classes)} classes" if manifest.classes else "no labels"
-    say(
+    log(
         f"shard: {manifest.images} images of {height}, {manifest.shape[0]} channels, {classes}, "
         f"{len(manifest.quarantined)} quarantined; data {manifest.digest[:12]}"
     )

@@ -19,7 +19,7 @@ from diffcore.training import config, loop
 from diffcore.training.resume import Resume
 from tasks import graph, paths, signals
 from tasks.params import Params
-from tasks.progress import Progress, say
+from tasks.progress import Progress, log
 from tasks.sections import Distill, Teacher
 
 
@@ -30,7 +30,7 @@ def train(params: Params, name: str) -> None:
 
 
 def _root(params: Params, line: Teacher) -> None:
-    """From nothing: a new network, which learns from the images alone."""
+    """Trains a new network from the images alone."""
     manifest = Manifest.read(paths.DATA)
     classes = manifest.classes if line.conditional else None
     net = line.network.build(manifest.shape, _count(manifest), rng.seed(params.seed, line.name))
@@ -40,7 +40,7 @@ def _root(params: Params, line: Teacher) -> None:
 
 
 def _student(params: Params, line: Distill) -> None:
-    """One that begins with the weights of `init` and learns from `teacher`."""
+    """Trains a student, which begins with the weights of `init` and learns from `teacher`."""
     name, lines = line.name, params.lines
     parent = checkpoints.load(paths.CHECKPOINTS / line.init)
     weights, shape = lines.guidance(name), params.shape(name)
@@ -48,9 +48,10 @@ def _student(params: Params, line: Distill) -> None:
     student, teacher = roles(parent, weights, line.parameterization, line.dropout, new)
     taught = parent.card
     if line.teacher != line.init:
-        known = checkpoints.load(paths.CHECKPOINTS / line.teacher)
-        teacher, taught = roles(known, weights)[1], known.card
-        say(f"{name}: starts as {line.init} and learns from {line.teacher}")
+        checkpoint = checkpoints.load(paths.CHECKPOINTS / line.teacher)
+        teacher = roles(checkpoint, weights)[1]
+        taught = checkpoint.card
+        log(f"{name}: starts as {line.init} and learns from {line.teacher}")
     if taught.schedule != parent.card.schedule:  # of adopted ones, which params.yaml says nothing of
         raise UserError(
             f"{line.teacher} has another schedule than {line.init}; name a teacher that comes from the same"
@@ -69,19 +70,19 @@ def _new(params: Params, line: Distill, shape: nets.Shape) -> Any:
     manifest, old = Manifest.read(paths.DATA), checkpoints.load(paths.CHECKPOINTS / line.init).denoiser.net
     net = shape.build(manifest.shape, _count(manifest), rng.seed(params.seed, line.name))
     taken = nets.take(net, old)
-    say(f"{line.name}: {taken} of {len(net.state_dict())} tensors start as those of {line.init}, the others are new")
+    log(f"{line.name}: {taken} of {len(net.state_dict())} tensors start as those of {line.init}, the others are new")
     return net
 
 
 def _tell(name: str, student: NetDenoiser, grid: Trajectory | None) -> None:
-    """What is allowed and seldom wanted."""
+    """Warns of settings that are allowed and seldom wanted."""
     if student.parameterization == "eps":
-        say(
+        log(
             f"{name}: an eps network hardly learns few steps; begin with a student of parameterization v, see docs/teacher.md"
         )
     places = [time * student.num_timesteps for time in grid.times] if grid else []
     if any(abs(place - round(place)) > 1e-6 for place in places):
-        say(
+        log(
             f"{name}: {grid.steps} steps do not divide {student.num_timesteps} noise levels; diffusers would sample at "
             "other times"
         )
@@ -101,8 +102,8 @@ class Job:
     classes: Sequence[str] | None = None
     taught: checkpoints.Card | None = None
 
-    def known(self) -> dict[str, Any]:
-        """What the card tells about classes and guidance."""
+    def conditioning(self) -> dict[str, Any]:
+        """The card's fields of classes and guidance."""
         classes = self.parent.classes if self.parent else self.classes
         return {"classes": classes and list(classes), "guidance": self.weights and dataclasses.asdict(self.weights)}
 
@@ -122,24 +123,24 @@ def _train(name: str, job: Job, parameters: dict[str, Any], params: Params) -> N
         "code": graph.code_digest("distill" if job.parent else "teachers", methods.word(method)),
         "torch": config.torch_version(),
         "compute": loop.provenance(params.compute),
-        **job.known(),
+        **job.conditioning(),
     }
-    resume, stop = Resume(paths.RESUME, name, about, say), signals.StopFlag()
+    resume, stop = Resume(paths.RESUME, name, about, log), signals.StopFlag()
     with resume.lock():
         memory, device = params.compute.memory_bytes, params.compute.device
         batches = feed.feed(paths.DATA, job.fit.batch, seed, params.data.flip, memory, device)
         weights = (job.weights.low, job.weights.high) if job.weights else None
         work = loop.Job(method, job.fit, batches, seed, guidance=weights)
-        shown = Progress(name, "it")
+        progress = Progress(name, "it")
         fitted = loop.fit(
             work,
             job.student,
             job.teacher,
             params.compute,
             resume,
-            lambda event: shown(event.step, job.fit.iterations, f"loss {event.loss:.4f}"),
+            lambda event: progress(event.step, job.fit.iterations, f"loss {event.loss:.4f}"),
             stop,
-            lambda step: say(f"{name}: goes on after {step} of {job.fit.iterations} updates"),
+            lambda step: log(f"{name}: goes on after {step} of {job.fit.iterations} updates"),
         )
     images = job.fit.iterations * job.fit.batch
     cost = {"iterations": job.fit.iterations, "images": images, "network_calls": fitted.calls}
@@ -148,7 +149,7 @@ def _train(name: str, job: Job, parameters: dict[str, Any], params: Params) -> N
     card = checkpoints.save(paths.CHECKPOINTS / name, result, tuple(manifest.shape), {**about, "cost": cost})
     disk.write_summed(paths.CURVES / f"{name}.csv", _csv(fitted.curve))
     disk.write_sealed(paths.COST / f"{name}.json", {"seconds": round(fitted.seconds, 1), **cost})
-    say(f"{name}: {images} images in {fitted.seconds:.0f} s; checkpoint {card.digest[:12]}")
+    log(f"{name}: {images} images in {fitted.seconds:.0f} s; checkpoint {card.digest[:12]}")
 
 
 def _csv(curve: list[loop.Event]) -> str:
@@ -166,6 +167,6 @@ def until_stopped(stage: Callable[..., None], *arguments: Any) -> int:
     try:
         stage(*arguments)
     except loop.Stopped as stopped:
-        say(f"{stopped}; the state is saved and the same command goes on from there")
+        log(f"{stopped}; the state is saved and the same command goes on from there")
         return signals.TERMINATED
     return 0

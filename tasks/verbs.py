@@ -36,24 +36,26 @@ class Verb:
 app = typer.Typer(**SETTINGS, help="The stages of the pipeline, one at a time, and the whole.")
 
 
-def asked(arguments: list[str], app: typer.Typer) -> Verb | int:
-    """What the words ask for; an exit code where that was help, and is done. A UserError for words that are none of ours."""
+def parse(arguments: list[str], app: typer.Typer) -> Verb | int:
+    """The verb of a command line, or an exit code where it asked for help, which is printed. A UserError for any other."""
     command = typer.main.get_command(app)
     try:
-        found = command.main(arguments, prog_name=NAME, standalone_mode=False)
+        outcome = command.main(arguments, prog_name=NAME, standalone_mode=False)
     except typer.TyperException as error:
         raise UserError(_one_line(error, command.commands)) from None
-    return found if isinstance(found, Verb) else found or 0
+    return outcome if isinstance(outcome, Verb) else outcome or 0
 
 
-def _one_line(error: typer.TyperException, known: Iterable[str]) -> str:
+def _one_line(error: typer.TyperException, verbs: Iterable[str]) -> str:
     """What is wrong with the words, the nearest right one, and where all are listed."""
     said = error.format_message().rstrip(".")
     near: list[str] = []
     if verb := re.fullmatch(r"No such command (['\"])(.*)\1", said):
-        said, near = f"there is no verb '{verb[2]}'", difflib.get_close_matches(verb[2], known, n=1)
+        said = f"there is no verb '{verb[2]}'"
+        near = difflib.get_close_matches(verb[2], verbs, n=1)
     elif option := re.fullmatch(r"No such option: (.*?)(?: \(Possible options: ([\w-]+).*\))?", said):
-        said, near = f"there is no option {option[1]}", [option[2]] if option[2] else []
+        said = f"there is no option {option[1]}"
+        near = [option[2]] if option[2] else []
     context = getattr(error, "ctx", None)
     remedy = f"`{context.command_path if context else NAME} --help` lists what there is"
     return f"{said[0].lower()}{said[1:]}" + (f", did you mean {near[0]}? {remedy}" if near else f"; {remedy}")
@@ -75,12 +77,12 @@ def features() -> Verb:
 
 
 def _lines(incomplete: str) -> list[str]:
-    """The names that params.yaml has for what was begun, for completion; none where it cannot be read."""
+    """The lines of params.yaml whose names begin so, for completion; none where it cannot be read."""
     from tasks import paths, strict_yaml
 
     try:
-        found = strict_yaml.load_yaml(paths.PARAMS)
-        names = [*found["teachers"], *found["distill"]]
+        raw = strict_yaml.load_yaml(paths.PARAMS)
+        names = [*raw["teachers"], *raw["distill"]]
     except (UserError, OSError, LookupError, TypeError):
         return []
     return [name for name in names if isinstance(name, str) and name.startswith(incomplete)]
@@ -179,9 +181,9 @@ def _features() -> None:
 def _train(name: str) -> int:
     from tasks import adopt, params, sections, train
 
-    found = params.read()
-    adopted = isinstance(found.line(name), sections.Adopted)
-    return train.until_stopped(adopt.take if adopted else train.train, found, name)
+    parameters = params.read()
+    adopted = isinstance(parameters.line(name), sections.Adopted)
+    return train.until_stopped(adopt.take if adopted else train.train, parameters, name)
 
 
 def _gamma() -> None:
@@ -216,12 +218,12 @@ def _publish() -> None:
 
 def _check() -> None:
     from tasks import dvc_files, graph, params
-    from tasks.progress import say
+    from tasks.progress import log
 
-    found = params.read()
+    students = params.read().distill
     graph.check()
     dvc_files.mend()  # a flow begins with this command
-    say(f"params.yaml: {len(found.distill)} students ({', '.join(found.distill)}); all sections are in order")
+    log(f"params.yaml: {len(students)} students ({', '.join(students)}); all sections are in order")
 
 
 def _run() -> int:
@@ -239,7 +241,7 @@ def _report() -> None:
 
 def _workspace(folder: Path, preset: str | None, changes: list[str]) -> None:
     from tasks import workspace
-    from tasks.progress import say
+    from tasks.progress import log
 
     workspace.make(folder, preset, changes)
-    say(f"workspace {folder}: cd there and run distill run")
+    log(f"workspace {folder}: cd there and run distill run")

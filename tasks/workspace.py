@@ -41,8 +41,8 @@ def make(target: Path, preset: str | None, changes: list[str]) -> None:
     wanted[ENVIRONMENT] = File(link=str(Path(sys.prefix).resolve()))
     place = _place(target)
     with inventory.alone(place):
-        known = inventory.check(place, wanted, free=[ENVIRONMENT])
-        inventory.put(place, wanted, known, last="stage")
+        old = inventory.check(place, wanted, free=[ENVIRONMENT])
+        inventory.put(place, wanted, old, last="stage")
         (place / "artifacts").mkdir(exist_ok=True)
         if not os.path.lexists(place / ".dvc"):
             _start_dvc(place)
@@ -50,12 +50,12 @@ def make(target: Path, preset: str | None, changes: list[str]) -> None:
 
 def merged(preset: str | None, changes: list[str]) -> dict[str, Any]:
     """params.yaml, with the preset and the changes laid over it."""
-    found = load_yaml(paths.PARAMS)
+    raw = load_yaml(paths.PARAMS)
     if preset is not None:
-        _merge(found, _preset(preset), f"preset {preset}")
+        _merge(raw, _preset(preset), f"preset {preset}")
     for change in changes:
-        _merge(found, _change(change), change)
-    return found
+        _merge(raw, _change(change), change)
+    return raw
 
 
 def _code() -> dict[str, File]:
@@ -96,18 +96,18 @@ def _start_dvc(place: Path) -> None:
         (scratch / ".dvc").rename(place / ".dvc")
 
 
-def _dvc(folder: Path, surroundings: dict[str, str], *words: str) -> None:
-    command = [sys.executable, "-m", "dvc", *words]
+def _dvc(folder: Path, surroundings: dict[str, str], *arguments: str) -> None:
+    command = [sys.executable, "-m", "dvc", *arguments]
     done = subprocess.run(command, cwd=folder, env=surroundings, capture_output=True, text=True)
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]
-        raise UserError(f"dvc {words[0]} failed in {folder}: {said[-1]}")
+        raise UserError(f"dvc {arguments[0]} failed in {folder}: {said[-1]}")
 
 
 def _preset(name: str) -> dict[str, Any]:
-    known = sorted(path.stem for path in PRESETS.glob("*.yaml"))
-    if name not in known:
-        raise UserError(f"no preset {name!r}; known: {', '.join(known)}")
+    presets = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    if name not in presets:
+        raise UserError(f"no preset {name!r}; known: {', '.join(presets)}")
     return load_yaml(PRESETS / f"{name}.yaml")
 
 

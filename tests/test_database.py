@@ -243,7 +243,7 @@ def test_a_folder_in_its_place_is_one_line(tmp_path):
         database.ready(tmp_path / "mlflow.db")
     path = tmp_path / "mlflow.db"
     said = f"{path}: a folder is where a file should be; move it away (`mv {path} {path}.moved`)"
-    assert faults.told(caught.value) == f"{said}, and run the same command again"
+    assert faults.describe(caught.value) == f"{said}, and run the same command again"
 
 
 def test_a_place_that_cannot_be_written_to_is_one_line(tmp_path):

@@ -272,7 +272,7 @@ def test_the_machine_s_faults_are_one_line_and_exit_code_2(error, options, works
 def test_what_was_raised_from_a_fault_of_the_machine_is_one():
     outer = RuntimeError("the library gave up")
     outer.__cause__ = OSError(errno.ENOSPC, "full", "a.db")
-    assert faults.told(outer).startswith("a.db: no space left on the disk; free some")
+    assert faults.describe(outer).startswith("a.db: no space left on the disk; free some")
 
 
 def noted(error: Exception, *notes: str) -> Exception:
@@ -331,7 +331,7 @@ TOLD = [
 
 @pytest.mark.parametrize(("error", "line"), TOLD, ids=lambda each: str(each)[:30])
 def test_a_fault_of_the_machine_is_told_with_its_thing_and_its_remedy(error, line):
-    found = faults.told(error)
+    found = faults.describe(error)
     assert (found is None) == (line is None)
     assert line is None or line in found
 
@@ -339,17 +339,17 @@ def test_a_fault_of_the_machine_is_told_with_its_thing_and_its_remedy(error, lin
 def test_what_happened_meanwhile_counts_and_a_circle_of_errors_ends():
     outer, inner = KeyError("x"), OSError(errno.ENOSPC, "full", "a.db")
     outer.__context__ = inner
-    assert faults.told(outer).startswith("a.db: no space left")
+    assert faults.describe(outer).startswith("a.db: no space left")
     one, other = KeyError("x"), KeyError("y")
     one.__context__, other.__context__ = other, one
-    assert faults.told(one) is None
+    assert faults.describe(one) is None
 
 
 @pytest.mark.parametrize(
     "error", [KeyError("x"), FileNotFoundError(errno.ENOENT, "no", "x"), RuntimeError("shapes differ")]
 )
 def test_a_fault_of_our_own_keeps_its_traceback(error, workspace):
-    assert faults.told(error) is None
+    assert faults.describe(error) is None
     with pytest.raises(type(error)):
         fails(error, ("shard",))
 
@@ -376,7 +376,7 @@ def test_a_disk_that_is_really_full_is_told_with_the_name_of_what_was_written(wr
     with pytest.raises(OSError, match="No space left") as caught:
         write(workspace / "made")
     line = f"{workspace / 'made'}: no space left on the disk; free some, and run the same command again"
-    assert faults.told(caught.value) == line
+    assert faults.describe(caught.value) == line
     assert [path.name for path in workspace.iterdir()] == [".dvc"]
 
 
@@ -412,7 +412,7 @@ class Full(io.StringIO):
 @pytest.mark.parametrize("words", [("report",), ("workspace", "made"), ("check",)])
 @pytest.mark.parametrize("ends", [("stdout",), ("stdout", "stderr")])
 def test_an_output_that_takes_nothing_is_one_line_or_the_exit_code_alone(words, ends, workspace, monkeypatch, capsys):
-    monkeypatch.setattr(verbs, f"_{words[0]}", lambda *given: progress.say("done"))
+    monkeypatch.setattr(verbs, f"_{words[0]}", lambda *given: progress.log("done"))
     for end in ends:
         monkeypatch.setattr(sys, end, Full())
     assert command.end(command.main(list(words))) == 2

@@ -437,7 +437,7 @@ def test_points_of_another_job_are_not_taken(plain, no_picture, monkeypatch, cap
 
     def found(job: params.Params) -> int:
         bench = measure.Bench(job, "teacher")
-        return len(measure.Measured(bench, list(measure.plan(bench))).found)
+        return len(measure.Measured(bench, list(measure.plan(bench))).saved)
 
     assert found(plain) == 3
     for other in ({"images": 13}, {"seed": 1}, {"batch": 4}):

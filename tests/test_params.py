@@ -130,7 +130,7 @@ def test_a_way_is_led_away_from_a_class(tmp_path):
     told = SHIPPED.replace(sampling, led).replace("conditional: false", "conditional: true")
     recipes = read(tmp_path, told).evaluate.teacher[1].recipes()
     assert [(each.guidance, each.negative) for each in recipes] == [(2.0, "an odd/one"), (4.0, "an odd/one")]
-    assert [measure._told(each) for each in recipes] == [["g2", "not-an-odd-one"], ["g4", "not-an-odd-one"]]
+    assert [measure._name_parts(each) for each in recipes] == [["g2", "not-an-odd-one"], ["g4", "not-an-odd-one"]]
     for wrong, words in (
         (led.replace("an odd/one", "3"), "negative: Input should be a valid string, got 3"),
         (led.replace("guidance: [2.0, 4.0], ", ""), "negative is what guidance leads away from; give guidance too"),

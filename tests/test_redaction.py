@@ -5,7 +5,7 @@ import base64
 import pytest
 
 from tasks import command
-from tasks.redaction import parted, told
+from tasks.redaction import parted, redact
 
 SECRET = "s3sam/e@open#7"
 HOSTS = ("127.0.0.1:5000/a/b", "mlflow.example.org", "[::1]:8080/path?x=1", "h/db?sslmode=require")
@@ -21,9 +21,9 @@ AROUND = ("{}", "MLflow at {} does not answer: refused", "ValueError('{}')", 'ur
 def test_what_stands_before_a_host_is_never_told_and_all_else_is(scheme, userinfo):
     for host in HOSTS:
         for around in AROUND:
-            text = told(around.replace("{}", f"{scheme}://{userinfo}@{host}"))
+            text = redact(around.replace("{}", f"{scheme}://{userinfo}@{host}"))
             assert text == around.replace("{}", f"{scheme}://{host}")
-            assert told(text) == text
+            assert redact(text) == text
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_what_stands_before_a_host_is_never_told_and_all_else_is(scheme, userinf
     ],
 )
 def test_what_holds_no_secret_is_told_as_it_is(text):
-    assert told(text) == text
+    assert redact(text) == text
 
 
 @pytest.mark.parametrize(
@@ -48,13 +48,13 @@ def test_what_holds_no_secret_is_told_as_it_is(text):
 )
 def test_a_query_parameter_that_is_a_key_is_not_told(name):
     for text in (f"https://h/a?x=1&{name}=s3same&y=2", f"Max retries with url: /a?{name.upper()}=s3same (Caused by x)"):
-        assert "s3same" not in told(text)
-        assert told(text) == text.replace("s3same", "***")
+        assert "s3same" not in redact(text)
+        assert redact(text) == text.replace("s3same", "***")
 
 
 def test_a_header_is_not_told():
-    assert told("{'Authorization': 'Basic bWU6czNz'}") == "{'Authorization': 'Basic ***'}"
-    assert told("Authorization: Bearer abc.def") == "Authorization: Bearer ***"
+    assert redact("{'Authorization': 'Basic bWU6czNz'}") == "{'Authorization': 'Basic ***'}"
+    assert redact("Authorization: Bearer abc.def") == "Authorization: Bearer ***"
 
 
 @pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_URI", "PREFECT_API_URL", "A_DATABASE"])
@@ -63,34 +63,35 @@ def test_a_password_of_the_environment_is_told_nowhere(monkeypatch, variable):
     shown = base64.b64encode(b"me:s3same/open").decode()
     for form in ("s3same%2Fopen", "s3same/open", shown):
         assert (
-            told(f"password authentication failed for '{form}' on h") == "password authentication failed for '***' on h"
+            redact(f"password authentication failed for '{form}' on h")
+            == "password authentication failed for '***' on h"
         )
-    assert told("s3same%2Fopener") == "s3same%2Fopener"  # part of another word
+    assert redact("s3same%2Fopener") == "s3same%2Fopener"  # part of another word
 
 
 @pytest.mark.parametrize("password", ["s3 same", "s3/sa me", "s3@sa/m e", "s3:sa:me"])
 def test_a_password_that_nobody_encoded_is_told_nowhere(monkeypatch, password):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{password}@h:5000/a")
     assert (
-        told(f"MLflow at http://me:{password}@h:5000/a refuses {password}") == "MLflow at http://h:5000/a refuses ***"
+        redact(f"MLflow at http://me:{password}@h:5000/a refuses {password}") == "MLflow at http://h:5000/a refuses ***"
     )
 
 
 def test_a_name_is_no_secret(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "frontier")
-    assert told("the frontier of frontier") == "the frontier of frontier"
+    assert redact("the frontier of frontier") == "the frontier of frontier"
 
 
 @pytest.mark.parametrize("token", ["t0kenOfMine", "t0ken%40mine"])
 def test_a_name_alone_in_an_address_is_a_key_and_told_nowhere(monkeypatch, token):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"https://{token}@h/a")
     for form in {token, token.replace("%40", "@")}:
-        assert told(f"403: {form} may not") == "403: *** may not"
+        assert redact(f"403: {form} may not") == "403: *** may not"
 
 
 def test_an_address_without_a_password_blots_nothing_out(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://h:5000/a@b")
-    assert told("h:5000/a and 5000/a") == "h:5000/a and 5000/a"
+    assert redact("h:5000/a and 5000/a") == "h:5000/a and 5000/a"
 
 
 @pytest.mark.parametrize(
@@ -98,19 +99,19 @@ def test_an_address_without_a_password_blots_nothing_out(monkeypatch):
 )
 def test_a_variable_that_is_a_password_is_told_nowhere(monkeypatch, variable):
     monkeypatch.setenv(variable, "s3same:open")
-    assert told("refused: s3same:open.") == "refused: ***."
+    assert redact("refused: s3same:open.") == "refused: ***."
 
 
 def test_of_a_password_that_begins_as_another_nothing_is_left(monkeypatch):
     monkeypatch.setenv("PREFECT_API_KEY", "s3same")
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "s3same-open")
     monkeypatch.setenv("DVC_SECRET", "more-s3same")
-    assert told("s3same, s3same-open, more-s3same") == "***, ***, ***"
+    assert redact("s3same, s3same-open, more-s3same") == "***, ***, ***"
 
 
 def test_a_short_password_does_not_blot_out_other_words(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a")
-    assert told("a frontier of a teacher") == "a frontier of a teacher"
+    assert redact("a frontier of a teacher") == "a frontier of a teacher"
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def test_what_is_no_address_is_an_error(address):
 
 
 def test_the_command_line_tells_no_password(capsys):
-    assert command._told("MLflow at http://me:s3same@h/ is down\nand out") == 2
+    assert command._print_error("MLflow at http://me:s3same@h/ is down\nand out") == 2
     assert capsys.readouterr().err == "error: MLflow at http://h/ is down\nerror: and out\n"
 
 
@@ -145,11 +146,11 @@ def test_every_variable_that_is_named_for_a_password_is_one(monkeypatch, owner, 
     for name in (f"{owner}_{kind}", f"{owner}_SERVER_{kind}"):
         with monkeypatch.context() as patch:
             patch.setenv(name, "s3same")
-            assert told("it is s3same") == "it is ***"
+            assert redact("it is s3same") == "it is ***"
             patch.setenv(name, "s3s4")
-            assert told("it is s3s4") == "it is ***"
+            assert redact("it is s3s4") == "it is ***"
             patch.setenv(name, "s3s")  # part of too many words
-            assert told("it is s3s") == "it is s3s"
+            assert redact("it is s3s") == "it is s3s"
 
 
 @pytest.mark.parametrize(
@@ -157,7 +158,7 @@ def test_every_variable_that_is_named_for_a_password_is_one(monkeypatch, owner, 
     ["signature", "X-Amz-Signature", "x-amz-credential", "client_secret", "access-key", "accesskey", "sig", "pass"],
 )
 def test_so_are_the_keys_of_clouds_in_an_address(name):
-    assert told(f"https://h/a?{name}=s3same&y=2;{name}=s3same#z") == f"https://h/a?{name}=***&y=2;{name}=***#z"
+    assert redact(f"https://h/a?{name}=s3same&y=2;{name}=s3same#z") == f"https://h/a?{name}=***&y=2;{name}=***#z"
 
 
 def test_a_name_and_its_password_are_not_told_as_a_header_carries_them(monkeypatch):
@@ -169,7 +170,7 @@ def test_a_name_and_its_password_are_not_told_as_a_header_carries_them(monkeypat
         with monkeypatch.context() as patch:
             for name, value in found.items():
                 patch.setenv(name, value)
-            assert told(f"sent {carried}, s3same for me") == "sent ***, *** for me"
+            assert redact(f"sent {carried}, s3same for me") == "sent ***, *** for me"
 
 
 def test_an_address_that_nobody_can_listen_at_is_none():

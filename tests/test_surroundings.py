@@ -214,11 +214,11 @@ def test_a_reader_that_goes_away_ends_no_work_and_a_disk_that_is_full_does(monke
         return SimpleNamespace(write=write, flush=lambda: None)
 
     monkeypatch.setattr(sys, "stdout", output(BrokenPipeError()))
-    progress.say("loss 0.31")
+    progress.log("loss 0.31")
     progress.Progress("teacher", "it")(2, 2)
     monkeypatch.setattr(sys, "stdout", output(OSError(28, "full")))
     with pytest.raises(OSError, match="full") as caught:
-        progress.say("loss 0.31")
+        progress.log("loss 0.31")
     assert caught.value.__notes__ == ["the standard output"]
 
 

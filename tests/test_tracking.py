@@ -623,9 +623,9 @@ def refused() -> str:
     """What the command says of a `publish` that cannot be, in one line."""
     with pytest.raises((UserError, OSError)) as caught:
         publish()
-    line = faults.told(caught.value) or str(caught.value)
+    line = faults.describe(caught.value) or str(caught.value)
     assert line.isprintable()
-    assert isinstance(caught.value, UserError) or faults.told(caught.value)
+    assert isinstance(caught.value, UserError) or faults.describe(caught.value)
     return line
 
 
@@ -816,7 +816,7 @@ def test_a_password_reaches_the_server_and_nothing_else(room, monkeypatch, capsy
         publish()
     assert (f"Basic {TOLD[-1]}") in {header for path, header in Guarded.heard if path.startswith("/api")}
     assert not [path for path, _ in Guarded.heard if "s3sam" in path]
-    assert_untold(room, redaction.told(str(caught.value)), *capsys.readouterr())
+    assert_untold(room, redaction.redact(str(caught.value)), *capsys.readouterr())
     assert dict(os.environ) == before | {name: os.environ[name] for name in QUIET}
 
 
@@ -849,7 +849,7 @@ def test_garbage_for_an_address_is_one_line_without_a_password(room, monkeypatch
         publish()
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 700
-    assert_untold(room, redaction.told(str(caught.value)), *capsys.readouterr())
+    assert_untold(room, redaction.redact(str(caught.value)), *capsys.readouterr())
 
 
 def test_a_store_that_cannot_be_written_to_is_one_line(room, monkeypatch):

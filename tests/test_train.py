@@ -248,7 +248,7 @@ def test_a_student_s_training_is_that_of_its_line_and_its_card_tells_it(name, wi
     between = weighed and (1.0, 4.0)
     assert heard.job == Job(line.method, line.fit, heard.batches, seed, guidance=between)
     assert (heard.compute, heard.stop, heard.held) == (wired.compute, "the flag", True)
-    assert (heard.resume.root, heard.resume.name, heard.resume.log) == (paths.RESUME, name, train.say)
+    assert (heard.resume.root, heard.resume.name, heard.resume.log) == (paths.RESUME, name, train.log)
     assert free(heard.resume.folder / "lock")
     # a guided teacher is asked twice, one that knows the weight once; a range of weights is an input
     teacher = heard.teacher

@@ -17,8 +17,8 @@ from typing import Any
 from diffcore.core import disk
 from diffcore.core.errors import UserError
 from tasks import database, dvc_environment, faults
-from tasks.progress import say
-from tasks.redaction import parted, told
+from tasks.progress import log
+from tasks.redaction import parted, redact
 
 LOCAL = "sqlite:///mlflow.db"
 LOCK = ".mlflow.lock"
@@ -54,7 +54,7 @@ def signed_in(uri: str) -> Iterator[str]:
         try:
             address, user, password = parted(uri)
         except ValueError as error:
-            raise UserError(f"MLFLOW_TRACKING_URI is {told(uri)}, no address: {error}; {ADVICE}") from None
+            raise UserError(f"MLFLOW_TRACKING_URI is {redact(uri)}, no address: {error}; {ADVICE}") from None
     if not password:  # a name alone is a key of its own, which MLflow takes only in the address
         yield uri
         return
@@ -92,12 +92,12 @@ def ask(address: str) -> None:
 
 
 def _silent(address: str, error: Exception) -> UserError:
-    return UserError(f"MLflow at {told(address)} does not answer: {reason(error)}; {ADVICE}")
+    return UserError(f"MLflow at {redact(address)} does not answer: {reason(error)}; {ADVICE}")
 
 
 def reason(error: Exception) -> str:
     """An error of a library's in one line of a length that can be read, and without a password."""
-    text = told(str(getattr(error, "reason", None) or error) or type(error).__name__)
+    text = redact(str(getattr(error, "reason", None) or error) or type(error).__name__)
     return textwrap.shorten(text.splitlines()[0], REASON, placeholder=" ...")
 
 
@@ -111,7 +111,7 @@ def alone(address: str, waiting: str = "waiting: another publishes to MLflow") -
         lock.parent.mkdir(parents=True, exist_ok=True)
         descriptor = disk.lock_file(lock)
     except OSError as error:
-        raise UserError(f"MLflow at {told(address)} cannot be written to: {lock}: {error.strerror}") from None
+        raise UserError(f"MLflow at {redact(address)} cannot be written to: {lock}: {error.strerror}") from None
     try:
         _hold(descriptor, waiting)
         yield
@@ -123,7 +123,7 @@ def _hold(descriptor: int, waiting: str) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        say(waiting)
+        log(waiting)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
@@ -135,7 +135,7 @@ def prepared(address: str, waiting: str) -> Iterator[None]:
             with explained(address):
                 done = database.ready(file)
             if done:
-                say(done)
+                log(done)
         yield
 
 
@@ -156,9 +156,9 @@ def explained(address: str) -> Iterator[None]:
     except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
         if "Connection" in str(error) or isinstance(error, RequestException):
             raise _silent(address, error) from None
-        if isinstance(error, OSError) and error.filename and faults.told(error):
+        if isinstance(error, OSError) and error.filename and faults.describe(error):
             raise  # no word of MLflow's: a file of ours or its own that the machine refuses
-        raise UserError(f"MLflow at {told(address)} refuses: {reason(error)}") from None
+        raise UserError(f"MLflow at {redact(address)} refuses: {reason(error)}") from None
 
 
 def open_experiment(address: str, name: str, aloud: list[str]) -> Experiment:
@@ -184,7 +184,9 @@ def _client(address: str) -> Any:
         mlflow.set_tracking_uri(address)
         return mlflow.MlflowClient()
     except (MlflowException, SQLAlchemyError, ImportError, ValueError) as error:
-        raise UserError(f"MLFLOW_TRACKING_URI is {told(address)}, which MLflow cannot open: {reason(error)}") from None
+        raise UserError(
+            f"MLFLOW_TRACKING_URI is {redact(address)}, which MLflow cannot open: {reason(error)}"
+        ) from None
 
 
 def logged(experiment: Experiment, condition: str) -> Iterator[Any]:

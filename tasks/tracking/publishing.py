@@ -13,8 +13,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tasks.progress import say
-from tasks.redaction import told
+from tasks.progress import log
+from tasks.redaction import redact
 from tasks.tracking.artifacts import Artifacts, read
 from tasks.tracking.client import LOCAL, Experiment, alone, ask, explained, open_experiment, signed_in
 from tasks.tracking.models import CHALLENGER, current_models, mended, register, weighed
@@ -42,11 +42,11 @@ def publish(folder: Path, experiment: str, model: str, parameters: dict[str, Any
             ask(address)
             with alone(address), explained(address):
                 return _publish(artifacts, open_experiment(address, experiment, aloud), model) | {
-                    "tracking_uri": told(uri)
+                    "tracking_uri": redact(uri)
                 }
     finally:
         for line in aloud:
-            say(f"publish: {line}")
+            log(f"publish: {line}")
 
 
 def _publish(artifacts: Artifacts, experiment: Experiment, model: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from tasks import database
-from tasks.redaction import told
+from tasks.redaction import redact
 from tasks.tracking.client import HTTP
 
 CHART = "#/experiments/{}/runs?workflowType=machine_learning&compareRunsMode=CHART"
@@ -11,7 +11,7 @@ CHART = "#/experiments/{}/runs?workflowType=machine_learning&compareRunsMode=CHA
 
 def how_to_open(receipt: dict[str, Any]) -> str:
     """A line or two that tell a person where to see what `publish` published."""
-    uri = told(receipt["tracking_uri"])
+    uri = redact(receipt["tracking_uri"])
     if uri.startswith(HTTP):
         return f"MLflow: {uri.rstrip('/')}/{receipt['ui']}"
     store = uri if uri.startswith(database.SCHEME) else '"$MLFLOW_TRACKING_URI"'  # a password may be a part of it
