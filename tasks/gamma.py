@@ -40,7 +40,7 @@ def estimate(params: Params) -> None:
     content = {"schema": gamma.SCHEMA, "about": about, "edges": _edges(images), **found.to_json()}
     disk.write_sealed(paths.GAMMA, content)
     kept.clear()
-    say(f"gamma: {found.images} images at {found.steps} times; {found.told()}")
+    say(f"gamma: {found.images} images at {found.steps} times; {found.describe()}")
 
 
 def _job(params: Params, teacher: checkpoints.Checkpoint, data: str) -> dict[str, Any]:
