@@ -62,20 +62,21 @@ def of_numbers(path: str, value: Any) -> Iterator[str]:
             yield f"{path}: {value} is more than {most}: {why.format(days=value / 1000 / 86400)}"
 
 
-def of_machine(found: Mapping[str, Any], shapes: Mapping[str, Any]) -> Iterator[str]:
+def of_machine(sections: Mapping[str, Any], shapes: Mapping[str, Any]) -> Iterator[str]:
     """A line for whatever this machine cannot have the memory or the processors for. shapes: the network of each checkpoint,
     None for one of which nothing is known."""
-    compute, most = found["compute"], max(64, 8 * (os.cpu_count() or 1))
+    compute = sections["compute"]
+    most = max(64, 8 * (os.cpu_count() or 1))
     if compute.threads > most:
         yield f"compute.threads: {compute.threads} threads on {os.cpu_count()} processors; at most {most}"
-    for path, (_, config) in _trainings(found).items():
+    for path, (_, config) in _trainings(sections).items():
         if config.batch % config.accumulate:
             yield f"{path}.accumulate: {config.batch} images do not divide into {config.accumulate} parts; take a divisor"
     has = memory.of_machine()
-    for path, needs, what, remedy in _needs(found, shapes):
+    for path, needs, purpose, remedy in _needs(sections, shapes):
         if needs > MARGIN * has:
             yield (
-                f"{path}: {what} needs about {memory.readable(needs)} of memory at the very least, and this machine has "
+                f"{path}: {purpose} needs about {memory.readable(needs)} of memory at the very least, and this machine has "
                 f"{memory.readable(has)}; {remedy}"
             )
 
@@ -94,26 +95,26 @@ def of_samplings(samplings: Iterator[tuple[str, str, Any]]) -> Iterator[str]:
 
 
 Need = tuple[str, int, str, str]
-"""path, bytes, what for, remedy."""
+"""path, bytes, purpose, remedy."""
 
 
-def _needs(found: Mapping[str, Any], shapes: Mapping[str, Any]) -> Iterator[Need]:
-    image = _image(found["data"])
-    for path, (name, config) in _trainings(found).items():
-        if shapes[name] and getattr(_line(found, name), "network", None):
+def _needs(sections: Mapping[str, Any], shapes: Mapping[str, Any]) -> Iterator[Need]:
+    image = _image(sections["data"])
+    for path, (name, config) in _trainings(sections).items():
+        if shapes[name] and getattr(_line(sections, name), "network", None):
             weights = memory.of_weights(shapes[name], image[0], copies=2)
             yield f"{path}.network.channels", weights, "a training of this network", "take fewer channels or layers"
-        yield _training(path, config, shapes[name], image, found["compute"])
-    yield from _measurements(found, image)
+        yield _training(path, config, shapes[name], image, sections["compute"])
+    yield from _measurements(sections, image)
 
 
-def _line(found: Mapping[str, Any], name: str) -> Any:
-    return found["teachers"].get(name) or found["distill"][name]
+def _line(sections: Mapping[str, Any], name: str) -> Any:
+    return sections["teachers"].get(name) or sections["distill"][name]
 
 
-def _trainings(found: Mapping[str, Any]) -> dict[str, tuple[str, Training]]:
+def _trainings(sections: Mapping[str, Any]) -> dict[str, tuple[str, Training]]:
     """By path of the line, its checkpoint and its numbers."""
-    lines = [(key, name, line) for key in ("teachers", "distill") for name, line in found[key].items()]
+    lines = [(key, name, line) for key in ("teachers", "distill") for name, line in sections[key].items()]
     return {f"{key}.{name}": (name, line.fit) for key, name, line in lines if hasattr(line, "fit")}
 
 
@@ -129,8 +130,10 @@ def _training(path: str, config: Training, shape: Any, image: tuple[int, ...], c
     )
 
 
-def _measurements(found: Mapping[str, Any], image: tuple[int, ...]) -> Iterator[Need]:
-    features, evaluate, fitted = found["features"], found["evaluate"], found["evaluate"].fitted
+def _measurements(sections: Mapping[str, Any], image: tuple[int, ...]) -> Iterator[Need]:
+    features = sections["features"]
+    evaluate = sections["evaluate"]
+    fitted = evaluate.fitted
     one = memory.FLOAT * image[0] * image[1] * image[2]
     wide, lower = features.channels, "lower it"
     held = memory.FLOAT * 2 * wide * image[1] * image[2] + 2 * one
@@ -143,7 +146,7 @@ def _measurements(found: Mapping[str, Any], image: tuple[int, ...]) -> Iterator[
     yield "evaluate.fitted.points", 8 * fitted.points**2, "a table of all hops between so many points", lower
     paths = fitted.batch * fitted.points
     yield "evaluate.fitted.batch", paths * one, f"{paths} images on the teacher's paths", lower
-    yield "gamma.batch", found["gamma"].batch * 4 * one, f"a batch of {found['gamma'].batch} images", lower
+    yield "gamma.batch", sections["gamma"].batch * 4 * one, f"a batch of {sections['gamma'].batch} images", lower
 
 
 def _image(data: DataConfig) -> tuple[int, int, int]:

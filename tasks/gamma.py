@@ -40,7 +40,7 @@ def estimate(params: Params) -> None:
     content = {"schema": gamma.SCHEMA, "about": about, "edges": _edges(images), **estimates.to_json()}
     disk.write_sealed(paths.GAMMA, content)
     kept.clear()
-    log(f"gamma: {estimates.images} images at {estimates.steps} times; {estimates.told()}")
+    log(f"gamma: {estimates.images} images at {estimates.steps} times; {estimates.describe()}")
 
 
 def _job(params: Params, teacher: checkpoints.Checkpoint, data: str) -> dict[str, Any]:

@@ -53,9 +53,9 @@ class Params:
 
     def line(self, name: str) -> Teacher | Adopted | Distill:
         """The line of `teachers` or `distill` with this name; a UserError for one that is not there."""
-        if name not in (known := {**self.teachers, **self.distill}):
-            raise UserError(f"params.yaml has no line {name!r} in teachers or distill; known: {', '.join(known)}")
-        return known[name]
+        if name not in (lines := {**self.teachers, **self.distill}):
+            raise UserError(f"params.yaml has no line {name!r} in teachers or distill; known: {', '.join(lines)}")
+        return lines[name]
 
     def shape(self, name: str) -> nets.Shape | None:
         """The network that is built for the line `name`; None for one that begins as another's or comes from elsewhere."""
@@ -75,15 +75,15 @@ def parse(raw: dict[str, Any], whose: str) -> Params:
     kinds = {field.name: field.type for field in fields(Params) if field.name != "raw"}
     today, faults = renamed.renewed(raw)
     faults += _moved(raw)
-    found = {key: _section(key, today[key], kinds, faults) for key in raw if key not in MOVED}
+    sections = {key: _section(key, today[key], kinds, faults) for key in raw if key not in MOVED}
     faults += [
         f"{key}: missing section" for key in kinds if key not in raw and not (key == "teachers" and "teacher" in raw)
     ]
     if not faults:
-        faults += _together(found)
+        faults += _together(sections)
     if faults:
-        raise UserError("\n".join(f"{whose}: {fault}" for fault in _told(faults, today)))
-    return Params(**{key: found[key] for key in kinds}, raw=raw)
+        raise UserError("\n".join(f"{whose}: {fault}" for fault in _in_file_order(faults, today)))
+    return Params(**{key: sections[key] for key in kinds}, raw=raw)
 
 
 def _moved(raw: Mapping[str, Any]) -> Iterator[str]:
@@ -94,35 +94,36 @@ def _moved(raw: Mapping[str, Any]) -> Iterator[str]:
             yield f"{path}: {where}"
 
 
-def _together(found: Mapping[str, Any]) -> list[str]:
-    """What is wrong with sections beside each other; each group of faults presumes that those before it found none."""
-    lines, evaluate = Lineage(found["teachers"], found["distill"]), found["evaluate"]
-    faults = [*bounds.of_samplings(rules.samplings(evaluate)), *_related(found, lines)]
+def _together(sections: Mapping[str, Any]) -> list[str]:
+    """Faults between sections; each group of them is looked for only where those before it found none."""
+    lines = Lineage(sections["teachers"], sections["distill"])
+    evaluate = sections["evaluate"]
+    faults = [*bounds.of_samplings(rules.samplings(evaluate)), *_related(sections, lines)]
     if not faults:
-        faults += bounds.of_machine(found, _shapes(found["teachers"], found["distill"], faults))
+        faults += bounds.of_machine(sections, _shapes(sections["teachers"], sections["distill"], faults))
     if not faults:
-        shapes = _shapes(found["teachers"], found["distill"])
+        shapes = _shapes(sections["teachers"], sections["distill"])
         faults += lines.weights()
         faults += (f"distill.{name}.{key}: {fault}" for name, key, fault in lines.parameterizations())
         skips = {name: shape.skips for name, shape in shapes.items() if shape}
         faults += dict.fromkeys(rules.branches(evaluate, lines, skips))
-        faults += dict.fromkeys(rules.sampled(found, lines))
+        faults += dict.fromkeys(rules.sampled(sections, lines))
         faults += rules.foreign(evaluate, lines)
     if not faults:
         faults += rules.guided(evaluate, lines)
     return faults
 
 
-def _related(found: Mapping[str, Any], lines: Lineage) -> list[str]:
-    """Every init and teacher is there, above the line itself, and can be what it is named for."""
+def _related(sections: Mapping[str, Any], lines: Lineage) -> list[str]:
+    """Faults of inits and teachers that are not there, that form a circle, or that cannot be what they are named for."""
     if ROOT not in lines.roots:
         return [f"teachers.{ROOT}: missing: the line that all else is held against"]
-    known = list(lines)
+    checkpoints = list(lines)
     faults = [
-        f"distill.{name}.{key}: no checkpoint {above!r}{nearest(above, known)}"
+        f"distill.{name}.{key}: no checkpoint {above!r}{nearest(above, checkpoints)}"
         for name, line in lines.students.items()
         for key, above in (("init", line.init), ("teacher", line.teacher))
-        if above and above not in known
+        if above and above not in checkpoints
     ]
     if not faults:
         faults = [f"distill.{name}.{key}: {fault}" for name, key, fault in lines.circles()]
@@ -135,25 +136,26 @@ def _shapes(
     teachers: Mapping[str, Teacher | Adopted], students: Mapping[str, Distill], faults: list[str] | None = None
 ) -> dict[str, nets.Shape | None]:
     """The networks of all checkpoints, None where only a folder knows; a student's is its init's with what it changes."""
-    lines, found = Lineage(teachers, students), {}
+    lines = Lineage(teachers, students)
+    shapes: dict[str, nets.Shape | None] = {}
 
     def of(name: str) -> nets.Shape | None:
-        if name in found:
-            return found[name]
+        if name in shapes:
+            return shapes[name]
         if name in teachers:
             return getattr(teachers[name], "network", None)
         line = students[name]
         above, changes = of(line.init), line.network or {}
-        told = {"conditional": lines.root(name).conditional, "parameterization": lines.parameterization(name)}
+        inherited = {"conditional": lines.root(name).conditional, "parameterization": lines.parameterization(name)}
         if above is None and not changes:
             return None
-        told = {key: value for key, value in told.items() if value is not None}
-        whole = (asdict(above) if above and "family" not in changes else {}) | changes | told
+        inherited = {key: value for key, value in inherited.items() if value is not None}
+        whole = (asdict(above) if above and "family" not in changes else {}) | changes | inherited
         return _network(whole, f"distill.{name}.network", [] if faults is None else faults, above and type(above))
 
     for name in lines:
-        found[name] = of(name)
-    return found
+        shapes[name] = of(name)
+    return shapes
 
 
 def _section(key: Any, value: Any, kinds: Mapping[str, Any], faults: list[str]) -> Any:
@@ -175,11 +177,11 @@ def _section(key: Any, value: Any, kinds: Mapping[str, Any], faults: list[str]) 
     return typed(kinds[key], value, key, faults)
 
 
-def _told(faults: list[str], raw: dict[str, Any]) -> list[str]:
-    """Each once, in the order of the file, and no key missing where a misspelt one stands for it."""
+def _in_file_order(faults: list[str], raw: dict[str, Any]) -> list[str]:
+    """The faults, each once, in the order of the file; no key is missing where a misspelt one stands for it."""
     misspelt = re.compile(r"(.*?)[^.]*: unknown (?:section|key); did you mean '(.+)'\?")
-    known = [match for match in map(misspelt.fullmatch, faults) if match]
-    echoes = {f"{match[1]}{match[2]}: missing{section}" for match in known for section in ("", " section")}
+    matches = [match for match in map(misspelt.fullmatch, faults) if match]
+    echoes = {f"{match[1]}{match[2]}: missing{section}" for match in matches for section in ("", " section")}
     places = {path: number for number, path in enumerate(_paths(raw))}
     return sorted(
         dict.fromkeys(fault for fault in faults if fault not in echoes), key=lambda fault: _place(fault, places)
@@ -195,17 +197,17 @@ def _paths(value: Any, path: str = "") -> Iterator[str]:
 
 
 def _place(fault: str, places: Mapping[str, int]) -> float:
-    """Where a fault stands: at the longest part of its path that the file has; after all else if it has none."""
-    words = fault.partition(": ")[0].split(".")
-    found = (places.get(".".join(words[:count])) for count in range(len(words), 0, -1))
-    return next((place for place in found if place is not None), math.inf)
+    """The number of the longest part of a fault's path that the file has; infinite, so after all else, if it has none."""
+    keys = fault.partition(": ")[0].split(".")
+    candidates = (places.get(".".join(keys[:count])) for count in range(len(keys), 0, -1))
+    return next((place for place in candidates if place is not None), math.inf)
 
 
 def _lines(section: str, raw: Any, read: Any, faults: list[str]) -> dict[str, Any]:
     if not isinstance(raw, dict):
         faults.append(f"{section}: must map names to lines")
         return {}
-    found = {}
+    lines = {}
     for name, line in raw.items():
         where = f"{section}.{name}"
         reserved = ("real", *([ROOT] if section == "distill" else []))
@@ -216,9 +218,9 @@ def _lines(section: str, raw: Any, read: Any, faults: list[str]) -> dict[str, An
             )
         elif not isinstance(line, dict):
             faults.append(f"{where}: must be a mapping with method and its numbers")
-        elif made := read(name, line, where, faults):
-            found[name] = made
-    return found
+        elif parsed := read(name, line, where, faults):
+            lines[name] = parsed
+    return lines
 
 
 def _root(name: str, line: dict[str, Any], where: str, faults: list[str]) -> Teacher | Adopted | None:
@@ -248,17 +250,19 @@ def _root(name: str, line: dict[str, Any], where: str, faults: list[str]) -> Tea
 
 
 def _adopted(name: str, line: dict[str, Any], where: str, faults: list[str]) -> Adopted | None:
-    before, folder, told = len(faults), line["from"], line.get("conditional", False)
+    before = len(faults)
+    folder = line["from"]
+    conditional = line.get("conditional", False)
     if not isinstance(folder, str) or not folder.strip():
         faults.append(f"{where}.from: must be the path of a folder that holds unet/ and scheduler/")
-    if not isinstance(told, bool):
-        faults.append(f"{where}.conditional: must be true or false, got {told!r}")
+    if not isinstance(conditional, bool):
+        faults.append(f"{where}.conditional: must be true or false, got {conditional!r}")
     numbers = sorted(set(line) & {"method", "network", "schedule", *names(Training)})
     if numbers:
         faults.append(f"{where}: give from or the numbers of a training, not both; leave out {', '.join(numbers)}")
     else:
         faults += _unknown(line, ("from", "conditional"), where)
-    return None if len(faults) > before else Adopted(name=name, folder=folder, conditional=told)
+    return None if len(faults) > before else Adopted(name=name, folder=folder, conditional=conditional)
 
 
 def _network(value: Any, where: str, faults: list[str], usual: type[nets.Shape] | None = None) -> nets.Shape | None:
@@ -279,14 +283,15 @@ def _schedule(value: Any, where: str, faults: list[str]) -> Schedule | None:
         word = line.get("name") if isinstance(line, dict) else value
         faults.append(f"{where}: {word!r} is no schedule{nearest(word, SCHEDULES)}")
         return None
-    kind, before = SCHEDULES[line["name"]], len(faults)
-    made = typed(kind, {key: inner for key, inner in line.items() if key != "name"}, where, faults)
-    return None if len(faults) > before else variance_preserving(made)
+    kind = SCHEDULES[line["name"]]
+    before = len(faults)
+    schedule = typed(kind, {key: inner for key, inner in line.items() if key != "name"}, where, faults)
+    return None if len(faults) > before else variance_preserving(schedule)
 
 
-def _unknown(line: dict[str, Any], known: Iterable[str], where: str) -> Iterator[str]:
-    known = list(known)
-    return (f"{where}.{key}: unknown key{nearest(key, known)}" for key in line if key not in known)
+def _unknown(line: dict[str, Any], keys: Iterable[str], where: str) -> Iterator[str]:
+    keys = list(keys)
+    return (f"{where}.{key}: unknown key{nearest(key, keys)}" for key in line if key not in keys)
 
 
 FAMILY = "unet"
@@ -372,7 +377,7 @@ def _range(value: Any, where: str, faults: list[str]) -> tuple[float, float] | N
 
 def check_adopted(params: Params, name: str, skips: int | None, parameterization: str) -> None:
     """A UserError, a line each, for what is asked of the network from elsewhere that it has not: see `rules.adopted`."""
-    known = replace(params.teachers[name], parameterization=parameterization)
-    lines = Lineage({**params.teachers, name: known}, params.distill)
+    teacher = replace(params.teachers[name], parameterization=parameterization)
+    lines = Lineage({**params.teachers, name: teacher}, params.distill)
     if faults := rules.adopted(name, params.evaluate, lines, skips):
         raise UserError("\n".join(f"{paths.PARAMS}: {fault}" for fault in faults))

@@ -28,7 +28,7 @@ def samplings(evaluate: Evaluate) -> Iterator[tuple[str, str, Sampling]]:
             yield f"evaluate.{key}.{number}", whose, sampling
 
 
-def asked(evaluate: Evaluate, lines: Lineage) -> Iterator[tuple[str, str, Sampling]]:
+def samplings_by_checkpoint(evaluate: Evaluate, lines: Lineage) -> Iterator[tuple[str, str, Sampling]]:
     """(path, checkpoint, sampling) of all that are to be measured, and of samplings that no checkpoint takes as of the
     teacher's."""
     used = [(path, name, sampling) for name in lines for path, sampling in samplings_of(name, evaluate, lines)]
@@ -39,7 +39,7 @@ def asked(evaluate: Evaluate, lines: Lineage) -> Iterator[tuple[str, str, Sampli
 
 def branches(evaluate: Evaluate, lines: Lineage, skips: Mapping[str, int]) -> Iterator[str]:
     """A cached call that takes a branch which the network has not. skips: how many it has, where that is known."""
-    for path, name, sampling in asked(evaluate, lines):
+    for path, name, sampling in samplings_by_checkpoint(evaluate, lines):
         for config in filter(None, listed(sampling.deepcache) if name in skips else ()):
             try:
                 deepcache.check(config, skips[name])
@@ -47,20 +47,21 @@ def branches(evaluate: Evaluate, lines: Lineage, skips: Mapping[str, int]) -> It
                 yield f"{path}.deepcache.branch: {error}"
 
 
-def sampled(found: Mapping[str, Any], lines: Lineage) -> Iterator[str]:
+def sampled(sections: Mapping[str, Any], lines: Lineage) -> Iterator[str]:
     """A trajectory that will not be there when it is asked for, or that the checkpoint is not valid on."""
-    evaluate, search = found["evaluate"], found["search"]
-    if search.most > found["gamma"].steps:
-        yield f"search.most: {search.most} is more than gamma.steps, {found['gamma'].steps}; lower it"
-    known = list(lines.students)
+    evaluate = sections["evaluate"]
+    search = sections["search"]
+    if search.most > sections["gamma"].steps:
+        yield f"search.most: {search.most} is more than gamma.steps, {sections['gamma'].steps}; lower it"
+    students = list(lines.students)
     for name in evaluate.students:
-        if name not in known:
-            yield f"evaluate.students.{name}: no student is called so{nearest(name, known)}"
+        if name not in students:
+            yield f"evaluate.students.{name}: no student is called so{nearest(name, students)}"
     for path, whose, sampling in samplings(evaluate):
         yield from _long(path, sampling, search.most, evaluate.fitted.points)
-        if whose in (ROOT, "", *known):
+        if whose in (ROOT, "", *students):
             yield from _valid(path, whose, sampling, lines.grid(whose) if whose else None)
-    for path, name, sampling in asked(evaluate, lines):
+    for path, name, sampling in samplings_by_checkpoint(evaluate, lines):
         if (schedule := lines.root(name).schedule) is not None:  # of one from elsewhere only its folder knows
             yield from _begins(path, sampling, schedule)
 
@@ -120,35 +121,36 @@ def _numbered(path: str, samplings: list[Sampling]) -> list[tuple[str, Sampling]
 def guided(evaluate: Evaluate, lines: Lineage) -> Iterator[str]:
     """Guidance that a sampling asks for and a checkpoint has not, or at times at which it was not looked at."""
     for name in lines:
-        known, root = lines.guidance(name), lines.root(name)
+        guidance = lines.guidance(name)
+        root = lines.root(name)
         for path, sampling in samplings_of(name, evaluate, lines):
-            asked = known is not None or sampling.guidance is not None
-            if asked and "fitted" in sampling.trajectories:
+            is_guided = guidance is not None or sampling.guidance is not None
+            if is_guided and "fitted" in sampling.trajectories:
                 yield (
                     f"{path}.trajectory: fitted times follow the teacher's path without guidance, and {name} is sampled "
                     "with guidance; name another trajectory"
                 )
-            if known is None and sampling.guidance is not None and not root.conditional:
+            if guidance is None and sampling.guidance is not None and not root.conditional:
                 yield (
                     f"{path}.guidance: there are no classes to guide to; set `conditional` of "
                     f"teachers.{lines.root_name(name)} to true"
                 )
-            if known is not None:
-                yield from _weighed(name, path, sampling, known)
+            if guidance is not None:
+                yield from _weighed(name, path, sampling, guidance)
 
 
-def _weighed(name: str, path: str, sampling: Sampling, known: Guidance) -> Iterator[str]:
+def _weighed(name: str, path: str, sampling: Sampling, guidance: Guidance) -> Iterator[str]:
     if sampling.negative is not None:
         yield f"{path}.negative: {name} learned to be led away from no class; leave it out"
     for weight in listed(sampling.guidance):
-        if weight is None and known.is_input:
+        if weight is None and guidance.is_input:
             yield (
                 f"{path}: {name} takes the guidance weight as an input; give evaluate.students.{name} "
                 "samplings with `guidance`"
             )
         elif weight is not None:
             try:
-                known.check(weight)
+                guidance.check(weight)
             except UserError as error:
                 yield f"{path}.guidance: {name}: {error}"
 
@@ -172,7 +174,7 @@ def adopted(root: str, evaluate: Evaluate, lines: Lineage, skips: int | None) ->
     own = {name for name in lines if lines.root_name(name) == root}
     if skips is not None:
         return faults + list(dict.fromkeys(branches(evaluate, lines, dict.fromkeys(own, skips))))
-    for path, name, sampling in asked(evaluate, lines):
+    for path, name, sampling in samplings_by_checkpoint(evaluate, lines):
         for key in ("deepcache", "skip"):
             if name in own and any(listed(getattr(sampling, key))):
                 faults.append(f"{path}.{key}: needs our own U-Net, which the teacher is not; leave it out")

@@ -15,7 +15,7 @@ from diffcore.sampling.solver import Solver
 from diffcore.sampling.solvers import SOLVERS
 from diffcore.search.fitted import Config as FittedConfig
 from diffcore.training.config import Training
-from tasks.typed import LETTERS, as_value_error, listed, nearest, shown, typed
+from tasks.typed import LETTERS, as_value_error, listed, nearest, quoted, typed
 
 Kind = Literal["uniform", "quadratic", "uniform_logsnr", "karras", "least_cost", "fitted", "own"]
 
@@ -110,7 +110,7 @@ class Sampling:
             raise ValueError(f"deepcache needs a sampler with a fixed number of calls, which {self.sampler} has not")
         if self.negative is not None and not 0 < len(self.negative) <= LETTERS:
             raise ValueError(
-                f"negative must be the name of a class, at most {LETTERS} letters, got {shown(self.negative)}"
+                f"negative must be the name of a class, at most {LETTERS} letters, got {quoted(self.negative)}"
             )
         if self.negative is not None and self.guidance is None:
             raise ValueError("negative is what guidance leads away from; give guidance too, or leave negative out")
@@ -189,14 +189,14 @@ class Publish:
         for key in ("experiment", "model"):
             name = getattr(self, key)
             if name != name.strip() or not name.isprintable() or not 0 < len(name) <= NAME:
-                raise ValueError(f"{key} must be a name of 1 to {NAME} letters in one line, got {shown(name)}")
+                raise ValueError(f"{key} must be a name of 1 to {NAME} letters in one line, got {quoted(name)}")
         if set(self.model) & set("/:") or self.model in (".", ".."):
-            raise ValueError(f"model must be a name without / and :, as MLflow asks, got {shown(self.model)}")
+            raise ValueError(f"model must be a name without / and :, as MLflow asks, got {quoted(self.model)}")
 
 
-def _options(kind: type[Solver], given: dict[str, Any], where: str) -> Solver:
+def _options(kind: type[Solver], options: dict[str, Any], where: str) -> Solver:
     faults: list[str] = []
-    made = typed(kind, given, where, faults)
+    solver = typed(kind, options, where, faults)
     if faults:
         raise ValueError("; ".join(faults))
-    return made
+    return solver

@@ -37,10 +37,10 @@ KIND = re.compile(r"float|int|bool|str|none|(list|dict|tuple)\[.*\]")
 """How pydantic writes one."""
 
 
-def _merged(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _merged(errors: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One fault for each value: pydantic names each kind that a value of several kinds might have been as a key of it."""
     merged: dict[tuple[int | str, ...], dict[str, Any]] = {}
-    for fault in found:
+    for fault in errors:
         place = tuple(part for part in fault["loc"] if not KIND.fullmatch(str(part)))
         if place in merged and place != fault["loc"]:
             merged[place]["msg"] += f", or: {fault['msg']}"
@@ -55,18 +55,21 @@ def _line(kind: Any, where: str, fault: dict[str, Any]) -> str:
         return f"{path}: unknown key{nearest(str(fault['loc'][-1]), names(kind))}"
     if fault["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"{path}: missing"
-    given = json.dumps(fault["input"]) if not isinstance(fault["input"], dict) else ""
+    value = json.dumps(fault["input"]) if not isinstance(fault["input"], dict) else ""
     message = fault["msg"].removeprefix("Value error, ")
-    return f"{path}: {message}" + (f", got {given}" if given and given not in message else "")
+    return f"{path}: {message}" + (f", got {value}" if value and value not in message else "")
 
 
 def names(kind: Any) -> list[str]:
     return [field.name for field in fields(kind)] if hasattr(kind, "__dataclass_fields__") else []
 
 
-def nearest(word: Any, known: Any) -> str:
-    near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}" if known else ""
+def nearest(word: Any, candidates: Any) -> str:
+    """The end of a message on an unknown word: the candidate it is most like, or else all of them."""
+    near = difflib.get_close_matches(str(word), list(candidates), n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; known: {', '.join(candidates)}" if candidates else ""
 
 
 @contextlib.contextmanager
@@ -89,6 +92,6 @@ def listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def shown(text: str) -> str:
+def quoted(text: str) -> str:
     """In quotes, in one line, and cut where it is long."""
     return repr(text if len(text) <= LETTERS else f"{text[:LETTERS]}...")

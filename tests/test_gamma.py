@@ -163,8 +163,8 @@ def test_impossible_values_are_moved_to_the_bounds_and_counted():
     assert (by_norm.below, by_norm.above) == (1, 2)  # at alpha = 0 the norm says nothing: the bound, counted
     torch.testing.assert_close(residual.values, torch.tensor([0.2, 0.3, 1.0, 0.4]).double())
     assert (residual.below, residual.above) == (0, 1)
-    assert "norm: 1 of 4 below 0, 2 above the bound (75.0% impossible)" in found.told()
-    assert "residual: 0 of 4 below 0, 1 above the bound (25.0% impossible)" in found.told()
+    assert "norm: 1 of 4 below 0, 2 above the bound (75.0% impossible)" in found.describe()
+    assert "residual: 0 of 4 below 0, 1 above the bound (25.0% impossible)" in found.describe()
     assert (by_norm.impossible, residual.impossible) == (0.75, 0.25)
     assert by_norm.repaired is None
 
@@ -221,7 +221,7 @@ def test_the_bound_is_that_of_the_datas_range(within, bound):
     assert (residual.below, residual.above) == (0, 1)
     by_norm = found.covariance("norm", within=within)  # 0.5 and 8.1
     torch.testing.assert_close(by_norm.values, torch.tensor([0.5, 8.1]).double().clamp(max=bound))
-    assert f"{by_norm.above} above the bound" in found.told(within)
+    assert f"{by_norm.above} above the bound" in found.describe(within)
     repaired = found.covariance("residual", repair=True, within=within).values
     linear = 1 / (1 / bound + found.alpha2 / found.sigma2)  # what a line can know of data of the largest variance
     torch.testing.assert_close(repaired, torch.minimum(torch.tensor([0.2, 9.0]).double(), linear))

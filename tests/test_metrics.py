@@ -225,7 +225,7 @@ class Brightness(Distance):
         return Estimate(float(value), float(again.std()))
 
     def between(self, halves):
-        return float((halves.one.pixels.mean - halves.other.pixels.mean).mean().abs())
+        return float((halves.first.pixels.mean - halves.second.pixels.mean).mean().abs())
 '''
 
 

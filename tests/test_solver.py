@@ -282,7 +282,7 @@ def test_a_solver_is_one_file(tmp_path, monkeypatch):
     """A class with a word of its own in a file of the package; those without are what others are made of."""
     (tmp_path / "mine.py").write_text(NEW + "\n\nclass Part(DDIM):\n    pass\n")
     monkeypatch.setattr(solvers, "__path__", [*solvers.__path__, str(tmp_path)])
-    found = {kind.word: kind for kind in solvers._found()}
+    found = {kind.word: kind for kind in solvers._solver_classes()}
     assert set(found) - set(SOLVERS) == {"mine"}
     assert name(found["mine"]()) == "mine"
     assert name(type("Unnamed", (found["mine"],), {})()) == "Unnamed"
@@ -290,6 +290,6 @@ def test_a_solver_is_one_file(tmp_path, monkeypatch):
 
 
 def test_every_word_is_one_solver_s():
-    kinds = list(solvers._found())
+    kinds = list(solvers._solver_classes())
     assert len({kind.word for kind in kinds}) == len(kinds) == len(SOLVERS) >= 25
     assert all(name(kind()) == word for word, kind in SOLVERS.items())

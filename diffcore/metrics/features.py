@@ -164,9 +164,9 @@ class Features(nn.Module):
             name: hashlib.sha256(value.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
             for name, value in self.state_dict().items()
         }
-        made = dataclasses.asdict(dataclasses.replace(self.card, accuracy=None))
-        made.pop("chance")
-        return disk.digest({"schema": SCHEMA, "made": made, "weights": weights})
+        card = dataclasses.asdict(dataclasses.replace(self.card, accuracy=None))
+        card.pop("chance")
+        return disk.digest({"schema": SCHEMA, "made": card, "weights": weights})
 
     @property
     def device(self) -> torch.device:
@@ -210,9 +210,9 @@ def train(
     features = _build(_card(images, labels, config, len(held_out)))
     _fit(features, images, seen, labels, on_progress)
     _standardise(features, images, seen[: 2 * ENOUGH])
-    asked = None if labels is None else labels[held_out]
-    found = {"accuracy": _accuracy(features, images.take(held_out), asked), "chance": _chance(asked)}
-    features.card = dataclasses.replace(features.card, **found)
+    answers = None if labels is None else labels[held_out]
+    accuracy = _accuracy(features, images.take(held_out), answers)
+    features.card = dataclasses.replace(features.card, accuracy=accuracy, chance=_chance(answers))
     return features.eval().requires_grad_(False)
 
 

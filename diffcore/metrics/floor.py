@@ -77,7 +77,7 @@ def _of_halves(distances: dict[str, Distance], reference: Reference, count: int,
 def _halved(distances: Iterable[Distance], reference: Reference, count: int, rng: torch.Generator) -> list[float]:
     """Each distance between two random halves of the real images, biased ones as they were at the counts of a table."""
     halves = reference.halved(rng)
-    share = (1 / count + 1 / reference.count) / (1 / halves.one.count + 1 / halves.other.count)
+    share = (1 / count + 1 / reference.count) / (1 / halves.first.count + 1 / halves.second.count)
     return [share * each.between(halves) if each.biased else each.between(halves) for each in distances]
 
 

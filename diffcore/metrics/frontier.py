@@ -64,8 +64,8 @@ class Frontier:
 
         Of what was tried for one curve, the best alone; the rest are in the csv.
         """
-        shown = [point for point in by_calls(self.points) if point.best]
-        return "\n".join([*table.lines(shown, self.non_dominated()), "", *self._notes()]) + "\n"
+        best = [point for point in by_calls(self.points) if point.best]
+        return "\n".join([*table.lines(best, self.non_dominated()), "", *self._notes()]) + "\n"
 
     def to_csv(self) -> str:
         """A row for each point with all its columns, in the order given; `frontier` is 1 for those not dominated."""
@@ -101,7 +101,7 @@ class Frontier:
                 raise ValueError(f"schema {value['schema']}, this version reads {SCHEMA}")
             points = tuple(Point.from_json(row) for row in value["points"])
             floor, judge = Floor.from_json(value["floor"]), Skill(**value["judge"])
-            chosen = value["recommended"] and _found(value["recommended"], points)
+            chosen = value["recommended"] and _recommendation(value["recommended"], points)
             return cls(points, floor, value["about"]["data"], judge, chosen)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path} is not a frontier of this version ({error}); {again}") from error
@@ -133,7 +133,7 @@ def _named(chosen: Recommendation) -> dict[str, Any]:
     return {"name": chosen.point.name, "reason": chosen.reason, "warnings": list(chosen.warnings)}
 
 
-def _found(named: dict[str, Any], points: tuple[Point, ...]) -> Recommendation:
+def _recommendation(named: dict[str, Any], points: tuple[Point, ...]) -> Recommendation:
     """The inverse of `_named`."""
     point = next((point for point in points if point.name == named["name"]), None)
     if point is None:
@@ -149,9 +149,9 @@ def _compared(floor: Floor) -> str:
 
 def _check_shared(points: list[Point], key: str) -> None:
     first, *others = points or [None]
-    for other in others:
-        if getattr(other, key) != getattr(first, key):
+    for point in others:
+        if getattr(point, key) != getattr(first, key):
             raise UserError(
-                f"{first.name} and {other.name} differ in {key} ({getattr(first, key)} and {getattr(other, key)}) "
+                f"{first.name} and {point.name} differ in {key} ({getattr(first, key)} and {getattr(point, key)}) "
                 "and cannot be compared; evaluate them alike"
             )

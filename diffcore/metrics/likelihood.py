@@ -81,9 +81,9 @@ def estimate(
     parts = []
     for first in range(0, len(x0), batch):
         rows = range(first, min(first + batch, len(x0)))
-        known = slice(rows.start, rows.stop)
-        images = x0[known].to(device)
-        denoiser = sampler.denoiser.with_condition(condition[known].to(device)) if condition else sampler.denoiser
+        span = slice(rows.start, rows.stop)
+        images = x0[span].to(device)
+        denoiser = sampler.denoiser.with_condition(condition[span].to(device)) if condition else sampler.denoiser
         here = Sampler(denoiser, sampler.solver, sampler.trajectory)
         if exactly:
             nats = exact(here, dequantised(images, seed, rows, within), seed, rows, probes) - math.log(bin_of(within))
@@ -177,8 +177,8 @@ def exact(sampler: Sampler, x0: Sample, seed: int, rows: range, probes: int | No
     d, size = x0[0].numel(), size_at(schedule, ends[1])
     rate = _Flow(denoiser, Clock(schedule, ends), x0, _probes(x0, seed, rows, probes))
     start = torch.cat([(x0 / size).flatten(1), x0.new_zeros(len(x0), 1)], 1)
-    found = integrate(rate, start, first, last, solver.rtol, solver.atol).double()
-    z, grown = found[:, :-1], found[:, -1]
+    y = integrate(rate, start, first, last, solver.rtol, solver.atol).double()
+    z, grown = y[:, :-1], y[:, -1]
     log_p = -0.5 * (z.square().sum(1) + d * math.log(2 * math.pi)) + grown - d * math.log(size)
     return -log_p / d
 

@@ -19,16 +19,16 @@ REAL = "real"
 """Beside the points' first samples: the first real images. No point is called so, for a name begins with a checkpoint's."""
 
 
-def write(folder: Path, value: dict[str, Any], points: list[Point], shown: Tensors) -> None:
+def write(folder: Path, value: dict[str, Any], points: list[Point], first_samples: Tensors) -> None:
     """Writes the points of a checkpoint, `value` beside them, and by point its first samples, uint8 [n, h, w, c]."""
     with disk.folder(folder) as new:
-        kept.write(new / TABLE, {**value, "points": [point.to_json() for point in points]}, shown)
+        kept.write(new / TABLE, {**value, "points": [point.to_json() for point in points]}, first_samples)
 
 
 def read(folder: Path, remedy: str) -> tuple[dict[str, Any], list[Point], Tensors]:
     """The inverse of `write`; a UserError that ends in `remedy` for what is missing or damaged."""
-    value, shown = kept.read(folder / TABLE, remedy)
-    return value, [Point.from_json(row) for row in value.pop("points")], shown
+    value, first_samples = kept.read(folder / TABLE, remedy)
+    return value, [Point.from_json(row) for row in value.pop("points")], first_samples
 
 
 def write_reference(folder: Path, checkpoint: str, point: str, samples: Sample) -> None:

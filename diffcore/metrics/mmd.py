@@ -33,11 +33,12 @@ def kid(x: Tensor, y: Tensor) -> float:
 
 def _kid(x: Tensor, y: Tensor, pairs_y: float, repeats: Tensor) -> tuple[float, Tensor]:
     """kid(x, y), and but for a constant that of each resample of x by `repeats` [r, n], [r]."""
-    (pairs, again), affinity = _within(x, repeats), _affinity(x, y)
-    found = pairs / (len(x) * (len(x) - 1)) + pairs_y - 2 * affinity.mean().item()
+    pairs, again = _within(x, repeats)
+    affinity = _affinity(x, y)
+    value = pairs / (len(x) * (len(x) - 1)) + pairs_y - 2 * affinity.mean().item()
     sizes = repeats.sum(1)
     alike = again / (sizes**2 - repeats.square().sum(1))
-    return found, alike - 2 * (repeats @ affinity) / sizes
+    return value, alike - 2 * (repeats @ affinity) / sizes
 
 
 def _mean_of_pairs(x: Tensor) -> float:
@@ -47,27 +48,28 @@ def _mean_of_pairs(x: Tensor) -> float:
 
 def _within(x: Tensor, repeats: Tensor) -> tuple[float, Tensor]:
     """The sum of the kernel over the ordered pairs of distinct rows, and over those of each resample, [r]."""
-    total, again = 0.0, torch.zeros(len(repeats)).double()
-    for one, other, tile in _tiles(x):
-        twice = 1 if one == other else 2
+    total = 0.0
+    again = torch.zeros(len(repeats)).double()
+    for i, j, tile in _tiles(x):
+        twice = 1 if i == j else 2
         total += twice * tile.sum().item()
-        again += twice * ((repeats[:, one] @ tile) * repeats[:, other]).sum(1)
+        again += twice * ((repeats[:, i] @ tile) * repeats[:, j]).sum(1)
     return total, again
 
 
 def _tiles(x: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
     """The kernel matrix of x with itself on and above the diagonal, which is 0: (rows, columns, values) of each tile."""
-    for one, other in itertools.combinations_with_replacement(_spans(len(x)), 2):
-        tile = kernel(x[one], x[other])
-        yield one, other, tile.fill_diagonal_(0) if one == other else tile
+    for i, j in itertools.combinations_with_replacement(_spans(len(x)), 2):
+        tile = kernel(x[i], x[j])
+        yield i, j, tile.fill_diagonal_(0) if i == j else tile
 
 
 def _affinity(x: Tensor, y: Tensor) -> PerSample:
     """Each row's mean kernel with all of y, [n]."""
-    found = torch.zeros(len(x)).double()
-    for one, other in itertools.product(_spans(len(x)), _spans(len(y))):
-        found[one] += kernel(x[one], y[other]).sum(1)
-    return found / len(y)
+    sums = torch.zeros(len(x)).double()
+    for i, j in itertools.product(_spans(len(x)), _spans(len(y))):
+        sums[i] += kernel(x[i], y[j]).sum(1)
+    return sums / len(y)
 
 
 def _no_resample(x: Tensor) -> Tensor:
@@ -98,11 +100,11 @@ def sums_of_groups(rows: Tensor, group: Tensor, groups: int) -> Tensor:
     group: int64 [n], of each row.
     """
     member = F.one_hot(group, groups).double()
-    found = torch.zeros(groups, groups).double()
-    for one, other, tile in _tiles(rows):
-        part = member[one].T @ tile @ member[other]
-        found += part if one == other else part + part.T
-    return found
+    sums = torch.zeros(groups, groups).double()
+    for i, j, tile in _tiles(rows):
+        part = member[i].T @ tile @ member[j]
+        sums += part if i == j else part + part.T
+    return sums
 
 
 def kid_of_groups(kernels: Tensor, sizes: Tensor, chosen: Tensor) -> float:

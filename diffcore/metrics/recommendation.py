@@ -28,7 +28,7 @@ class _Bar:
     """The largest fd that is good enough, and where it comes from."""
 
     fd: Estimate
-    words: str
+    description: str
     reference: Point
 
     def doubt(self, chosen: Point) -> str:
@@ -56,31 +56,31 @@ def recommend(
     chosen = next((p for p in by_calls(points) if p.fd <= bar.fd.value), None)
     if chosen is None:
         chosen = best_of(points)
-        reason = f"{_told(chosen)}: the best fd there is, for no point is within {bar.words}."
+        reason = f"{_describe(chosen)}: the best fd there is, for no point is within {bar.description}."
     else:
-        reason = f"{_told(chosen)}: the fewest network calls within {bar.words}{bar.doubt(chosen)}."
+        reason = f"{_describe(chosen)}: the fewest network calls within {bar.description}{bar.doubt(chosen)}."
     return Recommendation(chosen, reason, tuple(_warnings(points, floor, judge)))
 
 
 def _bar(floor: Floor, tolerance: float, reference: Point, whose: str) -> _Bar:
-    told = f"{whose} ({_told(reference)})"
+    label = f"{whose} ({_describe(reference)})"
     if reference.fd >= floor.fd:
-        words = f"{tolerance:g} times {told}, which allows fd {tolerance * reference.fd:.3g}"
-        return _Bar(Estimate(tolerance * reference.fd, tolerance * reference.fd_se), words, reference)
-    words = (
-        f"{tolerance:g} times the floor of fd {floor.metrics['fd'].plus_minus()}, which {told} is below by chance "
+        description = f"{tolerance:g} times {label}, which allows fd {tolerance * reference.fd:.3g}"
+        return _Bar(Estimate(tolerance * reference.fd, tolerance * reference.fd_se), description, reference)
+    description = (
+        f"{tolerance:g} times the floor of fd {floor.metrics['fd'].plus_minus()}, which {label} is below by chance "
         f"alone; that allows fd {tolerance * floor.fd:.3g}"
     )
-    return _Bar(Estimate(tolerance * floor.fd, tolerance * floor.fd_se), words, reference)
+    return _Bar(Estimate(tolerance * floor.fd, tolerance * floor.fd_se), description, reference)
 
 
 def _warnings(points: Sequence[Point], floor: Floor, judge: Skill) -> Iterator[str]:
     best = best_of(points)
     if _is_far(best, floor):
-        yield f"no way to sample comes near the real images: the best, {_told(best)}, is {_times(best, floor)}"
+        yield f"no way to sample comes near the real images: the best, {_describe(best)}, is {_times(best, floor)}"
     if any(point.method == "teacher" for point in points) and _is_far(teacher := _best_teacher(points), floor):
         yield (
-            f"the teacher is poor, which no student learns from it to mend: its best, {_told(teacher)}, is "
+            f"the teacher is poor, which no student learns from it to mend: its best, {_describe(teacher)}, is "
             f"{_times(teacher, floor)}; train it longer, or a larger one"
         )
     if judge.warning:
@@ -106,6 +106,6 @@ def _times(point: Point, floor: Floor) -> str:
     return f"{point.fd / floor.fd:.3g} times the floor of {floor.metrics['fd'].plus_minus()}"
 
 
-def _told(point: Point) -> str:
+def _describe(point: Point) -> str:
     calls = "1 network call" if point.nfe == 1 else f"{point.nfe:.4g} network calls"
     return f"{point.name}, {calls}, fd {point.metrics['fd'].plus_minus()}"

@@ -110,25 +110,30 @@ class Reference:
     @classmethod
     def of(cls, images: Images, features: Features, on_progress: Progress = lambda done, total: None) -> "Reference":
         """From all real images that count; at least 4, so that `floor` can halve them."""
-        count, content = len(images), hashlib.sha256()
+        count = len(images)
         if count < 4:
             raise UserError(f"quality needs at least 4 real images to compare with, the data have {count}")
         groups = min(GROUPS, count // 2 * 2)
         place = torch.randperm(count, generator=generator("real images", count))
+        content = hashlib.sha256()
         parts: list[Part | None] = [None] * groups
-        kept, done = [], 0
+        kept: list[Tensor] = []
+        done = 0
         for block in images.blocks(BLOCK):
-            seen, here = Seen.of(to_float(block), features), place[done : done + len(block)]
-            found = [Part.of(seen[here % groups == group]) for group in range(groups)]
-            parts = [part if known is None else known + part for known, part in zip(parts, found)]
+            seen = Seen.of(to_float(block), features)
+            here = place[done : done + len(block)]
+            added = [Part.of(seen[here % groups == group]) for group in range(groups)]
+            parts = [new if part is None else part + new for part, new in zip(parts, added)]
             kept.append(seen.features[here < KERNEL_ROWS])
             content.update(block.contiguous().numpy().tobytes())
             done += len(block)
             on_progress(done, count)
         whole = {"images": content.hexdigest(), "shape": [count, *images.shape], "features": features.digest}
-        rows, group = torch.cat(kept), place[place < KERNEL_ROWS] % groups
-        known = rows, group.bincount(minlength=groups), sums_of_groups(rows, group, groups)
-        return cls(tuple(parts), *known, tuple(images.shape), features.digest, disk.digest(whole))
+        rows = torch.cat(kept)
+        group = place[place < KERNEL_ROWS] % groups
+        sizes = group.bincount(minlength=groups)
+        kernels = sums_of_groups(rows, group, groups)
+        return cls(tuple(parts), rows, sizes, kernels, tuple(images.shape), features.digest, disk.digest(whole))
 
     @functools.cached_property
     def whole(self) -> Part:
@@ -147,18 +152,18 @@ class Reference:
         """Two halves of the groups, drawn by `rng`."""
         groups = len(self.parts)
         order = torch.randperm(groups, generator=rng).tolist()
-        one, other = (_sum(self.parts[k] for k in half) for half in (order[: groups // 2], order[groups // 2 :]))
+        first, second = (_sum(self.parts[k] for k in half) for half in (order[: groups // 2], order[groups // 2 :]))
         chosen = torch.zeros(groups, dtype=torch.float64).index_fill_(0, torch.tensor(order[: groups // 2]), 1.0)
-        return Halves(self, one, other, chosen)
+        return Halves(self, first, second, chosen)
 
 
 @dataclass(frozen=True)
 class Halves:
-    """The real images in two halves. chosen: [groups] float64, 1 for the groups of `one`, 0 for those of `other`."""
+    """The real images in two halves. chosen: [groups] float64, 1 for the groups of `first`, 0 for those of `second`."""
 
     reference: Reference
-    one: Part
-    other: Part
+    first: Part
+    second: Part
     chosen: Tensor
 
 

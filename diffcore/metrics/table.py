@@ -17,13 +17,13 @@ def lines(points: list[Point], front: Collection[Point]) -> list[str]:
 
     Of the metrics, those that are meant for it and that any of the points has.
     """
-    shown = [name for name, each in METRICS.items() if each.in_table and any(name in p.metrics for p in points)]
-    headings = ["", "name", "calls", *shown, "ms/image"]
-    return _aligned([headings, *(_row(point, point in front, shown) for point in points)])
+    metrics = [name for name, each in METRICS.items() if each.in_table and any(name in p.metrics for p in points)]
+    headings = ["", "name", "calls", *metrics, "ms/image"]
+    return _aligned([headings, *(_row(point, point in front, metrics) for point in points)])
 
 
-def _row(point: Point, on_front: bool, shown: list[str]) -> list[str]:
-    numbers = [point.metrics[name].plus_minus() if name in point.metrics else "-" for name in shown]
+def _row(point: Point, on_front: bool, metrics: list[str]) -> list[str]:
+    numbers = [point.metrics[name].plus_minus() if name in point.metrics else "-" for name in metrics]
     return ["*" if on_front else "", point.name, f"{point.nfe:.4g}", *numbers, f"{point.ms_per_image:.3g}"]
 
 

@@ -54,9 +54,9 @@ def full_calls(config: Config, calls: int) -> frozenset[int]:
     if config.spread == "uniform" or config.interval == 1:
         return frozenset(range(0, calls, config.interval))
     count, power = -(-calls // config.interval), config.power
-    while len(found := _crowded(config.center, power, calls, count)) < count and power > 1:
+    while len(full := _crowded(config.center, power, calls, count)) < count and power > 1:
         power = max(1.0, power - 0.02)  # less crowded, until no two fall on one call
-    return found
+    return full
 
 
 def _crowded(center: float, power: float, calls: int, count: int) -> frozenset[int]:
@@ -96,9 +96,9 @@ class DeepCached(Wrapper):
         return _Run(self, full_calls(self.config, calls))
 
     def with_inner(self, inner: NetDenoiser) -> "DeepCached":
-        found = DeepCached(inner, self.config)
-        found.shares = self.shares
-        return found
+        wrapper = DeepCached(inner, self.config)
+        wrapper.shares = self.shares
+        return wrapper
 
     def share(self, shape: Sequence[int]) -> float:
         """A cached call's part of a full one's multiply-adds, for samples of this shape [c, h, w]."""

@@ -7,11 +7,11 @@ from diffcore.noise.process import rates
 
 def flow_drift(denoiser: Denoiser, x_t: Sample, t: PerSample) -> Sample:
     """dx/dt of the probability flow, f x - g^2/2 score (eq. 13)."""
-    found = rates(denoiser.schedule, t)
-    return lift(found.f, x_t) * x_t - lift(found.g2 / 2, x_t) * denoiser(x_t, t).score
+    rate = rates(denoiser.schedule, t)
+    return lift(rate.f, x_t) * x_t - lift(rate.g2 / 2, x_t) * denoiser(x_t, t).score
 
 
 def reverse_drift(denoiser: Denoiser, x_t: Sample, t: PerSample) -> Sample:
     """The drift of the reverse-time SDE, f x - g^2 score (eq. 6)."""
-    found = rates(denoiser.schedule, t)
-    return lift(found.f, x_t) * x_t - lift(found.g2, x_t) * denoiser(x_t, t).score
+    rate = rates(denoiser.schedule, t)
+    return lift(rate.f, x_t) * x_t - lift(rate.g2, x_t) * denoiser(x_t, t).score

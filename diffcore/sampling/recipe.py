@@ -71,55 +71,55 @@ class Recipe:
         return Condition(labels, weight, None if away is None else torch.full_like(labels, away))
 
     def to_json(self) -> dict[str, Any]:
-        """What differs from nothing: the word of the solver, its options that are not the defaults, and the rest."""
-        found = {"sampler": name(self.solver), "options": _changed(self.solver)}
+        """Non-default fields as JSON: the word of the solver, its options that are not the defaults, and the rest."""
+        spec = {"sampler": name(self.solver), "options": _changed(self.solver)}
         for key in ("deepcache", "skip", "threshold"):
             part = getattr(self, key)
-            found[key] = None if part is None else dataclasses.asdict(part)
-        found |= {"guidance": self.guidance, "negative": self.negative, "clip": self.clip}
-        return {key: value for key, value in found.items() if value not in (None, {})}
+            spec[key] = None if part is None else dataclasses.asdict(part)
+        spec |= {"guidance": self.guidance, "negative": self.negative, "clip": self.clip}
+        return {key: value for key, value in spec.items() if value not in (None, {})}
 
     def _limited(self, denoiser: Denoiser) -> Denoiser:
         limit = Clip(self.clip) if self.clip else self.threshold
         return Clipped(denoiser, limit) if limit else denoiser
 
     def _denoiser(self, checkpoint: Checkpoint) -> Denoiser:
-        found = checkpoint.denoiser
+        denoiser = checkpoint.denoiser
         if self.skip is not None:
-            found = skip_tuned(found, self.skip)
+            denoiser = skip_tuned(denoiser, self.skip)
         if self.deepcache is not None:
-            found = DeepCached(found, self.deepcache)
-        known = checkpoint.guidance
+            denoiser = DeepCached(denoiser, self.deepcache)
+        guidance = checkpoint.guidance
         self._negative(checkpoint)
-        if known is not None:
-            known.check(known.low if self.guidance is None and not known.is_input else self._weight())
-            return found
+        if guidance is not None:
+            guidance.check(guidance.low if self.guidance is None and not guidance.is_input else self._weight())
+            return denoiser
         if self.guidance is None:
-            return found
+            return denoiser
         if not checkpoint.card.classes:
             raise UserError(
                 f"{checkpoint.card.name} knows no classes, so there is nothing to guide to; leave guidance out"
             )
-        return Guided(found)
+        return Guided(denoiser)
 
     def _negative(self, checkpoint: Checkpoint) -> int | None:
         """The index of the negative class; a UserError where it is none of the card's, or nothing leads away from it."""
-        card, asked = checkpoint.card, self.negative
-        if asked is None:
+        card = checkpoint.card
+        if self.negative is None:
             return None
         if self.guidance is None:
             raise UserError(
-                f"negative {asked!r} is what guidance leads away from; give `guidance` too, or leave it out"
+                f"negative {self.negative!r} is what guidance leads away from; give `guidance` too, or leave it out"
             )
         if checkpoint.guidance is not None:
             raise UserError(f"{card.name} learned to be led away from no class; leave negative out")
         names = card.classes or []
-        if asked in names:
-            return names.index(asked)
-        if isinstance(asked, str) or not 0 <= asked < len(names):
-            known = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-            raise UserError(f"{card.name} knows no class {asked!r}; known: {known or 'none'}")
-        return int(asked)
+        if self.negative in names:
+            return names.index(self.negative)
+        if isinstance(self.negative, str) or not 0 <= self.negative < len(names):
+            listing = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+            raise UserError(f"{card.name} knows no class {self.negative!r}; known: {listing or 'none'}")
+        return int(self.negative)
 
     def _weight(self) -> float:
         if self.guidance is None:
@@ -129,35 +129,35 @@ class Recipe:
 
 def from_json(spec: dict[str, Any]) -> Recipe:
     """The inverse of `to_json`; a UserError for what this version does not know."""
-    parts = {"deepcache": CacheConfig, "skip": SkipConfig}
-    unknown = spec.keys() - parts.keys() - {"sampler", "options", "guidance", "negative", "clip", "threshold"}
+    kinds = {"deepcache": CacheConfig, "skip": SkipConfig}
+    unknown = spec.keys() - kinds.keys() - {"sampler", "options", "guidance", "negative", "clip", "threshold"}
     if unknown or spec.get("sampler") not in SOLVERS:
         raise UserError(f"this version knows no such recipe: {', '.join(sorted(unknown)) or spec.get('sampler')}")
     try:
-        made = {key: kind(**spec[key]) for key, kind in parts.items() if key in spec}
-        told = {key: spec[key] for key in ("guidance", "negative") if key in spec}
-        return Recipe(SOLVERS[spec["sampler"]](**spec.get("options", {})), **made, **told, **_limits(spec))
+        parts = {key: kind(**spec[key]) for key, kind in kinds.items() if key in spec}
+        guidance = {key: spec[key] for key in ("guidance", "negative") if key in spec}
+        return Recipe(SOLVERS[spec["sampler"]](**spec.get("options", {})), **parts, **guidance, **_limits(spec))
     except (TypeError, ValueError) as error:
         raise UserError(f"this version knows no such recipe: {error}") from None
 
 
-def classes(checkpoint: Checkpoint, count: int, asked: Sequence[int] | None) -> Tensor | None:
-    """The classes of `count` samples, int64: those asked for, or each in turn. A UserError if they do not fit the network."""
-    known = checkpoint.card.classes
-    if not known:
-        if asked is not None:
+def classes(checkpoint: Checkpoint, count: int, labels: Sequence[int] | None) -> Tensor | None:
+    """The classes of `count` samples, int64: `labels`, or each class in turn. A UserError if they do not fit the network."""
+    names = checkpoint.card.classes
+    if not names:
+        if labels is not None:
             raise UserError(f"{checkpoint.card.name} knows no classes; leave the labels out")
         return None
-    found = torch.arange(count) % len(known) if asked is None else torch.as_tensor(asked, dtype=torch.int64)
-    if len(found) != count or bool((found < 0).any()) or bool((found >= len(known)).any()):
-        raise UserError(f"give each image one label in 0..{len(known) - 1}, got {found.tolist()[:10]}")
-    return found
+    chosen = torch.arange(count) % len(names) if labels is None else torch.as_tensor(labels, dtype=torch.int64)
+    if len(chosen) != count or bool((chosen < 0).any()) or bool((chosen >= len(names)).any()):
+        raise UserError(f"give each image one label in 0..{len(names) - 1}, got {chosen.tolist()[:10]}")
+    return chosen
 
 
 def _limits(spec: dict[str, Any]) -> dict[str, Any]:
-    """What JSON says of x_0, as the fields of a recipe."""
-    found = {"clip": spec["clip"]} if "clip" in spec else {}
-    return found | ({"threshold": Threshold(**spec["threshold"])} if "threshold" in spec else {})
+    """The limits of x_0 in JSON, as fields of a recipe."""
+    limits = {"clip": spec["clip"]} if "clip" in spec else {}
+    return limits | ({"threshold": Threshold(**spec["threshold"])} if "threshold" in spec else {})
 
 
 def _changed(solver: Solver) -> dict[str, Any]:

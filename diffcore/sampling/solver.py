@@ -21,6 +21,9 @@ from diffcore.noise.trajectory import Trajectory
 Noise = Callable[[], Sample]
 """The next draw of standard normal noise, of the batch's shape."""
 
+History = list[tuple[Node, Prediction]]
+"""Nodes with the beliefs at them, the latest first."""
+
 
 class Solver(abc.ABC):
     """word: what it is called in params.yaml, empty for what solvers are made of. order: the error against the probability

@@ -55,30 +55,32 @@ def hop_errors(
         if role.grid is not None:
             raise UserError("times are fitted for denoisers valid at any time; this one has steps of its own")
     device = next((p.device for p in denoiser.parameters()), torch.device("cpu"))
-    total, done = torch.zeros(config.points + 1, config.points + 1, dtype=torch.float64), 0
+    total = torch.zeros(config.points + 1, config.points + 1, dtype=torch.float64)
+    done = 0
     for first in range(0, config.images, config.batch):
         rows = range(first, min(first + config.batch, config.images))
         start = noises(shape, config.seed, rows, "hops").to(device)
-        known = condition and condition[rows.start : rows.stop].to(device)
-        total += _squares(*_given(denoiser, teacher, known), config.points, start)
+        batch_condition = condition and condition[rows.start : rows.stop].to(device)
+        total += _squares(*_with_condition(denoiser, teacher, batch_condition), config.points, start)
         done += len(rows)
         on_progress(done, config.images)
-    found = (total / config.images).sqrt().numpy()
-    return np.where(np.tril(np.ones_like(found), -1) > 0, found, np.inf)
+    errors = (total / config.images).sqrt().numpy()
+    return np.where(np.tril(np.ones_like(errors), -1) > 0, errors, np.inf)
 
 
-def _given(denoiser: Denoiser, teacher: Denoiser, known: Condition | None) -> tuple[Denoiser, Denoiser]:
-    if known is None:
+def _with_condition(denoiser: Denoiser, teacher: Denoiser, condition: Condition | None) -> tuple[Denoiser, Denoiser]:
+    if condition is None:
         return denoiser, teacher
-    guide = teacher.with_condition(known)
-    return (guide if denoiser is teacher else denoiser.with_condition(known)), guide
+    guide = teacher.with_condition(condition)
+    return (guide if denoiser is teacher else denoiser.with_condition(condition)), guide
 
 
 @torch.inference_mode()
 def _squares(denoiser: Denoiser, teacher: Denoiser, points: int, start: Tensor) -> Tensor:
     """Sums over the batch of the mean squared hop errors, [N + 1, N + 1], rows from, columns to."""
     nodes = [node(teacher.schedule, k / points) for k in range(points + 1)]
-    path, x = {points: start}, start
+    path = {points: start}
+    x = start
     own = denoiser is teacher
     beliefs = {}
     for k in range(points, 0, -1):
@@ -87,9 +89,9 @@ def _squares(denoiser: Denoiser, teacher: Denoiser, points: int, start: Tensor) 
         x = path[k - 1] = ddim_step(belief, nodes[k - 1])
     hops = [(i, j) for i in beliefs for j in range(i)]
     sums = [(ddim_step(beliefs[i], nodes[j]) - path[j]).square().flatten(1).mean(1).double().sum() for i, j in hops]
-    found = torch.zeros(points + 1, points + 1, dtype=torch.float64)
-    found[tuple(torch.tensor(hops).T)] = torch.stack(sums).cpu()  # one copy: each would make a GPU wait
-    return found
+    table = torch.zeros(points + 1, points + 1, dtype=torch.float64)
+    table[tuple(torch.tensor(hops).T)] = torch.stack(sums).cpu()  # one copy: each would make a GPU wait
+    return table
 
 
 def fit(hop_errors: np.ndarray, late: float) -> dict[int, Trajectory]:
@@ -100,12 +102,13 @@ def fit(hop_errors: np.ndarray, late: float) -> dict[int, Trajectory]:
     points = len(hop_errors) - 1
     best = np.full(points + 1, np.inf)
     best[0] = 0.0
-    before, found = {}, {}
+    before: dict[int, np.ndarray] = {}
+    trajectories: dict[int, Trajectory] = {}
     for k in range(1, points + 1):
         sums = hop_errors + late * best[None, :]  # hop i -> j, then the best k - 1 more from j
         before[k], best = sums.argmin(1), sums.min(1)
-        found[k] = _path(before, k, points)
-    return found
+        trajectories[k] = _path(before, k, points)
+    return trajectories
 
 
 def _path(before: dict[int, np.ndarray], steps: int, points: int) -> Trajectory:

@@ -145,13 +145,13 @@ class Gamma:
             moved = int(((values - clipped).abs() > ROUNDING * clipped).sum())
         return Covariance(values, int((raw < 0).sum()), int((raw > bound).sum()), moved)
 
-    def told(self, within: tuple[float, float] = RANGE) -> str:
+    def describe(self, within: tuple[float, float] = RANGE) -> str:
         """One line: how many estimates are impossible."""
         parts = []
         for estimator in ("norm", "residual"):
-            found = self.covariance(estimator, within=within)
-            counts = f"{found.below} of {self.steps} below 0, {found.above} above the bound"
-            parts.append(f"{estimator}: {counts} ({found.impossible:.1%} impossible)")
+            covariance = self.covariance(estimator, within=within)
+            counts = f"{covariance.below} of {self.steps} below 0, {covariance.above} above the bound"
+            parts.append(f"{estimator}: {counts} ({covariance.impossible:.1%} impossible)")
         return "; ".join(parts)
 
     def to_json(self) -> dict[str, Any]:
@@ -183,13 +183,13 @@ def read(path: Path, checkpoint: str | None, remedy: str) -> dict[str, Any]:
     checkpoint: the digest of the checkpoint that it must have been estimated from, None for any. A UserError that ends
     with the remedy for a file of another one, or one that is not whole.
     """
-    told = disk.read_sealed(path, SCHEMA, remedy)
-    own = told["about"]["checkpoint_digest"]
+    content = disk.read_sealed(path, SCHEMA, remedy)
+    own = content["about"]["checkpoint_digest"]
     if checkpoint not in (None, own):
         raise UserError(
             f"{path} was estimated from checkpoint {own[:12]}, and the one here is {checkpoint[:12]}; {remedy}"
         )
-    return told
+    return content
 
 
 ROUNDING = 1e-9
@@ -224,8 +224,8 @@ def _alone(raw: float, snr: float, weight: float, bound: float) -> float:
 
 def _shared(raw: np.ndarray, snr: np.ndarray, weight: np.ndarray, bound: float, least: float) -> float:
     """The root q of sum w (q / (1 + q SNR) - raw), in [0, bound]; not below `least`. Newton from below: it is concave."""
-    known = weight > 0
-    raw, snr, weight = raw[known], snr[known], weight[known]
+    weighted = weight > 0
+    raw, snr, weight = raw[weighted], snr[weighted], weight[weighted]
     total = (weight * raw).sum()
     if (weight * bound / (1 + bound * snr)).sum() <= total:
         return bound
@@ -275,13 +275,15 @@ def estimate(
     device = next((p.device for p in denoiser.parameters()), x0.device)
     steps, m = config.steps, len(x0)
     eps = noises(tuple(x0.shape[1:]), config.seed, range(first, first + m), "gamma").to(device, x0.dtype)
-    x0, moments, spoke = x0.to(device), _Sums(steps, device, begun), time.monotonic()
+    x0 = x0.to(device)
+    moments = _Sums(steps, device, begun)
+    spoke = time.monotonic()
     pairs = m * steps
     for start in range(begun.pairs if begun else 0, pairs, config.batch):
         pair = torch.arange(start, min(start + config.batch, pairs), device=device)
         image = pair // steps
-        known = denoiser if labels is None else denoiser.with_condition(Condition(labels.to(device)[image]))
-        moments.add(pair % steps, _errors(known, x0[image], eps[image], (pair % steps + 1) / steps))
+        conditioned = denoiser if labels is None else denoiser.with_condition(Condition(labels.to(device)[image]))
+        moments.add(pair % steps, _errors(conditioned, x0[image], eps[image], (pair % steps + 1) / steps))
         on_progress(min(start + config.batch, pairs), pairs)
         if time.monotonic() - spoke > seconds:
             keep(moments.so_far(start + config.batch))

@@ -94,11 +94,13 @@ def is_monge(sigma2: np.ndarray, cov: np.ndarray) -> bool:
     sigma2, cov = _checked(sigma2, cov)
     with np.errstate(divide="ignore"):
         precision = 1 / cov  # infinite where nothing is left to know: such a jump is free from everywhere
-    r, size = (precision - 1 / sigma2)[2:], (precision + 1 / sigma2)[2:]
-    known = np.isfinite(r)
-    r, rounding = r[known], 8 * np.finfo(np.float64).eps * size[known]
+    r = (precision - 1 / sigma2)[2:]
+    size = (precision + 1 / sigma2)[2:]
+    finite = np.isfinite(r)
+    r = r[finite]
+    rounding = 8 * np.finfo(np.float64).eps * size[finite]
     falls = (r - rounding <= np.minimum.accumulate(r + rounding)).all()
-    return bool(falls and (np.diff(known.astype(int)) >= 0).all())
+    return bool(falls and (np.diff(finite.astype(int)) >= 0).all())
 
 
 def cost(sigma2: np.ndarray, cov: np.ndarray, eta: float = 1.0) -> np.ndarray:

@@ -30,8 +30,8 @@ class Artifacts:
     parameters: dict[str, Any]
 
     @property
-    def shown(self) -> tuple[Path, ...]:
-        """What the run "frontier" shows as files."""
+    def frontier_files(self) -> tuple[Path, ...]:
+        """The files that the run "frontier" shows."""
         names = ("frontier.json", "frontier.csv", "frontier.png", "samples/all.png")
         return tuple(self.folder / name for name in names)
 
@@ -58,7 +58,7 @@ def read(folder: Path, parameters: dict[str, Any]) -> Artifacts:
                 f"{artifacts.checkpoint(point)} is not the network that was measured; "
                 f"{paths.again(paths.measure(point.checkpoint))}"
             )
-    for needed in (*artifacts.shown, *map(artifacts.samples, points)):
+    for needed in (*artifacts.frontier_files, *map(artifacts.samples, points)):
         if not needed.exists():
             raise UserError(f"{needed} is missing; run the stage `frontier` again")
     if any(point.sampler == "analytic" for point in points):

@@ -167,12 +167,12 @@ def open_experiment(address: str, name: str, aloud: list[str]) -> Experiment:
     if file is not None and (done := database.ready(file)):
         aloud.append(done)
     client = _client(address)
-    found = client.get_experiment_by_name(name)
-    if found is not None and found.lifecycle_stage == "deleted":
+    existing = client.get_experiment_by_name(name)
+    if existing is not None and existing.lifecycle_stage == "deleted":
         raise UserError(f"the MLflow experiment {name!r} was deleted; restore it or choose another publish.experiment")
     # without this tag the UI opens in its mode for language models, where runs and checkpoints have other names
     kind = {"mlflow.experimentKind": "custom_model_development"}
-    return Experiment(client, found.experiment_id if found else client.create_experiment(name, tags=kind), aloud)
+    return Experiment(client, existing.experiment_id if existing else client.create_experiment(name, tags=kind), aloud)
 
 
 def _client(address: str) -> Any:

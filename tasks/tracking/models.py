@@ -22,8 +22,8 @@ CHALLENGER = "challenger"
 
 def current_models(experiment: Experiment, runs: set[str]) -> dict[str, Any]:
     """The current logged model of each point; where a point has one with weights and one without, that with weights."""
-    found = [model for model in logged(experiment, "tags.current = 'true'") if model.source_run_id in runs]
-    return {model.tags["point"]: model for model in sorted(found, key=lambda model: model.tags["weights"] == "here")}
+    current = [model for model in logged(experiment, "tags.current = 'true'") if model.source_run_id in runs]
+    return {model.tags["point"]: model for model in sorted(current, key=lambda model: model.tags["weights"] == "here")}
 
 
 def weighed(experiment: Experiment, artifacts: Artifacts, models: dict[str, Any], run: str) -> dict[str, Any]:
@@ -32,10 +32,10 @@ def weighed(experiment: Experiment, artifacts: Artifacts, models: dict[str, Any]
     import mlflow
 
     point = artifacts.recommended
-    found = models.get(point.name)
-    if found and found.tags["weights"] == "here":
+    model = models.get(point.name)
+    if model and model.tags["weights"] == "here":
         return {}
-    if not found:
+    if not model:
         experiment.aloud.append(f"what MLflow held of {point.name} was deleted; logged again")
     with mlflow.start_run(run_id=run):
         return {point.name: mlflow.get_logged_model(with_weights(artifacts, point))}
@@ -47,13 +47,13 @@ def mended(experiment: Experiment, artifacts: Artifacts, models: dict[str, Any])
 
     new = {}
     points = {point.name: point for point in artifacts.frontier.points}
-    for name, found in models.items():
+    for name, model in models.items():
         point = points[name]
-        if found.tags["weights"] != "here" or not (fault := _fault(artifacts, point, found)):
+        if model.tags["weights"] != "here" or not (fault := _fault(artifacts, point, model)):
             continue
-        experiment.client.set_logged_model_tags(found.model_id, {"current": "false", "damaged": fault})
+        experiment.client.set_logged_model_tags(model.model_id, {"current": "false", "damaged": fault})
         experiment.aloud.append(f"what MLflow holds of {point.name} is damaged ({fault}); logged again")
-        with mlflow.start_run(run_id=found.source_run_id):
+        with mlflow.start_run(run_id=model.source_run_id):
             new[point.name] = mlflow.get_logged_model(with_weights(artifacts, point))
     return new
 

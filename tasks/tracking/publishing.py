@@ -72,7 +72,7 @@ def _publish(artifacts: Artifacts, experiment: Experiment, model: str) -> dict[s
         "runs": ids["curve"],
         "train": ids["train"],
         "frontier": ids["frontier"]["frontier"],
-        "models": {name: found.model_id for name, found in models.items()},
+        "models": {name: logged.model_id for name, logged in models.items()},
         "version": {"name": model, "version": number, "alias": CHALLENGER, "point": artifacts.recommended.name},
         "ui": CHART.format(experiment.id),
     }

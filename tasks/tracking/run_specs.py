@@ -40,15 +40,15 @@ class RunSpec:
 
 def enter(experiment: Experiment, specs: list[RunSpec]) -> dict[str, str]:
     """The run of each spec, by the spec's digest: the one that is there, or a new one. All others are not current."""
-    known = list(every(lambda token: experiment.client.search_runs([experiment.id], page_token=token)))
-    finished = {run.data.tags.get("digest"): run for run in reversed(known) if run.info.status == "FINISHED"}
+    existing = list(every(lambda token: experiment.client.search_runs([experiment.id], page_token=token)))
+    finished = {run.data.tags.get("digest"): run for run in reversed(existing) if run.info.status == "FINISHED"}
     runs = {}
     for spec in specs:
         run = finished.get(spec.digest)
         runs[spec.digest] = run.info.run_id if run else _new_run(experiment, spec)
         if run and run.data.tags["current"] == "false":  # an earlier frontier is back
             _mark(experiment, run, "true")
-    for run in known:
+    for run in existing:
         if run.info.run_id not in runs.values() and run.data.tags.get("current") == "true":
             _mark(experiment, run, "false")
     return runs
@@ -67,8 +67,8 @@ def _mark(experiment: Experiment, run: Any, current: str) -> None:
     if run.info.status == "RUNNING":  # its publisher was killed: the lock says that no other is at work
         experiment.client.set_terminated(run.info.run_id, "KILLED")
     experiment.client.set_tag(run.info.run_id, "current", current)
-    for found in logged(experiment, f"source_run_id = '{run.info.run_id}'"):
-        experiment.client.set_logged_model_tags(found.model_id, {"current": current})
+    for model in logged(experiment, f"source_run_id = '{run.info.run_id}'"):
+        experiment.client.set_logged_model_tags(model.model_id, {"current": current})
 
 
 def curve_specs(experiment: Experiment, artifacts: Artifacts) -> list[RunSpec]:
@@ -78,8 +78,13 @@ def curve_specs(experiment: Experiment, artifacts: Artifacts) -> list[RunSpec]:
     for name, points in pictures.by_curve(artifacts.frontier.points).items():
         cards = {point.checkpoint: artifacts.cards[point.checkpoint] for point in points}
         images = {point.name: disk.sha256(artifacts.samples(point)) for point in points}
-        shown = {name: asdict(card) for name, card in cards.items()}
-        content = {"points": [point.to_json() for point in points], "about": about, "cards": shown, "images": images}
+        card_fields = {name: asdict(card) for name, card in cards.items()}
+        content = {
+            "points": [point.to_json() for point in points],
+            "about": about,
+            "cards": card_fields,
+            "images": images,
+        }
         specs.append(
             RunSpec(
                 "curve",
@@ -137,10 +142,11 @@ def frontier_spec(experiment: Experiment, artifacts: Artifacts) -> RunSpec:
         floor = {f"floor_{key}": value for key, value in columns(artifacts.frontier.floor.metrics).items()}
         tags = {"recommended": chosen.point.name, "reason": chosen.reason}
         _log(experiment, run, _metrics(floor, 0), _flat(artifacts.parameters), tags)
-        for path in artifacts.shown:
+        for path in artifacts.frontier_files:
             experiment.client.log_artifact(run, str(path))
 
-    content = {"parameters": artifacts.parameters, "files": {path.name: disk.sha256(path) for path in artifacts.shown}}
+    files = {path.name: disk.sha256(path) for path in artifacts.frontier_files}
+    content = {"parameters": artifacts.parameters, "files": files}
     return RunSpec("frontier", "frontier", content, fill)
 
 

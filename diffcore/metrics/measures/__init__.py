@@ -12,8 +12,8 @@ from diffcore.metrics.metric import Metric, Subject
 def find() -> dict[str, Metric]:
     """The metric of each file, in the order of their columns."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    found = {name: _of(name) for name in names}
-    return dict(sorted(found.items(), key=lambda item: item[1].column))
+    metrics = {name: _of(name) for name in names}
+    return dict(sorted(metrics.items(), key=lambda item: item[1].column))
 
 
 def _of(name: str) -> Metric:
@@ -26,10 +26,10 @@ METRICS: dict[str, Metric] = find()
 
 
 def measure(subject: Subject) -> dict[str, Estimate]:
-    """What each metric that has all it needs says of a way to sample, in the order of METRICS."""
+    """The estimates of all metrics that the subject has the needs of, in the order of METRICS."""
     able = {name: metric for name, metric in METRICS.items() if _has(subject, metric)}
-    said = {name: metric.measure(subject) for name, metric in able.items()}
-    return {name: estimate for name, estimate in said.items() if estimate is not None}
+    estimates = {name: metric.measure(subject) for name, metric in able.items()}
+    return {name: estimate for name, estimate in estimates.items() if estimate is not None}
 
 
 def _has(subject: Subject, metric: Metric) -> bool:

@@ -32,7 +32,8 @@ def accuracy(samples: Sample, classes: Tensor, real: Tensor, features: Features)
     """
     if features.card.task != "classes":
         raise UserError("the feature network learned no classes, so it cannot tell whether samples have the right one")
-    known, x = torch.unique(real.cpu()), to_8bit(samples)
-    found = torch.cat([features.logits(part.to(features.device)).argmax(1).cpu() for part in x.split(250)])
-    right = (known[found] == classes.cpu()).double()
+    labels = torch.unique(real.cpu())
+    parts = to_8bit(samples).split(250)
+    predicted = torch.cat([features.logits(part.to(features.device)).argmax(1).cpu() for part in parts])
+    right = (labels[predicted] == classes.cpu()).double()
     return Estimate(float(right.mean()), float(right.std() / len(right) ** 0.5))

@@ -13,5 +13,5 @@ class Bits(Metric):
 
     def measure(self, subject: Subject) -> Estimate | None:
         model = subject.model
-        found = likelihood.estimate(model.sampler, model.images, model.seed, model.probes, model.batch, model.condition)
-        return found and Estimate(found.mean, found.se)
+        bits = likelihood.estimate(model.sampler, model.images, model.seed, model.probes, model.batch, model.condition)
+        return bits and Estimate(bits.mean, bits.se)

@@ -19,4 +19,4 @@ class FrechetDistance(Distance):
         return estimate(getattr(seen, self.of), getattr(reference.whole, self.of), repeats)
 
     def between(self, halves: Halves) -> float:
-        return frechet(getattr(halves.one, self.of), getattr(halves.other, self.of))
+        return frechet(getattr(halves.first, self.of), getattr(halves.second, self.of))

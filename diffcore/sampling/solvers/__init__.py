@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from diffcore.sampling.solver import Solver
 
 
-def _found() -> Iterator[type[Solver]]:
+def _solver_classes() -> Iterator[type[Solver]]:
     """Every class of this package that has a word of its own; those without one are what others are made of."""
     for name in sorted(module.name for module in pkgutil.iter_modules(__path__)):
         module = importlib.import_module(f"{__name__}.{name}")
@@ -16,4 +16,4 @@ def _found() -> Iterator[type[Solver]]:
                 yield kind
 
 
-SOLVERS: dict[str, type[Solver]] = {kind.word: kind for kind in _found()}
+SOLVERS: dict[str, type[Solver]] = {kind.word: kind for kind in _solver_classes()}

@@ -75,10 +75,11 @@ class Analytic(Posterior):
 
     def with_gamma(self, gamma: Gamma, within: tuple[float, float] = RANGE) -> "Analytic":
         """This solver with the covariances that an estimate gives of data in `within`, (low, high)."""
-        known, table = dataclasses.replace(self), Table(gamma.covariance(self.estimator, within=within).values)
+        solver = dataclasses.replace(self)
+        table = Table(gamma.covariance(self.estimator, within=within).values)
         for name, value in (("_table", table), ("_grey", bin_of(within))):
-            object.__setattr__(known, name, value)  # frozen for everybody else
-        return known
+            object.__setattr__(solver, name, value)  # frozen for everybody else
+        return solver
 
     def variances(self, at: Level, to: Level, t: PerSample) -> tuple[Tensor, Tensor]:
         if self._table is None:

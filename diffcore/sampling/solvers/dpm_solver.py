@@ -16,7 +16,7 @@ from diffcore.denoisers.node import Node, at_half_logsnr, ddim_step, node, predi
 from diffcore.denoisers.prediction import Prediction
 from diffcore.noise.schedule import Schedule
 from diffcore.noise.trajectory import Trajectory
-from diffcore.sampling.solver import Noise, Solver, signed
+from diffcore.sampling.solver import History, Noise, Solver, signed
 
 FEW = 15
 """Under so many steps the last ones are of lower order, where lower_order_final is set (as diffusers counts)."""
@@ -39,31 +39,32 @@ class Multistep(Solver):
     second_weight = 1.0
 
     def solve(self, denoiser: Denoiser, x: Sample, trajectory: Trajectory, noise: Noise) -> Sample:
-        nodes, known = [node(denoiser.schedule, t) for t in trajectory.times], []
+        nodes = [node(denoiser.schedule, t) for t in trajectory.times]
+        history: History = []
         for k, (at, to) in enumerate(itertools.pairwise(nodes)):
             belief = predict_at(denoiser, x, at)
-            known = [(at, belief), *known][: self.uses]
+            history = [(at, belief), *history][: self.uses]
             left = trajectory.steps - k
             few = self.lower_order_final and trajectory.steps < FEW
-            x = self._step(x, to, known[: min(self.uses, left) if few else self.uses], noise)
+            x = self._step(x, to, history[: min(self.uses, left) if few else self.uses], noise)
         return x
 
-    def _step(self, x: Sample, to: Node, known: list[tuple[Node, Prediction]], noise: Noise) -> Sample:
-        """known: nodes and beliefs, the latest first; as many as the step's order."""
-        at, belief = known[0]
+    def _step(self, x: Sample, to: Node, history: History, noise: Noise) -> Sample:
+        """history: as many beliefs as the step's order."""
+        at, belief = history[0]
         h, base = to.lam - at.lam, ddim_step(belief, to)
-        known = [(m, b) for m, b in known if math.isfinite(m.lam)]
-        if math.isinf(h) or len(known) < 2:
+        history = [(m, b) for m, b in history if math.isfinite(m.lam)]
+        if math.isinf(h) or len(history) < 2:
             return base
         step, scale = signed(h, to, self.predicts)
-        seen = [getattr(b, self.predicts) for _, b in known]
+        seen = [getattr(b, self.predicts) for _, b in history]
         phi = math.expm1(step)
-        r0 = (at.lam - known[1][0].lam) / h
+        r0 = (at.lam - history[1][0].lam) / h
         d10 = (seen[0] - seen[1]) / r0
-        if len(known) < 3:
+        if len(history) < 3:
             weight = 0.5 * phi if self.solver_type == "midpoint" else phi / step - 1
             return base - scale * weight * d10
-        r1 = (known[1][0].lam - known[2][0].lam) / h
+        r1 = (history[1][0].lam - history[2][0].lam) / h
         d11 = (seen[1] - seen[2]) / r1
         first, second = d10 + r0 / (r0 + r1) * (d10 - d11), (d10 - d11) / (r0 + r1)
         phi2 = phi / step - 1
@@ -120,17 +121,18 @@ class DPMpp2MSDE(Multistep):
     order = None
     stochastic = True
 
-    def _step(self, x: Sample, to: Node, known: list[tuple[Node, Prediction]], noise: Noise) -> Sample:
-        at, belief = known[0]
-        h, fresh = to.lam - at.lam, noise()
+    def _step(self, x: Sample, to: Node, history: History, noise: Noise) -> Sample:
+        at, belief = history[0]
+        h = to.lam - at.lam
+        fresh = noise()
         kept = to.sigma / at.sigma * math.exp(-h)
         mixed = -math.expm1(-2 * h)
         x = kept * x + to.alpha * mixed * belief.x0 + to.sigma * math.sqrt(mixed) * fresh
-        if math.isinf(h) or len(known) < 2 or math.isinf(known[1][0].lam):
+        if math.isinf(h) or len(history) < 2 or math.isinf(history[1][0].lam):
             return x
-        r0 = (at.lam - known[1][0].lam) / h
+        r0 = (at.lam - history[1][0].lam) / h
         weight = 0.5 * mixed if self.solver_type == "midpoint" else 1 - mixed / (2 * h)
-        return x + to.alpha * weight / r0 * (belief.x0 - known[1][1].x0)
+        return x + to.alpha * weight / r0 * (belief.x0 - history[1][1].x0)
 
 
 @dataclass(frozen=True)

@@ -36,11 +36,13 @@ class RK45(Solver):
             raise ValueError(f"rtol and atol must be positive, got {self.rtol} and {self.atol}")
 
     def solve(self, denoiser: Denoiser, x: Sample, trajectory: Trajectory, noise: Noise) -> Sample:
-        schedule, ends = denoiser.schedule, (trajectory.times[0], trajectory.times[-1])
-        clock, (start, end) = Clock(schedule, ends), angles(schedule, ends)
+        schedule = denoiser.schedule
+        ends = trajectory.times[0], trajectory.times[-1]
+        clock = Clock(schedule, ends)
+        start, end = angles(schedule, ends)
         z = x / size_at(schedule, ends[0])
-        found = integrate(flow(denoiser, clock, x), z.flatten(1), start, end, self.rtol, self.atol)
-        return found.reshape(x.shape) * size_at(schedule, ends[1])
+        z = integrate(flow(denoiser, clock, x), z.flatten(1), start, end, self.rtol, self.atol)
+        return z.reshape(x.shape) * size_at(schedule, ends[1])
 
 
 def flow(denoiser: Denoiser, clock: Callable[[PerSample], PerSample], like: Tensor) -> Rate:

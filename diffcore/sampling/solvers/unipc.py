@@ -11,9 +11,7 @@ from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.node import Node, ddim_step, node, predict_at
 from diffcore.denoisers.prediction import Prediction
 from diffcore.noise.trajectory import Trajectory
-from diffcore.sampling.solver import Noise, Solver, signed
-
-Known = list[tuple[Node, Prediction]]
+from diffcore.sampling.solver import History, Noise, Solver, signed
 
 
 @dataclass(frozen=True)
@@ -40,54 +38,54 @@ class UniPC(Solver):
 
     def solve(self, denoiser: Denoiser, x: Sample, trajectory: Trajectory, noise: Noise) -> Sample:
         nodes = [node(denoiser.schedule, t) for t in trajectory.times]
-        known: Known = [(nodes[0], predict_at(denoiser, x, nodes[0]))]
+        history: History = [(nodes[0], predict_at(denoiser, x, nodes[0]))]
         for k, to in enumerate(nodes[1:], 1):
             uses = min(self.uses, trajectory.steps - k + 1) if self.lower_order_final else self.uses
-            used = [pair for pair in known[:uses] if math.isfinite(pair[0].lam)]
-            predicted = self._predict(known[0], used, to)
+            used = [pair for pair in history[:uses] if math.isfinite(pair[0].lam)]
+            predicted = self._predict(history[0], used, to)
             if k == trajectory.steps:
                 return predicted
-            found = predict_at(denoiser, predicted, to)
-            x = self._correct(known[0], used, to, found) if used else predicted
+            belief = predict_at(denoiser, predicted, to)
+            x = self._correct(history[0], used, to, belief) if used else predicted
             # the next step begins at the corrected x with the belief at the predicted one: no further call
-            known = [(to, self._moved(found, x, to)), *known]
-            known = known[: self.uses]
+            history = [(to, self._moved(belief, x, to)), *history]
+            history = history[: self.uses]
         return x
 
-    def _moved(self, found: Prediction, x: Sample, to: Node) -> Prediction:
+    def _moved(self, belief: Prediction, x: Sample, to: Node) -> Prediction:
         """A belief that keeps what is expanded and is made whole at another x."""
         if self.predicts == "x0":
-            return Prediction(found.x0, (x - to.alpha * found.x0) / to.sigma, found.level)
-        return Prediction((x - to.sigma * found.eps) / to.alpha, found.eps, found.level)
+            return Prediction(belief.x0, (x - to.alpha * belief.x0) / to.sigma, belief.level)
+        return Prediction((x - to.sigma * belief.eps) / to.alpha, belief.eps, belief.level)
 
-    def _predict(self, now: tuple[Node, Prediction], used: Known, to: Node) -> Sample:
+    def _predict(self, now: tuple[Node, Prediction], used: History, to: Node) -> Sample:
         base, h = ddim_step(now[1], to), to.lam - now[0].lam
         if math.isinf(h) or len(used) < 2:
             return base
         ratios, matrix, vector, scale = self._system(used, to, h)
-        given = len(used) == 2 and self.variant != "vary_coeff"
-        weights = [0.5] if given else np.linalg.solve(matrix[:-1, :-1], vector[:-1])
+        is_half = len(used) == 2 and self.variant != "vary_coeff"
+        weights = [0.5] if is_half else np.linalg.solve(matrix[:-1, :-1], vector[:-1])
         return base - scale * self._change(used, ratios, weights)
 
-    def _correct(self, now: tuple[Node, Prediction], used: Known, to: Node, found: Prediction) -> Sample:
+    def _correct(self, now: tuple[Node, Prediction], used: History, to: Node, belief: Prediction) -> Sample:
         base, h = ddim_step(now[1], to), to.lam - now[0].lam
         if math.isinf(h):
             return base
         ratios, matrix, vector, scale = self._system(used, to, h)
-        given = len(used) == 1 and self.variant != "vary_coeff"
-        weights = [0.5] if given else np.linalg.solve(matrix, vector)
-        change = float(weights[-1]) * (self._read(found) - self._read(now[1]))
+        is_half = len(used) == 1 and self.variant != "vary_coeff"
+        weights = [0.5] if is_half else np.linalg.solve(matrix, vector)
+        change = float(weights[-1]) * (self._read(belief) - self._read(now[1]))
         if len(used) > 1:
             change = change + self._change(used, ratios, weights[:-1])
         return base - scale * change
 
-    def _change(self, used: Known, ratios: list[float], weights) -> Sample:
+    def _change(self, used: History, ratios: list[float], weights) -> Sample:
         """sum_i rho_i (m_{-i} - m_0) / r_i."""
         now = self._read(used[0][1])
         parts = (float(w) / r * (self._read(belief) - now) for w, r, (_, belief) in zip(weights, ratios, used[1:]))
         return sum(parts)
 
-    def _system(self, used: Known, to: Node, h: float) -> tuple[list[float], np.ndarray, np.ndarray, float]:
+    def _system(self, used: History, to: Node, h: float) -> tuple[list[float], np.ndarray, np.ndarray, float]:
         """r_i, R and b of the paper's equation 9 and B(h) times the scale of what is expanded."""
         ratios = [(m.lam - used[0][0].lam) / h for m, _ in used[1:]] + [1.0]
         step, scale = signed(h, to, self.predicts)
