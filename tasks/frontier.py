@@ -12,8 +12,9 @@ from diffcore.metrics.features import Skill
 from diffcore.metrics.floor import Floor
 from diffcore.metrics.frontier import Frontier
 from diffcore.metrics.point import Point, with_best
-from tasks import paths, pictures
+from tasks import paths
 from tasks.params import ROOT, Params
+from tasks.pictures import charts, grids
 from tasks.progress import log
 
 
@@ -22,14 +23,14 @@ def merge(params: Params) -> None:
     frontier, samples = _read([*params.teachers, *params.distill])
     with disk.folder(paths.SAMPLES) as folder:
         for point in frontier.points:
-            pictures.grid(samples[point.name].numpy(), folder / f"{point.name}.png")
+            grids.grid(samples[point.name].numpy(), folder / f"{point.name}.png")
         best = [point.name for point in frontier.points if point.best]
-        pictures.contact_sheet([(name, samples[name].numpy()) for name in (*best, measured.REAL)], folder / "all.png")
+        grids.contact_sheet([(name, samples[name].numpy()) for name in (*best, measured.REAL)], folder / "all.png")
     frontier = dataclasses.replace(frontier, recommended=frontier.recommend(params.publish.tolerance))
     disk.write_sealed(paths.FRONTIER, frontier.to_json())
     disk.write(paths.FRONTIER.with_suffix(".csv"), frontier.to_csv())
-    pictures.frontier(frontier, paths.FRONTIER.with_suffix(".png"))
-    pictures.curves(curves(), paths.ARTIFACTS / "curves.png")
+    charts.frontier(frontier, paths.FRONTIER.with_suffix(".png"))
+    charts.curves(curves(), paths.ARTIFACTS / "curves.png")
     log(f"frontier: {len(frontier.points)} points of {len(params.teachers) + len(params.distill)} checkpoints")
 
 

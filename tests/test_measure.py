@@ -31,7 +31,8 @@ from diffcore.sampling.solvers import SOLVERS
 from diffcore.sampling.solvers.analytic import Analytic
 from diffcore.search import fitted
 from diffcore.search.gamma import estimate, pick
-from tasks import features, frontier, gamma, measure, params, paths, pictures, search, sections, shard, workspace
+from tasks import features, frontier, gamma, measure, params, paths, search, sections, shard, workspace
+from tasks.pictures import charts
 from tests.conftest import ToyNet
 from tests.test_frontier import FLOOR, JUDGE
 from tests.test_frontier import point as some_point
@@ -267,8 +268,8 @@ def timeless(table: dict) -> dict:
 
 @pytest.fixture
 def no_picture(monkeypatch):
-    monkeypatch.setattr(pictures, "frontier", lambda *_: None)
-    monkeypatch.setattr(pictures, "curves", lambda *_: None)
+    monkeypatch.setattr(charts, "frontier", lambda *_: None)
+    monkeypatch.setattr(charts, "curves", lambda *_: None)
 
 
 def test_a_killed_measurement_goes_on_where_it_was(plain, no_picture, monkeypatch, capsys):

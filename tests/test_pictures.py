@@ -18,7 +18,7 @@ from diffcore.metrics.floor import Floor
 from diffcore.metrics.frontier import Frontier
 from diffcore.metrics.point import Point
 from diffcore.metrics.recommendation import Recommendation
-from tasks import pictures
+from tasks.pictures import charts, grids
 from tests.conftest import estimates
 
 
@@ -82,7 +82,7 @@ def ramp(n: int, h: int, w: int, c: int) -> np.ndarray:
 
 
 def test_a_way_is_what_the_points_say():
-    groups = pictures.by_curve(small_table().points)
+    groups = charts.by_curve(small_table().points)
     assert list(groups) == ["teacher ddim uniform", "teacher ddim least_cost", "progressive", "consistency"]
     assert [p.nfe for p in groups["teacher ddim uniform"]] == [1, 4, 64]
 
@@ -93,7 +93,7 @@ def test_two_students_with_the_same_calls_are_two_curves():
         point("consistency", 1, 1.5, checkpoint="cd-long"),
         point("consistency", 2, 1.4, checkpoint="cd-long"),
     ]
-    groups = pictures.by_curve(points)
+    groups = charts.by_curve(points)
     assert {name: [p.nfe for p in group] for name, group in groups.items()} == {
         "consistency cd": [1],
         "consistency cd-long": [1, 2],
@@ -102,31 +102,29 @@ def test_two_students_with_the_same_calls_are_two_curves():
 
 def test_of_several_tries_the_best_is_shown():
     points = [point("consistency", 2, 2.0, best=False), point("consistency", 2, 1.5, trajectory="fitted")]
-    assert pictures.by_curve(points) == {"consistency": points[1:]}
+    assert charts.by_curve(points) == {"consistency": points[1:]}
 
 
 def test_no_point_is_lost_between_the_curves():
     points = small_table().points
-    assert sorted(p.name for group in pictures.by_curve(points).values() for p in group) == sorted(
-        p.name for p in points
-    )
+    assert sorted(p.name for group in charts.by_curve(points).values() for p in group) == sorted(p.name for p in points)
 
 
 @pytest.fixture
 def drawn(monkeypatch):
     """The axes of the last picture."""
     kept = []
-    save = pictures._save
-    monkeypatch.setattr(pictures, "_save", lambda figure, path: (kept.append(figure), save(figure, path)))
+    save = charts._save
+    monkeypatch.setattr(charts, "_save", lambda figure, path: (kept.append(figure), save(figure, path)))
     return lambda: kept[-1].axes[0]
 
 
 def test_the_frontier_shows_every_point_with_its_error_bar(tmp_path, drawn):
     shown = small_table()
-    pictures.frontier(shown, tmp_path / "frontier.png")
+    charts.frontier(shown, tmp_path / "frontier.png")
     assert pixels(tmp_path / "frontier.png").shape[:2] == (800, 1200)
     bars = {container.get_label(): container for container in drawn().containers}
-    for name, group in pictures.by_curve(shown.points).items():
+    for name, group in charts.by_curve(shown.points).items():
         line, _, (segments,) = bars[name].lines
         assert line.get_xydata().tolist() == [[p.nfe, p.fd] for p in group]
         ends = [segment[:, 1].tolist() for segment in segments.get_segments()]
@@ -135,7 +133,7 @@ def test_the_frontier_shows_every_point_with_its_error_bar(tmp_path, drawn):
 
 def test_the_frontier_names_the_recommended_point_the_floor_and_the_terms(tmp_path, drawn):
     shown = small_table()
-    pictures.frontier(shown, tmp_path / "frontier.png")
+    charts.frontier(shown, tmp_path / "frontier.png")
     axes = drawn()
     texts = " ".join(t.get_text() for t in [*axes.texts, *axes.figure.texts, *axes.get_legend().get_texts()])
     for word in (
@@ -157,7 +155,7 @@ def test_a_warning_stands_under_the_title_and_within_the_picture(tmp_path, drawn
     chosen = dataclasses.replace(shown.recommended, warnings=("the teacher is poor, " * 10, "and more"))
     floor = dataclasses.replace(shown.floor, compared=(300, 1797), real="held-out")
     shown = dataclasses.replace(shown, recommended=chosen, floor=floor)
-    pictures.frontier(shown, tmp_path / "frontier.png")
+    charts.frontier(shown, tmp_path / "frontier.png")
     figure = drawn().figure
     (text,) = [text for text in figure.texts if "Warning: the teacher is poor" in text.get_text()]
     assert text.get_text().endswith("... (1 more)")
@@ -169,11 +167,11 @@ def test_a_warning_stands_under_the_title_and_within_the_picture(tmp_path, drawn
 
 def test_the_label_of_the_recommended_point_hides_no_point(tmp_path, drawn):
     shown = small_table()
-    pictures.frontier(shown, tmp_path / "frontier.png")
+    charts.frontier(shown, tmp_path / "frontier.png")
     axes = drawn()
     label = next(text for text in axes.texts if "recommended" in text.get_text())
     box = label.get_bbox_patch().get_window_extent().transformed(axes.transAxes.inverted())
-    for x, y in pictures._fractions(axes, [(p.nfe, p.fd) for p in shown.points]):
+    for x, y in charts._fractions(axes, [(p.nfe, p.fd) for p in shown.points]):
         assert not (box.x0 < x < box.x1 and box.y0 < y < box.y1)
     assert 0 < box.x0 < box.x1 < 1
 
@@ -181,7 +179,7 @@ def test_the_label_of_the_recommended_point_hides_no_point(tmp_path, drawn):
 @pytest.mark.parametrize("least", [0.0, -0.01])
 def test_a_distance_that_is_not_positive_does_not_spoil_the_axis(tmp_path, drawn, least):
     points = [point("teacher", 8, 3.0), point("progressive", 4, 1.0), point("progressive", 2, least)]
-    pictures.frontier(table(points, points[1].name, floor=least), tmp_path / "frontier.png")
+    charts.frontier(table(points, points[1].name, floor=least), tmp_path / "frontier.png")
     low, high = drawn().get_ylim()
     assert 0.1 < low < 1
     assert 3 < high < 10
@@ -189,22 +187,22 @@ def test_a_distance_that_is_not_positive_does_not_spoil_the_axis(tmp_path, drawn
 
 def test_the_same_table_gives_the_same_bytes(tmp_path):
     for name in ("a.png", "b.png"):
-        pictures.frontier(small_table(), tmp_path / name)
+        charts.frontier(small_table(), tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
 @pytest.mark.parametrize(("n", "h", "w", "c"), [(7, 8, 8, 1), (6, 5, 9, 3), (1, 4, 4, 1)])
 def test_a_grid_gives_its_images_back(tmp_path, n, h, w, c):
     images = ramp(n, h, w, c)
-    pictures.grid(images, tmp_path / "grid.png", columns=3, scale=4)
-    assert np.array_equal(pictures.tiles(tmp_path / "grid.png"), images)
+    grids.grid(images, tmp_path / "grid.png", columns=3, scale=4)
+    assert np.array_equal(grids.tiles(tmp_path / "grid.png"), images)
 
 
 def test_a_grid_runs_along_its_rows(tmp_path):
     images = np.stack([np.full((2, 2, 1), k, np.uint8) for k in (10, 20, 30)])
-    pictures.grid(images, tmp_path / "grid.png", columns=2, scale=3)
+    grids.grid(images, tmp_path / "grid.png", columns=2, scale=3)
     sheet = pixels(tmp_path / "grid.png")
-    pitch, edge = 2 * 3 + pictures.GAP, pictures.GAP
+    pitch, edge = 2 * 3 + grids.GAP, grids.GAP
     assert sheet.shape == (2 * pitch + edge, 2 * pitch + edge)
     assert [int(sheet[edge + r * pitch, edge + k * pitch]) for r, k in ((0, 0), (0, 1), (1, 0), (1, 1))] == [
         10,
@@ -217,30 +215,30 @@ def test_a_grid_runs_along_its_rows(tmp_path):
 @pytest.mark.parametrize("images", [np.zeros((2, 4, 4, 2), np.uint8), np.zeros((2, 4, 4, 1), np.float32)])
 def test_a_grid_refuses_what_is_not_images(tmp_path, images):
     with pytest.raises(ValueError, match="uint8"):
-        pictures.grid(images, tmp_path / "grid.png", columns=2, scale=1)
+        grids.grid(images, tmp_path / "grid.png", columns=2, scale=1)
 
 
 def test_a_foreign_png_is_a_mistake(tmp_path):
     Image.new("L", (8, 8)).save(tmp_path / "foreign.png")
     with pytest.raises(UserError, match=r"foreign\.png is not a grid"):
-        pictures.tiles(tmp_path / "foreign.png")
+        grids.tiles(tmp_path / "foreign.png")
 
 
 def test_a_contact_sheet_keeps_columns_and_order(tmp_path):
     rows = [(f"row {k}", np.stack([np.full((8, 8, 1), 40 * k + i, np.uint8) for i in range(5 - k)])) for k in range(3)]
-    pictures.contact_sheet(rows, tmp_path / "sheet.png")
+    grids.contact_sheet(rows, tmp_path / "sheet.png")
     sheet = pixels(tmp_path / "sheet.png")[..., 0]
-    scale = pictures.TILE // 8
-    pitch = 8 * scale + 3 * pictures.GAP
+    scale = grids.TILE // 8
+    pitch = 8 * scale + 3 * grids.GAP
     shown = [sheet[16 + k * pitch + 4 * scale] for k in range(3)]
-    right = sheet.shape[1] - 16 - pictures.GAP - 4 * scale
-    across = [right - (2 - i) * (8 * scale + pictures.GAP) for i in range(3)]
+    right = sheet.shape[1] - 16 - grids.GAP - 4 * scale
+    across = [right - (2 - i) * (8 * scale + grids.GAP) for i in range(3)]
     # three columns: as many as the shortest row has, the first images of each
     assert [[int(line[x]) for x in across] for line in shown] == [[40 * k + i for i in range(3)] for k in range(3)]
 
 
 def test_a_contact_sheet_of_large_images_stays_a_sheet(tmp_path):
-    pictures.contact_sheet([("a", ramp(16, 256, 256, 3))], tmp_path / "sheet.png")
+    grids.contact_sheet([("a", ramp(16, 256, 256, 3))], tmp_path / "sheet.png")
     assert pixels(tmp_path / "sheet.png").shape[1] < 2000
 
 
@@ -255,7 +253,7 @@ def write_curve(path, rows: int) -> None:
 def test_curves_show_every_run_as_logged_and_smoothed(tmp_path, drawn):
     for name, rows in (("teacher", 300), ("pd4", 40)):
         write_curve(tmp_path / f"{name}.csv", rows)
-    pictures.curves({name: tmp_path / f"{name}.csv" for name in ("teacher", "pd4")}, tmp_path / "curves.png")
+    charts.curves({name: tmp_path / f"{name}.csv" for name in ("teacher", "pd4")}, tmp_path / "curves.png")
     axes = drawn()
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["teacher", "pd4"]
     assert [len(line.get_xdata()) for line in axes.lines] == [300, 300, 40, 40]
@@ -263,20 +261,20 @@ def test_curves_show_every_run_as_logged_and_smoothed(tmp_path, drawn):
 
 
 def test_a_running_mean_keeps_constants_and_straight_lines():
-    assert np.allclose(pictures._running_mean(np.full(500, 3.0)), 3)
+    assert np.allclose(charts._running_mean(np.full(500, 3.0)), 3)
     line = np.arange(500.0)
-    assert np.allclose(pictures._running_mean(line)[10:-10], line[10:-10])
+    assert np.allclose(charts._running_mean(line)[10:-10], line[10:-10])
 
 
 def test_a_curve_without_a_training_has_no_line_and_an_empty_file_is_a_mistake(tmp_path, drawn):
     write_curve(tmp_path / "teacher.csv", 0)
     write_curve(tmp_path / "pd4.csv", 40)
-    pictures.curves({name: tmp_path / f"{name}.csv" for name in ("teacher", "pd4")}, tmp_path / "curves.png")
+    charts.curves({name: tmp_path / f"{name}.csv" for name in ("teacher", "pd4")}, tmp_path / "curves.png")
     assert [text.get_text() for text in drawn().get_legend().get_texts()] == ["pd4"]
-    pictures.curves({"teacher": tmp_path / "teacher.csv"}, tmp_path / "curves.png")
+    charts.curves({"teacher": tmp_path / "teacher.csv"}, tmp_path / "curves.png")
     (tmp_path / "empty.csv").write_text("")
     with pytest.raises(UserError, match="is empty"):
-        pictures.curves({"empty": tmp_path / "empty.csv"}, tmp_path / "curves.png")
+        charts.curves({"empty": tmp_path / "empty.csv"}, tmp_path / "curves.png")
 
 
 def test_the_front_is_drawn_through_the_points_that_none_dominates(tmp_path, drawn):
@@ -287,7 +285,7 @@ def test_the_front_is_drawn_through_the_points_that_none_dominates(tmp_path, dra
         for k in range(60)
     ]
     shown = table(points, "7")
-    pictures.frontier(shown, tmp_path / "frontier.png")
+    charts.frontier(shown, tmp_path / "frontier.png")
     (front,) = [line for line in drawn().lines if line.get_label().startswith("frontier")]
 
     def beaten(p: Point) -> bool:
@@ -300,7 +298,7 @@ def test_the_front_is_drawn_through_the_points_that_none_dominates(tmp_path, dra
 def test_the_front_and_the_floor_lie_where_they_are(tmp_path, drawn):
     """Steps that hold until the next point of the front and to the right edge; a band of one standard error."""
     shown = small_table()
-    pictures.frontier(shown, tmp_path / "frontier.png")
+    charts.frontier(shown, tmp_path / "frontier.png")
     axes = drawn()
     lines = {line.get_label(): line for line in axes.lines}
     front, best = lines["frontier: best within so many calls"], shown.non_dominated()
@@ -320,13 +318,13 @@ def test_the_front_and_the_floor_lie_where_they_are(tmp_path, drawn):
 def test_students_stand_out_from_the_teacher_and_no_two_ways_look_alike():
     """Also where there are more curves than colours of one kind."""
     groups = {f"{k}": [point("teacher" if k % 2 else "progressive", 1, 1.0)] for k in range(20)}
-    styles = pictures._styles(groups)
+    styles = charts._styles(groups)
     for k, style in enumerate(styles):
         assert (style.get("markerfacecolor") == "white") == ("linestyle" in style) == bool(k % 2)
-        assert style["color"] in (pictures.TEACHER if k % 2 else pictures.STUDENT)
+        assert style["color"] in (charts.TEACHER if k % 2 else charts.STUDENT)
         assert (style["linewidth"] > 2, style["zorder"] > 3) == (not k % 2, not k % 2)
-    assert [style["color"] for style in styles[::2]][:6] == list(pictures.STUDENT)
-    assert [style["color"] for style in styles[1::2]][:6] == list(pictures.TEACHER)
+    assert [style["color"] for style in styles[::2]][:6] == list(charts.STUDENT)
+    assert [style["color"] for style in styles[1::2]][:6] == list(charts.TEACHER)
     looks = {(style["color"], style["marker"]) for style in styles}
     assert len(looks) == len(styles)
 
@@ -336,7 +334,7 @@ def test_the_footer_tells_how_the_points_were_measured(tmp_path, drawn, monkeypa
     shown = of(shown, [dataclasses.replace(p, n=777, seed=9, weights="last") for p in shown.points])
     shown = dataclasses.replace(shown, recommended=dataclasses.replace(shown.recommended, warnings=("alone",)))
     monkeypatch.setattr("diffcore.metrics.frontier.RESAMPLES", 55)
-    pictures.frontier(shown, tmp_path / "frontier.png")
+    charts.frontier(shown, tmp_path / "frontier.png")
     words = [" ".join(text.get_text().split()) for text in drawn().figure.texts]
     assert (
         "N = 777 images for each point, the same noise (seed 9) throughout, last weights; feature network feedfeedfeed, "
@@ -351,30 +349,30 @@ def test_the_footer_tells_how_the_points_were_measured(tmp_path, drawn, monkeypa
 )
 def test_the_label_tells_the_calls_and_the_distance_of_the_recommended_point(name, told, tmp_path, drawn):
     shown = table(small_table().points, name)
-    pictures.frontier(shown, tmp_path / "frontier.png")
+    charts.frontier(shown, tmp_path / "frontier.png")
     (point_,) = [p for p in shown.points if p.name == name]
     texts = [text.get_text() for text in drawn().texts]
-    assert f"recommended: {name}\n{told}distance {point_.metrics['fd'].plus_minus(pictures.SIGN)}" in texts
+    assert f"recommended: {name}\n{told}distance {point_.metrics['fd'].plus_minus(charts.SIGN)}" in texts
 
 
 @pytest.mark.parametrize(("count", "half"), [(40, 1), (200, 2), (400, 5)])
 def test_a_running_mean_is_over_a_fortieth_of_the_run(count, half):
     values = np.arange(float(count)) ** 2
     found = [values[max(0, k - half) : k + half + 1].mean() for k in range(count)]
-    np.testing.assert_allclose(pictures._running_mean(values), found)
+    np.testing.assert_allclose(charts._running_mean(values), found)
 
 
 def test_a_curve_s_strong_line_is_the_running_mean_of_its_own_losses(tmp_path, drawn):
     names = [f"s{k:02d}" for k in range(13)]
     for k, name in enumerate(names):
         write_curve(tmp_path / f"{name}.csv", 10 + k)
-    pictures.curves({name: tmp_path / f"{name}.csv" for name in names}, tmp_path / "curves.png")
+    charts.curves({name: tmp_path / f"{name}.csv" for name in names}, tmp_path / "curves.png")
     lines = drawn().lines
     for k, (pale, strong) in enumerate(zip(lines[::2], lines[1::2])):
         losses = np.array([1 / step for step in range(1, 11 + k)])
         assert pale.get_xdata().tolist() == [128.0 * step for step in range(1, 11 + k)]
         np.testing.assert_allclose(pale.get_ydata(), losses)
-        np.testing.assert_allclose(strong.get_ydata(), pictures._running_mean(losses))
+        np.testing.assert_allclose(strong.get_ydata(), charts._running_mean(losses))
         assert (pale.get_alpha(), strong.get_label()) == (0.18, names[k])
     looks = {(line.get_color(), line.get_linestyle()) for line in lines[1::2]}
     assert len(looks) == 13
@@ -383,16 +381,16 @@ def test_a_curve_s_strong_line_is_the_running_mean_of_its_own_losses(tmp_path, d
 def test_small_images_are_enlarged_and_large_ones_are_not(tmp_path):
     """To about 48 pixels; a contact sheet has no more than sixteen columns."""
     for side, scale in ((8, 6), (32, 1), (64, 1)):
-        pictures.grid(ramp(3, side, side, 1), tmp_path / "grid.png")
+        grids.grid(ramp(3, side, side, 1), tmp_path / "grid.png")
         sheet = pixels(tmp_path / "grid.png")
-        pitch = side * scale + pictures.GAP
-        assert sheet.shape == (pitch + pictures.GAP, 8 * pitch + pictures.GAP)
+        pitch = side * scale + grids.GAP
+        assert sheet.shape == (pitch + grids.GAP, 8 * pitch + grids.GAP)
     for count in (16, 20):
-        pictures.contact_sheet([("a", ramp(count, 8, 8, 1))], tmp_path / f"{count}.png")
+        grids.contact_sheet([("a", ramp(count, 8, 8, 1))], tmp_path / f"{count}.png")
     assert pixels(tmp_path / "16.png").tolist() == pixels(tmp_path / "20.png").tolist()
-    pictures.contact_sheet([("a", ramp(2, 8, 8, 3)), ("longer", ramp(2, 8, 8, 3))], tmp_path / "colour.png")
+    grids.contact_sheet([("a", ramp(2, 8, 8, 3)), ("longer", ramp(2, 8, 8, 3))], tmp_path / "colour.png")
     sheet, scale = pixels(tmp_path / "colour.png"), 6
-    right = sheet.shape[1] - 16 - 2 * (8 * scale + pictures.GAP)
+    right = sheet.shape[1] - 16 - 2 * (8 * scale + grids.GAP)
     assert sheet[16 : 16 + 48 : scale, right : right + 48 : scale].tolist() == ramp(2, 8, 8, 3)[0].tolist()
 
 
@@ -406,20 +404,20 @@ def test_every_tile_of_a_contact_sheet_is_its_image_and_nothing_covers_another(s
         ("by far the longest name of all", 255 - ramp(7, h, w, 3)),
         ("bb", ramp(9, h, w, 1)),
     ]
-    pictures.contact_sheet(rows, tmp_path / "sheet.png")
+    grids.contact_sheet(rows, tmp_path / "sheet.png")
     sheet = pixels(tmp_path / "sheet.png")
     columns = min(6, max(4, 1600 // (w * scale)))
-    left = sheet.shape[1] - 16 - columns * (w * scale + pictures.GAP)
+    left = sheet.shape[1] - 16 - columns * (w * scale + grids.GAP)
     blank = np.full_like(sheet, 255)
     for k, (_, images) in enumerate(rows):
-        top = 16 + k * (h * scale + 3 * pictures.GAP)
+        top = 16 + k * (h * scale + 3 * grids.GAP)
         for i in range(columns):
-            across = left + i * (w * scale + pictures.GAP)
+            across = left + i * (w * scale + grids.GAP)
             tile = (slice(top, top + h * scale), slice(across, across + w * scale))
             assert (blank[tile] == 255).all()  # of no other tile
             blank[tile] = images[i].repeat(scale, 0).repeat(scale, 1)
     assert np.array_equal(sheet[:, left:], blank[:, left:])
-    assert sheet.shape[0] == 32 + 3 * (h * scale + 3 * pictures.GAP)
+    assert sheet.shape[0] == 32 + 3 * (h * scale + 3 * grids.GAP)
     ink = (sheet[:, :left] != 255).any((0, 2)).nonzero()[0]
     assert ink[0] >= 16
     assert left - 30 <= ink[-1] < left - 8  # the longest name ends before the images begin
@@ -427,10 +425,10 @@ def test_every_tile_of_a_contact_sheet_is_its_image_and_nothing_covers_another(s
 
 @pytest.mark.parametrize("side", [(4, 200), (200, 4), (3, 20)])
 def test_a_grid_is_enlarged_by_the_longer_side_of_its_images(side, tmp_path):
-    pictures.grid(ramp(2, *side, 1), tmp_path / "grid.png", columns=2)
+    grids.grid(ramp(2, *side, 1), tmp_path / "grid.png", columns=2)
     h, w = side
     scale = {200: 1, 20: 2}[max(side)]
-    assert pixels(tmp_path / "grid.png").shape == (h * scale + 2 * pictures.GAP, 2 * (w * scale + pictures.GAP) + 2)
+    assert pixels(tmp_path / "grid.png").shape == (h * scale + 2 * grids.GAP, 2 * (w * scale + grids.GAP) + 2)
 
 
 def test_an_axis_reaches_the_floor_and_a_thousand_calls(tmp_path, drawn):
@@ -438,7 +436,7 @@ def test_an_axis_reaches_the_floor_and_a_thousand_calls(tmp_path, drawn):
     for floor in (1e-3, 1e4):
         points = [point("teacher", 1000, 2.0), dataclasses.replace(point("progressive", 4, 2.4), nfe=2.125)]
         shown = table(points, points[1].name, floor)
-        pictures.frontier(shown, tmp_path / "frontier.png")
+        charts.frontier(shown, tmp_path / "frontier.png")
         axes = drawn()
         low, high = axes.get_ylim()
         assert low < min(floor, 1.9)

@@ -83,7 +83,8 @@ def closure(graph: grimp.ImportGraph, stage: str) -> set[str]:
 def dependency(module: str, by_file: list[str]) -> str:
     """How dvc.yaml names it: a package as a whole, unless it is one of those `by_file`."""
     path = Path(*module.split("."))
-    if path.parts[:2] == ("tasks", "tracking") or (path.parts[0] == "diffcore" and path.parts[1] not in by_file):
+    of_tasks = path.parts[0] == "tasks" and (ROOT / Path(*path.parts[:2])).is_dir()
+    if of_tasks or (path.parts[0] == "diffcore" and path.parts[1] not in by_file):
         return str(Path(*path.parts[:2]))
     if path.parts[:3] == ("diffcore", "methods", "parts"):  # what several methods are made of
         return str(Path(*path.parts[:3]))

@@ -41,7 +41,8 @@ from diffcore.metrics.frontier import SCHEMA as SCHEMA_OF_FRONTIERS
 from diffcore.metrics.frontier import Frontier
 from diffcore.metrics.point import Point
 from diffcore.search import gamma
-from tasks import database, faults, paths, pictures, redaction, report
+from tasks import database, faults, paths, redaction, report
+from tasks.pictures import charts, grids
 from tasks.tracking import publishing
 from tasks.tracking.artifacts import CURVE_ROWS, Artifacts, _check_rows, read, thinned
 from tasks.tracking.client import (
@@ -97,7 +98,7 @@ def write_files(folder: Path, shown: Frontier) -> Frontier:
     for number, name in enumerate(
         ("frontier.png", "samples/all.png", *(f"samples/{p.name}.png" for p in shown.points))
     ):
-        pictures.grid(ramp(4, 8, 8, 1) // (number % 250 + 1) + number // 250, folder / name)  # no two alike
+        grids.grid(ramp(4, 8, 8, 1) // (number % 250 + 1) + number // 250, folder / name)  # no two alike
     return shown
 
 
@@ -219,7 +220,7 @@ SHOWN += ("accuracy", "accuracy_se", "bits", "bits_se", "ms_per_image", "nfe")
 
 def test_one_run_for_each_way_with_the_calls_as_step(receipt):
     assert list(receipt["runs"]) == ["teacher ddim uniform", "progressive", "consistency"]
-    for name, points in pictures.by_curve(few_points().points).items():
+    for name, points in charts.by_curve(few_points().points).items():
         run = receipt["runs"][name]
         for key in SHOWN:
             logged = {m.step: m.value for m in client().get_metric_history(run, key)}
@@ -236,7 +237,7 @@ def test_the_sample_grids_lie_at_their_steps_and_a_sheet_at_step_0(receipt):
 
 def test_the_sample_grid_at_a_step_is_that_of_the_point_with_so_many_calls(receipt):
     """And the sheet has all of the curve's, the one with the fewest calls last."""
-    for curve, points in pictures.by_curve(few_points().points).items():
+    for curve, points in charts.by_curve(few_points().points).items():
         folder = Path(client().download_artifacts(receipt["runs"][curve], "images"))
         logged = {int(re.search(r"step\W(\d+)", path.name)[1]): path for path in folder.glob("*.png")}
         assert set(logged) == {0, *(point_.nfe for point_ in points)}
@@ -244,8 +245,8 @@ def test_the_sample_grid_at_a_step_is_that_of_the_point_with_so_many_calls(recei
             wanted = pixels(Path(f"artifacts/samples/{point_.name}.png"))
             shown = pixels(logged[point_.nfe])
             assert np.array_equal(shown, np.broadcast_to(wanted[..., None], shown.shape)), point_.name
-        rows = [(each.name, pictures.tiles(Path(f"artifacts/samples/{each.name}.png"))) for each in points[::-1]]
-        pictures.contact_sheet(rows, folder.parent / "wanted.png")
+        rows = [(each.name, grids.tiles(Path(f"artifacts/samples/{each.name}.png"))) for each in points[::-1]]
+        grids.contact_sheet(rows, folder.parent / "wanted.png")
         assert np.array_equal(pixels(logged[0]), pixels(folder.parent / "wanted.png"))
 
 
@@ -373,7 +374,7 @@ def test_what_a_run_shows_besides_numbers_makes_it_new_too(room):
     """Parameters and pictures; and a model whose digest a kill left unwritten is as good as any."""
     first = publish()
     client().delete_logged_model_tag(first["models"]["pd2-ddim-uniform-2"], "files")
-    pictures.grid(ramp(4, 8, 8, 1)[::-1], room / "artifacts/samples/cd-ddim-uniform-2.png")
+    grids.grid(ramp(4, 8, 8, 1)[::-1], room / "artifacts/samples/cd-ddim-uniform-2.png")
     second = publishing.publish(Path("artifacts"), "distill", "sampler", PARAMETERS | {"seed": 1})
     assert [name for name in first["runs"] if first["runs"][name] != second["runs"][name]] == ["consistency"]
     assert second["train"] == first["train"]
@@ -1017,7 +1018,7 @@ def test_every_model_says_of_its_point_what_the_table_says(receipt):
             "current": "true",
         }
         assert weights in ("here", f"not here: checkpoints/{point_.checkpoint}")
-        curve = next(name for name, ps in pictures.by_curve(few_points().points).items() if point_ in ps)
+        curve = next(name for name, ps in charts.by_curve(few_points().points).items() if point_ in ps)
         assert model.source_run_id == receipt["runs"][curve]
         assert (model.name, model.model_type) == (_model_name(point_), "sampler")
         logged = {metric.key: (metric.value, metric.step) for metric in model.metrics}
@@ -1300,7 +1301,7 @@ def test_a_run_is_new_where_anything_that_it_shows_is_another(tmp_path, monkeypa
     shown = artifacts.frontier
     for number, each in enumerate(shown.points):
         for key, other in others(each):
-            (curve,) = (name for name, alike in pictures.by_curve(shown.points).items() if each in alike)
+            (curve,) = (name for name, alike in charts.by_curve(shown.points).items() if each in alike)
             other_curve = changed(frontier=but(shown, number, **{key: other}))
             assert other_curve == {curve, *([floor] if key == "nfe" else [])}, (key, other)
     for key in ("n", "seed", "features", "weights"):

@@ -34,13 +34,13 @@ from tasks import (
     measure,
     params,
     paths,
-    pictures,
     progress,
     publish,
     report,
     search,
     shard,
 )
+from tasks.pictures import charts, grids
 from tasks.tracking import publishing
 from tests import test_measure
 from tests.test_measure import FIT, FROM, make, measure_all, names
@@ -453,8 +453,8 @@ def test_what_the_evaluation_writes_and_shows(project, monkeypatch, capsys):
     """The first samples of each point, of several tries the best beside the real images, and the table in three forms."""
     monkeypatch.setattr(measure, "SHOWN", 4)
     disk.write_summed(paths.CURVES / "pd.csv", "step,images,loss,grad_norm,lr\n1,4,0.5,1.0,0.001\n")
-    grids, sheets = heard(monkeypatch, pictures, "grid", ...), heard(monkeypatch, pictures, "contact_sheet", ...)
-    drawn, curves = heard(monkeypatch, pictures, "frontier", None), heard(monkeypatch, pictures, "curves", None)
+    drawn_grids, sheets = heard(monkeypatch, grids, "grid", ...), heard(monkeypatch, grids, "contact_sheet", ...)
+    drawn, curves = heard(monkeypatch, charts, "frontier", None), heard(monkeypatch, charts, "curves", None)
     chosen = heard(monkeypatch, frontier.Frontier, "recommend", ...)
     kept = heard(monkeypatch, measure.Kept, "clear_but", ...)
     measured = heard(monkeypatch, measure.Bench, "measure", ...)
@@ -464,8 +464,8 @@ def test_what_the_evaluation_writes_and_shows(project, monkeypatch, capsys):
     names = [point["name"] for point in table["points"]]
     sweep = ["teacher-ddim-skip0.9to1-uniform-2", "teacher-ddim-skip0.5to1-uniform-2"]
     assert names == ["teacher-ddim-uniform-3", "teacher-ddim-uniform-2", *sweep, "pd-ddim"]
-    assert [call.words[1].name for call in grids] == [f"{name}.png" for name in names]
-    shown = {name: pictures.tiles(paths.SAMPLES / f"{name}.png") for name in names}
+    assert [call.words[1].name for call in drawn_grids] == [f"{name}.png" for name in names]
+    shown = {name: grids.tiles(paths.SAMPLES / f"{name}.png") for name in names}
     for number, point in enumerate(table["points"]):
         assert shown[point["name"]].shape == (4, 4, 4, 1)
         assert ("rmse_teacher" in point["metrics"]) == (number > 0)

@@ -16,7 +16,8 @@ from diffcore.checkpoints.card import Card
 from diffcore.core import disk
 from diffcore.metrics.estimate import columns
 from diffcore.metrics.point import Point
-from tasks import paths, pictures
+from tasks import paths
+from tasks.pictures import charts, grids
 from tasks.tracking.artifacts import Artifacts, cost_of, thinned
 from tasks.tracking.client import Experiment, every, logged
 from tasks.tracking.models import carries, with_weights, without_weights
@@ -75,7 +76,7 @@ def curve_specs(experiment: Experiment, artifacts: Artifacts) -> list[RunSpec]:
     """A spec for each curve: its points, what they were measured with, their cards and grids."""
     about = artifacts.frontier.about
     specs = []
-    for name, points in pictures.by_curve(artifacts.frontier.points).items():
+    for name, points in charts.by_curve(artifacts.frontier.points).items():
         cards = {point.checkpoint: artifacts.cards[point.checkpoint] for point in points}
         images = {point.name: disk.sha256(artifacts.samples(point)) for point in points}
         card_fields = {name: asdict(card) for name, card in cards.items()}
@@ -125,10 +126,10 @@ def _log_images(experiment: Experiment, artifacts: Artifacts, points: list[Point
     """The grids by step, and at step 0, where the UI's slider starts, all of the curve's points one below the other."""
     from PIL import Image
 
-    rows = [(point.name, pictures.tiles(artifacts.samples(point))) for point in reversed(points)]
+    rows = [(point.name, grids.tiles(artifacts.samples(point))) for point in reversed(points)]
     with tempfile.TemporaryDirectory() as folder:
         sheet = Path(folder) / "sheet.png"
-        pictures.contact_sheet(rows, sheet)
+        grids.contact_sheet(rows, sheet)
         for step, path in [(0, sheet), *((round(point.nfe), artifacts.samples(point)) for point in points)]:
             with Image.open(path) as picture:
                 experiment.client.log_image(run, picture.convert("RGB"), key="samples", step=step)
