@@ -8,7 +8,6 @@ with, which the teacher's own measuring writes apart.
 import dataclasses
 import functools
 import json
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -304,38 +303,17 @@ def _points(bench: Bench, sampling: Sampling, usual: bool) -> Iterator[Plan]:
     for steps in sorted(sampling.steps, reverse=True) or [grid.steps]:
         for kind in sampling.trajectories:
             for recipe in (recipe.on(opened) for recipe in sampling.recipes()):
-                parts = [name, sampling.sampler, *_name_parts(recipe), *([] if kind == OWN else [kind, steps])]
+                parts = [name, sampling.sampler, *recipe.name_parts(), *([] if kind == OWN else [kind, steps])]
                 times = grid if kind == OWN else bench.times(kind, steps)
                 curve = " ".join([method, *([] if usual else _curve(sampling, recipe))])
                 yield Plan("-".join(map(str, parts)).replace("_", "-"), curve, name, method, kind, recipe, times)
-
-
-def _name_parts(recipe: Recipe) -> list[str]:
-    """The parts of a name that tell a recipe from others of the same sampler."""
-    options = recipe.to_json().get("options", {})
-    parts = [f"{key}{value:g}" if isinstance(value, float) else f"{key}{value}" for key, value in options.items()]
-    if recipe.deepcache:
-        cache = recipe.deepcache
-        crowded = f"c{cache.center:g}p{cache.power:g}" if cache.spread == "quadratic" else ""
-        parts.append(f"cache{cache.interval}b{cache.branch}{crowded}")
-    if recipe.skip:
-        parts.append(f"skip{recipe.skip.bottom:g}to{recipe.skip.top:g}")
-    if recipe.clip is not None:
-        parts.append(f"clip{recipe.clip:g}" if recipe.clip else "unclipped")
-    if recipe.threshold:
-        parts.append(f"threshold{recipe.threshold.quantile:g}to{recipe.threshold.max:g}")
-    if recipe.guidance is not None:
-        parts.append(f"g{recipe.guidance:g}")
-    if recipe.negative is not None:  # a class's name, which may hold anything
-        parts.append("not-" + re.sub(r"\W+", "-", str(recipe.negative)))
-    return parts
 
 
 def _curve(sampling: Sampling, recipe: Recipe) -> list[str]:
     """Legend label; swept settings are left out because only the best try is shown."""
     alone = {"deepcache": not isinstance(sampling.deepcache, list), "skip": not isinstance(sampling.skip, list)}
     kept = dataclasses.replace(recipe, **{key: None for key, one in alone.items() if not one})
-    parts = [sampling.sampler, *_name_parts(kept), *(key for key, one in alone.items() if not one)]
+    parts = [sampling.sampler, *kept.name_parts(), *(key for key, one in alone.items() if not one)]
     kinds = sampling.trajectories
     if kinds == [OWN]:
         return parts

@@ -1,14 +1,14 @@
 """The sections of params.yaml that are no dataclass of diffcore's."""
 
+import dataclasses
 import itertools
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from diffcore import lineage, nets
-from diffcore.denoisers.clipping import Threshold
 from diffcore.methods import Method
 from diffcore.sampling.deepcache import Config as CacheConfig
-from diffcore.sampling.recipe import Recipe
+from diffcore.sampling.recipe import Options, Recipe
 from diffcore.sampling.sampler import check_steps
 from diffcore.sampling.skip_tuning import Config as SkipConfig
 from diffcore.sampling.solver import Solver
@@ -80,7 +80,7 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Sampling:
+class Sampling(Options):
     """Some points of the frontier: one sampler on a kind of trajectory at several numbers of steps.
 
     options: the solver's own. trajectory, deepcache, skip: a list of them is tried, and the best at each number of steps
@@ -95,9 +95,7 @@ class Sampling:
     deepcache: CacheConfig | list[CacheConfig] | None = None
     skip: SkipConfig | list[SkipConfig] | None = None
     guidance: float | list[float] | None = None
-    negative: str | None = None
-    clip: float | Literal[False] | None = None
-    threshold: Threshold | None = None
+    negative: str | None = field(default=None, kw_only=True)  # in a recipe it may be a number too
 
     def __post_init__(self):
         if self.sampler not in SOLVERS:
@@ -130,7 +128,8 @@ class Sampling:
     def recipes(self) -> list[Recipe]:
         """What is tried of it on each trajectory."""
         parts = itertools.product(listed(self.deepcache), listed(self.skip), listed(self.guidance))
-        return [Recipe(self.solver, *part, self.negative, self.clip, self.threshold) for part in parts]
+        once = {key.name: getattr(self, key.name) for key in dataclasses.fields(Options)}
+        return [Recipe(self.solver, *part, **once) for part in parts]
 
 
 @dataclass(frozen=True)

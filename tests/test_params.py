@@ -19,7 +19,7 @@ from diffcore.noise.trajectory import uniform
 from diffcore.sampling.deepcache import Config as CacheConfig
 from diffcore.sampling.recipe import Recipe
 from diffcore.sampling.skip_tuning import Config as SkipConfig
-from tasks import measure, params, rules, sections, strict_yaml, workspace
+from tasks import params, rules, sections, strict_yaml, workspace
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = (ROOT / "params.yaml").read_text()
@@ -130,7 +130,7 @@ def test_a_way_is_led_away_from_a_class(tmp_path):
     told = SHIPPED.replace(sampling, led).replace("conditional: false", "conditional: true")
     recipes = read(tmp_path, told).evaluate.teacher[1].recipes()
     assert [(each.guidance, each.negative) for each in recipes] == [(2.0, "an odd/one"), (4.0, "an odd/one")]
-    assert [measure._name_parts(each) for each in recipes] == [["g2", "not-an-odd-one"], ["g4", "not-an-odd-one"]]
+    assert [each.name_parts() for each in recipes] == [["g2", "not-an-odd-one"], ["g4", "not-an-odd-one"]]
     for wrong, words in (
         (led.replace("an odd/one", "3"), "negative: Input should be a valid string, got 3"),
         (led.replace("guidance: [2.0, 4.0], ", ""), "negative is what guidance leads away from; give guidance too"),
@@ -502,12 +502,12 @@ def test_a_sampler_that_needs_more_steps_refuses_fewer(monkeypatch):
 def test_a_way_is_tried_in_all_combinations_of_its_lists_each_with_all_that_it_says():
     caches, skips, threshold = [CacheConfig(2), CacheConfig(3)], [None, SkipConfig(0.8)], Threshold(0.9, 2.0)
     sampling = sections.Sampling(
-        "ddpm", ["uniform", "karras"], [8], {}, caches, skips, [1.0, 2.0], "a", threshold=threshold
+        "ddpm", ["uniform", "karras"], [8], {}, caches, skips, [1.0, 2.0], negative="a", threshold=threshold
     )
     assert sampling.trajectories == ["uniform", "karras"]
     solver = sections.SOLVERS["ddpm"]()
     assert sampling.recipes() == [
-        Recipe(solver, cache, skip, weight, "a", None, threshold)
+        Recipe(solver, cache, skip, weight, negative="a", threshold=threshold)
         for cache in caches
         for skip in skips
         for weight in (1.0, 2.0)

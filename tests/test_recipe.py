@@ -17,13 +17,14 @@ from diffcore.noise.trajectory import karras, uniform
 from diffcore.sampling import recipe
 from diffcore.sampling.deepcache import Config as CacheConfig
 from diffcore.sampling.deepcache import DeepCached
-from diffcore.sampling.recipe import Recipe, from_json, sampler_of
+from diffcore.sampling.recipe import Options, Recipe, from_json, sampler_of
 from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.skip_tuning import Config as SkipConfig
 from diffcore.sampling.skip_tuning import SkipScaled
 from diffcore.sampling.solvers import SOLVERS
 from diffcore.sampling.solvers.ancestral import DDIM
 from diffcore.sampling.solvers.edm import EDM
+from tasks.sections import Sampling
 from tests.conftest import exact_gamma, gaussian, toy_denoiser
 from tests.test_unet import FAMILY, stirred
 
@@ -125,6 +126,17 @@ def test_limits_of_x0_go_to_json_and_back(limits):
     made = from_json({"sampler": "ddim", **limits})
     assert made.to_json() == {"sampler": "ddim", **limits}
     assert through(made) == made
+
+
+ONCE = {"negative": "two", "clip": 1.5, "threshold": Threshold(0.9, 2.0)}
+
+
+@pytest.mark.parametrize("key", [field.name for field in dataclasses.fields(Options)])
+def test_an_option_is_read_kept_and_named_because_it_is_a_field(key):
+    (made,) = Sampling("ddim", "uniform", [4], guidance=2.0, **{key: ONCE[key]}).recipes()
+    assert getattr(made, key) == ONCE[key]
+    assert through(made) == made
+    assert len(made.name_parts()) == len(dataclasses.replace(made, **{key: None}).name_parts()) + 1
 
 
 @pytest.mark.parametrize("negative", ["two", 0])

@@ -1,6 +1,7 @@
 """One way to sample a checkpoint, as data: what a point of the frontier was made by, and what is shipped."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -25,20 +26,29 @@ from diffcore.sampling.solvers.analytic import Analytic
 from diffcore.search.gamma import Gamma
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a sampling may say once: a field here is a key in params.yaml, a part of the recipe and of its JSON.
+
+    negative: the class that guidance leads away from, a name or a number of the card's classes; None for no class. clip,
+    threshold: what is done to the believed x_0, see diffcore.denoisers.clipping; where both are None it is what an adopted
+    teacher's own scheduler does, and with clip False it is nothing.
+    """
+
+    negative: str | int | None = None
+    clip: float | Literal[False] | None = None
+    threshold: Threshold | None = None
+
+
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Options):
     """solver: with its options. deepcache, skip: what is done to the network, None for nothing. guidance: the weight g of
-    classifier-free guidance, None for none. negative: the class that it leads away from, a name or a number of the card's
-    classes; None for no class. clip, threshold: what is done to the believed x_0, see diffcore.denoisers.clipping; where both
-    are None it is what an adopted teacher's own scheduler does, and with clip False it is nothing."""
+    classifier-free guidance, None for none."""
 
     solver: Solver
     deepcache: CacheConfig | None = None
     skip: SkipConfig | None = None
     guidance: float | None = None
-    negative: str | int | None = None
-    clip: float | Literal[False] | None = None
-    threshold: Threshold | None = None
 
     def __post_init__(self):
         if self.clip is not None and self.threshold is not None:
@@ -51,7 +61,7 @@ class Recipe:
         if self.clip is not None or self.threshold is not None or checkpoint.card.method != "adopted":
             return self
         own = checkpoint.card.parameters.get("sampling", {})
-        return dataclasses.replace(self, **_limits(own))
+        return dataclasses.replace(self, **_fields({key: own[key] for key in ("clip", "threshold") if key in own}))
 
     def sampler(self, checkpoint: Checkpoint, times: Trajectory, gamma: Gamma | None = None) -> Sampler:
         """A UserError if the checkpoint cannot be sampled so."""
@@ -73,11 +83,30 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         """Non-default fields as JSON: the word of the solver, its options that are not the defaults, and the rest."""
         spec = {"sampler": name(self.solver), "options": _changed(self.solver)}
-        for key in ("deepcache", "skip", "threshold"):
-            part = getattr(self, key)
-            spec[key] = None if part is None else dataclasses.asdict(part)
-        spec |= {"guidance": self.guidance, "negative": self.negative, "clip": self.clip}
+        for key in KEYS:
+            value = getattr(self, key)
+            spec[key] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
         return {key: value for key, value in spec.items() if value not in (None, {})}
+
+    def name_parts(self) -> list[str]:
+        """What tells it from others of the same sampler in a point's name."""
+        options = self.to_json().get("options", {})
+        parts = [f"{key}{value:g}" if isinstance(value, float) else f"{key}{value}" for key, value in options.items()]
+        if self.deepcache:
+            cache = self.deepcache
+            crowded = f"c{cache.center:g}p{cache.power:g}" if cache.spread == "quadratic" else ""
+            parts.append(f"cache{cache.interval}b{cache.branch}{crowded}")
+        if self.skip:
+            parts.append(f"skip{self.skip.bottom:g}to{self.skip.top:g}")
+        if self.clip is not None:
+            parts.append(f"clip{self.clip:g}" if self.clip else "unclipped")
+        if self.threshold:
+            parts.append(f"threshold{self.threshold.quantile:g}to{self.threshold.max:g}")
+        if self.guidance is not None:
+            parts.append(f"g{self.guidance:g}")
+        if self.negative is not None:  # a class's name, which may hold anything
+            parts.append("not-" + re.sub(r"\W+", "-", str(self.negative)))
+        return parts
 
     def _limited(self, denoiser: Denoiser) -> Denoiser:
         limit = Clip(self.clip) if self.clip else self.threshold
@@ -127,16 +156,18 @@ class Recipe:
         return self.guidance
 
 
+KEYS = [field.name for field in dataclasses.fields(Recipe) if field.name != "solver"]
+PARTS = {"deepcache": CacheConfig, "skip": SkipConfig, "threshold": Threshold}
+
+
 def from_json(spec: dict[str, Any]) -> Recipe:
     """The inverse of `to_json`; a UserError for what this version does not know."""
-    kinds = {"deepcache": CacheConfig, "skip": SkipConfig}
-    unknown = spec.keys() - kinds.keys() - {"sampler", "options", "guidance", "negative", "clip", "threshold"}
+    unknown = spec.keys() - {"sampler", "options", *KEYS}
     if unknown or spec.get("sampler") not in SOLVERS:
         raise UserError(f"this version knows no such recipe: {', '.join(sorted(unknown)) or spec.get('sampler')}")
     try:
-        parts = {key: kind(**spec[key]) for key, kind in kinds.items() if key in spec}
-        guidance = {key: spec[key] for key in ("guidance", "negative") if key in spec}
-        return Recipe(SOLVERS[spec["sampler"]](**spec.get("options", {})), **parts, **guidance, **_limits(spec))
+        solver = SOLVERS[spec["sampler"]](**spec.get("options", {}))
+        return Recipe(solver, **_fields({key: spec[key] for key in KEYS if key in spec}))
     except (TypeError, ValueError) as error:
         raise UserError(f"this version knows no such recipe: {error}") from None
 
@@ -154,10 +185,9 @@ def classes(checkpoint: Checkpoint, count: int, labels: Sequence[int] | None) ->
     return chosen
 
 
-def _limits(spec: dict[str, Any]) -> dict[str, Any]:
-    """The limits of x_0 in JSON, as fields of a recipe."""
-    limits = {"clip": spec["clip"]} if "clip" in spec else {}
-    return limits | ({"threshold": Threshold(**spec["threshold"])} if "threshold" in spec else {})
+def _fields(spec: dict[str, Any]) -> dict[str, Any]:
+    """JSON as fields of a recipe."""
+    return {key: PARTS[key](**value) if key in PARTS else value for key, value in spec.items()}
 
 
 def _changed(solver: Solver) -> dict[str, Any]:
