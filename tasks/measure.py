@@ -1,4 +1,4 @@
-"""The stage `measure`: one checkpoint in every way that it is sampled, as points of the frontier.
+"""The stage `measure`: one checkpoint by every sampling that is for it, as points of the frontier.
 
 Each checkpoint is measured by itself, so that several are at once where there are slots, and a new one measures nothing but
 its own points. What all share: the real images, the noise, the classes, and the teacher's samples that fidelity compares
@@ -176,7 +176,7 @@ class Bench:
         return f"  last {solver.last:g} {'lowers the noise of one step' if lowered else 'lowers nothing'}"
 
     def _subject(self, plan: Plan, samples: Sample, sampler: Sampler, condition: Condition | None) -> Subject:
-        """The way to sample as the metrics see it."""
+        """The sampling as the metrics see it."""
         return Subject(
             samples,
             self.reference,
@@ -249,7 +249,7 @@ def measure(params: Params, name: str) -> None:
     bench = Bench(params, name)
     plans = list(plan(bench))
     if twice := sorted(name for name, count in Counter(each.name for each in plans).items() if count > 1):
-        raise UserError(f"evaluate names {twice[0]!r} twice; leave one of the two ways to sample out")
+        raise UserError(f"evaluate names {twice[0]!r} twice; leave one of the two samplings out")
     for each in plans:
         bench.sampler(each)  # what cannot be sampled is known before anything is
     ready = Measured(bench, plans)

@@ -148,7 +148,7 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """How many images, with which noise, and which ways to sample.
+    """How many images, with which noise, and which samplings.
 
     fitted: how times are fitted to the teacher's own path.
     teacher: samplings for the teacher; the first sampling's largest number of steps is what fidelity compares with.
@@ -170,7 +170,7 @@ class Evaluate:
         if self.images < 10 or self.batch < 1:
             raise ValueError("images must be at least 10 and batch at least 1")
         if not self.teacher:
-            raise ValueError("teacher must name at least one way to sample: students are compared with it")
+            raise ValueError("teacher must name at least one sampling: students are compared with it")
 
 
 @dataclass(frozen=True)

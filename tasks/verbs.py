@@ -115,7 +115,7 @@ def search() -> Verb:
 
 @app.command()
 def measure(name: Line) -> Verb:
-    """measure one checkpoint in every way that it is sampled"""
+    """measure one checkpoint by every sampling that is for it"""
     return Verb(lambda: _measure(name), (f"measure_teachers@{name}", f"measure@{name}"))
 
 

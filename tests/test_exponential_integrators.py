@@ -121,7 +121,7 @@ def test_a_single_step_is_exact_on_polynomials(kind, solver_type, degree, spacin
 @pytest.mark.parametrize("kind", [DPM2, DPM3])
 def test_looks_lie_at_equal_parts_of_the_time_where_asked(kind):
     steps = Trajectory((0.8, 0.5, 0.2))
-    found = Sampler(gaussian(), kind(spacing="time"), steps).looks
+    found = Sampler(gaussian(), kind(spacing="time"), steps).evaluation_times
     expected = [t - k * 0.3 / kind.calls for t in (0.8, 0.5) for k in range(kind.calls)]
     assert found == pytest.approx(expected)
 

@@ -129,9 +129,7 @@ def test_parts_of_network_calls_are_told_as_such_wherever_they_are_told():
     for found in (frontier(teacher(8, 1.0), cached), frontier(teacher(8, 1.0), cached, point("plain", 4, 1.3))):
         assert found.recommend(1.5).reason.startswith("cached, 2.125 network calls, fd ")
         assert any(" 2.125 " in line for line in found.table().splitlines() if "cached" in line)
-    (far,) = [
-        line for line in warned(teacher(8, 90.0), point("cached", 2.125, 30.0)) if line.startswith("no way to sample")
-    ]
+    (far,) = [line for line in warned(teacher(8, 90.0), point("cached", 2.125, 30.0)) if line.startswith("no sampling")]
     assert "cached, 2.125 network calls, fd" in far
 
 
@@ -239,7 +237,7 @@ def test_it_warns_when_the_best_is_far_above_the_floor():
     """As found: 38.2 was recommended without a word where the floor was 0.59 and the teacher's best 28.3."""
     best, poor = warned(teacher(64, 28.3), point("pd1", 1, 38.2), fd=0.59)
     assert best.startswith(
-        "no way to sample comes near the real images: the best, teacher-ddim-uniform-64, 64 network calls"
+        "no sampling comes near the real images: the best, teacher-ddim-uniform-64, 64 network calls"
     )
     assert "is 48 times the floor of 0.590+-0.045" in best
     assert poor.startswith("the teacher is poor")
@@ -534,7 +532,7 @@ def test_a_reference_stands_in_for_a_teacher_that_is_not_there():
     found = frontier(point("pd4", 4, 28.0)).recommend(2.0, reference=teacher(64, 20.0))
     assert found.point.name == "pd4"
     assert "within 2 times the reference (teacher-ddim-uniform-64" in found.reason
-    assert [warning.split(":")[0] for warning in found.warnings] == ["no way to sample comes near the real images"]
+    assert [warning.split(":")[0] for warning in found.warnings] == ["no sampling comes near the real images"]
 
 
 def test_far_takes_the_floor_s_own_error_into_account():

@@ -80,7 +80,7 @@ def test_a_student_of_steps_is_sampled_by_those_who_look_nowhere_else(name):
     if within:
         assert Sampler(student, solver, path).nfe >= 4
         return
-    with pytest.raises(UserError, match=f"{name} looks between them; sample it with ddim"):
+    with pytest.raises(UserError, match=f"{name} evaluates between them; sample it with ddim"):
         Sampler(student, solver, path)
 
 

@@ -1,7 +1,7 @@
 """What is believed of x_0, kept where images can be: clipped to a range, or thresholded.
 
 An image's values end at -1 and 1, a network's belief about it need not. Where much noise is left and steps are few, what
-lies outside is carried into every later step; training asks for none of this, so it is a way to sample.
+lies outside is carried into every later step; training asks for none of this, so it belongs to a sampling.
 """
 
 import math

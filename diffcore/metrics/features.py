@@ -1,6 +1,6 @@
 """The eye of the quality measures: a small network trained on the user's own images.
 
-Distances in its features compare ways to sample the same data set, judged by the same network. They are not FID: that
+Distances in its features compare samplings of the same data set, judged by the same network. They are not FID: that
 word belongs to one Inception network trained on ImageNet, and two numbers from two networks are not comparable at all.
 So the digest of the network goes wherever its numbers go.
 

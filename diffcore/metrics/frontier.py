@@ -1,4 +1,4 @@
-"""Quality against network calls: every way to sample as a point, which of them count, and which one to ship."""
+"""Quality against network calls: every sampling as a point, which of them count, and which one to ship."""
 
 import csv
 import io
@@ -41,7 +41,7 @@ class Frontier:
             raise UserError("a frontier needs at least one point; evaluate something first")
         names = [point.name for point in self.points]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise UserError(f"two points are called {twice[0]!r}; give each way to sample a name of its own")
+            raise UserError(f"two points are called {twice[0]!r}; give each sampling a name of its own")
         for key in SHARED:
             _check_shared([p for p in self.points if key != "weights" or p.weights != GIVEN], key)
 

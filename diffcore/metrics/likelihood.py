@@ -46,7 +46,7 @@ class Bits:
 
 @dataclass(frozen=True)
 class Model:
-    """A way to sample as a model of real images; the fields are the arguments of `estimate`."""
+    """A sampling as a model of real images; the fields are the arguments of `estimate`."""
 
     sampler: Sampler
     images: Sample

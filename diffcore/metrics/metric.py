@@ -23,11 +23,11 @@ from diffcore.metrics.reference import Halves, Reference, Seen, to_8bit
 
 @dataclass(frozen=True)
 class Subject:
-    """A way to sample, as the metrics see it; what is None is not there, and metrics that need it say nothing.
+    """A sampling, as the metrics see it; what is None is not there, and metrics that need it say nothing.
 
     samples: [n, c, h, w] in [-1, 1]. features: the network that `reference` was built with, else a ValueError. seed: of the
     bootstrap. teacher: the teacher's samples of the same noises. classes: int64 [n], those asked for. real_classes: those of
-    the images that the feature network learned from. model: the way to sample as a model of real images.
+    the images that the feature network learned from. model: the sampling as a model of real images.
     A UserError if a sample is not finite, since rounding would turn it into an image.
     """
 
@@ -74,7 +74,7 @@ class Metric(abc.ABC):
 
     @abc.abstractmethod
     def measure(self, subject: Subject) -> Estimate | None:
-        """None where it says nothing of this way to sample."""
+        """None where it says nothing of this sampling."""
 
 
 class Distance(Metric):

@@ -1,4 +1,4 @@
-"""One way to sample, and what it was found to be worth."""
+"""One sampling, and what it was found to be worth."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ GIVEN = "given"
 
 @dataclass(frozen=True)
 class Point(Scored):
-    """One way to sample, and what it was found to be worth.
+    """One sampling, and what it was found to be worth.
 
     curve: what the curve it lies on is called. best: whether it is the best of what was tried for that curve with as many
     steps (several grids, a sweep of scales); only these are shown. recipe: the sampler with its options and what is done to

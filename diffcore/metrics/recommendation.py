@@ -44,8 +44,8 @@ def recommend(
 ) -> Recommendation:
     """The fewest network calls whose fd is at most `tolerance` times `reference`'s, or the floor if that is more.
 
-    Nothing is nearer to the real images than a perfect sampler but by luck, and the best of many ways is a lucky one.
-    Without a reference it is the teacher's best fd, over all ways to sample the teacher; those may be recommended too.
+    Nothing is nearer to the real images than a perfect sampler but by luck, and the best of many samplings is a lucky one.
+    Without a reference it is the teacher's best fd, over all samplings of the teacher; those may be recommended too.
     Among equally many calls the lowest fd wins. If no point qualifies it is the one with the best fd, and the reason
     says so.
     """
@@ -77,7 +77,7 @@ def _bar(floor: Floor, tolerance: float, reference: Point, whose: str) -> _Bar:
 def _warnings(points: Sequence[Point], floor: Floor, judge: Skill) -> Iterator[str]:
     best = best_of(points)
     if _is_far(best, floor):
-        yield f"no way to sample comes near the real images: the best, {_describe(best)}, is {_times(best, floor)}"
+        yield f"no sampling comes near the real images: the best, {_describe(best)}, is {_times(best, floor)}"
     if any(point.method == "teacher" for point in points) and _is_far(teacher := _best_teacher(points), floor):
         yield (
             f"the teacher is poor, which no student learns from it to mend: its best, {_describe(teacher)}, is "

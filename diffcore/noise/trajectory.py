@@ -1,4 +1,4 @@
-"""The times at which a sampler looks."""
+"""The times of a sampler's steps."""
 
 import itertools
 import math

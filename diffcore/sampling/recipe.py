@@ -1,4 +1,4 @@
-"""One way to sample a checkpoint, as data: what a point of the frontier was made by, and what is shipped."""
+"""One sampling of a checkpoint, as data: what a point of the frontier was made by, and what is shipped."""
 
 import dataclasses
 import re

@@ -30,14 +30,14 @@ class Sampler:
             check_grid(self.solver, self.trajectory, self.denoiser.grid, self.denoiser.schedule)
 
     @property
-    def looks(self) -> tuple[float, ...]:
+    def evaluation_times(self) -> tuple[float, ...]:
         """The times of its network calls, in their order; a UserError for a solver whose times the data decide."""
         return rehearse(self.solver, self.trajectory, self.denoiser.schedule)
 
     @property
     def nfe(self) -> int:
         """Network calls for one batch of samples; a UserError for a solver whose number the data decide."""
-        return len(self.looks)
+        return len(self.evaluation_times)
 
     @torch.inference_mode()
     def sample(self, start: Sample, noise: Callable[[int], Sample] | None = None) -> Sample:
@@ -99,7 +99,7 @@ def rehearse(solver: Solver, trajectory: Trajectory, schedule: Schedule) -> tupl
         raise UserError(f"how often {name(solver)} calls the network depends on the data; count it while sampling")
     blank = _Blank(schedule)
     solver.solve(blank, torch.zeros(1, 1, dtype=torch.float64), trajectory, lambda: torch.zeros(1, 1).double())
-    return tuple(blank.looks)
+    return tuple(blank.evaluation_times)
 
 
 class _Blank(Denoiser):
@@ -107,10 +107,10 @@ class _Blank(Denoiser):
 
     def __init__(self, schedule: Schedule):
         super().__init__()
-        self.schedule, self.grid, self.looks = schedule, None, []
+        self.schedule, self.grid, self.evaluation_times = schedule, None, []
 
     def forward(self, x_t: Sample, t: PerSample) -> Prediction:
-        self.looks.append(float(t[0]))
+        self.evaluation_times.append(float(t[0]))
         return Prediction(torch.zeros_like(x_t), x_t, self.schedule.level(t, x_t))
 
 
@@ -123,7 +123,7 @@ def check_grid(solver: Solver, trajectory: Trajectory, grid: Trajectory, schedul
         )
     if solver.adaptive or set(rehearse(solver, trajectory, schedule)) - set(grid.times):
         raise UserError(
-            f"this student is valid only at its own times t = {_short(grid)}, and {name(solver)} looks between them; "
+            f"this student is valid only at its own times t = {_short(grid)}, and {name(solver)} evaluates between them; "
             "sample it with ddim"
         )
 

@@ -1,4 +1,4 @@
-"""Bits per dimension of real images, of ways to sample that have a likelihood."""
+"""Bits per dimension of real images, of samplings that have a likelihood."""
 
 from diffcore.metrics import likelihood
 from diffcore.metrics.estimate import Estimate

@@ -140,7 +140,7 @@ class Singlestep(Solver):
     """Looks between the ends of a step instead of back: `calls` for each step.
 
     solver_type: how the change within a step is expanded, as in the paper's algorithms ("midpoint") or in its Taylor series
-    ("heun", the authors' taylor). spacing: where the looks lie, at equal parts of h or of the time.
+    ("heun", the authors' taylor). spacing: where the nodes between lie, at equal parts of h or of the time.
     """
 
     solver_type: Literal["midpoint", "heun"] = "midpoint"
@@ -201,7 +201,7 @@ class DPMFast(Solver):
     """DPM-Solver-fast (arXiv 2206.00927, section 3.4): as many calls as steps, in groups of three (algorithm 5 of the paper)
     and at the end of two (algorithm 4) and one.
 
-    The looks within a group are the trajectory's own times, as in the authors' code on its grids of uniform time; on uniform
+    The nodes within a group are the trajectory's own times, as in the authors' code on its grids of uniform time; on uniform
     log-SNR theirs makes all groups equally long. A group that begins at alpha = 0 or ends at sigma = 0 is made of DDIM steps.
     predicts: what changes within a step, eps or, as in ++, x_0. uses: the largest group; the orders of 2 are diffusers'.
     solver_type: as of the single steps.
@@ -244,7 +244,7 @@ def expansion(calls: int, solver_type: str) -> Expansion:
 def grouped(denoiser: Denoiser, x: Sample, group: list[Node], predicts: str, how: Expansion = "midpoint") -> Sample:
     """From the group's first time to its last, with a call at each but the last (arXiv 2206.00927, algorithms 4 and 5).
 
-    Each look is reached by a step of the order that the looks before it allow.
+    Each node is reached by a step of the order that those before it allow.
     """
     beliefs = [predict_at(denoiser, x, group[0])]
     for k, to in enumerate(group[1:], 1):
@@ -254,14 +254,14 @@ def grouped(denoiser: Denoiser, x: Sample, group: list[Node], predicts: str, how
     return x
 
 
-def _landed(beliefs: list[Prediction], looks: list[Node], to: Node, predicts: str, how: Expansion) -> Sample:
-    base, h = ddim_step(beliefs[0], to), to.lam - looks[0].lam
+def _landed(beliefs: list[Prediction], nodes: list[Node], to: Node, predicts: str, how: Expansion) -> Sample:
+    base, h = ddim_step(beliefs[0], to), to.lam - nodes[0].lam
     if len(beliefs) == 1:
         return base
     step, scale = signed(h, to, predicts)
     phi = math.expm1(step)
     weight = 0.5 * phi if how == "midpoint" else phi / step - 1
-    spans = [look.lam - looks[0].lam for look in looks[1:]]
+    spans = [each.lam - nodes[0].lam for each in nodes[1:]]
     changes = [getattr(belief, predicts) - getattr(beliefs[0], predicts) for belief in beliefs[1:]]
     if len(changes) == 1 or how != "taylor":
         return base - scale * weight * h / spans[-1] * changes[-1]
