@@ -229,7 +229,7 @@ def test_whoever_reads_json_reads_it_so():
         for line in path.read_text().splitlines()
         if "json.load" in line and "json.loads(json.dumps(" not in line
     ]
-    by_mlflow = 'sampler_model.py: made = recipe.from_json(json.loads(config["recipe"]))'
+    by_mlflow = 'sampler_model.py: recipe = from_json(json.loads(config["recipe"]))'
     assert others == ["disk.py: return json.loads(text)", by_mlflow]
 
 
