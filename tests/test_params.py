@@ -465,7 +465,7 @@ REFUSED = {
     "no probe": (sections.Likelihood, {"images": 0, "probes": 0, "seed": 0}, "probes at least 1"),
     "nine images": (sections.Evaluate, {**LOOKS, "images": 9}, "images must be at least 10"),
     "an empty batch": (sections.Evaluate, {**LOOKS, "batch": 0}, "batch at least 1"),
-    "nothing to compare with": (sections.Evaluate, {**LOOKS, "teacher": []}, "at least one way"),
+    "nothing to compare with": (sections.Evaluate, {**LOOKS, "teacher": []}, "at least one sampling"),
     "better than the best": (sections.Publish, {**NAMES, "tolerance": 0.99}, "tolerance must be at least 1"),
     "a model with a blank before it": (sections.Publish, {**NAMES, "model": " m"}, "model must be a name"),
     "an experiment with one after it": (sections.Publish, {**NAMES, "experiment": "e "}, "experiment must be a name"),

@@ -657,7 +657,7 @@ def test_every_schedule_goes_from_the_file_to_a_measured_student(name, tmp_path,
     for line in test_measure.names(found):
         train.train(found, line)
     for picture in ("frontier", "curves"):
-        monkeypatch.setattr(test_measure.pictures, picture, lambda *_: None)
+        monkeypatch.setattr(test_measure.charts, picture, lambda *_: None)
     gamma.estimate(found)
     search.find(found)
     test_measure.measure_all(found)
