@@ -131,6 +131,20 @@ def test_the_frontier_shows_every_point_with_its_error_bar(tmp_path, drawn):
         assert np.allclose(ends, [[p.fd - p.fd_se, p.fd + p.fd_se] for p in group])
 
 
+@pytest.mark.parametrize("name", ["consistency multistep_consistency uniform", "x" * 120, "consistency " * 12])
+def test_no_label_of_a_legend_is_cut_off(name, tmp_path, drawn):
+    """However long it is: that of a curve, and a checkpoint's name beside its losses."""
+    points = (dataclasses.replace(small_table().points[0], curve=name), *small_table().points[1:])
+    charts.frontier(dataclasses.replace(small_table(), points=points), tmp_path / "frontier.png")
+    write_curve(tmp_path / "x.csv", 40)
+    frontier = drawn()
+    charts.curves({name: tmp_path / "x.csv"}, tmp_path / "curves.png")
+    for axes in (frontier, drawn()):
+        texts = axes.get_legend().get_texts()
+        assert name.replace(" ", "") in ["".join(text.get_text().split()) for text in texts]
+        assert all(text.get_window_extent().x1 < axes.figure.bbox.width for text in texts)
+
+
 def test_the_frontier_names_the_recommended_point_the_floor_and_the_terms(tmp_path, drawn):
     shown = small_table()
     charts.frontier(shown, tmp_path / "frontier.png")

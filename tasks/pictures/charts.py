@@ -24,6 +24,7 @@ TEACHER = ("#5B6770", "#56B4E9", "#8C7AA9", "#A8A06B", "#9AA5AD", "#3F7F93")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 INK, FAINT = "#22282D", "#8A949B"
 SIGN = r" $\pm$ "  # of a standard error
+MARGIN = 8  # pixels between a legend and the picture's edge
 
 
 def by_curve(points: Iterable[Point]) -> dict[str, list[Point]]:
@@ -68,9 +69,7 @@ def frontier(frontier: Frontier, path: Path) -> None:
     for (name, group), style in zip(groups.items(), _styles(groups)):
         _line(axes, name, group, style)
     _recommended(axes, frontier)
-    axes.legend(
-        loc="upper left", bbox_to_anchor=(1.015, 1.0), frameon=False, fontsize=11, labelspacing=0.75, labelcolor=INK
-    )
+    _legend(axes)
     _captions(figure, frontier)
     _save(figure, path)
 
@@ -103,9 +102,7 @@ def curves(csvs: dict[str, Path], path: Path) -> None:
             label=name,
         )
     if axes.lines:
-        axes.legend(
-            loc="upper left", bbox_to_anchor=(1.015, 1.0), frameon=False, fontsize=11, labelspacing=0.75, labelcolor=INK
-        )
+        _legend(axes)
     figure.text(0.085, 0.94, "Training losses", fontsize=18, fontweight="bold", color=INK)
     note = "Each student has its own target: a lower curve is not a better student. The frontier compares them."
     figure.text(0.085, 0.902, note, fontsize=12, color=FAINT)
@@ -129,6 +126,20 @@ def _frame(axes: Any) -> None:
     axes.yaxis.label.set(size=13, color=INK)
     axes.grid(True, which="major", color="#E6E9EB", linewidth=0.9)
     axes.set_axisbelow(True)
+
+
+def _legend(axes: Any) -> None:
+    """Right of the axes, each label in as many lines as it needs to end within the picture."""
+    legend = axes.legend(
+        loc="upper left", bbox_to_anchor=(1.015, 1.0), frameon=False, fontsize=11, labelspacing=0.75, labelcolor=INK
+    )
+    axes.figure.draw_without_rendering()  # which puts the labels in their places
+    right = axes.figure.bbox.width - MARGIN
+    for text in legend.get_texts():
+        label, letters = text.get_text(), len(text.get_text())
+        while letters > 4 and text.get_window_extent().x1 > right:
+            letters -= 1
+            text.set_text(textwrap.fill(label, letters))
 
 
 def _bars(points: Iterable[Point]) -> list[float]:

@@ -166,6 +166,7 @@ OWN = (
     _own("diffcore/metrics/measured.py", 'if about["checkpoint"] != checkpoint:', "if False:", "a student is compared with the samples of a teacher that is no longer there", "measure", "artifacts"),
     _own("tasks/measure.py", "None if root is None else _reference(root)", "None", "the fidelity of a student is to its own first samples, not to the teacher's", "measure", "wiring"),
     _own("tasks/measure.py", "self.teacher if self.name == ROOT or not self.is_root else None", "self.teacher", "a second teacher's fidelity is to its own first samples, in one column with the others", "measure"),
+    _own("tasks/pictures/charts.py", "while letters > 4 and text", "while letters > 400 and text", "long labels of a legend are cut off at the picture's edge", "pictures"),
     _own("tasks/measure.py", "self.kept.clear_but(self._job(each) for each in self.plans)", "self.kept.clear_but(self._job(each) for each in self.plans[:1])", "with each measuring all kept points but the first are forgotten", "measure"),
     _own("tasks/measure.py", "    ready.keep()\n", "", "points that nobody asks for any more are kept for ever", "measure"),
     _own("tasks/frontier.py", 'shared = set(table["about"]) - (', 'shared = {"teacher"} - (', "points measured with other real images or another Gamma stand on one frontier", "measure", "artifacts", "wiring"),
