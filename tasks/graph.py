@@ -1,6 +1,7 @@
 """What dvc.yaml says of a stage: the graph is the one place that knows which code a result depends on."""
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,9 +124,15 @@ def code_digest(stage: str, method: str = "") -> str:
 def _tree(file: Path) -> str:
     """A file's syntax tree without what stands there for readers alone."""
     try:
-        tree = ast.parse(file.read_bytes())
+        return _dumped(file.read_bytes())
     except (SyntaxError, ValueError) as error:
         raise UserError(f"{file} is not Python ({error}); {REMEDY}") from None
+
+
+@functools.lru_cache(maxsize=1024)
+def _dumped(source: bytes) -> str:
+    """Kept, for one process may ask for the code of many stages."""
+    tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(getattr(node, "body", None), list):
             node.body = [each for each in node.body if not _is_text(each)]
