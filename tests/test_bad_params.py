@@ -386,6 +386,7 @@ def test_a_preset_is_read_as_strictly(tmp_path, monkeypatch, name):
     assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.slow
 def test_the_command_line_survives_the_worst_of_them(tmp_path):
     (tmp_path / "params.yaml").write_bytes(bad_params.FILES["deep brackets"][0])
     done = subprocess.run(

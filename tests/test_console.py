@@ -56,6 +56,7 @@ def test_a_workspace_runs_its_own_code_and_not_what_is_installed(workspace):
     assert said(distill(workspace, "distill", "a b", "--x", PYTHONSAFEPATH="1")) == (7, told, "")
 
 
+@pytest.mark.slow
 def test_the_copy_of_a_workspace_shows_what_is_changed_in_it(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "tasks", "workspace", str(tmp_path / "w"), "--preset", "smoke"],

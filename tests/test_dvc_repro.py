@@ -64,7 +64,15 @@ def test_a_fault_of_dvc_s_is_told_by_dvc(tmp_path):
     assert "not inside of a DVC repository" in done.stderr
 
 
-@pytest.mark.parametrize("damage", [b"", b"\xfa\xfb", "half", "another stage's"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(b"", marks=pytest.mark.slow),
+        pytest.param(b"\xfa\xfb", marks=pytest.mark.slow),
+        "half",
+        pytest.param("another stage's", marks=pytest.mark.slow),
+    ],
+)
 def test_a_damaged_note_of_dvc_s_on_an_earlier_run_is_removed_and_its_stage_runs_again(tmp_path, damage):
     (tmp_path / "in").write_text("3\n")
     project(tmp_path, "cp in out")

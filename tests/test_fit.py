@@ -50,7 +50,7 @@ def stop_at(calls: int):
 
 
 @CASES
-@pytest.mark.parametrize("stopped_after", [1, 4])
+@pytest.mark.parametrize("stopped_after", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_stopped_run_goes_on_to_the_same_bytes(name, config, stopped_after, tmp_path):
     whole, resume = run(job(config)), Resume(tmp_path, "x", {"job": "f"})
     with pytest.raises(Stopped, match=f"after {stopped_after} of 6"):

@@ -211,7 +211,9 @@ def test_a_stage_runs_once_and_is_then_cached_without_a_process(tmp_path, monkey
     assert starts(tmp_path) == ["shard"]
 
 
-@pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])  # DVC takes $SHELL, and they remark differently
+@pytest.mark.parametrize(
+    "shell", ["/bin/sh", pytest.param("/bin/bash", marks=pytest.mark.slow)]
+)  # DVC takes $SHELL, and they remark differently
 @pytest.mark.parametrize(
     ("action", "error", "line"),
     [

@@ -380,6 +380,7 @@ def test_a_disk_that_is_really_full_is_told_with_the_name_of_what_was_written(wr
     assert [path.name for path in workspace.iterdir()] == [".dvc"]
 
 
+@pytest.mark.slow
 def test_dvc_ends_with_the_run_that_started_it(workspace):
     """Killed by whatever signal: what works on unseen keeps the folder's files and its GPU."""
     (workspace / "sleeper").write_text("#!/bin/sh\necho $$ > pid.new; mv pid.new pid; exec sleep 600\n")

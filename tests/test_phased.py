@@ -411,6 +411,7 @@ class Table(nn.Module):
         return self.gain[row][:, None, None, None] * x + self.shift[row][:, None, None, None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [

@@ -217,7 +217,9 @@ def test_what_a_checkpoint_cannot_do_is_a_mistake():
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-@pytest.mark.parametrize("limits", [{"clip": 0.5}, {"threshold": {"quantile": 0.7, "max": 3.0}}])
+@pytest.mark.parametrize(
+    "limits", [{"clip": 0.5}, pytest.param({"threshold": {"quantile": 0.7, "max": 3.0}}, marks=pytest.mark.slow)]
+)
 def test_a_limit_is_put_around_all_that_is_done_to_a_network(limits, name):
     """Also around guidance, and a cache still begins with each run."""
     cached = {} if SOLVERS[name]().adaptive else {"deepcache": {"interval": 2}}

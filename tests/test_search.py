@@ -412,7 +412,7 @@ def test_with_the_data_as_a_node_the_last_look_is_chosen():
         assert [node - 2 for node in paths.nodes(count + 1)[1:]] == list(best)
 
 
-@pytest.mark.parametrize("branches", [2, least_cost.BRANCHES, 1000])
+@pytest.mark.parametrize("branches", [2, least_cost.BRANCHES, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("edges", [0.0, 0.58])
 @pytest.mark.parametrize("case", MONGE)
 def test_the_fast_search_with_the_decoder_finds_what_the_whole_matrix_gives(case, edges, branches, dense, monkeypatch):

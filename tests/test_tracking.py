@@ -929,7 +929,7 @@ def test_a_whole_publication_to_a_server_with_a_password(tmp_path, monkeypatch, 
 # ---- many points
 
 
-@pytest.mark.parametrize("count", [1, 50, 400, 1000, 20_000])
+@pytest.mark.parametrize("count", [1, 50, 400, 1000, pytest.param(20_000, marks=pytest.mark.slow)])
 def test_a_note_holds_as_many_points_as_mlflow_takes_and_counts_the_rest(count):
     points = [point("consistency", 1 + k % 64, 1 + k / count, name=f"student-{k}-" + "x" * 40) for k in range(count)]
     lines = _lines(points, 19_000)
@@ -957,7 +957,9 @@ def test_a_thousand_points_are_published(room):
     assert counts(room) == before
 
 
-@pytest.mark.parametrize("left", ["whole", "gone", "another", "a folder"])
+@pytest.mark.parametrize(
+    "left", ["whole", "gone", *(pytest.param(each, marks=pytest.mark.slow) for each in ("another", "a folder"))]
+)
 def test_the_pipeline_publishes_again_where_mlflow_s_own_file_is_gone(room, monkeypatch, capsys, left):
     """DVC knows the receipt alone, and finds nothing to do."""
     disk.write_sealed(paths.PUBLISHED, publish())

@@ -641,7 +641,9 @@ class Other(ToyNet):
 NUMBERS = {"discrete": {"betas": [0.1, 0.3, 0.5, 0.9]}}
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "subvp")) for name in SCHEDULES]
+)
 def test_every_schedule_goes_from_the_file_to_a_measured_student(name, tmp_path, monkeypatch):
     """Trained, distilled, Gamma estimated, times sought and fitted, measured; and written so that it is read again."""
     monkeypatch.setattr(bootstrap, "RESAMPLES", 10)

@@ -157,12 +157,15 @@ CASES: dict[str, list[Case]] = {
 }
 """By the method's name. The lists may hold several choices of one method."""
 
+LONG = {"consistency", "consistency_training", "continuous", "distribution_matching"}
+"""Their trainings take seconds."""
+
 CASES_BY_NAME = [
-    pytest.param(name, number, id=f"{name}-{number}", marks=[pytest.mark.slow] if number else [])
+    pytest.param(name, number, id=f"{name}-{number}", marks=[pytest.mark.slow] if number or name in LONG else [])
     for name in methods.names()
     for number in range(len(CASES.get(name, [0])))
 ]
-"""The first of each method in the fast suite."""
+"""The first of each method in the fast suite, but for the long ones."""
 
 
 def trained(name: str, case: Case, resume: Resume | None = None) -> nn.Module:

@@ -136,7 +136,8 @@ def _legend(axes: Any) -> None:
     axes.figure.draw_without_rendering()  # which puts the labels in their places
     right = axes.figure.bbox.width - MARGIN
     for text in legend.get_texts():
-        label, letters = text.get_text(), len(text.get_text())
+        label, box = text.get_text(), text.get_window_extent()
+        letters = int(len(label) * min(1, (right - box.x0) / box.width)) + 1
         while letters > 4 and text.get_window_extent().x1 > right:
             letters -= 1
             text.set_text(textwrap.fill(label, letters))
