@@ -92,6 +92,11 @@ class Bench:
         return floor.floor(self.reference, self.config.images, self.config.seed, held_out)
 
     @functools.cached_property
+    def gamma_digest(self) -> str:
+        """What tells this Gamma from another; asked for of every point."""
+        return disk.digest(self.gamma.to_json())
+
+    @functools.cached_property
     def fitted(self) -> dict[int, Trajectory]:
         """Times fitted to the teacher's own path, by number of steps, with classes drawn as the samples' are."""
         config, own = self.config.fitted, self.opened
@@ -120,7 +125,7 @@ class Bench:
     def about(self, plan: Plan) -> dict[str, Any]:
         """All that the numbers of a point depend on but the code, and what it is compared with."""
         config = {key: value for key, value in self.params.raw["evaluate"].items() if key in SHARED}
-        of = {"checkpoint": self.opened.card.digest, "gamma": disk.digest(self.gamma.to_json())}
+        of = {"checkpoint": self.opened.card.digest, "gamma": self.gamma_digest}
         return {"plan": plan.to_json(), "config": config, "real": self.reference.digest, **of}
 
     def sampler(self, plan: Plan) -> Sampler:
@@ -284,7 +289,7 @@ def _about(bench: Bench) -> dict[str, Any]:
     return {
         "data": bench.opened.card.data,
         "real": bench.reference.digest,
-        "gamma": disk.digest(bench.gamma.to_json()),
+        "gamma": bench.gamma_digest,
         "teacher": measured.digest_of(bench.teacher),
     }
 

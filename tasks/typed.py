@@ -1,11 +1,10 @@
 """Values of params.yaml as dataclasses: strict, every fault with its path and the nearest right word."""
 
-import contextlib
 import difflib
 import functools
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -70,14 +69,6 @@ def nearest(word: Any, candidates: Any) -> str:
     if near:
         return f"; did you mean {near[0]!r}?"
     return f"; known: {', '.join(candidates)}" if candidates else ""
-
-
-@contextlib.contextmanager
-def noting(faults: list[str], where: str = "") -> Iterator[None]:
-    try:
-        yield
-    except UserError as error:
-        faults.append(f"{where}{error}")
 
 
 def as_value_error(check: Callable[..., None], *arguments: Any) -> None:
