@@ -607,6 +607,7 @@ def fake_bench(samples=None, **changes) -> SimpleNamespace:
         teacher=facts["teacher"],
         asked=[],
     )
+    bench.gamma_digest = measure.Bench.gamma_digest.func(bench)
     bench.about = lambda plan: measure.Bench.about(bench, plan)
 
     def measured_(plan):
