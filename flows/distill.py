@@ -27,11 +27,10 @@ from prefect.states import Cancelled, Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from diffcore.core.errors import UserError
-from flows import locks, stages
-from flows.running import Log, Running, Stopped
-from flows.stages import Stage, StageFailed
-from tasks import dvc_files
+from tasks import dvc_files, locks, stages
 from tasks.redaction import parted, redact
+from tasks.running import Log, Running, Stopped
+from tasks.stages import Stage, StageFailed
 
 FRONTIER = "artifacts/frontier.csv"
 PICTURE = "artifacts/frontier.png"

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from diffcore.core import disk
-from flows.running import surroundings
 from flows.service import NAMES, Service
 from tasks import database
+from tasks.running import surroundings
 from tasks.tracking import client
 
 HOST = "127.0.0.1"

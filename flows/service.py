@@ -9,8 +9,7 @@ from pathlib import Path
 import psutil
 
 from diffcore.core import disk
-from flows import locks
-from tasks import progress
+from tasks import locks, progress
 from tasks.redaction import redact
 
 MARK = "DISTILL_SERVICE"

@@ -11,7 +11,7 @@ import pytest
 
 from diffcore.core import disk
 from diffcore.core.errors import UserError
-from flows import locks
+from tasks import locks
 from tasks.tracking.client import alone
 
 DEAD = 2**22 + 7

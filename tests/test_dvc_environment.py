@@ -12,9 +12,8 @@ from dvc.dirs import site_cache_dir
 from dvc.repo import Repo
 
 from diffcore.core.errors import UserError
-from flows import stages
-from flows.running import Running
-from tasks import dvc_environment
+from tasks import dvc_environment, stages
+from tasks.running import Running
 from tests.test_flows import toy
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -133,7 +132,7 @@ from tasks.tracking.client import explained
 with explained("sqlite:///mlflow.db"):
     pass
 from dvc.repo import Repo
-from flows import stages
+from tasks import stages
 print(list(stages.graph(Path(sys.argv[1]))))
 """
 

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from flows import stages
-from flows.running import Ended
-from tasks import dvc_files, dvc_repro
+from tasks import dvc_files, dvc_repro, stages
+from tasks.running import Ended
 
 CONFIG = "[core]\n    no_scm = true\n    analytics = false\n    site_cache_dir = .site\n"
 

@@ -34,10 +34,10 @@ from ruamel.yaml import YAML
 
 from console.start import ask
 from diffcore.core.errors import UserError
-from flows import distill, locks, planning, services, stages
-from flows.running import SUPERVISOR, Ended, Running, Stopped, surroundings
+from flows import distill, planning, services
 from flows.service import MARK, NAMES, Folder, Record, Service
-from tasks import alone, command
+from tasks import alone, command, locks, stages
+from tasks.running import SUPERVISOR, Ended, Running, Stopped, surroundings
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = [
@@ -354,8 +354,8 @@ def test_a_stopped_stage_is_cancelled_not_failed(tmp_path):
 HOLDER = """
 import sys
 from pathlib import Path
-from flows import locks
-from flows.running import Running
+from tasks import locks
+from tasks.running import Running
 folder = Path(sys.argv[1])
 descriptor = locks.take(folder / "lock")
 Running(keep=[descriptor], grace=2).run([sys.executable, "-m", "tasks", "work", "shard", "out"], folder, print)

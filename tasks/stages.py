@@ -15,8 +15,8 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
 from diffcore.core.errors import UserError
-from flows.running import Ended, Log, Running
 from tasks import dvc_environment
+from tasks.running import Ended, Log, Running
 
 MISTAKE = 2  # the exit code of a stage that can only be mended by the user
 FAULTS = 2000  # characters of a stage's faults that its state tells
