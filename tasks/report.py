@@ -11,21 +11,24 @@ from diffcore.core import disk
 from diffcore.core.errors import UserError
 from diffcore.metrics.frontier import Frontier
 from diffcore.metrics.point import Point
-from tasks import dvc_environment, dvc_files, params, paths, signals
+from tasks import dvc_environment, dvc_files, params, paths, pipeline, places, signals
 from tasks.alone import alone
 from tasks.progress import log
 from tasks.tracking.receipt import how_to_open, lost
 
 
-def run() -> int:
-    """`check`, `dvc repro`, `report`. The exit code is 2 for what is the user's to mend, else DVC's."""
-    params.read()
+def run(slots: int | None = None) -> int:
+    """`check`, all stages that are stale, `report`. slots: stages at a time; None for as many as the machine can.
+
+    The exit code is 2 for what is the user's to mend, else DVC's.
+    """
+    parameters = params.read()
     with alone():
         dvc_environment.check(Path())
         dvc_files.mend()
         dvc_files.wait_for_others()
         started = time.monotonic()
-        code = _repro() or _published_again()
+        code = pipeline.reproduce(Path(), places.of(Path(), parameters, slots)) or _published_again()
         dvc_files.keep()
     if code:
         log(f"the pipeline stopped (exit {code}); what was finished is kept, and the same command goes on from there")

@@ -1,5 +1,6 @@
 """DVC's stages: which there are, which are stale, and how one runs. `dvc.yaml` is the only graph."""
 
+import contextlib
 import difflib
 import graphlib
 import os
@@ -7,7 +8,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,12 +44,33 @@ class StageFailed(Exception):
 
 def graph(workspace: Path) -> dict[str, Stage]:
     """All stages that run a command, each after those it depends on. UserError if DVC cannot read the workspace."""
+    with _read(workspace) as repo:
+        return _graph(workspace, repo)
+
+
+def stale(workspace: Path) -> tuple[dict[str, Stage], set[str]]:
+    """`graph`, and the names of the stages that are not up to date or need one that is not: all looked at in one go."""
+    with _read(workspace, _wait_for_lock=True) as repo:
+        stages, names = _graph(workspace, repo), {stage.addressing: _name(stage) for stage in repo.index.stages}
+        changed = {names[address] for address in repo.status() if address in names}
+    for name, stage in stages.items():
+        if changed & set(stage.after):
+            changed.add(name)
+    return stages, changed & set(stages)
+
+
+@contextlib.contextmanager
+def _read(workspace: Path, **options: bool) -> Iterator[Repo]:
     try:
-        with _asking, _repo(workspace) as repo:
-            edges = repo.index.graph
-            stages = {_name(s): _stage(s, edges, repo.root_dir) for s in edges if s.cmd}
+        with _asking, _repo(workspace, **options) as repo:
+            yield repo
     except DvcException as error:
         raise UserError(f"DVC cannot read {workspace}: {_one_line(error)}") from error
+
+
+def _graph(workspace: Path, repo: Repo) -> dict[str, Stage]:
+    edges = repo.index.graph
+    stages = {_name(s): _stage(s, edges, repo.root_dir) for s in edges if s.cmd}
     if not stages:
         raise UserError(f"{workspace}/dvc.yaml has no stages")
     order = graphlib.TopologicalSorter({name: stage.after for name, stage in stages.items()}).static_order()

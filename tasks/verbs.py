@@ -138,9 +138,13 @@ def check() -> Verb:
 
 
 @app.command()
-def run() -> Verb:
-    """the whole pipeline: check, dvc repro, report"""
-    return Verb(_run)
+def run(
+    slots: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="stages at a time; without it as many as the machine can")
+    ] = None,
+) -> Verb:
+    """the whole pipeline: check, the stages that are stale, report"""
+    return Verb(lambda: _run(slots))
 
 
 @app.command()
@@ -226,11 +230,11 @@ def _check() -> None:
     log(f"params.yaml: {len(students)} students ({', '.join(students)}); all sections are in order")
 
 
-def _run() -> int:
+def _run(slots: int | None) -> int:
     from tasks import graph, report
 
     graph.check()
-    return report.run()
+    return report.run(slots)
 
 
 def _report() -> None:

@@ -370,7 +370,7 @@ EDITS: dict[str, tuple[bytes, str]] = {
             "iterations: 1000000000000\n",
             "a thousand a second would take 11574 days",
         ),
-        "a million threads": ("threads: 2", "threads: 1000000", "compute.threads: 1000000 threads on"),
+        "a million threads": ("threads: 1", "threads: 1000000", "compute.threads: 1000000 threads on"),
         "a billion steps of a student": (
             "steps: 16, target_ema",
             "steps: 1000000000, target_ema",
@@ -426,7 +426,7 @@ GOOD: dict[str, bytes] = {
     "with a slash in an experiment": _edit("experiment: distill", "experiment: team/distill"),
     "with a rate of one": _edit("lr: 3.0e-3", "lr: 1.0"),
     "with the most of a GPU": _edit("iterations: 1000\n    batch: 128", "iterations: 2000000\n    batch: 8192"),
-    "with the threads of a larger machine": _edit("threads: 2", "threads: 64"),
+    "with the threads of a larger machine": _edit("threads: 1", "threads: 64"),
     "with a large network": _edit("channels: [16, 32]", "channels: [256, 512]"),
     "with as many steps as published": _edit("gamma: {steps: 1000", "gamma: {steps: 8192"),
 }

@@ -1,5 +1,6 @@
 """The whole graph on real digits, at the size of the smoke preset and below: runs, does nothing twice, survives kill -9."""
 
+import contextlib
 import csv
 import json
 import os
@@ -11,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tasks import strict_yaml
@@ -143,7 +145,7 @@ def test_a_new_student_is_trained_and_measured_alone(finished, copy):
 SAVED = ".resume/teacher-*/step-*/state.json"
 
 
-@pytest.mark.parametrize("victim", ["the stage", "dvc", "everything"])
+@pytest.mark.parametrize("victim", ["teacher", "dvc", "everything"])
 def test_kill_9_in_the_middle_of_a_stage_loses_nothing(finished, tmp_path, victim):
     """The same command again completes, resumes the stage where it was, and ends with the same bytes."""
     folder = make(tmp_path / "killed")
@@ -152,19 +154,18 @@ def test_kill_9_in_the_middle_of_a_stage_loses_nothing(finished, tmp_path, victi
         start_new_session=True,
     )  # fmt: skip
     wait_for(lambda: any(int(state.parent.name.removeprefix("step-")) > 1 for state in folder.glob(SAVED)), run)
-    members = {name: pid for pid, name in processes(run.pid)}
+    members = processes(run.pid)
     assert {"run", "dvc", "teacher"} <= set(members)
-    if victim == "everything":
-        os.killpg(run.pid, signal.SIGKILL)
-    else:
-        os.kill(members["dvc" if victim == "dvc" else "teacher"], signal.SIGKILL)
+    for name in members if victim == "everything" else [victim]:
+        with contextlib.suppress(ProcessLookupError):  # with the first of them others end
+            os.kill(members[name], signal.SIGKILL)
     run.wait(60)
     run.stdout.close()
     assert "teacher" not in digests(folder)
     again = call(folder, "./stage", "run")
     assert again.returncode == 0, again.stdout + again.stderr
-    assert ran(again.stdout)[0] == "teachers@teacher"
-    first = re.search(r"^teacher: goes on after (\d+) of 60 updates", again.stdout, re.MULTILINE)
+    assert "teachers@teacher" in ran(again.stdout)
+    first = re.search(r"teacher: goes on after (\d+) of 60 updates", again.stdout)
     assert int(first[1]) > 1
     assert digests(folder) == digests(finished[0])
     assert (folder / "artifacts/frontier.csv").exists()
@@ -178,21 +179,15 @@ def wait_for(condition, process: subprocess.Popen, patience: float = 180.0) -> N
         time.sleep(0.02)
 
 
-def processes(group: int) -> list[tuple[int, str]]:
-    """(pid, last word of its command line that tells it apart) of every process of the group."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            if os.getpgid(int(entry.name)) != group:
-                continue
-            words = (entry / "cmdline").read_text().split("\0")[:-1]
-        except (ProcessLookupError, FileNotFoundError):
-            continue
-        name = "dvc" if {"dvc", "tasks.dvc_repro"} & set(words) else words[-1] if words else ""
-        found.append((int(entry.name), name))
-    return found
+def processes(root: int) -> dict[str, int]:
+    """The process and those below it: pids by the last word of the command line, which tells them apart."""
+    pids = {}
+    for process in (top := psutil.Process(root), *top.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            words = process.cmdline()
+            name = "dvc" if "tasks.dvc_repro" in words and "-P" not in words else words[-1] if words else ""
+            pids[name] = process.pid
+    return pids
 
 
 def spoil(path: Path) -> None:

@@ -281,7 +281,8 @@ def test_a_teacher_in_a_folder_is_adopted_and_not_trained(order, monkeypatch):
 def test_the_other_commands_check_first_and_hand_on_what_they_were_given(order, capsys):
     wanted = {
         "check": ([("params.read",), ("graph.check",), ("dvc_files.mend",)], 0),
-        "run": ([("graph.check",), ("report.run",)], 7),
+        "run": ([("graph.check",), ("report.run", None)], 7),
+        "run --slots 3": ([("graph.check",), ("report.run", 3)], 7),
         "report": ([("report.report",)], 0),
         "workspace w": ([("workspace.make", Path("w"), None, [])], 0),
         "workspace w --preset smoke --set a.b=1 --set c=2": (

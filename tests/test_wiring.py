@@ -539,6 +539,7 @@ def steps(project, monkeypatch) -> list:
         (report.dvc_files, "wait_for_others"),
         (report.dvc_files, "keep"),
         (report, "report"),
+        (report.places, "of"),
     ):
         monkeypatch.setattr(place, name, lambda *_, n=name: order.append(n))
 
@@ -559,12 +560,12 @@ def test_a_run_mends_first_keeps_afterwards_and_reports_only_what_is_whole(
     first, again, ends, steps, monkeypatch, capsys
 ):
     """Whatever ended DVC, what stands is kept, and the exit code tells it; nothing is published again after a failure."""
-    monkeypatch.setattr(report, "_repro", lambda *words: steps.append("repro") or first)
+    monkeypatch.setattr(report.pipeline, "reproduce", lambda *_: steps.append("repro") or first)
     monkeypatch.setattr(report, "_published_again", lambda: steps.append("again") or again)
     assert report.run() == ends
     done = ["repro"] if first else ["repro", "again"]
     told = [] if ends else ["report"]
-    assert steps == ["read", "alone", "check", "mend", "wait_for_others", *done, "keep", "others may", *told]
+    assert steps == ["read", "alone", "check", "mend", "wait_for_others", "of", *done, "keep", "others may", *told]
     said = capsys.readouterr().out
     assert ("the same command goes on from there" in said) == bool(ends)
     assert (f"(exit {first or again})" in said) == bool(ends)

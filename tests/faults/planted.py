@@ -184,6 +184,12 @@ OWN = (
     _own("dvc.yaml", '"artifacts/checkpoints/${key}", artifacts/reference/teacher, artifacts/gamma.json,', '"artifacts/checkpoints/${key}", artifacts/gamma.json,', "students are measured before the teacher's samples are there, and not again when they change", "stages", "graph"),
     _own("dvc.yaml", "artifacts/features, artifacts/checkpoints/teacher,\n", "artifacts/features,\n", "students are not measured again where the teacher, whose times are fitted, has changed", "stages", "graph"),
     _own("dvc.yaml", '"artifacts/checkpoints/${item.init}", "artifacts/checkpoints/${item.teacher}",', '"artifacts/checkpoints/${item.init}",', "a student is not trained again after another teacher, and may be trained before there is one", "stages", "graph"),
+    _own("tasks/pipeline.py", "if needs[name] <= self.done]", "if True]", "a stage starts before those it needs are done", "run"),
+    _own("tasks/pipeline.py", "ready[: len(self.slots.all) - going]", "ready[: 1 - going]", "stages come one after the other, however many slots there are", "run"),
+    _own("tasks/pipeline.py", "            raise unforeseen[0]\n", "            pass\n", "a bug in the runner of the stages counts as a stage that crashed", "run"),
+    _own("tasks/stages.py", "            changed.add(name)\n", "            pass\n", "a stage that needs a stale one counts as up to date", "run"),
+    _own("tasks/places.py", "return min(threads, fitting)", "return threads", "more stages run at once than memory is free for", "run"),
+    _own("tasks/places.py", "locks.Slots(devices[:slots])", "locks.Slots(devices)", "--slots is ignored where there are GPUs", "run"),
 )  # fmt: skip
 """Of other kinds, over all rooms."""
 

@@ -1,0 +1,138 @@
+"""All stages that are stale, as many at a time as there are slots. `dvc.yaml` is the only graph, and DVC runs each stage.
+
+A stage that fails takes those with it that need it; the others finish.
+"""
+
+import queue
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from diffcore.core.errors import UserError
+from tasks import locks, stages
+from tasks.progress import log
+from tasks.running import Running
+from tasks.stages import Stage, StageFailed
+
+FAILED = 255
+"""The exit code where a stage crashed: DVC's own."""
+
+SILENT = (
+    "Generating lock file",
+    "Updating lock file",
+    "Use `dvc push`",
+    "To track the changes",
+    "\tgit add ",
+    "To enable auto staging",
+    "\tdvc config",
+)
+"""How DVC's hints begin, which would come once for each stage: they are not passed on."""
+
+
+def reproduce(workspace: Path, slots: locks.Slots) -> int:
+    """Runs what is stale, with a line for all that is not. The exit code: 2 if all faults are the user's to mend."""
+    graph, changed = stages.stale(workspace)
+    todo = {name: stage for name, stage in graph.items() if name in changed}
+    log(f"{len(graph)} stages, {len(todo)} of them to run or to look at, {len(slots.all)} at a time")
+    failures = _Run(workspace, slots, todo).to_the_end() if todo else {}
+    if not failures:
+        return 0
+    if left := [name for name in todo if name not in failures and set(_above(graph, name)) & set(failures)]:
+        log(f"not run: {', '.join(left)}")
+    if not any(isinstance(error, StageFailed) for error in failures.values()):
+        raise UserError("\n".join(map(str, failures.values())))
+    for error in failures.values():
+        print(f"error: {error}", file=sys.stderr)
+    return FAILED
+
+
+def in_order(todo: Mapping[str, Stage]) -> dict[str, int]:
+    """The stages, those first for which most others wait, and how many that are."""
+    below = dict.fromkeys(todo, 0)
+    for name in todo:
+        for above in _above(todo, name):
+            below[above] += 1
+    return dict(sorted(below.items(), key=lambda item: -item[1]))
+
+
+def _above(graph: Mapping[str, Stage], name: str) -> set[str]:
+    """All stages that one depends on."""
+    above: set[str] = set()
+    pending = [name]
+    while pending:
+        new = {each for each in graph[pending.pop()].after if each in graph} - above
+        above |= new
+        pending += new
+    return above
+
+
+@dataclass
+class _Run:
+    """The stages of one run: each starts when those it needs are done and a slot is free."""
+
+    workspace: Path
+    slots: locks.Slots
+    todo: Mapping[str, Stage]
+    running: Running = field(default_factory=Running)
+    events: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)
+
+    def __post_init__(self):
+        self.width = max(map(len, self.todo)) if len(self.slots.all) > 1 else 0
+        self.waiting = in_order(self.todo)
+        self.done: set[str] = set()
+        self.failures: dict[str, Exception] = {}
+
+    def to_the_end(self) -> dict[str, Exception]:
+        """What went wrong, by stage. However it is left, no process of it is."""
+        with ThreadPoolExecutor(len(self.slots.all)) as pool:
+            try:
+                going = self._start(pool)
+                while going:
+                    name, event = self.events.get()
+                    if isinstance(event, str):
+                        self._log(name, event)
+                        continue
+                    going -= 1
+                    self._end(name, event)
+                    going += self._start(pool, going)
+            finally:
+                self.running.stop()
+        if unforeseen := [e for e in self.failures.values() if not isinstance(e, UserError | StageFailed)]:
+            raise unforeseen[0]
+        return self.failures
+
+    def _start(self, pool: ThreadPoolExecutor, going: int = 0) -> int:
+        """Starts what can be and finds a free place; how many those are."""
+        needs = {name: {above for above in self.todo[name].after if above in self.todo} for name in self.waiting}
+        ready = [name for name in self.waiting if needs[name] <= self.done]
+        ready = ready[: len(self.slots.all) - going]
+        for name in ready:
+            del self.waiting[name]
+            pool.submit(self._reproduce, name)
+        return len(ready)
+
+    def _reproduce(self, name: str) -> None:
+        """In a thread of its own; whatever comes of it is an event."""
+
+        def tell(line: str) -> None:
+            self.events.put((name, line))
+
+        try:
+            with self.slots.one(tell, lambda: self.running.pause(0)) as (slot, descriptor):
+                stages.reproduce(name, self.workspace, self.running, tell, slot.environment, keep=[descriptor])
+        except Exception as error:
+            self.events.put((name, error))
+        else:
+            self.events.put((name, None))
+
+    def _end(self, name: str, error: Exception | None) -> None:
+        if error is None:
+            self.done.add(name)
+        else:
+            self.failures[name] = error
+
+    def _log(self, name: str, line: str) -> None:
+        if line.strip() and not line.startswith(SILENT):
+            log(f"{name:<{self.width}} | {line}" if self.width else line)
