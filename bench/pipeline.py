@@ -103,11 +103,13 @@ def table(folder: Path, stages: list[dict], total: dict[str, float]) -> str:
     lines.append(f"| all stages | | | {' | '.join(f'{x:.1f}' for x in sums)} | |")
     lines.append(f"| DVC, supervisors, `run` itself | | | {total['cpu'] - sums[0]:.1f} | | | | |")
     lines.append(f"| the whole | 0 | {total['wall']:.0f} | {total['cpu']:.1f} | | | | |")
+    cores, others = os.cpu_count(), f"{total['others']:.2f}"
+    lines.append(f"\nA bare network call: {1e6 * call:.0f} us for an image, one thread, batch 250.")
     lines.append(
-        f"\nFloors: {1e6 * call:.0f} us for an image of a bare network call, one thread; an empty Python {empty():.2f} CPU s, one "
-        f"that imports torch {seconds_of('import torch'):.2f}. {os.cpu_count()} processors, of which others used "
-        f"{total['others']:.2f} meanwhile; at full use of {os.cpu_count()} processors the CPU seconds are "
-        f"{total['cpu'] / os.cpu_count():.0f} s."
+        f"A Python that does nothing: {empty():.2f} CPU s; one that imports torch: {seconds_of('import torch'):.2f}."
+    )
+    lines.append(
+        f"Others used {others} of {cores} processors meanwhile; alone it could be {total['cpu'] / cores:.0f} s."
     )
     return "\n".join(lines)
 

@@ -126,6 +126,17 @@ def test_a_failed_stage_takes_those_that_need_it_and_the_others_finish(tmp_path,
     assert stages.stale(folder)[1] == {"left", "join"}
 
 
+def test_what_needs_a_stale_stage_is_stale_too(tmp_path, monkeypatch):
+    """DVC, asked without running anything, speaks of each stage by itself."""
+    monkeypatch.chdir(tmp_path)
+    folder = project(tmp_path)
+    assert stages.stale(folder)[1] == {"root", "left", "right", "join"}
+    monkeypatch.setattr(stages.Repo, "status", lambda repo: {"right": ["always changed"], "none.dvc": []})
+    graph, changed = stages.stale(folder)
+    assert changed == {"right", "join"}
+    assert graph == stages.graph(folder)
+
+
 GRAPH = {name: Stage(name, after, ()) for name, after in
          {"root": (), "left": ("root",), "right": ("root",), "join": ("left", "right")}.items()}  # fmt: skip
 
