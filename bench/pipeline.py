@@ -29,7 +29,7 @@ from diffcore import checkpoints
 from diffcore.metrics import measured
 
 ROOT = Path(__file__).parent.parent
-ROUNDS = 5
+ROUNDS = 3
 MODULES = {"train": "tasks.train"}
 WRAPPER = """#!{python} -IS
 import json, os, sys, time

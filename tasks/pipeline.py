@@ -13,6 +13,7 @@ from pathlib import Path
 from diffcore.core.errors import UserError
 from tasks import locks, stages
 from tasks.progress import log
+from tasks.redaction import redact
 from tasks.running import Running
 from tasks.stages import Stage, StageFailed
 
@@ -32,7 +33,7 @@ SILENT = (
 
 
 def reproduce(workspace: Path, slots: locks.Slots) -> int:
-    """Runs what is stale, with a line for all that is not. The exit code: 2 if all faults are the user's to mend."""
+    """Runs what is stale. The exit code: 2 if all faults are the user's to mend; they are told on stderr, a line each."""
     graph, changed = stages.stale(workspace)
     todo = {name: stage for name, stage in graph.items() if name in changed}
     log(f"{len(graph)} stages, {len(todo)} of them to run or to look at, {len(slots.all)} at a time")
@@ -41,11 +42,10 @@ def reproduce(workspace: Path, slots: locks.Slots) -> int:
         return 0
     if left := [name for name in todo if name not in failures and set(_above(graph, name)) & set(failures)]:
         log(f"not run: {', '.join(left)}")
-    if not any(isinstance(error, StageFailed) for error in failures.values()):
-        raise UserError("\n".join(map(str, failures.values())))
     for error in failures.values():
-        print(f"error: {error}", file=sys.stderr)
-    return FAILED
+        print(f"error: {redact(str(error))}", file=sys.stderr)
+    crashed = any(isinstance(error, StageFailed) for error in failures.values())
+    return FAILED if crashed else stages.MISTAKE
 
 
 def in_order(todo: Mapping[str, Stage]) -> dict[str, int]:
