@@ -458,3 +458,15 @@ def test_an_axis_reaches_the_floor_and_a_thousand_calls(tmp_path, drawn):
         assert [text.get_text() for text in axes.get_xticklabels()] == [str(2**k) for k in range(1, 11)]
         (words,) = [text.get_text() for text in axes.texts if text.get_text().startswith("recommended")]
         assert "\n2.125 network calls, " in words
+
+
+def test_the_cheapest_place_is_the_first_of_the_lowest_price_and_few_are_looked_at():
+    """Prices k on a lower bound: those whose bound is above a price that was seen are never worked out."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        least = rng.integers(0, 40, 200).astype(float)
+        prices = least + rng.integers(0, 3, 200)
+        asked: list[int] = []
+        best = charts._cheapest(least, lambda number, p=prices, a=asked: a.append(number) or float(p[number]))
+        assert best == int(np.argmin(prices))
+        assert len(asked) == len(set(asked)) == (least <= prices.min()).sum() < 50

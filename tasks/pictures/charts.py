@@ -3,6 +3,7 @@
 import csv
 import io
 import itertools
+import math
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -256,15 +257,27 @@ def _empty_place(axes: Any, frontier: Frontier) -> tuple[float, float]:
     dots = np.concatenate([_dotted(line) for line in (*ink, floor)])
     (tip,) = _fractions(axes, [(frontier.recommended.point.nfe, frontier.recommended.point.fd)])
 
-    def price(centre: np.ndarray) -> float:
-        covered = np.all(np.abs(dots - centre) < half, axis=1).sum()
-        leader = _dotted(np.stack([tip + 0.15 * (centre - tip), centre]))
-        near = np.linalg.norm(dots[:, None] - leader, axis=2).min(axis=1) < 0.012
-        return float(covered + 0.2 * near.sum() + 3 * np.linalg.norm(centre - tip))
-
     places = np.stack(np.meshgrid(np.linspace(0.26, 0.74, 25), np.linspace(0.09, 0.91, 42)), axis=-1).reshape(-1, 2)
-    best = min(places, key=price)
+    covered = np.all(np.abs(dots - places[:, None]) < half, axis=2).sum(axis=1)
+    length = np.linalg.norm(places - tip, axis=1)
+
+    def price(place: int) -> float:
+        leader = _dotted(np.stack([tip + 0.15 * (places[place] - tip), places[place]]))
+        near = np.linalg.norm(dots[:, None] - leader, axis=2).min(axis=1) < 0.012
+        return float(covered[place] + 0.2 * near.sum() + 3 * length[place])
+
+    best = places[_cheapest(covered + 3 * length, price)]
     return float(best[0]), float(best[1])
+
+
+def _cheapest(least: np.ndarray, price: Callable[[int], float]) -> int:
+    """The number of the lowest price, the first of equal ones; least: below each price, so that few have to be worked out."""
+    best = (math.inf, 0)
+    for number in np.argsort(least, kind="stable").tolist():
+        if least[number] > best[0]:
+            break
+        best = min(best, (price(number), number))
+    return best[1]
 
 
 def _fractions(axes: Any, points: list[tuple[float, float]]) -> np.ndarray:

@@ -190,6 +190,7 @@ OWN = (
     _own("tasks/stages.py", "            changed.add(name)\n", "            pass\n", "a stage that needs a stale one counts as up to date", "run"),
     _own("tasks/places.py", "return min(threads, fitting)", "return threads", "more stages run at once than memory is free for", "run"),
     _own("tasks/places.py", "locks.Slots(devices[:slots])", "locks.Slots(devices)", "--slots is ignored where there are GPUs", "run"),
+    _own("tasks/pictures/charts.py", "if least[number] > best[0]:", "if least[number] >= best[0]:", "of two places of the lowest price the later one may be taken", "pictures"),
 )  # fmt: skip
 """Of other kinds, over all rooms."""
 
