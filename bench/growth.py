@@ -1,6 +1,6 @@
 """What grows with the number of stages, of points and of samples: seconds and memory at several sizes of each.
 
-    python bench/growth.py stages|points|samples [FOLDER]
+    python bench/growth.py stages|points|samples [FOLDER] [SIZE ...]
 
 stages: `distill run`'s look at a graph in which nothing is stale, beside `dvc repro`'s (bar: 100 stages in 5 s)
 points: publishing a frontier of so many points to a new SQLite file, and once more with nothing new (bars: 1000 points in
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from diffcore.core import disk
@@ -32,15 +33,16 @@ MEASURE = "from tasks import measure, params; measure.measure(params.read(), 'te
 
 
 def main() -> None:
-    what, folder = sys.argv[1], Path(sys.argv[2] if len(sys.argv) > 2 else ".").resolve()
+    what, folder, *sizes = [*sys.argv[1:], "."] if len(sys.argv) == 2 else sys.argv[1:]
+    measured, usual = {"stages": (stages, STAGES), "points": (points, POINTS), "samples": (samples, SAMPLES)}[what]
     with tempfile.TemporaryDirectory() as scratch:
-        {"stages": stages, "points": points, "samples": samples}[what](folder, Path(scratch))
+        measured(Path(folder).resolve(), Path(scratch), list(map(int, sizes)) or usual)
     print(f"load of the machine at the end: {os.getloadavg()[0]:.1f}")
 
 
-def stages(_: Path, scratch: Path) -> None:
+def stages(_: Path, scratch: Path, sizes: Sequence[int]) -> None:
     print("| stages | `distill run`: CPU s | s | `dvc repro`: CPU s | s |\n|--:|--:|--:|--:|--:|")
-    for count in STAGES:
+    for count in sizes:
         folder = scratch / str(count)
         (folder / ".dvc").mkdir(parents=True)
         (folder / ".dvc/config").write_text(CONFIG)
@@ -60,9 +62,9 @@ def _stage(k: int) -> dict[str, object]:
     return {"cmd": f"echo {k} > o{k}", "deps": deps, "outs": [f"o{k}"]}
 
 
-def points(folder: Path, scratch: Path) -> None:
+def points(folder: Path, scratch: Path, sizes: Sequence[int]) -> None:
     print("| points | new: CPU s | s | nothing new: CPU s | s | MB |\n|--:|--:|--:|--:|--:|--:|")
-    for count in POINTS:
+    for count in sizes:
         copy = scratch / str(count)
         shutil.copytree(folder / "artifacts", copy / "artifacts")
         enlarge(copy / "artifacts", count)
@@ -90,9 +92,9 @@ def enlarge(artifacts: Path, count: int) -> None:
     disk.write(artifacts / "frontier.csv", frontier.to_csv())
 
 
-def samples(folder: Path, scratch: Path) -> None:
+def samples(folder: Path, scratch: Path, sizes: Sequence[int]) -> None:
     print("| samples | CPU s | MB |\n|--:|--:|--:|")
-    for count in SAMPLES:
+    for count in sizes:
         copy = scratch / str(count)
         shutil.copytree(
             folder, copy, ignore=shutil.ignore_patterns(".resume", "mlruns", ".dvc", ".venv", ".git", "*.db")
