@@ -4,10 +4,9 @@ import argparse
 import base64
 import contextlib
 import csv
-import io
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,9 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from diffcore.core.errors import UserError
 from flows import locks, stages
+from flows.ready import ready
 from flows.running import Log, Running, Stopped
 from flows.stages import Stage, StageFailed
-from tasks import dvc_files
 from tasks.redaction import parted, redact
 
 FRONTIER = "artifacts/frontier.csv"
@@ -93,7 +92,7 @@ def distill(
 
 
 def _distill(root: Path, preset: str | None, targets: tuple[str, ...], retries: int, slots: int, log: Log) -> State:
-    with _ready(root, preset, log) as (workspace, running):
+    with ready(root, preset, log) as (workspace, running):
         todo = stages.chosen(stages.graph(workspace), targets)
         places = locks.here(workspace / ".dvc" / "tmp", slots)
         log(f"{len(todo)} stages in {workspace}, {len(places.all)} at a time")
@@ -102,48 +101,6 @@ def _distill(root: Path, preset: str | None, targets: tuple[str, ...], retries: 
         states = {name: future.state for name, future in futures.items()}
         _show(workspace, [todo[name] for name, state in states.items() if state.is_completed()])
         return verdict(states)
-
-
-@contextlib.contextmanager
-def _ready(root: Path, preset: str | None, log: Log) -> Iterator[tuple[Path, Running]]:
-    """A checked workspace that no other run works in. At the end, however it comes, no process is left."""
-    with contextlib.ExitStack() as held:
-        workspace, keep = root, []
-        if preset is not None:  # two runs must not refresh the copy at the same time, nor one under another's feet
-            if Path(preset).name != preset:
-                raise UserError(f"a preset is the name of a file in presets/ without .yaml, got {preset!r}")
-            workspace = root / ".workspaces" / preset
-            keep.append(held.enter_context(_alone(workspace.with_name(f".{preset}.lock"), workspace, log)))
-            _tasks(root, Running(keep), log, "workspace", str(workspace.relative_to(root)), "--preset", preset)
-        if not (workspace / ".dvc").is_dir():
-            raise UserError(f"{workspace} is not a DVC workspace: it has no .dvc folder; start in the project's root")
-        keep.append(held.enter_context(_alone(workspace / ".dvc" / "tmp" / "flow.lock", workspace, log)))
-        running = Running(keep)
-        held.callback(_in_order, workspace, dvc_files.keep, log)
-        held.callback(running.stop)  # runs before that, and before the locks are freed
-        _in_order(workspace, dvc_files.mend, log)
-        _tasks(workspace, running, log, "check")
-        yield workspace, running
-
-
-def _in_order(workspace: Path, how: Callable[[], None], log: Log) -> None:
-    """Mends what a kill left of DVC's own files, or keeps those that are whole; what that says goes to the run's log."""
-    with contextlib.chdir(workspace), contextlib.redirect_stdout(io.StringIO()) as output:
-        how()
-    for line in output.getvalue().splitlines():
-        log(line)
-
-
-def _alone(lock: Path, workspace: Path, log: Log) -> contextlib.AbstractContextManager[int]:
-    return locks.hold(lock, log, f"waiting: another run works in {workspace}")
-
-
-def _tasks(folder: Path, running: Running, log: Log, *arguments: str) -> None:
-    ended = running.run([sys.executable, "-m", "tasks", *arguments], folder, log)
-    if ended.code:
-        line = ended.lines[-1] if ended.lines else "it said nothing"
-        reported = stages.faults(ended.lines) if ended.code == stages.MISTAKE else ""
-        raise UserError(reported or f"python -m tasks {arguments[0]} failed: {line}")
 
 
 def _submit(
