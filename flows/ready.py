@@ -1,7 +1,9 @@
 """A workspace in order: locked, mended and checked before a stage runs in it, and without a process at the end."""
 
 import contextlib
+import fcntl
 import io
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,13 +31,35 @@ def ready(root: Path, preset: str | None, log: Log) -> Iterator[Workspace]:
 
 
 @contextlib.contextmanager
-def _in_it(workspace: Path, keep: list[int], log: Log) -> Iterator[Workspace]:
+def shared(root: Path, preset: str | None, log: Log, check: bool = True) -> Iterator[Workspace]:
+    """The same for one who leaves room for others of the kind: stages that were spread over workers, and who spread them.
+
+    check: whether the parameters are checked; a stage that was sent is compared with the run's anyway.
+    """
+    with contextlib.ExitStack() as held:
+        workspace, keep = root, []
+        if preset is not None:
+            workspace, lock = _of_preset(root, preset)
+            if (alone := locks.take(lock)) is not None:  # else others work in it, so it is made; what differs is told
+                try:
+                    _make(root, workspace, preset, Running([alone]), log)
+                finally:
+                    os.close(alone)
+            keep.append(held.enter_context(_beside(lock, workspace, log)))
+        _check_dvc(workspace)
+        keep.append(held.enter_context(_beside(workspace / ".dvc" / "tmp" / "flow.lock", workspace, log)))
+        yield held.enter_context(_in_it(workspace, keep, log, check))
+
+
+@contextlib.contextmanager
+def _in_it(workspace: Path, keep: list[int], log: Log, check: bool = True) -> Iterator[Workspace]:
     running = Running(keep)
     with contextlib.ExitStack() as held:
         held.callback(_in_order, workspace, dvc_files.keep, log)
         held.callback(running.stop)  # runs before that, and before the locks are freed
         _in_order(workspace, dvc_files.mend, log)
-        run_verb(workspace, running, log, "check")
+        if check:
+            run_verb(workspace, running, log, "check")
         yield workspace, running
 
 
@@ -65,6 +89,10 @@ def _in_order(workspace: Path, how: Callable[[], None], log: Log) -> None:
 
 def _alone(lock: Path, workspace: Path, log: Log) -> contextlib.AbstractContextManager[int]:
     return locks.hold(lock, log, f"waiting: another run works in {workspace}")
+
+
+def _beside(lock: Path, workspace: Path, log: Log) -> contextlib.AbstractContextManager[int]:
+    return locks.hold(lock, log, f"waiting: another run works in {workspace}", fcntl.LOCK_SH)
 
 
 def run_verb(folder: Path, running: Running, log: Log, *arguments: str) -> None:
