@@ -61,7 +61,9 @@ def _run(job: Job, workspace: Path, running: Running, log: Log, saved: Path, eve
     saved: where it saves its state. everywhere: whether all hosts see that.
     """
     name = job["stage"]
-    log(f"{name} saves its state in {saved}, {'which all hosts share' if everywhere else NOT_SHARED}")
+    log(
+        f"{name} runs in {workspace} and saves its state in {saved}, {'which all hosts share' if everywhere else NOT_SHARED}"
+    )
     # one that was given up for lost may still be at work, and would be done twice
     lock = saved / "locks" / f"{name.replace('/', '-')}-{dvc_content.key(job)[:16]}"
     with locks.hold(lock, log, f"waiting: {name} is being done already, by one who was given up for lost") as content:
