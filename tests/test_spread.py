@@ -1,6 +1,6 @@
 """A run whose stages spread over the workers of several clones: the same content or a refusal, and files by DVC's remote.
 
-Prefect is stood in for.
+Prefect is stood in for; bench/two_workers.py starts real workers and kills one.
 """
 
 import dataclasses
