@@ -4,15 +4,15 @@ import argparse
 import base64
 import contextlib
 import csv
-import io
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
-from prefect import flow, get_run_logger, task
+from prefect import flow, get_run_logger, runtime, task
 from prefect.artifacts import create_image_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, wait
@@ -27,7 +27,10 @@ from prefect.states import Cancelled, Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from diffcore.core.errors import UserError
-from tasks import dvc_files, locks, stages
+from flows import exchange
+from flows import spread as spreading
+from flows.ready import ready, shared
+from tasks import dvc_content, dvc_remote, locks, stages
 from tasks.redaction import parted, redact
 from tasks.running import Log, Running, Stopped
 from tasks.stages import Stage, StageFailed
@@ -50,10 +53,17 @@ def _may_help(task, run, state: State) -> bool:
     retry_delay_seconds=RETRY_SECONDS,
     retry_condition_fn=_may_help,
 )
-def run_stage(name: str, workspace: Path, running: Running, slots: locks.Slots) -> State:
-    """One stage: Cached if DVC has nothing to do, otherwise run in a free slot. Raises UserError or StageFailed."""
+def run_stage(
+    name: str, workspace: Path, running: Running, slots: locks.Slots, job: dvc_content.Job | None = None
+) -> State:
+    """One stage: Cached if DVC has nothing to do, otherwise run in a free slot. Raises UserError or StageFailed.
+
+    job: of a spread run; what the stage needs comes from DVC's remote first.
+    """
     logger = get_run_logger()
     try:
+        if job is not None:
+            exchange.fetch(job, workspace, running, logger.info)
         if stages.up_to_date(workspace, name):
             return Completed(name="Cached", message="up to date")
         with slots.one(logger.info, lambda: _go_on(running)) as (slot, descriptor):
@@ -68,13 +78,20 @@ def _go_on(running: Running) -> None:
         raise Stopped("the flow run was stopped before a slot was free")
 
 
-@flow(name="distill", persist_result=False, task_runner=ThreadPoolTaskRunner())
+@flow(
+    name="distill",
+    persist_result=False,
+    task_runner=ThreadPoolTaskRunner(),
+    on_cancellation=[spreading.on_cancellation],
+)
 def distill(
     workspace: str = ".",
     preset: str | None = None,
     targets: tuple[str, ...] = (),
     retries: int = 1,
     slots: int = 1,
+    spread: bool = False,
+    queue: str | None = None,
 ) -> State:
     """Brings the stages of dvc.yaml up to date.
 
@@ -84,65 +101,56 @@ def distill(
         targets: names of stages; they and all they depend on. None for all. `distill` means every `distill@NAME`.
         retries: further tries for a stage that crashed or was killed, never for one that reported a mistake.
         slots: stages at the same time on a host without a GPU; with GPUs it is one for each of them.
+        spread: each stage is a run of the deployment distill/stage, for any worker, and files go by DVC's remote.
+        queue: the work queue of the stages that are spread; the pool's default one unless told.
     """
+    log = get_run_logger().info
     try:
-        return _distill(Path(workspace).resolve(), preset, targets, retries, slots, get_run_logger().info)
-    except UserError as error:
+        if spread:
+            return _spread(spreading.Place(workspace, preset, queue), targets, retries, slots, log)
+        return _distill(Path(workspace).resolve(), preset, targets, retries, slots, log)
+    except (UserError, StageFailed) as error:
         return Failed(message=str(error))
 
 
 def _distill(root: Path, preset: str | None, targets: tuple[str, ...], retries: int, slots: int, log: Log) -> State:
-    with _ready(root, preset, log) as (workspace, running):
+    with ready(root, preset, log) as (workspace, running):
         todo = stages.chosen(stages.graph(workspace), targets)
         places = locks.here(workspace / ".dvc" / "tmp", slots)
         log(f"{len(todo)} stages in {workspace}, {len(places.all)} at a time")
         futures = _submit(todo, workspace, running, places, retries)
         wait(list(futures.values()))
         states = {name: future.state for name, future in futures.items()}
-        _show(workspace, [todo[name] for name, state in states.items() if state.is_completed()])
+        _show(workspace, _completed(todo, states))
         return verdict(states)
 
 
-@contextlib.contextmanager
-def _ready(root: Path, preset: str | None, log: Log) -> Iterator[tuple[Path, Running]]:
-    """A checked workspace that no other run works in. At the end, however it comes, no process is left."""
-    with contextlib.ExitStack() as held:
-        workspace, keep = root, []
-        if preset is not None:  # two runs must not refresh the copy at the same time, nor one under another's feet
-            if Path(preset).name != preset:
-                raise UserError(f"a preset is the name of a file in presets/ without .yaml, got {preset!r}")
-            workspace = root / ".workspaces" / preset
-            keep.append(held.enter_context(_alone(workspace.with_name(f".{preset}.lock"), workspace, log)))
-            _tasks(root, Running(keep), log, "workspace", str(workspace.relative_to(root)), "--preset", preset)
-        if not (workspace / ".dvc").is_dir():
-            raise UserError(f"{workspace} is not a DVC workspace: it has no .dvc folder; start in the project's root")
-        keep.append(held.enter_context(_alone(workspace / ".dvc" / "tmp" / "flow.lock", workspace, log)))
-        running = Running(keep)
-        held.callback(_in_order, workspace, dvc_files.keep, log)
-        held.callback(running.stop)  # runs before that, and before the locks are freed
-        _in_order(workspace, dvc_files.mend, log)
-        _tasks(workspace, running, log, "check")
-        yield workspace, running
+def _spread(place: spreading.Place, targets: tuple[str, ...], retries: int, slots: int, log: Log) -> State:
+    root = Path(place.workspace).resolve()
+    with shared(root, place.preset, log) as (workspace, running), _only_spread(workspace, log):
+        if place.preset is not None:
+            dvc_remote.share(root, workspace)
+        todo = stages.chosen(stages.graph(workspace), targets)
+        places = locks.here(workspace / ".dvc" / "tmp", slots)
+
+        def here(name: str, job: dvc_content.Job) -> PrefectFuture:
+            return run_stage.with_options(retries=retries).submit(name, workspace, running, places, job)
+
+        cancel = partial(spreading.cancel_stages, runtime.flow_run.id)
+        states = spreading.Spread(todo, workspace, place, running, here, cancel, retries, log).run()
+        completed = _completed(todo, states)
+        if pages := [path for stage in completed for path in (FRONTIER, PICTURE) if _writes(stage, path)]:
+            exchange.pull(pages, workspace, running, log)
+        _show(workspace, completed)
+        return verdict(states)
 
 
-def _in_order(workspace: Path, how: Callable[[], None], log: Log) -> None:
-    """Mends what a kill left of DVC's own files, or keeps those that are whole; what that says goes to the run's log."""
-    with contextlib.chdir(workspace), contextlib.redirect_stdout(io.StringIO()) as output:
-        how()
-    for line in output.getvalue().splitlines():
-        log(line)
+def _completed(todo: Mapping[str, Stage], states: Mapping[str, State]) -> list[Stage]:
+    return [todo[name] for name, state in states.items() if state.is_completed()]
 
 
-def _alone(lock: Path, workspace: Path, log: Log) -> contextlib.AbstractContextManager[int]:
-    return locks.hold(lock, log, f"waiting: another run works in {workspace}")
-
-
-def _tasks(folder: Path, running: Running, log: Log, *arguments: str) -> None:
-    ended = running.run([sys.executable, "-m", "tasks", *arguments], folder, log)
-    if ended.code:
-        line = ended.lines[-1] if ended.lines else "it said nothing"
-        reported = stages.faults(ended.lines) if ended.code == stages.MISTAKE else ""
-        raise UserError(reported or f"python -m tasks {arguments[0]} failed: {line}")
+def _only_spread(workspace: Path, log: Log) -> contextlib.AbstractContextManager[int]:
+    return locks.hold(workspace / ".dvc" / "tmp" / "spread.lock", log, f"waiting: another run works in {workspace}")
 
 
 def _submit(

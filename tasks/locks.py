@@ -18,12 +18,15 @@ from diffcore.core.errors import UserError
 POLL_SECONDS = 0.3
 
 
-def take(path: Path) -> int | None:
-    """A descriptor that holds the lock, or None while somebody else does. Closing it, in all who inherited it, frees it."""
+def take(path: Path, kind: int = fcntl.LOCK_EX) -> int | None:
+    """A descriptor that holds the lock, or None while somebody else does. Closing it, in all who inherited it, frees it.
+
+    kind: LOCK_SH for one that others of the kind may hold beside.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = disk.lock_file(path)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         return None
@@ -31,14 +34,14 @@ def take(path: Path) -> int | None:
 
 
 @contextlib.contextmanager
-def hold(path: Path, log: Callable[[str], None], waiting: str) -> Iterator[int]:
+def hold(path: Path, log: Callable[[str], None], waiting: str, kind: int = fcntl.LOCK_EX) -> Iterator[int]:
     """Holds the lock during the block; says `waiting` once if it has to wait. Gives the descriptor."""
-    descriptor = take(path)
+    descriptor = take(path, kind)
     if descriptor is None:
         log(waiting)
     while descriptor is None:
         time.sleep(POLL_SECONDS)
-        descriptor = take(path)
+        descriptor = take(path, kind)
     try:
         yield descriptor
     finally:

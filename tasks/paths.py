@@ -1,9 +1,13 @@
 """Where everything lies, relative to the folder that holds dvc.yaml."""
 
+import os
 from pathlib import Path
 
 PARAMS = Path("params.yaml")
-RESUME = Path(".resume")
+RESUME_VARIABLE = "DISTILL_RESUME"
+RESUME = Path(os.environ.get(RESUME_VARIABLE) or ".resume")
+"""Where stages save their state: a folder that hosts share, or this one's own."""
+
 ARTIFACTS = Path("artifacts")
 DATA = ARTIFACTS / "data"
 HOLDOUT = DATA / "holdout"

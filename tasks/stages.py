@@ -8,9 +8,10 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
@@ -26,6 +27,7 @@ BUSY = re.compile(r"ERROR: .* is busy, it is being blocked by:$")
 HOLDER = re.compile(r"\s*\(PID (\d+)\): (.*)")
 ADVICE = re.compile(r"If there are no processes with such PIDs, you can manually remove .*")
 """DVC's, and dangerous: it is followed most easily while there are such processes."""
+Answer = TypeVar("Answer")
 _asking = threading.Lock()  # DVC's Repo is not made for threads
 
 
@@ -65,7 +67,7 @@ def _read(workspace: Path, **options: bool) -> Iterator[Repo]:
         with _asking, _repo(workspace, **options) as repo:
             yield repo
     except DvcException as error:
-        raise UserError(f"DVC cannot read {workspace}: {_one_line(error)}") from error
+        raise UserError(f"DVC cannot read {workspace}: {one_line(error)}") from error
 
 
 def _graph(workspace: Path, repo: Repo) -> dict[str, Stage]:
@@ -99,7 +101,14 @@ def _name(stage) -> str:
     return stage.name if stage.path_in_repo == "dvc.yaml" else f"{stage.path_in_repo}:{stage.name}"
 
 
-def _one_line(error: DvcException) -> str:
+def with_dvc(workspace: Path, ask: Callable[[Repo], Answer]) -> Answer:
+    """What `ask` answers of DVC's repository, which one thread at a time may look at."""
+    with _asking, _repo(workspace, _wait_for_lock=True) as repo:
+        return ask(repo)
+
+
+def one_line(error: BaseException) -> str:
+    """An error of DVC's with its cause, without line breaks."""
     causes = f"{error}" + (f" ({error.__cause__})" if error.__cause__ else "")
     return " ".join(causes.split())
 
@@ -130,14 +139,14 @@ def up_to_date(workspace: Path, name: str) -> bool:
     try:
         return _unchanged(workspace, name)
     except DvcException as error:
-        raise StageFailed(f"{name}: DVC cannot look at it: {_one_line(error)}") from error
+        raise StageFailed(f"{name}: DVC cannot look at it: {one_line(error)}") from error
 
 
 def _unchanged(workspace: Path, name: str) -> bool:
-    with _asking, _repo(workspace, _wait_for_lock=True) as repo:
-        file, _, stage = name.rpartition(":")
-        # a bare name would be looked up in the current directory's dvc.yaml, whatever the repository
-        return not repo.status(targets=[f"{workspace / (file or 'dvc.yaml')}:{stage}"])
+    file, _, stage = name.rpartition(":")
+    # a bare name would be looked up in the current directory's dvc.yaml, whatever the repository
+    targets = [f"{workspace / (file or 'dvc.yaml')}:{stage}"]
+    return not with_dvc(workspace, lambda repo: repo.status(targets=targets))
 
 
 def reproduce(
@@ -147,14 +156,17 @@ def reproduce(
     log: Log,
     environment: Mapping[str, str] | None = None,
     keep: Collection[int] = (),
+    pull: bool = False,
 ) -> None:
     """Runs one stage through DVC, or restores it from DVC's cache. Waits while another command works on its files.
+
+    pull: from the cache of DVC's remote too.
 
     Raises UserError if the stage exits with 2, StageFailed if it ends in any other way but well.
     """
     # --single-item: otherwise a stage takes write locks on its upstream's outputs, and of two arms at once one fails.
     # --wait-for-lock: otherwise finished work is thrown away if another stage writes dvc.lock at that moment.
-    command = [sys.executable, "-m", "tasks.dvc_repro", "--single-item", name]
+    command = [sys.executable, "-m", "tasks.dvc_repro", "--single-item", *(["--pull"] if pull else []), name]
     surroundings = {**dvc_environment.of(workspace), **(environment or {})}
     ended = running.run(command, workspace, _but_busy(log), surroundings, keep)
     if holders := _holders(ended):

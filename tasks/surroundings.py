@@ -1,4 +1,4 @@
-"""What a stage is started in: the interpreter, and the folders that may hide Python's own modules from it."""
+"""What a stage is started in: the interpreter, folders that may hide Python's own modules from it, the folder it saves in."""
 
 import os
 import sys
@@ -7,7 +7,10 @@ from diffcore.core.errors import UserError
 
 
 def check() -> None:
-    """A UserError for a PYTHONPATH that puts other modules in the place of Python's own."""
+    """A UserError for a PYTHONPATH that puts other modules in the place of Python's own, and for no place to save in."""
+    store = os.environ.get("DISTILL_RESUME")
+    if store and not (os.path.isabs(store) and os.path.isdir(store)):
+        raise UserError(f"DISTILL_RESUME is {store}, no folder by its whole path on this host; mount it, or unset it")
     for folder in filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)):
         for name in _entries(folder):
             word, _, ending = name.partition(".")

@@ -34,7 +34,7 @@ from ruamel.yaml import YAML
 
 from console.start import ask
 from diffcore.core.errors import UserError
-from flows import distill, planning, services
+from flows import distill, planning, ready, services
 from flows.service import MARK, NAMES, Folder, Record, Service
 from tasks import alone, command, locks, stages
 from tasks.running import SUPERVISOR, Ended, Running, Stopped, surroundings
@@ -501,29 +501,29 @@ def test_without_a_gpu_there_are_as_many_slots_as_asked(tmp_path, monkeypatch):
 def test_a_typo_in_the_parameters_stops_the_flow_before_any_stage(tmp_path):
     toy(tmp_path)
     (tmp_path / "params.yaml").write_text('{"typo": 1}')
-    with pytest.raises(UserError, match=r"^params.yaml: typo: unknown key"), distill._ready(tmp_path, None, print):
+    with pytest.raises(UserError, match=r"^params.yaml: typo: unknown key"), ready.ready(tmp_path, None, print):
         pytest.fail("it went on")
 
 
 def test_a_preset_works_in_a_workspace_of_its_own(tmp_path):
     toy(tmp_path)
-    with distill._ready(tmp_path, "smoke", print) as (workspace, _):
+    with ready.ready(tmp_path, "smoke", print) as (workspace, _):
         assert workspace == tmp_path / ".workspaces" / "smoke"
         assert set(stages.graph(workspace)) == {"shard", "arm@left", "arm@right", "evaluate"}
     assert set(stages.graph(tmp_path)) == set(stages.graph(workspace))
-    with pytest.raises(UserError, match="no preset 'smok': there is smoke"), distill._ready(tmp_path, "smok", print):
+    with pytest.raises(UserError, match="no preset 'smok': there is smoke"), ready.ready(tmp_path, "smok", print):
         pytest.fail("it went on")
 
 
 def test_a_run_mends_what_a_kill_left_of_dvc_s_files_and_keeps_what_is_whole(tmp_path):
     toy(tmp_path)
-    with distill._ready(tmp_path, None, print):
+    with ready.ready(tmp_path, None, print):
         assert task(tmp_path, "shard").name == "Completed"
     whole = (tmp_path / "dvc.lock").read_bytes()
     (tmp_path / "dvc.lock").write_bytes(b"")
     (tmp_path / ".dvc" / "tmp" / "rwlock").write_text("{")
     said = []
-    with distill._ready(tmp_path, None, said.append):
+    with ready.ready(tmp_path, None, said.append):
         assert (tmp_path / "dvc.lock").read_bytes() == whole
         assert task(tmp_path, "shard").name == "Cached"
     assert any("dvc.lock was damaged" in line for line in said)
@@ -536,10 +536,10 @@ def test_two_runs_in_one_workspace_come_one_after_the_other(tmp_path, preset):
     said = []
 
     def second():
-        with distill._ready(tmp_path, preset, said.append):
+        with ready.ready(tmp_path, preset, said.append):
             return time.monotonic()
 
-    with distill._ready(tmp_path, preset, lambda line: None) as (workspace, _):
+    with ready.ready(tmp_path, preset, lambda line: None) as (workspace, _):
         future = start(second)
         assert until(lambda: f"waiting: another run works in {workspace}" in said)
         time.sleep(0.5)
@@ -550,12 +550,12 @@ def test_two_runs_in_one_workspace_come_one_after_the_other(tmp_path, preset):
 def test_a_flow_and_run_keep_out_of_each_other_s_way(tmp_path, monkeypatch):
     """`python -m tasks run` refuses where a flow is at work, and a flow waits for it."""
     monkeypatch.chdir(toy(tmp_path))
-    with distill._ready(tmp_path, None, lambda line: None), pytest.raises(UserError, match="another run is at work"):
+    with ready.ready(tmp_path, None, lambda line: None), pytest.raises(UserError, match="another run is at work"):
         alone.alone().__enter__()
     said = []
 
     def flow():
-        with distill._ready(tmp_path, None, said.append):
+        with ready.ready(tmp_path, None, said.append):
             return (tmp_path / "ended").exists()
 
     with alone.alone():
@@ -702,11 +702,11 @@ def test_a_workspace_is_locked_then_mended_then_checked_and_at_its_end_stopped_b
         assert locks.take(lock) is None
         seen.append((what, *more))
 
-    monkeypatch.setattr(distill.dvc_files, "mend", lambda: note("mend", Path.cwd()))
-    monkeypatch.setattr(distill.dvc_files, "keep", lambda: note("keep", Path.cwd()))
+    monkeypatch.setattr(ready.dvc_files, "mend", lambda: note("mend", Path.cwd()))
+    monkeypatch.setattr(ready.dvc_files, "keep", lambda: note("keep", Path.cwd()))
     monkeypatch.setattr(Running, "stop", lambda self: note("stop"))
-    monkeypatch.setattr(distill, "_tasks", lambda folder, running, say, *words: note(*words, folder, running._keep))
-    with contextlib.suppress(ZeroDivisionError), distill._ready(tmp_path, None, print) as (workspace, running):
+    monkeypatch.setattr(ready, "run_verb", lambda folder, running, say, *words: note(*words, folder, running._keep))
+    with contextlib.suppress(ZeroDivisionError), ready.ready(tmp_path, None, print) as (workspace, running):
         assert workspace == tmp_path
         (kept,) = running._keep
         assert os.path.samestat(os.fstat(kept), lock.stat())
@@ -717,15 +717,15 @@ def test_a_workspace_is_locked_then_mended_then_checked_and_at_its_end_stopped_b
 
 def test_the_copy_of_a_preset_is_made_under_a_lock_that_its_stages_hold_too(tmp_path, monkeypatch):
     toy(tmp_path)
-    seen, tasks = [], distill._tasks
+    seen, run_verb = [], ready.run_verb
 
     def noted(folder, running, say, *words):
         seen.append((folder, words, len(running._keep)))
         assert locks.take(tmp_path / ".workspaces/.smoke.lock") is None
-        tasks(folder, running, say, *words)
+        run_verb(folder, running, say, *words)
 
-    monkeypatch.setattr(distill, "_tasks", noted)
-    with distill._ready(tmp_path, "smoke", print) as (workspace, running):
+    monkeypatch.setattr(ready, "run_verb", noted)
+    with ready.ready(tmp_path, "smoke", print) as (workspace, running):
         held = [os.fstat(descriptor).st_ino for descriptor in running._keep]
         assert held == [
             (tmp_path / ".workspaces/.smoke.lock").stat().st_ino,
@@ -738,7 +738,7 @@ def test_the_copy_of_a_preset_is_made_under_a_lock_that_its_stages_hold_too(tmp_
 @pytest.mark.parametrize("preset", ["../smoke", "a/b", "/tmp", "smoke/"])
 def test_a_preset_leads_to_no_other_folder(tmp_path, preset):
     with pytest.raises(UserError, match="a preset is the name of a file in presets/"):
-        distill._ready(toy(tmp_path), preset, print).__enter__()
+        ready.ready(toy(tmp_path), preset, print).__enter__()
     assert not (tmp_path / ".workspaces").exists()
 
 
@@ -752,9 +752,9 @@ def test_a_command_of_tasks_that_fails_is_told_by_what_it_reported(tmp_path, mon
     ):
         ended.append(Ended(code, lines))
         with pytest.raises(UserError, match=words):
-            distill._tasks(tmp_path, Running(), print, "check")
+            ready.run_verb(tmp_path, Running(), print, "check")
     ended.append(Ended(0, ("error: it did not matter",)))
-    distill._tasks(tmp_path, Running(), print, "check")
+    ready.run_verb(tmp_path, Running(), print, "check")
 
 
 def test_a_run_that_was_stopped_says_where_and_one_that_failed_too_is_failed():
