@@ -184,6 +184,12 @@ OWN = (
     _own("dvc.yaml", '"artifacts/checkpoints/${key}", artifacts/reference/teacher, artifacts/gamma.json,', '"artifacts/checkpoints/${key}", artifacts/gamma.json,', "students are measured before the teacher's samples are there, and not again when they change", "stages", "graph"),
     _own("dvc.yaml", "artifacts/features, artifacts/checkpoints/teacher,\n", "artifacts/features,\n", "students are not measured again where the teacher, whose times are fitted, has changed", "stages", "graph"),
     _own("dvc.yaml", '"artifacts/checkpoints/${item.init}", "artifacts/checkpoints/${item.teacher}",', '"artifacts/checkpoints/${item.init}",', "a student is not trained again after another teacher, and may be trained before there is one", "stages", "graph"),
+    _own("flows/planning.py", "    if not listening.is_local(host):  # other hosts", "    if host not in listening.ANY:  # other hosts", "with --host models lie in a folder of this machine, which other hosts cannot reach", "listening"),
+    _own("flows/listening.py", '"PREFECT_SERVER_UI_API_URL": "/api",', "", "Prefect's pages, opened from another host, look for the server at the reader's own 127.0.0.1", "listening"),
+    _own("flows/listening.py", "if not is_local(server.host) and not protected:", "if server.host in ANY and not protected:", "a server without a password on an address of the machine's is not warned of", "listening"),
+    _own("flows/deploying.py", "or any(map(_for_several, _deployments(worker.url)))", "", "each `up` writes the deploying host's folder into the deployments of several hosts: runs fail on all others", "listening"),
+    _own("flows/services.py", "        if record.host != service.host:", "        if False:", "`up --host` beside servers that listen on 127.0.0.1 alone says that they are up, and no other host reaches them", "listening"),
+    _own("flows/services.py", "            listening.authenticate(folder.environment(NAMES[0]))\n            _cancel", "            _cancel", "`down` cannot cancel the runs of a server with a password: they stay Running for ever", "listening", "flows"),
 )  # fmt: skip
 """Of other kinds, over all rooms."""
 
