@@ -16,6 +16,7 @@ import pytest
 from diffcore.core.errors import UserError
 from flows import deploying, listening, planning, services
 from flows.service import MARK, NAMES, Folder, Record, Service, elsewhere
+from tasks.tracking import client
 
 OTHERS = "0.0.0.0"
 OWN = {"eth0": [(socket.AF_INET6, "fe80::1%eth0"), (socket.AF_INET6, "fd00::7"), (socket.AF_INET, "10.1.2.3")]}
@@ -251,3 +252,41 @@ def test_status_and_down_name_the_folder_whose_servers_run(tmp_path, monkeypatch
         "servers are up in /a clone: cd there",
         *["nothing is up", "servers are up in /a clone: cd there"] * 2,
     ]
+
+
+# ---- where an experiment keeps its files
+
+
+@pytest.mark.parametrize(
+    ("address", "location", "line"),
+    [
+        ("http://h:1", "mlflow-artifacts:/1", None),
+        ("http://h:1", "s3://bucket/1", None),
+        ("sqlite:///mlflow.db", "/no/such/folder/mlruns/1", None),  # MLflow makes it
+        ("http://h:1", "{here}/mlruns/1", None),  # this host's, the first file is still to come
+        ("http://h:1", "file://{here}/mlruns/1", None),
+        (
+            "https://me:s3same@h/a",
+            "/no/such/folder/mlruns/1",
+            r"MLflow at https://h/a keeps .* in /no/such/folder/mlruns/1, ",
+        ),
+        (
+            "http://h:1",
+            "file:///no/such/folder/mlruns/1",
+            "a folder of another host; choose another publish.experiment",
+        ),
+        (
+            "sqlite:///mlflow.db",
+            "mlflow-artifacts:/1",
+            "'distill' began on a server, .*: set MLFLOW_TRACKING_URI to that",
+        ),
+    ],
+)
+def test_an_experiment_whose_files_this_host_cannot_reach_is_refused_in_one_line(tmp_path, address, location, line):
+    location = location.format(here=tmp_path)
+    if line is None:
+        client._check_files(address, "distill", location)
+        return
+    with pytest.raises(UserError, match=line) as caught:
+        client._check_files(address, "distill", location)
+    assert "\n" not in str(caught.value)
