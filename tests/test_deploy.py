@@ -147,6 +147,7 @@ def test_mlflow_serves_its_files_to_users_with_a_password_and_stands_on_postgres
     config = configparser.ConfigParser()
     config.read(DEPLOY / "mlflow-auth.ini")
     assert "admin_password" not in config["mlflow"]
+    assert config["mlflow"].getint("auth_cache_ttl_seconds") > 0  # else each request costs a slow hash
     databases = re.findall(r"CREATE DATABASE (\w+);", (DEPLOY / "databases.sql").read_text())
     addresses = [value for each in ("prefect", "mlflow") for value in compose["services"][each]["environment"].values()]
     assert all(any(f"/{name}" in value for value in addresses if "@postgres:" in value) for name in databases)
