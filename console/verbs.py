@@ -19,9 +19,15 @@ app.registered_commands += verbs.app.registered_commands  # first, as they are i
 def up(
     prefect_port: Annotated[int, typer.Option(metavar="PORT", help="4200 unless told", show_default=False)] = 4200,
     mlflow_port: Annotated[int, typer.Option(metavar="PORT", help="5000 unless told", show_default=False)] = 5000,
+    host: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS", help="where the servers listen; 0.0.0.0 for other hosts too", show_default=False
+        ),
+    ] = "127.0.0.1",
 ) -> Verb:
     """start the local servers and a worker; what is up already stays"""
-    return Verb(lambda: _up(prefect_port, mlflow_port), attached=False)
+    return Verb(lambda: _up(prefect_port, mlflow_port, host), attached=False)
 
 
 @app.command()
@@ -39,10 +45,10 @@ def status() -> Verb:
 # ---- what they do
 
 
-def _up(prefect_port: int, mlflow_port: int) -> None:
+def _up(prefect_port: int, mlflow_port: int, host: str) -> None:
     from flows import services
 
-    services.up(Path.cwd(), prefect_port, mlflow_port)
+    services.up(Path.cwd(), prefect_port, mlflow_port, host)
 
 
 def _down() -> None:

@@ -12,13 +12,14 @@ from diffcore.core import disk
 from tasks import locks, progress
 from tasks.redaction import redact
 
+HOST = "127.0.0.1"
 MARK = "DISTILL_SERVICE"
 """The variable by which the processes of a service are known, the service's own and all below it."""
 
 
 @dataclass(frozen=True)
 class Service:
-    """A process to keep alive: what it runs, where it is seen, and how one knows that it works."""
+    """A process to keep alive: what it runs, where it is seen, and how one knows that it works. host: where it listens."""
 
     name: str
     command: tuple[str, ...]
@@ -26,6 +27,7 @@ class Service:
     healthy: Callable[[], bool]
     environment: dict[str, str]
     port: int | None = None
+    host: str = HOST
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Record:
     born: float
     url: str
     mark: str = ""
+    host: str = HOST
 
     def process(self) -> psutil.Process | None:
         """The process if it still lives."""
@@ -54,9 +57,7 @@ class Record:
         return [process for process in processes.values() if process.pid != os.getpid() and lives(process)]
 
     def _marked(self, process: psutil.Process) -> bool:
-        with contextlib.suppress(psutil.Error, OSError):  # others' processes do not show their environment
-            return bool(self.mark) and process.environ().get(MARK) == self.mark
-        return False
+        return bool(self.mark) and _environment(process).get(MARK) == self.mark
 
 
 class Folder:
@@ -87,6 +88,11 @@ class Folder:
         record = self.record(name)
         return record.process() if record else None
 
+    def environment(self, name: str) -> dict[str, str]:
+        """That of the service's process; empty if it is down."""
+        process = self.alive(name)
+        return _environment(process) if process else {}
+
     def family(self, name: str) -> list[psutil.Process]:
         record = self.record(name)
         return record.family() if record else []
@@ -98,6 +104,19 @@ NAMES = ("prefect-server", "mlflow-server", "worker")  # in the order in which t
 def log(line: str) -> None:
     """Logs it without what is secret."""
     progress.log(redact(line))
+
+
+def elsewhere(root: Path) -> list[str]:
+    """The other folders whose servers run on this machine, as far as their processes can be looked at."""
+    environments = [_environment(process) for process in psutil.process_iter() if lives(process)]
+    folders = {each["DISTILL_ROOT"] for each in environments if MARK in each and "DISTILL_ROOT" in each}
+    return sorted(folders - {str(root)})
+
+
+def _environment(process: psutil.Process) -> dict[str, str]:
+    with contextlib.suppress(psutil.Error, OSError):  # others' processes do not show their environment
+        return process.environ()
+    return {}
 
 
 def _children(process: psutil.Process) -> list[psutil.Process]:

@@ -1,6 +1,7 @@
 """`distill up`, `down`, `status`: the local servers and the worker, each a process of its own.
 
-A Prefect server, an MLflow server and a worker of Prefect's, on 127.0.0.1 only, with a log and a record each in .services/.
+A Prefect server, an MLflow server and a worker of Prefect's, on 127.0.0.1 unless --host names another address, with a log and
+a record each in .services/.
 Prefect's own home lies there too: its database, and the profile by which `prefect` in the project's root finds the server.
 """
 
@@ -21,8 +22,9 @@ import psutil
 
 from diffcore.core import disk
 from diffcore.core.errors import UserError
-from flows.planning import AIMS, HOME, HOST, POOL, STORE, ask, planned
-from flows.service import MARK, NAMES, Folder, Record, Service, lives, log
+from flows import deploying, listening
+from flows.planning import AIMS, HOME, POOL, STORE, ask, planned
+from flows.service import HOST, MARK, NAMES, Folder, Record, Service, elsewhere, lives, log
 from tasks.tracking import client
 
 START_SECONDS = 180  # a first start migrates a database, and a loaded machine is slow
@@ -32,12 +34,15 @@ POLL_SECONDS = 0.5
 SPEAK_SECONDS = 5
 
 
-def up(root: Path, prefect_port: int, mlflow_port: int) -> None:
-    """Starts what does not run yet, deploys both flows and says what comes next. On a fault nothing new is left running."""
+def up(root: Path, prefect_port: int, mlflow_port: int, host: str = HOST) -> None:
+    """Starts what does not run yet, deploys both flows and says what comes next. On a fault nothing new is left running.
+    host: the address at which the servers listen."""
     if not (root / "prefect.yaml").is_file():
         raise UserError(f"there is no prefect.yaml in {root}: start this in the project's root")
+    listening.check(host)
     folder = Folder(root)
-    services = planned(root, prefect_port, mlflow_port)
+    listening.authenticate(folder.environment(NAMES[0]))
+    services = planned(root, prefect_port, mlflow_port, host)
     with folder.alone():
         for service in services:
             _clear(service, folder)
@@ -55,6 +60,8 @@ def up(root: Path, prefect_port: int, mlflow_port: int) -> None:
                 _await(worker, folder)
             _deploy(worker, folder)
     _tell(services)
+    for line in listening.exposed(servers):
+        log(line)
 
 
 @contextlib.contextmanager
@@ -99,18 +106,20 @@ def _check(service: Service, folder: Folder) -> None:
     if record and record.process():
         if record.url != service.url:
             raise UserError(f"{service.name} is up already at {record.url}: end it with `distill down`")
-    elif service.port is not None and not _free(service.port):
+        if record.host != service.host:
+            raise UserError(f"{service.name} is up already and listens on {record.host}: end it with `distill down`")
+    elif service.port is not None and not _free(service.port, service.host):
         option = f"--{service.name.removesuffix('-server')}-port"
         raise UserError(
             f"port {service.port} is taken by {_owner(service.port)}: end that, or choose another by {option}"
         )
 
 
-def _free(port: int) -> bool:
-    with socket.socket() as probe:
+def _free(port: int, host: str = HOST) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            probe.bind((host, port))
         except OSError:
             return False
     return True
@@ -151,7 +160,8 @@ def _start(service: Service, folder: Folder, started: list[str]) -> None:
             start_new_session=True,
             preexec_fn=_hear_interrupts,  # safe here: this process has one thread
         )
-    folder.write(service.name, Record(child.pid, psutil.Process(child.pid).create_time(), service.url, mark))
+    born = psutil.Process(child.pid).create_time()
+    folder.write(service.name, Record(child.pid, born, service.url, mark, service.host))
     started.append(service.name)
 
 
@@ -181,11 +191,12 @@ def _last_line(path: Path) -> str:
 
 
 def _deploy(worker: Service, folder: Folder) -> None:
+    environment = deploying.environment(worker)
     log("deploying distill/full and distill/smoke")
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     with open(folder.log("deploy"), "wb") as file:
         ended = subprocess.run(
-            command, cwd=folder.root, env=worker.environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file
+            command, cwd=folder.root, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file
         )
     if ended.returncode:
         raise UserError(f"prefect deploy --all failed: {_last_line(folder.log('deploy'))}")
@@ -200,6 +211,8 @@ def _tell(services: list[Service]) -> None:
     log(f"Prefect  {prefect.url}")
     log(f"MLflow   {prefect.environment['MLFLOW_TRACKING_URI']}")
     log(f"next     {address}{command} deployment run distill/smoke --watch    (or distill/full)")
+    if not listening.is_local(prefect.host):
+        log(f"others   {listening.settings_for_others(services[:-1])}")
 
 
 # ---- down
@@ -209,14 +222,21 @@ def down(root: Path) -> None:
     """Cancels the runs that are under way, then ends exactly the processes that `up` started here."""
     folder = Folder(root)
     if not folder.path.is_dir():
-        log("nothing is up")
+        _nothing(folder)
         return
     with folder.alone():
         if folder.alive(NAMES[0]) and folder.alive(NAMES[2]):
+            listening.authenticate(folder.environment(NAMES[0]))
             _cancel(folder.record(NAMES[2]).url)
         ended = [_end(name, folder) for name in reversed(NAMES)]
     if not any(ended):
-        log("nothing is up")
+        _nothing(folder)
+
+
+def _nothing(folder: Folder) -> None:
+    log("nothing is up")
+    for root in elsewhere(folder.root):
+        log(f"servers are up in {root}: cd there")
 
 
 def _cancel(api: str) -> None:
@@ -272,4 +292,7 @@ def status(root: Path) -> bool:
     for name, process in processes.items():
         where = f"up    pid {process.pid:<8} {folder.record(name).url}" if process else "down"
         log(f"{name:<15} {where}")
+    if not any(processes.values()):
+        for root in elsewhere(folder.root):
+            log(f"servers are up in {root}: cd there")
     return all(processes.values())

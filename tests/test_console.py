@@ -184,7 +184,7 @@ def test_the_servers_get_their_ports_and_outlive_who_started_them(monkeypatch, t
     for verb in start.SERVICES:
         monkeypatch.setattr(services, verb, lambda *words, verb=verb: seen.append((verb, *words)))
     assert [command.main(words, start.ask) for words in (["up"], ["down"], ["status"])] == [0, 0, 1]
-    assert seen == [("up", tmp_path, 4200, 5000), ("down", tmp_path), ("status", tmp_path)]
+    assert seen == [("up", tmp_path, 4200, 5000, "127.0.0.1"), ("down", tmp_path), ("status", tmp_path)]
 
 
 def test_a_full_disk_under_the_servers_is_one_line_too(monkeypatch, capsys):

@@ -40,7 +40,8 @@ def test_every_dependency_of_the_project_is_constrained():
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    wanted = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
+    optional = [line for lines in project["project"]["optional-dependencies"].values() for line in lines]
+    wanted = [*project["project"]["dependencies"], *optional, *project["dependency-groups"]["dev"]]
     names = {re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", line)[0]).lower() for line in wanted}
     assert names <= set(listed("constraints.txt"))
 

@@ -1594,8 +1594,10 @@ def test_publishing_goes_to_the_address_that_is_set_or_to_a_file_here_and_tells_
 @pytest.mark.parametrize("stage", [None, "active", "deleted"])
 def test_an_experiment_is_opened_in_a_database_that_is_ready_and_made_where_there_is_none(monkeypatch, stage):
     done, aloud = [], []
-    found = None if stage is None else SimpleNamespace(experiment_id="4", lifecycle_stage=stage)
+    one = SimpleNamespace(experiment_id="4", lifecycle_stage=stage, artifact_location="s3://bucket/4")
+    found = None if stage is None else one
     fake = SimpleNamespace(
+        get_experiment=lambda number: one,
         get_experiment_by_name=lambda name: done.append(name) or found,
         create_experiment=lambda name, tags: done.append((name, tags)) or "5",
     )
@@ -1608,6 +1610,10 @@ def test_an_experiment_is_opened_in_a_database_that_is_ready_and_made_where_ther
             assert open_experiment(address, "e", aloud) == Experiment(fake, "5" if stage is None else "4", aloud)
         assert done == [*readied, address, "e", *made]
         assert aloud == ["a/b.db was brought on"]
+    if stage != "deleted":
+        one.artifact_location = "/no/such/folder/mlruns/4"
+        with pytest.raises(UserError, match="a folder of another host"):
+            open_experiment("http://h:1", "e", aloud)
 
 
 def test_a_recommended_point_that_the_table_has_not_is_refused(tmp_path):

@@ -8,6 +8,7 @@ import logging
 import os
 import textwrap
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -172,7 +173,26 @@ def open_experiment(address: str, name: str, aloud: list[str]) -> Experiment:
         raise UserError(f"the MLflow experiment {name!r} was deleted; restore it or choose another publish.experiment")
     # without this tag the UI opens in its mode for language models, where runs and checkpoints have other names
     kind = {"mlflow.experimentKind": "custom_model_development"}
-    return Experiment(client, existing.experiment_id if existing else client.create_experiment(name, tags=kind), aloud)
+    number = existing.experiment_id if existing else client.create_experiment(name, tags=kind)
+    _check_files(address, name, (existing or client.get_experiment(number)).artifact_location)
+    return Experiment(client, number, aloud)
+
+
+def _check_files(address: str, name: str, location: str) -> None:
+    """Whether this host can write where an experiment keeps its files, which was settled when it began; UserError if not."""
+    scheme = urllib.parse.urlsplit(location).scheme
+    served = address.startswith(HTTP)
+    if scheme == "mlflow-artifacts" and not served:
+        raise UserError(
+            f"the MLflow experiment {name!r} began on a server, which keeps its files: set MLFLOW_TRACKING_URI to that "
+            "server, or choose another publish.experiment"
+        )
+    folder = Path(location.removeprefix("file:").removeprefix("//")) if scheme in ("", "file") else None
+    if served and folder is not None and not any(above.is_dir() for above in (folder.parent, folder.parent.parent)):
+        raise UserError(
+            f"MLflow at {redact(address)} keeps the files of the experiment {name!r} in {folder}, a folder of another host; "
+            "choose another publish.experiment on a server that serves files (`distill up --host ADDRESS`)"
+        )
 
 
 def _client(address: str) -> Any:

@@ -210,6 +210,21 @@ OWN = (
     _own("tasks/places.py", "return min(threads, fitting)", "return threads", "more stages run at once than memory is free for", "run"),
     _own("tasks/places.py", "locks.Slots(devices[:slots])", "locks.Slots(devices)", "--slots is ignored where there are GPUs", "run"),
     _own("tasks/pictures/charts.py", "if least[number] > best[0]:", "if least[number] >= best[0]:", "of two places of the lowest price the later one may be taken", "pictures"),
+    _own("flows/planning.py", "    if not listening.is_local(host):  # other hosts", "    if host not in listening.ANY:  # other hosts", "with --host models lie in a folder of this machine, which other hosts cannot reach", "listening"),
+    _own("flows/listening.py", '"PREFECT_SERVER_UI_API_URL": "/api",', "", "Prefect's pages, opened from another host, look for the server at the reader's own 127.0.0.1", "listening"),
+    _own("flows/listening.py", "if not is_local(server.host) and not protected:", "if server.host in ANY and not protected:", "a server without a password on an address of the machine's is not warned of", "listening"),
+    _own("flows/deploying.py", "or any(map(_for_several, _deployments(worker.url)))", "", "each `up` writes the deploying host's folder into the deployments of several hosts: runs fail on all others", "listening"),
+    _own("flows/services.py", "        if record.host != service.host:", "        if False:", "`up --host` beside servers that listen on 127.0.0.1 alone says that they are up, and no other host reaches them", "listening"),
+    _own("flows/services.py", "            listening.authenticate(folder.environment(NAMES[0]))\n            _cancel", "            _cancel", "`down` cannot cancel the runs of a server with a password: they stay Running for ever", "listening", "flows"),
+    _own("deploy/automations.py", "    if content(same[0]) == content(wanted):", "    if False:", "each run of automations.py writes them anew: the clocks of all runs under way begin again", "deploy"),
+    _own("deploy/automations.py", 'wanted.model_copy(update={"enabled": same[0].enabled})', "wanted", "an automation that a person has switched off is on again after the next deployment", "deploy"),
+    _own("deploy/automations.py", "    if seconds is None:", "    if environment is None:", "the automation counts on heartbeats that the pool's runs do not send: every healthy run is declared dead, or a traceback", "deploy"),
+    _own("deploy/automations.py", '            for_each={"prefect.resource.id"},\n', "", "the heartbeats of one run keep all others alive: a lost one is Running for ever", "deploy"),
+    _own("deploy/pool-kubernetes.json", '"nvidia.com/gpu": "{{ gpus }}"', '"nvidia.com/gpus": "{{ gpus }}"', "jobs of a Kubernetes pool get no GPU", "deploy"),
+    _own("deploy/pool-process.json", '"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"', '"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "180"', "a run sends one heartbeat in three minutes, and is declared dead after one and a half", "deploy"),
+    _own("deploy/compose.yaml", "${BIND:-127.0.0.1}:${MLFLOW_PORT:-5000}:5000", "${MLFLOW_PORT:-5000}:5000", "MLflow is published on every address of the machine, though nobody asked for that", "deploy"),
+    _own("deploy/compose.yaml", 'PASSWORD: ${POSTGRES_PASSWORD:?set it in deploy/.env}', 'PASSWORD: ${POSTGRES_PASSWORD}', "without deploy/.env the database begins with no password, for good", "deploy"),
+    _own("tasks/tracking/client.py", "    if served and folder is not None and not any(", "    if False and not any(", "a second host publishes to a server whose files are another host's: it writes them into a folder of its own, where nobody finds them", "listening"),
 )  # fmt: skip
 """Of other kinds, over all rooms."""
 
