@@ -370,7 +370,11 @@ def test_labels_in_a_json_are_whole_numbers_from_zero(word):
 
 @pytest.mark.parametrize(
     "source",
-    ["pipe:cat x", "shards:pipe:cat x", "shards:a{,pipe:b}", "shards:s3://bucket/a.tar", "folder:", "digit", ""],
+    [
+        *("pipe:cat x", "shards:pipe:cat x", "shards:a{,pipe:b}", "folder:", "digit", ""),
+        *("shards:gs://bucket/a.tar", "folder:s3://bucket/a", "folder:https://host/a"),
+        *("shards:https://me:secret@host/a.tar", "shards:https://me@host/{a,b}.tar"),
+    ],
 )
 def test_sources_that_are_no_place_on_the_disk_are_refused(source):
     with pytest.raises(ValueError, match="source"):

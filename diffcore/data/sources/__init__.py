@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from diffcore.data.cache import Cache
 from diffcore.data.folders import Parts
 from diffcore.data.split import Split
 
@@ -41,7 +42,8 @@ class Source:
     classes: their names by label, or None where the source has no names for them (or no labels).
     splits: images in each of `train`, `test`, ... where the folder is divided so, else None.
     others: files of other kinds that lie among a folder's images. files: those that are read.
-    notes: how the source was understood, where that could surprise. held: what is held out.
+    notes: how the source was understood, where that could surprise. held: what is held out. versions: of remote files,
+    their digests by address.
     """
 
     entries: list[Entry]
@@ -51,6 +53,7 @@ class Source:
     files: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     held: "Source | None" = None
+    versions: dict[str, str] = field(default_factory=dict)
 
     @property
     def ignored(self) -> int:
@@ -68,12 +71,17 @@ class Kind(abc.ABC):
 
     place: the word for what follows the colon in params.yaml, None where nothing does. least: [c, h, w] below which no image
     of it is, as far as is known without a look. in_folders: its images lie in folders, so `data.split` may name some,
-    `data.labels` a column of what is said of them, and its entries, which come class by class, are dealt.
+    `data.labels` a column of what is said of them, and its entries, which come class by class, are dealt. remote: its place
+    may be an address, whose files are then read through `cache`. tell: hears how far a long look-up is.
     """
 
     place: str | None = None
     least: tuple[int, int, int] = (1, 1, 1)
     in_folders: bool = False
+    remote: bool = False
+
+    def __init__(self, cache: Cache | None = None, tell: Callable[[str], None] = lambda line: None):
+        self.cache, self.tell = cache, tell
 
     @abc.abstractmethod
     def find(self, place: str, labels: str | None, split: Split | None) -> Source:
