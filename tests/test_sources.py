@@ -19,7 +19,7 @@ from PIL import Image, features
 from diffcore.core.errors import UserError
 from diffcore.data import fitting, selection, sources, tars
 from diffcore.data.config import Config
-from diffcore.data.sources.shards import _braces
+from diffcore.data.patterns import braces
 from diffcore.data.split import Split
 
 
@@ -274,10 +274,10 @@ def test_a_limit_counts_images_not_blocks(tmp_path):
 
 
 def test_braces_expand_as_in_a_shell():
-    assert list(_braces("{a,b}-{08..10}.tar")) == [f"{w}-{n}.tar" for w in "ab" for n in ("08", "09", "10")]
-    assert list(_braces("{9..11}")) == ["9", "10", "11"]
-    assert list(_braces("x{11..09}")) == ["x11", "x10", "x09"]
-    assert list(_braces("{0..10}"))[::5] == ["0", "5", "10"]
+    assert list(braces("{a,b}-{08..10}.tar")) == [f"{w}-{n}.tar" for w in "ab" for n in ("08", "09", "10")]
+    assert list(braces("{9..11}")) == ["9", "10", "11"]
+    assert list(braces("x{11..09}")) == ["x11", "x10", "x09"]
+    assert list(braces("{0..10}"))[::5] == ["0", "5", "10"]
 
 
 @pytest.mark.parametrize("keep", [0.2, 0.5, 0.9])
@@ -588,8 +588,8 @@ def test_shards_lie_below_home_in_any_depth_and_come_in_the_order_of_their_names
 
 
 def test_the_wider_number_says_how_wide_all_are():
-    assert list(_braces("{8..010}")) == ["008", "009", "010"]
-    assert list(_braces("{010..8}")) == ["010", "009", "008"]
+    assert list(braces("{8..010}")) == ["008", "009", "010"]
+    assert list(braces("{010..8}")) == ["010", "009", "008"]
 
 
 def test_the_order_of_a_folder_is_not_the_file_system_s(tmp_path, monkeypatch):

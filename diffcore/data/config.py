@@ -67,9 +67,9 @@ class Config:
         if self.bits is not None and not 9 <= self.bits <= 16:
             raise ValueError(f"bits must be 9 to 16, not {self.bits}")
         word = self.source.partition(":")[0]
-        if not kind.in_folders and self.labels not in (None, NONE):
+        if not kind.label_columns and self.labels not in (None, NONE):
             raise ValueError(f"labels may be null or none for {word}; {self.labels!r} is for a folder of images")
-        if not kind.in_folders and self.split is not None and (self.split.train or self.split.names):
+        if not kind.named_splits and self.split is not None and (self.split.train or self.split.names):
             raise ValueError(f"split names folders, and {word} has none; say a share, as in holdout: 0.1")
 
     @property

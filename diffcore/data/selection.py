@@ -28,7 +28,7 @@ def find(config: Config, cache: Cache | None = None, tell: Callable[[str], None]
         source = _unlabelled(source)
     if config.split is not None and config.split.share:
         source = _drawn(source, config.split.share)
-    return _finished(source, config.limit, dealt=kind.in_folders)
+    return _finished(source, config.limit, dealt=kind.dealt)
 
 
 def _finished(source: Source, limit: int | None, dealt: bool) -> Source:

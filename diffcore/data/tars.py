@@ -43,6 +43,11 @@ def formats() -> dict[str, str]:
     return EXTENSIONS | ({"avif": "AVIF"} if AvifImagePlugin.SUPPORTED else {})
 
 
+PLAIN = re.compile(
+    rb"(?P<name>[!-~]{1,99})\0+[0-7\0]{24}(?P<size>[0-7]{11})\0.{20}[0\0]\0{100}ustar.{83}\0{167}", re.DOTALL
+)
+"""The header of a plain file in a tar: no link, no prefix of its name, nothing that another header says of it."""
+
 DEEP = 16
 """Not a word: a picture's own texts stand in `info` under theirs."""
 
@@ -113,6 +118,26 @@ def members(file: io.BufferedIOBase, name: str) -> list[tuple[str, dict[str, tup
     return samples
 
 
+def index(content: memoryview, name: str) -> list[tuple[str, dict[str, tuple[int, int]]]]:
+    """`members` of a tar in memory whose digest is vouched for: its plain headers are read without tarfile, in a tenth of
+    the time. Raises UserError as `members` does."""
+    samples: list[tuple[str, dict[str, tuple[int, int]]]] = []
+    at, keys = 0, set()
+    while content[at : at + 1] != b"\0":
+        header = bytes(content[at : at + 512])
+        plain = PLAIN.fullmatch(header)
+        key, extension = _parted(plain["name"].decode("ascii")) if plain else ("", "")
+        if plain and (not samples or samples[-1][0] != key):
+            samples.append((key, {}))
+            keys.add(key)
+        if extension not in TAR_IMAGES + TAR_LABELS or extension in samples[-1][1] or len(keys) < len(samples):
+            return members(io.BytesIO(content), name)  # which says what is wrong, or reads what is not plain
+        size = int(plain["size"], 8)
+        samples[-1][1][extension] = (at + 512, size)
+        at += 512 + -(-size // 512) * 512
+    return samples
+
+
 def pictures_of(parts: dict[str, Any]) -> Sequence[Any]:
     """The pictures of one sample of a tar: a block is uint8 [n, h, w, c]. Raises for any other content."""
     if "npy" not in parts:
@@ -156,15 +181,20 @@ def _json_label(content: bytes | memoryview) -> int | None:
 
 
 def _key(member: tarfile.TarInfo, name: str) -> tuple[str, str]:
-    place, _, base = member.name.rpartition("/")
-    stem, _, extension = base.partition(".")
-    extension = extension.lower()
+    key, extension = _parted(member.name)
     if not member.isreg() or member.issparse():
         raise UserError(f"{name}: {member.name!r} is a link, a device or sparse; only plain files are read")
-    if not stem or extension not in TAR_IMAGES + TAR_LABELS:
+    if extension not in TAR_IMAGES + TAR_LABELS:
         extensions = ", ".join(TAR_IMAGES + TAR_LABELS)
         raise UserError(f"{name}: {member.name!r} is of an unknown kind, and was not opened; known are {extensions}")
-    return f"{place}/{stem}", extension
+    return key, extension
+
+
+def _parted(name: str) -> tuple[str, str]:
+    # key and extension, which is "" for a name that has none or nothing before it
+    place, _, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    return f"{place}/{stem}", extension.lower() if stem else ""
 
 
 def _check_end(file: io.BufferedIOBase, end: int) -> None:

@@ -70,14 +70,16 @@ class Kind(abc.ABC):
     """A kind of source.
 
     place: the word for what follows the colon in params.yaml, None where nothing does. least: [c, h, w] below which no image
-    of it is, as far as is known without a look. in_folders: its images lie in folders, so `data.split` may name some,
-    `data.labels` a column of what is said of them, and its entries, which come class by class, are dealt. remote: its place
-    may be an address, whose files are then read through `cache`. tell: hears how far a long look-up is.
+    of it is, as far as is known without a look. label_columns: `data.labels` may name one of several things that are said of
+    an image. named_splits: `data.split` may name parts of it. dealt: its entries may come class by class and are dealt.
+    remote: its place may be an address, whose files are then read through `cache`. tell: hears how far a long look-up is.
     """
 
     place: str | None = None
     least: tuple[int, int, int] = (1, 1, 1)
-    in_folders: bool = False
+    label_columns: bool = False
+    named_splits: bool = False
+    dealt: bool = False
     remote: bool = False
 
     def __init__(self, cache: Cache | None = None, tell: Callable[[str], None] = lambda line: None):
@@ -87,7 +89,7 @@ class Kind(abc.ABC):
     def find(self, place: str, labels: str | None, split: Split | None) -> Source:
         """What lies at `place`, without decoding it. Raises UserError when there is nothing to read.
 
-        labels, split: of the section `data`; one that is not `in_folders` need not look at them.
+        labels, split: of the section `data`; looked at by a kind with label_columns and named_splits.
         """
 
 

@@ -2,18 +2,15 @@
 
 import contextlib
 import functools
-import glob
 import io
 import itertools
-import os
-import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from diffcore.core.errors import UserError
-from diffcore.data import remote, tars
+from diffcore.data import patterns, remote, tars
 from diffcore.data.cache import Cache, Remote
 from diffcore.data.sources import Entry, Kind, Source
 from diffcore.data.split import Split
@@ -61,7 +58,7 @@ class Shards(Kind):
 
 
 def _local(pattern: str) -> Iterator[tuple[Path, list[Sample]]]:
-    for path in _paths(pattern):
+    for path in patterns.paths(pattern, "shard"):
         with open(path, "rb") as file:
             yield path, _samples(file, str(path))
 
@@ -109,47 +106,5 @@ def _opened(file: Path | Remote) -> io.BufferedIOBase:
     return file.open() if isinstance(file, Remote) else open(file, "rb")
 
 
-def _paths(pattern: str) -> list[Path]:
-    return [Path(path) for path in _each_once(_matches(os.path.expanduser(pattern)), pattern)]
-
-
-def _matches(pattern: str) -> Iterator[str]:
-    for name in _braces(pattern):
-        matches = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else [name]
-        missing = [path for path in matches if not os.path.isfile(path)]
-        if missing or not matches:
-            raise UserError(f"data.source: there is no shard {printable((missing or [name])[0])}")
-        yield from matches
-
-
 def _addresses(pattern: str) -> Iterator[str]:
-    return _each_once(itertools.chain.from_iterable(map(remote.expand, _braces(pattern))), pattern)
-
-
-def _each_once(names: Iterable[str], pattern: str) -> Iterator[str]:
-    seen = set()
-    for name in names:
-        if name in seen:
-            raise UserError(f"data.source: {printable(name)} is named twice by {pattern}")
-        seen.add(name)
-        yield name
-
-
-def _braces(pattern: str) -> Iterator[str]:
-    # {a,b} and {000..012}, as a shell expands them
-    match = re.search(r"\{([^{}]*)\}", pattern)
-    if match is None:
-        yield pattern
-        return
-    span = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", match[1])
-    alternatives: Iterable[str] = match[1].split(",")
-    if span:
-        padded = any(len(number) > 1 and number.startswith("0") for number in span.groups())
-        width = max(map(len, span.groups())) if padded else 0
-        alternatives = (str(number).zfill(width) for number in _span(int(span[1]), int(span[2])))
-    for alternative in alternatives:
-        yield from _braces(pattern[: match.start()] + alternative + pattern[match.end() :])
-
-
-def _span(first: int, last: int) -> range:
-    return range(first, last + 1) if first <= last else range(first, last - 1, -1)
+    return patterns.each_once(itertools.chain.from_iterable(map(remote.expand, patterns.braces(pattern))), pattern)
