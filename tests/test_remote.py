@@ -13,7 +13,7 @@ from PIL import Image
 
 from diffcore.core import disk
 from diffcore.core.errors import UserError
-from diffcore.data import feed, remote, selection
+from diffcore.data import feed, fitting, remote, selection
 from diffcore.data.cache import Cache
 from diffcore.data.config import Config
 from diffcore.data.ledger import Unfinished
@@ -103,6 +103,23 @@ def test_an_answer_that_ends_early_is_gone_on_with_where_it_ended(server, tmp_pa
     received = b"".join(remote.content(f"{server.address}/000000.tar", stat))
     assert received == path.read_bytes()
     assert [span for _, span in server.log] == ["bytes=0-0", None, f"bytes={-(-len(received) // 2)}-"]
+
+
+def test_of_a_server_without_ranges_no_byte_is_taken_twice(server):
+    server.plan, server.ranges = lambda number, path: "truncate" if number == 2 else None, False
+    url = f"{server.address}/000000.tar"
+    assert b"".join(remote.content(url, remote.stat(url))) == (server.folder / "000000.tar").read_bytes()
+    assert len(server.log) == 3
+
+
+def test_a_failure_while_the_first_image_is_looked_for_is_the_network_s_and_no_image_s(server, tmp_path):
+    config, here = over_http(server), cache(tmp_path)
+    source = selection.find(config, here)
+    for copy in here.folder.glob("*.tar"):
+        copy.unlink()
+    server.plan = lambda number, path: "fail"
+    with pytest.raises(UserError, match=r"^data\.source: .*000000\.tar cannot be read \(5 tries"):
+        fitting.form(config, source)
 
 
 ENDS = {

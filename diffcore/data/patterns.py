@@ -44,6 +44,12 @@ def braces(pattern: str) -> Iterator[str]:
         yield from braces(pattern[: match.start()] + alternative + pattern[match.end() :])
 
 
+def stamp(path: Path) -> tuple[int, int]:
+    """Size and time of the last change: what a file that is held open is known by."""
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
+
+
 def _matches(pattern: str, what: str) -> Iterator[str]:
     for name in braces(pattern):
         matches = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else [name]

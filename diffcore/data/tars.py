@@ -10,7 +10,7 @@ import itertools
 import re
 import struct
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -118,24 +118,25 @@ def members(file: io.BufferedIOBase, name: str) -> list[tuple[str, dict[str, tup
     return samples
 
 
-def index(content: memoryview, name: str) -> list[tuple[str, dict[str, tuple[int, int]]]]:
-    """`members` of a tar in memory whose digest is vouched for: its plain headers are read without tarfile, in a tenth of
-    the time. Raises UserError as `members` does."""
-    samples: list[tuple[str, dict[str, tuple[int, int]]]] = []
-    at, keys = 0, set()
-    while content[at : at + 1] != b"\0":
-        header = bytes(content[at : at + 512])
-        plain = PLAIN.fullmatch(header)
-        key, extension = _parted(plain["name"].decode("ascii")) if plain else ("", "")
-        if plain and (not samples or samples[-1][0] != key):
-            samples.append((key, {}))
-            keys.add(key)
-        if extension not in TAR_IMAGES + TAR_LABELS or extension in samples[-1][1] or len(keys) < len(samples):
-            return members(io.BytesIO(content), name)  # which says what is wrong, or reads what is not plain
-        size = int(plain["size"], 8)
-        samples[-1][1][extension] = (at + 512, size)
-        at += 512 + -(-size // 512) * 512
-    return samples
+class Uncommon(ValueError):
+    """A tar is not one of plain files alone, and `members` must say what it is."""
+
+
+def plain(file: Any) -> Iterator[tuple[str, str, int, bytes | memoryview]]:
+    """(key, extension, offset, content) of each member of a tar that is read once from its beginning, named as by `members`.
+
+    A tenth of tarfile's time, for a tar of plain files whose digest is vouched for. Raises Uncommon for any other.
+    """
+    at = 0
+    while (header := file.read(512))[:1] != b"\0":
+        match = PLAIN.fullmatch(header)
+        key, extension = _parted(match["name"].decode("ascii")) if match else ("", "")
+        size = int(match["size"], 8) if match else 0
+        content = file.read(size)
+        if extension not in TAR_IMAGES + TAR_LABELS or len(content) < size:
+            raise Uncommon
+        yield key, extension, at + 512, content
+        at += 512 + size + len(file.read(-size % 512))
 
 
 def pictures_of(parts: dict[str, Any]) -> Sequence[Any]:
