@@ -83,7 +83,12 @@ FAULTS = {
     "every tenth is truncated": lambda number, path: "truncate" if number % 10 == 0 else None,
     "all are truncated": lambda number, path: "truncate",
 }
-CASES = [(case, ranges) for case in FAULTS for ranges in (True, False) if ranges or case != "all are truncated"]
+CASES = [
+    pytest.param(case, ranges, marks=pytest.mark.slow if "stalls" in case and not ranges else ())
+    for case in FAULTS
+    for ranges in (True, False)
+    if ranges or case != "all are truncated"
+]
 
 
 @pytest.mark.parametrize(("case", "ranges"), CASES)
