@@ -1,6 +1,7 @@
 """The stage `shard`: the user's images as shards with a manifest."""
 
 from diffcore.data import write
+from diffcore.data.cache import Cache
 from diffcore.data.ledger import Unfinished
 from tasks import graph, paths
 from tasks.params import Params
@@ -15,6 +16,7 @@ def shard(params: Params) -> None:
         Progress("shard", "images"),
         tell=lambda line: log(f"shard: {line}"),
         unfinished=Unfinished(paths.RESUME / "shard", graph.code_digest("shard", "")),
+        cache=Cache(paths.RESUME / "remote", params.compute.cache_bytes),
     )
     height = "x".join(map(str, manifest.shape[1:]))
     classes = f"{len(manifest.classes)} classes" if manifest.classes else "no labels"

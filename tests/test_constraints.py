@@ -1,5 +1,6 @@
 """The three lists of versions say the same, and every file has its digest."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -40,8 +41,8 @@ def test_every_dependency_of_the_project_is_constrained():
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    optional = [line for lines in project["project"]["optional-dependencies"].values() for line in lines]
-    wanted = [*project["project"]["dependencies"], *optional, *project["dependency-groups"]["dev"]]
+    extras = itertools.chain(*project["project"]["optional-dependencies"].values())
+    wanted = [*project["project"]["dependencies"], *extras, *project["dependency-groups"]["dev"]]
     names = {re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", line)[0]).lower() for line in wanted}
     assert names <= set(listed("constraints.txt"))
 

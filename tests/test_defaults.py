@@ -226,6 +226,7 @@ EDGES = [
     (Compute, COMPUTE, "threads", [1], [0]),
     (Compute, COMPUTE, "save_seconds", [SMALL], [0.0]),
     (Compute, COMPUTE, "memory_gb", [0.0], [-SMALL]),
+    (Compute, COMPUTE, "cache_gb", [0.0], [-SMALL]),
     (Shape, SHAPE, "channels", [(1,)], [(), (0,), (4, 0)]),
     (Shape, SHAPE, "layers", [1], [0]),
     (Shape, SHAPE, "groups", [1, 4], [0, 3]),

@@ -22,7 +22,8 @@ from diffcore.data.config import Config
 from diffcore.data.manifest import Manifest, Shard, digest
 from diffcore.data.read import Images, StreamedImages, load_resident, open_images, open_shard
 from diffcore.data.tally import Tally
-from diffcore.data.write import _in_order, _npy, _outcome, write
+from diffcore.data.workers import in_order
+from diffcore.data.write import _npy, _outcome, write
 
 
 def picture(number: int, side: int = 6, channels: int = 3) -> np.ndarray:
@@ -425,7 +426,7 @@ def test_images_in_memory_and_streamed_are_the_same(many, labelled):
                 each.take(outside)
 
 
-def test_streamed_images_hold_what_memory_allows_and_read_a_shard_once_in_order(many, monkeypatch):
+def test_streamed_images_hold_what_memory_allows_and_read_a_shard_oncein_order(many, monkeypatch):
     manifest = Manifest.read(many[True])
     read, real = [], open_shard
     monkeypatch.setattr("diffcore.data.read.open_shard", lambda *where: read.append(where[-1]) or real(*where))
@@ -587,12 +588,12 @@ def test_a_vouched_shard_of_more_images_or_unannounced_labels_is_refused(tmp_pat
 def test_no_more_is_read_ahead_than_a_few_for_each_thread(workers):
     """Data may be larger than memory."""
     drawn = []
-    results = _in_order(lambda number: -number, (drawn.append(n) or n for n in range(60)), workers)
+    results = in_order(lambda number: -number, (drawn.append(n) or n for n in range(60)), workers)
     for done in range(5):
         assert next(results) == -done
         assert len(drawn) <= done + 1 + 2 * workers
     results.close()
-    assert list(_in_order(lambda number: -number, range(20), workers)) == [-number for number in range(20)]
+    assert list(in_order(lambda number: -number, range(20), workers)) == [-number for number in range(20)]
 
 
 @pytest.mark.parametrize("found", [3, 7, 27, 90, 1797, 50_000])

@@ -19,7 +19,7 @@ from PIL import Image, features
 from diffcore.core.errors import UserError
 from diffcore.data import fitting, selection, sources, tars
 from diffcore.data.config import Config
-from diffcore.data.sources.shards import _braces
+from diffcore.data.patterns import braces
 from diffcore.data.split import Split
 
 
@@ -274,10 +274,10 @@ def test_a_limit_counts_images_not_blocks(tmp_path):
 
 
 def test_braces_expand_as_in_a_shell():
-    assert list(_braces("{a,b}-{08..10}.tar")) == [f"{w}-{n}.tar" for w in "ab" for n in ("08", "09", "10")]
-    assert list(_braces("{9..11}")) == ["9", "10", "11"]
-    assert list(_braces("x{11..09}")) == ["x11", "x10", "x09"]
-    assert list(_braces("{0..10}"))[::5] == ["0", "5", "10"]
+    assert list(braces("{a,b}-{08..10}.tar")) == [f"{w}-{n}.tar" for w in "ab" for n in ("08", "09", "10")]
+    assert list(braces("{9..11}")) == ["9", "10", "11"]
+    assert list(braces("x{11..09}")) == ["x11", "x10", "x09"]
+    assert list(braces("{0..10}"))[::5] == ["0", "5", "10"]
 
 
 @pytest.mark.parametrize("keep", [0.2, 0.5, 0.9])
@@ -370,7 +370,11 @@ def test_labels_in_a_json_are_whole_numbers_from_zero(word):
 
 @pytest.mark.parametrize(
     "source",
-    ["pipe:cat x", "shards:pipe:cat x", "shards:a{,pipe:b}", "shards:s3://bucket/a.tar", "folder:", "digit", ""],
+    [
+        *("pipe:cat x", "shards:pipe:cat x", "shards:a{,pipe:b}", "folder:", "digit", ""),
+        *("shards:gs://bucket/a.tar", "folder:s3://bucket/a", "folder:https://host/a"),
+        *("shards:https://me:secret@host/a.tar", "shards:https://me@host/{a,b}.tar"),
+    ],
 )
 def test_sources_that_are_no_place_on_the_disk_are_refused(source):
     with pytest.raises(ValueError, match="source"):
@@ -584,8 +588,8 @@ def test_shards_lie_below_home_in_any_depth_and_come_in_the_order_of_their_names
 
 
 def test_the_wider_number_says_how_wide_all_are():
-    assert list(_braces("{8..010}")) == ["008", "009", "010"]
-    assert list(_braces("{010..8}")) == ["010", "009", "008"]
+    assert list(braces("{8..010}")) == ["008", "009", "010"]
+    assert list(braces("{010..8}")) == ["010", "009", "008"]
 
 
 def test_the_order_of_a_folder_is_not_the_file_system_s(tmp_path, monkeypatch):
@@ -777,10 +781,11 @@ def test_a_new_kind_of_source_is_one_new_file(tmp_path, monkeypatch):
     (tmp_path / "ramp.py").write_text(RAMP)
     monkeypatch.setattr(sources, "__path__", [*sources.__path__, str(tmp_path)])
     monkeypatch.delitem(sys.modules, "diffcore.data.sources.ramp", raising=False)
-    assert sources.names() == ["digits", "folder", "ramp", "shards"]
+    assert sources.names() == ["arrow", "digits", "folder", "npz", "parquet", "ramp", "shards", "zip"]
     assert opened(Config("ramp:7", limit=5))[0].ravel().tolist() == [0, 1, 2, 3, 4]
     with pytest.raises(
-        ValueError, match="source must be digits, folder:PATH, ramp:COUNT or shards:PATTERN, not 'ramp'"
+        ValueError,
+        match=r"source must be arrow:PATH, .*folder:PATH, .*ramp:COUNT, .*shards:PATTERN or zip:PATH, not 'ramp'",
     ):
         Config("ramp")
     with pytest.raises(ValueError, match="split names folders, and ramp has none"):

@@ -13,6 +13,7 @@ from diffcore import checkpoints
 from diffcore.core import disk, rng
 from diffcore.core.errors import UserError
 from diffcore.data import read, write
+from diffcore.data.cache import Cache
 from diffcore.data.feed import to_float
 from diffcore.data.ledger import Unfinished
 from diffcore.data.manifest import Manifest
@@ -49,7 +50,7 @@ from tests.test_unet import stirred
 PLAIN = {"sampler": "ddim", "trajectory": "uniform", "steps": [2]}
 DISTINCT = {
     "seed": 5,
-    "compute": {"threads": 1, "save_seconds": 7.0, "memory_gb": 0.5},
+    "compute": {"threads": 1, "save_seconds": 7.0, "memory_gb": 0.5, "cache_gb": 3.0},
     "features": {"channels": 8, "dimension": 4, "iterations": 2, "batch": 4, "seed": 17},
     "distill": {
         "v": {"method": "denoising", **FROM, **FIT},
@@ -169,6 +170,7 @@ def test_images_are_sharded_as_the_file_says(project, monkeypatch, capsys):
     assert call.words[:3] == (project.data, paths.DATA, 3)
     unfinished = call.named["unfinished"]
     assert unfinished == Unfinished(paths.RESUME / "shard", graph.code_digest("shard"))
+    assert call.named["cache"] == Cache(paths.RESUME / "remote", 3 * 2**30)
     call.named["tell"]("a line")
     said = capsys.readouterr().out
     assert said.startswith("shard: 7 images of 5x6, 3 channels, no labels, 2 quarantined; data dddddddddddd\n")

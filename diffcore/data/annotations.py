@@ -68,7 +68,7 @@ def _unclear(fault: str, remedy: str) -> UserError:
 def _datasets(root: Path, names: list[str]) -> Annotations:
     labels: dict[str, Label] = {}
     for name in names:
-        for image, label in _dataset(root, name):
+        for image, label in dataset_labels(_text(root, name), name):
             _put(labels, name, image, label)
     files = _few(names)
     if not labels:
@@ -76,8 +76,9 @@ def _datasets(root: Path, names: list[str]) -> Annotations:
     return Annotations(tuple(names), labels, f"classes are those of {files}, not folders")
 
 
-def _dataset(root: Path, name: str) -> Iterator[tuple[str, int]]:
-    content = _json(_text(root, name), name)
+def dataset_labels(text: str, name: str) -> Iterator[tuple[str, int]]:
+    """(image, label) of all that a dataset.json labels; none where its `labels` is null. Raises UserError."""
+    content = _json(text, name)
     if not isinstance(content, dict) or "labels" not in content:
         raise _unclear(f"{name} has no `labels`, so it is not StyleGAN's", "remove it")
     labels = content["labels"]
@@ -99,15 +100,22 @@ def _metadata(root: Path, names: list[str], column: str | None) -> Annotations:
     files = _few(names)
     if NAME not in columns:
         return Annotations(tuple(names), {}, f"{files} has no column {NAME}, so nothing is read from it", silent=True)
-    chosen = _column(columns, column, files)
+    chosen = _chosen(columns, column, files)
     if chosen is None:
         having = ", ".join(printable(each) for each in columns)
         return Annotations(tuple(names), {}, f"{files} has no column of labels (it has {having})", silent=True)
     return Annotations(tuple(names), _labels(tables, chosen), f"classes are the column {printable(chosen)} of {files}")
 
 
-def _column(columns: list[str], column: str | None, files: str) -> str | None:
-    others = [name for name in columns if name != NAME]
+def _chosen(columns: list[str], column: str | None, files: str) -> str | None:
+    return column_of_labels([name for name in columns if name != NAME], column, files)
+
+
+def column_of_labels(others: list[str], column: str | None, files: str) -> str | None:
+    """Which of the columns `others` of `files` holds the labels: `column`, else the only one that is called so, else None.
+
+    Raises UserError if there is no such column, or several.
+    """
     if column is not None:
         if column not in others:
             having = ", ".join(printable(each) for each in others)

@@ -1,10 +1,9 @@
 """The section `data` of params.yaml: which images, in what form, and which of them are held out."""
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
-from diffcore.data import folders, sources
+from diffcore.data import folders, remote, sources
 from diffcore.data.folders import NONE
 from diffcore.data.split import Split
 
@@ -16,7 +15,8 @@ class Config:
     """The section `data` of params.yaml.
 
     source: "digits" (scikit-learn's 1797 real 8x8 images), "folder:PATH" or "shards:PATTERN" (tars in webdataset's
-        layout, named by a path with `*`, `{a,b}` or `{000..012}`): a file of `sources/` each. PATH may begin with `~`.
+        layout, named by a path or an http(s) or s3 address with `*`, `{a,b}` or `{000..012}`): a file of `sources/` each.
+        PATH may begin with `~`.
     size: the side of the square that pictures are resized and cropped to, in pixels; None keeps them as they are.
     channels: 1 or 3; None takes the first picture's. Grey is ITU-R 601 luma; transparency is laid on white.
     filter: of the resampling, by Pillow's names. The shorter side becomes `size`, then the middle is cut out.
@@ -51,8 +51,10 @@ class Config:
         kind, place = sources.parse(self.source)
         if "pipe:" in place:
             raise ValueError("source names a pipe:, which would run a command; only files are read")
-        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", place):
-            raise ValueError(f"source must be on this machine's disks; fetch {place} first")
+        if remote.ADDRESS.match(place) and not kind.remote:
+            raise ValueError(f"source must be on this machine's disks; fetch {remote.public(place)} first")
+        if fault := remote.fault(place):
+            raise ValueError(f"source: {fault}")
         for name in ("size", "limit"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -65,7 +67,13 @@ class Config:
         if self.bits is not None and not 9 <= self.bits <= 16:
             raise ValueError(f"bits must be 9 to 16, not {self.bits}")
         word = self.source.partition(":")[0]
-        if not kind.in_folders and self.labels not in (None, NONE):
+        if not kind.label_columns and self.labels not in (None, NONE):
             raise ValueError(f"labels may be null or none for {word}; {self.labels!r} is for a folder of images")
-        if not kind.in_folders and self.split is not None and (self.split.train or self.split.names):
+        if not kind.named_splits and self.split is not None and (self.split.train or self.split.names):
             raise ValueError(f"split names folders, and {word} has none; say a share, as in holdout: 0.1")
+
+    @property
+    def origin(self) -> str:
+        """`source` as it may be kept: without the query of an address, which may be a signature."""
+        kind, _, place = self.source.partition(":")
+        return f"{kind}:{remote.public(place)}" if remote.is_remote(place) else self.source

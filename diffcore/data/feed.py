@@ -21,7 +21,8 @@ from torch import Tensor
 from diffcore.core.rng import generator
 from diffcore.core.shapes import Sample
 from diffcore.data.manifest import Manifest
-from diffcore.data.read import Images, Opened, channels_first, load_resident, open_shard
+from diffcore.data.opened import Opened, open_shard
+from diffcore.data.read import Images, channels_first, load_resident
 
 GROUP = 8  # shards that are mixed with each other; part of the order, so no setting of a machine
 
@@ -166,10 +167,11 @@ class ResidentFeed:
 
 
 class StreamFeed:
-    """A Feed for data larger than memory: holds the undecoded shards of the group in use and reads the next ahead.
+    """A Feed for data larger than memory: holds where the images of the group in use lie, and looks at the next ahead.
 
-    One thread prepares the batch after the one asked for, one reads shards, `workers` decode. Every shard is checked
-    against its digest whenever it is read. Errors come out of `batch`. Close it, or use it in a `with`, to end its threads.
+    One thread prepares the batch after the one asked for, one opens shards, `workers` decode. Every shard is checked
+    against its digest when it is opened, and each image against a checksum when it is read. Errors come out of `batch`.
+    Close it, or use it in a `with`, to end its threads.
     """
 
     def __init__(

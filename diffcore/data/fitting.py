@@ -44,6 +44,8 @@ def form(config: Config, source: Source) -> Form:
     for entry in source.entries:
         try:
             first = entry.read()[0][0]
+        except UserError:
+            raise
         except Exception as error:  # it is quarantined, with its reason, when its turn comes
             reasons = reasons or [f"{entry.name}: {reason(error)}"]
             continue

@@ -23,15 +23,26 @@ class Unfinished:
     code: str = ""
 
     @contextlib.contextmanager
-    def open(self, signature: dict[str, Any], files: Sequence[Path], tell: Callable[[str], None]) -> Iterator["Ledger"]:
+    def open(
+        self,
+        signature: dict[str, Any],
+        files: Sequence[Path],
+        tell: Callable[[str], None],
+        versions: dict[str, str] | None = None,
+    ) -> Iterator["Ledger"]:
         """The ledger of the job with this `signature`, of these source `files`; removed when the block ends without an error.
 
-        One of anything else is cleared away, and `tell` hears why. Raises UserError if another process is at work on it.
+        versions: digests of source files that are not on this machine. One of anything else is cleared away, and `tell` hears
+        why. Raises UserError if another process is at work on it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "lock", "w") as lock:
             _hold(lock, self.folder)
-            ledger = Ledger(self.folder, {"asked": disk.digest([signature, self.code]), "source": _stamp(files)}, tell)
+            ledger = Ledger(
+                self.folder,
+                {"asked": disk.digest([signature, self.code]), "source": _stamp(files, versions or {})},
+                tell,
+            )
             yield ledger
             ledger.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -91,9 +102,9 @@ class Ledger:
             path.unlink(missing_ok=True)
 
 
-def _stamp(files: Sequence[Path]) -> str:
+def _stamp(files: Sequence[Path], versions: dict[str, str]) -> str:
     # names, sizes and times: what can be looked up without reading the files
-    return disk.digest([[os.fsencode(path).hex(), *_status(path)] for path in files])
+    return disk.digest([[os.fsencode(path).hex(), *_status(path)] for path in files] + sorted(versions.items()))
 
 
 def _status(path: Path) -> list[int]:

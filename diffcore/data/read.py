@@ -2,8 +2,6 @@
 
 import collections
 import functools
-import hashlib
-import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,8 +12,8 @@ import torch
 from torch import Tensor
 
 from diffcore.core.errors import UserError
-from diffcore.data import tars
 from diffcore.data.manifest import Manifest
+from diffcore.data.opened import Opened, open_shard
 
 Indices = Tensor | np.ndarray | Sequence[int]
 
@@ -48,75 +46,6 @@ class Images:
     def blocks(self, size: int) -> Iterator[Tensor]:
         """All images in order, `size` at a time: uint8 [size, c, h, w], the last block maybe shorter."""
         return iter(self.pixels.split(size))
-
-
-class Opened:
-    """One shard in memory, its images not yet decoded; made by `open_shard`.
-
-    labels: int64 [n] or None.
-    """
-
-    def __init__(self, path: Path, parts: list[dict[str, memoryview]], shape: tuple[int, int, int]):
-        self.shape, self._path = shape, path
-        self._encoded = [] if "npy" in parts[0] else parts
-        pieces = [] if self._encoded else [np.stack(tars.pictures_of(part)) for part in parts]
-        self._pixels = np.concatenate(pieces) if pieces else None
-        if pieces and self._pixels.shape[1:] != (*shape[1:], shape[0]):
-            raise ValueError(f"its images are {list(self._pixels.shape[1:])}, not {[*shape[1:], shape[0]]}")
-        counts = [1] * len(parts) if self._encoded else [len(piece) for piece in pieces]
-        labels = [label for part, count in zip(parts, counts) for label in tars.labels_of(part, count)]
-        self.labels = None if not labels or labels[0] is None else np.array(labels, dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self._encoded) if self._pixels is None else len(self._pixels)
-
-    def pixels(self, rows: Sequence[int] | np.ndarray, pool: ThreadPoolExecutor) -> np.ndarray:
-        """The images `rows` as uint8 [n, h, w, c], decoded in `pool` if they are encoded."""
-        if self._pixels is not None:
-            return self._pixels[rows]
-        return np.stack(list(pool.map(self._decode, map(int, rows))))
-
-    def _decode(self, row: int) -> np.ndarray:
-        channels, height, width = self.shape
-        try:
-            return np.asarray(tars.pictures_of(self._encoded[row])[0]).reshape(height, width, channels)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UserError(
-                f"image {row} of {self._path} cannot be read ({error}): run the shard stage again"
-            ) from None
-
-
-def open_shard(folder: Path, manifest: Manifest, index: int) -> Opened:
-    """Shard `index` of the manifest, read in one sweep and checked against its digest and its counts.
-
-    Nothing but the decoders of npy, png, jpg, webp, cls and json is let near a member. Raises UserError.
-    """
-    shard = manifest.shards[index]
-    path = Path(folder) / shard.name
-    content = path.read_bytes() if path.is_file() else b""
-    if hashlib.sha256(content).hexdigest() != shard.sha256:
-        raise UserError(f"{path} is missing or not what the manifest says: run the shard stage again")
-    view = memoryview(content)
-    parts = [
-        {extension: view[start : start + size] for extension, (start, size) in sample.items()}
-        for _, sample in tars.members(io.BytesIO(content), str(path))
-    ]
-    opened = _opened(parts, manifest, path)
-    if (opened.labels is None) != (manifest.classes is None):
-        has = "no" if opened.labels is None else "unannounced"
-        raise UserError(f"{path} has {has} labels, against the manifest: run the shard stage again")
-    if len(opened) != shard.images:
-        raise UserError(
-            f"{path} holds {len(opened)} images, the manifest says {shard.images}: run the shard stage again"
-        )
-    return opened
-
-
-def _opened(parts: list[dict[str, memoryview]], manifest: Manifest, path: Path) -> Opened:
-    try:
-        return Opened(path, parts, manifest.shape)
-    except (ValueError, TypeError, IndexError, StopIteration) as error:
-        raise UserError(f"{path} cannot be read ({error}): run the shard stage again") from None
 
 
 def load_resident(folder: Path, workers: int = 2) -> Images:

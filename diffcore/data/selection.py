@@ -11,20 +11,24 @@ import torch
 from diffcore.core.errors import UserError
 from diffcore.core.rng import generator
 from diffcore.data import sources
+from diffcore.data.cache import Cache
 from diffcore.data.config import Config
 from diffcore.data.folders import NONE
 from diffcore.data.sources import Entry, Source
 
 
-def find(config: Config) -> Source:
-    """Looks up what `config.source` names, without decoding it. Raises UserError when there is nothing to read."""
+def find(config: Config, cache: Cache | None = None, tell: Callable[[str], None] = lambda line: None) -> Source:
+    """Looks up what `config.source` names, without decoding it. Raises UserError when there is nothing to read.
+
+    cache: for a source that is remote. tell: hears how far a long look-up is.
+    """
     kind, place = sources.parse(config.source)
-    source = kind().find(place, config.labels, config.split)
+    source = kind(cache, tell).find(place, config.labels, config.split)
     if config.labels == NONE:
         source = _unlabelled(source)
     if config.split is not None and config.split.share:
         source = _drawn(source, config.split.share)
-    return _finished(source, config.limit, dealt=kind.in_folders)
+    return _finished(source, config.limit, dealt=kind.dealt)
 
 
 def _finished(source: Source, limit: int | None, dealt: bool) -> Source:

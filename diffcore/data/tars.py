@@ -10,7 +10,7 @@ import itertools
 import re
 import struct
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,11 @@ def formats() -> dict[str, str]:
         return EXTENSIONS
     return EXTENSIONS | ({"avif": "AVIF"} if AvifImagePlugin.SUPPORTED else {})
 
+
+PLAIN = re.compile(
+    rb"(?P<name>[!-~]{1,99})\0+[0-7\0]{24}(?P<size>[0-7]{11})\0.{20}[0\0]\0{100}ustar.{83}\0{167}", re.DOTALL
+)
+"""The header of a plain file in a tar: no link, no prefix of its name, nothing that another header says of it."""
 
 DEEP = 16
 """Not a word: a picture's own texts stand in `info` under theirs."""
@@ -113,6 +118,27 @@ def members(file: io.BufferedIOBase, name: str) -> list[tuple[str, dict[str, tup
     return samples
 
 
+class Uncommon(ValueError):
+    """A tar is not one of plain files alone, and `members` must say what it is."""
+
+
+def plain(file: Any) -> Iterator[tuple[str, str, int, bytes | memoryview]]:
+    """(key, extension, offset, content) of each member of a tar that is read once from its beginning, named as by `members`.
+
+    A tenth of tarfile's time, for a tar of plain files whose digest is vouched for. Raises Uncommon for any other.
+    """
+    at = 0
+    while (header := file.read(512))[:1] != b"\0":
+        match = PLAIN.fullmatch(header)
+        key, extension = _parted(match["name"].decode("ascii")) if match else ("", "")
+        size = int(match["size"], 8) if match else 0
+        content = file.read(size)
+        if extension not in TAR_IMAGES + TAR_LABELS or len(content) < size:
+            raise Uncommon
+        yield key, extension, at + 512, content
+        at += 512 + size + len(file.read(-size % 512))
+
+
 def pictures_of(parts: dict[str, Any]) -> Sequence[Any]:
     """The pictures of one sample of a tar: a block is uint8 [n, h, w, c]. Raises for any other content."""
     if "npy" not in parts:
@@ -156,15 +182,20 @@ def _json_label(content: bytes | memoryview) -> int | None:
 
 
 def _key(member: tarfile.TarInfo, name: str) -> tuple[str, str]:
-    place, _, base = member.name.rpartition("/")
-    stem, _, extension = base.partition(".")
-    extension = extension.lower()
+    key, extension = _parted(member.name)
     if not member.isreg() or member.issparse():
         raise UserError(f"{name}: {member.name!r} is a link, a device or sparse; only plain files are read")
-    if not stem or extension not in TAR_IMAGES + TAR_LABELS:
+    if extension not in TAR_IMAGES + TAR_LABELS:
         extensions = ", ".join(TAR_IMAGES + TAR_LABELS)
         raise UserError(f"{name}: {member.name!r} is of an unknown kind, and was not opened; known are {extensions}")
-    return f"{place}/{stem}", extension
+    return key, extension
+
+
+def _parted(name: str) -> tuple[str, str]:
+    # key and extension, which is "" for a name that has none or nothing before it
+    place, _, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    return f"{place}/{stem}", extension.lower() if stem else ""
 
 
 def _check_end(file: io.BufferedIOBase, end: int) -> None:

@@ -4,7 +4,6 @@ Small images lie in blocks, many in one `.npy` member [n, h, w, c] with their la
 hundredth of what one member for each image costs. Larger images lie one to a member, losslessly encoded, with `.cls`.
 """
 
-import collections
 import contextlib
 import errno
 import functools
@@ -12,7 +11,6 @@ import io
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +20,12 @@ import numpy as np
 from diffcore.core import disk
 from diffcore.core.errors import UserError
 from diffcore.data import fitting, folders, ledger, selection
+from diffcore.data.cache import Cache
 from diffcore.data.config import Config
 from diffcore.data.manifest import HELD_OUT, SCHEMA, Manifest, Shard, digest
 from diffcore.data.sources import Entry, Source
 from diffcore.data.tally import Sample, Tally
+from diffcore.data.workers import in_order
 
 BLOCK = 256  # images in a block
 CHUNK = 64  # images that a thread reads at a time
@@ -45,24 +45,28 @@ def write(
     shard_bytes: int = SHARD_BYTES,
     tell: Tell = lambda line: None,
     unfinished: ledger.Unfinished | None = None,
+    cache: Cache | None = None,
 ) -> Manifest:
     """Reads `config.source` and writes it as shards and, last, manifest.json; `folder` appears whole or not at all.
 
     What is held out lies in a folder `holdout` of it, in the same way. The bytes depend on the images and the configuration
     alone, not on `workers` (threads) or the time. `on_progress` hears (images done, images found), `tell` what a user should
     know of what was read. Images that cannot be read are quarantined: left out, counted and named in the manifest.
-    unfinished: where finished tars are kept until all are, so that a killed writer goes on from there.
+    unfinished: where finished tars are kept until all are, so that a killed writer goes on from there. cache: of a source
+    that is remote.
     Raises UserError if there is nothing to read, if more than `config.tolerance` of it cannot be read, or if the images
     do not go together.
     """
     with _no_bombs():
-        source = selection.find(config)
+        source = selection.find(config, cache, tell)
         form = fitting.form(config, source)
         small = int(np.prod(form.shape)) <= SMALL
         kind = ("block" if small else "image") if config.members == "auto" else config.members
         job = _Job(config, form, kind, workers, shard_bytes, on_progress, tell)
         with contextlib.ExitStack() as stack:
-            kept = stack.enter_context(unfinished.open(_signature(job), source.files, tell)) if unfinished else None
+            kept = unfinished and stack.enter_context(
+                unfinished.open(_signature(job), source.files, tell, source.versions)
+            )
             temporary = stack.enter_context(disk.folder(folder))
             return _write_all(job, source, temporary, kept)
 
@@ -157,7 +161,7 @@ def _samples(
     # (content, label) of every image that can be read, in the source's order, from where the tally stands; content as the
     # kind of member wants it
     work = functools.partial(_work, form=job.form, encode=_encode if job.kind == "image" else None)
-    for outcomes in _in_order(work, _chunks(source.entries[tally.entry :]), job.workers):
+    for outcomes in in_order(work, _chunks(source.entries[tally.entry :]), job.workers):
         for outcome in outcomes:
             if outcome.lost:
                 tally.lose(outcome.name, outcome.lost, outcome.reason)
@@ -205,22 +209,6 @@ def _chunks(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
             chunk, held = [], 0
     if chunk:
         yield chunk
-
-
-def _in_order(work: Callable[[Any], Any], items: Iterable[Any], workers: int) -> Iterator[Any]:
-    # a pool's map that holds only a few results at a time, for data larger than memory
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: collections.deque[Future] = collections.deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(work, item))
-                if len(waiting) > 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 def _encode(pixels: np.ndarray) -> tuple[str, bytes]:
@@ -322,7 +310,7 @@ def _manifest(job: _Job, part: _Part, classes: tuple[str, ...] | None) -> Manife
         "shards": part.shards,
     }
     return Manifest(
-        source=job.config.source,
+        source=job.config.origin,
         license=job.config.license,
         found=tally.found,
         quarantined=tuple(tally.quarantined),

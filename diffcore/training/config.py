@@ -77,7 +77,8 @@ class Compute:
 
     threads: of one process on a CPU. precision: `auto` is bf16 on a GPU that has it and float32 elsewhere. compile:
     torch.compile the networks (minutes to start with). save_seconds: how much work a kill may cost. memory_gb: data up to
-    this size are kept in memory (on the GPU where there is one), larger ones are streamed.
+    this size are kept in memory (on the GPU where there is one), larger ones are streamed. cache_gb: the most that copies of
+    remote shards may take on the disk.
     """
 
     threads: int
@@ -85,14 +86,21 @@ class Compute:
     compile: bool
     save_seconds: float
     memory_gb: float
+    cache_gb: float = 10.0
 
     def __post_init__(self):
         if self.threads < 1 or self.save_seconds <= 0 or self.memory_gb < 0:
             raise ValueError("threads must be at least 1, save_seconds positive and memory_gb not negative")
+        if self.cache_gb < 0:
+            raise ValueError("cache_gb must not be negative")
 
     @property
     def memory_bytes(self) -> int:
         return int(self.memory_gb * 2**30)
+
+    @property
+    def cache_bytes(self) -> int:
+        return int(self.cache_gb * 2**30)
 
     @property
     def device(self) -> torch.device:

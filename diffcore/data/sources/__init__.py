@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from diffcore.data.cache import Cache
 from diffcore.data.folders import Parts
 from diffcore.data.split import Split
 
@@ -41,7 +42,8 @@ class Source:
     classes: their names by label, or None where the source has no names for them (or no labels).
     splits: images in each of `train`, `test`, ... where the folder is divided so, else None.
     others: files of other kinds that lie among a folder's images. files: those that are read.
-    notes: how the source was understood, where that could surprise. held: what is held out.
+    notes: how the source was understood, where that could surprise. held: what is held out. versions: of remote files,
+    their digests by address.
     """
 
     entries: list[Entry]
@@ -51,6 +53,7 @@ class Source:
     files: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     held: "Source | None" = None
+    versions: dict[str, str] = field(default_factory=dict)
 
     @property
     def ignored(self) -> int:
@@ -67,19 +70,26 @@ class Kind(abc.ABC):
     """A kind of source.
 
     place: the word for what follows the colon in params.yaml, None where nothing does. least: [c, h, w] below which no image
-    of it is, as far as is known without a look. in_folders: its images lie in folders, so `data.split` may name some,
-    `data.labels` a column of what is said of them, and its entries, which come class by class, are dealt.
+    of it is, as far as is known without a look. label_columns: `data.labels` may name one of several things that are said of
+    an image. named_splits: `data.split` may name parts of it. dealt: its entries may come class by class and are dealt.
+    remote: its place may be an address, whose files are then read through `cache`. tell: hears how far a long look-up is.
     """
 
     place: str | None = None
     least: tuple[int, int, int] = (1, 1, 1)
-    in_folders: bool = False
+    label_columns: bool = False
+    named_splits: bool = False
+    dealt: bool = False
+    remote: bool = False
+
+    def __init__(self, cache: Cache | None = None, tell: Callable[[str], None] = lambda line: None):
+        self.cache, self.tell = cache, tell
 
     @abc.abstractmethod
     def find(self, place: str, labels: str | None, split: Split | None) -> Source:
         """What lies at `place`, without decoding it. Raises UserError when there is nothing to read.
 
-        labels, split: of the section `data`; one that is not `in_folders` need not look at them.
+        labels, split: of the section `data`; looked at by a kind with label_columns and named_splits.
         """
 
 

@@ -11,7 +11,7 @@ from diffcore.core.errors import UserError
 from diffcore.data import folders, tars
 from diffcore.data.folders import Picture
 from diffcore.data.sources import Entry, Kind, Source
-from diffcore.data.split import Split
+from diffcore.data.split import Split, divide
 from diffcore.data.tars import printable
 
 MOST_BYTES = 1 << 30  # of an image file
@@ -21,20 +21,17 @@ class Folder(Kind):
     """PATH may begin with `~`."""
 
     place = "PATH"
-    in_folders = True
+    label_columns = True
+    named_splits = True
+    dealt = True
 
     def find(self, place: str, labels: str | None, split: Split | None) -> Source:
         root = _root(place)
         named = [name.lower() for name in ((split.train or []) + split.names if split else [])]
         contents = folders.read(root, printable(place), labels, named)
-        sizes = {
-            name: sum(p.split == name for p in contents.pictures)
-            for name in sorted(folders.splits_of(contents.pictures))
-        }
-        trained, held = _chosen(sizes, split, place) if split else (list(sizes), [])
-        kept = [_picture_entry(root, picture) for picture in contents.pictures if picture.split in (*trained, None)]
-        out = [_picture_entry(root, picture) for picture in contents.pictures if picture.split in held]
-        notes = contents.notes + _split_notes(sizes, split, trained, held)
+        entries = [_picture_entry(root, picture) for picture in contents.pictures]
+        kept, out, notes = divide(entries, split, place)
+        notes = contents.notes + notes
         source = Source(kept, contents.classes, others=contents.others, files=contents.files, notes=notes)
         return replace(source, held=Source(out, contents.classes) if out else None)
 
@@ -51,29 +48,6 @@ def _root(place: str) -> Path:
     if is_there:
         raise UserError(f"data.source: {printable(place)} is no folder; unpack it if it is an archive")
     raise UserError(f"data.source: there is no folder {printable(place)}")
-
-
-def _chosen(sizes: dict[str, int], split: Split, place: str) -> tuple[list[str], list[str]]:
-    # the folders to train on and to hold out, by the names that they have
-    by_name = {name.lower(): name for name in sizes}
-    for name in (*(split.train or ()), *split.names):
-        if name.lower() not in by_name:
-            splits = f"has {', '.join(map(printable, sizes))}" if sizes else "is not divided into train/, test/, ..."
-            raise UserError(f"data.split: there is no split {name!r}; {printable(place)} {splits}")
-    held = [by_name[name.lower()] for name in split.names]
-    if split.train is not None:
-        return [by_name[name.lower()] for name in split.train], held
-    return [name for name in sizes if name not in held], held
-
-
-def _split_notes(sizes: dict[str, int], split: Split | None, trained: list[str], held: list[str]) -> list[str]:
-    descriptions = {name: f"{printable(name)}/ ({count} images)" for name, count in sizes.items()}
-    if split is None and len(sizes) > 1:
-        example = next((name for name in sizes if not name.lower().startswith("train")), min(sizes))
-        remedy = f"data.split: {{holdout: [{printable(example)}]}} holds one out"
-        return [f"trains on all splits, {' and '.join(descriptions.values())}; {remedy}"]
-    left = [descriptions[name] for name in sizes if name not in (*trained, *held)]
-    return [f"{' and '.join(left)}: neither trained on nor held out, as data.split says"] if left else []
 
 
 def _picture_entry(root: Path, picture: Picture) -> Entry:

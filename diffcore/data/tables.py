@@ -1,0 +1,106 @@
+"""Columns of images and labels in Arrow's tables, as Hugging Face's datasets have them.
+
+Pictures are decoded by Pillow as all others are, from the bytes in the table: no path that a row names is opened, and no
+Python of a table is run.
+"""
+
+import contextlib
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from diffcore.core import disk
+from diffcore.core.errors import UserError
+from diffcore.data import annotations, tars
+from diffcore.data.folders import NONE
+from diffcore.data.tars import MOST_CLASSES, printable
+
+IMAGE_WORDS = ("image", "img")
+"""Which of several columns of images is taken."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """image: the column of images. label: that of labels, or None. names: of its classes by label, where a table says."""
+
+    image: str
+    label: str | None
+    names: tuple[str, ...] | None = None
+
+
+def library(name: str) -> Any:
+    """A module of pyarrow. Raises UserError naming the extra that is missing."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise UserError(
+            "data.source: arrow and parquet need pyarrow, which is not installed: pip install 'distill[arrow]'"
+        ) from None
+
+
+def columns(schema: Any, labels: str | None, place: str) -> Columns:
+    """Which columns of a table are read. labels: data.labels. Raises UserError where that is not clear."""
+    types = library("pyarrow").types
+    images = [field.name for field in schema if _is_image(field.type, types)]
+    named = [name for name in images if name.lower() in IMAGE_WORDS] if len(images) > 1 else images
+    if len(named) != 1:
+        has = ", ".join(map(printable, images or schema.names))
+        fault = (
+            f"several columns of images ({has}), and none is called image" if images else f"none of images, of {has}"
+        )
+        raise UserError(f"data.source: {place} has {fault}: write it with one of bytes or of Hugging Face's Image")
+    others = [field.name for field in schema if field.name != named[0] and _is_label(field.type, types)]
+    label = None
+    if labels != NONE:
+        label = annotations.column_of_labels(others, labels, place)
+    return Columns(named[0], label, _class_names(schema, label))
+
+
+def picture(value: Any) -> Any:
+    """The picture in one cell. Raises ValueError for none, and what Pillow raises."""
+    content = value.get("bytes") if isinstance(value, dict) else value
+    if content is None:
+        path = value.get("path") if isinstance(value, dict) else None
+        raise ValueError("its bytes are not in the table, only a path" if path else "there is no image in this row")
+    return tars.decode(content, "any")
+
+
+def numbered(values: Sequence[Any], chosen: Columns, place: str) -> tuple[list[int | None], list[str] | None]:
+    """The labels of all rows as whole numbers, and the names of the classes. Raises UserError for what is no label."""
+    if chosen.label is None:
+        return [None] * len(values), None
+    if any(isinstance(value, str) for value in values):
+        names = sorted({value for value in values if value is not None})
+        number = {None: None} | {name: label for label, name in enumerate(names)}
+        return [number[value] for value in values], [printable(name) for name in names]
+    most = min(len(chosen.names), MOST_CLASSES) if chosen.names else MOST_CLASSES
+    for row, value in enumerate(values):
+        if value is not None and not 0 <= value < most:
+            fault = f"row {row} has {printable(chosen.label)} {value}, not in 0 .. {most - 1}"
+            raise UserError(f"data.source: {place}: {fault}: mend it, or set data.labels to none")
+    return list(values), [printable(name) for name in chosen.names] if chosen.names else None
+
+
+def _is_image(kind: Any, types: Any) -> bool:
+    if types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 and _is_binary(kind.field("bytes").type, types)
+    return _is_binary(kind, types)
+
+
+def _is_binary(kind: Any, types: Any) -> bool:
+    return types.is_binary(kind) or types.is_large_binary(kind)
+
+
+def _is_label(kind: Any, types: Any) -> bool:
+    return types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind)
+
+
+def _class_names(schema: Any, label: str | None) -> tuple[str, ...] | None:
+    # what Hugging Face's datasets write into the metadata of a table: {"info": {"features": {NAME: {"names": [...]}}}}
+    content = (schema.metadata or {}).get(b"huggingface", b"{}")
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        names = disk.parse_json(content)["info"]["features"][label]["names"]
+        if names and all(type(name) is str for name in names):
+            return tuple(names)
+    return None
