@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from diffcore.core import processes
 from diffcore.core.errors import UserError
 from diffcore.core.shapes import PerSample
 
@@ -47,7 +48,7 @@ class Learner:
                 self.accelerator.backward(loss)
             total += loss.detach()
         if not self.wrapped:
-            average_over_processes(self.accelerator, [parameter.grad for parameter in self.learns])
+            processes.average([parameter.grad for parameter in self.learns])
         return float(self.accelerator.reduce(total, "mean"))
 
     def _exchange(self, last: bool) -> contextlib.AbstractContextManager[None]:
@@ -120,15 +121,6 @@ def follow(average: nn.Module, net: nn.Module, decay: float) -> None:
     torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
     for kept, buffer in zip(average.buffers(), net.buffers()):  # no weights: some count, some are averages already
         kept.copy_(buffer)
-
-
-def average_over_processes(accelerator: Accelerator, gradients: list[Tensor]) -> None:
-    """In place, in one collective."""
-    if accelerator.num_processes == 1:
-        return
-    whole = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "mean")
-    for gradient, part in zip(gradients, whole.split([gradient.numel() for gradient in gradients])):
-        gradient.copy_(part.view_as(gradient))
 
 
 def accelerator() -> Accelerator:

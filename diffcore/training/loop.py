@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from diffcore.core import threads
+from diffcore.core import processes, threads
 from diffcore.core.errors import UserError
 from diffcore.core.rng import draw, generator
 from diffcore.core.shapes import PerSample, Sample
@@ -238,14 +238,14 @@ class Loop:
 
         def loss_of(part: slice) -> PerSample:
             own = local(part, self.parts)
-            with self.computing(*key, part.start):
+            with self.computing(*key, rows=part):
                 return loss(_of(roles, own), x0[own], drawn[part], progress)
 
         return learner.gradient(self.parts, loss_of)
 
-    def computing(self, *key: int | str) -> torch.autocast:
-        """Where a loss is computed: in the precision asked for, with dropout's masks of this key."""
-        self.masks.throw(self.job.seed, *key)
+    def computing(self, *key: int | str, rows: slice) -> torch.autocast:
+        """Where a loss is computed: in the precision asked for, with dropout's masks of this key for these rows."""
+        self.masks.throw(self.job.seed, *key, rows=rows, count=self.job.training.batch)
         return torch.autocast(self.accelerator.device.type, torch.bfloat16, self.half)
 
     def _batch(self) -> tuple[Sample, Roles]:
@@ -286,20 +286,23 @@ class Loop:
 
     def save(self, resume: Resume) -> None:
         """Writes the state, once for all processes."""
-        if self.accelerator.is_main_process:
+        calls = self.calls()
+        if processes.is_main():
             curve = [asdict(event) for event in self.curve]
-            facts = {"curve": curve, "since": self.since, "seconds": self.seconds(), "calls": self.calls()}
+            facts = {"curve": curve, "since": self.since, "seconds": self.seconds(), "calls": calls}
+            facts |= {"processes": processes.count()}
             facts |= {"critic": self.critic_losses} if self.critic else {}
             resume.save(self.step, self._tensors(), facts)
         self.kept = self.step
-        self.accelerator.wait_for_everyone()
+        processes.wait()
 
     def restore(self, resume: Resume | None) -> None:
-        """Goes on from the newest state of this job, if there is one."""
-        state = resume.load() if resume else None
-        if state is None:
+        """Goes on from the newest state of this job, if there is one; the main process reads it for all."""
+        state = resume.load() if resume and processes.is_main() else None
+        about = processes.from_main(state and (state[0], state[2]))
+        if about is None:
             return
-        self.step, tensors, facts = state
+        self.step, facts = about
         self.kept = self.step
         self.curve = [Event(**event) for event in facts["curve"]]
         self.since = [tuple(pair) for pair in facts["since"]]
@@ -308,8 +311,15 @@ class Loop:
         if self.critic:
             self.critic_losses = facts["critic"]
             self.critic.start_moments()
-        for name, tensor in self._tensors().items():
-            tensor.copy_(tensors[name])
+        if state:
+            for name, tensor in self._tensors().items():
+                tensor.copy_(state[1][name])
+        processes.spread(list(self._tensors().values()))
+        if facts["processes"] != processes.count():
+            resume.log(
+                f"{resume.name}: its state was saved by {_processes(facts['processes'])} and {_processes(processes.count())} "
+                "go on with it: the data and the random numbers are the same, the last bits of sums are not"
+            )
 
     def seconds(self) -> float:
         """What the training took so far, of all its runs."""
@@ -317,7 +327,7 @@ class Loop:
 
     def calls(self) -> float:
         """Network calls so far, of all its runs and processes."""
-        return self.calls_before + self.accelerator.num_processes * self.meter.spent
+        return self.calls_before + processes.total(self.meter.spent)
 
     def _tensors(self) -> dict[str, Tensor]:
         """Everything a step reads, by name; the tensors themselves, not copies."""
@@ -327,8 +337,11 @@ class Loop:
 
 def provenance(compute: Compute) -> dict[str, str | int]:
     """Where and in which numbers a training computes here: for its card, and for the key of its saved states."""
-    here = accelerator()
-    return {"device": here.device.type, "precision": compute.numbers, "processes": here.num_processes}
+    return {"device": compute.device.type, "precision": compute.numbers, "processes": processes.count()}
+
+
+def _processes(number: int) -> str:
+    return "1 process" if number == 1 else f"{number} processes"
 
 
 def local(part: slice, parts: list[slice]) -> slice:

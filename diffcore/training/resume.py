@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import Tensor
 
-from diffcore.core import disk
+from diffcore.core import disk, processes
 from diffcore.core.errors import UserError
 
 SCHEMA = 2
@@ -54,7 +54,11 @@ class Resume:
 
     @contextlib.contextmanager
     def lock(self, patience: float = 60.0) -> Iterator[None]:
-        """Holds the job; another process with the same job waits up to `patience` seconds, then gets a UserError."""
+        """Holds the job, once for all processes that train together; another run of it waits up to `patience` seconds, then
+        gets a UserError."""
+        if not processes.is_main():
+            yield
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         deadline = time.monotonic() + patience
         with open(self.folder / "lock", "w") as file:
