@@ -87,7 +87,7 @@ def test_the_result_is_the_average_of_the_weights_ramped_up(ema, tmp_path):
     found = train(
         dataclasses.replace(SHORT, ema=ema), look=lambda cast: seen.append(weights(cast.student)), resume=resume
     )
-    last = resume.load()[1]
+    last = resume.load().tensors()
     seen.append(torch.cat([last[f"net/{name}"].flatten() for name, _ in found.net.named_parameters()]))
     average = seen[0]
     for number, student in enumerate(seen[1:], 1):
@@ -101,7 +101,7 @@ def moments(tmp_path, clip: float | None) -> tuple[torch.Tensor, float]:
     """(the first moment after one update, a tenth of the gradient; the gradient's norm)."""
     resume = Resume(tmp_path, "x", {"clip": clip})
     found = train(dataclasses.replace(SHORT, iterations=1, clip=clip), resume=resume)
-    tensors = resume.load()[1]
+    tensors = resume.load().tensors()
     return torch.cat([tensors[f"exp_avg/{name}"].flatten() for name, _ in found.net.named_parameters()]), found.curve[
         0
     ].grad_norm
@@ -567,7 +567,7 @@ def test_a_divergence_says_where_the_same_command_would_go_on(tmp_path):
     assert f"with nothing changed the same command goes back to step {step - 1} and comes here again" in str(
         first.value
     )
-    assert resume.load()[0] == step - 1
+    assert resume.load().step == step - 1
     with pytest.raises(Diverged) as second:
         train(config, compute=OFTEN, resume=resume, on_resume=starts.append)
     assert str(second.value) == str(first.value)

@@ -11,6 +11,13 @@ import torch
 
 from diffcore.core import launch, processes
 from diffcore.core.errors import UserError
+from diffcore.data.read import Images
+from diffcore.metrics import features, likelihood
+from diffcore.noise.trajectory import uniform
+from diffcore.sampling.sampler import Sampler
+from diffcore.sampling.solvers import SOLVERS
+from diffcore.search import fitted, gamma
+from tests.conftest import randn, seeded, toy_denoiser
 
 ROOT = Path(__file__).parent.parent
 DTYPES = processes.DTYPES
@@ -43,6 +50,43 @@ def speak() -> None:
     assert processes.is_main() == (rank == 0)
 
 
+def compute(network: features.Features) -> dict[str, torch.Tensor]:
+    """All that is dealt to several processes, in three batches each, the last one smaller."""
+    denoiser, x0 = toy_denoiser().eval().requires_grad_(False), randn(5, 1, 4, 4).float() / 3
+    sampler = Sampler(denoiser, SOLVERS["ddpm"](), uniform(3))
+    flow = Sampler(denoiser, SOLVERS["rk45"](), uniform(1))
+    sums = gamma.estimate(denoiser, x0, gamma.Config(steps=3, images=5, batch=6, seed=1)).moments
+    hops = fitted.hop_errors(denoiser, denoiser, fitted.Config(points=4, images=5, batch=2, seed=0), (1, 4, 4))
+    return {
+        "samples": sampler.draw((1, 4, 4), 5, seed=2, batch=2),
+        "bits": likelihood.estimate(sampler, x0, seed=3, batch=2).values,
+        "bits of the flow": likelihood.estimate(flow, x0, seed=3, batch=2).values,
+        "sums": sums.total,
+        "squares": sums.square,
+        "hops": torch.from_numpy(hops).tril(-1),
+        "features": features.extract(network, randn(5, 1, 8, 8).float(), batch=2),
+    }
+
+
+def learn() -> features.Features:
+    images = Images(torch.randint(0, 256, (40, 1, 8, 8), generator=seeded()).to(torch.uint8), None, None)
+    return features.train(images, features.Config(channels=8, dimension=4, iterations=3, batch=7, lr=1e-3, seed=0))
+
+
+def share_stages() -> None:
+    """What several compute is what each of them computes alone: the same bits, and in training the same up to rounding."""
+    together = learn()
+    with pytest.MonkeyPatch.context() as alone:
+        alone.setattr(processes, "count", lambda: 1)
+        alone.setattr(processes, "rank", lambda: 0)
+        network = learn()
+        expected = compute(network)
+    for name, weight in network.state_dict().items():
+        torch.testing.assert_close(together.state_dict()[name], weight, rtol=1e-5, atol=1e-6)
+    for name, value in compute(network).items():
+        assert torch.equal(value, expected[name]), name
+
+
 def work(how: str, rank: str) -> int:
     """One of the processes; `how` says who of them ends, and how."""
     try:
@@ -50,6 +94,7 @@ def work(how: str, rank: str) -> int:
             processes.wait()
             if how == "speak":
                 speak()
+                share_stages()
             if how == f"mistake {rank}":
                 raise UserError("nobody can do that; do another thing")
             if how == f"kill {rank}":

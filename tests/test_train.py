@@ -24,7 +24,7 @@ from diffcore.noise.schedule import SCHEDULES, Cosine, Discrete, Linear, varianc
 from diffcore.noise.trajectory import uniform
 from diffcore.training.config import torch_version
 from diffcore.training.loop import Event, Fitted, Job, Stopped
-from diffcore.training.resume import Resume
+from diffcore.training.resume import SCHEMA, Resume
 from tasks import gamma, graph, paths, search, train
 from tasks.params import Params
 from tests import test_measure
@@ -524,7 +524,7 @@ def test_a_training_that_begins_anew_says_which_saved_state_is_not_used_and_why(
     full = computing(wired, precision="no")
     broken_off(monkeypatch, full, "cd", 2)
     (state,) = paths.RESUME.glob("cd-*")
-    what = CHANGES[change].format(**disk.read_sealed(state / "about.json", 2, "x")["about"])
+    what = CHANGES[change].format(**disk.read_sealed(state / "about.json", SCHEMA, "x")["about"])
     loaded = []
     monkeypatch.setattr(train.loop, "fit", lambda *words: loaded.append(words[4].load()) or 1 / 0)
     capsys.readouterr()

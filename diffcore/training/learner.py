@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from diffcore.core import processes
 from diffcore.core.errors import UserError
 from diffcore.core.shapes import PerSample
+from diffcore.training import sharding
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW remembers of a parameter."""
@@ -22,7 +23,8 @@ class Learner:
     averages: networks of the same shape that follow its weights, by name. wrapped: accelerate wraps it, and its gradients
     travel between processes while the last part's backward pass goes on. The hooks that do so expect gradients in every
     backward pass that the network takes part in: one through which another learns is left as it is, and its gradients are
-    averaged after the last part. prepared: the network as a loss must call it.
+    averaged after the last part. A sharded network (`sharding.shard`) exchanges them by itself. prepared: the network as a
+    loss must call it.
     """
 
     def __init__(
@@ -34,9 +36,10 @@ class Learner:
         wrapped: bool = False,
     ):
         self.net, self.accelerator, self.wrapped = net, accelerator, wrapped
-        self.averages = dict(averages or {})
+        self.averages, self.sharded = dict(averages or {}), sharding.is_sharded(net)
         self.learns = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        self.prepared, self.optimizer = accelerator.prepare(net, optimizer) if wrapped else (net, optimizer)
+        wraps = wrapped and not self.sharded
+        self.prepared, self.optimizer = accelerator.prepare(net, optimizer) if wraps else (net, optimizer)
 
     def gradient(self, parts: Sequence[slice], loss_of: Callable[[slice], PerSample]) -> float:
         """Leaves the gradient of the mean loss, over this process's parts and all processes, in the parameters; that loss."""
@@ -53,11 +56,14 @@ class Learner:
 
     def _exchange(self, last: bool) -> contextlib.AbstractContextManager[None]:
         # gradients travel between processes once a step, with the last part
+        if self.sharded:
+            self.net.set_requires_gradient_sync(last)
+            return contextlib.nullcontext()
         return contextlib.nullcontext() if last else self.accelerator.no_sync(self.prepared)
 
     def clip(self, largest: float | None) -> float:
         """Scales a gradient down whose norm is above `largest`, if that is given; the norm before."""
-        norm = nn.utils.get_total_norm([p.grad for p in self.net.parameters() if p.grad is not None])
+        norm = sharding.whole(nn.utils.get_total_norm([p.grad for p in self.net.parameters() if p.grad is not None]))
         if largest is not None:
             nn.utils.clip_grads_with_norm_(self.net.parameters(), largest, norm)
         return float(norm)
@@ -110,15 +116,16 @@ def _read_by_a_step(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """The name of the first one with a value that is not finite; None if all are."""
-    finite = torch.stack([tensor.isfinite().all().cpu() for tensor in tensors.values()])
+    """The name of the first one with a value that is not finite, of what this process has of them; None if all are."""
+    finite = torch.stack([sharding.part(tensor).isfinite().all().cpu() for tensor in tensors.values()])
     return None if finite.all() else list(tensors)[int(finite.long().argmin())]
 
 
 @torch.no_grad()
 def follow(average: nn.Module, net: nn.Module, decay: float) -> None:
     """Moves an average by 1 - decay towards the network."""
-    torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
+    weights, averaged = ([sharding.part(each) for each in one.parameters()] for one in (net, average))
+    torch._foreach_lerp_(averaged, weights, 1 - decay)
     for kept, buffer in zip(average.buffers(), net.buffers()):  # no weights: some count, some are averages already
         kept.copy_(buffer)
 
