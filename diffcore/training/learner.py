@@ -136,9 +136,16 @@ def accelerator() -> Accelerator:
     Precision is ours: accelerate would open autocast inside the student's own forward, within what turns it off.
     """
     try:
-        return Accelerator(mixed_precision="no")
+        several = processes.count() > 1
+        # it would take several processes without a GPU for as many strangers
+        here = Accelerator(mixed_precision="no", cpu=several and not torch.cuda.is_available())
     except (ValueError, RuntimeError, ImportError) as error:
         raise UserError(
             f"accelerate cannot start here: {' '.join(str(error).split())}; look at LOCAL_RANK, RANK, WORLD_SIZE, "
             "MASTER_ADDR, MASTER_PORT and ACCELERATE_* in the environment"
         ) from None
+    if here.num_processes != processes.count():
+        raise UserError(
+            f"accelerate sees {here.num_processes} of {processes.count()} processes; look at ACCELERATE_* in the environment"
+        )
+    return here
