@@ -60,6 +60,7 @@ def _ask(arguments: list[str]) -> "Verb | int":
 
 
 def _run_one(arguments: list[str], ask: "Ask") -> int:
+    from diffcore.core import launch
     from tasks import signals, surroundings
 
     surroundings.check()
@@ -68,7 +69,7 @@ def _run_one(arguments: list[str], ask: "Ask") -> int:
         return verb
     if verb.attached:
         signals.die_with_parent()
-    if not verb.stages:
+    if not verb.stages or launch.is_started():  # whoever started several looks after the files
         return verb.run() or 0
     code = 1
     try:
@@ -116,8 +117,12 @@ def _put_back(stages: tuple[str, ...]) -> None:
 
 
 def _print_error(message: str) -> int:
-    """The exit code; nothing secret is printed."""
+    """The exit code; nothing secret is printed. One of several processes leaves it to whoever started them."""
+    from diffcore.core import launch
     from tasks import redaction
+
+    if launch.report(redaction.redact(message)):
+        return 2
 
     with contextlib.suppress(OSError):  # where nothing can be written the exit code must do
         for line in message.splitlines():

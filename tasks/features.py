@@ -1,6 +1,6 @@
 """The stage `features`: the small network in whose features quality is measured, trained on the same data."""
 
-from diffcore.core import threads
+from diffcore.core import processes, threads
 from diffcore.data import read
 from diffcore.metrics import features
 from tasks import paths
@@ -17,6 +17,8 @@ def train(params: Params) -> None:
         params.features,
         lambda step, loss: progress(step, params.features.iterations, f"loss {loss:.3f}"),
     )
+    if not processes.is_main():
+        return
     features.save(network, paths.FEATURES)
     card = network.card
     log(f"features: {card.task} accuracy {card.accuracy:.3f} on held-out images; network {network.digest[:12]}")

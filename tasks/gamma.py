@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from diffcore import checkpoints
-from diffcore.core import disk, threads
+from diffcore.core import disk, processes, threads
 from diffcore.core.kept import Kept
 from diffcore.data import feed, read
 from diffcore.data.manifest import Manifest
@@ -33,9 +33,11 @@ def estimate(params: Params) -> None:
         Progress("gamma", "calls"),
         labels=images.labels[chosen] if teacher.denoiser.classes else None,
         begun=_begun(kept, job, params.gamma),
-        keep=lambda begun: kept.save(job, {"pairs": begun.pairs}, {"total": begun.total, "square": begun.square}),
+        keep=lambda begun: _keep(kept, job, begun),
         seconds=params.compute.save_seconds,
     )
+    if not processes.is_main():
+        return
     about = {"checkpoint": ROOT, "checkpoint_digest": teacher.card.digest, "data": teacher.card.data}
     content = {"schema": gamma.SCHEMA, "about": about, "edges": _edges(images), **estimates.to_json()}
     disk.write_sealed(paths.GAMMA, content)
@@ -45,17 +47,26 @@ def estimate(params: Params) -> None:
 
 def _job(params: Params, teacher: checkpoints.Checkpoint, data: str) -> dict[str, Any]:
     """All that the sums depend on."""
-    where = {"threads": params.compute.threads, "device": str(params.compute.device)}
+    where = {"threads": params.compute.threads, "device": params.compute.device.type}
     inputs = {"checkpoint": teacher.card.digest, "data": data, "code": graph.code_digest("gamma")}
     return {"gamma": dataclasses.asdict(params.gamma), **inputs, **where}
 
 
 def _begun(kept: Kept, job: dict[str, Any], config: gamma.Config) -> Begun | None:
-    if (saved := kept.load(job)) is None:
+    """What the main process has of the sums."""
+    saved = kept.load(job) if processes.is_main() else None
+    pairs = processes.from_main(saved and saved[0]["pairs"])
+    if pairs is None:
         return None
-    value, sums = saved
-    log(f"gamma: goes on after {value['pairs']} of {config.images * config.steps} calls")
-    return Begun(value["pairs"], sums["total"], sums["square"])
+    log(f"gamma: goes on after {pairs} of {config.images * config.steps} calls")
+    sums = saved[1] if saved else gamma.nothing(config.steps)
+    processes.spread([sums["total"], sums["square"]])
+    return Begun(pairs, sums["total"], sums["square"])
+
+
+def _keep(kept: Kept, job: dict[str, Any], begun: Begun) -> None:
+    if processes.is_main():
+        kept.save(job, {"pairs": begun.pairs}, {"total": begun.total, "square": begun.square})
 
 
 def _edges(images: read.Images | read.StreamedImages) -> float:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from diffcore.core import disk
 from diffcore.core.errors import UserError
+from tasks.strict_yaml import load_yaml
 
 POLL_SECONDS = 0.3
 
@@ -50,10 +51,11 @@ def hold(path: Path, log: Callable[[str], None], waiting: str, kind: int = fcntl
 
 @dataclass(frozen=True)
 class Slot:
-    """A place for one stage at a time: its lock, and what a stage in it finds in its environment."""
+    """A place for one stage at a time: its lock, what a stage finds there in its environment, and further locks to hold."""
 
     lock: Path
     environment: Mapping[str, str]
+    further: tuple[Path, ...] = ()
 
 
 class Slots:
@@ -63,18 +65,18 @@ class Slots:
         self.all = tuple(slots)
 
     @contextlib.contextmanager
-    def one(self, log: Callable[[str], None], give_up: Callable[[], None]) -> Iterator[tuple[Slot, int]]:
-        """The first free slot and the descriptor that holds it, for the length of the block.
+    def one(self, log: Callable[[str], None], give_up: Callable[[], None]) -> Iterator[tuple[Slot, list[int]]]:
+        """The first free slot and the descriptors that hold it, for the length of the block.
 
         `give_up` is called while waiting and ends it by raising.
         """
-        slot, descriptor = self._free() or self._wait(log, give_up)
+        slot, descriptors = self._free() or self._wait(log, give_up)
         try:
-            yield slot, descriptor
+            yield slot, descriptors
         finally:
-            os.close(descriptor)
+            _close(descriptors)
 
-    def _wait(self, log, give_up) -> tuple[Slot, int]:
+    def _wait(self, log, give_up) -> tuple[Slot, list[int]]:
         log(f"waiting: {'the slot is' if len(self.all) == 1 else f'all {len(self.all)} slots are'} taken")
         while True:
             give_up()
@@ -82,21 +84,54 @@ class Slots:
             if free := self._free():
                 return free
 
-    def _free(self) -> tuple[Slot, int] | None:
+    def _free(self) -> tuple[Slot, list[int]] | None:
         for slot in self.all:
-            if (descriptor := take(slot.lock)) is not None:
-                return slot, descriptor
+            if (descriptors := _take_all((slot.lock, *slot.further))) is not None:
+                return slot, descriptors
         return None
 
 
-def here(folder: Path, without_gpu: int) -> Slots:
-    """One slot for each GPU of this host, shared by all that run on it; without a GPU so many slots in `folder`."""
+def _take_all(paths: Sequence[Path]) -> list[int] | None:
+    """All of the locks, or none."""
+    descriptors: list[int] = []
+    for path in paths:
+        if (descriptor := take(path)) is None:
+            _close(descriptors)
+            return None
+        descriptors.append(descriptor)
+    return descriptors
+
+
+def _close(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def here(folder: Path, without_gpu: int, processes: int = 1) -> Slots:
+    """One slot for each GPU of this host, or for each `processes` of them, shared by all that run on it; without a GPU so
+    many slots in `folder`."""
     if without_gpu < 1:
         raise UserError(f"slots must be at least 1, got {without_gpu}")
     if devices := gpus():
-        place = Path(tempfile.gettempdir())
-        return Slots([Slot(place / f"distill-{name}.lock", {"CUDA_VISIBLE_DEVICES": name}) for name in devices])
+        if processes > len(devices):
+            raise UserError(f"compute.processes is {processes} and there are {len(devices)} GPUs here; lower it")
+        firsts = range(0, len(devices) - processes + 1, processes)
+        return Slots([_of_gpus(devices[first : first + processes]) for first in firsts])
     return Slots([Slot(folder / f"slot-{index}.lock", {}) for index in range(without_gpu)])
+
+
+def _of_gpus(names: Sequence[str]) -> Slot:
+    place = Path(tempfile.gettempdir())
+    lock, *further = (place / f"distill-{name}.lock" for name in names)
+    return Slot(lock, {"CUDA_VISIBLE_DEVICES": ",".join(names)}, tuple(further))
+
+
+def processes_of(workspace: Path) -> int:
+    """How many processes, each with a GPU of its own, a stage of this workspace has in a slot: `auto` is one."""
+    path = workspace / "params.yaml"
+    compute = load_yaml(path).get("compute") if path.exists() else None
+    number = compute.get("processes") if isinstance(compute, dict) else None
+    return number if isinstance(number, int) and number > 0 else 1
 
 
 def gpus() -> list[str]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from diffcore import checkpoints
-from diffcore.core import disk, rng, threads
+from diffcore.core import disk, processes, rng, threads
 from diffcore.core.errors import UserError
 from diffcore.core.kept import Kept, Tensors
 from diffcore.core.shapes import Sample
@@ -28,7 +28,7 @@ from diffcore.metrics.reference import Reference, look
 from diffcore.noise import trajectory
 from diffcore.noise.trajectory import TRAJECTORIES, Trajectory
 from diffcore.sampling.recipe import Recipe
-from diffcore.sampling.sampler import Sampler
+from diffcore.sampling.sampler import Sampler, batches
 from diffcore.sampling.solvers.analytic import Analytic
 from diffcore.search import fitted, gamma
 from tasks import graph, paths
@@ -140,6 +140,7 @@ class Bench:
         started = time.perf_counter()
         samples = drawn.draw(opened.shape, config.images, config.seed, config.batch, condition)
         seconds = time.perf_counter() - started
+        drawn_here = sum(map(len, processes.share(batches(config.images, config.batch))))
         return samples, Point(
             name=plan.name,
             curve=plan.curve,
@@ -149,9 +150,9 @@ class Bench:
             sampler=plan.recipe.to_json()["sampler"],
             trajectory=plan.trajectory,
             recipe=json.dumps(plan.recipe.to_json(), sort_keys=True),
-            nfe=meter.spent / config.images,
+            nfe=processes.total(meter.spent) / config.images,
             metrics=measures.measure(self._subject(plan, samples, sampler, condition)),
-            ms_per_image=1000 * seconds / config.images,
+            ms_per_image=1000 * seconds / max(1, drawn_here),
             n=config.images,
             seed=config.seed,
             weights=opened.card.weights,
@@ -216,33 +217,40 @@ class Measured:
 
     def __init__(self, bench: Bench, plans: list[Plan]):
         compute, at = bench.params.compute, bench.name
-        self.shared = {"code": graph.code_digest("measure"), "threads": compute.threads, "device": str(compute.device)}
+        self.shared = {"code": graph.code_digest("measure"), "threads": compute.threads, "device": compute.device.type}
         self.shared["first"] = bench.about(plans[0]) if bench.teacher is None else measured.digest_of(bench.teacher)
         self.kept = Kept(paths.RESUME / f"measure-{at}.points", lambda line: log(f"measure {at}: {line}"))
         self.bench, self.plans = bench, plans
-        loaded = [self.kept.load(self._job(each)) for each in plans]
-        self.saved = {each.name: entry for each, entry in zip(plans, loaded) if entry is not None}
+        self.saved = self._load() if processes.is_main() else {}
+        self.names = processes.from_main(sorted(self.saved))
+        """Of the points that the main process has."""
         if self.saved:
             log(f"measure {at}: {len(self.saved)} of {len(plans)} points are measured already")
 
-    def point(self, plan: Plan) -> tuple[Point, Any]:
-        """The point, and its first samples, uint8 [SHOWN, h, w, c]. The first point's samples are what the teacher's others
-        are compared with."""
-        if plan.name in self.saved:
-            value, tensors = self.saved[plan.name]
-            point = Point.from_json(value)
+    def _load(self) -> dict[str, tuple[dict[str, Any], Tensors]]:
+        loaded = [self.kept.load(self._job(each)) for each in self.plans]
+        return {each.name: entry for each, entry in zip(self.plans, loaded) if entry is not None}
+
+    def point(self, plan: Plan) -> tuple[Point, Any] | None:
+        """The point, and its first samples, uint8 [SHOWN, h, w, c]; None in another process than the main one, which does
+        its share. The first point's samples are what the teacher's others are compared with."""
+        if plan.name in self.names:
+            kept = self.saved.get(plan.name)
         else:
             samples, point = self.bench.measure(plan)
             tensors = {"shown": feed.to_uint8(samples[:SHOWN]).permute(0, 2, 3, 1)}
             tensors |= {"samples": samples} if self.bench.teacher is None else {}
-            self.kept.save(self._job(plan), point.to_json(), tensors)
+            kept = point.to_json(), tensors
+            if processes.is_main():
+                self.kept.save(self._job(plan), *kept)
         if self.bench.teacher is None:
-            self.bench.teacher = tensors["samples"]
-        return point, tensors["shown"]
+            (self.bench.teacher,) = processes.dealt([None], lambda _: kept[1]["samples"])
+        return (Point.from_json(kept[0]), kept[1]["shown"]) if kept else None
 
     def keep(self) -> None:
         """Forgets kept points that are not among the plans."""
-        self.kept.clear_but(self._job(each) for each in self.plans)
+        if processes.is_main():
+            self.kept.clear_but(self._job(each) for each in self.plans)
 
     def _job(self, plan: Plan) -> dict[str, Any]:
         return {**self.bench.about(plan), **self.shared}
@@ -261,7 +269,9 @@ def measure(params: Params, name: str) -> None:
     points: list[Point] = []
     samples: Tensors = {}
     for number, each in enumerate(plans):
-        point, samples[each.name] = ready.point(each)
+        if (outcome := ready.point(each)) is None:
+            continue
+        point, samples[each.name] = outcome
         points.append(point)
         if each.name not in ready.saved:
             quality = f"fd {point.fd:8.3f} +- {point.fd_se:.3f}  {point.ms_per_image:.3g} ms/image{bench.noted(each)}"
@@ -272,8 +282,11 @@ def measure(params: Params, name: str) -> None:
 
 def _write(bench: Bench, points: list[Point], samples: Tensors) -> None:
     value: dict[str, Any] = {"about": _about(bench)}
+    real_floor = bench.floor() if bench.is_root else None
+    if not processes.is_main():
+        return
     if bench.is_root:
-        value |= {"floor": bench.floor().to_json(), "judge": dataclasses.asdict(bench.network.card.skill)}
+        value |= {"floor": real_floor.to_json(), "judge": dataclasses.asdict(bench.network.card.skill)}
         samples = samples | {measured.REAL: bench.real.take(range(min(SHOWN, len(bench.real)))).permute(0, 2, 3, 1)}
         checkpoint = bench.opened.card.digest
         measured.write_reference(paths.REFERENCE / bench.name, checkpoint, points[0].name, bench.teacher)

@@ -120,8 +120,8 @@ class _Run:
             self.events.put((name, line))
 
         try:
-            with self.slots.one(tell, lambda: self.running.pause(0)) as (slot, descriptor):
-                stages.reproduce(name, self.workspace, self.running, tell, slot.environment, keep=[descriptor])
+            with self.slots.one(tell, lambda: self.running.pause(0)) as (slot, descriptors):
+                stages.reproduce(name, self.workspace, self.running, tell, slot.environment, keep=descriptors)
         except Exception as error:
             self.events.put((name, error))
         else:

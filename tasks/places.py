@@ -18,16 +18,17 @@ STAGE_BYTES = 2**30
 
 def of(workspace: Path, params: Params, slots: int | None) -> locks.Slots:
     """slots: what was asked for; None for as many as the machine can. A UserError for more than there are GPUs."""
-    if devices := locks.here(workspace, 1).all if locks.gpus() else ():
+    if devices := locks.here(workspace, 1, locks.processes_of(workspace)).all if locks.gpus() else ():
         if slots is not None and slots > len(devices):
-            raise UserError(f"--slots: a GPU takes one stage at a time and there are {len(devices)}, got {slots}")
+            raise UserError(f"--slots: there are GPUs for {len(devices)} stages at a time, got {slots}")
         return locks.Slots(devices[:slots])
     return locks.here(workspace / ".dvc" / "tmp", slots or _most(params))
 
 
 def _most(params: Params) -> int:
     """At least 1."""
-    threads = max(1, joblib.cpu_count() // params.compute.threads)
+    processes = 1 if params.compute.processes == "auto" else params.compute.processes
+    threads = max(1, joblib.cpu_count() // (params.compute.threads * processes))
     each, free = STAGE_BYTES + _kept_bytes(params), psutil.virtual_memory().available
     if (fitting := max(1, free // each)) < threads:
         log(

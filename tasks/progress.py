@@ -2,11 +2,15 @@
 
 import time
 
+from diffcore.core import launch
+
 SECONDS_BETWEEN = 2.0
 
 
 def log(text: str) -> None:
-    """Prints at once. A reader that has gone away (a closed pipe) must not end the work."""
+    """Prints at once, in the main one of several processes. A reader that has gone away (a closed pipe) ends no work."""
+    if launch.is_follower():
+        return
     try:
         print(text, flush=True)
     except BrokenPipeError:

@@ -8,7 +8,7 @@ from typing import Any
 
 from diffcore import checkpoints, methods, nets
 from diffcore.checkpoints.roles import roles
-from diffcore.core import disk, rng
+from diffcore.core import disk, processes, rng
 from diffcore.core.errors import UserError
 from diffcore.data import feed
 from diffcore.data.manifest import Manifest
@@ -125,7 +125,8 @@ def _train(name: str, job: Job, parameters: dict[str, Any], params: Params) -> N
         "compute": loop.provenance(params.compute),
         **job.conditioning(),
     }
-    resume, stop = Resume(paths.RESUME, name, about, log), signals.StopFlag()
+    key = {**about, "compute": {name: value for name, value in about["compute"].items() if name != "processes"}}
+    resume, stop = Resume(paths.RESUME, name, key, log), signals.StopFlag()
     with resume.lock():
         memory, device = params.compute.memory_bytes, params.compute.device
         batches = feed.feed(paths.DATA, job.fit.batch, seed, params.data.flip, memory, device)
@@ -142,6 +143,8 @@ def _train(name: str, job: Job, parameters: dict[str, Any], params: Params) -> N
             stop,
             lambda step: log(f"{name}: goes on after {step} of {job.fit.iterations} updates"),
         )
+    if not processes.is_main():
+        return
     images = job.fit.iterations * job.fit.batch
     cost = {"iterations": job.fit.iterations, "images": images, "network_calls": fitted.calls}
     result = job.student.with_network(fitted.net)

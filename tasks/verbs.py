@@ -11,6 +11,10 @@ import typer
 
 from diffcore.core.errors import UserError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from tasks.params import Params
+
 NAME = "distill"
 """What a person types, wherever this is called from."""
 
@@ -176,24 +180,42 @@ def _shard() -> None:
     shard.shard(params.read())
 
 
-def _features() -> None:
-    from tasks import features, params
+def _together(work: Callable[["Params"], int | None], *words: str) -> int:
+    """Does the work of the verb `words` in as many processes as compute.processes says. The exit code."""
+    from diffcore.core import launch, processes
+    from tasks import params
+    from tasks.progress import log
 
-    features.train(params.read())
+    parameters = params.read()
+    count = launch.wanted(parameters.compute.processes)
+    if not launch.is_started() and (count > 1 or launch.is_among_hosts()):
+        return launch.start(["-m", "tasks", *words], count, log)
+    try:
+        with processes.together():
+            return work(parameters) or 0
+    except processes.Lost:
+        return launch.end_lost()
+
+
+def _features() -> int:
+    from tasks import features
+
+    return _together(features.train, "features")
 
 
 def _train(name: str) -> int:
     from tasks import adopt, params, sections, train
 
     parameters = params.read()
-    adopted = isinstance(parameters.line(name), sections.Adopted)
-    return train.until_stopped(adopt.take if adopted else train.train, parameters, name)
+    if isinstance(parameters.line(name), sections.Adopted):
+        return train.until_stopped(adopt.take, parameters, name)
+    return _together(lambda each: train.until_stopped(train.train, each, name), "train", name)
 
 
-def _gamma() -> None:
-    from tasks import gamma, params
+def _gamma() -> int:
+    from tasks import gamma
 
-    gamma.estimate(params.read())
+    return _together(gamma.estimate, "gamma")
 
 
 def _search() -> None:
@@ -202,10 +224,10 @@ def _search() -> None:
     search.find(params.read())
 
 
-def _measure(name: str) -> None:
-    from tasks import measure, params
+def _measure(name: str) -> int:
+    from tasks import measure
 
-    measure.measure(params.read(), name)
+    return _together(lambda params: measure.measure(params, name), "measure", name)
 
 
 def _frontier() -> None:

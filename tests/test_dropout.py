@@ -56,13 +56,13 @@ def train(name: str, config, fitting: Training = PARTS, p: float = 0.3, **more) 
 
 
 @pytest.fixture
-def seen(monkeypatch) -> list[tuple[bool, int, str, torch.Tensor]]:
+def seen(monkeypatch) -> list[tuple[bool, tuple[int, ...], str, torch.Tensor]]:
     """(whether it learns, the key, the layer, the mask) of every pass through dropout."""
     found, kept = [], Masked.kept
 
     def spy(layer: Masked, input: torch.Tensor) -> torch.Tensor:
         mask = kept(layer, input)
-        found.append((torch.is_grad_enabled(), int(layer.masks.key), layer.place, mask))
+        found.append((torch.is_grad_enabled(), tuple(layer.masks.key.tolist()), layer.place, mask))
         return mask
 
     monkeypatch.setattr(Masked, "kept", spy)
@@ -99,7 +99,7 @@ def test_a_stopped_run_with_dropout_goes_on_to_the_same_bytes(name, config, tmp_
 def test_a_mask_is_the_same_in_every_memory_format_and_another_for_every_layer_and_key():
     masks, x = Masks(), randn(4, 8, 6, 6)
     one, other = Masked(0.25, "a", masks), Masked(0.25, "b", masks)
-    masks.throw(0, "train", 3, 0)
+    masks.throw(0, "train", 3, rows=slice(0, 4), count=4)
     found = one(x)
     assert torch.equal(one(x), found)
     assert torch.equal(one(x.to(memory_format=torch.channels_last)), found)
@@ -107,15 +107,39 @@ def test_a_mask_is_the_same_in_every_memory_format_and_another_for_every_layer_a
     torch.testing.assert_close(found[found != 0], x[found != 0] / 0.75)
     assert float((found == 0).double().mean()) == pytest.approx(0.25, abs=0.03)
     assert not torch.equal(other(x) == 0, found == 0)
-    masks.throw(0, "train", 4, 0)
+    masks.throw(0, "train", 4, rows=slice(0, 4), count=4)
     assert not torch.equal(one(x) == 0, found == 0)
+
+
+@pytest.mark.parametrize("parts", [[6], [3, 3], [2, 2, 2], [1, 5]])
+@pytest.mark.parametrize("versions", [1, 3])
+def test_masks_do_not_depend_on_how_a_batch_is_cut(parts, versions):
+    """Of any number of versions of its rows that a loss asks of at once."""
+    masks, x = Masks(), torch.ones(versions, 6, 4, 3, 3)
+    layer = Masked(0.5, "place", masks)
+    masks.throw(1, "train", 0, rows=slice(0, 6), count=6)
+    whole = layer(x.flatten(0, 1)).reshape(x.shape)
+    first = 0
+    for part in parts:
+        rows = slice(first, first + part)
+        masks.throw(1, "train", 0, rows=rows, count=6)
+        assert torch.equal(layer(x[:, rows].flatten(0, 1)), whole[:, rows].flatten(0, 1))
+        first += part
+    assert not torch.equal(whole[0, :3], whole[0, 3:])
+
+
+def test_a_network_that_is_called_on_part_of_its_rows_is_refused():
+    masks = Masks()
+    masks.throw(1, rows=slice(0, 4), count=4)
+    with pytest.raises(ValueError, match="called on 3 samples for 4 rows"):
+        Masked(0.5, "place", masks)(torch.ones(3, 2))
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])
 def test_every_place_of_every_sample_is_dropped_by_a_die_of_its_own(p):
     """A share p of them, in each sample, channel, row and column, and whatever is kept is scaled so that the mean stays."""
     masks = Masks()
-    masks.throw("some words")
+    masks.throw("some words", rows=slice(0, 16), count=16)
     layer, ones = Masked(p, "place", masks), torch.ones(16, 8, 12, 12)
     kept = layer.kept(ones).float()
     for axis in range(4):
@@ -135,7 +159,7 @@ def test_the_derivative_of_a_network_with_dropout_is_that_of_the_network_with_th
             if parameter.ndim == 4 and not parameter.any():
                 parameter.normal_(std=0.1, generator=seeded(1))
     masks = Masks()
-    masks.throw(5)
+    masks.throw(5, rows=slice(0, 2), count=2)
     student = NetDenoiser(masked(net.train().to(memory_format=torch.channels_last), masks), Cosine())
     z, arc, log_tan = randn(2, 1, 8, 8).float(), randn(2, 1, 8, 8, seed=1).float(), torch.zeros(2).double()
     with torch.no_grad():

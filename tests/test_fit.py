@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from diffcore import methods
+from diffcore.core import processes
 from diffcore.core.errors import UserError
 from diffcore.core.rng import draw
 from diffcore.data.feed import ResidentFeed
@@ -87,7 +88,7 @@ def test_a_damaged_state_gives_way_to_the_one_before(tmp_path, damage):
     content = bytearray(newest.read_bytes())
     content[-3] ^= 64
     newest.unlink() if damage == "remove" else newest.write_bytes(content[: 50 if damage == "truncate" else None])
-    assert resume.load()[0] == 5
+    assert resume.load().step == 5
     assert same(whole, run(job(), resume))
 
 
@@ -114,7 +115,8 @@ def test_what_is_not_finite_stops_before_the_update(tmp_path, lr):
     often = dataclasses.replace(COMPUTE, save_seconds=1e-9)
     with pytest.raises(Diverged, match=r"step \d: the loss is .* Lower lr"):
         run(job(config=dataclasses.replace(SHORT, lr=lr)), resume, often)
-    step, tensors, _ = resume.load()
+    state = resume.load()
+    step, tensors = state.step, state.tensors()
     assert step >= 1
     assert all(torch.isfinite(tensor).all() for name, tensor in tensors.items() if name.startswith(("net", "exp_avg/")))
 
@@ -332,17 +334,16 @@ def test_the_precision_is_what_was_asked_for_and_of_its_own_accord_bfloat16_on_a
     assert dataclasses.replace(COMPUTE, precision=word).numbers == right
 
 
-@pytest.mark.parametrize("processes", [1, 3])
+@pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize(("word", "bf16"), [("auto", "bf16"), ("no", "float32"), ("bf16", "bf16")])
-def test_where_a_training_computes_is_told_as_it_comes_to_be(word, bf16, processes, monkeypatch):
+def test_where_a_training_computes_is_told_as_it_comes_to_be(word, bf16, count, monkeypatch):
     """Not as it was asked for: `auto` is one thing here and another there."""
     compute = dataclasses.replace(COMPUTE, precision=word, threads=7, save_seconds=1.0)
     for kind, gpu, precision in (("cuda", True, bf16), ("cpu", False, "bf16" if word == "bf16" else "float32")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-        here = types.SimpleNamespace(device=torch.device(kind, 0), num_processes=processes)
-        monkeypatch.setattr("diffcore.training.loop.accelerator", lambda here=here: here)
-        assert provenance(compute) == {"device": kind, "precision": precision, "processes": processes}
+        monkeypatch.setattr(processes, "count", lambda: count)
+        assert provenance(compute) == {"device": kind, "precision": precision, "processes": count}
 
 
 def test_where_no_gpu_is_auto_is_full_precision(monkeypatch):

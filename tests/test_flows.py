@@ -1247,6 +1247,31 @@ def test_the_slots_are_the_gpus_of_the_host_or_places_of_the_workspace(tmp_path,
     assert locks.here(tmp_path, 2).all == tuple(locks.Slot(tmp_path / f"slot-{k}.lock", {}) for k in range(2))
 
 
+def test_a_stage_of_several_processes_has_as_many_gpus(tmp_path, monkeypatch):
+    """All of them or none, whoever else is there; those that are left over serve no stage."""
+    monkeypatch.setattr(locks, "gpus", lambda: ["a", "b", "c", "d", "e"])
+    monkeypatch.setattr(locks.tempfile, "gettempdir", lambda: str(tmp_path))
+    slots = locks.here(tmp_path, 1, processes=2)
+    assert [slot.environment for slot in slots.all] == [{"CUDA_VISIBLE_DEVICES": name} for name in ("a,b", "c,d")]
+    taken = locks.take(tmp_path / "distill-b.lock")
+    with slots.one(print, lambda: None) as (slot, held):
+        assert slot.environment == {"CUDA_VISIBLE_DEVICES": "c,d"}
+        assert len(held) == 2
+        assert [locks.take(tmp_path / f"distill-{name}.lock") for name in "cd"] == [None, None]
+    for name in "acd":
+        os.close(locks.take(tmp_path / f"distill-{name}.lock"))
+    os.close(taken)
+    with pytest.raises(UserError, match=r"^compute.processes is 6 and there are 5 GPUs here; lower it$"):
+        locks.here(tmp_path, 1, processes=6)
+
+
+@pytest.mark.parametrize(("text", "count"), [("4", 4), ("auto", 1), ("none at all", 1)])
+def test_a_workspace_says_how_many_gpus_its_stages_have(text, count, tmp_path):
+    assert locks.processes_of(tmp_path) == 1
+    (tmp_path / "params.yaml").write_text(f"compute: {{processes: {text}}}\n")
+    assert locks.processes_of(tmp_path) == count
+
+
 def test_a_lock_and_a_slot_are_free_again_after_an_error(tmp_path):
     slots = locks.Slots([locks.Slot(tmp_path / "slot", {})])
     for held, path in ((locks.hold(tmp_path / "lock", print, "x"), "lock"), (slots.one(print, lambda: None), "slot")):

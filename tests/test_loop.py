@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffcore.core import rng
+from diffcore.core import processes, rng
 from diffcore.core.errors import UserError
 from diffcore.denoisers.denoiser import Condition, Denoiser
 from diffcore.denoisers.guidance import Guided
@@ -87,7 +87,7 @@ def test_the_result_is_the_average_of_the_weights_ramped_up(ema, tmp_path):
     found = train(
         dataclasses.replace(SHORT, ema=ema), look=lambda cast: seen.append(weights(cast.student)), resume=resume
     )
-    last = resume.load()[1]
+    last = resume.load().tensors()
     seen.append(torch.cat([last[f"net/{name}"].flatten() for name, _ in found.net.named_parameters()]))
     average = seen[0]
     for number, student in enumerate(seen[1:], 1):
@@ -101,7 +101,7 @@ def moments(tmp_path, clip: float | None) -> tuple[torch.Tensor, float]:
     """(the first moment after one update, a tenth of the gradient; the gradient's norm)."""
     resume = Resume(tmp_path, "x", {"clip": clip})
     found = train(dataclasses.replace(SHORT, iterations=1, clip=clip), resume=resume)
-    tensors = resume.load()[1]
+    tensors = resume.load().tensors()
     return torch.cat([tensors[f"exp_avg/{name}"].flatten() for name, _ in found.net.named_parameters()]), found.curve[
         0
     ].grad_norm
@@ -356,14 +356,19 @@ def test_impossible_ways_to_compute_are_refused(wrong):
 
 @pytest.mark.parametrize("seed", [0, 3])
 def test_masks_are_thrown_anew_for_every_pass_of_every_part(monkeypatch, seed):
-    """By the seed, whose turn it is, the step, which of the critic's updates, and the first image of the part."""
+    """By the seed, whose turn it is, the step, which of the critic's updates, for the rows of the part."""
     thrown, throw = [], Masks.throw
-    monkeypatch.setattr(Masks, "throw", lambda self, *words: thrown.append(words) or throw(self, *words))
+
+    def note(self, *key, rows, count):
+        thrown.append((*key, rows.start, rows.stop, count))
+        throw(self, *key, rows=rows, count=count)
+
+    monkeypatch.setattr(Masks, "throw", note)
     config = dataclasses.replace(SHORT, iterations=2, accumulate=2)
     work = Job(distribution_matching.DistributionMatching(critic_updates=2), config, feed(), seed)
     fit(work, toy_denoiser(), toy_denoiser(1), COMPUTE)
     assert thrown == [
-        (seed, *words)
+        (seed, *words[:-1], words[-1], words[-1] + 4, 8)
         for step in (0, 1)
         for words in (
             *(("critic", step, number, first) for number in (0, 1) for first in (0, 4)),
@@ -478,19 +483,18 @@ def test_a_loss_is_the_mean_of_all_processes(monkeypatch):
     assert among.grad_norm == pytest.approx(alone.grad_norm, rel=1e-5)
 
 
-def test_the_critics_gradients_are_averaged_each_in_its_own_place():
-    class Two(learner.Accelerator):
-        num_processes = 2
+def test_the_critics_gradients_are_averaged_each_in_its_own_place(monkeypatch):
+    def all_reduce(tensor):
+        assert tensor.ndim == 1
+        tensor += 2
 
-        def reduce(self, tensor, way):
-            assert (way, tensor.ndim) == ("mean", 1)
-            return tensor / 2 + 1
-
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
     gradients = [randn(2, 3), randn(4, seed=1), randn(1, 2, 2, seed=2)]
     before = [gradient.clone() for gradient in gradients]
-    learner.average_over_processes(Two(), gradients)
-    for found, was in zip(gradients, before):
-        torch.testing.assert_close(found, was / 2 + 1)
+    processes.average(gradients)
+    for gradient, was in zip(gradients, before):
+        torch.testing.assert_close(gradient, was / 2 + 1)
 
 
 @pytest.mark.parametrize("main", [True, False])
@@ -500,9 +504,9 @@ def test_one_process_writes_the_state_and_all_wait_for_it(main, monkeypatch, tmp
     loop.update()
     done, resume = [], Resume(tmp_path, "x", {"job": "f"})
     monkeypatch.setattr(Resume, "save", lambda self, step, tensors, facts: done.append((step, facts["calls"])))
-    loop.accelerator = types.SimpleNamespace(
-        is_main_process=main, num_processes=3, wait_for_everyone=lambda: done.append("waited")
-    )
+    monkeypatch.setattr(processes, "rank", lambda: 0 if main else 2)
+    monkeypatch.setattr(processes, "total", lambda number: 3 * number)
+    monkeypatch.setattr(processes, "wait", lambda: done.append("waited"))
     loop.save(resume)
     assert done == [*[(1, 3 * 8 * 3.0)] * main, "waited"]
     assert loop.kept == 1
@@ -563,7 +567,7 @@ def test_a_divergence_says_where_the_same_command_would_go_on(tmp_path):
     assert f"with nothing changed the same command goes back to step {step - 1} and comes here again" in str(
         first.value
     )
-    assert resume.load()[0] == step - 1
+    assert resume.load().step == step - 1
     with pytest.raises(Diverged) as second:
         train(config, compute=OFTEN, resume=resume, on_resume=starts.append)
     assert str(second.value) == str(first.value)

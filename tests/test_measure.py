@@ -598,7 +598,8 @@ def fake_bench(samples=None, **changes) -> SimpleNamespace:
     card = SimpleNamespace(digest=facts["checkpoint"])
     bench = SimpleNamespace(
         params=SimpleNamespace(
-            raw={"evaluate": config}, compute=SimpleNamespace(threads=facts["threads"], device=facts["device"])
+            raw={"evaluate": config},
+            compute=SimpleNamespace(threads=facts["threads"], device=torch.device(facts["device"])),
         ),
         opened=SimpleNamespace(card=card),
         name="v",

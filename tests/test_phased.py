@@ -450,7 +450,8 @@ def test_a_stopped_run_goes_on_to_the_same_bytes_critic_and_all(stopped_after, t
     fitted, states = run(work(target_ema=target_ema), whole), []
     with pytest.raises(Stopped, match=f"after {stopped_after} of 6"):
         run(work(target_ema=target_ema), halved, stop=stop_at(stopped_after))
-    step, _, facts = halved.load()
+    state = halved.load()
+    step, facts = state.step, state.facts
     assert (step, len(facts["critic"])) == (stopped_after, stopped_after % 3)
     resumed = run(work(target_ema=target_ema), halved)
     assert same(fitted, resumed)
@@ -458,7 +459,8 @@ def test_a_stopped_run_goes_on_to_the_same_bytes_critic_and_all(stopped_after, t
     assert [event.step for event in fitted.curve] == [3, 6]
     assert all(event.critic_loss > 0 for event in fitted.curve)
     for resume in (whole, halved):
-        step, tensors, facts = resume.load()
+        state = resume.load()
+        step, tensors, facts = state.step, state.tensors(), state.facts
         facts.pop("seconds")
         states.append((step, facts, tensors))
     assert states[0][:2] == states[1][:2]
@@ -475,7 +477,7 @@ def test_a_killed_run_goes_on_from_its_last_state(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         run(work(), resume, often, on_event=die)
-    assert resume.load()[0] == 2
+    assert resume.load().step == 2
     begun = []
     assert same(run(work()), run(work(), resume, on_resume=begun.append))
     assert begun == [2]
@@ -484,7 +486,7 @@ def test_a_killed_run_goes_on_from_its_last_state(tmp_path):
 def test_a_state_holds_all_that_the_critic_has_learned(tmp_path):
     resume = Resume(tmp_path, "x", {"job": "f"})
     run(work(), resume)
-    _, tensors, _ = resume.load()
+    tensors = resume.load().tensors()
     start = ADVERSARIAL.critic(Roles(toy_denoiser(), toy_denoiser(1), toy_denoiser()), 0).state_dict()
     for name, value in start.items():
         assert not torch.equal(tensors[f"critic/{name}"], value), name
@@ -496,7 +498,7 @@ def test_a_state_holds_all_that_the_critic_has_learned(tmp_path):
 def run_state(folder, job: Job) -> dict[str, torch.Tensor]:
     resume = Resume(folder / "other", "x", {"job": "f"})
     assert run(job, resume).curve[0].critic_loss is None
-    return resume.load()[1]
+    return resume.load().tensors()
 
 
 def test_in_the_trainer_the_critic_learns_and_the_student_hears_it():

@@ -13,7 +13,7 @@ import torch
 
 from diffcore.core import disk
 from diffcore.core.errors import UserError
-from diffcore.training.resume import Resume
+from diffcore.training.resume import SCHEMA, Resume
 from tests import test_fit
 from tests.test_methods import CASES
 
@@ -75,7 +75,8 @@ def damages() -> list:
 def test_a_damaged_state_gives_way_to_the_older_good_one_and_says_so_in_one_line(file, damage, tmp_path):
     resume, said = saved(tmp_path)
     damage(resume.folder / "step-000000005" / file)
-    step, tensors, facts = resume.load()
+    state = resume.load()
+    step, tensors, facts = state.step, state.tensors(), state.facts
     assert (step, facts) == (3, FACTS)
     assert torch.equal(tensors["net/weight"], torch.full((2, 3), 3.0))
     assert len(said) == 1
@@ -113,7 +114,7 @@ def test_a_damaged_state_does_not_count_as_one_of_the_two_that_are_kept(tmp_path
 
 def test_good_states_are_read_without_a_word(tmp_path):
     resume, said = saved(tmp_path)
-    assert resume.load()[0] == 5
+    assert resume.load().step == 5
     assert said == []
     assert states(resume) == [3, 5]
 
@@ -212,7 +213,8 @@ def test_views_and_every_kind_of_number_come_back(tmp_path):
         "double": torch.tensor(0.1, dtype=torch.float64),
     }
     resume.save(12, tensors, FACTS)
-    step, found, facts = resume.load()
+    state = resume.load()
+    step, found, facts = state.step, state.tensors(), state.facts
     assert (step, facts, found.keys()) == (12, FACTS, tensors.keys())
     for name, tensor in tensors.items():
         assert found[name].dtype == tensor.dtype
@@ -221,7 +223,7 @@ def test_views_and_every_kind_of_number_come_back(tmp_path):
 
 def test_a_state_of_another_schema_is_said_and_not_used(tmp_path, monkeypatch):
     resume, said = saved(tmp_path, (5,))
-    monkeypatch.setattr("diffcore.training.resume.SCHEMA", 9)
+    monkeypatch.setattr("diffcore.training.SCHEMA", 9)
     assert resume.load() is None
     assert len(said) == 1
 
@@ -335,23 +337,23 @@ def test_a_state_made_for_something_else_is_not_used_and_one_line_says_what_is_o
     assert own.load() is None
     assert said == [line(5, what, other)]
     again, silent = job(tmp_path, MADE)
-    assert again.load()[0] == 5
+    assert again.load().step == 5
     assert silent == []
 
 
 def test_what_states_were_made_for_lies_beside_them_and_is_written_again_with_each(tmp_path):
     own, _ = job(tmp_path, MADE, (3,))
     path = own.folder / "about.json"
-    assert disk.read_sealed(path, 2, "x") == {"schema": 2, "about": MADE}
+    assert disk.read_sealed(path, SCHEMA, "x") == {"schema": SCHEMA, "about": MADE}
     path.write_text("{")
     own.save(5, {"net/weight": torch.zeros(1)}, FACTS)
-    assert disk.read_sealed(path, 2, "x")["about"] == MADE
+    assert disk.read_sealed(path, SCHEMA, "x")["about"] == MADE
 
 
 def test_where_a_job_has_a_state_of_its_own_no_other_is_told_of(tmp_path):
     job(tmp_path, {**MADE, "seed": 6}, (5,))
     own, said = job(tmp_path, MADE, (3,))
-    assert own.load()[0] == 3
+    assert own.load().step == 3
     assert said == []
 
 
@@ -421,7 +423,7 @@ def test_nothing_is_removed_that_is_not_a_job_s_or_a_state(tmp_path):
     for seed in (6, 7, 8):
         job(tmp_path, {**MADE, "seed": seed}, (1,))
         os.utime(own.folder)
-    assert own.load()[0] == 3
+    assert own.load().step == 3
     assert said == []
     assert all((folder / "about.txt").exists() for folder in (*others, own.folder / "step-by-step"))
     assert sorted(path.name for path in own.folder.glob("step-0*")) == ["step-000000002", "step-000000003"]

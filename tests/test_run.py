@@ -263,5 +263,5 @@ def test_a_gpu_takes_one_stage_and_no_more_are_promised(tmp_path, monkeypatch):
     two = places.of(tmp_path, parameters(), None).all
     assert [slot.environment for slot in two] == [{"CUDA_VISIBLE_DEVICES": "GPU-a"}, {"CUDA_VISIBLE_DEVICES": "GPU-b"}]
     assert places.of(tmp_path, parameters(), 1).all == two[:1]
-    with pytest.raises(UserError, match=r"^--slots: a GPU takes one stage at a time and there are 2, got 3$"):
+    with pytest.raises(UserError, match=r"^--slots: there are GPUs for 2 stages at a time, got 3$"):
         places.of(tmp_path, parameters(), 3)

@@ -12,7 +12,7 @@ import torch
 
 from diffcore import checkpoints, methods
 from diffcore.checkpoints.roles import roles
-from diffcore.core import disk, rng
+from diffcore.core import disk, processes, rng
 from diffcore.core.errors import UserError
 from diffcore.data.manifest import Manifest
 from diffcore.denoisers.denoiser import Condition
@@ -22,10 +22,9 @@ from diffcore.metrics import bootstrap
 from diffcore.nets import unet
 from diffcore.noise.schedule import SCHEDULES, Cosine, Discrete, Linear, variance_preserving
 from diffcore.noise.trajectory import uniform
-from diffcore.training import learner
 from diffcore.training.config import torch_version
 from diffcore.training.loop import Event, Fitted, Job, Stopped
-from diffcore.training.resume import Resume
+from diffcore.training.resume import SCHEMA, Resume
 from tasks import gamma, graph, paths, search, train
 from tasks.params import Params
 from tests import test_measure
@@ -68,13 +67,6 @@ def keyed(tmp_path, monkeypatch):
 def computing(found: Params, **change) -> Params:
     """The same run with another way to compute."""
     return dataclasses.replace(found, compute=dataclasses.replace(found.compute, **change))
-
-
-def elsewhere(monkeypatch, **change) -> None:
-    """As if accelerate had found another device, or more processes."""
-    here = learner.accelerator()
-    found = {"device": here.device, "num_processes": here.num_processes, **change}
-    monkeypatch.setattr("diffcore.training.loop.accelerator", lambda: SimpleNamespace(**found))
 
 
 def test_a_saved_state_is_keyed_by_all_that_its_training_depends_on(keyed, monkeypatch):
@@ -465,14 +457,14 @@ def changed(what: str, found: Params, monkeypatch) -> Params:
         "data": lambda: monkeypatch.setattr(train.Manifest, "read", lambda *_, **more: manifest),
         "code": lambda: monkeypatch.setattr(train.graph, "code_digest", lambda *_: "another"),
         "torch": lambda: monkeypatch.setattr(train.config, "torch_version", lambda: "another"),
-        "device": lambda: elsewhere(monkeypatch, device=torch.device("meta")),
-        "processes": lambda: elsewhere(monkeypatch, num_processes=2),
+        "device": lambda: monkeypatch.setattr(processes, "device", lambda: torch.device("meta")),
+        "processes": lambda: monkeypatch.setattr(processes, "count", lambda: 2),
     }
     around.get(what, lambda: None)()
     return dataclasses.replace(found, **parameters.get(what, {}))
 
 
-WORDS = ("seed", "flip", "lr", "data", "code", "torch", "classes", "precision", "device", "processes")
+WORDS = ("seed", "flip", "lr", "data", "code", "torch", "classes", "precision", "device")
 
 
 @pytest.mark.parametrize("change", WORDS)
@@ -495,6 +487,16 @@ def test_a_saved_state_of_the_teacher_is_keyed_by_all_that_its_training_depends_
     assert {key[:2] for key in keys} == {(paths.RESUME, "teacher")}
 
 
+def test_a_saved_state_serves_another_number_of_processes(wired, monkeypatch):
+    """They go on with it; the card tells how many they are."""
+    keys = []
+    monkeypatch.setattr(train, "Resume", lambda root, name, about, log: keys.append(Resume(root, name, about)) or 1 / 0)
+    for change in ("nothing", "processes"):
+        with pytest.raises(ZeroDivisionError):
+            train.train(changed(change, wired, monkeypatch), "teacher")
+    assert keys[0].fingerprint == keys[1].fingerprint
+
+
 def broken_off(monkeypatch, found: Params, name: str, updates: int) -> None:
     """Trains a line until so many updates are made and saved."""
     calls = iter(range(1, 1000))
@@ -513,7 +515,6 @@ CHANGES = {
     "torch": "torch {torch}, now another",
     "precision": "precision float32, now bf16",
     "device": "device {compute[device]}, now meta",
-    "processes": "processes 1, now 2",
 }
 """What is said of a state that was saved before the change."""
 
@@ -523,7 +524,7 @@ def test_a_training_that_begins_anew_says_which_saved_state_is_not_used_and_why(
     full = computing(wired, precision="no")
     broken_off(monkeypatch, full, "cd", 2)
     (state,) = paths.RESUME.glob("cd-*")
-    what = CHANGES[change].format(**disk.read_sealed(state / "about.json", 2, "x")["about"])
+    what = CHANGES[change].format(**disk.read_sealed(state / "about.json", SCHEMA, "x")["about"])
     loaded = []
     monkeypatch.setattr(train.loop, "fit", lambda *words: loaded.append(words[4].load()) or 1 / 0)
     capsys.readouterr()

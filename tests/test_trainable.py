@@ -248,7 +248,7 @@ def test_without_an_average_the_result_is_the_last_weights(tmp_path):
     """`ema: 0`: what teaches the next round of progressive distillation is the student itself, as in the paper."""
     resume = Resume(tmp_path, "x", {"job": "f"})
     case = Case(progressive.Progressive(4), posterior, 0.0, iterations=5)
-    net, tensors = trained("progressive", case, resume), resume.load()[1]
+    net, tensors = trained("progressive", case, resume), resume.load().tensors()
     for name, tensor in net.state_dict().items():
         assert torch.equal(tensor, tensors[f"net/{name}"])
     averaged = trained("progressive", Case(progressive.Progressive(4), posterior, 0.0, iterations=5, fit={"ema": 0.9}))

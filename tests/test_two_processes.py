@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,19 +14,25 @@ from torch import nn
 
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
-from diffcore.methods import consistency, consistency_training, denoising, distribution_matching, phased
+from diffcore.methods import consistency, consistency_training, denoising, distribution_matching, phased, progressive
+from diffcore.nets import unet
 from diffcore.noise.schedule import Cosine
 from diffcore.training.config import Compute, Training
 from diffcore.training.loop import Fitted, Stopped, fit
 from diffcore.training.resume import Resume
 from tests.test_fit import stop_at
-from tests.test_precision import Told, job
+from tests.test_precision import Told, job, one_of_each
 
 ROOT = Path(__file__).parent.parent
 COMPUTE = Compute(threads=1, precision="no", compile=False, save_seconds=1e9, memory_gb=1.0)
 PLAIN = Training(iterations=4, batch=16, lr=1e-2, ema=0.9, clip=1.0)
 
 CASES = {
+    **{
+        f"{name}, {'classes' if conditional else 'no classes'}": (name, config, conditional, 0.0, 1)
+        for name, config in one_of_each()
+        for conditional in (False, True)
+    },
     "a target, classes, label dropout, guidance": ("consistency", consistency.Consistency(16, 0.9), True, 0.0, 1),
     "accumulation": ("consistency_training", consistency_training.ConsistencyTraining(), True, 0.0, 2),
     "a critic": (
@@ -37,9 +44,13 @@ CASES = {
     ),
     "heads, accumulation": ("phased", phased.Phased(16, 4, 0.5, adversarial=0.1), False, 0.0, 2),
     "dropout": ("consistency", consistency.Consistency(16, 0.0), False, 0.3, 1),
+    "a U-Net": ("progressive", progressive.Progressive(2), False, 0.0, 2),
     "data alone": ("denoising", denoising.Denoising(), False, 0.0, 4),
 }
-"""(method, its config, told of classes, dropout, parts of one process of two)."""
+"""(method, its config, told of classes, dropout, parts that each process cuts its batch into)."""
+
+
+UNET = unet.default_config((1, 4, 4), (8, 16), groups=4)
 
 
 class Dropping(Told):
@@ -53,37 +64,43 @@ class Dropping(Told):
         return self.drop(super().forward(*told))
 
 
-def train(case: str, processes: int, **more) -> Fitted:
-    """A process of several takes its parts of each batch; one alone takes all of the same parts, one after the other."""
+def train(case: str, strategy: str = "ddp", **more) -> Fitted:
     name, config, conditional, dropout, parts = CASES[case]
     classes = 3 if conditional else None
-    student = NetDenoiser(Dropping(dropout, classes=classes), Cosine(), classes=classes)
+    net = unet.build(UNET, 0) if case == "a U-Net" else Dropping(dropout, classes=classes)
+    student = NetDenoiser(net, Cosine(), classes=classes)
     teacher = NetDenoiser(Told(classes, seed=2, whose="teacher"), Cosine(), classes=classes)
-    fitting = dataclasses.replace(PLAIN, accumulate=parts * (2 // processes))
+    fitting = dataclasses.replace(PLAIN, accumulate=parts)
     work = job(name, config, conditional, fitting)
-    return fit(work, student, Guided(teacher) if conditional else teacher, COMPUTE, **more)
+    compute = dataclasses.replace(COMPUTE, strategy=strategy)
+    return fit(work, student, Guided(teacher) if conditional else teacher, compute, **more)
 
 
-def main(folder: Path, rank: int) -> None:
+def state_of(folder: Path, number: int) -> Resume:
+    return Resume(folder / "states", f"case{number}", {"case": number}, print)
+
+
+def main(folder: Path, strategy: str, rank: int) -> None:
     """One of two processes. In each case the second alone is asked to stop, both do, and both go on."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     for number, case in enumerate(CASES):
-        resume = Resume(folder / "states", f"case{number}", {"case": case})
+        resume = state_of(folder, number)
         with pytest.raises(Stopped, match="stopped after 2 of 4"):
-            train(case, 2, resume=resume, stop=stop_at(2) if rank else lambda: False)
-        found = train(case, 2, resume=resume)
+            train(case, strategy, resume=resume, stop=stop_at(2) if rank else lambda: False)
+        found = train(case, strategy, resume=resume)
         tensors = {name: tensor.contiguous() for name, tensor in found.net.state_dict().items()}
-        curve = [(event.loss, event.grad_norm, event.critic_loss or 0.0) for event in found.curve]
-        tensors |= {"curve": torch.tensor(curve, dtype=torch.float64), "calls": torch.tensor([found.calls])}
+        tensors |= {"curve": curve(found), "calls": torch.tensor([found.calls])}
         save_file(tensors, folder / f"{rank}-{number}.safetensors")
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_does(tmp_path):
-    known = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_train_as_one_does(strategy, tmp_path, capsys):
+    """And one goes on from the state that two have saved."""
+    known = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     known |= {"MASTER_ADDR": "127.0.0.1"}  # accelerate asks for it; a file brings them together
-    command = [sys.executable, "-W", "error::UserWarning", "-m", "tests.test_two_processes", str(tmp_path)]
+    command = [sys.executable, "-W", "error::UserWarning", "-m", "tests.test_two_processes", str(tmp_path), strategy]
     started = [
         subprocess.Popen(
             [*command, str(rank)],
@@ -96,22 +113,40 @@ def test_two_processes_train_as_one_does(tmp_path):
         for rank in (0, 1)
     ]
     try:
-        said = [process.communicate(timeout=500)[0] for process in started]
+        said = [process.communicate(timeout=1500)[0] for process in started]
     finally:
         for process in started:
             process.kill()
             process.wait()
     assert [process.returncode for process in started] == [0, 0], "\n".join(said)
     for number, case in enumerate(CASES):
-        alone = train(case, 1)
+        alone = train(case)
         for rank in (0, 1):
             found = load_file(tmp_path / f"{rank}-{number}.safetensors")
-            curve = [[event.loss, event.grad_norm, event.critic_loss or 0.0] for event in alone.curve]
-            torch.testing.assert_close(found.pop("curve"), torch.tensor(curve).double(), rtol=1e-5, atol=1e-6, msg=case)
             assert float(found.pop("calls")) == alone.calls, case
-            for name, tensor in alone.net.state_dict().items():
-                torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6, msg=f"{case}: {name}")
+            compare(case, alone, found.pop("curve"), found, 1e-5 if strategy == "ddp" else 1e-4)
+        resume = state_of(tmp_path, number)
+        shutil.rmtree(resume.folder / "step-000000004")
+        capsys.readouterr()
+        resumed = train(case, resume=resume)
+        assert capsys.readouterr().out.startswith(f"case{number}: its state was saved by 2 processes, 1 process now")
+        compare(case, alone, curve(resumed), resumed.net.state_dict(), 1e-4)
+
+
+def curve(fitted: Fitted) -> torch.Tensor:
+    events = [(event.loss, event.grad_norm, event.critic_loss or 0.0) for event in fitted.curve]
+    return torch.tensor(events, dtype=torch.float64)
+
+
+def compare(
+    case: str, alone: Fitted, events: torch.Tensor, weights: dict[str, torch.Tensor], norms: float = 1e-5
+) -> None:
+    """norms: how far gradient norms may be apart, which grow where a loss has a corner."""
+    for column, rtol in enumerate((1e-5, norms, 1e-5)):
+        torch.testing.assert_close(events[:, column], curve(alone)[:, column], rtol=rtol, atol=1e-6, msg=case)
+    for name, tensor in alone.net.state_dict().items():
+        torch.testing.assert_close(weights[name], tensor, rtol=0, atol=1e-6, msg=f"{case}: {name}")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffcore.core import disk
+from diffcore.core import disk, processes
 from diffcore.core.errors import UserError
 from diffcore.core.rng import generator
 from diffcore.core.shapes import Sample
@@ -219,7 +219,7 @@ def train(
 def extract(features: Features, x: Sample, batch: int = 256) -> Tensor:
     """The features of images [n, c, h, w] in [-1, 1]: [n, dimension], float64, on the CPU.
 
-    `batch` bounds the memory and changes nothing beyond float32 rounding.
+    `batch` bounds the memory and changes nothing beyond float32 rounding. The batches are dealt to all processes.
     """
     if x.shape[1] != features.card.shape[0]:
         raise UserError(
@@ -227,7 +227,9 @@ def extract(features: Features, x: Sample, batch: int = 256) -> Tensor:
             "train it on the same data (stage `features`)"
         )
     with torch.no_grad():
-        return torch.cat([features(rows.to(features.device)).double().cpu() for rows in x.split(batch)])
+        return torch.cat(
+            list(processes.dealt(x.split(batch), lambda rows: features(rows.to(features.device)).double().cpu()))
+        )
 
 
 def save(features: Features, folder: Path) -> None:
@@ -347,15 +349,29 @@ def _fit(
     config = features.card.config
     optimizer = torch.optim.AdamW(features.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.01)
     features.train()
+    own = _share(config.batch)
     for step, (x, rows, rng) in enumerate(_batches(images, seen, config)):
         optimizer.param_groups[0]["lr"] = config.lr * 0.5 * (1 + math.cos(math.pi * step / config.iterations))
-        loss = F.cross_entropy(*_question(features, to_float(x), None if classes is None else classes[rows], rng))
-        if not math.isfinite(loss.item()):
-            raise UserError(f"the feature network's loss is {loss.item()} at iteration {step}; lower features.lr")
+        question = _question(features, to_float(x), None if classes is None else classes[rows], rng, own)
+        loss = F.cross_entropy(*question) * (len(question[1]) * processes.count() / config.batch)
+        value = processes.total(loss.item()) / processes.count()
+        if not math.isfinite(value):
+            raise UserError(f"the feature network's loss is {value} at iteration {step}; lower features.lr")
         optimizer.zero_grad()
         loss.backward()
+        processes.average([parameter.grad for parameter in features.parameters()])
         optimizer.step()
-        on_progress(step, loss.item())
+        on_progress(step, value)
+
+
+def _share(batch: int) -> slice:
+    """The rows of a batch that are this process's."""
+    count, rank = processes.count(), processes.rank()
+    if batch < count:
+        raise UserError(
+            f"features.batch is {batch} and there are {count} processes; raise it, or lower compute.processes"
+        )
+    return slice(batch * rank // count, batch * (rank + 1) // count)
 
 
 Batch = tuple[Tensor, Tensor, torch.Generator]
@@ -371,12 +387,14 @@ def _batches(images: Images, seen: Tensor, config: Config) -> Iterator[Batch]:
         yield from zip(images.take(torch.cat(rows)).split(config.batch), rows, generators)
 
 
-def _question(features: Features, x: Sample, answers: Tensor | None, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The logits and the right answers of one iteration's batch."""
+def _question(
+    features: Features, x: Sample, answers: Tensor | None, rng: torch.Generator, own: slice
+) -> tuple[Tensor, Tensor]:
+    """The logits and the right answers of one iteration's batch, of its `own` rows."""
     if answers is not None:
-        return features.logits(x), answers
-    turns = torch.randint(TURNS, (len(x),), generator=rng)
-    return features.logits(_rotated(x)[turns, torch.arange(len(x))]), turns
+        return features.logits(x[own]), answers[own]
+    turns = torch.randint(TURNS, (len(x),), generator=rng)[own]
+    return features.logits(_rotated(x[own])[turns, torch.arange(len(turns))]), turns
 
 
 def _rotated(x: Sample) -> Tensor:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffcore.core import processes
 from diffcore.core.errors import UserError
 from diffcore.core.rng import generator, noises
 from diffcore.core.shapes import PerSample, Sample
@@ -19,7 +20,7 @@ from diffcore.denoisers.clipping import Clipped
 from diffcore.denoisers.denoiser import Condition, Denoiser, per_sample
 from diffcore.noise.schedule import Level
 from diffcore.sampling.ode import integrate
-from diffcore.sampling.sampler import Sampler
+from diffcore.sampling.sampler import Sampler, batches
 from diffcore.sampling.solver import forward_variance, mean
 from diffcore.sampling.solvers.ancestral import Posterior
 from diffcore.sampling.solvers.rk45 import RK45, Clock, angles, size_at
@@ -69,8 +70,9 @@ def estimate(
 
     The flow of a clipped belief ends on the faces of a box and has no density; steps around a clipped mean have their bound.
 
-    The noise of image i depends on (seed, i) alone. probes: Hutchinson's, for the probability flow. condition: the images'
-    classes and guidance weights, for a denoiser that takes such. within: (low, high), the values of black and white.
+    The noise of image i depends on (seed, i) alone; the batches are dealt to all processes. probes: Hutchinson's, for the
+    probability flow. condition: the images' classes and guidance weights, for a denoiser that takes such. within: (low,
+    high), the values of black and white.
     """
     exactly = isinstance(sampler.solver, RK45)
     if exactly and isinstance(sampler.denoiser, Clipped):
@@ -78,9 +80,8 @@ def estimate(
     if not exactly and not (isinstance(sampler.solver, Posterior) and sampler.solver.stochastic):
         return None
     device = next((p.device for p in sampler.denoiser.parameters()), x0.device)
-    parts = []
-    for first in range(0, len(x0), batch):
-        rows = range(first, min(first + batch, len(x0)))
+
+    def part(rows: range) -> PerSample:
         span = slice(rows.start, rows.stop)
         images = x0[span].to(device)
         denoiser = sampler.denoiser.with_condition(condition[span].to(device)) if condition else sampler.denoiser
@@ -89,8 +90,9 @@ def estimate(
             nats = exact(here, dequantised(images, seed, rows, within), seed, rows, probes) - math.log(bin_of(within))
         else:
             nats = bound(here, images, seed, rows, within).total
-        parts.append(nats.cpu() / math.log(2))
-    return Bits(torch.cat(parts))
+        return nats.cpu() / math.log(2)
+
+    return Bits(torch.cat(list(processes.dealt(batches(len(x0), batch), part))))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@ agree with.
 
 Consistency methods compare a network with itself at two times, and share the masks (Song & Dhariwal 2023, arXiv 2310.14189,
 section 3.1; Geng et al. 2024, arXiv 2406.14548): with masks of their own the two would differ by what is no error. A mask is
-a function of the step, the part of the batch and the layer, whatever the memory format and the order of the passes.
+a function of the step, the layer and the sample's place in the global batch, whatever the memory format, the order of the
+passes, and into how many parts and processes the batch is cut.
 """
 
 import torch
@@ -14,14 +15,18 @@ from diffcore.core.rng import generator
 
 
 class Masks:
-    """The key that masks are drawn by, for the pass that comes."""
+    """The key that masks are drawn by, for the pass that comes, and which rows of the global batch it is for.
+
+    key: int64 [4]: the seed, the first row, the last one + 1, and how many rows the batch has.
+    """
 
     def __init__(self):
-        self.key = torch.zeros((), dtype=torch.int64)
+        self.key = torch.zeros(4, dtype=torch.int64)
 
-    def throw(self, *key: int | str) -> None:
-        """New masks for whatever is called from now on."""
-        self.key.fill_(generator(*key, "dropout").initial_seed())
+    def throw(self, *key: int | str, rows: slice, count: int) -> None:
+        """New masks for whatever is called from now on, with these rows of a batch of `count`."""
+        seed = generator(*key, "dropout").initial_seed()
+        self.key.copy_(torch.tensor([seed, *rows.indices(count)[:2], count]))
 
 
 class Masked(nn.Dropout):
@@ -63,8 +68,14 @@ def without(net: nn.Module) -> nn.Module:
 # an operator of its own, so that torch.compile takes it as it is: no graph knows generators
 @torch.library.custom_op("diffcore::kept", mutates_args=())
 def _kept(key: Tensor, place: str, p: float, shape: list[int], device: torch.device) -> Tensor:
-    rng = torch.Generator(device).manual_seed(generator(int(key), place).initial_seed())
-    return torch.rand(shape, generator=rng, device=device) >= p
+    seed, start, stop, count = key.tolist()
+    versions, rest = divmod(shape[0], stop - start)
+    if rest:
+        raise ValueError(f"a network with dropout is called on {shape[0]} samples for {stop - start} rows of a batch")
+    rng = torch.Generator(device).manual_seed(generator(seed, place).initial_seed())
+    # a loss may ask of several versions of its rows at once, one after the other
+    whole = torch.rand((versions, count, *shape[1:]), generator=rng, device=device) >= p
+    return whole[:, start:stop].reshape(shape)
 
 
 @_kept.register_fake

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from diffcore.core import processes
 from diffcore.core.errors import UserError
 from diffcore.core.rng import noises
 from diffcore.core.shapes import PerSample, Sample
@@ -58,7 +59,8 @@ class Sampler:
         batch: int = 250,
         condition: Condition | None = None,
     ) -> Sample:
-        """`count` samples `[count, *shape]`, on the CPU. Sample i depends on (seed, i) alone, not on `batch`.
+        """`count` samples `[count, *shape]`, on the CPU. Sample i depends on (seed, i) alone, not on `batch`; the batches are
+        dealt to all processes, and each of them gets all samples.
 
         condition: the classes and guidance weights of all of them, for a network that takes such.
 
@@ -66,13 +68,13 @@ class Sampler:
         image by image.
         """
         device = next((p.device for p in self.denoiser.parameters()), torch.device("cpu"))
-        parts = []
-        for first in range(0, count, batch):
-            rows = range(first, min(first + batch, count))
+
+        def part(rows: range) -> Sample:
             start = self._scale() * noises(shape, seed, rows, "start").to(device)
             sampler = self if condition is None else self._with_condition(condition[rows.start : rows.stop].to(device))
-            parts.append(sampler.sample(start, lambda k, r=rows: noises(shape, seed, r, f"step {k}").to(device)).cpu())
-        return torch.cat(parts)
+            return sampler.sample(start, lambda k: noises(shape, seed, rows, f"step {k}").to(device)).cpu()
+
+        return torch.cat(list(processes.dealt(batches(count, batch), part)))
 
     @torch.inference_mode()
     def warm_up(self, shape: tuple[int, ...], count: int, condition: Condition | None = None) -> None:
@@ -91,6 +93,11 @@ class Sampler:
         # the standard deviation of unit-variance data at the first time: 1 unless the variance explodes
         t = torch.tensor(self.trajectory.times[:1], dtype=torch.float64)
         return float(torch.hypot(self.denoiser.schedule.alpha(t), self.denoiser.schedule.sigma(t)))
+
+
+def batches(count: int, batch: int) -> list[range]:
+    """The rows of each batch, one after the other."""
+    return [range(first, min(first + batch, count)) for first in range(0, count, batch)]
 
 
 def rehearse(solver: Solver, trajectory: Trajectory, schedule: Schedule) -> tuple[float, ...]:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffcore.core import processes
 from diffcore.core.errors import UserError
 from diffcore.core.rng import noises
 from diffcore.denoisers.denoiser import Condition, Denoiser, per_sample
@@ -56,14 +57,17 @@ def hop_errors(
             raise UserError("times are fitted for denoisers valid at any time; this one has steps of its own")
     device = next((p.device for p in denoiser.parameters()), torch.device("cpu"))
     total = torch.zeros(config.points + 1, config.points + 1, dtype=torch.float64)
-    done = 0
-    for first in range(0, config.images, config.batch):
+
+    def squares(first: int) -> Tensor:
         rows = range(first, min(first + config.batch, config.images))
         start = noises(shape, config.seed, rows, "hops").to(device)
         batch_condition = condition and condition[rows.start : rows.stop].to(device)
-        total += _squares(*_with_condition(denoiser, teacher, batch_condition), config.points, start)
-        done += len(rows)
-        on_progress(done, config.images)
+        return _squares(*_with_condition(denoiser, teacher, batch_condition), config.points, start)
+
+    firsts = range(0, config.images, config.batch)
+    for first, sums in zip(firsts, processes.dealt(firsts, squares)):
+        total += sums
+        on_progress(min(first + config.batch, config.images), config.images)
     errors = (total / config.images).sqrt().numpy()
     return np.where(np.tril(np.ones_like(errors), -1) > 0, errors, np.inf)
 

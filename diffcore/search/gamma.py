@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffcore.core import disk
+from diffcore.core import disk, processes
 from diffcore.core.errors import UserError
 from diffcore.core.rng import generator, noises
 from diffcore.core.shapes import Sample
@@ -247,6 +247,11 @@ class Begun:
     square: Tensor
 
 
+def nothing(steps: int) -> dict[str, Tensor]:
+    """The sums over no pair."""
+    return {name: torch.zeros(3, steps, dtype=torch.float64) for name in ("total", "square")}
+
+
 def pick(count: int, config: Config) -> Tensor:
     """Which of `count` images serve, [M] int64, by the seed alone."""
     if config.images > count:
@@ -265,7 +270,7 @@ def estimate(
     keep: Callable[[Begun], None] = lambda begun: None,
     seconds: float = math.inf,
 ) -> Gamma:
-    """Both estimates from the images x0 [m, *x], in one pass whose batches mix the times.
+    """Both estimates from the images x0 [m, *x], in one pass whose batches mix the times, and are dealt to all processes.
 
     first: the place of x0[0] among all images, for a worker that has only a part of them; its noise depends on that alone.
     labels: int64 [m], the classes of x0 for a denoiser that is told them; without, it is asked of no class. keep: hears every
@@ -279,11 +284,16 @@ def estimate(
     moments = _Sums(steps, device, begun)
     spoke = time.monotonic()
     pairs = m * steps
-    for start in range(begun.pairs if begun else 0, pairs, config.batch):
+
+    def errors(start: int) -> Tensor:
         pair = torch.arange(start, min(start + config.batch, pairs), device=device)
         image = pair // steps
         conditioned = denoiser if labels is None else denoiser.with_condition(Condition(labels.to(device)[image]))
-        moments.add(pair % steps, _errors(conditioned, x0[image], eps[image], (pair % steps + 1) / steps))
+        return _errors(conditioned, x0[image], eps[image], (pair % steps + 1) / steps)
+
+    starts = range(begun.pairs if begun else 0, pairs, config.batch)
+    for start, values in zip(starts, processes.dealt(starts, errors)):
+        moments.add(torch.arange(start, start + values.shape[1], device=device) % steps, values)
         on_progress(min(start + config.batch, pairs), pairs)
         if time.monotonic() - spoke > seconds:
             keep(moments.so_far(start + config.batch))
@@ -296,10 +306,8 @@ def estimate(
 
 class _Sums:
     def __init__(self, steps: int, device: torch.device, begun: Begun | None):
-        none = torch.zeros(3, steps, dtype=torch.float64)
-        self.total, self.square = (
-            part.clone().to(device) for part in ((begun.total, begun.square) if begun else (none, none))
-        )
+        sums = {"total": begun.total, "square": begun.square} if begun else nothing(steps)
+        self.total, self.square = sums["total"].clone().to(device), sums["square"].clone().to(device)
 
     def so_far(self, pairs: int) -> Begun:
         return Begun(pairs, self.total.cpu().clone(), self.square.cpu().clone())

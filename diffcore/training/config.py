@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from diffcore.core import processes
 from diffcore.core.errors import UserError
 
 
@@ -16,7 +17,7 @@ class Training:
     iterations: updates. batch: images per update over all processes. lr: AdamW's learning rate, reached after `warmup`
     updates, then lowered to 0 along a half cosine or kept. ema: decay of the average that is the result, ramped up as
     (1 + n)/(10 + n); 0 keeps the last weights themselves. clip: largest norm of the gradient, null for none. accumulate:
-    parts a batch is split into, to save memory; each has dropout masks of its own. weight_decay: AdamW's, 0.01 in
+    parts a batch is split into, to save memory. weight_decay: AdamW's, 0.01 in
     distillation too, where papers have 0. label_dropout: share of the samples whose class is not told, by which a conditional
     network learns to do without.
     """
@@ -75,10 +76,12 @@ class Compute:
     """Where and in which numbers. Nothing is made again for another one, but a training that was begun does not go on in
     another precision: see `loop.provenance`.
 
-    threads: of one process on a CPU. precision: `auto` is bf16 on a GPU that has it and float32 elsewhere. compile:
-    torch.compile the networks (minutes to start with). save_seconds: how much work a kill may cost. memory_gb: data up to
-    this size are kept in memory (on the GPU where there is one), larger ones are streamed. cache_gb: the most that copies of
-    remote shards may take on the disk.
+    threads: of one process on a CPU. processes: how many work at one stage on each host; `auto` is one for each GPU that can
+    be seen, one where there is none. strategy: of several that train, `ddp` where each has the whole network, or `fsdp`
+    where each keeps a part of the weights, averages and moments. precision: `auto` is bf16 on a GPU that has it and float32
+    elsewhere. compile: torch.compile the networks (minutes to start with). save_seconds: how much work a kill may cost.
+    memory_gb: data up to this size are kept in memory (on the GPU where there is one), larger ones are streamed.
+    cache_gb: the most that copies of remote shards may take on the disk.
     """
 
     threads: int
@@ -87,8 +90,12 @@ class Compute:
     save_seconds: float
     memory_gb: float
     cache_gb: float = 10.0
+    processes: Literal["auto"] | int = "auto"
+    strategy: Literal["ddp", "fsdp"] = "ddp"
 
     def __post_init__(self):
+        if self.processes != "auto" and self.processes < 1:
+            raise ValueError(f"processes must be auto or at least 1, got {self.processes}")
         if self.threads < 1 or self.save_seconds <= 0 or self.memory_gb < 0:
             raise ValueError("threads must be at least 1, save_seconds positive and memory_gb not negative")
         if self.cache_gb < 0:
@@ -104,8 +111,8 @@ class Compute:
 
     @property
     def device(self) -> torch.device:
-        """Where one process computes: its own GPU, or the CPU."""
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        """Where this process computes: its own GPU, or the CPU."""
+        return processes.device()
 
     @property
     def numbers(self) -> Literal["float32", "bf16"]:

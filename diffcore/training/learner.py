@@ -8,8 +8,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from diffcore.core import processes
 from diffcore.core.errors import UserError
 from diffcore.core.shapes import PerSample
+from diffcore.training import sharding
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW remembers of a parameter."""
@@ -21,7 +23,8 @@ class Learner:
     averages: networks of the same shape that follow its weights, by name. wrapped: accelerate wraps it, and its gradients
     travel between processes while the last part's backward pass goes on. The hooks that do so expect gradients in every
     backward pass that the network takes part in: one through which another learns is left as it is, and its gradients are
-    averaged after the last part. prepared: the network as a loss must call it.
+    averaged after the last part. A sharded network (`sharding.shard`) exchanges them by itself. prepared: the network as a
+    loss must call it.
     """
 
     def __init__(
@@ -33,9 +36,10 @@ class Learner:
         wrapped: bool = False,
     ):
         self.net, self.accelerator, self.wrapped = net, accelerator, wrapped
-        self.averages = dict(averages or {})
+        self.averages, self.sharded = dict(averages or {}), sharding.is_sharded(net)
         self.learns = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        self.prepared, self.optimizer = accelerator.prepare(net, optimizer) if wrapped else (net, optimizer)
+        wraps = wrapped and not self.sharded
+        self.prepared, self.optimizer = accelerator.prepare(net, optimizer) if wraps else (net, optimizer)
 
     def gradient(self, parts: Sequence[slice], loss_of: Callable[[slice], PerSample]) -> float:
         """Leaves the gradient of the mean loss, over this process's parts and all processes, in the parameters; that loss."""
@@ -47,16 +51,19 @@ class Learner:
                 self.accelerator.backward(loss)
             total += loss.detach()
         if not self.wrapped:
-            average_over_processes(self.accelerator, [parameter.grad for parameter in self.learns])
+            processes.average([parameter.grad for parameter in self.learns])
         return float(self.accelerator.reduce(total, "mean"))
 
     def _exchange(self, last: bool) -> contextlib.AbstractContextManager[None]:
         # gradients travel between processes once a step, with the last part
+        if self.sharded:
+            self.net.set_requires_gradient_sync(last)
+            return contextlib.nullcontext()
         return contextlib.nullcontext() if last else self.accelerator.no_sync(self.prepared)
 
     def clip(self, largest: float | None) -> float:
         """Scales a gradient down whose norm is above `largest`, if that is given; the norm before."""
-        norm = nn.utils.get_total_norm([p.grad for p in self.net.parameters() if p.grad is not None])
+        norm = sharding.whole(nn.utils.get_total_norm([p.grad for p in self.net.parameters() if p.grad is not None]))
         if largest is not None:
             nn.utils.clip_grads_with_norm_(self.net.parameters(), largest, norm)
         return float(norm)
@@ -109,26 +116,18 @@ def _read_by_a_step(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """The name of the first one with a value that is not finite; None if all are."""
-    finite = torch.stack([tensor.isfinite().all().cpu() for tensor in tensors.values()])
+    """The name of the first one with a value that is not finite, of what this process has of them; None if all are."""
+    finite = torch.stack([sharding.part(tensor).isfinite().all().cpu() for tensor in tensors.values()])
     return None if finite.all() else list(tensors)[int(finite.long().argmin())]
 
 
 @torch.no_grad()
 def follow(average: nn.Module, net: nn.Module, decay: float) -> None:
     """Moves an average by 1 - decay towards the network."""
-    torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
+    weights, averaged = ([sharding.part(each) for each in one.parameters()] for one in (net, average))
+    torch._foreach_lerp_(averaged, weights, 1 - decay)
     for kept, buffer in zip(average.buffers(), net.buffers()):  # no weights: some count, some are averages already
         kept.copy_(buffer)
-
-
-def average_over_processes(accelerator: Accelerator, gradients: list[Tensor]) -> None:
-    """In place, in one collective."""
-    if accelerator.num_processes == 1:
-        return
-    whole = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "mean")
-    for gradient, part in zip(gradients, whole.split([gradient.numel() for gradient in gradients])):
-        gradient.copy_(part.view_as(gradient))
 
 
 def accelerator() -> Accelerator:
@@ -137,9 +136,16 @@ def accelerator() -> Accelerator:
     Precision is ours: accelerate would open autocast inside the student's own forward, within what turns it off.
     """
     try:
-        return Accelerator(mixed_precision="no")
+        several = processes.count() > 1
+        # it would take several processes without a GPU for as many strangers
+        here = Accelerator(mixed_precision="no", cpu=several and not torch.cuda.is_available())
     except (ValueError, RuntimeError, ImportError) as error:
         raise UserError(
             f"accelerate cannot start here: {' '.join(str(error).split())}; look at LOCAL_RANK, RANK, WORLD_SIZE, "
             "MASTER_ADDR, MASTER_PORT and ACCELERATE_* in the environment"
         ) from None
+    if here.num_processes != processes.count():
+        raise UserError(
+            f"accelerate sees {here.num_processes} of {processes.count()} processes; look at ACCELERATE_* in the environment"
+        )
+    return here

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from diffcore.core import threads
+from diffcore.core import processes, threads
 from diffcore.core.errors import UserError
 from diffcore.core.rng import draw, generator
 from diffcore.core.shapes import PerSample, Sample
@@ -23,6 +23,7 @@ from diffcore.denoisers.meter import Meter, Metered, with_backward
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.methods import Method, Roles
 from diffcore.nets.dropout import Masks, masked, without
+from diffcore.training import sharding
 from diffcore.training.config import Compute, Training
 from diffcore.training.learner import Learner, accelerator, not_finite
 from diffcore.training.resume import Resume
@@ -113,7 +114,7 @@ def fit(
             saved = time.monotonic()
         if stopping and loop.step < iterations:
             raise Stopped(f"stopped after {loop.step} of {iterations} steps")
-    return Fitted(loop.ema.cpu(), loop.curve, loop.seconds(), loop.calls())
+    return Fitted(loop.result(), loop.curve, loop.seconds(), loop.calls())
 
 
 class Loop:
@@ -127,12 +128,19 @@ class Loop:
         self.job, self.accelerator = job, accelerator()
         self.half = compute.numbers == "bf16"
         self.masks, self.meter = Masks(), Meter()
-        self.student = self._student(student.net)
+        self.like, self.sharded = student.net, compute.strategy == "fsdp" and processes.count() > 1
+        net = self._placed(student.net).train().requires_grad_(True)
+        averages = self._averages(net)
+        masked(net, self.masks)
         if teacher is not None:
             teacher = self._placed(teacher).eval().requires_grad_(False)
+        critic = job.method.critic(Roles(_with(student, net), teacher, _with(student, net)), job.seed)
+        if self.sharded:  # copies cannot be made any more then
+            _shard(net, *averages.values(), teacher)
+        self.student = self._student(net, averages)
         target = self.student.averages.get("target", self.student.net)
         roles = Roles(_with(student, self.student.prepared), teacher, _with(student, target))
-        self.critic = self._critic(job.method.critic(roles, job.seed))
+        self.critic = self._critic(critic, type(student.net))
         if compute.compile:
             _compile(self.student.net, target, teacher, self.critic and self.critic.net)
         self.roles = replace(
@@ -151,28 +159,33 @@ class Loop:
         self.before = self.calls_before = 0.0
 
     def _placed(self, net: nn.Module) -> nn.Module:
-        return copy.deepcopy(net).to(self.accelerator.device, memory_format=torch.channels_last)
+        order = torch.contiguous_format if self.sharded else torch.channels_last  # FSDP2 takes no other
+        return copy.deepcopy(net).to(self.accelerator.device, memory_format=order)
 
-    def _student(self, net: nn.Module) -> Learner:
-        """Learns all weights of a copy. Its averages: the result, and the method's target where that is one."""
-        training, net = self.job.training, self._placed(net).train().requires_grad_(True)
+    def _averages(self, net: nn.Module) -> dict[str, nn.Module]:
+        """What follows its weights: the result, and the method's target where that is one."""
         averages = {"ema": _frozen(net)}
         if self.job.method.target_decay:
             averages["target"] = masked(_frozen(net), self.masks)
-        masked(net, self.masks)
+        return averages
+
+    def _student(self, net: nn.Module, averages: dict[str, nn.Module]) -> Learner:
+        """Learns all weights."""
+        training = self.job.training
         optimizer = torch.optim.AdamW(
             net.parameters(), lr=training.lr, betas=(0.9, 0.99), weight_decay=training.weight_decay, fused=True
         )
         return Learner(net, optimizer, self.accelerator, averages, wrapped=True)
 
-    def _critic(self, net: nn.Module | None) -> Learner | None:
+    def _critic(self, net: nn.Module | None, kind: type[nn.Module]) -> Learner | None:
+        """kind: of the student's network; one of the same costs as much."""
         if net is None:
             return None
         training, net = self.job.method.critic_training, without(net.to(self.accelerator.device).train())
         learns = [parameter for parameter in net.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(learns, lr=training.lr, betas=training.betas, weight_decay=0.0, fused=True)
         for part in net.modules():
-            if isinstance(part, type(self.student.net)):  # a network of the student's own kind costs as much as it
+            if isinstance(part, kind):
                 part.register_forward_hook(torch.compiler.disable(self._count))
         return Learner(net, optimizer, self.accelerator)
 
@@ -183,6 +196,10 @@ class Loop:
     def ema(self) -> nn.Module:
         """The averaged network, which is the result."""
         return self.student.averages["ema"]
+
+    def result(self) -> nn.Module:
+        """The averaged network on the CPU."""
+        return sharding.gathered(self.ema, self.like) if self.sharded else self.ema.cpu()
 
     def update(self) -> Event | None:
         """One update of the student, and before it those of its critic; an Event where the curve has a point."""
@@ -207,7 +224,9 @@ class Loop:
 
     def check(self) -> None:
         """Raises Diverged where anything that a step reads is not finite: an update may overflow though its loss did not."""
-        if name := not_finite(self._tensors()):
+        name = not_finite(self._tensors())
+        if processes.total(float(name is not None)):
+            name = name or "what another process has"
             raise self._diverged(f"{name} is not finite after the update, and such a state is not kept", step=self.step)
 
     def _gradient(self) -> tuple[float, float]:
@@ -238,14 +257,14 @@ class Loop:
 
         def loss_of(part: slice) -> PerSample:
             own = local(part, self.parts)
-            with self.computing(*key, part.start):
+            with self.computing(*key, rows=part):
                 return loss(_of(roles, own), x0[own], drawn[part], progress)
 
         return learner.gradient(self.parts, loss_of)
 
-    def computing(self, *key: int | str) -> torch.autocast:
-        """Where a loss is computed: in the precision asked for, with dropout's masks of this key."""
-        self.masks.throw(self.job.seed, *key)
+    def computing(self, *key: int | str, rows: slice) -> torch.autocast:
+        """Where a loss is computed: in the precision asked for, with dropout's masks of this key for these rows."""
+        self.masks.throw(self.job.seed, *key, rows=rows, count=self.job.training.batch)
         return torch.autocast(self.accelerator.device.type, torch.bfloat16, self.half)
 
     def _batch(self) -> tuple[Sample, Roles]:
@@ -285,21 +304,20 @@ class Loop:
         return [bool(flag) for flag in self.accelerator.reduce(up, "sum")]
 
     def save(self, resume: Resume) -> None:
-        """Writes the state, once for all processes."""
-        if self.accelerator.is_main_process:
-            curve = [asdict(event) for event in self.curve]
-            facts = {"curve": curve, "since": self.since, "seconds": self.seconds(), "calls": self.calls()}
-            facts |= {"critic": self.critic_losses} if self.critic else {}
-            resume.save(self.step, self._tensors(), facts)
+        """Writes the state, once for all processes, or each of them its parts."""
+        facts = {"curve": [asdict(event) for event in self.curve], "since": self.since, "calls": self.calls()}
+        facts |= {"seconds": self.seconds(), "processes": processes.count()}
+        facts |= {"critic": self.critic_losses} if self.critic else {}
+        resume.save(self.step, self._tensors(), facts, sharding.save if self.sharded else None)
         self.kept = self.step
-        self.accelerator.wait_for_everyone()
+        processes.wait()
 
     def restore(self, resume: Resume | None) -> None:
-        """Goes on from the newest state of this job, if there is one."""
+        """Goes on from the newest state of this job, if there is one; the main process reads it for all."""
         state = resume.load() if resume else None
         if state is None:
             return
-        self.step, tensors, facts = state
+        self.step, facts = state.step, state.facts
         self.kept = self.step
         self.curve = [Event(**event) for event in facts["curve"]]
         self.since = [tuple(pair) for pair in facts["since"]]
@@ -308,8 +326,17 @@ class Loop:
         if self.critic:
             self.critic_losses = facts["critic"]
             self.critic.start_moments()
-        for name, tensor in self._tensors().items():
-            tensor.copy_(tensors[name])
+        tensors = self._tensors()
+        if self.sharded or state.is_sharded:
+            sharding.load(tensors, state.folder)
+        else:
+            state.copy_into(tensors)
+            processes.spread(list(tensors.values()))
+        if facts["processes"] != processes.count():
+            resume.log(
+                f"{resume.name}: its state was saved by {_processes(facts['processes'])}, {_processes(processes.count())} "
+                "now: the data and the random numbers are the same, the last bits of sums are not"
+            )
 
     def seconds(self) -> float:
         """What the training took so far, of all its runs."""
@@ -317,7 +344,7 @@ class Loop:
 
     def calls(self) -> float:
         """Network calls so far, of all its runs and processes."""
-        return self.calls_before + self.accelerator.num_processes * self.meter.spent
+        return self.calls_before + processes.total(self.meter.spent)
 
     def _tensors(self) -> dict[str, Tensor]:
         """Everything a step reads, by name; the tensors themselves, not copies."""
@@ -327,8 +354,11 @@ class Loop:
 
 def provenance(compute: Compute) -> dict[str, str | int]:
     """Where and in which numbers a training computes here: for its card, and for the key of its saved states."""
-    here = accelerator()
-    return {"device": here.device.type, "precision": compute.numbers, "processes": here.num_processes}
+    return {"device": compute.device.type, "precision": compute.numbers, "processes": processes.count()}
+
+
+def _processes(number: int) -> str:
+    return "1 process" if number == 1 else f"{number} processes"
 
 
 def local(part: slice, parts: list[slice]) -> slice:
@@ -346,13 +376,24 @@ def _of(roles: Roles, rows: slice) -> Roles:
 
 def _compile(*parts: nn.Module | None) -> None:
     """Compiles the networks in these parts, each once. Not the denoisers: those are made anew for every batch."""
+    # torch counts the graphs of all networks of one class together, and beyond its 8 it would go on uncompiled
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    for net in _networks(*parts):
+        net.compile()
+
+
+def _shard(*parts: nn.Module | None) -> None:
+    """Shares out the networks in these parts."""
+    for net in _networks(*parts):
+        sharding.shard(net)
+
+
+def _networks(*parts: nn.Module | None) -> list[nn.Module]:
+    """Those in these parts, each once: in denoisers theirs, else the part itself."""
     inner = [
         [m.net for m in part.modules() if isinstance(m, NetDenoiser)] or [part] for part in parts if part is not None
     ]
-    # torch counts the graphs of all networks of one class together, and beyond its 8 it would go on uncompiled
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-    for net in {id(net): net for nets in inner for net in nets}.values():
-        net.compile()
+    return list({id(net): net for nets in inner for net in nets}.values())
 
 
 def _frozen(net: nn.Module) -> nn.Module:

@@ -20,10 +20,11 @@ from typing import Any
 
 from torch import Tensor
 
-from diffcore.core import disk
+from diffcore.core import disk, processes
 from diffcore.core.errors import UserError
 
-SCHEMA = 2
+SCHEMA = 3
+FILE = "state.safetensors"
 ABOUT = "about.json"
 KEPT_STATES = 2
 KEPT_JOBS = 3
@@ -54,7 +55,11 @@ class Resume:
 
     @contextlib.contextmanager
     def lock(self, patience: float = 60.0) -> Iterator[None]:
-        """Holds the job; another process with the same job waits up to `patience` seconds, then gets a UserError."""
+        """Holds the job, once for all processes that train together; another run of it waits up to `patience` seconds, then
+        gets a UserError."""
+        if not processes.is_main():
+            yield
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         deadline = time.monotonic() + patience
         with open(self.folder / "lock", "w") as file:
@@ -66,22 +71,44 @@ class Resume:
                 shutil.rmtree(left)
             yield
 
-    def save(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Writes the state after `step` updates; only then removes the ones before the last two."""
-        from safetensors.torch import save_file
+    def save(
+        self,
+        step: int,
+        tensors: dict[str, Tensor],
+        facts: dict[str, Any],
+        sharded: Callable[[Mapping[str, Tensor], Path], None] | None = None,
+    ) -> None:
+        """Writes the state after `step` updates; only then removes the ones before the last two.
 
+        sharded: what writes the tensors where each process has a part of them; all call it with the same folder.
+        """
+        if not processes.is_main():
+            if sharded:
+                sharded(tensors, Path(processes.from_main(None)))
+                processes.wait()
+            return
         disk.write_sealed(self.folder / ABOUT, {"schema": SCHEMA, "about": self.about})
         with disk.folder(self.folder / f"step-{step:09d}") as folder:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "state.safetensors")
-            about = {"schema": SCHEMA, "job": self.fingerprint, "step": step, "facts": facts}
-            digest = disk.sha256(folder / "state.safetensors")
-            disk.write_sealed(folder / "state.json", {**about, "sha256": digest})
+            if sharded:
+                processes.from_main(str(folder))
+                sharded(tensors, folder)
+                processes.wait()
+            else:
+                _write(tensors, folder)
+            about = {"schema": SCHEMA, "job": self.fingerprint, "step": step, "facts": facts, "sharded": bool(sharded)}
+            files = {path.name: disk.sha256(path) for path in sorted(folder.glob("*.safetensors"))}
+            disk.write_sealed(folder / "state.json", {**about, "files": files})
         for old in _states(self.folder)[KEPT_STATES:]:
             shutil.rmtree(old)
         self._prune_jobs()
 
-    def load(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
-        """(step, tensors, facts) of the newest undamaged state, or None. Damaged ones are logged and removed."""
+    def load(self) -> "State | None":
+        """The newest undamaged state, or None. Damaged ones are logged and removed. The main process looks for all."""
+        own = self._newest() if processes.is_main() else None
+        about = processes.from_main(own and {**vars(own), "folder": str(own.folder)})
+        return about and State(**{**about, "folder": Path(about["folder"])})
+
+    def _newest(self) -> "State | None":
         states = _states(self.folder)
         for state, older in zip(states, [*states[1:], None]):
             try:
@@ -92,19 +119,17 @@ class Resume:
         self._tell_of_others()
         return None
 
-    def _read(self, state: Path, instead: str) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
-        from safetensors.torch import load_file
-
-        tensors = state / "state.safetensors"
+    def _read(self, folder: Path, instead: str) -> "State":
         try:
-            about = disk.read_sealed(state / "state.json", SCHEMA, instead)
+            about = disk.read_sealed(folder / "state.json", SCHEMA, instead)
             if about["job"] != self.fingerprint:
-                raise UserError(f"{state} is of another job; {instead}")
-            if disk.sha256(tensors) != about["sha256"]:
-                raise UserError(f"{tensors} is damaged; {instead}")
-            return about["step"], load_file(tensors), about["facts"]
+                raise UserError(f"{folder} is of another job; {instead}")
+            for name, digest in about["files"].items():
+                if disk.sha256(folder / name) != digest:
+                    raise UserError(f"{folder / name} is damaged; {instead}")
+            return State(folder, about["step"], about["facts"], about["sharded"])
         except OSError as error:
-            raise UserError(f"{error.filename or state} cannot be read ({error.strerror}); {instead}") from None
+            raise UserError(f"{error.filename or folder} cannot be read ({error.strerror}); {instead}") from None
 
     def _tell_of_others(self) -> None:
         """One line of the state that was made for what is most like this job: its user may have meant to go on from it."""
@@ -129,6 +154,35 @@ class Resume:
         for old in self._jobs()[KEPT_JOBS:]:
             if old != self.folder:
                 shutil.rmtree(old, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class State:
+    """What was saved after `step` updates, its files verified. is_sharded: whether each process wrote its parts."""
+
+    folder: Path
+    step: int
+    facts: dict[str, Any]
+    is_sharded: bool
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of them, of a state that one process wrote."""
+        from safetensors.torch import load_file
+
+        return load_file(self.folder / FILE)
+
+    def copy_into(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copies them there by their names, in the main process."""
+        if processes.is_main():
+            saved = self.tensors()
+            for name, tensor in tensors.items():
+                tensor.copy_(saved[name])
+
+
+def _write(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / FILE)
 
 
 def _states(job: Path) -> list[Path]:
