@@ -20,12 +20,12 @@ from prefect.exceptions import ObjectNotFound
 
 POOL = "gpu"
 FLOW = "distill"
+CHALLENGER = "distill.challenger"
 HEARTBEAT = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
 MISSED = 3
 """Heartbeats that may be missing: with fewer a healthy run on a busy host is declared dead."""
 RUNS = {"prefect.resource.id": "prefect.flow-run.*"}
 ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Crashed", "Cancelled", "Cancelling")}
-CHALLENGER = "distill.challenger"
 
 
 def silent(seconds: int) -> AutomationCore:

@@ -1,9 +1,7 @@
 """The flow `distill`: DVC's graph as Prefect tasks. Prefect says when and where a stage runs, DVC says whether."""
 
 import argparse
-import base64
 import contextlib
-import csv
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -13,7 +11,6 @@ from typing import Any
 
 import httpx
 from prefect import flow, get_run_logger, runtime, task
-from prefect.artifacts import create_image_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, wait
 from prefect.settings import (
@@ -27,7 +24,7 @@ from prefect.states import Cancelled, Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from diffcore.core.errors import UserError
-from flows import exchange
+from flows import exchange, pages
 from flows import spread as spreading
 from flows.ready import ready, shared
 from tasks import dvc_content, dvc_remote, locks, stages
@@ -35,8 +32,6 @@ from tasks.redaction import parted, redact
 from tasks.running import Log, Running, Stopped
 from tasks.stages import Stage, StageFailed
 
-FRONTIER = "artifacts/frontier.csv"
-PICTURE = "artifacts/frontier.png"
 RETRY_SECONDS = 2
 ANSWER_SECONDS = 5
 
@@ -114,20 +109,23 @@ def distill(
 
 
 def _distill(root: Path, preset: str | None, targets: tuple[str, ...], retries: int, slots: int, log: Log) -> State:
-    with ready(root, preset, log) as (workspace, running):
+    with ready(root, preset, log) as (workspace, running), pages.challenger_told(workspace):
         todo = stages.chosen(stages.graph(workspace), targets)
         places = locks.here(workspace / ".dvc" / "tmp", slots, locks.processes_of(workspace))
         log(f"{len(todo)} stages in {workspace}, {len(places.all)} at a time")
         futures = _submit(todo, workspace, running, places, retries)
         wait(list(futures.values()))
         states = {name: future.state for name, future in futures.items()}
-        _show(workspace, _completed(todo, states))
+        pages.show(workspace, _completed(todo, states))
         return verdict(states)
 
 
 def _spread(place: spreading.Place, targets: tuple[str, ...], retries: int, slots: int, log: Log) -> State:
     root = Path(place.workspace).resolve()
-    with shared(root, place.preset, log) as (workspace, running), _only_spread(workspace, log):
+    with contextlib.ExitStack() as held:
+        workspace, running = held.enter_context(shared(root, place.preset, log))
+        held.enter_context(_only_spread(workspace, log))
+        held.enter_context(pages.challenger_told(workspace))
         if place.preset is not None:
             dvc_remote.share(root, workspace)
         todo = stages.chosen(stages.graph(workspace), targets)
@@ -139,9 +137,9 @@ def _spread(place: spreading.Place, targets: tuple[str, ...], retries: int, slot
         cancel = partial(spreading.cancel_stages, runtime.flow_run.id)
         states = spreading.Spread(todo, workspace, place, running, here, cancel, retries, log).run()
         completed = _completed(todo, states)
-        if pages := [path for stage in completed for path in (FRONTIER, PICTURE) if _writes(stage, path)]:
-            exchange.pull(pages, workspace, running, log)
-        _show(workspace, completed)
+        if fresh := pages.pages_of(completed):
+            exchange.pull(fresh, workspace, running, log)
+        pages.show(workspace, completed)
         return verdict(states)
 
 
@@ -179,22 +177,6 @@ def verdict(states: Mapping[str, State]) -> State:
 def _reason(state: State) -> str:
     reason = state.result(raise_on_failure=False)
     return str(reason) if isinstance(reason, UserError | StageFailed) else f"{state.message}"
-
-
-def _show(workspace: Path, completed: list[Stage]) -> None:
-    """The frontier on the run's page, if this run has brought it up to date."""
-    fresh = {path for stage in completed for path in (FRONTIER, PICTURE) if _writes(stage, path)}
-    table, picture = workspace / FRONTIER, workspace / PICTURE
-    if FRONTIER in fresh and table.is_file():
-        with open(table, newline="") as file:
-            create_table_artifact(list(csv.DictReader(file)), key="frontier", description="Quality against steps")
-    if PICTURE in fresh and picture.is_file():
-        data = base64.b64encode(picture.read_bytes()).decode()
-        create_image_artifact(f"data:image/png;base64,{data}", key="frontier-picture", description=PICTURE)
-
-
-def _writes(stage: Stage, path: str) -> bool:
-    return any(Path(path).is_relative_to(out) for out in stage.outs)
 
 
 def main(arguments: list[str]) -> int:

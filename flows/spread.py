@@ -5,7 +5,6 @@ What a stage writes only here (a receipt, `cache: false`) the parent runs itself
 """
 
 import contextlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from prefect.deployments import run_deployment
 from prefect.futures import PrefectFuture
 from prefect.states import Cancelled, Cancelling, Completed, Failed, Pending, State
 
+from diffcore.core import disk
 from diffcore.core.errors import UserError
 from flows import exchange, watch
 from flows.stage import ENTRY, REFUSED
@@ -212,7 +212,7 @@ def _entry(run: UUID) -> dict[str, Any] | None:
     )
     with get_client(sync_client=True) as client:
         artifacts = client.read_artifacts(artifact_filter=wanted)
-    return json.loads(str(artifacts[0].data)) if artifacts else None
+    return disk.parse_json(str(artifacts[0].data)) if artifacts else None
 
 
 def cancel_stages(parent: UUID | str) -> None:

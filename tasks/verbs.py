@@ -180,13 +180,11 @@ def _shard() -> None:
     shard.shard(params.read())
 
 
-def _together(work: Callable[["Params"], int | None], *words: str) -> int:
+def _together(parameters: "Params", work: Callable[["Params"], int | None], *words: str) -> int:
     """Does the work of the verb `words` in as many processes as compute.processes says. The exit code."""
     from diffcore.core import launch, processes
-    from tasks import params
     from tasks.progress import log
 
-    parameters = params.read()
     count = launch.wanted(parameters.compute.processes)
     if not launch.is_started() and (count > 1 or launch.is_among_hosts()):
         return launch.start(["-m", "tasks", *words], count, log)
@@ -198,9 +196,9 @@ def _together(work: Callable[["Params"], int | None], *words: str) -> int:
 
 
 def _features() -> int:
-    from tasks import features
+    from tasks import features, params
 
-    return _together(features.train, "features")
+    return _together(params.read(), features.train, "features")
 
 
 def _train(name: str) -> int:
@@ -209,13 +207,13 @@ def _train(name: str) -> int:
     parameters = params.read()
     if isinstance(parameters.line(name), sections.Adopted):
         return train.until_stopped(adopt.take, parameters, name)
-    return _together(lambda each: train.until_stopped(train.train, each, name), "train", name)
+    return _together(parameters, lambda each: train.until_stopped(train.train, each, name), "train", name)
 
 
 def _gamma() -> int:
-    from tasks import gamma
+    from tasks import gamma, params
 
-    return _together(gamma.estimate, "gamma")
+    return _together(params.read(), gamma.estimate, "gamma")
 
 
 def _search() -> None:
@@ -225,9 +223,9 @@ def _search() -> None:
 
 
 def _measure(name: str) -> int:
-    from tasks import measure
+    from tasks import measure, params
 
-    return _together(lambda params: measure.measure(params, name), "measure", name)
+    return _together(params.read(), lambda each: measure.measure(each, name), "measure", name)
 
 
 def _frontier() -> None:

@@ -245,6 +245,13 @@ class Server:
         return SimpleNamespace(base_job_template=self.template)
 
 
+def test_the_automation_hears_the_event_that_the_flow_emits(automations):
+    from flows import pages
+
+    (event,) = automations.challenger(BLOCK).trigger.expect
+    assert event == pages.CHALLENGER
+
+
 BLOCK = "6f1c2f4e-0000-4000-8000-000000000001"
 
 

@@ -33,8 +33,9 @@ from prefect.states import Cancelled, Completed, Crashed, Failed, Pending
 from ruamel.yaml import YAML
 
 from console.start import ask
+from diffcore.core import disk
 from diffcore.core.errors import UserError
-from flows import distill, planning, ready, services
+from flows import distill, pages, planning, ready, services
 from flows.service import MARK, NAMES, Folder, Record, Service
 from tasks import alone, command, locks, stages
 from tasks.running import SUPERVISOR, Ended, Running, Stopped, surroundings
@@ -582,16 +583,41 @@ def test_the_verdict_keeps_the_words_of_what_failed_and_names_what_did_not_run()
 
 def test_the_frontier_is_shown_only_by_a_run_that_made_it(tmp_path, monkeypatch):
     tables, images = [], []
-    monkeypatch.setattr(distill, "create_table_artifact", lambda table, **_: tables.append(table))
-    monkeypatch.setattr(distill, "create_image_artifact", lambda url, **_: images.append(url))
+    monkeypatch.setattr(pages, "create_table_artifact", lambda table, **_: tables.append(table))
+    monkeypatch.setattr(pages, "create_image_artifact", lambda url, **_: images.append(url))
     (tmp_path / "artifacts").mkdir()
     (tmp_path / "artifacts" / "frontier.csv").write_text("name,fd\nteacher,1.5\n")
     (tmp_path / "artifacts" / "frontier.png").write_bytes(b"png")
-    distill._show(tmp_path, [stages.Stage("shard", (), ("artifacts/data",))])
+    pages.show(tmp_path, [stages.Stage("shard", (), ("artifacts/data",))])
     assert (tables, images) == ([], [])
-    distill._show(tmp_path, [stages.Stage("evaluate", (), ("artifacts/frontier.csv", "artifacts/frontier.png"))])
+    pages.show(tmp_path, [stages.Stage("evaluate", (), ("artifacts/frontier.csv", "artifacts/frontier.png"))])
     assert tables == [[{"name": "teacher", "fd": "1.5"}]]
     assert images == ["data:image/png;base64,cG5n"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"), [(None, "1", True), ("1", "2", True), ("1", "1", False), (None, None, False)]
+)
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_new_challenger_is_told_of_once(before, after, told, fails, tmp_path, monkeypatch):
+    """Whether the run that published it then failed or not: the version is there."""
+
+    def publish(version: str | None) -> None:
+        if version is not None:
+            content = {"version": {"name": "sampler", "version": version, "point": "pd4-ddim", "alias": "challenger"}}
+            disk.write_sealed(tmp_path / pages.RECEIPT, content)
+
+    events = []
+    monkeypatch.setattr(pages, "emit_event", lambda name, resource, payload: events.append((name, resource, payload)))
+    (tmp_path / "artifacts").mkdir()
+    publish(before)
+    with contextlib.suppress(ZeroDivisionError), pages.challenger_told(tmp_path):
+        publish(after)
+        if fails:
+            raise ZeroDivisionError
+    resource = {"prefect.resource.id": "distill.model.sampler", "prefect.resource.name": "sampler"}
+    payload = {"model": "sampler", "version": after, "point": "pd4-ddim"}
+    assert events == [("distill.challenger", resource, payload)] * told
 
 
 # ---- what is handed on
@@ -621,7 +647,7 @@ def flow(monkeypatch, folder: Path, verdict=Completed, **given):
 
     monkeypatch.setattr(distill, "run_stage", SimpleNamespace(with_options=with_options))
     monkeypatch.setattr(distill, "wait", waited.extend)
-    monkeypatch.setattr(distill, "_show", lambda *what: shown.append(what))
+    monkeypatch.setattr(pages, "show", lambda *what: shown.append(what))
     monkeypatch.setattr(locks, "gpus", list)
     with disable_run_logger():
         state = distill.distill.fn(workspace=str(folder), **given)
@@ -767,14 +793,14 @@ def test_a_run_that_was_stopped_says_where_and_one_that_failed_too_is_failed():
 
 def test_the_frontier_is_shown_under_its_own_name_whatever_folder_the_stage_writes(tmp_path, monkeypatch):
     shown = []
-    monkeypatch.setattr(distill, "create_table_artifact", lambda table, **about: shown.append(about["key"]))
-    monkeypatch.setattr(distill, "create_image_artifact", lambda url, **about: shown.append(about["key"]))
+    monkeypatch.setattr(pages, "create_table_artifact", lambda table, **about: shown.append(about["key"]))
+    monkeypatch.setattr(pages, "create_image_artifact", lambda url, **about: shown.append(about["key"]))
     (tmp_path / "artifacts").mkdir()
     (tmp_path / "artifacts/frontier.csv").write_text("name,fd\n")
-    distill._show(tmp_path, [stages.Stage("evaluate", (), ("artifacts",))])
+    pages.show(tmp_path, [stages.Stage("evaluate", (), ("artifacts",))])
     assert shown == ["frontier"]  # there is no picture
     (tmp_path / "artifacts/frontier.png").write_bytes(b"png")
-    distill._show(tmp_path, [stages.Stage("evaluate", (), ("artifacts",))])
+    pages.show(tmp_path, [stages.Stage("evaluate", (), ("artifacts",))])
     assert shown[1:] == ["frontier", "frontier-picture"]
 
 

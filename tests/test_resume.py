@@ -223,7 +223,7 @@ def test_views_and_every_kind_of_number_come_back(tmp_path):
 
 def test_a_state_of_another_schema_is_said_and_not_used(tmp_path, monkeypatch):
     resume, said = saved(tmp_path, (5,))
-    monkeypatch.setattr("diffcore.training.SCHEMA", 9)
+    monkeypatch.setattr("diffcore.training.resume.SCHEMA", 9)
     assert resume.load() is None
     assert len(said) == 1
 

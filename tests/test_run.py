@@ -222,8 +222,10 @@ def until(condition) -> None:
 # ---- how many at a time
 
 
-def parameters(threads: int = 1, source: str = "digits", memory_gb: float = 4.0) -> SimpleNamespace:
-    compute = SimpleNamespace(threads=threads, memory_bytes=int(memory_gb * 2**30))
+def parameters(
+    threads: int = 1, source: str = "digits", memory_gb: float = 4.0, processes: int | str = "auto"
+) -> SimpleNamespace:
+    compute = SimpleNamespace(threads=threads, processes=processes, memory_bytes=int(memory_gb * 2**30))
     return SimpleNamespace(compute=compute, data=SimpleNamespace(source=source))
 
 
@@ -249,6 +251,8 @@ def test_as_many_as_processors_and_memory_allow(
     assert len(places.of(tmp_path, parameters(threads, source), None).all) == count
     assert ("--slots chooses" in capsys.readouterr().out) == (count < max(1, processors // threads))
     assert len(places.of(tmp_path, parameters(threads, source), 5).all) == 5
+    several = parameters(threads, source, processes=2)
+    assert len(places.of(tmp_path, several, None).all) == min(count, max(1, processors // (2 * threads)))
 
 
 def test_images_that_are_there_are_counted(tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ from prefect.states import Running as Going
 from ruamel.yaml import YAML
 
 from diffcore.core.errors import UserError
-from flows import distill, exchange, ready, spread, stage, watch
+from flows import distill, exchange, pages, ready, spread, stage, watch
 from tasks import dvc_content, dvc_files, dvc_remote, locks, stages, surroundings
 from tasks.running import Running, Stopped
 from tests.test_flows import behave, start, starts, toy, until
@@ -454,7 +454,7 @@ def test_the_flow_spreads_what_it_was_asked_for_and_shows_what_came_of_it(parent
         distill, "run_stage", SimpleNamespace(with_options=lambda retries: SimpleNamespace(submit=submit))
     )
     monkeypatch.setattr(exchange, "pull", lambda paths, *_: calls.append(paths))
-    monkeypatch.setattr(distill, "_show", lambda folder, completed: calls.append([each.name for each in completed]))
+    monkeypatch.setattr(pages, "show", lambda folder, completed: calls.append([each.name for each in completed]))
     with disable_run_logger():
         state = distill.distill.fn(workspace=str(parent), retries=3, spread=True, queue="urgent")
     here = ("shard", parent, {"stage": "shard"})

@@ -259,7 +259,9 @@ def order(monkeypatch) -> list:
     return seen
 
 
-PARAMS = SimpleNamespace(line=lambda name: None, distill={"pd4": None})
+PARAMS = SimpleNamespace(
+    line=lambda name: None, distill={"pd4": None}, compute=SimpleNamespace(processes=1, strategy="ddp")
+)
 BEGINS = [("surroundings.check",), ("signals.die_with_parent",)]
 
 

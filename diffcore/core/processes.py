@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed
 
+from diffcore.core import disk
 from diffcore.core.errors import UserError
 
 Item = TypeVar("Item")
@@ -138,7 +139,7 @@ def from_main(value: Any) -> Any:
     if count() == 1:
         return value
     text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8) if is_main() else None
-    return json.loads(bytes(_from(0, text).tolist()))
+    return disk.parse_json(bytes(_from(0, text).tolist()))
 
 
 def spread(tensors: Sequence[Tensor]) -> None:

@@ -146,6 +146,7 @@ OWN = (
     _own("tasks/dvc_remote.py", '"distill fetch", [], list(paths), hardlink)', '"distill fetch", [], [], hardlink)', "an input is replaced while another stage reads it", "spread"),
     _own("tasks/dvc_remote.py", "{name: above for name, above in job[\"above\"].items() if not _has(name, above)}", 'job["above"]', "a full entry of dvc.lock is replaced by its outputs alone", "spread"),
     _own("flows/exchange.py", "if self._notes().get(name) == _note(job, entry):", "if name in self._notes():", "a stage counts as finished whatever its content", "spread"),
+    _own("flows/pages.py", "if after is not None and after != before:", "if after is not None:", "each run tells of the challenger that everybody knows", "flows"),
     _own("flows/spread.py", "if state.name == REFUSED or self._tries[name] > self.retries:", "if self._tries[name] > self.retries:", "a mistake of the user's is tried again on another worker", "spread"),
     _own("flows/spread.py", "if name not in begun and set(stage.after) <= set(self.states)]", "if name not in begun][:1]", "stages do not wait for those above, and arms go one after the other", "spread"),
     _own("flows/spread.py", "error.response.status_code < SERVER_ERROR:", "error:", "a server that is busy for a moment ends the parent, and cancels hours of training", "spread"),
