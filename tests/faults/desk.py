@@ -32,7 +32,7 @@ HANG_SECONDS = 420.0
 CLIENT = """#!{python} -IS
 import ctypes, json, os, signal, socket, sys
 if sys.argv[1:3] not in (["-m", "tasks"], ["-m", "tasks.dvc_repro"], ["-m", "dvc"]):
-    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+    os.execv({own!r}, [{own!r}, *sys.argv[1:]])
 ctypes.CDLL(None).prctl(1, 9)
 desk = socket.socket(socket.AF_UNIX)
 desk.connect("\\0" + os.environ["FAULTS_DESK"])
@@ -103,7 +103,7 @@ class Desk:
             (self.scratch / name).mkdir(parents=True, exist_ok=True)
         client = self.scratch / "python"
         if not client.exists():
-            client.write_text(CLIENT.format(python=os.path.realpath(sys.executable)))
+            client.write_text(CLIENT.format(python=os.path.realpath(sys.executable), own=sys.executable))
             client.chmod(0o755)
 
     def environ(self, **more: str | None) -> dict[str, str]:
