@@ -3,6 +3,7 @@
 On a toy pipeline whose stages are files of a few lines: a `root`, two arms on it, a `join` of both.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -184,9 +185,10 @@ def test_those_for_which_most_wait_come_first():
 
 
 RUN = """
-import sys
+import signal, sys
 from pathlib import Path
 from tasks import locks, pipeline
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which what is started in the background ignores
 try:
     sys.exit(pipeline.reproduce(Path(), locks.Slots([locks.Slot(Path(f".dvc/tmp/slot-{n}.lock"), {}) for n in range(2)])))
 except KeyboardInterrupt:
@@ -200,12 +202,19 @@ def test_a_run_that_is_ended_leaves_no_process_and_the_next_goes_on(tmp_path, nu
     folder = project(tmp_path, left="hang", right="hang")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     run = subprocess.Popen([sys.executable, "-c", RUN], cwd=folder, env=environment, stdout=subprocess.DEVNULL)
-    until(lambda: {"left begins", "right begins"} <= set(events(folder)))
-    family = psutil.Process(run.pid).children(recursive=True)
-    assert len(family) > 4
-    run.send_signal(number)
-    assert run.wait(PATIENCE) == (130 if number == signal.SIGINT else -number)
-    assert psutil.wait_procs(family, PATIENCE)[1] == []
+    family = []
+    try:
+        until(lambda: {"left begins", "right begins"} <= set(events(folder)))
+        family = psutil.Process(run.pid).children(recursive=True)
+        assert len(family) > 4
+        run.send_signal(number)
+        assert run.wait(PATIENCE) == (130 if number == signal.SIGINT else -number)
+        assert psutil.wait_procs(family, PATIENCE)[1] == []
+    finally:
+        for process in (run, *family):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        run.wait()
     for name in ("left", "right"):
         (folder / "dvc.yaml").write_text((folder / "dvc.yaml").read_text().replace(f"{name} hang", f"{name} pass"))
     assert pipeline.reproduce(folder, slots(folder, 2)) == 0
