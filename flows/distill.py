@@ -61,8 +61,8 @@ def run_stage(
             exchange.fetch(job, workspace, running, logger.info)
         if stages.up_to_date(workspace, name):
             return Completed(name="Cached", message="up to date")
-        with slots.one(logger.info, lambda: _go_on(running)) as (slot, descriptors):
-            stages.reproduce(name, workspace, running, logger.info, slot.environment, keep=descriptors)
+        with slots.taken(name, logger.info, lambda: _go_on(running)) as (environment, descriptors):
+            stages.reproduce(name, workspace, running, logger.info, environment, keep=descriptors)
     except Stopped as stopped:
         return Cancelled(message=str(stopped))
     return Completed(message="done")
@@ -111,7 +111,7 @@ def distill(
 def _distill(root: Path, preset: str | None, targets: tuple[str, ...], retries: int, slots: int, log: Log) -> State:
     with ready(root, preset, log) as (workspace, running), pages.challenger_told(workspace):
         todo = stages.chosen(stages.graph(workspace), targets)
-        places = locks.here(workspace / ".dvc" / "tmp", slots, locks.processes_of(workspace))
+        places = locks.here(workspace, slots)
         log(f"{len(todo)} stages in {workspace}, {len(places.all)} at a time")
         futures = _submit(todo, workspace, running, places, retries)
         wait(list(futures.values()))
@@ -129,7 +129,7 @@ def _spread(place: spreading.Place, targets: tuple[str, ...], retries: int, slot
         if place.preset is not None:
             dvc_remote.share(root, workspace)
         todo = stages.chosen(stages.graph(workspace), targets)
-        places = locks.here(workspace / ".dvc" / "tmp", slots, locks.processes_of(workspace))
+        places = locks.here(workspace, slots)
 
         def here(name: str, job: dvc_content.Job) -> PrefectFuture:
             return run_stage.with_options(retries=retries).submit(name, workspace, running, places, job)

@@ -69,10 +69,10 @@ def _run(job: Job, workspace: Path, running: Running, log: Log, saved: Path, eve
     with locks.hold(lock, log, f"waiting: {name} is being done already, by one who was given up for lost") as content:
         exchange.fetch(job, workspace, running, log)
         most = os.cpu_count() or 1  # without GPUs the worker's --limit says how many there are at a time
-        places = locks.here(workspace / ".dvc" / "tmp", most, locks.processes_of(workspace))
+        places = locks.here(workspace, most)
         environment = {exchange.SHARED_STORE: str(saved)} if everywhere else {}
-        with places.one(log, lambda: running.pause(0)) as (slot, held):
-            surroundings = {**environment, **slot.environment}
+        with places.taken(name, log, lambda: running.pause(0)) as (slots, held):
+            surroundings = {**environment, **slots}
             stages.reproduce(name, workspace, running, log, surroundings, keep=[content, *held], pull=True)
         exchange.push(name, workspace, running, log)
     entry = {part: value for part, value in exchange.read_lock(workspace)[name].items() if part != "params"}

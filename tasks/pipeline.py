@@ -88,30 +88,31 @@ class _Run:
         """What went wrong, by stage. However it is left, no process of it is."""
         with ThreadPoolExecutor(len(self.slots.all)) as pool:
             try:
-                going = self._start(pool)
+                going = self._start(pool, set())
                 while going:
                     name, event = self.events.get()
                     if isinstance(event, str):
                         self._log(name, event)
                         continue
-                    going -= 1
                     self._end(name, event)
-                    going += self._start(pool, going)
+                    going = self._start(pool, going - {name})
             finally:
                 self.running.stop()
         if unforeseen := [e for e in self.failures.values() if not isinstance(e, UserError | StageFailed)]:
             raise unforeseen[0]
         return self.failures
 
-    def _start(self, pool: ThreadPoolExecutor, going: int = 0) -> int:
-        """Starts what can be and finds a free place; how many those are."""
+    def _start(self, pool: ThreadPoolExecutor, going: set[str]) -> set[str]:
+        """Starts what can be, in its order, as long as there are slots for it; those that are going then."""
         needs = {name: {above for above in self.todo[name].after if above in self.todo} for name in self.waiting}
-        ready = [name for name in self.waiting if needs[name] <= self.done]
-        ready = ready[: len(self.slots.all) - going]
-        for name in ready:
+        free = len(self.slots.all) - sum(map(self.slots.width, going))
+        for name in [name for name in self.waiting if needs[name] <= self.done]:
+            if (free := free - self.slots.width(name)) < 0:
+                break
             del self.waiting[name]
             pool.submit(self._reproduce, name)
-        return len(ready)
+            going = going | {name}
+        return going
 
     def _reproduce(self, name: str) -> None:
         """In a thread of its own; whatever comes of it is an event."""
@@ -120,8 +121,8 @@ class _Run:
             self.events.put((name, line))
 
         try:
-            with self.slots.one(tell, lambda: self.running.pause(0)) as (slot, descriptors):
-                stages.reproduce(name, self.workspace, self.running, tell, slot.environment, keep=descriptors)
+            with self.slots.taken(name, tell, lambda: self.running.pause(0)) as (environment, descriptors):
+                stages.reproduce(name, self.workspace, self.running, tell, environment, keep=descriptors)
         except Exception as error:
             self.events.put((name, error))
         else:

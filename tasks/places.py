@@ -1,6 +1,7 @@
 """How many stages `distill run` does at a time: one for each GPU, else as many as processors and memory allow."""
 
 import math
+import os
 from pathlib import Path
 
 import joblib
@@ -18,11 +19,22 @@ STAGE_BYTES = 2**30
 
 def of(workspace: Path, params: Params, slots: int | None) -> locks.Slots:
     """slots: what was asked for; None for as many as the machine can. A UserError for more than there are GPUs."""
-    if devices := locks.here(workspace, 1, locks.processes_of(workspace)).all if locks.gpus() else ():
+    if devices := locks.on_gpus(workspace):
         if slots is not None and slots > len(devices):
             raise UserError(f"--slots: there are GPUs for {len(devices)} stages at a time, got {slots}")
         return locks.Slots(devices[:slots])
-    return locks.here(workspace / ".dvc" / "tmp", slots or _most(params))
+    return locks.without_gpus(workspace, slots or _most(params))
+
+
+def processes(params: Params, name: str) -> int:
+    """How many processes train a line without a GPU: one for each part of its batches that it has a place for.
+
+    Places are what the run gives it; a stage that is started by hand has the machine for itself.
+    """
+    most = os.environ.get(locks.MOST) or f"{max(1, joblib.cpu_count() // params.compute.threads)}"
+    if not (most.isdecimal() and int(most)):
+        raise UserError(f"{locks.MOST} is {most!r} in the environment, no number of processes; unset it")
+    return locks.dividing(params.line(name).fit.accumulate, int(most))
 
 
 def _most(params: Params) -> int:

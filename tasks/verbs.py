@@ -1,6 +1,7 @@
 """The words of the command line. Each verb imports only what it uses, when it is run."""
 
 import difflib
+import functools
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -180,12 +181,15 @@ def _shard() -> None:
     shard.shard(params.read())
 
 
-def _together(parameters: "Params", work: Callable[["Params"], int | None], *words: str) -> int:
-    """Does the work of the verb `words` in as many processes as compute.processes says. The exit code."""
+def _together(parameters: "Params", work: Callable[["Params"], int | None], *words: str, without_gpu: int = 1) -> int:
+    """Does the work of the verb `words` in as many processes as compute.processes says. The exit code.
+
+    without_gpu: what `auto` is there.
+    """
     from diffcore.core import launch, processes
     from tasks.progress import log
 
-    count = launch.wanted(parameters.compute.processes)
+    count = launch.wanted(parameters.compute.processes, without_gpu)
     if not launch.is_started() and (count > 1 or launch.is_among_hosts()):
         return launch.start(["-m", "tasks", *words], count, log)
     try:
@@ -202,12 +206,14 @@ def _features() -> int:
 
 
 def _train(name: str) -> int:
-    from tasks import adopt, params, sections, train
+    from tasks import adopt, params, places, sections, train
 
     parameters = params.read()
     if isinstance(parameters.line(name), sections.Adopted):
         return train.until_stopped(adopt.take, parameters, name)
-    return _together(parameters, lambda each: train.until_stopped(train.train, each, name), "train", name)
+    several = places.processes(parameters, name)
+    work = functools.partial(train.until_stopped, train.train)
+    return _together(parameters, lambda each: work(each, name), "train", name, without_gpu=several)
 
 
 def _gamma() -> int:

@@ -387,8 +387,8 @@ EDITS: dict[str, tuple[bytes, str]] = {
             "gamma.steps: 1000000000 is more than 10000",
         ),
         "a batch in odd parts": (
-            "batch: 128\n    lr: 3.0e-3",
-            "batch: 128\n    accumulate: 3\n    lr: 3.0e-3",
+            "accumulate: 2 ",
+            "accumulate: 3 ",
             "teachers.teacher.accumulate: 128 images",
         ),
         "a million points": (

@@ -431,11 +431,11 @@ def test_no_more_stages_than_slots_and_each_has_its_own(tmp_path):
     said, inside, most = [], [], []
 
     def stage(_):
-        with slots.one(said.append, lambda: None) as (slot, _descriptor):
-            inside.append(slot.environment["CUDA_VISIBLE_DEVICES"])
+        with slots.taken("any", said.append, lambda: None) as (environment, _):
+            inside.append(environment["CUDA_VISIBLE_DEVICES"])
             most.append(sorted(inside))
             time.sleep(0.2)
-            inside.remove(slot.environment["CUDA_VISIBLE_DEVICES"])
+            inside.remove(environment["CUDA_VISIBLE_DEVICES"])
 
     with ThreadPoolExecutor(5) as pool:
         list(pool.map(stage, range(5)))
@@ -448,7 +448,7 @@ def test_a_stage_that_waits_for_a_slot_can_be_stopped(tmp_path):
     running = Running()
     slots = locks.Slots([locks.Slot(tmp_path / "slot", {})])
     toy(tmp_path / "toy")
-    with slots.one(print, lambda: None), disable_run_logger():
+    with slots.taken("any", print, lambda: None), disable_run_logger():
         future = start(distill.run_stage.fn, "shard", tmp_path / "toy", running, slots)
         time.sleep(0.5)
         running.stop()
@@ -715,7 +715,8 @@ def test_a_stage_gets_its_slot_and_holds_it_until_it_has_ended(tmp_path, monkeyp
     monkeypatch.setattr(stages, "up_to_date", lambda *words: seen.append(words))
     with disable_run_logger():
         assert distill.run_stage.fn("shard", tmp_path, running, locks.Slots([slot])).name == "Completed"
-    assert seen == [(tmp_path, "shard"), ("shard", tmp_path, running, {"CUDA_VISIBLE_DEVICES": "GPU-7"})]
+    environment = {"CUDA_VISIBLE_DEVICES": "GPU-7", locks.MOST: "1"}
+    assert seen == [(tmp_path, "shard"), ("shard", tmp_path, running, environment)]
     os.close(locks.take(slot.lock))
 
 
@@ -1270,25 +1271,71 @@ def test_the_slots_are_the_gpus_of_the_host_or_places_of_the_workspace(tmp_path,
             for name in ("GPU-a", "MIG-b")
         )
     monkeypatch.setattr(locks, "gpus", list)
-    assert locks.here(tmp_path, 2).all == tuple(locks.Slot(tmp_path / f"slot-{k}.lock", {}) for k in range(2))
+    places = tuple(locks.Slot(tmp_path / f".dvc/tmp/slot-{k}.lock", {}) for k in range(2))
+    assert locks.here(tmp_path, 2).all == places
 
 
 def test_a_stage_of_several_processes_has_as_many_gpus(tmp_path, monkeypatch):
     """All of them or none, whoever else is there; those that are left over serve no stage."""
     monkeypatch.setattr(locks, "gpus", lambda: ["a", "b", "c", "d", "e"])
     monkeypatch.setattr(locks.tempfile, "gettempdir", lambda: str(tmp_path))
-    slots = locks.here(tmp_path, 1, processes=2)
+    (tmp_path / "params.yaml").write_text("compute: {processes: 2}\nteachers: {teacher: {accumulate: 4}}\n")
+    slots = locks.here(tmp_path, 1)
     assert [slot.environment for slot in slots.all] == [{"CUDA_VISIBLE_DEVICES": name} for name in ("a,b", "c,d")]
     taken = locks.take(tmp_path / "distill-b.lock")
-    with slots.one(print, lambda: None) as (slot, held):
-        assert slot.environment == {"CUDA_VISIBLE_DEVICES": "c,d"}
+    with slots.taken("teachers@teacher", print, lambda: None) as (environment, held):
+        assert environment == {"CUDA_VISIBLE_DEVICES": "c,d", locks.MOST: "1"}
         assert len(held) == 2
         assert [locks.take(tmp_path / f"distill-{name}.lock") for name in "cd"] == [None, None]
     for name in "acd":
         os.close(locks.take(tmp_path / f"distill-{name}.lock"))
     os.close(taken)
+    (tmp_path / "params.yaml").write_text("compute: {processes: 6}\n")
     with pytest.raises(UserError, match=r"^compute.processes is 6 and there are 5 GPUs here; lower it$"):
-        locks.here(tmp_path, 1, processes=6)
+        locks.here(tmp_path, 1)
+
+
+PARTED = """
+compute: {processes: auto}
+teachers: {four: {accumulate: 4}, three: {accumulate: 3}, whole: {}, adopted: {from: x}, wrong: [1]}
+distill: {two: {accumulate: 2}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("count", "widths"),
+    [(1, (1, 1, 1, 1)), (2, (2, 1, 1, 2)), (3, (2, 3, 1, 2)), (4, (4, 3, 1, 2)), (9, (4, 3, 1, 2))],
+)
+def test_a_training_in_parts_takes_as_many_slots_as_share_them_alike(count, widths, tmp_path, monkeypatch):
+    """All of them or none. Where the number of processes is set, a slot is for all of them."""
+    monkeypatch.setattr(locks, "gpus", list)
+    (tmp_path / "params.yaml").write_text(PARTED)
+    slots = locks.here(tmp_path, count)
+    names = "teachers@four", "teachers@three", "teachers@whole", "distill@two"
+    assert tuple(map(slots.width, names)) == widths
+    assert [slots.width(name) for name in ("teachers@adopted", "teachers@wrong", "gamma")] == [1, 1, 1]
+    with slots.taken("distill@two", print, lambda: None) as (environment, held):
+        assert environment == {locks.MOST: f"{widths[-1]}"}
+        assert len(held) == widths[-1]
+        free = [locks.take(slot.lock) for slot in slots.all]
+        assert sum(descriptor is None for descriptor in free) == widths[-1]
+        for descriptor in filter(None, free):
+            os.close(descriptor)
+    (tmp_path / "params.yaml").write_text(PARTED.replace("auto", "2"))
+    assert {locks.here(tmp_path, count).width(name) for name in names} == {1}
+
+
+def test_who_needs_several_slots_waits_without_holding_any(tmp_path):
+    slots = locks.Slots([locks.Slot(tmp_path / name, {}) for name in "ab"], {"wide": 2})
+    taken, lines = locks.take(tmp_path / "b"), []
+
+    def give_up() -> None:
+        os.close(locks.take(tmp_path / "a"))  # nobody holds it
+        os.close(taken)
+
+    with slots.taken("wide", lines.append, give_up) as (_, held):
+        assert lines == ["waiting: 2 slots are needed and not free"]
+        assert len(held) == 2
 
 
 @pytest.mark.parametrize(("text", "count"), [("4", 4), ("auto", 1), ("none at all", 1)])
@@ -1300,7 +1347,10 @@ def test_a_workspace_says_how_many_gpus_its_stages_have(text, count, tmp_path):
 
 def test_a_lock_and_a_slot_are_free_again_after_an_error(tmp_path):
     slots = locks.Slots([locks.Slot(tmp_path / "slot", {})])
-    for held, path in ((locks.hold(tmp_path / "lock", print, "x"), "lock"), (slots.one(print, lambda: None), "slot")):
+    for held, path in (
+        (locks.hold(tmp_path / "lock", print, "x"), "lock"),
+        (slots.taken("any", print, lambda: None), "slot"),
+    ):
         with contextlib.suppress(ZeroDivisionError), held:
             assert locks.take(tmp_path / path) is None
             raise ZeroDivisionError

@@ -178,6 +178,43 @@ def test_an_unforeseen_fault_is_not_lost_and_the_rest_is_stopped(tmp_path, monke
         pipeline.reproduce(tmp_path, slots(tmp_path, 2))
 
 
+def test_a_wide_stage_has_its_slots_alone(tmp_path, monkeypatch):
+    """No stage starts beside it that would take one of them, and none before it that it stands before."""
+    most = {"running": 0}
+    guard = threading.Lock()
+
+    def reproduce(name, workspace, running, log, environment, keep):
+        width = int(environment[locks.MOST])
+        assert width == (2 if name == "left" else 1) == len(keep)
+        with guard:
+            most["running"] += width
+            assert most["running"] <= 2
+        time.sleep(0.02)
+        with guard:
+            most["running"] -= width
+
+    monkeypatch.setattr(stages, "stale", lambda workspace: (GRAPH, set(GRAPH)))
+    monkeypatch.setattr(stages, "reproduce", reproduce)
+    two = locks.Slots(slots(tmp_path, 2).all, {"left": 2})
+    monkeypatch.delattr(locks.Slots, "_wait")  # none is started for which no slot is free
+    assert pipeline.reproduce(tmp_path, two) == 0
+
+
+@pytest.mark.parametrize(("given", "count"), [(None, 2), ("1", 1), ("2", 2), ("3", 2), ("x", None), ("0", None)])
+def test_a_training_in_parts_has_as_many_processes_as_the_run_gives_it_or_the_machine(given, count, monkeypatch):
+    monkeypatch.setattr(places.joblib, "cpu_count", lambda: 5)
+    line = SimpleNamespace(fit=SimpleNamespace(accumulate=4))
+    params = SimpleNamespace(compute=SimpleNamespace(threads=2), line=lambda name: line)
+    monkeypatch.delenv(locks.MOST, raising=False)
+    if given is not None:
+        monkeypatch.setenv(locks.MOST, given)
+    if count is not None:
+        assert places.processes(params, "teacher") == count
+        return
+    with pytest.raises(UserError, match=rf"^DISTILL_PROCESSES is '{given}' in the environment, no number of processes"):
+        places.processes(params, "teacher")
+
+
 def test_those_for_which_most_wait_come_first():
     graph = {name: Stage(name, tuple(after), ()) for name, after in
              {"a": (), "b": (), "c": ("b",), "d": ("c", "a"), "e": ("d",)}.items()}  # fmt: skip

@@ -93,3 +93,16 @@ def test_the_death_of_any_process_ends_all_and_the_next_start_goes_on(rank, stra
     assert re.match(r"teacher: goes on after \d+ of 60 updates", lines[0])
     with open(sharded / "artifacts/curves/teacher.csv", newline="") as file:
         assert int(list(csv.DictReader(file))[-1]["step"]) == 60
+
+
+def test_the_two_parts_of_a_batch_come_to_the_same_bits_in_one_process_or_two(tmp_path, monkeypatch):
+    """What the run gives the stage decides, and without a word of it the number of processors."""
+    folder = make(tmp_path / "parts", "teachers.teacher.accumulate=2", "teachers.teacher.iterations=10")
+    stage(folder, "shard")
+    cards = {}
+    for count in (1, 2):
+        monkeypatch.setenv("DISTILL_PROCESSES", str(count))
+        stage(folder, "train", "teacher")
+        cards[count] = json.loads((folder / "artifacts/checkpoints/teacher/card.json").read_text())
+        assert cards[count]["compute"]["processes"] == count
+    assert cards[1]["files"] == cards[2]["files"]

@@ -29,13 +29,13 @@ GRACE_SECONDS = 20.0
 """How long one that has lost another waits for its end: who caused it is to be seen first."""
 
 
-def wanted(asked: int | str) -> int:
-    """How many processes this host is to have: a number, or "auto" for one on each GPU and one where there is none."""
+def wanted(asked: int | str, without_gpu: int = 1) -> int:
+    """How many processes this host is to have: a number, or "auto" for one on each GPU, `without_gpu` where there is none."""
     import torch
 
     here = torch.cuda.device_count()
     if asked == "auto":
-        return max(1, here)
+        return here or without_gpu
     if here and asked > here:
         raise UserError(
             f"compute.processes is {asked}, but {here} GPU(s) can be seen here; lower it, or let it be auto"

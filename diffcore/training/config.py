@@ -17,9 +17,9 @@ class Training:
     iterations: updates. batch: images per update over all processes. lr: AdamW's learning rate, reached after `warmup`
     updates, then lowered to 0 along a half cosine or kept. ema: decay of the average that is the result, ramped up as
     (1 + n)/(10 + n); 0 keeps the last weights themselves. clip: largest norm of the gradient, null for none. accumulate:
-    parts a batch is split into, to save memory. weight_decay: AdamW's, 0.01 in
-    distillation too, where papers have 0. label_dropout: share of the samples whose class is not told, by which a conditional
-    network learns to do without.
+    a batch is split into a multiple of so many parts: one after the other in a process, to save memory, or shared out over
+    several. weight_decay: AdamW's, 0.01 in distillation too, where papers have 0. label_dropout: share of the samples whose
+    class is not told, by which a conditional network learns to do without.
     """
 
     iterations: int
@@ -60,15 +60,19 @@ class Training:
         return min(self.ema, (1 + updates) / (10 + updates))
 
     def parts(self, rank: int, processes: int) -> list[slice]:
-        """The parts of the global batch that are this process's, one after the other and alike in size."""
-        parts = processes * self.accumulate
+        """The parts of the global batch that are this process's, one after the other and alike in size.
+
+        As few as are a multiple of both `accumulate` and the processes. So two processes and one compute the same two parts,
+        and the same sums of them bit for bit.
+        """
+        parts = math.lcm(processes, self.accumulate)
         if self.batch % parts:
             raise UserError(
-                f"batch {self.batch} does not divide into {processes} processes x accumulate {self.accumulate}"
+                f"batch {self.batch} does not divide into {parts} parts, for {processes} processes and accumulate "
+                f"{self.accumulate}"
             )
-        size = self.batch // parts
-        first = rank * self.accumulate
-        return [slice(part * size, (part + 1) * size) for part in range(first, first + self.accumulate)]
+        size, each = self.batch // parts, parts // processes
+        return [slice(part * size, (part + 1) * size) for part in range(rank * each, (rank + 1) * each)]
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,9 @@ class Compute:
     another precision: see `loop.provenance`.
 
     threads: of one process on a CPU. processes: how many work at one stage on each host; `auto` is one for each GPU that can
-    be seen, one where there is none. strategy: of several that train, `ddp` where each has the whole network, or `fsdp`
-    where each keeps a part of the weights, averages and moments. precision: `auto` is bf16 on a GPU that has it and float32
+    be seen; without any it is one, or one for each part of a training's batch that it has a processor for. strategy: of
+    several that train, `ddp` where each has the whole network, or `fsdp` where each keeps a part of the weights, averages
+    and moments. precision: `auto` is bf16 on a GPU that has it and float32
     elsewhere. compile: torch.compile the networks (minutes to start with). save_seconds: how much work a kill may cost.
     memory_gb: data up to this size are kept in memory (on the GPU where there is one), larger ones are streamed.
     cache_gb: the most that copies of remote shards may take on the disk.
