@@ -60,15 +60,15 @@ def _ask(arguments: list[str]) -> "Verb | int":
 
 
 def _run_one(arguments: list[str], ask: "Ask") -> int:
-    from diffcore.core import launch
-    from tasks import signals, surroundings
+    from diffcore.core import launch, parent
+    from tasks import surroundings
 
     surroundings.check()
     verb = ask(arguments)
     if isinstance(verb, int):
         return verb
     if verb.attached:
-        signals.die_with_parent()
+        parent.die_with_parent()
     if not verb.stages or launch.is_started():  # whoever started several looks after the files
         return verb.run() or 0
     code = 1

@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 
 from diffcore.checkpoints import read_card
-from diffcore.core import disk
+from diffcore.core import disk, parent
 from diffcore.core.errors import UserError
 from diffcore.metrics.frontier import Frontier
 from diffcore.metrics.point import Point
-from tasks import dvc_environment, dvc_files, params, paths, pipeline, places, signals
+from tasks import dvc_environment, dvc_files, params, paths, pipeline, places
 from tasks.alone import alone
 from tasks.progress import log
 from tasks.tracking.receipt import how_to_open, lost
@@ -52,7 +52,7 @@ def _published_again() -> int:
 def _repro(*arguments: str) -> int:
     command = [sys.executable, "-m", "tasks.dvc_repro", *arguments]
     surroundings = {**os.environ, **dvc_environment.of(Path())}
-    return subprocess.run(command, env=surroundings, preexec_fn=signals.die_with_parent).returncode
+    return subprocess.run(command, env=surroundings, preexec_fn=parent.die_with_parent).returncode
 
 
 def report() -> None:

@@ -1,5 +1,7 @@
 """The stage `shard`: the user's images as shards with a manifest."""
 
+import joblib
+
 from diffcore.data import write
 from diffcore.data.cache import Cache
 from diffcore.data.ledger import Unfinished
@@ -12,11 +14,12 @@ def shard(params: Params) -> None:
     manifest = write.write(
         params.data,
         paths.DATA,
-        params.compute.threads,
+        joblib.cpu_count(),  # nothing else of the run can begin before
         Progress("shard", "images"),
         tell=lambda line: log(f"shard: {line}"),
         unfinished=Unfinished(paths.RESUME / "shard", graph.code_digest("shard", "")),
         cache=Cache(paths.RESUME / "remote", params.compute.cache_bytes),
+        processes=True,
     )
     height = "x".join(map(str, manifest.shape[1:]))
     classes = f"{len(manifest.classes)} classes" if manifest.classes else "no labels"

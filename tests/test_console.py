@@ -179,7 +179,7 @@ def test_surroundings_are_checked_before_the_words_are_read(tmp_path):
 def test_the_servers_get_their_ports_and_outlive_who_started_them(monkeypatch, tmp_path):
     """`make` may end before them, and what is half started must be taken back."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tasks.signals.die_with_parent", lambda: pytest.fail("it would end with its starter"))
+    monkeypatch.setattr("diffcore.core.parent.die_with_parent", lambda: pytest.fail("it would end with its starter"))
     seen = []
     for verb in start.SERVICES:
         monkeypatch.setattr(services, verb, lambda *words, verb=verb: seen.append((verb, *words)))

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import re
+import signal
 import tarfile
 from pathlib import Path
 
@@ -17,13 +18,14 @@ from PIL import Image
 
 from diffcore.core import disk
 from diffcore.core.errors import UserError
-from diffcore.data import fitting, sources
+from diffcore.data import fitting, pixels, selection, sources, workers
 from diffcore.data.config import Config
 from diffcore.data.manifest import Manifest, Shard, digest
 from diffcore.data.read import Images, StreamedImages, load_resident, open_images, open_shard
+from diffcore.data.sources import Entry
 from diffcore.data.tally import Tally
 from diffcore.data.workers import in_order
-from diffcore.data.write import _npy, _outcome, write
+from diffcore.data.write import _npy, write
 
 
 def picture(number: int, side: int = 6, channels: int = 3) -> np.ndarray:
@@ -473,9 +475,9 @@ def test_what_the_machine_lacks_is_no_fault_of_the_image_s(error):
 
     entry = sources.Entry("a.png", 1, read)
     with pytest.raises(UserError, match=r"a\.png.*the machine is at fault: run the same again"):
-        _outcome(entry, FORM, None)
+        pixels.read([entry], FORM, encoded=False)
     error = OSError("truncated")
-    assert _outcome(entry, FORM, None).lost == 1
+    assert pixels.read([entry], FORM, encoded=False)[0].lost == 1
 
 
 def test_a_manifest_says_what_became_of_the_images_and_how(tmp_path):
@@ -582,6 +584,37 @@ def test_a_vouched_shard_of_more_images_or_unannounced_labels_is_refused(tmp_pat
     resealed(tmp_path / "out", [])
     with pytest.raises(UserError, match=r"000000\.tar"):
         load_resident(tmp_path / "out")
+
+
+class Ending:
+    """An entry at which the process that reads it is killed."""
+
+    def __call__(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_processes_write_the_same_bytes_and_one_that_is_ended_is_a_line(tmp_path, monkeypatch):
+    """A picture too large to decode safely is left out in each of them too."""
+    monkeypatch.setattr("diffcore.data.write.FEW", 100)
+    album(tmp_path / "in", 150)
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "in/a/bomb.png")
+    started = []
+    real = workers.processes
+    monkeypatch.setattr(workers, "processes", lambda *words, **named: started.append(words) or real(*words, **named))
+    config = Config(f"folder:{tmp_path}/in", members="image", tolerance=0.1)
+    first = write(config, tmp_path / "1", shard_bytes=5000)
+    assert not started
+    assert write(config, tmp_path / "2", shard_bytes=5000, processes=True) == first
+    assert started == [(2,)]
+    assert len(first.quarantined) == 1
+    assert content(tmp_path / "1") == content(tmp_path / "2")
+    find = selection.find
+    ending = [Entry("killed", 200, Ending())]
+    monkeypatch.setattr(selection, "find", lambda *words: dataclasses.replace(find(*words), entries=ending))
+    monkeypatch.setattr("diffcore.data.fitting.form", lambda *words: FORM)
+    with pytest.raises(UserError, match=r"^one of 2 processes that read images was ended from outside; look at"):
+        write(config, tmp_path / "3", processes=True)
+    assert not (tmp_path / "3").exists()
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])

@@ -154,6 +154,17 @@ def test_the_bytes_are_the_same_each_time_and_with_any_number_of_threads(tmp_pat
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_another_process_reads_what_this_one_does(tmp_path, kind):
+    """An entry travels as bytes, also one of a part of the images and one without its labels."""
+    source = KINDS[kind](tmp_path)
+    for config in (Config(source), Config(source, labels="none"), Config(source, split=Split(holdout=0.3))):
+        for entry in selection.find(config).entries:
+            (pictures, labels), (again, same) = entry.read(), pickle.loads(pickle.dumps(entry)).read()
+            assert all(np.array_equal(one, other) for one, other in zip(pictures, again, strict=True))
+            assert list(labels) == list(same)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_limit_no_labels_and_a_held_out_share(tmp_path, kind):
     source = KINDS[kind](tmp_path)
     write(Config(source), tmp_path / "whole")

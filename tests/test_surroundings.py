@@ -14,10 +14,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from diffcore.core import parent
 from diffcore.core.errors import UserError
+from diffcore.core.parent import die_with_parent
 from diffcore.training import learner, loop
 from tasks import command, params, progress, sections, signals, surroundings, train
-from tasks.signals import die_with_parent
 
 ROOT = Path(__file__).parent.parent
 
@@ -103,7 +104,7 @@ def main(capsys, *words: str) -> tuple[int, str]:
 
 @pytest.fixture(autouse=True)
 def unattached(monkeypatch):
-    monkeypatch.setattr(signals, "die_with_parent", lambda: None)
+    monkeypatch.setattr(parent, "die_with_parent", lambda: None)
 
 
 @pytest.mark.parametrize("name", ["json.py", "random.py", "logging/__init__.py"])
@@ -245,13 +246,19 @@ def order(monkeypatch) -> list:
     seen = []
 
     def note(place: str, answer=None) -> None:
-        module, name = place.split(".")
-        holder = importlib.import_module(f"tasks.{module}")
+        module, name = place.rsplit(".", 1)
+        holder = importlib.import_module(module if module.startswith("diffcore.") else f"tasks.{module}")
         monkeypatch.setattr(holder, name, lambda *given: seen.append((place, *given)) or answer)
 
-    for place in ("surroundings.check", "signals.die_with_parent", "graph.check", "report.report", "workspace.make"):
+    for place in ("surroundings.check", "diffcore.core.parent.die_with_parent", "graph.check", "report.report"):
         note(place)
-    for place in ("dvc_files.keep", "dvc_files.mend", *(place for place, _, _ in COMMANDS.values()), "adopt.take"):
+    for place in (
+        "workspace.make",
+        "dvc_files.keep",
+        "dvc_files.mend",
+        *(place for place, _, _ in COMMANDS.values()),
+        "adopt.take",
+    ):
         note(place)
     note("dvc_files.put_back", [])
     note("report.run", 7)
@@ -260,9 +267,11 @@ def order(monkeypatch) -> list:
 
 
 PARAMS = SimpleNamespace(
-    line=lambda name: None, distill={"pd4": None}, compute=SimpleNamespace(processes=1, strategy="ddp")
+    line=lambda name: SimpleNamespace(fit=SimpleNamespace(accumulate=1)),
+    distill={"pd4": None},
+    compute=SimpleNamespace(threads=1, processes=1, strategy="ddp"),
 )
-BEGINS = [("surroundings.check",), ("signals.die_with_parent",)]
+BEGINS = [("surroundings.check",), ("diffcore.core.parent.die_with_parent",)]
 
 
 @pytest.mark.parametrize("words", COMMANDS)

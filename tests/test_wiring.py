@@ -165,9 +165,11 @@ def test_images_are_sharded_as_the_file_says(project, monkeypatch, capsys):
         Manifest.read(paths.DATA), images=7, shape=(3, 5, 6), classes=None, quarantined=({}, {}), digest="d" * 64
     )
     calls = heard(monkeypatch, write, "write", manifest)
-    shard.shard(compute(project, threads=3))
+    monkeypatch.setattr(shard.joblib, "cpu_count", lambda: 5)
+    shard.shard(project)
     (call,) = calls
-    assert call.words[:3] == (project.data, paths.DATA, 3)
+    assert call.words[:3] == (project.data, paths.DATA, 5)
+    assert call.named["processes"] is True
     unfinished = call.named["unfinished"]
     assert unfinished == Unfinished(paths.RESUME / "shard", graph.code_digest("shard"))
     assert call.named["cache"] == Cache(paths.RESUME / "remote", 3 * 2**30)
@@ -583,7 +585,7 @@ def test_dvc_is_started_with_its_words_and_the_surroundings_it_needs(project, mo
     assert call.words[0] == [report.sys.executable, "-m", "tasks.dvc_repro", "--force", "x"]
     found = call.named["env"]
     assert (found["MINE"], found["THEIRS"], found["KEPT"]) == (".", "new", "1")
-    assert call.named["preexec_fn"] is report.signals.die_with_parent
+    assert call.named["preexec_fn"] is report.parent.die_with_parent
 
 
 def test_a_report_shows_the_table_the_recommendation_its_warnings_and_where_to_look(project, monkeypatch, capsys):

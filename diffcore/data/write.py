@@ -5,12 +5,11 @@ hundredth of what one member for each image costs. Larger images lie one to a me
 """
 
 import contextlib
-import errno
 import functools
 import io
 import itertools
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,20 +18,19 @@ import numpy as np
 
 from diffcore.core import disk
 from diffcore.core.errors import UserError
-from diffcore.data import fitting, folders, ledger, selection
+from diffcore.data import fitting, folders, ledger, pixels, selection, workers
 from diffcore.data.cache import Cache
 from diffcore.data.config import Config
 from diffcore.data.manifest import HELD_OUT, SCHEMA, Manifest, Shard, digest
 from diffcore.data.sources import Entry, Source
-from diffcore.data.tally import Sample, Tally
-from diffcore.data.workers import in_order
+from diffcore.data.tally import Tally
 
 BLOCK = 256  # images in a block
-CHUNK = 64  # images that a thread reads at a time
+CHUNK = 64  # images that a worker reads at a time
+FEW = 4096  # images that are read before another process would have started
 SMALL = 64 * 64 * 3  # bytes of an image that is still stored in blocks
 SHARD_BYTES = 32 << 20  # a shard is closed when it holds this much
 OWNER = {"user": "distill", "group": "distill", "mode": 0o644}  # fixed, so that a rerun gives the same bytes
-MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EIO)  # the image is not at fault
 Progress = Callable[[int, int], None]
 Tell = Callable[[str], None]
 
@@ -46,23 +44,24 @@ def write(
     tell: Tell = lambda line: None,
     unfinished: ledger.Unfinished | None = None,
     cache: Cache | None = None,
+    processes: bool = False,
 ) -> Manifest:
     """Reads `config.source` and writes it as shards and, last, manifest.json; `folder` appears whole or not at all.
 
     What is held out lies in a folder `holdout` of it, in the same way. The bytes depend on the images and the configuration
-    alone, not on `workers` (threads) or the time. `on_progress` hears (images done, images found), `tell` what a user should
-    know of what was read. Images that cannot be read are quarantined: left out, counted and named in the manifest.
-    unfinished: where finished tars are kept until all are, so that a killed writer goes on from there. cache: of a source
-    that is remote.
+    alone, not on the workers or the time. workers: threads that read; `processes` makes processes of them where there are
+    more than FEW images. `on_progress` hears (images done, images found), `tell` what a user should know of what was read.
+    Images that cannot be read are quarantined: left out, counted and named in the manifest. unfinished: where finished tars
+    are kept until all are, so that a killed writer goes on from there. cache: of a source that is remote.
     Raises UserError if there is nothing to read, if more than `config.tolerance` of it cannot be read, or if the images
     do not go together.
     """
-    with _no_bombs():
+    with pixels.no_bombs():
         source = selection.find(config, cache, tell)
         form = fitting.form(config, source)
         small = int(np.prod(form.shape)) <= SMALL
         kind = ("block" if small else "image") if config.members == "auto" else config.members
-        job = _Job(config, form, kind, workers, shard_bytes, on_progress, tell)
+        job = _Job(config, form, kind, workers, processes, shard_bytes, on_progress, tell)
         with contextlib.ExitStack() as stack:
             kept = unfinished and stack.enter_context(
                 unfinished.open(_signature(job), source.files, tell, source.versions)
@@ -94,22 +93,13 @@ def _write_all(job: "_Job", source: Source, folder: Path, kept: ledger.Ledger | 
     return manifest
 
 
-@contextlib.contextmanager
-def _no_bombs() -> Iterator[None]:
-    # a picture that is too large to decode safely is quarantined; Pillow would only warn of it up to twice that size
-    from PIL import Image
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
-
-
 @dataclass(frozen=True)
 class _Job:
     config: Config
     form: fitting.Form
     kind: str
     workers: int
+    processes: bool
     shard_bytes: int
     on_progress: Progress
     tell: Tell
@@ -147,21 +137,15 @@ def _write_part(
     return _Part(source, folder, tally, tuple(done))
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    name: str
-    samples: list[Sample]
-    lost: int
-    reason: str
-
-
 def _samples(
     source: Source, job: _Job, tally: Tally, on_progress: Callable[[int], None]
 ) -> Iterator[tuple[Any, int | None]]:
     # (content, label) of every image that can be read, in the source's order, from where the tally stands; content as the
     # kind of member wants it
-    work = functools.partial(_work, form=job.form, encode=_encode if job.kind == "image" else None)
-    for outcomes in in_order(work, _chunks(source.entries[tally.entry :]), job.workers):
+    work = functools.partial(pixels.read, form=job.form, encoded=job.kind == "image")
+    several = job.processes and source.images > FEW
+    start = functools.partial(workers.processes, begin=pixels.refuse_bombs) if several else ThreadPoolExecutor
+    for outcomes in workers.in_order(work, _chunks(source.entries[tally.entry :]), job.workers, start):
         for outcome in outcomes:
             if outcome.lost:
                 tally.lose(outcome.name, outcome.lost, outcome.reason)
@@ -170,33 +154,6 @@ def _samples(
                 yield sample.content, sample.label
             tally.next_entry()
         on_progress(tally.images + tally.bad)
-
-
-def _work(entries: list[Entry], form: fitting.Form, encode: Callable[[Any], Any] | None) -> list[_Outcome]:
-    return [_outcome(entry, form, encode) for entry in entries]
-
-
-def _outcome(entry: Entry, form: fitting.Form, encode: Callable[[Any], Any] | None) -> _Outcome:
-    try:
-        pictures, labels = entry.read()
-        read = zip(pictures[: entry.images], labels)
-        return _Outcome(entry.name, [_sample(*one, form, entry.name, encode) for one in read], 0, "")
-    except UserError:
-        raise
-    except Exception as error:  # whatever a decoder makes of damaged bytes; named and counted by the tally
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in MACHINE):
-            raise UserError(
-                f"{entry.name}: {fitting.reason(error)}; the machine is at fault: run the same again"
-            ) from None
-        return _Outcome(entry.name, [], entry.images, fitting.reason(error))
-
-
-def _sample(
-    picture: Any, label: int | None, form: fitting.Form, name: str, encode: Callable[[Any], Any] | None
-) -> Sample:
-    pixels, enlarged, peak = fitting.fit(picture, form, name)
-    blank = pixels.shape[:2] != (1, 1) and bool((pixels == pixels[0, 0]).all())
-    return Sample(encode(pixels) if encode else pixels, label, enlarged, peak, blank)
 
 
 def _chunks(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
@@ -211,18 +168,6 @@ def _chunks(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
         yield chunk
 
 
-def _encode(pixels: np.ndarray) -> tuple[str, bytes]:
-    # lossless; WebP takes 0.55 of PNG's time to write, 0.75 to read and 0.8 of its bytes, but knows no grey
-    from PIL import Image
-
-    file = io.BytesIO()
-    if pixels.shape[-1] == 1:
-        Image.fromarray(pixels[..., 0]).save(file, "PNG", compress_level=1)
-        return "png", file.getvalue()
-    Image.fromarray(pixels).save(file, "WEBP", lossless=True, method=0, quality=0)
-    return "webp", file.getvalue()
-
-
 def _blocks(samples: Iterator[tuple[np.ndarray, int | None]]) -> Iterator[tuple[int, dict[str, bytes]]]:
     held: list[tuple[np.ndarray, int | None]] = []
     for sample in samples:
@@ -235,7 +180,7 @@ def _blocks(samples: Iterator[tuple[np.ndarray, int | None]]) -> Iterator[tuple[
 
 
 def _block(held: list[tuple[np.ndarray, int | None]]) -> dict[str, bytes]:
-    parts = {"npy": _npy(np.stack([pixels for pixels, _ in held]))}
+    parts = {"npy": _npy(np.stack([content for content, _ in held]))}
     if held[0][1] is not None:
         parts["cls.npy"] = _npy(np.array([label for _, label in held], dtype="<i8"))
     return parts
