@@ -1,5 +1,5 @@
-"""Images/s of the stage `shard`: read by one thread, by a thread for each core, and by a process for each core. The bytes that
-they write are the same.
+"""Images/s of the stage `shard`: read by one thread, by a thread for each core, by a process for each core. All write the
+same.
 
     python bench/shard.py [--images 20000] [--side 32] [--size N]    (makes its own JPEGs in a temporary folder)
 """

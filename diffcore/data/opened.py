@@ -76,20 +76,20 @@ class Index:
         self.words: list[str] = []
         self.labels: list[int | None] = []
         keys: set[str] = set()
-        last, said, before = None, {}, 0
+        last, sample, before = None, {}, 0
         for key, word, start, content in parts:
             if key != last:
-                self._label(said, before)
+                self._label(sample, before)
                 if key in keys:
                     raise tars.Uncommon
-                last, said, before = key, {}, len(self.starts)
+                last, sample, before = key, {}, len(self.starts)
                 keys.add(key)
-            if word in said:
+            if word in sample:
                 raise tars.Uncommon
-            said[word] = bytes(content) if word in tars.TAR_LABELS else b""
+            sample[word] = bytes(content) if word in tars.TAR_LABELS else b""
             if word in tars.TAR_IMAGES:
                 self._image(word, start, content)
-        self._label(said, before)
+        self._label(sample, before)
 
     def _image(self, word: str, start: int, content: Content) -> None:
         self.is_raw = word == "npy"
@@ -114,9 +114,9 @@ class Index:
         self.sizes += [one] * len(places)
         self.sums += [zlib.crc32(view[place : place + one]) for place in places]
 
-    def _label(self, said: dict[str, bytes], before: int) -> None:
-        if said:
-            labels = {word: content for word, content in said.items() if word in tars.TAR_LABELS}
+    def _label(self, sample: dict[str, bytes], before: int) -> None:
+        if sample:
+            labels = {word: content for word, content in sample.items() if word in tars.TAR_LABELS}
             self.labels += tars.labels_of(labels, len(self.starts) - before)
 
 

@@ -6,15 +6,21 @@ Python of a table is run.
 
 import contextlib
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from diffcore.core import disk
 from diffcore.core.errors import UserError
 from diffcore.data import annotations, tars
 from diffcore.data.folders import NONE
+from diffcore.data.sources import Entry, Source
+from diffcore.data.split import Split, divide
 from diffcore.data.tars import MOST_CLASSES, printable
+
+Row = TypeVar("Row")
+"""Where a row lies, as a kind of file needs it."""
 
 IMAGE_WORDS = ("image", "img")
 """Which of several columns of images is taken."""
@@ -55,6 +61,33 @@ def columns(schema: Any, labels: str | None, place: str) -> Columns:
     if labels != NONE:
         label = annotations.column_of_labels(others, labels, place)
     return Columns(named[0], label, _class_names(schema, label))
+
+
+def check(names: Sequence[str], chosen: Columns, path: Path) -> None:
+    """Raises UserError where a file of several has not the columns that were chosen by the first."""
+    for column in filter(None, (chosen.image, chosen.label)):
+        if names.count(column) != 1:
+            raise UserError(f"data.source: {path} has no column {printable(column)}, as the first file has")
+
+
+def source(
+    rows: Sequence[Row],
+    values: Sequence[Any],
+    entry: Callable[[Row, str, int | None], Entry],
+    chosen: Columns,
+    place: str,
+    split: Split | None,
+    files: list[Path],
+) -> Source:
+    """What tables hold. values: of the column of labels, for each row; entry: makes one of a row, the column of its image and
+    its label. Raises UserError for no rows and for what is no label."""
+    if not rows:
+        raise UserError(f"data.source: {printable(place)} has no rows")
+    labels, classes = numbered(values, chosen, printable(place))
+    entries = [entry(row, chosen.image, label) for row, label in zip(rows, labels)]
+    kept, out, notes = divide(entries, split, place)
+    held = Source(out, classes) if out else None
+    return Source(kept, classes, files=files, notes=notes, held=held)
 
 
 def picture(value: Any) -> Any:

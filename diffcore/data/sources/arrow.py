@@ -9,7 +9,7 @@ from diffcore.core import disk
 from diffcore.core.errors import UserError
 from diffcore.data import patterns, tables
 from diffcore.data.sources import Entry, Kind, Source
-from diffcore.data.split import Split, divide
+from diffcore.data.split import Split
 from diffcore.data.tars import printable
 
 END = b"\xff\xff\xff\xff\0\0\0\0"
@@ -27,25 +27,20 @@ class Arrow(Kind):
     def find(self, place: str, labels: str | None, split: Split | None) -> Source:
         parts = list(_parts(Path(place).expanduser(), printable(place)))
         chosen = tables.columns(_table(parts[0][1]).schema, labels, printable(place))
-        entries: list[tuple[str | None, Path, int]] = []
+        rows: list[tuple[str | None, Path, int]] = []
         values: list[Any] = []
         for name, path in parts:
             table = _table(path)
-            _check_columns(table.schema.names, chosen, path)
-            entries += [(name, path, row) for row in range(table.num_rows)]
+            tables.check(table.schema.names, chosen, path)
+            rows += [(name, path, row) for row in range(table.num_rows)]
             values += table.column(chosen.label).to_pylist() if chosen.label else [None] * table.num_rows
-        if not entries:
-            raise UserError(f"data.source: {printable(place)} has no rows")
-        numbers, classes = tables.numbered(values, chosen, printable(place))
-        found = [_entry(*each, chosen.image, label) for each, label in zip(entries, numbers)]
-        kept, out, notes = divide(found, split, place)
-        held = Source(out, classes) if out else None
-        return Source(kept, classes, files=[path for _, path in parts], notes=notes, held=held)
+        return tables.source(rows, values, _entry, chosen, place, split, [path for _, path in parts])
 
 
-def _entry(split: str | None, path: Path, row: int, image: str, label: int | None) -> Entry:
-    name = f"{split}/{path.name}/{row}" if split else f"{path.name}/{row}"
-    return Entry(printable(name), 1, functools.partial(_read_row, path, row, image, label), split)
+def _entry(row: tuple[str | None, Path, int], image: str, label: int | None) -> Entry:
+    split, path, number = row
+    name = f"{split}/{path.name}/{number}" if split else f"{path.name}/{number}"
+    return Entry(printable(name), 1, functools.partial(_read_row, path, number, image, label), split)
 
 
 def _read_row(path: Path, row: int, image: str, label: int | None) -> tuple[list[Any], list[int | None]]:
@@ -78,12 +73,6 @@ def _plain(name: Any) -> str:
     if type(name) is not str or Path(name).name != name or name == "..":
         raise ValueError(f"{name!r} is no name of a file beside it")
     return name
-
-
-def _check_columns(names: list[str], chosen: tables.Columns, path: Path) -> None:
-    for column in filter(None, (chosen.image, chosen.label)):
-        if names.count(column) != 1:
-            raise UserError(f"data.source: {path} has no column {printable(column)}, as the first table has")
 
 
 def _table(path: Path) -> Any:

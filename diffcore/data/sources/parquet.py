@@ -9,7 +9,7 @@ from diffcore.core.errors import UserError
 from diffcore.data import patterns, tables
 from diffcore.data.folders import SPLITS
 from diffcore.data.sources import Entry, Kind, Source
-from diffcore.data.split import Split, divide
+from diffcore.data.split import Split
 from diffcore.data.tars import printable
 
 
@@ -31,18 +31,13 @@ class Parquet(Kind):
             values += _labels(file, chosen, path)
             sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
             rows += [(path, group, row) for group, size in enumerate(sizes) for row in range(size)]
-        if not rows:
-            raise UserError(f"data.source: {printable(place)} has no rows")
-        numbers, classes = tables.numbered(values, chosen, printable(place))
-        found = [_entry(*each, chosen.image, label) for each, label in zip(rows, numbers)]
-        kept, out, notes = divide(found, split, place)
-        held = Source(out, classes) if out else None
-        return Source(kept, classes, files=paths, notes=notes, held=held)
+        return tables.source(rows, values, _entry, chosen, place, split, paths)
 
 
-def _entry(path: Path, group: int, row: int, image: str, label: int | None) -> Entry:
-    read = functools.partial(_read_row, path, group, row, image, label)
-    return Entry(printable(f"{path.name}/{group}/{row}"), 1, read, _split(path))
+def _entry(row: tuple[Path, int, int], image: str, label: int | None) -> Entry:
+    path, group, number = row
+    read = functools.partial(_read_row, path, group, number, image, label)
+    return Entry(printable(f"{path.name}/{group}/{number}"), 1, read, _split(path))
 
 
 def _split(path: Path) -> str | None:
@@ -51,9 +46,7 @@ def _split(path: Path) -> str | None:
 
 
 def _labels(file: Any, chosen: tables.Columns, path: Path) -> list[Any]:
-    for column in filter(None, (chosen.image, chosen.label)):
-        if file.schema_arrow.names.count(column) != 1:
-            raise UserError(f"data.source: {path} has no column {printable(column)}, as the first file has")
+    tables.check(file.schema_arrow.names, chosen, path)
     if chosen.label is None:
         return [None] * file.metadata.num_rows
     try:
