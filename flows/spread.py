@@ -27,8 +27,9 @@ from flows import exchange, watch
 from flows.stage import ENTRY, REFUSED
 from tasks import dvc_content
 from tasks.dvc_content import Content, Job
+from tasks.faults import one_line
 from tasks.running import Log, Running
-from tasks.stages import Stage, StageFailed, one_line
+from tasks.stages import Stage, StageFailed
 
 DEPLOYMENT = "distill/stage"
 POLL_SECONDS = 2.0
