@@ -108,16 +108,26 @@ def _close(descriptors: Sequence[int]) -> None:
 
 
 def here(folder: Path, without_gpu: int, processes: int = 1) -> Slots:
-    """One slot for each GPU of this host, or for each `processes` of them, shared by all that run on it; without a GPU so
-    many slots in `folder`."""
+    """The slots on the GPUs of this host; where there are none, so many in `folder`."""
     if without_gpu < 1:
         raise UserError(f"slots must be at least 1, got {without_gpu}")
-    if devices := gpus():
-        if processes > len(devices):
-            raise UserError(f"compute.processes is {processes} and there are {len(devices)} GPUs here; lower it")
-        firsts = range(0, len(devices) - processes + 1, processes)
-        return Slots([_of_gpus(devices[first : first + processes]) for first in firsts])
-    return Slots([Slot(folder / f"slot-{index}.lock", {}) for index in range(without_gpu)])
+    return on_gpus(processes) or in_folder(folder, without_gpu)
+
+
+def on_gpus(processes: int) -> Slots | None:
+    """One slot for each GPU of this host, or for each `processes` of them, shared by all that run on it; None without any."""
+    devices = gpus()
+    if not devices:
+        return None
+    if processes > len(devices):
+        raise UserError(f"compute.processes is {processes} and there are {len(devices)} GPUs here; lower it")
+    firsts = range(0, len(devices) - processes + 1, processes)
+    return Slots([_of_gpus(devices[first : first + processes]) for first in firsts])
+
+
+def in_folder(folder: Path, count: int) -> Slots:
+    """Slots of those who work in one folder."""
+    return Slots([Slot(folder / f"slot-{index}.lock", {}) for index in range(count)])
 
 
 def _of_gpus(names: Sequence[str]) -> Slot:

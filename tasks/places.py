@@ -18,11 +18,11 @@ STAGE_BYTES = 2**30
 
 def of(workspace: Path, params: Params, slots: int | None) -> locks.Slots:
     """slots: what was asked for; None for as many as the machine can. A UserError for more than there are GPUs."""
-    if devices := locks.here(workspace, 1, locks.processes_of(workspace)).all if locks.gpus() else ():
-        if slots is not None and slots > len(devices):
-            raise UserError(f"--slots: there are GPUs for {len(devices)} stages at a time, got {slots}")
-        return locks.Slots(devices[:slots])
-    return locks.here(workspace / ".dvc" / "tmp", slots or _most(params))
+    if on_gpus := locks.on_gpus(locks.processes_of(workspace)):
+        if slots is not None and slots > len(on_gpus.all):
+            raise UserError(f"--slots: there are GPUs for {len(on_gpus.all)} stages at a time, got {slots}")
+        return locks.Slots(on_gpus.all[:slots])
+    return locks.in_folder(workspace / ".dvc" / "tmp", slots or _most(params))
 
 
 def _most(params: Params) -> int:

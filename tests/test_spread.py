@@ -521,6 +521,20 @@ def test_a_stage_that_was_given_up_for_lost_is_not_done_beside_itself(pair, monk
     assert logged[-3:] == ["fetch", 2, "push"]  # both locks last as long as its processes
 
 
+def test_without_a_gpu_there_are_as_many_places_as_processors_that_may_be_used(pair, monkeypatch):
+    """A container's share of them, not the machine's."""
+    one, other = pair
+
+    def here(folder, count, processes):
+        raise Stopped(f"{count} places")
+
+    monkeypatch.setattr(stage.joblib, "cpu_count", lambda: 3)
+    monkeypatch.setattr(locks, "here", here)
+    monkeypatch.setattr(exchange, "fetch", lambda *what: None)
+    with pytest.raises(Stopped, match=r"^3 places$"):
+        stage._run(job(one, "arm@left"), other, Running(), print, *exchange.store(other, None))
+
+
 def test_the_states_lie_where_hosts_share_them_and_the_log_says_whether(pair, monkeypatch, tmp_path):
     _, other = pair
     assert exchange.store(other, None) == (other / ".resume", False)
