@@ -27,7 +27,7 @@ from diffcore.core.errors import UserError
 from flows import distill, exchange, pages, ready, spread, stage, watch
 from tasks import dvc_content, dvc_files, dvc_remote, locks, stages, surroundings
 from tasks.running import Running, Stopped
-from tests.test_flows import behave, start, starts, toy, until
+from tests.test_flows import at_work, behave, start, starts, toy, until
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = [
@@ -209,22 +209,21 @@ def test_what_dvc_fails_at_may_go_better_at_another_try(pair, capfd, monkeypatch
     assert "ERROR: the line was cut" in capfd.readouterr().err
 
 
-def test_an_output_is_not_replaced_while_a_stage_reads_it(pair, monkeypatch, capfd):
+def test_an_output_is_not_replaced_while_a_stage_reads_it(pair, monkeypatch):
     one, other = pair
+    heard: list[str] = []
+    monkeypatch.setattr(dvc_remote, "log", heard.append)
     with_outputs(other, "artifacts/shard")
     (other / "artifacts/shard").write_text("of another run\n")
     wanted = job(one, "arm@left")
     monkeypatch.setattr(dvc_remote, "BUSY_SECONDS", 0.05)
-    with subprocess.Popen(["sleep", "300"]) as reader:
+    with at_work() as reader:
         held = {"read": {str(other / "artifacts/shard"): [{"pid": reader.pid, "cmd": "dvc repro"}]}}
         (other / ".dvc/tmp").mkdir(exist_ok=True)
         (other / ".dvc/tmp/rwlock").write_text(json.dumps(held))
-        try:
-            future = start(dvc_remote.fetch, wanted)
-            assert until(lambda: "waiting: " in capfd.readouterr().out)
-            assert (other / "artifacts/shard").read_text() == "of another run\n"
-        finally:
-            reader.kill()
+        future = start(dvc_remote.fetch, wanted)
+        assert until(lambda: any("waiting: " in line for line in heard))
+        assert (other / "artifacts/shard").read_text() == "of another run\n"
     future.result(60)
     assert (other / "artifacts/shard").read_text() == "artifacts/shard\n"
 
