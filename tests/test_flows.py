@@ -36,7 +36,7 @@ from ruamel.yaml import YAML
 from console.start import ask
 from diffcore.core import disk
 from diffcore.core.errors import UserError
-from flows import distill, pages, planning, ready, services
+from flows import distill, pages, planning, ready, services, watch
 from flows.service import MARK, NAMES, Folder, Record, Service
 from tasks import alone, command, locks, stages
 from tasks.running import SUPERVISOR, Ended, Running, Stopped, surroundings
@@ -2051,7 +2051,8 @@ def test_what_is_deployed_is_the_flow_in_the_project_s_folder_on_the_worker_s_po
     (step,) = found["pull"]
     assert step == {"prefect.deployments.steps.set_working_directory": {"directory": "{{ $DISTILL_ROOT }}"}}
     full, smoke = ({key: one[key] for key in one if key != "description"} for one in found["deployments"])
-    shared = {"entrypoint": "flows/distill.py:distill", "work_pool": {"name": planning.POOL}}
+    pool = {"name": planning.POOL, "job_variables": {"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}}}
+    shared = {"entrypoint": "flows/distill.py:distill", "tags": [watch.TAG], "work_pool": pool}
     assert full == {"name": "full", **shared}
     assert smoke == {"name": "smoke", "parameters": {"preset": "smoke"}, **shared}
     assert (ROOT / "presets/smoke.yaml").is_file()

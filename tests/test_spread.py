@@ -582,16 +582,24 @@ def test_how_a_stage_ends_says_whether_another_try_may_help(pair, monkeypatch, e
 # ---- what is deployed
 
 
-def test_the_parent_has_a_pool_of_its_own_and_both_are_watched_by_their_heartbeat():
-    deployed = {one["name"]: one for one in YAML(typ="safe").load(ROOT / watch.FILE)["deployments"]}
-    assert set(deployed) == {"stage", "spread"}
-    assert deployed["stage"]["work_pool"]["name"] != deployed["spread"]["work_pool"]["name"]
-    assert deployed["spread"]["parameters"] == {"spread": True}
-    for one in deployed.values():
+def deployed(file: str) -> dict[str, dict]:
+    return {one["name"]: one for one in YAML(typ="safe").load(ROOT / file)["deployments"]}
+
+
+def test_the_parent_has_a_pool_of_its_own():
+    ours = deployed(watch.FILE)
+    assert set(ours) == {"stage", "spread"}
+    assert ours["stage"]["work_pool"]["name"] != ours["spread"]["work_pool"]["name"]
+    assert ours["spread"]["parameters"] == {"spread": True}
+    assert f"distill/{ours['stage']['name']}" == spread.DEPLOYMENT
+
+
+@pytest.mark.parametrize("file", ["prefect.yaml", watch.FILE])
+def test_every_deployment_is_watched_by_its_heartbeat(file):
+    for one in deployed(file).values():
         assert one["tags"] == [watch.TAG]
         beat = int(one["work_pool"]["job_variables"]["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
         assert watch.SILENCE.total_seconds() >= 3 * beat >= 90
-    assert f"distill/{deployed['stage']['name']}" == spread.DEPLOYMENT
 
 
 def test_a_silent_run_and_one_that_was_not_started_are_set_to_crashed():
@@ -601,4 +609,5 @@ def test_a_silent_run_and_one_that_was_not_started_are_set_to_crashed():
         assert one.trigger.posture.value == "Proactive"
         assert one.trigger.match_related.root["prefect.resource.id"] == f"prefect.tag.{watch.TAG}"
         assert [action.state.value for action in one.actions] == ["CRASHED"]
+        assert one.trigger.for_each == {"prefect.resource.id"}  # else one run's heartbeats keep all others alive
     assert unstarted.trigger.within > silent.trigger.within == watch.SILENCE
