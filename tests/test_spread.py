@@ -353,6 +353,15 @@ def test_each_stage_is_sent_when_those_above_it_are_done_and_arms_go_side_by_sid
     assert again.sent == []
 
 
+def test_of_stages_that_can_begin_that_comes_first_for_which_most_others_wait(parent, monkeypatch):
+    pipeline = json.loads((parent / "dvc.yaml").read_text())
+    pipeline["stages"]["evaluate"]["deps"] = ["artifacts/right"]
+    (parent / "dvc.yaml").write_text(json.dumps(pipeline))
+    pool = Pool(monkeypatch, parent, {})
+    pool.spread()
+    assert pool.sent == ["shard", "arm@right", "arm@left", "evaluate"]
+
+
 def test_a_lost_stage_is_sent_again_a_refused_one_is_not_and_what_needs_it_does_not_run(parent, monkeypatch):
     lost = [Crashed(message="no heartbeat"), Completed()]
     refused = [Failed(name=stage.REFUSED, message="arm@right: a typo")]

@@ -149,6 +149,7 @@ OWN = (
     _own("flows/pages.py", "if after is not None and after != before:", "if after is not None:", "each run tells of the challenger that everybody knows", "flows"),
     _own("flows/spread.py", "if state.name == REFUSED or self._tries[name] > self.retries:", "if self._tries[name] > self.retries:", "a mistake of the user's is tried again on another worker", "spread"),
     _own("flows/spread.py", "if name not in begun and set(stage.after) <= set(self.states)]", "if name not in begun][:1]", "stages do not wait for those above, and arms go one after the other", "spread"),
+    _own("flows/spread.py", "for name in in_order(self.todo)}", "for name in self.todo}", "what the most stages wait for is taken last, and workers are idle meanwhile", "spread"),
     _own("flows/spread.py", "error.response.status_code < SERVER_ERROR:", "error:", "a server that is busy for a moment ends the parent, and cancels hours of training", "spread"),
     _own("flows/spread.py", "                    self.cancel()\n", "                    pass\n", "cancelling the parent leaves its stages running", "spread"),
     _own("flows/stage.py", "keep=[content, *held], pull=True)", "keep=held, pull=True)", "a stage whose engine was killed is done by another worker while its process still saves", "spread"),
