@@ -1,8 +1,7 @@
 """Prefect's automations for this project: `python deploy/automations.py [--notify TYPE/NAME]`.
 
-Without a notification block only runs whose heartbeats stopped are dealt with: a host that was lost leaves them "Running" for
-ever. With one, a failed run and a new challenger are told of too. What is there already is brought up to date, never doubled,
-and one that a person has switched off stays off.
+Without a notification block only lost runs are dealt with (flows/watch.py). With one, a failed run and a new challenger are
+told of too. What is there already is brought up to date, never doubled, and one that a person has switched off stays off.
 """
 
 import argparse
@@ -13,38 +12,14 @@ from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.objects import StateType
-from prefect.events.actions import ActionTypes, ChangeFlowRunState, SendNotification
+from prefect.events.actions import ActionTypes, SendNotification
 from prefect.events.schemas.automations import Automation, AutomationCore, EventTrigger, Posture
 from prefect.exceptions import ObjectNotFound
 
-POOL = "gpu"
+from flows import pages, watch
+
 FLOW = "distill"
-CHALLENGER = "distill.challenger"
-HEARTBEAT = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
-MISSED = 3
-"""Heartbeats that may be missing: with fewer a healthy run on a busy host is declared dead."""
 RUNS = {"prefect.resource.id": "prefect.flow-run.*"}
-ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Crashed", "Cancelled", "Cancelling")}
-
-
-def silent(seconds: int) -> AutomationCore:
-    """A run of the pool that neither ends nor shows a heartbeat for so long is crashed: what started it can try again."""
-    return AutomationCore(
-        name="distill: crash a run whose heartbeats stopped",
-        description=f"No heartbeat for {seconds} s: its worker or host is gone.",
-        trigger=EventTrigger(
-            match=RUNS,
-            match_related=related("work-pool", POOL),
-            after={"prefect.flow-run.heartbeat"},
-            expect={"prefect.flow-run.heartbeat", *ENDS},
-            for_each={"prefect.resource.id"},
-            posture=Posture.Proactive,
-            threshold=1,
-            within=timedelta(seconds=seconds),
-        ),
-        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"no heartbeat for {seconds} s")],
-    )
 
 
 def failed(block: UUID) -> AutomationCore:
@@ -62,7 +37,7 @@ def challenger(block: UUID) -> AutomationCore:
     text = "{{ event.payload.model }} version {{ event.payload.version }}: {{ event.payload.point }}"
     return AutomationCore(
         name="distill: tell of a new challenger",
-        trigger=reactive({"prefect.resource.id": "distill.model.*"}, {CHALLENGER}),
+        trigger=reactive({"prefect.resource.id": "distill.model.*"}, {pages.CHALLENGER}),
         actions=[notification(block, "distill: a new challenger", text)],
     )
 
@@ -107,22 +82,6 @@ def apply(client: SyncPrefectClient, wanted: AutomationCore) -> str:
     return f"updated    {wanted.name}"
 
 
-def seconds_between_heartbeats(client: SyncPrefectClient) -> int:
-    """That of the pool's template. A ValueError if it has none: every healthy run would be declared dead."""
-    try:
-        template = client.read_work_pool(POOL).base_job_template
-    except ObjectNotFound:
-        raise ValueError(f"there is no work pool {POOL!r}: docs/deploy.md says how it is made") from None
-    environment = template.get("job_configuration", {}).get("env")
-    seconds = environment.get(HEARTBEAT) if isinstance(environment, dict) else None
-    if seconds is None:
-        raise ValueError(
-            f"the work pool {POOL!r} does not set {HEARTBEAT}: "
-            f"`prefect work-pool update {POOL} --base-job-template deploy/pool-process.json` (or -docker, -kubernetes)"
-        )
-    return int(seconds)
-
-
 def block_of(client: SyncPrefectClient, name: str) -> UUID:
     kind, _, document = name.partition("/")
     try:
@@ -137,7 +96,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     with get_client(sync_client=True) as client:
         try:
-            wanted = [silent(MISSED * seconds_between_heartbeats(client))]
+            wanted = watch.automations()
             if options.notify:
                 block = block_of(client, options.notify)
                 wanted += [failed(block), challenger(block)]

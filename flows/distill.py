@@ -23,7 +23,7 @@ from prefect.settings import (
 from prefect.states import Cancelled, Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from diffcore.core.errors import UserError
+from diffcore.core.errors import MISTAKE, UserError
 from flows import exchange, pages
 from flows import spread as spreading
 from flows.ready import ready, shared
@@ -190,7 +190,7 @@ def main(arguments: list[str]) -> int:
             state = distill(preset=options.preset, targets=tuple(options.targets), return_state=True)
     except UserError as error:
         print(f"error: {redact(str(error))}", file=sys.stderr)
-        return stages.MISTAKE
+        return MISTAKE
     print(f"{state.name}: {state.message}", file=sys.stdout if state.is_completed() else sys.stderr)
     return 0 if state.is_completed() else 1
 

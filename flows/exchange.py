@@ -9,8 +9,8 @@ from typing import Any
 from dvc.exceptions import DvcException
 
 from diffcore.core import disk
-from diffcore.core.errors import UserError
-from tasks import dvc_content, dvc_environment, dvc_files, dvc_remote, paths, stages, surroundings
+from diffcore.core.errors import MISTAKE, UserError
+from tasks import dvc_content, dvc_environment, dvc_files, dvc_remote, faults, paths, stages, surroundings
 from tasks.dvc_content import Content, Job
 from tasks.running import Log, Running
 
@@ -23,7 +23,7 @@ def contents(workspace: Path) -> dict[str, Content]:
     try:
         return stages.with_dvc(workspace, dvc_content.contents)
     except DvcException as error:
-        raise UserError(f"DVC cannot read {workspace}: {stages.one_line(error)}") from error
+        raise UserError(f"DVC cannot read {workspace}: {faults.one_line(error)}") from error
 
 
 def remote(workspace: Path) -> str:
@@ -56,7 +56,7 @@ def _dvc(arguments: list[str], what: str, workspace: Path, running: Running, log
     ended = running.run(command, workspace, log, dvc_environment.of(workspace))
     if ended.code:
         code, line = stages.cause(ended)
-        raise UserError(line) if code == stages.MISTAKE else stages.StageFailed(f"{what} and the remote: {line}")
+        raise UserError(line) if code == MISTAKE else stages.StageFailed(f"{what} and the remote: {line}")
 
 
 def read_lock(workspace: Path) -> dict[str, Any]:

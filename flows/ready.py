@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from diffcore.core.errors import UserError
+from diffcore.core.errors import MISTAKE, UserError
 from tasks import dvc_files, locks, stages
 from tasks.running import Log, Running
 
@@ -99,5 +99,5 @@ def run_verb(folder: Path, running: Running, log: Log, *arguments: str) -> None:
     ended = running.run([sys.executable, "-m", "tasks", *arguments], folder, log)
     if ended.code:
         line = ended.lines[-1] if ended.lines else "it said nothing"
-        reported = stages.faults(ended.lines) if ended.code == stages.MISTAKE else ""
+        reported = stages.faults(ended.lines) if ended.code == MISTAKE else ""
         raise UserError(reported or f"python -m tasks {arguments[0]} failed: {line}")

@@ -27,8 +27,10 @@ from flows import exchange, watch
 from flows.stage import ENTRY, REFUSED
 from tasks import dvc_content
 from tasks.dvc_content import Content, Job
+from tasks.faults import one_line
+from tasks.pipeline import in_order
 from tasks.running import Log, Running
-from tasks.stages import Stage, StageFailed, one_line
+from tasks.stages import Stage, StageFailed
 
 DEPLOYMENT = "distill/stage"
 POLL_SECONDS = 2.0
@@ -78,6 +80,7 @@ class Spread:
 
     def run(self) -> dict[str, State]:
         """The state of each stage. Left before the end, however that comes, it cancels the stages on their way."""
+        self.todo = {name: self.todo[name] for name in in_order(self.todo)}  # workers take the first that was sent
         self.contents = exchange.contents(self.folder)
         if foreign := [name for name in self.todo if name not in self.contents]:
             raise UserError(f"{foreign[0]} is no stage of dvc.yaml itself, and only those can be spread over workers")

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import joblib
 from prefect import flow, get_run_logger
 from prefect.artifacts import Artifact
 from prefect.states import Cancelled, Completed, Failed, State
@@ -68,7 +69,7 @@ def _run(job: Job, workspace: Path, running: Running, log: Log, saved: Path, eve
     lock = saved / "locks" / f"{name.replace('/', '-')}-{dvc_content.key(job)[:16]}"
     with locks.hold(lock, log, f"waiting: {name} is being done already, by one who was given up for lost") as content:
         exchange.fetch(job, workspace, running, log)
-        most = os.cpu_count() or 1  # without GPUs the worker's --limit says how many there are at a time
+        most = joblib.cpu_count()  # without GPUs the worker's --limit says how many there are at a time
         places = locks.here(workspace, most)
         environment = {exchange.SHARED_STORE: str(saved)} if everywhere else {}
         with places.taken(name, log, lambda: running.pause(0)) as (slots, held):

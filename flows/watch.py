@@ -1,7 +1,7 @@
-"""Stages whose worker is lost: Prefect would show them as running for ever, so automations set them to Crashed.
+"""Runs whose worker is lost: Prefect would show them as running for ever, so automations set them to Crashed.
 
-The stages of a spread run carry a tag and send a heartbeat each 30 s (prefect.spread.yaml: a job variable of the
-deployment, so that no worker can be without it).
+The runs of our deployments carry a tag and send a heartbeat each 30 s (prefect.yaml, prefect.spread.yaml: a job variable of
+the deployment, so that no worker can be without it). A spread run makes the automations, or deploy/automations.py.
 """
 
 from datetime import timedelta
@@ -44,7 +44,7 @@ def _automation(name: str, after: str, within: timedelta, message: str) -> Autom
         within=within,
     )
     action = ChangeFlowRunState(state=StateType.CRASHED, message=f"{message} ({within.total_seconds():.0f} s)")
-    return AutomationCore(name=name, description="Made by a spread run.", trigger=trigger, actions=[action])
+    return AutomationCore(name=name, description=f"Of the runs with the tag {TAG}.", trigger=trigger, actions=[action])
 
 
 def ensure(deployment: str, log: Log) -> None:

@@ -89,19 +89,19 @@ def _kept(verb: "Verb") -> int:
 
 def _mendable(work: Callable[[], int]) -> tuple[int, str | None]:
     """The exit code, and what the user or the machine is to mend, if anything."""
-    from diffcore.core.errors import UserError
+    from diffcore.core.errors import MISTAKE, UserError
     from tasks import faults, surroundings
 
     try:
         return work(), None
     except UserError as error:
-        return 2, str(error)
+        return MISTAKE, str(error)
     except ImportError as error:
-        return 2, surroundings.lacking(error)
+        return MISTAKE, surroundings.lacking(error)
     except Exception as error:
         if (line := faults.describe(error)) is None:
             raise
-        return 2, line
+        return MISTAKE, line
 
 
 def _put_back(stages: tuple[str, ...]) -> None:
@@ -119,15 +119,16 @@ def _put_back(stages: tuple[str, ...]) -> None:
 def _print_error(message: str) -> int:
     """The exit code; nothing secret is printed. One of several processes leaves it to whoever started them."""
     from diffcore.core import launch
+    from diffcore.core.errors import MISTAKE
     from tasks import redaction
 
     if launch.report(redaction.redact(message)):
-        return 2
+        return MISTAKE
 
     with contextlib.suppress(OSError):  # where nothing can be written the exit code must do
         for line in message.splitlines():
             print(f"error: {redaction.redact(line)}", file=sys.stderr)
-    return 2
+    return MISTAKE
 
 
 def end(code: int) -> int:

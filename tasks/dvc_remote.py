@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from diffcore.core import disk
-from diffcore.core.errors import UserError
-from tasks import dvc_content, dvc_environment, dvc_files
+from diffcore.core.errors import MISTAKE, UserError
+from tasks import dvc_content, dvc_environment, dvc_files, faults
 from tasks.dvc_content import Job
 from tasks.progress import log
 
-MISTAKE = 2
 BUSY_SECONDS = 2.0
 NO_REMOTE = (
     "DVC has no default remote here, through which hosts hand artifacts on: "
@@ -31,15 +30,13 @@ def main(arguments: Sequence[str]) -> int:
     """0; 2 for what is the user's to mend; 1 where another try may help."""
     from dvc.exceptions import DvcException
 
-    from tasks import faults
-
     try:
         verb, *words = arguments
         VERBS[verb](words)
     except UserError as error:
         return _print_error(str(error))
     except DvcException as error:
-        print(f"ERROR: {_one_line(error)}", file=sys.stderr)
+        print(f"ERROR: {faults.one_line(error)}", file=sys.stderr)
         return 1
     except Exception as error:
         if (line := faults.describe(error)) is None:
@@ -51,11 +48,6 @@ def main(arguments: Sequence[str]) -> int:
 def _print_error(line: str) -> int:
     print(f"error: {line}", file=sys.stderr)
     return MISTAKE
-
-
-def _one_line(error: BaseException) -> str:
-    causes = f"{error}" + (f" ({error.__cause__})" if error.__cause__ else "")
-    return " ".join(causes.split())
 
 
 def fetch(job: Job) -> None:
@@ -134,7 +126,7 @@ def _written(repo: Any, paths: Collection[str]) -> Iterator[None]:
                 break
             except LockError as error:
                 if not waiting:
-                    log(f"waiting: {_one_line(error).partition(' If there')[0]}")
+                    log(f"waiting: {faults.one_line(error).partition(' If there')[0]}")
                 waiting = True
                 time.sleep(BUSY_SECONDS)
         yield

@@ -12,10 +12,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from diffcore.core.errors import MISTAKE
 from tasks import dvc_files
 from tasks.progress import log
 
-MISTAKE = 2
 LOGGERS = ("dvc", "dvc_data", "dvc_objects")
 CODE = re.compile(r"exited with (-?\d+)$")
 """DVC keeps a stage's exit code in the words of its error alone."""

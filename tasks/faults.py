@@ -44,6 +44,12 @@ def describe(error: BaseException) -> str | None:
     return None
 
 
+def one_line(error: BaseException) -> str:
+    """An error in its own words, its cause in brackets, without line breaks."""
+    causes = f"{error}" + (f" ({error.__cause__})" if error.__cause__ else "")
+    return " ".join(causes.split())
+
+
 def _describe_one(error: BaseException) -> str | None:
     if (
         isinstance(error, MemoryError)

@@ -16,11 +16,11 @@ from typing import TypeVar
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
-from diffcore.core.errors import UserError
+from diffcore.core.errors import MISTAKE, UserError
 from tasks import dvc_environment
+from tasks.faults import one_line
 from tasks.running import Ended, Log, Running
 
-MISTAKE = 2  # the exit code of a stage that can only be mended by the user
 FAULTS = 2000  # characters of a stage's faults that its state tells
 BUSY_SECONDS = 2.0  # between two looks whether another command in the workspace has ended
 BUSY = re.compile(r"ERROR: .* is busy, it is being blocked by:$")
@@ -105,12 +105,6 @@ def with_dvc(workspace: Path, ask: Callable[[Repo], Answer]) -> Answer:
     """What `ask` answers of DVC's repository, which one thread at a time may look at."""
     with _asking, _repo(workspace, _wait_for_lock=True) as repo:
         return ask(repo)
-
-
-def one_line(error: BaseException) -> str:
-    """An error of DVC's with its cause, without line breaks."""
-    causes = f"{error}" + (f" ({error.__cause__})" if error.__cause__ else "")
-    return " ".join(causes.split())
 
 
 def chosen(stages: Mapping[str, Stage], targets: Collection[str]) -> dict[str, Stage]:

@@ -1,25 +1,26 @@
 """deploy/, without Docker or Kubernetes: the templates name what there is, in versions that are tested, and no password."""
 
+import asyncio
 import configparser
+import contextlib
 import importlib.util
 import json
 import re
 import tomllib
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from prefect.exceptions import ObjectNotFound
-from prefect.workers.process import ProcessJobConfiguration
+from prefect.workers.base import BaseJobConfiguration
 from ruamel.yaml import YAML
 
-from flows import distill, planning
+from flows import distill, planning, watch
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
 POOLS = ("process", "docker", "kubernetes")
 PLACEHOLDER = re.compile(r"\{\{ ([\w.-]+) \}\}")
-HEARTBEAT = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
 SECRETS = ("POSTGRES_PASSWORD", "PREFECT_PASSWORD", "MLFLOW_PASSWORD", "MLFLOW_SECRET_KEY")
 
 
@@ -180,20 +181,19 @@ def test_a_template_names_each_of_its_variables_and_only_those(kind):
 
 
 @pytest.mark.parametrize("kind", POOLS)
-def test_every_run_of_a_pool_sends_the_heartbeats_that_the_automation_counts_on(kind, automations):
-    assert pool(kind)["job_configuration"]["env"][HEARTBEAT] == "30"
-    assert f"{HEARTBEAT}=30" in (DEPLOY / "Dockerfile").read_text()
-    assert automations.HEARTBEAT == HEARTBEAT
+def test_a_deployment_s_own_variables_reach_the_runs_of_every_pool(kind):
+    """Among them the heartbeat, which says that a run is alive."""
+    (variables,) = {json.dumps(one["work_pool"]["job_variables"]) for one in loaded("../prefect.yaml")["deployments"]}
+    environment = json.loads(variables)["env"]
+    job = asyncio.run(BaseJobConfiguration.from_template_and_values(pool(kind), {"env": environment}, client=Blocks()))
+    assert environment.items() <= job.env.items()
 
 
-def test_a_deployment_s_own_variables_are_laid_over_the_pool_s():
-    import asyncio
+class Blocks:
+    """A client whose every block document is a password."""
 
-    values = {"env": {"EXTRA": "1"}}
-    configuration = asyncio.run(
-        ProcessJobConfiguration.from_template_and_values(pool("process"), values, client=object())
-    )
-    assert configuration.env == {HEARTBEAT: "30", "EXTRA": "1"}
+    async def read_block_document_by_name(self, name, block_type_slug):
+        return SimpleNamespace(id=None, data={"value": "s3same"})
 
 
 def test_a_job_asks_for_gpus_and_has_its_secrets_by_reference():
@@ -226,8 +226,8 @@ def test_what_a_kubernetes_pool_needs_has_the_names_that_its_template_uses():
 class Server:
     """What automations.py asks of Prefect's client."""
 
-    def __init__(self, template=None):
-        self.kept, self.updates, self.template = {}, [], template
+    def __init__(self):
+        self.kept, self.updates = {}, []
 
     def read_automations_by_name(self, name):
         return [self.kept[name]] if name in self.kept else []
@@ -239,59 +239,38 @@ class Server:
     def update_automation(self, number, wanted):
         self.updates.append((number, wanted))
 
-    def read_work_pool(self, name):
-        if self.template is None:
-            raise ObjectNotFound(LookupError())
-        return SimpleNamespace(base_job_template=self.template)
-
-
-def test_the_automation_hears_the_event_that_the_flow_emits(automations):
-    from flows import pages
-
-    (event,) = automations.challenger(BLOCK).trigger.expect
-    assert event == pages.CHALLENGER
+    def read_deployment_by_name(self, name):
+        pass
 
 
 BLOCK = "6f1c2f4e-0000-4000-8000-000000000001"
 
 
-def test_automations_made_twice_are_there_once_and_one_that_is_off_stays_off(automations):
+def test_automations_made_twice_are_there_once_and_one_that_is_off_stays_off(automations, monkeypatch):
     server = Server()
-    every = [automations.silent(90), automations.failed(BLOCK), automations.challenger(BLOCK)]
-    assert [automations.apply(server, each).split()[0] for each in every] == ["created"] * 3
-    assert [automations.apply(server, each).split()[0] for each in every] == ["unchanged"] * 3
+    every = [*watch.automations(), automations.failed(BLOCK), automations.challenger(BLOCK)]
+    assert [automations.apply(server, each).split()[0] for each in every] == ["created"] * 4
+    assert [automations.apply(server, each).split()[0] for each in every] == ["unchanged"] * 4
     first = every[0].name
     server.kept[first].__dict__["enabled"] = False
-    assert automations.apply(server, automations.silent(120)).split()[0] == "updated"
+    monkeypatch.setattr(watch, "SILENCE", timedelta(seconds=300))
+    assert automations.apply(server, watch.automations()[0]).split()[0] == "updated"
     ((number, wanted),) = server.updates
-    assert (number, wanted.enabled, wanted.trigger.within.seconds) == (f"id of {first}", False, 120)
-    assert len(server.kept) == 3
+    assert (number, wanted.enabled, wanted.trigger.within.seconds) == (f"id of {first}", False, 300)
+    assert len(server.kept) == 4
 
 
-def test_a_run_without_a_heartbeat_or_an_end_is_crashed_each_by_itself(automations):
-    trigger = automations.silent(90).trigger
-    assert trigger.posture == "Proactive"
-    assert trigger.after == {"prefect.flow-run.heartbeat"} < trigger.expect
-    assert {f"prefect.flow-run.{end}" for end in ("Completed", "Failed", "Crashed", "Cancelled")} < trigger.expect
-    assert trigger.for_each == {"prefect.resource.id"}
-    assert trigger.match_related.root["prefect.resource.name"] == planning.POOL
-    assert automations.silent(90).actions[0].state == "CRASHED"
+def test_a_spread_run_and_the_script_share_the_automations_of_lost_runs(automations, monkeypatch):
+    server = Server()
+    monkeypatch.setattr(automations, "get_client", lambda **_: contextlib.nullcontext(server))
+    monkeypatch.setattr(watch, "get_client", lambda **_: contextlib.nullcontext(server))
+    assert automations.main([]) == 0
+    before = dict(server.kept)
+    watch.ensure("distill/stage", pytest.fail)
+    assert server.kept == before
+    assert set(before) == {each.name for each in watch.automations()}
 
 
-def test_the_time_without_heartbeats_is_three_of_the_pool_s_and_a_pool_without_is_refused(automations):
-    for kind in POOLS:
-        assert automations.seconds_between_heartbeats(Server(pool(kind))) == 30
-    assert automations.MISSED == 3
-    for template in ({"job_configuration": {"env": "{{ env }}"}}, {"job_configuration": {"env": {}}}, {}):
-        with pytest.raises(
-            ValueError, match=f"the work pool 'gpu' does not set {HEARTBEAT}: `prefect work-pool update gpu "
-        ):
-            automations.seconds_between_heartbeats(Server(template))
-    with pytest.raises(ValueError, match=r"there is no work pool 'gpu': docs/deploy\.md"):
-        automations.seconds_between_heartbeats(Server())
-
-
-def test_the_automations_name_the_flow_and_its_pool(automations):
+def test_the_automations_name_the_flow(automations):
     assert distill.distill.name == automations.FLOW
-    assert planning.POOL == automations.POOL
     assert automations.failed(BLOCK).trigger.match_related.root["prefect.resource.name"] == distill.distill.name

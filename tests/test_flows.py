@@ -19,6 +19,7 @@ import threading
 import time
 import tomllib
 import urllib.request
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ from ruamel.yaml import YAML
 from console.start import ask
 from diffcore.core import disk
 from diffcore.core.errors import UserError
-from flows import distill, pages, planning, ready, services
+from flows import distill, pages, planning, ready, services, watch
 from flows.service import MARK, NAMES, Folder, Record, Service
 from tasks import alone, command, locks, stages
 from tasks.running import SUPERVISOR, Ended, Running, Stopped, surroundings
@@ -146,6 +147,16 @@ def until(true, seconds: float = 60.0) -> bool:
     while not (found := true()) and time.monotonic() < limit:
         time.sleep(0.05)
     return bool(found)  # asked once where once is enough: what is asked may start a run
+
+
+@contextlib.contextmanager
+def at_work(**options) -> Iterator[subprocess.Popen]:
+    """A process that does nothing, and ends with the block however that is left."""
+    with subprocess.Popen(["sleep", "300"], **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def gone(pid: int) -> bool:
@@ -303,7 +314,7 @@ def test_a_stage_waits_for_another_command_that_holds_its_files_and_says_who(tmp
     monkeypatch.setattr(stages, "BUSY_SECONDS", 0.1)
     toy(tmp_path)
     heard = []
-    with subprocess.Popen(["sleep", "300"]) as other:
+    with at_work() as other:
         held = {"pid": other.pid, "cmd": "/bin/dvc repro"}
         (tmp_path / ".dvc" / "tmp").mkdir()
         (tmp_path / ".dvc" / "tmp" / "rwlock").write_text(
@@ -312,7 +323,6 @@ def test_a_stage_waits_for_another_command_that_holds_its_files_and_says_who(tmp
         future = start(stages.reproduce, "shard", tmp_path, Running(), heard.append)
         assert until(lambda: any("waiting" in line for line in heard), 60)
         assert not future.done()
-        other.kill()
     assert future.result(120) is None
     assert (tmp_path / "artifacts/shard").is_file()
     waiting = f"waiting: shard needs files on which another command is at work: /bin/dvc repro (pid {other.pid})"
@@ -1403,7 +1413,7 @@ def test_a_port_in_other_hands_is_one_line_and_starts_nothing(tmp_path):
 
 
 def test_a_recycled_pid_is_never_killed(tmp_path, capsys):
-    with subprocess.Popen(["sleep", "60"]) as stranger:
+    with at_work() as stranger:
         born = psutil.Process(stranger.pid).create_time()
         folder = Folder(tmp_path)
         folder.write("worker", Record(stranger.pid, born - 100, "http://127.0.0.1:1/api"))
@@ -1508,7 +1518,7 @@ def orphaned(folder: Folder) -> list[psutil.Process]:
 def test_what_a_killed_service_left_is_ended_and_nothing_else(tmp_path, capsys, verb):
     folder = Folder(tmp_path)
     folder.path.mkdir()
-    with subprocess.Popen(["sleep", "300"], start_new_session=True) as stranger:
+    with at_work(start_new_session=True) as stranger:
         left = orphaned(folder)
         if verb == "down":
             services.down(tmp_path)
@@ -1516,7 +1526,6 @@ def test_what_a_killed_service_left_is_ended_and_nothing_else(tmp_path, capsys, 
             services._clear(Service("mlflow-server", (), "http://a", lambda: True, {}), folder)
         assert all(gone(process.pid) for process in left)
         assert stranger.poll() is None
-        stranger.kill()
     said = capsys.readouterr().out
     assert all(str(process.pid) in said for process in left)
     assert folder.record("mlflow-server") is None
@@ -1599,12 +1608,11 @@ def test_the_last_words_of_a_service_are_told_and_not_those_of_an_earlier_start(
 
 def test_a_service_of_another_clone_is_not_of_the_family(tmp_path):
     ours, theirs = (Record(2**22 + 1, 0.0, "http://a", mark) for mark in ("one", "other"))
-    with subprocess.Popen(["sleep", "300"], env={**os.environ, MARK: "other"}) as process:
+    with at_work(env={**os.environ, MARK: "other"}) as process:
         assert until(lambda: theirs.family())
         assert [each.pid for each in theirs.family()] == [process.pid]
         assert ours.family() == []
         assert Record(2**22 + 1, 0.0, "http://a").family() == []
-        process.kill()
 
 
 def test_each_clone_has_a_prefect_home_of_its_own_whatever_the_environment_says(tmp_path, monkeypatch):
@@ -2093,7 +2101,8 @@ def test_what_is_deployed_is_the_flow_in_the_project_s_folder_on_the_worker_s_po
     (step,) = found["pull"]
     assert step == {"prefect.deployments.steps.set_working_directory": {"directory": "{{ $DISTILL_ROOT }}"}}
     full, smoke = ({key: one[key] for key in one if key != "description"} for one in found["deployments"])
-    shared = {"entrypoint": "flows/distill.py:distill", "work_pool": {"name": planning.POOL}}
+    pool = {"name": planning.POOL, "job_variables": {"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}}}
+    shared = {"entrypoint": "flows/distill.py:distill", "tags": [watch.TAG], "work_pool": pool}
     assert full == {"name": "full", **shared}
     assert smoke == {"name": "smoke", "parameters": {"preset": "smoke"}, **shared}
     assert (ROOT / "presets/smoke.yaml").is_file()

@@ -5,7 +5,6 @@ import contextlib
 import http.server
 import os
 import socket
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -17,6 +16,7 @@ from diffcore.core.errors import UserError
 from flows import deploying, listening, planning, services
 from flows.service import MARK, NAMES, Folder, Record, Service, elsewhere
 from tasks.tracking import client
+from tests.test_flows import at_work
 
 OTHERS = "0.0.0.0"
 OWN = {"eth0": [(socket.AF_INET6, "fe80::1%eth0"), (socket.AF_INET6, "fd00::7"), (socket.AF_INET, "10.1.2.3")]}
@@ -236,12 +236,9 @@ def test_a_server_that_does_not_tell_is_asked_again_and_nothing_is_repointed(mon
 
 
 def test_status_and_down_name_the_folder_whose_servers_run(tmp_path, monkeypatch, capsys):
-    with subprocess.Popen(["sleep", "300"], env={MARK: "x", "DISTILL_ROOT": str(tmp_path / "other")}) as process:
-        try:
-            assert str(tmp_path / "other") in elsewhere(tmp_path / "here")
-            assert str(tmp_path / "other") not in elsewhere(tmp_path / "other")
-        finally:
-            process.kill()
+    with at_work(env={MARK: "x", "DISTILL_ROOT": str(tmp_path / "other")}):
+        assert str(tmp_path / "other") in elsewhere(tmp_path / "here")
+        assert str(tmp_path / "other") not in elsewhere(tmp_path / "other")
     monkeypatch.setattr(services, "elsewhere", lambda root: ["/a clone"])
     services.status(tmp_path)
     services.down(tmp_path)

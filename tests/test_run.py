@@ -308,6 +308,15 @@ def test_images_that_are_there_are_counted(tmp_path, monkeypatch):
     assert places._kept_bytes(parameters(source="folder:x", memory_gb=0.5)) == 2**29
 
 
+@pytest.mark.parametrize("devices", [["GPU-a", "GPU-b"], []])
+def test_the_host_is_asked_once_for_its_gpus(tmp_path, monkeypatch, devices):
+    """`nvidia-smi` takes a second where the driver sleeps."""
+    asked = []
+    monkeypatch.setattr(places.locks, "gpus", lambda: asked.append("nvidia-smi") or devices)
+    places.of(tmp_path, parameters(), 1)
+    assert len(asked) == 1
+
+
 def test_a_gpu_takes_one_stage_and_no_more_are_promised(tmp_path, monkeypatch):
     monkeypatch.setattr(places.locks, "gpus", lambda: ["GPU-a", "GPU-b"])
     two = places.of(tmp_path, parameters(), None).all

@@ -27,7 +27,7 @@ from diffcore.core.errors import UserError
 from flows import distill, exchange, pages, ready, spread, stage, watch
 from tasks import dvc_content, dvc_files, dvc_remote, locks, stages, surroundings
 from tasks.running import Running, Stopped
-from tests.test_flows import behave, start, starts, toy, until
+from tests.test_flows import at_work, behave, start, starts, toy, until
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = [
@@ -209,22 +209,21 @@ def test_what_dvc_fails_at_may_go_better_at_another_try(pair, capfd, monkeypatch
     assert "ERROR: the line was cut" in capfd.readouterr().err
 
 
-def test_an_output_is_not_replaced_while_a_stage_reads_it(pair, monkeypatch, capfd):
+def test_an_output_is_not_replaced_while_a_stage_reads_it(pair, monkeypatch):
     one, other = pair
+    heard: list[str] = []
+    monkeypatch.setattr(dvc_remote, "log", heard.append)
     with_outputs(other, "artifacts/shard")
     (other / "artifacts/shard").write_text("of another run\n")
     wanted = job(one, "arm@left")
     monkeypatch.setattr(dvc_remote, "BUSY_SECONDS", 0.05)
-    with subprocess.Popen(["sleep", "300"]) as reader:
+    with at_work() as reader:
         held = {"read": {str(other / "artifacts/shard"): [{"pid": reader.pid, "cmd": "dvc repro"}]}}
         (other / ".dvc/tmp").mkdir(exist_ok=True)
         (other / ".dvc/tmp/rwlock").write_text(json.dumps(held))
-        try:
-            future = start(dvc_remote.fetch, wanted)
-            assert until(lambda: "waiting: " in capfd.readouterr().out)
-            assert (other / "artifacts/shard").read_text() == "of another run\n"
-        finally:
-            reader.kill()
+        future = start(dvc_remote.fetch, wanted)
+        assert until(lambda: any("waiting: " in line for line in heard))
+        assert (other / "artifacts/shard").read_text() == "of another run\n"
     future.result(60)
     assert (other / "artifacts/shard").read_text() == "artifacts/shard\n"
 
@@ -352,6 +351,15 @@ def test_each_stage_is_sent_when_those_above_it_are_done_and_arms_go_side_by_sid
     again = Pool(monkeypatch, parent, {})
     assert {state.name for state in again.spread().values()} == {"Cached"}
     assert again.sent == []
+
+
+def test_of_stages_that_can_begin_that_comes_first_for_which_most_others_wait(parent, monkeypatch):
+    pipeline = json.loads((parent / "dvc.yaml").read_text())
+    pipeline["stages"]["evaluate"]["deps"] = ["artifacts/right"]
+    (parent / "dvc.yaml").write_text(json.dumps(pipeline))
+    pool = Pool(monkeypatch, parent, {})
+    pool.spread()
+    assert pool.sent == ["shard", "arm@right", "arm@left", "evaluate"]
 
 
 def test_a_lost_stage_is_sent_again_a_refused_one_is_not_and_what_needs_it_does_not_run(parent, monkeypatch):
@@ -521,6 +529,20 @@ def test_a_stage_that_was_given_up_for_lost_is_not_done_beside_itself(pair, monk
     assert logged[-3:] == ["fetch", 2, "push"]  # both locks last as long as its processes
 
 
+def test_without_a_gpu_there_are_as_many_places_as_processors_that_may_be_used(pair, monkeypatch):
+    """A container's share of them, not the machine's."""
+    one, other = pair
+
+    def here(workspace, count):
+        raise Stopped(f"{count} places")
+
+    monkeypatch.setattr(stage.joblib, "cpu_count", lambda: 3)
+    monkeypatch.setattr(locks, "here", here)
+    monkeypatch.setattr(exchange, "fetch", lambda *what: None)
+    with pytest.raises(Stopped, match=r"^3 places$"):
+        stage._run(job(one, "arm@left"), other, Running(), print, *exchange.store(other, None))
+
+
 def test_the_states_lie_where_hosts_share_them_and_the_log_says_whether(pair, monkeypatch, tmp_path):
     _, other = pair
     assert exchange.store(other, None) == (other / ".resume", False)
@@ -569,16 +591,24 @@ def test_how_a_stage_ends_says_whether_another_try_may_help(pair, monkeypatch, e
 # ---- what is deployed
 
 
-def test_the_parent_has_a_pool_of_its_own_and_both_are_watched_by_their_heartbeat():
-    deployed = {one["name"]: one for one in YAML(typ="safe").load(ROOT / watch.FILE)["deployments"]}
-    assert set(deployed) == {"stage", "spread"}
-    assert deployed["stage"]["work_pool"]["name"] != deployed["spread"]["work_pool"]["name"]
-    assert deployed["spread"]["parameters"] == {"spread": True}
-    for one in deployed.values():
+def deployed(file: str) -> dict[str, dict]:
+    return {one["name"]: one for one in YAML(typ="safe").load(ROOT / file)["deployments"]}
+
+
+def test_the_parent_has_a_pool_of_its_own():
+    ours = deployed(watch.FILE)
+    assert set(ours) == {"stage", "spread"}
+    assert ours["stage"]["work_pool"]["name"] != ours["spread"]["work_pool"]["name"]
+    assert ours["spread"]["parameters"] == {"spread": True}
+    assert f"distill/{ours['stage']['name']}" == spread.DEPLOYMENT
+
+
+@pytest.mark.parametrize("file", ["prefect.yaml", watch.FILE])
+def test_every_deployment_is_watched_by_its_heartbeat(file):
+    for one in deployed(file).values():
         assert one["tags"] == [watch.TAG]
         beat = int(one["work_pool"]["job_variables"]["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
         assert watch.SILENCE.total_seconds() >= 3 * beat >= 90
-    assert f"distill/{deployed['stage']['name']}" == spread.DEPLOYMENT
 
 
 def test_a_silent_run_and_one_that_was_not_started_are_set_to_crashed():
@@ -588,4 +618,5 @@ def test_a_silent_run_and_one_that_was_not_started_are_set_to_crashed():
         assert one.trigger.posture.value == "Proactive"
         assert one.trigger.match_related.root["prefect.resource.id"] == f"prefect.tag.{watch.TAG}"
         assert [action.state.value for action in one.actions] == ["CRASHED"]
+        assert one.trigger.for_each == {"prefect.resource.id"}  # else one run's heartbeats keep all others alive
     assert unstarted.trigger.within > silent.trigger.within == watch.SILENCE

@@ -13,14 +13,10 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 
-from diffcore.core.errors import UserError
+from diffcore.core.errors import MISTAKE, UserError
 
 FAILURE = "TORCHELASTIC_ERROR_FILE"
 """Where a process that the launcher started writes why it failed."""
-
-MISTAKE = 2
-"""The exit code where the line says what is to be mended."""
-
 
 LOST = 75
 """The exit code of one that ends because another did (EX_TEMPFAIL of sysexits.h)."""
