@@ -142,7 +142,8 @@ def _measurements(sections: Mapping[str, Any], image: tuple[int, ...]) -> Iterat
     yield "features.batch", features.batch * held, f"a batch of {features.batch} images", lower
     kept = 2 * one + 8 * features.dimension
     yield "evaluate.images", evaluate.images * kept, f"measuring {evaluate.images} images of {_side(image)}", lower
-    yield "evaluate.batch", evaluate.batch * 4 * one, f"a batch of {evaluate.batch} images of {_side(image)}", lower
+    drawn = evaluate.usual_batch
+    yield "evaluate.batch", drawn * 4 * one, f"a batch of {drawn} images of {_side(image)}", lower
     yield "evaluate.fitted.points", 8 * fitted.points**2, "a table of all hops between so many points", lower
     paths = fitted.batch * fitted.points
     yield "evaluate.fitted.batch", paths * one, f"{paths} images on the teacher's paths", lower

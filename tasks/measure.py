@@ -14,19 +14,23 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from diffcore import checkpoints
-from diffcore.core import disk, processes, rng, threads
+from diffcore.core import disk, precision, processes, rng, threads
 from diffcore.core.errors import UserError
 from diffcore.core.kept import Kept, Tensors
 from diffcore.core.shapes import Sample
 from diffcore.data import feed, read
+from diffcore.denoisers.bfloat16 import BFloat16
 from diffcore.denoisers.denoiser import Condition
-from diffcore.denoisers.meter import Meter, Metered
+from diffcore.denoisers.meter import Meter
 from diffcore.metrics import features, floor, likelihood, measured, measures
+from diffcore.metrics.drawing import CHECKED, Drawing, held_against
+from diffcore.metrics.estimate import Estimate
 from diffcore.metrics.metric import Subject
 from diffcore.metrics.point import Point
 from diffcore.metrics.reference import Reference, look
 from diffcore.noise import trajectory
 from diffcore.noise.trajectory import TRAJECTORIES, Trajectory
+from diffcore.sampling.headroom import Headroom, largest
 from diffcore.sampling.recipe import Recipe
 from diffcore.sampling.sampler import Sampler, batches
 from diffcore.sampling.solvers.analytic import Analytic
@@ -41,7 +45,7 @@ SHOWN = 16
 """Samples of each point in its grid, and in a row of the contact sheet: the first ones, never chosen."""
 
 
-SHARED = ("images", "seed", "batch", "likelihood")
+SHARED = ("images", "seed", "batch", "precision", "likelihood")
 """Keys of `evaluate` that every point depends on."""
 
 
@@ -67,7 +71,8 @@ class Bench:
     def __init__(self, params: Params, name: str):
         self.params, self.config, self.name = params, params.evaluate, name
         memory = params.compute.memory_bytes
-        self.real, self.network = read.open_images(paths.DATA, memory), features.load(paths.FEATURES)
+        self.real = read.open_images(paths.DATA, memory)
+        self.network = features.load(paths.FEATURES).to(params.compute.device)
         self.held_out = read.open_images(paths.HOLDOUT, memory) if paths.HOLDOUT.exists() else None
         self.reference = Reference.of(self.real, self.network, self._looking("real images"))
         self.opened = self._open(name)
@@ -78,6 +83,12 @@ class Bench:
         self.labels = rng.labels_like(self.real.labels, self.config.images, self.config.seed)
         self.teacher: Sample | None = None if root is None else _reference(root)
         self.warm: set[tuple[Any, ...]] = set()
+        self.drawing: Drawing | None = None  # decided at the first point
+        self.batch: int | None = None if self.config.batch == "auto" else self.config.batch
+        self.headroom = Headroom(on_less=self._said)
+
+    def _said(self, most: int) -> None:
+        log(f"measure {self.name}: the memory of the GPU is not enough for more than {most} samples at once")
 
     def _looking(self, images: str) -> Callable[[int, int], None]:
         progress = Progress(f"measure {self.name}", "images")
@@ -132,15 +143,17 @@ class Bench:
         """A UserError if its checkpoint cannot be sampled so."""
         return plan.recipe.sampler(self.opened, plan.times, self.gamma)
 
+    @precision.exact()
     def measure(self, plan: Plan) -> tuple[Sample, Point]:
         config, opened, meter = self.config, self.opened, Meter()
         sampler, condition = self.sampler(plan), plan.recipe.condition(opened, self.labels)
-        drawn = Sampler(Metered(sampler.denoiser, meter), sampler.solver, sampler.trajectory)
-        self._warm_up(plan, sampler, condition)
+        self._decide(sampler, condition)
+        drawn = _in(self.drawing.precision, sampler)
+        self._warm_up(plan, drawn, condition)
         started = time.perf_counter()
-        samples = drawn.draw(opened.shape, config.images, config.seed, config.batch, condition)
+        samples = drawn.draw(opened.shape, config.images, config.seed, self.batch, condition, meter, self.headroom)
         seconds = time.perf_counter() - started
-        drawn_here = sum(map(len, processes.share(batches(config.images, config.batch))))
+        drawn_here = sum(map(len, processes.share(batches(config.images, self.batch))))
         return samples, Point(
             name=plan.name,
             curve=plan.curve,
@@ -151,7 +164,7 @@ class Bench:
             trajectory=plan.trajectory,
             recipe=json.dumps(plan.recipe.to_json(), sort_keys=True),
             nfe=processes.total(meter.spent) / config.images,
-            metrics=measures.measure(self._subject(plan, samples, sampler, condition)),
+            metrics=measures.measure(self._subject(samples, condition, self._model(plan, sampler))),
             ms_per_image=1000 * seconds / max(1, drawn_here),
             n=config.images,
             seed=config.seed,
@@ -159,18 +172,50 @@ class Bench:
             features=self.network.digest,
             checkpoint_digest=opened.card.digest,
             times=plan.times.times,
+            precision=self.drawing.precision,
+            check=self.drawing.check,
         )
+
+    def _decide(self, sampler: Sampler, condition: Condition | None) -> None:
+        """At the first point: how many samples are drawn at once, and in which precision."""
+        shape, images, device = self.opened.shape, self.config.images, self.params.compute.device
+        if self.batch is None:
+            fits = largest(lambda count: sampler.warm_up(shape, count, condition), images, device)
+            self.batch = processes.from_main(fits)
+            log(f"measure {self.name}: {self.batch} samples are drawn at once")
+        if self.drawing is None:
+            self.drawing = Drawing(**processes.from_main(vars(self._drawing(sampler, condition))))
+            if self.drawing.check:
+                log(f"measure {self.name}: samples are drawn in {self.drawing.precision}: {self.drawing.check}")
+
+    def _drawing(self, sampler: Sampler, condition: Condition | None) -> Drawing:
+        asked, images = self.config.precision, self.config.images
+        if asked == "float32" or (asked == "auto" and not precision.has_bf16(self.params.compute.device)):
+            return Drawing()
+        if self.opened.denoiser.parameterization == "eps":
+            return Drawing(check="a network that says eps computes in float32")
+        if asked == "bf16":
+            return Drawing("bf16")
+        count = min(CHECKED, images)
+        few = condition and condition[:count]
+
+        def scores(rounded: bool) -> dict[str, Estimate]:
+            drawn = _in("bf16" if rounded else "float32", sampler)
+            samples = drawn.draw(self.opened.shape, count, self.config.seed, self.batch, few, headroom=self.headroom)
+            return measures.measure(self._subject(samples, few))
+
+        return held_against(scores, count, images)
 
     def _warm_up(self, plan: Plan, sampler: Sampler, condition: Condition | None) -> None:
         """Two network calls in each size that the batches will have, so that the clock sees nothing done for the first time.
 
         Once for what is done to the network. A cache is made anew for each point, and counts its share then.
         """
-        recipe, (count, batch) = plan.recipe, (self.config.images, self.config.batch)
+        recipe, (count, batch) = plan.recipe, (self.config.images, self.batch)
         kind = recipe.skip, recipe.guidance is None
         if recipe.deepcache or kind not in self.warm:
             for few in {min(batch, count), count % batch} - {0}:
-                sampler.warm_up(self.opened.shape, few, condition)
+                self.headroom.split(range(few), lambda rows: [sampler.warm_up(self.opened.shape, len(rows), condition)])
         self.warm.add(kind)
 
     def noted(self, plan: Plan) -> str:
@@ -181,21 +226,23 @@ class Bench:
         lowered = solver.with_gamma(self.gamma).lowered(self.opened.denoiser.schedule, plan.times)
         return f"  last {solver.last:g} {'lowers the noise of one step' if lowered else 'lowers nothing'}"
 
-    def _subject(self, plan: Plan, samples: Sample, sampler: Sampler, condition: Condition | None) -> Subject:
-        """The sampling as the metrics see it."""
+    def _subject(self, samples: Sample, condition: Condition | None, model: likelihood.Model | None = None) -> Subject:
+        """Samples as the metrics see them, all of a point or the first of them."""
+        count = len(samples)
+        teacher = self.teacher if self.name == ROOT or not self.is_root else None  # one column, one teacher
         return Subject(
             samples,
             self.reference,
             self.network,
             self.config.seed,
-            teacher=self.teacher if self.name == ROOT or not self.is_root else None,  # one column, one teacher
-            classes=self.labels if condition else None,
+            teacher=None if teacher is None else teacher[:count],
+            classes=self.labels[:count] if condition else None,
             real_classes=self.real.labels,
-            model=self._model(plan, sampler),
+            model=model,
         )
 
     def _model(self, plan: Plan, sampler: Sampler) -> likelihood.Model | None:
-        """The sampler as a model of real images, of those held out of all training where there are such.
+        """The sampler as a model of real images, of those held out of all training where there are such; in float32.
 
         A cache is none: it remembers from step to step what a likelihood asks for anew.
         """
@@ -208,7 +255,7 @@ class Bench:
         images = feed.to_float(real.take(chosen))
         labels = None if real.labels is None else real.labels[chosen]
         condition = plan.recipe.condition(self.opened, labels)
-        return likelihood.Model(sampler, images, config.seed, config.probes, self.config.batch, condition)
+        return likelihood.Model(sampler, images, config.seed, config.probes, self.config.usual_batch, condition)
 
 
 class Measured:
@@ -224,12 +271,19 @@ class Measured:
         self.saved = self._load() if processes.is_main() else {}
         self.names = processes.from_main(sorted(self.saved))
         """Of the points that the main process has."""
+        if (drawing := processes.from_main(self._drawing())) is not None:
+            bench.drawing = Drawing(**drawing)
         if self.saved:
             log(f"measure {at}: {len(self.saved)} of {len(plans)} points are measured already")
 
     def _load(self) -> dict[str, tuple[dict[str, Any], Tensors]]:
         loaded = [self.kept.load(self._job(each)) for each in self.plans]
         return {each.name: entry for each, entry in zip(self.plans, loaded) if entry is not None}
+
+    def _drawing(self) -> dict[str, str] | None:
+        """How the points were drawn that are measured already: so are the others."""
+        points = (Point.from_json(value) for value, _ in self.saved.values())
+        return next(({"precision": point.precision, "check": point.check} for point in points), None)
 
     def point(self, plan: Plan) -> tuple[Point, Any] | None:
         """The point, and its first samples, uint8 [SHOWN, h, w, c]; None in another process than the main one, which does
@@ -278,6 +332,11 @@ def measure(params: Params, name: str) -> None:
             log(f"measure    {number + 1:>3}/{len(plans)}  {each.name:<36} {quality}")
     _write(bench, points, samples)
     ready.keep()
+
+
+def _in(word: str, sampler: Sampler) -> Sampler:
+    """The sampler in this precision."""
+    return dataclasses.replace(sampler, denoiser=BFloat16(sampler.denoiser)) if word == "bf16" else sampler
 
 
 def _write(bench: Bench, points: list[Point], samples: Tensors) -> None:

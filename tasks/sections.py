@@ -8,6 +8,7 @@ from typing import Any, Literal
 from diffcore import lineage, nets
 from diffcore.methods import Method
 from diffcore.sampling.deepcache import Config as CacheConfig
+from diffcore.sampling.headroom import USUAL
 from diffcore.sampling.recipe import Options, Recipe
 from diffcore.sampling.sampler import check_steps
 from diffcore.sampling.skip_tuning import Config as SkipConfig
@@ -150,7 +151,9 @@ class Likelihood:
 class Evaluate:
     """How many images, with which noise, and which samplings.
 
-    fitted: how times are fitted to the teacher's own path.
+    batch: samples that are drawn together, or auto: as many as a GPU has memory for, USUAL on a CPU. precision: of the
+    networks' calls while samples are drawn; auto is bf16 on a GPU where that moves no metric by more than its error, see
+    diffcore.metrics.drawing, and float32 elsewhere. fitted: how times are fitted to the teacher's own path.
     teacher: samplings for the teacher; the first sampling's largest number of steps is what fidelity compares with.
     any_time_students: samplings for students that jump to images from any time; those that know velocities at any time are
     sampled as the teacher's first sampling says, and those with steps of their own on just these. students: by name,
@@ -159,18 +162,24 @@ class Evaluate:
 
     images: int
     seed: int
-    batch: int
+    batch: Literal["auto"] | int
     likelihood: Likelihood
     fitted: FittedConfig
     teacher: list[Sampling]
     any_time_students: list[Sampling]
     students: dict[str, list[Sampling]]
+    precision: Literal["auto", "float32", "bf16"] = "auto"
 
     def __post_init__(self):
-        if self.images < 10 or self.batch < 1:
-            raise ValueError("images must be at least 10 and batch at least 1")
+        if self.images < 10 or (self.batch != "auto" and self.batch < 1):
+            raise ValueError("images must be at least 10 and batch at least 1 or auto")
         if not self.teacher:
             raise ValueError("teacher must name at least one sampling: students are compared with it")
+
+    @property
+    def usual_batch(self) -> int:
+        """Of what is computed in batches of a number that no GPU's memory decides."""
+        return USUAL if self.batch == "auto" else self.batch
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def _adapter(kind: Any) -> Any:
     return TypeAdapter(kind)
 
 
-KIND = re.compile(r"float|int|bool|str|none|(list|dict|tuple)\[.*\]")
+KIND = re.compile(r"float|int|bool|str|none|(list|dict|tuple|literal)\[.*\]")
 """How pydantic writes one."""
 
 

@@ -646,6 +646,7 @@ OTHER_BENCHES = {
     "images": {"config": {"images": 13}},
     "seed": {"config": {"seed": 4}},
     "batch": {"config": {"batch": 6}},
+    "precision": {"config": {"precision": "bf16"}},
     "likelihood": {"config": {"likelihood": {"images": 4, "seed": 8}}},
 }
 

@@ -56,7 +56,7 @@ def test_all_old_names_are_told_at_once_and_other_faults_beside_them():
     lines = told(*((new, old) for new, old, _ in OLD), ("images: 1000 ", "images: 1 "))
     assert {line for *_, line in OLD} < {line.removeprefix("params.yaml: ") for line in lines}
     assert [line for line in lines if "now" not in line] == [
-        "params.yaml: evaluate: images must be at least 10 and batch at least 1"
+        "params.yaml: evaluate: images must be at least 10 and batch at least 1 or auto"
     ]
 
 

@@ -155,7 +155,7 @@ def test_every_line_is_a_stage_after_those_it_comes_from_and_is_measured_by_one(
     assert after["measure_teachers@teacher"] == {"shard", "features", "teachers@teacher", "gamma", "search"}
 
 
-EVALUATED = ("images", "seed", "batch", "likelihood", "fitted", "teacher")
+EVALUATED = ("images", "seed", "batch", "precision", "likelihood", "fitted", "teacher")
 
 READS = {
     "shard": {f"data.{each.name}" for each in fields(Config)} - {"data.flip"},  # which training does

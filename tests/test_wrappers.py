@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import diffcore
+from diffcore.denoisers.bfloat16 import BFloat16
 from diffcore.denoisers.clipping import Clip, Clipped, Threshold
 from diffcore.denoisers.denoiser import Condition, Denoiser, Wrapper
 from diffcore.denoisers.guidance import Guided
@@ -22,6 +23,7 @@ from tests.conftest import gaussian, seeded
 
 METER, SIGMAS = Meter(), VE(0.01, 50.0)
 WRAPPERS = {
+    BFloat16: (BFloat16, {}),
     Clipped: (lambda inner: Clipped(inner, Threshold(0.9, 2.0)), {"limit": Threshold(0.9, 2.0)}),
     Guided: (Guided, {}),
     Metered: (lambda inner: Metered(inner, METER, learns=True), {"meter": METER, "learns": True}),

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffcore.core import disk, processes
+from diffcore.core import disk, precision, processes
 from diffcore.core.errors import UserError
 from diffcore.core.rng import generator
 from diffcore.core.shapes import Sample
@@ -216,10 +216,12 @@ def train(
     return features.eval().requires_grad_(False)
 
 
+@precision.exact()
 def extract(features: Features, x: Sample, batch: int = 256) -> Tensor:
     """The features of images [n, c, h, w] in [-1, 1]: [n, dimension], float64, on the CPU.
 
-    `batch` bounds the memory and changes nothing beyond float32 rounding. The batches are dealt to all processes.
+    `batch` bounds the memory and changes nothing beyond float32 rounding, which is float32's on a GPU too: distances of
+    different machines stay comparable. The batches are dealt to all processes.
     """
     if x.shape[1] != features.card.shape[0]:
         raise UserError(

@@ -22,6 +22,8 @@ class Point(Scored):
     the network, as JSON (diffcore.sampling.recipe). nfe: network calls for each sample, as they were counted; parts of a
     network count as their share. metrics: by the names of METRICS, those that were measured. n, seed: how many samples, from
     which noise. weights: which of the checkpoint's. features: digest of the feature network. times: the trajectory's.
+    precision: in which the network was called, float32 for all points of before this field; check: what bfloat16 was seen to
+    change, see diffcore.metrics.drawing.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Point(Scored):
     features: str
     checkpoint_digest: str
     times: tuple[float, ...]
+    precision: str = "float32"
+    check: str = ""
 
     def __post_init__(self):
         for key, value in self.row().items():

@@ -15,11 +15,14 @@ _NAME = 1
 def lines(points: list[Point], front: Collection[Point]) -> list[str]:
     """A line for the headings and one for each point, `*` before those of the front; at most WIDTH wide.
 
-    Of the metrics, those that are meant for it and that any of the points has.
+    Of the metrics, those that are meant for it and that any of the points has; the precision where one is not float32.
     """
     metrics = [name for name, each in METRICS.items() if each.in_table and any(name in p.metrics for p in points)]
     headings = ["", "name", "calls", *metrics, "ms/image"]
-    return _aligned([headings, *(_row(point, point in front, metrics) for point in points)])
+    rows = [headings, *(_row(point, point in front, metrics) for point in points)]
+    if any(point.precision != "float32" for point in points):
+        rows = [[*row, last] for row, last in zip(rows, ["precision", *(point.precision for point in points)])]
+    return _aligned(rows)
 
 
 def _row(point: Point, on_front: bool, metrics: list[str]) -> list[str]:

@@ -1,12 +1,13 @@
-"""How much memory a training takes at the very least, and how much this machine has.
+"""How much memory a training takes at the very least, how much this machine has, and what a GPU has left.
 
 The estimates are lower bounds, so that what they find too much is too much: of a training the weights, gradients, AdamW's
 two moments and the averages, of a batch the images, their noise and what the residual blocks keep for the way back.
 """
 
+import gc
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -41,3 +42,24 @@ def readable(count: int) -> str:
     units = ("bytes", "kB", "MB", "GB", "TB", "PB")
     power = min(max(0, len(str(count)) - 1) // 3, len(units) - 1)
     return f"{count / 1000**power:.3g} {units[power]}"
+
+
+def free(device: torch.device) -> int:
+    """Bytes of a GPU that this process can still take: those nobody has, and what torch holds unused."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
+
+
+def peak(device: torch.device, work: Callable[[], object]) -> int:
+    """The most bytes of a GPU that `work` takes at a time, beside what is taken already."""
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    work()
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def give_back() -> None:
+    """What torch holds unused, to the GPU: blocks of a batch that was too large fit no smaller one."""
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()

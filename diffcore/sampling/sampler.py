@@ -11,9 +11,12 @@ from diffcore.core.errors import UserError
 from diffcore.core.rng import noises
 from diffcore.core.shapes import PerSample, Sample
 from diffcore.denoisers.denoiser import Condition, Denoiser, per_sample
+from diffcore.denoisers.meter import Meter, Metered
 from diffcore.denoisers.prediction import Prediction
 from diffcore.noise.schedule import Schedule
 from diffcore.noise.trajectory import Trajectory
+from diffcore.sampling.headroom import USUAL, Headroom
+from diffcore.sampling.overlap import NoiseAhead, one_behind, returning
 from diffcore.sampling.solver import Solver
 
 
@@ -56,35 +59,64 @@ class Sampler:
         shape: tuple[int, ...],
         count: int,
         seed: int,
-        batch: int = 250,
+        batch: int = USUAL,
         condition: Condition | None = None,
+        meter: Meter | None = None,
+        headroom: Headroom | None = None,
     ) -> Sample:
         """`count` samples `[count, *shape]`, on the CPU. Sample i depends on (seed, i) alone, not on `batch`; the batches are
         dealt to all processes, and each of them gets all samples.
 
-        condition: the classes and guidance weights of all of them, for a network that takes such.
+        condition: the classes and guidance weights of all of them, for a network that takes such. meter: what the calls cost
+        is added to it. headroom: how many samples are computed at once, where a batch is more than a GPU has memory for.
 
         The first noise is the same for every sampler of a variance-preserving schedule, so that samplers can be compared
-        image by image.
+        image by image. On a GPU noise is drawn ahead, and samples are copied back while the next are computed.
         """
-        device = next((p.device for p in self.denoiser.parameters()), torch.device("cpu"))
+        meter, headroom, dealt = meter or Meter(), headroom or Headroom(), batches(count, batch)
+        metered, device, scale = replace(self, denoiser=Metered(self.denoiser, meter)), self._device, self._scale()
+        roles = ["start", *(f"step {k}" for k in range(self._draws))]
+        parts = [part for rows in processes.share(dealt) for part in headroom.parts(rows)]
+        plan = [(part, role) for part in parts for role in roles]
+        placed = condition and condition.to(device)  # at once: each copy would wait for all that was computed before
 
-        def part(rows: range) -> Sample:
-            start = self._scale() * noises(shape, seed, rows, "start").to(device)
-            sampler = self if condition is None else self._with_condition(condition[rows.start : rows.stop].to(device))
-            return sampler.sample(start, lambda k: noises(shape, seed, rows, f"step {k}").to(device)).cpu()
+        def begun(rows: range) -> Callable[[], Sample]:
+            sampler = metered if placed is None else metered._with_condition(placed[rows.start : rows.stop])
+            spent = meter.spent
+            try:
+                return returning(sampler.sample(scale * noise(rows, "start"), lambda k: noise(rows, f"step {k}")))
+            except torch.OutOfMemoryError:
+                meter.spent = spent  # these rows are drawn again, in parts
+                raise
 
-        return torch.cat(list(processes.dealt(batches(count, batch), part)))
+        def whole(rows: range) -> Callable[[], Sample]:
+            waits = headroom.split(rows, begun)
+            return lambda: torch.cat([wait() for wait in waits])
+
+        with NoiseAhead(lambda rows, role: noises(shape, seed, rows, role), plan, device) as noise:
+            own = one_behind(whole(rows) for rows in processes.share(dealt))
+            return torch.cat(list(processes.dealt(dealt, lambda rows: next(own))))
 
     @torch.inference_mode()
     def warm_up(self, shape: tuple[int, ...], count: int, condition: Condition | None = None) -> None:
         """Two network calls for `count` samples, the second with what a cache keeps: what is done once only is then done."""
-        device = next((p.device for p in self.denoiser.parameters()), torch.device("cpu"))
+        device = self._device
         sampler = self if condition is None else self._with_condition(condition[:count].to(device))
         denoiser = sampler.denoiser.start_run(2)
         x = noises(shape, 0, range(count), "warm up").to(device)
         for _ in range(2):
             denoiser(x, per_sample(self.trajectory.times[0], x)).x0.cpu()
+
+    @property
+    def _device(self) -> torch.device:
+        return next((p.device for p in self.denoiser.parameters()), torch.device("cpu"))
+
+    @property
+    def _draws(self) -> int:
+        """How often one run draws noise; 0 where the data decide."""
+        if not self.solver.stochastic or self.solver.adaptive:
+            return 0
+        return _rehearsal(self.solver, self.trajectory, self.denoiser.schedule).draws
 
     def _with_condition(self, condition: Condition) -> "Sampler":
         return replace(self, denoiser=self.denoiser.with_condition(condition))
@@ -104,17 +136,25 @@ def rehearse(solver: Solver, trajectory: Trajectory, schedule: Schedule) -> tupl
     """The times at which a solver calls the network on a trajectory, in their order, seen by running it on nothing."""
     if solver.adaptive:
         raise UserError(f"how often {name(solver)} calls the network depends on the data; count it while sampling")
+    return tuple(_rehearsal(solver, trajectory, schedule).evaluation_times)
+
+
+def _rehearsal(solver: Solver, trajectory: Trajectory, schedule: Schedule) -> "_Blank":
     blank = _Blank(schedule)
-    solver.solve(blank, torch.zeros(1, 1, dtype=torch.float64), trajectory, lambda: torch.zeros(1, 1).double())
-    return tuple(blank.evaluation_times)
+    solver.solve(blank, torch.zeros(1, 1, dtype=torch.float64), trajectory, blank.noise)
+    return blank
 
 
 class _Blank(Denoiser):
-    """Believes in nothing and keeps the times at which it is asked."""
+    """Believes in nothing, keeps the times at which it is asked, and counts the noise that is drawn."""
 
     def __init__(self, schedule: Schedule):
         super().__init__()
-        self.schedule, self.grid, self.evaluation_times = schedule, None, []
+        self.schedule, self.grid, self.evaluation_times, self.draws = schedule, None, [], 0
+
+    def noise(self) -> Sample:
+        self.draws += 1
+        return torch.zeros(1, 1, dtype=torch.float64)
 
     def forward(self, x_t: Sample, t: PerSample) -> Prediction:
         self.evaluation_times.append(float(t[0]))

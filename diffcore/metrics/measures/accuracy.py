@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from diffcore.core import precision
 from diffcore.core.errors import UserError
 from diffcore.core.shapes import Sample
 from diffcore.metrics.estimate import Estimate
@@ -24,6 +25,7 @@ class Accuracy(Metric):
         return accuracy(subject.samples, subject.classes, subject.real_classes, subject.features)
 
 
+@precision.exact()
 def accuracy(samples: Sample, classes: Tensor, real: Tensor, features: Features) -> Estimate:
     """The share of samples whose class is found, and the standard error of this mean.
 
