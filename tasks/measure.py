@@ -17,7 +17,7 @@ from diffcore import checkpoints
 from diffcore.core import disk, precision, processes, rng, threads
 from diffcore.core.errors import UserError
 from diffcore.core.kept import Kept, Tensors
-from diffcore.core.shapes import Sample
+from diffcore.core.shapes import Sample, batches
 from diffcore.data import feed, read
 from diffcore.denoisers.bfloat16 import BFloat16
 from diffcore.denoisers.denoiser import Condition
@@ -32,7 +32,7 @@ from diffcore.noise import trajectory
 from diffcore.noise.trajectory import TRAJECTORIES, Trajectory
 from diffcore.sampling.headroom import Headroom, largest
 from diffcore.sampling.recipe import Recipe
-from diffcore.sampling.sampler import Sampler, batches
+from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solvers.analytic import Analytic
 from diffcore.search import fitted, gamma
 from tasks import graph, paths
@@ -153,7 +153,7 @@ class Bench:
         started = time.perf_counter()
         samples = drawn.draw(opened.shape, config.images, config.seed, self.batch, condition, meter, self.headroom)
         seconds = time.perf_counter() - started
-        drawn_here = sum(map(len, processes.share(batches(config.images, self.batch))))
+        drawn_here = sum(map(len, processes.share(batches(range(config.images), self.batch))))
         return samples, Point(
             name=plan.name,
             curve=plan.curve,

@@ -21,6 +21,11 @@ Sample = Float[Tensor, "b *x"]
 PerSample = Float[Tensor, " b"]
 
 
+def batches(rows: range, size: int) -> list[range]:
+    """The rows of each batch of so many, one after the other; of the last one fewer."""
+    return [rows[first : first + size] for first in range(0, len(rows), size)]
+
+
 def lift(per_sample: PerSample, like: Sample) -> Tensor:
     """`[b] -> [b, 1, ...]` with as many axes as `like`, in its dtype: the only reshape of a per-sample number.
 

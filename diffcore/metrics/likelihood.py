@@ -15,12 +15,12 @@ from torch import Tensor
 from diffcore.core import processes
 from diffcore.core.errors import UserError
 from diffcore.core.rng import generator, noises
-from diffcore.core.shapes import PerSample, Sample
+from diffcore.core.shapes import PerSample, Sample, batches
 from diffcore.denoisers.clipping import Clipped
 from diffcore.denoisers.denoiser import Condition, Denoiser, per_sample
 from diffcore.noise.schedule import Level
 from diffcore.sampling.ode import integrate
-from diffcore.sampling.sampler import Sampler, batches
+from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solver import forward_variance, mean
 from diffcore.sampling.solvers.ancestral import Posterior
 from diffcore.sampling.solvers.rk45 import RK45, Clock, angles, size_at
@@ -92,7 +92,7 @@ def estimate(
             nats = bound(here, images, seed, rows, within).total
         return nats.cpu() / math.log(2)
 
-    return Bits(torch.cat(list(processes.dealt(batches(len(x0), batch), part))))
+    return Bits(torch.cat(list(processes.dealt(batches(range(len(x0)), batch), part))))
 
 
 @dataclass(frozen=True)

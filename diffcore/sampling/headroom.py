@@ -6,6 +6,7 @@ from typing import TypeVar
 import torch
 
 from diffcore.core.errors import UserError
+from diffcore.core.shapes import batches
 from diffcore.nets import memory
 
 Result = TypeVar("Result")
@@ -32,7 +33,7 @@ class Headroom:
 
     def parts(self, rows: range) -> list[range]:
         """What the rows come in while memory does not run out."""
-        return [rows[first : first + (self.most or len(rows))] for first in range(0, len(rows), self.most or len(rows))]
+        return batches(rows, self.most or max(1, len(rows)))
 
     def split(self, rows: range, work: Callable[[range], Result]) -> list[Result]:
         """`work` of all rows in parts that fit, one after the other; a UserError if there is no memory for one row."""

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from diffcore.core.shapes import Sample
+from diffcore.core.shapes import Sample, batches
 
 Key = tuple[range, str]
 """The rows of a batch, and what their noise is for."""
@@ -58,8 +58,7 @@ class NoiseAhead:
         stop = min(first + self.ahead, len(self.plan))
         for place in range(max(first, self._next), stop):
             rows, role = self.plan[place]
-            parts = [rows[row : row + PART] for row in range(0, len(rows), PART)]
-            self._begun[place] = [self._threads.submit(self._drawn, part, role) for part in parts]
+            self._begun[place] = [self._threads.submit(self._drawn, part, role) for part in batches(rows, PART)]
         self._next = max(self._next, stop)
 
     def _drawn(self, rows: range, role: str) -> Sample:

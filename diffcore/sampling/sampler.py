@@ -9,7 +9,7 @@ import torch
 from diffcore.core import processes
 from diffcore.core.errors import UserError
 from diffcore.core.rng import noises
-from diffcore.core.shapes import PerSample, Sample
+from diffcore.core.shapes import PerSample, Sample, batches
 from diffcore.denoisers.denoiser import Condition, Denoiser, per_sample
 from diffcore.denoisers.meter import Meter, Metered
 from diffcore.denoisers.prediction import Prediction
@@ -73,7 +73,7 @@ class Sampler:
         The first noise is the same for every sampler of a variance-preserving schedule, so that samplers can be compared
         image by image. On a GPU noise is drawn ahead, and samples are copied back while the next are computed.
         """
-        meter, headroom, dealt = meter or Meter(), headroom or Headroom(), batches(count, batch)
+        meter, headroom, dealt = meter or Meter(), headroom or Headroom(), batches(range(count), batch)
         metered, device, scale = replace(self, denoiser=Metered(self.denoiser, meter)), self._device, self._scale()
         roles = ["start", *(f"step {k}" for k in range(self._draws))]
         parts = [part for rows in processes.share(dealt) for part in headroom.parts(rows)]
@@ -125,11 +125,6 @@ class Sampler:
         # the standard deviation of unit-variance data at the first time: 1 unless the variance explodes
         t = torch.tensor(self.trajectory.times[:1], dtype=torch.float64)
         return float(torch.hypot(self.denoiser.schedule.alpha(t), self.denoiser.schedule.sigma(t)))
-
-
-def batches(count: int, batch: int) -> list[range]:
-    """The rows of each batch, one after the other."""
-    return [range(first, min(first + batch, count)) for first in range(0, count, batch)]
 
 
 def rehearse(solver: Solver, trajectory: Trajectory, schedule: Schedule) -> tuple[float, ...]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from diffcore.core import processes
 from diffcore.core.errors import UserError
 from diffcore.core.rng import noises
+from diffcore.core.shapes import batches
 from diffcore.denoisers.denoiser import Condition, Denoiser, per_sample
 from diffcore.denoisers.node import ddim_step, node, predict_at
 from diffcore.noise.trajectory import Trajectory
@@ -58,16 +59,15 @@ def hop_errors(
     device = next((p.device for p in denoiser.parameters()), torch.device("cpu"))
     total = torch.zeros(config.points + 1, config.points + 1, dtype=torch.float64)
 
-    def squares(first: int) -> Tensor:
-        rows = range(first, min(first + config.batch, config.images))
+    def squares(rows: range) -> Tensor:
         start = noises(shape, config.seed, rows, "hops").to(device)
         batch_condition = condition and condition[rows.start : rows.stop].to(device)
         return _squares(*_with_condition(denoiser, teacher, batch_condition), config.points, start)
 
-    firsts = range(0, config.images, config.batch)
-    for first, sums in zip(firsts, processes.dealt(firsts, squares)):
+    dealt = batches(range(config.images), config.batch)
+    for rows, sums in zip(dealt, processes.dealt(dealt, squares)):
         total += sums
-        on_progress(min(first + config.batch, config.images), config.images)
+        on_progress(rows.stop, config.images)
     errors = (total / config.images).sqrt().numpy()
     return np.where(np.tril(np.ones_like(errors), -1) > 0, errors, np.inf)
 
