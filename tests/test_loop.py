@@ -259,12 +259,11 @@ def test_what_each_optimizer_is_told(own, betas, dropout):
     teacher.net.drop = nn.Dropout(dropout)
     loop = Loop(Job(own, config, feed(), 0), toy_denoiser(), teacher, COMPUTE)
     for optimizer, net, told in (
-        (loop.student.optimizer, loop.student.net, (2e-3, (0.9, 0.99), 0.07)),
-        (loop.critic.optimizer, loop.critic.net, (3e-4, betas, 0.0)),
+        (loop.student.optimizer, loop.student.net, ((0.9, 0.99), 0.07)),
+        (loop.critic.optimizer, loop.critic.net, (betas, 0.0)),
     ):
-        (group,) = optimizer.param_groups
-        assert (group["lr"], group["betas"], group["weight_decay"]) == told
-        assert [id(one) for one in group["params"]] == [id(one) for one in net.parameters() if one.requires_grad]
+        assert (optimizer.betas, optimizer.weight_decay) == told
+        assert [id(one) for one in optimizer.parameters] == [id(one) for one in net.parameters() if one.requires_grad]
         assert net.training
     assert all(layer.p == 0 for layer in loop.critic.net.modules() if isinstance(layer, nn.Dropout))
     assert loop.roles.critic is loop.critic.net
@@ -448,12 +447,12 @@ def test_what_two_processes_make_of_their_parts_is_what_one_makes_of_the_whole(n
 
     def gradient(made: Loop) -> tuple[float, torch.Tensor]:
         loss, _ = made._gradient()
-        return loss, torch.cat([parameter.grad.flatten() for parameter in made.student.net.parameters()])
+        return float(loss), torch.cat([parameter.grad.flatten() for parameter in made.student.net.parameters()])
 
     whole, halves = loop(1), [loop(2, rank) for rank in (0, 1)]
     right, found = gradient(whole), [gradient(half) for half in halves]
     if whole.critic:
-        assert sum(half.critic_losses[0] for half in halves) / 2 == pytest.approx(whole.critic_losses[0], rel=1e-5)
+        assert sum(half.curve.critic[0] for half in halves) / 2 == pytest.approx(whole.curve.critic[0], rel=1e-5)
         return  # each has its own half of the critic's gradient here
     assert (found[0][0] + found[1][0]) / 2 == pytest.approx(right[0], rel=1e-5)
     torch.testing.assert_close((found[0][1] + found[1][1]) / 2, right[1], rtol=1e-4, atol=1e-6)

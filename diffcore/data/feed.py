@@ -20,6 +20,7 @@ from torch import Tensor
 
 from diffcore.core.rng import generator
 from diffcore.core.shapes import Sample
+from diffcore.core.transfer import to_device
 from diffcore.data.manifest import Manifest
 from diffcore.data.opened import Opened, open_shard
 from diffcore.data.read import Images, channels_first, load_resident
@@ -159,7 +160,7 @@ class ResidentFeed:
         """See Feed."""
         places = self._order.at(step * self._batch_size, (step + 1) * self._batch_size)
         index = np.concatenate([self._starts[place.shards] + place.rows for place in places])[rows]
-        where = torch.from_numpy(index).to(self._pixels.device)
+        where = to_device(torch.from_numpy(index), self._pixels.device)
         x0 = to_float(self._pixels[where])
         if self._flip:
             x0 = _mirrored(x0, _flips(self._order.seed, step, self._batch_size)[rows])
@@ -259,4 +260,4 @@ def _flips(seed: int, step: int, batch_size: int) -> Tensor:
 
 
 def _mirrored(x0: Sample, flips: Tensor) -> Sample:
-    return torch.where(flips.to(x0.device).reshape(-1, 1, 1, 1), x0.flip(-1), x0)
+    return torch.where(to_device(flips, x0.device).reshape(-1, 1, 1, 1), x0.flip(-1), x0)

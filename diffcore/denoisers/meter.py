@@ -1,7 +1,5 @@
 """What beliefs cost, added up."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -10,11 +8,27 @@ from diffcore.denoisers.denoiser import Denoiser, Wrapper
 from diffcore.denoisers.prediction import Prediction
 
 
-@dataclass
 class Meter:
-    """What beliefs have cost, in network calls times samples."""
+    """Adds up what beliefs cost, in network calls times samples.
 
-    spent: float = 0.0
+    calls: what was added since the last look at `spent`. A compiled function may add to a list, of which it must know no more
+    than its length, and never to a number that is another one each time.
+    """
+
+    def __init__(self):
+        self.calls: list[float] = []
+        self._before = 0.0
+
+    def add(self, calls: float | int) -> None:
+        self.calls.append(calls)
+
+    @property
+    def spent(self) -> float:
+        """All of it."""
+        for calls in self.calls:
+            self._before += calls
+        self.calls.clear()
+        return self._before
 
 
 def with_backward(learns: bool) -> int:
@@ -31,12 +45,12 @@ class Metered(Wrapper):
 
     def forward(self, x_t: Sample, t: PerSample) -> Prediction:
         belief = self.inner(x_t, t)
-        self.meter.spent += belief.cost * len(x_t) * with_backward(self.learns)
+        self.meter.add(belief.cost * len(x_t) * with_backward(self.learns))
         return belief
 
     def with_inner(self, inner: Denoiser) -> "Metered":
         return Metered(inner, self.meter, self.learns)
 
     def features(self, x_t: Sample, t: PerSample) -> list[Tensor]:
-        self.meter.spent += len(x_t)
+        self.meter.add(len(x_t))
         return super().features(x_t, t)
