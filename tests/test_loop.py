@@ -18,7 +18,15 @@ from diffcore.core.errors import UserError
 from diffcore.denoisers.denoiser import Condition, Denoiser
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
-from diffcore.methods import Method, Roles, consistency, continuous, denoising, distribution_matching, phased
+from diffcore.methods import (
+    Method,
+    Roles,
+    consistency,
+    continuous,
+    denoising,
+    distribution_matching,
+    phased,
+)
 from diffcore.methods.parts.discriminator import Discriminator
 from diffcore.nets.dropout import Masks
 from diffcore.noise.angle import diffuse
@@ -671,14 +679,14 @@ class Plain(ToyNet):
 
     def __init__(self, seed: int = 0):
         super().__init__(seed=seed)
-        self.table = nn.Embedding(4, 8)
+        self.table, self.drop = nn.Embedding(4, 8), nn.Dropout(0.0)
         with torch.no_grad():
             self.table.weight.normal_(generator=seeded(seed))
 
     def forward(self, x, timestep, class_labels):
         if not torch.compiler.is_compiling():
             UNCOMPILED.append(1)
-        return self.conv_out(self.features(x, timestep)[0] * self.table(class_labels)[..., None, None])
+        return self.drop(self.conv_out(self.features(x, timestep)[0] * self.table(class_labels)[..., None, None]))
 
     def features(self, x, timestep, class_labels=None):
         return super().features(x, timestep)
@@ -686,8 +694,8 @@ class Plain(ToyNet):
 
 UNCOMPILED: list[int] = []
 COMPILED = {
-    "a target that is an average": (consistency.Consistency(8, 0.5), 3),
-    "a student that is its own target": (consistency.Consistency(8, 0.0), 3),
+    "a target that is an average": (consistency.Consistency(8, 0.5, steps_end=8), 3),
+    "a student that is its own target": (consistency.Consistency(8, 0.0, steps_end=8), 3),
     "a critic": (distribution_matching.DistributionMatching(1, 2), 2 * 2 + 3),
     "a derivative": (continuous.Continuous(), 2),
 }
@@ -699,8 +707,8 @@ COMPILED = {
 )  # torch's own, as it looks at an input that has a past
 @pytest.mark.parametrize("case", COMPILED)
 def test_every_network_is_compiled_once_and_runs_so_in_every_update(case, monkeypatch, tmp_path):
-    """Told of classes and guided, for which denoisers are made anew for every batch. The derivative alone is taken of the
-    network as it is."""
+    """Where the loss is no one graph (tests/test_compiled.py). Told of classes and guided, for which denoisers are made anew
+    for every batch. The derivative alone is taken of the network as it is."""
     method, calls = COMPILED[case]
     graphs, runs, counts = [], [], []
 

@@ -123,7 +123,7 @@ def test_nor_does_one_on_any_schedule(method, schedule):
 
 
 def test_nor_does_one_of_a_unet_that_is_told_classes_and_guidance():
-    net = unet.build(unet.default_config((1, 4, 4), (8, 16), groups=4, classes=3, dropout=0.1), 0)
+    net = unet.build(unet.default_config((1, 4, 4), (8, 16), groups=4, classes=4, dropout=0.1), 0)
     student = NetDenoiser(unet.with_guidance(net), Cosine(), classes=3, takes_guidance=True)
     step(job("", denoising.Denoising(), True), student)
 

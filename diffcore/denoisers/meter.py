@@ -11,8 +11,8 @@ from diffcore.denoisers.prediction import Prediction
 class Meter:
     """Adds up what beliefs cost, in network calls times samples.
 
-    calls: what was added since the last look at `spent`. A compiled function may add to a list, of which it must know no more
-    than its length, and never to a number that is another one each time.
+    calls: what was added and is not summed yet. A compiled function adds to an empty list each time, never to a number, which
+    would be another one each time.
     """
 
     def __init__(self):
@@ -22,13 +22,16 @@ class Meter:
     def add(self, calls: float | int) -> None:
         self.calls.append(calls)
 
-    @property
-    def spent(self) -> float:
-        """All of it."""
+    def sum(self) -> float:
+        """All of it; `calls` is empty then."""
         for calls in self.calls:
             self._before += calls
         self.calls.clear()
         return self._before
+
+    @property
+    def spent(self) -> float:
+        return self.sum()
 
 
 def with_backward(learns: bool) -> int:

@@ -23,7 +23,7 @@ from diffcore.denoisers.denoiser import Condition, Denoiser
 from diffcore.denoisers.meter import Meter, Metered, with_backward
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.methods import Method, Roles
-from diffcore.nets.dropout import Masks, masked, without
+from diffcore.nets.dropout import Masked, Masks, masked, without
 from diffcore.training import sharding
 from diffcore.training.config import Compute, Training
 from diffcore.training.curve import Curve, Event
@@ -112,7 +112,8 @@ class Loop:
 
     student, critic: who learns; the critic is None for a method without one. step: updates made; kept: of them, in the last
     saved state. late: whether losses are read only where the curve has a point and before anything is kept, because to read
-    one is to wait for a GPU. What is not finite changes no weight either way.
+    one is to wait for a GPU. What is not finite changes no weight either way. loss: the method's, compiled whole where that
+    is asked for and can be; captured: as a CUDA graph.
     """
 
     def __init__(self, job: Job, student: NetDenoiser, teacher: Denoiser | None, compute: Compute):
@@ -133,7 +134,11 @@ class Loop:
         roles = Roles(_with(student, self.student.prepared), teacher, _with(student, target))
         self.compiled = compute.compile
         self.critic = self._critic(critic, type(student.net))
-        if self.compiled:
+        self.loss, self.captured = job.method.loss, False
+        if self.compiled and job.method.one_graph and self.accelerator.num_processes == 1:
+            self.captured = self.is_on_gpu and _can_be_captured(net, job.training)
+            self.loss = _compiled(job.method.loss, self.captured)
+        elif self.compiled:
             _compile(self.student.net, target, teacher, self.critic and self.critic.net)
         self.roles = replace(
             roles,
@@ -144,9 +149,13 @@ class Loop:
         )
         self.parts = job.training.parts(self.accelerator.process_index, self.accelerator.num_processes)
         self.step = self.kept = 0
-        self.curve, self.late = Curve(), self.accelerator.device.type != "cpu"
+        self.curve, self.late = Curve(), self.is_on_gpu
         self.started = time.monotonic()
         self.before = self.calls_before = 0.0
+
+    @property
+    def is_on_gpu(self) -> bool:
+        return self.accelerator.device.type != "cpu"
 
     def _placed(self, net: nn.Module) -> nn.Module:
         order = torch.contiguous_format if self.sharded else torch.channels_last  # FSDP2 takes no other
@@ -241,7 +250,7 @@ class Loop:
         x0, roles = self._batch()
         if self.critic:
             self._teach_critic(x0, roles)
-        loss = self._gradient_of(self.student, self.job.method.loss, x0, roles, "train", self.step)
+        loss = self._gradient_of(self.student, self.loss, x0, roles, "train", self.step)
         return loss, self.student.clip(self.job.training.clip)
 
     def _teach_critic(self, x0: Sample, roles: Roles) -> None:
@@ -261,6 +270,9 @@ class Loop:
 
         def loss_of(part: slice) -> PerSample:
             own = local(part, self.parts)
+            self.meter.sum()
+            if self.captured:
+                torch.compiler.cudagraph_mark_step_begin()  # the numbers of the update before may be written over
             with self.computing(*key, rows=part):
                 return loss(_of(roles, own), x0[own], drawn[part], progress)
 
@@ -372,10 +384,25 @@ def _of(roles: Roles, rows: slice) -> Roles:
     return replace(roles, condition=roles.condition and roles.condition[rows], **parts)
 
 
-def _compile(*parts: nn.Module | None) -> None:
-    """Compiles the networks in these parts, each once. Not the denoisers: those are made anew for every batch."""
+def _compiled(loss: Callable[..., PerSample], captured: bool) -> Callable[..., PerSample]:
+    """A method's loss as one graph, networks and all; captured: which runs as a CUDA graph."""
+    _allow_graphs()
+    return torch.compile(loss, dynamic=False, mode="reduce-overhead" if captured else None)
+
+
+def _can_be_captured(net: nn.Module, training: Training) -> bool:
+    """Gradients of parts are added up in numbers that the next part's graph would write over, and masks are drawn anew."""
+    return training.accumulate == 1 and not any(isinstance(part, Masked) for part in net.modules())
+
+
+def _allow_graphs() -> None:
     # torch counts the graphs of all networks of one class together, and beyond its 8 it would go on uncompiled
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+
+
+def _compile(*parts: nn.Module | None) -> None:
+    """Compiles the networks in these parts, each once. Not the denoisers: those are made anew for every batch."""
+    _allow_graphs()
     for net in _networks(*parts):
         net.compile()
 
