@@ -33,7 +33,7 @@ ABOUT = {
     "code": "c" * 64,
     "torch": "2.13.0",
     "cost": {"iterations": 1, "images": 8, "network_calls": 40.0},
-    "compute": {"device": "cpu", "precision": "float32", "processes": 1},
+    "compute": {"device": "cpu", "precision": "float32", "dice": "cpu", "processes": 1},
 }
 
 

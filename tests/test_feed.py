@@ -195,6 +195,15 @@ def test_memory_chooses_the_feed_and_nothing_else(data):
     small.close()
 
 
+def test_a_streamed_batch_is_on_the_device_before_it_is_asked_for(data):
+    """As uint8, and its labels too."""
+    with StreamFeed(data, Manifest.read(data), 8, 0, True, "meta") as made:
+        x0, labels = made.batch(0)
+        ahead, classes = made._ahead[1].result()
+        assert {each.device.type for each in (x0, labels, ahead, classes)} == {"meta"}
+        assert ahead.dtype == torch.uint8
+
+
 def test_a_shard_that_changes_while_streaming_is_named(data, tmp_path):
     for path in data.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())

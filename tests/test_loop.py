@@ -18,7 +18,15 @@ from diffcore.core.errors import UserError
 from diffcore.denoisers.denoiser import Condition, Denoiser
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
-from diffcore.methods import Method, Roles, consistency, continuous, denoising, distribution_matching, phased
+from diffcore.methods import (
+    Method,
+    Roles,
+    consistency,
+    continuous,
+    denoising,
+    distribution_matching,
+    phased,
+)
 from diffcore.methods.parts.discriminator import Discriminator
 from diffcore.nets.dropout import Masks
 from diffcore.noise.angle import diffuse
@@ -259,12 +267,11 @@ def test_what_each_optimizer_is_told(own, betas, dropout):
     teacher.net.drop = nn.Dropout(dropout)
     loop = Loop(Job(own, config, feed(), 0), toy_denoiser(), teacher, COMPUTE)
     for optimizer, net, told in (
-        (loop.student.optimizer, loop.student.net, (2e-3, (0.9, 0.99), 0.07)),
-        (loop.critic.optimizer, loop.critic.net, (3e-4, betas, 0.0)),
+        (loop.student.optimizer, loop.student.net, ((0.9, 0.99), 0.07)),
+        (loop.critic.optimizer, loop.critic.net, (betas, 0.0)),
     ):
-        (group,) = optimizer.param_groups
-        assert (group["lr"], group["betas"], group["weight_decay"]) == told
-        assert [id(one) for one in group["params"]] == [id(one) for one in net.parameters() if one.requires_grad]
+        assert (optimizer.betas, optimizer.weight_decay) == told
+        assert [id(one) for one in optimizer.parameters] == [id(one) for one in net.parameters() if one.requires_grad]
         assert net.training
     assert all(layer.p == 0 for layer in loop.critic.net.modules() if isinstance(layer, nn.Dropout))
     assert loop.roles.critic is loop.critic.net
@@ -450,12 +457,12 @@ def test_what_two_processes_make_of_their_parts_is_what_one_makes_of_the_whole(n
 
     def gradient(made: Loop) -> tuple[float, torch.Tensor]:
         loss, _ = made._gradient()
-        return loss, torch.cat([parameter.grad.flatten() for parameter in made.student.net.parameters()])
+        return float(loss), torch.cat([parameter.grad.flatten() for parameter in made.student.net.parameters()])
 
     whole, halves = loop(1), [loop(2, rank) for rank in (0, 1)]
     right, found = gradient(whole), [gradient(half) for half in halves]
     if whole.critic:
-        assert sum(half.critic_losses[0] for half in halves) / 2 == pytest.approx(whole.critic_losses[0], rel=1e-5)
+        assert sum(half.curve.critic[0] for half in halves) / 2 == pytest.approx(whole.curve.critic[0], rel=1e-5)
         return  # each has its own half of the critic's gradient here
     assert (found[0][0] + found[1][0]) / 2 == pytest.approx(right[0], rel=1e-5)
     torch.testing.assert_close((found[0][1] + found[1][1]) / 2, right[1], rtol=1e-4, atol=1e-6)
@@ -674,14 +681,14 @@ class Plain(ToyNet):
 
     def __init__(self, seed: int = 0):
         super().__init__(seed=seed)
-        self.table = nn.Embedding(4, 8)
+        self.table, self.drop = nn.Embedding(4, 8), nn.Dropout(0.0)
         with torch.no_grad():
             self.table.weight.normal_(generator=seeded(seed))
 
     def forward(self, x, timestep, class_labels):
         if not torch.compiler.is_compiling():
             UNCOMPILED.append(1)
-        return self.conv_out(self.features(x, timestep)[0] * self.table(class_labels)[..., None, None])
+        return self.drop(self.conv_out(self.features(x, timestep)[0] * self.table(class_labels)[..., None, None]))
 
     def features(self, x, timestep, class_labels=None):
         return super().features(x, timestep)
@@ -689,8 +696,8 @@ class Plain(ToyNet):
 
 UNCOMPILED: list[int] = []
 COMPILED = {
-    "a target that is an average": (consistency.Consistency(8, 0.5), 3),
-    "a student that is its own target": (consistency.Consistency(8, 0.0), 3),
+    "a target that is an average": (consistency.Consistency(8, 0.5, steps_end=8), 3),
+    "a student that is its own target": (consistency.Consistency(8, 0.0, steps_end=8), 3),
     "a critic": (distribution_matching.DistributionMatching(1, 2), 2 * 2 + 3),
     "a derivative": (continuous.Continuous(), 2),
 }
@@ -702,8 +709,8 @@ COMPILED = {
 )  # torch's own, as it looks at an input that has a past
 @pytest.mark.parametrize("case", COMPILED)
 def test_every_network_is_compiled_once_and_runs_so_in_every_update(case, monkeypatch, tmp_path):
-    """Told of classes and guided, for which denoisers are made anew for every batch. The derivative alone is taken of the
-    network as it is."""
+    """Where the loss is no one graph (tests/test_compiled.py). Told of classes and guided, for which denoisers are made anew
+    for every batch. The derivative alone is taken of the network as it is."""
     method, calls = COMPILED[case]
     graphs, runs, counts = [], [], []
 

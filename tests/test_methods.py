@@ -115,6 +115,17 @@ def test_network_calls_are_what_a_spy_counts(name, config):
 
 
 @CASES
+def test_a_loss_of_one_graph_looks_at_no_progress_and_forks_no_draw(name, config, monkeypatch):
+    """Which would be another graph each time; and a loss that does neither, nor takes a derivative, says that it is one."""
+    forked, fork, changes = [], Draw.fork, name == "continuous"
+    monkeypatch.setattr(Draw, "fork", lambda self, word: forked.append(word) or fork(self, word))
+    cast, x0, drawn = cast_of(config)
+    losses = [config.loss(cast, x0, drawn, progress) for progress in (0.0, 0.3, 0.6)]
+    changes |= any(not torch.equal(losses[0], loss) for loss in losses)
+    assert config.one_graph == (not changes and not forked)
+
+
+@CASES
 def test_the_rest_of_the_contract(name, config):
     assert config.sampler in SOLVERS
     assert config.grid is None or config.grid.times[-1] == 0

@@ -288,7 +288,7 @@ MADE = {
     "parent": None,
     "parameters": {"fit": {"lr": 0.1, "clip": None}, "flip": False},
     "seed": 5,
-    "compute": {"device": "cpu", "precision": "float32", "processes": 1},
+    "compute": {"device": "cpu", "precision": "float32", "dice": "cpu", "processes": 1},
 }
 """What a saved state was made for."""
 
@@ -308,6 +308,7 @@ CHANGES = {
     ),
     "device": ({"compute": {**MADE["compute"], "device": "cuda"}}, "device cpu, now cuda"),
     "precision": ({"compute": {**MADE["compute"], "precision": "bf16"}}, "precision float32, now bf16"),
+    "dice": ({"compute": {**MADE["compute"], "dice": "cuda"}}, "dice cpu, now cuda"),
     "processes": ({"compute": {**MADE["compute"], "processes": 2}}, "processes 1, now 2"),
 }
 
@@ -374,7 +375,7 @@ def test_many_differences_and_long_values_are_one_short_line(tmp_path):
     own, said = job(tmp_path, {"name": "x", "classes": None})
     assert own.load() is None
     assert said[0].startswith("x: a saved state of 3 updates is there and is not used: code c0dec0dec0de, now unset; ")
-    assert "; 7 more; go back to go on from it, or remove " in said[0]
+    assert "; 8 more; go back to go on from it, or remove " in said[0]
     assert len(said[0].splitlines()) == 1
     own, said = job(tmp_path, {**MADE, "classes": None})
     assert own.load() is None

@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 
-from diffcore.core.rng import draw, generator, labels_like, noises, seed, some
+from diffcore.core import rng
+from diffcore.core.rng import dice, draw, generator, labels_like, noises, seed, some
 
 BATCH = torch.zeros(32, 2, 3)
 
@@ -37,6 +38,21 @@ def test_names_do_not_run_together():
     starts = [generator(*words).initial_seed() for words in [(1, 23), (12, 3), (123,), ("1", "2", 3), (1, 2, "3x")]]
     assert len(set(starts)) == len(starts)
     assert seed(0, "teacher") != seed(0, "pd2") != seed(1, "pd2")
+
+
+def test_a_fork_is_drawn_once_whoever_asks_for_it(monkeypatch):
+    """A loss that asks twice, and every part of the batch, share the numbers of the whole."""
+    drawn, make = [], rng.generator
+    monkeypatch.setattr(rng, "generator", lambda *key, **where: drawn.append(key) or make(*key, **where))
+    whole = draw(BATCH, 0, "train", 5)
+    for each in (whole, whole[:4], whole[4:], whole[4:][:2], whole):
+        each.fork("level").fork("again")
+    assert drawn == [(0, "train", 5), (0, "train", 5, "level"), (0, "train", 5, "level", "again")]
+
+
+def test_a_gpu_throws_its_own_dice_and_the_cpu_all_others():
+    for device, right in (("cuda:1", "cuda:1"), ("cpu", "cpu"), ("meta", "cpu")):
+        assert dice(torch.device(device)) == torch.device(right)
 
 
 @pytest.mark.parametrize("rows", [slice(0, 8), slice(8, 24), slice(31, 32)])

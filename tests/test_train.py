@@ -267,7 +267,7 @@ def test_a_student_s_training_is_that_of_its_line_and_its_card_tells_it(name, wi
         "seed": 5,
         "code": graph.code_digest("distill", LINES[name]["method"]),
         "torch": torch_version(),
-        "compute": {"device": wired.compute.device.type, "precision": wired.compute.numbers, "processes": 1},
+        "compute": train.loop.provenance(wired.compute),
         "cost": cost,
         "classes": ["class0", "class1"],
         "guidance": weighed and dataclasses.asdict(weighed),
@@ -350,7 +350,8 @@ def test_the_teacher_s_training_is_that_of_its_line_and_its_card_tells_it(
     assert card.parameters == {"anything": 7.0, "flip": True}
     assert card.code == graph.code_digest("teachers", "denoising") != graph.code_digest("distill", "denoising")
     assert card.cost == {"iterations": 8, "images": 72, "network_calls": 56.0}
-    assert card.compute == {"device": wired.compute.device.type, "precision": wired.compute.numbers, "processes": 1}
+    kind = wired.compute.device.type
+    assert card.compute == {"device": kind, "precision": wired.compute.numbers, "dice": kind, "processes": 1}
     assert disk.read_sealed(paths.COST / "teacher.json", None, "x") == {"seconds": 12.3, **card.cost}
     assert len(rows("teacher")) == 3
 
@@ -458,13 +459,14 @@ def changed(what: str, found: Params, monkeypatch) -> Params:
         "code": lambda: monkeypatch.setattr(train.graph, "code_digest", lambda *_: "another"),
         "torch": lambda: monkeypatch.setattr(train.config, "torch_version", lambda: "another"),
         "device": lambda: monkeypatch.setattr(processes, "device", lambda: torch.device("meta")),
+        "dice": lambda: monkeypatch.setattr(train.loop, "dice", lambda device: torch.device("cuda")),
         "processes": lambda: monkeypatch.setattr(processes, "count", lambda: 2),
     }
     around.get(what, lambda: None)()
     return dataclasses.replace(found, **parameters.get(what, {}))
 
 
-WORDS = ("seed", "flip", "lr", "data", "code", "torch", "classes", "precision", "device")
+WORDS = ("seed", "flip", "lr", "data", "code", "torch", "classes", "precision", "device", "dice")
 
 
 @pytest.mark.parametrize("change", WORDS)
@@ -515,6 +517,7 @@ CHANGES = {
     "torch": "torch {torch}, now another",
     "precision": "precision float32, now bf16",
     "device": "device {compute[device]}, now meta",
+    "dice": "dice cpu, now cuda",
 }
 """What is said of a state that was saved before the change."""
 
@@ -554,7 +557,7 @@ def test_what_was_begun_in_one_precision_does_not_go_on_in_another(wired, monkey
     )
     train.train(full, "cd")
     assert opened("cd").card.files != found.card.files
-    precisions = {"device": full.compute.device.type, "processes": 1}
+    precisions = {**train.loop.provenance(full.compute), "precision": None}
     assert opened("cd").card.compute == {**precisions, "precision": "float32"}
     assert found.card.compute == {**precisions, "precision": "bf16"}
 

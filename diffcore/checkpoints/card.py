@@ -32,8 +32,9 @@ class Card:
     guidance that it was trained for, null for none, see `Guidance`. image: its samples' shape [c, h, w]. parent: digest
     of the checkpoint that it began as, teacher: of the one it learned from, null for none. data: digest of the shards.
     parameters: everything params.yaml said about it. code: digest of the source that trained it. cost: iterations,
-    images and network calls. files: sha256 of each file. digest: of all these files. compute: device, precision and
-    number of processes that trained it, null where that was not here or is not known. seal: digest of the rest of the card.
+    images and network calls. files: sha256 of each file. digest: of all these files. compute: device, precision, whose
+    random numbers and number of processes that trained it, null where that was not here or is not known. seal: digest of
+    the rest of the card.
     """
 
     schema: int

@@ -13,10 +13,15 @@ from torch import Tensor
 from diffcore.core.shapes import PerSample, Sample
 
 
-def generator(*key: int | str) -> torch.Generator:
-    """A CPU generator seeded by all of `key`: `generator(seed, "train", step)`."""
+def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator seeded by all of `key`: `generator(seed, "train", step)`. Another device's has other numbers."""
     seed = hashlib.sha256("/".join(map(str, key)).encode()).digest()[:8]
-    return torch.Generator().manual_seed(int.from_bytes(seed, "little") >> 1)
+    return torch.Generator(device).manual_seed(int.from_bytes(seed, "little") >> 1)
+
+
+def dice(device: torch.device) -> torch.device:
+    """Where the random numbers of a training on this device are drawn: on a GPU itself, else on the CPU."""
+    return device if device.type == "cuda" else torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,8 @@ class Draw:
     """The randomness of one training step: a loss is a pure function of it.
 
     u: [b], stratified uniform numbers in (0, 1): one in each of b equal cells, in random order.
-    noise: [b, *x], standard normal. key, count, rows: what it was made of, and which part of it this is.
+    noise: [b, *x], standard normal. key, count, rows: what it was made of, and which part of it this is. forks: of the whole,
+    each drawn once.
     """
 
     u: PerSample
@@ -32,6 +38,7 @@ class Draw:
     key: tuple[int | str, ...] = ()
     count: int | None = None
     rows: slice = field(default_factory=lambda: slice(None))
+    forks: dict[str, "Draw"] = field(default_factory=dict, repr=False, compare=False)
 
     def __getitem__(self, rows: slice) -> "Draw":
         whole = range(self.count or len(self.u))[self.rows][rows]
@@ -40,7 +47,9 @@ class Draw:
 
     def fork(self, name: str) -> "Draw":
         """As many numbers again, independent of these and of those of any other name."""
-        fork = draw(self.noise, *self.key, name, count=self.count)[self.rows]
+        if name not in self.forks:
+            self.forks[name] = draw(self.noise, *self.key, name, count=self.count)
+        fork = self.forks[name][self.rows]
         return replace(fork, u=fork.u.to(self.u.dtype), noise=fork.noise.to(self.noise.dtype))
 
 
@@ -49,10 +58,11 @@ def draw(like: Sample, *key: int | str, count: int | None = None) -> Draw:
 
     count: images in the global batch, if `like` holds only a part of it; the numbers are those of the whole.
     """
-    count, rng = count or len(like), generator(*key)
-    cells = torch.randperm(count, generator=rng)
-    u = (cells + torch.rand(count, generator=rng, dtype=torch.float64)) / count
-    noise = torch.randn((count, *like.shape[1:]), generator=rng)
+    count, where = count or len(like), dice(like.device)
+    rng = generator(*key, device=where)
+    cells = torch.randperm(count, generator=rng, device=where)
+    u = (cells + torch.rand(count, generator=rng, dtype=torch.float64, device=where)) / count
+    noise = torch.randn((count, *like.shape[1:]), generator=rng, device=where)
     return Draw(u.to(like.device), noise.to(like.device), key, count)
 
 

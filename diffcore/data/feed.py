@@ -20,6 +20,7 @@ from torch import Tensor
 
 from diffcore.core.rng import generator
 from diffcore.core.shapes import Sample
+from diffcore.core.transfer import to_device
 from diffcore.data.manifest import Manifest
 from diffcore.data.opened import Opened, open_shard
 from diffcore.data.read import Images, channels_first, load_resident
@@ -159,7 +160,7 @@ class ResidentFeed:
         """See Feed."""
         places = self._order.at(step * self._batch_size, (step + 1) * self._batch_size)
         index = np.concatenate([self._starts[place.shards] + place.rows for place in places])[rows]
-        where = torch.from_numpy(index).to(self._pixels.device)
+        where = to_device(torch.from_numpy(index), self._pixels.device)
         x0 = to_float(self._pixels[where])
         if self._flip:
             x0 = _mirrored(x0, _flips(self._order.seed, step, self._batch_size)[rows])
@@ -169,9 +170,9 @@ class ResidentFeed:
 class StreamFeed:
     """A Feed for data larger than memory: holds where the images of the group in use lie, and looks at the next ahead.
 
-    One thread prepares the batch after the one asked for, one opens shards, `workers` decode. Every shard is checked
-    against its digest when it is opened, and each image against a checksum when it is read. Errors come out of `batch`.
-    Close it, or use it in a `with`, to end its threads.
+    One thread prepares the batch after the one asked for and sends it to the device, one opens shards, `workers` decode.
+    Every shard is checked against its digest when it is opened, and each image against a checksum when it is read. Errors
+    come out of `batch`. Close it, or use it in a `with`, to end its threads.
     """
 
     def __init__(
@@ -217,13 +218,13 @@ class StreamFeed:
             future = self._preparing.submit(self._prepare, step, rows)
         self._ahead = ((step + 1, *key[1:]), self._preparing.submit(self._prepare, step + 1, rows))
         pixels, labels = future.result()
-        x0 = to_float(pixels.to(self._device))
+        x0 = to_float(pixels)
         if self._flip:
             x0 = _mirrored(x0, _flips(self._order.seed, step, self._batch_size)[rows])
-        return x0, None if labels is None else labels.to(self._device)
+        return x0, labels
 
     def _prepare(self, step: int, rows: slice) -> Batch:
-        # uint8 [b, c, h, w] and labels, on the CPU
+        # uint8 [b, c, h, w] and labels, on the device or on their way
         start, stop = step * self._batch_size, (step + 1) * self._batch_size
         places = self._order.at(start, stop)
         self._hold([shard for place in places for shard in place.group], self._order.after(stop - 1))
@@ -237,7 +238,8 @@ class StreamFeed:
             pixels[here] = opened.pixels(index[here], self._decoding)
             if opened.labels is not None:
                 labels[here] = opened.labels[index[here]]
-        return channels_first(pixels).contiguous(), None if self.classes is None else torch.from_numpy(labels)
+        whole = to_device(channels_first(pixels).contiguous(), self._device)
+        return whole, None if self.classes is None else to_device(torch.from_numpy(labels), self._device)
 
     def _hold(self, now: Sequence[int], soon: Sequence[int]) -> None:
         wanted = dict.fromkeys((*now, *soon))  # in the order in which they will be needed
@@ -259,4 +261,4 @@ def _flips(seed: int, step: int, batch_size: int) -> Tensor:
 
 
 def _mirrored(x0: Sample, flips: Tensor) -> Sample:
-    return torch.where(flips.to(x0.device).reshape(-1, 1, 1, 1), x0.flip(-1), x0)
+    return torch.where(to_device(flips, x0.device).reshape(-1, 1, 1, 1), x0.flip(-1), x0)

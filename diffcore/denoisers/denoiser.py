@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from diffcore.core.errors import UserError
 from diffcore.core.shapes import PerSample, Sample
+from diffcore.core.transfer import to_device
 from diffcore.denoisers.prediction import Prediction
 from diffcore.noise.schedule import Schedule
 from diffcore.noise.trajectory import Trajectory
@@ -30,7 +31,7 @@ class Condition:
         return self._each(lambda part: part[rows])
 
     def to(self, device: torch.device) -> "Condition":
-        return self._each(lambda part: part.to(device))
+        return self._each(lambda part: to_device(part, device))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Condition":
         parts = (self.class_labels, self.guidance, self.negative)

@@ -1,7 +1,5 @@
 """What beliefs cost, added up."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -10,11 +8,30 @@ from diffcore.denoisers.denoiser import Denoiser, Wrapper
 from diffcore.denoisers.prediction import Prediction
 
 
-@dataclass
 class Meter:
-    """What beliefs have cost, in network calls times samples."""
+    """Adds up what beliefs cost, in network calls times samples.
 
-    spent: float = 0.0
+    calls: what was added and is not summed yet. A compiled function adds to an empty list each time, never to a number, which
+    would be another one each time.
+    """
+
+    def __init__(self):
+        self.calls: list[float] = []
+        self._before = 0.0
+
+    def add(self, calls: float | int) -> None:
+        self.calls.append(calls)
+
+    def sum(self) -> float:
+        """All of it; `calls` is empty then."""
+        for calls in self.calls:
+            self._before += calls
+        self.calls.clear()
+        return self._before
+
+    @property
+    def spent(self) -> float:
+        return self.sum()
 
 
 def with_backward(learns: bool) -> int:
@@ -31,12 +48,12 @@ class Metered(Wrapper):
 
     def forward(self, x_t: Sample, t: PerSample) -> Prediction:
         belief = self.inner(x_t, t)
-        self.meter.spent += belief.cost * len(x_t) * with_backward(self.learns)
+        self.meter.add(belief.cost * len(x_t) * with_backward(self.learns))
         return belief
 
     def with_inner(self, inner: Denoiser) -> "Metered":
         return Metered(inner, self.meter, self.learns)
 
     def features(self, x_t: Sample, t: PerSample) -> list[Tensor]:
-        self.meter.spent += len(x_t)
+        self.meter.add(len(x_t))
         return super().features(x_t, t)

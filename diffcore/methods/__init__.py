@@ -56,7 +56,9 @@ class Method(abc.ABC):
     off_the_data: it asks nobody for a velocity closer to the data than one of its steps, so that networks of parameterization
     x0 can take part. grid: the only trajectory that its student is valid
     on, None for any. asks_teacher: whether its loss asks a teacher; teacher_grid: the trajectory on which that must be
-    valid, None for any time. target_decay: above 0, `roles.target` is an EMA of the student with this decay.
+    valid, None for any time. target_decay: above 0, `roles.target` is an EMA of the student with this decay. one_graph:
+    whether its loss is the same graph of tensors all through a training, with no look at the progress, no fork of the draw
+    and no derivative in it, so that it can be compiled whole.
     """
 
     sampler: str = "ddim"
@@ -66,6 +68,7 @@ class Method(abc.ABC):
     asks_teacher: bool = True
     teacher_grid: Trajectory | None = None
     target_decay: float = 0.0
+    one_graph: bool = False
 
     @abc.abstractmethod
     def loss(self, roles: Roles, x0: Sample, draw: Draw, progress: float) -> PerSample:

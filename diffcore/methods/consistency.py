@@ -113,6 +113,10 @@ class Consistency(Method):
     def target_decay(self) -> float:
         return self.target_ema
 
+    @property
+    def one_graph(self) -> bool:
+        return self.steps_end is None and self.distance != "perceptual"
+
 
 def seen_apart(teacher: Denoiser, image: Sample, target: Sample, draw: Draw) -> PerSample:
     """The distance of two images in the teacher's features: of each pixel's channels, scaled to length 1, and over all levels

@@ -9,6 +9,7 @@ No teacher is asked for anything: the line's `teacher` is only where the student
 any grid, will do. ECT is meant to start from a diffusion model, iCT needs none.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from diffcore.core.rng import Draw
 from diffcore.core.shapes import PerSample, Sample, lift
+from diffcore.core.transfer import to_device
 from diffcore.methods import Method, Roles
 from diffcore.methods.parts.distance import pseudo_huber
 from diffcore.noise.angle import compose, diffuse, velocity
@@ -76,7 +78,7 @@ class ConsistencyTraining(Method):
         tan(phi_t) - tan(phi_r) = sin(phi_t - phi_r) / (cos(phi_t) cos(phi_r)), in which nothing cancels.
         """
         schedule = roles.student.schedule
-        sigma, lower = self.pair(draw.u, progress, _most(schedule, draw.u))
+        sigma, lower = self.pair(draw.u, progress, _most(schedule))
         phi, phi_r = sigma.atan(), lower.atan()
         z = diffuse(x0, draw.noise, phi)
         v = aim(roles, x0, draw.noise, sigma, lower)
@@ -90,7 +92,7 @@ class ConsistencyTraining(Method):
         """(t, r) in sigma for each uniform number, r < t <= most, float64; r may be 0, the data."""
         u = u.double().contiguous()
         if self.schedule == "ict":
-            levels = ict_levels(self.intervals(progress), most).to(u.device)
+            levels = to_device(ict_levels(self.intervals(progress), most), u.device)
             i = torch.searchsorted(self._shares(levels).cumsum(0), u, right=True).clamp(max=len(levels) - 2)
             return levels[i + 1], levels[i]
         t = (self.mean + self.std * torch.special.ndtri(u)).exp().clamp(max=most)
@@ -145,6 +147,7 @@ def ict_levels(count: int, most: float = math.inf) -> Tensor:
     return levels
 
 
-def _most(schedule: Schedule, like: PerSample) -> float:
+@functools.cache
+def _most(schedule: Schedule) -> float:
     """sigma/alpha at t = 1, beyond which the schedule has no time."""
-    return float(schedule.angle(torch.ones_like(like[:1])).tan())
+    return float(schedule.angle(torch.ones(1, dtype=torch.float64)).tan())

@@ -23,6 +23,7 @@ class Denoising(Method):
 
     sampler = "ddim"
     asks_teacher = False
+    one_graph = True
 
     def __post_init__(self):
         if self.gamma <= 0:

@@ -24,6 +24,7 @@ class GuidedDistillation(Method):
     weight: Literal["truncated_snr", "one"] = "truncated_snr"
 
     sampler = "ddim"
+    one_graph = True
 
     def loss(self, roles: Roles, x0: Sample, draw: Draw, progress: float) -> PerSample:
         """Weighted squared error of v against the teacher's at t ~ U(0, 1)."""

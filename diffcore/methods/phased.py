@@ -138,6 +138,10 @@ class Phased(WithCritic):
     def target_decay(self) -> float:
         return self.target_ema
 
+    @property
+    def one_graph(self) -> bool:
+        return not self.adversarial
+
     def _logits(self, roles: Roles, landing: Sample, draw: Draw, s: PerSample) -> list[torch.Tensor]:
         """What the critic says of a landing on s once it is noised up to a time in (s, s + 1/M), in the teacher's features.
 

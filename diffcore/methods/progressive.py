@@ -33,6 +33,7 @@ class Progressive(Method):
 
     sampler = "ddim"
     off_the_data = True
+    one_graph = True
 
     def __post_init__(self):
         if self.steps < 1:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffcore.core import disk, precision, processes
+from diffcore.core.adamw import AdamW
 from diffcore.core.errors import UserError
 from diffcore.core.rng import generator
 from diffcore.core.shapes import Sample
@@ -349,20 +350,19 @@ def _fit(
     on_progress: Callable[[int, float], None],
 ) -> None:
     config = features.card.config
-    optimizer = torch.optim.AdamW(features.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = AdamW(features.parameters(), betas=(0.9, 0.99), weight_decay=0.01, fused=False)
     features.train()
     own = _share(config.batch)
     for step, (x, rows, rng) in enumerate(_batches(images, seen, config)):
-        optimizer.param_groups[0]["lr"] = config.lr * 0.5 * (1 + math.cos(math.pi * step / config.iterations))
+        rate = config.lr * 0.5 * (1 + math.cos(math.pi * step / config.iterations))
         question = _question(features, to_float(x), None if classes is None else classes[rows], rng, own)
         loss = F.cross_entropy(*question) * (len(question[1]) * processes.count() / config.batch)
         value = processes.total(loss.item()) / processes.count()
         if not math.isfinite(value):
             raise UserError(f"the feature network's loss is {value} at iteration {step}; lower features.lr")
-        optimizer.zero_grad()
         loss.backward()
         processes.average([parameter.grad for parameter in features.parameters()])
-        optimizer.step()
+        optimizer.step(rate)
         on_progress(step, value)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from diffcore.core.errors import UserError
 from diffcore.core.shapes import PerSample, Sample, lift
+from diffcore.core.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Table:
         """The same numbers on the device of `like`."""
         if like.device not in self._copies:
             with torch.inference_mode(False):  # the copy outlives the block that asks first
-                self._copies[like.device] = next(iter(self._copies.values())).to(like.device)
+                self._copies[like.device] = to_device(next(iter(self._copies.values())), like.device)
         return self._copies[like.device]
 
 

@@ -83,8 +83,8 @@ class Compute:
     threads: of one process on a CPU. processes: how many work at one stage on each host; `auto` is one for each GPU that can
     be seen; without any it is one, or one for each part of a training's batch that it has a processor for. strategy: of
     several that train, `ddp` where each has the whole network, or `fsdp` where each keeps a part of the weights, averages
-    and moments. precision: `auto` is bf16 on a GPU that has it and float32
-    elsewhere. compile: torch.compile the networks (minutes to start with). save_seconds: how much work a kill may cost.
+    and moments. precision: `auto` is bf16 on a GPU that has it and float32 elsewhere. compile: torch.compile the loss, or
+    its networks (minutes to start with). save_seconds: how much work a kill may cost.
     memory_gb: data up to this size are kept in memory (on the GPU where there is one), larger ones are streamed.
     cache_gb: the most that copies of remote shards may take on the disk.
     """

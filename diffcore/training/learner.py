@@ -9,12 +9,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from diffcore.core import processes
+from diffcore.core.adamw import MOMENTS, AdamW
 from diffcore.core.errors import UserError
 from diffcore.core.shapes import PerSample
 from diffcore.training import sharding
-
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-"""What AdamW remembers of a parameter."""
 
 
 class Learner:
@@ -30,19 +28,18 @@ class Learner:
     def __init__(
         self,
         net: nn.Module,
-        optimizer: torch.optim.AdamW,
+        optimizer: AdamW,
         accelerator: Accelerator,
         averages: Mapping[str, nn.Module] | None = None,
         wrapped: bool = False,
     ):
-        self.net, self.accelerator, self.wrapped = net, accelerator, wrapped
+        self.net, self.optimizer, self.accelerator, self.wrapped = net, optimizer, accelerator, wrapped
         self.averages, self.sharded = dict(averages or {}), sharding.is_sharded(net)
-        self.learns = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        wraps = wrapped and not self.sharded
-        self.prepared, self.optimizer = accelerator.prepare(net, optimizer) if wraps else (net, optimizer)
+        self.prepared = accelerator.prepare(net) if wrapped and not self.sharded else net
 
-    def gradient(self, parts: Sequence[slice], loss_of: Callable[[slice], PerSample]) -> float:
-        """Leaves the gradient of the mean loss, over this process's parts and all processes, in the parameters; that loss."""
+    def gradient(self, parts: Sequence[slice], loss_of: Callable[[slice], PerSample]) -> Tensor:
+        """Leaves the gradient of the mean loss, over this process's parts and all processes, in the parameters; that loss,
+        [], where it was worked out."""
         total = torch.zeros((), device=self.accelerator.device)
         for number, part in enumerate(parts, 1):
             with self._exchange(number == len(parts)):
@@ -51,8 +48,8 @@ class Learner:
                 self.accelerator.backward(loss)
             total += loss.detach()
         if not self.wrapped:
-            processes.average([parameter.grad for parameter in self.learns])
-        return float(self.accelerator.reduce(total, "mean"))
+            processes.average([parameter.grad for parameter in self.optimizer.parameters])
+        return self.accelerator.reduce(total, "mean")
 
     def _exchange(self, last: bool) -> contextlib.AbstractContextManager[None]:
         # gradients travel between processes once a step, with the last part
@@ -61,19 +58,16 @@ class Learner:
             return contextlib.nullcontext()
         return contextlib.nullcontext() if last else self.accelerator.no_sync(self.prepared)
 
-    def clip(self, largest: float | None) -> float:
-        """Scales a gradient down whose norm is above `largest`, if that is given; the norm before."""
+    def clip(self, largest: float | None) -> Tensor:
+        """Scales a gradient down whose norm is above `largest`, if that is given; the norm before, []."""
         norm = sharding.whole(nn.utils.get_total_norm([p.grad for p in self.net.parameters() if p.grad is not None]))
         if largest is not None:
             nn.utils.clip_grads_with_norm_(self.net.parameters(), largest, norm)
-        return float(norm)
+        return norm
 
-    def step(self, lr: float, **decays: float) -> None:
-        """One update along the gradient, which is gone then; the averages follow, each by its decay."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+    def step(self, lr: float, skip: Tensor | None = None, **decays: float) -> None:
+        """One update along the gradient, which is gone then; the averages follow, each by its decay. skip: as of `AdamW`."""
+        self.optimizer.step(lr, skip)
         for name, decay in decays.items():
             follow(self.averages[name], self.net, decay)
 
@@ -87,27 +81,21 @@ class Learner:
             self._require(False)
 
     def _require(self, gradient: bool) -> None:
-        for parameter in self.learns:
+        for parameter in self.optimizer.parameters:
             parameter.requires_grad_(gradient)
 
     def tensors(self, name: str, prefix: str = "") -> dict[str, Tensor]:
         """Everything that a step reads, the tensors themselves: `NAME/PARAMETER` of the network, the averages by their
-        names, and once there are any the moments as `PREFIXexp_avg/PARAMETER`."""
+        names, and the moments as `PREFIXexp_avg/PARAMETER`."""
         nets = {name: self.net, **self.averages}
         weights = {f"{net}/{key}": value.detach() for net in nets for key, value in _read_by_a_step(nets[net])}
         return weights | dict(self._moments(prefix))
 
     def _moments(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
+        state = self.optimizer.state
         for name, parameter in self.net.named_parameters():
-            state = self.optimizer.state.get(parameter, {})
-            yield from ((f"{prefix}{key}/{name}", state[key]) for key in MOMENTS if key in state)
-
-    def start_moments(self) -> None:
-        """Makes the moments that AdamW itself makes at its first step, so that saved ones can be copied there."""
-        for parameter in self.learns:
-            zeros = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            step = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            self.optimizer.state[parameter] = {"step": step, "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
+            if parameter in state:
+                yield from ((f"{prefix}{key}/{name}", state[parameter][key]) for key in MOMENTS)
 
 
 def _read_by_a_step(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -117,7 +105,7 @@ def _read_by_a_step(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """The name of the first one with a value that is not finite, of what this process has of them; None if all are."""
-    finite = torch.stack([sharding.part(tensor).isfinite().all().cpu() for tensor in tensors.values()])
+    finite = torch.stack([sharding.part(tensor).isfinite().all() for tensor in tensors.values()]).cpu()
     return None if finite.all() else list(tensors)[int(finite.long().argmin())]
 
 

@@ -5,40 +5,30 @@ with the same bytes on a CPU, and the global batch does not depend on the number
 """
 
 import copy
-import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from diffcore.core import processes, threads
+from diffcore.core.adamw import AdamW
 from diffcore.core.errors import UserError
-from diffcore.core.rng import draw, generator
+from diffcore.core.rng import dice, draw, generator
 from diffcore.core.shapes import PerSample, Sample
+from diffcore.core.transfer import to_device
 from diffcore.data.feed import Feed
 from diffcore.denoisers.denoiser import Condition, Denoiser
 from diffcore.denoisers.meter import Meter, Metered, with_backward
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.methods import Method, Roles
-from diffcore.nets.dropout import Masks, masked, without
+from diffcore.nets.dropout import Masked, Masks, masked, without
 from diffcore.training import sharding
 from diffcore.training.config import Compute, Training
+from diffcore.training.curve import Curve, Event
 from diffcore.training.learner import Learner, accelerator, not_finite
 from diffcore.training.resume import Resume
-
-
-@dataclass(frozen=True)
-class Event:
-    """What is reported: losses and gradient norm are means over the steps since the event before."""
-
-    step: int
-    images: int
-    loss: float
-    grad_norm: float
-    lr: float
-    critic_loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -114,14 +104,16 @@ def fit(
             saved = time.monotonic()
         if stopping and loop.step < iterations:
             raise Stopped(f"stopped after {loop.step} of {iterations} steps")
-    return Fitted(loop.result(), loop.curve, loop.seconds(), loop.calls())
+    return Fitted(loop.result(), loop.curve.events, loop.seconds(), loop.calls())
 
 
 class Loop:
     """One training, update by update, and what changes from one to the next.
 
     student, critic: who learns; the critic is None for a method without one. step: updates made; kept: of them, in the last
-    saved state.
+    saved state. late: whether losses are read only where the curve has a point and before anything is kept, because to read
+    one is to wait for a GPU. What is not finite changes no weight either way. loss: the method's, compiled whole where that
+    is asked for and can be; captured: as a CUDA graph.
     """
 
     def __init__(self, job: Job, student: NetDenoiser, teacher: Denoiser | None, compute: Compute):
@@ -140,8 +132,13 @@ class Loop:
         self.student = self._student(net, averages)
         target = self.student.averages.get("target", self.student.net)
         roles = Roles(_with(student, self.student.prepared), teacher, _with(student, target))
+        self.compiled = compute.compile
         self.critic = self._critic(critic, type(student.net))
-        if compute.compile:
+        self.loss, self.captured = job.method.loss, False
+        if self.compiled and job.method.one_graph and self.accelerator.num_processes == 1:
+            self.captured = self.is_on_gpu and _can_be_captured(net, job.training)
+            self.loss = _compiled(job.method.loss, self.captured)
+        elif self.compiled:
             _compile(self.student.net, target, teacher, self.critic and self.critic.net)
         self.roles = replace(
             roles,
@@ -152,11 +149,13 @@ class Loop:
         )
         self.parts = job.training.parts(self.accelerator.process_index, self.accelerator.num_processes)
         self.step = self.kept = 0
-        self.curve: list[Event] = []
-        self.since: list[tuple[float, float]] = []
-        self.critic_losses: list[float] = []
+        self.curve, self.late = Curve(), self.is_on_gpu
         self.started = time.monotonic()
         self.before = self.calls_before = 0.0
+
+    @property
+    def is_on_gpu(self) -> bool:
+        return self.accelerator.device.type != "cpu"
 
     def _placed(self, net: nn.Module) -> nn.Module:
         order = torch.contiguous_format if self.sharded else torch.channels_last  # FSDP2 takes no other
@@ -172,9 +171,7 @@ class Loop:
     def _student(self, net: nn.Module, averages: dict[str, nn.Module]) -> Learner:
         """Learns all weights."""
         training = self.job.training
-        optimizer = torch.optim.AdamW(
-            net.parameters(), lr=training.lr, betas=(0.9, 0.99), weight_decay=training.weight_decay, fused=True
-        )
+        optimizer = AdamW(net.parameters(), betas=(0.9, 0.99), weight_decay=training.weight_decay)
         return Learner(net, optimizer, self.accelerator, averages, wrapped=True)
 
     def _critic(self, net: nn.Module | None, kind: type[nn.Module]) -> Learner | None:
@@ -183,14 +180,15 @@ class Loop:
             return None
         training, net = self.job.method.critic_training, without(net.to(self.accelerator.device).train())
         learns = [parameter for parameter in net.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(learns, lr=training.lr, betas=training.betas, weight_decay=0.0, fused=True)
+        optimizer = AdamW(learns, betas=training.betas, weight_decay=0.0)
         for part in net.modules():
             if isinstance(part, kind):
-                part.register_forward_hook(torch.compiler.disable(self._count))
+                # to exclude it from compilation is to load the compiler
+                part.register_forward_hook(torch.compiler.disable(self._count) if self.compiled else self._count)
         return Learner(net, optimizer, self.accelerator)
 
     def _count(self, part: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        self.meter.spent += len(inputs[0]) * with_backward(True)
+        self.meter.add(len(inputs[0]) * with_backward(True))
 
     @property
     def ema(self) -> nn.Module:
@@ -205,36 +203,54 @@ class Loop:
         """One update of the student, and before it those of its critic; an Event where the curve has a point."""
         training = self.job.training
         loss, norm = self._gradient()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise self._diverged(f"the loss is {loss} and the gradient norm {norm}; nothing was updated with it")
         decay = self.job.method.target_decay
         target = {"target": decay} if decay else {}
-        self.student.step(training.rate(self.step), ema=training.ema_decay(self.step + 1), **target)
+        skip = self._note(loss, norm)
+        self.student.step(training.rate(self.step), skip, ema=training.ema_decay(self.step + 1), **target)
         self.step += 1
-        self.since.append((loss, norm))
         if self.step % max(1, training.iterations // self.job.events) and self.step < training.iterations:
             return None
         return self._event()
 
-    def _diverged(self, fault: str, remedy: str = REMEDY, step: int | None = None) -> Diverged:
-        whence = f"goes back to step {self.kept} and comes" if self.kept else "begins anew and comes"
-        return Diverged(
-            f"step {step or self.step + 1}: {fault}. {remedy}; with nothing changed the same command {whence} here again"
+    def _note(self, *numbers: Tensor) -> Tensor:
+        """Notes a loss and a norm, or a critic's loss, of the update that comes; 1 if one of them is not finite, else 0."""
+        self.curve.add(self.step + 1, *numbers)
+        if not self.late:
+            self.read()
+        return 1 - torch.stack([number.isfinite() for number in numbers]).all().float()
+
+    def read(self) -> None:
+        """Waits for all losses; raises Diverged for the first update with one that is not finite."""
+        reading = self.curve.read()
+        if reading is None:
+            return
+        loss, *norm = reading.numbers
+        if norm:
+            raise self._diverged(
+                reading.step, f"the loss is {loss} and the gradient norm {norm[0]}; nothing was updated with it"
+            )
+        raise self._diverged(
+            reading.step, f"the critic's loss is {loss}; nothing was updated with it", "Lower critic_lr"
         )
+
+    def _diverged(self, step: int, fault: str, remedy: str = REMEDY) -> Diverged:
+        whence = f"goes back to step {self.kept} and comes" if self.kept else "begins anew and comes"
+        return Diverged(f"step {step}: {fault}. {remedy}; with nothing changed the same command {whence} here again")
 
     def check(self) -> None:
         """Raises Diverged where anything that a step reads is not finite: an update may overflow though its loss did not."""
+        self.read()
         name = not_finite(self._tensors())
         if processes.total(float(name is not None)):
             name = name or "what another process has"
-            raise self._diverged(f"{name} is not finite after the update, and such a state is not kept", step=self.step)
+            raise self._diverged(self.step, f"{name} is not finite after the update, and such a state is not kept")
 
-    def _gradient(self) -> tuple[float, float]:
+    def _gradient(self) -> tuple[Tensor, Tensor]:
         """Leaves the gradient of the global batch in the student's parameters; its loss and norm."""
         x0, roles = self._batch()
         if self.critic:
             self._teach_critic(x0, roles)
-        loss = self._gradient_of(self.student, self.job.method.loss, x0, roles, "train", self.step)
+        loss = self._gradient_of(self.student, self.loss, x0, roles, "train", self.step)
         return loss, self.student.clip(self.job.training.clip)
 
     def _teach_critic(self, x0: Sample, roles: Roles) -> None:
@@ -243,20 +259,20 @@ class Loop:
         with self.critic.learning():
             for number in range(method.critic_training.updates):
                 loss = self._gradient_of(self.critic, method.critic_loss, x0, roles, "critic", self.step, number)
-                if not math.isfinite(loss):
-                    raise self._diverged(f"the critic's loss is {loss}; nothing was updated with it", "Lower critic_lr")
-                self.critic.step(method.critic_training.lr)
-                self.critic_losses.append(loss)
+                self.critic.step(method.critic_training.lr, self._note(loss))
 
     def _gradient_of(
         self, learner: Learner, loss: Callable[..., PerSample], x0: Sample, roles: Roles, *key: int | str
-    ) -> float:
+    ) -> Tensor:
         """The mean loss, whose gradient is in the learner's parameters then. key: what this pass's numbers are drawn by."""
         drawn = draw(x0, self.job.seed, *key, count=self.job.training.batch)
         progress = self.step / self.job.training.iterations
 
         def loss_of(part: slice) -> PerSample:
             own = local(part, self.parts)
+            self.meter.sum()
+            if self.captured:
+                torch.compiler.cudagraph_mark_step_begin()  # the numbers of the update before may be written over
             with self.computing(*key, rows=part):
                 return loss(_of(roles, own), x0[own], drawn[part], progress)
 
@@ -271,43 +287,36 @@ class Loop:
         """This process's images, and the roles that know their classes and guidance weights."""
         own = slice(self.parts[0].start, self.parts[-1].stop)
         x0, labels = self.job.feed.batch(self.step, own)
-        x0 = x0.to(self.accelerator.device, memory_format=torch.channels_last)
+        x0 = to_device(x0, self.accelerator.device).to(memory_format=torch.channels_last)
         return x0, self.roles.with_condition(self._condition(labels, own).to(x0.device))
 
     def _condition(self, labels: Tensor | None, own: slice) -> Condition:
         training, key = self.job.training, (self.job.seed, "condition", self.step)
         if labels is not None and training.label_dropout:
             kept = torch.rand(training.batch, generator=generator(*key, "labels")) >= training.label_dropout
-            labels = torch.where(kept[own].to(labels.device), labels, -1)
+            labels = torch.where(to_device(kept[own], labels.device), labels, -1)
         if self.job.guidance is None:
             return Condition(labels)
         low, high = self.job.guidance
         share = torch.rand(training.batch, generator=generator(*key, "guidance"), dtype=torch.float64)[own]
-        return Condition(labels, (low + (high - low) * share).to(None if labels is None else labels.device))
+        return Condition(labels, low + (high - low) * share)
 
     def _event(self) -> Event:
-        losses, norms = zip(*self.since)
-        critic = sum(self.critic_losses) / len(self.critic_losses) if self.critic else None
-        count, training = len(self.since), self.job.training
-        loss, norm = sum(losses) / count, sum(norms) / count
-        event = Event(self.step, self.step * training.batch, loss, norm, training.rate(self.step - 1), critic)
-        self.curve.append(event)
-        self.since = []
-        self.critic_losses = []
-        return event
+        self.read()
+        training = self.job.training
+        return self.curve.point(self.step, self.step * training.batch, training.rate(self.step - 1))
 
     def anywhere(self, *flags: bool) -> list[bool]:
         """Whether each flag is up in any process, so that all act together."""
         if self.accelerator.num_processes == 1:
             return list(flags)
-        up = torch.tensor(flags, dtype=torch.float32, device=self.accelerator.device)
+        up = torch.tensor(flags, dtype=torch.float32)  # on the CPU, where to ask the others is not to wait for a GPU
         return [bool(flag) for flag in self.accelerator.reduce(up, "sum")]
 
     def save(self, resume: Resume) -> None:
         """Writes the state, once for all processes, or each of them its parts."""
-        facts = {"curve": [asdict(event) for event in self.curve], "since": self.since, "calls": self.calls()}
-        facts |= {"seconds": self.seconds(), "processes": processes.count()}
-        facts |= {"critic": self.critic_losses} if self.critic else {}
+        self.read()
+        facts = {**self.curve.facts(), "calls": self.calls(), "seconds": self.seconds(), "processes": processes.count()}
         resume.save(self.step, self._tensors(), facts, sharding.save if self.sharded else None)
         self.kept = self.step
         processes.wait()
@@ -319,13 +328,8 @@ class Loop:
             return
         self.step, facts = state.step, state.facts
         self.kept = self.step
-        self.curve = [Event(**event) for event in facts["curve"]]
-        self.since = [tuple(pair) for pair in facts["since"]]
+        self.curve.restore(facts)
         self.before, self.calls_before = facts["seconds"], facts["calls"]
-        self.student.start_moments()
-        if self.critic:
-            self.critic_losses = facts["critic"]
-            self.critic.start_moments()
         tensors = self._tensors()
         if self.sharded or state.is_sharded:
             sharding.load(tensors, state.folder)
@@ -354,7 +358,13 @@ class Loop:
 
 def provenance(compute: Compute) -> dict[str, str | int]:
     """Where and in which numbers a training computes here: for its card, and for the key of its saved states."""
-    return {"device": compute.device.type, "precision": compute.numbers, "processes": processes.count()}
+    device = compute.device
+    return {
+        "device": device.type,
+        "precision": compute.numbers,
+        "dice": dice(device).type,
+        "processes": processes.count(),
+    }
 
 
 def _processes(number: int) -> str:
@@ -374,10 +384,25 @@ def _of(roles: Roles, rows: slice) -> Roles:
     return replace(roles, condition=roles.condition and roles.condition[rows], **parts)
 
 
-def _compile(*parts: nn.Module | None) -> None:
-    """Compiles the networks in these parts, each once. Not the denoisers: those are made anew for every batch."""
+def _compiled(loss: Callable[..., PerSample], captured: bool) -> Callable[..., PerSample]:
+    """A method's loss as one graph, networks and all; captured: which runs as a CUDA graph."""
+    _allow_graphs()
+    return torch.compile(loss, dynamic=False, mode="reduce-overhead" if captured else None)
+
+
+def _can_be_captured(net: nn.Module, training: Training) -> bool:
+    """Gradients of parts are added up in numbers that the next part's graph would write over, and masks are drawn anew."""
+    return training.accumulate == 1 and not any(isinstance(part, Masked) for part in net.modules())
+
+
+def _allow_graphs() -> None:
     # torch counts the graphs of all networks of one class together, and beyond its 8 it would go on uncompiled
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+
+
+def _compile(*parts: nn.Module | None) -> None:
+    """Compiles the networks in these parts, each once. Not the denoisers: those are made anew for every batch."""
+    _allow_graphs()
     for net in _networks(*parts):
         net.compile()
 

@@ -1,0 +1,85 @@
+"""Losses that are one graph, compiled whole: in a process of their own, as checks of shapes cannot be compiled."""
+
+import dataclasses
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffcore.denoisers.guidance import Guided
+from diffcore.denoisers.network import NetDenoiser
+from diffcore.methods import Method
+from diffcore.nets import unet
+from diffcore.noise.schedule import Cosine
+from diffcore.training.config import Training
+from diffcore.training.loop import Job, Loop
+from tests.test_methods import configs
+from tests.test_precision import FULL, feed
+
+WHOLE = {name: config for name, config in configs() if config.one_graph}
+"""One of each method whose loss is one graph."""
+
+TRAINING = Training(iterations=5, batch=8, lr=1e-3, ema=0.9, label_dropout=0.2)
+
+
+def loop(method: Method, accumulate: int, compiled: bool, dropout: float = 0.2) -> Loop:
+    """A U-Net with dropout that is told classes, and a guided teacher, for which denoisers are made anew for every batch."""
+    config = unet.default_config((1, 4, 4), (8,), groups=4, classes=4)
+    student, teacher = (
+        NetDenoiser(unet.build(dataclasses.replace(config, dropout=p), seed), Cosine(), classes=3)
+        for seed, p in enumerate((dropout, 0.0))
+    )
+    work = Job(method, dataclasses.replace(TRAINING, accumulate=accumulate), feed(True), 0, guidance=(1.0, 3.0))
+    return Loop(work, student, Guided(teacher), dataclasses.replace(FULL, compile=compiled))
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    torch.compile = partial(torch.compile, backend="eager")
+    for method in WHOLE.values():
+        for accumulate in (1, 2):
+            check(method, accumulate)
+
+
+def check(method: Method, accumulate: int) -> None:
+    """One graph, made in the first update and never again; the same training, and the same calls of networks counted."""
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    whole, plain = (loop(method, accumulate, compiled) for compiled in (True, False))
+    for _ in range(TRAINING.iterations - 1):
+        whole.update()
+        plain.update()
+        assert (counters["stats"]["unique_graphs"], dict(counters["graph_break"])) == (1, {}), (method, accumulate)
+    assert whole.calls() == plain.calls() > 0
+    for name, tensor in plain._tensors().items():
+        torch.testing.assert_close(whole._tensors()[name], tensor, rtol=1e-4, atol=1e-6, msg=f"{method}: {name}")
+
+
+@pytest.mark.slow
+def test_a_loss_that_can_be_is_one_graph_and_the_same_training():
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.test_compiled"], cwd=Path(__file__).parent.parent, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_only_a_gpu_runs_it_as_a_cuda_graph_and_only_a_whole_batch_without_dropout(
+    gpu, accumulate, dropout, monkeypatch
+):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda loss, **how: compiled.append(how) or loss)
+    monkeypatch.setattr(Loop, "is_on_gpu", property(lambda self: gpu))
+    made = loop(WHOLE["denoising"], accumulate, True, dropout)
+    assert made.captured == (gpu and accumulate == 1 and dropout == 0)
+    assert compiled == [{"dynamic": False, "mode": "reduce-overhead" if made.captured else None}]
+
+
+if __name__ == "__main__":
+    main()
