@@ -70,8 +70,10 @@ def of_machine(sections: Mapping[str, Any], shapes: Mapping[str, Any]) -> Iterat
     if compute.threads > most:
         yield f"compute.threads: {compute.threads} threads on {os.cpu_count()} processors; at most {most}"
     for path, (_, config) in _trainings(sections).items():
-        if config.batch % config.accumulate:
-            yield f"{path}.accumulate: {config.batch} images do not divide into {config.accumulate} parts; take a divisor"
+        for key, parts in (("accumulate", config.accumulate), ("cores", config.accumulate * config.cores)):
+            if config.batch % parts:
+                yield f"{path}.{key}: {config.batch} images do not divide into {parts} parts; take a divisor"
+                break
     has = memory.of_machine()
     for path, needs, purpose, remedy in _needs(sections, shapes):
         if needs > MARGIN * has:
@@ -120,7 +122,7 @@ def _trainings(sections: Mapping[str, Any]) -> dict[str, tuple[str, Training]]:
 
 def _training(path: str, config: Training, shape: Any, image: tuple[int, ...], compute: Compute) -> Need:
     half = compute.precision == "bf16" or (compute.precision == "auto" and compute.device.type == "cuda")
-    part = -(-config.batch // config.accumulate)
+    part = -(-config.batch // (config.accumulate * config.cores))
     needs = memory.of_batch(shape, image, config.batch, part, 2 if half else memory.FLOAT)
     return (
         f"{path}.batch",

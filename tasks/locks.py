@@ -180,7 +180,7 @@ def parts_of(workspace: Path) -> dict[str, int]:
     if _section(parameters, "compute").get("processes", "auto") != "auto":
         return {}
     lines = {f"{kind}@{name}": line for kind in TRAINED for name, line in _section(parameters, kind).items()}
-    parts = {stage: line.get("accumulate") for stage, line in lines.items() if isinstance(line, dict)}
+    parts = {stage: line.get("cores") for stage, line in lines.items() if isinstance(line, dict)}
     return {stage: number for stage, number in parts.items() if isinstance(number, int) and number > 1}
 
 

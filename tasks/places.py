@@ -34,7 +34,7 @@ def processes(params: Params, name: str) -> int:
     most = os.environ.get(locks.MOST) or f"{max(1, joblib.cpu_count() // params.compute.threads)}"
     if not (most.isdecimal() and int(most)):
         raise UserError(f"{locks.MOST} is {most!r} in the environment, no number of processes; unset it")
-    return locks.dividing(params.line(name).fit.accumulate, int(most))
+    return locks.dividing(params.line(name).fit.cores, int(most))
 
 
 def _most(params: Params) -> int:

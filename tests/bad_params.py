@@ -387,9 +387,9 @@ EDITS: dict[str, tuple[bytes, str]] = {
             "gamma.steps: 1000000000 is more than 10000",
         ),
         "a batch in odd parts": (
-            "accumulate: 2 ",
-            "accumulate: 3 ",
-            "teachers.teacher.accumulate: 128 images",
+            "cores: 2 ",
+            "cores: 3 ",
+            "teachers.teacher.cores: 128 images",
         ),
         "a million points": (
             "{sampler: ddim, trajectory: uniform, steps: [64, 8, 4, 2, 1]}",

@@ -177,7 +177,7 @@ def test_a_batch_is_refused_where_memory_is_far_too_small_and_taken_otherwise(mo
     shape = Shape((16, 32), 1, False, 8, 0.0, 12.0)
     needs = memory.of_batch(shape, (1, 8, 8), 10**6, 10**6)
     assert needs == 10**6 * (2 * 4 * 64 + 4 * shape.kept((1, 8, 8)))
-    (line,) = with_memory(monkeypatch, needs / 4 - 1, teacher__batch=10**6, teacher__accumulate=1)
+    (line,) = with_memory(monkeypatch, needs / 4 - 1, teacher__batch=10**6, teacher__cores=1)
     assert line == (
         f"p: teachers.teacher.batch: a batch of 1000000 images of 1x8x8 needs about {memory.readable(needs)} of memory at "
         f"the very least, and this machine has {memory.readable(int(needs / 4 - 1))}; lower it, or raise accumulate"
@@ -245,7 +245,7 @@ def parts_of_all() -> dict:
     change("evaluate", images=17, batch=19, fitted=dataclasses.replace(found["evaluate"].fitted, points=23, batch=29))
     change("gamma", batch=31)
     change("compute", precision="no")
-    found["teachers"] = {"teacher": with_fit(found["teachers"]["teacher"], batch=42, accumulate=6)}
+    found["teachers"] = {"teacher": with_fit(found["teachers"]["teacher"], batch=42, accumulate=3, cores=2)}
     found["distill"] = {"cd": with_fit(found["distill"]["cd"], batch=52, accumulate=4)}
     return found
 

@@ -154,7 +154,9 @@ def test_parts_of_a_batch_add_up_to_the_whole():
 
 
 def test_a_batch_that_does_not_divide_is_refused():
-    with pytest.raises(UserError, match="batch 8 does not divide into 3 parts, for 1 processes and accumulate 3"):
+    with pytest.raises(
+        UserError, match="batch 8 does not divide into 3 parts, for 1 processes, accumulate 3 and cores 1"
+    ):
         run(job(config=dataclasses.replace(SHORT, accumulate=3)))
 
 

@@ -1289,7 +1289,7 @@ def test_a_stage_of_several_processes_has_as_many_gpus(tmp_path, monkeypatch):
     """All of them or none, whoever else is there; those that are left over serve no stage."""
     monkeypatch.setattr(locks, "gpus", lambda: ["a", "b", "c", "d", "e"])
     monkeypatch.setattr(locks.tempfile, "gettempdir", lambda: str(tmp_path))
-    (tmp_path / "params.yaml").write_text("compute: {processes: 2}\nteachers: {teacher: {accumulate: 4}}\n")
+    (tmp_path / "params.yaml").write_text("compute: {processes: 2}\nteachers: {teacher: {cores: 4}}\n")
     slots = locks.here(tmp_path, 1)
     assert [slot.environment for slot in slots.all] == [{"CUDA_VISIBLE_DEVICES": name} for name in ("a,b", "c,d")]
     taken = locks.take(tmp_path / "distill-b.lock")
@@ -1307,8 +1307,8 @@ def test_a_stage_of_several_processes_has_as_many_gpus(tmp_path, monkeypatch):
 
 PARTED = """
 compute: {processes: auto}
-teachers: {four: {accumulate: 4}, three: {accumulate: 3}, whole: {}, adopted: {from: x}, wrong: [1]}
-distill: {two: {accumulate: 2}}
+teachers: {four: {cores: 4}, three: {cores: 3}, whole: {accumulate: 2}, adopted: {from: x}, wrong: [1]}
+distill: {two: {cores: 2}}
 """
 
 

@@ -418,20 +418,26 @@ def test_a_critic_s_heads_come_from_the_job_s_seed_and_are_the_paper_s_four_for_
 # ------------------------------------------------------------------------------------------- several processes
 
 
-@pytest.mark.parametrize(("processes", "accumulate"), [(1, 1), (1, 4), (2, 1), (2, 2), (2, 8), (4, 2), (8, 1)])
-def test_the_parts_of_a_batch_are_all_of_it_in_its_order_whoever_has_them(processes, accumulate):
-    config = dataclasses.replace(SHORT, batch=16, accumulate=accumulate)
+@pytest.mark.parametrize(
+    ("processes", "accumulate", "cores", "each"),
+    [
+        *((1, 1, 1, 1), (1, 4, 1, 4), (2, 1, 1, 1), (2, 2, 1, 2), (4, 2, 1, 2), (8, 1, 1, 1)),
+        *((1, 1, 2, 2), (2, 1, 2, 1), (4, 1, 2, 1), (2, 1, 8, 4), (2, 2, 2, 2), (1, 2, 4, 8)),
+    ],
+)
+def test_the_parts_of_a_batch_are_all_of_it_in_its_order_whoever_has_them(processes, accumulate, cores, each):
+    config = dataclasses.replace(SHORT, batch=16, accumulate=accumulate, cores=cores)
     parts = [config.parts(rank, processes) for rank in range(processes)]
-    assert [len(own) for own in parts] == [math.lcm(accumulate, processes) // processes] * processes
+    assert [len(own) for own in parts] == [each] * processes
+    assert len(config.parts(0, processes, torch.device("cuda"))) == accumulate
     images = [[list(range(16))[part] for part in own] for own in parts]
     assert [image for own in images for part in own for image in part] == list(range(16))
     assert len({len(part) for own in images for part in own}) == 1
     for own, seen in zip(parts, images):
         mine = [image for part in seen for image in part]
         assert [mine[local(part, own)] for part in own] == seen
-    with pytest.raises(
-        UserError, match=f"^batch 17 does not divide into .* parts, for 5 processes and accumulate {accumulate}$"
-    ):
+    match = rf"^batch 17 does not divide into \d+ parts, for 5 processes, accumulate {accumulate} and cores {cores}$"
+    with pytest.raises(UserError, match=match):
         dataclasses.replace(config, batch=17).parts(0, 5)
 
 
@@ -448,7 +454,7 @@ def test_what_two_processes_make_of_their_parts_is_what_one_makes_of_the_whole(n
     """Their images, noise, classes and weights: the mean of their gradients, and of their critics' losses, is the whole's."""
 
     def loop(processes: int, rank: int = 0) -> Loop:
-        parts = dataclasses.replace(SHORT, batch=16, accumulate=accumulate * 2)
+        parts = dataclasses.replace(SHORT, batch=16, accumulate=accumulate, cores=2)
         teacher = Guided(denoiser(True, seed=2, whose="teacher"))
         made = Loop(job(name, own, True, parts), denoiser(True), teacher, COMPUTE)
         made.parts = parts.parts(rank, processes)

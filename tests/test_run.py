@@ -203,7 +203,7 @@ def test_a_wide_stage_has_its_slots_alone(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("given", "count"), [(None, 2), ("1", 1), ("2", 2), ("3", 2), ("x", None), ("0", None)])
 def test_a_training_in_parts_has_as_many_processes_as_the_run_gives_it_or_the_machine(given, count, monkeypatch):
     monkeypatch.setattr(places.joblib, "cpu_count", lambda: 5)
-    line = SimpleNamespace(fit=SimpleNamespace(accumulate=4))
+    line = SimpleNamespace(fit=SimpleNamespace(cores=4))
     params = SimpleNamespace(compute=SimpleNamespace(threads=2), line=lambda name: line)
     monkeypatch.delenv(locks.MOST, raising=False)
     if given is not None:

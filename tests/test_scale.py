@@ -97,7 +97,7 @@ def test_the_death_of_any_process_ends_all_and_the_next_start_goes_on(rank, stra
 
 def test_the_two_parts_of_a_batch_come_to_the_same_bits_in_one_process_or_two(tmp_path, monkeypatch):
     """What the run gives the stage decides, and without a word of it the number of processors."""
-    folder = make(tmp_path / "parts", "teachers.teacher.accumulate=2", "teachers.teacher.iterations=10")
+    folder = make(tmp_path / "parts", "teachers.teacher.cores=2", "teachers.teacher.iterations=10")
     stage(folder, "shard")
     cards = {}
     for count in (1, 2):

@@ -267,7 +267,7 @@ def order(monkeypatch) -> list:
 
 
 PARAMS = SimpleNamespace(
-    line=lambda name: SimpleNamespace(fit=SimpleNamespace(accumulate=1)),
+    line=lambda name: SimpleNamespace(fit=SimpleNamespace(cores=1)),
     distill={"pd4": None},
     compute=SimpleNamespace(threads=1, processes=1, strategy="ddp"),
 )

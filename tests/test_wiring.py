@@ -358,7 +358,7 @@ def test_a_point_is_measured_as_the_file_says_and_says_so(held_out, project, mon
 
     def draws(sampler, *words):
         drawn.append((sampler, *words))
-        words[5].spent += 30
+        words[5].add(30)
         clock[0] += 6.0
         return samples
 

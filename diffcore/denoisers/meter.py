@@ -22,6 +22,10 @@ class Meter:
     def add(self, calls: float | int) -> None:
         self.calls.append(calls)
 
+    def take(self, other: "Meter") -> None:
+        """Adds what another has not summed yet."""
+        self.calls += other.calls
+
     def sum(self) -> float:
         """All of it; `calls` is empty then."""
         for calls in self.calls:

@@ -74,20 +74,19 @@ class Sampler:
         image by image. On a GPU noise is drawn ahead, and samples are copied back while the next are computed.
         """
         meter, headroom, dealt = meter or Meter(), headroom or Headroom(), batches(range(count), batch)
-        metered, device, scale = replace(self, denoiser=Metered(self.denoiser, meter)), self._device, self._scale()
+        device, scale = self._device, self._scale()
         roles = ["start", *(f"step {k}" for k in range(self._draws))]
         parts = [part for rows in processes.share(dealt) for part in headroom.parts(rows)]
         plan = [(part, role) for part in parts for role in roles]
         placed = condition and condition.to(device)  # at once: each copy would wait for all that was computed before
 
         def begun(rows: range) -> Callable[[], Sample]:
-            sampler = metered if placed is None else metered._with_condition(placed[rows.start : rows.stop])
-            spent = meter.spent
-            try:
-                return returning(sampler.sample(scale * noise(rows, "start"), lambda k: noise(rows, f"step {k}")))
-            except torch.OutOfMemoryError:
-                meter.spent = spent  # these rows are drawn again, in parts
-                raise
+            here = Meter()  # rows for which memory runs out are drawn again, in parts, and count once
+            sampler = replace(self, denoiser=Metered(self.denoiser, here))
+            sampler = sampler if placed is None else sampler._with_condition(placed[rows.start : rows.stop])
+            samples = returning(sampler.sample(scale * noise(rows, "start"), lambda k: noise(rows, f"step {k}")))
+            meter.take(here)
+            return samples
 
         def whole(rows: range) -> Callable[[], Sample]:
             waits = headroom.split(rows, begun)

@@ -9,6 +9,8 @@ import torch
 from diffcore.core import processes
 from diffcore.core.errors import UserError
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Training:
@@ -17,9 +19,10 @@ class Training:
     iterations: updates. batch: images per update over all processes. lr: AdamW's learning rate, reached after `warmup`
     updates, then lowered to 0 along a half cosine or kept. ema: decay of the average that is the result, ramped up as
     (1 + n)/(10 + n); 0 keeps the last weights themselves. clip: largest norm of the gradient, null for none. accumulate:
-    a batch is split into a multiple of so many parts: one after the other in a process, to save memory, or shared out over
-    several. weight_decay: AdamW's, 0.01 in distillation too, where papers have 0. label_dropout: share of the samples whose
-    class is not told, by which a conditional network learns to do without.
+    parts that a batch is split into, one after the other, to save memory. cores: parts that it is split into on a CPU, for a
+    process each where there are places for them; the sums are the same. weight_decay: AdamW's, 0.01 in distillation too,
+    where papers have 0. label_dropout: share of the samples whose class is not told, by which a conditional network learns to
+    do without.
     """
 
     iterations: int
@@ -31,10 +34,11 @@ class Training:
     weight_decay: float = 0.01
     clip: float | None = None
     accumulate: int = 1
+    cores: int = 1
     label_dropout: float = 0.0
 
     def __post_init__(self):
-        for name in ("iterations", "batch", "accumulate"):
+        for name in ("iterations", "batch", "accumulate", "cores"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.lr <= 0:
@@ -59,19 +63,18 @@ class Training:
         """The decay of the average after so many updates, the last one included."""
         return min(self.ema, (1 + updates) / (10 + updates))
 
-    def parts(self, rank: int, processes: int) -> list[slice]:
+    def parts(self, rank: int, processes: int, device: torch.device = CPU) -> list[slice]:
         """The parts of the global batch that are this process's, one after the other and alike in size.
 
-        As few as are a multiple of both `accumulate` and the processes. So two processes and one compute the same two parts,
-        and the same sums of them bit for bit.
+        On a CPU one process has the parts that `cores` would have, so that two processes and one end with the same bits.
         """
-        parts = math.lcm(processes, self.accumulate)
-        if self.batch % parts:
+        each = self.accumulate * math.lcm(processes, self.cores if device.type == "cpu" else 1) // processes
+        if self.batch % (processes * each):
             raise UserError(
-                f"batch {self.batch} does not divide into {parts} parts, for {processes} processes and accumulate "
-                f"{self.accumulate}"
+                f"batch {self.batch} does not divide into {processes * each} parts, for {processes} processes, accumulate "
+                f"{self.accumulate} and cores {self.cores}"
             )
-        size, each = self.batch // parts, parts // processes
+        size = self.batch // (processes * each)
         return [slice(part * size, (part + 1) * size) for part in range(rank * each, (rank + 1) * each)]
 
 
@@ -81,10 +84,10 @@ class Compute:
     another precision: see `loop.provenance`.
 
     threads: of one process on a CPU. processes: how many work at one stage on each host; `auto` is one for each GPU that can
-    be seen; without any it is one, or one for each part of a training's batch that it has a processor for. strategy: of
-    several that train, `ddp` where each has the whole network, or `fsdp` where each keeps a part of the weights, averages
-    and moments. precision: `auto` is bf16 on a GPU that has it and float32 elsewhere. compile: torch.compile the loss, or
-    its networks (minutes to start with). save_seconds: how much work a kill may cost.
+    be seen; without any it is one, or as many as a training's `cores`. strategy: of several that train, `ddp` where each has
+    the whole network, or `fsdp` where each keeps a part of the weights, averages and moments. precision: `auto` is bf16 on a
+    GPU that has it and float32 elsewhere. compile: torch.compile the loss, or its networks (minutes to start with).
+    save_seconds: how much work a kill may cost.
     memory_gb: data up to this size are kept in memory (on the GPU where there is one), larger ones are streamed.
     cache_gb: the most that copies of remote shards may take on the disk.
     """

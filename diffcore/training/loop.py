@@ -147,7 +147,8 @@ class Loop:
             target=Metered(roles.target, self.meter),
             critic=self.critic and self.critic.net,
         )
-        self.parts = job.training.parts(self.accelerator.process_index, self.accelerator.num_processes)
+        here = self.accelerator
+        self.parts = job.training.parts(here.process_index, here.num_processes, here.device)
         self.step = self.kept = 0
         self.curve, self.late = Curve(), self.is_on_gpu
         self.started = time.monotonic()

@@ -270,7 +270,7 @@ OWN = (
     _own("diffcore/sampling/overlap.py", "if len(before) > 1:", "if before:", "a GPU waits for each batch to be copied back before it gets the next", "overlap"),
     _own("diffcore/sampling/sampler.py", "for k in range(self._draws)", "for k in range(0)", "the noise of a stochastic solver's steps is drawn while a GPU waits", "overlap"),
     _own("diffcore/denoisers/denoiser.py", "torch.full((len(like),), t, dtype=torch.float64, device=like.device)", "torch.full((len(like),), t, dtype=torch.float64).to(like.device)", "each step copies its time from the host, and a GPU is waited for", "overlap"),
-    _own("diffcore/sampling/sampler.py", "meter.spent = spent  #", "meter.spent += 0  #", "network calls that ran out of memory count for the samples: nfe is too high", "overlap"),
+    _own("diffcore/sampling/sampler.py", "Metered(self.denoiser, here)", "Metered(self.denoiser, meter)", "network calls that ran out of memory count for the samples: nfe is too high", "overlap"),
     _own("diffcore/sampling/headroom.py", "if 2 * peak > SHARE", "if peak > SHARE", "the batch is doubled once more than the memory of a GPU allows", "overlap"),
     _own("diffcore/denoisers/bfloat16.py", "return self.inner(x_t, t)", "return self.inner(x_t.bfloat16(), t)", "the samples themselves are rounded to bfloat16, not only what the network makes of them", "drawing"),
     _own("diffcore/core/precision.py", "part.allow_tf32 = False", "part.allow_tf32 = part.allow_tf32", "features are taken in TF32 on a GPU, so that distances of two machines differ", "drawing"),
@@ -353,7 +353,7 @@ LATER = (
     _later("stage", '-m tasks "$@"', "-m tasks $*", "an argument with blanks falls apart", "surroundings", "stages"),
     _later("diffcore/training/loop.py", "        return learner.gradient(self.parts, loss_of)\n", "        with torch.autocast(self.accelerator.device.type, torch.bfloat16, self.half):\n            return learner.gradient(self.parts, loss_of)\n", "the backward pass runs under autocast", "precision", "loop"),
     _later("diffcore/training/learner.py", 'return self.accelerator.reduce(total, "mean")', "return total", "each process tells its own loss", "two_processes", marks="not server"),
-    _later("diffcore/training/loop.py", "job.training.parts(self.accelerator.process_index, self.accelerator.num_processes)", "job.training.parts(0, self.accelerator.num_processes)", "every process trains on the same rows", "two_processes", marks="not server"),
+    _later("diffcore/training/loop.py", "job.training.parts(here.process_index, ", "job.training.parts(0, ", "every process trains on the same rows", "two_processes", marks="not server"),
     _later("diffcore/training/loop.py", "return self.calls_before + processes.total(self.meter.spent)", "return self.calls_before + self.meter.spent", "one process's calls are told as all", "two_processes", "fit", marks="not server"),
 )  # fmt: skip
 """Chosen from the source alone, by people who had not read the tests."""
