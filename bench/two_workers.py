@@ -1,10 +1,11 @@
 """One flow run over two workers, of which one is killed: does it use both, is nothing done twice, are the results the same?
 
-    python bench/two_workers.py FOLDER [--preset smoke | --preset ''] [--no-kill] [--picture gantt.png]
+    python bench/two_workers.py FOLDER [--preset smoke | --preset ''] [--no-kill] [--peer ARTIFACTS] [--picture gantt.png]
 
 Makes in FOLDER, on this host, two clones of this tree's commit, a folder as DVC remote, one for saved states, a Prefect
 server, a worker for each clone and one for the parent run. Kills (-9) the worker and the process of the first stage that
-has saved a state. Afterwards runs the same parameters in one plain `distill run` and compares. Exit code 1 for a no.
+has saved a state. Afterwards runs the same parameters in one plain `distill run`, or takes the one that --peer names, and
+compares. Exit code 1 for a no.
 """
 
 import argparse
@@ -34,6 +35,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("folder", type=Path, help="a new one")
     parser.add_argument("--preset", default="smoke", help="of presets/; '' for the default graph")
     parser.add_argument("--no-kill", action="store_true")
+    parser.add_argument("--peer", type=Path, help="artifacts/ of a plain run of this commit; one is made unless told")
     parser.add_argument("--picture", type=Path, default=Path("gantt.png"))
     options = parser.parse_args(arguments)
     bench = Bench(options.folder.resolve(), options.preset or None)
@@ -47,7 +49,7 @@ def main(arguments: list[str]) -> int:
     faults += verdict(rows, killed)
     draw(rows, options.picture)
     print(table(rows), f"\n{state['message']}; drawn in {options.picture}")
-    faults += bench.compare()
+    faults += bench.compare(options.peer or bench.plain())
     print("\n".join(f"NO: {fault}" for fault in faults) or "yes: both workers, nothing twice, the same results")
     return 1 if faults else 0
 
@@ -171,9 +173,9 @@ class Bench:
         raise SystemExit("no worker was training: the state was saved by one that has ended; take a larger preset")
 
     def rows(self, run: str) -> list[dict[str, Any]]:
-        """One for each run of a stage: name, state, worker, start and end."""
+        """One for each run of a stage that began and ended: name, state, worker, start and end."""
         rows = []
-        for stage in self.stages(run):
+        for stage in (one for one in self.stages(run) if one["start_time"] and one["end_time"]):
             wanted = {"artifacts": {"flow_run_id": {"any_": [stage["id"]]}, "type": {"any_": ["dvc.lock"]}}}
             artifacts = self.ask("artifacts/filter", wanted)
             log = self.ask("logs/filter", {"logs": {"flow_run_id": {"any_": [stage["id"]]}}, "limit": 200}) or []
@@ -191,16 +193,20 @@ class Bench:
             )
         return rows
 
-    def compare(self) -> list[str]:
-        """What is other in a plain run of the same parameters."""
-        plain, spread = self.folder / "plain", self.clones["a"] / (f".workspaces/{self.preset}" if self.preset else "")
-        words = ["--preset", self.preset] if self.preset else []
+    def plain(self) -> Path:
+        """The artifacts of a plain run of the same parameters."""
+        plain, words = self.folder / "plain", ["--preset", self.preset] if self.preset else []
         self.run(ROOT, "tasks", "workspace", str(plain), *words)
         (self.folder / "states-plain").mkdir()
         environment = self.environment(plain, DISTILL_RESUME=str(self.folder / "states-plain"))
         subprocess.run([sys.executable, "-m", "tasks", "run"], cwd=plain, env=environment, check=True)
+        return plain / "artifacts"
+
+    def compare(self, peer: Path) -> list[str]:
+        """What is other than in the artifacts of a plain run."""
+        spread = self.clones["a"] / (f".workspaces/{self.preset}" if self.preset else "")
         self.run(spread, "dvc", "pull", "--quiet")
-        command = [sys.executable, str(ROOT / "bench/compare_runs.py"), f"{plain}/artifacts", f"{spread}/artifacts"]
+        command = [sys.executable, str(ROOT / "bench/compare_runs.py"), str(peer), f"{spread}/artifacts"]
         ended = subprocess.run(command, capture_output=True, text=True)
         print(ended.stdout + ended.stderr, end="")
         return [] if ended.returncode == 0 else ["the results are other than those of a plain run"]
