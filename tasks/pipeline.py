@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from diffcore.core.errors import UserError
+from diffcore.core.errors import MISTAKE, UserError
 from tasks import locks, stages
 from tasks.progress import log
 from tasks.redaction import redact
@@ -45,7 +45,7 @@ def reproduce(workspace: Path, slots: locks.Slots) -> int:
     for error in failures.values():
         print(f"error: {redact(str(error))}", file=sys.stderr)
     crashed = any(isinstance(error, StageFailed) for error in failures.values())
-    return FAILED if crashed else stages.MISTAKE
+    return FAILED if crashed else MISTAKE
 
 
 def in_order(todo: Mapping[str, Stage]) -> dict[str, int]:

@@ -152,6 +152,7 @@ def project(tmp_path_factory):
                     "lr": 2e-3,
                     "ema": 0.8,
                     "label_dropout": 0.25,
+                    "cores": 1,
                 }
             },
             "distill": LINES,
