@@ -42,7 +42,7 @@ def calls(denoiser: Denoiser) -> float:
     """What one sample costs, in calls of the whole network; also warms up."""
     meter = Meter()
     seconds(Metered(denoiser, meter))
-    return meter.spent / BATCH
+    return meter.settle() / BATCH
 
 
 def main() -> None:

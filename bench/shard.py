@@ -9,15 +9,14 @@ import tempfile
 import time
 from pathlib import Path
 
-import joblib
-import numpy as np
-from PIL import Image
-
-from diffcore.data.config import Config
-from diffcore.data.write import write
-
 
 def main() -> None:
+    import joblib  # here and below, for each process that reads runs this file's top again
+
+    from diffcore.data import pixels
+    from diffcore.data.config import Config
+    from diffcore.data.write import write
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--side", type=int, default=32, help="pixels of a JPEG's side")
@@ -27,12 +26,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "images"
         make(folder, options.images, options.side)
-        sides = {"1 thread": (1, False), f"{cores} threads": (cores, False), f"{cores} processes": (cores, True)}
+        sides = {"1 thread": {"workers": 1}, f"{cores} threads": {"workers": cores}}
+        sides[f"{cores} processes"] = {"workers": cores, "start": pixels.processes}
         speeds, digests = {}, set()
-        for name, (workers, processes) in sides.items():
+        for name, readers in sides.items():
             began = time.perf_counter()
             config = Config(f"folder:{folder}", size=options.size)
-            digests.add(write(config, Path(scratch) / "out", workers, processes=processes).digest)
+            digests.add(write(config, Path(scratch) / "out", **readers).digest)
             speeds[name] = options.images / (time.perf_counter() - began)
     assert len(digests) == 1, "the bytes depend on who reads"
     what = f"{options.images} JPEGs of {options.side}x{options.side}" + (
@@ -45,6 +45,9 @@ def main() -> None:
 
 def make(folder: Path, count: int, side: int) -> None:
     """Smooth random pictures, a thousand to a folder."""
+    import numpy as np
+    from PIL import Image
+
     rng = np.random.default_rng(0)
     for number in range(count):
         path = folder / f"{number // 1000:03d}" / f"{number:06d}.jpg"

@@ -85,9 +85,9 @@ class Bench:
         self.warm: set[tuple[Any, ...]] = set()
         self.drawing: Drawing | None = None  # decided at the first point
         self.batch: int | None = None if self.config.batch == "auto" else self.config.batch
-        self.headroom = Headroom(on_less=self._said)
+        self.headroom = Headroom(on_less=self._warn)
 
-    def _said(self, most: int) -> None:
+    def _warn(self, most: int) -> None:
         log(f"measure {self.name}: the memory of the GPU is not enough for more than {most} samples at once")
 
     def _looking(self, images: str) -> Callable[[int, int], None]:
@@ -163,7 +163,7 @@ class Bench:
             sampler=plan.recipe.to_json()["sampler"],
             trajectory=plan.trajectory,
             recipe=json.dumps(plan.recipe.to_json(), sort_keys=True),
-            nfe=processes.total(meter.spent) / config.images,
+            nfe=processes.total(meter.settle()) / config.images,
             metrics=measures.measure(self._subject(samples, condition, self._model(plan, sampler))),
             ms_per_image=1000 * seconds / max(1, drawn_here),
             n=config.images,

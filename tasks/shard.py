@@ -2,7 +2,7 @@
 
 import joblib
 
-from diffcore.data import write
+from diffcore.data import pixels, write
 from diffcore.data.cache import Cache
 from diffcore.data.ledger import Unfinished
 from tasks import graph, paths
@@ -19,7 +19,7 @@ def shard(params: Params) -> None:
         tell=lambda line: log(f"shard: {line}"),
         unfinished=Unfinished(paths.RESUME / "shard", graph.code_digest("shard", "")),
         cache=Cache(paths.RESUME / "remote", params.compute.cache_bytes),
-        processes=True,
+        start=pixels.processes,
     )
     height = "x".join(map(str, manifest.shape[1:]))
     classes = f"{len(manifest.classes)} classes" if manifest.classes else "no labels"

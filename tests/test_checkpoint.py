@@ -13,6 +13,7 @@ from diffcore.core.errors import UserError
 from diffcore.data.feed import to_uint8
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets import unet
+from diffcore.nets.order import fastest
 from diffcore.noise.schedule import Cosine
 from diffcore.noise.trajectory import uniform
 from diffcore.sampling.sampler import Sampler
@@ -350,7 +351,7 @@ def test_what_is_opened_does_not_learn(folder):
 
 
 def test_a_checkpoint_moves_to_a_device_and_stays_what_it_is(folder):
-    """To a device that needs no hardware; convolutions in the layout that is fast there."""
+    """To a device that needs no hardware; in the memory order that is fast there."""
     opened = checkpoints.load(folder)
     for device in ("cpu", "meta"):
         moved = opened.to(torch.device(device))
@@ -358,5 +359,6 @@ def test_a_checkpoint_moves_to_a_device_and_stays_what_it_is(folder):
         assert (moved.shape, moved.guidance) == (opened.shape, opened.guidance)
         weights = list(moved.denoiser.net.parameters())
         assert {weight.device.type for weight in weights} == {device}
-        assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights if w.dim() == 4)
+        order = fastest(opened.denoiser.net, IMAGE, device)
+        assert all(w.is_contiguous(memory_format=order) for w in weights if w.dim() == 4)
         assert (moved.denoiser.grid, moved.denoiser.parameterization) == (uniform(4), "v")

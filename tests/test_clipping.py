@@ -152,7 +152,7 @@ def test_cost_features_and_memory_are_those_of_what_is_limited():
     inner, meter, x = Remembers(toy_denoiser().net, Cosine()), Meter(), randn(2, 1, 4, 4).float()
     limited = Clipped(Metered(inner, meter), Clip())
     Sampler(limited, SOLVERS["heun"](), uniform(3)).sample(x)
-    assert (inner.began, meter.spent) == (4, 8)
+    assert (inner.began, meter.settle()) == (4, 8)
     t = per_sample(0.5, x)
     assert all(map(torch.equal, limited.features(x, t), inner.features(x, t)))
 

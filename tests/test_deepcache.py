@@ -113,7 +113,7 @@ def test_calls_are_counted_not_steps(name):
     calls = Sampler(whole, make_solver(name), karras(6, Cosine())).nfe
     full = -(-calls // 3)
     assert len(runs) == full + 1  # one to count the share
-    assert meter.spent == pytest.approx(len(x) * (full + (calls - full) * cached.share(x.shape[1:])))
+    assert meter.settle() == pytest.approx(len(x) * (full + (calls - full) * cached.share(x.shape[1:])))
 
 
 def spied(layer: torch.nn.Module) -> list[int]:
@@ -243,7 +243,7 @@ def test_a_run_costs_what_is_counted_in_it():
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             run(x, per_sample(1 - call / 8, x))
         spent += counter.get_total_flops()
-    assert meter.spent / len(x) == pytest.approx(spent / once.get_total_flops(), rel=1e-12)
+    assert meter.settle() / len(x) == pytest.approx(spent / once.get_total_flops(), rel=1e-12)
 
 
 def test_the_share_is_counted_once_for_a_shape():
@@ -285,7 +285,7 @@ def test_under_guidance_both_halves_are_kept():
     cached = DeepCached(whole, Config(3))
     found = sample(Metered(labelled(Guided(cached), 2.0), meter), x)
     assert runs == [6, 1, 6]  # the share is counted at the first cached call
-    assert meter.spent == pytest.approx(3 * 2 * (2 + 4 * cached.share((1, 8, 8))))
+    assert meter.settle() == pytest.approx(3 * 2 * (2 + 4 * cached.share((1, 8, 8))))
     assert 0 < float((found - expected).abs().max()) < 1
 
 

@@ -169,7 +169,7 @@ def test_a_tighter_tolerance_is_nearer_the_flow_and_costs_more(kind, predicts):
     for tolerance in (1e-2, 1e-3, 1e-4):
         meter, solver = Meter(), kind(rtol=tolerance, atol=tolerance / 6, predicts=predicts)
         ended = Sampler(Metered(mixture(), meter), solver, interior()).sample(start)
-        found.append((float((ended - exact).square().mean().sqrt()), meter.spent))
+        found.append((float((ended - exact).square().mean().sqrt()), meter.settle()))
     errors, calls = zip(*found)
     assert errors[0] > 3 * errors[1] > 9 * errors[2]
     assert errors[2] < 1e-4
@@ -184,7 +184,7 @@ def test_a_sample_takes_steps_of_its_own(kind, predicts):
 
     def run(rows: torch.Tensor) -> tuple[torch.Tensor, float]:
         meter = Meter()
-        return Sampler(Metered(mixture(), meter), solver, interior()).sample(rows), meter.spent
+        return Sampler(Metered(mixture(), meter), solver, interior()).sample(rows), meter.settle()
 
     together, calls = run(x)
     alone = [run(x[k : k + 1]) for k in range(2)]

@@ -417,6 +417,7 @@ def test_what_a_batch_is_told_lies_where_its_images_are_computed_with(guidance):
         ),
         parts=[slice(0, 4), slice(4, 8)],
         step=0,
+        order=torch.channels_last,
         accelerator=types.SimpleNamespace(device=torch.device("meta")),
         roles=types.SimpleNamespace(with_condition=lambda condition: heard.append(condition) or cast),
     )

@@ -177,7 +177,7 @@ def test_a_batch_that_does_not_fit_is_drawn_in_halves_that_are_told_once(name, f
     sampler = Sampler(crowded, make_solver(name), karras(4, Cosine()))
     drawn = sampler.draw(SHAPE, count, 0, 12, condition, meters[1], limit)
     torch.testing.assert_close(drawn, wanted, rtol=0, atol=2e-6 * float(wanted.abs().max()))
-    assert meters[1].spent == meters[0].spent
+    assert meters[1].settle() == meters[0].settle()
     assert told == ([6, 3] if fewer_at > 6 else [6, 3, 1])
     sampler.draw(SHAPE, count, 0, 12, condition, None, limit)
     assert len(told) == (2 if fewer_at > 6 else 3)

@@ -600,12 +600,12 @@ def test_processes_write_the_same_bytes_and_one_that_is_ended_is_a_line(tmp_path
     Image.new("1", (10_000, 10_000)).save(tmp_path / "in/a/bomb.png")
     started = []
     real = workers.processes
-    monkeypatch.setattr(workers, "processes", lambda *words, **named: started.append(words) or real(*words, **named))
+    monkeypatch.setattr(workers, "processes", lambda count, begin: started.append(count) or real(count, begin))
     config = Config(f"folder:{tmp_path}/in", members="image", tolerance=0.1)
     first = write(config, tmp_path / "1", shard_bytes=5000)
     assert not started
-    assert write(config, tmp_path / "2", shard_bytes=5000, processes=True) == first
-    assert started == [(2,)]
+    assert write(config, tmp_path / "2", shard_bytes=5000, start=pixels.processes) == first
+    assert started == [2]
     assert len(first.quarantined) == 1
     assert content(tmp_path / "1") == content(tmp_path / "2")
     find = selection.find
@@ -613,7 +613,7 @@ def test_processes_write_the_same_bytes_and_one_that_is_ended_is_a_line(tmp_path
     monkeypatch.setattr(selection, "find", lambda *words: dataclasses.replace(find(*words), entries=ending))
     monkeypatch.setattr("diffcore.data.fitting.form", lambda *words: FORM)
     with pytest.raises(UserError, match=r"^one of 2 processes that read images was ended from outside; look at"):
-        write(config, tmp_path / "3", processes=True)
+        write(config, tmp_path / "3", start=pixels.processes)
     assert not (tmp_path / "3").exists()
 
 

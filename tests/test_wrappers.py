@@ -126,12 +126,12 @@ def test_what_a_call_cost_is_told_on(kind):
     """A guided one makes two; whoever limits, rescales or counts makes none besides. A backward pass counts as two more."""
     x, t = torch.zeros(2, 2, 3).double(), torch.tensor([0.2, 0.4]).double()
     found = WRAPPERS[kind][0](Dear()).with_condition(CONDITION)
-    spent = METER.spent
+    spent = METER.settle()
     assert found(x, t).cost == (5.0 if kind is Guided else 2.5)
-    assert METER.spent - spent == (3 * 2 * 2.5 if kind is Metered else 0.0)
+    assert METER.settle() - spent == (3 * 2 * 2.5 if kind is Metered else 0.0)
     with torch.no_grad():
         found(x, t)
-    assert METER.spent - spent == (4 * 2 * 2.5 if kind is Metered else 0.0)
+    assert METER.settle() - spent == (4 * 2 * 2.5 if kind is Metered else 0.0)
 
 
 @pytest.mark.parametrize("kind", WRAPPERS, ids=lambda kind: kind.__name__)
@@ -139,7 +139,7 @@ def test_features_are_the_inner_one_s_of_the_very_images(kind):
     """At the very times, told the classes; each image counts as a call. Of another schedule they are scaled to the time at
     which the inner one has as much noise beside as much of the image."""
     x, t = torch.randn(2, 2, 3, generator=seeded()).double(), torch.tensor([0.2, 0.4]).double()
-    spent = METER.spent
+    spent = METER.settle()
     seen, when, told = WRAPPERS[kind][0](Dear()).with_condition(CONDITION).features(x, t)
     if kind is Rescaled:
         ratio = SIGMAS.sigma(t) / SIGMAS.alpha(t)
@@ -149,7 +149,7 @@ def test_features_are_the_inner_one_s_of_the_very_images(kind):
         assert torch.equal(seen, x)
         assert torch.equal(when, t)
     assert float(told) == 1
-    assert METER.spent - spent == (2 if kind is Metered else 0)
+    assert METER.settle() - spent == (2 if kind is Metered else 0)
 
 
 def net(**more) -> NetDenoiser:

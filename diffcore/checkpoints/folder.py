@@ -19,6 +19,7 @@ from diffcore.core import disk
 from diffcore.core.errors import UserError
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets import open_folder
+from diffcore.nets.order import fastest
 from diffcore.noise import schedule
 from diffcore.noise.trajectory import Trajectory
 
@@ -43,8 +44,9 @@ class Checkpoint:
         return Guidance(**self.card.guidance) if self.card.guidance else None
 
     def to(self, device: torch.device) -> "Checkpoint":
-        """The same on another device, laid out as convolutions like it."""
-        return Checkpoint(self.card, self.denoiser.to(device, memory_format=torch.channels_last))
+        """The same on another device, in the memory order that is fastest there."""
+        order = fastest(self.denoiser.net, self.shape, device)
+        return Checkpoint(self.card, self.denoiser.to(device, memory_format=order))
 
 
 def save(folder: Path, denoiser: NetDenoiser, image: tuple[int, ...], about: dict[str, Any]) -> Card:

@@ -5,13 +5,14 @@ import errno
 import io
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from diffcore.core.errors import UserError
-from diffcore.data import fitting
+from diffcore.data import fitting, workers
 from diffcore.data.sources import Entry
 from diffcore.data.tally import Sample
 
@@ -66,6 +67,11 @@ def encode(pixels: np.ndarray) -> tuple[str, bytes]:
         return "png", file.getvalue()
     Image.fromarray(pixels).save(file, "WEBP", lossless=True, method=0, quality=0)
     return "webp", file.getvalue()
+
+
+def processes(count: int) -> Executor:
+    """So many processes that `read`, which refuse what this one does."""
+    return workers.processes(count, refuse_bombs)
 
 
 def refuse_bombs() -> None:

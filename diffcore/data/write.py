@@ -44,15 +44,15 @@ def write(
     tell: Tell = lambda line: None,
     unfinished: ledger.Unfinished | None = None,
     cache: Cache | None = None,
-    processes: bool = False,
+    start: workers.Start = ThreadPoolExecutor,
 ) -> Manifest:
     """Reads `config.source` and writes it as shards and, last, manifest.json; `folder` appears whole or not at all.
 
     What is held out lies in a folder `holdout` of it, in the same way. The bytes depend on the images and the configuration
-    alone, not on the workers or the time. workers: threads that read; `processes` makes processes of them where there are
-    more than FEW images. `on_progress` hears (images done, images found), `tell` what a user should know of what was read.
-    Images that cannot be read are quarantined: left out, counted and named in the manifest. unfinished: where finished tars
-    are kept until all are, so that a killed writer goes on from there. cache: of a source that is remote.
+    alone, not on the workers or the time. workers: how many read: threads, or what `start` starts for more than FEW images,
+    such as `pixels.processes`. `on_progress` hears (images done, images found), `tell` what a user should know of what was
+    read. Images that cannot be read are quarantined: left out, counted and named in the manifest. unfinished: where finished
+    tars are kept until all are, so that a killed writer goes on from there. cache: of a source that is remote.
     Raises UserError if there is nothing to read, if more than `config.tolerance` of it cannot be read, or if the images
     do not go together.
     """
@@ -61,7 +61,7 @@ def write(
         form = fitting.form(config, source)
         small = int(np.prod(form.shape)) <= SMALL
         kind = ("block" if small else "image") if config.members == "auto" else config.members
-        job = _Job(config, form, kind, workers, processes, shard_bytes, on_progress, tell)
+        job = _Job(config, form, kind, workers, start, shard_bytes, on_progress, tell)
         with contextlib.ExitStack() as stack:
             kept = unfinished and stack.enter_context(
                 unfinished.open(_signature(job), source.files, tell, source.versions)
@@ -99,7 +99,7 @@ class _Job:
     form: fitting.Form
     kind: str
     workers: int
-    processes: bool
+    start: workers.Start
     shard_bytes: int
     on_progress: Progress
     tell: Tell
@@ -143,8 +143,7 @@ def _samples(
     # (content, label) of every image that can be read, in the source's order, from where the tally stands; content as the
     # kind of member wants it
     work = functools.partial(pixels.read, form=job.form, encoded=job.kind == "image")
-    several = job.processes and source.images > FEW
-    start = functools.partial(workers.processes, begin=pixels.refuse_bombs) if several else ThreadPoolExecutor
+    start = job.start if source.images > FEW else ThreadPoolExecutor
     for outcomes in workers.in_order(work, _chunks(source.entries[tally.entry :]), job.workers, start):
         for outcome in outcomes:
             if outcome.lost:

@@ -26,16 +26,12 @@ class Meter:
         """Adds what another has not summed yet."""
         self.calls += other.calls
 
-    def sum(self) -> float:
-        """All of it; `calls` is empty then."""
+    def settle(self) -> float:
+        """All that was added so far; `calls` is empty then."""
         for calls in self.calls:
             self._before += calls
         self.calls.clear()
         return self._before
-
-    @property
-    def spent(self) -> float:
-        return self.sum()
 
 
 def with_backward(learns: bool) -> int:

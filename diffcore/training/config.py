@@ -8,6 +8,7 @@ import torch
 
 from diffcore.core import processes
 from diffcore.core.errors import UserError
+from diffcore.core.precision import has_bf16
 
 CPU = torch.device("cpu")
 
@@ -125,8 +126,8 @@ class Compute:
     @property
     def numbers(self) -> Literal["float32", "bf16"]:
         """The precision that `precision` comes to on this machine."""
-        able = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        return "bf16" if self.precision == "bf16" or (self.precision == "auto" and able) else "float32"
+        half = self.precision == "bf16" or (self.precision == "auto" and has_bf16(self.device))
+        return "bf16" if half else "float32"
 
 
 def torch_version() -> str:

@@ -24,6 +24,7 @@ from diffcore.denoisers.meter import Meter, Metered, with_backward
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.methods import Method, Roles
 from diffcore.nets.dropout import Masked, Masks, masked, without
+from diffcore.nets.order import fastest
 from diffcore.training import sharding
 from diffcore.training.config import Compute, Training
 from diffcore.training.curve import Curve, Event
@@ -121,7 +122,7 @@ class Loop:
         self.half = compute.numbers == "bf16"
         self.masks, self.meter = Masks(), Meter()
         self.like, self.sharded = student.net, compute.strategy == "fsdp" and processes.count() > 1
-        net = self._placed(student.net).train().requires_grad_(True)
+        net, self.order = self._placed(student.net).train().requires_grad_(True), self._order(student.net)
         averages = self._averages(net)
         masked(net, self.masks)
         if teacher is not None:
@@ -159,8 +160,12 @@ class Loop:
         return self.accelerator.device.type != "cpu"
 
     def _placed(self, net: nn.Module) -> nn.Module:
-        order = torch.contiguous_format if self.sharded else torch.channels_last  # FSDP2 takes no other
-        return copy.deepcopy(net).to(self.accelerator.device, memory_format=order)
+        return copy.deepcopy(net).to(self.accelerator.device, memory_format=self._order(net))
+
+    def _order(self, net: nn.Module) -> torch.memory_format:
+        if self.sharded:
+            return torch.contiguous_format  # FSDP2 takes no other
+        return fastest(net, self.job.feed.shape, self.accelerator.device)
 
     def _averages(self, net: nn.Module) -> dict[str, nn.Module]:
         """What follows its weights: the result, and the method's target where that is one."""
@@ -271,7 +276,7 @@ class Loop:
 
         def loss_of(part: slice) -> PerSample:
             own = local(part, self.parts)
-            self.meter.sum()
+            self.meter.settle()
             if self.captured:
                 torch.compiler.cudagraph_mark_step_begin()  # the numbers of the update before may be written over
             with self.computing(*key, rows=part):
@@ -288,7 +293,7 @@ class Loop:
         """This process's images, and the roles that know their classes and guidance weights."""
         own = slice(self.parts[0].start, self.parts[-1].stop)
         x0, labels = self.job.feed.batch(self.step, own)
-        x0 = to_device(x0, self.accelerator.device).to(memory_format=torch.channels_last)
+        x0 = to_device(x0, self.accelerator.device).to(memory_format=self.order)
         return x0, self.roles.with_condition(self._condition(labels, own).to(x0.device))
 
     def _condition(self, labels: Tensor | None, own: slice) -> Condition:
@@ -349,7 +354,7 @@ class Loop:
 
     def calls(self) -> float:
         """Network calls so far, of all its runs and processes."""
-        return self.calls_before + processes.total(self.meter.spent)
+        return self.calls_before + processes.total(self.meter.settle())
 
     def _tensors(self) -> dict[str, Tensor]:
         """Everything a step reads, by name; the tensors themselves, not copies."""

@@ -175,7 +175,9 @@ OWN = (
     _own("diffcore/core/rng.py", 'return device if device.type == "cuda" else torch.device("cpu")', 'return torch.device("cpu")', "the CPU draws the noise of a training on a GPU, which waits for it", "rng", "fit"),
     _own("diffcore/training/loop.py", "torch.compiler.disable(self._count) if self.compiled else self._count", "torch.compiler.disable(self._count)", "every training with a critic loads a compiler that it does not use", "adamw"),
     _own("diffcore/data/feed.py", "whole = to_device(channels_first(pixels).contiguous(), self._device)", "whole = channels_first(pixels).contiguous()", "a streamed batch is copied to the GPU only when it is asked for", "feed"),
-    _own("diffcore/training/loop.py", "            self.meter.sum()\n", "", "a compiled loss is compiled again for every update, since the list of calls grew", "compiled", marks="not server"),
+    _own("diffcore/nets/order.py", "narrow and math.prod(image[1:]) < SMALL and", "narrow and", "small networks on images of 32x32 and more are trained and sampled in the slower memory order", "order"),
+    _own("diffcore/training/loop.py", ".to(memory_format=self.order)", ".to(memory_format=torch.channels_last)", "the images lie in another order than the network that wants them, which then takes theirs", "order"),
+    _own("diffcore/training/loop.py", "            self.meter.settle()\n", "", "a compiled loss is compiled again for every update, since the list of calls grew", "compiled", marks="not server"),
     _own("diffcore/methods/consistency.py", 'return self.steps_end is None and self.distance != "perceptual"', 'return self.steps_end is None', "a loss that draws numbers is compiled whole, and breaks into pieces that are compiled again in every update", "methods"),
     _own("diffcore/training/loop.py", '"precision": compute.numbers', '"precision": compute.precision', "a training that was begun in float32 goes on in bfloat16 where `auto` comes to that: the key has the word, not what it comes to", "fit", "train"),
     _own("diffcore/training/loop.py", '"processes": processes.count(),\n    }\n', '"processes": 1,\n    }\n', "the card of a training in several processes says one", "fit", "train"),
@@ -184,7 +186,7 @@ OWN = (
     _own("diffcore/metrics/features.py", "        processes.average([parameter.grad for parameter in features.parameters()])\n", "", "each process trains a feature network of its own", "processes", marks="not server"),
     _own("diffcore/training/loop.py", "            processes.spread(list(tensors.values()))\n", "", "only the main process goes on from the saved state", "two_processes", marks="not server"),
     _own("diffcore/core/launch.py", 'return is_started() and os.environ.get("RANK", "0") != "0"', "return False", "every process prints every line", "processes"),
-    _own("tasks/measure.py", "nfe=processes.total(meter.spent) / config.images", "nfe=meter.spent / config.images", "network calls of one process are told as all", "scale", marks="not server"),
+    _own("tasks/measure.py", "nfe=processes.total(meter.settle()) / config.images", "nfe=meter.settle() / config.images", "network calls of one process are told as all", "scale", marks="not server"),
     _own("tasks/train.py", '        "compute": loop.provenance(params.compute),\n', "", "neither the card nor the key of a saved state tells of device and precision", "train"),
     _own("diffcore/training/resume.py", "        self._tell_of_others()\n", "", "a training begins anew and nobody hears of the state that it cannot use", "resume", "train"),
     _own("diffcore/training/resume.py", '        disk.write_sealed(self.folder / ABOUT, {"schema": SCHEMA, "about": self.about})\n', "", "nothing tells what a saved state was made for", "resume", "train"),
@@ -354,7 +356,7 @@ LATER = (
     _later("diffcore/training/loop.py", "        return learner.gradient(self.parts, loss_of)\n", "        with torch.autocast(self.accelerator.device.type, torch.bfloat16, self.half):\n            return learner.gradient(self.parts, loss_of)\n", "the backward pass runs under autocast", "precision", "loop"),
     _later("diffcore/training/learner.py", 'return self.accelerator.reduce(total, "mean")', "return total", "each process tells its own loss", "two_processes", marks="not server"),
     _later("diffcore/training/loop.py", "job.training.parts(here.process_index, ", "job.training.parts(0, ", "every process trains on the same rows", "two_processes", marks="not server"),
-    _later("diffcore/training/loop.py", "return self.calls_before + processes.total(self.meter.spent)", "return self.calls_before + self.meter.spent", "one process's calls are told as all", "two_processes", "fit", marks="not server"),
+    _later("diffcore/training/loop.py", "return self.calls_before + processes.total(self.meter.settle())", "return self.calls_before + self.meter.settle()", "one process's calls are told as all", "two_processes", "fit", marks="not server"),
 )  # fmt: skip
 """Chosen from the source alone, by people who had not read the tests."""
 
