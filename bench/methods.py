@@ -18,7 +18,7 @@ from diffcore import checkpoints, methods
 from diffcore.data import feed, read
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.metrics import features
-from diffcore.metrics.floor import floor
+from diffcore.metrics.halvings import floor
 from diffcore.metrics.measures import METRICS
 from diffcore.metrics.metric import Subject
 from diffcore.metrics.reference import Reference

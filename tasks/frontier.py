@@ -8,10 +8,10 @@ from diffcore.core import disk
 from diffcore.core.errors import UserError
 from diffcore.core.kept import Tensors
 from diffcore.metrics import measured
-from diffcore.metrics.features import Skill
 from diffcore.metrics.floor import Floor
 from diffcore.metrics.frontier import Frontier
 from diffcore.metrics.point import Point, with_best
+from diffcore.metrics.skill import Skill
 from tasks import paths
 from tasks.params import ROOT, Params
 from tasks.pictures import charts, grids

@@ -22,9 +22,10 @@ from diffcore.data import feed, read
 from diffcore.denoisers.bfloat16 import BFloat16
 from diffcore.denoisers.denoiser import Condition
 from diffcore.denoisers.meter import Meter
-from diffcore.metrics import features, floor, likelihood, measured, measures
+from diffcore.metrics import features, halvings, likelihood, measured, measures
 from diffcore.metrics.drawing import CHECKED, Drawing, held_against
 from diffcore.metrics.estimate import Estimate
+from diffcore.metrics.floor import Floor
 from diffcore.metrics.metric import Subject
 from diffcore.metrics.point import Point
 from diffcore.metrics.reference import Reference, look
@@ -97,10 +98,10 @@ class Bench:
     def _open(self, name: str) -> checkpoints.Checkpoint:
         return checkpoints.load(paths.CHECKPOINTS / name).to(self.params.compute.device)
 
-    def floor(self) -> floor.Floor:
+    def floor(self) -> Floor:
         """What a perfect sampler is to expect."""
         held_out = None if self.held_out is None else look(self.held_out, self.network)
-        return floor.floor(self.reference, self.config.images, self.config.seed, held_out)
+        return halvings.floor(self.reference, self.config.images, self.config.seed, held_out)
 
     @functools.cached_property
     def gamma_digest(self) -> str:

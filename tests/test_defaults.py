@@ -171,7 +171,7 @@ def test_limits_students_and_ways_have_these_and_no_others():
 
 NUMBERS = {
     "denoisers.network": {"NUM_TIMESTEPS": 1024},
-    "metrics.features": {"TURNS": 4, "SMALLEST": 4, "ENOUGH": 2000, "NEAR_CHANCE": 0.2},
+    "metrics.features": {"TURNS": 4, "SMALLEST": 4, "ENOUGH": 2000},
     "data.feed": {"GROUP": 8},
     "metrics.recommendation": {"FAR": 3.0},
     "search.gamma": {"RANGE": (-1.0, 1.0), "GREYS": 256},
@@ -181,8 +181,9 @@ NUMBERS = {
     "nets.unet.blocks": {"GUIDANCE_FEATURES": 16},
     "nets.unet.config": {"MAX_PERIOD": 10000},
     "metrics.bootstrap": {"RESAMPLES": 200},
+    "metrics.skill": {"NEAR_CHANCE": 0.2},
     "metrics.reference": {"SIDE": 8, "KERNEL_ROWS": 50_000, "GROUPS": 128},
-    "metrics.floor": {"SPLITS": 64},
+    "metrics.halvings": {"SPLITS": 64},
     "data.write": {"BLOCK": 256, "SMALL": 12288, "SHARD_BYTES": 33554432},
     "data.tally": {"MOST_BAD": 100, "MOST_AFTER": 10_000},
     "data.fitting": {"FULL": 65535, "MOST_PIXELS": 134217728},

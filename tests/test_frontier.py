@@ -12,11 +12,11 @@ import torch
 from diffcore.core.errors import UserError
 from diffcore.metrics.bootstrap import RESAMPLES
 from diffcore.metrics.estimate import Estimate, columns
-from diffcore.metrics.features import Skill
 from diffcore.metrics.floor import Floor
 from diffcore.metrics.frontier import Frontier
 from diffcore.metrics.measures import METRICS
 from diffcore.metrics.point import GIVEN, Point, with_best
+from diffcore.metrics.skill import Skill
 from diffcore.metrics.table import WIDTH
 from tests.conftest import estimates, seeded
 

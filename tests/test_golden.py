@@ -33,7 +33,7 @@ from diffcore.denoisers.prediction import PARAMETERIZATIONS
 from diffcore.denoisers.rescaling import Rescaled
 from diffcore.metrics import features, likelihood, measures
 from diffcore.metrics.estimate import Estimate
-from diffcore.metrics.floor import floor
+from diffcore.metrics.halvings import floor
 from diffcore.metrics.measures.accuracy import accuracy
 from diffcore.metrics.measures.rmse_teacher import rmse
 from diffcore.metrics.metric import Subject

@@ -18,11 +18,12 @@ from diffcore.core.errors import UserError
 from diffcore.data.feed import to_float
 from diffcore.data.read import Images
 from diffcore.denoisers.exact import GaussianDenoiser
-from diffcore.metrics import measures, mmd, reference
+from diffcore.metrics import measures, mmd, order, reference
 from diffcore.metrics.estimate import Estimate, columns
 from diffcore.metrics.features import Config, Features, extract, train
-from diffcore.metrics.floor import Floor, floor
+from diffcore.metrics.floor import Floor
 from diffcore.metrics.frontier import Frontier
+from diffcore.metrics.halvings import floor
 from diffcore.metrics.likelihood import Model
 from diffcore.metrics.measures import METRICS
 from diffcore.metrics.metric import Distance, Subject
@@ -46,7 +47,7 @@ pytestmark = pytest.mark.usefixtures("without_shape_checks")
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr("diffcore.metrics.bootstrap.RESAMPLES", 20)
-    monkeypatch.setattr("diffcore.metrics.floor.SPLITS", 8)
+    monkeypatch.setattr("diffcore.metrics.halvings.SPLITS", 8)
 
 
 def coloured(count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -104,6 +105,7 @@ def frontier(*points: Point, least: Floor = test_frontier.FLOOR) -> Frontier:
 
 def test_each_is_found_by_its_file_in_the_order_of_the_columns():
     assert list(METRICS) == ["fd", "kid", "fd_pixels", "rmse_teacher", "accuracy", "bits"]
+    assert list(METRICS) == order.COLUMNS  # those who import no metric know the same ones
     assert sorted(METRICS) == sorted(path.stem for path in Path(measures.__file__).parent.glob("[!_]*.py"))
 
 
@@ -183,8 +185,8 @@ def test_it_is_in_every_file_exactly(subject):
     assert columns(metrics).items() <= _numbers(one).items()
     assert set(_numbers(other)) == {"fd", "fd_se", "ms_per_image", "nfe"}
     head, line = whole.table().splitlines()[0].split(), whole.table()
-    assert [name for name in metrics if METRICS[name].in_table] == [name for name in head if name in METRICS]
-    assert all(each.plus_minus() in line for name, each in metrics.items() if METRICS[name].in_table)
+    assert [name for name in metrics if name not in order.CSV_ONLY] == [name for name in head if name in METRICS]
+    assert all(each.plus_minus() in line for name, each in metrics.items() if name not in order.CSV_ONLY)
 
 
 def test_each_is_explained_to_those_who_read_the_frontier():
@@ -236,6 +238,7 @@ def own(tmp_path, monkeypatch) -> Iterator[str]:
     monkeypatch.setattr(measures, "__path__", [*measures.__path__, str(tmp_path)])
     found = measures.find()
     monkeypatch.setitem(METRICS, "a_brightness", found["a_brightness"])
+    monkeypatch.setattr(order, "COLUMNS", [*found])
     yield "a_brightness"
     sys.modules.pop("diffcore.metrics.measures.a_brightness")
 
@@ -255,6 +258,7 @@ def test_a_metric_of_one_s_own_is_one_file(subject, own):
     assert (head.split()[-2], line.split()[-2]) == (own, metrics[own].plus_minus())
     assert f"{own} {least.metrics[own].plus_minus()}" in " ".join(" ".join(notes).split())
     del METRICS[own]
+    order.COLUMNS.remove(own)
     assert measures.measure(subject).items() <= metrics.items()
     assert floor(subject.reference, 60, 3).metrics.items() <= least.metrics.items()
 
@@ -262,5 +266,6 @@ def test_a_metric_of_one_s_own_is_one_file(subject, own):
 def test_a_frontier_with_a_metric_that_is_gone_is_of_another_version(subject, own):
     value = frontier(point(measures.measure(subject))).to_json()
     del METRICS[own]
+    order.COLUMNS.remove(own)
     with pytest.raises(UserError, match=f"metric '{own}' is unknown"):
         Frontier.from_json(value)

@@ -13,11 +13,11 @@ from PIL import Image
 
 from diffcore.core import disk
 from diffcore.core.errors import UserError
-from diffcore.metrics.features import Skill
 from diffcore.metrics.floor import Floor
 from diffcore.metrics.frontier import Frontier
 from diffcore.metrics.point import Point
 from diffcore.metrics.recommendation import Recommendation
+from diffcore.metrics.skill import Skill
 from tasks.pictures import charts, grids
 from tests.conftest import estimates
 

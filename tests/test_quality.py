@@ -17,8 +17,8 @@ from diffcore.metrics import measures, mmd
 from diffcore.metrics.bootstrap import RESAMPLES, resamples
 from diffcore.metrics.estimate import Estimate, columns
 from diffcore.metrics.features import Card, Config, Features, extract, train
-from diffcore.metrics.floor import floor
 from diffcore.metrics.frechet import Moments, frechet, frechet_spread
+from diffcore.metrics.halvings import floor
 from diffcore.metrics.measures import METRICS
 from diffcore.metrics.measures.accuracy import accuracy
 from diffcore.metrics.measures.rmse_teacher import rmse
@@ -491,7 +491,7 @@ def test_of_many_images_the_same_ones_are_looked_at_whatever_the_blocks(monkeypa
 def test_the_floor_is_what_a_perfect_sampler_scores_at_the_counts_of_the_table(monkeypatch, count, real):
     """Samples that are new images of the data's own distribution, against as many real images: on average the floor."""
     monkeypatch.setattr("diffcore.metrics.reference.GROUPS", 40)
-    monkeypatch.setattr("diffcore.metrics.floor.SPLITS", 6)
+    monkeypatch.setattr("diffcore.metrics.halvings.SPLITS", 6)
     scores, floors = [], []
     for seed in range(24):
         reference = Reference.of(pictures(normal_images(real, seed)), Flat())
@@ -512,7 +512,7 @@ def test_the_floor_is_what_a_perfect_sampler_scores_at_the_counts_of_the_table(m
 
 def test_the_floors_error_is_its_spread_over_data_sets(monkeypatch):
     monkeypatch.setattr("diffcore.metrics.reference.GROUPS", 40)
-    monkeypatch.setattr("diffcore.metrics.floor.SPLITS", 10)
+    monkeypatch.setattr("diffcore.metrics.halvings.SPLITS", 10)
     found = [floor(Reference.of(pictures(normal_images(400, seed)), Flat()), 300, 0) for seed in range(20)]
     for key in ("fd", "fd_pixels"):
         spread = torch.tensor([one.metrics[key].value for one in found]).std().item()
@@ -524,7 +524,7 @@ def test_the_floors_error_is_its_spread_over_data_sets(monkeypatch):
 
 def test_the_halves_of_the_floor_are_disjoint_and_together_all(monkeypatch):
     monkeypatch.setattr("diffcore.metrics.reference.GROUPS", 32)
-    monkeypatch.setattr("diffcore.metrics.floor.SPLITS", 16)
+    monkeypatch.setattr("diffcore.metrics.halvings.SPLITS", 16)
     reference, halves = Reference.of(pictures(normal_images(101)), Flat()), []
     monkeypatch.setattr("diffcore.metrics.measures.fd.frechet", lambda a, b: halves.append((a, b)) or frechet(a, b))
     found = floor(reference, 50, 0)
@@ -540,7 +540,7 @@ def test_the_halves_of_the_floor_are_disjoint_and_together_all(monkeypatch):
 def test_held_out_images_are_the_floor_with_what_sets_them_apart(monkeypatch, apart):
     """The floor of held-out images at the counts of the table: their true distance and the bias of N against M."""
     monkeypatch.setattr("diffcore.metrics.reference.GROUPS", 40)
-    monkeypatch.setattr("diffcore.metrics.floor.SPLITS", 6)
+    monkeypatch.setattr("diffcore.metrics.halvings.SPLITS", 6)
     monkeypatch.setattr("diffcore.metrics.bootstrap.RESAMPLES", 4)
     found, want = [], []
     for seed in range(24):
@@ -561,7 +561,7 @@ def test_held_out_images_are_the_floor_with_what_sets_them_apart(monkeypatch, ap
 
 def test_the_floor_of_held_out_images_by_hand(monkeypatch):
     """Their own score, moved by what N samples have more of the halves' floor than they; errors in quadrature."""
-    monkeypatch.setattr("diffcore.metrics.floor.SPLITS", 5)
+    monkeypatch.setattr("diffcore.metrics.halvings.SPLITS", 5)
     monkeypatch.setattr("diffcore.metrics.bootstrap.RESAMPLES", 4)
     reference = Reference.of(pictures(normal_images(80)), Flat())
     held = Seen.of(to_float(normal_images(30, 7)), Flat())

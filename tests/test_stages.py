@@ -49,9 +49,6 @@ QUIET = {
 }
 """Modules that a stage may import but that cannot change what it writes."""
 
-UNASKED = {"frontier": {"diffcore.metrics.likelihood"}}
-"""Modules of which a stage reads no more than the name: the frontier merges bits that were measured, and measures none."""
-
 
 @pytest.fixture(scope="module")
 def graph() -> grimp.ImportGraph:
@@ -72,8 +69,7 @@ def closure(graph: grimp.ImportGraph, stage: str) -> set[str]:
     while waiting:
         module = waiting.pop()
         found.add(module)
-        if module not in UNASKED.get(stage, ()):
-            waiting |= graph.find_modules_directly_imported_by(module) - found - QUIET
+        waiting |= graph.find_modules_directly_imported_by(module) - found - QUIET
     # a package's __init__ runs on the way to its modules
     by_file = BY_FILE.get(stage, [])
     found |= {f"diffcore.{package}" for package in by_file}

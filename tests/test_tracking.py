@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import errno
 import fcntl
+import gc
 import hashlib
 import http.server
 import importlib
@@ -350,6 +351,37 @@ def test_publishing_twice_creates_nothing_new(room):
     assert before == after
     assert before["runs"] == 3 + 4 + 2
     assert before["logged_models"] == 6
+
+
+def test_where_nothing_is_new_no_torch_is_imported(room):
+    """Its import takes as long as all the rest."""
+    publish()
+    before = counts(room)
+    code = "import sys; from pathlib import Path; from tasks.tracking import publishing; "
+    code += f"publishing.publish(Path('artifacts'), 'distill', 'sampler', {PARAMETERS}); print(*sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    modules = {name.partition(".")[0] for name in done.stdout.split()}
+    assert "mlflow" in modules
+    assert not modules & {"torch", "safetensors", "accelerate", "matplotlib"}
+    assert counts(room) == before
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_the_collector_is_put_back_as_it_was(room, monkeypatch, fault):
+    rare = []
+
+    def work(*_) -> dict:
+        rare.append(gc.get_threshold()[0])
+        return {"all": 1 / (not fault)}
+
+    monkeypatch.setattr(publishing, "_publish", work)
+    before = gc.get_threshold()
+    with pytest.raises(ZeroDivisionError) if fault else contextlib.nullcontext():
+        publish()
+    assert rare == [publishing.OBJECTS]
+    assert gc.get_threshold() == before
 
 
 def test_only_the_way_that_changed_gets_a_new_run(room):

@@ -324,7 +324,7 @@ def test_costs_of_a_search_stand_by_the_steps_they_are_of(decoder, project):
 def test_what_all_points_are_measured_with_is_what_the_file_says(project, monkeypatch):
     """Compared with the images that were trained on; the floor is of those held out."""
     opened, referred = heard(monkeypatch, read, "open_images", ...), heard(monkeypatch, Reference, "of", ...)
-    looked, floors = heard(monkeypatch, measure, "look", ...), heard(monkeypatch, measure.floor, "floor", ...)
+    looked, floors = heard(monkeypatch, measure, "look", ...), heard(monkeypatch, measure.halvings, "floor", ...)
     bench = measure.Bench(project, "teacher")
     assert looked == floors == []
     bench.floor()

@@ -9,7 +9,7 @@ from typing import Any
 
 from diffcore.core import disk
 from diffcore.core.errors import UserError
-from diffcore.denoisers.prediction import PARAMETERIZATIONS
+from diffcore.denoisers.words import WORDS
 
 SCHEMA = 3
 
@@ -101,10 +101,8 @@ def read_card(folder: Path) -> Card:
         card = Card(**fields)
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged ({_first_line(error)}); run the stage that makes it again") from None
-    if card.parameterization not in PARAMETERIZATIONS:
-        raise UserError(
-            f"{path} names the parameterization {card.parameterization!r}; known: {', '.join(PARAMETERIZATIONS)}"
-        )
+    if card.parameterization not in WORDS:
+        raise UserError(f"{path} names the parameterization {card.parameterization!r}; known: {', '.join(WORDS)}")
     if type(card.num_timesteps) is not int or card.num_timesteps < 1:
         raise UserError(
             f"{path} says num_timesteps {card.num_timesteps!r}, and a network is told times in at least 1 step"

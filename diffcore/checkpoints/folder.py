@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffcore.checkpoints.card import SCHEMA, Card, Guidance, read_card
+from diffcore.checkpoints.card import SCHEMA, Card, Guidance
 from diffcore.checkpoints.to_diffusers import model_index, scheduler
+from diffcore.checkpoints.verified import WEIGHTS, verify
 from diffcore.core import disk
 from diffcore.core.errors import UserError
 from diffcore.denoisers.network import NetDenoiser
@@ -22,8 +23,6 @@ from diffcore.nets import open_folder
 from diffcore.nets.order import fastest
 from diffcore.noise import schedule
 from diffcore.noise.trajectory import Trajectory
-
-WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -84,20 +83,6 @@ def save(folder: Path, denoiser: NetDenoiser, image: tuple[int, ...], about: dic
     return card
 
 
-def verify(folder: Path) -> Card:
-    """The card after checking every sha256; a missing, damaged or foreign folder is a UserError."""
-    folder = Path(folder)
-    card = read_card(folder)
-    for name, digest in card.files.items():
-        file = folder / name
-        if not file.is_file():
-            raise UserError(f"{folder} is not whole: {name} is missing; run the stage that makes it again")
-        if disk.sha256(file) != digest:
-            raise UserError(f"{file} is damaged: its sha256 does not fit the card; run the stage that makes it again")
-    _check_listed(folder, card)
-    return card
-
-
 def load(folder: Path) -> Checkpoint:
     """Opens a checkpoint that `verify` accepts."""
     folder = Path(folder)
@@ -112,15 +97,6 @@ def load(folder: Path) -> Checkpoint:
         card,
         NetDenoiser(net, kind, card.parameterization, grid, classes, takes_guidance, num_timesteps=card.num_timesteps),
     )
-
-
-def _check_listed(folder: Path, card: Card) -> None:
-    """What is opened must be vouched for: the card is sealed, but only by whoever wrote it."""
-    opened = {WEIGHTS, "unet/config.json", *(f"unet/{path.name}" for path in (folder / "unet").glob("*.safetensors*"))}
-    if unlisted := sorted(opened - set(card.files)):
-        raise UserError(
-            f"{folder / 'card.json'} does not vouch for {', '.join(unlisted)}; run the stage that makes it again"
-        )
 
 
 def check_finite(tensors: Mapping[str, Tensor], whose: str, remedy: str) -> None:

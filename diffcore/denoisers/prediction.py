@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from diffcore.core.shapes import Sample
+from diffcore.denoisers.words import WORDS
 from diffcore.noise.schedule import Level
 
 
@@ -68,4 +69,4 @@ def from_x0_eps(x_t: Sample, level: Level, x0_eps: Tensor) -> Prediction:
     return from_v(x_t, level, Prediction(x0, eps, level).v)
 
 
-PARAMETERIZATIONS = {"x0": from_x0, "eps": from_eps, "v": from_v, "score": from_score, "x0_eps": from_x0_eps}
+PARAMETERIZATIONS = dict(zip(WORDS, (from_x0, from_eps, from_v, from_score, from_x0_eps), strict=True))

@@ -4,9 +4,7 @@ import torch
 from torch import Tensor
 
 from diffcore.core.rng import generator
-
-RESAMPLES = 200
-"""Bootstrap resamples: the relative error of a standard error is then about 1 / sqrt(2 * 200) = 5 %."""
+from diffcore.metrics.estimate import RESAMPLES
 
 
 def resamples(count: int, seed: int) -> Tensor:

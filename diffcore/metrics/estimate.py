@@ -3,6 +3,9 @@
 import math
 from dataclasses import dataclass
 
+RESAMPLES = 200
+"""Bootstrap resamples: the relative error of a standard error is then about 1 / sqrt(2 * 200) = 5 %."""
+
 
 @dataclass(frozen=True)
 class Estimate:

@@ -10,11 +10,11 @@ from typing import Any
 from diffcore.core import disk
 from diffcore.core.errors import UserError
 from diffcore.metrics import recommendation, table
-from diffcore.metrics.bootstrap import RESAMPLES
-from diffcore.metrics.features import Skill
+from diffcore.metrics.estimate import RESAMPLES
 from diffcore.metrics.floor import Floor
 from diffcore.metrics.point import GIVEN, Point, by_calls
 from diffcore.metrics.recommendation import Recommendation
+from diffcore.metrics.skill import Skill
 
 SCHEMA = 5
 

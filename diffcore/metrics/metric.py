@@ -63,14 +63,12 @@ class Subject:
 class Metric(abc.ABC):
     """A number that says what samples are worth.
 
-    better: which way samples get better. needs: fields of a Subject without which it is not measured. in_table: whether it
-    has a column in the printed table too. column: its place among the columns; of equal ones the first by name comes first.
+    better: which way samples get better. needs: fields of a Subject without which it is not measured. Where its column
+    stands says `diffcore.metrics.order`.
     """
 
     better: Literal["lower", "higher"] = "lower"
     needs: tuple[str, ...] = ()
-    in_table: bool = True
-    column: int = 100
 
     @abc.abstractmethod
     def measure(self, subject: Subject) -> Estimate | None:

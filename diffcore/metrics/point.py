@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from diffcore.metrics import order
 from diffcore.metrics.estimate import Estimate, Scored, columns
-from diffcore.metrics.measures import METRICS
 
 GIVEN = "given"
 """The kind of weights of a network that was trained elsewhere: what became of them there is not known."""
@@ -20,10 +20,10 @@ class Point(Scored):
     curve: what the curve it lies on is called. best: whether it is the best of what was tried for that curve with as many
     steps (several grids, a sweep of scales); only these are shown. recipe: the sampler with its options and what is done to
     the network, as JSON (diffcore.sampling.recipe). nfe: network calls for each sample, as they were counted; parts of a
-    network count as their share. metrics: by the names of METRICS, those that were measured. n, seed: how many samples, from
-    which noise. weights: which of the checkpoint's. features: digest of the feature network. times: the trajectory's.
-    precision: in which the network was called, float32 for all points of before this field; check: what bfloat16 was seen to
-    change, see diffcore.metrics.drawing.
+    network count as their share. metrics: by their names in `order.COLUMNS`, those that were measured. n, seed: how many
+    samples, from which noise. weights: which of the checkpoint's. features: digest of the feature network. times: the
+    trajectory's. precision: in which the network was called, float32 for all points of before this field; check: what
+    bfloat16 was seen to change, see diffcore.metrics.drawing.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Point(Scored):
         """The fields as columns; in the place of `metrics` NAME and NAME_se of each, None where it was not measured."""
         fields = list(vars(self).items())
         place = list(vars(self)).index("metrics")
-        unmeasured = dict.fromkeys(key for name in METRICS for key in (name, f"{name}_se"))
+        unmeasured = dict.fromkeys(key for name in order.COLUMNS for key in (name, f"{name}_se"))
         return {**dict(fields[:place]), **unmeasured, **columns(self.metrics), **dict(fields[place + 1 :])}
 
     def to_json(self) -> dict[str, Any]:
@@ -77,8 +77,8 @@ class Point(Scored):
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Point":
-        """The inverse of `to_json`; a ValueError for a metric that METRICS does not have."""
-        if unknown := sorted(value["metrics"].keys() - METRICS.keys()):
+        """The inverse of `to_json`; a ValueError for a metric that is none of `order.COLUMNS`."""
+        if unknown := sorted(value["metrics"].keys() - set(order.COLUMNS)):
             raise ValueError(f"metric {unknown[0]!r} is unknown")
         metrics = {name: Estimate(**each) for name, each in value["metrics"].items()}
         return cls(**{**value, "metrics": metrics, "times": tuple(value["times"])})

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from diffcore.core.errors import UserError
 from diffcore.metrics.estimate import Estimate
-from diffcore.metrics.features import Skill
 from diffcore.metrics.floor import Floor
 from diffcore.metrics.point import Point, best_of, by_calls
+from diffcore.metrics.skill import Skill
 
 FAR = 3.0
 """Times the floor beyond which a distance is far from it."""

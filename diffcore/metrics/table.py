@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from diffcore.metrics.measures import METRICS
+from diffcore.metrics import order
 from diffcore.metrics.point import Point
 
 WIDTH = 110
@@ -17,7 +17,7 @@ def lines(points: list[Point], front: Collection[Point]) -> list[str]:
 
     Of the metrics, those that are meant for it and that any of the points has; the precision where one is not float32.
     """
-    metrics = [name for name, each in METRICS.items() if each.in_table and any(name in p.metrics for p in points)]
+    metrics = [name for name in order.COLUMNS if name not in order.CSV_ONLY and any(name in p.metrics for p in points)]
     headings = ["", "name", "calls", *metrics, "ms/image"]
     rows = [headings, *(_row(point, point in front, metrics) for point in points)]
     if any(point.precision != "float32" for point in points):

@@ -11,23 +11,21 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from diffcore.core import disk, processes
+from diffcore.core import processes
 from diffcore.core.errors import UserError
 from diffcore.core.rng import generator, noises
 from diffcore.core.shapes import Sample
 from diffcore.denoisers.denoiser import Condition, Denoiser
+from diffcore.search.gamma_file import SCHEMA as SCHEMA
+from diffcore.search.gamma_file import read as read
 
 Estimator = Literal["norm", "residual"]
-
-SCHEMA = 2
-"""Of gamma.json."""
 
 RANGE = (-1.0, 1.0)
 """Of the data, where nothing else is said."""
@@ -175,21 +173,6 @@ class Gamma:
 
         moments = Moments(array("total"), array("square"), value["images"])
         return cls(value["steps"], value["seed"], array("alpha2"), array("sigma2"), moments)
-
-
-def read(path: Path, checkpoint: str | None, remedy: str) -> dict[str, Any]:
-    """The content of gamma.json: `about`, `edges` and what `Gamma.from_json` takes.
-
-    checkpoint: the digest of the checkpoint that it must have been estimated from, None for any. A UserError that ends
-    with the remedy for a file of another one, or one that is not whole.
-    """
-    content = disk.read_sealed(path, SCHEMA, remedy)
-    own = content["about"]["checkpoint_digest"]
-    if checkpoint not in (None, own):
-        raise UserError(
-            f"{path} was estimated from checkpoint {own[:12]}, and the one here is {checkpoint[:12]}; {remedy}"
-        )
-    return content
 
 
 ROUNDING = 1e-9

@@ -13,7 +13,7 @@ from diffcore.core import disk
 from diffcore.core.errors import UserError
 from diffcore.metrics.frontier import Frontier
 from diffcore.metrics.point import Point
-from diffcore.search import gamma
+from diffcore.search import gamma_file
 from tasks import paths
 
 TEACHER = "teacher"
@@ -76,7 +76,7 @@ def _damaged(path: Path) -> UserError:
 def _check_gamma(artifacts: Artifacts) -> None:
     """Whether what analytic samplers are shipped with is whole, and was estimated from this teacher."""
     teacher = artifacts.cards.get(TEACHER)
-    gamma.read(artifacts.folder / "gamma.json", teacher and teacher.digest, paths.again("gamma"))
+    gamma_file.read(artifacts.folder / "gamma.json", teacher and teacher.digest, paths.again("gamma"))
 
 
 def _check_rows(path: Path, points: Sequence[Point]) -> None:

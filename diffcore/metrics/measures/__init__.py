@@ -3,17 +3,15 @@ for every point, and the files, the table, MLflow and the tests find it here."""
 
 import importlib
 import inspect
-import pkgutil
 
+from diffcore.metrics import order
 from diffcore.metrics.estimate import Estimate
 from diffcore.metrics.metric import Metric, Subject
 
 
 def find() -> dict[str, Metric]:
     """The metric of each file, in the order of their columns."""
-    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    metrics = {name: _of(name) for name in names}
-    return dict(sorted(metrics.items(), key=lambda item: item[1].column))
+    return {name: _of(name) for name in order.names(__path__)}
 
 
 def _of(name: str) -> Metric:

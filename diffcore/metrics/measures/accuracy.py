@@ -17,7 +17,6 @@ class Accuracy(Metric):
 
     better = "higher"
     needs = ("classes", "real_classes")
-    column = 4
 
     def measure(self, subject: Subject) -> Estimate | None:
         if subject.features.card.task != "classes":

@@ -9,7 +9,6 @@ class Bits(Metric):
     """The mean over images."""
 
     needs = ("model",)
-    column = 5
 
     def measure(self, subject: Subject) -> Estimate | None:
         model = subject.model

@@ -13,7 +13,6 @@ class FrechetDistance(Distance):
 
     of = "features"
     biased = True
-    column = 0
 
     def compare(self, seen: Seen, reference: Reference, repeats: Tensor) -> Estimate:
         return estimate(getattr(seen, self.of), getattr(reference.whole, self.of), repeats)

@@ -7,5 +7,3 @@ class PixelFrechetDistance(FrechetDistance):
     """On pixels averaged down to at most SIDE x SIDE."""
 
     of = "pixels"
-    in_table = False
-    column = 2

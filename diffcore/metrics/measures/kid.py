@@ -11,8 +11,6 @@ from diffcore.metrics.reference import Halves, Reference, Seen
 class KernelDistance(Distance):
     """Of more real images than KERNEL_ROWS as many are drawn for it, the same for all points."""
 
-    column = 1
-
     def compare(self, seen: Seen, reference: Reference, repeats: Tensor) -> Estimate:
         return mmd.estimate(seen.features, reference.rows, reference.pairs, repeats)
 

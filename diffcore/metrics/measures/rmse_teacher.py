@@ -9,7 +9,6 @@ class TeacherRMSE(Metric):
     """Of the samples as they came out, not rounded; its standard error is that over the noises."""
 
     needs = ("teacher",)
-    column = 3
 
     def measure(self, subject: Subject) -> Estimate:
         return rmse(subject.samples, subject.teacher)

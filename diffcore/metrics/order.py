@@ -1,0 +1,24 @@
+"""Which metrics there are, and in which order their columns stand.
+
+No metric is imported for it: who reads or shows numbers needs no network that could measure them.
+"""
+
+import pkgutil
+from collections.abc import Iterable
+from pathlib import Path
+
+FIRST = ("fd", "kid", "fd_pixels", "rmse_teacher", "accuracy", "bits")
+"""The first columns; of metrics that are not named here, the first by name comes first."""
+
+CSV_ONLY = ("fd_pixels",)
+"""Metrics without a column in the printed table."""
+
+
+def names(folders: Iterable[str]) -> list[str]:
+    """The metrics in folders of one file each, in the order of their columns."""
+    there = {module.name for module in pkgutil.iter_modules(folders)}
+    return [name for name in FIRST if name in there] + sorted(there.difference(FIRST))
+
+
+COLUMNS = names([str(Path(__file__).with_name("measures"))])
+"""All metrics."""
