@@ -17,6 +17,7 @@ from typing import Any
 from diffcore import checkpoints, methods
 from diffcore.data import feed, read
 from diffcore.denoisers.network import NetDenoiser
+from diffcore.lineage import Lineage, Root
 from diffcore.metrics import features
 from diffcore.metrics.halvings import floor
 from diffcore.metrics.measures import METRICS
@@ -27,7 +28,7 @@ from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solvers import SOLVERS
 from diffcore.training.config import Compute, Training
 from diffcore.training.loop import Job, fit
-from tasks.params import Distill, mentor_of
+from tasks.sections import Distill
 
 BATCH, IMAGES, STEPS = 128, 1000, (1, 2, 4, 8)
 
@@ -110,28 +111,37 @@ class Bench:
     ) -> tuple[NetDenoiser, float, float]:
         """(student, network calls, seconds)."""
         batches = feed.feed(self.data, BATCH, seed, False, 2**30, self.compute.device)
-        fitted = fit(Job(line.method, line.fit, batches, seed), start, teacher, self.compute)
-        student = start.with_network(fitted.net.eval())
+        student = start.with_network(start.net)
+        student.grid = None
+        fitted = fit(Job(line.method, line.fit, batches, seed), student, teacher, self.compute)
+        student = student.with_network(fitted.net.eval())
         student.grid = line.method.grid
         return student, fitted.calls, fitted.seconds
 
 
-def distill(name: str) -> Distill:
+def distill(name: str, teacher: str) -> Distill:
     """A line as params.yaml would have it."""
     line = LINES[name]
     setting = Training(line.iterations, BATCH, line.lr, line.ema, line.warmup)
-    return Distill(name, line.start, methods.load(line.method)(**line.config), setting)
+    method = methods.load(line.method)(**line.config)
+    return Distill(init=line.start, teacher=teacher, method=method, name=name, fit=setting)
+
+
+def lineage() -> Lineage:
+    """All lines, each with the teacher that is usual for its method."""
+    lines = Lineage({"teacher": Root(False)}, {name: distill(name, LINES[name].start) for name in LINES})
+    return Lineage(lines.roots, {name: distill(name, lines.usual_teacher(name)) for name in LINES})
 
 
 def run(bench: Bench, seed: int, names: list[str], on_line) -> None:
     """Trains the lines of one seed; tells (name, {steps: fd}, cost, seconds)."""
     root = bench.teacher.denoiser
-    made, spent, students = {"teacher": root}, {"teacher": 0.0}, {name: distill(name) for name in LINES}
+    made, spent, students = {"teacher": root}, {"teacher": 0.0}, lineage().students
     whole = bench.teacher.card.cost["network_calls"]
     for name in names:
-        line, mentor = students[name], mentor_of(name, students)
-        made[name], calls, seconds = bench.train(line, made[line.teacher], made[mentor], seed)
-        spent[name] = spent[line.teacher] + calls
+        line = students[name]
+        made[name], calls, seconds = bench.train(line, made[line.init], made[line.teacher], seed)
+        spent[name] = spent[line.init] + calls
         own = made[name].grid
         steps = STEPS if own is None else (own.steps,)
         found = {k: bench.fd(made[name], line.method.sampler, k) for k in steps if LINES[name].shown}

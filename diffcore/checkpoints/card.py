@@ -9,7 +9,7 @@ from typing import Any
 
 from diffcore.core import disk
 from diffcore.core.errors import UserError
-from diffcore.denoisers.words import WORDS
+from diffcore.denoisers import parameterization
 
 SCHEMA = 3
 
@@ -101,8 +101,10 @@ def read_card(folder: Path) -> Card:
         card = Card(**fields)
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged ({_first_line(error)}); run the stage that makes it again") from None
-    if card.parameterization not in WORDS:
-        raise UserError(f"{path} names the parameterization {card.parameterization!r}; known: {', '.join(WORDS)}")
+    if card.parameterization not in parameterization.NAMES:
+        raise UserError(
+            f"{path} names the parameterization {card.parameterization!r}; known: {', '.join(parameterization.NAMES)}"
+        )
     if type(card.num_timesteps) is not int or card.num_timesteps < 1:
         raise UserError(
             f"{path} says num_timesteps {card.num_timesteps!r}, and a network is told times in at least 1 step"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from diffcore.core.shapes import Sample
-from diffcore.denoisers.words import WORDS
+from diffcore.denoisers import parameterization
 from diffcore.noise.schedule import Level
 
 
@@ -69,4 +69,4 @@ def from_x0_eps(x_t: Sample, level: Level, x0_eps: Tensor) -> Prediction:
     return from_v(x_t, level, Prediction(x0, eps, level).v)
 
 
-PARAMETERIZATIONS = dict(zip(WORDS, (from_x0, from_eps, from_v, from_score, from_x0_eps), strict=True))
+PARAMETERIZATIONS = dict(zip(parameterization.NAMES, (from_x0, from_eps, from_v, from_score, from_x0_eps), strict=True))

@@ -1,0 +1,17 @@
+"""What measures can be started: a bench that nobody runs for a month follows every renaming."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+BENCHES = sorted((Path(__file__).parent.parent / "bench").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", BENCHES, ids=lambda path: path.stem)
+def test_every_bench_finds_what_it_imports(path):
+    spec = importlib.util.spec_from_file_location(f"bench_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert callable(module.main)
+    assert f"python bench/{path.name}" in module.__doc__
