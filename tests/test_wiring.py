@@ -12,7 +12,7 @@ import torch
 from diffcore import checkpoints
 from diffcore.core import disk, rng
 from diffcore.core.errors import UserError
-from diffcore.data import read, write
+from diffcore.data import pixels, read, write
 from diffcore.data.cache import Cache
 from diffcore.data.feed import to_float
 from diffcore.data.ledger import Unfinished
@@ -169,7 +169,7 @@ def test_images_are_sharded_as_the_file_says(project, monkeypatch, capsys):
     shard.shard(project)
     (call,) = calls
     assert call.words[:3] == (project.data, paths.DATA, 5)
-    assert call.named["processes"] is True
+    assert call.named["start"] is pixels.processes
     unfinished = call.named["unfinished"]
     assert unfinished == Unfinished(paths.RESUME / "shard", graph.code_digest("shard"))
     assert call.named["cache"] == Cache(paths.RESUME / "remote", 3 * 2**30)
