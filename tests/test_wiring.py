@@ -491,6 +491,13 @@ def test_what_the_evaluation_writes_and_shows(project, monkeypatch, capsys):
     assert [call.words[1:] for call in chosen] == [(1.7,)]
     assert (paths.ARTIFACTS / "frontier.csv").read_text() == chosen[0].words[0].to_csv()
     assert written == dataclasses.replace(chosen[0].words[0], recommended=chosen[0].words[0].recommend(1.7))
+    quality = json.loads(paths.QUALITY.read_text())
+    chosen_point = written.recommended.point
+    assert quality["recommended"]["name"] == chosen_point.name
+    assert quality["recommended"]["fd_se"] == chosen_point.fd_se
+    assert quality["floor"] == {"fd": written.floor.fd, "fd_se": written.floor.fd_se}
+    least = {who: min(p.fd for p in written.points if p.checkpoint == who) for who in ("teacher", "pd")}
+    assert {who: numbers["fd"] for who, numbers in quality["best"].items()} == least
     assert table["about"]["data"] == checkpoints.read_card(paths.CHECKPOINTS / "teacher").data
     assert len(kept) == 2
     said = capsys.readouterr().out.splitlines()
