@@ -8,7 +8,7 @@ from diffcore.core import disk
 from diffcore.core.errors import UserError
 from diffcore.core.kept import Tensors
 from diffcore.metrics import measured
-from diffcore.metrics.estimate import columns
+from diffcore.metrics.estimate import Scored
 from diffcore.metrics.floor import Floor
 from diffcore.metrics.frontier import Frontier
 from diffcore.metrics.point import Point, best_of, with_best
@@ -40,15 +40,16 @@ def quality(frontier: Frontier) -> dict[str, Any]:
     """What `dvc metrics` shows and compares: the recommended point, the floor, each checkpoint's point of least fd."""
     checkpoints = dict.fromkeys(point.checkpoint for point in frontier.points)
     best = {name: best_of(point for point in frontier.points if point.checkpoint == name) for name in checkpoints}
+    chosen = frontier.recommended.point
     return {
-        "recommended": _numbers(frontier.recommended.point),
-        "floor": {"fd": frontier.floor.fd, "fd_se": frontier.floor.fd_se},
-        "best": {name: _numbers(point) for name, point in best.items()},
+        "recommended": {"name": chosen.name, "nfe": chosen.nfe, **_fd(chosen)},
+        "floor": _fd(frontier.floor),
+        **{name: _fd(point) for name, point in best.items()},  # no more: DVC gives each number a column
     }
 
 
-def _numbers(point: Point) -> dict[str, Any]:
-    return {"name": point.name, "nfe": point.nfe, **columns(point.metrics)}
+def _fd(scored: Scored) -> dict[str, float]:
+    return {"fd": scored.fd, "fd_se": scored.fd_se}
 
 
 def _read(names: list[str]) -> tuple[Frontier, Tensors]:
