@@ -44,7 +44,7 @@ def quality(frontier: Frontier) -> dict[str, Any]:
     return {
         "recommended": {"name": chosen.name, "nfe": chosen.nfe, **_fd(chosen)},
         "floor": _fd(frontier.floor),
-        **{name: _fd(point) for name, point in best.items()},  # no more: DVC gives each number a column
+        "checkpoints": {name: _fd(point) for name, point in best.items()},  # no more: DVC gives each number a column
     }
 
 
