@@ -75,7 +75,8 @@ class Bench:
         self.real = read.open_images(paths.DATA, memory)
         self.network = features.load(paths.FEATURES).to(params.compute.device)
         self.held_out = read.open_images(paths.HOLDOUT, memory) if paths.HOLDOUT.exists() else None
-        self.reference = Reference.of(self.real, self.network, self._looking("real images"))
+        held_out = None if self.held_out is None else look(self.held_out, self.network)
+        self.reference = Reference.of(self.real, self.network, self._looking("real images"), held_out)
         self.opened = self._open(name)
         self.is_root = name in params.teachers
         root = None if self.is_root else checkpoints.read_card(paths.CHECKPOINTS / ROOT).digest
@@ -100,8 +101,8 @@ class Bench:
 
     def floor(self) -> Floor:
         """What a perfect sampler is to expect."""
-        held_out = None if self.held_out is None else look(self.held_out, self.network)
-        return halvings.floor(self.reference, self.config.images, self.config.seed, held_out)
+        reference = self.reference
+        return halvings.floor(reference, self.config.images, self.config.seed, reference.held_out)
 
     @functools.cached_property
     def gamma_digest(self) -> str:

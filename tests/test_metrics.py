@@ -85,8 +85,12 @@ def subject(request) -> Subject:
     )
 
 
-def worse(subject: Subject) -> Subject:
-    """Samples under noise, drawn by a sampler that believes in brighter images."""
+def worse(subject: Subject, name: str) -> Subject:
+    """Samples under noise, drawn by a sampler that believes in brighter images; what forgives noise is worse by others."""
+    if name == "memorised":
+        return dataclasses.replace(subject, samples=to_float(coloured(120, 0)[0])[:60])
+    if name == "swd":
+        return dataclasses.replace(subject, samples=subject.samples[:1].expand(60, -1, -1, -1))
     exact = subject.model.sampler.denoiser
     brighter = GaussianDenoiser(exact.mean + 0.5, exact.variance, exact.schedule)
     sampler = dataclasses.replace(subject.model.sampler, denoiser=brighter)
@@ -104,7 +108,7 @@ def frontier(*points: Point, least: Floor = test_frontier.FLOOR) -> Frontier:
 
 
 def test_each_is_found_by_its_file_in_the_order_of_the_columns():
-    assert list(METRICS) == ["fd", "kid", "fd_pixels", "rmse_teacher", "accuracy", "bits"]
+    assert list(METRICS) == [*order.FIRST]
     assert list(METRICS) == order.COLUMNS  # those who import no metric know the same ones
     assert sorted(METRICS) == sorted(path.stem for path in Path(measures.__file__).parent.glob("[!_]*.py"))
 
@@ -134,7 +138,7 @@ def test_what_it_needs_is_enough_and_what_is_not_there_is_not_measured(subject, 
 @pytest.mark.parametrize("name", METRICS)
 def test_worse_samples_are_worse_by_it(subject, name):
     """By three standard errors, in the direction that it names."""
-    before, after = measures.measure(subject).get(name), measures.measure(worse(subject)).get(name)
+    before, after = measures.measure(subject).get(name), measures.measure(worse(subject, name)).get(name)
     if before is None:
         assert after is None
         return

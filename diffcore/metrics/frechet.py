@@ -81,7 +81,7 @@ def _frechet(a: Moments, b: Moments, root_b: Tensor) -> float:
     return _apart(a, b, torch.linalg.svdvals(root(a.covariance) @ root_b).sum())
 
 
-def _frechet_again(a: Moments, b: Moments, root_b: Tensor) -> float:
+def frechet_again(a: Moments, b: Moments, root_b: Tensor) -> float:
     """`_frechet` for a spread over many: by the roots of the eigenvalues of B^1/2 A B^1/2, at two fifths of the time."""
     values = torch.linalg.eigvalsh(root_b @ a.covariance @ root_b)
     return _apart(a, b, _rounded(values).sqrt().sum())
@@ -95,7 +95,7 @@ def _apart(a: Moments, b: Moments, overlap: Tensor) -> float:
 def frechet_spread(x: Tensor, b: Moments, repeats: Tensor) -> float:
     """The bootstrap standard error of frechet(Moments.of(x), b): x [n, d] resampled by `repeats` [r, n], b fixed."""
     root_b = root(b.covariance)
-    again = [_frechet_again(Moments.of(x, row), b, root_b) for row in repeats]
+    again = [frechet_again(Moments.of(x, row), b, root_b) for row in repeats]
     return torch.tensor(again, dtype=torch.float64).std().item()
 
 

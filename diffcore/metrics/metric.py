@@ -17,7 +17,9 @@ from diffcore.core.shapes import Sample
 from diffcore.metrics.bootstrap import resamples
 from diffcore.metrics.estimate import Estimate
 from diffcore.metrics.features import Features
+from diffcore.metrics.frechet import estimate
 from diffcore.metrics.likelihood import Model
+from diffcore.metrics.neighbours import WIDE, Reach, nearest
 from diffcore.metrics.reference import Halves, Reference, Seen, to_8bit
 
 
@@ -58,6 +60,24 @@ class Subject:
     def repeats(self) -> Tensor:
         """The bootstrap's resamples of the samples, [RESAMPLES, n]."""
         return resamples(len(self.samples), self.seed)
+
+    @functools.cached_property
+    def frechet(self) -> Estimate:
+        """The Frechet distance of features, which several metrics are made of."""
+        return estimate(self.seen.features, self.reference.whole.features, self.repeats)
+
+    @functools.cached_property
+    def reach(self) -> Reach | None:
+        """Which samples and real images lie near each other; None of too few to have WIDE neighbours."""
+        x, reference = self.seen.features, self.reference
+        if min(len(x), len(reference.rows)) <= WIDE:
+            return None
+        return Reach.of(x, nearest(x, most=WIDE), reference.rows, reference.nearest_rows)
+
+    @functools.cached_property
+    def nearest_real(self) -> Tensor:
+        """The squared distances of each sample from its nearest real images, rising: [n, NEAREST]."""
+        return nearest(self.seen.features, self.reference.rows)
 
 
 class Metric(abc.ABC):

@@ -7,10 +7,13 @@ import pkgutil
 from collections.abc import Iterable
 from pathlib import Path
 
-FIRST = ("fd", "kid", "fd_pixels", "rmse_teacher", "accuracy", "bits")
+FIRST = (
+    *("fd", "kid", "fd_pixels", "rmse_teacher", "accuracy", "bits"),
+    *("improved_precision", "recall", "density", "coverage", "memorised", "fd_infinity", "swd"),
+)
 """The first columns; of metrics that are not named here, the first by name comes first."""
 
-CSV_ONLY = ("fd_pixels",)
+CSV_ONLY = ("fd_pixels", "improved_precision", "recall", "density", "coverage", "memorised", "fd_infinity", "swd")
 """Metrics without a column in the printed table."""
 
 

@@ -16,9 +16,11 @@ from diffcore.core.errors import UserError
 from diffcore.core.rng import generator
 from diffcore.core.shapes import Sample
 from diffcore.data.feed import to_float, to_uint8
+from diffcore.metrics import copies, sliced
 from diffcore.metrics.features import Features, extract
 from diffcore.metrics.frechet import Moments
 from diffcore.metrics.mmd import sums_of_groups
+from diffcore.metrics.neighbours import nearest
 
 Progress = Callable[[int, int], None]
 
@@ -96,7 +98,7 @@ class Reference:
     parts: of the images in GROUPS groups drawn at random (fewer of fewer images). rows: features of at most KERNEL_ROWS of
     them, [k, dimension]; sizes: how many of each group. kernels: [groups, groups], the sum of the kernel over the pairs of
     rows of two groups, of one group over its pairs of distinct ones. network: the digest of the feature network. digest: of
-    the images and the network. shape: (c, h, w).
+    the images, the held-out ones and the network. shape: (c, h, w). held_out: images that no training saw, if there are any.
     """
 
     parts: tuple[Part, ...]
@@ -106,9 +108,16 @@ class Reference:
     shape: tuple[int, int, int]
     network: str
     digest: str
+    held_out: Seen | None = None
 
     @classmethod
-    def of(cls, images: Images, features: Features, on_progress: Progress = lambda done, total: None) -> "Reference":
+    def of(
+        cls,
+        images: Images,
+        features: Features,
+        on_progress: Progress = lambda done, total: None,
+        held_out: Seen | None = None,
+    ) -> "Reference":
         """From all real images that count; at least 4, so that `floor` can halve them."""
         count = len(images)
         if count < 4:
@@ -129,11 +138,14 @@ class Reference:
             done += len(block)
             on_progress(done, count)
         whole = {"images": content.hexdigest(), "shape": [count, *images.shape], "features": features.digest}
+        if held_out is not None:
+            whole["held_out"] = hashlib.sha256(held_out.pixels.numpy().tobytes()).hexdigest()
         rows = torch.cat(kept)
         group = place[place < KERNEL_ROWS] % groups
         sizes = group.bincount(minlength=groups)
         kernels = sums_of_groups(rows, group, groups)
-        return cls(tuple(parts), rows, sizes, kernels, tuple(images.shape), features.digest, disk.digest(whole))
+        about = tuple(images.shape), features.digest, disk.digest(whole)
+        return cls(tuple(parts), rows, sizes, kernels, *about, held_out)
 
     @functools.cached_property
     def whole(self) -> Part:
@@ -147,6 +159,22 @@ class Reference:
     def pairs(self) -> float:
         """The mean kernel among the rows, kid's only term that no sample enters."""
         return self.kernels.sum().item() / (len(self.rows) * (len(self.rows) - 1))
+
+    @functools.cached_property
+    def nearest_rows(self) -> Tensor:
+        """The squared distances of each row from its nearest other rows, rising: [k, NEAREST]."""
+        return nearest(self.rows)
+
+    @functools.cached_property
+    def slices(self) -> Tensor:
+        """The rows along each direction of `sliced`, rising: [DIRECTIONS, k]."""
+        return sliced.projected(self.rows).sort(1).values
+
+    @functools.cached_property
+    def copy_limit(self) -> float | None:
+        """The closeness below which a sample is a copy: by held-out images, or where they are too few by the rows."""
+        held_out = None if self.held_out is None else copies.limit(nearest(self.held_out.features, self.rows))
+        return copies.limit(self.nearest_rows) if held_out is None else held_out
 
     def halved(self, rng: torch.Generator) -> "Halves":
         """Two halves of the groups, drawn by `rng`."""

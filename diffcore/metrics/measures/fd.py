@@ -4,7 +4,7 @@ from torch import Tensor
 
 from diffcore.metrics.estimate import Estimate
 from diffcore.metrics.frechet import estimate, frechet
-from diffcore.metrics.metric import Distance
+from diffcore.metrics.metric import Distance, Subject
 from diffcore.metrics.reference import Halves, Reference, Seen
 
 
@@ -16,6 +16,9 @@ class FrechetDistance(Distance):
 
     def compare(self, seen: Seen, reference: Reference, repeats: Tensor) -> Estimate:
         return estimate(getattr(seen, self.of), getattr(reference.whole, self.of), repeats)
+
+    def measure(self, subject: Subject) -> Estimate:
+        return subject.frechet if self.of == "features" else super().measure(subject)
 
     def between(self, halves: Halves) -> float:
         return frechet(getattr(halves.first, self.of), getattr(halves.second, self.of))

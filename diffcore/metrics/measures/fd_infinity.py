@@ -1,0 +1,17 @@
+"""The Frechet distance without the bias of few samples (Chong & Forsyth 2020, arXiv 1911.07023)."""
+
+from diffcore.metrics import infinity
+from diffcore.metrics.estimate import Estimate
+from diffcore.metrics.metric import Metric, Subject
+
+
+class FrechetInfinity(Metric):
+    """`fd` extrapolated to infinitely many samples; the bias of the real images' number stays.
+
+    The standard error is that of `fd`, by the bootstrap over the samples: the extrapolation is a sum of Frechet distances of
+    the same samples whose weights add up to 1, so to first order the same samples move it as much.
+    """
+
+    def measure(self, subject: Subject) -> Estimate:
+        value = infinity.extrapolated(subject.seen.features, subject.reference.whole.features, subject.seed)
+        return Estimate(value, subject.frechet.se)

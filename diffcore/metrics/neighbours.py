@@ -1,0 +1,118 @@
+"""Nearest neighbours among rows of features, and which rows lie within whose reach, in float64.
+
+A tile of ROWS x ROWS distances is held at a time, so that memory grows with n + m and never with n m.
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffcore.core.shapes import PerSample
+
+ROWS = 2048
+"""Rows and columns of a matrix of distances held at once."""
+
+NARROW = 3
+"""Neighbours within reach of a row for precision and recall (arXiv 1904.06991, section 3)."""
+
+WIDE = 5
+"""Neighbours within reach of a row for density and coverage (arXiv 2002.09797, section 4.2)."""
+
+NEAREST = 10
+"""Neighbours that are kept of each row."""
+
+ROUNDING = 1e-12
+"""Squared distances below this share of the squared lengths are 0: rounding would order equal rows by chance."""
+
+
+def squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    """Of every pair of rows: [n, d], [m, d] -> [n, m]."""
+    lengths = x.square().sum(1)[:, None] + y.square().sum(1)
+    squares = lengths - 2 * (x @ y.T)
+    return torch.where(squares > ROUNDING * lengths, squares, 0)
+
+
+def nearest(x: Tensor, y: Tensor | None = None, most: int = NEAREST) -> Tensor:
+    """The squared distances of each row of x [n, d] from its nearest rows of y [m, d], rising: [n, min(most, m)].
+
+    Without y from the nearest other rows of x: [n, min(most, n - 1)].
+    """
+    other = x if y is None else y
+    closest = [torch.empty(len(x[i]), 0).double() for i in _spans(len(x))]
+    for (row, i), j in itertools.product(enumerate(_spans(len(x))), _spans(len(other))):
+        tile = squared_distances(x[i], other[j])
+        if y is None and i == j:
+            tile.fill_diagonal_(torch.inf)
+        closest[row] = _smallest(torch.cat([closest[row], _smallest(tile, most)], 1), most)
+    kept = torch.cat(closest)
+    return kept[:, : len(x) - 1] if y is None else kept
+
+
+def _smallest(values: Tensor, most: int) -> Tensor:
+    return values.topk(min(most, values.shape[1]), largest=False, sorted=True).values
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Who lies within whose reach: a row's reach is its distance to its k-th nearest row of its own set.
+
+    near, around: for each of n samples the number of real images within whose reach of NARROW and of WIDE neighbours it
+    lies, int64 [n]. covering: for each of m real images the samples within its reach of WIDE neighbours; reaching: the
+    samples within whose reach of NARROW neighbours it lies.
+    """
+
+    near: Tensor
+    around: Tensor
+    covering: "Holders"
+    reaching: "Holders"
+
+    @classmethod
+    def of(cls, samples: Tensor, own: Tensor, real: Tensor, reals: Tensor) -> "Reach":
+        """Of samples [n, d] and real rows [m, d] with their own nearest rows as `nearest` says; more than WIDE of either."""
+        near, around = (torch.zeros(len(samples), dtype=torch.int64) for _ in range(2))
+        covering, reaching = (Holders.none(len(real), len(samples)) for _ in range(2))
+        for i, j in itertools.product(_spans(len(samples)), _spans(len(real))):
+            tile = squared_distances(samples[i], real[j])
+            near[i] += (tile < reals[j, NARROW - 1]).sum(1)
+            covered = tile < reals[j, WIDE - 1]
+            around[i] += covered.sum(1)
+            covering.add(covered, i, j)
+            reaching.add(tile < own[i, NARROW - 1, None], i, j)
+        return cls(near, around, covering, reaching)
+
+
+@dataclass(frozen=True)
+class Holders:
+    """Which of m real images are held by any of n samples. counts: by how many, int64 [m]; of those that one sample alone
+    holds, `sums` is its number."""
+
+    counts: Tensor
+    sums: Tensor
+    samples: int
+
+    @classmethod
+    def none(cls, count: int, samples: int) -> "Holders":
+        """Of `count` real images, before any sample was looked at."""
+        return cls(*(torch.zeros(count, dtype=torch.int64) for _ in range(2)), samples)
+
+    def add(self, held: Tensor, rows: slice, columns: slice) -> None:
+        """held: bool, of the samples in `rows` and the real images in `columns`."""
+        numbers = torch.arange(rows.start, rows.stop).double()
+        self.counts[columns] += held.sum(0)
+        self.sums[columns] += (numbers @ held.double()).long()
+
+    @property
+    def share(self) -> float:
+        """Of the real images, those that any sample holds."""
+        return (self.counts > 0).double().mean().item()
+
+    @property
+    def alone(self) -> PerSample:
+        """How many real images each sample alone holds: what is lost without it, [n]."""
+        return self.sums[self.counts == 1].bincount(minlength=self.samples).double()
+
+
+def _spans(count: int) -> list[slice]:
+    return [slice(first, min(first + ROWS, count)) for first in range(0, count, ROWS)]
