@@ -8,9 +8,11 @@ with, which the teacher's own measuring writes apart.
 import dataclasses
 import functools
 import json
+import operator
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from diffcore import checkpoints
@@ -22,10 +24,11 @@ from diffcore.data import feed, read
 from diffcore.denoisers.bfloat16 import BFloat16
 from diffcore.denoisers.denoiser import Condition
 from diffcore.denoisers.meter import Meter
-from diffcore.metrics import features, halvings, likelihood, measured, measures
+from diffcore.metrics import features, halvings, judges, likelihood, measured, measures
 from diffcore.metrics.drawing import CHECKED, Drawing, held_against
 from diffcore.metrics.estimate import Estimate
 from diffcore.metrics.floor import Floor
+from diffcore.metrics.judge import Court
 from diffcore.metrics.metric import Subject
 from diffcore.metrics.point import Point
 from diffcore.metrics.reference import Reference, look
@@ -77,6 +80,7 @@ class Bench:
         self.held_out = read.open_images(paths.HOLDOUT, memory) if paths.HOLDOUT.exists() else None
         held_out = None if self.held_out is None else look(self.held_out, self.network)
         self.reference = Reference.of(self.real, self.network, self._looking("real images"), held_out)
+        self.judges = [self._court(*each) for each in params.evaluate.judges.items()]
         self.opened = self._open(name)
         self.is_root = name in params.teachers
         root = None if self.is_root else checkpoints.read_card(paths.CHECKPOINTS / ROOT).digest
@@ -98,6 +102,16 @@ class Bench:
 
     def _open(self, name: str) -> checkpoints.Checkpoint:
         return checkpoints.load(paths.CHECKPOINTS / name).to(self.params.compute.device)
+
+    def _court(self, name: str, path: str) -> Court:
+        judge = judges.load(name, Path(path)).to(self.params.compute.device)
+        log(f"measure {self.name}: judged by {judge} too")
+        return Court.of(judge, self.real, self._looking(f"real images by {name}"))
+
+    @property
+    def judged(self) -> str:
+        """By which judges, in words that no other weights or preprocessing share."""
+        return "; ".join(str(court.judge) for court in self.judges)
 
     def floor(self) -> Floor:
         """What a perfect sampler is to expect."""
@@ -139,6 +153,7 @@ class Bench:
         """All that the numbers of a point depend on but the code, and what it is compared with."""
         config = {key: value for key, value in self.params.raw["evaluate"].items() if key in SHARED}
         of = {"checkpoint": self.opened.card.digest, "gamma": self.gamma_digest}
+        of |= {"judges": self.judged} if self.judges else {}
         return {"plan": plan.to_json(), "config": config, "real": self.reference.digest, **of}
 
     def sampler(self, plan: Plan) -> Sampler:
@@ -155,6 +170,7 @@ class Bench:
         started = time.perf_counter()
         samples = drawn.draw(opened.shape, config.images, config.seed, self.batch, condition, meter, self.headroom)
         seconds = time.perf_counter() - started
+        subject = self._subject(samples, condition, self._model(plan, sampler))
         drawn_here = sum(map(len, processes.share(batches(range(config.images), self.batch))))
         return samples, Point(
             name=plan.name,
@@ -166,7 +182,7 @@ class Bench:
             trajectory=plan.trajectory,
             recipe=json.dumps(plan.recipe.to_json(), sort_keys=True),
             nfe=processes.total(meter.settle()) / config.images,
-            metrics=measures.measure(self._subject(samples, condition, self._model(plan, sampler))),
+            metrics=measures.measure(subject) | self._of_judges(subject),
             ms_per_image=1000 * seconds / max(1, drawn_here),
             n=config.images,
             seed=config.seed,
@@ -176,7 +192,12 @@ class Bench:
             times=plan.times.times,
             precision=self.drawing.precision,
             check=self.drawing.check,
+            judges=self.judged,
         )
+
+    def _of_judges(self, subject: Subject) -> dict[str, Estimate]:
+        estimates = (court.measure(subject.samples, subject.repeats) for court in self.judges)
+        return functools.reduce(operator.or_, estimates, {})
 
     def _decide(self, sampler: Sampler, condition: Condition | None) -> None:
         """At the first point: how many samples are drawn at once, and in which precision."""

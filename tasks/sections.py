@@ -3,10 +3,12 @@
 import dataclasses
 import itertools
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from diffcore import lineage, nets
 from diffcore.methods import Method
+from diffcore.metrics.order import JUDGES
 from diffcore.sampling.deepcache import Config as CacheConfig
 from diffcore.sampling.headroom import USUAL
 from diffcore.sampling.recipe import Options, Recipe
@@ -157,7 +159,7 @@ class Evaluate:
     teacher: samplings for the teacher; the first sampling's largest number of steps is what fidelity compares with.
     any_time_students: samplings for students that jump to images from any time; those that know velocities at any time are
     sampled as the teacher's first sampling says, and those with steps of their own on just these. students: by name,
-    samplings in place of all that.
+    samplings in place of all that. judges: feature networks that were trained elsewhere, by name the file of weights.
     """
 
     images: int
@@ -169,8 +171,16 @@ class Evaluate:
     any_time_students: list[Sampling]
     students: dict[str, list[Sampling]]
     precision: Literal["auto", "float32", "bf16"] = "auto"
+    judges: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
+        for name, path in self.judges.items():
+            if name not in JUDGES:
+                raise ValueError(f"judges: {quoted(name)} is none{nearest(name, JUDGES)}")
+            if not Path(path).is_file():
+                raise ValueError(
+                    f"judges.{name}: there is no file {quoted(path)}; download its weights and name them here"
+                )
         if self.images < 10 or (self.batch != "auto" and self.batch < 1):
             raise ValueError("images must be at least 10 and batch at least 1 or auto")
         if not self.teacher:

@@ -67,6 +67,8 @@ WRONG = {
     "an unknown key of a student": (("target_ema", "target_emma"), "distill.cd.target_emma: unknown key; did you mean 'target_ema'?"),
     "a string for a number": (("iterations: 1000", 'iterations: "1000"'), "teachers.teacher.iterations: Input should be a valid integer"),
     "a word for a number or auto": (("batch: 250", "batch: most"), "evaluate.batch: Input should be 'auto', or: Input should be a valid integer, got"),
+    "a judge that is none": (("batch: 250", "judges: {incepton: weights.pth}\n  batch: 250"), "evaluate: judges: 'incepton' is none; did you mean 'inception'?"),
+    "a judge without weights": (("batch: 250", "judges: {inception: weights.pth}\n  batch: 250"), "evaluate: judges.inception: there is no file 'weights.pth'; download its weights and name them here"),
     "true for a number": (("groups: 8", "groups: true"), "teachers.teacher.network.groups: Input should be a valid integer"),
     "a fraction for a count": (("layers: 1", "layers: 1.5"), "teachers.teacher.network.layers: Input should be a valid integer"),
     "a missing key": ((r"\n      layers: 1", ""), "teachers.teacher.network.layers: missing"),

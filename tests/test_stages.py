@@ -151,8 +151,6 @@ def test_every_line_is_a_stage_after_those_it_comes_from_and_is_measured_by_one(
     assert after["measure_teachers@teacher"] == {"shard", "features", "teachers@teacher", "gamma", "search"}
 
 
-EVALUATED = ("images", "seed", "batch", "precision", "likelihood", "fitted", "teacher")
-
 READS = {
     "shard": {f"data.{each.name}" for each in fields(Config)} - {"data.flip"},  # which training does
     "features": {"features"},
@@ -160,7 +158,7 @@ READS = {
     "distill": {"seed", "distill.${key}", "data.flip"},
     "gamma": {"gamma"},
     "search": {"search"},
-    "measure_teachers": {f"evaluate.{key}" for key in EVALUATED},
+    "measure_teachers": {"evaluate"},
     "measure": {"distill.${key}", "evaluate"},
     "frontier": {"teachers", "distill", "publish.tolerance"},
     "publish": {"publish"},

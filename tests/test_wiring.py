@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import json
 import shutil
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -21,8 +23,10 @@ from diffcore.data.read import load_resident
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.metrics import bootstrap
 from diffcore.metrics.estimate import Estimate
+from diffcore.metrics.frechet import Moments, frechet
 from diffcore.metrics.frontier import Frontier
-from diffcore.metrics.reference import Reference
+from diffcore.metrics.judge import Judge
+from diffcore.metrics.reference import Reference, to_8bit
 from diffcore.nets import unet
 from diffcore.noise.schedule import Cosine
 from diffcore.noise.trajectory import uniform
@@ -344,6 +348,41 @@ def test_what_all_points_are_measured_with_is_what_the_file_says(project, monkey
     shutil.rmtree(paths.HOLDOUT)
     assert measure.Bench(project, "teacher").floor().real == "halves"
     assert floors[-1].words == (*floors[-1].words[:1], 12, 3, None)
+
+
+class Pixels(torch.nn.Module):
+    """Features that are the pixels; stands in for a network that was trained elsewhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(1 / 64))
+
+    def forward(self, images):
+        return images.flatten(1) * self.scale
+
+
+def test_judges_of_the_file_measure_every_point_and_are_named_in_it(project, monkeypatch):
+    """Under names of their own; the other numbers are what they are without them, to the bit."""
+    Path("weights.pth").touch()
+    loaded = []
+
+    def load(name, path):
+        loaded.append((name, path))
+        return Judge(name, Pixels(), "ab" * 32, "none")
+
+    monkeypatch.setattr(measure.judges, "load", load)
+    with_judge = replace(project, evaluate=replace(project.evaluate, judges={"inception": "weights.pth"}))
+    plain, bench = measure.Bench(project, "teacher"), measure.Bench(with_judge, "teacher")
+    assert loaded == [("inception", Path("weights.pth"))]
+    plan = next(iter(measure.plan(bench)))
+    (samples, point), (_, bare) = bench.measure(plan), plain.measure(plan)
+    own, real = ((each + 1) * 127.5 / 64 for each in (to_8bit(samples), to_float(load_resident(paths.DATA).pixels)))
+    want = frechet(Moments.of(own.flatten(1)), Moments.of(real.flatten(1)))
+    assert point.metrics["fd_inception"].value == pytest.approx(want, rel=1e-5)
+    assert list(point.metrics) == [*bare.metrics, "fd_inception", "kid_inception"]
+    assert bare.metrics.items() <= point.metrics.items()
+    assert (point.judges, bare.judges) == ("inception abababababab (none)", "")
+    assert bench.about(plan) == plain.about(plan) | {"judges": point.judges}  # what kept points are told apart by
 
 
 @pytest.mark.parametrize("held_out", [True, False])

@@ -18,7 +18,7 @@ from diffcore.metrics.skill import Skill
 
 SCHEMA = 5
 
-SHARED = ("n", "seed", "features", "weights")
+SHARED = ("n", "seed", "features", "weights", "judges")
 """What all points of a frontier have in common; numbers that differ in one of these are not comparable."""
 
 
@@ -49,6 +49,8 @@ class Frontier:
     def about(self) -> dict[str, Any]:
         """What all points share, the digest of the real images, and how many resamples the standard errors are over."""
         shared = {key: getattr(self.points[0], key) for key in SHARED} | {"weights": self._weights()}
+        if not shared["judges"]:
+            del shared["judges"]
         return {**shared, "data": self.data, "resamples": RESAMPLES}
 
     def non_dominated(self) -> tuple[Point, ...]:

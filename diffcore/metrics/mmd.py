@@ -28,7 +28,7 @@ def kid(x: Tensor, y: Tensor) -> float:
 
     x: [n, d], y: [m, d], n and m at least 2. No row is paired with itself.
     """
-    return _kid(x, y, _mean_of_pairs(y), _no_resample(x))[0]
+    return _kid(x, y, mean_of_pairs(y), _no_resample(x))[0]
 
 
 def _kid(x: Tensor, y: Tensor, pairs_y: float, repeats: Tensor) -> tuple[float, Tensor]:
@@ -41,7 +41,7 @@ def _kid(x: Tensor, y: Tensor, pairs_y: float, repeats: Tensor) -> tuple[float, 
     return value, alike - 2 * (repeats @ affinity) / sizes
 
 
-def _mean_of_pairs(x: Tensor) -> float:
+def mean_of_pairs(x: Tensor) -> float:
     """The mean kernel over the pairs of distinct rows."""
     return _within(x, _no_resample(x))[0] / (len(x) * (len(x) - 1))
 

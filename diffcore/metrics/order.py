@@ -25,3 +25,14 @@ def names(folders: Iterable[str]) -> list[str]:
 
 COLUMNS = names([str(Path(__file__).with_name("measures"))])
 """All metrics."""
+
+JUDGES = sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).with_name("judges"))]))
+"""Feature networks that were trained elsewhere; what they measure stands behind all columns, as MEASURE_JUDGE."""
+
+JUDGED = ("fd", "kid")
+"""What each of them measures."""
+
+
+def is_column(name: str) -> bool:
+    """Whether it is a metric, or what a judge measures."""
+    return name in COLUMNS or name in {f"{measure}_{judge}" for judge in JUDGES for measure in JUDGED}

@@ -23,7 +23,8 @@ class Point(Scored):
     network count as their share. metrics: by their names in `order.COLUMNS`, those that were measured. n, seed: how many
     samples, from which noise. weights: which of the checkpoint's. features: digest of the feature network. times: the
     trajectory's. precision: in which the network was called, float32 for all points of before this field; check: what
-    bfloat16 was seen to change, see diffcore.metrics.drawing.
+    bfloat16 was seen to change, see diffcore.metrics.drawing. judges: the networks trained elsewhere that measured it too,
+    with the digests of their weights and their preprocessing.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Point(Scored):
     times: tuple[float, ...]
     precision: str = "float32"
     check: str = ""
+    judges: str = ""
 
     def __post_init__(self):
         for key, value in self.row().items():
@@ -77,8 +79,8 @@ class Point(Scored):
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Point":
-        """The inverse of `to_json`; a ValueError for a metric that is none of `order.COLUMNS`."""
-        if unknown := sorted(value["metrics"].keys() - set(order.COLUMNS)):
+        """The inverse of `to_json`; a ValueError for a metric that is no column of `order`."""
+        if unknown := sorted(name for name in value["metrics"] if not order.is_column(name)):
             raise ValueError(f"metric {unknown[0]!r} is unknown")
         metrics = {name: Estimate(**each) for name, each in value["metrics"].items()}
         return cls(**{**value, "metrics": metrics, "times": tuple(value["times"])})

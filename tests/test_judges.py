@@ -1,0 +1,268 @@
+"""Feature networks that others judge by: the network, the file of its weights, and what it measures."""
+
+import csv
+import io
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from diffcore.core.errors import UserError
+from diffcore.data.feed import to_float, to_uint8
+from diffcore.data.read import Images
+from diffcore.metrics import frechet_wide, judges, mmd
+from diffcore.metrics.bootstrap import resamples
+from diffcore.metrics.estimate import Estimate
+from diffcore.metrics.frechet import Moments, frechet, root
+from diffcore.metrics.frontier import Frontier
+from diffcore.metrics.judge import Court, Judge
+from diffcore.metrics.judges import inception
+from diffcore.metrics.point import Point
+from tests import test_frontier
+from tests.conftest import randn, seeded
+
+pytestmark = pytest.mark.usefixtures("without_shape_checks")
+
+
+def weights() -> dict[str, Tensor]:
+    """A state dict as drawn: convolutions that keep the size of what goes through, moments that are not 0 and 1."""
+    state, rng = {}, seeded(5)
+    for name, value in inception.Inception().state_dict().items():
+        drawn = torch.randn(value.shape, generator=rng) if value.ndim else torch.zeros((), dtype=torch.int64)
+        scale = math.sqrt(2 / value[0].numel()) if value.ndim == 4 else 0.1
+        state[name] = (
+            scale * drawn + (name.endswith("bn.weight") + name.endswith("running_var")) if value.ndim else drawn
+        )
+        if name.endswith("running_var"):
+            state[name] = state[name].abs()
+    return state
+
+
+def pictures() -> Tensor:
+    return torch.randint(0, 256, (2, 3, 20, 32), dtype=torch.uint8, generator=seeded(6))
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory) -> Path:
+    """A file of weights as torch writes it, with the classes that features do without."""
+    path = tmp_path_factory.mktemp("weights") / "inception.pth"
+    torch.save(weights() | {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}, path)
+    return path
+
+
+# --- the network
+
+
+def test_its_features_are_torch_fidelity_s(file):
+    """Numbers of torch-fidelity 0.4.0's FeatureExtractorInceptionV3 (`2048`) with the same weights and 8-bit images."""
+    features = inception.load(file)(pictures())
+    assert features.shape == (2, 2048)
+    want = torch.tensor(
+        [
+            [0.018662, 0.0, 0.34478, 0.13826, 0.124491, 0.7514],
+            [0.230571, 0.789262, 0.0325, 0.593982, 0.000344, 1.024493],
+        ]
+    )
+    torch.testing.assert_close(torch.stack([features[0, :6], features[1, 1000:1006]]), want, rtol=0, atol=2e-5)
+    assert features.norm(dim=1).tolist() == pytest.approx([32.81283950805664, 33.353145599365234], rel=1e-5)
+
+
+def test_its_parameters_are_as_many_as_the_published_network_s():
+    """21.8 million without the classes (arXiv 1512.00567 says under 25 with them), in 94 normalised convolutions."""
+    network = inception.Inception()
+    assert sum(each.numel() for each in network.parameters()) == 21_785_568
+    assert sum(isinstance(each, inception.Convolution) for each in network.modules()) == 94
+
+
+@pytest.mark.parametrize(("shape", "side"), [((3, 5), 7), ((8, 8), 3), ((4, 4), 4)])
+def test_images_are_resized_as_tensorflow_1_does(shape, side):
+    """By hand: place i h / side, the last row repeated; no half pixel, no averaging over what is left out."""
+    x = randn(1, 2, *shape).float()
+    found = inception.resized(x, side)
+    for i in range(side):
+        for j in range(side):
+            row, column = i * shape[0] / side, j * shape[1] / side
+            a, b = int(row + 1e-6), int(column + 1e-6)
+            below, right = min(a + 1, shape[0] - 1), min(b + 1, shape[1] - 1)
+            u, v = row - a, column - b
+            upper = (1 - v) * x[0, :, a, b] + v * x[0, :, a, right]
+            lower = (1 - v) * x[0, :, below, b] + v * x[0, :, below, right]
+            torch.testing.assert_close(found[0, :, i, j], (1 - u) * upper + u * lower, rtol=0, atol=1e-5)
+
+
+def test_grey_images_are_three_equal_channels(file):
+    network, grey = inception.load(file), pictures()[:1, :1]
+    assert torch.equal(network(grey), network(grey.repeat(1, 3, 1, 1)))
+    with pytest.raises(UserError, match="4 channels are neither grey nor RGB"):
+        network(torch.zeros(1, 4, 8, 8, dtype=torch.uint8))
+
+
+# --- the file
+
+
+def test_weights_are_read_of_torch_and_safetensors_alike(file, tmp_path):
+    save_file(weights(), tmp_path / "inception.safetensors")
+    one, other = (judges.load("inception", path) for path in (file, tmp_path / "inception.safetensors"))
+    assert one.network.state_dict().keys() == other.network.state_dict().keys()
+    assert all(torch.equal(value, other.network.state_dict()[name]) for name, value in one.network.state_dict().items())
+    assert one.sha256 != other.sha256
+    assert str(one) == f"inception {one.sha256[:12]} ({inception.PREPROCESSING})"
+    assert inception.PREPROCESSING.startswith("TF1 bilinear to 299x299 without antialias, (x - 128) / 128")
+
+
+class Wicked:
+    def __reduce__(self):
+        return Path.touch, (Path("executed"),)
+
+
+def test_files_that_hold_no_such_network_are_refused_and_nothing_in_them_is_executed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    state = weights()
+    wrong = dict(state) | {"Mixed_6a.branch3x3.conv.weight": torch.zeros(3, 3)}
+    less = {name: value for name, value in state.items() if "Mixed_7c" not in name}
+    torch.save({"weights": Wicked()}, "wicked.pth")
+    torch.save([1, 2], "list.pth")
+    torch.save(wrong, "wrong.pth")
+    torch.save(less, "less.pth")
+    Path("text.pth").write_text("no weights")
+    Path("text.safetensors").write_text("no weights")
+    Path("empty.pth").touch()
+    for name, words in {
+        "wicked.pth": "cannot be read as weights",
+        "list.pth": "no state dict of tensors",
+        "wrong.pth": "Mixed_6a.branch3x3.conv.weight is of another shape",
+        "less.pth": "Mixed_7c.branch1x1.bn.bias is missing",
+        "text.pth": "cannot be read as weights",
+        "text.safetensors": "cannot be read as weights",
+        "empty.pth": "cannot be read as weights",
+        "none.pth": "there is no file none.pth",
+    }.items():
+        with pytest.raises(UserError, match=words) as refused:
+            judges.load("inception", Path(name))
+        assert "\n" not in str(refused.value)
+    assert not Path("executed").exists()
+
+
+# --- what it measures
+
+
+@pytest.mark.parametrize(("n", "d"), [(300, 12), (20, 40), (40, 40)])
+def test_the_distance_of_wide_features_is_the_distance(n, d):
+    x, against = randn(n, d) * torch.linspace(0.3, 2, d) + 0.2, Moments.of(randn(200, d, seed=1))
+    wide = frechet_wide.estimate(x, against, root(against.covariance))
+    assert wide.value == pytest.approx(frechet(Moments.of(x), against), rel=1e-9)
+
+
+@pytest.mark.parametrize(("n", "d"), [(30, 6), (9, 20)])
+def test_its_error_is_that_of_the_weights_to_first_order(n, d):
+    """Against the distance itself with one row's weight raised a little; of fewer rows than features too."""
+    x, against = randn(n, d).double() + 0.4, Moments.of(randn(100, d, seed=1))
+    slopes, step = [], 1e-5
+    for k in range(n):
+        ends = []
+        for sign in (-1, 1):
+            share = torch.full((n,), 1 / n).double()
+            share[k] += sign * step
+            share /= share.sum()
+            mean = share @ x
+            scatter = ((x - mean) * share[:, None]).T @ (x - mean) * n
+            ends.append(frechet(Moments(n, mean, scatter), against))
+        slopes.append((ends[1] - ends[0]) / (2 * step))
+    want = torch.tensor(slopes, dtype=torch.float64).std().item() / math.sqrt(n)
+    wide = frechet_wide.estimate(x, against, root(against.covariance))
+    assert wide.se == pytest.approx(want, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "shift", "low", "high"), [(200, 6, 0.4, 0.8, 1.25), (60, 100, 0.2, 0.7, 1.5), (200, 6, 0.0, 0.7, 2.0)]
+)
+def test_its_error_is_the_spread_over_fresh_samples(n, d, shift, low, high):
+    against = Moments.of(randn(400, d, seed=99))
+    root_b = root(against.covariance)
+    found = [frechet_wide.estimate(randn(n, d, seed=k) + shift, against, root_b) for k in range(60)]
+    spread = torch.tensor([each.value for each in found]).std().item()
+    assert low < sum(each.se for each in found) / 60 / spread < high
+
+
+class Flat(torch.nn.Module):
+    """Features that are the pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(1 / 64))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1) * self.scale
+
+
+def test_a_court_measures_against_all_real_images_in_any_blocks(monkeypatch):
+    pixels = (randn(90, 1, 3, 3) * 30 + 128).round().clamp(0, 255).to(torch.uint8)
+    samples = to_float((randn(40, 1, 3, 3, seed=1) * 40 + 128).round().clamp(0, 255).to(torch.uint8))
+    judge, repeats = Judge("flat", Flat(), "5" * 64, "none"), resamples(40, 0)
+    real, own = pixels.flatten(1).double() / 64, to_uint8(samples).flatten(1).double() / 64
+    whole = Court.of(judge, Images(pixels, None, None)).measure(samples, repeats)
+    assert list(whole) == ["fd_flat", "kid_flat"]
+    assert whole["fd_flat"].value == pytest.approx(frechet(Moments.of(own), Moments.of(real)), rel=1e-5)
+    assert whole["kid_flat"].value == pytest.approx(mmd.kid(own, real), rel=1e-5)
+    assert whole["kid_flat"].se == pytest.approx(mmd.kid_spread(own, real, repeats), rel=1e-5)
+    monkeypatch.setattr("diffcore.metrics.judge.BLOCK", 7)
+    monkeypatch.setattr("diffcore.metrics.judge.BATCH", 3)
+    parts = Court.of(judge, Images(pixels, None, None)).measure(samples, repeats)
+    for name, each in whole.items():
+        assert (parts[name].value, parts[name].se) == pytest.approx((each.value, each.se), rel=1e-9)
+
+
+def test_merging_seven_parts_is_the_whole():
+    x = randn(700, 40) * torch.logspace(-2, 2, 40).double() + 50
+    whole, parts = (
+        Moments.of(x),
+        sum((Moments.of(part) for part in x.split([1, 99, 300, 2, 98, 150, 50])), Moments.empty(40)),
+    )
+    torch.testing.assert_close(parts.mean, whole.mean, rtol=1e-12, atol=0)
+    torch.testing.assert_close(parts.covariance, whole.covariance, rtol=1e-10, atol=1e-10)
+
+
+# --- on the frontier
+
+
+def judged(name: str, judges: str) -> Point:
+    one = test_frontier.point(name, 2, 1.0)
+    return replace(one, metrics=one.metrics | {"fd_inception": Estimate(12.5, 0.25)}, judges=judges)
+
+
+def test_a_judge_s_numbers_are_in_every_file_and_never_the_basis_of_the_recommendation():
+    points = [
+        judged("a", "inception 0123"),
+        judged("b", "inception 0123"),
+        replace(judged("t", "inception 0123"), method="teacher"),
+    ]
+    whole = Frontier(tuple(points), test_frontier.FLOOR, "d" * 64, test_frontier.JUDGE)
+    assert Frontier.from_json(json.loads(json.dumps(whole.to_json()))) == whole
+    row = next(csv.DictReader(io.StringIO(whole.to_csv())))
+    assert (row["fd_inception"], row["fd_inception_se"], row["judges"]) == ("12.5", "0.25", "inception 0123")
+    assert whole.about["judges"] == "inception 0123"
+    better = [replace(p, metrics=p.metrics | {"fd_inception": Estimate(k, 0.1)}) for k, p in enumerate(points)]
+    other = Frontier(tuple(better), test_frontier.FLOOR, "d" * 64, test_frontier.JUDGE)
+    assert other.recommend(1.5).point.name == whole.recommend(1.5).point.name
+    assert other.recommend(1.5).reason == whole.recommend(1.5).reason
+
+
+def test_points_of_other_weights_are_refused_side_by_side():
+    for other in ("", "inception 4567"):
+        with pytest.raises(UserError, match=r"differ in judges .* cannot be compared"):
+            Frontier(
+                (judged("a", "inception 0123"), judged("b", other)), test_frontier.FLOOR, "d" * 64, test_frontier.JUDGE
+            )
+
+
+def test_points_of_before_there_were_judges_are_read():
+    old = test_frontier.point("old", 2, 1.0).to_json()
+    old.pop("judges")
+    assert Point.from_json(old).judges == ""
+    with pytest.raises(ValueError, match="'fd_nobody' is unknown"):
+        Point.from_json(old | {"metrics": {"fd": {"value": 1.0, "se": 0.1}, "fd_nobody": {"value": 1.0, "se": 0.1}}})
