@@ -153,7 +153,7 @@ class Bench:
         """All that the numbers of a point depend on but the code, and what it is compared with."""
         config = {key: value for key, value in self.params.raw["evaluate"].items() if key in SHARED}
         of = {"checkpoint": self.opened.card.digest, "gamma": self.gamma_digest}
-        of |= {"judges": self.judged} if self.judges else {}
+        of |= {"judges": self.judged} if self.judged else {}
         return {"plan": plan.to_json(), "config": config, "real": self.reference.digest, **of}
 
     def sampler(self, plan: Plan) -> Sampler:

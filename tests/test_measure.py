@@ -585,6 +585,7 @@ def fake_bench(samples=None, **changes) -> SimpleNamespace:
         "threads": 1,
         "device": "cpu",
         "teacher": None,
+        "judged": "",
         **changes,
     }
     config = {
@@ -606,6 +607,7 @@ def fake_bench(samples=None, **changes) -> SimpleNamespace:
         gamma=SimpleNamespace(to_json=lambda: facts["gamma"]),
         reference=SimpleNamespace(digest=facts["real"]),
         teacher=facts["teacher"],
+        judged=facts["judged"],
         asked=[],
     )
     bench.gamma_digest = measure.Bench.gamma_digest.func(bench)
@@ -640,6 +642,7 @@ OTHER_BENCHES = {
     "weights": {"checkpoint": "other"},
     "gamma": {"gamma": "other"},
     "real": {"real": "other"},
+    "judges": {"judged": "inception 0123"},
     "threads": {"threads": 2},
     "device": {"device": "cuda"},
     "compared with": {"teacher": torch.ones(3)},

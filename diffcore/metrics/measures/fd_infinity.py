@@ -9,9 +9,13 @@ class FrechetInfinity(Metric):
     """`fd` extrapolated to infinitely many samples; the bias of the real images' number stays.
 
     The standard error is that of `fd`, by the bootstrap over the samples: the extrapolation is a sum of Frechet distances of
-    the same samples whose weights add up to 1, so to first order the same samples move it as much.
+    the same samples whose weights add up to 1, so to first order the same samples move it as much. None where a part has no
+    more samples than features, of which the bias is not proportional to 1/N.
     """
 
-    def measure(self, subject: Subject) -> Estimate:
+    def measure(self, subject: Subject) -> Estimate | None:
+        n, d = subject.seen.features.shape
+        if n // max(infinity.PARTS) <= d:
+            return None
         value = infinity.extrapolated(subject.seen.features, subject.reference.whole.features, subject.seed)
         return Estimate(value, subject.frechet.se)
