@@ -7,7 +7,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def curve_specs(experiment: Experiment, artifacts: Artifacts) -> list[RunSpec]:
     for name, points in charts.by_curve(artifacts.frontier.points).items():
         cards = {point.checkpoint: artifacts.cards[point.checkpoint] for point in points}
         images = {point.name: disk.sha256(artifacts.samples(point)) for point in points}
-        card_fields = {name: asdict(card) for name, card in cards.items()}
+        card_fields = {name: card.to_json() for name, card in cards.items()}
         content = {
             "points": [point.to_json() for point in points],
             "about": about,
