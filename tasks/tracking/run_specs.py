@@ -18,7 +18,7 @@ from diffcore.metrics.estimate import columns
 from diffcore.metrics.point import Point
 from tasks import paths
 from tasks.pictures import charts, grids
-from tasks.tracking.artifacts import Artifacts, cost_of, thinned
+from tasks.tracking.artifacts import Artifacts, cost_of, looks, thinned
 from tasks.tracking.client import Experiment, every, logged
 from tasks.tracking.models import carries, with_weights, without_weights
 
@@ -180,6 +180,7 @@ def _train_filler(experiment: Experiment, path: Path, card: Card, cost: dict[str
     def fill(run: str) -> None:
         rows = thinned(path)
         metrics = [metric for row in rows for metric in _metrics(_curve_values(row), int(row["step"]))]
+        metrics += [metric for row in looks(path) for metric in _metrics(_look_values(row), int(row["step"]))]
         tags = {"method": card.method, "parent": card.parent or "none", "data": card.data}
         tags |= {f"digest {path.stem}": card.digest}
         spent = {f"cost.{key}": value for key, value in cost.items()}  # one number each: as a metric, an empty chart
@@ -191,6 +192,10 @@ def _train_filler(experiment: Experiment, path: Path, card: Card, cost: dict[str
 
 def _curve_values(row: dict[str, float]) -> dict[str, float]:
     return {f"train_{key}": row[key] for key in ("loss", "grad_norm", "lr")}
+
+
+def _look_values(row: dict[str, float]) -> dict[str, float]:
+    return {f"watch_{key}": value for key, value in row.items() if key not in ("step", "images")}
 
 
 def _metrics(values: dict[str, float], step: int, model: str | None = None) -> list[Any]:
