@@ -107,6 +107,8 @@ def _needs(sections: Mapping[str, Any], shapes: Mapping[str, Any]) -> Iterator[N
             weights = memory.of_weights(shapes[name], image[0], copies=2)
             yield f"{path}.network.channels", weights, "a training of this network", "take fewer channels or layers"
         yield _training(path, config, shapes[name], image, sections["compute"])
+        if watch := _line(sections, name).watch:
+            yield f"{path}.watch.images", *_judged(watch.images, sections, image)
     yield from _measurements(sections, image)
 
 
@@ -142,14 +144,19 @@ def _measurements(sections: Mapping[str, Any], image: tuple[int, ...]) -> Iterat
     yield "features.channels", 16 * 19 * wide * wide, "a feature network so wide", lower
     yield "features.dimension", 16 * features.dimension**2, "a covariance of so many features", lower
     yield "features.batch", features.batch * held, f"a batch of {features.batch} images", lower
-    kept = 2 * one + 8 * features.dimension
-    yield "evaluate.images", evaluate.images * kept, f"measuring {evaluate.images} images of {_side(image)}", lower
+    yield "evaluate.images", *_judged(evaluate.images, sections, image)
     drawn = evaluate.usual_batch
     yield "evaluate.batch", drawn * 4 * one, f"a batch of {drawn} images of {_side(image)}", lower
     yield "evaluate.fitted.points", 8 * fitted.points**2, "a table of all hops between so many points", lower
     paths = fitted.batch * fitted.points
     yield "evaluate.fitted.batch", paths * one, f"{paths} images on the teacher's paths", lower
     yield "gamma.batch", sections["gamma"].batch * 4 * one, f"a batch of {sections['gamma'].batch} images", lower
+
+
+def _judged(images: int, sections: Mapping[str, Any], image: tuple[int, int, int]) -> tuple[int, str, str]:
+    """What samples and their features take."""
+    kept = 2 * memory.FLOAT * math.prod(image) + 8 * sections["features"].dimension
+    return images * kept, f"measuring {images} images of {_side(image)}", "lower it"
 
 
 def _image(data: DataConfig) -> tuple[int, int, int]:

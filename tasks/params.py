@@ -15,6 +15,7 @@ from diffcore.metrics import features
 from diffcore.noise.schedule import SCHEDULES, Schedule, variance_preserving
 from diffcore.search import gamma
 from diffcore.training.config import Compute, Training
+from diffcore.watching.config import Watch
 from tasks import bounds, paths, renamed, rules, strict_yaml
 from tasks.sections import ROOT as ROOT
 from tasks.sections import Adopted, Distill, Evaluate, Publish, Search, Teacher
@@ -231,12 +232,13 @@ def _root(name: str, line: dict[str, Any], where: str, faults: list[str]) -> Tea
     if line.get("method") != "denoising":
         faults.append(f"{where}.method: must be denoising, by which a network learns from nothing, or give from: PATH")
     own, shared = names(kind), names(Training)
-    faults += _unknown(line, ("method", "network", "schedule", *own, *shared), where)
+    faults += _unknown(line, ("method", "network", "schedule", WATCH, *own, *shared), where)
     faults += [f"{where}.{key}: missing" for key in ("network", "schedule") if key not in line]
     method = typed(kind, {key: line[key] for key in own if key in line}, where, faults)
     fitting = typed(Training, {key: line[key] for key in shared if key in line}, where, faults)
     schedule = _schedule(line.get("schedule", "cosine"), f"{where}.schedule", faults)
     network = _network(line["network"], f"{where}.network", faults) if "network" in line else None
+    watch = _watch(line, method, fitting, where, faults)
     if network and method and network.parameterization == "x0" and not method.off_the_data:
         faults.append(
             f"{where}.weight: the error of v has no bound near the data for a network of parameterization x0; write min_snr"
@@ -245,7 +247,7 @@ def _root(name: str, line: dict[str, Any], where: str, faults: list[str]) -> Tea
         return None
     return Teacher(
         name=name, method=method, fit=fitting, network=network, schedule=schedule,
-        conditional=network.conditional, parameterization=network.parameterization,
+        conditional=network.conditional, parameterization=network.parameterization, watch=watch,
     )  # fmt: skip
 
 
@@ -257,7 +259,7 @@ def _adopted(name: str, line: dict[str, Any], where: str, faults: list[str]) -> 
         faults.append(f"{where}.from: must be the path of a folder that holds unet/ and scheduler/")
     if not isinstance(conditional, bool):
         faults.append(f"{where}.conditional: must be true or false, got {conditional!r}")
-    numbers = sorted(set(line) & {"method", "network", "schedule", *names(Training)})
+    numbers = sorted(set(line) & {"method", "network", "schedule", WATCH, *names(Training)})
     if numbers:
         faults.append(f"{where}: give from or the numbers of a training, not both; leave out {', '.join(numbers)}")
     else:
@@ -297,6 +299,8 @@ def _unknown(line: dict[str, Any], keys: Iterable[str], where: str) -> Iterator[
 FAMILY = "unet"
 """Of networks of which params.yaml names none."""
 
+WATCH = "watch"
+
 RELATIONS = {"init": "whose weights it starts from", "teacher": "who teaches it"}
 
 
@@ -312,7 +316,7 @@ def _student(name: str, line: dict[str, Any], where: str, faults: list[str]) -> 
     own, shared = names(kind), names(Training)
     before = len(faults)
     faults += _unknown(
-        line, ("method", *RELATIONS, "guidance", "parameterization", "dropout", "network", *own, *shared), where
+        line, ("method", *RELATIONS, "guidance", "parameterization", "dropout", "network", WATCH, *own, *shared), where
     )
     method = typed(kind, {key: line[key] for key in own if key in line}, where, faults)
     fitting = typed(Training, {key: line[key] for key in shared if key in line}, where, faults)
@@ -327,13 +331,30 @@ def _student(name: str, line: dict[str, Any], where: str, faults: list[str]) -> 
     if not _share(dropout := line.get("dropout", 0.0)):
         faults.append(f"{where}.dropout: must be at least 0 and below 1, got {dropout!r}")
     network = _changes(line.get("network"), f"{where}.network", faults)
+    watch = _watch(line, method, fitting, where, faults)
     if len(faults) > before:
         return None
     return Distill(
         init=line["init"], teacher=line.get("teacher", ""), method=method, guidance=guidance,
         parameterization=parameterization,
-        name=name, fit=fitting, dropout=float(dropout), network=network,
+        name=name, fit=fitting, dropout=float(dropout), network=network, watch=watch,
     )  # fmt: skip
+
+
+def _watch(
+    line: dict[str, Any], method: methods.Method | None, fitting: Training | None, where: str, faults: list[str]
+) -> Watch | None:
+    """How the training of a line is looked at; None where nothing is said of that."""
+    if line.get(WATCH) is None:
+        return None
+    watch = typed(Watch, line[WATCH], f"{where}.{WATCH}", faults)
+    if watch and fitting and watch.every > fitting.iterations:
+        faults.append(
+            f"{where}.{WATCH}.every: {watch.every} is more than the {fitting.iterations} updates of this line"
+        )
+    if watch and watch.steps and method and method.grid:
+        faults.append(f"{where}.{WATCH}.steps: {where.rpartition('.')[2]} has steps of its own; leave it out")
+    return watch
 
 
 def _meant(key: str, line: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from diffcore.sampling.solver import Solver
 from diffcore.sampling.solvers import SOLVERS
 from diffcore.search.fitted import Config as FittedConfig
 from diffcore.training.config import Training
+from diffcore.watching.config import Watch
 from tasks.typed import LETTERS, as_value_error, listed, nearest, quoted, typed
 
 Kind = Literal["uniform", "quadratic", "uniform_logsnr", "karras", "least_cost", "fitted", "own"]
@@ -36,12 +37,13 @@ NAME = 200
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher(lineage.Root):
-    """One line of `teachers` that is trained on the images, from new weights."""
+    """One line of `teachers` that is trained on the images, from new weights. watch: how it is looked at, if it is."""
 
     name: str
     method: Method
     fit: Training
     network: nets.Shape
+    watch: Watch | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +60,14 @@ class Distill(lineage.Student):
 
     dropout: of its network in training, whatever its teacher's was; consistency methods give the student and its target one
     mask. network: what differs from the network of `init`; layers that fit start with its weights, others with new ones.
+    watch: how the training is looked at, None for not at all.
     """
 
     name: str
     fit: Training
     dropout: float = 0.0
     network: dict[str, Any] | None = None
+    watch: Watch | None = None
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,24 @@ from diffcore import checkpoints, methods, nets
 from diffcore.checkpoints.roles import roles
 from diffcore.core import disk, processes, rng
 from diffcore.core.errors import UserError
-from diffcore.data import feed
+from diffcore.data import feed, read
 from diffcore.data.manifest import Manifest
 from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.noise.trajectory import Trajectory
 from diffcore.training import config, loop
 from diffcore.training.resume import Resume
+from diffcore.watching import begin as watching
+from diffcore.watching.config import Watch
+from diffcore.watching.look import COLUMNS
+from diffcore.watching.watcher import Watcher
 from tasks import graph, paths, signals
 from tasks.params import Params
 from tasks.progress import Progress, log
 from tasks.sections import Distill, Teacher
+
+JUDGE = "watch.judge"
+"""The job by which the feature network of watched trainings is kept; no line of params.yaml can be called so."""
 
 
 def train(params: Params, name: str) -> None:
@@ -35,7 +42,7 @@ def _root(params: Params, line: Teacher) -> None:
     classes = manifest.classes if line.conditional else None
     net = line.network.build(manifest.shape, _count(manifest), rng.seed(params.seed, line.name))
     student = NetDenoiser(net, line.schedule, line.parameterization, classes=classes and len(classes))
-    job = Job(line.method, line.fit, student, classes=classes)
+    job = Job(line.method, line.fit, student, classes=classes, watch=line.watch)
     _train(line.name, job, params.raw["teachers"][line.name], params)
 
 
@@ -57,7 +64,7 @@ def _student(params: Params, line: Distill) -> None:
             f"{line.teacher} has another schedule than {line.init}; name a teacher that comes from the same"
         )
     _tell(name, student, line.method.grid)
-    job = Job(line.method, line.fit, student, teacher, weights, parent.card, taught=taught)
+    job = Job(line.method, line.fit, student, teacher, weights, parent.card, taught=taught, watch=line.watch)
     _train(name, job, params.raw["distill"][name], params)
 
 
@@ -91,7 +98,7 @@ def _tell(name: str, student: NetDenoiser, grid: Trajectory | None) -> None:
 @dataclasses.dataclass(frozen=True)
 class Job:
     """What is trained, by which method. weights: the range of guidance weights. parent: the card of the checkpoint it starts
-    from; taught: of the one it learns from."""
+    from; taught: of the one it learns from. watch: how it is looked at."""
 
     method: methods.Method
     fit: config.Training
@@ -101,6 +108,12 @@ class Job:
     parent: checkpoints.Card | None = None
     classes: Sequence[str] | None = None
     taught: checkpoints.Card | None = None
+    watch: Watch | None = None
+
+    @property
+    def range(self) -> tuple[float, float] | None:
+        """Of the guidance weights."""
+        return (self.weights.low, self.weights.high) if self.weights else None
 
     def conditioning(self) -> dict[str, Any]:
         """The card's fields of classes and guidance."""
@@ -125,13 +138,14 @@ def _train(name: str, job: Job, parameters: dict[str, Any], params: Params) -> N
         "compute": loop.provenance(params.compute),
         **job.conditioning(),
     }
-    key = {**about, "compute": {name: value for name, value in about["compute"].items() if name != "processes"}}
+    watcher, judge = _watched(name, job, params, manifest) if job.watch else (None, {})
+    computed = {name: value for name, value in about["compute"].items() if name != "processes"}
+    key = {**about, "compute": computed, **judge}
     resume, stop = Resume(paths.RESUME, name, key, log), signals.StopFlag()
     with resume.lock():
         memory, device = params.compute.memory_bytes, params.compute.device
         batches = feed.feed(paths.DATA, job.fit.batch, seed, params.data.flip, memory, device)
-        weights = (job.weights.low, job.weights.high) if job.weights else None
-        work = loop.Job(method, job.fit, batches, seed, guidance=weights)
+        work = loop.Job(method, job.fit, batches, seed, guidance=job.range, watcher=watcher)
         progress = Progress(name, "it")
         fitted = loop.fit(
             work,
@@ -145,23 +159,73 @@ def _train(name: str, job: Job, parameters: dict[str, Any], params: Params) -> N
         )
     if not processes.is_main():
         return
-    images = job.fit.iterations * job.fit.batch
-    cost = {"iterations": job.fit.iterations, "images": images, "network_calls": fitted.calls}
+    updates = fitted.curve[-1].step
+    images = updates * job.fit.batch
+    cost = {"iterations": updates, "images": images, "network_calls": fitted.calls}
+    if watcher:
+        cost |= {"watch_calls": watcher.calls}
+        about["watch"] = {**judge, **watcher.summary()}
     result = job.student.with_network(fitted.net)
     result.grid = method.grid
     card = checkpoints.save(paths.CHECKPOINTS / name, result, tuple(manifest.shape), {**about, "cost": cost})
-    disk.write_summed(paths.CURVES / f"{name}.csv", _csv(fitted.curve))
+    disk.write_summed(paths.CURVES / f"{name}.csv", _csv(fitted.curve, _looks(watcher, fitted.curve)))
     disk.write_sealed(paths.COST / f"{name}.json", {"seconds": round(fitted.seconds, 1), **cost})
     log(f"{name}: {images} images in {fitted.seconds:.0f} s; checkpoint {card.digest[:12]}")
 
 
-def _csv(curve: list[loop.Event]) -> str:
+def _watched(name: str, job: Job, params: Params, manifest: Manifest) -> tuple[Watcher, dict[str, str]]:
+    """Who looks at the training, and by which network, as the key of saved states and the card name it."""
+    key = {
+        "data": manifest.digest,
+        "features": dataclasses.asdict(params.features),
+        "code": graph.code_digest("features"),
+        "torch": config.torch_version(),
+    }
+    seed = rng.seed(params.seed, name)
+    watcher, digest = watching.begin(
+        job.watch,
+        watching.Watched(job.method, job.student, job.fit.iterations, seed, job.range),
+        lambda: read.open_images(paths.DATA, params.compute.memory_bytes),
+        params.features,
+        Resume(paths.RESUME, JUDGE, key, log),
+        params.compute,
+        lambda line: log(f"{name}: {line}"),
+    )
+    return watcher, {"judge": digest}
+
+
+Rows = dict[int, dict[str, Any]]
+"""By update, what a row of a curve's table says of it."""
+
+
+def _looks(watcher: Watcher | None, curve: Sequence[loop.Event]) -> Rows:
+    """What the looks at a training saw; of one with a critic also its loss over the student's at the last point before."""
+    looks: Rows = {}
+    for look in watcher.looks if watcher else ():
+        before = [event for event in curve if event.step <= look.step]
+        ratio = {"critic_ratio": _ratio(before[-1])} if before and curve[0].critic_loss is not None else {}
+        looks[look.step] = {**look.columns(), **ratio}
+    return looks
+
+
+def _ratio(event: loop.Event) -> float | None:
+    return event.critic_loss / event.loss if event.loss else None
+
+
+def _csv(curve: list[loop.Event], looks: Rows | None = None) -> str:
+    """A row for each point of the curve; of a watched training the looks stand in the row of their update, or in one of their
+    own between two points."""
     text = io.StringIO()
-    events = [dataclasses.asdict(event) for event in curve]
-    kept = [key for key in events[0] if events[0][key] is not None]  # a method without a critic has no loss of it
+    points = {event.step: dataclasses.asdict(event) for event in curve}
+    first = points[curve[0].step]
+    kept = [key for key in first if first[key] is not None]  # a method without a critic has no loss of it
+    if looks:
+        kept += [*COLUMNS, *(["critic_ratio"] if "critic_loss" in kept else [])]
+    each = first["images"] // first["step"]
     rows = csv.DictWriter(text, kept, lineterminator="\n", extrasaction="ignore")
     rows.writeheader()
-    rows.writerows(events)
+    for step in sorted({**points, **(looks or {})}):
+        rows.writerow({"step": step, "images": step * each, **points.get(step, {}), **(looks or {}).get(step, {})})
     return text.getvalue()
 
 

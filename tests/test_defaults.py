@@ -24,6 +24,7 @@ from diffcore.sampling import deepcache
 from diffcore.sampling.solvers import SOLVERS
 from diffcore.search import fitted
 from diffcore.training.config import Compute, Training
+from diffcore.watching.config import Watch
 from tasks.sections import Distill, Sampling
 
 SINGLESTEP = {"solver_type": "midpoint", "spacing": "half_logsnr"}
@@ -164,7 +165,9 @@ def test_every_solver_and_schedule_has_these_and_no_others():
 def test_limits_students_and_ways_have_these_and_no_others():
     assert defaults(Clip) == {"bound": 1.0}
     assert defaults(Threshold) == {"quantile": 0.995, "max": 1.0}
-    assert defaults(Distill) == {"guidance": None, "parameterization": None, "dropout": 0.0, "network": None}
+    line = {"guidance": None, "parameterization": None, "dropout": 0.0, "network": None, "watch": None}
+    assert defaults(Distill) == line
+    assert defaults(Watch) == {"keep": "last", "patience": None, "steps": None}
     unsaid = dict.fromkeys(("deepcache", "skip", "guidance", "negative", "clip", "threshold"))
     assert defaults(Sampling) == {"steps": [], "options": {}, **unsaid}
 

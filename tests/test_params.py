@@ -19,6 +19,7 @@ from diffcore.noise.trajectory import uniform
 from diffcore.sampling.deepcache import Config as CacheConfig
 from diffcore.sampling.recipe import Recipe
 from diffcore.sampling.skip_tuning import Config as SkipConfig
+from diffcore.watching.config import Watch
 from tasks import params, rules, sections, strict_yaml, workspace
 
 ROOT = Path(__file__).parent.parent
@@ -106,6 +107,16 @@ WRONG = {
     "a branch for students": ((r"\n  any_time_students: .*\n", r"\g<0>    - {sampler: ddim, trajectory: uniform, steps: [8], deepcache: {interval: 2, branch: 9}}\n"), "evaluate.any_time_students.0.deepcache.branch: 9 is not one of the network's 3 branches"),
     "a branch for one student": ((r"students: \{\}", "students: {cd: [{sampler: ddim, trajectory: uniform, steps: [8], deepcache: {interval: 2, branch: 3}}]}"), "evaluate.students.cd.0.deepcache.branch: 3 is not one of the network's 3 branches"),
     "an interval of nothing": ((r"\[\{interval: 2\}, \{interval: 4\}\]", "{interval: 0}"), "interval must be at least 1 and branch at least 0, got 0 and 0"),
+    "a watch without its images": (("init: cd, teacher", "watch: {every: 10}, init: cd, teacher"), "distill.dm1.watch.images: missing"),
+    "a watch of an unknown key": (("init: cd, teacher", "watch: {every: 10, images: 50, keeps: best}, init: cd, teacher"), "distill.dm1.watch.keeps: unknown key; did you mean 'keep'?"),
+    "a watch that keeps neither": (("init: cd, teacher", "watch: {every: 10, images: 50, keep: first}, init: cd, teacher"), "distill.dm1.watch.keep: Input should be 'last' or 'best'"),
+    "a watch with too few images": (("init: cd, teacher", "watch: {every: 10, images: 3}, init: cd, teacher"), "distill.dm1.watch: images must be at least 10, got 3"),
+    "a watch with no patience": (("init: cd, teacher", "watch: {every: 10, images: 50, patience: 0}, init: cd, teacher"), "distill.dm1.watch: patience must be at least 1, got 0"),
+    "a watch that never looks": (("init: cd, teacher", "watch: {every: 61, images: 50}, init: cd, teacher"), "distill.dm1.watch.every: 61 is more than the 60 updates of this line"),
+    "a watch with other steps": (("init: cd, teacher", "watch: {every: 10, images: 50, steps: 2}, init: cd, teacher"), "distill.dm1.watch.steps: dm1 has steps of its own; leave it out"),
+    "a watch beyond this machine": (("init: cd, teacher", "watch: {every: 10, images: 900000000}, init: cd, teacher"), "distill.dm1.watch.images: measuring 900000000 images of 1x8x8 needs about"),
+    "a watch that is none": (("init: cd, teacher", "watch: true, init: cd, teacher"), "distill.dm1.watch: "),
+    "a teacher's watch": (("method: denoising", "method: denoising\n    watch: {every: 0, images: 50}"), "teachers.teacher.watch: every must be at least 1, got 0"),
     "a pipe": (("source: digits", 'source: "shards:pipe:cat x.tar"'), "data: source names a pipe:"),
 }  # fmt: skip
 
@@ -605,6 +616,7 @@ def root(line) -> tuple:
         ({"from": 3}, "teachers.t.from: must be the path"),
         ({"from": "x", "conditional": "no"}, "teachers.t.conditional: must be true or false, got 'no'"),
         ({**TRAINED, "method": "progressive"}, "teachers.t.method: must be denoising"),
+        ({"from": "x", "watch": {"every": 1, "images": 10}}, "teachers.t: give from or the numbers of a training, not both"),
         (SHORT, "teachers.t.method: must be denoising, by which a network learns from nothing, or give from: PATH"),
         ({"method": "denoising", **SHORT}, "teachers.t.network: missing"),
         ({"method": "denoising", **SHORT}, "teachers.t.schedule: missing"),
@@ -618,6 +630,14 @@ def test_a_teacher_is_a_training_or_a_folder(given, words):
     found, faults = root(given)
     assert found is None
     assert any(fault.startswith(words) for fault in faults), faults
+
+
+def test_a_line_says_how_its_training_is_watched():
+    line = {"every": 1, "images": 30, "keep": "best", "patience": 4}
+    watch = Watch(1, 30, "best", 4)
+    assert student(watch=line)[0].watch == root({**TRAINED, "watch": line})[0].watch == watch
+    assert root({**TRAINED, "watch": {**line, "steps": 1}})[0].watch == replace(watch, steps=1)
+    assert student(watch=None)[0].watch is None
 
 
 def test_all_that_a_teacher_s_line_says_is_its():

@@ -18,7 +18,7 @@ from diffcore.metrics.frontier import Frontier
 from diffcore.metrics.point import Point
 from diffcore.metrics.recommendation import Recommendation
 from diffcore.metrics.skill import Skill
-from tasks.pictures import charts, grids
+from tasks.pictures import charts, grids, tables
 from tests.conftest import estimates
 
 
@@ -256,11 +256,23 @@ def test_a_contact_sheet_of_large_images_stays_a_sheet(tmp_path):
     assert pixels(tmp_path / "sheet.png").shape[1] < 2000
 
 
-def write_curve(path, rows: int) -> None:
+LOOKS = ["fd", "fd_se", "diversity", "diversity_se", "contrast", "beyond"]
+
+
+def seen(k: int) -> list[float]:
+    """What a look after k updates saw."""
+    return [20 / k, 2 / k, 0.9, 0.01, 1.0 + 1 / k, 0.02]
+
+
+def write_curve(path, rows: int, every: int = 0) -> None:
+    """every: of the updates at which it was looked at, from the second row on in rows without a loss; 0 for never."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["step", "images", "loss", "grad_norm", "lr"])
-    writer.writerows([[k, 128 * k, 1 / k, 1.0, 1e-3] for k in range(1, rows + 1)])
+    writer.writerow(["step", "images", "loss", "grad_norm", "lr", *(LOOKS if every else [])])
+    for k in range(1, rows + 1):
+        is_look = every and k % every == 0
+        losses = ["", "", ""] if is_look and k > every else [1 / k, 1.0, 1e-3]
+        writer.writerow([k, 128 * k, *losses, *((seen(k) if is_look else [""] * 6) if every else [])])
     disk.write_summed(path, text.getvalue())
 
 
@@ -272,6 +284,37 @@ def test_curves_show_every_run_as_logged_and_smoothed(tmp_path, drawn):
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["teacher", "pd4"]
     assert [len(line.get_xdata()) for line in axes.lines] == [300, 300, 40, 40]
     assert axes.lines[1].get_xdata()[-1] == 38400
+
+
+def test_watched_trainings_have_their_distances_below_their_losses(tmp_path, drawn):
+    """Against updates, with a band of one standard error, in the colour of their losses; others have losses alone."""
+    for name, rows, every in (("teacher", 300, 0), ("pd4", 40, 8), ("cd", 60, 20)):
+        write_curve(tmp_path / f"{name}.csv", rows, every)
+    charts.curves({name: tmp_path / f"{name}.csv" for name in ("teacher", "pd4", "cd")}, tmp_path / "curves.png")
+    losses, looks = drawn().figure.axes
+    assert [len(line.get_xdata()) for line in losses.lines[::2]] == [300, 40 - 4, 60 - 2]
+    assert [text.get_text() for text in looks.get_legend().get_texts()] == ["pd4", "cd"]
+    assert [list(line.get_xdata()) for line in looks.lines] == [[8, 16, 24, 32, 40], [20, 40, 60]]
+    assert [list(line.get_ydata()) for line in looks.lines] == [
+        [20 / k for k in (8, 16, 24, 32, 40)],
+        [1, 0.5, 20 / 60],
+    ]
+    assert [line.get_color() for line in looks.lines] == [line.get_color() for line in losses.lines[3::2]]
+    band = looks.collections[0].get_paths()[0].vertices
+    ends = {float(y) for x, y in band if x == 16}
+    assert ends == {20 / 16 - 2 / 16, 20 / 16 + 2 / 16}
+    assert looks.get_xlabel() == "updates"
+
+
+def test_a_table_s_points_and_looks_are_told_apart(tmp_path):
+    write_curve(tmp_path / "x.csv", 5, 2)
+    text = (tmp_path / "x.csv").read_text()
+    assert [row["step"] for row in tables.points(text)] == [1, 2, 3, 5]
+    assert set(tables.points(text)[0]) == {"step", "images", "loss", "grad_norm", "lr"}
+    assert tables.looks(text) == [{"step": k, "images": 128 * k, **dict(zip(LOOKS, seen(k)))} for k in (2, 4)]
+    write_curve(tmp_path / "y.csv", 5)
+    assert tables.looks((tmp_path / "y.csv").read_text()) == []
+    assert tables.looks("") == tables.points("") == []
 
 
 def test_a_running_mean_keeps_constants_and_straight_lines():

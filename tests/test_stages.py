@@ -28,11 +28,11 @@ ENTRIES = {
 WHOLE = {"publish": {"diffcore", "tasks"}}
 """A published model carries the code that samples it, and what is published tells of nearly every room: named as a whole."""
 
-BY_FILE = {"teachers": ["methods"], "distill": ["methods"], "features": ["metrics"]}
+BY_FILE = {"teachers": ["methods", "metrics"], "distill": ["methods", "metrics"], "features": ["metrics"]}
 """Packages of which a stage names files: another method must not train anything again, nor another metric the features."""
 
-LIMITS = {"lines": 150, "code": 70}
-"""Of dvc.yaml: its lines, and how often it names code."""
+LIMITS = {"lines": 150, "code": 84}
+"""Of dvc.yaml: its lines, and how often it names code, 12 times for the files of `metrics` that judge a watched training."""
 
 METHODS = [f"diffcore.methods.{name}" for name in methods.names()]
 

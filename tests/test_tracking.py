@@ -45,7 +45,7 @@ from diffcore.search import gamma
 from tasks import database, faults, paths, redaction, report
 from tasks.pictures import charts, grids
 from tasks.tracking import publishing
-from tasks.tracking.artifacts import CURVE_ROWS, Artifacts, _check_rows, read, thinned
+from tasks.tracking.artifacts import CURVE_ROWS, Artifacts, _check_rows, looks, read, thinned
 from tasks.tracking.client import (
     LOCK,
     QUIET,
@@ -74,7 +74,7 @@ from tasks.tracking.run_specs import (
     students_early,
     train_specs,
 )
-from tests.test_pictures import but, of, pixels, point, ramp, small_table, table, write_curve
+from tests.test_pictures import LOOKS, but, of, pixels, point, ramp, seen, small_table, table, write_curve
 
 # what mlflow and the libraries below it warn of on import or on opening a database; nothing of ours
 pytestmark = [
@@ -139,7 +139,8 @@ def write_checkpoint(folder: Path, p: Point) -> str:
         (folder / "checkpoints" / p.checkpoint / name).write_bytes(content)
     sealed = dataclasses.asdict(card) | {"seal": card.sealed()}
     (folder / "checkpoints" / p.checkpoint / "card.json").write_text(json.dumps(sealed))
-    write_curve(folder / "curves" / f"{p.checkpoint}.csv", 0 if p.checkpoint == "teacher" else 50)
+    rows, every = (0 if p.checkpoint == "teacher" else 50), (20 if p.checkpoint == "cd" else 0)
+    write_curve(folder / "curves" / f"{p.checkpoint}.csv", rows, every)
     disk.write_sealed(folder / "cost" / f"{p.checkpoint}.json", {"seconds": 3.5, "iterations": 50})
     return card.digest
 
@@ -269,6 +270,23 @@ def test_training_curves_have_runs_of_their_own(receipt):
     assert len(rows) == 50
     assert run.data.params["cost.seconds"] == "3.5"
     assert run.data.params["fit.iterations"] == "50"
+
+
+def test_the_looks_of_a_watched_training_are_in_its_run_by_their_updates(receipt):
+    run = client().get_run(receipt["train"]["train cd"])
+    for place, key in enumerate(LOOKS):
+        history = client().get_metric_history(run.info.run_id, f"watch_{key}")
+        assert {m.step: m.value for m in history} == {20: seen(20)[place], 40: seen(40)[place]}
+    assert len(client().get_metric_history(run.info.run_id, "train_loss")) == 49
+    other = client().get_run(receipt["train"]["train pd2"])
+    assert not [key for key in other.data.metrics if key.startswith("watch_")]
+
+
+def test_many_looks_are_thinned_and_the_last_is_there(tmp_path):
+    write_curve(tmp_path / "curve.csv", 1050, 2)
+    rows = looks(tmp_path / "curve.csv")
+    assert len(rows) <= CURVE_ROWS
+    assert rows[-1]["step"] == 1050
 
 
 def test_a_teacher_that_was_trained_elsewhere_has_a_run_without_a_curve(receipt):

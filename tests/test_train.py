@@ -14,17 +14,20 @@ from diffcore import checkpoints, methods
 from diffcore.checkpoints.roles import roles
 from diffcore.core import disk, processes, rng
 from diffcore.core.errors import UserError
+from diffcore.data import read
 from diffcore.data.manifest import Manifest
 from diffcore.denoisers.denoiser import Condition
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
-from diffcore.metrics import bootstrap
+from diffcore.metrics import bootstrap, features
 from diffcore.nets import unet
 from diffcore.noise.schedule import SCHEDULES, Cosine, Discrete, Linear, variance_preserving
 from diffcore.noise.trajectory import uniform
 from diffcore.training.config import torch_version
 from diffcore.training.loop import Event, Fitted, Job, Stopped
 from diffcore.training.resume import SCHEMA, Resume
+from diffcore.watching.config import Watch
+from diffcore.watching.look import Look
 from tasks import gamma, graph, paths, search, train
 from tasks.params import Params
 from tests import test_measure
@@ -405,6 +408,51 @@ def test_a_teacher_of_another_schedule_is_no_teacher(wired, monkeypatch):
 def test_a_curve_has_a_critic_s_loss_where_there_is_a_critic():
     event = Event(1, 2, 0.5, 0.25, 0.125, critic_loss=0.75)
     assert train._csv([event]).splitlines() == ["step,images,loss,grad_norm,lr,critic_loss", "1,2,0.5,0.25,0.125,0.75"]
+
+
+def look(step: int) -> Look:
+    return Look(step, 0.5, 0.25, 0.9, 0.125, 1.0, 0.0, best=step)
+
+
+def test_looks_stand_in_the_row_of_their_update_or_in_one_of_their_own():
+    curve = [Event(2, 16, 0.5, 0.25, 0.125, 0.75), Event(4, 32, 0.25, 0.25, 0.125, 0.75)]
+    looks = train._looks(SimpleNamespace(looks=[look(3), look(4)]), curve)
+    assert train._csv(curve, looks).splitlines() == [
+        "step,images,loss,grad_norm,lr,critic_loss,fd,fd_se,diversity,diversity_se,contrast,beyond,critic_ratio",
+        "2,16,0.5,0.25,0.125,0.75,,,,,,,",
+        "3,24,,,,,0.5,0.25,0.9,0.125,1.0,0.0,1.5",
+        "4,32,0.25,0.25,0.125,0.75,0.5,0.25,0.9,0.125,1.0,0.0,3.0",
+    ]
+    plain = [Event(2, 16, 0.5, 0.25, 0.125)]
+    assert train._csv(plain, train._looks(SimpleNamespace(looks=[look(2)]), plain)).splitlines()[1:] == [
+        "2,16,0.5,0.25,0.125,0.5,0.25,0.9,0.125,1.0,0.0"
+    ]
+    assert train._csv(plain, train._looks(None, plain)) == train._csv(plain)
+
+
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_a_watched_line_is_looked_at_and_its_card_names_the_judge(keep, wired, capsys):
+    """By the network of the stage `features`, made once for all lines; the weights are those without a watch."""
+    line = wired.distill["pg"]
+    train.train(wired, "pg")
+    plain = weights(opened("pg").denoiser.net)
+    assert opened("pg").card.watch is None
+    watched = dataclasses.replace(line, watch=Watch(2, 12, keep))
+    train.train(dataclasses.replace(wired, distill={**wired.distill, "pg": watched}), "pg")
+    own, updates = opened("pg").card, line.fit.iterations
+    (judge,) = paths.RESUME.glob("watch.judge-*/network")
+    network = features.train(read.open_images(paths.DATA, 2**20), wired.features)
+    assert own.watch["judge"] == features.load(judge).digest == network.digest
+    assert (own.watch["images"], own.watch["updates"]) == (12, updates)
+    table = [dict(zip(rows("pg")[0].split(","), row.split(","))) for row in rows("pg")[1:]]
+    (kept,) = [row for row in table if int(row["step"]) == own.watch["kept"]]
+    assert (float(kept["fd"]), float(kept["fd_se"])) == (own.watch["fd"], own.watch["fd_se"])
+    assert [int(row["step"]) for row in table if row["diversity"]] == [2, 4, 6]
+    assert own.cost["watch_calls"] == 3 * 12 * line.method.steps
+    if own.watch["kept"] == updates:
+        assert weights(opened("pg").denoiser.net) == plain
+    assert (own.watch["kept"] == updates) >= (keep == "last")
+    assert f"pg: update {updates}: fd " in capsys.readouterr().out
 
 
 def test_what_is_allowed_and_seldom_wanted_is_told(capsys):

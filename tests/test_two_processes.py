@@ -12,16 +12,31 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from diffcore.core import processes
+from diffcore.data.read import Images
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
-from diffcore.methods import consistency, consistency_training, denoising, distribution_matching, phased, progressive
+from diffcore.methods import (
+    Method,
+    consistency,
+    consistency_training,
+    denoising,
+    distribution_matching,
+    phased,
+    progressive,
+)
 from diffcore.nets import unet
 from diffcore.noise.schedule import Cosine
 from diffcore.training.config import Compute, Training
 from diffcore.training.loop import Fitted, Stopped, fit
 from diffcore.training.resume import Resume
+from diffcore.watching.config import Watch
+from diffcore.watching.judge import Judge
+from diffcore.watching.samples import FixedSamples
+from diffcore.watching.watcher import Watcher
 from tests.test_fit import stop_at
 from tests.test_precision import Told, job, one_of_each
+from tests.test_quality import Flat, normal_images
 from tests.test_unet import stirred
 
 ROOT = Path(__file__).parent.parent
@@ -47,6 +62,7 @@ CASES = {
     "dropout": ("consistency", consistency.Consistency(16, 0.0), False, 0.3, 1),
     "a U-Net": ("progressive", progressive.Progressive(2), False, 0.0, 2),
     "data alone": ("denoising", denoising.Denoising(), False, 0.0, 1),
+    "a watch": ("progressive", progressive.Progressive(2), True, 0.0, 1),
 }
 """(method, its config, told of classes, dropout, parts that each process cuts its share into)."""
 
@@ -75,8 +91,29 @@ def train(case: str, strategy: str = "ddp", **more) -> Fitted:
     # AdamW makes steps of lr of gradients that are nothing but rounding, as those of biases before a group norm are
     fitting = dataclasses.replace(PLAIN, accumulate=parts, cores=2, lr=2e-5 if case == "a U-Net" else PLAIN.lr)
     work = job(name, config, conditional, fitting)
+    if case == "a watch":
+        work = dataclasses.replace(work, watcher=watcher(config, student))
     compute = dataclasses.replace(COMPUTE, strategy=strategy)
     return fit(work, student, Guided(teacher) if conditional else teacher, compute, **more)
+
+
+WATCHERS: list[Watcher] = []
+"""The last one is that of the last training that was watched."""
+
+
+def watcher(config: Method, student: NetDenoiser) -> Watcher:
+    """Of more samples than are drawn at once; the main process alone judges."""
+    samples = FixedSamples(config, student, (1, 4, 4), 300, 0, labels=torch.arange(300) % 3)
+    with processes.alone():
+        judge = Judge.of(Images(normal_images(60), None, None), Flat())
+    own = judge if processes.is_main() else None
+    WATCHERS.append(Watcher(Watch(1, 300, "best"), PLAIN.iterations, samples, own))
+    return WATCHERS[-1]
+
+
+def looks() -> torch.Tensor:
+    """What was seen at each."""
+    return torch.tensor([list(vars(look).values()) for look in WATCHERS[-1].looks], dtype=torch.float64)
 
 
 def state_of(folder: Path, number: int) -> Resume:
@@ -93,6 +130,7 @@ def main(folder: Path, strategy: str, rank: int) -> None:
         found = train(case, strategy, resume=resume)
         tensors = {name: tensor.contiguous() for name, tensor in found.net.state_dict().items()}
         tensors |= {"curve": curve(found), "calls": torch.tensor([found.calls])}
+        tensors |= {"looks": looks()} if case == "a watch" else {}
         save_file(tensors, folder / f"{rank}-{number}.safetensors")
     torch.distributed.destroy_process_group()
 
@@ -127,6 +165,10 @@ def test_two_processes_train_as_one_does(strategy, tmp_path, capsys):
         for rank in (0, 1):
             found = load_file(tmp_path / f"{rank}-{number}.safetensors")
             assert float(found.pop("calls")) == alone.calls, case
+            if case == "a watch":
+                assert looks()[:, 0].tolist() == [1, 2, 3, 4]
+                rtol = 0 if strategy == "ddp" else 1e-3
+                torch.testing.assert_close(found.pop("looks"), looks(), rtol=rtol, atol=rtol)
             exactly = strategy == "ddp" and CASES[case][-1] == 1
             if exactly:
                 assert all(torch.equal(found[name], tensor) for name, tensor in alone.net.state_dict().items()), case

@@ -33,8 +33,9 @@ class Card:
     of the checkpoint that it began as, teacher: of the one it learned from, null for none. data: digest of the shards.
     parameters: everything params.yaml said about it. code: digest of the source that trained it. cost: iterations,
     images and network calls. files: sha256 of each file. digest: of all these files. compute: device, precision, whose
-    random numbers and number of processes that trained it, null where that was not here or is not known. seal: digest of
-    the rest of the card.
+    random numbers and number of processes that trained it, null where that was not here or is not known. watch: of a watched
+    training the digest of the feature network that judged it, the update whose weights these are, their distance, after how
+    many updates it ended, and the alarms; null for one that was not watched. seal: digest of the rest of the card.
     """
 
     schema: int
@@ -61,11 +62,16 @@ class Card:
     digest: str
     compute: dict[str, str | int] | None = None
     seal: str = ""
+    watch: dict[str, Any] | None = None
 
     def sealed(self) -> str:
         """What `seal` must be. Older cards have no `compute`, and keep their seals."""
         left_out = {"seal"} if self.compute else {"seal", "compute"}
-        return disk.digest({key: value for key, value in asdict(self).items() if key not in left_out})
+        return disk.digest({key: value for key, value in self.to_json().items() if key not in left_out})
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields; `watch` only of a training that was watched."""
+        return {key: value for key, value in asdict(self).items() if key != "watch" or value is not None}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ A folder without a valid card and matching sha256s is not a checkpoint. Weights 
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def save(folder: Path, denoiser: NetDenoiser, image: tuple[int, ...], about: dic
             **about,
         )
         card = replace(card, seal=card.sealed())
-        disk.write_json(new / "card.json", asdict(card))
+        disk.write_json(new / "card.json", card.to_json())
     return card
 
 

@@ -5,6 +5,7 @@ All of them call the same functions in the same order; where one ends, whoever s
 """
 
 import contextlib
+import contextvars
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -84,14 +85,31 @@ def is_called() -> bool:
     return all(name in os.environ for name in NAMES) and os.environ["WORLD_SIZE"] != "1"
 
 
+_ALONE = contextvars.ContextVar("alone", default=False)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process is the only one: it works for itself at what the others do not take part in."""
+    before = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(before)
+
+
+def _is_one_of_several() -> bool:
+    return distributed.is_initialized() and not _ALONE.get()
+
+
 def rank() -> int:
     """The number of this process, from 0."""
-    return distributed.get_rank() if distributed.is_initialized() else 0
+    return distributed.get_rank() if _is_one_of_several() else 0
 
 
 def count() -> int:
     """How many processes there are."""
-    return distributed.get_world_size() if distributed.is_initialized() else 1
+    return distributed.get_world_size() if _is_one_of_several() else 1
 
 
 def is_main() -> bool:

@@ -28,15 +28,16 @@ from diffcore.nets.order import fastest
 from diffcore.training import sharding
 from diffcore.training.config import Compute, Training
 from diffcore.training.curve import Curve, Event
-from diffcore.training.learner import Learner, accelerator, not_finite
+from diffcore.training.learner import Learner, accelerator, follow, not_finite
 from diffcore.training.resume import Resume
+from diffcore.training.watch import Watcher
 
 
 @dataclass(frozen=True)
 class Job:
     """One training: which method, for how long, on what, with which random numbers.
 
-    guidance: range of the weights that samples are given; None for no guidance.
+    guidance: range of the weights that samples are given; None for no guidance. watcher: who looks at it, None for nobody.
     """
 
     method: Method
@@ -45,11 +46,13 @@ class Job:
     seed: int
     events: int = 100
     guidance: tuple[float, float] | None = None
+    watcher: Watcher | None = None
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """The averaged network, the curve, and what it took over all the processes that worked at it in turn.
+    """The averaged network, the curve, whose last point is at the last update, and what it took over all the processes that
+    worked at it in turn.
 
     calls: forward calls of networks, times samples; a backward pass counts as two.
     """
@@ -92,18 +95,19 @@ def fit(
     if loop.step:
         on_resume(loop.step)
     saved = time.monotonic()
-    while loop.step < iterations:
+    while not loop.is_done:
         event = loop.update()
         if event:
             on_event(event)
+        loop.look()
         stopping, due = loop.anywhere(stop(), time.monotonic() - saved > compute.save_seconds)
-        done = loop.step == iterations
+        done = loop.is_done
         if done or (resume and (stopping or due)):
             loop.check()
         if resume and (stopping or due or done):
             loop.save(resume)
             saved = time.monotonic()
-        if stopping and loop.step < iterations:
+        if stopping and not done:
             raise Stopped(f"stopped after {loop.step} of {iterations} steps")
     return Fitted(loop.result(), loop.curve.events, loop.seconds(), loop.calls())
 
@@ -172,6 +176,8 @@ class Loop:
         averages = {"ema": _frozen(net)}
         if self.job.method.target_decay:
             averages["target"] = masked(_frozen(net), self.masks)
+        if self.job.watcher and self.job.watcher.keeps_best:
+            averages["best"] = _frozen(net)
         return averages
 
     def _student(self, net: nn.Module, averages: dict[str, nn.Module]) -> Learner:
@@ -202,8 +208,31 @@ class Loop:
         return self.student.averages["ema"]
 
     def result(self) -> nn.Module:
-        """The averaged network on the CPU."""
-        return sharding.gathered(self.ema, self.like) if self.sharded else self.ema.cpu()
+        """The averaged network on the CPU: that of the last update, or of the best look where its watcher keeps that."""
+        net = self.student.averages.get("best", self.ema)
+        return sharding.gathered(net, self.like) if self.sharded else net.cpu()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether no update is left, or its watcher wants no more."""
+        return self.step == self.job.training.iterations or bool(self.job.watcher and self.job.watcher.is_over)
+
+    def look(self) -> None:
+        """Lets the watcher look at the averaged network where that is due; the best one is kept."""
+        watcher = self.job.watcher
+        if not watcher or not watcher.is_due(self.step):
+            return
+        self.check()
+        if watcher.look(self.step, self._whole(self.ema)) and watcher.keeps_best:
+            follow(self.student.averages["best"], self.ema, 0.0)
+        if watcher.is_over and (not self.curve.events or self.curve.events[-1].step < self.step):
+            self._event()  # the curve ends where the training does
+
+    def _whole(self, net: nn.Module) -> nn.Module:
+        """An average that can be called in any process alone."""
+        if not self.sharded:
+            return net
+        return sharding.gathered(net, self.like).eval().requires_grad_(False).to(self.accelerator.device)
 
     def update(self) -> Event | None:
         """One update of the student, and before it those of its critic; an Event where the curve has a point."""
@@ -323,6 +352,7 @@ class Loop:
         """Writes the state, once for all processes, or each of them its parts."""
         self.read()
         facts = {**self.curve.facts(), "calls": self.calls(), "seconds": self.seconds(), "processes": processes.count()}
+        facts |= {"watch": self.job.watcher.facts()} if self.job.watcher else {}
         resume.save(self.step, self._tensors(), facts, sharding.save if self.sharded else None)
         self.kept = self.step
         processes.wait()
@@ -336,6 +366,8 @@ class Loop:
         self.kept = self.step
         self.curve.restore(facts)
         self.before, self.calls_before = facts["seconds"], facts["calls"]
+        if self.job.watcher:
+            self.job.watcher.restore(facts["watch"])
         tensors = self._tensors()
         if self.sharded or state.is_sharded:
             sharding.load(tensors, state.folder)

@@ -100,7 +100,7 @@ class Resume:
             disk.write_sealed(folder / "state.json", {**about, "files": files})
         for old in _states(self.folder)[KEPT_STATES:]:
             shutil.rmtree(old)
-        self._prune_jobs()
+        self.prune()
 
     def load(self) -> "State | None":
         """The newest undamaged state, or None. Damaged ones are logged and removed. The main process looks for all."""
@@ -150,7 +150,8 @@ class Resume:
         jobs = [path for path in Path(self.root).glob("*") if own.fullmatch(path.name) and path.is_dir()]
         return sorted(jobs, key=lambda path: path.stat().st_mtime, reverse=True)
 
-    def _prune_jobs(self) -> None:
+    def prune(self) -> None:
+        """Removes all jobs of this name but the newest few and this one."""
         for old in self._jobs()[KEPT_JOBS:]:
             if old != self.folder:
                 shutil.rmtree(old, ignore_errors=True)

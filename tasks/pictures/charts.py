@@ -1,6 +1,5 @@
 """The frontier and the training curves, drawn by matplotlib. The same content gives the same bytes."""
 
-import csv
 import io
 import itertools
 import math
@@ -17,6 +16,7 @@ from diffcore.metrics.estimate import Estimate
 from diffcore.metrics.floor import Floor
 from diffcore.metrics.frontier import Frontier
 from diffcore.metrics.point import Point
+from tasks.pictures import tables
 
 # Okabe and Ito's palette, which people with any common colour blindness can tell apart: strong colours for students,
 # calm ones for the teacher's samplers. Markers differ too, so that no line depends on its colour alone.
@@ -79,12 +79,14 @@ def curves(csvs: dict[str, Path], path: Path) -> None:
     """Training losses against images seen, one line for each csv (columns step, images, loss), 1200 x 800.
 
     The pale line is the loss as logged, the strong one its running mean over a fortieth of the run. What has columns but no
-    rows, a teacher that was trained elsewhere, has no line.
+    rows, a teacher that was trained elsewhere, has no line. Where trainings were watched, what they draw has axes of its own
+    below: Frechet distance with its standard error against updates.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 8), dpi=100, facecolor="white")
-    axes = figure.add_axes((0.085, 0.09, 0.74, 0.77))
+    looks = {name: rows for name, file in csvs.items() if (rows := tables.looks(file.read_text()))}
+    axes = figure.add_axes((0.085, 0.52, 0.74, 0.34) if looks else (0.085, 0.09, 0.74, 0.77))
     axes.set(xlabel="images seen", ylabel="loss", xscale="log", yscale="log")
     _plain_ticks(axes.yaxis)
     _frame(axes)
@@ -92,22 +94,49 @@ def curves(csvs: dict[str, Path], path: Path) -> None:
         images, loss = _columns(file)
         if not len(loss):
             continue
-        colour = (*STUDENT, *TEACHER)[k % 12]
+        colour = _colour(k)
         axes.plot(images, loss, color=colour, alpha=0.18, linewidth=0.8)
         axes.plot(
             images,
             _running_mean(loss),
             color=colour,
             linewidth=2,
-            linestyle=("-", "--")[k // 12 % 2],
+            linestyle=_dashes(k),
             label=name,
         )
     if axes.lines:
         _legend(axes)
+    if looks:
+        _looks(figure.add_axes((0.085, 0.08, 0.74, 0.34)), looks, list(csvs))
     figure.text(0.085, 0.94, "Training losses", fontsize=18, fontweight="bold", color=INK)
     note = "Each student has its own target: a lower curve is not a better student. The frontier compares them."
     figure.text(0.085, 0.902, note, fontsize=12, color=FAINT)
     _save(figure, path)
+
+
+def _colour(k: int) -> str:
+    """Of the k-th line."""
+    return (*STUDENT, *TEACHER)[k % 12]
+
+
+def _dashes(k: int) -> str:
+    return ("-", "--")[k // 12 % 2]
+
+
+def _looks(axes: Any, looks: dict[str, list[tables.Row]], names: Sequence[str]) -> None:
+    """The distance of what watched trainings draw, in the colours of their losses, with a band of one standard error."""
+    axes.set(xlabel="updates", ylabel="Frechet distance of samples", xscale="log", yscale="log")
+    _plain_ticks(axes.xaxis)
+    _frame(axes)
+    for name, rows in looks.items():
+        k = names.index(name)
+        step, fd, error = np.array([(row["step"], row["fd"], row["fd_se"]) for row in rows]).T
+        # as of the frontier's bars: a band that reaches zero would end nowhere on a logarithmic axis
+        low = np.maximum(fd - error, fd / 10)
+        axes.fill_between(step, low, fd + error, color=_colour(k), alpha=0.12, linewidth=0)
+        axes.plot(step, fd, color=_colour(k), linestyle=_dashes(k), marker="o", markersize=4, linewidth=2, label=name)
+    _y_axis(axes, [row["fd"] for rows in looks.values() for row in rows])
+    _legend(axes)
 
 
 def _grouped(points: Iterable[Point], name: Callable[[Point], str]) -> dict[str, list[Point]]:
@@ -327,11 +356,10 @@ def _warn(figure: Any, warnings: Sequence[str]) -> None:
 
 
 def _columns(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    with open(file, newline="") as opened:
-        table = csv.DictReader(opened)
-        if not table.fieldnames:
-            raise UserError(f"{file} is empty; run the stage that writes it again")
-        images, loss = np.array([(float(row["images"]), float(row["loss"])) for row in table]).reshape(-1, 2).T
+    text = file.read_text()
+    if not text.strip():
+        raise UserError(f"{file} is empty; run the stage that writes it again")
+    images, loss = np.array([(row["images"], row["loss"]) for row in tables.points(text)]).reshape(-1, 2).T
     return images, loss
 
 

@@ -1,7 +1,6 @@
 """What the stages left, read and verified: what MLflow shows is a view of it."""
 
 import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from diffcore.metrics.frontier import Frontier
 from diffcore.metrics.point import Point
 from diffcore.search import gamma_file
 from tasks import paths
+from tasks.pictures import tables
 
 TEACHER = "teacher"
 CURVE_ROWS = 100  # of each training curve; the whole csv lies beside them. A thousand metrics take SQLite half a second
@@ -106,13 +106,20 @@ def _check_picture(path: Path) -> None:
 def thinned(path: Path) -> list[dict[str, float]]:
     """A curve as at most CURVE_ROWS rows: each the mean of as many neighbours, at the step of the last of them."""
     text = disk.read_summed(path, paths.again(paths.train(path.stem)))
-    rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(io.StringIO(text))]
+    rows = tables.points(text)
     width = -(-len(rows) // CURVE_ROWS) or 1
     cells = [rows[first : first + width] for first in range(0, len(rows), width)]
     return [
         {key: sum(row[key] for row in cell) / len(cell) for key in cell[0]} | {"step": cell[-1]["step"]}
         for cell in cells
     ]
+
+
+def looks(path: Path) -> list[dict[str, float]]:
+    """At most CURVE_ROWS of the looks at a watched training, the last one among them; none where it was not watched."""
+    rows = tables.looks(disk.read_summed(path, paths.again(paths.train(path.stem))))
+    width = -(-len(rows) // CURVE_ROWS) or 1
+    return rows[::-1][::width][::-1]
 
 
 def cost_of(path: Path, name: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from diffcore.metrics.estimate import columns
 from diffcore.metrics.point import Point
 from tasks import paths
 from tasks.pictures import charts, grids
-from tasks.tracking.artifacts import Artifacts, cost_of, thinned
+from tasks.tracking.artifacts import Artifacts, cost_of, looks, thinned
 from tasks.tracking.client import Experiment, every, logged
 from tasks.tracking.models import carries, with_weights, without_weights
 
@@ -79,7 +79,7 @@ def curve_specs(experiment: Experiment, artifacts: Artifacts) -> list[RunSpec]:
     for name, points in charts.by_curve(artifacts.frontier.points).items():
         cards = {point.checkpoint: artifacts.cards[point.checkpoint] for point in points}
         images = {point.name: disk.sha256(artifacts.samples(point)) for point in points}
-        card_fields = {name: asdict(card) for name, card in cards.items()}
+        card_fields = {name: card.to_json() for name, card in cards.items()}
         content = {
             "points": [point.to_json() for point in points],
             "about": about,
@@ -180,6 +180,7 @@ def _train_filler(experiment: Experiment, path: Path, card: Card, cost: dict[str
     def fill(run: str) -> None:
         rows = thinned(path)
         metrics = [metric for row in rows for metric in _metrics(_curve_values(row), int(row["step"]))]
+        metrics += [metric for row in looks(path) for metric in _metrics(_look_values(row), int(row["step"]))]
         tags = {"method": card.method, "parent": card.parent or "none", "data": card.data}
         tags |= {f"digest {path.stem}": card.digest}
         spent = {f"cost.{key}": value for key, value in cost.items()}  # one number each: as a metric, an empty chart
@@ -191,6 +192,10 @@ def _train_filler(experiment: Experiment, path: Path, card: Card, cost: dict[str
 
 def _curve_values(row: dict[str, float]) -> dict[str, float]:
     return {f"train_{key}": row[key] for key in ("loss", "grad_norm", "lr")}
+
+
+def _look_values(row: dict[str, float]) -> dict[str, float]:
+    return {f"watch_{key}": value for key, value in row.items() if key not in ("step", "images")}
 
 
 def _metrics(values: dict[str, float], step: int, model: str | None = None) -> list[Any]:

@@ -290,6 +290,11 @@ OWN = (
     _own("tasks/measure.py", "self._model(plan, sampler))", "self._model(plan, drawn))", "bits per dimension are worked out in bf16, which no check has looked at", "drawing"),
     _own("tasks/measure.py", "bench.drawing = Drawing(**drawing)", "Drawing(**drawing)", "a measuring that goes on may draw its other points in another precision", "drawing"),
     _own("tasks/measure.py", '("images", "seed", "batch", "precision", "likelihood")', '("images", "seed", "batch", "likelihood")', "points that were drawn in another precision are taken for those that are asked for", "measure"),
+    _own("diffcore/watching/watcher.py", "kept = step if behind < -error else best.step", "kept = step if behind < 0 else best.step", "the best look is the luckiest one: a difference within its error counts", "watch"),
+    _own("diffcore/training/loop.py", 'follow(self.student.averages["best"], self.ema, 0.0)', 'follow(self.student.averages["best"], self.student.net, 0.0)', "keep: best ships the weights themselves in place of their average", "watch"),
+    _own("diffcore/training/loop.py", '            self.job.watcher.restore(facts["watch"])\n', "            pass\n", "a resumed training has lost its looks, and the best of them", "watch"),
+    _own("diffcore/watching/samples.py", 'lambda role=f"step {number}": noise(role)', 'lambda role="start": noise(role)', "a look adds the start's noise again at each jump, and judges another sampler than the checkpoint's", "watch"),
+    _own("diffcore/watching/alarms.py", "return wrong[-1] and (_has_risen(looks[-1]) or 2 * looks[-1].step > iterations)", "return wrong[-1]", "every training that learns from nothing is said to collapse or to saturate", "watch"),
 )  # fmt: skip
 """Of other kinds, over all rooms."""
 

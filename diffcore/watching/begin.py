@@ -1,0 +1,82 @@
+"""From what a line of params.yaml says to who looks at its training."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from diffcore.core import processes, rng, threads
+from diffcore.data.read import Images, StreamedImages
+from diffcore.denoisers.network import NetDenoiser
+from diffcore.methods import Method
+from diffcore.metrics import features
+from diffcore.training.config import Compute
+from diffcore.training.resume import Resume
+from diffcore.watching import judge
+from diffcore.watching.config import Watch
+from diffcore.watching.judge import Judge
+from diffcore.watching.samples import FixedSamples
+from diffcore.watching.watcher import Watcher
+
+FOLDER = "network"
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A training that is to be looked at: see `loop.Job`. weights: the range of guidance weights, None for none."""
+
+    method: Method
+    student: NetDenoiser
+    iterations: int
+    seed: int
+    weights: tuple[float, float] | None
+
+
+def begin(
+    config: Watch,
+    training: Watched,
+    images: Callable[[], Images | StreamedImages],
+    network: features.Config,
+    store: Resume,
+    compute: Compute,
+    log: Callable[[str], None],
+) -> tuple[Watcher, str]:
+    """Who looks at it, and the digest of the feature network by which it judges; all processes call it.
+
+    images: opens the data. network: how the feature network is trained, once for all trainings that share `store`, a job's
+    place that is keyed by all that the network depends on. The samples are for the classes of the data, as frequent as there,
+    and for the weight in the middle of the range, where the student takes weights.
+    """
+    threads.use(compute.threads)
+    own, digest, labels = None, None, None
+    with store.lock(processes.PATIENCE.total_seconds()):
+        if processes.is_main():
+            with processes.alone():
+                data = images()
+                seen = judge.network(lambda: data, network, store.folder / FOLDER, log)
+                own, digest = Judge.of(data, seen.to(compute.device)), seen.digest
+                store.prune()
+            if training.student.classes:
+                labels = rng.labels_like(data.labels, config.images, _seed(training)).tolist()
+    digest, labels = processes.from_main([digest, labels])
+    samples = FixedSamples(
+        training.method,
+        training.student,
+        _shape(own),
+        config.images,
+        _seed(training),
+        config.steps,
+        None if labels is None else torch.tensor(labels),
+        sum(training.weights) / 2 if training.weights and training.student.takes_guidance else None,
+    )
+    return Watcher(config, training.iterations, samples, own, log), digest
+
+
+def _seed(training: Watched) -> int:
+    """Of noise that no evaluation draws: the best of many looks is a lucky one by its own noise."""
+    return rng.seed(training.seed, "watch")
+
+
+def _shape(own: Judge | None) -> tuple[int, ...]:
+    """Of an image, in all processes."""
+    return tuple(processes.from_main(None if own is None else list(own.network.card.shape)))

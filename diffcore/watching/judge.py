@@ -1,0 +1,120 @@
+"""Who says what the samples of a look are worth: the feature network of the data, and the images it compares them with."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from diffcore.core.errors import UserError
+from diffcore.core.rng import some
+from diffcore.core.shapes import Sample
+from diffcore.data.feed import to_float, to_uint8
+from diffcore.metrics import bootstrap, features
+from diffcore.metrics.estimate import Estimate
+from diffcore.metrics.features import Features, Images, extract
+from diffcore.metrics.frechet import Moments, frechet, resampled
+
+REAL = 10_000
+"""Images that samples are compared with: more would cost every training a sweep over its data and move no digit."""
+
+PAIRS = 2000
+"""Rows of which all pairs are compared."""
+
+MARGIN = 0.1
+"""How far beyond [-1, 1] a value counts, 13 of 255 grey levels: half of the values of a white ground are, by less."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What samples are worth: the fields are those of a Look. resampled: fd of each bootstrap resample, [r]; those of two
+    looks are of the same places in the noise, so that their differences are paired."""
+
+    fd: float
+    fd_se: float
+    diversity: float
+    diversity_se: float
+    contrast: float
+    beyond: float
+    resampled: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """network: the feature network. real: moments of the images' features. spread: mean distance of two images there.
+    deviation: standard deviation of all values of the images."""
+
+    network: Features
+    real: Moments
+    spread: Estimate
+    deviation: float
+
+    @classmethod
+    def of(cls, images: Images, network: Features) -> "Judge":
+        """Compares with at most REAL of the images, drawn by key."""
+        real, rows, values = Moments.empty(network.card.config.dimension), [], []
+        for places in some(min(REAL, len(images)), len(images), "watch", "real").sort().values.split(1024):
+            x = to_float(images.take(places))
+            seen = extract(network, x)
+            real, rows, values = real + Moments.of(seen), [*rows, seen], [*values, _sums(x)]
+        return cls(network, real, spread(torch.cat(rows)), _deviation(torch.stack(values).sum(0)))
+
+    def verdict(self, samples: Sample) -> Verdict:
+        """Of samples [n, c, h, w], all finite. As the metrics do, it looks at them in 8 bits; contrast and what lies beyond
+        are of the values themselves."""
+        seen = extract(self.network, to_float(to_uint8(samples)))
+        again = resampled(seen, self.real, bootstrap.resamples(len(seen), 0))
+        own = spread(seen)
+        error = math.hypot(own.se, own.value / self.spread.value * self.spread.se) / self.spread.value
+        return Verdict(
+            fd=frechet(Moments.of(seen), self.real),
+            fd_se=again.std().item(),
+            diversity=own.value / self.spread.value,
+            diversity_se=error,
+            contrast=_deviation(_sums(samples)) / self.deviation,
+            beyond=(samples.abs() > 1 + MARGIN).double().mean().item(),
+            resampled=tuple(again.tolist()),
+        )
+
+
+def spread(rows: Tensor) -> Estimate:
+    """The mean distance of two different rows [n, d], of the first PAIRS, and its error: twice that of the mean over rows of
+    their mean distance to the others (Hoeffding 1948, the variance of a U-statistic of two arguments)."""
+    rows = rows[:PAIRS].double()
+    distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").sum(1) / (len(rows) - 1)
+    return Estimate(distances.mean().item(), 2 * distances.std().item() / math.sqrt(len(rows)))
+
+
+def _sums(x: Tensor) -> Tensor:
+    """Count, sum and sum of squares of all values, float64."""
+    x = x.double()
+    return torch.stack([torch.tensor(float(x.numel())).double(), x.sum().cpu(), x.square().sum().cpu()])
+
+
+def _deviation(sums: Tensor) -> float:
+    count, total, squares = sums.tolist()
+    return math.sqrt(max(squares / count - (total / count) ** 2, 0.0))
+
+
+def network(
+    images: Callable[[], Images], config: features.Config, folder: Path, log: Callable[[str], None]
+) -> Features:
+    """The feature network of the images, which is that of the stage `features`: read from `folder`, or trained and written
+    there."""
+    if folder.exists():
+        try:
+            return features.load(folder)
+        except UserError as damage:
+            log(f"watch: {damage}; it is trained again")
+    trained = features.train(images(), config)
+    features.save(trained, folder)
+    log(f"watch: the judge is a network of {trained.card.task}, {trained.digest[:12]}")
+    return trained
+
+
+def fields(verdict: Verdict) -> dict[str, float]:
+    """Those of a Look."""
+    return {key: value for key, value in dataclasses.asdict(verdict).items() if key != "resampled"}

@@ -1,0 +1,141 @@
+"""Looks at a training: what it is worth, which state is the best, and when to end."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffcore.core import processes
+from diffcore.training.loop import Diverged
+from diffcore.watching import alarms
+from diffcore.watching.config import Watch
+from diffcore.watching.judge import Judge, Verdict, fields
+from diffcore.watching.look import Look
+from diffcore.watching.samples import FixedSamples
+
+
+class Watcher:
+    """What `training.watch.Watcher` is. All processes draw; the main one judges for all.
+
+    judge: None in the others. log: gets a line for each look, and one for each alarm when it begins. looks: all so far.
+    resampled: of the best one. worse: how many of the last looks were worse than the best by more than their error.
+    seconds: what looking took so far.
+    """
+
+    def __init__(
+        self,
+        config: Watch,
+        iterations: int,
+        samples: FixedSamples,
+        judge: Judge | None,
+        log: Callable[[str], None] = lambda line: None,
+    ):
+        self.config, self.iterations, self.samples, self.judge, self.log = config, iterations, samples, judge, log
+        self.looks: list[Look] = []
+        self.resampled: list[float] = []
+        self.worse, self.seconds = 0, 0.0
+
+    @property
+    def keeps_best(self) -> bool:
+        return self.config.keep == "best"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether patience is at its end."""
+        return self.config.patience is not None and self.worse >= self.config.patience
+
+    def is_due(self, step: int) -> bool:
+        return step % self.config.every == 0 or step == self.iterations
+
+    def look(self, step: int, net: nn.Module) -> bool:
+        """Looks at the averaged network after `step` updates; whether it is the best so far."""
+        started = time.monotonic()
+        samples = self.samples.draw(net)
+        if odd := int((~samples.isfinite().flatten(1).all(1)).sum()):
+            raise Diverged(f"step {step}: {odd} of {len(samples)} samples are not finite; lower lr or set clip")
+        look = self._add(step, self._verdict(samples))
+        self.seconds += time.monotonic() - started
+        self._tell(look)
+        return look.is_best
+
+    def _verdict(self, samples: torch.Tensor) -> Verdict:
+        with processes.alone():
+            own = None if self.judge is None else dataclasses.asdict(self.judge.verdict(samples))
+        return Verdict(**processes.from_main(own))
+
+    def _add(self, step: int, verdict: Verdict) -> Look:
+        """A new best is lower than the best so far by more than the error of their difference, a bootstrap over the noise
+        that both have in common."""
+        best = next((look for look in reversed(self.looks) if look.is_best), None)
+        if best is None:
+            look = Look(step=step, best=step, **fields(verdict))
+        else:
+            apart = [new - old for new, old in zip(verdict.resampled, self.resampled, strict=True)]
+            behind, error = verdict.fd - best.fd, torch.tensor(apart, dtype=torch.float64).std().item()
+            kept = step if behind < -error else best.step
+            look = Look(step=step, best=kept, behind=behind, behind_se=error, **fields(verdict))
+        if look.is_best:
+            self.resampled = list(verdict.resampled)
+        self.worse = self.worse + 1 if look.is_worse else 0
+        self.looks.append(look)
+        return look
+
+    def _tell(self, look: Look) -> None:
+        place = "the best so far" if look.is_best else f"the best is that of update {look.best}"
+        self.log(
+            f"update {look.step}: fd {look.distance.plus_minus()}, diversity {look.diversity:.2f}, contrast "
+            f"{look.contrast:.2f}; {place}"
+        )
+        for text in self._begun(len(self.looks)):
+            self.log(f"warning: {text}")
+        if self.is_over and look.step < self.iterations:
+            self.log(
+                f"ends after {look.step} of {self.iterations} updates: {self.worse} looks in a row were worse than that of "
+                f"update {look.best} by more than their error"
+            )
+
+    def _begun(self, count: int) -> list[str]:
+        """The alarms of the look of this number, counted from 1, that the one before had not."""
+        now = alarms.alarms(self.looks[:count], self.iterations)
+        before = alarms.alarms(self.looks[: count - 1], self.iterations) if count > 1 else {}
+        return [text for word, text in now.items() if word not in before]
+
+    def alarms(self) -> list[str]:
+        """All that were raised, in their order."""
+        return [text for count in range(1, len(self.looks) + 1) for text in self._begun(count)]
+
+    @property
+    def kept(self) -> Look:
+        """The look at the weights that are the result."""
+        last = self.looks[-1]
+        return next(look for look in self.looks if look.step == last.best) if self.keeps_best else last
+
+    def summary(self) -> dict[str, Any]:
+        """What a card says of it: nothing that changes from run to run."""
+        kept = self.kept
+        return {
+            "images": self.config.images,
+            "kept": kept.step,
+            "fd": kept.fd,
+            "fd_se": kept.fd_se,
+            "updates": self.looks[-1].step,
+            "alarms": self.alarms(),
+        }
+
+    @property
+    def calls(self) -> int:
+        """Network calls of all looks."""
+        return len(self.looks) * self.samples.calls
+
+    def facts(self) -> dict[str, Any]:
+        """All that a resumed training needs of it, as JSON."""
+        looks = [dataclasses.asdict(look) for look in self.looks]
+        return {"looks": looks, "resampled": self.resampled, "worse": self.worse, "seconds": self.seconds}
+
+    def restore(self, facts: dict[str, Any]) -> None:
+        """Goes on from what `facts` gave."""
+        self.looks = [Look(**look) for look in facts["looks"]]
+        self.resampled, self.worse, self.seconds = facts["resampled"], facts["worse"], facts["seconds"]
