@@ -94,9 +94,14 @@ def _apart(a: Moments, b: Moments, overlap: Tensor) -> float:
 
 def frechet_spread(x: Tensor, b: Moments, repeats: Tensor) -> float:
     """The bootstrap standard error of frechet(Moments.of(x), b): x [n, d] resampled by `repeats` [r, n], b fixed."""
+    return frechet_resampled(x, b, repeats).std().item()
+
+
+def frechet_resampled(x: Tensor, b: Moments, repeats: Tensor) -> Tensor:
+    """frechet(Moments.of(x), b) of each resample of x [n, d] by `repeats` [r, n]: [r], float64."""
     root_b = root(b.covariance)
     again = [_frechet_again(Moments.of(x, row), b, root_b) for row in repeats]
-    return torch.tensor(again, dtype=torch.float64).std().item()
+    return torch.tensor(again, dtype=torch.float64)
 
 
 def estimate(x: Tensor, b: Moments, repeats: Tensor) -> Estimate:

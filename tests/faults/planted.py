@@ -283,6 +283,9 @@ OWN = (
     _own("tasks/measure.py", "self._model(plan, sampler))", "self._model(plan, drawn))", "bits per dimension are worked out in bf16, which no check has looked at", "drawing"),
     _own("tasks/measure.py", "bench.drawing = Drawing(**drawing)", "Drawing(**drawing)", "a measuring that goes on may draw its other points in another precision", "drawing"),
     _own("tasks/measure.py", '("images", "seed", "batch", "precision", "likelihood")', '("images", "seed", "batch", "likelihood")', "points that were drawn in another precision are taken for those that are asked for", "measure"),
+    _own("diffcore/metrics/comparison.py", "(again[1] - again[0]).std().item()", "(again[1] - again[0].flip(0)).std().item()", "the two samplings are resampled by different noises", "comparison"),
+    _own("diffcore/exports/__init__.py", "if not gap <= TOLERANCE:", "if gap > 1:", "an export that says something else is handed out", "words"),
+    _own("tasks/tracking/promotion.py", "client.set_registered_model_alias(model, PREVIOUS, before)", "pass", "who held production before is lost", "promotion"),
 )  # fmt: skip
 """Of other kinds, over all rooms."""
 
