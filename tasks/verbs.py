@@ -165,6 +165,20 @@ def report(
     return Verb(lambda: _report(as_json))
 
 
+@app.command()
+def plan(
+    as_json: Annotated[bool, typer.Option("--json", help="the plan as JSON, and nothing else")] = False,
+) -> Verb:
+    """say what would run, and what it would cost"""
+    return Verb(lambda: _plan(as_json))
+
+
+@app.command()
+def cost() -> Verb:
+    """say what each training took, beside what was planned"""
+    return Verb(_cost)
+
+
 What = Annotated[
     str, typer.Argument(help="a point of the frontier, a checkpoint, or a folder of one", autocompletion=_checkpoints)
 ]
@@ -340,6 +354,19 @@ def _report(as_json: bool) -> None:
         report.report_json()
     else:
         report.report()
+
+
+def _plan(as_json: bool) -> None:
+    from tasks import graph, params, plan
+
+    graph.check()
+    plan.show(params.read(), as_json)
+
+
+def _cost() -> None:
+    from tasks import params, plan
+
+    plan.cost(params.read())
 
 
 def _compare(a: str, b: str, images: int | None, seed: int | None, steps: int | None) -> None:

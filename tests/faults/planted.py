@@ -286,6 +286,8 @@ OWN = (
     _own("diffcore/metrics/comparison.py", "(again[1] - again[0]).std().item()", "(again[1] - again[0].flip(0)).std().item()", "the two samplings are resampled by different noises", "comparison"),
     _own("diffcore/exports/__init__.py", "if not gap <= TOLERANCE:", "if gap > 1:", "an export that says something else is handed out", "words"),
     _own("tasks/tracking/promotion.py", "client.set_registered_model_alias(model, PREVIOUS, before)", "pass", "who held production before is lost", "promotion"),
+    _own("tasks/plan.py", "if (free := free - costs[name].width) < 0:", "if (free := free - 1) < 0:", "the plan lets a stage of two slots begin in one", "plan"),
+    _own("tasks/plan.py", "return calls * (2 if", "return calls * (1 if", "guided calls are planned at half their cost", "plan"),
 )  # fmt: skip
 """Of other kinds, over all rooms."""
 
