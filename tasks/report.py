@@ -1,5 +1,6 @@
 """The whole pipeline in one command, and what came of it in words."""
 
+import json
 import os
 import subprocess
 import sys
@@ -57,12 +58,9 @@ def _repro(*arguments: str) -> int:
 
 def report() -> None:
     """Prints the frontier, the recommended point and why, and where to look."""
-    if not paths.FRONTIER.exists():
-        raise UserError(f"{paths.FRONTIER} is missing; run the pipeline first: distill run")
-    frontier = Frontier.read(paths.FRONTIER, paths.again("frontier"))
+    frontier, folder = _read()
     log(frontier.table())
     chosen = frontier.recommended
-    folder = _checked(chosen.point)
     log(f"recommended: {chosen.point.name}\n  {chosen.reason}")
     for warning in chosen.warnings:
         log(f"  warning: {warning}")
@@ -74,7 +72,23 @@ def report() -> None:
         log(f"MLflow: nothing is published, there is no {paths.PUBLISHED}; {paths.again('publish')}")
 
 
-def _checked(point: Point) -> Path:
+def report_json() -> None:
+    """Prints the frontier as JSON, as artifacts/frontier.json holds it, and beside it the paths of the recommended point's
+    `checkpoint`, of the `picture` and of the `samples`; nothing else."""
+    frontier, folder = _read()
+    places = {"checkpoint": folder, "picture": paths.FRONTIER.with_suffix(".png"), "samples": paths.SAMPLES / "all.png"}
+    log(json.dumps(frontier.to_json() | {key: str(path) for key, path in places.items()}, indent=1, allow_nan=False))
+
+
+def _read() -> tuple[Frontier, Path]:
+    """The frontier, and the folder of the recommended point's checkpoint; a UserError where one of them is not whole."""
+    if not paths.FRONTIER.exists():
+        raise UserError(f"{paths.FRONTIER} is missing; run the pipeline first: distill run")
+    frontier = Frontier.read(paths.FRONTIER, paths.again("frontier"))
+    return frontier, checkpoint_of(frontier.recommended.point)
+
+
+def checkpoint_of(point: Point) -> Path:
     """The folder of a point's checkpoint; a UserError if it is gone, or another than the one that was measured."""
     folder = paths.CHECKPOINTS / point.checkpoint
     if (here := read_card(folder).digest) != point.checkpoint_digest:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -93,6 +93,11 @@ def _lines(incomplete: str) -> list[str]:
     return [name for name in names if isinstance(name, str) and name.startswith(incomplete)]
 
 
+def _checkpoints(incomplete: str) -> list[str]:
+    """The trained checkpoints whose names begin so, for completion."""
+    return sorted(path.parent.name for path in Path("artifacts/checkpoints").glob(f"{incomplete}*/card.json"))
+
+
 def _presets(incomplete: str) -> list[str]:
     return sorted(path.stem for path in Path("presets").glob("*.yaml") if path.stem.startswith(incomplete))
 
@@ -153,9 +158,88 @@ def run(
 
 
 @app.command()
-def report() -> Verb:
+def report(
+    as_json: Annotated[bool, typer.Option("--json", help="the whole frontier as JSON, and nothing else")] = False,
+) -> Verb:
     """print the frontier, and which checkpoint to ship"""
-    return Verb(_report)
+    return Verb(lambda: _report(as_json))
+
+
+@app.command()
+def plan(
+    as_json: Annotated[bool, typer.Option("--json", help="the plan as JSON, and nothing else")] = False,
+) -> Verb:
+    """say what would run, and what it would cost"""
+    return Verb(lambda: _plan(as_json))
+
+
+@app.command()
+def cost() -> Verb:
+    """say what each training took, beside what was planned"""
+    return Verb(_cost)
+
+
+What = Annotated[
+    str, typer.Argument(help="a point of the frontier, a checkpoint, or a folder of one", autocompletion=_checkpoints)
+]
+Images = Annotated[int | None, typer.Option(min=2, metavar="N", help="how many; without it evaluate.images")]
+Seed = Annotated[int | None, typer.Option(metavar="S", help="of the noise; without it evaluate.seed")]
+Steps = Annotated[int | None, typer.Option(min=1, metavar="K", help="of a checkpoint that is valid at any time")]
+
+
+@app.command()
+def compare(a: What, b: What, images: Images = None, seed: Seed = None, steps: Steps = None) -> Verb:
+    """say which of two samplings is better, from the same noise"""
+    return Verb(lambda: _compare(a, b, images, seed, steps))
+
+
+@app.command()
+def sample(
+    what: What,
+    out: Annotated[Path, typer.Option(metavar="PATH", help="X.png (a grid), X.npz, or a folder; must not exist")],
+    images: Annotated[int, typer.Option(min=1, metavar="N", help="how many")] = 16,
+    seed: Seed = None,
+    steps: Steps = None,
+    classes: Annotated[
+        str | None, typer.Option(metavar="A,B", help="names or numbers, each in turn; else as often as in the data")
+    ] = None,
+    guidance: Annotated[float | None, typer.Option(metavar="G", help="the weight of classifier-free guidance")] = None,
+    form: Annotated[
+        str | None, typer.Option("--format", help="grid, png or npz; without it what PATH's ending says")
+    ] = None,
+) -> Verb:
+    """draw images of a checkpoint or a point"""
+    return Verb(lambda: _sample(what, out, images, seed, steps, classes, guidance, form))
+
+
+@app.command()
+def promote(
+    point: Annotated[str, typer.Argument(help="a point that is registered in MLflow")],
+    note: Annotated[str | None, typer.Option(metavar="TEXT", help="why; stands beside the version in MLflow")] = None,
+) -> Verb:
+    """make a point the production model in MLflow"""
+    return Verb(lambda: _promote(point, note))
+
+
+@app.command()
+def export(
+    what: What,
+    target: Annotated[Path, typer.Argument(help="must not exist")],
+    form: Annotated[
+        str, typer.Option("--format", help="diffusers (a folder), safetensors or torch_export (a file)")
+    ] = "diffusers",
+) -> Verb:
+    """write a checkpoint for other programs, checked against ours"""
+    return Verb(lambda: _export(what, target, form))
+
+
+@app.command()
+def card(
+    what: What,
+    as_json: Annotated[bool, typer.Option("--json", help="the card as it is")] = False,
+) -> Verb:
+    """verify a checkpoint and print its card"""
+    return Verb(lambda: _card(what, as_json))
 
 
 @app.command()
@@ -263,10 +347,60 @@ def _run(slots: int | None) -> int:
     return report.run(slots)
 
 
-def _report() -> None:
+def _report(as_json: bool) -> None:
     from tasks import report
 
-    report.report()
+    if as_json:
+        report.report_json()
+    else:
+        report.report()
+
+
+def _plan(as_json: bool) -> None:
+    from tasks import graph, params, plan
+
+    graph.check()
+    plan.show(params.read(), as_json)
+
+
+def _cost() -> None:
+    from tasks import params, plan
+
+    plan.cost(params.read())
+
+
+def _compare(a: str, b: str, images: int | None, seed: int | None, steps: int | None) -> None:
+    from tasks import compare, params
+
+    compare.compare(params.read(), (a, b), images, seed, steps)
+
+
+def _sample(what: str, out: Path, images: int, *options: Any) -> None:
+    from tasks import params, sample
+
+    sample.sample(params.read(), what, out, images, *options)
+
+
+def _promote(point: str, note: str | None) -> None:
+    from tasks import named, params
+    from tasks.progress import log
+    from tasks.tracking import promotion
+
+    here = named.points().get(point)
+    for line in promotion.promote(params.read().publish.model, point, here, note):
+        log(line)
+
+
+def _export(what: str, target: Path, form: str) -> None:
+    from tasks import export, params
+
+    export.export(params.read(), what, target, form)
+
+
+def _card(what: str, as_json: bool) -> None:
+    from tasks import card
+
+    card.show(what, as_json)
 
 
 def _workspace(folder: Path, preset: str | None, changes: list[str]) -> None:

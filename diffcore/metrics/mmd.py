@@ -85,7 +85,12 @@ def kid_spread(x: Tensor, y: Tensor, repeats: Tensor) -> float:
 
     A resample holds some samples twice; such pairs are left out, as kid leaves out a sample paired with itself.
     """
-    return _kid(x, y, 0.0, repeats)[1].std().item()
+    return resampled(x, y, repeats).std().item()
+
+
+def resampled(x: Tensor, y: Tensor, repeats: Tensor) -> Tensor:
+    """kid of each resample of x [n, d] by `repeats` [r, n] from y [m, d], less the mean kernel of y's own pairs: [r]."""
+    return _kid(x, y, 0.0, repeats)[1]
 
 
 def estimate(x: Tensor, y: Tensor, pairs_y: float, repeats: Tensor) -> Estimate:

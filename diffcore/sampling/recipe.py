@@ -199,9 +199,19 @@ def _changed(solver: Solver) -> dict[str, Any]:
 def sampler_of(checkpoint: Checkpoint, steps: int | None = None) -> Sampler:
     """The checkpoint with the solver that its method samples it with, at its own times, or at `steps` uniform ones where it
     is valid at any time. A UserError for steps that it has not, and for none where it needs them."""
+    return own_recipe(checkpoint).sampler(checkpoint, own_times(checkpoint, steps))
+
+
+def own_recipe(checkpoint: Checkpoint, guidance: float | None = None) -> Recipe:
+    """How a checkpoint is sampled where nothing else is asked for: by the solver that its method samples it with."""
+    return Recipe(SOLVERS[checkpoint.card.solver](), guidance=guidance)
+
+
+def own_times(checkpoint: Checkpoint, steps: int | None = None) -> Trajectory:
+    """The checkpoint's own times, or `steps` uniform ones where it is valid at any time; UserErrors as of `sampler_of`."""
     grid = checkpoint.denoiser.grid
     if grid is None and steps is None:
         raise UserError(f"{checkpoint.card.name} is valid at any time; say how many steps")
     if grid is not None and steps not in (None, grid.steps):
         raise UserError(f"{checkpoint.card.name} is valid only on its own {grid.steps} steps, not on {steps}")
-    return Recipe(SOLVERS[checkpoint.card.solver]()).sampler(checkpoint, grid or uniform(steps))
+    return grid or uniform(steps)

@@ -162,6 +162,16 @@ def explained(address: str) -> Iterator[None]:
         raise UserError(f"MLflow at {redact(address)} refuses: {reason(error)}") from None
 
 
+def open_store(address: str, aloud: list[str]) -> Any:
+    """A client of a store that was published to, a database of ours upgraded first; a UserError where it is missing."""
+    file = database.file_of(address)
+    if file is not None and not file.exists():
+        raise UserError(f"MLflow's {file} is missing: nothing was published from here; run `distill publish`")
+    if file is not None and (done := database.ready(file)):
+        aloud.append(done)
+    return _client(address)
+
+
 def open_experiment(address: str, name: str, aloud: list[str]) -> Experiment:
     """The experiment of this name, made where there is none; a database of ours is made or upgraded first."""
     file = database.file_of(address)

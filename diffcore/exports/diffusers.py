@@ -1,0 +1,27 @@
+"""A folder that diffusers opens, with a model card."""
+
+import shutil
+from pathlib import Path
+
+from diffcore.checkpoints import Checkpoint
+from diffcore.core import disk
+from diffcore.exports.format import Call, Format
+from diffcore.nets import diffusers_model
+
+
+class Diffusers(Format):
+    """The checkpoint's own files, which are diffusers' format already, and README.md beside them; opened by diffusers itself.
+
+    A UserError for a network that diffusers has no class for: one with a guidance weight as an input.
+    """
+
+    is_folder = True
+
+    def write(self, checkpoint: Checkpoint, folder: Path, new: Path, readme: str) -> None:
+        for name in (*checkpoint.card.files, "card.json"):
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, new / name)
+        disk.write(new / "README.md", readme)
+
+    def open(self, checkpoint: Checkpoint, new: Path) -> Call:
+        return diffusers_model.load(new / "unet").eval()

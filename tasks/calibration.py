@@ -1,0 +1,299 @@
+"""`python -m tasks.calibration SLOTS NAME ...`: what an update and a network call of each line cost on this machine, as JSON.
+
+Each kind of work runs for about a second on random images, in forks of this process: as many copies at once as there are
+slots, for busy cores slow each other. No data and no checkpoint is needed. Seconds are CPU seconds over `compute.threads`, so
+that what else the machine does counts little; on a GPU they are those of the clock.
+"""
+
+import json
+import multiprocessing
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from diffcore import checkpoints
+from diffcore.checkpoints import from_diffusers
+from diffcore.checkpoints.roles import roles
+from diffcore.core import disk, rng, threads
+from diffcore.core.errors import MISTAKE, UserError
+from diffcore.core.precision import exact
+from diffcore.data.feed import to_float
+from diffcore.data.read import Images
+from diffcore.denoisers.denoiser import Denoiser
+from diffcore.denoisers.network import NetDenoiser
+from diffcore.metrics import features, measures
+from diffcore.metrics.metric import Subject
+from diffcore.metrics.reference import Reference
+from diffcore.nets import memory
+from diffcore.noise.trajectory import uniform
+from diffcore.sampling.recipe import Recipe
+from diffcore.sampling.sampler import Sampler
+from diffcore.sampling.solvers import SOLVERS
+from diffcore.training import loop
+from tasks import params, places
+from tasks.params import Params
+from tasks.planned_data import PlannedData, planned_data
+from tasks.sections import Adopted, Distill
+
+ENOUGH_SECONDS = 1.0
+FEWEST = 2
+"""Updates that are timed."""
+
+STEPS = 4
+"""Network calls for each sample that is drawn to time one."""
+
+MOST_IMAGES = 2000
+"""Samples and real images on which the metrics are timed."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """A feed of random images."""
+
+    images: int
+    shape: tuple[int, int, int]
+    classes: tuple[str, ...] | None
+    size: int
+
+    def batch(self, step: int, rows: slice = slice(None)) -> Any:
+        count = len(range(self.size)[rows])
+        x0 = rng.draw(rng.noises(self.shape, 0, range(1)).expand(count, *self.shape), "calibration", step).noise
+        return x0.clamp(-1, 1), rng.some(count, count, step) % len(self.classes) if self.classes else None
+
+
+class Networks:
+    """The checkpoints of all lines with new weights, in a temporary folder, each made where it is asked for first."""
+
+    def __init__(self, parameters: Params, data: PlannedData, folder: Path):
+        self.params, self.data, self.folder = parameters, data, folder
+
+    def checkpoint(self, name: str) -> checkpoints.Checkpoint:
+        """That of a line, as it would begin."""
+        if not (self.folder / name).exists():
+            denoiser = self._root(name) if name in self.params.teachers else self._student(name)[0]
+            self._save(name, denoiser)
+        return checkpoints.load(self.folder / name)
+
+    def roles(self, name: str) -> tuple[NetDenoiser, Denoiser | None]:
+        """The student of a line, and who teaches it."""
+        return (self._root(name), None) if name in self.params.teachers else self._student(name)
+
+    def _root(self, name: str) -> NetDenoiser:
+        line = self.params.teachers[name]
+        if isinstance(line, Adopted):
+            return from_diffusers.read(Path(line.folder)).denoiser
+        classes = len(self.data.classes) if line.conditional else None
+        net = line.network.build(self.data.shape, classes, 0)
+        return NetDenoiser(net, line.schedule, line.parameterization, classes=classes)
+
+    def _student(self, name: str) -> tuple[NetDenoiser, Denoiser]:
+        line, weights = self.params.distill[name], self.params.lines.guidance(name)
+        shape, init = self.params.shape(name), self.checkpoint(line.init)
+        new = shape and shape.build(self.data.shape, self.data.classes and len(self.data.classes), 0)
+        student, teacher = roles(init, weights, line.parameterization, line.dropout, new)
+        if line.teacher != line.init:
+            teacher = roles(self.checkpoint(line.teacher), weights)[1]
+        student.grid = line.method.grid
+        return student, teacher
+
+    def _save(self, name: str, denoiser: NetDenoiser) -> None:
+        line, weights = self.params.line(name), None
+        if isinstance(line, Distill) and (weights := self.params.lines.guidance(name)):
+            weights = vars(weights)
+        about = dict.fromkeys(("parent", "teacher")) | {"name": name, "weights": "ema", "torch": "", "code": ""}
+        about |= {"method": "calibration", "solver": "ddim", "data": "", "parameters": {}, "seed": 0, "cost": {}}
+        classes = list(self.data.classes) if denoiser.classes else None
+        checkpoints.save(
+            self.folder / name, denoiser, self.data.shape, about | {"classes": classes, "guidance": weights}
+        )
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Seconds of work: of the CPU, over the threads, or where there is a GPU of the clock."""
+
+    parameters: Params
+
+    def __call__(self) -> float:
+        if self.parameters.compute.device.type != "cpu":
+            return time.perf_counter()
+        return time.process_time() / self.parameters.compute.threads
+
+
+def training(parameters: Params, networks: Networks, name: str, width: int) -> dict[str, float]:
+    """One update of a line in one of `width` processes, its network calls, and the bytes of its state and checkpoint."""
+    line, clock = parameters.line(name), Clock(parameters)
+    threads.use(parameters.compute.threads)
+    student, teacher = networks.roles(name)
+    part = replace(line.fit, batch=max(1, line.fit.batch // width), cores=1, iterations=10**6)
+    weights = parameters.lines.guidance(name) if isinstance(line, Distill) else None
+    feed = Noise(networks.data.images, networks.data.shape, networks.data.classes, part.batch)
+    if not student.classes:
+        feed = replace(feed, classes=None)
+    job = loop.Job(line.method, part, feed, 0, guidance=weights and (weights.low, weights.high))
+    work = loop.Loop(job, student, teacher, replace(parameters.compute, processes=1))
+    work.update()
+    before, began, updates = work.calls(), clock(), 0
+    while updates < FEWEST or clock() - began < ENOUGH_SECONDS:
+        work.update()
+        updates += 1
+    seconds = (clock() - began) / updates
+    state = work.student.tensors("net") | (work.critic.tensors("critic", "critic ") if work.critic else {})
+    return {
+        "seconds": seconds,
+        "calls": (work.calls() - before) / updates * width,
+        "state": sum(tensor.nbytes for tensor in state.values()),
+    }
+
+
+@exact()
+def drawing(parameters: Params, networks: Networks, name: str) -> dict[str, float]:
+    """Seconds of one network call for one sample, the noise and the solver included."""
+    threads.use(parameters.compute.threads)
+    checkpoint, clock = networks.checkpoint(name).to(parameters.compute.device), Clock(parameters)
+    count = min(parameters.evaluate.images, parameters.evaluate.usual_batch)
+    denoiser = checkpoint.denoiser
+    denoiser.grid = None
+    sampler = Sampler(denoiser, SOLVERS["ddim"](), uniform(STEPS))
+    recipe = Recipe(SOLVERS["ddim"](), guidance=checkpoint.guidance and checkpoint.guidance.low)
+    labels = rng.some(count, count, 0) % len(networks.data.classes) if denoiser.classes else None
+    condition = recipe.condition(checkpoint, labels) if labels is not None or denoiser.takes_guidance else None
+    sampler.warm_up(checkpoint.shape, count, condition)
+    began, rounds = clock(), 0
+    while rounds < 1 or clock() - began < ENOUGH_SECONDS:
+        sampler.draw(checkpoint.shape, count, rounds, count, condition)
+        rounds += 1
+    return {"seconds": (clock() - began) / (rounds * count * STEPS)}
+
+
+def judging(parameters: Params, data: PlannedData) -> dict[str, float]:
+    """Seconds of an update of the feature network, of what its training takes beside them, of looking at the real images
+    once, and of all metrics of a point that ask no network but this one."""
+    threads.use(parameters.compute.threads)
+    clock, count = Clock(parameters), min(data.images, MOST_IMAGES)
+    pixels = rng.draw(rng.noises(data.shape, 0, range(1)).expand(count, *data.shape), "calibration").noise
+    labels = rng.some(count, count, 0) % len(data.classes) if data.classes else None
+    images = Images((pixels.clamp(-1, 1) * 127.5 + 127.5).byte(), labels, data.classes)
+    seconds = []
+    for iterations in (1, 2, 22):  # the first does what is done only once
+        began = clock()
+        network = features.train(images, replace(parameters.features, iterations=iterations))
+        seconds.append(clock() - began)
+    began = clock()
+    reference = Reference.of(images, network)
+    looked = (clock() - began) * data.images / count
+    n = min(parameters.evaluate.images, MOST_IMAGES)
+    samples = to_float(images.take(np.arange(n) % count))
+    began = clock()
+    measures.measure(Subject(samples, reference, network, 0, teacher=samples))
+    update = max(0.0, seconds[2] - seconds[1]) / 20
+    return {
+        "update": update,
+        "rest": max(0.0, seconds[1] - 2 * update),
+        "look": looked,
+        "metrics": (clock() - began) * parameters.evaluate.images / n,
+    }
+
+
+def measured(parameters: Params, work: Callable[[], dict[str, float]], copies: int) -> dict[str, float]:
+    """What `work` gives and, as `bytes`, the memory that it took: the GPU's where there is one, else that of a process."""
+    device = parameters.compute.device
+    if device.type == "cpu":
+        return forked(work, copies)
+    outcome: dict[str, float] = {}
+    return {"bytes": memory.peak(device, lambda: outcome.update(work())), **outcome}
+
+
+def forked(work: Callable[[], dict[str, float]], copies: int) -> dict[str, float]:
+    """The means over copies that run at once, each in a fork, and the most bytes that one of them took.
+
+    A fork has not touched the files of all libraries that a process of its own has: those count as here.
+    """
+    libraries = _resident_files()
+    context = multiprocessing.get_context("fork")
+    ends = [context.Pipe(duplex=False) for _ in range(copies)]
+
+    def run(end: Any) -> None:
+        outcome = work()
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        end.send({**outcome, "bytes": most + max(0, libraries - _resident_files())})
+
+    forks = [context.Process(target=run, args=(send,)) for _, send in ends]
+    for fork in forks:
+        fork.start()
+    for _, send in ends:
+        send.close()
+    try:
+        outcomes = [receive.recv() for receive, _ in ends]
+    except EOFError:
+        raise UserError(
+            "an update was ended while it was tried, as where memory is short; set accumulate or a smaller batch"
+        ) from None
+    finally:
+        for fork in forks:
+            fork.join()
+    mean = {key: sum(each[key] for each in outcomes) / copies for key in outcomes[0]}
+    return {**mean, "bytes": max(each["bytes"] for each in outcomes)}
+
+
+def _resident_files() -> int:
+    """Bytes of files, mostly libraries, that lie in this process's memory."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields["RssFile"].split()[0]) * 1024
+
+
+def kind_of(parameters: Params, name: str) -> str:
+    """Lines of one kind cost the same an update: they differ in numbers that no network's call depends on."""
+    line = parameters.raw["teachers" if name in parameters.teachers else "distill"][name]
+    free = {"iterations", "lr", "warmup", "ema", "decay", "weight_decay", "init", "teacher", "steps"}
+    shape = parameters.shape(name) or parameters.lines.root_name(name)
+    return disk.digest([{key: value for key, value in line.items() if key not in free}, repr(shape)])
+
+
+def calibrate(parameters: Params, slots: int, names: list[str]) -> dict[str, Any]:
+    """What the lines of these names cost: {lines: {name: {seconds, calls, state, bytes, width, checkpoint, call,
+    call_bytes}}, judging: {...}, base: bytes of a process that only begins}."""
+    data, lines = planned_data(parameters), {}
+    trained: dict[str, dict[str, float]] = {}
+    drawn: dict[str, dict[str, float]] = {}
+    with TemporaryDirectory() as room:
+        networks = Networks(parameters, data, Path(room))
+        for name in names:
+            checkpoint = networks.checkpoint(name)
+            kind, net = kind_of(parameters, name), disk.digest([checkpoint.denoiser.net.config_json()])
+            width = 0 if isinstance(parameters.line(name), Adopted) else min(slots, places.processes(parameters, name))
+            if width and kind not in trained:
+                trained[kind] = measured(
+                    parameters, lambda n=name, w=width: training(parameters, networks, n, w), slots
+                )
+            if net not in drawn:
+                drawn[net] = measured(parameters, lambda n=name: drawing(parameters, networks, n), slots)
+            size = sum(file.stat().st_size for file in (Path(room) / name).rglob("*") if file.is_file())
+            none = {"seconds": 0.0, "calls": 0.0, "state": 0, "bytes": 0}
+            call = {"call": drawn[net]["seconds"], "call_bytes": drawn[net]["bytes"]}
+            lines[name] = {**(trained[kind] if width else none), "width": max(1, width), "checkpoint": size, **call}
+    judged = measured(parameters, lambda: judging(parameters, data), slots)
+    return {"lines": lines, "judging": judged, "base": measured(parameters, dict, 1)["bytes"]}
+
+
+def main(words: list[str]) -> int:
+    """words: the slots, and the lines that count; prints the outcome as JSON. The exit code."""
+    started = time.process_time()
+    try:
+        outcome = calibrate(params.read(), int(words[0]), words[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return MISTAKE
+    print(json.dumps({**outcome, "start": started}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

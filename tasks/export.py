@@ -1,0 +1,108 @@
+"""`distill export`: a checkpoint for who has none of this code, checked against ours before it is handed out."""
+
+import difflib
+import json
+from pathlib import Path
+
+from diffcore import exports
+from diffcore.checkpoints import Card
+from diffcore.core import threads
+from diffcore.core.errors import UserError
+from diffcore.metrics.estimate import Estimate
+from diffcore.metrics.frontier import Frontier
+from diffcore.metrics.point import Point, best_of
+from tasks import named, paths
+from tasks.named import Named
+from tasks.params import Params
+from tasks.progress import log
+from tasks.sample import check_free
+
+
+def export(params: Params, word: str, target: Path, form: str = "diffusers") -> None:
+    """Writes the checkpoint that `word` names to `target`, whole or not at all; says how far its outputs are from ours."""
+    forms = list(exports.formats())
+    if form not in forms:
+        near = difflib.get_close_matches(form, forms, n=1)
+        raise UserError(
+            f"--format {form}: there are {', '.join(forms)}" + (f"; did you mean {near[0]}?" if near else "")
+        )
+    check_free(target, "target")
+    each = named.find(word)
+    threads.use(params.compute.threads)
+    gap = exports.export(each.folder, target, form, readme(each, params.data.license))
+    log(
+        f"{word}: exported to {target} ({form}); outputs differ by {gap:.2g} of the largest, at most {exports.TOLERANCE:g}"
+    )
+
+
+def readme(each: Named, license: str | None) -> str:
+    """The model card, in Markdown: what it is, what it was measured to be worth, its data, how to sample."""
+    card, point = each.card, _point(each)
+    parts = [
+        "---\nlibrary_name: diffusers\ntags:\n- diffusion-distillation\n---\n",
+        f"# {point.name if point else card.name}\n",
+        _about(card),
+        *([_row(point)] if point else []),
+        "## Data\n",
+        f"Images of shape {card.image} (channels, height, width), digest `{card.data}`. "
+        + (f"Licence of the data: {license}.\n" if license else "The licence of the data is not stated.\n"),
+        "## Sampling\n",
+        _sampling(card, point),
+    ]
+    return "\n".join(parts)
+
+
+def _point(each: Named) -> Point | None:
+    """The point that was named, or the best one of the checkpoint in this folder's frontier."""
+    if each.point is not None or not paths.FRONTIER.exists():
+        return each.point
+    digest = each.card.digest
+    points = Frontier.read(paths.FRONTIER, paths.again("frontier")).points
+    own = [point for point in points if point.checkpoint_digest == digest]
+    return best_of(own) if own else None
+
+
+def _about(card: Card) -> str:
+    lines = {
+        "method": card.method,
+        "network says": card.parameterization,
+        "schedule": json.dumps(card.schedule),
+        "steps of its own": len(card.grid) - 1 if card.grid else "none, it is valid at any time",
+        "classes": ", ".join(map(str, card.classes)) if card.classes else "none",
+        "guidance": json.dumps(card.guidance) if card.guidance else "none built in",
+        "cost of its training": ", ".join(f"{value:g} {key.replace('_', ' ')}" for key, value in card.cost.items())
+        or "not stated",
+        "started from": card.parent or "new weights",
+        "taught by": card.teacher or "the data",
+        "digest": card.digest,
+    }
+    return "\n".join(f"- {key}: {value}" for key, value in lines.items()) + "\n"
+
+
+def _row(point: Point) -> str:
+    metrics = {name: each.plus_minus(" +- ") for name, each in point.metrics.items() if isinstance(each, Estimate)}
+    head = ["network calls", *metrics]
+    rows = [head, ["---"] * len(head), [f"{point.nfe:g}", *metrics.values()]]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return (
+        f"## Quality\n\nPoint `{point.name}`, {point.n} samples from noise seed {point.seed}, feature network "
+        f"`{point.features[:12]}` (distances are comparable within that network alone, they are not FID):\n\n{table}\n"
+    )
+
+
+def _sampling(card: Card, point: Point | None) -> str:
+    pipeline = "DDPMPipeline" if card.solver == "multistep_consistency" else "DDIMPipeline"
+    steps = len(card.grid) - 1 if card.grid else (len(point.times) - 1 if point else 50)
+    code = (
+        f'```python\nfrom diffusers import {pipeline}\n\npipeline = {pipeline}.from_pretrained("PATH")\n'
+        f"images = pipeline(batch_size=16, num_inference_steps={steps}).images\n```\n"
+    )
+    if card.classes or card.guidance:
+        return (
+            "The network takes a class; diffusers' plain pipelines pass none. Call the network as "
+            "`unet(x, timestep, class_labels)`.\n"
+        )
+    note = (
+        "" if point is None else f"The point above was sampled so: `{point.recipe}` at t = {list(point.times)[:12]}.\n"
+    )
+    return f"{code}\n{note}"

@@ -1,0 +1,307 @@
+"""`distill plan`: which stages would run, what each would cost, and whether it fits; `distill cost`: what it did cost.
+
+Network calls are counted from params.yaml. Seconds, memory and the size of checkpoints come from a calibration in a process
+of its own (tasks.calibration). What asks no network (reading, searching, charts, publishing) is taken from the default run
+(bench/RESULTS.md), as much longer as Python's start takes longer here.
+"""
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from diffcore.core import disk, parent
+from diffcore.core.errors import MISTAKE, UserError
+from diffcore.nets.memory import readable
+from diffcore.noise.schedule import Cosine
+from diffcore.noise.trajectory import uniform
+from diffcore.sampling.recipe import Recipe
+from diffcore.sampling.sampler import rehearse
+from diffcore.sampling.solvers.analytic import Analytic
+from tasks import locks, paths, pipeline, places, stages
+from tasks.params import Params
+from tasks.planned_data import PlannedData, planned_data
+from tasks.progress import log
+from tasks.rules import samplings_of
+from tasks.sections import OWN, Adopted
+
+KEPT = paths.RESUME / "plan.json"
+
+START = 2.1
+"""CPU seconds of importing a stage's code on the host of the default run; the other numbers here are that host's too."""
+
+SEARCH, FRONTIER, PUBLISH, SHARD = 1.0, 2.9, 12.2, 2.9
+POINTS, IMAGES = 65, 1797
+"""Points and images of the default run."""
+
+DVC = 1.7
+"""CPU seconds of DVC and the supervisor for each stage."""
+
+MEGABYTES = {"shard": 469, "gamma": 353, "search": 303, "frontier": 370, "publish": 509}
+"""Of the processes of stages that are not calibrated."""
+
+ADAPTIVE = 52
+"""Network calls of a solver whose number the data decide: rk45's in the default run."""
+
+CACHED = 0.4
+"""What a call costs whose deeper levels come from a cache (deepcache), in calls: the default network's."""
+
+TABLES = 2_200_000
+"""Bytes of tables and pictures of the default run, in artifacts and once more in DVC's cache."""
+
+MODEL = 770_000
+"""Bytes of code beside a model's weights in MLflow, and of the pictures of a run."""
+
+BACKWARD = 3
+"""Calls that a likelihood's call with its derivative counts."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one stage is expected to take. width: slots. bytes: of memory, of one of its processes."""
+
+    name: str
+    seconds: float
+    calls: float
+    bytes: int
+    disk: int
+    width: int = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All stages that would run, and those that are cached. wall: seconds with so many slots."""
+
+    costs: tuple[Cost, ...]
+    cached: tuple[str, ...]
+    slots: int
+    wall: float
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """Of all stages, each of their processes."""
+        return sum(each.seconds * each.width for each in self.costs)
+
+    @property
+    def disk(self) -> int:
+        return sum(each.disk for each in self.costs)
+
+    def to_json(self) -> dict[str, Any]:
+        whole = {"wall": self.wall, "seconds": self.seconds, "disk": self.disk, "slots": self.slots}
+        stages = [asdict(each) for each in self.costs]
+        return {**whole, "stages": stages, "cached": list(self.cached), "warnings": list(self.warnings)}
+
+
+def show(params: Params, as_json: bool = False) -> None:
+    """Prints the plan, and keeps it for `distill cost`."""
+    plan = plan_of(params)
+    if plan.costs:
+        disk.write_sealed(KEPT, plan.to_json())
+    log(json.dumps(plan.to_json(), indent=1) if as_json else "\n".join(_lines(plan)))
+
+
+def plan_of(params: Params) -> Plan:
+    graph, changed = stages.stale(Path())
+    todo = {name: stage for name, stage in graph.items() if name in changed}
+    slots = places.of(Path(), params, None)
+    cached = tuple(name for name in graph if name not in todo)
+    if not todo:
+        return Plan((), cached, len(slots.all), 0.0)
+    names = [name for name in params.lines if any(stage.partition("@")[2] == name for stage in todo)]
+    data = planned_data(params)
+    calibration = _calibrated(len(slots.all), names or [next(iter(params.lines))])
+    costs = {name: _cost(name, params, data, calibration, slots) for name in todo}
+    wall = _wall(todo, costs, len(slots.all))
+    return Plan(tuple(costs.values()), cached, len(slots.all), wall, tuple(_warnings(costs, len(slots.all))))
+
+
+def _calibrated(slots: int, names: list[str]) -> dict[str, Any]:
+    command = [sys.executable, "-m", "tasks.calibration", f"{slots}", *names]
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=parent.die_with_parent)
+    if done.returncode == MISTAKE:
+        raise UserError(done.stderr.strip().splitlines()[-1].removeprefix("error: "))
+    if done.returncode:
+        raise UserError(f"the calibration failed: {(done.stderr.strip().splitlines() or ['it said nothing'])[-1]}")
+    return disk.parse_json(done.stdout.splitlines()[-1])
+
+
+def _cost(name: str, params: Params, data: PlannedData, calibration: Mapping[str, Any], slots: locks.Slots) -> Cost:
+    kind, _, line = name.partition("@")
+    speed, judging = calibration["start"] / START, calibration["judging"]
+    begin = calibration["start"] + DVC * speed
+    points = sum(len(list(samplings)) for samplings in map(lambda each: _points(params, each), params.lines))
+    share = points / POINTS
+    memory = MEGABYTES.get(kind, 0) * 10**6 + min(data.bytes, params.compute.memory_bytes)
+    if kind in ("teachers", "distill"):
+        return _training(name, line, params, calibration["lines"][line], begin, slots)
+    if kind in ("measure_teachers", "measure"):
+        own = calibration["lines"][line]
+        calls = sum(_points(params, line)) * params.evaluate.images + _beside(params, line)
+        seconds = begin + judging["look"] + calls * own["call"] + len(list(_points(params, line))) * judging["metrics"]
+        return Cost(name, seconds, calls, _measuring_bytes(params, line, calibration), 0)
+    if kind == "gamma":
+        calls = params.gamma.steps * params.gamma.images
+        call = next(iter(calibration["lines"].values()))["call"]
+        return Cost(name, begin + calls * call, calls, memory, 0)
+    if kind == "features":
+        seconds = begin + judging["rest"] + params.features.iterations * judging["update"]
+        return Cost(name, seconds, 0, int(judging["bytes"]), 0)
+    constant = {
+        "search": SEARCH * params.gamma.steps / 1000,
+        "frontier": FRONTIER * share,
+        "publish": PUBLISH * share,
+        "shard": SHARD * max(1, data.images / IMAGES),
+    }
+    disks = {"shard": 2 * data.bytes, "frontier": round(2 * TABLES * share), "publish": _published(params, calibration)}
+    return Cost(name, begin + constant.get(kind, 0.0) * speed, 0, memory, disks.get(kind, 0))
+
+
+def _measuring_bytes(params: Params, line: str, calibration: Mapping[str, Any]) -> int:
+    """Drawing and judging are in one process; the likelihood of an adaptive solver keeps what an update keeps."""
+    own, base = calibration["lines"][line], calibration["base"]
+    parts = [own["call_bytes"], calibration["judging"]["bytes"]]
+    if any(each.solver.adaptive for _, each in samplings_of(line, params.evaluate, params.lines)):
+        parts.append(own["bytes"])
+    return round(base + sum(max(0, part - base) for part in parts))
+
+
+def _training(name: str, line: str, params: Params, own: Mapping[str, Any], begin: float, slots: locks.Slots) -> Cost:
+    """The checkpoint lies in artifacts and in DVC's cache; of the state two are kept once one is older than save_seconds."""
+    if isinstance(params.line(line), Adopted):
+        return Cost(name, begin, 0, 0, 2 * own["checkpoint"])
+    iterations = params.line(line).fit.iterations
+    seconds = begin + iterations * own["seconds"]
+    states = 2 if iterations * own["seconds"] > params.compute.save_seconds else 1
+    size = 2 * own["checkpoint"] + states * own["state"]
+    return Cost(name, seconds, iterations * own["calls"], int(own["bytes"]), round(size), slots.width(name))
+
+
+def _published(params: Params, calibration: Mapping[str, Any]) -> int:
+    """A model of each student and of the recommended point, with weights and code, and the pictures of the runs."""
+    sizes = [each["checkpoint"] for each in calibration["lines"].values()]
+    largest = max(sizes)
+    return (len(params.distill) + 1) * (largest + MODEL) + 5 * MODEL
+
+
+def _points(params: Params, line: str) -> Iterator[float]:
+    """Network calls for each sample of each point of a checkpoint."""
+    grid = params.lines.grid(line)
+    for _, sampling in samplings_of(line, params.evaluate, params.lines):
+        for steps in sampling.steps or [grid.steps]:
+            for kind in sampling.trajectories:
+                for recipe in sampling.recipes():
+                    yield _calls(recipe, grid.steps if kind == OWN else steps, params, line)
+
+
+def _calls(recipe: Recipe, steps: int, params: Params, line: str) -> float:
+    calls = float(ADAPTIVE) if recipe.solver.adaptive else len(_evaluations(recipe, steps))
+    if recipe.deepcache:
+        whole = math.ceil(calls / recipe.deepcache.interval)
+        calls = whole + CACHED * (calls - whole)
+    return calls * (2 if recipe.guidance is not None and params.lines.guidance(line) is None else 1)
+
+
+def _evaluations(recipe: Recipe, steps: int) -> tuple[float, ...]:
+    if isinstance(recipe.solver, Analytic):  # which has no variances before there is a Gamma: a call for each step
+        return uniform(steps).times[:-1]
+    return rehearse(recipe.solver, uniform(steps), Cosine())
+
+
+def _beside(params: Params, line: str) -> float:
+    """Network calls of likelihoods and of fitted times."""
+    total, config = 0.0, params.evaluate
+    for _, sampling in samplings_of(line, config, params.lines):
+        if sampling.solver.adaptive:
+            total += config.likelihood.images * ADAPTIVE * BACKWARD * config.likelihood.probes
+        if isinstance(sampling.solver, Analytic):
+            total += config.likelihood.images * sum(sampling.steps) * len(sampling.trajectories)
+    if any("fitted" in each.trajectories for _, each in samplings_of(line, config, params.lines)):
+        total += config.fitted.points * config.fitted.images * (1 if line in params.teachers else 2)
+    return total
+
+
+def _wall(todo: Mapping[str, stages.Stage], costs: Mapping[str, Cost], slots: int) -> float:
+    """Seconds until the last stage ends, each begun as `distill run` begins it: when those it needs are done."""
+    waiting, going, done, now = list(pipeline.in_order(todo)), {}, set(), 0.0
+    while waiting or going:
+        free = slots - sum(costs[name].width for name in going)
+        for name in [each for each in waiting if {above for above in todo[each].after if above in todo} <= done]:
+            if (free := free - costs[name].width) < 0:
+                break
+            waiting.remove(name)
+            going[name] = now + costs[name].seconds
+        name = min(going, key=going.get)
+        now = going.pop(name)
+        done.add(name)
+    return now
+
+
+def _warnings(costs: Mapping[str, Cost], slots: int) -> Iterator[str]:
+    """Where memory or disk does not suffice, and what would fit."""
+    free, most = psutil.virtual_memory().available, sorted((each.bytes for each in costs.values()), reverse=True)
+    for each in costs.values():
+        if each.bytes > free:
+            parts = 2 ** math.ceil(math.log2(each.bytes / free) + 1)
+            yield (
+                f"{each.name} needs {readable(each.bytes)} of memory and {readable(free)} are free; "
+                f"accumulate: {parts} of its line, a smaller batch, precision: bf16 on a GPU or more processes would fit"
+            )
+    if most and most[0] <= free < sum(most[:slots]):
+        fitting = next(count for count in range(slots, 0, -1) if sum(most[:count]) <= free)
+        needed = readable(sum(most[:slots]))
+        yield f"{slots} stages at a time need {needed} of memory and {readable(free)} are free; --slots {fitting}"
+    room, needed = psutil.disk_usage(".").free, sum(each.disk for each in costs.values())
+    if needed > room:
+        yield f"{readable(needed)} are needed on the disk and {readable(room)} are free; free some first"
+
+
+def _lines(plan: Plan) -> Iterator[str]:
+    if not plan.costs:
+        yield f"all {len(plan.cached)} stages are cached; nothing would run"
+        return
+    width = max(len(each.name) for each in plan.costs)
+    yield f"{'':<{width}}  {'seconds':>8}  {'network calls':>13}  {'memory':>8}  {'disk':>8}"
+    for each in plan.costs:
+        seconds = f"{each.seconds:.0f}" + (f" x {each.width}" if each.width > 1 else "")
+        yield (
+            f"{each.name:<{width}}  {seconds:>8}  {each.calls:>13.4g}  {readable(each.bytes):>8}  {readable(each.disk):>8}"
+        )
+    yield f"cached: {', '.join(plan.cached) or 'none'}"
+    yield (
+        f"{len(plan.costs)} stages, {plan.slots} at a time: about {plan.wall:.0f} s, {plan.seconds:.0f} s of computing, "
+        f"{readable(plan.disk)} on the disk"
+    )
+    for warning in plan.warnings:
+        yield f"warning: {warning}"
+
+
+def cost(params: Params) -> None:
+    """Prints what each line's training took, beside what was planned where there is a plan of it."""
+    planned = {}
+    if KEPT.exists():
+        content = disk.read_sealed(KEPT, None, "plan again: distill plan")
+        planned = {each["name"].partition("@")[2]: each for each in content["stages"] if _trains(each["name"])}
+    rows = [["", "seconds", "planned", "network calls", "planned"]]
+    for name in params.lines:
+        path = paths.COST / f"{name}.json"
+        if not path.exists():
+            continue
+        spent, own = disk.read_sealed(path, None, paths.again(paths.train(name))), planned.get(name)
+        expected = [f"{own['seconds']:.1f}", f"{own['calls']:.6g}"] if own else ["-", "-"]
+        rows.append([name, f"{spent['seconds']:.1f}", expected[0], f"{spent['network_calls']:.6g}", expected[1]])
+    if len(rows) == 1:
+        raise UserError(f"nothing is trained yet, {paths.COST} is empty; run the pipeline first: distill run")
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        log("  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]))
+
+
+def _trains(stage: str) -> bool:
+    return stage.partition("@")[0] in ("teachers", "distill")

@@ -1,0 +1,38 @@
+"""What is known of the images before there are shards."""
+
+import math
+from dataclasses import dataclass
+
+from diffcore.core.errors import UserError
+from diffcore.data.manifest import Manifest
+from tasks import paths
+from tasks.params import Params
+
+DIGITS = 1797, (1, 8, 8), tuple("0123456789")
+"""Images, shape and classes of data.source digits."""
+
+
+@dataclass(frozen=True)
+class PlannedData:
+    """images: how many. shape: [c, h, w]. classes: names, None without labels."""
+
+    images: int
+    shape: tuple[int, int, int]
+    classes: tuple[str, ...] | None
+
+    @property
+    def bytes(self) -> int:
+        """Of all of them, decoded."""
+        return self.images * math.prod(self.shape)
+
+
+def planned_data(params: Params) -> PlannedData:
+    """Of the shards, or of the digits; a UserError for others that are not sharded yet, whose number nobody has counted."""
+    if (paths.DATA / "manifest.json").exists():
+        manifest = Manifest.read(paths.DATA, verify=False)
+        return PlannedData(manifest.images, tuple(manifest.shape), manifest.classes)
+    if params.data.source == "digits" and params.data.size is None and params.data.limit is None:
+        return PlannedData(*DIGITS)
+    raise UserError(
+        "how many images there are and how large is counted by the stage `shard`; run `distill shard` first"
+    )

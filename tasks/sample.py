@@ -1,0 +1,190 @@
+"""`distill sample`: images of a checkpoint or of a point of the frontier, the same that measuring draws from that seed."""
+
+import dataclasses
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffcore import checkpoints
+from diffcore.core import disk, precision, rng, threads
+from diffcore.core.errors import UserError
+from diffcore.core.shapes import Sample
+from diffcore.data import feed, read
+from diffcore.data.manifest import Manifest
+from diffcore.denoisers.bfloat16 import BFloat16
+from diffcore.noise.trajectory import Trajectory
+from diffcore.sampling import recipe as recipes
+from diffcore.sampling.headroom import Headroom
+from diffcore.sampling.recipe import Recipe
+from diffcore.sampling.sampler import Sampler
+from diffcore.sampling.solvers.analytic import Analytic
+from diffcore.search import gamma
+from tasks import named, paths
+from tasks.named import Named
+from tasks.params import ROOT, Params
+from tasks.pictures import grids
+from tasks.progress import log
+
+FORMATS = ("grid", "png", "npz")
+BY_SUFFIX = {".png": "grid", ".npz": "npz"}
+"""The format of a target without one; a folder of PNGs for any other name."""
+
+
+@dataclass(frozen=True)
+class Drawable:
+    """A checkpoint opened with the way that it is sampled. bf16: whether the network is called in bfloat16."""
+
+    name: str
+    checkpoint: checkpoints.Checkpoint
+    recipe: Recipe
+    sampler: Sampler
+    bf16: bool = False
+
+    @precision.exact()
+    def draw(self, params: Params, count: int, seed: int, labels: Any = None) -> Sample:
+        """Samples [count, c, h, w] from the noises (seed, i), in batches as the stage `measure` draws them, on the CPU.
+
+        labels: int64 [count], the classes, for a network that is told any.
+        """
+        sampler = self.sampler
+        if self.bf16:
+            sampler = dataclasses.replace(sampler, denoiser=BFloat16(sampler.denoiser))
+        condition = self.recipe.condition(self.checkpoint, labels)
+        batch = params.evaluate.usual_batch
+        return sampler.draw(self.checkpoint.shape, count, seed, batch, condition, headroom=Headroom())
+
+
+def open_named(each: Named, params: Params, steps: int | None = None, guidance: float | None = None) -> Drawable:
+    """The checkpoint, verified, on this project's device: a point as it was measured, a checkpoint by its own sampler.
+
+    A UserError where steps or guidance are asked of a point, which has its own, or do not fit the checkpoint.
+    """
+    checkpoint = checkpoints.load(each.folder).to(params.compute.device)
+    if each.point is None:
+        return _by_itself(each, checkpoint, steps, guidance)
+    point = each.point
+    for key, value in (("steps", steps), ("guidance", guidance)):
+        if value is not None:
+            raise UserError(
+                f"{each.word} is a point and has its own {key}; leave --{key} out, or name the checkpoint {point.checkpoint}"
+            )
+    recipe = recipes.from_json(disk.parse_json(point.recipe))
+    estimates = _gamma(checkpoint.card, params) if isinstance(recipe.solver, Analytic) else None
+    sampler = recipe.sampler(checkpoint, Trajectory(point.times), estimates)
+    return Drawable(each.word, checkpoint, recipe, sampler, point.precision == "bf16")
+
+
+def _by_itself(each: Named, checkpoint: checkpoints.Checkpoint, steps: int | None, guidance: float | None) -> Drawable:
+    grid = checkpoint.denoiser.grid
+    if grid is None and steps is None:
+        raise UserError(
+            f"{each.word} is valid at any time; say how many steps (--steps K), or name one of its points (`distill report`)"
+        )
+    recipe = recipes.own_recipe(checkpoint, guidance).on(checkpoint)
+    return Drawable(each.word, checkpoint, recipe, recipe.sampler(checkpoint, recipes.own_times(checkpoint, steps)))
+
+
+def _gamma(card: checkpoints.Card, params: Params) -> gamma.Gamma:
+    """That of the teacher; a UserError if gamma.json is of another one."""
+    own = card.digest if card.name == ROOT else checkpoints.read_card(paths.CHECKPOINTS / ROOT).digest
+    return gamma.Gamma.from_json(gamma.read(paths.GAMMA, own, paths.again("gamma")))
+
+
+def usual_classes(checkpoint: checkpoints.Checkpoint, params: Params, count: int, seed: int) -> Any:
+    """The classes that measuring asks `count` samples of, int64 [count]: as frequent as in the data; None for a network that
+    knows none. Where this folder does not hold the images that the checkpoint was trained on, each class in turn."""
+    card = checkpoint.card
+    if not card.classes:
+        return None
+    if (paths.DATA / "manifest.json").exists() and Manifest.read(paths.DATA, verify=False).digest == card.data:
+        return rng.labels_like(read.open_images(paths.DATA, params.compute.memory_bytes).labels, count, seed)
+    log(f"{card.name}: its images are not in {paths.DATA}, so each of its classes is asked for in turn")
+    return recipes.classes(checkpoint, count, None)
+
+
+def chosen_classes(checkpoint: checkpoints.Checkpoint, words: str, count: int) -> Any:
+    """`cat,3`, names or numbers of classes, each in turn: int64 [count]. A UserError for one that the network has not."""
+    if not checkpoint.card.classes:
+        raise UserError(f"{checkpoint.card.name} knows no classes; leave --classes out")
+    numbers = [_number(checkpoint.card, word.strip()) for word in words.split(",")]
+    return recipes.classes(checkpoint, count, [numbers[i % len(numbers)] for i in range(count)])
+
+
+def _number(card: checkpoints.Card, word: str) -> int:
+    names = list(map(str, card.classes))
+    if word in names:
+        return names.index(word)
+    if word.isdecimal() and int(word) < len(names):
+        return int(word)
+    listing = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+    raise UserError(f"{card.name} knows no class {word!r}; there are {listing}, or 0 to {len(names) - 1}")
+
+
+def format_of(target: Path, form: str | None) -> str:
+    """The format of a target: what was asked for, or what its name says. A UserError for one that there is not."""
+    if form is not None and form not in FORMATS:
+        raise UserError(f"--format {form}: there are {', '.join(FORMATS)}")
+    return form or BY_SUFFIX.get(target.suffix, "png")
+
+
+def check_free(target: Path, option: str) -> None:
+    """A UserError for a target that exists: what is there is not replaced."""
+    if target.exists() or target.is_symlink():
+        raise UserError(f"{target} exists and is not replaced; name another {option}, or move it away")
+
+
+def sample(
+    params: Params,
+    word: str,
+    target: Path,
+    images: int,
+    seed: int | None = None,
+    steps: int | None = None,
+    classes: str | None = None,
+    guidance: float | None = None,
+    form: str | None = None,
+) -> None:
+    """Draws images and writes them to `target`, whole or not at all. seed: None for the one that points are measured with."""
+    form = format_of(target, form)
+    check_free(target, "--out")
+    each = named.find(word)
+    threads.use(params.compute.threads)
+    drawable = open_named(each, params, steps, guidance)
+    checkpoint = drawable.checkpoint
+    seed = params.evaluate.seed if seed is None else seed
+    usual = classes is None
+    labels = usual_classes(checkpoint, params, images, seed) if usual else chosen_classes(checkpoint, classes, images)
+    drawn = feed.to_uint8(drawable.draw(params, images, seed, labels)).permute(0, 2, 3, 1).numpy()
+    WRITERS[form](drawn, None if labels is None else labels.numpy(), target)
+    log(f"{word}: {images} images from noise seed {seed} are in {target} ({form})")
+
+
+def _grid(images: np.ndarray, labels: np.ndarray | None, target: Path) -> None:
+    grids.grid(images, target)
+
+
+def _npz(images: np.ndarray, labels: np.ndarray | None, target: Path) -> None:
+    """arr_0: uint8 [n, h, w, c], arr_1: the classes, int64 [n], where the network is told them."""
+    content = io.BytesIO()
+    np.savez(content, images, *([] if labels is None else [labels]))
+    disk.write(target, content.getvalue())
+
+
+def _pngs(images: np.ndarray, labels: np.ndarray | None, target: Path) -> None:
+    """000000.png and so on, in a folder."""
+    from PIL import Image
+
+    with disk.folder(target) as new:
+        for number, image in enumerate(images):
+            Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(new / f"{number:06d}.png")
+
+
+WRITERS: dict[str, Callable[[np.ndarray, np.ndarray | None, Path], None]] = {
+    "grid": _grid,
+    "png": _pngs,
+    "npz": _npz,
+}

@@ -1,0 +1,210 @@
+"""`distill plan` and `distill cost`: what is counted, what is calibrated, and how stages share the slots."""
+
+import dataclasses
+import json
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+
+from diffcore import methods
+from diffcore.core import disk
+from diffcore.core.errors import UserError
+from diffcore.metrics import bootstrap, measured
+from diffcore.sampling.deepcache import Config as CacheConfig
+from diffcore.sampling.recipe import Recipe
+from diffcore.sampling.solvers import SOLVERS
+from tasks import calibration, command, params, paths, plan
+from tasks.calibration import Networks
+from tasks.plan import Cost, Plan
+from tasks.planned_data import planned_data
+from tests.test_measure import make, measure_all
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("project")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bootstrap, "RESAMPLES", 10)
+        parameters = make(folder, patch, 2, True)
+        measure_all(parameters)
+    return folder, parameters
+
+
+@pytest.fixture
+def here(project, monkeypatch) -> params.Params:
+    monkeypatch.chdir(project[0])
+    monkeypatch.setattr(calibration, "ENOUGH_SECONDS", 0.0)
+    return project[1]
+
+
+# ------------------------------------------------------------------------------- what is counted
+
+
+def test_the_calls_of_every_point_are_those_that_measuring_counted(here):
+    for name in here.lines:
+        points = measured.read(paths.POINTS / name, "")[1]
+        planned = list(plan._points(here, name))
+        assert len(planned) == len(points)
+        whole = sorted(point.nfe for point in points if "cache" not in point.name)
+        rest = sorted(planned)
+        for calls in whole:
+            rest.remove(calls)
+        assert len(rest) == sum("cache" in point.name for point in points)
+
+
+def test_a_cached_call_costs_its_share_and_a_guided_one_twice(here):
+    cached = Recipe(SOLVERS["ddim"](), deepcache=CacheConfig(4))
+    assert plan._calls(cached, 16, here, "teacher") == 4 + plan.CACHED * 12
+    assert plan._calls(Recipe(SOLVERS["ddim"](), guidance=2.0), 16, here, "teacher") == 32
+
+
+def test_an_update_counts_the_calls_that_its_method_says_and_the_state_holds_all_it_reads(here, tmp_path):
+    networks = Networks(here, planned_data(here), tmp_path)
+    for name in here.lines:
+        line = here.line(name)
+        outcome = calibration.training(here, networks, name, 1)
+        assert outcome["calls"] == line.method.network_calls * line.fit.batch, name
+        numbers = sum(part.numel() for part in networks.roles(name)[0].net.parameters())
+        copies = 4 + bool(line.method.target_decay)  # the network, its average, two moments, and the target's
+        assert outcome["state"] >= 4 * copies * numbers
+        assert outcome["state"] <= 4 * copies * numbers * 1.05 + 4096
+        assert outcome["seconds"] > 0
+
+
+def test_lines_that_differ_in_numbers_alone_are_tried_once(here):
+    raw = json.loads(json.dumps(here.raw))
+    raw["distill"]["w"] = raw["distill"]["v"] | {"iterations": 7, "lr": 0.5}
+    raw["distill"]["x"] = raw["distill"]["v"] | {"batch": 6}
+    more = params.parse(raw, "test")
+    kinds = {name: calibration.kind_of(more, name) for name in more.lines}
+    assert kinds["v"] == kinds["w"] != kinds["x"]
+    assert len({kinds["v"], kinds["x"], kinds["cd"], kinds["teacher"]}) == 4
+
+
+def test_what_forks_measure_comes_back_and_one_that_dies_is_one_line():
+    outcome = calibration.forked(lambda: {"seconds": 2.0}, 2)
+    assert outcome["seconds"] == 2.0
+    assert outcome["bytes"] > 10**7
+    with pytest.raises(UserError, match="as where memory is short; set accumulate or a smaller batch"):
+        calibration.forked(lambda: __import__("os")._exit(9), 1)
+
+
+def test_images_that_nobody_has_counted_are_refused(here, monkeypatch, tmp_path):
+    monkeypatch.setattr(paths, "DATA", tmp_path / "none")
+    with pytest.raises(UserError, match="run `distill shard` first"):
+        planned_data(here)
+    digits = dataclasses.replace(here, data=dataclasses.replace(here.data, source="digits", labels=None))
+    assert planned_data(digits).images == 1797
+
+
+# ------------------------------------------------------------------------------- slots, memory, disk
+
+
+def stage(*after: str) -> SimpleNamespace:
+    return SimpleNamespace(after=after)
+
+
+def costs(**seconds: float) -> dict[str, Cost]:
+    return {name: Cost(name, each, 0, 0, 0) for name, each in seconds.items()}
+
+
+@pytest.mark.parametrize(("slots", "wall"), [(1, 10.0), (2, 8.0), (3, 8.0)])
+def test_stages_share_the_slots(slots, wall):
+    """a, then b and c at once, then d."""
+    todo = {"a": stage(), "b": stage("a"), "c": stage("a"), "d": stage("b", "c")}
+    assert plan._wall(todo, costs(a=1.0, b=2.0, c=3.0, d=4.0), slots) == wall
+
+
+def test_a_stage_of_two_slots_waits_for_both():
+    todo = {"a": stage(), "b": stage()}
+    both = costs(a=2.0, b=3.0)
+    assert plan._wall(todo, both, 2) == 3.0
+    both["b"] = dataclasses.replace(both["b"], width=2)
+    assert plan._wall(todo, both, 2) == 5.0
+
+
+def test_what_is_cached_is_not_waited_for():
+    assert plan._wall({"b": stage("a")}, costs(b=2.0), 1) == 2.0
+
+
+def test_where_memory_or_disk_does_not_suffice_it_is_said_what_would(monkeypatch):
+    monkeypatch.setattr(plan.psutil, "virtual_memory", lambda: SimpleNamespace(available=10**9))
+    monkeypatch.setattr(plan.psutil, "disk_usage", lambda path: SimpleNamespace(free=10**6))
+    few = {"a": Cost("a", 1, 0, 6 * 10**8, 0), "b": Cost("b", 1, 0, 7 * 10**8, 0)}
+    assert list(plan._warnings(few, 2)) == ["2 stages at a time need 1.3 GB of memory and 1 GB are free; --slots 1"]
+    (line,) = plan._warnings({"a": Cost("a", 1, 0, 3 * 10**9, 0)}, 2)
+    assert line.startswith("a needs 3 GB of memory and 1 GB are free; accumulate: 8 of its line, a smaller batch")
+    (line,) = plan._warnings({"a": Cost("a", 1, 0, 1, 2 * 10**6)}, 2)
+    assert line == "2 MB are needed on the disk and 1 MB are free; free some first"
+    assert list(plan._warnings({"a": Cost("a", 1, 0, 1, 1)}, 2)) == []
+
+
+# ------------------------------------------------------------------------------- as a person sees it
+
+PLAN = Plan(
+    (Cost("distill@v", 12.0, 640.0, 4 * 10**8, 10**6), Cost("teachers@teacher", 30.0, 1000.0, 10**8, 10, 2)),
+    ("shard",),
+    2,
+    42.0,
+)
+
+
+def test_the_plan_is_kept_and_the_cost_stands_beside_it(here, monkeypatch, capsys):
+    monkeypatch.setattr(plan, "plan_of", lambda parameters: PLAN)
+    plan.show(here, as_json=True)
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(PLAN.to_json()))
+    assert PLAN.seconds == 72.0
+    plan.show(here)
+    text = capsys.readouterr().out
+    assert "30 x 2" in text
+    assert "2 stages, 2 at a time: about 42 s, 72 s of computing, 1 MB on the disk" in text
+    disk.write_sealed(paths.COST / "v.json", {"seconds": 11.04, "network_calls": 640.0})
+    plan.cost(here)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["seconds", "planned", "network", "calls", "planned"]
+    assert [line.split() for line in lines[1:]] == [["v", "11.0", "12.0", "640", "640"]]
+    (paths.COST / "v.json").unlink()
+    with pytest.raises(UserError, match="nothing is trained yet"):
+        plan.cost(here)
+
+
+def test_where_all_is_cached_nothing_is_tried(here, monkeypatch, capsys):
+    graph = {"shard": stage(), "gamma": stage("shard")}
+    monkeypatch.setattr(plan.stages, "stale", lambda folder: (graph, set()))
+    monkeypatch.setattr(plan, "_calibrated", lambda *words: pytest.fail("nothing would run"))
+    plan.show(here)
+    assert capsys.readouterr().out == "all 2 stages are cached; nothing would run\n"
+
+
+def test_a_calibration_that_fails_is_one_line(here, monkeypatch):
+    def ended(code: int, text: str):
+        return lambda *words, **how: subprocess.CompletedProcess([], code, "", text)
+
+    monkeypatch.setattr(plan.subprocess, "run", ended(2, "warning\nerror: set accumulate\n"))
+    with pytest.raises(UserError, match=r"^set accumulate$"):
+        plan._calibrated(1, ["v"])
+    monkeypatch.setattr(plan.subprocess, "run", ended(1, "Traceback\nZeroDivisionError: x\n"))
+    with pytest.raises(UserError, match=r"^the calibration failed: ZeroDivisionError: x$"):
+        plan._calibrated(1, ["v"])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of a library below DVC
+def test_a_whole_plan_of_a_fresh_workspace(tmp_path, monkeypatch, capsys):
+    from tests.test_params import ROOT
+
+    monkeypatch.chdir(ROOT)
+    assert command.main(["workspace", str(tmp_path / "w"), "--preset", "smoke"]) == 0
+    monkeypatch.chdir(tmp_path / "w")
+    capsys.readouterr()
+    assert command.main(["plan", "--json"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    parameters = params.read()
+    planned = {each["name"]: each for each in value["stages"]}
+    for name, line in {**parameters.teachers, **parameters.distill}.items():
+        kind = "teachers" if name in parameters.teachers else "distill"
+        wanted = line.method.network_calls * line.fit.batch * line.fit.iterations
+        assert planned[f"{kind}@{name}"]["calls"] == pytest.approx(wanted, rel=0.02), methods.word(line.method)
+    assert 0 < value["wall"] <= sum(each["seconds"] for each in value["stages"])
+    assert disk.read_sealed(plan.KEPT, None, "")["wall"] == value["wall"]

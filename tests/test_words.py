@@ -1,0 +1,289 @@
+"""The verbs that look at, draw, compare, promote and hand out what was trained."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffcore import checkpoints, exports
+from diffcore.core.errors import UserError
+from diffcore.data.feed import to_float
+from diffcore.metrics import bootstrap, measured
+from diffcore.metrics.frontier import Frontier
+from diffcore.sampling import sampler_of
+from tasks import card, command, compare, export, named, params, paths, report, sample
+from tasks.pictures import grids
+from tests.test_measure import make, measure_all
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> tuple[Path, params.Params]:
+    """A project of conditional checkpoints up to its frontier."""
+    folder = tmp_path_factory.mktemp("project")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bootstrap, "RESAMPLES", 10)
+        parameters = make(folder, patch, 2, True)
+        measure_all(parameters)
+    return folder, parameters
+
+
+@pytest.fixture
+def here(project, monkeypatch) -> params.Params:
+    monkeypatch.chdir(project[0])
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 10)
+    return project[1]
+
+
+def refused(*words: str, capsys) -> str:
+    """The one line with which the command line refuses; nothing lies anywhere that did not before."""
+    before = {path: path.stat().st_mtime_ns for path in Path().rglob("*") if "__pycache__" not in path.parts}
+    capsys.readouterr()
+    assert command.main(list(words)) == 2
+    printed = capsys.readouterr()
+    assert len(printed.err.splitlines()) == 1, printed.err
+    assert {path: path.stat().st_mtime_ns for path in Path().rglob("*") if "__pycache__" not in path.parts} == before
+    return printed.err.strip()
+
+
+# ------------------------------------------------------------------------------- report, card
+
+
+def test_the_frontier_as_json_is_what_the_file_holds_and_where_to_look(here, capsys):
+    assert command.main(["report", "--json"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    frontier = Frontier.read(paths.FRONTIER, "")
+    assert Frontier.from_json(value) == frontier
+    with Image.open(value["picture"]) as picture:
+        assert picture.width > 100
+    assert Path(value["samples"]).is_file()
+    assert checkpoints.read_card(Path(value["checkpoint"])).digest == frontier.recommended.point.checkpoint_digest
+    report.report()
+    assert value["picture"] in capsys.readouterr().out
+
+
+def test_a_card_is_printed_after_every_file_was_checked(here, capsys, tmp_path):
+    assert command.main(["card", "v", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((paths.CHECKPOINTS / "v/card.json").read_text())
+    card.show("v-ddim-uniform-3")
+    text = capsys.readouterr().out
+    assert "artifacts/checkpoints/v: whole" in text
+    assert "  classes           class0, class1\n" in text
+    weights = paths.CHECKPOINTS / "v" / checkpoints.verified.WEIGHTS
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    try:
+        assert "is damaged: its sha256 does not fit the card" in refused("card", "v", capsys=capsys)
+    finally:
+        weights.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("cd-multistep-consistency-fited-2", "did you mean cd-multistep-consistency-fitted-2?"),
+        ("teachr", "did you mean teacher?"),
+        ("artifacts", "is not a checkpoint: it has no card.json"),
+        ("nowhere/at/all", "there is no point, checkpoint or folder 'nowhere/at/all'"),
+    ],
+)
+def test_what_is_called_otherwise_is_refused_with_the_nearest_name(here, capsys, word, line):
+    for words in (["card", word], ["sample", word, "--out", "x.png"], ["export", word, "x"], ["compare", "v", word]):
+        assert line in refused(*words, capsys=capsys)
+
+
+def test_a_point_a_checkpoint_and_a_folder_are_told_apart(here):
+    assert named.find("v").point is None
+    assert named.find("artifacts/checkpoints/v").folder == Path("artifacts/checkpoints/v")
+    assert named.find("v-ddim-uniform-3").point.name == "v-ddim-uniform-3"
+
+
+# ------------------------------------------------------------------------------- sample
+
+
+def drawn(*words: str) -> np.ndarray:
+    Path("out.npz").unlink(missing_ok=True)
+    try:
+        assert command.main(["sample", *words, "--out", "out.npz"]) == 0
+        with np.load("out.npz") as arrays:
+            return arrays["arr_0"]
+    finally:
+        Path("out.npz").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "teacher-analytic-least-cost-2",
+        "teacher-ddim-cache2b0-uniform-4",
+        "v-ddim-fitted-3",
+        "cd-multistep-consistency-fitted-2",
+    ],
+)
+def test_a_point_is_drawn_as_it_was_measured(here, name):
+    """Noise that a solver adds, what a cache keeps, times that were fitted."""
+    first = measured.read(paths.POINTS / name.partition("-")[0], "")[2][name].numpy()
+    np.testing.assert_array_equal(drawn(name, "--images", str(here.evaluate.images))[: len(first)], first)
+
+
+def test_a_seed_is_another_noise_and_the_first_images_do_not_depend_on_how_many(here):
+    few, many = drawn("v-ddim-uniform-3", "--images", "3"), drawn("v-ddim-uniform-3", "--images", "7")
+    np.testing.assert_array_equal(few, many[:3])
+    assert not np.array_equal(few, drawn("v-ddim-uniform-3", "--images", "3", "--seed", "1"))
+
+
+def test_classes_are_asked_for_by_name_or_number_in_turn(here, capsys):
+    by_name = drawn("v", "--steps", "2", "--images", "4", "--classes", "class1,class0")
+    np.testing.assert_array_equal(by_name, drawn("v", "--steps", "2", "--images", "4", "--classes", "1, 0"))
+    checkpoint = checkpoints.load(paths.CHECKPOINTS / "v")
+    condition = sample.Drawable("v", checkpoint, sample.recipes.own_recipe(checkpoint), sampler_of(checkpoint, 2))
+    ours = condition.draw(here, 4, here.evaluate.seed, torch.tensor([1, 0, 1, 0]))
+    np.testing.assert_array_equal(by_name, sample.feed.to_uint8(ours).permute(0, 2, 3, 1).numpy())
+    assert "knows no class 'class2'; there are class0, class1" in refused(
+        "sample", "v", "--steps", "2", "--out", "x.png", "--classes", "class2", capsys=capsys
+    )
+
+
+def test_guidance_of_one_changes_nothing_and_more_does(here):
+    plain = drawn("v", "--steps", "2", "--images", "3")
+    np.testing.assert_allclose(
+        plain.astype(int), drawn("v", "--steps", "2", "--images", "3", "--guidance", "1"), atol=1
+    )
+    assert not np.array_equal(plain, drawn("v", "--steps", "2", "--images", "3", "--guidance", "4"))
+
+
+def test_a_grid_a_folder_and_arrays_hold_the_same_images(here, tmp_path):
+    for target in (tmp_path / "a.png", tmp_path / "a.npz", tmp_path / "a"):
+        assert command.main(["sample", "v-ddim-uniform-3", "--images", "5", "--out", str(target)]) == 0
+    with np.load(tmp_path / "a.npz") as arrays:
+        images, labels = arrays["arr_0"], arrays["arr_1"]
+    assert images.shape == (5, 4, 4, 1)
+    assert set(labels) <= {0, 1}
+    np.testing.assert_array_equal(grids.tiles(tmp_path / "a.png"), images)
+    files = sorted((tmp_path / "a").iterdir())
+    assert [path.name for path in files] == [f"{number:06d}.png" for number in range(5)]
+    for path, image in zip(files, images, strict=True):
+        with Image.open(path) as picture:
+            np.testing.assert_array_equal(np.asarray(picture)[..., None], image)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["teacher"], "teacher is valid at any time; say how many steps (--steps K)"),
+        (["v-ddim-uniform-3", "--steps", "3"], "is a point and has its own steps"),
+        (["v-ddim-uniform-3", "--guidance", "2"], "is a point and has its own guidance"),
+        (["v", "--steps", "2", "--format", "gif"], "--format gif: there are grid, png, npz"),
+        (["v", "--steps", "2", "--images", "0"], "invalid value for '--images'"),
+    ],
+)
+def test_what_cannot_be_drawn_is_one_line(here, capsys, words, line):
+    assert line in refused("sample", *words, "--out", "x.png", capsys=capsys)
+
+
+@pytest.mark.parametrize("words", [["sample", "v", "--steps", "2", "--out"], ["export", "v"]])
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+def test_a_target_that_exists_stays_as_it_is(here, capsys, words, kind, tmp_path):
+    target = tmp_path / "there"
+    {"file": target.touch, "folder": target.mkdir, "link": lambda: target.symlink_to("nowhere")}[kind]()
+    assert f"{target} exists and is not replaced" in refused(*words, str(target), capsys=capsys)
+
+
+# ------------------------------------------------------------------------------- compare
+
+
+def test_two_points_are_compared_as_they_were_measured(here, capsys):
+    first, second = "teacher-ddim-uniform-3", "v-ddim-uniform-3"
+    assert command.main(["compare", first, second]) == 0
+    text = capsys.readouterr().out
+    points = named.points()
+    for name in ("fd", "kid"):
+        line = next(line for line in text.splitlines() if line.split()[:1] == [name])
+        assert line.split()[1:3] == [points[each].metrics[name].plus_minus() for each in (first, second)]
+    assert text.splitlines()[-1].startswith((first, second, "no difference beyond error"))
+
+
+def test_a_checkpoint_against_itself_is_no_difference(here, capsys):
+    compare.compare(here, ("v", "v-ddim-uniform-3"), steps=3)
+    assert capsys.readouterr().out.splitlines()[-1] == "no difference: v and v-ddim-uniform-3 make the same images"
+
+
+def other(folder: Path, **changes) -> Path:
+    """A copy of a checkpoint whose card says something else, sealed."""
+    import shutil
+
+    shutil.copytree(paths.CHECKPOINTS / "v", folder)
+    changed = dataclasses.replace(checkpoints.read_card(folder), **changes)
+    changed = dataclasses.replace(changed, seal=changed.sealed())
+    (folder / "card.json").write_text(json.dumps(dataclasses.asdict(changed)))
+    return folder
+
+
+def test_what_is_not_comparable_is_refused(here, capsys, tmp_path):
+    smaller, elsewhere = other(tmp_path / "a", image=[1, 2, 2]), other(tmp_path / "b", data="0" * 64)
+    line = refused("compare", "v", str(smaller), "--steps", "2", capsys=capsys)
+    assert "v makes images of shape [1, 4, 4]" in line
+    line = refused("compare", "v", str(elsewhere), "--steps", "2", capsys=capsys)
+    assert f"{elsewhere} was trained on other images (000000000000)" in line
+    line = refused("compare", "v-ddim-uniform-3", "v-ddim-uniform-2", "--steps", "2", capsys=capsys)
+    assert "have steps of their own; leave --steps out" in line
+
+
+# ------------------------------------------------------------------------------- export
+
+
+TRACED = pytest.param("torch_export", marks=pytest.mark.slow)  # torch takes seconds to trace
+
+
+@pytest.mark.parametrize("form", ["safetensors", TRACED])
+def test_an_export_says_what_our_network_says_for_any_number_of_images(here, tmp_path, form, capsys):
+    target = tmp_path / "out"
+    export.export(here, "v", target, form)
+    assert "outputs differ by" in capsys.readouterr().out
+    checkpoint = checkpoints.load(paths.CHECKPOINTS / "v")
+    call = exports.formats()[form].open(checkpoint, target)
+    with torch.inference_mode():
+        for count in (1, 5):
+            inputs = exports.example(checkpoint, count)
+            torch.testing.assert_close(call(*inputs), checkpoint.denoiser.net(*inputs), rtol=1e-4, atol=1e-5)
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_folder_for_diffusers_is_a_whole_checkpoint_with_a_model_card(here, tmp_path):
+    target = tmp_path / "out"
+    export.export(here, "v-ddim-uniform-3", target)
+    assert checkpoints.verify(target) == checkpoints.read_card(paths.CHECKPOINTS / "v")
+    text = (target / "README.md").read_text()
+    point = named.points()["v-ddim-uniform-3"]
+    assert f"| {point.nfe:g} | {point.metrics['fd'].plus_minus(' +- ')} |" in text
+    assert "The licence of the data is not stated." in text
+    assert point.checkpoint_digest in text
+    assert "Licence of the data: CC0." in export.readme(named.find("v"), "CC0")
+
+
+@pytest.mark.parametrize("form", ["diffusers", "safetensors", TRACED])
+def test_an_export_that_says_something_else_is_removed_and_says_by_how_much(here, tmp_path, monkeypatch, form):
+    kind = type(exports.formats()[form])
+    whole = kind.open
+
+    def off(self, checkpoint, new):
+        call = whole(self, checkpoint, new)
+        return lambda *inputs: call(*inputs) * (1 + 3e-5)
+
+    monkeypatch.setattr(kind, "open", off)
+    with pytest.raises(UserError, match="differs from it by 3e-05 of its largest output, more than 1e-05; nothing was"):
+        export.export(here, "v", tmp_path / "out", form)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_format_is_refused_with_the_nearest(here, capsys):
+    line = refused("export", "v", "x", "--format", "difusers", capsys=capsys)
+    assert "there are diffusers, safetensors, torch_export; did you mean diffusers?" in line
+
+
+def test_a_network_that_makes_another_shape_is_no_export_at_all(here):
+    checkpoint = checkpoints.load(paths.CHECKPOINTS / "v")
+    assert exports.largest_gap(checkpoint, lambda x, *others: to_float(torch.zeros(1))) == float("inf")
