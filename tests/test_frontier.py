@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from diffcore.core.errors import UserError
+from diffcore.metrics import diversity
 from diffcore.metrics.bootstrap import RESAMPLES
 from diffcore.metrics.estimate import Estimate, columns
 from diffcore.metrics.floor import Floor
@@ -570,3 +571,80 @@ def test_the_table_shows_the_best_of_each_kind_and_rare_measures_where_there_are
     assert row.split()[-4:] == ["0.1234+-0.0056", "0.500+-0.012", "1.250+-0.034", "12.3"]
     (row,) = [row for row in rows if "no bits" in row]
     assert row.split()[-2] == "-"
+
+
+def spread(value: float, se: float = 0.01) -> dict[str, float]:
+    return {"recall": value, "recall_se": se}
+
+
+BROAD, NARROW, POOR = (
+    teacher(64, 1.0, **spread(0.93)),
+    point("narrow", 1, 1.1, **spread(0.76)),
+    point("poor", 1, 1.4, **spread(0.85)),
+)
+
+
+def test_a_point_loses_diversity_where_it_keeps_less_of_it_than_of_the_quality():
+    """As measured once: a one-step student of 0.30 with recall 0.76, one of 0.41 with 0.85, a teacher of 0.27 with 0.93."""
+    loss = diversity.loss(NARROW, BROAD, FLOOR)
+    assert (loss.measure, loss.kept, loss.quality) == ("recall", pytest.approx(0.76 / 0.93), pytest.approx(1 / 1.1))
+    assert diversity.loss(POOR, BROAD, FLOOR) is None
+    assert diversity.loss(BROAD, BROAD, FLOOR) is None
+    assert diversity.loss(point("as-near", 1, 1.0, **spread(0.925)), BROAD, FLOOR) is None  # by chance
+    assert diversity.loss(point("as-near", 1, 1.0, **spread(0.90)), BROAD, FLOOR).kept == pytest.approx(0.90 / 0.93)
+    assert diversity.loss(point("wide", 1, 1.0, **spread(0.76, se=0.2)), BROAD, FLOOR) is None
+    assert diversity.loss(point("unmeasured", 1, 1.0), BROAD, FLOOR) is None
+    assert diversity.loss(NARROW, teacher(64, 1.0, **spread(0.0)), FLOOR) is None
+
+
+def test_of_several_measures_the_one_of_which_least_is_kept_counts():
+    reference = teacher(64, 1.0, **spread(0.93), coverage=0.96, coverage_se=0.01)
+    lost = diversity.loss(point("p", 1, 1.0, **spread(0.8), coverage=0.5, coverage_se=0.01), reference, FLOOR)
+    assert (lost.measure, lost.kept) == ("coverage", pytest.approx(0.5 / 0.96))
+
+
+def test_below_the_floor_no_distance_is_lost():
+    """Nothing is nearer to the real images than a perfect sampler but by luck: a lucky teacher excuses no student."""
+    lucky = teacher(64, 0.1, **spread(0.93))
+    assert diversity.loss(point("p", 1, 0.32, **spread(0.80)), lucky, FLOOR).quality == 1.0
+
+
+def test_a_point_that_lost_diversity_is_passed_over_where_another_is_near_enough():
+    kept = point("kept", 4, 1.2, **spread(0.92))
+    chosen = frontier(BROAD, NARROW, kept).recommend(1.5)
+    assert chosen.point.name == "kept"
+    assert (
+        "; narrow keeps 0.82 of the diversity of teacher-ddim-uniform-64 (recall 0.760+-0.010 of 0.930+-0.010)"
+        in chosen.reason
+    )
+    assert chosen.reason.endswith("where its fd keeps 0.91, so it is passed over.")
+    assert not any("keeps" in warning for warning in chosen.warnings)
+    assert frontier(BROAD, kept).recommend(1.5).reason.count("passed over") == 0
+    assert (
+        frontier(teacher(64, 1.0), NARROW).recommend(1.5).point.name == "narrow"
+    )  # of a teacher whose recall was not measured nothing is known
+
+
+def test_where_all_have_lost_diversity_the_first_is_recommended_with_a_warning():
+    narrower = point("narrower", 2, 1.05, **spread(0.7))
+    reference = teacher(64, 1.0, **spread(0.93))
+    chosen = frontier(teacher(32, 9.0, **spread(0.9)), NARROW, narrower).recommend(1.5, reference)
+    assert chosen.point.name == "narrow"
+    assert chosen.warnings[0].startswith("narrow keeps 0.82 of the diversity of teacher-ddim-uniform-64 (recall ")
+    assert chosen.warnings[0].endswith(": it makes fewer kinds of image than the teacher")
+
+
+def test_the_table_marks_who_lost_diversity():
+    table = frontier(BROAD, NARROW, POOR).table()
+    begins = {
+        name: line for line in table.splitlines()[1:4] for name in names([BROAD, NARROW, POOR]) if name in line.split()
+    }
+    assert {name: line[:2].strip() for name, line in begins.items()} == {
+        "narrow": "*~",
+        "teacher-ddim-uniform-64": "*",
+        "poor": "",
+    }
+    assert "~ has lost more of the teacher's diversity than of its quality; most of all narrow keeps 0.82" in " ".join(
+        table.split()
+    )
+    assert "~" not in frontier(BROAD, POOR).table()

@@ -9,10 +9,10 @@ from typing import Any
 
 from diffcore.core import disk
 from diffcore.core.errors import UserError
-from diffcore.metrics import recommendation, table
+from diffcore.metrics import diversity, recommendation, table
 from diffcore.metrics.estimate import RESAMPLES
 from diffcore.metrics.floor import Floor
-from diffcore.metrics.point import GIVEN, Point, by_calls
+from diffcore.metrics.point import GIVEN, Point, best_of, by_calls
 from diffcore.metrics.recommendation import Recommendation
 from diffcore.metrics.skill import Skill
 
@@ -67,7 +67,15 @@ class Frontier:
         Of what was tried for one curve, the best alone; the rest are in the csv.
         """
         best = [point for point in by_calls(self.points) if point.best]
-        return "\n".join([*table.lines(best, self.non_dominated()), "", *self._notes()]) + "\n"
+        losses = self.losses()
+        return "\n".join([*table.lines(best, self.non_dominated(), losses), "", *self._notes()]) + "\n"
+
+    def losses(self) -> dict[str, diversity.Loss]:
+        """By the names of the points that have lost more of the teacher's diversity than of its quality: see `diversity`."""
+        teachers = [point for point in self.points if point.method == "teacher"]
+        reference = best_of(teachers) if teachers else None
+        each = {point.name: reference and diversity.loss(point, reference, self.floor) for point in self.points}
+        return {name: loss for name, loss in each.items() if loss}
 
     def to_csv(self) -> str:
         """A row for each point with all its columns, in the order given; `frontier` is 1 for those not dominated."""
@@ -113,6 +121,13 @@ class Frontier:
         """From a sealed file; a UserError that ends with `again` if it is missing, damaged or of another version."""
         return cls.from_json(disk.read_sealed(path, SCHEMA, again), path, again)
 
+    def _lost(self) -> list[str]:
+        marked = [loss for loss in self.losses().values() if loss.point.best]
+        if not marked:
+            return []
+        worst = min(marked, key=lambda loss: loss.kept / loss.quality)
+        return [f"~ has lost more of the teacher's diversity than of its quality; most of all {worst}"]
+
     def _weights(self) -> str:
         return " and ".join(sorted({point.weights for point in self.points}))
 
@@ -123,6 +138,7 @@ class Frontier:
         expected = ", ".join(f"{name} {each.plus_minus()}" for name, each in floor.metrics.items())
         notes = [
             f"* on the frontier: no other point has as low an fd with as few network calls{tried}",
+            *self._lost(),
             f"N = {first.n} samples each, noise seed {first.seed}, {self._weights()} weights, feature network "
             f"{first.features[:12]}; +- is one standard error over the samples drawn, not over trainings",
             f"floor, what a perfect sampler is to expect of {floor.n[0]} samples against {floor.n[1]} real images: "

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from diffcore.core.errors import UserError
+from diffcore.metrics import diversity
 from diffcore.metrics.estimate import Estimate
 from diffcore.metrics.floor import Floor
 from diffcore.metrics.point import Point, best_of, by_calls
@@ -46,20 +47,24 @@ def recommend(
 
     Nothing is nearer to the real images than a perfect sampler but by luck, and the best of many samplings is a lucky one.
     Without a reference it is the teacher's best fd, over all samplings of the teacher; those may be recommended too.
-    Among equally many calls the lowest fd wins. If no point qualifies it is the one with the best fd, and the reason
-    says so.
+    Among equally many calls the lowest fd wins. A point that has lost more of the reference's diversity than of its quality
+    (`diversity.loss`) is passed over where another within that distance has not; the reason names it. If no point qualifies
+    it is the one with the best fd, and the reason says so.
     """
     if not tolerance > 0:
         raise ValueError(f"tolerance must be positive, got {tolerance}")
     whose = "the teacher's best" if reference is None else "the reference"
     bar = _bar(floor, tolerance, reference or _best_teacher(points), whose)
-    chosen = next((p for p in by_calls(points) if p.fd <= bar.fd.value), None)
-    if chosen is None:
+    within = [p for p in by_calls(points) if p.fd <= bar.fd.value]
+    losses = {p.name: loss for p in points if (loss := diversity.loss(p, bar.reference, floor))}
+    if not within:
         chosen = best_of(points)
         reason = f"{_describe(chosen)}: the best fd there is, for no point is within {bar.description}."
     else:
-        reason = f"{_describe(chosen)}: the fewest network calls within {bar.description}{bar.doubt(chosen)}."
-    return Recommendation(chosen, reason, tuple(_warnings(points, floor, judge)))
+        chosen = next((p for p in within if p.name not in losses), within[0])
+        passed = "".join(f"; {losses[p.name]}, so it is passed over" for p in within[: within.index(chosen)][:1])
+        reason = f"{_describe(chosen)}: the fewest network calls within {bar.description}{bar.doubt(chosen)}{passed}."
+    return Recommendation(chosen, reason, tuple(_warnings(points, floor, judge, losses.get(chosen.name))))
 
 
 def _bar(floor: Floor, tolerance: float, reference: Point, whose: str) -> _Bar:
@@ -74,7 +79,9 @@ def _bar(floor: Floor, tolerance: float, reference: Point, whose: str) -> _Bar:
     return _Bar(Estimate(tolerance * floor.fd, tolerance * floor.fd_se), description, reference)
 
 
-def _warnings(points: Sequence[Point], floor: Floor, judge: Skill) -> Iterator[str]:
+def _warnings(points: Sequence[Point], floor: Floor, judge: Skill, loss: diversity.Loss | None) -> Iterator[str]:
+    if loss:
+        yield f"{loss}: it makes fewer kinds of image than the teacher"
     best = best_of(points)
     if _is_far(best, floor):
         yield f"no sampling comes near the real images: the best, {_describe(best)}, is {_times(best, floor)}"

@@ -12,22 +12,24 @@ _NAME = 1
 """The column of names."""
 
 
-def lines(points: list[Point], front: Collection[Point]) -> list[str]:
-    """A line for the headings and one for each point, `*` before those of the front; at most WIDTH wide.
+def lines(points: list[Point], front: Collection[Point], lost: Collection[str] = ()) -> list[str]:
+    """A line for the headings and one for each point, `*` before those of the front, `~` before those whose names are in
+    `lost`; at most WIDTH wide.
 
     Of the metrics, those that are meant for it and that any of the points has; the precision where one is not float32.
     """
     metrics = [name for name in order.COLUMNS if name not in order.CSV_ONLY and any(name in p.metrics for p in points)]
     headings = ["", "name", "calls", *metrics, "ms/image"]
-    rows = [headings, *(_row(point, point in front, metrics) for point in points)]
+    marks = ["*" * (point in front) + "~" * (point.name in lost) for point in points]
+    rows = [headings, *(_row(point, mark, metrics) for point, mark in zip(points, marks))]
     if any(point.precision != "float32" for point in points):
         rows = [[*row, last] for row, last in zip(rows, ["precision", *(point.precision for point in points)])]
     return _aligned(rows)
 
 
-def _row(point: Point, on_front: bool, metrics: list[str]) -> list[str]:
+def _row(point: Point, mark: str, metrics: list[str]) -> list[str]:
     numbers = [point.metrics[name].plus_minus() if name in point.metrics else "-" for name in metrics]
-    return ["*" if on_front else "", point.name, f"{point.nfe:.4g}", *numbers, f"{point.ms_per_image:.3g}"]
+    return [mark, point.name, f"{point.nfe:.4g}", *numbers, f"{point.ms_per_image:.3g}"]
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:

@@ -23,7 +23,7 @@ from tasks.pictures import tables
 STUDENT = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#000000")
 TEACHER = ("#5B6770", "#56B4E9", "#8C7AA9", "#A8A06B", "#9AA5AD", "#3F7F93")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
-INK, FAINT = "#22282D", "#8A949B"
+INK, FAINT, WARNING = "#22282D", "#8A949B", "#B3261E"
 SIGN = r" $\pm$ "  # of a standard error
 MARGIN = 8  # pixels between a legend and the picture's edge
 
@@ -69,6 +69,7 @@ def frontier(frontier: Frontier, path: Path) -> None:
     _floor(axes, frontier.floor.metrics["fd"])
     for (name, group), style in zip(groups.items(), _styles(groups)):
         _line(axes, name, group, style)
+    _lost(axes, frontier)
     _recommended(axes, frontier)
     _legend(axes)
     _captions(figure, frontier)
@@ -323,6 +324,22 @@ def _dotted(line: np.ndarray) -> np.ndarray:
     return np.concatenate([line[:1], *(a + along * (b - a) for a, b in itertools.pairwise(line))])
 
 
+def _lost(axes: Any, frontier: Frontier) -> None:
+    """A tilde above each point that has lost more of the teacher's diversity than of its quality."""
+    for loss in frontier.losses().values():
+        if loss.point.best:
+            axes.annotate(
+                "~",
+                (loss.point.nfe, loss.point.fd),
+                (0, 7),
+                textcoords="offset points",
+                ha="center",
+                fontsize=16,
+                fontweight="bold",
+                color=WARNING,
+            )
+
+
 def _captions(figure: Any, frontier: Frontier) -> None:
     about = frontier.about
     left = 0.075
@@ -338,6 +355,8 @@ def _captions(figure: Any, frontier: Frontier) -> None:
         f"Bars: one standard error over the samples ({about['resamples']} bootstrap resamples), not over trainings. "
         f"A perfect sampler: from {_compared(frontier.floor)}."
     )
+    if any(loss.point.best for loss in frontier.losses().values()):
+        footer += " ~: more of the teacher's diversity lost than of its quality."
     figure.text(left, 0.022, footer, fontsize=10, color=FAINT, linespacing=1.5)
 
 
@@ -352,7 +371,7 @@ def _warn(figure: Any, warnings: Sequence[str]) -> None:
     if warnings:
         more = f" ({len(warnings) - 1} more)" if len(warnings) > 1 else ""
         text = textwrap.shorten(f"Warning: {warnings[0]}", 140 - len(more), placeholder=" ...")
-        figure.text(0.075, 0.875, f"{text}{more}", fontsize=11, color="#B3261E")
+        figure.text(0.075, 0.875, f"{text}{more}", fontsize=11, color=WARNING)
 
 
 def _columns(file: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -142,6 +142,8 @@ def frontier_spec(experiment: Experiment, artifacts: Artifacts) -> RunSpec:
     def fill(run: str) -> None:
         floor = {f"floor_{key}": value for key, value in columns(artifacts.frontier.floor.metrics).items()}
         tags = {"recommended": chosen.point.name, "reason": chosen.reason}
+        if chosen.warnings:
+            tags["warnings"] = "; ".join(chosen.warnings)
         _log(experiment, run, _metrics(floor, 0), _flat(artifacts.parameters), tags)
         for path in artifacts.frontier_files:
             experiment.client.log_artifact(run, str(path))

@@ -182,6 +182,7 @@ OWN = (
     _own("diffcore/core/rng.py", 'return device if device.type == "cuda" else torch.device("cpu")', 'return torch.device("cpu")', "the CPU draws the noise of a training on a GPU, which waits for it", "rng", "fit"),
     _own("diffcore/training/loop.py", "torch.compiler.disable(self._count) if self.compiled else self._count", "torch.compiler.disable(self._count)", "every training with a critic loads a compiler that it does not use", "adamw"),
     _own("diffcore/data/feed.py", "whole = to_device(channels_first(pixels).contiguous(), self._device)", "whole = channels_first(pixels).contiguous()", "a streamed batch is copied to the GPU only when it is asked for", "feed"),
+    _own("diffcore/metrics/recommendation.py", "next((p for p in within if p.name not in losses), within[0])", "within[0]", "a student that makes fewer kinds of image is recommended where another is near enough", "frontier"),
     _own("diffcore/nets/order.py", "narrow and math.prod(image[1:]) < SMALL and", "narrow and", "small networks on images of 32x32 and more are trained and sampled in the slower memory order", "order"),
     _own("diffcore/training/loop.py", ".to(memory_format=self.order)", ".to(memory_format=torch.channels_last)", "the images lie in another order than the network that wants them, which then takes theirs", "order"),
     _own("diffcore/training/loop.py", "            self.meter.settle()\n", "", "a compiled loss is compiled again for every update, since the list of calls grew", "compiled", marks="not server"),
