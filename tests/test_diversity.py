@@ -2,11 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from diffcore.metrics import copies, infinity, neighbours, proportion, sliced
+from diffcore.metrics import copies, infinity, mmd, neighbours, proportion, sliced
 from diffcore.metrics.bootstrap import resamples
 from diffcore.metrics.estimate import Estimate
 from diffcore.metrics.frechet import Moments, frechet, frechet_spread
@@ -296,3 +297,23 @@ def test_the_sliced_error_is_the_spread_over_fresh_samples(shift, low, high):
         error = sliced.influence(along, real).std().item() / math.sqrt(250)
         values.append(Estimate(sliced.squared(along, real), error))
     assert low < spread(values) < high
+
+
+# --- as others write them
+
+
+@pytest.mark.parametrize(("n", "m", "d"), [(300, 400, 24), (400, 250, 64)])
+def test_fd_and_kid_are_torch_fidelity_s_formulas(n, m, d):
+    """torch-fidelity 0.4.0: metric_fid.py by eigenvalues of the product, metric_kid.py of one subset with its defaults."""
+    x, y = (randn(n, d) * 1.2 + 0.1).numpy(), randn(m, d, seed=1).numpy()
+    moments = [(each.mean(axis=0), np.cov(each, rowvar=False)) for each in (x, y)]
+    (mu1, sigma1), (mu2, sigma2) = moments
+    roots = np.sqrt(np.linalg.eigvals(sigma1.dot(sigma2)).astype("complex128")).real
+    want = (mu1 - mu2).dot(mu1 - mu2) + np.trace(sigma1) + np.trace(sigma2) - 2 * roots.sum()
+    assert frechet(*(Moments.of(torch.from_numpy(each)) for each in (x, y))) == pytest.approx(want, rel=1e-6)
+    size = min(n, m)
+    x, y = x[:size], y[:size]
+    xx, yy, xy = ((a @ b.T / d + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
+    within = (xx.sum() - np.trace(xx) + yy.sum() - np.trace(yy)) / (size * (size - 1))
+    want = within - 2 * xy.sum() / (size * size)
+    assert mmd.kid(*map(torch.from_numpy, (x, y))) == pytest.approx(want, rel=1e-6)

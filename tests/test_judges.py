@@ -189,6 +189,17 @@ def test_its_error_is_the_spread_over_fresh_samples(n, d, shift, low, high):
     assert low < sum(each.se for each in found) / 60 / spread < high
 
 
+def test_of_many_rows_some_say_the_error_and_all_the_distance(monkeypatch):
+    x, against = randn(900, 6) + 0.3, Moments.of(randn(400, 6, seed=99))
+    whole = frechet_wide.estimate(x, against, root(against.covariance))
+    monkeypatch.setattr(frechet_wide, "ENOUGH", 300)
+    monkeypatch.setattr(frechet_wide, "BLOCK", 70)
+    parts = frechet_wide.estimate(x, against, root(against.covariance))
+    assert parts.value == pytest.approx(whole.value, rel=1e-10)
+    assert parts.se != whole.se
+    assert parts.se == pytest.approx(whole.se, rel=0.15)
+
+
 class Flat(torch.nn.Module):
     """Features that are the pixels."""
 
