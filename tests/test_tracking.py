@@ -1314,6 +1314,7 @@ OTHERS = {"grid": [1.0, 0.0], "classes": ["a"], "guidance": {"low": 1.0}, "paren
 OTHERS |= {
     "cost": {"images": 1},
     "compute": {"device": "a"},
+    "watch": {"at": 1},
     **{key: {"another": "a"} for key in ("files", "parameters", "schedule")},
 }
 """Other values of a card's fields that are neither words nor whole numbers."""
@@ -1330,7 +1331,7 @@ def other_metrics(metrics: dict[str, Estimate]) -> Iterator[dict[str, Estimate]]
 
 def others(point_: Point) -> Iterator[tuple[str, object]]:
     """(a field, another value of it), but for those that name it and those that all points share."""
-    named = {"curve", "best", "name", "checkpoint", "method", "n", "seed", "features", "weights", "metrics"}
+    named = {"curve", "best", "name", "checkpoint", "method", "n", "seed", "features", "weights", "judges", "metrics"}
     for key, value in vars(point_).items():
         if key not in named:
             yield key, float(another(value)) if isinstance(value, float) else another(value)
@@ -1356,7 +1357,7 @@ def test_a_run_is_new_where_anything_that_it_shows_is_another(tmp_path, monkeypa
             (curve,) = (name for name, alike in charts.by_curve(shown.points).items() if each in alike)
             other_curve = changed(frontier=but(shown, number, **{key: other}))
             assert other_curve == {curve, *([floor] if key == "nfe" else [])}, (key, other)
-    for key in ("n", "seed", "features", "weights"):
+    for key in ("n", "seed", "features", "weights", "judges"):
         of_all = [dataclasses.replace(each, **{key: another(getattr(each, key))}) for each in shown.points]
         assert changed(frontier=of(shown, of_all)) == {*curves, floor}, key
     assert changed(frontier=dataclasses.replace(shown, data="another")) == {*curves, floor}
