@@ -64,7 +64,8 @@ BACKWARD = 3
 
 @dataclass(frozen=True)
 class Cost:
-    """What one stage is expected to take. width: slots. bytes: of memory, of one of its processes."""
+    """What one stage is expected to take. bytes: of memory, of one of its processes. width: slots. begin: seconds before its
+    work begins."""
 
     name: str
     seconds: float
@@ -72,6 +73,7 @@ class Cost:
     bytes: int
     disk: int
     width: int = 1
+    begin: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,7 @@ def _training(name: str, line: str, params: Params, own: Mapping[str, Any], begi
     seconds = begin + iterations * own["seconds"]
     states = 2 if iterations * own["seconds"] > params.compute.save_seconds else 1
     size = 2 * own["checkpoint"] + states * own["state"]
-    return Cost(name, seconds, iterations * own["calls"], int(own["bytes"]), round(size), slots.width(name))
+    return Cost(name, seconds, iterations * own["calls"], int(own["bytes"]), round(size), slots.width(name), begin)
 
 
 def _published(params: Params, calibration: Mapping[str, Any]) -> int:
@@ -294,7 +296,7 @@ def cost(params: Params) -> None:
         if not path.exists():
             continue
         spent, own = disk.read_sealed(path, None, paths.again(paths.train(name))), planned.get(name)
-        expected = [f"{own['seconds']:.1f}", f"{own['calls']:.6g}"] if own else ["-", "-"]
+        expected = [f"{own['seconds'] - own['begin']:.1f}", f"{own['calls']:.6g}"] if own else ["-", "-"]
         rows.append([name, f"{spent['seconds']:.1f}", expected[0], f"{spent['network_calls']:.6g}", expected[1]])
     if len(rows) == 1:
         raise UserError(f"nothing is trained yet, {paths.COST} is empty; run the pipeline first: distill run")

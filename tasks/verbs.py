@@ -179,6 +179,12 @@ def cost() -> Verb:
     return Verb(_cost)
 
 
+@app.command()
+def doctor() -> Verb:
+    """look whether all is there that a run needs (exit code 1 if not)"""
+    return Verb(_doctor)
+
+
 What = Annotated[
     str, typer.Argument(help="a point of the frontier, a checkpoint, or a folder of one", autocompletion=_checkpoints)
 ]
@@ -367,6 +373,12 @@ def _cost() -> None:
     from tasks import params, plan
 
     plan.cost(params.read())
+
+
+def _doctor() -> int:
+    from tasks import doctor
+
+    return doctor.examine()
 
 
 def _compare(a: str, b: str, images: int | None, seed: int | None, steps: int | None) -> None:
