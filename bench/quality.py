@@ -50,10 +50,8 @@ def wide(count: int, threads: int) -> None:
         with context.Pool(1) as pool:
             seconds, memory, numbers = pool.apply(alone, (run, count, threads))
         told = ", ".join(f"{number:.9g}" for number in numbers)
-        print(
-            f"{run.__name__}, {count} x {WIDE}, {threads} threads: {seconds:.1f} CPU seconds, {memory:.0f} MB at most; {told}",
-            flush=True,
-        )
+        spent = f"{seconds:.1f} CPU seconds, {memory:.0f} MB at most"
+        print(f"{run.__name__}, {count} x {WIDE}, {threads} threads: {spent}; {told}", flush=True)
 
 
 def alone(run: Callable[[Tensor, Tensor], list[float]], count: int, threads: int) -> tuple[float, float, list[float]]:
