@@ -44,25 +44,23 @@ def main() -> None:
 
 
 def wide(count: int, threads: int) -> None:
-    """Each alone: its seconds, the most memory of its process beyond what the features need, and its numbers."""
+    """Each alone: its CPU seconds, the most memory of its process with the features in it, and its numbers."""
     for run in (frechet_ours, frechet_theirs, neighbours_ours, neighbours_theirs):
         context = multiprocessing.get_context("spawn")
         with context.Pool(1) as pool:
             seconds, memory, numbers = pool.apply(alone, (run, count, threads))
         told = ", ".join(f"{number:.9g}" for number in numbers)
-        print(
-            f"{run.__name__}, {count} x {WIDE}, {threads} threads: {seconds:.1f} CPU seconds, {memory:.0f} MB; {told}",
-            flush=True,
-        )
+        spent = f"{seconds:.1f} CPU seconds, {memory:.0f} MB at most"
+        print(f"{run.__name__}, {count} x {WIDE}, {threads} threads: {spent}; {told}", flush=True)
 
 
 def alone(run: Callable[[Tensor, Tensor], list[float]], count: int, threads: int) -> tuple[float, float, list[float]]:
     torch.set_num_threads(threads)
     x, y = features(count, 0, 1.0), features(count, 1, 1.1)
-    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    started = time.process_time()
     numbers = run(x, y)
     seconds = time.process_time() - started
-    return seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, numbers
+    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, numbers
 
 
 def features(count: int, seed: int, scale: float) -> Tensor:
