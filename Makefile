@@ -59,4 +59,4 @@ status: $(READY)
 	@$(BIN)/distill status
 
 clean:
-	rm -rf artifacts .resume .workspaces mlflow.db mlruns dvc.lock
+	rm -rf artifacts .resume .workspaces mlflow.db mlruns

@@ -8,9 +8,10 @@ from diffcore.core import disk
 from diffcore.core.errors import UserError
 from diffcore.core.kept import Tensors
 from diffcore.metrics import measured
+from diffcore.metrics.estimate import Scored
 from diffcore.metrics.floor import Floor
 from diffcore.metrics.frontier import Frontier
-from diffcore.metrics.point import Point, with_best
+from diffcore.metrics.point import Point, best_of, with_best
 from diffcore.metrics.skill import Skill
 from tasks import paths
 from tasks.params import ROOT, Params
@@ -29,9 +30,26 @@ def merge(params: Params) -> None:
     frontier = dataclasses.replace(frontier, recommended=frontier.recommend(params.publish.tolerance))
     disk.write_sealed(paths.FRONTIER, frontier.to_json())
     disk.write(paths.FRONTIER.with_suffix(".csv"), frontier.to_csv())
+    disk.write_json(paths.QUALITY, quality(frontier))
     charts.frontier(frontier, paths.FRONTIER.with_suffix(".png"))
     charts.curves(curves(), paths.ARTIFACTS / "curves.png")
     log(f"frontier: {len(frontier.points)} points of {len(params.teachers) + len(params.distill)} checkpoints")
+
+
+def quality(frontier: Frontier) -> dict[str, Any]:
+    """What `dvc metrics` shows and compares: the recommended point, the floor, each checkpoint's point of least fd."""
+    checkpoints = dict.fromkeys(point.checkpoint for point in frontier.points)
+    best = {name: best_of(point for point in frontier.points if point.checkpoint == name) for name in checkpoints}
+    chosen = frontier.recommended.point
+    return {
+        "recommended": {"name": chosen.name, "nfe": chosen.nfe, **_fd(chosen)},
+        "floor": _fd(frontier.floor),
+        "checkpoints": {name: _fd(point) for name, point in best.items()},  # no more: DVC gives each number a column
+    }
+
+
+def _fd(scored: Scored) -> dict[str, float]:
+    return {"fd": scored.fd, "fd_se": scored.fd_se}
 
 
 def _read(names: list[str]) -> tuple[Frontier, Tensors]:

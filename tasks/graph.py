@@ -21,6 +21,7 @@ from tasks.paths import (
     PARAMS,
     POINTS,
     PUBLISHED,
+    QUALITY,
     REFERENCE,
     SAMPLES,
     TRAJECTORY,
@@ -44,7 +45,7 @@ WRITES = {
     "search": {str(TRAJECTORY)},
     "measure_teachers": {str(POINTS / KEY), str(REFERENCE / KEY)},
     "measure": {str(POINTS / KEY)},
-    "frontier": {str(SAMPLES), str(ARTIFACTS / "curves.png")}
+    "frontier": {str(SAMPLES), str(ARTIFACTS / "curves.png"), str(QUALITY)}
     | {str(FRONTIER.with_suffix(x)) for x in (".json", ".csv", ".png")},
     "publish": {str(PUBLISHED)},
 }

@@ -217,6 +217,7 @@ def test_a_stage_takes_and_makes_exactly_this_and_nothing_of_it_is_exempt_from_d
         "params": stages[stage].get("do", stages[stage])["params"],
         "outs": [{"artifacts/published.json": {"cache": False}}] if stage == "publish" else list(made),
         **({"metrics": ["artifacts/cost/${key}.json"]} if stage in ("teachers", "distill") else {}),
+        **({"metrics": ["artifacts/quality.json"]} if stage == "frontier" else {}),
     }
     assert stages[stage] == ({"foreach": f"${{{LINES[stage]}}}", "do": body} if stage in LINES else body)
     deps = [dep for dep in body["deps"] if dep.startswith("artifacts/")]

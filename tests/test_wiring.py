@@ -12,7 +12,7 @@ import torch
 from diffcore import checkpoints
 from diffcore.core import disk, rng
 from diffcore.core.errors import UserError
-from diffcore.data import read, write
+from diffcore.data import pixels, read, write
 from diffcore.data.cache import Cache
 from diffcore.data.feed import to_float
 from diffcore.data.ledger import Unfinished
@@ -169,7 +169,7 @@ def test_images_are_sharded_as_the_file_says(project, monkeypatch, capsys):
     shard.shard(project)
     (call,) = calls
     assert call.words[:3] == (project.data, paths.DATA, 5)
-    assert call.named["processes"] is True
+    assert call.named["start"] is pixels.processes
     unfinished = call.named["unfinished"]
     assert unfinished == Unfinished(paths.RESUME / "shard", graph.code_digest("shard"))
     assert call.named["cache"] == Cache(paths.RESUME / "remote", 3 * 2**30)
@@ -491,6 +491,13 @@ def test_what_the_evaluation_writes_and_shows(project, monkeypatch, capsys):
     assert [call.words[1:] for call in chosen] == [(1.7,)]
     assert (paths.ARTIFACTS / "frontier.csv").read_text() == chosen[0].words[0].to_csv()
     assert written == dataclasses.replace(chosen[0].words[0], recommended=chosen[0].words[0].recommend(1.7))
+    quality = json.loads(paths.QUALITY.read_text())
+    chosen_point = written.recommended.point
+    assert quality["recommended"]["name"] == chosen_point.name
+    assert quality["recommended"]["fd_se"] == chosen_point.fd_se
+    assert quality["floor"] == {"fd": written.floor.fd, "fd_se": written.floor.fd_se}
+    least = {who: min(p.fd for p in written.points if p.checkpoint == who) for who in ("teacher", "pd")}
+    assert {who: numbers["fd"] for who, numbers in quality["checkpoints"].items()} == least
     assert table["about"]["data"] == checkpoints.read_card(paths.CHECKPOINTS / "teacher").data
     assert len(kept) == 2
     said = capsys.readouterr().out.splitlines()

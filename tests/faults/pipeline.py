@@ -16,6 +16,7 @@ from typing import Any
 from tests.faults.desk import Desk, remove
 
 ROOT = Path(__file__).resolve().parents[2]
+FRONTIER = ["artifacts/frontier.json", "artifacts/frontier.csv", "artifacts/frontier.png"]
 STAGES = {
     "shard": ["artifacts/data"],
     "features": ["artifacts/features"],
@@ -27,7 +28,7 @@ STAGES = {
     "measure teacher": ["artifacts/points/teacher", "artifacts/reference/teacher"],
     "measure pd2": ["artifacts/points/pd2"],
     "measure cd": ["artifacts/points/cd"],
-    "frontier": [f"artifacts/{name}" for name in ("samples", "frontier.json", "frontier.csv", "frontier.png", "curves.png")],
+    "frontier": ["artifacts/samples", "artifacts/curves.png", "artifacts/quality.json", *FRONTIER],
     "publish": ["artifacts/published.json", "mlflow.db", "mlruns"],
 }  # fmt: skip
 """The stages of the small pipeline in order, by the words that run them, and what each writes."""
