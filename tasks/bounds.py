@@ -29,6 +29,7 @@ LIMITS: dict[str, tuple[int, str]] = {
     "iterations": (UPDATES, "a thousand a second would take {days:.0f} days"),
     "images": (10**9, "a thousand a second would take {days:.0f} days"),
     "warmup": (UPDATES, "no training has so many updates"),
+    "every": (UPDATES, "no training has so many updates"),
     "steps": (STEPS, "ten times what the finest of published samplers take"),
     "layers": (1000, "no network has so many blocks on a level"),
     "inner": (1000, "each of them is a network call at every step"),

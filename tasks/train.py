@@ -169,7 +169,10 @@ def _train(name: str, job: Job, parameters: dict[str, Any], params: Params) -> N
     result.grid = method.grid
     card = checkpoints.save(paths.CHECKPOINTS / name, result, tuple(manifest.shape), {**about, "cost": cost})
     disk.write_summed(paths.CURVES / f"{name}.csv", _csv(fitted.curve, _looks(watcher, fitted.curve)))
-    disk.write_sealed(paths.COST / f"{name}.json", {"seconds": round(fitted.seconds, 1), **cost})
+    seconds = {"seconds": round(fitted.seconds, 1)}
+    if watcher:
+        seconds["watch_seconds"] = round(watcher.seconds, 1)
+    disk.write_sealed(paths.COST / f"{name}.json", {**seconds, **cost})
     log(f"{name}: {images} images in {fitted.seconds:.0f} s; checkpoint {card.digest[:12]}")
 
 

@@ -115,6 +115,7 @@ WRONG = {
     "a watch that never looks": (("init: cd, teacher", "watch: {every: 61, images: 50}, init: cd, teacher"), "distill.dm1.watch.every: 61 is more than the 60 updates of this line"),
     "a watch with other steps": (("init: cd, teacher", "watch: {every: 10, images: 50, steps: 2}, init: cd, teacher"), "distill.dm1.watch.steps: dm1 has steps of its own; leave it out"),
     "a watch beyond this machine": (("init: cd, teacher", "watch: {every: 10, images: 900000000}, init: cd, teacher"), "distill.dm1.watch.images: measuring 900000000 images of 1x8x8 needs about"),
+    "a watch of no training": (("init: cd, teacher", "watch: {every: 200000000, images: 50}, init: cd, teacher"), "distill.dm1.watch.every: 200000000 is more than 100000000: no training has so many updates"),
     "a watch that is none": (("init: cd, teacher", "watch: true, init: cd, teacher"), "distill.dm1.watch: "),
     "a teacher's watch": (("method: denoising", "method: denoising\n    watch: {every: 0, images: 50}"), "teachers.teacher.watch: every must be at least 1, got 0"),
     "a pipe": (("source: digits", 'source: "shards:pipe:cat x.tar"'), "data: source names a pipe:"),

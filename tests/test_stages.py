@@ -34,6 +34,9 @@ BY_FILE = {"teachers": ["methods", "metrics"], "distill": ["methods", "metrics"]
 LIMITS = {"lines": 150, "code": 84}
 """Of dvc.yaml: its lines, and how often it names code, 12 times for the files of `metrics` that judge a watched training."""
 
+JUDGING = ("__init__", "bootstrap", "estimate", "features", "frechet", "skill")
+"""Files of `metrics` by which a watched training is judged."""
+
 METHODS = [f"diffcore.methods.{name}" for name in methods.names()]
 
 QUIET = {
@@ -127,6 +130,8 @@ def test_the_graph_can_be_read_in_one_go(stages):
 def test_a_change_of_the_measuring_trains_nothing_again(graph):
     training = closure(graph, "teachers") | closure(graph, "distill")
     assert not training & {"diffcore/metrics", "diffcore/sampling", "diffcore/search", "tasks/measure.py"}
+    judging = {f"diffcore/metrics/{name}.py" for name in JUDGING}
+    assert {dep for dep in training if dep.startswith("diffcore/metrics")} == judging
     assert {"diffcore/training", "diffcore/noise", "diffcore/data", "diffcore/nets"} <= training
 
 

@@ -449,6 +449,9 @@ def test_a_watched_line_is_looked_at_and_its_card_names_the_judge(keep, wired, c
     assert (float(kept["fd"]), float(kept["fd_se"])) == (own.watch["fd"], own.watch["fd_se"])
     assert [int(row["step"]) for row in table if row["diversity"]] == [2, 4, 6]
     assert own.cost["watch_calls"] == 3 * 12 * line.method.steps
+    cost = disk.read_sealed(paths.COST / "pg.json", None, "x")
+    assert {key: cost[key] for key in own.cost} == own.cost
+    assert 0 <= cost["watch_seconds"] <= cost["seconds"]
     if own.watch["kept"] == updates:
         assert weights(opened("pg").denoiser.net) == plain
     assert (own.watch["kept"] == updates) >= (keep == "last")

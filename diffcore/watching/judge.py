@@ -108,10 +108,10 @@ def network(
         try:
             return features.load(folder)
         except UserError as damage:
-            log(f"watch: {damage}; it is trained again")
+            log(f"{damage}; it is trained again")
     trained = features.train(images(), config)
     features.save(trained, folder)
-    log(f"watch: the judge is a network of {trained.card.task}, {trained.digest[:12]}")
+    log(f"the judge is a network of {trained.card.task}, {trained.digest[:12]}")
     return trained
 
 
