@@ -53,8 +53,8 @@ def readers() -> dict[str, Callable[[params.Params, Path], object]]:
 
 
 PICTURES = {".png"}
-DERIVED = {"frontier.csv"}
-"""For people; what it says is in frontier.json."""
+DERIVED = {"frontier.csv", "quality.json"}
+"""For people and for DVC; what they say is in frontier.json."""
 
 
 def files() -> list[Path]:
