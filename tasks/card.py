@@ -18,7 +18,7 @@ def show(word: str, as_json: bool = False) -> None:
     each = named.find(word)
     card = verify(each.folder)
     if as_json:
-        log(json.dumps(asdict(card), indent=1, allow_nan=False))
+        log(json.dumps(card.to_json(), indent=1, allow_nan=False))
         return
     rows = _rows(card)
     width = max(map(len, rows))
@@ -40,6 +40,8 @@ def _rows(card: Card) -> dict[str, Any]:
     rows["cost"] = ", ".join(f"{value:g} {key.replace('_', ' ')}" for key, value in card.cost.items())
     rows["computed"] = ", ".join(f"{key} {value}" for key, value in (card.compute or {}).items()) or "elsewhere"
     rows["torch"], rows["seed"] = card.torch, card.seed
+    if card.watch:
+        rows["watch"] = json.dumps(card.watch)
     rows["parameters"] = json.dumps(card.parameters)
     return rows
 

@@ -5,6 +5,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,7 @@ def test_two_writers_of_one_folder_do_not_share_their_work(flat, tmp_path):
 
 WRITER = """
 import sys, time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from diffcore.data import write
 from diffcore.data.config import Config
@@ -279,7 +281,7 @@ def test_each_word_of_the_configuration_that_changes_the_bytes_starts_anew_and_n
 
     def signature(config: Config, shard_bytes: int = 1) -> str:
         form = fitting.Form((3, 4, 4), None, True, "lanczos")
-        return disk.digest(_signature(_Job(config, form, "block", 2, False, shard_bytes, print, print)))
+        return disk.digest(_signature(_Job(config, form, "block", 2, ThreadPoolExecutor, shard_bytes, print, print)))
 
     changed = [signature(dataclasses.replace(whole, **{k: v})) for k, v in others.items() if v is not None]
     changed.append(signature(whole, shard_bytes=2))
