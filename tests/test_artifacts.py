@@ -69,10 +69,19 @@ def told(read: Callable[[params.Params, Path], object], found: params.Params, pa
 
 
 def changed(content: bytes) -> bytes:
-    """One digit made another, or else one bit: as a hand or a disk would."""
+    """One digit made another, or else one bit: as a hand or a disk would. Not the last of a long number, which says the same
+    with another one there."""
     digits = [place for place, byte in enumerate(content) if chr(byte).isdigit()]
-    place = digits[len(digits) // 2] if digits else len(content) // 2
-    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+    places = digits[len(digits) // 2 :] or [len(content) // 2]
+    flipped = (content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :] for place in places)
+    return next(other for other in flipped if not says_the_same(content, other))
+
+
+def says_the_same(content: bytes, other: bytes) -> bool:
+    try:
+        return json.loads(content) == json.loads(other)
+    except ValueError:
+        return False
 
 
 DAMAGES = {
