@@ -590,6 +590,8 @@ def test_a_point_loses_diversity_where_it_keeps_less_of_it_than_of_the_quality()
     assert (loss.measure, loss.kept, loss.quality) == ("recall", pytest.approx(0.76 / 0.93), pytest.approx(1 / 1.1))
     assert diversity.loss(POOR, BROAD, FLOOR) is None
     assert diversity.loss(BROAD, BROAD, FLOOR) is None
+    assert diversity.loss(point("far", 1, 2.1, **spread(0.1)), BROAD, FLOOR) is None
+    assert diversity.loss(point("near", 1, 1.9, **spread(0.1)), BROAD, FLOOR)
     assert diversity.loss(point("as-near", 1, 1.0, **spread(0.925)), BROAD, FLOOR) is None  # by chance
     assert diversity.loss(point("as-near", 1, 1.0, **spread(0.90)), BROAD, FLOOR).kept == pytest.approx(0.90 / 0.93)
     assert diversity.loss(point("wide", 1, 1.0, **spread(0.76, se=0.2)), BROAD, FLOOR) is None

@@ -10,6 +10,10 @@ MEASURES = ("recall", "coverage")
 """Metrics of how many kinds of real image the samples have; 1 is all of them."""
 
 
+NEAR = 0.5
+"""Of a point that keeps less of the quality the distance says enough."""
+
+
 @dataclass(frozen=True)
 class Loss:
     """What a point keeps of a reference's `measure`, and of its nearness to the real images; shares of 1."""
@@ -30,12 +34,15 @@ class Loss:
 
 def loss(point: Point, reference: Point, floor: Floor) -> Loss | None:
     """By the measure of which the point keeps least; None unless that is less than it keeps of the quality, which is the
-    reference's fd over its own, and less than all by two standard errors of the difference.
+    reference's fd over its own, and less than all by two standard errors of the difference. None of a point that keeps less
+    than NEAR of the quality.
 
     No fd counts as less than the floor's: nothing is nearer to the real images but by luck.
     """
     own, whole = (max(each.fd, floor.fd) for each in (point, reference))
     quality = whole / own if own > whole else 1.0
+    if quality < NEAR:
+        return None
     losses = [Loss(point, reference, name, _kept(point, reference, name), quality) for name in _both(point, reference)]
     counting = [each for each in losses if each.kept < quality and _is_significant(each)]
     return min(counting, key=lambda each: each.kept, default=None)

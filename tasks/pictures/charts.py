@@ -326,18 +326,12 @@ def _dotted(line: np.ndarray) -> np.ndarray:
 
 def _lost(axes: Any, frontier: Frontier) -> None:
     """A tilde above each point that has lost more of the teacher's diversity than of its quality."""
-    for loss in frontier.losses().values():
-        if loss.point.best:
-            axes.annotate(
-                "~",
-                (loss.point.nfe, loss.point.fd),
-                (0, 7),
-                textcoords="offset points",
-                ha="center",
-                fontsize=16,
-                fontweight="bold",
-                color=WARNING,
-            )
+    marked = [loss.point for loss in frontier.losses().values() if loss.point.best]
+    style = {"textcoords": "offset points", "ha": "center", "fontsize": 16, "fontweight": "bold", "color": WARNING}
+    for point in marked:
+        axes.annotate("~", (point.nfe, point.fd), (0, 7), **style)
+    if marked:
+        axes.plot([], [], linestyle="", marker=r"$\sim$", markersize=10, color=WARNING, label="diversity lost")
 
 
 def _captions(figure: Any, frontier: Frontier) -> None:
@@ -355,8 +349,6 @@ def _captions(figure: Any, frontier: Frontier) -> None:
         f"Bars: one standard error over the samples ({about['resamples']} bootstrap resamples), not over trainings. "
         f"A perfect sampler: from {_compared(frontier.floor)}."
     )
-    if any(loss.point.best for loss in frontier.losses().values()):
-        footer += " ~: more of the teacher's diversity lost than of its quality."
     figure.text(left, 0.022, footer, fontsize=10, color=FAINT, linespacing=1.5)
 
 
