@@ -26,7 +26,7 @@ from tasks.params import Params
 from tasks.progress import Progress, log
 from tasks.sections import Distill, Teacher
 
-JUDGE = "watch.judge"
+FEATURES = "watch.features"
 """The job by which the feature network of watched trainings is kept; no line of params.yaml can be called so."""
 
 
@@ -138,9 +138,9 @@ def _train(name: str, job: Job, parameters: dict[str, Any], params: Params) -> N
         "compute": loop.provenance(params.compute),
         **job.conditioning(),
     }
-    watcher, judge = _watched(name, job, params, manifest) if job.watch else (None, {})
+    watcher, network = _watched(name, job, params, manifest) if job.watch else (None, {})
     computed = {name: value for name, value in about["compute"].items() if name != "processes"}
-    key = {**about, "compute": computed, **judge}
+    key = {**about, "compute": computed, **network}
     resume, stop = Resume(paths.RESUME, name, key, log), signals.StopFlag()
     with resume.lock():
         memory, device = params.compute.memory_bytes, params.compute.device
@@ -164,7 +164,7 @@ def _train(name: str, job: Job, parameters: dict[str, Any], params: Params) -> N
     cost = {"iterations": updates, "images": images, "network_calls": fitted.calls}
     if watcher:
         cost |= {"watch_calls": watcher.calls}
-        about["watch"] = {**judge, **watcher.summary()}
+        about["watch"] = {**network, **watcher.summary()}
     result = job.student.with_network(fitted.net)
     result.grid = method.grid
     card = checkpoints.save(paths.CHECKPOINTS / name, result, tuple(manifest.shape), {**about, "cost": cost})
@@ -190,11 +190,11 @@ def _watched(name: str, job: Job, params: Params, manifest: Manifest) -> tuple[W
         watching.Watched(job.method, job.student, job.fit.iterations, seed, job.range),
         lambda: read.open_images(paths.DATA, params.compute.memory_bytes),
         params.features,
-        Resume(paths.RESUME, JUDGE, key, log),
+        Resume(paths.RESUME, FEATURES, key, log),
         params.compute,
         lambda line: log(f"{name}: {line}"),
     )
-    return watcher, {"judge": digest}
+    return watcher, {"features": digest}
 
 
 Rows = dict[int, dict[str, Any]]

@@ -124,6 +124,15 @@ def measure_all(found: params.Params) -> None:
     frontier.merge(found)
 
 
+def up_to_frontier(folder, classes: int, conditional: bool, **data) -> params.Params:
+    """`make`, then all of it measured with few resamples."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bootstrap, "RESAMPLES", 10)
+        parameters = make(folder, patch, classes, conditional, **data)
+        measure_all(parameters)
+    return parameters
+
+
 KINDS = {"no labels": (0, False), "classes nobody is told": (2, False), "one class": (1, True), "classes": (2, True)}
 
 

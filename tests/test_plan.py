@@ -10,7 +10,7 @@ import pytest
 from diffcore import methods
 from diffcore.core import disk
 from diffcore.core.errors import UserError
-from diffcore.metrics import bootstrap, measured
+from diffcore.metrics import measured
 from diffcore.sampling.deepcache import Config as CacheConfig
 from diffcore.sampling.recipe import Recipe
 from diffcore.sampling.solvers import SOLVERS
@@ -18,17 +18,13 @@ from tasks import calibration, command, params, paths, plan
 from tasks.calibration import Networks
 from tasks.plan import Cost, Plan
 from tasks.planned_data import planned_data
-from tests.test_measure import make, measure_all
+from tests.test_measure import up_to_frontier
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("project")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bootstrap, "RESAMPLES", 10)
-        parameters = make(folder, patch, 2, True)
-        measure_all(parameters)
-    return folder, parameters
+    return folder, up_to_frontier(folder, 2, True)
 
 
 @pytest.fixture

@@ -411,7 +411,7 @@ def test_a_curve_has_a_critic_s_loss_where_there_is_a_critic():
 
 
 def look(step: int) -> Look:
-    return Look(step, 0.5, 0.25, 0.9, 0.125, 1.0, 0.0, best=step)
+    return Look(0.5, 0.25, 0.9, 0.125, 1.0, 0.0, step=step, best=step)
 
 
 def test_looks_stand_in_the_row_of_their_update_or_in_one_of_their_own():
@@ -431,7 +431,7 @@ def test_looks_stand_in_the_row_of_their_update_or_in_one_of_their_own():
 
 
 @pytest.mark.parametrize("keep", ["last", "best"])
-def test_a_watched_line_is_looked_at_and_its_card_names_the_judge(keep, wired, capsys):
+def test_a_watched_line_is_looked_at_and_its_card_names_the_network(keep, wired, capsys):
     """By the network of the stage `features`, made once for all lines; the weights are those without a watch."""
     line = wired.distill["pg"]
     train.train(wired, "pg")
@@ -440,13 +440,13 @@ def test_a_watched_line_is_looked_at_and_its_card_names_the_judge(keep, wired, c
     watched = dataclasses.replace(line, watch=Watch(2, 12, keep))
     train.train(dataclasses.replace(wired, distill={**wired.distill, "pg": watched}), "pg")
     own, updates = opened("pg").card, line.fit.iterations
-    (judge,) = paths.RESUME.glob("watch.judge-*/network")
+    (kept,) = paths.RESUME.glob("watch.features-*/network")
     network = features.train(read.open_images(paths.DATA, 2**20), wired.features)
-    assert own.watch["judge"] == features.load(judge).digest == network.digest
+    assert own.watch["features"] == features.load(kept).digest == network.digest
     assert (own.watch["images"], own.watch["updates"]) == (12, updates)
     table = [dict(zip(rows("pg")[0].split(","), row.split(","))) for row in rows("pg")[1:]]
-    (kept,) = [row for row in table if int(row["step"]) == own.watch["kept"]]
-    assert (float(kept["fd"]), float(kept["fd_se"])) == (own.watch["fd"], own.watch["fd_se"])
+    (row,) = [row for row in table if int(row["step"]) == own.watch["kept"]]
+    assert (float(row["fd"]), float(row["fd_se"])) == (own.watch["fd"], own.watch["fd_se"])
     assert [int(row["step"]) for row in table if row["diversity"]] == [2, 4, 6]
     assert own.cost["watch_calls"] == 3 * 12 * line.method.steps
     cost = disk.read_sealed(paths.COST / "pg.json", None, "x")

@@ -31,7 +31,7 @@ from diffcore.training.config import Compute, Training
 from diffcore.training.loop import Fitted, Stopped, fit
 from diffcore.training.resume import Resume
 from diffcore.watching.config import Watch
-from diffcore.watching.judge import Judge
+from diffcore.watching.gauge import Gauge
 from diffcore.watching.samples import FixedSamples
 from diffcore.watching.watcher import Watcher
 from tests.test_fit import stop_at
@@ -105,7 +105,7 @@ def watcher(config: Method, student: NetDenoiser) -> Watcher:
     """Of more samples than are drawn at once; the main process alone judges."""
     samples = FixedSamples(config, student, (1, 4, 4), 300, 0, labels=torch.arange(300) % 3)
     with processes.alone():
-        judge = Judge.of(Images(normal_images(60), None, None), Flat())
+        judge = Gauge.of(Images(normal_images(60), None, None), Flat())
     own = judge if processes.is_main() else None
     WATCHERS.append(Watcher(Watch(1, 300, "best"), PLAIN.iterations, samples, own))
     return WATCHERS[-1]

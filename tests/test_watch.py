@@ -27,10 +27,10 @@ from diffcore.sampling.solvers import SOLVERS
 from diffcore.training.config import Training
 from diffcore.training.loop import Diverged, Fitted, Job, Stopped, fit
 from diffcore.training.resume import Resume
-from diffcore.watching import alarms, begin, judge
+from diffcore.watching import alarms, begin, gauge
 from diffcore.watching.config import Watch
-from diffcore.watching.judge import Judge, Verdict, spread
-from diffcore.watching.look import Look
+from diffcore.watching.gauge import Gauge, spread
+from diffcore.watching.look import Look, Reading
 from diffcore.watching.samples import FixedSamples
 from diffcore.watching.watcher import Watcher
 from tests.conftest import randn
@@ -52,9 +52,9 @@ def few_resamples(monkeypatch, without_shape_checks):
 
 
 @pytest.fixture(scope="module")
-def pixels() -> Judge:
-    """Judges by the pixels themselves."""
-    return Judge.of(IMAGES, Flat())
+def pixels() -> Gauge:
+    """Looks at the pixels themselves."""
+    return Gauge.of(IMAGES, Flat())
 
 
 # ------------------------------------------------------------------------------------------- the samples
@@ -108,33 +108,33 @@ def test_the_spread_of_normal_rows_is_that_of_theory():
     assert spread(torch.tensor([[0.0], [3.0], [7.0]])).value == pytest.approx((3 + 7 + 4) / 3)
 
 
-def test_a_verdict_by_hand(pixels):
+def test_a_reading_by_hand(pixels):
     """Half as bright and shifted: FD in closed form, half the diversity and contrast; two of 800 values far beyond."""
     x = to_float(normal_images(400, seed=1))
     grey = to_float(torch.full((1, *SHAPE), 128).to(torch.uint8))
     half = 0.5 * x + 0.5 * grey
-    verdict = pixels.verdict(half)
+    reading, resampled = pixels.read(half)
     exact = frechet(Moments.of(4 * to_float(((half + 1) * 127.5).round().to(torch.uint8)).flatten(1)), pixels.real)
-    assert verdict.fd == pytest.approx(exact, rel=1e-9)
-    assert verdict.diversity == pytest.approx(0.5, rel=0.03)
-    assert verdict.contrast == pytest.approx(0.5 * float(x.std()) / DEVIATION, rel=1e-3)
-    assert verdict.beyond == 0
+    assert reading.fd == pytest.approx(exact, rel=1e-9)
+    assert reading.diversity == pytest.approx(0.5, rel=0.03)
+    assert reading.contrast == pytest.approx(0.5 * float(x.std()) / DEVIATION, rel=1e-3)
+    assert reading.beyond == 0
     some = torch.zeros(50, *SHAPE)
     some[0, 0, 0, :3] = torch.tensor([1.2, -1.11, 1.09])
-    assert pixels.verdict(some + 1e-3 * x[:50]).beyond == pytest.approx(2 / 800)
-    assert len(verdict.resampled) == 40
-    assert verdict.fd_se == pytest.approx(float(torch.tensor(verdict.resampled).std()))
+    assert pixels.read(some + 1e-3 * x[:50])[0].beyond == pytest.approx(2 / 800)
+    assert len(resampled) == 40
+    assert reading.fd_se == pytest.approx(float(torch.tensor(resampled).std()))
 
 
 def test_real_images_are_their_own_kind(pixels):
-    verdict = pixels.verdict(to_float(normal_images(400, seed=2)))
-    assert abs(verdict.diversity - 1) < 4 * verdict.diversity_se < 0.1
-    assert verdict.contrast == pytest.approx(1, abs=0.03)
+    reading, _ = pixels.read(to_float(normal_images(400, seed=2)))
+    assert abs(reading.diversity - 1) < 4 * reading.diversity_se < 0.1
+    assert reading.contrast == pytest.approx(1, abs=0.03)
 
 
-def test_a_large_data_set_is_judged_by_some_of_it(pixels, monkeypatch):
-    monkeypatch.setattr(judge, "REAL", 100)
-    some = Judge.of(IMAGES, Flat())
+def test_a_large_data_set_is_compared_by_some_of_it(pixels, monkeypatch):
+    monkeypatch.setattr(gauge, "REAL", 100)
+    some = Gauge.of(IMAGES, Flat())
     rows = rng.some(100, 400, "watch", "real")
     torch.testing.assert_close(some.real.mean, 4 * to_float(IMAGES.take(rows)).flatten(1).double().mean(0))
     assert some.deviation == pytest.approx(float(to_float(IMAGES.take(rows)).double().std(correction=0)))
@@ -143,11 +143,11 @@ def test_a_large_data_set_is_judged_by_some_of_it(pixels, monkeypatch):
 # ------------------------------------------------------------------------------------------- which look is the best
 
 
-def verdict(fd: float, *resampled: float) -> Verdict:
-    return Verdict(fd, 0.1, 1.0, 0.01, 1.0, 0.0, resampled)
+def reading(fd: float, *resampled: float) -> tuple[dict[str, float], list[float]]:
+    return dataclasses.asdict(Reading(fd, 0.1, 1.0, 0.01, 1.0, 0.0)), list(resampled)
 
 
-def watcher(pixels: Judge | None = None, config: Watch | None = None, iterations: int = 100, **more) -> Watcher:
+def watcher(pixels: Gauge | None = None, config: Watch | None = None, iterations: int = 100, **more) -> Watcher:
     reading = NetDenoiser(Affine(), Cosine())
     config = config or Watch(10, 60)
     samples = FixedSamples(Towards(), reading, SHAPE, config.images, 0)
@@ -158,14 +158,14 @@ def test_a_look_is_the_best_where_it_is_lower_by_more_than_the_error_of_the_diff
     """Which is small where both rise and fall together, however large each one's own is."""
     own = watcher()
     together, apart = (5.0, 9.0, 1.0), (9.0, 1.0, 5.0)
-    first = own._add(10, verdict(2.0, *together))
+    first = own._add(10, *reading(2.0, *together))
     assert (first.best, first.behind, first.behind_se) == (10, 0, 0)
-    noisy = own._add(20, verdict(1.0, *apart))
+    noisy = own._add(20, *reading(1.0, *apart))
     assert noisy.behind_se == pytest.approx(torch.tensor([4.0, -8.0, 4.0]).double().std().item())
     assert (noisy.behind, noisy.best) == (-1.0, 10)
-    lower = own._add(30, verdict(1.5, *(value - 0.5 for value in together)))
+    lower = own._add(30, *reading(1.5, *(value - 0.5 for value in together)))
     assert (lower.behind, lower.behind_se, lower.best) == (-0.5, 0.0, 30)
-    after = own._add(40, verdict(1.9, *(value - 0.1 for value in together)))
+    after = own._add(40, *reading(1.9, *(value - 0.1 for value in together)))
     assert (after.behind, after.best) == (pytest.approx(0.4), 30)
     assert after.behind_se == pytest.approx(0, abs=1e-12)
     assert [look.is_worse for look in own.looks] == [False, False, False, True]
@@ -175,7 +175,7 @@ def test_patience_counts_looks_in_a_row_that_are_worse_by_more_than_their_error(
     own = watcher(config=Watch(10, 60, patience=2))
     over = []
     for step, fd in enumerate((2.0, 3.0, 2.0, 3.0, 4.0), 1):
-        own._add(step, verdict(fd, fd, fd + 0.5, fd + 1.0))
+        own._add(step, *reading(fd, fd, fd + 0.5, fd + 1.0))
         over.append(own.is_over)
     assert over == [False, False, False, False, True]
     assert not watcher().is_over
@@ -216,7 +216,7 @@ def run(name: str, config: Method, conditional: bool, fitting: Training, watch: 
     return fit(work, reading, cast, COMPUTE, **more)
 
 
-def looking(pixels: Judge, config: Method, conditional: bool, iterations: int, **keys) -> Watcher:
+def looking(pixels: Gauge, config: Method, conditional: bool, iterations: int, **keys) -> Watcher:
     labels = torch.arange(12) % 3 if conditional else None
     samples = FixedSamples(config, denoiser(conditional), SHAPE, 12, 0, None if config.grid else 1, labels)
     return Watcher(Watch(1, 12, **keys), iterations, samples, pixels)
@@ -288,7 +288,7 @@ WORSE = Towards(mean=late(0.0, 1.0))
 
 
 def toy(
-    pixels: Judge,
+    pixels: Gauge,
     method: Method,
     config: Watch,
     start: float = 0.25,
@@ -302,7 +302,7 @@ def toy(
     return own, fit(work, NetDenoiser(Affine(start), Cosine()), None, COMPUTE, **more)
 
 
-def looks_at(pixels: Judge, nets: dict[int, Affine], iterations: int) -> tuple[Watcher, list[str]]:
+def looks_at(pixels: Gauge, nets: dict[int, Affine], iterations: int) -> tuple[Watcher, list[str]]:
     """A watcher that has looked at these networks, by their updates; and its warnings."""
     lines = []
     own = watcher(pixels, Watch(1, 60), iterations, log=lines.append)
@@ -441,18 +441,18 @@ def test_samples_that_are_not_finite_end_a_training_in_one_line(pixels):
         watcher(pixels).look(10, Affine(math.inf))
 
 
-# ------------------------------------------------------------------------------------------- the judge
+# ------------------------------------------------------------------------------------------- the feature network
 
 
-def test_the_judge_is_the_network_of_the_stage_features_and_is_trained_once(tmp_path):
+def test_it_looks_through_the_network_of_the_stage_features_and_is_trained_once(tmp_path):
     pictures, labels = bars()
     images, lines = Images(pictures, labels, ("a", "b")), []
-    own = judge.network(lambda: images, ONE, tmp_path / "network", lines.append)
+    own = gauge.network(lambda: images, ONE, tmp_path / "network", lines.append)
     assert own.digest == features.train(images, ONE).digest
-    again = judge.network(lambda: pytest.fail("it is there"), ONE, tmp_path / "network", lines.append)
+    again = gauge.network(lambda: pytest.fail("it is there"), ONE, tmp_path / "network", lines.append)
     assert again.digest == own.digest
     (tmp_path / "network" / features.WEIGHTS).write_bytes(b"x")
-    assert judge.network(lambda: images, ONE, tmp_path / "network", lines.append).digest == own.digest
+    assert gauge.network(lambda: images, ONE, tmp_path / "network", lines.append).digest == own.digest
     assert [line.partition(",")[0][:40] for line in lines if "trained again" in line]
 
 
@@ -461,10 +461,10 @@ def test_who_looks_is_made_of_what_the_line_says(tmp_path):
     pictures, labels = bars()
     images, reading = Images(pictures, labels, ("a", "b")), denoiser(conditional=True)
     reading.takes_guidance = True
-    config, store = Watch(5, 40, steps=3), Resume(tmp_path, "watch.judge", {"job": "f"})
+    config, store = Watch(5, 40, steps=3), Resume(tmp_path, "watch.features", {"job": "f"})
     training = begin.Watched(denoising(), reading, 50, 7, (1.0, 4.0))
     own, digest = begin.begin(config, training, lambda: images, QUICK, store, COMPUTE, lambda line: None)
-    assert digest == own.judge.network.digest == features.load(store.folder / "network").digest
+    assert digest == own.gauge.network.digest == features.load(store.folder / "network").digest
     assert (own.samples.weight, own.samples.steps, own.samples.shape) == (2.5, 3, (1, 8, 8))
     assert (own.config, own.iterations) == (config, 50)
     seed = rng.seed(7, "watch")
@@ -488,12 +488,12 @@ def test_a_process_may_work_alone_among_several(monkeypatch):
 
 
 def test_a_look_s_columns_are_its_numbers():
-    look = Look(30, 2.0, 0.1, 0.9, 0.02, 1.1, 0.03, best=20, behind=0.5, behind_se=0.1)
+    look = Look(2.0, 0.1, 0.9, 0.02, 1.1, 0.03, step=30, best=20, behind=0.5, behind_se=0.1)
     numbers = {"fd": 2.0, "fd_se": 0.1, "diversity": 0.9, "diversity_se": 0.02, "contrast": 1.1, "beyond": 0.03}
     assert look.columns() == numbers
     assert not look.is_best
 
 
-def test_a_verdict_of_too_few_channels_is_refused(pixels):
+def test_a_reading_of_too_few_channels_is_refused(pixels):
     with pytest.raises(UserError, match="channels"):
-        pixels.verdict(torch.zeros(12, 3, 4, 4))
+        pixels.read(torch.zeros(12, 3, 4, 4))

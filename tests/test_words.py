@@ -17,18 +17,14 @@ from diffcore.metrics.frontier import Frontier
 from diffcore.sampling import sampler_of
 from tasks import card, command, compare, export, named, params, paths, report, sample
 from tasks.pictures import grids
-from tests.test_measure import make, measure_all
+from tests.test_measure import up_to_frontier
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> tuple[Path, params.Params]:
     """A project of conditional checkpoints up to its frontier."""
     folder = tmp_path_factory.mktemp("project")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bootstrap, "RESAMPLES", 10)
-        parameters = make(folder, patch, 2, True)
-        measure_all(parameters)
-    return folder, parameters
+    return folder, up_to_frontier(folder, 2, True)
 
 
 @pytest.fixture

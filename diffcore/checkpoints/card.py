@@ -34,7 +34,7 @@ class Card:
     parameters: everything params.yaml said about it. code: digest of the source that trained it. cost: iterations,
     images and network calls. files: sha256 of each file. digest: of all these files. compute: device, precision, whose
     random numbers and number of processes that trained it, null where that was not here or is not known. watch: of a watched
-    training the digest of the feature network that judged it, the update whose weights these are, their distance, after how
+    training the digest of the feature network that looked at it, the update of these weights, their distance, after how
     many updates it ended, and the alarms; null for one that was not watched. seal: digest of the rest of the card.
     """
 

@@ -12,9 +12,9 @@ from diffcore.methods import Method
 from diffcore.metrics import features
 from diffcore.training.config import Compute
 from diffcore.training.resume import Resume
-from diffcore.watching import judge
+from diffcore.watching import gauge
 from diffcore.watching.config import Watch
-from diffcore.watching.judge import Judge
+from diffcore.watching.gauge import Gauge
 from diffcore.watching.samples import FixedSamples
 from diffcore.watching.watcher import Watcher
 
@@ -41,7 +41,7 @@ def begin(
     compute: Compute,
     log: Callable[[str], None],
 ) -> tuple[Watcher, str]:
-    """Who looks at it, and the digest of the feature network by which it judges; all processes call it.
+    """Who looks at it, and the digest of the feature network by which it looks; all processes call it.
 
     images: opens the data. network: how the feature network is trained, once for all trainings that share `store`, a job's
     place that is keyed by all that the network depends on. The samples are for the classes of the data, as frequent as there,
@@ -53,8 +53,8 @@ def begin(
         if processes.is_main():
             with processes.alone():
                 data = images()
-                seen = judge.network(lambda: data, network, store.folder / FOLDER, log)
-                own, digest = Judge.of(data, seen.to(compute.device)), seen.digest
+                seen = gauge.network(lambda: data, network, store.folder / FOLDER, log)
+                own, digest = Gauge.of(data, seen.to(compute.device)), seen.digest
                 store.prune()
             if training.student.classes:
                 labels = rng.labels_like(data.labels, config.images, _seed(training)).tolist()
@@ -77,6 +77,6 @@ def _seed(training: Watched) -> int:
     return rng.seed(training.seed, "watch")
 
 
-def _shape(own: Judge | None) -> tuple[int, ...]:
+def _shape(own: Gauge | None) -> tuple[int, ...]:
     """Of an image, in all processes."""
     return tuple(processes.from_main(None if own is None else list(own.network.card.shape)))

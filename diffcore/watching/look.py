@@ -1,32 +1,41 @@
 """What one look at a training saw."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from diffcore.metrics.estimate import Estimate
 
-COLUMNS = ("fd", "fd_se", "diversity", "diversity_se", "contrast", "beyond")
-"""Of a look in a curve's table."""
-
 
 @dataclass(frozen=True)
-class Look:
-    """The averaged network after `step` updates.
+class Reading:
+    """What samples are worth.
 
-    fd: Frechet distance of its samples to the images in features, fd_se: its bootstrap error. diversity: the mean distance of
+    fd: Frechet distance of the samples to the images in features, fd_se: its bootstrap error. diversity: the mean distance of
     two samples in features over that of two images. contrast: the standard deviation of the samples' values over the
-    images'. beyond: the share of values further than 0.1 beyond [-1, 1]. best: the update of the best look so far, this
-    one included. behind: by how much fd is above that of the best look before this one, negative where it is below, 0 at the
-    first look; behind_se: the error of that difference over the same noise.
+    images'. beyond: the share of values further than 0.1 beyond [-1, 1].
     """
 
-    step: int
     fd: float
     fd_se: float
     diversity: float
     diversity_se: float
     contrast: float
     beyond: float
+
+
+COLUMNS = tuple(each.name for each in fields(Reading))
+"""Of a look in a curve's table."""
+
+
+@dataclass(frozen=True)
+class Look(Reading):
+    """The reading of the averaged network's samples after `step` updates.
+
+    best: the update of the best look so far, this one included. behind: by how much fd is above that of the best look before
+    this one, negative where it is below, 0 at the first look; behind_se: the error of that difference over the same noise.
+    """
+
+    step: int
     best: int
     behind: float = 0.0
     behind_se: float = 0.0

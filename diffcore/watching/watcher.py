@@ -12,15 +12,15 @@ from diffcore.core import processes
 from diffcore.training.loop import Diverged
 from diffcore.watching import alarms
 from diffcore.watching.config import Watch
-from diffcore.watching.judge import Judge, Verdict, fields
+from diffcore.watching.gauge import Gauge
 from diffcore.watching.look import Look
 from diffcore.watching.samples import FixedSamples
 
 
 class Watcher:
-    """What `training.watch.Watcher` is. All processes draw; the main one judges for all.
+    """What `training.watch.Watcher` is. All processes draw; the main one reads for all.
 
-    judge: None in the others. log: gets a line for each look, and one for each alarm when it begins. looks: all so far.
+    gauge: None in the others. log: gets a line for each look, and one for each alarm when it begins. looks: all so far.
     resampled: of the best one. worse: how many of the last looks were worse than the best by more than their error.
     seconds: what looking took so far.
     """
@@ -30,10 +30,10 @@ class Watcher:
         config: Watch,
         iterations: int,
         samples: FixedSamples,
-        judge: Judge | None,
+        gauge: Gauge | None,
         log: Callable[[str], None] = lambda line: None,
     ):
-        self.config, self.iterations, self.samples, self.judge, self.log = config, iterations, samples, judge, log
+        self.config, self.iterations, self.samples, self.gauge, self.log = config, iterations, samples, gauge, log
         self.looks: list[Look] = []
         self.resampled: list[float] = []
         self.worse, self.seconds = 0, 0.0
@@ -56,29 +56,33 @@ class Watcher:
         samples = self.samples.draw(net)
         if odd := int((~samples.isfinite().flatten(1).all(1)).sum()):
             raise Diverged(f"step {step}: {odd} of {len(samples)} samples are not finite; lower lr or set clip")
-        look = self._add(step, self._verdict(samples))
+        look = self._add(step, *self._read(samples))
         self.seconds += time.monotonic() - started
         self._tell(look)
         return look.is_best
 
-    def _verdict(self, samples: torch.Tensor) -> Verdict:
+    def _read(self, samples: torch.Tensor) -> tuple[dict[str, float], list[float]]:
+        """The main process's reading, in all; and fd of each resample."""
+        own = None
         with processes.alone():
-            own = None if self.judge is None else dataclasses.asdict(self.judge.verdict(samples))
-        return Verdict(**processes.from_main(own))
+            if self.gauge is not None:
+                reading, resampled = self.gauge.read(samples)
+                own = [dataclasses.asdict(reading), resampled]
+        return tuple(processes.from_main(own))
 
-    def _add(self, step: int, verdict: Verdict) -> Look:
+    def _add(self, step: int, reading: dict[str, float], resampled: list[float]) -> Look:
         """A new best is lower than the best so far by more than the error of their difference, a bootstrap over the noise
         that both have in common."""
         best = next((look for look in reversed(self.looks) if look.is_best), None)
         if best is None:
-            look = Look(step=step, best=step, **fields(verdict))
+            look = Look(step=step, best=step, **reading)
         else:
-            apart = [new - old for new, old in zip(verdict.resampled, self.resampled, strict=True)]
-            behind, error = verdict.fd - best.fd, torch.tensor(apart, dtype=torch.float64).std().item()
+            apart = [new - old for new, old in zip(resampled, self.resampled, strict=True)]
+            behind, error = reading["fd"] - best.fd, torch.tensor(apart, dtype=torch.float64).std().item()
             kept = step if behind < -error else best.step
-            look = Look(step=step, best=kept, behind=behind, behind_se=error, **fields(verdict))
+            look = Look(step=step, best=kept, behind=behind, behind_se=error, **reading)
         if look.is_best:
-            self.resampled = list(verdict.resampled)
+            self.resampled = resampled
         self.worse = self.worse + 1 if look.is_worse else 0
         self.looks.append(look)
         return look

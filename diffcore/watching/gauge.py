@@ -1,6 +1,5 @@
 """Who says what the samples of a look are worth: the feature network of the data, and the images it compares them with."""
 
-import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from diffcore.metrics import bootstrap, features
 from diffcore.metrics.estimate import Estimate
 from diffcore.metrics.features import Features, Images, extract
 from diffcore.metrics.frechet import Moments, frechet, resampled
+from diffcore.watching.look import Reading
 
 REAL = 10_000
 """Images that samples are compared with: more would cost every training a sweep over its data and move no digit."""
@@ -29,21 +29,7 @@ MARGIN = 0.1
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What samples are worth: the fields are those of a Look. resampled: fd of each bootstrap resample, [r]; those of two
-    looks are of the same places in the noise, so that their differences are paired."""
-
-    fd: float
-    fd_se: float
-    diversity: float
-    diversity_se: float
-    contrast: float
-    beyond: float
-    resampled: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Judge:
+class Gauge:
     """network: the feature network. real: moments of the images' features. spread: mean distance of two images there.
     deviation: standard deviation of all values of the images."""
 
@@ -53,7 +39,7 @@ class Judge:
     deviation: float
 
     @classmethod
-    def of(cls, images: Images, network: Features) -> "Judge":
+    def of(cls, images: Images, network: Features) -> "Gauge":
         """Compares with at most REAL of the images, drawn by key."""
         real, rows, values = Moments.empty(network.card.config.dimension), [], []
         for places in some(min(REAL, len(images)), len(images), "watch", "real").sort().values.split(1024):
@@ -62,22 +48,23 @@ class Judge:
             real, rows, values = real + Moments.of(seen), [*rows, seen], [*values, _sums(x)]
         return cls(network, real, spread(torch.cat(rows)), _deviation(torch.stack(values).sum(0)))
 
-    def verdict(self, samples: Sample) -> Verdict:
-        """Of samples [n, c, h, w], all finite. As the metrics do, it looks at them in 8 bits; contrast and what lies beyond
-        are of the values themselves."""
+    def read(self, samples: Sample) -> tuple[Reading, list[float]]:
+        """Of samples [n, c, h, w], all finite; and fd of each bootstrap resample, [r], of which those of two looks are of the
+        same places in the noise, so that their differences are paired. As the metrics do, it looks at 8 bits; contrast and
+        what lies beyond are of the values themselves."""
         seen = extract(self.network, to_float(to_uint8(samples)))
         again = resampled(seen, self.real, bootstrap.resamples(len(seen), 0))
         own = spread(seen)
         error = math.hypot(own.se, own.value / self.spread.value * self.spread.se) / self.spread.value
-        return Verdict(
+        reading = Reading(
             fd=frechet(Moments.of(seen), self.real),
             fd_se=again.std().item(),
             diversity=own.value / self.spread.value,
             diversity_se=error,
             contrast=_deviation(_sums(samples)) / self.deviation,
             beyond=(samples.abs() > 1 + MARGIN).double().mean().item(),
-            resampled=tuple(again.tolist()),
         )
+        return reading, again.tolist()
 
 
 def spread(rows: Tensor) -> Estimate:
@@ -111,10 +98,5 @@ def network(
             log(f"{damage}; it is trained again")
     trained = features.train(images(), config)
     features.save(trained, folder)
-    log(f"the judge is a network of {trained.card.task}, {trained.digest[:12]}")
+    log(f"looked at by a network of {trained.card.task}, {trained.digest[:12]}")
     return trained
-
-
-def fields(verdict: Verdict) -> dict[str, float]:
-    """Those of a Look."""
-    return {key: value for key, value in dataclasses.asdict(verdict).items() if key != "resampled"}
