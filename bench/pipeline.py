@@ -53,23 +53,28 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = (options.folder or Path(scratch) / "workspace").resolve()
         log = Path(scratch) / "stages.jsonl"
-        total = run(folder, log, options.preset, options.slots)
+        make(folder, options.preset)
+        total = run(folder, log, options.slots)
         print(table(folder, [json.loads(line) for line in log.read_text().splitlines()], total))
 
 
-def run(folder: Path, log: Path, preset: str | None, slots: str | None) -> dict[str, float]:
-    """Makes the workspace and runs its pipeline; what it printed is FOLDER/run.log. Seconds of the whole, and of others."""
+def make(folder: Path, preset: str | None) -> None:
+    """A workspace of this code."""
+    words = [sys.executable, "-m", "tasks", "workspace", str(folder), *(["--preset", preset] if preset else [])]
+    subprocess.run(words, cwd=ROOT, check=True)
+
+
+def run(folder: Path, log: Path, slots: str | None) -> dict[str, float]:
+    """Runs the pipeline of a workspace; what it printed is FOLDER/run.log. Seconds of the whole, and of others."""
     python = log.with_name("python")
     python.write_text(WRAPPER.format(python=sys.executable, log=str(log)))
     python.chmod(0o755)
-    here = [sys.executable, "-m", "tasks"]
-    subprocess.run([*here, "workspace", str(folder), *(["--preset", preset] if preset else [])], cwd=ROOT, check=True)
     environment = {**os.environ, "DISTILL_PYTHON": str(python), "OMP_WAIT_POLICY": "PASSIVE", "DO_NOT_TRACK": "true"}
     for name in ("MLFLOW_TRACKING_URI", "PYTHONPATH"):
         environment.pop(name, None)
     used, busy, began = cpu_of_children(), busy_seconds(), time.time()
     with open(folder / "run.log", "w") as output:
-        words = [*here, "run", *(["--slots", slots] if slots else [])]
+        words = [sys.executable, "-m", "tasks", "run", *(["--slots", slots] if slots else [])]
         subprocess.run(words, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT, check=True)
     wall, cpu = time.time() - began, cpu_of_children() - used
     return {"began": began, "wall": wall, "cpu": cpu, "others": max(busy_seconds() - busy - cpu, 0.0) / wall}

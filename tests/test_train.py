@@ -411,21 +411,22 @@ def test_a_curve_has_a_critic_s_loss_where_there_is_a_critic():
 
 
 def look(step: int) -> Look:
-    return Look(0.5, 0.25, 0.9, 0.125, 1.0, 0.0, step=step, best=step)
+    return Look(0.5, 0.25, 0.9, 0.125, 1.0, 0.0, None, None, step=step, best=step)
 
 
 def test_looks_stand_in_the_row_of_their_update_or_in_one_of_their_own():
     curve = [Event(2, 16, 0.5, 0.25, 0.125, 0.75), Event(4, 32, 0.25, 0.25, 0.125, 0.75)]
     looks = train._looks(SimpleNamespace(looks=[look(3), look(4)]), curve)
     assert train._csv(curve, looks).splitlines() == [
-        "step,images,loss,grad_norm,lr,critic_loss,fd,fd_se,diversity,diversity_se,contrast,beyond,critic_ratio",
-        "2,16,0.5,0.25,0.125,0.75,,,,,,,",
-        "3,24,,,,,0.5,0.25,0.9,0.125,1.0,0.0,1.5",
-        "4,32,0.25,0.25,0.125,0.75,0.5,0.25,0.9,0.125,1.0,0.0,3.0",
+        "step,images,loss,grad_norm,lr,critic_loss,fd,fd_se,diversity,diversity_se,contrast,beyond,memorised,"
+        "memorised_se,critic_ratio",
+        "2,16,0.5,0.25,0.125,0.75,,,,,,,,,",
+        "3,24,,,,,0.5,0.25,0.9,0.125,1.0,0.0,,,1.5",
+        "4,32,0.25,0.25,0.125,0.75,0.5,0.25,0.9,0.125,1.0,0.0,,,3.0",
     ]
     plain = [Event(2, 16, 0.5, 0.25, 0.125)]
     assert train._csv(plain, train._looks(SimpleNamespace(looks=[look(2)]), plain)).splitlines()[1:] == [
-        "2,16,0.5,0.25,0.125,0.5,0.25,0.9,0.125,1.0,0.0"
+        "2,16,0.5,0.25,0.125,0.5,0.25,0.9,0.125,1.0,0.0,,"
     ]
     assert train._csv(plain, train._looks(None, plain)) == train._csv(plain)
 

@@ -144,7 +144,7 @@ def test_a_large_data_set_is_compared_by_some_of_it(pixels, monkeypatch):
 
 
 def reading(fd: float, *resampled: float) -> tuple[dict[str, float], list[float]]:
-    return dataclasses.asdict(Reading(fd, 0.1, 1.0, 0.01, 1.0, 0.0)), list(resampled)
+    return dataclasses.asdict(Reading(fd, 0.1, 1.0, 0.01, 1.0, 0.0, None, None)), list(resampled)
 
 
 def watcher(pixels: Gauge | None = None, config: Watch | None = None, iterations: int = 100, **more) -> Watcher:
@@ -352,6 +352,36 @@ def test_a_healthy_training_raises_no_alarm(start, seed, pixels):
     assert own.looks[0].diversity != pytest.approx(1, abs=0.15)
 
 
+@dataclass(frozen=True)
+class Copyist:
+    """Samples of which a share are training images, moved by a little noise, the others new ones."""
+
+    share: Callable[[int], float]
+
+    def looks(self, pixels: Gauge, steps: range) -> tuple[Watcher, list[str]]:
+        lines: list[str] = []
+        own = watcher(pixels, Watch(1, 200), 1000, log=lines.append)
+        for step in steps:
+            copied = round(200 * self.share(step))
+            new = to_float(normal_images(200, seed=step + 1))[copied:]
+            old = to_float(IMAGES.pixels[:copied]) + 0.01 * randn(copied, *SHAPE, seed=step)
+            own._add(step, *own._read(torch.cat([old, new])))
+            lines += [f"warning: {text}" for text in own._begun(len(own.looks))]
+        return own, [line for line in lines if "copying" in line]
+
+
+def test_a_student_that_copies_training_images_is_an_alarm(pixels):
+    """From the look at which it does, though its distance is the better for it; new images are none, nor are a few copies."""
+    own, warnings = Copyist(lambda step: 0.6 if step >= 60 else 0.0).looks(pixels, range(10, 101, 10))
+    assert len(warnings) == 1
+    assert re.match(r"warning: copying: 0\.6\d? of the samples are training images since update 60$", warnings[0])
+    assert own.looks[-1].memorised == pytest.approx(0.6, abs=0.03)
+    for share in (0.0, 0.05):
+        assert Copyist(lambda step, share=share: share).looks(pixels, range(10, 101, 10))[1] == []
+    few = Gauge.of(Images(normal_images(99), None, None), Flat())
+    assert few.read(to_float(normal_images(99)))[0].memorised is None
+
+
 def test_what_never_was_right_is_an_alarm_past_the_middle(pixels):
     own, warnings = looks_at(pixels, {k: Affine(0.1 * DEVIATION) for k in range(10, 101, 10)}, 100)
     assert len(warnings) == 1
@@ -488,9 +518,9 @@ def test_a_process_may_work_alone_among_several(monkeypatch):
 
 
 def test_a_look_s_columns_are_its_numbers():
-    look = Look(2.0, 0.1, 0.9, 0.02, 1.1, 0.03, step=30, best=20, behind=0.5, behind_se=0.1)
+    look = Look(2.0, 0.1, 0.9, 0.02, 1.1, 0.03, 0.01, 0.002, step=30, best=20, behind=0.5, behind_se=0.1)
     numbers = {"fd": 2.0, "fd_se": 0.1, "diversity": 0.9, "diversity_se": 0.02, "contrast": 1.1, "beyond": 0.03}
-    assert look.columns() == numbers
+    assert look.columns() == {**numbers, "memorised": 0.01, "memorised_se": 0.002}
     assert not look.is_best
 
 

@@ -21,6 +21,10 @@ CONTRAST = 1.25
 BEYOND = 0.1
 """Share of values that a screen cuts off by more than MARGIN: a few in a hundred overshoot at the edges of sharp images."""
 
+COPIES = 0.05
+"""Share of samples that copy a training image, five times that of new images. It counts whatever the distance does: copies
+have the best one."""
+
 WORSE = 1.5
 """Times the best distance. Looks of a healthy training differ by tenths, which are not to be alarmed at."""
 
@@ -34,6 +38,7 @@ def _all(looks: Sequence[Look], iterations: int) -> tuple[tuple[str, str | None]
     return (
         ("collapsing", _collapsing(looks, iterations)),
         ("saturating", _saturating(looks, iterations)),
+        ("copying", _copying(looks)),
         ("getting worse", _getting_worse(looks)),
     )
 
@@ -54,6 +59,13 @@ def _saturating(looks: Sequence[Look], iterations: int) -> str | None:
         f"saturating: contrast {last.contrast:.2f} of the data's and {last.beyond:.0%} of the values out of range since "
         f"update {_since(high, looks)}"
     )
+
+
+def _copying(looks: Sequence[Look]) -> str | None:
+    high = [look.memorised is not None and look.memorised - ERRORS * look.memorised_se > COPIES for look in looks]
+    if not high[-1]:
+        return None
+    return f"copying: {looks[-1].memorised:.2g} of the samples are training images since update {_since(high, looks)}"
 
 
 def _getting_worse(looks: Sequence[Look]) -> str | None:

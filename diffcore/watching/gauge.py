@@ -1,5 +1,6 @@
 """Who says what the samples of a look are worth: the feature network of the data, and the images it compares them with."""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,10 +13,11 @@ from diffcore.core.errors import UserError
 from diffcore.core.rng import some
 from diffcore.core.shapes import Sample
 from diffcore.data.feed import to_float, to_uint8
-from diffcore.metrics import bootstrap, features
+from diffcore.metrics import bootstrap, copies, features, proportion
 from diffcore.metrics.estimate import Estimate
 from diffcore.metrics.features import Features, Images, extract
 from diffcore.metrics.frechet import Moments, frechet, resampled
+from diffcore.metrics.neighbours import nearest
 from diffcore.watching.look import Reading
 
 REAL = 10_000
@@ -30,10 +32,11 @@ MARGIN = 0.1
 
 @dataclass(frozen=True)
 class Gauge:
-    """network: the feature network. real: moments of the images' features. spread: mean distance of two images there.
-    deviation: standard deviation of all values of the images."""
+    """network: the feature network. rows: features of the images, [m, d]. real: their moments. spread: mean distance of two
+    images there. deviation: standard deviation of all values of the images."""
 
     network: Features
+    rows: Tensor
     real: Moments
     spread: Estimate
     deviation: float
@@ -46,7 +49,13 @@ class Gauge:
             x = to_float(images.take(places))
             seen = extract(network, x)
             real, rows, values = real + Moments.of(seen), [*rows, seen], [*values, _sums(x)]
-        return cls(network, real, spread(torch.cat(rows)), _deviation(torch.stack(values).sum(0)))
+        whole = torch.cat(rows)
+        return cls(network, whole, real, spread(whole), _deviation(torch.stack(values).sum(0)))
+
+    @functools.cached_property
+    def copy_limit(self) -> float | None:
+        """The closeness below which a sample is a copy: that of each image among the others."""
+        return copies.limit(nearest(self.rows))
 
     def read(self, samples: Sample) -> tuple[Reading, list[float]]:
         """Of samples [n, c, h, w], all finite; and fd of each bootstrap resample, [r], of which those of two looks are of the
@@ -56,6 +65,7 @@ class Gauge:
         again = resampled(seen, self.real, bootstrap.resamples(len(seen), 0))
         own = spread(seen)
         error = math.hypot(own.se, own.value / self.spread.value * self.spread.se) / self.spread.value
+        copied = self._copied(seen)
         reading = Reading(
             fd=frechet(Moments.of(seen), self.real),
             fd_se=again.std().item(),
@@ -63,8 +73,16 @@ class Gauge:
             diversity_se=error,
             contrast=_deviation(_sums(samples)) / self.deviation,
             beyond=(samples.abs() > 1 + MARGIN).double().mean().item(),
+            memorised=None if copied is None else copied.value,
+            memorised_se=None if copied is None else copied.se,
         )
         return reading, again.tolist()
+
+    def _copied(self, seen: Tensor) -> Estimate | None:
+        """Of features [n, d] the share that copy an image."""
+        if self.copy_limit is None:
+            return None
+        return proportion.of_samples(copies.closeness(nearest(seen, self.rows)) < self.copy_limit)
 
 
 def spread(rows: Tensor) -> Estimate:

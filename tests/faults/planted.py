@@ -296,6 +296,7 @@ OWN = (
     _own("diffcore/training/loop.py", '            self.job.watcher.restore(facts["watch"])\n', "            pass\n", "a resumed training has lost its looks, and the best of them", "watch"),
     _own("diffcore/watching/samples.py", 'lambda role=f"step {number}": noise(role)', 'lambda role="start": noise(role)', "a look adds the start's noise again at each jump, and judges another sampler than the checkpoint's", "watch"),
     _own("diffcore/watching/alarms.py", "return wrong[-1] and (_has_risen(looks[-1]) or 2 * looks[-1].step > iterations)", "return wrong[-1]", "every training that learns from nothing is said to collapse or to saturate", "watch"),
+    _own("diffcore/watching/gauge.py", "copies.closeness(nearest(seen, self.rows))", "copies.closeness(nearest(seen))", "a watched student that copies training images raises no alarm: its samples are held against each other", "watch"),
     _own("diffcore/metrics/comparison.py", "(again[1] - again[0]).std().item()", "(again[1] - again[0].flip(0)).std().item()", "the two samplings are resampled by different noises", "comparison"),
     _own("diffcore/exports/__init__.py", "if not gap <= TOLERANCE:", "if gap > 1:", "an export that says something else is handed out", "words"),
     _own("tasks/tracking/promotion.py", "client.set_registered_model_alias(model, PREVIOUS, before)", "pass", "who held production before is lost", "promotion"),
