@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import torch
 
 from diffcore import checkpoints
 from diffcore.checkpoints import from_diffusers
@@ -37,8 +38,10 @@ from diffcore.sampling.recipe import Recipe
 from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solvers import SOLVERS
 from diffcore.training import loop
+from diffcore.training.resume import Resume
 from tasks import params, places
 from tasks.params import Params
+from tasks.plan import TRYING
 from tasks.planned_data import PlannedData, planned_data
 from tasks.sections import Adopted, Distill
 
@@ -78,7 +81,7 @@ class Networks:
         """That of a line, as it would begin."""
         if not (self.folder / name).exists():
             denoiser = self._root(name) if name in self.params.teachers else self._student(name)[0]
-            self._save(name, denoiser)
+            self.save(self.folder / name, name, denoiser)
         return checkpoints.load(self.folder / name)
 
     def roles(self, name: str) -> tuple[NetDenoiser, Denoiser | None]:
@@ -103,16 +106,15 @@ class Networks:
         student.grid = line.method.grid
         return student, teacher
 
-    def _save(self, name: str, denoiser: NetDenoiser) -> None:
+    def save(self, folder: Path, name: str, denoiser: NetDenoiser) -> None:
+        """As a checkpoint of that line."""
         line, weights = self.params.line(name), None
         if isinstance(line, Distill) and (weights := self.params.lines.guidance(name)):
             weights = vars(weights)
         about = dict.fromkeys(("parent", "teacher")) | {"name": name, "weights": "ema", "torch": "", "code": ""}
         about |= {"method": "calibration", "solver": "ddim", "data": "", "parameters": {}, "seed": 0, "cost": {}}
         classes = list(self.data.classes) if denoiser.classes else None
-        checkpoints.save(
-            self.folder / name, denoiser, self.data.shape, about | {"classes": classes, "guidance": weights}
-        )
+        checkpoints.save(folder, denoiser, self.data.shape, about | {"classes": classes, "guidance": weights})
 
 
 @dataclass(frozen=True)
@@ -144,13 +146,16 @@ def training(parameters: Params, networks: Networks, name: str, width: int) -> d
     while updates < FEWEST or clock() - began < ENOUGH_SECONDS:
         work.update()
         updates += 1
-    seconds = (clock() - began) / updates
-    state = work.student.tensors("net") | (work.critic.tensors("critic", "critic ") if work.critic else {})
-    return {
-        "seconds": seconds,
-        "calls": (work.calls() - before) / updates * width,
-        "state": sum(tensor.nbytes for tensor in state.values()),
-    }
+    seconds, calls = (clock() - began) / updates, (work.calls() - before) / updates * width
+    return {"seconds": seconds, "calls": calls, "state": _saved(work, student, networks, name)}
+
+
+def _saved(work: loop.Loop, student: NetDenoiser, networks: Networks, name: str) -> int:
+    """Bytes of the state of a training, once it was saved and the result written, which take memory of their own."""
+    with TemporaryDirectory(dir=networks.folder) as room:
+        work.save(Resume(Path(room), name, {"job": name}, lambda line: None))
+        networks.save(Path(room) / name, name, student.with_network(work.result()))
+        return sum(file.stat().st_size for file in Path(room).rglob("step-*/*"))
 
 
 @exact()
@@ -175,7 +180,7 @@ def drawing(parameters: Params, networks: Networks, name: str) -> dict[str, floa
 
 def judging(parameters: Params, data: PlannedData) -> dict[str, float]:
     """Seconds of an update of the feature network, of what its training takes beside them, of looking at the real images
-    once, and of all metrics of a point that ask no network but this one."""
+    once, and of all metrics of a point that ask no network but this one; and the bytes up to the end of its training."""
     threads.use(parameters.compute.threads)
     clock, count = Clock(parameters), min(data.images, MOST_IMAGES)
     pixels = rng.draw(rng.noises(data.shape, 0, range(1)).expand(count, *data.shape), "calibration").noise
@@ -186,7 +191,7 @@ def judging(parameters: Params, data: PlannedData) -> dict[str, float]:
         began = clock()
         network = features.train(images, replace(parameters.features, iterations=iterations))
         seconds.append(clock() - began)
-    began = clock()
+    trained, began = _most_bytes(parameters), clock()
     reference = Reference.of(images, network)
     looked = (clock() - began) * data.images / count
     n = min(parameters.evaluate.images, MOST_IMAGES)
@@ -199,7 +204,15 @@ def judging(parameters: Params, data: PlannedData) -> dict[str, float]:
         "rest": max(0.0, seconds[1] - 2 * update),
         "look": looked,
         "metrics": (clock() - began) * parameters.evaluate.images / n,
+        "trained_bytes": trained,
     }
+
+
+def _most_bytes(parameters: Params) -> int:
+    """The most that this process has taken so far: of the GPU where there is one."""
+    if parameters.compute.device.type == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return torch.cuda.max_memory_allocated(parameters.compute.device)
 
 
 def measured(parameters: Params, work: Callable[[], dict[str, float]], copies: int) -> dict[str, float]:
@@ -214,7 +227,8 @@ def measured(parameters: Params, work: Callable[[], dict[str, float]], copies: i
 def forked(work: Callable[[], dict[str, float]], copies: int) -> dict[str, float]:
     """The means over copies that run at once, each in a fork, and the most bytes that one of them took.
 
-    A fork has not touched the files of all libraries that a process of its own has: those count as here.
+    A fork has not touched the files of all libraries that a process of its own has: those count as here, in all that is
+    called bytes.
     """
     libraries = _resident_files()
     context = multiprocessing.get_context("fork")
@@ -222,8 +236,9 @@ def forked(work: Callable[[], dict[str, float]], copies: int) -> dict[str, float
 
     def run(end: Any) -> None:
         outcome = work()
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        end.send({**outcome, "bytes": most + max(0, libraries - _resident_files())})
+        outcome["bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        untouched = max(0, libraries - _resident_files())
+        end.send({key: value + untouched if key.endswith("bytes") else value for key, value in outcome.items()})
 
     forks = [context.Process(target=run, args=(send,)) for _, send in ends]
     for fork in forks:
@@ -260,6 +275,7 @@ def kind_of(parameters: Params, name: str) -> str:
 def calibrate(parameters: Params, slots: int, names: list[str]) -> dict[str, Any]:
     """What the lines of these names cost: {lines: {name: {seconds, calls, state, bytes, width, checkpoint, call,
     call_bytes}}, judging: {...}, base: bytes of a process that only begins}."""
+    threads.use(1)  # a fork of a process whose own threads have computed waits for them for ever
     data, lines = planned_data(parameters), {}
     trained: dict[str, dict[str, float]] = {}
     drawn: dict[str, dict[str, float]] = {}
@@ -270,17 +286,24 @@ def calibrate(parameters: Params, slots: int, names: list[str]) -> dict[str, Any
             kind, net = kind_of(parameters, name), disk.digest([checkpoint.denoiser.net.config_json()])
             width = 0 if isinstance(parameters.line(name), Adopted) else min(slots, places.processes(parameters, name))
             if width and kind not in trained:
+                _trying(f"updates of {name}")
                 trained[kind] = measured(
                     parameters, lambda n=name, w=width: training(parameters, networks, n, w), slots
                 )
             if net not in drawn:
+                _trying(f"network calls of {name}")
                 drawn[net] = measured(parameters, lambda n=name: drawing(parameters, networks, n), slots)
             size = sum(file.stat().st_size for file in (Path(room) / name).rglob("*") if file.is_file())
             none = {"seconds": 0.0, "calls": 0.0, "state": 0, "bytes": 0}
             call = {"call": drawn[net]["seconds"], "call_bytes": drawn[net]["bytes"]}
             lines[name] = {**(trained[kind] if width else none), "width": max(1, width), "checkpoint": size, **call}
+    _trying("the feature network and the metrics")
     judged = measured(parameters, lambda: judging(parameters, data), slots)
     return {"lines": lines, "judging": judged, "base": measured(parameters, dict, 1)["bytes"]}
+
+
+def _trying(what: str) -> None:
+    print(f"{TRYING}{what}", file=sys.stderr, flush=True)
 
 
 def main(words: list[str]) -> int:

@@ -7,8 +7,10 @@ of its own (tasks.calibration). What asks no network (reading, searching, charts
 
 import json
 import math
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +34,9 @@ from tasks.rules import samplings_of
 from tasks.sections import OWN, Adopted
 
 KEPT = paths.RESUME / "plan.json"
+
+TRYING = "trying "
+"""How lines begin that say what the calibration does."""
 
 START = 2.1
 """CPU seconds of importing a stage's code on the host of the default run; the other numbers here are that host's too."""
@@ -125,13 +130,32 @@ def plan_of(params: Params) -> Plan:
 
 
 def _calibrated(slots: int, names: list[str]) -> dict[str, Any]:
-    command = [sys.executable, "-m", "tasks.calibration", f"{slots}", *names]
-    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=parent.die_with_parent)
-    if done.returncode == MISTAKE:
-        raise UserError(done.stderr.strip().splitlines()[-1].removeprefix("error: "))
-    if done.returncode:
-        raise UserError(f"the calibration failed: {(done.stderr.strip().splitlines() or ['it said nothing'])[-1]}")
-    return disk.parse_json(done.stdout.splitlines()[-1])
+    """What tasks.calibration prints; what it tries meanwhile goes to standard error."""
+    command, last = [sys.executable, "-m", "tasks.calibration", f"{slots}", *names], "it said nothing"
+    with tempfile.TemporaryFile("w+") as output:
+        pipes = {"stdout": output, "stderr": subprocess.PIPE, "text": True}
+        with subprocess.Popen(command, **pipes, preexec_fn=parent.die_with_parent) as process:
+            for line in map(str.strip, process.stderr):
+                if line.startswith(TRYING):
+                    print(line, file=sys.stderr, flush=True)
+                elif line:
+                    last = line
+        output.seek(0)
+        return _outcome(process.returncode, output.read(), last)
+
+
+def _outcome(code: int, output: str, last: str) -> dict[str, Any]:
+    """last: the last line of its errors."""
+    if code == MISTAKE:
+        raise UserError(last.removeprefix("error: "))
+    if code < 0:
+        raise UserError(
+            f"the calibration was ended by {signal.Signals(-code).name}, as where memory is short; set accumulate or a "
+            "smaller batch, or end what else takes memory"
+        )
+    if code:
+        raise UserError(f"the calibration failed: {last}")
+    return disk.parse_json(output.splitlines()[-1])
 
 
 def _cost(name: str, params: Params, data: PlannedData, calibration: Mapping[str, Any], slots: locks.Slots) -> Cost:
@@ -154,7 +178,7 @@ def _cost(name: str, params: Params, data: PlannedData, calibration: Mapping[str
         return Cost(name, begin + calls * call, calls, memory, 0)
     if kind == "features":
         seconds = begin + judging["rest"] + params.features.iterations * judging["update"]
-        return Cost(name, seconds, 0, int(judging["bytes"]), 0)
+        return Cost(name, seconds, 0, int(judging["trained_bytes"]), 0)
     constant = {
         "search": SEARCH * params.gamma.steps / 1000,
         "frontier": FRONTIER * share,
