@@ -17,7 +17,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import torch
 
 from diffcore import checkpoints
 from diffcore.checkpoints import from_diffusers
@@ -191,7 +190,7 @@ def judging(parameters: Params, data: PlannedData) -> dict[str, float]:
         began = clock()
         network = features.train(images, replace(parameters.features, iterations=iterations))
         seconds.append(clock() - began)
-    trained, began = _most_bytes(parameters), clock()
+    trained, began = memory.most(parameters.compute.device), clock()
     reference = Reference.of(images, network)
     looked = (clock() - began) * data.images / count
     n = min(parameters.evaluate.images, MOST_IMAGES)
@@ -206,13 +205,6 @@ def judging(parameters: Params, data: PlannedData) -> dict[str, float]:
         "metrics": (clock() - began) * parameters.evaluate.images / n,
         "trained_bytes": trained,
     }
-
-
-def _most_bytes(parameters: Params) -> int:
-    """The most that this process has taken so far: of the GPU where there is one."""
-    if parameters.compute.device.type == "cpu":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return torch.cuda.max_memory_allocated(parameters.compute.device)
 
 
 def measured(parameters: Params, work: Callable[[], dict[str, float]], copies: int) -> dict[str, float]:

@@ -7,6 +7,7 @@ two moments and the averages, of a batch the images, their noise and what the re
 import gc
 import math
 import os
+import resource
 from collections.abc import Callable, Sequence
 
 import torch
@@ -56,6 +57,13 @@ def peak(device: torch.device, work: Callable[[], object]) -> int:
     before = torch.cuda.memory_allocated(device)
     work()
     return torch.cuda.max_memory_allocated(device) - before
+
+
+def most(device: torch.device) -> int:
+    """The most bytes that this process has taken so far: of a GPU, else of the machine."""
+    if device.type == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return torch.cuda.max_memory_allocated(device)
 
 
 def give_back() -> None:
