@@ -37,13 +37,14 @@ from diffcore.checkpoints.card import SCHEMA, Card
 from diffcore.checkpoints.folder import WEIGHTS
 from diffcore.core import disk
 from diffcore.core.errors import UserError
+from diffcore.metrics import measured
 from diffcore.metrics.estimate import Estimate, columns
 from diffcore.metrics.frontier import SCHEMA as SCHEMA_OF_FRONTIERS
 from diffcore.metrics.frontier import Frontier
 from diffcore.metrics.point import Point
 from diffcore.search import gamma
 from tasks import database, faults, paths, redaction, report
-from tasks.pictures import charts, grids
+from tasks.pictures import charts, grids, page
 from tasks.tracking import publishing
 from tasks.tracking.artifacts import CURVE_ROWS, Artifacts, _check_rows, looks, read, thinned
 from tasks.tracking.client import (
@@ -94,6 +95,9 @@ def write_files(folder: Path, shown: Frontier) -> Frontier:
     shown = of(shown, [dataclasses.replace(p, checkpoint_digest=write_checkpoint(folder, p)) for p in shown.points])
     disk.write_sealed(folder / "frontier.json", shown.to_json())
     (folder / "frontier.csv").write_text(shown.to_csv())
+    lines = [page.Line("teacher", "teacher", None, None, {})]
+    told = page.Report(shown, Estimate(1.0, 0.1), {measured.REAL: ramp(4, 8, 8, 1)}, lines, {})
+    (folder / "report.html").write_text(page.html_of(told))
     known = {"checkpoint_digest": next(p.checkpoint_digest for p in shown.points if p.checkpoint == "teacher")}
     disk.write_sealed(folder / "gamma.json", {"schema": gamma.SCHEMA, "about": known})
     for number, name in enumerate(
@@ -311,6 +315,7 @@ def test_the_frontiers_run_holds_files_and_every_parameter(receipt):
         "frontier.csv",
         "frontier.png",
         "all.png",
+        "report.html",
     }
     assert run.data.params == {"seed": "0", "evaluate.images": "1000", "search.estimator": "residual"}
     assert run.data.tags["recommended"] == "pd2-ddim-uniform-2"
