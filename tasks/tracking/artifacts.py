@@ -10,13 +10,22 @@ from diffcore.checkpoints import verify
 from diffcore.checkpoints.card import Card
 from diffcore.core import disk
 from diffcore.core.errors import UserError
+from diffcore.metrics import recommendation
 from diffcore.metrics.frontier import Frontier
-from diffcore.metrics.point import Point
+from diffcore.metrics.point import Point, best_of
 from diffcore.search import gamma_file
 from tasks import paths
 from tasks.pictures import page, tables
 
 TEACHER = "teacher"
+CHALLENGER, BEST, FASTEST = "challenger", "best_quality", "fastest"
+ALIASES = {
+    CHALLENGER: "the recommended point",
+    BEST: "the lowest fd of all",
+    FASTEST: "the fewest network calls within publish.tolerance, whatever became of the diversity",
+}
+"""Aliases of the registered model that publishing moves, and what each is."""
+
 CURVE_ROWS = 100  # of each training curve; the whole csv lies beside them. A thousand metrics take SQLite half a second
 
 
@@ -44,6 +53,16 @@ class Artifacts:
     @property
     def recommended(self) -> Point:
         return self.frontier.recommended.point
+
+    @property
+    def picks(self) -> dict[str, Point]:
+        """The point of each alias; one point may have several."""
+        points, tolerance = self.frontier.points, self.parameters["publish"]["tolerance"]
+        fastest = recommendation.fastest(points, self.frontier.floor, tolerance)
+        return {CHALLENGER: self.recommended, BEST: best_of(points), FASTEST: fastest}
+
+    def is_picked(self, point: Point) -> bool:
+        return point.name in {pick.name for pick in self.picks.values()}
 
 
 def read(folder: Path, parameters: dict[str, Any]) -> Artifacts:
