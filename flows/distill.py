@@ -116,8 +116,7 @@ def _distill(root: Path, preset: str | None, targets: tuple[str, ...], retries: 
         futures = _submit(todo, workspace, running, places, retries)
         wait(list(futures.values()))
         states = {name: future.state for name, future in futures.items()}
-        pages.show(workspace, _completed(todo, states))
-        return verdict(states)
+        return verdict(states, pages.show(workspace, _completed(todo, states)))
 
 
 def _spread(place: spreading.Place, targets: tuple[str, ...], retries: int, slots: int, log: Log) -> State:
@@ -139,8 +138,7 @@ def _spread(place: spreading.Place, targets: tuple[str, ...], retries: int, slot
         completed = _completed(todo, states)
         if fresh := pages.pages_of(completed):
             exchange.pull(fresh, workspace, running, log)
-        pages.show(workspace, completed)
-        return verdict(states)
+        return verdict(states, pages.show(workspace, completed))
 
 
 def _completed(todo: Mapping[str, Stage], states: Mapping[str, State]) -> list[Stage]:
@@ -161,8 +159,9 @@ def _submit(
     return futures
 
 
-def verdict(states: Mapping[str, State]) -> State:
-    """The state of a flow run from those of its stages, with the failed ones' own words."""
+def verdict(states: Mapping[str, State], recommended: str | None = None) -> State:
+    """The state of a flow run from those of its stages, with the failed ones' own words. recommended: what came of it, where
+    the frontier is up to date."""
     failed = [_reason(state) for state in states.values() if state.is_failed() or state.is_crashed()]
     left = [name for name, state in states.items() if state.name == "NotReady"]
     stopped = [name for name, state in states.items() if state.is_cancelled()]
@@ -171,7 +170,8 @@ def verdict(states: Mapping[str, State]) -> State:
     if stopped:
         return Cancelled(message=f"stopped: {', '.join(stopped)}")
     cached = sum(state.name == "Cached" for state in states.values())
-    return Completed(message=f"{len(states)} stages: {cached} up to date, {len(states) - cached} run or restored")
+    counts = f"{len(states)} stages: {cached} up to date, {len(states) - cached} run or restored"
+    return Completed(message=counts + (f"; {recommended}" if recommended else ""))
 
 
 def _reason(state: State) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from diffcore.core import disk
 from diffcore.core.errors import UserError
 from diffcore.core.kept import Tensors
-from diffcore.metrics import measured
+from diffcore.metrics import measured, recommendation
 from diffcore.metrics.estimate import Scored
 from diffcore.metrics.floor import Floor
 from diffcore.metrics.frontier import Frontier
@@ -15,7 +15,7 @@ from diffcore.metrics.point import Point, best_of, with_best
 from diffcore.metrics.skill import Skill
 from tasks import paths
 from tasks.params import ROOT, Params
-from tasks.pictures import charts, grids
+from tasks.pictures import charts, grids, page
 from tasks.progress import log
 
 
@@ -33,7 +33,30 @@ def merge(params: Params) -> None:
     disk.write_json(paths.QUALITY, quality(frontier))
     charts.frontier(frontier, paths.FRONTIER.with_suffix(".png"))
     charts.curves(curves(), paths.ARTIFACTS / "curves.png")
+    disk.write(paths.REPORT, page.html_of(_report(params, frontier, samples)))
     log(f"frontier: {len(frontier.points)} points of {len(params.teachers) + len(params.distill)} checkpoints")
+
+
+def _report(params: Params, frontier: Frontier, samples: Tensors) -> page.Report:
+    bar = recommendation.bar(frontier.points, frontier.floor, params.publish.tolerance)
+    pictures = {name: images.numpy() for name, images in samples.items()}
+    tables = {name: path.read_text() for name, path in curves().items()}
+    return page.Report(frontier, bar, pictures, _lines(params, frontier), tables)
+
+
+def _lines(params: Params, frontier: Frontier) -> list[page.Line]:
+    """All lines of params.yaml, with what their trainings took."""
+    methods = {point.checkpoint: point.method for point in frontier.points}
+    spent = costs()
+    above: dict[str, tuple[str | None, str | None]] = dict.fromkeys(params.teachers, (None, None))
+    above |= {name: (line.init, line.teacher) for name, line in params.distill.items()}
+    return [page.Line(name, methods[name], *above[name], spent.get(name, {})) for name in above]
+
+
+def costs() -> dict[str, dict[str, Any]]:
+    """What each training took, by checkpoint, each checked; of one that was not trained here there is none."""
+    files = sorted(paths.COST.glob("*.json"))
+    return {file.stem: disk.read_sealed(file, None, paths.again(paths.train(file.stem))) for file in files}
 
 
 def quality(frontier: Frontier) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from tasks.paths import (
     PUBLISHED,
     QUALITY,
     REFERENCE,
+    REPORT,
     SAMPLES,
     TRAJECTORY,
 )
@@ -45,7 +46,7 @@ WRITES = {
     "search": {str(TRAJECTORY)},
     "measure_teachers": {str(POINTS / KEY), str(REFERENCE / KEY)},
     "measure": {str(POINTS / KEY)},
-    "frontier": {str(SAMPLES), str(ARTIFACTS / "curves.png"), str(QUALITY)}
+    "frontier": {str(SAMPLES), str(ARTIFACTS / "curves.png"), str(QUALITY), str(REPORT)}
     | {str(FRONTIER.with_suffix(x)) for x in (".json", ".csv", ".png")},
     "publish": {str(PUBLISHED)},
 }

@@ -24,6 +24,7 @@ REFERENCE = ARTIFACTS / "reference"
 """By teacher, its samples that fidelity compares with."""
 
 FRONTIER = ARTIFACTS / "frontier.json"
+REPORT = ARTIFACTS / "report.html"
 QUALITY = ARTIFACTS / "quality.json"
 SAMPLES = ARTIFACTS / "samples"
 PUBLISHED = ARTIFACTS / "published.json"

@@ -66,6 +66,7 @@ def report() -> None:
         log(f"  warning: {warning}")
     log(f"  the checkpoint is {folder}\n")
     log(f"pictures: {paths.FRONTIER.with_suffix('.png')}, samples of every point: {paths.SAMPLES / 'all.png'}")
+    log(f"all on one page, for a browser: {paths.REPORT}")
     if paths.PUBLISHED.exists():
         log(how_to_open(disk.read_sealed(paths.PUBLISHED, None, paths.again("publish"))))
     else:
@@ -74,9 +75,10 @@ def report() -> None:
 
 def report_json() -> None:
     """Prints the frontier as JSON, as artifacts/frontier.json holds it, and beside it the paths of the recommended point's
-    `checkpoint`, of the `picture` and of the `samples`; nothing else."""
+    `checkpoint`, of the `picture`, of the `samples` and of the `page`; nothing else."""
     frontier, folder = _read()
     places = {"checkpoint": folder, "picture": paths.FRONTIER.with_suffix(".png"), "samples": paths.SAMPLES / "all.png"}
+    places |= {"page": paths.REPORT}
     log(json.dumps(frontier.to_json() | {key: str(path) for key, path in places.items()}, indent=1, allow_nan=False))
 
 

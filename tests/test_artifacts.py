@@ -42,7 +42,7 @@ def readers() -> dict[str, Callable[[params.Params, Path], object]]:
         "features": lambda found, path: features.load(paths.FEATURES),
         "checkpoints": lambda found, path: checkpoints.load(paths.ARTIFACTS.joinpath(*path.parts[1:3])),
         "curves": lambda found, path: [frontiers.curves(), thinned(Path(str(path).removesuffix(".sha256")))],
-        "cost": lambda found, path: cost_of(path, path.stem),
+        "cost": lambda found, path: [frontiers.costs(), cost_of(path, path.stem)],
         "gamma.json": lambda found, path: search.find(found),
         "trajectory.json": lambda found, path: measure.Bench(found, "v"),
         "points": lambda found, path: frontiers.merge(found),
@@ -53,7 +53,7 @@ def readers() -> dict[str, Callable[[params.Params, Path], object]]:
 
 
 PICTURES = {".png"}
-DERIVED = {"frontier.csv", "quality.json"}
+DERIVED = {"frontier.csv", "quality.json", "report.html"}
 """For people and for DVC; what they say is in frontier.json."""
 
 

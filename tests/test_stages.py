@@ -202,13 +202,17 @@ FLOW = {
     "measure_teachers": (MEASURED, ("artifacts/points/${key}", "artifacts/reference/${key}")),
     "measure": ((*MEASURED, "checkpoints/teacher", "reference/teacher"), ("artifacts/points/${key}",)),
     "frontier": (
-        ("points", "curves"),
+        ("points", "curves", "cost"),
         tuple(
-            f"artifacts/{name}" for name in ("frontier.png", "curves.png", "samples", "frontier.json", "frontier.csv")
+            f"artifacts/{name}"
+            for name in ("frontier.png", "curves.png", "samples", "frontier.json", "frontier.csv", "report.html")
         ),
     ),
     "publish": (
-        ("checkpoints", "curves", "cost", "samples", "gamma.json", "frontier.json", "frontier.csv", "frontier.png"),
+        (
+            *("checkpoints", "curves", "cost", "samples", "gamma.json"),
+            *("frontier.json", "frontier.csv", "frontier.png", "report.html"),
+        ),
         ("artifacts/published.json",),
     ),
 }

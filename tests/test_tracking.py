@@ -37,15 +37,16 @@ from diffcore.checkpoints.card import SCHEMA, Card
 from diffcore.checkpoints.folder import WEIGHTS
 from diffcore.core import disk
 from diffcore.core.errors import UserError
+from diffcore.metrics import measured
 from diffcore.metrics.estimate import Estimate, columns
 from diffcore.metrics.frontier import SCHEMA as SCHEMA_OF_FRONTIERS
 from diffcore.metrics.frontier import Frontier
 from diffcore.metrics.point import Point
 from diffcore.search import gamma
 from tasks import database, faults, paths, redaction, report
-from tasks.pictures import charts, grids
+from tasks.pictures import charts, grids, page
 from tasks.tracking import publishing
-from tasks.tracking.artifacts import CURVE_ROWS, Artifacts, _check_rows, looks, read, thinned
+from tasks.tracking.artifacts import ALIASES, CURVE_ROWS, Artifacts, _check_rows, looks, read, thinned
 from tasks.tracking.client import (
     LOCK,
     QUIET,
@@ -83,7 +84,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning"),
 ]
 
-PARAMETERS = {"seed": 0, "evaluate": {"images": 1000}, "search": {"estimator": "residual"}}
+PARAMETERS = {
+    "seed": 0,
+    "evaluate": {"images": 1000},
+    "search": {"estimator": "residual"},
+    "publish": {"tolerance": 0.14},  # of the teacher's 13: within it is one point, which all aliases go to
+}
 
 
 def write_files(folder: Path, shown: Frontier) -> Frontier:
@@ -94,6 +100,9 @@ def write_files(folder: Path, shown: Frontier) -> Frontier:
     shown = of(shown, [dataclasses.replace(p, checkpoint_digest=write_checkpoint(folder, p)) for p in shown.points])
     disk.write_sealed(folder / "frontier.json", shown.to_json())
     (folder / "frontier.csv").write_text(shown.to_csv())
+    lines = [page.Line("teacher", "teacher", None, None, {})]
+    told = page.Report(shown, Estimate(1.0, 0.1), {measured.REAL: ramp(4, 8, 8, 1)}, lines, {})
+    (folder / "report.html").write_text(page.html_of(told))
     known = {"checkpoint_digest": next(p.checkpoint_digest for p in shown.points if p.checkpoint == "teacher")}
     disk.write_sealed(folder / "gamma.json", {"schema": gamma.SCHEMA, "about": known})
     for number, name in enumerate(
@@ -311,8 +320,10 @@ def test_the_frontiers_run_holds_files_and_every_parameter(receipt):
         "frontier.csv",
         "frontier.png",
         "all.png",
+        "report.html",
     }
-    assert run.data.params == {"seed": "0", "evaluate.images": "1000", "search.estimator": "residual"}
+    told = {"seed": "0", "evaluate.images": "1000", "search.estimator": "residual", "publish.tolerance": "0.14"}
+    assert run.data.params == told
     assert run.data.tags["recommended"] == "pd2-ddim-uniform-2"
 
 
@@ -367,7 +378,7 @@ def test_publishing_twice_creates_nothing_new(room):
     second, after = publish(), counts(room)
     assert first == second
     assert before == after
-    assert before["runs"] == 3 + 4 + 2
+    assert before["runs"] == 3 + 4 + 3
     assert before["logged_models"] == 6
 
 
@@ -450,7 +461,7 @@ def test_the_alias_challenger_moves_and_production_stays(room):
     publish()
     client().set_registered_model_alias("sampler", "production", "1")
     second = publish(table(few_points().points, "cd-ddim-uniform-1"))
-    assert aliases() == {"challenger": "2", "production": "1"}
+    assert aliases() == {"challenger": "2", "best_quality": "1", "fastest": "1", "production": "1"}
     moved = client().get_logged_model(second["models"]["cd-ddim-uniform-1"])
     assert moved.tags["weights"] == "here"
     assert (moved.experiment_id, moved.source_run_id) == (second["experiment_id"], second["runs"]["consistency"])
@@ -458,7 +469,7 @@ def test_the_alias_challenger_moves_and_production_stays(room):
     assert publish() == second
     assert counts(room) == before
     publish(few_points())
-    assert aliases() == {"challenger": "1", "production": "1"}
+    assert aliases() == {"challenger": "1", "best_quality": "1", "fastest": "1", "production": "1"}
     assert counts(room)["model_versions"] == 2
 
 
@@ -523,7 +534,7 @@ def test_a_publisher_killed_half_way_is_followed_by_a_whole_run(room, monkeypatc
     monkeypatch.setattr("tasks.tracking.run_specs._log_images", log_image)
     receipt = publish()
     runs = client().search_runs([receipt["experiment_id"]], "tags.current = 'true'")
-    assert sorted(run.info.status for run in runs) == ["FINISHED"] * 9
+    assert sorted(run.info.status for run in runs) == ["FINISHED"] * 10
     assert publish() == receipt
 
 
@@ -619,15 +630,16 @@ def test_the_runs_are_made_in_the_order_in_which_the_page_shows_them_backwards(t
 
     monkeypatch.setattr("tasks.tracking.publishing.enter", enter)
     with pytest.raises(KeyboardInterrupt):
-        _publish(read(tmp_path, {}), Experiment(None, "1"), "m")
+        _publish(read(tmp_path, PARAMETERS), Experiment(None, "1"), "m")
     curves = ["teacher ddim uniform", "progressive", "consistency"]
     trained = ["train cd", "train pd1", "train pd2", "train teacher"]
-    assert made[::-1] == [*curves, "real against real", "frontier", *trained]
+    first = "recommended: pd2-ddim-uniform-2"
+    assert made[::-1] == [first, *curves, "real against real", "frontier", *trained]
 
 
 def test_the_newest_of_several_sound_versions_is_the_challenger(monkeypatch):
     """By number: 10 comes after 9. One that holds another point or is damaged does not count."""
-    artifacts = Artifacts(Path(), few_points(), {}, {})
+    artifacts = Artifacts(Path(), few_points(), {}, PARAMETERS)
     wanted = _identity(artifacts.recommended)
     versions = [SimpleNamespace(version=n, tags=dict(wanted)) for n in ("9", "10", "2", "11")]
     versions += [SimpleNamespace(version="12", tags={**wanted, key: "other"}) for key in wanted]
@@ -643,10 +655,12 @@ def test_the_newest_of_several_sound_versions_is_the_challenger(monkeypatch):
         set_registered_model_alias=lambda *words: moved.append(words),
     )
     monkeypatch.setattr(
-        "tasks.tracking.models._version_fault", lambda experiment, artifacts, v: "bad" if v.version == "11" else None
+        "tasks.tracking.models._version_fault", lambda experiment, artifacts, p, v: "bad" if v.version == "11" else None
     )
-    assert register(Experiment(fake, "7"), artifacts, "m", {}) == "10"
-    assert moved == [("m", "challenger", "10")]
+    assert register(Experiment(fake, "7"), artifacts, "m", {artifacts.recommended.name: None}) == dict.fromkeys(
+        ALIASES, "10"
+    )
+    assert moved == [("m", alias, "10") for alias in ALIASES]
 
 
 # ---- what is shipped is verified
@@ -761,11 +775,11 @@ def test_a_registered_version_that_is_damaged_is_replaced_aloud(room, capsys, fi
     capsys.readouterr()
     second = publish()
     said = capsys.readouterr().out
-    assert aliases() == {"challenger": "2", "production": "1"}
+    assert aliases() == {"challenger": "2", "best_quality": "2", "fastest": "2", "production": "1"}
     assert second["version"]["version"] == "2"
     assert "version 1 of 'sampler' in MLflow is damaged; version 2 takes its place" in said
     assert "the alias 'production' of 'sampler' names the damaged version 1: set it anew" in said
-    assert "challenger" not in said  # which has moved
+    assert not [alias for alias in ALIASES if alias in said]  # which have moved
     assert second["models"]["pd2-ddim-uniform-2"] != first["models"]["pd2-ddim-uniform-2"]
     assert client().get_logged_model(first["models"]["pd2-ddim-uniform-2"]).tags["current"] == "false"
     whole = Path("artifacts/checkpoints/pd2/unet/diffusion_pytorch_model.safetensors").read_bytes()
@@ -1157,7 +1171,7 @@ def test_a_point_of_a_mean_number_of_calls_is_shown_at_the_nearest_step(tmp_path
     """As an adaptive sampler's: numbers, pictures, floor and model alike. Its own metric and tag tell it as it is."""
     row = dataclasses.replace(point("teacher", 4, 13.0, sampler="rk45"), nfe=calls)
     write_files(tmp_path, table([row], row.name))
-    artifacts, told, shown, kept = read(tmp_path, {}), [], [], []
+    artifacts, told, shown, kept = read(tmp_path, PARAMETERS), [], [], []
     fake = SimpleNamespace(
         log_batch=lambda run, metrics, params, tags: told.extend(metrics),
         log_image=lambda run, image, key, step: shown.append((run, key, step)),
@@ -1185,7 +1199,7 @@ def test_a_warning_stands_on_the_experiment_s_page(monkeypatch):
         get_experiment=lambda number: SimpleNamespace(tags={}),
         set_experiment_tag=lambda *words: written.append(words),
     )
-    write_note(Experiment(fake, "7"), Artifacts(Path(), shown, {}, {}), "m", "3")
+    write_note(Experiment(fake, "7"), Artifacts(Path(), shown, {}, PARAMETERS), "m", "3")
     ((number, key, note),) = written
     assert (number, key) == ("7", "mlflow.note.content")
     assert "(m version 3)" in note
@@ -1204,7 +1218,7 @@ def test_a_warning_stands_on_the_experiment_s_page(monkeypatch):
     ],
 )
 def test_weights_go_with_the_recommended_point_or_a_student_s_best(recommended, carried):
-    artifacts = Artifacts(Path(), table(few_points().points, recommended), {}, {})
+    artifacts = Artifacts(Path(), table(few_points().points, recommended), {}, PARAMETERS)
     assert {p.name for p in artifacts.frontier.points if carries(artifacts, p)} == carried
 
 
@@ -1448,11 +1462,11 @@ def shipped(folder: Path, artifacts: Artifacts, point_: dict) -> None:
 
 @pytest.mark.parametrize("sampler", ["ddim", "analytic"])
 def test_every_file_that_is_shipped_is_verified_where_it_lies(room, tmp_path, sampler, monkeypatch):
-    """In a folder of this machine and in a store elsewhere, which is asked for the recommended point's alone."""
+    """In a folder of this machine and in a store elsewhere, which is asked for those of the picked points alone."""
     shown = few_points()
     shown = but(table(shown.points, shown.points[3].name), 3, sampler=sampler)
     shown = write_files(room / "artifacts", shown)
-    artifacts, point_ = read(room / "artifacts", {}), shown.points[3]
+    artifacts, point_ = read(room / "artifacts", PARAMETERS), shown.points[3]
     wanted = {f"artifacts/pd1/{name}" for name in (WEIGHTS, "unet/config.json", "card.json")}
     wanted |= {"artifacts/gamma.json"} if sampler == "analytic" else set()
     assert set(_shipped(artifacts, point_)) == wanted
@@ -1675,7 +1689,7 @@ def test_a_recommended_point_that_the_table_has_not_is_refused(tmp_path):
     with pytest.raises(
         UserError, match=r"frontier\.json is not .*it recommends 'pd3', none of its points\); run the stage `frontier`"
     ):
-        read(tmp_path, {})
+        read(tmp_path, PARAMETERS)
 
 
 def test_a_place_where_no_lock_can_lie_is_one_line(tmp_path):
@@ -1779,3 +1793,98 @@ def test_a_served_teacher_takes_no_other_teacher_s_gamma(served, tmp_path):
     _open(artifacts, config)
     with pytest.raises(UserError, match="publish this model again"):
         _open({**artifacts, "checkpoint": str(served / "teacher")}, config)
+
+
+# ---- what a person picks from
+
+
+def picking(tolerance: float) -> dict:
+    return publishing.publish(
+        Path("artifacts"), "distill", "sampler", PARAMETERS | {"publish": {"tolerance": tolerance}}
+    )
+
+
+def test_each_alias_goes_to_its_own_point_and_the_same_point_is_one_version(room):
+    """Within 1.6 times the teacher's 13 are all students; of one call the better is cd's. Twice is as once."""
+    receipt = picking(1.6)
+    points = {"challenger": "pd2-ddim-uniform-2", "best_quality": "pd2-ddim-uniform-2", "fastest": "cd-ddim-uniform-1"}
+    assert {alias: each["point"] for alias, each in receipt["aliases"].items()} == points
+    assert aliases() == {alias: each["version"] for alias, each in receipt["aliases"].items()}
+    for alias, name in points.items():
+        version = client().get_model_version_by_alias("sampler", alias)
+        assert (version.tags["point"], version.source) == (name, f"models:/{receipt['models'][name]}")
+        assert client().get_logged_model(receipt["models"][name]).tags["weights"] == "here"
+    before = counts(room)
+    assert before["model_versions"] == 2
+    assert picking(1.6) == receipt
+    assert counts(room) == before
+    picking(0.14)
+    assert aliases()["fastest"] == aliases()["challenger"]
+
+
+def test_the_pages_of_model_and_versions_say_what_why_and_how_well_and_a_person_s_words_stay(room):
+    from tasks.tracking.descriptions import MARK, NOTE, sealed
+
+    receipt = picking(1.6)
+    model = client().get_registered_model("sampler")
+    for alias, each in receipt["aliases"].items():
+        assert f"| `{alias}` | {each['version']} | {each['point']} |" in model.description
+    assert few_points().recommended.reason in model.description
+    chosen = client().get_model_version_by_alias("sampler", "challenger")
+    fast = client().get_model_version_by_alias("sampler", "fastest")
+    assert chosen.description.startswith(
+        "**pd2-ddim-uniform-2** (`challenger`: the recommended point; `best_quality`: "
+    )
+    assert few_points().recommended.reason in chosen.description
+    assert few_points().recommended.reason not in fast.description
+    floor = few_points().floor.metrics["fd"].plus_minus(" ± ")
+    assert f"| fd | 1.700 ± 0.068 | 13.00 ± 0.52 | {floor} |" in chosen.description
+    assert f"get-artifact?path=frontier.png&run_uuid={receipt['frontier']}" in chosen.description
+    assert f"/runs/{receipt['frontier']}/artifacts/report.html" in chosen.description
+    assert '"models:/sampler@challenger"' in chosen.description
+    for each in (chosen, fast):
+        logged = client().get_logged_model(each.source.removeprefix("models:/"))
+        assert logged.tags[NOTE] == each.description == sealed(each.description.rpartition(MARK)[0])
+        assert len(each.description) < 5000  # what MLflow's stores take
+
+    client().update_model_version("sampler", fast.version, f"mine: {fast.description}")
+    client().update_registered_model("sampler", "my samplers")
+    other = few_points()
+    other = dataclasses.replace(other, recommended=dataclasses.replace(other.recommended, reason="another reason"))
+    write_files(room / "artifacts", other)
+    picking(1.6)
+    assert client().get_registered_model("sampler").description == "my samplers"
+    assert client().get_model_version("sampler", fast.version).description.startswith("mine: **cd-ddim")
+    assert "another reason" in client().get_model_version("sampler", chosen.version).description
+
+
+def test_the_link_opens_a_view_of_current_curves_with_fd_on_logarithmic_axes(receipt):
+    """Kept where MLflow's pages look for the views that are shared by a link."""
+    key = re.search(r"viewStateShareKey=(\w+)", receipt["ui"])[1]
+    tags = client().get_experiment(receipt["experiment_id"]).tags
+    state = json.loads(tags[f"mlflow.sharedViewState.{key}"])
+    first = state["compareRunCharts"][0]
+    assert (first["metricKey"], first["scaleType"], first["xAxisScaleType"], first["xAxisKey"]) == (
+        "fd",
+        "log",
+        "log",
+        "step",
+    )
+    sections = {each["uuid"] for each in state["compareRunSections"]}
+    assert {each["metricSectionId"] for each in state["compareRunCharts"]} == sections
+    shown = {run.info.run_name for run in client().search_runs([receipt["experiment_id"]], state["searchFilter"])}
+    assert shown == {*receipt["runs"], "frontier", "real against real", "recommended: pd2-ddim-uniform-2"}
+
+
+def test_the_recommended_point_is_a_run_of_its_own_and_curves_have_the_picture_s_colours(receipt):
+    from tasks.tracking.run_specs import COLOUR
+
+    wanted = charts.colours(few_points().points)
+    assert len(set(wanted.values())) == 3
+    for name, run in receipt["runs"].items():
+        assert client().get_run(run).data.tags[COLOUR] == wanted[name]
+    (run,) = client().search_runs([receipt["experiment_id"]], "tags.kind = 'recommended'")
+    (metric,) = client().get_metric_history(run.info.run_id, "fd")
+    assert (metric.step, metric.value) == (2, 1.7)
+    assert run.data.tags["reason"] == few_points().recommended.reason
+    assert run.data.tags[COLOUR] not in wanted.values()

@@ -26,6 +26,7 @@ from diffcore.metrics.estimate import Estimate
 from diffcore.metrics.frechet import Moments, frechet
 from diffcore.metrics.frontier import Frontier
 from diffcore.metrics.judge import Judge
+from diffcore.metrics.recommendation import bar
 from diffcore.metrics.reference import Reference, to_8bit
 from diffcore.nets import unet
 from diffcore.noise.schedule import Cosine
@@ -45,7 +46,8 @@ from tasks import (
     search,
     shard,
 )
-from tasks.pictures import charts, grids
+from tasks.pictures import charts, grids, page
+from tasks.pictures.page import is_whole
 from tasks.tracking import publishing
 from tests import test_measure
 from tests.test_measure import FIT, FROM, make, measure_all, names
@@ -503,6 +505,8 @@ def test_what_the_evaluation_writes_and_shows(project, monkeypatch, capsys):
     disk.write_summed(paths.CURVES / "pd.csv", "step,images,loss,grad_norm,lr\n1,4,0.5,1.0,0.001\n")
     drawn_grids, sheets = heard(monkeypatch, grids, "grid", ...), heard(monkeypatch, grids, "contact_sheet", ...)
     drawn, curves = heard(monkeypatch, charts, "frontier", None), heard(monkeypatch, charts, "curves", None)
+    disk.write_sealed(paths.COST / "pd.json", {"seconds": 1.5})
+    pages = heard(monkeypatch, page, "html_of", ...)
     chosen = heard(monkeypatch, frontier.Frontier, "recommend", ...)
     kept = heard(monkeypatch, measure.Kept, "clear_but", ...)
     measured = heard(monkeypatch, measure.Bench, "measure", ...)
@@ -529,6 +533,15 @@ def test_what_the_evaluation_writes_and_shows(project, monkeypatch, capsys):
     assert [call.words for call in drawn] == [(written, paths.ARTIFACTS / "frontier.png")]
     assert [call.words for call in curves] == [({"pd": paths.CURVES / "pd.csv"}, paths.ARTIFACTS / "curves.png")]
     assert [call.words[1:] for call in chosen] == [(1.7,)]
+    shown = pages[0].words[0]
+    assert (shown.frontier, shown.bar) == (written, bar(written.points, written.floor, 1.7))
+    assert set(shown.samples) == {*names, "real"}
+    assert [(line.name, line.init, line.teacher, line.cost) for line in shown.lines] == [
+        ("teacher", None, None, {}),
+        ("pd", "teacher", "teacher", {"seconds": 1.5}),
+    ]
+    assert shown.curves == {"pd": (paths.CURVES / "pd.csv").read_text()}
+    assert is_whole(paths.REPORT.read_text())
     assert (paths.ARTIFACTS / "frontier.csv").read_text() == chosen[0].words[0].to_csv()
     assert written == dataclasses.replace(chosen[0].words[0], recommended=chosen[0].words[0].recommend(1.7))
     quality = json.loads(paths.QUALITY.read_text())
@@ -651,6 +664,7 @@ def test_a_report_shows_the_table_the_recommendation_its_warnings_and_where_to_l
     pictures_ = "pictures: artifacts/frontier.png, samples of every point: artifacts/samples/all.png"
     lines = ["the table", "recommended: b", "  it is best", "  warning: one", "  warning: two"]
     lines += ["  the checkpoint is artifacts/checkpoints/v", "", pictures_]
+    lines += ["all on one page, for a browser: artifacts/report.html"]
     report.report()
     none = f"MLflow: nothing is published, there is no {paths.PUBLISHED}; run the stage `publish` again"
     assert capsys.readouterr().out.splitlines() == [*lines, none]

@@ -67,6 +67,17 @@ def recommend(
     return Recommendation(chosen, reason, tuple(_warnings(points, floor, judge, losses.get(chosen.name))))
 
 
+def bar(points: Sequence[Point], floor: Floor, tolerance: float) -> Estimate:
+    """The largest fd that `recommend` calls near enough without a reference, with its standard error."""
+    return _bar(floor, tolerance, _best_teacher(points), "the teacher's best").fd
+
+
+def fastest(points: Sequence[Point], floor: Floor, tolerance: float) -> Point:
+    """The fewest network calls that are near enough, whatever became of the diversity; the best fd if none is near enough."""
+    enough = bar(points, floor, tolerance).value
+    return next((point for point in by_calls(points) if point.fd <= enough), best_of(points))
+
+
 def _bar(floor: Floor, tolerance: float, reference: Point, whose: str) -> _Bar:
     label = f"{whose} ({_describe(reference)})"
     if reference.fd >= floor.fd:

@@ -216,6 +216,12 @@ def _styles(groups: dict[str, list[Point]]) -> list[dict[str, Any]]:
     return styles
 
 
+def colours(points: Iterable[Point]) -> dict[str, str]:
+    """By curve, that of the picture."""
+    groups = by_curve(points)
+    return {name: style["color"] for name, style in zip(groups, _styles(groups))}
+
+
 def _line(axes: Any, name: str, group: list[Point], style: dict[str, Any]) -> None:
     x, y, bars = zip(*((p.nfe, p.fd, p.fd_se) for p in group))
     # a bar that reaches zero would end nowhere on a logarithmic axis: it is drawn down to a thousandth of its value

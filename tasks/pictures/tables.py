@@ -22,6 +22,16 @@ def looks(text: str) -> list[Row]:
     return [{key: float(row[key]) for key in seen if row[key]} for row in _rows(text) if row.get(LOOK)]
 
 
+def means(rows: list[Row], most: int) -> list[Row]:
+    """At most so many rows: each the mean of as many neighbours, at the step of the last of them."""
+    width = -(-len(rows) // most) or 1
+    cells = [rows[first : first + width] for first in range(0, len(rows), width)]
+    return [
+        {key: sum(row[key] for row in cell) / len(cell) for key in cell[0]} | {"step": cell[-1]["step"]}
+        for cell in cells
+    ]
+
+
 def _rows(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 

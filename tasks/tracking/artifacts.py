@@ -10,13 +10,22 @@ from diffcore.checkpoints import verify
 from diffcore.checkpoints.card import Card
 from diffcore.core import disk
 from diffcore.core.errors import UserError
+from diffcore.metrics import recommendation
 from diffcore.metrics.frontier import Frontier
-from diffcore.metrics.point import Point
+from diffcore.metrics.point import Point, best_of
 from diffcore.search import gamma_file
 from tasks import paths
-from tasks.pictures import tables
+from tasks.pictures import page, tables
 
 TEACHER = "teacher"
+CHALLENGER, BEST, FASTEST = "challenger", "best_quality", "fastest"
+ALIASES = {
+    CHALLENGER: "the recommended point",
+    BEST: "the lowest fd of all",
+    FASTEST: "the fewest network calls within publish.tolerance, whatever became of the diversity",
+}
+"""Aliases of the registered model that publishing moves, and what each is."""
+
 CURVE_ROWS = 100  # of each training curve; the whole csv lies beside them. A thousand metrics take SQLite half a second
 
 
@@ -32,7 +41,7 @@ class Artifacts:
     @property
     def frontier_files(self) -> tuple[Path, ...]:
         """The files that the run "frontier" shows."""
-        names = ("frontier.json", "frontier.csv", "frontier.png", "samples/all.png")
+        names = ("frontier.json", "frontier.csv", "frontier.png", "samples/all.png", "report.html")
         return tuple(self.folder / name for name in names)
 
     def samples(self, point: Point) -> Path:
@@ -44,6 +53,16 @@ class Artifacts:
     @property
     def recommended(self) -> Point:
         return self.frontier.recommended.point
+
+    @property
+    def picks(self) -> dict[str, Point]:
+        """The point of each alias; one point may have several."""
+        points, tolerance = self.frontier.points, self.parameters["publish"]["tolerance"]
+        fastest = recommendation.fastest(points, self.frontier.floor, tolerance)
+        return {CHALLENGER: self.recommended, BEST: best_of(points), FASTEST: fastest}
+
+    def is_picked(self, point: Point) -> bool:
+        return point.name in {pick.name for pick in self.picks.values()}
 
 
 def read(folder: Path, parameters: dict[str, Any]) -> Artifacts:
@@ -64,6 +83,8 @@ def read(folder: Path, parameters: dict[str, Any]) -> Artifacts:
     if any(point.sampler == "analytic" for point in points):
         _check_gamma(artifacts)
     _check_rows(folder / "frontier.csv", points)
+    if not page.is_whole((folder / "report.html").read_text(errors="replace")):
+        raise _damaged(folder / "report.html")
     for picture in (folder / "frontier.png", folder / "samples/all.png", *map(artifacts.samples, points)):
         _check_picture(picture)
     return artifacts
@@ -106,13 +127,7 @@ def _check_picture(path: Path) -> None:
 def thinned(path: Path) -> list[dict[str, float]]:
     """A curve as at most CURVE_ROWS rows: each the mean of as many neighbours, at the step of the last of them."""
     text = disk.read_summed(path, paths.again(paths.train(path.stem)))
-    rows = tables.points(text)
-    width = -(-len(rows) // CURVE_ROWS) or 1
-    cells = [rows[first : first + width] for first in range(0, len(rows), width)]
-    return [
-        {key: sum(row[key] for row in cell) / len(cell) for key in cell[0]} | {"step": cell[-1]["step"]}
-        for cell in cells
-    ]
+    return tables.means(tables.points(text), CURVE_ROWS)
 
 
 def looks(path: Path) -> list[dict[str, float]]:

@@ -1,4 +1,4 @@
-"""Logged models: one for each point, with weights where they are shipped, and the registered version that is recommended."""
+"""Logged models: one for each point, with weights where they are shipped, and the registered versions that are picked."""
 
 import contextlib
 import re
@@ -14,10 +14,8 @@ from typing import Any
 from diffcore.core import disk
 from diffcore.core.errors import UserError
 from diffcore.metrics.point import Point, best_of
-from tasks.tracking.artifacts import Artifacts
+from tasks.tracking.artifacts import ALIASES, Artifacts
 from tasks.tracking.client import Experiment, every, logged, reason
-
-CHALLENGER = "challenger"
 
 
 def current_models(experiment: Experiment, runs: set[str]) -> dict[str, Any]:
@@ -26,19 +24,23 @@ def current_models(experiment: Experiment, runs: set[str]) -> dict[str, Any]:
     return {model.tags["point"]: model for model in sorted(current, key=lambda model: model.tags["weights"] == "here")}
 
 
-def weighed(experiment: Experiment, artifacts: Artifacts, models: dict[str, Any], run: str) -> dict[str, Any]:
-    """The recommended point's model with weights, where an earlier frontier recommended another and left it without, or a
-    person deleted it. run: that of the point's curve."""
+def weighed(
+    experiment: Experiment, artifacts: Artifacts, models: dict[str, Any], runs: dict[str, str]
+) -> dict[str, Any]:
+    """The models with weights of the points that are picked, where an earlier frontier picked others and left these without,
+    or a person deleted one. runs: of each point, that of its curve."""
     import mlflow
 
-    point = artifacts.recommended
-    model = models.get(point.name)
-    if model and model.tags["weights"] == "here":
-        return {}
-    if not model:
-        experiment.aloud.append(f"what MLflow held of {point.name} was deleted; logged again")
-    with mlflow.start_run(run_id=run):
-        return {point.name: mlflow.get_logged_model(with_weights(artifacts, point))}
+    new = {}
+    for point in {point.name: point for point in artifacts.picks.values()}.values():
+        model = models.get(point.name)
+        if model and model.tags["weights"] == "here":
+            continue
+        if not model:
+            experiment.aloud.append(f"what MLflow held of {point.name} was deleted; logged again")
+        with mlflow.start_run(run_id=runs[point.name]):
+            new[point.name] = mlflow.get_logged_model(with_weights(artifacts, point))
+    return new
 
 
 def mended(experiment: Experiment, artifacts: Artifacts, models: dict[str, Any]) -> dict[str, Any]:
@@ -61,11 +63,11 @@ def mended(experiment: Experiment, artifacts: Artifacts, models: dict[str, Any])
 def _fault(artifacts: Artifacts, point: Point, model: Any) -> str | None:
     """Which file of a logged model is not as it was logged, or of its checkpoint not as its card says; None for none.
 
-    A store elsewhere is asked for the recommended point's alone: that one is shipped, and all would be gigabytes.
+    A store elsewhere is asked for those of the picked points alone: these are shipped, and all would be gigabytes.
     """
     if (folder := _local(model.artifact_location)) is not None:
         return _misfit(artifacts, point, folder, model.tags.get("files"))
-    if point.name != artifacts.recommended.name:
+    if not artifacts.is_picked(point):
         return None
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
@@ -111,10 +113,10 @@ def _shipped(artifacts: Artifacts, point: Point) -> dict[str, str]:
 
 
 def carries(artifacts: Artifacts, point: Point) -> bool:
-    """Whether this point's logged model holds weights: they are copied once for each student's checkpoint, with its
-    recommended point or else its best, and for the teacher only if one of its points is recommended."""
-    if artifacts.recommended.checkpoint == point.checkpoint:
-        return point.name == artifacts.recommended.name
+    """Whether this point's logged model holds weights: those of the points that are picked, and of each student's checkpoint
+    of which none is, that of its best point."""
+    if any(pick.checkpoint == point.checkpoint for pick in artifacts.picks.values()):
+        return artifacts.is_picked(point)
     alike = [each for each in artifacts.frontier.points if each.checkpoint == point.checkpoint]
     return point.method != "teacher" and point.name == best_of(alike).name
 
@@ -224,41 +226,55 @@ def _pin(package: str) -> str:
     return f"{package}=={version(package).split('+')[0]}"
 
 
-def register(experiment: Experiment, artifacts: Artifacts, model: str, models: dict[str, Any]) -> str:
-    """The version that holds the recommended point, new only if there is none, and the alias moved to it."""
+def register(experiment: Experiment, artifacts: Artifacts, model: str, models: dict[str, Any]) -> dict[str, str]:
+    """Each alias's version, new only where there is none that holds its point, and the aliases moved to them."""
+    client = experiment.client
+    versions = list(every(lambda token: client.search_model_versions(f"name = '{model}'", page_token=token)))
+    sound: dict[str, str] = {}
+    bad: list[tuple[Any, str]] = []
+    for point in {point.name: point for point in artifacts.picks.values()}.values():
+        sound[point.name], damaged = _version(experiment, artifacts, model, models[point.name], point, versions)
+        bad += [(version, sound[point.name]) for version in damaged]
+    numbers = {alias: sound[point.name] for alias, point in artifacts.picks.items()}
+    aliases = client.get_registered_model(model).aliases
+    for alias, number in numbers.items():
+        if str(aliases.get(alias)) != number:
+            client.set_registered_model_alias(model, alias, number)
+    for worse, number in bad:
+        left = [name for name in _names(aliases, worse.version) if name not in ALIASES]
+        _tell_of(experiment, model, worse, number, left)
+    return numbers
+
+
+def _version(
+    experiment: Experiment, artifacts: Artifacts, model: str, logged: Any, point: Point, versions: list[Any]
+) -> tuple[str, list[Any]]:
+    """The newest sound version of a point, registered if there is none, and those of it that are damaged."""
     import mlflow
 
-    point = artifacts.recommended
     wanted = _identity(point)
-    versions = list(every(lambda token: experiment.client.search_model_versions(f"name = '{model}'", page_token=token)))
     same = [v for v in versions if all(v.tags.get(key) == value for key, value in wanted.items())]
-    sound = [v for v in same if not _version_fault(experiment, artifacts, v)]
+    sound = [v for v in same if not _version_fault(experiment, artifacts, point, v)]
+    damaged = [v for v in same if v not in sound]
     if sound:
-        number = max(sound, key=lambda v: int(v.version)).version
-    else:
-        source = models[point.name].model_id
-        tags = {**wanted, "method": point.method, "fd": f"{point.fd:.4g}", "point": point.name}
-        number = mlflow.register_model(f"models:/{source}", model, await_registration_for=0, tags=tags).version
-    aliases = experiment.client.get_registered_model(model).aliases
-    if aliases.get(CHALLENGER) != str(number):
-        experiment.client.set_registered_model_alias(model, CHALLENGER, str(number))
-    for bad in (v for v in same if v not in sound):
-        _tell_of(experiment, model, bad, number, [name for name in _names(aliases, bad.version) if name != CHALLENGER])
-    return str(number)
+        return str(max(sound, key=lambda v: int(v.version)).version), damaged
+    tags = {**wanted, "method": point.method, "fd": f"{point.fd:.4g}", "point": point.name}
+    new = mlflow.register_model(f"models:/{logged.model_id}", model, await_registration_for=0, tags=tags)
+    return str(new.version), damaged
 
 
 def _names(aliases: dict[str, str], version: str) -> list[str]:
     return sorted(name for name, number in aliases.items() if str(number) == str(version))
 
 
-def _version_fault(experiment: Experiment, artifacts: Artifacts, version: Any) -> str | None:
+def _version_fault(experiment: Experiment, artifacts: Artifacts, point: Point, version: Any) -> str | None:
     from mlflow.exceptions import MlflowException
 
     try:
         model = experiment.client.get_logged_model(version.source.removeprefix("models:/"))
     except MlflowException:
         return "its logged model is gone"
-    return _fault(artifacts, artifacts.recommended, model)
+    return _fault(artifacts, point, model)
 
 
 def _tell_of(experiment: Experiment, model: str, bad: Any, number: str, left: list[str]) -> None:

@@ -81,6 +81,6 @@ def _unregistered(model: str, name: str, registered: list[str]) -> str:
     near = difflib.get_close_matches(name, registered, n=1)
     hint = f", did you mean {near[0]}?" if near else f"; registered: {', '.join(registered) or 'nothing yet'};"
     return (
-        f"{name} is not registered as {model!r}{hint} `distill publish` registers the point that is recommended "
-        "(publish.tolerance decides which)"
+        f"{name} is not registered as {model!r}{hint} `distill publish` registers the points that are recommended, "
+        "best and fastest (publish.tolerance decides which)"
     )

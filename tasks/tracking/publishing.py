@@ -2,7 +2,8 @@
 
 One run for each curve, its numbers logged with step = network calls, so that the UI draws the frontier by itself;
 sample grids by step; one logged model for each point; a run "train NAME" for each curve; a run "frontier" with table and
-picture; the recommended point registered under the alias `challenger`. A person sets `production`; nothing here does.
+picture; a run "recommended" with the one point; the points that are picked registered under the aliases `challenger`,
+`best_quality` and `fastest`, with descriptions. A person sets `production`; nothing here does.
 
 Every run carries the digest of what it shows. What MLflow already has is found by that digest and left alone; what is no
 longer in the frontier stays, tagged current = false. Files are verified before they are logged, and weights that MLflow holds
@@ -18,12 +19,22 @@ from typing import Any
 
 from tasks.progress import log
 from tasks.redaction import redact
-from tasks.tracking.artifacts import Artifacts, read
+from tasks.tracking import view
+from tasks.tracking.artifacts import CHALLENGER, Artifacts, read
 from tasks.tracking.client import LOCAL, Experiment, alone, ask, explained, open_experiment, signed_in
-from tasks.tracking.models import CHALLENGER, current_models, mended, register, weighed
+from tasks.tracking.descriptions import describe
+from tasks.tracking.models import current_models, mended, register, weighed
 from tasks.tracking.note import write_note
 from tasks.tracking.receipt import CHART
-from tasks.tracking.run_specs import curve_specs, enter, floor_spec, frontier_spec, students_early, train_specs
+from tasks.tracking.run_specs import (
+    curve_specs,
+    enter,
+    floor_spec,
+    frontier_spec,
+    recommended_spec,
+    students_early,
+    train_specs,
+)
 
 OBJECTS = 100_000
 """New objects after which the collector of circles looks at the young ones; Python's own 700 come every moment."""
@@ -37,7 +48,8 @@ def publish(folder: Path, experiment: str, model: str, parameters: dict[str, Any
     `parameters` all of params.yaml, shown with the frontier's run. The files are verified and only read.
 
     Receipt: tracking_uri (without a password), experiment_id, runs {curve: run id}, train {checkpoint: run id}, frontier
-    (run id), models {point: model id}, version {name, version, alias, point}, ui (a link's path below the server's address).
+    (run id), models {point: model id}, version {name, version, alias, point}, aliases {alias: {version, point}}, ui (a link's
+    path below the server's address).
     Raises UserError if MLflow does not answer or refuses, or a file is missing or damaged.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or LOCAL
@@ -72,26 +84,35 @@ def _publish(artifacts: Artifacts, experiment: Experiment, model: str) -> dict[s
     # the page opens with the newest ten runs in its charts: the teacher's first curve, then the students
     trained = train_specs(experiment, artifacts)
     specs = [*reversed(trained), frontier_spec(experiment, artifacts), floor_spec(experiment, artifacts)]
-    specs += reversed(students_early(curve_specs(experiment, artifacts)))
+    specs += [*reversed(students_early(curve_specs(experiment, artifacts))), recommended_spec(experiment, artifacts)]
     runs = enter(experiment, specs)
     models = current_models(experiment, set(runs.values()))
-    (curve,) = (
-        spec for spec in specs if spec.kind == "curve" and artifacts.recommended.to_json() in spec.content["points"]
-    )
-    models |= weighed(experiment, artifacts, models, runs[curve.digest])
+    curves = {
+        point["name"]: runs[spec.digest] for spec in specs if spec.kind == "curve" for point in spec.content["points"]
+    }
+    models |= weighed(experiment, artifacts, models, curves)
     models |= mended(experiment, artifacts, models)
-    number = register(experiment, artifacts, model, models)
-    write_note(experiment, artifacts, model, number)
+    numbers = register(experiment, artifacts, model, models)
     ids = {
         kind: {spec.name: runs[spec.digest] for spec in reversed(specs) if spec.kind == kind}
         for kind in ("curve", "train", "frontier")
     }
+    frontier = ids["frontier"]["frontier"]
+    describe(experiment, artifacts, model, numbers, frontier)
+    write_note(experiment, artifacts, model, numbers[CHALLENGER])
+    view.save(experiment)
     return {
         "experiment_id": experiment.id,
         "runs": ids["curve"],
         "train": ids["train"],
-        "frontier": ids["frontier"]["frontier"],
+        "frontier": frontier,
         "models": {name: logged.model_id for name, logged in models.items()},
-        "version": {"name": model, "version": number, "alias": CHALLENGER, "point": artifacts.recommended.name},
+        "version": {
+            **{"name": model, "version": numbers[CHALLENGER]},
+            **{"alias": CHALLENGER, "point": artifacts.recommended.name},
+        },
+        "aliases": {
+            alias: {"version": numbers[alias], "point": point.name} for alias, point in artifacts.picks.items()
+        },
         "ui": CHART.format(experiment.id),
     }

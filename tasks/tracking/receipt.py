@@ -5,8 +5,9 @@ from typing import Any
 from tasks import database
 from tasks.redaction import redact
 from tasks.tracking.client import HTTP
+from tasks.tracking.view import KEY
 
-CHART = "#/experiments/{}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+CHART = f"#/experiments/{{}}/runs?workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey={KEY}"
 
 
 def how_to_open(receipt: dict[str, Any]) -> str:

@@ -16,12 +16,15 @@ from diffcore.checkpoints.card import Card
 from diffcore.core import disk
 from diffcore.metrics.estimate import columns
 from diffcore.metrics.point import Point
+from diffcore.metrics.recommendation import Recommendation
 from tasks import paths
 from tasks.pictures import charts, grids
 from tasks.tracking.artifacts import Artifacts, cost_of, looks, thinned
 from tasks.tracking.client import Experiment, every, logged
+from tasks.tracking.descriptions import NOTE
 from tasks.tracking.models import carries, with_weights, without_weights
 
+COLOUR = "mlflow.runColor"  # of a run in MLflow's charts
 VALUE = 500  # characters of a parameter's or tag's value that MLflow's older stores take
 
 
@@ -76,6 +79,7 @@ def curve_specs(experiment: Experiment, artifacts: Artifacts) -> list[RunSpec]:
     """A spec for each curve: its points, what they were measured with, their cards and grids."""
     about = artifacts.frontier.about
     specs = []
+    colours = charts.colours(artifacts.frontier.points)
     for name, points in charts.by_curve(artifacts.frontier.points).items():
         cards = {point.checkpoint: artifacts.cards[point.checkpoint] for point in points}
         images = {point.name: disk.sha256(artifacts.samples(point)) for point in points}
@@ -91,7 +95,9 @@ def curve_specs(experiment: Experiment, artifacts: Artifacts) -> list[RunSpec]:
                 "curve",
                 name,
                 content,
-                lambda run, points=points, cards=cards: _fill_curve(experiment, artifacts, points, cards, run),
+                lambda run, points=points, cards=cards, tags={COLOUR: colours[name]}: _fill_curve(
+                    experiment, artifacts, points, cards, run, tags
+                ),
             )
         )
     return specs
@@ -104,7 +110,12 @@ def students_early(specs: list[RunSpec]) -> list[RunSpec]:
 
 
 def _fill_curve(
-    experiment: Experiment, artifacts: Artifacts, points: list[Point], cards: dict[str, Card], run: str
+    experiment: Experiment,
+    artifacts: Artifacts,
+    points: list[Point],
+    cards: dict[str, Card],
+    run: str,
+    tags: dict[str, str],
 ) -> None:
     metrics = []
     for point in points:
@@ -112,7 +123,7 @@ def _fill_curve(
         metrics += _metrics(_numbers(point), round(point.nfe), model)
     about = {f"evaluate/{key}": value for key, value in artifacts.frontier.about.items()}
     trained = {f"{name}/{key}": value for name, card in cards.items() for key, value in _flat(card.parameters).items()}
-    tags = {"method": points[0].method, **{f"digest {name}": card.digest for name, card in cards.items()}}
+    tags = {**tags, "method": points[0].method, **{f"digest {name}": card.digest for name, card in cards.items()}}
     _log(experiment, run, metrics, about | trained, tags)
     _log_images(experiment, artifacts, points, run)
 
@@ -141,9 +152,8 @@ def frontier_spec(experiment: Experiment, artifacts: Artifacts) -> RunSpec:
 
     def fill(run: str) -> None:
         floor = {f"floor_{key}": value for key, value in columns(artifacts.frontier.floor.metrics).items()}
-        tags = {"recommended": chosen.point.name, "reason": chosen.reason}
-        if chosen.warnings:
-            tags["warnings"] = "; ".join(chosen.warnings)
+        tags = {"recommended": chosen.point.name, "reason": chosen.reason, **_warned(chosen)}
+        tags |= {NOTE: f"Recommended: **{chosen.point.name}**. {chosen.reason}\n\nThe artifact report.html has it all."}
         _log(experiment, run, _metrics(floor, 0), _flat(artifacts.parameters), tags)
         for path in artifacts.frontier_files:
             experiment.client.log_artifact(run, str(path))
@@ -153,6 +163,22 @@ def frontier_spec(experiment: Experiment, artifacts: Artifacts) -> RunSpec:
     return RunSpec("frontier", "frontier", content, fill)
 
 
+def recommended_spec(experiment: Experiment, artifacts: Artifacts) -> RunSpec:
+    """The recommended point alone, a mark of its own in every chart."""
+    chosen = artifacts.frontier.recommended
+    content = {"point": chosen.point.to_json(), "reason": chosen.reason, "warnings": [*chosen.warnings]}
+
+    def fill(run: str) -> None:
+        tags = {"reason": chosen.reason, COLOUR: charts.WARNING, **_warned(chosen)}
+        _log(experiment, run, _metrics(_numbers(chosen.point), round(chosen.point.nfe)), {}, tags)
+
+    return RunSpec("recommended", f"recommended: {chosen.point.name}", content, fill)
+
+
+def _warned(chosen: Recommendation) -> dict[str, str]:
+    return {"warnings": "; ".join(chosen.warnings)} if chosen.warnings else {}
+
+
 def floor_spec(experiment: Experiment, artifacts: Artifacts) -> RunSpec:
     """The real-against-real floor as a curve of its own: a level line under the others in every chart."""
     floor = columns(artifacts.frontier.floor.metrics)
@@ -160,7 +186,9 @@ def floor_spec(experiment: Experiment, artifacts: Artifacts) -> RunSpec:
     content = {"floor": floor, "steps": steps, "about": artifacts.frontier.about}
 
     def fill(run: str) -> None:
-        _log(experiment, run, [metric for step in steps for metric in _metrics(floor, step)], {}, {})
+        _log(
+            experiment, run, [metric for step in steps for metric in _metrics(floor, step)], {}, {COLOUR: charts.FAINT}
+        )
 
     return RunSpec("floor", "real against real", content, fill)
 

@@ -302,6 +302,8 @@ OWN = (
     _own("tasks/tracking/promotion.py", "client.set_registered_model_alias(model, PREVIOUS, before)", "pass", "who held production before is lost", "promotion"),
     _own("tasks/plan.py", "if (free := free - costs[name].width) < 0:", "if (free := free - 1) < 0:", "the plan lets a stage of two slots begin in one", "plan"),
     _own("tasks/plan.py", "return calls * (2 if", "return calls * (1 if", "guided calls are planned at half their cost", "plan"),
+    _own("tasks/pictures/page/document.py", 'text.replace("<", "\\\\u003c")', "text", "a name with </script> in it ends the report's data and is run as markup", "page"),
+    _own("diffcore/metrics/recommendation.py", "for point in by_calls(points) if point.fd <= enough)", "for point in by_calls(points) if point.fd <= 2 * enough)", "the alias fastest goes to a model that is not near enough", "frontier"),
 )  # fmt: skip
 """Of other kinds, over all rooms."""
 
