@@ -118,14 +118,15 @@ def plan_of(params: Params) -> Plan:
         return Plan((), cached, len(slots.all), 0.0)
     names = [name for name in params.lines if any(stage.partition("@")[2] == name for stage in todo)]
     data = planned_data(params)
-    calibration = _calibrated(len(slots.all), names or [next(iter(params.lines))])
+    calibration = calibrated(len(slots.all), names or [next(iter(params.lines))])
     costs = {name: _cost(name, params, data, calibration, slots) for name in todo}
     wall = _wall(todo, costs, len(slots.all))
     return Plan(tuple(costs.values()), cached, len(slots.all), wall, tuple(_warnings(costs, len(slots.all))))
 
 
-def _calibrated(slots: int, names: list[str]) -> dict[str, Any]:
-    command = [sys.executable, "-m", "tasks.calibration", f"{slots}", *names]
+def calibrated(slots: int, names: list[str], file: Path = paths.PARAMS) -> dict[str, Any]:
+    """What tasks.calibration finds out of these lines of `file`, with as many stages at a time as there are slots."""
+    command = [sys.executable, "-m", "tasks.calibration", f"{file}", f"{slots}", *names]
     done = subprocess.run(command, capture_output=True, text=True, preexec_fn=parent.die_with_parent)
     if done.returncode == MISTAKE:
         raise UserError(done.stderr.strip().splitlines()[-1].removeprefix("error: "))

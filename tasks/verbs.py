@@ -174,6 +174,29 @@ def plan(
 
 
 @app.command()
+def advise(
+    target: Annotated[Path, typer.Argument(metavar="FILE", help="the params.yaml to write; must not exist")],
+    calls: Annotated[str, typer.Option(metavar="8,4,2,1", help="network calls of the students, each of these or some")],
+    teacher: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="a trained one; without it that of params.yaml")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="folder:PATH or the like; without it data.source")
+    ] = None,
+    size: Annotated[int | None, typer.Option(min=1, metavar="N", help="side of the images in pixels")] = None,
+    guidance: Annotated[
+        str | None, typer.Option(metavar="G or LOW,HIGH", help="weights of classifier-free guidance")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="B", help="for all trainings: 600 s, 2 gpu-h, 1e7 calls")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="the advice as JSON, and nothing else")] = False,
+) -> Verb:
+    """write a params.yaml with a reason for each line"""
+    return Verb(lambda: _advise(target, calls, teacher, data, size, guidance, budget, as_json))
+
+
+@app.command()
 def cost() -> Verb:
     """say what each training took, beside what was planned"""
     return Verb(_cost)
@@ -367,6 +390,13 @@ def _plan(as_json: bool) -> None:
 
     graph.check()
     plan.show(params.read(), as_json)
+
+
+def _advise(*words: Any) -> None:
+    from tasks import params
+    from tasks.advice import advise
+
+    advise.advise(params.read(), *words)
 
 
 def _cost() -> None:

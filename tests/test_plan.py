@@ -172,7 +172,7 @@ def test_the_plan_is_kept_and_the_cost_stands_beside_it(here, monkeypatch, capsy
 def test_where_all_is_cached_nothing_is_tried(here, monkeypatch, capsys):
     graph = {"shard": stage(), "gamma": stage("shard")}
     monkeypatch.setattr(plan.stages, "stale", lambda folder: (graph, set()))
-    monkeypatch.setattr(plan, "_calibrated", lambda *words: pytest.fail("nothing would run"))
+    monkeypatch.setattr(plan, "calibrated", lambda *words: pytest.fail("nothing would run"))
     plan.show(here)
     assert capsys.readouterr().out == "all 2 stages are cached; nothing would run\n"
 
@@ -183,10 +183,10 @@ def test_a_calibration_that_fails_is_one_line(here, monkeypatch):
 
     monkeypatch.setattr(plan.subprocess, "run", ended(2, "warning\nerror: set accumulate\n"))
     with pytest.raises(UserError, match=r"^set accumulate$"):
-        plan._calibrated(1, ["v"])
+        plan.calibrated(1, ["v"])
     monkeypatch.setattr(plan.subprocess, "run", ended(1, "Traceback\nZeroDivisionError: x\n"))
     with pytest.raises(UserError, match=r"^the calibration failed: ZeroDivisionError: x$"):
-        plan._calibrated(1, ["v"])
+        plan.calibrated(1, ["v"])
 
 
 @pytest.mark.slow

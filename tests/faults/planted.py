@@ -301,6 +301,9 @@ OWN = (
     _own("tasks/tracking/promotion.py", "client.set_registered_model_alias(model, PREVIOUS, before)", "pass", "who held production before is lost", "promotion"),
     _own("tasks/plan.py", "if (free := free - costs[name].width) < 0:", "if (free := free - 1) < 0:", "the plan lets a stage of two slots begin in one", "plan"),
     _own("tasks/plan.py", "return calls * (2 if", "return calls * (1 if", "guided calls are planned at half their cost", "plan"),
+    _own("tasks/advice/budget.py", "share = (budget.amount - before) / sum", "share = budget.amount / sum", "an advised file spends the budget on the students and the teacher's training comes on top unsaid", "advice"),
+    _own("tasks/advice/budget.py", "return min(rests, key", "return max(rests, key", "of targets that do not fit the cheapest is left out first, then one after the other", "advice"),
+    _own("tasks/advice/answer.py", "lines.add(\"dm1\", \"match\", init=\"cd\", teacher=start)", "lines.add(\"dm1\", \"match\", init=\"cd\", teacher=ROOT)", "a student of one call of an eps network learns from that instead of the v network made of it", "advice"),
 )  # fmt: skip
 """Of other kinds, over all rooms."""
 
