@@ -203,6 +203,14 @@ def cost() -> Verb:
 
 
 @app.command()
+def follow(
+    names: Annotated[list[str] | None, typer.Argument(help="lines of params.yaml; without any all in training")] = None,
+) -> Verb:
+    """show trainings in MLflow while they go on"""
+    return Verb(lambda: _follow(names or []))
+
+
+@app.command()
 def doctor() -> Verb:
     """look whether all is there that a run needs (exit code 1 if not)"""
     return Verb(_doctor)
@@ -403,6 +411,12 @@ def _cost() -> None:
     from tasks import params, plan
 
     plan.cost(params.read())
+
+
+def _follow(names: list[str]) -> None:
+    from tasks import follow, params
+
+    follow.follow(params.read(), names)
 
 
 def _doctor() -> int:

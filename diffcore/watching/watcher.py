@@ -20,9 +20,9 @@ from diffcore.watching.samples import FixedSamples
 class Watcher:
     """What `training.watch.Watcher` is. All processes draw; the main one judges for all.
 
-    judge: None in the others. log: gets a line for each look, and one for each alarm when it begins. looks: all so far.
-    resampled: of the best one. worse: how many of the last looks were worse than the best by more than their error.
-    seconds: what looking took so far.
+    judge: None in the others. log: gets a line for each look, and one for each alarm when it begins. show: gets each look
+    with its samples, in the main process, and must change neither. looks: all so far. resampled: of the best one. worse: how
+    many of the last looks were worse than the best by more than their error. seconds: what looking took so far.
     """
 
     def __init__(
@@ -32,8 +32,10 @@ class Watcher:
         samples: FixedSamples,
         judge: Judge | None,
         log: Callable[[str], None] = lambda line: None,
+        show: Callable[[Look, torch.Tensor], None] = lambda look, samples: None,
     ):
-        self.config, self.iterations, self.samples, self.judge, self.log = config, iterations, samples, judge, log
+        self.config, self.iterations, self.samples, self.judge = config, iterations, samples, judge
+        self.log, self.show = log, show
         self.looks: list[Look] = []
         self.resampled: list[float] = []
         self.worse, self.seconds = 0, 0.0
@@ -59,6 +61,8 @@ class Watcher:
         look = self._add(step, self._verdict(samples))
         self.seconds += time.monotonic() - started
         self._tell(look)
+        if self.judge is not None:
+            self.show(look, samples)
         return look.is_best
 
     def _verdict(self, samples: torch.Tensor) -> Verdict:
