@@ -25,7 +25,7 @@ def follow(params: Params, names: Collection[str], poll: float = POLL_SECONDS) -
     """
     for name in names:
         params.line(name)
-    stop, mirror = signals.StopFlag(), Mirror(params.publish.experiment)
+    stop, mirror = signals.StopFlag(), Mirror(params.publish.experiment, log)
     over = set() if names else {each.fingerprint for each in live.everything() if each.ended == FINISHED}
     fault = ""
     try:

@@ -15,7 +15,7 @@ from diffcore.metrics.point import Point, best_of, with_best
 from diffcore.metrics.skill import Skill
 from tasks import paths
 from tasks.params import ROOT, Params
-from tasks.pictures import charts, grids
+from tasks.pictures import charts, grids, tables
 from tasks.progress import log
 
 
@@ -32,7 +32,8 @@ def merge(params: Params) -> None:
     disk.write(paths.FRONTIER.with_suffix(".csv"), frontier.to_csv())
     disk.write_json(paths.QUALITY, quality(frontier))
     charts.frontier(frontier, paths.FRONTIER.with_suffix(".png"))
-    charts.curves(curves(), paths.ARTIFACTS / "curves.png")
+    csvs = curves()
+    charts.curves(csvs, paths.ARTIFACTS / "curves.png", {name: looked(name, csv) for name, csv in csvs.items()})
     log(f"frontier: {len(frontier.points)} points of {len(params.teachers) + len(params.distill)} checkpoints")
 
 
@@ -80,3 +81,11 @@ def curves() -> dict[str, Path]:
     for name, path in csvs.items():
         disk.read_summed(path, paths.again(paths.train(name)))
     return csvs
+
+
+def looked(name: str, csv: Path) -> dict[int, float]:
+    """By update, the seconds of training until each look at the line `name`; empty where nobody looked."""
+    if not tables.looks(csv.read_text()):
+        return {}
+    cost = disk.read_sealed(paths.COST / f"{name}.json", None, paths.again(paths.train(name)))
+    return {step: seconds for step, seconds in cost.get("looks", [])}

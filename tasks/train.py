@@ -182,6 +182,8 @@ def _train(name: str, job: Job, parameters: dict[str, Any], params: Params) -> N
     seconds = {"seconds": round(fitted.seconds, 1)}
     if watcher:
         seconds["watch_seconds"] = round(watcher.seconds, 1)
+        # not in the curve, whose bytes are equal for equal jobs
+        seconds["looks"] = [[look.step, round(look.seconds, 2)] for look in watcher.looks]
     disk.write_sealed(paths.COST / f"{name}.json", {**seconds, **cost})
     log(f"{name}: {images} images in {fitted.seconds:.0f} s; checkpoint {card.digest[:12]}")
 

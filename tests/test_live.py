@@ -253,7 +253,7 @@ class Flag:
 
 def following(monkeypatch, names: list[str], looks: int, show) -> SimpleNamespace:
     mirror = SimpleNamespace(show=show, end=lambda: mirror.ended.append(True), ended=[])
-    monkeypatch.setattr(follow, "Mirror", lambda experiment: mirror)
+    monkeypatch.setattr(follow, "Mirror", lambda experiment, say: mirror)
     monkeypatch.setattr(follow.signals, "StopFlag", lambda: Flag(looks))
     monkeypatch.setattr(follow, "_pause", lambda stop, seconds: None)
     parameters = SimpleNamespace(publish=SimpleNamespace(experiment="distill"), line=lambda name: None)

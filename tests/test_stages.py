@@ -193,7 +193,7 @@ FLOW = {
     "measure_teachers": (MEASURED, ("artifacts/points/${key}", "artifacts/reference/${key}")),
     "measure": ((*MEASURED, "checkpoints/teacher", "reference/teacher"), ("artifacts/points/${key}",)),
     "frontier": (
-        ("points", "curves"),
+        ("points", "curves", "cost"),
         tuple(
             f"artifacts/{name}" for name in ("frontier.png", "curves.png", "samples", "frontier.json", "frontier.csv")
         ),

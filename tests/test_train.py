@@ -452,6 +452,8 @@ def test_a_watched_line_is_looked_at_and_its_card_names_the_judge(keep, wired, c
     cost = disk.read_sealed(paths.COST / "pg.json", None, "x")
     assert {key: cost[key] for key in own.cost} == own.cost
     assert 0 <= cost["watch_seconds"] <= cost["seconds"]
+    assert [step for step, _ in cost["looks"]] == [2, 4, 6]
+    assert 0 <= cost["looks"][0][1] <= cost["looks"][1][1] <= cost["looks"][2][1] <= cost["seconds"] + 0.1
     if own.watch["kept"] == updates:
         assert weights(opened("pg").denoiser.net) == plain
     assert (own.watch["kept"] == updates) >= (keep == "last")

@@ -52,13 +52,14 @@ class Watcher:
     def is_due(self, step: int) -> bool:
         return step % self.config.every == 0 or step == self.iterations
 
-    def look(self, step: int, net: nn.Module) -> bool:
-        """Looks at the averaged network after `step` updates; whether it is the best so far."""
+    def look(self, step: int, net: nn.Module, seconds: float = 0.0) -> bool:
+        """Looks at the averaged network after `step` updates; whether it is the best so far. seconds: of the training until
+        now, earlier looks included."""
         started = time.monotonic()
         samples = self.samples.draw(net)
         if odd := int((~samples.isfinite().flatten(1).all(1)).sum()):
             raise Diverged(f"step {step}: {odd} of {len(samples)} samples are not finite; lower lr or set clip")
-        look = self._add(step, self._verdict(samples))
+        look = self._add(step, self._verdict(samples), seconds - self.seconds)
         self.seconds += time.monotonic() - started
         self._tell(look)
         if self.judge is not None:
@@ -70,17 +71,17 @@ class Watcher:
             own = None if self.judge is None else dataclasses.asdict(self.judge.verdict(samples))
         return Verdict(**processes.from_main(own))
 
-    def _add(self, step: int, verdict: Verdict) -> Look:
+    def _add(self, step: int, verdict: Verdict, seconds: float = 0.0) -> Look:
         """A new best is lower than the best so far by more than the error of their difference, a bootstrap over the noise
         that both have in common."""
         best = next((look for look in reversed(self.looks) if look.is_best), None)
         if best is None:
-            look = Look(step=step, best=step, **fields(verdict))
+            look = Look(step=step, best=step, seconds=seconds, **fields(verdict))
         else:
             apart = [new - old for new, old in zip(verdict.resampled, self.resampled, strict=True)]
             behind, error = verdict.fd - best.fd, torch.tensor(apart, dtype=torch.float64).std().item()
             kept = step if behind < -error else best.step
-            look = Look(step=step, best=kept, behind=behind, behind_se=error, **fields(verdict))
+            look = Look(step=step, best=kept, behind=behind, behind_se=error, seconds=seconds, **fields(verdict))
         if look.is_best:
             self.resampled = list(verdict.resampled)
         self.worse = self.worse + 1 if look.is_worse else 0

@@ -13,12 +13,17 @@ from typing import Any
 
 from tasks.live import FAILED, FINISHED, Seen
 from tasks.pictures import grids
-from tasks.tracking.client import LOCAL, Experiment, alone, ask, explained, open_experiment, signed_in
+from tasks.redaction import redact
+from tasks.running import Log
+from tasks.tracking.client import HTTP, LOCAL, Experiment, alone, ask, explained, open_experiment, signed_in
 
 SUFFIX = "-live"
 """Of the experiment's name."""
 
 STATUS = {FINISHED: "FINISHED", FAILED: "FAILED"}
+PAGE = "#/experiments/{}/runs/{}/model-metrics?workflowType=machine_learning"
+"""Of a run, below the server's address."""
+
 BATCH = 500
 """Metrics that are logged at once; MLflow takes 1000."""
 
@@ -32,11 +37,12 @@ def address() -> str:
 
 
 class Mirror:
-    """What MLflow shows of trainings. name: of the experiment. runs: by fingerprint, the run's id. steps: by run, the last
-    updates of which it has a point and a look. ended: by fingerprint, how the training ended, None while it goes on."""
+    """What MLflow shows of trainings. name: of the experiment. say: gets a line where a run begins on a server. runs: by
+    fingerprint, the run's id. steps: by run, the last updates of which it has a point and a look. ended: by fingerprint, how
+    the training ended, None while it goes on."""
 
-    def __init__(self, experiment: str):
-        self.name = experiment + SUFFIX
+    def __init__(self, experiment: str, say: Log = lambda line: None):
+        self.name, self.say = experiment + SUFFIX, say
         self.runs: dict[str, str] = {}
         self.steps: dict[str, list[int]] = {}
         self.ended: dict[str, str | None] = {}
@@ -83,6 +89,8 @@ class Mirror:
             self._picture(experiment, run, training)
         for place, kind in enumerate(("point", "look")):
             self.steps[run][place] = max([self.steps[run][place], *(line["step"] for line in lines if kind in line)])
+        if training.fingerprint not in self.runs and address().startswith(HTTP):
+            self.say(f"{training.name}: {redact(address()).rstrip('/')}/{PAGE.format(experiment.id, run)}")
         self.runs[training.fingerprint] = run
         if training.ended is not None and self.ended.get(training.fingerprint) != training.ended:
             experiment.client.set_terminated(run, STATUS.get(training.ended, "KILLED"))
