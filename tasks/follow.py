@@ -33,6 +33,7 @@ def follow(params: Params, names: Collection[str], poll: float = POLL_SECONDS) -
             trainings = [each for each in live.everything() if _counts(each, names, over)]
             fault = _shown(mirror, trainings, fault)
             if names and not fault and {each.name for each in trainings if each.ended == FINISHED} == set(names):
+                log(f"{', '.join(names)}: all is shown, no training goes on")
                 return
             _pause(stop, poll)
     finally:

@@ -1,6 +1,9 @@
 """Trainings seen while they go on: the file they write, MLflow's run of it, the page in Prefect, and who follows."""
 
+import contextlib
+import io
 import itertools
+import re
 import shutil
 import subprocess
 import time
@@ -223,6 +226,25 @@ def test_a_training_that_goes_on_is_running_until_its_follower_ends(store):
         own.point(event(10))
         mirrors.Mirror("distill").show(live.everything())
         assert runs()["live/pd"][0].info.status == "RUNNING"
+
+
+def test_a_run_that_ended_is_left_as_it_is_and_where_a_run_is_seen_is_a_line(store, monkeypatch):
+    record(range(5, 25, 5))
+    said: list[str] = []
+    mirrors.Mirror("distill", said.append).show(live.everything())
+    assert said == []  # a file shows nothing by itself
+    before = runs()["live/pd"][0].info
+    monkeypatch.setattr(mirrors, "address", lambda: "http://me:secret@host:5000/")
+    monkeypatch.setattr(mirrors, "signed_in", lambda uri: contextlib.nullcontext(store))
+    mirror = mirrors.Mirror("distill", lambda line: print(line))
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        mirror.show(live.everything())
+        mirror.show(live.everything())
+    (line,) = output.getvalue().splitlines()
+    assert re.fullmatch(rf"pd: http://.*host:5000/#/experiments/\d+/runs/{before.run_id}/model-metrics.*", line)
+    assert "secret" not in line
+    after = runs()["live/pd"][0].info
+    assert (after.status, after.end_time) == ("FINISHED", before.end_time)
 
 
 def test_what_publish_shows_is_in_another_experiment(store):

@@ -52,9 +52,14 @@ class Mirror:
         new = [each for each in trainings if self._is_new(each)]
         if not new:
             return
-        with self._open() as experiment:
-            for each in new:
-                self._show(experiment, each)
+        aloud: list[str] = []
+        try:
+            with self._open() as experiment:
+                for each in new:
+                    aloud += self._show(experiment, each)
+        finally:  # within, the terminal is hidden from MLflow's chatter
+            for line in aloud:
+                self.say(line)
 
     def end(self) -> None:
         """Marks runs of trainings that have not ended as killed: nobody follows them any more."""
@@ -79,7 +84,9 @@ class Mirror:
             return bool(training.lines)
         return bool(_after(training, self.steps[run])) or self.ended[training.fingerprint] != training.ended
 
-    def _show(self, experiment: Experiment, training: Seen) -> None:
+    def _show(self, experiment: Experiment, training: Seen) -> list[str]:
+        """Adds what is new of one training; what a person shall hear of that."""
+        is_first = training.fingerprint not in self.runs
         run = self.runs.get(training.fingerprint) or self._begun(experiment, training)
         lines = _after(training, self.steps[run])
         metrics = [metric for line in lines for metric in _metrics(line)]
@@ -89,23 +96,27 @@ class Mirror:
             self._picture(experiment, run, training)
         for place, kind in enumerate(("point", "look")):
             self.steps[run][place] = max([self.steps[run][place], *(line["step"] for line in lines if kind in line)])
-        if training.fingerprint not in self.runs and address().startswith(HTTP):
-            self.say(f"{training.name}: {redact(address()).rstrip('/')}/{PAGE.format(experiment.id, run)}")
         self.runs[training.fingerprint] = run
         if training.ended is not None and self.ended.get(training.fingerprint) != training.ended:
-            experiment.client.set_terminated(run, STATUS.get(training.ended, "KILLED"))
+            experiment.client.set_terminated(run, _status(training))
         elif training.ended is None and self.ended.get(training.fingerprint) is not None:
             experiment.client.update_run(run, status="RUNNING")
         self.ended[training.fingerprint] = training.ended
+        if not is_first or not address().startswith(HTTP):
+            return []
+        return [f"{training.name}: {redact(address()).rstrip('/')}/{PAGE.format(experiment.id, run)}"]
 
     def _begun(self, experiment: Experiment, training: Seen) -> str:
-        """The run of this training, made where there is none; it is running then."""
+        """The run of this training, made where there is none; it is running unless the training has ended."""
         client = experiment.client
         condition = f"tags.fingerprint = '{training.fingerprint}'"
         runs = client.search_runs([experiment.id], condition, max_results=1)
         if runs:
             run = runs[0].info.run_id
-            client.update_run(run, status="RUNNING")
+            if training.ended is None:
+                client.update_run(run, status="RUNNING")
+            elif runs[0].info.status == _status(training):  # it is left as it ended
+                self.ended[training.fingerprint] = training.ended
             self.steps[run] = [_last(client, run, "train_loss"), _last(client, run, "watch_fd")]
             return run
         tags = {"live": "true", "kind": "live", "fingerprint": training.fingerprint}
@@ -126,6 +137,11 @@ class Mirror:
         with Image.open(path) as picture:
             step = training.looks[-1]["step"]
             experiment.client.log_image(run, picture.convert("RGB"), key="samples", step=step, synchronous=True)
+
+
+def _status(training: Seen) -> str:
+    """MLflow's word for how it ended."""
+    return STATUS.get(training.ended, "KILLED")
 
 
 def _after(training: Seen, steps: list[int]) -> list[dict[str, Any]]:
