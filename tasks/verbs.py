@@ -225,9 +225,16 @@ Steps = Annotated[int | None, typer.Option(min=1, metavar="K", help="of a checkp
 
 
 @app.command()
-def compare(a: What, b: What, images: Images = None, seed: Seed = None, steps: Steps = None) -> Verb:
+def compare(
+    a: What,
+    b: What,
+    images: Images = None,
+    seed: Seed = None,
+    steps: Steps = None,
+    as_json: Annotated[bool, typer.Option("--json", help="the comparison as JSON, and nothing else")] = False,
+) -> Verb:
     """say which of two samplings is better, from the same noise"""
-    return Verb(lambda: _compare(a, b, images, seed, steps))
+    return Verb(lambda: _compare((a, b), images, seed, steps, as_json))
 
 
 @app.command()
@@ -425,10 +432,10 @@ def _doctor() -> int:
     return doctor.examine()
 
 
-def _compare(a: str, b: str, images: int | None, seed: int | None, steps: int | None) -> None:
+def _compare(words: tuple[str, str], *options: Any) -> None:
     from tasks import compare, params
 
-    compare.compare(params.read(), (a, b), images, seed, steps)
+    compare.compare(params.read(), words, *options)
 
 
 def _sample(what: str, out: Path, images: int, *options: Any) -> None:
