@@ -24,10 +24,10 @@ from prefect.states import Cancelled, Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from diffcore.core.errors import MISTAKE, UserError
-from flows import exchange, pages
+from flows import exchange, live, pages
 from flows import spread as spreading
 from flows.ready import ready, shared
-from tasks import dvc_content, dvc_remote, locks, stages
+from tasks import dvc_content, dvc_remote, follower, locks, stages
 from tasks.redaction import parted, redact
 from tasks.running import Log, Running, Stopped
 from tasks.stages import Stage, StageFailed
@@ -62,7 +62,9 @@ def run_stage(
         if stages.up_to_date(workspace, name):
             return Completed(name="Cached", message="up to date")
         with slots.taken(name, logger.info, lambda: _go_on(running)) as (environment, descriptors):
-            stages.reproduce(name, workspace, running, logger.info, environment, keep=descriptors)
+            page = live.Page(name, workspace, logger.info)
+            stages.reproduce(name, workspace, running, page, environment, keep=descriptors)
+            page.update()
     except Stopped as stopped:
         return Cancelled(message=str(stopped))
     return Completed(message="done")
@@ -113,10 +115,18 @@ def _distill(root: Path, preset: str | None, targets: tuple[str, ...], retries: 
         todo = stages.chosen(stages.graph(workspace), targets)
         places = locks.here(workspace, slots)
         log(f"{len(todo)} stages in {workspace}, {len(places.all)} at a time")
-        futures = _submit(todo, workspace, running, places, retries)
-        wait(list(futures.values()))
+        with follower.beside(workspace, _watched(workspace, todo), log):
+            futures = _submit(todo, workspace, running, places, retries)
+            wait(list(futures.values()))
         states = {name: future.state for name, future in futures.items()}
         return verdict(states, pages.show(workspace, _completed(todo, states)))
+
+
+def _watched(workspace: Path, todo: Mapping[str, Stage]) -> list[str]:
+    """The watched trainings that are to be run; DVC is asked only where there are watched ones at all."""
+    if not follower.watched(workspace, todo):
+        return []
+    return [name for name in stages.stale(workspace)[1] if name in todo]
 
 
 def _spread(place: spreading.Place, targets: tuple[str, ...], retries: int, slots: int, log: Log) -> State:

@@ -14,9 +14,9 @@ from prefect.artifacts import Artifact
 from prefect.states import Cancelled, Completed, Failed, State
 
 from diffcore.core.errors import UserError
-from flows import exchange
+from flows import exchange, live
 from flows.ready import shared
-from tasks import dvc_content, dvc_remote, locks, stages
+from tasks import dvc_content, dvc_remote, follower, locks, stages
 from tasks.dvc_content import Job
 from tasks.running import Log, Running, Stopped
 from tasks.stages import StageFailed
@@ -74,7 +74,10 @@ def _run(job: Job, workspace: Path, running: Running, log: Log, saved: Path, eve
         environment = {exchange.SHARED_STORE: str(saved)} if everywhere else {}
         with places.taken(name, log, lambda: running.pause(0)) as (slots, held):
             surroundings = {**environment, **slots}
-            stages.reproduce(name, workspace, running, log, surroundings, keep=[content, *held], pull=True)
+            page = live.Page(name, workspace, log, saved)
+            with follower.beside(workspace, [name], log, environment):
+                stages.reproduce(name, workspace, running, page, surroundings, keep=[content, *held], pull=True)
+            page.update()
         exchange.push(name, workspace, running, log)
     entry = {part: value for part, value in exchange.read_lock(workspace)[name].items() if part != "params"}
     if strays := dvc_content.strays(job, entry):

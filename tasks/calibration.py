@@ -1,4 +1,4 @@
-"""`python -m tasks.calibration SLOTS NAME ...`: what an update and a network call of each line cost on this machine, as JSON.
+"""`python -m tasks.calibration FILE SLOTS NAME ...`: what an update and a network call of each line cost here, as JSON.
 
 Each kind of work runs for about a second on random images, in forks of this process: as many copies at once as there are
 slots, for busy cores slow each other. No data and no checkpoint is needed. Seconds are CPU seconds over `compute.threads`, so
@@ -299,10 +299,10 @@ def _trying(what: str) -> None:
 
 
 def main(words: list[str]) -> int:
-    """words: the slots, and the lines that count; prints the outcome as JSON. The exit code."""
+    """words: a params.yaml, the slots, and the lines that count; prints the outcome as JSON. The exit code."""
     started = time.process_time()
     try:
-        outcome = calibrate(params.read(), int(words[0]), words[1:])
+        outcome = calibrate(params.read(Path(words[0])), int(words[1]), words[2:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return MISTAKE

@@ -1,5 +1,7 @@
 """`distill compare`: two samplings from the same noises, and whether one is better beyond error."""
 
+import json
+
 from diffcore.core import threads
 from diffcore.core.errors import UserError
 from diffcore.data import read
@@ -17,9 +19,14 @@ from tasks.sample import Drawable, open_named, usual_classes
 
 
 def compare(
-    params: Params, words: tuple[str, str], images: int | None = None, seed: int | None = None, steps: int | None = None
+    params: Params,
+    words: tuple[str, str],
+    images: int | None = None,
+    seed: int | None = None,
+    steps: int | None = None,
+    as_json: bool = False,
 ) -> None:
-    """Prints distances of both, their paired difference and a verdict.
+    """Prints distances of both, their paired difference and a verdict; as JSON and nothing else, if that is asked for.
 
     images, seed: None for those of `evaluate`. steps: of a checkpoint that is valid at any time.
     """
@@ -41,6 +48,10 @@ def compare(
         return Subject(each.draw(params, images, seed, labels), reference, network, seed)
 
     outcome = held_against(words, *map(subject, drawables))
+    if as_json:
+        about = {"images": images, "seed": seed, "real_images": reference.count, "features": network.digest}
+        log(json.dumps(outcome.to_json() | about, indent=1, allow_nan=False))
+        return
     log(
         f"{images} samples each from noise seed {seed}, {reference.count} real images, feature network {network.digest[:12]}"
     )

@@ -15,7 +15,7 @@ from diffcore.metrics.point import Point, best_of, with_best
 from diffcore.metrics.skill import Skill
 from tasks import paths
 from tasks.params import ROOT, Params
-from tasks.pictures import charts, grids, page
+from tasks.pictures import charts, grids, page, tables
 from tasks.progress import log
 
 
@@ -32,7 +32,8 @@ def merge(params: Params) -> None:
     disk.write(paths.FRONTIER.with_suffix(".csv"), frontier.to_csv())
     disk.write_json(paths.QUALITY, quality(frontier))
     charts.frontier(frontier, paths.FRONTIER.with_suffix(".png"))
-    charts.curves(curves(), paths.ARTIFACTS / "curves.png")
+    csvs = curves()
+    charts.curves(csvs, paths.ARTIFACTS / "curves.png", {name: looked(name, csv) for name, csv in csvs.items()})
     disk.write(paths.REPORT, page.html_of(_report(params, frontier, samples)))
     log(f"frontier: {len(frontier.points)} points of {len(params.teachers) + len(params.distill)} checkpoints")
 
@@ -40,8 +41,8 @@ def merge(params: Params) -> None:
 def _report(params: Params, frontier: Frontier, samples: Tensors) -> page.Report:
     bar = recommendation.bar(frontier.points, frontier.floor, params.publish.tolerance)
     pictures = {name: images.numpy() for name, images in samples.items()}
-    tables = {name: path.read_text() for name, path in curves().items()}
-    return page.Report(frontier, bar, pictures, _lines(params, frontier), tables)
+    csvs = {name: path.read_text() for name, path in curves().items()}
+    return page.Report(frontier, bar, pictures, _lines(params, frontier), csvs)
 
 
 def _lines(params: Params, frontier: Frontier) -> list[page.Line]:
@@ -103,3 +104,11 @@ def curves() -> dict[str, Path]:
     for name, path in csvs.items():
         disk.read_summed(path, paths.again(paths.train(name)))
     return csvs
+
+
+def looked(name: str, csv: Path) -> dict[int, float]:
+    """By update, the seconds of training until each look at the line `name`; empty where nobody looked."""
+    if not tables.looks(csv.read_text()):
+        return {}
+    cost = disk.read_sealed(paths.COST / f"{name}.json", None, paths.again(paths.train(name)))
+    return {step: seconds for step, seconds in cost.get("looks", [])}

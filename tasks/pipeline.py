@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from diffcore.core.errors import MISTAKE, UserError
-from tasks import locks, stages
+from tasks import follower, locks, stages
 from tasks.progress import log
 from tasks.redaction import redact
 from tasks.running import Running
@@ -37,7 +37,8 @@ def reproduce(workspace: Path, slots: locks.Slots) -> int:
     graph, changed = stages.stale(workspace)
     todo = {name: stage for name, stage in graph.items() if name in changed}
     log(f"{len(graph)} stages, {len(todo)} of them to run or to look at, {len(slots.all)} at a time")
-    failures = _Run(workspace, slots, todo).to_the_end() if todo else {}
+    with follower.beside(workspace, todo, log):
+        failures = _Run(workspace, slots, todo).to_the_end() if todo else {}
     if not failures:
         return 0
     if left := [name for name in todo if name not in failures and set(_above(graph, name)) & set(failures)]:

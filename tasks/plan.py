@@ -123,15 +123,16 @@ def plan_of(params: Params) -> Plan:
         return Plan((), cached, len(slots.all), 0.0)
     names = [name for name in params.lines if any(stage.partition("@")[2] == name for stage in todo)]
     data = planned_data(params)
-    calibration = _calibrated(len(slots.all), names or [next(iter(params.lines))])
+    calibration = calibrated(len(slots.all), names or [next(iter(params.lines))])
     costs = {name: _cost(name, params, data, calibration, slots) for name in todo}
     wall = _wall(todo, costs, len(slots.all))
     return Plan(tuple(costs.values()), cached, len(slots.all), wall, tuple(_warnings(costs, len(slots.all))))
 
 
-def _calibrated(slots: int, names: list[str]) -> dict[str, Any]:
-    """What tasks.calibration prints; what it tries meanwhile goes to standard error."""
-    command, last = [sys.executable, "-m", "tasks.calibration", f"{slots}", *names], "it said nothing"
+def calibrated(slots: int, names: list[str], file: Path = paths.PARAMS) -> dict[str, Any]:
+    """What tasks.calibration finds out of these lines of `file`, with as many stages at a time as there are slots; what it
+    tries meanwhile goes to standard error."""
+    command, last = [sys.executable, "-m", "tasks.calibration", f"{file}", f"{slots}", *names], "it said nothing"
     with tempfile.TemporaryFile("w+") as output:
         pipes = {"stdout": output, "stderr": subprocess.PIPE, "text": True}
         with subprocess.Popen(command, **pipes, preexec_fn=parent.die_with_parent) as process:

@@ -21,7 +21,7 @@ from diffcore.watching import begin as watching
 from diffcore.watching.config import Watch
 from diffcore.watching.look import COLUMNS
 from diffcore.watching.watcher import Watcher
-from tasks import graph, paths, signals
+from tasks import graph, paths, recording, signals
 from tasks.params import Params
 from tasks.progress import Progress, log
 from tasks.sections import Distill, Teacher
@@ -138,24 +138,34 @@ def _train(name: str, job: Job, parameters: dict[str, Any], params: Params) -> N
         "compute": loop.provenance(params.compute),
         **job.conditioning(),
     }
-    watcher, network = _watched(name, job, params, manifest) if job.watch else (None, {})
+    record = recording.Record(name, job.fit.iterations, job.fit.batch)
+    watcher, network = _watched(name, job, params, manifest, record) if job.watch else (None, {})
     computed = {name: value for name, value in about["compute"].items() if name != "processes"}
     key = {**about, "compute": computed, **network}
     resume, stop = Resume(paths.RESUME, name, key, log), signals.StopFlag()
-    with resume.lock():
+    with resume.lock(), record.kept(resume.fingerprint, bool(job.watch)):
         memory, device = params.compute.memory_bytes, params.compute.device
         batches = feed.feed(paths.DATA, job.fit.batch, seed, params.data.flip, memory, device)
         work = loop.Job(method, job.fit, batches, seed, guidance=job.range, watcher=watcher)
         progress = Progress(name, "it")
+
+        def note(event: loop.Event) -> None:
+            progress(event.step, job.fit.iterations, f"loss {event.loss:.4f}")
+            record.point(event)
+
+        def go_on(step: int) -> None:
+            log(f"{name}: goes on after {step} of {job.fit.iterations} updates")
+            record.go_on(step)
+
         fitted = loop.fit(
             work,
             job.student,
             job.teacher,
             params.compute,
             resume,
-            lambda event: progress(event.step, job.fit.iterations, f"loss {event.loss:.4f}"),
+            note,
             stop,
-            lambda step: log(f"{name}: goes on after {step} of {job.fit.iterations} updates"),
+            go_on,
         )
     if not processes.is_main():
         return
@@ -172,11 +182,15 @@ def _train(name: str, job: Job, parameters: dict[str, Any], params: Params) -> N
     seconds = {"seconds": round(fitted.seconds, 1)}
     if watcher:
         seconds["watch_seconds"] = round(watcher.seconds, 1)
+        # not in the curve, whose bytes are equal for equal jobs
+        seconds["looks"] = [[look.step, round(look.seconds, 2)] for look in watcher.looks]
     disk.write_sealed(paths.COST / f"{name}.json", {**seconds, **cost})
     log(f"{name}: {images} images in {fitted.seconds:.0f} s; checkpoint {card.digest[:12]}")
 
 
-def _watched(name: str, job: Job, params: Params, manifest: Manifest) -> tuple[Watcher, dict[str, str]]:
+def _watched(
+    name: str, job: Job, params: Params, manifest: Manifest, record: recording.Record
+) -> tuple[Watcher, dict[str, str]]:
     """Who looks at the training, and by which network, as the key of saved states and the card name it."""
     key = {
         "data": manifest.digest,
@@ -193,6 +207,7 @@ def _watched(name: str, job: Job, params: Params, manifest: Manifest) -> tuple[W
         Resume(paths.RESUME, FEATURES, key, log),
         params.compute,
         lambda line: log(f"{name}: {line}"),
+        record.look,
     )
     return watcher, {"features": digest}
 

@@ -174,9 +174,40 @@ def plan(
 
 
 @app.command()
+def advise(
+    target: Annotated[Path, typer.Argument(metavar="FILE", help="the params.yaml to write; must not exist")],
+    calls: Annotated[str, typer.Option(metavar="8,4,2,1", help="network calls of the students, each of these or some")],
+    teacher: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="a trained one; without it that of params.yaml")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="folder:PATH or the like; without it data.source")
+    ] = None,
+    size: Annotated[int | None, typer.Option(min=1, metavar="N", help="side of the images in pixels")] = None,
+    guidance: Annotated[
+        str | None, typer.Option(metavar="G or LOW,HIGH", help="weights of classifier-free guidance")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="B", help="for all trainings: 600 s, 2 gpu-h, 1e7 calls")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="the advice as JSON, and nothing else")] = False,
+) -> Verb:
+    """write a params.yaml with a reason for each line"""
+    return Verb(lambda: _advise(target, calls, teacher, data, size, guidance, budget, as_json))
+
+
+@app.command()
 def cost() -> Verb:
     """say what each training took, beside what was planned"""
     return Verb(_cost)
+
+
+@app.command()
+def follow(
+    names: Annotated[list[str] | None, typer.Argument(help="lines of params.yaml; without any all in training")] = None,
+) -> Verb:
+    """show trainings in MLflow while they go on"""
+    return Verb(lambda: _follow(names or []))
 
 
 @app.command()
@@ -194,9 +225,16 @@ Steps = Annotated[int | None, typer.Option(min=1, metavar="K", help="of a checkp
 
 
 @app.command()
-def compare(a: What, b: What, images: Images = None, seed: Seed = None, steps: Steps = None) -> Verb:
+def compare(
+    a: What,
+    b: What,
+    images: Images = None,
+    seed: Seed = None,
+    steps: Steps = None,
+    as_json: Annotated[bool, typer.Option("--json", help="the comparison as JSON, and nothing else")] = False,
+) -> Verb:
     """say which of two samplings is better, from the same noise"""
-    return Verb(lambda: _compare(a, b, images, seed, steps))
+    return Verb(lambda: _compare((a, b), images, seed, steps, as_json))
 
 
 @app.command()
@@ -369,10 +407,23 @@ def _plan(as_json: bool) -> None:
     plan.show(params.read(), as_json)
 
 
+def _advise(*words: Any) -> None:
+    from tasks import params
+    from tasks.advice import advise
+
+    advise.advise(params.read(), *words)
+
+
 def _cost() -> None:
     from tasks import params, plan
 
     plan.cost(params.read())
+
+
+def _follow(names: list[str]) -> None:
+    from tasks import follow, params
+
+    follow.follow(params.read(), names)
 
 
 def _doctor() -> int:
@@ -381,10 +432,10 @@ def _doctor() -> int:
     return doctor.examine()
 
 
-def _compare(a: str, b: str, images: int | None, seed: int | None, steps: int | None) -> None:
+def _compare(words: tuple[str, str], *options: Any) -> None:
     from tasks import compare, params
 
-    compare.compare(params.read(), (a, b), images, seed, steps)
+    compare.compare(params.read(), words, *options)
 
 
 def _sample(what: str, out: Path, images: int, *options: Any) -> None:

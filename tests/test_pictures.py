@@ -306,6 +306,22 @@ def test_watched_trainings_have_their_distances_below_their_losses(tmp_path, dra
     assert looks.get_xlabel() == "updates"
 
 
+def test_distances_stand_against_seconds_too_where_every_look_of_a_line_has_them(tmp_path, drawn):
+    """Of a training of long ago they are not there; the vertical axis is that of the updates."""
+    for name, rows, every in (("teacher", 300, 100), ("pd4", 40, 8), ("cd", 60, 20)):
+        write_curve(tmp_path / f"{name}.csv", rows, every)
+    csvs = {name: tmp_path / f"{name}.csv" for name in ("teacher", "pd4", "cd")}
+    seconds = {"pd4": {k: k / 4 for k in (8, 16, 24, 32, 40)}, "cd": {20: 1.5}}
+    charts.curves(csvs, tmp_path / "curves.png", seconds)
+    _, left, right = drawn().figure.axes
+    assert [len(line.get_xdata()) for line in left.lines] == [3, 5, 3]
+    assert [list(line.get_xdata()) for line in right.lines] == [[2, 4, 6, 8, 10]]
+    assert list(right.lines[0].get_ydata()) == list(left.lines[1].get_ydata())
+    assert right.lines[0].get_color() == left.lines[1].get_color()
+    assert right.get_ylim() == left.get_ylim()
+    assert right.get_xlabel() == "seconds of training, looks left out"
+
+
 def test_a_table_s_points_and_looks_are_told_apart(tmp_path):
     write_curve(tmp_path / "x.csv", 5, 2)
     text = (tmp_path / "x.csv").read_text()

@@ -190,7 +190,7 @@ def test_the_plan_is_kept_and_the_cost_stands_beside_it(here, monkeypatch, capsy
 def test_where_all_is_cached_nothing_is_tried(here, monkeypatch, capsys):
     graph = {"shard": stage(), "gamma": stage("shard")}
     monkeypatch.setattr(plan.stages, "stale", lambda folder: (graph, set()))
-    monkeypatch.setattr(plan, "_calibrated", lambda *words: pytest.fail("nothing would run"))
+    monkeypatch.setattr(plan, "calibrated", lambda *words: pytest.fail("nothing would run"))
     plan.show(here)
     assert capsys.readouterr().out == "all 2 stages are cached; nothing would run\n"
 
@@ -209,13 +209,13 @@ def test_where_all_is_cached_nothing_is_tried(here, monkeypatch, capsys):
 def test_a_calibration_that_fails_is_one_line(script, words, here, monkeypatch, capsys, tmp_path):
     instead(script, monkeypatch, tmp_path)
     with pytest.raises(UserError, match=f"^{re.escape(words)}$"):
-        plan._calibrated(1, ["v"])
+        plan.calibrated(1, ["v"])
     assert capsys.readouterr().err == "trying v\n"
 
 
 def test_a_calibration_says_what_it_tries_and_what_it_says_at_length_is_read(here, monkeypatch, capsys, tmp_path):
     instead("print('x', file=e); print('[' + '1, ' * 10**5 + '1]')", monkeypatch, tmp_path)
-    assert len(plan._calibrated(1, ["v"])) == 10**5 + 1
+    assert len(plan.calibrated(1, ["v"])) == 10**5 + 1
     assert capsys.readouterr().err == "trying v\n"
 
 

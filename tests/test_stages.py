@@ -59,6 +59,7 @@ QUIET = {
     "tasks.progress",
     "tasks.signals",
     "tasks.graph",
+    "tasks.recording",
 }
 """Modules that a stage may import but that cannot change what it writes."""
 

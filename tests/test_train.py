@@ -28,7 +28,7 @@ from diffcore.training.loop import Event, Fitted, Job, Stopped
 from diffcore.training.resume import SCHEMA, Resume
 from diffcore.watching.config import Watch
 from diffcore.watching.look import Look
-from tasks import gamma, graph, paths, search, train
+from tasks import gamma, graph, live, paths, search, train
 from tasks.params import Params
 from tests import test_measure
 from tests.conftest import ToyNet, randn
@@ -453,10 +453,19 @@ def test_a_watched_line_is_looked_at_and_its_card_names_the_network(keep, wired,
     cost = disk.read_sealed(paths.COST / "pg.json", None, "x")
     assert {key: cost[key] for key in own.cost} == own.cost
     assert 0 <= cost["watch_seconds"] <= cost["seconds"]
+    assert [step for step, _ in cost["looks"]] == [2, 4, 6]
+    assert 0 <= cost["looks"][0][1] <= cost["looks"][1][1] <= cost["looks"][2][1] <= cost["seconds"] + 0.1
     if own.watch["kept"] == updates:
         assert weights(opened("pg").denoiser.net) == plain
     assert (own.watch["kept"] == updates) >= (keep == "last")
     assert f"pg: update {updates}: fd " in capsys.readouterr().out
+    own_file = live.read(live.folder() / "pg.jsonl")
+    assert (own_file.ended, own_file.watched, own_file.iterations) == ("finished", True, updates)
+    of_table = [(int(row["step"]), float(row["fd"]), float(row["diversity"])) for row in table if row["fd"]]
+    assert [(line["step"], line["look"]["fd"], line["look"]["diversity"]) for line in own_file.looks] == of_table
+    losses = [(int(row["step"]), float(row["loss"])) for row in table if row["loss"]]
+    assert [(line["step"], line["point"]["loss"]) for line in own_file.points] == losses
+    assert own_file.samples().shape == (12, 4, 4, 1)
 
 
 def test_what_is_allowed_and_seldom_wanted_is_told(capsys):

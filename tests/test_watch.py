@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,10 +25,12 @@ from diffcore.noise.schedule import Cosine
 from diffcore.noise.trajectory import Trajectory, uniform
 from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solvers import SOLVERS
+from diffcore.training import loop
 from diffcore.training.config import Training
 from diffcore.training.loop import Diverged, Fitted, Job, Stopped, fit
 from diffcore.training.resume import Resume
 from diffcore.watching import alarms, begin, gauge
+from diffcore.watching import watcher as watching
 from diffcore.watching.config import Watch
 from diffcore.watching.gauge import Gauge, spread
 from diffcore.watching.look import Look, Reading
@@ -426,6 +429,32 @@ def test_a_resumed_training_has_every_look_once(stopped_after, pixels, tmp_path)
     assert own.looks == whole.looks
     assert same(right, resumed)
     assert own.seconds > 0
+
+
+def test_a_look_says_the_seconds_of_training_without_those_of_looks_over_all_runs(pixels, tmp_path, monkeypatch):
+    """By a clock on which an update takes 1 s and a look 100 s; between two runs nothing passes."""
+    clock = SimpleNamespace(now=0.0)
+    for module in (loop, watching):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    draw, update = FixedSamples.draw, loop.Loop.update
+
+    def slow_draw(self, net):
+        clock.now += 100
+        return draw(self, net)
+
+    def slow_update(self):
+        clock.now += 1
+        return update(self)
+
+    monkeypatch.setattr(FixedSamples, "draw", slow_draw)
+    monkeypatch.setattr(loop.Loop, "update", slow_update)
+    method, config, resume = Towards(), Watch(4, 30), Resume(tmp_path, "x", {"job": "f"})
+    with pytest.raises(Stopped):
+        toy(pixels, method, config, fitting=SHORT, resume=resume, stop=stop_at(9))
+    clock.now += 10_000
+    own, _ = toy(pixels, method, config, fitting=SHORT, resume=resume)
+    assert [look.seconds for look in own.looks] == [float(look.step) for look in own.looks]
+    assert "seconds" not in own.looks[0].columns()
 
 
 def test_a_kill_after_a_look_that_was_not_saved_yet_loses_none_and_doubles_none(pixels, tmp_path):

@@ -531,7 +531,8 @@ def test_what_the_evaluation_writes_and_shows(project, monkeypatch, capsys):
     assert {path.name for path in paths.SAMPLES.iterdir()} == {"all.png", *(f"{name}.png" for name in names)}
     written = Frontier.read(paths.FRONTIER, "x")
     assert [call.words for call in drawn] == [(written, paths.ARTIFACTS / "frontier.png")]
-    assert [call.words for call in curves] == [({"pd": paths.CURVES / "pd.csv"}, paths.ARTIFACTS / "curves.png")]
+    of_curves = {"pd": paths.CURVES / "pd.csv"}, paths.ARTIFACTS / "curves.png", {"pd": {}}
+    assert [call.words for call in curves] == [of_curves]
     assert [call.words[1:] for call in chosen] == [(1.7,)]
     shown = pages[0].words[0]
     assert (shown.frontier, shown.bar) == (written, bar(written.points, written.floor, 1.7))

@@ -13,6 +13,7 @@ from diffcore import checkpoints, exports
 from diffcore.core.errors import UserError
 from diffcore.data.feed import to_float
 from diffcore.metrics import bootstrap, measured
+from diffcore.metrics.estimate import Estimate
 from diffcore.metrics.frontier import Frontier
 from diffcore.sampling import sampler_of
 from tasks import card, command, compare, export, named, params, paths, report, sample
@@ -200,6 +201,24 @@ def test_two_points_are_compared_as_they_were_measured(here, capsys):
         line = next(line for line in text.splitlines() if line.split()[:1] == [name])
         assert line.split()[1:3] == [points[each].metrics[name].plus_minus() for each in (first, second)]
     assert text.splitlines()[-1].startswith((first, second, "no difference beyond error"))
+
+
+def test_a_comparison_as_json_is_what_the_table_says(here, capsys):
+    words = ["compare", "teacher-ddim-uniform-3", "v-ddim-uniform-3", "--images", "12", "--seed", "5"]
+    assert command.main([*words, "--json"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert command.main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert (value["names"], value["images"], value["seed"]) == (words[1:3], 12, 5)
+    assert lines[0] == (
+        f"12 samples each from noise seed 5, {value['real_images']} real images, feature network {value['features'][:12]}"
+    )
+    assert lines[-1] == value["verdict"]
+    for name, each in value["distances"].items():
+        line = next(line for line in lines if line.split()[:1] == [name])
+        numbers = [Estimate(**each[key]).plus_minus() for key in ("first", "second", "difference")]
+        assert [cell.removeprefix("+") for cell in line.split()[1:]] == numbers
+    assert lines[-3].endswith(Estimate(**value["rmse"]).plus_minus())
 
 
 def test_a_checkpoint_against_itself_is_no_difference(here, capsys):

@@ -223,7 +223,7 @@ class Loop:
         if not watcher or not watcher.is_due(self.step):
             return
         self.check()
-        if watcher.look(self.step, self._whole(self.ema)) and watcher.keeps_best:
+        if watcher.look(self.step, self._whole(self.ema), self.seconds()) and watcher.keeps_best:
             follow(self.student.averages["best"], self.ema, 0.0)
         if watcher.is_over and (not self.curve.events or self.curve.events[-1].step < self.step):
             self._event()  # the curve ends where the training does

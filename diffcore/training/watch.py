@@ -20,9 +20,9 @@ class Watcher(Protocol):
         """Whether it looks after `step` updates; the last one is always due."""
         ...
 
-    def look(self, step: int, net: nn.Module) -> bool:
+    def look(self, step: int, net: nn.Module, seconds: float) -> bool:
         """Looks at the averaged network, in all processes; whether it is the best so far. Draws from no generator of the
-        training."""
+        training. seconds: what the training took until now, of all its runs."""
         ...
 
     def facts(self) -> dict[str, Any]:

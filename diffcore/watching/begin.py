@@ -15,6 +15,7 @@ from diffcore.training.resume import Resume
 from diffcore.watching import gauge
 from diffcore.watching.config import Watch
 from diffcore.watching.gauge import Gauge
+from diffcore.watching.look import Look
 from diffcore.watching.samples import FixedSamples
 from diffcore.watching.watcher import Watcher
 
@@ -40,12 +41,13 @@ def begin(
     store: Resume,
     compute: Compute,
     log: Callable[[str], None],
+    show: Callable[[Look, torch.Tensor], None] = lambda look, samples: None,
 ) -> tuple[Watcher, str]:
     """Who looks at it, and the digest of the feature network by which it looks; all processes call it.
 
     images: opens the data. network: how the feature network is trained, once for all trainings that share `store`, a job's
-    place that is keyed by all that the network depends on. The samples are for the classes of the data, as frequent as there,
-    and for the weight in the middle of the range, where the student takes weights.
+    place that is keyed by all that the network depends on. log, show: see `Watcher`. The samples are for the classes of the
+    data, as frequent as there, and for the weight in the middle of the range, where the student takes weights.
     """
     threads.use(compute.threads)
     own, digest, labels = None, None, None
@@ -69,7 +71,7 @@ def begin(
         None if labels is None else torch.tensor(labels),
         sum(training.weights) / 2 if training.weights and training.student.takes_guidance else None,
     )
-    return Watcher(config, training.iterations, samples, own, log), digest
+    return Watcher(config, training.iterations, samples, own, log, show), digest
 
 
 def _seed(training: Watched) -> int:

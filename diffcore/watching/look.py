@@ -1,7 +1,7 @@
 """What one look at a training saw."""
 
 import dataclasses
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from diffcore.metrics.estimate import Estimate
 
@@ -36,12 +36,15 @@ class Look(Reading):
 
     best: the update of the best look so far, this one included. behind: by how much fd is above that of the best look before
     this one, negative where it is below, 0 at the first look; behind_se: the error of that difference over the same noise.
+    seconds: of training until then without those of looks, over all runs of a training that was resumed; equal looks may
+    differ in it.
     """
 
     step: int
     best: int
     behind: float = 0.0
     behind_se: float = 0.0
+    seconds: float = field(default=0.0, compare=False)
 
     @property
     def is_best(self) -> bool:

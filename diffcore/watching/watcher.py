@@ -20,9 +20,9 @@ from diffcore.watching.samples import FixedSamples
 class Watcher:
     """What `training.watch.Watcher` is. All processes draw; the main one reads for all.
 
-    gauge: None in the others. log: gets a line for each look, and one for each alarm when it begins. looks: all so far.
-    resampled: of the best one. worse: how many of the last looks were worse than the best by more than their error.
-    seconds: what looking took so far.
+    gauge: None in the others. log: gets a line for each look, and one for each alarm when it begins. show: gets each look
+    with its samples, in the main process, and must change neither. looks: all so far. resampled: of the best one. worse: how
+    many of the last looks were worse than the best by more than their error. seconds: what looking took so far.
     """
 
     def __init__(
@@ -32,8 +32,10 @@ class Watcher:
         samples: FixedSamples,
         gauge: Gauge | None,
         log: Callable[[str], None] = lambda line: None,
+        show: Callable[[Look, torch.Tensor], None] = lambda look, samples: None,
     ):
-        self.config, self.iterations, self.samples, self.gauge, self.log = config, iterations, samples, gauge, log
+        self.config, self.iterations, self.samples, self.gauge = config, iterations, samples, gauge
+        self.log, self.show = log, show
         self.looks: list[Look] = []
         self.resampled: list[float] = []
         self.worse, self.seconds = 0, 0.0
@@ -50,15 +52,18 @@ class Watcher:
     def is_due(self, step: int) -> bool:
         return step % self.config.every == 0 or step == self.iterations
 
-    def look(self, step: int, net: nn.Module) -> bool:
-        """Looks at the averaged network after `step` updates; whether it is the best so far."""
+    def look(self, step: int, net: nn.Module, seconds: float = 0.0) -> bool:
+        """Looks at the averaged network after `step` updates; whether it is the best so far. seconds: of the training until
+        now, earlier looks included."""
         started = time.monotonic()
         samples = self.samples.draw(net)
         if odd := int((~samples.isfinite().flatten(1).all(1)).sum()):
             raise Diverged(f"step {step}: {odd} of {len(samples)} samples are not finite; lower lr or set clip")
-        look = self._add(step, *self._read(samples))
+        look = self._add(step, *self._read(samples), seconds - self.seconds)
         self.seconds += time.monotonic() - started
         self._tell(look)
+        if self.gauge is not None:
+            self.show(look, samples)
         return look.is_best
 
     def _read(self, samples: torch.Tensor) -> tuple[dict[str, float], list[float]]:
@@ -70,17 +75,17 @@ class Watcher:
                 own = [dataclasses.asdict(reading), resampled]
         return tuple(processes.from_main(own))
 
-    def _add(self, step: int, reading: dict[str, float], resampled: list[float]) -> Look:
+    def _add(self, step: int, reading: dict[str, float], resampled: list[float], seconds: float = 0.0) -> Look:
         """A new best is lower than the best so far by more than the error of their difference, a bootstrap over the noise
         that both have in common."""
         best = next((look for look in reversed(self.looks) if look.is_best), None)
         if best is None:
-            look = Look(step=step, best=step, **reading)
+            look = Look(step=step, best=step, seconds=seconds, **reading)
         else:
             apart = [new - old for new, old in zip(resampled, self.resampled, strict=True)]
             behind, error = reading["fd"] - best.fd, torch.tensor(apart, dtype=torch.float64).std().item()
             kept = step if behind < -error else best.step
-            look = Look(step=step, best=kept, behind=behind, behind_se=error, **reading)
+            look = Look(step=step, best=kept, behind=behind, behind_se=error, seconds=seconds, **reading)
         if look.is_best:
             self.resampled = resampled
         self.worse = self.worse + 1 if look.is_worse else 0

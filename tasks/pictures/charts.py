@@ -4,7 +4,7 @@ import io
 import itertools
 import math
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +76,13 @@ def frontier(frontier: Frontier, path: Path) -> None:
     _save(figure, path)
 
 
-def curves(csvs: dict[str, Path], path: Path) -> None:
+def curves(csvs: dict[str, Path], path: Path, seconds: Mapping[str, Mapping[int, float]] | None = None) -> None:
     """Training losses against images seen, one line for each csv (columns step, images, loss), 1200 x 800.
 
     The pale line is the loss as logged, the strong one its running mean over a fortieth of the run. What has columns but no
     rows, a teacher that was trained elsewhere, has no line. Where trainings were watched, what they draw has axes of its own
-    below: Frechet distance with its standard error against updates.
+    below: Frechet distance with its standard error against updates and, where `seconds` says them by name and update,
+    against the seconds of training until then.
     """
     from matplotlib.figure import Figure
 
@@ -108,7 +109,7 @@ def curves(csvs: dict[str, Path], path: Path) -> None:
     if axes.lines:
         _legend(axes)
     if looks:
-        _looks(figure.add_axes((0.085, 0.08, 0.74, 0.34)), looks, list(csvs))
+        _distances(figure, looks, list(csvs), seconds or {})
     figure.text(0.085, 0.94, "Training losses", fontsize=18, fontweight="bold", color=INK)
     note = "Each student has its own target: a lower curve is not a better student. The frontier compares them."
     figure.text(0.085, 0.902, note, fontsize=12, color=FAINT)
@@ -124,20 +125,44 @@ def _dashes(k: int) -> str:
     return ("-", "--")[k // 12 % 2]
 
 
-def _looks(axes: Any, looks: dict[str, list[tables.Row]], names: Sequence[str]) -> None:
-    """The distance of what watched trainings draw, in the colours of their losses, with a band of one standard error."""
-    axes.set(xlabel="updates", ylabel="Frechet distance of samples", xscale="log", yscale="log")
+def _distances(
+    figure: Any,
+    looks: dict[str, list[tables.Row]],
+    names: Sequence[str],
+    seconds: Mapping[str, Mapping[int, float]],
+) -> None:
+    """Against updates and, where they are there for every look of a line, against seconds too."""
+    timed = {
+        name: [{**row, "seconds": seconds[name][int(row["step"])]} for row in rows]
+        for name, rows in looks.items()
+        if all(seconds.get(name, {}).get(int(row["step"]), 0.0) > 0 for row in rows)
+    }
+    left = figure.add_axes((0.085, 0.08, 0.33 if timed else 0.74, 0.34))
+    _looks(left, looks, names, "step", "updates")
+    left.set_ylabel("Frechet distance of samples")
+    if timed:
+        right = figure.add_axes((0.495, 0.08, 0.33, 0.34))
+        _looks(right, timed, names, "seconds", "seconds of training, looks left out")
+        right.set_ylim(left.get_ylim())
+        _legend(right)
+    else:
+        _legend(left)
+
+
+def _looks(axes: Any, looks: dict[str, list[tables.Row]], names: Sequence[str], key: str, label: str) -> None:
+    """The distance of what watched trainings draw, in the colours of their losses, with a band of one standard error. key: of
+    a row, the place on the horizontal axis."""
+    axes.set(xlabel=label, xscale="log", yscale="log")
     _plain_ticks(axes.xaxis)
     _frame(axes)
     for name, rows in looks.items():
         k = names.index(name)
-        step, fd, error = np.array([(row["step"], row["fd"], row["fd_se"]) for row in rows]).T
+        step, fd, error = np.array([(row[key], row["fd"], row["fd_se"]) for row in rows]).T
         # as of the frontier's bars: a band that reaches zero would end nowhere on a logarithmic axis
         low = np.maximum(fd - error, fd / 10)
         axes.fill_between(step, low, fd + error, color=_colour(k), alpha=0.12, linewidth=0)
         axes.plot(step, fd, color=_colour(k), linestyle=_dashes(k), marker="o", markersize=4, linewidth=2, label=name)
     _y_axis(axes, [row["fd"] for rows in looks.values() for row in rows])
-    _legend(axes)
 
 
 def _grouped(points: Iterable[Point], name: Callable[[Point], str]) -> dict[str, list[Point]]:

@@ -304,6 +304,12 @@ OWN = (
     _own("tasks/plan.py", "return calls * (2 if", "return calls * (1 if", "guided calls are planned at half their cost", "plan"),
     _own("tasks/pictures/page/document.py", 'text.replace("<", "\\\\u003c")', "text", "a name with </script> in it ends the report's data and is run as markup", "page"),
     _own("diffcore/metrics/recommendation.py", "for point in by_calls(points) if point.fd <= enough)", "for point in by_calls(points) if point.fd <= 2 * enough)", "the alias fastest goes to a model that is not near enough", "frontier"),
+    _own("tasks/recording.py", 'lines = [line for line in old.lines if line["step"] <= self.step]', "lines = list(old.lines)", "what a kill took and a resumed training does again stands in its file twice", "live"),
+    _own("tasks/tracking/live.py", 'if line["step"] > steps[0]]', 'if line["step"] >= steps[0]]', "each time that MLflow is brought up to date the last point is logged again", "live"),
+    _own("diffcore/watching/watcher.py", "seconds - self.seconds)", "seconds)", "the seconds of a look hold those of all looks before it", "watch"),
+    _own("tasks/advice/budget.py", "share = (budget.amount - before) / sum", "share = budget.amount / sum", "an advised file spends the budget on the students and the teacher's training comes on top unsaid", "advice"),
+    _own("tasks/advice/budget.py", "return min(rests, key", "return max(rests, key", "of targets that do not fit the cheapest is left out first, then one after the other", "advice"),
+    _own("tasks/advice/answer.py", "lines.add(\"dm1\", \"match\", init=\"cd\", teacher=start)", "lines.add(\"dm1\", \"match\", init=\"cd\", teacher=ROOT)", "a student of one call of an eps network learns from that instead of the v network made of it", "advice"),
 )  # fmt: skip
 """Of other kinds, over all rooms."""
 
