@@ -118,8 +118,11 @@ def _fill_curve(
 
 
 def _numbers(point: Point) -> dict[str, float]:
-    """What a point has of each metric, what an image took and its network calls."""
-    return {**columns(point.metrics), "ms_per_image": point.ms_per_image, "nfe": point.nfe}
+    """What a point has of each metric, what an image took and its network calls; fd as it is cross-fitted and over trainings
+    where there are such."""
+    honest = {"fd_crossfit": point.crossfit} if point.crossfit else {}
+    spread = {"fd_trainings": point.spread.value, "fd_trainings_sd": point.spread.se} if point.spread else {}
+    return {**columns(point.metrics | honest), **spread, "ms_per_image": point.ms_per_image, "nfe": point.nfe}
 
 
 def _log_images(experiment: Experiment, artifacts: Artifacts, points: list[Point], run: str) -> None:
@@ -185,7 +188,9 @@ def _train_filler(experiment: Experiment, path: Path, card: Card, cost: dict[str
         metrics += [metric for row in looks(path) for metric in _metrics(_look_values(row), int(row["step"]))]
         tags = {"method": card.method, "parent": card.parent or "none", "data": card.data}
         tags |= {f"digest {path.stem}": card.digest}
-        spent = {f"cost.{key}": value for key, value in cost.items()}  # one number each: as a metric, an empty chart
+        spent = {
+            f"cost.{key}": value for key, value in cost.items() if key != paths.SEEDS
+        }  # one number each: as a metric, an empty chart
         _log(experiment, run, metrics, _flat(card.parameters) | {"seed": card.seed} | spent, tags)
         experiment.client.log_artifact(run, str(path))
 
