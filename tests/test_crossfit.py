@@ -136,6 +136,16 @@ def test_a_recommendation_on_which_the_halves_differ_is_told_as_such():
     assert " A close choice, one half of the noise alone chooses pd2 instead: fd 1.4" in chosen.reason
 
 
+def test_where_neither_half_chooses_it_that_is_said():
+    """Each half has a lucky teacher of 0.8, whose bar is 1.2: both refuse pd1's 1.3, which the bar of all, 1.5, allows."""
+    lucky = dataclasses.replace(teacher(1.2, 0.8), name="teacher-too")
+    chosen = frontier(
+        teacher(0.8, 1.2), lucky, point("pd1", 1.3, 1.3, nfe=1), point("pd2", 1.1, 1.1, nfe=2)
+    ).recommended
+    assert chosen.point.name == "pd1"
+    assert " A close choice, either half of the noise alone chooses pd2 instead: fd 1.1" in chosen.reason
+
+
 def test_the_bar_of_a_half_is_its_own():
     """Of even noises the teacher's best is 0.9, its bar 1.35: they refuse pd1's 1.4, which the bar of all, 1.5, allows."""
     chosen = frontier(teacher(0.9, 1.1), point("pd1", 1.4, 1.4, nfe=1), point("pd2", 1.2, 1.2, nfe=2)).recommended
@@ -168,8 +178,8 @@ def test_the_report_says_by_how_much_the_best_of_several_are_flattered():
     whole = frontier(teacher(), point("a", 1.0, 1.3), point("b", 1.2, 1.0))
     words, told = " ".join(whole.table().split()), whole.points[2].crossfit.plus_minus()
     assert (
-        "of the best of several tries (1 where another is within two errors) fd is flattered: on the noise that did not "
-        f"choose it is +0.15 from that in the mean, most of all of b, {told} for 1.10+-0.10 (fd_crossfit" in words
+        "best of several tries: where another is within two errors (1 points), fd on the noise that did not choose is fd "
+        f"+0.15 in the mean, most of all of b, {told} for 1.10+-0.10 (fd_crossfit in frontier.csv)" in words
     )
     assert "fd_crossfit" not in frontier(teacher(), point("a", 1.0, 1.3)).table()
 

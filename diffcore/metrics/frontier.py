@@ -136,9 +136,9 @@ class Frontier:
         worst = max(chosen, key=lambda point: point.crossfit.value - point.fd)
         mean = sum(point.crossfit.value - point.fd for point in chosen) / len(chosen)
         return [
-            f"of the best of several tries ({len(chosen)} where another is within two errors) fd is flattered: on the noise "
-            f"that did not choose it is {mean:+.2g} from that in the mean, most of all of {worst.name}, "
-            f"{worst.crossfit.plus_minus()} for {worst.metrics['fd'].plus_minus()} (fd_crossfit in frontier.csv)"
+            f"best of several tries: where another is within two errors ({len(chosen)} points), fd on the noise that did not "
+            f"choose is fd {mean:+.2g} in the mean, most of all of {worst.name}, {worst.crossfit.plus_minus()} for "
+            f"{worst.metrics['fd'].plus_minus()} (fd_crossfit in frontier.csv)"
         ]
 
     def _apart(self) -> list[str]:

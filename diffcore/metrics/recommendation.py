@@ -105,12 +105,8 @@ def _honest(choice: crossfit.Choice | None, chosen: Point) -> str:
     fd = f"fd {choice.fd.plus_minus()} on the noise that did not choose"
     if not others:
         return f" Either half of the noise alone chooses it too: {fd}."
-    half = (
-        "one half of the noise alone chooses"
-        if len(others) == 1 and chosen in choice.picks
-        else "half of the noise chooses"
-    )
-    return f" A close choice, {half} {' or '.join(others)} instead: {fd}."
+    half = "one half of the noise alone" if chosen in choice.picks else "either half of the noise alone"
+    return f" A close choice, {half} chooses {' or '.join(others)} instead: {fd}."
 
 
 def _trained(point: Point) -> str:
