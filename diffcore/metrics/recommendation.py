@@ -101,12 +101,16 @@ def _honest(choice: crossfit.Choice | None, chosen: Point) -> str:
     """What is chosen by half of the noise, and what it is worth on the other half."""
     if choice is None:
         return ""
-    others = dict.fromkeys(pick.name for pick in choice.picks if pick.name != chosen.name)
+    others = list(dict.fromkeys(pick.name for pick in choice.picks if pick.name != chosen.name))
     fd = f"fd {choice.fd.plus_minus()} on the noise that did not choose"
     if not others:
         return f" Either half of the noise alone chooses it too: {fd}."
-    half = "one half of the noise alone" if chosen in choice.picks else "either half of the noise alone"
-    return f" A close choice, {half} chooses {' or '.join(others)} instead: {fd}."
+    if chosen in choice.picks:
+        return f" A close choice, one half of the noise alone chooses {others[0]} instead: {fd}."
+    who = f"either half of the noise alone chooses {others[0]}"
+    if len(others) == 2:
+        who = f"the halves of the noise choose {others[0]} and {others[1]}"
+    return f" A close choice, {who} instead: {fd}."
 
 
 def _trained(point: Point) -> str:

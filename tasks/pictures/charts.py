@@ -25,7 +25,7 @@ TEACHER = ("#5B6770", "#56B4E9", "#8C7AA9", "#A8A06B", "#9AA5AD", "#3F7F93")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 INK, FAINT, WARNING = "#22282D", "#8A949B", "#B3261E"
 SIGN = r" $\pm$ "  # of a standard error
-ASIDE = 1.06  # times its network calls: where the whisker over trainings of a point stands
+ASIDE = 1.1  # times its network calls: where the whisker over trainings of a point stands
 MARGIN = 8  # pixels between a legend and the picture's edge
 
 
