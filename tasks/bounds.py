@@ -36,6 +36,7 @@ LIMITS: dict[str, tuple[int, str]] = {
     "corrections": (1000, "each of them is a network call at every step"),
     "substeps": (1000, "each of them is a network call at every update"),
     "critic_updates": (1000, "each of them is an update of the critic at every update"),
+    "seeds": (100, "each of them is a training"),
     "size": (2**16, "no image has such a side"),
 }
 """The largest value of a number by its key, wherever it stands, and why."""

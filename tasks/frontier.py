@@ -8,7 +8,8 @@ from diffcore.core import disk
 from diffcore.core.errors import UserError
 from diffcore.core.kept import Tensors
 from diffcore.metrics import measured, recommendation
-from diffcore.metrics.estimate import Scored
+from diffcore.metrics.crossfit import with_crossfit
+from diffcore.metrics.estimate import Scored, columns
 from diffcore.metrics.floor import Floor
 from diffcore.metrics.frontier import Frontier
 from diffcore.metrics.point import Point, best_of, with_best
@@ -64,9 +65,10 @@ def quality(frontier: Frontier) -> dict[str, Any]:
     """What `dvc metrics` shows and compares: the recommended point, the floor, each checkpoint's point of least fd."""
     checkpoints = dict.fromkeys(point.checkpoint for point in frontier.points)
     best = {name: best_of(point for point in frontier.points if point.checkpoint == name) for name in checkpoints}
-    chosen = frontier.recommended.point
+    chosen, crossfit = frontier.recommended.point, frontier.recommended.crossfit
+    honest = columns({"fd_crossfit": crossfit}) if crossfit else {}
     return {
-        "recommended": {"name": chosen.name, "nfe": chosen.nfe, **_fd(chosen)},
+        "recommended": {"name": chosen.name, "nfe": chosen.nfe, **_fd(chosen), **honest},
         "floor": _fd(frontier.floor),
         "checkpoints": {name: _fd(point) for name, point in best.items()},  # no more: DVC gives each number a column
     }
@@ -95,7 +97,7 @@ def _read(names: list[str]) -> tuple[Frontier, Tensors]:
             )
     floor = Floor.from_json(first["floor"])
     judge = Skill(**first["judge"])
-    return Frontier(tuple(with_best(points)), floor, first["about"]["data"], judge), samples
+    return Frontier(tuple(with_crossfit(with_best(points))), floor, first["about"]["data"], judge), samples
 
 
 def curves() -> dict[str, Path]:

@@ -82,6 +82,7 @@ class Bench:
         self.reference = Reference.of(self.real, self.network, self._looking("real images"), held_out)
         self.judges = [self._court(*each) for each in params.evaluate.judges.items()]
         self.opened = self._open(name)
+        self.others = [self._open_training(number) for number in range(1, params.trainings(name))]
         self.is_root = name in params.teachers
         root = None if self.is_root else checkpoints.read_card(paths.CHECKPOINTS / ROOT).digest
         content = gamma.read(paths.GAMMA, self.opened.card.digest if name == ROOT else root, paths.again("gamma"))
@@ -102,6 +103,13 @@ class Bench:
 
     def _open(self, name: str) -> checkpoints.Checkpoint:
         return checkpoints.load(paths.CHECKPOINTS / name).to(self.params.compute.device)
+
+    def _open_training(self, number: int) -> checkpoints.Checkpoint:
+        """A further training of the line."""
+        folder = paths.training(self.name, number)
+        if not folder.is_dir():
+            raise UserError(f"{folder} is missing; {paths.again(paths.train(self.name))}")
+        return checkpoints.load(folder).to(self.params.compute.device)
 
     def _court(self, name: str, path: str) -> Court:
         judge = judges.load(name, Path(path)).to(self.params.compute.device)
@@ -154,6 +162,7 @@ class Bench:
         config = {key: value for key, value in self.params.raw["evaluate"].items() if key in SHARED}
         of = {"checkpoint": self.opened.card.digest, "gamma": self.gamma_digest}
         of |= {"judges": self.judged} if self.judged else {}
+        of |= {"trainings": [each.card.digest for each in self.others]} if self.others else {}
         return {"plan": plan.to_json(), "config": config, "real": self.reference.digest, **of}
 
     def sampler(self, plan: Plan) -> Sampler:
@@ -193,7 +202,18 @@ class Bench:
             precision=self.drawing.precision,
             check=self.drawing.check,
             judges=self.judged,
+            halves=subject.halves,
+            trainings=self._of_trainings(plan, condition, subject),
         )
+
+    def _of_trainings(self, plan: Plan, condition: Condition | None, first: Subject) -> tuple[float, ...] | None:
+        """The Frechet distance of each training of the line, sampled alike from the same noise; None of a single one."""
+        config, distances = self.config, [first.frechet.value]
+        for other in self.others:
+            drawn = _in(self.drawing.precision, plan.recipe.sampler(other, plan.times, self.gamma))
+            samples = drawn.draw(other.shape, config.images, config.seed, self.batch, condition, headroom=self.headroom)
+            distances.append(self._subject(samples, condition).fd)
+        return tuple(distances) if self.others else None
 
     def _of_judges(self, subject: Subject) -> dict[str, Estimate]:
         estimates = (court.measure(subject.samples, subject.repeats) for court in self.judges)

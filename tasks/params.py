@@ -58,6 +58,11 @@ class Params:
             raise UserError(f"params.yaml has no line {name!r} in teachers or distill; known: {', '.join(lines)}")
         return lines[name]
 
+    def trainings(self, name: str) -> int:
+        """How often the line `name` is trained."""
+        line = self.line(name)
+        return line.seeds if isinstance(line, Distill) else 1
+
     def shape(self, name: str) -> nets.Shape | None:
         """The network that is built for the line `name`; None for one that begins as another's or comes from elsewhere."""
         line = self.line(name)
@@ -299,7 +304,7 @@ def _unknown(line: dict[str, Any], keys: Iterable[str], where: str) -> Iterator[
 FAMILY = "unet"
 """Of networks of which params.yaml names none."""
 
-WATCH = "watch"
+WATCH, SEEDS = "watch", "seeds"
 
 RELATIONS = {"init": "whose weights it starts from", "teacher": "who teaches it"}
 
@@ -316,7 +321,9 @@ def _student(name: str, line: dict[str, Any], where: str, faults: list[str]) -> 
     own, shared = names(kind), names(Training)
     before = len(faults)
     faults += _unknown(
-        line, ("method", *RELATIONS, "guidance", "parameterization", "dropout", "network", WATCH, *own, *shared), where
+        line,
+        ("method", *RELATIONS, "guidance", "parameterization", "dropout", "network", WATCH, SEEDS, *own, *shared),
+        where,
     )
     method = typed(kind, {key: line[key] for key in own if key in line}, where, faults)
     fitting = typed(Training, {key: line[key] for key in shared if key in line}, where, faults)
@@ -332,12 +339,14 @@ def _student(name: str, line: dict[str, Any], where: str, faults: list[str]) -> 
         faults.append(f"{where}.dropout: must be at least 0 and below 1, got {dropout!r}")
     network = _changes(line.get("network"), f"{where}.network", faults)
     watch = _watch(line, method, fitting, where, faults)
+    if not _is_count(seeds := line.get(SEEDS, 1)):
+        faults.append(f"{where}.{SEEDS}: how often the line is trained, a whole number of at least 1, got {seeds!r}")
     if len(faults) > before:
         return None
     return Distill(
         init=line["init"], teacher=line.get("teacher", ""), method=method, guidance=guidance,
         parameterization=parameterization,
-        name=name, fit=fitting, dropout=float(dropout), network=network, watch=watch,
+        name=name, fit=fitting, dropout=float(dropout), network=network, watch=watch, seeds=seeds,
     )  # fmt: skip
 
 
@@ -378,6 +387,10 @@ def _changes(value: Any, where: str, faults: list[str]) -> dict[str, Any] | None
             f"{where}.{key}: unknown key; parameterization stands in the line, conditional with the root of its chain"
         )
     return value
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _share(value: Any) -> bool:

@@ -15,6 +15,9 @@ HOLDOUT = DATA / "holdout"
 
 FEATURES = ARTIFACTS / "features"
 CHECKPOINTS = ARTIFACTS / "checkpoints"
+SEEDS = "seeds"
+"""In a checkpoint's folder, those of the line's further trainings, by number; no part of what is shipped."""
+
 CURVES = ARTIFACTS / "curves"
 COST = ARTIFACTS / "cost"
 GAMMA = ARTIFACTS / "gamma.json"
@@ -28,6 +31,11 @@ REPORT = ARTIFACTS / "report.html"
 QUALITY = ARTIFACTS / "quality.json"
 SAMPLES = ARTIFACTS / "samples"
 PUBLISHED = ARTIFACTS / "published.json"
+
+
+def training(name: str, number: int) -> Path:
+    """The checkpoint of the line NAME by its training of this number, counted from 0; the first one is the line's own."""
+    return CHECKPOINTS / name / SEEDS / str(number) if number else CHECKPOINTS / name
 
 
 def train(name: str) -> str:

@@ -170,7 +170,7 @@ def _cost(name: str, params: Params, data: PlannedData, calibration: Mapping[str
         return _training(name, line, params, calibration["lines"][line], begin, slots)
     if kind in ("measure_teachers", "measure"):
         own = calibration["lines"][line]
-        calls = sum(_points(params, line)) * params.evaluate.images + _beside(params, line)
+        calls = sum(_points(params, line)) * params.evaluate.images * params.trainings(line) + _beside(params, line)
         seconds = begin + judging["look"] + calls * own["call"] + len(list(_points(params, line))) * judging["metrics"]
         return Cost(name, seconds, calls, _measuring_bytes(params, line, calibration), 0)
     if kind == "gamma":
@@ -203,11 +203,12 @@ def _training(name: str, line: str, params: Params, own: Mapping[str, Any], begi
     """The checkpoint lies in artifacts and in DVC's cache; of the state two are kept once one is older than save_seconds."""
     if isinstance(params.line(line), Adopted):
         return Cost(name, begin, 0, 0, 2 * own["checkpoint"])
-    iterations = params.line(line).fit.iterations
-    seconds = begin + iterations * own["seconds"]
+    iterations, trainings = params.line(line).fit.iterations, params.trainings(line)
+    seconds = begin + trainings * iterations * own["seconds"]
     states = 2 if iterations * own["seconds"] > params.compute.save_seconds else 1
-    size = 2 * own["checkpoint"] + states * own["state"]
-    return Cost(name, seconds, iterations * own["calls"], int(own["bytes"]), round(size), slots.width(name), begin)
+    size = trainings * (2 * own["checkpoint"] + states * own["state"])
+    calls = trainings * iterations * own["calls"]
+    return Cost(name, seconds, calls, int(own["bytes"]), round(size), slots.width(name), begin)
 
 
 def _published(params: Params, calibration: Mapping[str, Any]) -> int:

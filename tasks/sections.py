@@ -60,7 +60,8 @@ class Distill(lineage.Student):
 
     dropout: of its network in training, whatever its teacher's was; consistency methods give the student and its target one
     mask. network: what differs from the network of `init`; layers that fit start with its weights, others with new ones.
-    watch: how the training is looked at, None for not at all.
+    watch: how the training is looked at, None for not at all. seeds: how often it is trained, each time with other random
+    numbers; the first training is the line's, the others say how far trainings lie apart.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Distill(lineage.Student):
     dropout: float = 0.0
     network: dict[str, Any] | None = None
     watch: Watch | None = None
+    seeds: int = 1
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from diffcore import checkpoints, methods, nets
@@ -22,7 +23,7 @@ from diffcore.watching.config import Watch
 from diffcore.watching.look import COLUMNS
 from diffcore.watching.watcher import Watcher
 from tasks import graph, paths, recording, signals
-from tasks.params import Params
+from tasks.params import SEEDS, Params
 from tasks.progress import Progress, log
 from tasks.sections import Distill, Teacher
 
@@ -51,8 +52,12 @@ def _student(params: Params, line: Distill) -> None:
     name, lines = line.name, params.lines
     parent = checkpoints.load(paths.CHECKPOINTS / line.init)
     weights, shape = lines.guidance(name), params.shape(name)
-    new = shape and _new(params, line, shape)
-    student, teacher = roles(parent, weights, line.parameterization, line.dropout, new)
+
+    def begun(number: int) -> tuple[NetDenoiser, Denoiser]:
+        new = shape and _new(params, line, shape, number)
+        return roles(parent, weights, line.parameterization, line.dropout, new)
+
+    student, teacher = begun(0)
     taught = parent.card
     if line.teacher != line.init:
         checkpoint = checkpoints.load(paths.CHECKPOINTS / line.teacher)
@@ -65,19 +70,22 @@ def _student(params: Params, line: Distill) -> None:
         )
     _tell(name, student, line.method.grid)
     job = Job(line.method, line.fit, student, teacher, weights, parent.card, taught=taught, watch=line.watch)
-    _train(name, job, params.raw["distill"][name], params)
+    others = [dataclasses.replace(job, student=begun(k)[0], number=k) for k in range(1, line.seeds)]
+    parameters = {key: value for key, value in params.raw["distill"][name].items() if key != SEEDS}
+    _train(name, job, parameters, params, others)
 
 
 def _count(manifest: Manifest) -> int | None:
     return manifest.classes and len(manifest.classes)
 
 
-def _new(params: Params, line: Distill, shape: nets.Shape) -> Any:
+def _new(params: Params, line: Distill, shape: nets.Shape, number: int) -> Any:
     """The student's own network: what fits of `init`'s weights, new ones elsewhere."""
     manifest, old = Manifest.read(paths.DATA), checkpoints.load(paths.CHECKPOINTS / line.init).denoiser.net
-    net = shape.build(manifest.shape, _count(manifest), rng.seed(params.seed, line.name))
+    net = shape.build(manifest.shape, _count(manifest), _seed(params, line.name, number))
     taken = nets.take(net, old)
-    log(f"{line.name}: {taken} of {len(net.state_dict())} tensors start as those of {line.init}, the others are new")
+    whole = len(net.state_dict())
+    log(f"{_label(line.name, number)}: {taken} of {whole} tensors start as those of {line.init}, the others are new")
     return net
 
 
@@ -98,7 +106,7 @@ def _tell(name: str, student: NetDenoiser, grid: Trajectory | None) -> None:
 @dataclasses.dataclass(frozen=True)
 class Job:
     """What is trained, by which method. weights: the range of guidance weights. parent: the card of the checkpoint it starts
-    from; taught: of the one it learns from. watch: how it is looked at."""
+    from; taught: of the one it learns from. watch: how it is looked at. number: which of the line's trainings this is."""
 
     method: methods.Method
     fit: config.Training
@@ -109,6 +117,7 @@ class Job:
     classes: Sequence[str] | None = None
     taught: checkpoints.Card | None = None
     watch: Watch | None = None
+    number: int = 0
 
     @property
     def range(self) -> tuple[float, float] | None:
@@ -121,8 +130,68 @@ class Job:
         return {"classes": classes and list(classes), "guidance": self.weights and dataclasses.asdict(self.weights)}
 
 
-def _train(name: str, job: Job, parameters: dict[str, Any], params: Params) -> None:
-    manifest, seed, method = Manifest.read(paths.DATA), rng.seed(params.seed, name), job.method
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What came of one training: the checkpoint's network and all that its card says, the curve as a table, what it took."""
+
+    result: NetDenoiser
+    image: tuple[int, ...]
+    about: dict[str, Any]
+    curve: str
+    cost: dict[str, float]
+
+    def save(self, folder: Path, beside: Callable[[Path], None] = lambda folder: None) -> checkpoints.Card:
+        """As a checkpoint."""
+        return checkpoints.save(folder, self.result, self.image, self.about, beside)
+
+
+def _seed(params: Params, name: str, number: int) -> int:
+    """Of a line's training of this number; of the first one as if there were no others."""
+    return rng.seed(params.seed, name, *([number] if number else []))
+
+
+def _label(name: str, number: int) -> str:
+    """What a line's training is called in the log and by its saved states; no line can be called so."""
+    return f"{name}.{number}" if number else name
+
+
+def _train(name: str, job: Job, parameters: dict[str, Any], params: Params, others: Sequence[Job] = ()) -> None:
+    """Trains a line once for the job and once for each of the others, each with saved states of its own, and writes the
+    checkpoint when all are done: a training that is finished goes on from its last state without an update."""
+    stop = signals.StopFlag()
+    trained = [_trained(name, each, parameters, params, stop) for each in (job, *others)]
+    if not processes.is_main():
+        return
+    first, *more = trained
+    card = first.save(paths.CHECKPOINTS / name, lambda folder: _save_others(more, folder / paths.SEEDS))
+    disk.write_summed(paths.CURVES / f"{name}.csv", first.curve)
+    disk.write_sealed(paths.COST / f"{name}.json", _cost([first.cost, *(each.cost for each in more)]))
+    spent = f"{first.cost['images']} images in {first.cost['seconds']:.0f} s"
+    log(f"{name}: {spent}; checkpoint {card.digest[:12]}{f', and {len(more)} more trainings' if more else ''}")
+
+
+def _save_others(trained: Sequence[Trained], folder: Path) -> None:
+    """The further trainings of a line, each a checkpoint with its curve beside it."""
+    for number, each in enumerate(trained, start=1):
+        each.save(folder / str(number))
+        disk.write_summed(folder / str(number) / "curve.csv", each.curve)
+
+
+def _cost(costs: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """The sums over a line's trainings, the looks at the first one, and where there are several each by itself."""
+    if len(costs) == 1:
+        return costs[0]
+    sums = {
+        key: sum(each[key] for each in costs) for key, of_first in costs[0].items() if not isinstance(of_first, list)
+    }
+    looks = {key: costs[0][key] for key in costs[0] if key not in sums}  # those in the curve of the line
+    return {**sums, **looks, "seconds": round(sums["seconds"], 1), "seeds": list(costs)}
+
+
+def _trained(name: str, job: Job, parameters: dict[str, Any], params: Params, stop: signals.StopFlag) -> Trained | None:
+    """One training, of which the main process has the outcome."""
+    manifest, seed, method = Manifest.read(paths.DATA), _seed(params, name, job.number), job.method
+    label, number = _label(name, job.number), {"training": job.number} if job.number else {}
     about = {
         "name": name,
         "method": methods.word(method),
@@ -131,30 +200,30 @@ def _train(name: str, job: Job, parameters: dict[str, Any], params: Params) -> N
         "parent": job.parent.digest if job.parent else None,
         "teacher": job.taught.digest if job.taught else None,
         "data": manifest.digest,
-        "parameters": {**parameters, "flip": params.data.flip},
+        "parameters": {**parameters, "flip": params.data.flip, **number},
         "seed": params.seed,
         "code": graph.code_digest("distill" if job.parent else "teachers", methods.word(method)),
         "torch": config.torch_version(),
         "compute": loop.provenance(params.compute),
         **job.conditioning(),
     }
-    record = recording.Record(name, job.fit.iterations, job.fit.batch)
+    record = recording.Record(label, job.fit.iterations, job.fit.batch)
     watcher, network = _watched(name, job, params, manifest, record) if job.watch else (None, {})
     computed = {name: value for name, value in about["compute"].items() if name != "processes"}
     key = {**about, "compute": computed, **network}
-    resume, stop = Resume(paths.RESUME, name, key, log), signals.StopFlag()
+    resume = Resume(paths.RESUME, label, key, log)
     with resume.lock(), record.kept(resume.fingerprint, bool(job.watch)):
         memory, device = params.compute.memory_bytes, params.compute.device
         batches = feed.feed(paths.DATA, job.fit.batch, seed, params.data.flip, memory, device)
         work = loop.Job(method, job.fit, batches, seed, guidance=job.range, watcher=watcher)
-        progress = Progress(name, "it")
+        progress = Progress(label, "it")
 
         def note(event: loop.Event) -> None:
             progress(event.step, job.fit.iterations, f"loss {event.loss:.4f}")
             record.point(event)
 
         def go_on(step: int) -> None:
-            log(f"{name}: goes on after {step} of {job.fit.iterations} updates")
+            log(f"{label}: goes on after {step} of {job.fit.iterations} updates")
             record.go_on(step)
 
         fitted = loop.fit(
@@ -168,7 +237,7 @@ def _train(name: str, job: Job, parameters: dict[str, Any], params: Params) -> N
             go_on,
         )
     if not processes.is_main():
-        return
+        return None
     updates = fitted.curve[-1].step
     images = updates * job.fit.batch
     cost = {"iterations": updates, "images": images, "network_calls": fitted.calls}
@@ -177,15 +246,13 @@ def _train(name: str, job: Job, parameters: dict[str, Any], params: Params) -> N
         about["watch"] = {**network, **watcher.summary()}
     result = job.student.with_network(fitted.net)
     result.grid = method.grid
-    card = checkpoints.save(paths.CHECKPOINTS / name, result, tuple(manifest.shape), {**about, "cost": cost})
-    disk.write_summed(paths.CURVES / f"{name}.csv", _csv(fitted.curve, _looks(watcher, fitted.curve)))
     seconds = {"seconds": round(fitted.seconds, 1)}
     if watcher:
         seconds["watch_seconds"] = round(watcher.seconds, 1)
         # not in the curve, whose bytes are equal for equal jobs
         seconds["looks"] = [[look.step, round(look.seconds, 2)] for look in watcher.looks]
-    disk.write_sealed(paths.COST / f"{name}.json", {**seconds, **cost})
-    log(f"{name}: {images} images in {fitted.seconds:.0f} s; checkpoint {card.digest[:12]}")
+    curve = _csv(fitted.curve, _looks(watcher, fitted.curve))
+    return Trained(result, tuple(manifest.shape), {**about, "cost": cost}, curve, {**seconds, **cost})
 
 
 def _watched(
@@ -198,7 +265,7 @@ def _watched(
         "code": graph.code_digest("features"),
         "torch": config.torch_version(),
     }
-    seed = rng.seed(params.seed, name)
+    seed, label = _seed(params, name, job.number), _label(name, job.number)
     watcher, digest = watching.begin(
         job.watch,
         watching.Watched(job.method, job.student, job.fit.iterations, seed, job.range),
@@ -206,7 +273,7 @@ def _watched(
         params.features,
         Resume(paths.RESUME, FEATURES, key, log),
         params.compute,
-        lambda line: log(f"{name}: {line}"),
+        lambda line: log(f"{label}: {line}"),
         record.look,
     )
     return watcher, {"features": digest}

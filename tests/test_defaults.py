@@ -165,7 +165,7 @@ def test_every_solver_and_schedule_has_these_and_no_others():
 def test_limits_students_and_ways_have_these_and_no_others():
     assert defaults(Clip) == {"bound": 1.0}
     assert defaults(Threshold) == {"quantile": 0.995, "max": 1.0}
-    line = {"guidance": None, "parameterization": None, "dropout": 0.0, "network": None, "watch": None}
+    line = {"guidance": None, "parameterization": None, "dropout": 0.0, "network": None, "watch": None, "seeds": 1}
     assert defaults(Distill) == line
     assert defaults(Watch) == {"keep": "last", "patience": None, "steps": None}
     unsaid = dict.fromkeys(("deepcache", "skip", "guidance", "negative", "clip", "threshold"))

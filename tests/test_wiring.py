@@ -465,6 +465,9 @@ def test_a_point_is_measured_as_the_file_says_and_says_so(held_out, project, mon
             "precision": "float32",
             "check": "",
             "judges": "",
+            "halves": subject.halves,
+            "crossfit": None,
+            "trainings": None,
         }
     # once for a checkpoint and what is done to its network, each cache anew: in batches of 5 and 2
     warm_ones = [name for name, (_, sizes) in found.items() if sizes]

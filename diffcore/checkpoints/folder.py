@@ -5,7 +5,7 @@
 A folder without a valid card and matching sha256s is not a checkpoint. Weights are safetensors only; nothing is unpickled.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,10 +48,17 @@ class Checkpoint:
         return Checkpoint(self.card, self.denoiser.to(device, memory_format=order))
 
 
-def save(folder: Path, denoiser: NetDenoiser, image: tuple[int, ...], about: dict[str, Any]) -> Card:
+def save(
+    folder: Path,
+    denoiser: NetDenoiser,
+    image: tuple[int, ...],
+    about: dict[str, Any],
+    beside: Callable[[Path], None] = lambda folder: None,
+) -> Card:
     """Writes a checkpoint so that it is whole or not there. `about` gives the card's name, method, solver, weights, parent,
     data, parameters, seed, code, torch and cost, of a conditional network classes and guidance, and of one that was trained
-    here compute; the rest is taken from the denoiser."""
+    here compute; the rest is taken from the denoiser. beside: writes what else shall lie in the folder, for which the
+    card does not vouch."""
     about = {"classes": None, "guidance": None, **about}
     if (about["classes"] and len(about["classes"])) != denoiser.classes:
         raise ValueError(f"a network of {denoiser.classes} classes cannot have the card of {about['classes']}")
@@ -80,6 +87,7 @@ def save(folder: Path, denoiser: NetDenoiser, image: tuple[int, ...], about: dic
         )
         card = replace(card, seal=card.sealed())
         disk.write_json(new / "card.json", card.to_json())
+        beside(new)
     return card
 
 

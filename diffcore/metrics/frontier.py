@@ -10,7 +10,7 @@ from typing import Any
 from diffcore.core import disk
 from diffcore.core.errors import UserError
 from diffcore.metrics import diversity, recommendation, table
-from diffcore.metrics.estimate import RESAMPLES
+from diffcore.metrics.estimate import RESAMPLES, Estimate
 from diffcore.metrics.floor import Floor
 from diffcore.metrics.point import GIVEN, Point, best_of, by_calls
 from diffcore.metrics.recommendation import Recommendation
@@ -91,8 +91,8 @@ class Frontier:
         return out.getvalue()
 
     def to_json(self) -> dict[str, Any]:
-        """What artifacts/frontier.json holds: schema, about, floor, judge, points, recommended {name, reason, warnings} or
-        None."""
+        """What artifacts/frontier.json holds: schema, about, floor, judge, points, recommended {name, reason, warnings,
+        crossfit if there is one} or None."""
         return {
             "schema": SCHEMA,
             "about": self.about,
@@ -128,6 +128,32 @@ class Frontier:
         worst = min(marked, key=lambda loss: loss.kept / loss.quality)
         return [f"~ has lost more of the teacher's diversity than of its quality; most of all {worst}"]
 
+    def _flattered(self) -> list[str]:
+        """By how much the best of several tries are flattered, as the noise that did not choose them shows it."""
+        chosen = [point for point in self.points if point.best and point.crossfit and point.crossfit.value != point.fd]
+        if not chosen:
+            return []
+        worst = max(chosen, key=lambda point: point.crossfit.value - point.fd)
+        mean = sum(point.crossfit.value - point.fd for point in chosen) / len(chosen)
+        return [
+            f"best of several tries: where another is within two errors ({len(chosen)} points), fd on the noise that did not "
+            f"choose is fd {mean:+.2g} in the mean, most of all of {worst.name}, {worst.crossfit.plus_minus()} for "
+            f"{worst.metrics['fd'].plus_minus()} (fd_crossfit in frontier.csv)"
+        ]
+
+    def _apart(self) -> list[str]:
+        """Of which points the trainings lie further apart than the samples' error says."""
+        wide = [
+            point for point in by_calls(self.points) if point.best and point.spread and point.spread.se > point.fd_se
+        ]
+        if not wide:
+            return []
+        each = ", ".join(
+            f"{point.name} {point.spread.plus_minus()} of {len(point.trainings)} where +- is {point.fd_se:.2g}"
+            for point in wide
+        )
+        return [f"trainings lie further apart than the error over samples, mean and standard deviation of fd: {each}"]
+
     def _weights(self) -> str:
         return " and ".join(sorted({point.weights for point in self.points}))
 
@@ -139,6 +165,8 @@ class Frontier:
         notes = [
             f"* on the frontier: no other point has as low an fd with as few network calls{tried}",
             *self._lost(),
+            *self._flattered(),
+            *self._apart(),
             f"N = {first.n} samples each, noise seed {first.seed}, {self._weights()} weights, feature network "
             f"{first.features[:12]}; +- is one standard error over the samples drawn, not over trainings",
             f"floor, what a perfect sampler is to expect of {floor.n[0]} samples against {floor.n[1]} real images: "
@@ -148,7 +176,8 @@ class Frontier:
 
 
 def _named(chosen: Recommendation) -> dict[str, Any]:
-    return {"name": chosen.point.name, "reason": chosen.reason, "warnings": list(chosen.warnings)}
+    crossfit = {"crossfit": vars(chosen.crossfit)} if chosen.crossfit else {}
+    return {"name": chosen.point.name, "reason": chosen.reason, "warnings": list(chosen.warnings), **crossfit}
 
 
 def _recommendation(named: dict[str, Any], points: tuple[Point, ...]) -> Recommendation:
@@ -156,7 +185,8 @@ def _recommendation(named: dict[str, Any], points: tuple[Point, ...]) -> Recomme
     point = next((point for point in points if point.name == named["name"]), None)
     if point is None:
         raise ValueError(f"it recommends {named['name']!r}, none of its points")
-    return Recommendation(point, named["reason"], tuple(named["warnings"]))
+    crossfit = Estimate(**named["crossfit"]) if "crossfit" in named else None
+    return Recommendation(point, named["reason"], tuple(named["warnings"]), crossfit)
 
 
 def _compared(floor: Floor) -> str:

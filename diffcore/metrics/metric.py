@@ -17,7 +17,7 @@ from diffcore.core.shapes import Sample
 from diffcore.metrics.bootstrap import resamples
 from diffcore.metrics.estimate import Estimate
 from diffcore.metrics.features import Features
-from diffcore.metrics.frechet import estimate
+from diffcore.metrics.frechet import Moments, estimate, frechet
 from diffcore.metrics.likelihood import Model
 from diffcore.metrics.neighbours import WIDE, Reach, nearest
 from diffcore.metrics.reference import Halves, Reference, Seen, to_8bit
@@ -65,6 +65,19 @@ class Subject:
     def frechet(self) -> Estimate:
         """The Frechet distance of features, which several metrics are made of."""
         return estimate(self.seen.features, self.reference.whole.features, self.repeats)
+
+    @property
+    def fd(self) -> float:
+        """The Frechet distance of features without its error."""
+        return frechet(Moments.of(self.seen.features), self.reference.whole.features)
+
+    @functools.cached_property
+    def halves(self) -> tuple[float, float] | None:
+        """The Frechet distance of the samples of even and of those of odd number; None of fewer than 4."""
+        if len(self.samples) < 4:
+            return None
+        even, odd = (Moments.of(self.seen.features[half::2]) for half in (0, 1))
+        return frechet(even, self.reference.whole.features), frechet(odd, self.reference.whole.features)
 
     @functools.cached_property
     def reach(self) -> Reach | None:

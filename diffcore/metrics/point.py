@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,9 @@ from diffcore.metrics.estimate import Estimate, Scored, columns
 
 GIVEN = "given"
 """The kind of weights of a network that was trained elsewhere: what became of them there is not known."""
+
+HONEST = ("halves", "crossfit", "trainings")
+"""Fields with columns of their own names, after all others."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,10 @@ class Point(Scored):
     samples, from which noise. weights: which of the checkpoint's. features: digest of the feature network. times: the
     trajectory's. precision: in which the network was called, float32 for all points of before this field; check: what
     bfloat16 was seen to change, see diffcore.metrics.drawing. judges: the networks trained elsewhere that measured it too,
-    with the digests of their weights and their preprocessing.
+    with the digests of their weights and their preprocessing. halves: the distance of the even and of the odd samples alone,
+    each larger than `fd` by the bias of fewer samples; None of points of before this field. crossfit: of the best of several
+    tries its distance on the noise that did not choose it, see diffcore.metrics.crossfit. trainings: the distance of each
+    training of its line, the first is `fd`; None of a line that was trained once.
     """
 
     name: str
@@ -47,6 +54,9 @@ class Point(Scored):
     precision: str = "float32"
     check: str = ""
     judges: str = ""
+    halves: tuple[float, float] | None = None
+    crossfit: Estimate | None = None
+    trainings: tuple[float, ...] | None = None
 
     def __post_init__(self):
         for key, value in self.row().items():
@@ -64,10 +74,31 @@ class Point(Scored):
 
     def row(self) -> dict[str, Any]:
         """The fields as columns; in the place of `metrics` NAME and NAME_se of each, None where it was not measured."""
-        fields = list(vars(self).items())
+        fields = [(key, value) for key, value in vars(self).items() if key not in HONEST]
         place = list(vars(self)).index("metrics")
         unmeasured = dict.fromkeys(key for name in order.COLUMNS for key in (name, f"{name}_se"))
-        return {**dict(fields[:place]), **unmeasured, **columns(self.metrics), **dict(fields[place + 1 :])}
+        whole = {**dict(fields[:place]), **unmeasured, **columns(self.metrics), **dict(fields[place + 1 :])}
+        return {**whole, **self._halved(), **self._trained()}
+
+    def _halved(self) -> dict[str, float | None]:
+        """The columns of the two halves of the noise, and of what was chosen on one and scored on the other."""
+        crossfit = (self.crossfit.value, self.crossfit.se) if self.crossfit else (None, None)
+        return dict(
+            zip(("fd_even", "fd_odd", "fd_crossfit", "fd_crossfit_se"), (*(self.halves or (None, None)), *crossfit))
+        )
+
+    def _trained(self) -> dict[str, float | int | None]:
+        """The columns of several trainings: the mean of fd, its standard deviation, and how many they are."""
+        spread = self.spread
+        numbers = (spread.value, spread.se, len(self.trainings)) if spread else (None, None, None)
+        return dict(zip(("fd_trainings", "fd_trainings_sd", "trainings"), numbers))
+
+    @property
+    def spread(self) -> Estimate | None:
+        """The mean of fd over trainings, and the standard deviation of one; None of a single one."""
+        if self.trainings is None:
+            return None
+        return Estimate(statistics.fmean(self.trainings), statistics.stdev(self.trainings))
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON."""
@@ -75,6 +106,9 @@ class Point(Scored):
             **vars(self),
             "metrics": {name: vars(each) for name, each in self.metrics.items()},
             "times": [*self.times],
+            "halves": self.halves and [*self.halves],
+            "crossfit": self.crossfit and vars(self.crossfit),
+            "trainings": self.trainings and [*self.trainings],
         }
 
     @classmethod
@@ -83,7 +117,10 @@ class Point(Scored):
         if unknown := sorted(name for name in value["metrics"] if not order.is_column(name)):
             raise ValueError(f"metric {unknown[0]!r} is unknown")
         metrics = {name: Estimate(**each) for name, each in value["metrics"].items()}
-        return cls(**{**value, "metrics": metrics, "times": tuple(value["times"])})
+        crossfit = value.get("crossfit")
+        optional = {key: tuple(value[key]) if value.get(key) else None for key in ("halves", "trainings")}
+        optional["crossfit"] = crossfit and Estimate(**crossfit)
+        return cls(**{**value, "metrics": metrics, "times": tuple(value["times"]), **optional})
 
 
 def by_calls(points: Iterable[Point]) -> list[Point]:
@@ -96,16 +133,27 @@ def best_of(points: Iterable[Point]) -> Point:
     return min(points, key=lambda p: (p.fd, p.nfe, p.name))
 
 
+def tries(points: Iterable[Point]) -> list[list[Point]]:
+    """For each point all of its curve and checkpoint that cost equally many network calls, itself among them."""
+    points = list(points)
+    groups: dict[tuple[str, str, float | int], list[Point]] = {}
+    for point in points:
+        groups.setdefault(_try(point), []).append(point)
+    return [groups[_try(point)] for point in points]
+
+
+def _try(point: Point) -> tuple[str, str, float | int]:
+    return (point.checkpoint, point.curve, round(point.nfe, 6))
+
+
 def with_best(points: Iterable[Point]) -> list[Point]:
     """The points with `best` set: of those of one curve and checkpoint that cost equally many network calls, the one with
     the lowest fd. Tries of different cost are points of their own.
 
     Choosing by the number that is then reported flatters it: of five equal tries whose errors are independent by 1.16 of
-    them in the mean, of tries whose errors have correlation r (they share their noise) by sqrt(1 - r) as much.
+    them in the mean, of tries whose errors have correlation r (they share their noise) by sqrt(1 - r) as much. What is
+    honest is `diffcore.metrics.crossfit`.
     """
     points = list(points)
-    tries: dict[tuple[str, str, float], list[Point]] = {}
-    for point in points:
-        tries.setdefault((point.checkpoint, point.curve, round(point.nfe, 6)), []).append(point)
-    best = {best_of(group).name for group in tries.values()}
+    best = {best_of(group).name for group in tries(points)}
     return [dataclasses.replace(point, best=point.name in best) for point in points]

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from diffcore.core.errors import UserError
-from diffcore.metrics import diversity
+from diffcore.metrics import crossfit, diversity
 from diffcore.metrics.estimate import Estimate
 from diffcore.metrics.floor import Floor
 from diffcore.metrics.point import Point, best_of, by_calls
@@ -17,11 +17,16 @@ FAR = 3.0
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The point to ship, a sentence with the numbers that speak for it, and sentences on what speaks against any."""
+    """The point to ship, a sentence with the numbers that speak for it, and sentences on what speaks against any.
+
+    crossfit: the fd of what the rule chooses by one half of the noise, on the other half; None where the points have no
+    distances of halves.
+    """
 
     point: Point
     reason: str
     warnings: tuple[str, ...] = ()
+    crossfit: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -53,18 +58,67 @@ def recommend(
     """
     if not tolerance > 0:
         raise ValueError(f"tolerance must be positive, got {tolerance}")
-    whose = "the teacher's best" if reference is None else "the reference"
-    bar = _bar(floor, tolerance, reference or _best_teacher(points), whose)
-    within = [p for p in by_calls(points) if p.fd <= bar.fd.value]
-    losses = {p.name: loss for p in points if (loss := diversity.loss(p, bar.reference, floor))}
-    if not within:
-        chosen = best_of(points)
-        reason = f"{_describe(chosen)}: the best fd there is, for no point is within {bar.description}."
-    else:
+    rule = _Rule(floor, tolerance, reference)
+    chosen, reason = rule.apply(points)
+    bar = rule.bar(points)
+    alike = [point for point in points if point.fd <= bar.fd.value] or [chosen]
+    choice = crossfit.of(points, lambda view: rule.apply(view)[0], alike)
+    warnings = tuple(_warnings(points, floor, judge, diversity.loss(chosen, bar.reference, floor)))
+    return Recommendation(
+        chosen, f"{reason}.{_honest(choice, chosen)}{_trained(chosen)}", warnings, choice and choice.fd
+    )
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """How a point is chosen; see `recommend`."""
+
+    floor: Floor
+    tolerance: float
+    reference: Point | None
+
+    def bar(self, points: Sequence[Point]) -> _Bar:
+        whose = "the teacher's best" if self.reference is None else "the reference"
+        return _bar(self.floor, self.tolerance, self.reference or _best_teacher(points), whose)
+
+    def apply(self, points: Sequence[Point]) -> tuple[Point, str]:
+        """The point, and the reason."""
+        bar = self.bar(points)
+        within = [p for p in by_calls(points) if p.fd <= bar.fd.value]
+        losses = {p.name: loss for p in points if (loss := diversity.loss(p, bar.reference, self.floor))}
+        if not within:
+            chosen = best_of(points)
+            return chosen, f"{_describe(chosen)}: the best fd there is, for no point is within {bar.description}"
         chosen = next((p for p in within if p.name not in losses), within[0])
         passed = "".join(f"; {losses[p.name]}, so it is passed over" for p in within[: within.index(chosen)][:1])
-        reason = f"{_describe(chosen)}: the fewest network calls within {bar.description}{bar.doubt(chosen)}{passed}."
-    return Recommendation(chosen, reason, tuple(_warnings(points, floor, judge, losses.get(chosen.name))))
+        return (
+            chosen,
+            f"{_describe(chosen)}: the fewest network calls within {bar.description}{bar.doubt(chosen)}{passed}",
+        )
+
+
+def _honest(choice: crossfit.Choice | None, chosen: Point) -> str:
+    """What is chosen by half of the noise, and what it is worth on the other half."""
+    if choice is None:
+        return ""
+    others = list(dict.fromkeys(pick.name for pick in choice.picks if pick.name != chosen.name))
+    fd = f"fd {choice.fd.plus_minus()} on the noise that did not choose"
+    if not others:
+        return f" Either half of the noise alone chooses it too: {fd}."
+    if chosen in choice.picks:
+        return f" A close choice, one half of the noise alone chooses {others[0]} instead: {fd}."
+    who = f"either half of the noise alone chooses {others[0]}"
+    if len(others) == 2:
+        who = f"the halves of the noise choose {others[0]} and {others[1]}"
+    return f" A close choice, {who} instead: {fd}."
+
+
+def _trained(point: Point) -> str:
+    """How far trainings of the point's line lie apart."""
+    if point.spread is None:
+        return ""
+    mean, deviation = point.spread.value, point.spread.se
+    return f" Over {len(point.trainings)} trainings its fd is {mean:.3g} in the mean with standard deviation {deviation:.2g}."
 
 
 def bar(points: Sequence[Point], floor: Floor, tolerance: float) -> Estimate:

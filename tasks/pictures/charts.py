@@ -25,6 +25,7 @@ TEACHER = ("#5B6770", "#56B4E9", "#8C7AA9", "#A8A06B", "#9AA5AD", "#3F7F93")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 INK, FAINT, WARNING = "#22282D", "#8A949B", "#B3261E"
 SIGN = r" $\pm$ "  # of a standard error
+ASIDE = 1.1  # times its network calls: where the whisker over trainings of a point stands
 MARGIN = 8  # pixels between a legend and the picture's edge
 
 
@@ -45,8 +46,9 @@ def by_curve(points: Iterable[Point]) -> dict[str, list[Point]]:
 def frontier(frontier: Frontier, path: Path) -> None:
     """The frontier and its recommended point as a 1200 x 800 PNG: Frechet distance against network calls, both logarithmic.
 
-    Bars are one standard error either side. Students have filled markers and thick
-    lines, the teacher's samplers open ones and thin dashes; the grey steps are the best that so many calls can buy.
+    Bars are one standard error either side; of a line that was trained several times a thick pale bar beside them is one
+    standard deviation over trainings about their mean. Students have filled markers and thick lines, the teacher's samplers
+    open ones and thin dashes; the grey steps are the best that so many calls can buy.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, NullLocator
@@ -69,6 +71,7 @@ def frontier(frontier: Frontier, path: Path) -> None:
     _floor(axes, frontier.floor.metrics["fd"])
     for (name, group), style in zip(groups.items(), _styles(groups)):
         _line(axes, name, group, style)
+    _trainings(axes, groups)
     _lost(axes, frontier)
     _recommended(axes, frontier)
     _legend(axes)
@@ -200,7 +203,12 @@ def _legend(axes: Any) -> None:
 
 
 def _bars(points: Iterable[Point]) -> list[float]:
-    return [end for p in points for end in (p.fd, p.fd + p.fd_se, p.fd - p.fd_se)]
+    return [
+        end
+        for p in points
+        for each in (p.metrics["fd"], *([p.spread] if p.spread else []))
+        for end in (each.value, each.value + each.se, each.value - each.se)
+    ]
 
 
 def _span(values: list[float], factor: float) -> tuple[float, float]:
@@ -252,6 +260,27 @@ def _line(axes: Any, name: str, group: list[Point], style: dict[str, Any]) -> No
     # a bar that reaches zero would end nowhere on a logarithmic axis: it is drawn down to a thousandth of its value
     below = [min(bar, value * 0.999) if value > 0 else 0.0 for value, bar in zip(y, bars)]
     axes.errorbar(x, y, yerr=(below, bars), label=name, capsize=3.5, elinewidth=1.3, markeredgewidth=1.5, **style)
+
+
+def _trainings(axes: Any, groups: dict[str, list[Point]]) -> None:
+    """How far trainings lie apart: a whisker of its own, right of the one over samples."""
+    label = "mean and deviation over trainings"
+    for group, style in zip(groups.values(), _styles(groups)):
+        for point in group:
+            if point.spread is None:
+                continue
+            mean, deviation, x = point.spread.value, point.spread.se, point.nfe * ASIDE
+            low = max(mean - deviation, mean / 1000)
+            axes.vlines(x, low, mean + deviation, color=style["color"], linewidth=5, alpha=0.45, zorder=2)
+            axes.plot(x, mean, "_", color=style["color"], markersize=13, markeredgewidth=2, zorder=5)
+            label = _labelled(axes, label)
+
+
+def _labelled(axes: Any, label: str) -> str:
+    """Names the whiskers in the legend, once."""
+    if label:
+        axes.plot([], [], linestyle="", marker="|", markersize=14, markeredgewidth=5, color=FAINT, label=label)
+    return ""
 
 
 def _front(axes: Any, best: Iterable[Point], right: float) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import shutil
 import tempfile
 import urllib.parse
 import urllib.request
@@ -14,6 +15,7 @@ from typing import Any
 from diffcore.core import disk
 from diffcore.core.errors import UserError
 from diffcore.metrics.point import Point, best_of
+from tasks import paths
 from tasks.tracking.artifacts import ALIASES, Artifacts
 from tasks.tracking.client import Experiment, every, logged, reason
 
@@ -123,7 +125,21 @@ def carries(artifacts: Artifacts, point: Point) -> bool:
 
 def with_weights(artifacts: Artifacts, point: Point) -> str:
     """Logs a point's checkpoint, this package's code and sampler_model.py as a model that MLflow can serve."""
-    carried = {"checkpoint": str(artifacts.checkpoint(point).resolve())}
+    with _shippable(artifacts.checkpoint(point).resolve()) as checkpoint:
+        return _logged(artifacts, point, {"checkpoint": str(checkpoint)})
+
+
+@contextlib.contextmanager
+def _shippable(folder: Path) -> Iterator[Path]:
+    """A checkpoint's folder without further trainings of its line, which show a spread and are not shipped."""
+    if not (folder / paths.SEEDS).exists():
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as room:
+        yield Path(shutil.copytree(folder, Path(room) / folder.name, ignore=shutil.ignore_patterns(paths.SEEDS)))
+
+
+def _logged(artifacts: Artifacts, point: Point, carried: dict[str, str]) -> str:
     config = {"recipe": point.recipe, "times": list(point.times)}
     if point.sampler == "analytic":  # its variance is read from Gamma
         carried["gamma"] = str((artifacts.folder / "gamma.json").resolve())

@@ -129,8 +129,11 @@ def _fill_curve(
 
 
 def _numbers(point: Point) -> dict[str, float]:
-    """What a point has of each metric, what an image took and its network calls."""
-    return {**columns(point.metrics), "ms_per_image": point.ms_per_image, "nfe": point.nfe}
+    """What a point has of each metric, what an image took and its network calls; fd as it is cross-fitted and over trainings
+    where there are such."""
+    honest = {"fd_crossfit": point.crossfit} if point.crossfit else {}
+    spread = {"fd_trainings": point.spread.value, "fd_trainings_sd": point.spread.se} if point.spread else {}
+    return {**columns(point.metrics | honest), **spread, "ms_per_image": point.ms_per_image, "nfe": point.nfe}
 
 
 def _log_images(experiment: Experiment, artifacts: Artifacts, points: list[Point], run: str) -> None:

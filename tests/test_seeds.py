@@ -1,0 +1,308 @@
+"""A line that is trained several times: the first training is the line's, the others say how far trainings lie apart."""
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from diffcore import checkpoints
+from diffcore.core import disk
+from diffcore.core.errors import UserError
+from diffcore.metrics import bootstrap, measured
+from diffcore.metrics.frontier import Frontier
+from diffcore.metrics.point import Point
+from diffcore.noise.trajectory import Trajectory
+from diffcore.training import loop
+from tasks import measure, params, paths, train
+from tasks.params import Params
+from tasks.pictures import charts
+from tasks.plan import _training
+from tasks.tracking.models import _shippable
+from tasks.tracking.run_specs import _numbers
+from tests import test_frontier
+from tests.test_measure import make
+
+UPDATES = 3
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A project whose consistency student has a few updates; its folder and its parameters."""
+    with pytest.MonkeyPatch.context() as patch:
+        home = tmp_path_factory.mktemp("seeds")
+        parameters = make(home, patch, 0, False)
+        yield home, parameters
+
+
+def lines(parameters: Params, **changes) -> Params:
+    """The same project with other keys in the line `cd`."""
+    line = {**parameters.raw["distill"]["cd"], "iterations": UPDATES, **changes}
+    raw = {**parameters.raw, "distill": {**parameters.raw["distill"], "cd": line}}
+    raw["compute"] = {**raw["compute"], "save_seconds": 0.001}
+    return params.parse(raw, "test")
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def the_line_s(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: content for name, content in files.items() if not name.startswith("seeds/")}
+
+
+@pytest.mark.parametrize("value", [0, -1, "x", 2.5, True, [1], None])
+def test_what_is_no_number_of_trainings_is_refused(value, finished):
+    with pytest.raises(UserError) as refused:
+        lines(finished[1], seeds=value)
+    assert str(refused.value) == (
+        f"test: distill.cd.seeds: how often the line is trained, a whole number of at least 1, got {value!r}"
+    )
+
+
+def test_too_many_trainings_and_those_of_a_teacher_are_refused(finished):
+    with pytest.raises(UserError, match=r"distill.cd.seeds: 101 is more than 100: each of them is a training"):
+        lines(finished[1], seeds=101)
+    raw = json.loads(json.dumps(finished[1].raw))
+    raw["teachers"]["teacher"]["seeds"] = 3
+    with pytest.raises(UserError, match=r"teachers.teacher.seeds: unknown key"):
+        params.parse(raw, "test")
+
+
+def test_a_line_without_seeds_is_trained_once(finished):
+    assert finished[1].trainings("cd") == finished[1].trainings("teacher") == 1
+    assert lines(finished[1], seeds=3).trainings("cd") == 3
+
+
+@pytest.fixture
+def once(project):
+    """The files, the curve and the cost of the line that is trained once."""
+    train.train(lines(project), "cd")
+    cost = disk.read_sealed(paths.COST / "cd.json", None, "x")
+    outcome = tree(paths.CHECKPOINTS / "cd"), (paths.CURVES / "cd.csv").read_bytes(), cost
+    shutil.rmtree(paths.RESUME)
+    return outcome
+
+
+def test_the_first_training_is_that_of_a_line_without_seeds_to_the_byte(project, once):
+    train.train(lines(project, seeds=3), "cd")
+    files = tree(paths.CHECKPOINTS / "cd")
+    assert the_line_s(files) == once[0]
+    assert (paths.CURVES / "cd.csv").read_bytes() == once[1]
+    weights = [checkpoints.load(paths.training("cd", number)).card.digest for number in range(3)]
+    assert len(set(weights)) == 3
+    for number in (1, 2):
+        card = checkpoints.load(paths.training("cd", number)).card
+        assert (card.name, card.parent, card.parameters["training"]) == (
+            "cd",
+            checkpoints.load(paths.CHECKPOINTS / "teacher").card.digest,
+            number,
+        )
+        rows = disk.read_summed(paths.training("cd", number) / "curve.csv", "x")
+        assert len(rows.splitlines()) == len(once[1].splitlines())
+        assert rows != once[1].decode()
+
+
+def test_the_cost_is_the_sum_and_lists_each(project, once):
+    train.train(lines(project, seeds=3), "cd")
+    cost = disk.read_sealed(paths.COST / "cd.json", None, "x")
+    assert [each["iterations"] for each in cost["seeds"]] == [UPDATES] * 3
+    for key in ("iterations", "images", "network_calls"):
+        assert cost[key] == sum(each[key] for each in cost["seeds"]) == 3 * once[2][key]
+    assert cost["seconds"] == pytest.approx(sum(each["seconds"] for each in cost["seeds"]), abs=0.051)
+    assert "seeds" not in once[2]
+
+
+def test_a_kill_in_the_third_training_costs_no_update_of_the_first_two(project, once, monkeypatch, capfd):
+    """kill -9 after the second update of the third training; the same command then makes its last one, and the same bytes."""
+    several = lines(project, seeds=3)
+    train.train(several, "cd")
+    whole = tree(paths.CHECKPOINTS / "cd")
+    shutil.rmtree(paths.RESUME)
+    shutil.rmtree(paths.CHECKPOINTS / "cd")
+    update, made = loop.Loop.update, []
+
+    def counted(self):
+        made.append(self.step)
+        if len(made) == 2 * UPDATES + 3:  # the state of the second update is saved
+            os.kill(os.getpid(), signal.SIGKILL)
+        return update(self)
+
+    monkeypatch.setattr(loop.Loop, "update", counted)
+    if (child := os.fork()) == 0:
+        train.train(several, "cd")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert not (paths.CHECKPOINTS / "cd").exists()
+    assert made == []
+    train.train(several, "cd")
+    assert made == [UPDATES - 1]
+    said = capfd.readouterr().out
+    for label, updates in (("cd", UPDATES), ("cd.1", UPDATES), ("cd.2", UPDATES - 1)):
+        assert f"{label}: goes on after {updates} of {UPDATES} updates" in said
+    again = tree(paths.CHECKPOINTS / "cd")
+    assert {name: content for name, content in again.items() if not name.endswith("card.json")} == {
+        name: content for name, content in whole.items() if not name.endswith("card.json")
+    }
+    assert again["card.json"] == whole["card.json"]
+
+
+def test_a_line_that_was_trained_once_is_not_trained_again_for_seeds(project, monkeypatch):
+    train.train(lines(project), "cd")
+    update, made = loop.Loop.update, []
+    monkeypatch.setattr(loop.Loop, "update", lambda self: made.append(self.step) or update(self))
+    train.train(lines(project, seeds=2), "cd")
+    assert len(made) == UPDATES
+
+
+def test_every_training_is_watched_where_one_is(project):
+    watched = lines(project, seeds=2, watch={"every": 2, "images": 12})
+    train.train(watched, "cd")
+    curves = [paths.CURVES / "cd.csv", paths.training("cd", 1) / "curve.csv"]
+    seen = [[row["fd"] for row in csv.DictReader(io.StringIO(path.read_text())) if row["fd"]] for path in curves]
+    assert [len(each) for each in seen] == [2, 2]
+    assert seen[0] != seen[1]
+    assert checkpoints.load(paths.training("cd", 1)).card.watch is not None
+
+
+# --- measured
+
+
+def points(name: str = "cd") -> list[Point]:
+    return measured.read(paths.POINTS / name, "x")[1]
+
+
+def test_each_training_is_measured_as_the_line_is(project, monkeypatch):
+    several = lines(project, seeds=3)
+    train.train(several, "cd")
+    measure.measure(several, "cd")
+    (point,) = points()
+    assert point.trainings[0] == point.fd
+    assert len(set(point.trainings)) == 3
+    # the third in the line's own place, at the times that were fitted to the first
+    shutil.copytree(paths.training("cd", 2), "other")
+    shutil.rmtree(paths.CHECKPOINTS / "cd")
+    Path("other").rename(paths.CHECKPOINTS / "cd")
+    monkeypatch.setattr(measure.Bench, "times", lambda *_: Trajectory(point.times))
+    measure.measure(lines(project), "cd")
+    (alone,) = points()
+    assert alone.trainings is None
+    assert alone.fd == point.trainings[2]
+
+
+def test_a_training_that_is_not_there_is_named(project):
+    train.train(lines(project), "cd")
+    with pytest.raises(UserError, match=r"checkpoints/cd/seeds/1 is missing; run the stage `train cd` again"):
+        measure.measure(lines(project, seeds=2), "cd")
+
+
+def test_a_point_of_other_trainings_is_measured_again(project, capsys):
+    train.train(lines(project, seeds=2), "cd")
+    measure.measure(lines(project), "cd")
+    first = points()[0]
+    measure.measure(lines(project, seeds=2), "cd")
+    second = points()[0]
+    assert (first.trainings, second.trainings[0], second.metrics) == (None, first.fd, first.metrics)
+    assert "measured already" not in capsys.readouterr().out
+
+
+# --- told
+
+SPREAD = test_frontier.point("pd1", 1, 1.3, fd_se=0.05, trainings=(1.3, 1.5, 1.55))
+
+
+def told(*others: Point) -> Frontier:
+    whole = test_frontier.frontier(test_frontier.teacher(64, 1.0), SPREAD, *others)
+    return dataclasses.replace(whole, recommended=whole.recommend(1.5))
+
+
+def test_a_row_has_the_mean_and_the_standard_deviation_over_trainings():
+    whole = told(test_frontier.point("pd2", 2, 1.2))
+    rows = {row["name"]: row for row in csv.DictReader(io.StringIO(whole.to_csv()))}
+    assert float(rows["pd1"]["fd_trainings"]) == pytest.approx(1.45)
+    assert float(rows["pd1"]["fd_trainings_sd"]) == pytest.approx((0.0175) ** 0.5)  # (0.15^2 + 0.05^2 + 0.1^2) / 2
+    assert rows["pd1"]["trainings"] == "3"
+    assert float(rows["pd1"]["fd"]) == 1.3
+    assert [rows["pd2"][key] for key in ("fd_trainings", "fd_trainings_sd", "trainings")] == [""] * 3
+    assert Frontier.from_json(json.loads(json.dumps(whole.to_json()))) == whole
+
+
+def test_it_is_said_where_trainings_lie_further_apart_than_the_error_says():
+    near = test_frontier.point("pd2", 2, 1.2, fd_se=0.2, trainings=(1.2, 1.3))
+    words = " ".join(told(near).table().split())
+    assert (
+        "trainings lie further apart than the error over samples, mean and standard deviation of fd: "
+        "pd1 1.45+-0.13 of 3 where +- is 0.05" in words
+    )
+    assert "pd2 1.25" not in words
+    assert "trainings lie" not in test_frontier.DIGITS.table()
+
+
+def test_the_recommendation_and_mlflow_say_it_too():
+    assert told().recommended.reason.endswith(
+        " Over 3 trainings its fd is 1.45 in the mean with standard deviation 0.13."
+    )
+    numbers = _numbers(SPREAD)
+    assert (numbers["fd_trainings"], numbers["fd_trainings_sd"]) == (SPREAD.spread.value, SPREAD.spread.se)
+    assert "fd_trainings" not in _numbers(test_frontier.point("pd2", 2, 1.2))
+
+
+def test_the_picture_has_a_whisker_of_its_own(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(charts, "_save", lambda figure, path: drawn.update({path.name: figure}))
+    alone = dataclasses.replace(SPREAD, trainings=None)
+    for name, point in (("with", SPREAD), ("without", alone)):
+        whole = test_frontier.frontier(test_frontier.teacher(64, 1.0), point)
+        charts.frontier(dataclasses.replace(whole, recommended=whole.recommend(1.5)), tmp_path / name)
+    texts = {
+        name: [text.get_text().replace("\n", " ") for text in figure.axes[0].get_legend().get_texts()]
+        for name, figure in drawn.items()
+    }
+    assert [text for text in texts["with"] if text not in texts["without"]] == ["mean and deviation over trainings"]
+    (whisker,) = [
+        each
+        for each in drawn["with"].axes[0].collections
+        if len(each.get_linewidth()) == 1 and each.get_linewidth()[0] == 5
+    ]
+    ((low, high),) = [path.vertices[:, 1] for path in whisker.get_paths()]
+    assert (low + high) / 2 == pytest.approx(SPREAD.spread.value)
+    assert (high - low) / 2 == pytest.approx(SPREAD.spread.se)
+
+
+# --- shipped and planned
+
+
+def test_further_trainings_are_not_shipped(project):
+    train.train(lines(project, seeds=2), "cd")
+    folder = paths.CHECKPOINTS / "cd"
+    with _shippable(folder) as shipped:
+        assert shipped.name == "cd"
+        assert tree(shipped) == the_line_s(tree(folder))
+    train.train(lines(project), "cd")
+    assert not (folder / "seeds").exists()
+    with _shippable(folder) as shipped:
+        assert shipped == folder
+
+
+def test_a_plan_counts_every_training(finished):
+    own = {"seconds": 2.0, "calls": 7.0, "bytes": 100, "checkpoint": 10, "state": 20}
+
+    class Slots:
+        def width(self, name):
+            return 1
+
+    one, three = (
+        _training("distill@cd", "cd", lines(finished[1], **seeds), own, 1.5, Slots()) for seeds in ({}, {"seeds": 3})
+    )
+    assert (three.seconds - 1.5, three.calls, three.disk) == (3 * (one.seconds - 1.5), 3 * one.calls, 3 * one.disk)
+    assert three.bytes == one.bytes
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 10)
