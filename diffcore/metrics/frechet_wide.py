@@ -9,6 +9,7 @@ from torch import Tensor
 from diffcore.core.shapes import PerSample
 from diffcore.metrics.estimate import Estimate
 from diffcore.metrics.frechet import Moments
+from diffcore.metrics.statistics import Statistics
 
 BLOCK = 2048
 """Rows looked at together."""
@@ -22,7 +23,7 @@ def moments(x: Tensor) -> Moments:
     return functools.reduce(Moments.__add__, (Moments.of(part) for part in x.split(BLOCK)))
 
 
-def estimate(x: Tensor, b: Moments, root_b: Tensor) -> Estimate:
+def estimate(x: Tensor, b: Moments | Statistics, root_b: Tensor) -> Estimate:
     """frechet(Moments.of(x), b) of independent rows x [n, d], and its standard error to first order in their weights.
 
     root_b: the square root of b's covariance. With K = Y Y^T / (n - 1) of Y = (x - mean) B^1/2 the overlap is tr K^1/2, which
