@@ -291,6 +291,30 @@ def test_its_error_is_the_spread_over_fresh_samples(n, d, shift, low, high):
     assert low < sum(each.se for each in found) / 60 / spread < high
 
 
+@pytest.mark.parametrize(("n", "d"), [(300, 12), (20, 40)])
+def test_any_factor_of_the_covariance_will_do_and_one_that_is_singular_has_one(n, d):
+    x, other = randn(n, d) * torch.linspace(0.3, 2, d) + 0.2, randn(200, d, seed=1)
+    for rows in (other, other[: d // 2]):
+        against = Moments.of(rows)
+        lower = frechet_wide.factor(against.covariance)
+        torch.testing.assert_close(lower @ lower.T, against.covariance, rtol=1e-9, atol=1e-12)
+        one, same = (frechet_wide.estimate(x, against, each) for each in (lower, root(against.covariance)))
+        assert (one.value, one.se) == (pytest.approx(same.value, rel=1e-7), pytest.approx(same.se, rel=1e-7))
+        want = frechet(Moments.of(x), against)
+        assert frechet_wide.distance(frechet_wide.moments(x), against) == pytest.approx(want, rel=1e-7)
+
+
+def test_wide_moments_are_those_of_all_rows_and_leave_the_rows_as_they_are(monkeypatch):
+    monkeypatch.setattr(frechet_wide, "BLOCK", 30)
+    for x in (randn(100, 5) + 3, (randn(100, 5) + 3).float()):
+        before, whole = x.clone(), Moments.of(x)
+        parts = frechet_wide.moments(x)
+        assert torch.equal(x, before)
+        assert parts.count == 100
+        torch.testing.assert_close(parts.mean, whole.mean, rtol=1e-12, atol=0)
+        torch.testing.assert_close(parts.scatter, whole.scatter, rtol=1e-11, atol=1e-11)
+
+
 def test_of_many_rows_some_say_the_error_and_all_the_distance(monkeypatch):
     x, against = randn(900, 6) + 0.3, Moments.of(randn(400, 6, seed=99))
     whole = frechet_wide.estimate(x, against, root(against.covariance))

@@ -15,7 +15,7 @@ from diffcore.core.shapes import Sample
 from diffcore.data.feed import to_float, to_uint8
 from diffcore.metrics import frechet_wide, mmd, order
 from diffcore.metrics.estimate import Estimate
-from diffcore.metrics.frechet import Moments, root
+from diffcore.metrics.frechet import Moments
 from diffcore.metrics.reference import BLOCK, Images
 from diffcore.metrics.statistics import Statistics
 
@@ -73,7 +73,7 @@ class Court:
         parts, kept = [], []
         for block in images.blocks(BLOCK):
             seen = judge.features(to_float(block))
-            parts.append(Moments.of(seen))
+            parts.append(frechet_wide.moments(seen))
             kept.append(seen[place[done : done + len(block)] < ROWS])
             done += len(block)
             on_progress(done, count)
@@ -104,15 +104,15 @@ class Court:
         return mmd.mean_of_pairs(self.rows)
 
     @functools.cached_property
-    def root(self) -> Tensor:
-        """The square root of the covariance."""
-        return root(self.moments.covariance)
+    def factor(self) -> Tensor:
+        """Of the covariance."""
+        return frechet_wide.factor(self.moments.covariance)
 
     def measure(self, samples: Sample, repeats: Tensor) -> dict[str, Estimate]:
         """`fd_NAME` of samples in [-1, 1] and, where there are rows, `kid_NAME`; repeats: the bootstrap's, for kid. The error
         of fd is to first order."""
         seen = self.judge.features(samples)
-        estimates = {"fd": frechet_wide.estimate(seen, self.moments, self.root)}
+        estimates = {"fd": frechet_wide.estimate(seen, self.moments, self.factor)}
         if self.rows is not None:
             estimates["kid"] = mmd.estimate(seen, self.rows, self.pairs, repeats)
         return {order.column(measure, self.judge.name): each for measure, each in estimates.items()}
