@@ -3,7 +3,7 @@
 python bench/judges.py [FOLDER] [JUDGE] [SEEDS] [IMAGES]
 
 In FOLDER (here), by efficientnet, from 3 noise seeds, evaluate.images of each, if not said. The judge's weights are those of
-the extra `judges`. Each point of a student and the teacher's three best are drawn again from each seed, as they were measured.
+the extra `judges`. Each point of a student and the teacher's three best are drawn again from each seed, as measured.
 Printed are Kendall's and Spearman's coefficients between the two columns of distances for each seed, their mean and its error
 over the seeds, and how far the rankings by one network agree between two seeds.
 """

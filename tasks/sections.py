@@ -222,7 +222,7 @@ class Publish:
 
 
 def _judge_file(name: str, value: Any) -> JudgeFile:
-    if name not in JUDGES and isinstance(value, str):
+    if name not in JUDGES and isinstance(value, str) and not judge_file.is_program(value):
         raise ValueError(f"judges: {quoted(name)} is none{nearest(name, JUDGES)}")
     return _of(JudgeFile, {"file": value} if isinstance(value, str) else value, f"judges.{name}")
 

@@ -54,9 +54,10 @@ class JudgeFile:
         if not all(math.isfinite(each) and each > 0 for each in self.std or []):
             raise ValueError("std must be positive")
 
-    @property
-    def is_program(self) -> bool:
-        return any(getattr(self, key) for key in OF_PROGRAMS)
+
+def is_program(file: str) -> bool:
+    """Whether the file is one of torch.export or TorchScript, by its name."""
+    return Path(file).suffix in (EXPORTED, SCRIPTED)
 
 
 def check(name: str, judge: JudgeFile) -> None:
@@ -82,7 +83,7 @@ def _check_program(name: str, judge: JudgeFile) -> None:
             f"{missing[0]} is missing: {name} is no network of ours ({', '.join(order.JUDGES)}) but a program of yours, "
             "which needs size, mean, std and trusted"
         )
-    if Path(judge.file).suffix not in (EXPORTED, SCRIPTED):
+    if not is_program(judge.file):
         raise ValueError(
             f"{_short(judge.file)} is no program; name a file of torch.export ({EXPORTED}) or TorchScript ({SCRIPTED})"
         )
