@@ -71,7 +71,7 @@ def features(count: int, seed: int, scale: float) -> Tensor:
 
 def frechet_ours(x: Tensor, y: Tensor) -> list[float]:
     against = frechet_wide.moments(y)
-    return [frechet_wide.estimate(x, against, frechet.root(against.covariance)).value]
+    return [frechet_wide.estimate(x, against, frechet_wide.factor(against.covariance)).value]
 
 
 def frechet_theirs(x: Tensor, y: Tensor) -> list[float]:

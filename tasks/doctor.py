@@ -12,6 +12,7 @@ from pathlib import Path
 
 from diffcore.core import disk
 from diffcore.core.errors import UserError
+from diffcore.metrics import judge_file
 from diffcore.nets import files
 from diffcore.nets.memory import readable
 from tasks import dvc_environment, graph, paths
@@ -100,6 +101,7 @@ def _parameters() -> Iterator[Finding]:
     graph.check()
     yield Finding("dvc.yaml", "runs our stages")
     yield from _weights(parameters)
+    yield from _judges(parameters)
 
 
 def _weights(parameters: Params) -> Iterator[Finding]:
@@ -118,6 +120,13 @@ def _weights(parameters: Params) -> Iterator[Finding]:
             )
         for file in weights:
             yield Finding(f"weights of {name}", f"{file}, sha256 {disk.sha256(file)[:12]}")
+
+
+def _judges(parameters: Params) -> Iterator[Finding]:
+    """The files of judges, each with its digest."""
+    for name, file in parameters.evaluate.judge_files.items():
+        path = judge_file.path(name, file)
+        yield Finding(f"judge {name}", f"{path}, sha256 {disk.sha256(path)[:12]}")
 
 
 def _versioning() -> Iterator[Finding]:

@@ -21,14 +21,17 @@ from diffcore.core.errors import UserError
 from diffcore.core.kept import Kept, Tensors
 from diffcore.core.shapes import Sample, batches
 from diffcore.data import feed, read
+from diffcore.data.manifest import Manifest
 from diffcore.denoisers.bfloat16 import BFloat16
 from diffcore.denoisers.denoiser import Condition
 from diffcore.denoisers.meter import Meter
-from diffcore.metrics import features, halvings, judges, likelihood, measured, measures
+from diffcore.metrics import features, halvings, judges, likelihood, measured, measures, statistics
+from diffcore.metrics.courts import Courts
 from diffcore.metrics.drawing import CHECKED, Drawing, held_against
 from diffcore.metrics.estimate import Estimate
 from diffcore.metrics.floor import Floor
 from diffcore.metrics.judge import Court
+from diffcore.metrics.judge_file import JudgeFile
 from diffcore.metrics.metric import Subject
 from diffcore.metrics.point import Point
 from diffcore.metrics.reference import Reference, look
@@ -80,7 +83,8 @@ class Bench:
         self.held_out = read.open_images(paths.HOLDOUT, memory) if paths.HOLDOUT.exists() else None
         held_out = None if self.held_out is None else look(self.held_out, self.network)
         self.reference = Reference.of(self.real, self.network, self._looking("real images"), held_out)
-        self.judges = [self._court(*each) for each in params.evaluate.judges.items()]
+        self.courts = courts(params, f"measure {name}")
+        self.judges = [self._court(*each) for each in params.evaluate.judge_files.items()]
         self.opened = self._open(name)
         self.others = [self._open_training(number) for number in range(1, params.trainings(name))]
         self.is_root = name in params.teachers
@@ -111,15 +115,17 @@ class Bench:
             raise UserError(f"{folder} is missing; {paths.again(paths.train(self.name))}")
         return checkpoints.load(folder).to(self.params.compute.device)
 
-    def _court(self, name: str, path: str) -> Court:
-        judge = judges.load(name, Path(path)).to(self.params.compute.device)
+    def _court(self, name: str, file: JudgeFile) -> Court:
+        judge = judges.load(name, file).to(self.params.compute.device)
         log(f"measure {self.name}: judged by {judge} too")
-        return Court.of(judge, self.real, self._looking(f"real images by {name}"))
+        if file.reference is not None:
+            return Court.against_file(judge, statistics.read(Path(file.reference)), self.real.shape)
+        return self.courts.court(judge, self.real, self._looking(f"real images by {name}"))
 
     @property
     def judged(self) -> str:
-        """By which judges, in words that no other weights or preprocessing share."""
-        return "; ".join(str(court.judge) for court in self.judges)
+        """By which judges, in words that no other weights, preprocessing or reference share."""
+        return "; ".join(map(str, self.judges))
 
     def floor(self) -> Floor:
         """What a perfect sampler is to expect."""
@@ -353,6 +359,18 @@ class Measured:
         return {**self.bench.about(plan), **self.shared}
 
 
+def courts(params: Params, who: str) -> Courts:
+    """What judges saw of the images of the training, kept for all that measures them. who: in the words of the log."""
+    compute = params.compute
+    about = {
+        "images": Manifest.read(paths.DATA, verify=False).digest,
+        "code": graph.code_digest("measure"),
+        "device": compute.device.type,
+        "threads": compute.threads,
+    }
+    return Courts(Kept(paths.RESUME / "judges.courts", lambda line: log(f"{who}: {line}")), about)
+
+
 def measure(params: Params, name: str) -> None:
     """Measures the checkpoint `name` and writes its points; the teacher's come with what all points share."""
     threads.use(params.compute.threads)
@@ -375,6 +393,7 @@ def measure(params: Params, name: str) -> None:
             log(f"measure    {number + 1:>3}/{len(plans)}  {each.name:<36} {quality}")
     _write(bench, points, samples)
     ready.keep()
+    bench.courts.keep(court.judge for court in bench.judges)
 
 
 def _in(word: str, sampler: Sampler) -> Sampler:

@@ -3,11 +3,12 @@
 import dataclasses
 import itertools
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from diffcore import lineage, nets
 from diffcore.methods import Method
+from diffcore.metrics import judge_file
+from diffcore.metrics.judge_file import JudgeFile
 from diffcore.metrics.order import JUDGES
 from diffcore.sampling.deepcache import Config as CacheConfig
 from diffcore.sampling.headroom import USUAL
@@ -165,7 +166,8 @@ class Evaluate:
     teacher: samplings for the teacher; the first sampling's largest number of steps is what fidelity compares with.
     any_time_students: samplings for students that jump to images from any time; those that know velocities at any time are
     sampled as the teacher's first sampling says, and those with steps of their own on just these. students: by name,
-    samplings in place of all that. judges: feature networks that were trained elsewhere, by name the file of weights.
+    samplings in place of all that. judges: feature networks that were trained elsewhere, by name the file of weights or a
+    `JudgeFile`.
     """
 
     images: int
@@ -177,20 +179,23 @@ class Evaluate:
     any_time_students: list[Sampling]
     students: dict[str, list[Sampling]]
     precision: Literal["auto", "float32", "bf16"] = "auto"
-    judges: dict[str, str] = field(default_factory=dict)
+    judges: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        for name, path in self.judges.items():
-            if name not in JUDGES:
-                raise ValueError(f"judges: {quoted(name)} is none{nearest(name, JUDGES)}")
-            if not Path(path).is_file():
-                raise ValueError(
-                    f"judges.{name}: there is no file {quoted(path)}; download its weights and name them here"
-                )
+        for name, file in self.judge_files.items():
+            try:
+                judge_file.check(name, file)
+            except ValueError as error:
+                raise ValueError(f"judges.{name}: {error}") from None
         if self.images < 10 or (self.batch != "auto" and self.batch < 1):
             raise ValueError("images must be at least 10 and batch at least 1 or auto")
         if not self.teacher:
             raise ValueError("teacher must name at least one sampling: students are compared with it")
+
+    @property
+    def judge_files(self) -> dict[str, JudgeFile]:
+        """The judges by name; a path alone is a file with nothing else to say of it."""
+        return {name: _judge_file(name, value) for name, value in self.judges.items()}
 
     @property
     def usual_batch(self) -> int:
@@ -218,9 +223,19 @@ class Publish:
             raise ValueError(f"model must be a name without / and :, as MLflow asks, got {quoted(self.model)}")
 
 
+def _judge_file(name: str, value: Any) -> JudgeFile:
+    if name not in JUDGES and isinstance(value, str) and not judge_file.is_program(value):
+        raise ValueError(f"judges: {quoted(name)} is none{nearest(name, JUDGES)}")
+    return _of(JudgeFile, {"file": value} if isinstance(value, str) else value, f"judges.{name}")
+
+
 def _options(kind: type[Solver], options: dict[str, Any], where: str) -> Solver:
+    return _of(kind, options, where)
+
+
+def _of(kind: Any, value: Any, where: str) -> Any:
     faults: list[str] = []
-    solver = typed(kind, options, where, faults)
+    outcome = typed(kind, value, where, faults)
     if faults:
         raise ValueError("; ".join(faults))
-    return solver
+    return outcome

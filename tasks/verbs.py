@@ -212,7 +212,7 @@ def follow(
 
 @app.command()
 def doctor() -> Verb:
-    """look whether all is there that a run needs (exit code 1 if not)"""
+    """look whether all is there that a run needs (else exit code 1)"""
     return Verb(_doctor)
 
 
@@ -284,6 +284,15 @@ def card(
 ) -> Verb:
     """verify a checkpoint and print its card"""
     return Verb(lambda: _card(what, as_json))
+
+
+@app.command()
+def statistics(
+    judge: Annotated[str, typer.Argument(help="one of evaluate.judges in params.yaml")],
+    target: Annotated[Path, typer.Argument(help="an .npz; must not exist")],
+) -> Verb:
+    """write mu and sigma of the real images as a judge sees them"""
+    return Verb(lambda: _statistics(judge, target))
 
 
 @app.command()
@@ -464,6 +473,12 @@ def _card(what: str, as_json: bool) -> None:
     from tasks import card
 
     card.show(what, as_json)
+
+
+def _statistics(judge: str, target: Path) -> None:
+    from tasks import params, statistics
+
+    statistics.write(params.read(), judge, target)
 
 
 def _workspace(folder: Path, preset: str | None, changes: list[str]) -> None:

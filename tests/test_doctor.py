@@ -95,6 +95,19 @@ def test_weights_of_a_teacher_are_named_with_their_digest_and_missing_ones_are_a
     assert f"{weights}, sha256 {disk.sha256(weights)[:12]}" in capsys.readouterr().out
 
 
+def test_files_of_judges_are_named_with_their_digest_and_missing_ones_are_a_fault(here, capsys):
+    raw = params.load_yaml(paths.PARAMS)
+    raw["evaluate"]["judges"] = {"inception": "weights.pth"}
+    write(raw)
+    code, faults = examined(capsys)
+    assert code == 1
+    assert [line for line in faults if "judges.inception: there is no file 'weights.pth'" in line]
+    Path("weights.pth").write_bytes(b"some weights")
+    assert examined(capsys) == (0, [])
+    command.main(["doctor"])
+    assert f"weights.pth, sha256 {disk.sha256(Path('weights.pth'))[:12]}" in capsys.readouterr().out
+
+
 def test_a_disk_that_is_nearly_full_and_a_folder_that_is_not_ours_are_faults(here, capsys, monkeypatch):
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**6))
     monkeypatch.setattr(doctor.os, "access", lambda path, how: str(path) != ".")

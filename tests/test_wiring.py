@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from diffcore.metrics.estimate import Estimate
 from diffcore.metrics.frechet import Moments, frechet
 from diffcore.metrics.frontier import Frontier
 from diffcore.metrics.judge import Judge
+from diffcore.metrics.judge_file import JudgeFile
 from diffcore.metrics.recommendation import bar
 from diffcore.metrics.reference import Reference, to_8bit
 from diffcore.nets import unet
@@ -45,11 +47,12 @@ from tasks import (
     report,
     search,
     shard,
+    statistics,
 )
 from tasks.pictures import charts, grids, page
 from tasks.pictures.page import is_whole
 from tasks.tracking import publishing
-from tests import test_measure
+from tests import test_frontier, test_measure
 from tests.test_measure import FIT, FROM, make, measure_all, names
 from tests.test_unet import stirred
 
@@ -368,14 +371,14 @@ def test_judges_of_the_file_measure_every_point_and_are_named_in_it(project, mon
     Path("weights.pth").touch()
     loaded = []
 
-    def load(name, path):
-        loaded.append((name, path))
+    def load(name, file):
+        loaded.append((name, file))
         return Judge(name, Pixels(), "ab" * 32, "none")
 
     monkeypatch.setattr(measure.judges, "load", load)
     with_judge = replace(project, evaluate=replace(project.evaluate, judges={"inception": "weights.pth"}))
     plain, bench = measure.Bench(project, "teacher"), measure.Bench(with_judge, "teacher")
-    assert loaded == [("inception", Path("weights.pth"))]
+    assert loaded == [("inception", JudgeFile("weights.pth"))]
     plan = next(iter(measure.plan(bench)))
     (samples, point), (_, bare) = bench.measure(plan), plain.measure(plan)
     own, real = ((each + 1) * 127.5 / 64 for each in (to_8bit(samples), to_float(load_resident(paths.DATA).pixels)))
@@ -385,6 +388,83 @@ def test_judges_of_the_file_measure_every_point_and_are_named_in_it(project, mon
     assert bare.metrics.items() <= point.metrics.items()
     assert (point.judges, bare.judges) == ("inception abababababab (none)", "")
     assert bench.about(plan) == plain.about(plan) | {"judges": point.judges}  # what kept points are told apart by
+
+
+class Counted(Pixels):
+    """Counts the images that it looks at."""
+
+    def __init__(self):
+        super().__init__()
+        self.looked = 0
+
+    def forward(self, images):
+        self.looked += len(images)
+        return super().forward(images)
+
+
+@pytest.fixture
+def network(monkeypatch) -> Counted:
+    """That of the judge `inception`, whatever is in its file."""
+    Path("weights.pth").touch()
+    network = Counted()
+    monkeypatch.setattr(measure.judges, "load", lambda name, file: Judge(name, network, "ab" * 32, "none"))
+    return network
+
+
+def with_judge(project: params.Params, value) -> params.Params:
+    return replace(project, evaluate=replace(project.evaluate, judges={"inception": value}))
+
+
+def test_a_judge_looks_at_the_real_images_once_for_all_checkpoints(project, network):
+    """Until they, the threads or the code are others."""
+    judged = with_judge(project, "weights.pth")
+    first = measure.Bench(judged, "teacher").judges[0]
+    count = len(load_resident(paths.DATA))
+    assert network.looked == count
+    again = measure.Bench(judged, "pd").judges[0]
+    assert network.looked == count
+    assert torch.equal(first.moments.covariance, again.moments.covariance)
+    assert torch.equal(first.rows, again.rows)
+    about = measure.courts(judged, "x").about
+    manifest = Manifest.read(paths.DATA)
+    assert about == {"images": manifest.digest, "code": graph.code_digest("measure"), "device": "cpu", "threads": 1}
+    measure.Bench(compute(judged, threads=2), "pd")
+    assert network.looked == 2 * count
+
+
+def test_statistics_that_are_written_are_a_reference(project, network, capsys):
+    """Of the images of the training; a target that exists is not replaced, and a file of other features is refused."""
+    judged = with_judge(project, "weights.pth")
+    statistics.write(judged, "inception", Path("stats.npz"))
+    count = len(load_resident(paths.DATA))
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        f"stats.npz: mu and sigma of {count} images by inception abababababab (none)"
+    )
+    assert network.looked == count
+    content = Path("stats.npz").read_bytes()
+    for name, target, words in (
+        ("inception", "stats.npz", "stats.npz exists and is not replaced"),
+        ("inception", "stats.npy", "stats.npy: statistics are an .npz"),
+        ("incepton", "new.npz", "evaluate.judges names no judge 'incepton'; did you mean 'inception'?"),
+    ):
+        with pytest.raises(UserError, match=re.escape(words)):
+            statistics.write(judged, name, Path(target))
+    assert Path("stats.npz").read_bytes() == content
+    assert not Path("new.npz").exists()
+    held = with_judge(judged, {"file": "weights.pth", "reference": "stats.npz"})
+    bench, usual = measure.Bench(held, "teacher"), measure.Bench(judged, "teacher")
+    plan = next(iter(measure.plan(bench)))
+    (_, point), (_, whole) = bench.measure(plan), usual.measure(plan)
+    assert "kid_inception" not in point.metrics
+    assert point.metrics["fd_inception"].value == pytest.approx(whole.metrics["fd_inception"].value, rel=1e-9)
+    assert point.judges == f"{whole.judges} against stats.npz {disk.sha256(Path('stats.npz'))[:12]}"
+    with pytest.raises(UserError, match="differ in judges"):
+        Frontier((point, replace(whole, name="other")), test_frontier.FLOOR, "d" * 64, test_frontier.JUDGE)
+
+
+def test_without_a_judge_no_statistics_are_written(project):
+    with pytest.raises(UserError, match="names no judge 'inception'; name it there with its file of weights"):
+        statistics.write(project, "inception", Path("stats.npz"))
 
 
 @pytest.mark.parametrize("held_out", [True, False])
@@ -556,7 +636,8 @@ def test_what_the_evaluation_writes_and_shows(project, monkeypatch, capsys):
     least = {who: min(p.fd for p in written.points if p.checkpoint == who) for who in ("teacher", "pd")}
     assert {who: numbers["fd"] for who, numbers in quality["checkpoints"].items()} == least
     assert table["about"]["data"] == checkpoints.read_card(paths.CHECKPOINTS / "teacher").data
-    assert len(kept) == 2
+    forgets = [call.words[0].folder.name for call in kept]
+    assert forgets == [name for who in ("teacher", "pd") for name in (f"measure-{who}.points", "judges.courts")]
     said = capsys.readouterr().out.splitlines()
     lines = [line.split()[1:3] for line in said if line.startswith("measure  ") and "fd" in line]
     numbers = ["1/4", "2/4", "3/4", "4/4", "1/1"]

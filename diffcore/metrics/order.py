@@ -4,6 +4,7 @@ No metric is imported for it: who reads or shows numbers needs no network that c
 """
 
 import pkgutil
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -27,12 +28,21 @@ COLUMNS = names([str(Path(__file__).with_name("measures"))])
 """All metrics."""
 
 JUDGES = sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).with_name("judges"))]))
-"""Feature networks that were trained elsewhere; what they measure stands behind all columns, as MEASURE_JUDGE."""
+"""Feature networks of ours that were trained elsewhere; what they measure stands behind all columns, as MEASURE_JUDGE."""
 
 JUDGED = ("fd", "kid")
 """What each of them measures."""
 
 
-def is_column(name: str) -> bool:
-    """Whether it is a metric, or what a judge measures."""
-    return name in COLUMNS or name in {f"{measure}_{judge}" for judge in JUDGES for measure in JUDGED}
+def column(measure: str, judge: str) -> str:
+    """What the measure of a judge is called."""
+    return f"{measure}_{judge}"
+
+
+NAMED = re.compile(r"(?:^|; )([a-z][a-z0-9]*) [0-9a-f]+(?= \(|;|$)")
+"""A judge in the words of a point: its name and the first digits of its file's digest."""
+
+
+def is_column(name: str, judges: str) -> bool:
+    """Whether it is a metric, or what one of the judges measures that a point names."""
+    return name in COLUMNS or name in {column(measure, judge) for judge in NAMED.findall(judges) for measure in JUDGED}

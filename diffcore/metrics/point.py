@@ -114,7 +114,8 @@ class Point(Scored):
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Point":
         """The inverse of `to_json`; a ValueError for a metric that is no column of `order`."""
-        if unknown := sorted(name for name in value["metrics"] if not order.is_column(name)):
+        judges = value.get("judges", "")
+        if unknown := sorted(name for name in value["metrics"] if not order.is_column(name, judges)):
             raise ValueError(f"metric {unknown[0]!r} is unknown")
         metrics = {name: Estimate(**each) for name, each in value["metrics"].items()}
         crossfit = value.get("crossfit")

@@ -6,14 +6,14 @@ leave out the padding, the last block takes a maximum where others average, and 
 without.
 """
 
-import pickle
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffcore.core.errors import UserError
+from diffcore.metrics import weights
+from diffcore.metrics.preprocessing import with_channels
 
 PREPROCESSING = "TF1 bilinear to 299x299 without antialias, (x - 128) / 128; grey as three equal channels"
 
@@ -149,22 +149,13 @@ class Inception(nn.Module):
         self.Mixed_7b, self.Mixed_7c = _e(1280, "mean"), _e(2048, "max")
 
     def forward(self, images: Tensor) -> Tensor:
-        x = (resized(rgb(images).float(), SIDE) - 128) / 128
+        x = (resized(with_channels(images, 3).float(), SIDE) - 128) / 128
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(x, 3, 2)))
         x = F.max_pool2d(x, 3, 2)
         for letter in ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c"):
             x = getattr(self, f"Mixed_{letter}")(x)
         return x.mean((2, 3))
-
-
-def rgb(images: Tensor) -> Tensor:
-    """Grey images [b, 1, h, w] as three equal channels; a UserError for what is neither grey nor RGB."""
-    if images.shape[1] not in (1, 3):
-        raise UserError(
-            f"evaluate.judges: images of {images.shape[1]} channels are neither grey nor RGB; take the judge out"
-        )
-    return images.expand(-1, 3, -1, -1)
 
 
 def resized(x: Tensor, side: int) -> Tensor:
@@ -183,36 +174,5 @@ def resized(x: Tensor, side: int) -> Tensor:
 
 def load(path: Path) -> Inception:
     """The network with the weights in a state dict, of torch (read without executing what is in it) or safetensors."""
-    weights = _read(path)
-    network = Inception()
-    network.requires_grad_(False)
-    own = network.state_dict()
-    ours = {name: weights[name] for name in own if name in weights}
-    missing = sorted(name for name in own if name not in ours and not name.endswith("num_batches_tracked"))
-    unfit = sorted(name for name in ours if ours[name].shape != own[name].shape)
-    if missing or unfit:
-        raise UserError(
-            f"{path} is no state dict of the FID's Inception network: {[*missing, *unfit][0]} is "
-            f"{'missing' if missing else 'of another shape'}; name the file pt_inception-2015-12-05-6726825d.pth"
-        )
-    network.load_state_dict(ours, strict=False)
-    return network.eval().to(memory_format=torch.channels_last)
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        weights = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"{path} cannot be read as weights ({_line(error)}); name a state dict or safetensors"
-        ) from error
-    if not isinstance(weights, dict) or not all(isinstance(each, Tensor) for each in weights.values()):
-        raise UserError(f"{path} holds no state dict of tensors; name a state dict or safetensors")
-    return weights
-
-
-def _line(error: Exception) -> str:
-    return str(error).split("\n")[0][:120]
+    remedy = "name the file pt_inception-2015-12-05-6726825d.pth"
+    return weights.load(Inception(), path, "the FID's Inception network", remedy)

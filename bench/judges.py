@@ -1,0 +1,101 @@
+"""Does a judge that was trained elsewhere rank samplings as the data's own feature network does? Of a finished run.
+
+python bench/judges.py [FOLDER] [JUDGE] [SEEDS] [IMAGES]
+
+In FOLDER (here), by efficientnet, from 3 noise seeds, evaluate.images of each, if not said. The judge's weights are those of
+the extra `judges`. Each point of a student and the teacher's three best are drawn again from each seed, as measured.
+Printed are Kendall's and Spearman's coefficients between the two columns of distances for each seed, their mean and its error
+over the seeds, and how far the rankings by one network agree between two seeds.
+"""
+
+import itertools
+import os
+import statistics
+import sys
+
+from scipy import stats
+
+from diffcore.core import threads
+from diffcore.data import read
+from diffcore.metrics import features, frechet, frechet_wide, judges
+from diffcore.metrics.features import extract
+from diffcore.metrics.frechet import Moments
+from diffcore.metrics.judge import Court
+from diffcore.metrics.judge_file import PACKAGE, JudgeFile
+from diffcore.metrics.point import Point
+from diffcore.metrics.reference import Reference, to_8bit
+from tasks import measure, named, params, paths
+from tasks.params import Params
+from tasks.sample import open_named, usual_classes
+
+TEACHER_S = 3
+"""Points of the teacher, its best ones."""
+
+
+def main() -> None:
+    folder, name, seeds, images = [*sys.argv[1:], *[".", "efficientnet", "3", "0"][len(sys.argv) - 1 :]]
+    os.chdir(folder)
+    parameters = params.read()
+    threads.use(parameters.compute.threads)
+    count = int(images) or parameters.evaluate.images
+    judge = judges.load(name, JudgeFile(PACKAGE)).to(parameters.compute.device)
+    real = read.open_images(paths.DATA, parameters.compute.memory_bytes)
+    own = features.load(paths.FEATURES).to(parameters.compute.device)
+    court = measure.courts(parameters, "bench").court(judge, real)
+    reference = Reference.of(real, own)
+    print(f"{judge}; own network {own.digest[:12]}; {count} samples against {len(real)} real images", flush=True)
+    columns: dict[str, list[list[float]]] = {"own": [], name: []}
+    points = chosen()
+    for seed in range(int(seeds)):
+        rows = [distances(parameters, point, seed, count, own, reference, court) for point in points]
+        for column, values in zip(columns.values(), zip(*rows)):
+            column.append(list(values))
+        show(seed, points, rows)
+    summary(columns, name)
+
+
+def chosen() -> list[Point]:
+    points = named.points().values()
+    students = [point for point in points if point.method != "teacher"]
+    teacher = sorted((point for point in points if point.method == "teacher"), key=lambda point: point.fd)
+    return [*students, *teacher[:TEACHER_S]]
+
+
+def distances(
+    parameters: Params, point: Point, seed: int, count: int, own: features.Features, reference: Reference, court: Court
+) -> tuple[float, float]:
+    """By the own network and by the judge."""
+    drawable = open_named(named.find(point.name), parameters)
+    labels = usual_classes(drawable.checkpoint, parameters, count, seed)
+    samples = drawable.draw(parameters, count, seed, labels)
+    by_own = frechet.frechet(Moments.of(extract(own, to_8bit(samples))), reference.whole.features)
+    seen = court.judge.features(samples)
+    return by_own, frechet_wide.estimate(seen, court.moments, court.factor).value
+
+
+def show(seed: int, points: list[Point], rows: list[tuple[float, float]]) -> None:
+    for point, (by_own, by_judge) in sorted(zip(points, rows), key=lambda row: row[1][0]):
+        print(f"seed {seed}  {point.name:<42} {by_own:8.3f} {by_judge:8.3f}", flush=True)
+
+
+def summary(columns: dict[str, list[list[float]]], name: str) -> None:
+    pairs = list(zip(columns["own"], columns[name]))
+    print(f"own against {name}: {agreement(pairs)}")
+    for who, column in columns.items():
+        if len(column) > 1:
+            print(f"{who} against itself, another seed: {agreement(list(itertools.combinations(column, 2)))}")
+
+
+def agreement(pairs: list[tuple[list[float], list[float]]]) -> str:
+    """Mean and standard error of both coefficients over the pairs, and each pair's."""
+    parts = []
+    for word, coefficient in (("Kendall", stats.kendalltau), ("Spearman", stats.spearmanr)):
+        values = [float(coefficient(*pair).statistic) for pair in pairs]
+        error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+        each = " ".join(f"{value:.3f}" for value in values)
+        parts.append(f"{word} {statistics.mean(values):.3f} +- {error:.3f} ({each})")
+    return ", ".join(parts)
+
+
+if __name__ == "__main__":
+    main()
