@@ -28,6 +28,10 @@ from bench.browser import Page, browser  # noqa: E402
 from tasks import workspace  # noqa: E402
 
 PARTS = ("terminal", "report", "mlflow", "prefect")
+COLUMNS = 110
+WAITS = 90
+"""Seconds that a page has to show a word."""
+
 STARTS = 120
 """Seconds that a server has to start."""
 
@@ -85,21 +89,24 @@ def told(place: Path, *command: str, **surroundings: str) -> str:
 def terminal(place: Path, fresh: Path, page: Page, out: Path) -> None:
     workspace.make(fresh, None, [])
     shutil.copy(place / "params.yaml", fresh)
-    students = [path.parent.name for path in sorted((place / "artifacts/checkpoints").glob("*/card.json"))]
-    one, two = [name for name in students if name != "teacher"][:2]
+    shown = json.loads((place / "artifacts/frontier.json").read_text())
+    one = shown["recommended"]["name"]
+    own = next(point["checkpoint"] for point in shown["points"] if point["name"] == one)
+    others = [point for point in shown["points"] if point["checkpoint"] != own]
+    two = min(others, key=lambda point: point["metrics"]["fd"]["value"])["name"]
     for where, *words in ((fresh, "plan"), (place, "report"), (place, "compare", one, two)):
         text = told(where, "-m", "tasks", *words)
         typed(" ".join(["distill", *words]), text, page, out / f"terminal-{words[0]}.png")
 
 
 def typed(command: str, text: str, page: Page, path: Path) -> None:
-    lines = text.splitlines()
-    style = "margin:0;padding:18px;background:#14181b;color:#e8ecee;font:14px/1.45 DejaVu Sans Mono,monospace"
+    """What a terminal of COLUMNS shows."""
+    style = f"margin:0;padding:18px;width:{COLUMNS}ch;white-space:pre-wrap;font:14px/1.45 DejaVu Sans Mono,monospace"
     shown = f'<pre style="{style}"><b>$ {html.escape(command)}</b>\n{html.escape(text)}</pre>'
     file = path.with_suffix(".html")
-    file.write_text(f'<meta charset="utf-8"><body style="margin:0">{shown}')
-    page.open(file.as_uri(), max(60, *map(len, lines)) * 9 + 40, len(lines) * 21 + 80)
-    page.picture(path)
+    file.write_text(f'<meta charset="utf-8"><body style="margin:0;background:#14181b;color:#e8ecee">{shown}')
+    page.open(file.as_uri(), 1000, 100)
+    page.picture(path, whole=True)
     file.unlink()
 
 
@@ -204,7 +211,7 @@ def look(page: Page, address: str, words: list[str], path: Path, height: int = 1
     """A picture of a page once all these words stand on it."""
     page.open(address, 1500, height)
     for word in words:
-        page.wait(f"document.body.innerText.includes({json.dumps(word)})", 90)
+        page.wait(f"document.body.innerText.includes({json.dumps(word)})", WAITS)
     time.sleep(3)  # charts move into their places
     page.picture(path)
 
@@ -217,7 +224,7 @@ def of_mlflow(place: Path, address: str, page: Page, out: Path) -> None:
     version = f"#/models/{model}/versions/{receipt['version']['version']}"
     logged = f"#/experiments/{receipt['experiment_id']}/models/{receipt['models'][chosen]}"
     whole = f"#/experiments/{receipt['experiment_id']}/runs/{receipt['frontier']}/artifacts/report.html"
-    look(page, f"{address}/{receipt['ui']}", ["Frontier (", "recommended", "fd"], out / "mlflow-chart.png")
+    look(page, f"{address}/{receipt['ui']}", ["Frontier", "recommended: ", "recall"], out / "mlflow-chart.png")
     look(page, f"{address}/#/models/{model}", [chosen, "best_quality", "fastest"], out / "mlflow-registry.png", 1400)
     look(page, f"{address}/{version}", [chosen, "a perfect sampler", "challenger"], out / "mlflow-version.png", 1600)
     look(page, f"{address}/{logged}", [chosen, "a perfect sampler"], out / "mlflow-model.png", 1600)

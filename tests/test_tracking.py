@@ -1833,7 +1833,7 @@ def test_the_pages_of_model_and_versions_say_what_why_and_how_well_and_a_person_
     chosen = client().get_model_version_by_alias("sampler", "challenger")
     fast = client().get_model_version_by_alias("sampler", "fastest")
     assert chosen.description.startswith(
-        "**pd2-ddim-uniform-2** (`challenger`: the recommended point; `best_quality`: "
+        "**pd2-ddim-uniform-2**, published as `challenger` (the recommended point) and `"
     )
     assert few_points().recommended.reason in chosen.description
     assert few_points().recommended.reason not in fast.description
@@ -1841,7 +1841,7 @@ def test_the_pages_of_model_and_versions_say_what_why_and_how_well_and_a_person_
     assert f"| fd | 1.700 ± 0.068 | 13.00 ± 0.52 | {floor} |" in chosen.description
     assert f"get-artifact?path=frontier.png&run_uuid={receipt['frontier']}" in chosen.description
     assert f"/runs/{receipt['frontier']}/artifacts/report.html" in chosen.description
-    assert '"models:/sampler@challenger"' in chosen.description
+    assert f'"models:/sampler/{chosen.version}"' in chosen.description
     for each in (chosen, fast):
         logged = client().get_logged_model(each.source.removeprefix("models:/"))
         assert logged.tags[NOTE] == each.description == sealed(each.description.rpartition(MARK)[0])

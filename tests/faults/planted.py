@@ -303,6 +303,7 @@ OWN = (
     _own("tasks/plan.py", "return calls * (2 if", "return calls * (1 if", "guided calls are planned at half their cost", "plan"),
     _own("tasks/pictures/page/document.py", 'text.replace("<", "\\\\u003c")', "text", "a name with </script> in it ends the report's data and is run as markup", "page"),
     _own("diffcore/metrics/recommendation.py", "for point in by_calls(points) if point.fd <= enough)", "for point in by_calls(points) if point.fd <= 2 * enough)", "the alias fastest goes to a model that is not near enough", "frontier"),
+    _own("tasks/tracking/descriptions.py", "return there != wanted and there == sealed(there.rpartition(MARK)[0])", "return there != wanted", "publishing writes over what a person wrote on a model's page", "tracking"),
 )  # fmt: skip
 """Of other kinds, over all rooms."""
 
