@@ -101,8 +101,8 @@ def write_files(folder: Path, shown: Frontier) -> Frontier:
     disk.write_sealed(folder / "frontier.json", shown.to_json())
     (folder / "frontier.csv").write_text(shown.to_csv())
     lines = [page.Line("teacher", "teacher", None, None, {})]
-    told = page.Report(shown, Estimate(1.0, 0.1), {measured.REAL: ramp(4, 8, 8, 1)}, lines, {})
-    (folder / "report.html").write_text(page.html_of(told))
+    whole = page.Report(shown, Estimate(1.0, 0.1), {measured.REAL: ramp(4, 8, 8, 1)}, lines, {})
+    (folder / "report.html").write_text(page.html_of(whole))
     known = {"checkpoint_digest": next(p.checkpoint_digest for p in shown.points if p.checkpoint == "teacher")}
     disk.write_sealed(folder / "gamma.json", {"schema": gamma.SCHEMA, "about": known})
     for number, name in enumerate(
@@ -322,8 +322,8 @@ def test_the_frontiers_run_holds_files_and_every_parameter(receipt):
         "all.png",
         "report.html",
     }
-    told = {"seed": "0", "evaluate.images": "1000", "search.estimator": "residual", "publish.tolerance": "0.14"}
-    assert run.data.params == told
+    wanted = {"seed": "0", "evaluate.images": "1000", "search.estimator": "residual", "publish.tolerance": "0.14"}
+    assert run.data.params == wanted
     assert run.data.tags["recommended"] == "pd2-ddim-uniform-2"
 
 
@@ -1872,8 +1872,8 @@ def test_the_link_opens_a_view_of_current_curves_with_fd_on_logarithmic_axes(rec
     )
     sections = {each["uuid"] for each in state["compareRunSections"]}
     assert {each["metricSectionId"] for each in state["compareRunCharts"]} == sections
-    shown = {run.info.run_name for run in client().search_runs([receipt["experiment_id"]], state["searchFilter"])}
-    assert shown == {*receipt["runs"], "frontier", "real against real", "recommended: pd2-ddim-uniform-2"}
+    names = {run.info.run_name for run in client().search_runs([receipt["experiment_id"]], state["searchFilter"])}
+    assert names == {*receipt["runs"], "frontier", "real against real", "recommended: pd2-ddim-uniform-2"}
 
 
 def test_the_recommended_point_is_a_run_of_its_own_and_curves_have_the_picture_s_colours(receipt):
