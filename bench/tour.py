@@ -234,14 +234,8 @@ def of_mlflow(place: Path, address: str, page: Page, out: Path) -> None:
 
 
 def of_prefect(address: str, run: str, page: Page, out: Path) -> None:
-    """The run with its last message and what lies on its page, and each of these by itself."""
+    """The run, whose last message names the checkpoint, and what lies on its page, each by itself."""
     look(page, f"{address}/runs/flow-run/{run}", ["Completed", "recommended: "], out / "prefect-run.png")
-    page.run(
-        "[...document.querySelectorAll('button, [role=tab]')].find(each => each.innerText.trim() == 'Artifacts').click()"
-    )
-    page.wait("document.body.innerText.includes('recommendation')")
-    time.sleep(2)
-    page.picture(out / "prefect-artifacts.png")
     ids = {each["key"]: each["id"] for each in answer_of(f"{address}/api/artifacts/filter", {})}
     for key, word in (
         ("recommendation", "the whole report"),
