@@ -28,6 +28,10 @@ from bench.browser import Page, browser  # noqa: E402
 from tasks import workspace  # noqa: E402
 
 PARTS = ("terminal", "report", "mlflow", "prefect")
+COLUMNS = 110
+WAITS = 90
+"""Seconds that a page has to show a word."""
+
 STARTS = 120
 """Seconds that a server has to start."""
 
@@ -59,13 +63,13 @@ def copied(finished: Path, place: Path) -> Path:
     shutil.copy(finished / "params.yaml", place)
     shutil.copytree(finished / "artifacts", place / "artifacts", dirs_exist_ok=True)
     (place / "artifacts/published.json").unlink(missing_ok=True)
-    told(place, "-m", "tasks", "frontier")
-    stages = told(place, "-m", "dvc", "stage", "list", "--name-only").split()
-    told(place, "-m", "dvc", "commit", "--force", *(name for name in stages if name != "publish"))
+    printed(place, "-m", "tasks", "frontier")
+    stages = printed(place, "-m", "dvc", "stage", "list", "--name-only").split()
+    printed(place, "-m", "dvc", "commit", "--force", *(name for name in stages if name != "publish"))
     return place
 
 
-def told(place: Path, *command: str, **surroundings: str) -> str:
+def printed(place: Path, *command: str, **surroundings: str) -> str:
     """What a command of Python's prints in a folder."""
     environment = {
         **os.environ,
@@ -85,21 +89,24 @@ def told(place: Path, *command: str, **surroundings: str) -> str:
 def terminal(place: Path, fresh: Path, page: Page, out: Path) -> None:
     workspace.make(fresh, None, [])
     shutil.copy(place / "params.yaml", fresh)
-    students = [path.parent.name for path in sorted((place / "artifacts/checkpoints").glob("*/card.json"))]
-    one, two = [name for name in students if name != "teacher"][:2]
+    frontier = json.loads((place / "artifacts/frontier.json").read_text())
+    one = frontier["recommended"]["name"]
+    own = next(point["checkpoint"] for point in frontier["points"] if point["name"] == one)
+    others = [point for point in frontier["points"] if point["checkpoint"] != own]
+    two = min(others, key=lambda point: point["metrics"]["fd"]["value"])["name"]
     for where, *words in ((fresh, "plan"), (place, "report"), (place, "compare", one, two)):
-        text = told(where, "-m", "tasks", *words)
+        text = printed(where, "-m", "tasks", *words)
         typed(" ".join(["distill", *words]), text, page, out / f"terminal-{words[0]}.png")
 
 
 def typed(command: str, text: str, page: Page, path: Path) -> None:
-    lines = text.splitlines()
-    style = "margin:0;padding:18px;background:#14181b;color:#e8ecee;font:14px/1.45 DejaVu Sans Mono,monospace"
-    shown = f'<pre style="{style}"><b>$ {html.escape(command)}</b>\n{html.escape(text)}</pre>'
+    """What a terminal of COLUMNS shows."""
+    style = f"margin:0;padding:18px;width:{COLUMNS}ch;white-space:pre-wrap;font:14px/1.45 DejaVu Sans Mono,monospace"
+    block = f'<pre style="{style}"><b>$ {html.escape(command)}</b>\n{html.escape(text)}</pre>'
     file = path.with_suffix(".html")
-    file.write_text(f'<meta charset="utf-8"><body style="margin:0">{shown}')
-    page.open(file.as_uri(), max(60, *map(len, lines)) * 9 + 40, len(lines) * 21 + 80)
-    page.picture(path)
+    file.write_text(f'<meta charset="utf-8"><body style="margin:0;background:#14181b;color:#e8ecee">{block}')
+    page.open(file.as_uri(), 1000, 100)
+    page.picture(path, whole=True)
     file.unlink()
 
 
@@ -109,10 +116,10 @@ def typed(command: str, text: str, page: Page, path: Path) -> None:
 def report(place: Path, page: Page, out: Path) -> None:
     """From the disk, as a person opens it; by mouse and keyboard too."""
     address = (place / "artifacts/report.html").as_uri()
-    shown = json.loads((place / "artifacts/frontier.json").read_text())
+    frontier = json.loads((place / "artifacts/frontier.json").read_text())
     page.open(address, 1280, 1000)
     page.wait("document.querySelectorAll('#chart svg path').length > 20")
-    assert page.run("document.querySelector('h1').textContent") == shown["recommended"]["name"]
+    assert page.run("document.querySelector('h1').textContent") == frontier["recommended"]["name"]
     page.picture(out / "report.png", whole=True)
     page.run("document.querySelector('#chart svg').focus()")
     page.press("Home")
@@ -192,10 +199,10 @@ def flow(place: Path, mlflow: str, prefect: str) -> str:
         "assert state.is_completed(), state.message; print(state.message); print(state.state_details.flow_run_id)"
     )
     home = str(place.parent / "prefect")
-    told_ = told(
+    lines = printed(
         ROOT, "-c", code, str(place), MLFLOW_TRACKING_URI=mlflow, PREFECT_API_URL=f"{prefect}/api", PREFECT_HOME=home
     )
-    message, run = told_.splitlines()[-2:]
+    message, run = lines.splitlines()[-2:]
     print(message)
     return run
 
@@ -204,7 +211,7 @@ def look(page: Page, address: str, words: list[str], path: Path, height: int = 1
     """A picture of a page once all these words stand on it."""
     page.open(address, 1500, height)
     for word in words:
-        page.wait(f"document.body.innerText.includes({json.dumps(word)})", 90)
+        page.wait(f"document.body.innerText.includes({json.dumps(word)})", WAITS)
     time.sleep(3)  # charts move into their places
     page.picture(path)
 
@@ -213,11 +220,13 @@ def of_mlflow(place: Path, address: str, page: Page, out: Path) -> None:
     receipt = json.loads((place / "artifacts/published.json").read_text())
     chosen, model = receipt["version"]["point"], receipt["version"]["name"]
     page.open(address, 1500, 1100)
-    page.run("localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false')")  # it opens by itself on the first visit
+    panel = "'mlflow.assistant.panelOpen_v1'"
+    page.wait(f"localStorage.getItem({panel}) == 'true'")  # it opens by itself on the first visit
+    page.run(f"localStorage.setItem({panel}, 'false')")
     version = f"#/models/{model}/versions/{receipt['version']['version']}"
     logged = f"#/experiments/{receipt['experiment_id']}/models/{receipt['models'][chosen]}"
     whole = f"#/experiments/{receipt['experiment_id']}/runs/{receipt['frontier']}/artifacts/report.html"
-    look(page, f"{address}/{receipt['ui']}", ["Frontier (", "recommended", "fd"], out / "mlflow-chart.png")
+    look(page, f"{address}/{receipt['ui']}", ["Frontier", "recommended: ", "recall"], out / "mlflow-chart.png")
     look(page, f"{address}/#/models/{model}", [chosen, "best_quality", "fastest"], out / "mlflow-registry.png", 1400)
     look(page, f"{address}/{version}", [chosen, "a perfect sampler", "challenger"], out / "mlflow-version.png", 1600)
     look(page, f"{address}/{logged}", [chosen, "a perfect sampler"], out / "mlflow-model.png", 1600)
@@ -225,11 +234,22 @@ def of_mlflow(place: Path, address: str, page: Page, out: Path) -> None:
 
 
 def of_prefect(address: str, run: str, page: Page, out: Path) -> None:
-    run_page = f"{address}/runs/flow-run/{run}"
-    look(page, run_page, ["Completed", "recommended: "], out / "prefect-run.png")
-    look(page, f"{run_page}?tab=Artifacts", ["frontier"], out / "prefect-artifacts.png")
-    for key in ("recommendation", "frontier"):
-        look(page, f"{address}/artifacts/key/{key}", [key], out / f"prefect-{key}.png")
+    """The run, whose last message names the checkpoint, and what lies on its page, each by itself."""
+    look(page, f"{address}/runs/flow-run/{run}", ["Completed", "recommended: "], out / "prefect-run.png")
+    ids = {each["key"]: each["id"] for each in answer_of(f"{address}/api/artifacts/filter", {})}
+    for key, word in (
+        ("recommendation", "the whole report"),
+        ("frontier", "fd_se"),
+        ("frontier-picture", "network calls"),
+    ):
+        look(page, f"{address}/artifacts/artifact/{ids[key]}", [word], out / f"prefect-{key}.png")
+
+
+def answer_of(address: str, question: dict) -> list[dict]:
+    """What Prefect's server answers."""
+    request = urllib.request.Request(address, json.dumps(question).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
 
 
 if __name__ == "__main__":

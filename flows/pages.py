@@ -50,7 +50,7 @@ def show(workspace: Path, completed: Collection[Stage]) -> str | None:
     if frontier is None:
         return None
     link = _in_mlflow(workspace) if any(_writes(stage, RECEIPT) for stage in completed) else None
-    create_markdown_artifact(_words(workspace, frontier, link), key="recommendation", description=why)
+    create_markdown_artifact(_words(workspace, frontier, link), key="recommendation", description="What to ship")
     point = frontier.recommended.point
     return f"recommended: {point.name}, the checkpoint {paths.CHECKPOINTS / point.checkpoint}"
 

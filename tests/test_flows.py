@@ -608,43 +608,43 @@ def test_the_frontier_is_shown_only_by_a_run_that_made_it(tmp_path, monkeypatch)
 def test_the_run_s_page_says_what_is_recommended_and_why_with_the_table_s_first_columns_first(tmp_path, monkeypatch):
     from tests.test_pictures import small_table
 
-    made = {}
+    artifacts = {}
     for kind in ("table", "image", "markdown"):
         monkeypatch.setattr(
             pages,
             f"create_{kind}_artifact",
-            lambda content, key, description: made.update({key: (content, description)}),
+            lambda content, key, description: artifacts.update({key: (content, description)}),
         )
-    shown = small_table()
+    frontier = small_table()
     (tmp_path / "artifacts").mkdir()
-    (tmp_path / pages.FRONTIER).write_text(shown.to_csv())
+    (tmp_path / pages.FRONTIER).write_text(frontier.to_csv())
     (tmp_path / pages.PICTURE).write_bytes(b"png")
     (tmp_path / pages.REPORT).write_text("page")
-    disk.write_sealed(tmp_path / pages.RECOMMENDED, shown.to_json())
+    disk.write_sealed(tmp_path / pages.RECOMMENDED, frontier.to_json())
     receipt = {"tracking_uri": "http://h:1/", "experiment_id": "3", "frontier": "r1"}
     disk.write_sealed(tmp_path / pages.RECEIPT, receipt)
-    frontier = stages.Stage("frontier", (), pages.SHOWN)
+    stage = stages.Stage("frontier", (), pages.SHOWN)
     publish = stages.Stage("publish", (), (pages.RECEIPT,))
-    said = pages.show(tmp_path, [frontier, publish])
-    assert said == "recommended: pd4-ddim-uniform-4, the checkpoint artifacts/checkpoints/pd4"
-    rows, why = made["frontier"]
-    assert why == shown.recommended.reason
+    sentence = pages.show(tmp_path, [stage, publish])
+    assert sentence == "recommended: pd4-ddim-uniform-4, the checkpoint artifacts/checkpoints/pd4"
+    rows, why = artifacts["frontier"]
+    assert why == frontier.recommended.reason
     assert list(rows[0])[:4] == ["name", "nfe", "fd", "fd_se"]
     assert [row["name"] for row in rows][:3] == ["cd-ddim-uniform-1", "pd1-ddim-uniform-1", "teacher-ddim-uniform-1"]
-    assert {len(row) for row in rows} == {len(shown.points[0].row()) + 1}
+    assert {len(row) for row in rows} == {len(frontier.points[0].row()) + 1}
     assert next(row["fd"] for row in rows if row["name"] == "cd-ddim-uniform-2") == "1.787"  # 2.2 / 2^0.3
-    words, why = made["recommendation"]
-    assert shown.recommended.reason in words
+    words, why = artifacts["recommendation"]
+    assert frontier.recommended.reason in words
     assert f"`{tmp_path / 'artifacts/report.html'}`" in words
     assert f"`{tmp_path / 'artifacts/checkpoints/pd4'}`" in words
     assert "http://h:1/#/experiments/3/runs/r1/artifacts/report.html" in words
-    pages.show(tmp_path, [frontier])  # what was published is another frontier's
-    assert "http" not in made["recommendation"][0]
-    done = distill.verdict({"shard": Completed()}, said)
-    assert done.message == f"1 stages: 0 up to date, 1 run or restored; {said}"
+    pages.show(tmp_path, [stage])  # what was published is another frontier's
+    assert "http" not in artifacts["recommendation"][0]
+    done = distill.verdict({"shard": Completed()}, sentence)
+    assert done.message == f"1 stages: 0 up to date, 1 run or restored; {sentence}"
     (tmp_path / pages.RECOMMENDED).write_text("{")
     with pytest.raises(UserError, match=r"frontier\.json is damaged"):
-        pages.show(tmp_path, [frontier])
+        pages.show(tmp_path, [stage])
 
 
 @pytest.mark.parametrize(

@@ -658,13 +658,13 @@ def test_the_table_marks_who_lost_diversity():
 def test_the_fastest_is_the_fewest_calls_that_are_near_enough(best):
     """The floor is 0.321; the bar is 1.5 times that or the teacher's best, whichever is higher."""
     bar = 1.5 * max(best, 0.321)
-    shown = frontier(teacher(64, best), point("enough", 2, bar * (1 - 1e-9)), point("short", 1, bar * (1 + 1e-9)))
-    assert recommendation.bar(shown.points, shown.floor, 1.5).value == pytest.approx(bar)
-    assert recommendation.fastest(shown.points, shown.floor, 1.5).name == "enough"
+    three = frontier(teacher(64, best), point("enough", 2, bar * (1 - 1e-9)), point("short", 1, bar * (1 + 1e-9)))
+    assert recommendation.bar(three.points, three.floor, 1.5).value == pytest.approx(bar)
+    assert recommendation.fastest(three.points, three.floor, 1.5).name == "enough"
 
 
 def test_the_fastest_may_have_lost_diversity_and_where_none_is_near_enough_it_is_the_best():
-    shown = frontier(BROAD, NARROW, point("kept", 4, 1.2, **spread(0.92)))
-    assert recommendation.fastest(shown.points, shown.floor, 1.5) == NARROW
-    assert shown.recommend(1.5).point.name == "kept"
-    assert recommendation.fastest(shown.points, shown.floor, 0.5) == shown.recommend(0.5).point == BROAD
+    three = frontier(BROAD, NARROW, point("kept", 4, 1.2, **spread(0.92)))
+    assert recommendation.fastest(three.points, three.floor, 1.5) == NARROW
+    assert three.recommend(1.5).point.name == "kept"
+    assert recommendation.fastest(three.points, three.floor, 0.5) == three.recommend(0.5).point == BROAD

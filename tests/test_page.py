@@ -67,15 +67,15 @@ def csv_text(rows: int) -> str:
     return "step,images,loss,grad_norm,lr\n" + "".join(f"{k},{k * 128},{1 / k},1.0,0.001\n" for k in range(1, rows + 1))
 
 
-def report(shown: Frontier | None = None, side: int = 8, count: int = 16) -> page.Report:
+def report(frontier: Frontier | None = None, side: int = 8, count: int = 16) -> page.Report:
     """Of a small table; no two samples are alike."""
-    shown = shown or small_table()
-    names = [each.name for each in shown.points]
+    frontier = frontier or small_table()
+    names = [each.name for each in frontier.points]
     samples = {
         name: np.roll(ramp(count, side, side, 1), number, axis=0) for number, name in enumerate([*names, measured.REAL])
     }
-    checkpoints = list(dict.fromkeys(each.checkpoint for each in shown.points))
-    methods = {each.checkpoint: each.method for each in shown.points}
+    checkpoints = list(dict.fromkeys(each.checkpoint for each in frontier.points))
+    methods = {each.checkpoint: each.method for each in frontier.points}
     lines = [
         page.Line(
             name,
@@ -87,7 +87,7 @@ def report(shown: Frontier | None = None, side: int = 8, count: int = 16) -> pag
         for number, name in enumerate(checkpoints)
     ]
     curves = {name: csv_text(300) for name in checkpoints[1:]}
-    return page.Report(shown, Estimate(0.9, 0.1), samples, lines, curves)
+    return page.Report(frontier, Estimate(0.9, 0.1), samples, lines, curves)
 
 
 def inlined(parsed: Parsed) -> dict:
@@ -130,25 +130,25 @@ def test_ids_are_unique_and_all_that_refers_to_one_finds_it(parsed):
 
 
 def test_every_point_is_in_the_table_the_chart_and_the_samples_with_its_numbers(parsed):
-    shown = small_table()
+    frontier = small_table()
     rows = [
         each["data-value"]
         for tag, each in parsed.elements
         if tag == "th" and each.get("scope") == "row" and "data-value" in each
     ]
-    assert sorted(rows) == sorted(each.name for each in shown.points)
+    assert sorted(rows) == sorted(each.name for each in frontier.points)
     data = inlined(parsed)
     drawn = {each["name"]: each for each in data["points"]}
-    assert set(drawn) == {each.name for each in shown.points}
-    for each in shown.points:
+    assert set(drawn) == {each.name for each in frontier.points}
+    for each in frontier.points:
         wanted = {name: [number.value, number.se] for name, number in each.metrics.items()}
         wanted["ms_per_image"] = [each.ms_per_image, 0.0]
         assert {name: value[:2] for name, value in drawn[each.name]["values"].items()} == wanted
         assert drawn[each.name]["nfe"] == each.nfe
         assert each.recipe in dict(drawn[each.name]["facts"])["recipe"]
-        assert drawn[each.name]["front"] == (each in shown.non_dominated())
-    assert data["recommended"] == shown.recommended.point.name
-    assert data["floor"]["fd"] == [shown.floor.fd, shown.floor.fd_se]
+        assert drawn[each.name]["front"] == (each in frontier.non_dominated())
+    assert data["recommended"] == frontier.recommended.point.name
+    assert data["floor"]["fd"] == [frontier.floor.fd, frontier.floor.fd_se]
     assert data["bar"] == {"fd": 0.9}
     grids = [each["data-name"] for _, each in parsed.elements if "data-name" in each]
     assert sorted(grids) == sorted([*drawn, measured.REAL])
@@ -170,20 +170,22 @@ def test_each_curve_is_that_of_the_picture_and_has_all_tries(parsed):
 
 
 def test_what_names_and_sentences_hold_is_text_and_no_markup(parsed):
-    shown = but(small_table(), 0, curve=f"curve {HOSTILE}", recipe=json.dumps({"sampler": HOSTILE}), trajectory=HOSTILE)
-    points = [dataclasses.replace(each, name=f"{each.name}{HOSTILE}") for each in shown.points]
-    chosen = next(each for each in points if each.name.startswith(shown.recommended.point.name))
+    frontier = but(
+        small_table(), 0, curve=f"curve {HOSTILE}", recipe=json.dumps({"sampler": HOSTILE}), trajectory=HOSTILE
+    )
+    points = [dataclasses.replace(each, name=f"{each.name}{HOSTILE}") for each in frontier.points]
+    chosen = next(each for each in points if each.name.startswith(frontier.recommended.point.name))
     named = recommendation.Recommendation(chosen, f"reason {HOSTILE}", (f"warning {HOSTILE}",))
-    hostile = report(dataclasses.replace(shown, points=tuple(points), recommended=named))
+    hostile = report(dataclasses.replace(frontier, points=tuple(points), recommended=named))
     lines = [dataclasses.replace(each, name=each.name, method=HOSTILE) for each in hostile.lines]
-    found = Parsed(page.html_of(dataclasses.replace(hostile, lines=lines)))
-    assert {tag for tag, _ in found.elements} <= {tag for tag, _ in parsed.elements} | {"ul", "li"}
-    assert "onerror" not in {key for _, each in found.elements for key in each}
-    assert [tag for tag, _ in found.elements].count("script") == 2
-    assert len(found.comments) == 1  # the seal
-    assert found.texts["h1"] == [chosen.name]
-    assert found.texts["li"] == [f"warning {HOSTILE}."]
-    assert {each["name"] for each in inlined(found)["points"]} == {each.name for each in points}
+    document = Parsed(page.html_of(dataclasses.replace(hostile, lines=lines)))
+    assert {tag for tag, _ in document.elements} <= {tag for tag, _ in parsed.elements} | {"ul", "li"}
+    assert "onerror" not in {key for _, each in document.elements for key in each}
+    assert [tag for tag, _ in document.elements].count("script") == 2
+    assert len(document.comments) == 1  # the seal
+    assert document.texts["h1"] == [chosen.name]
+    assert document.texts["li"] == [f"warning {HOSTILE}."]
+    assert {each["name"] for each in inlined(document)["points"]} == {each.name for each in points}
 
 
 def test_the_same_report_gives_the_same_bytes_and_any_change_of_a_page_is_seen(text):
@@ -237,11 +239,11 @@ def test_what_is_left_out_is_said(monkeypatch, parsed):
     monkeypatch.setattr(strips, "ROOM", 400)
     small = Parsed(page.html_of(report()))
     (line,) = (each for each in small.texts["p"] if "There was no room" in each)
-    shown = {each["data-name"] for _, each in small.elements if "data-name" in each}
-    left = {each.name for each in small_table().points} - shown
+    frontier = {each["data-name"] for _, each in small.elements if "data-name" in each}
+    left = {each.name for each in small_table().points} - frontier
     assert f"no room for {len(left)} points" in line
-    assert small_table().recommended.point.name in shown
-    assert {each.name for each in small_table().non_dominated()} <= shown
+    assert small_table().recommended.point.name in frontier
+    assert {each.name for each in small_table().non_dominated()} <= frontier
 
 
 def test_large_samples_are_made_smaller_and_keep_their_shape():
@@ -258,12 +260,12 @@ def test_the_page_says_of_a_metric_which_way_is_better_as_the_metric_does(name):
 
 
 def test_every_metric_that_was_measured_is_in_the_chooser_under_some_name():
-    shown = small_table()
+    frontier = small_table()
     more = {"swd": Estimate(0.2, 0.01), "fd_inception": Estimate(20.0, 1.0)}
-    shown = of(shown, [dataclasses.replace(each, metrics=each.metrics | more) for each in shown.points])
-    found = Parsed(page.html_of(report(shown)))
-    options = [each["value"] for tag, each in found.elements if tag == "option"]
-    assert set(shown.points[-1].metrics) | {"ms_per_image"} <= set(options)
+    frontier = of(frontier, [dataclasses.replace(each, metrics=each.metrics | more) for each in frontier.points])
+    document = Parsed(page.html_of(report(frontier)))
+    options = [each["value"] for tag, each in document.elements if tag == "option"]
+    assert set(frontier.points[-1].metrics) | {"ms_per_image"} <= set(options)
     assert options[:3] == ["fd", "kid", "ms_per_image"]
     assert content.REAL == measured.REAL
     assert set(content.WORDS) <= {*order.COLUMNS, content.TIME}
@@ -299,14 +301,14 @@ def test_the_cost_table_has_every_line_and_their_sum(text):
 
 
 def test_a_line_that_was_not_trained_here_has_no_curve_and_no_cost():
-    shown = report()
-    bare = [dataclasses.replace(line, cost={}) for line in shown.lines]
-    found = Parsed(
-        page.html_of(dataclasses.replace(shown, lines=bare, curves={"teacher": "step,images,loss,grad_norm,lr\n"}))
+    frontier = report()
+    bare = [dataclasses.replace(line, cost={}) for line in frontier.lines]
+    document = Parsed(
+        page.html_of(dataclasses.replace(frontier, lines=bare, curves={"teacher": "step,images,loss,grad_norm,lr\n"}))
     )
-    assert inlined(found)["trainings"] == []
-    assert not {"losses", "looks"} & set(found.values("id"))
-    assert any("Nothing was trained here" in each for each in found.texts["p"])
+    assert inlined(document)["trainings"] == []
+    assert not {"losses", "looks"} & set(document.values("id"))
+    assert any("Nothing was trained here" in each for each in document.texts["p"])
 
 
 def test_a_training_curve_is_thinned_to_means_and_keeps_its_end(parsed):

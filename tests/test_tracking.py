@@ -101,8 +101,8 @@ def write_files(folder: Path, shown: Frontier) -> Frontier:
     disk.write_sealed(folder / "frontier.json", shown.to_json())
     (folder / "frontier.csv").write_text(shown.to_csv())
     lines = [page.Line("teacher", "teacher", None, None, {})]
-    told = page.Report(shown, Estimate(1.0, 0.1), {measured.REAL: ramp(4, 8, 8, 1)}, lines, {})
-    (folder / "report.html").write_text(page.html_of(told))
+    whole = page.Report(shown, Estimate(1.0, 0.1), {measured.REAL: ramp(4, 8, 8, 1)}, lines, {})
+    (folder / "report.html").write_text(page.html_of(whole))
     known = {"checkpoint_digest": next(p.checkpoint_digest for p in shown.points if p.checkpoint == "teacher")}
     disk.write_sealed(folder / "gamma.json", {"schema": gamma.SCHEMA, "about": known})
     for number, name in enumerate(
@@ -322,8 +322,8 @@ def test_the_frontiers_run_holds_files_and_every_parameter(receipt):
         "all.png",
         "report.html",
     }
-    told = {"seed": "0", "evaluate.images": "1000", "search.estimator": "residual", "publish.tolerance": "0.14"}
-    assert run.data.params == told
+    wanted = {"seed": "0", "evaluate.images": "1000", "search.estimator": "residual", "publish.tolerance": "0.14"}
+    assert run.data.params == wanted
     assert run.data.tags["recommended"] == "pd2-ddim-uniform-2"
 
 
@@ -1835,7 +1835,7 @@ def test_the_pages_of_model_and_versions_say_what_why_and_how_well_and_a_person_
     chosen = client().get_model_version_by_alias("sampler", "challenger")
     fast = client().get_model_version_by_alias("sampler", "fastest")
     assert chosen.description.startswith(
-        "**pd2-ddim-uniform-2** (`challenger`: the recommended point; `best_quality`: "
+        "**pd2-ddim-uniform-2**, published as `challenger` (the recommended point) and `"
     )
     assert few_points().recommended.reason in chosen.description
     assert few_points().recommended.reason not in fast.description
@@ -1843,7 +1843,7 @@ def test_the_pages_of_model_and_versions_say_what_why_and_how_well_and_a_person_
     assert f"| fd | 1.700 ± 0.068 | 13.00 ± 0.52 | {floor} |" in chosen.description
     assert f"get-artifact?path=frontier.png&run_uuid={receipt['frontier']}" in chosen.description
     assert f"/runs/{receipt['frontier']}/artifacts/report.html" in chosen.description
-    assert '"models:/sampler@challenger"' in chosen.description
+    assert f'"models:/sampler/{chosen.version}"' in chosen.description
     for each in (chosen, fast):
         logged = client().get_logged_model(each.source.removeprefix("models:/"))
         assert logged.tags[NOTE] == each.description == sealed(each.description.rpartition(MARK)[0])
@@ -1874,8 +1874,8 @@ def test_the_link_opens_a_view_of_current_curves_with_fd_on_logarithmic_axes(rec
     )
     sections = {each["uuid"] for each in state["compareRunSections"]}
     assert {each["metricSectionId"] for each in state["compareRunCharts"]} == sections
-    shown = {run.info.run_name for run in client().search_runs([receipt["experiment_id"]], state["searchFilter"])}
-    assert shown == {*receipt["runs"], "frontier", "real against real", "recommended: pd2-ddim-uniform-2"}
+    names = {run.info.run_name for run in client().search_runs([receipt["experiment_id"]], state["searchFilter"])}
+    assert names == {*receipt["runs"], "frontier", "real against real", "recommended: pd2-ddim-uniform-2"}
 
 
 def test_the_recommended_point_is_a_run_of_its_own_and_curves_have_the_picture_s_colours(receipt):

@@ -617,14 +617,14 @@ def test_what_the_evaluation_writes_and_shows(project, monkeypatch, capsys):
     of_curves = {"pd": paths.CURVES / "pd.csv"}, paths.ARTIFACTS / "curves.png", {"pd": {}}
     assert [call.words for call in curves] == [of_curves]
     assert [call.words[1:] for call in chosen] == [(1.7,)]
-    shown = pages[0].words[0]
-    assert (shown.frontier, shown.bar) == (written, bar(written.points, written.floor, 1.7))
-    assert set(shown.samples) == {*names, "real"}
-    assert [(line.name, line.init, line.teacher, line.cost) for line in shown.lines] == [
+    whole = pages[0].words[0]
+    assert (whole.frontier, whole.bar) == (written, bar(written.points, written.floor, 1.7))
+    assert set(whole.samples) == {*names, "real"}
+    assert [(line.name, line.init, line.teacher, line.cost) for line in whole.lines] == [
         ("teacher", None, None, {}),
         ("pd", "teacher", "teacher", {"seconds": 1.5}),
     ]
-    assert shown.curves == {"pd": (paths.CURVES / "pd.csv").read_text()}
+    assert whole.curves == {"pd": (paths.CURVES / "pd.csv").read_text()}
     assert is_whole(paths.REPORT.read_text())
     assert (paths.ARTIFACTS / "frontier.csv").read_text() == chosen[0].words[0].to_csv()
     assert written == dataclasses.replace(chosen[0].words[0], recommended=chosen[0].words[0].recommend(1.7))

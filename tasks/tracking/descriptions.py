@@ -40,13 +40,13 @@ def describe(experiment: Experiment, artifacts: Artifacts, model: str, numbers: 
     numbers: of the versions, by alias. run: that of the frontier, which holds the pictures."""
     client = experiment.client
     address = Address(experiment.id, run)
-    registered = client.get_registered_model(model)
-    if (text := sealed(of_model(artifacts, numbers, address))) and _may_replace(registered.description, text):
+    text = sealed(of_model(artifacts, numbers, address))
+    if _may_replace(client.get_registered_model(model).description, text):
         client.update_registered_model(model, text)
     for number in dict.fromkeys(numbers.values()):
         aliases = [alias for alias in numbers if numbers[alias] == number]
         version = client.get_model_version(model, number)
-        text = sealed(of_point(artifacts, artifacts.picks[aliases[0]], aliases, model, address))
+        text = sealed(of_point(artifacts, artifacts.picks[aliases[0]], aliases, f"models:/{model}/{number}", address))
         if _may_replace(version.description, text):
             client.update_model_version(model, number, text)
         logged = client.get_logged_model(version.source.removeprefix("models:/"))
@@ -79,21 +79,21 @@ def of_model(artifacts: Artifacts, numbers: dict[str, str], address: Address) ->
 
 def of_point(artifacts: Artifacts, point: Point, aliases: Sequence[str], model: str, address: Address) -> str:
     """What the point is picked for and why, its numbers beside the teacher's best and a perfect sampler's, the picture, and
-    how it is loaded."""
+    how it is loaded from `model`."""
     chosen = artifacts.frontier.recommended
-    what = "; ".join(f"`{alias}`: {ALIASES[alias]}" for alias in aliases)
+    what = " and ".join(f"`{alias}` ({ALIASES[alias]})" for alias in aliases)
     sentence = [f" {chosen.reason}", *_warnings(chosen.warnings)] if point.name == chosen.point.name else [""]
     lost = artifacts.frontier.losses().get(point.name)
     return "\n".join(
         [
-            f"**{point.name}** ({what}).{sentence[0]}",
+            f"**{point.name}**, published as {what}; the aliases say what it is now.{sentence[0]}",
             *sentence[1:],
             *([f"\n**Diversity**: {lost}."] if lost else []),
             "",
             *_table(artifacts, point),
             "",
             "Takes `num_images` (long) and the parameter `seed` (long); gives uint8 images [n, height, width, channels]: "
-            f'`mlflow.pyfunc.load_model("models:/{model}@{aliases[0]}").predict({{"num_images": [16]}}, {{"seed": 0}})`',
+            f'`mlflow.pyfunc.load_model("{model}").predict({{"num_images": [16]}}, {{"seed": 0}})`',
             "",
             address.links(),
         ]

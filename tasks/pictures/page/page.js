@@ -400,8 +400,8 @@
   // ---- samples
 
   function filterStrips() {
-    const which = $("which").value, shown = { front: ["front"], best: ["front", "best"], try: ["front", "best", "try"] }[which];
-    for (const strip of document.querySelectorAll("#samples .strip")) strip.hidden = !shown.includes(strip.dataset.kind);
+    const which = $("which").value, kinds = { front: ["front"], best: ["front", "best"], try: ["front", "best", "try"] }[which];
+    for (const strip of document.querySelectorAll("#samples .strip")) strip.hidden = !kinds.includes(strip.dataset.kind);
   }
 
   $("which").addEventListener("change", filterStrips);
