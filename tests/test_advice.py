@@ -120,6 +120,15 @@ def test_words_in_a_line_are_read_back_as_they_are(word):
     assert strict_yaml.parse_yaml(text.flow(value), "flow") == value
 
 
+def test_other_lines_of_teachers_are_left_out_aloud():
+    raw = json.loads(json.dumps(SHIPPED.raw))
+    raw["teachers"]["second"] = raw["teachers"]["teacher"]
+    answer = Answer(params.parse(raw, "test"), Question((4,), "digits"), None)
+    assert list(answer.raw["teachers"]) == ["teacher"]
+    assert [line for line in answer.about if "second of `teachers`" in line]
+    assert not [line for line in Answer(SHIPPED, Question((4,), "digits"), None).about if "Left out" in line]
+
+
 def test_weights_of_guidance_are_swept_from_the_lowest_to_the_highest():
     swept = {"between": (1.0, 4.0), "one": (2.0, 2.0), "many": (0.0, 9.5), "parts": (1.5, 3.5)}
     weights = {
