@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -393,13 +394,12 @@ def replaced(folder: Path) -> params.Params:
 def test_an_advised_pipeline_runs_to_a_frontier_with_a_point_for_each_target(tmp_path):
     folder = make(tmp_path / "w")
     distill = ("-m", "tasks")
-    python = str(ROOT / ".venv/bin/python")
     words = ("advise", "advised.yaml", "--calls", "4,1", "--budget", "2.9e5 calls")
-    done = call(folder, python, *distill, *words)
+    done = call(folder, sys.executable, *distill, *words)
     assert done.returncode == 0, done.stderr
     (folder / "advised.yaml").replace(folder / "params.yaml")
     for verb in ("check", "run"):
-        done = call(folder, python, *distill, verb)
+        done = call(folder, sys.executable, *distill, verb)
         assert done.returncode == 0, done.stdout + done.stderr
     points = json.loads((folder / "artifacts/frontier.json").read_text())["points"]
     calls = {point["nfe"] for point in points if point["checkpoint"] in ("pd4", "dm1")}
