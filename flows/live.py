@@ -18,6 +18,7 @@ from prefect.artifacts import (
 from tasks import live, paths
 from tasks.live import Seen
 from tasks.pictures import grids
+from tasks.redaction import redact
 from tasks.running import Log
 
 SECONDS_BETWEEN = 5.0
@@ -87,7 +88,7 @@ class Page:
         except Exception as error:  # whatever Prefect's client raises: a page is no reason to end a training
             if not self.is_refused:
                 self.log(
-                    f"the page of {self.name} is not brought up to date: {type(error).__name__}: {str(error)[:200]}"
+                    f"the page of {self.name} is not brought up to date: {type(error).__name__}: {redact(str(error))[:200]}"
                 )
             self.is_refused = True
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,15 @@ def test_a_line_stands_below_its_reason_and_every_reason_is_in_the_file():
 def test_words_in_a_line_are_read_back_as_they_are(word):
     value = {"a": word, "b": [word, 1.5e-3, True, None, 3]}
     assert strict_yaml.parse_yaml(text.flow(value), "flow") == value
+
+
+def test_other_lines_of_teachers_are_left_out_aloud():
+    raw = json.loads(json.dumps(SHIPPED.raw))
+    raw["teachers"]["second"] = raw["teachers"]["teacher"]
+    answer = Answer(params.parse(raw, "test"), Question((4,), "digits"), None)
+    assert list(answer.raw["teachers"]) == ["teacher"]
+    assert [line for line in answer.about if "second of `teachers`" in line]
+    assert not [line for line in Answer(SHIPPED, Question((4,), "digits"), None).about if "Left out" in line]
 
 
 def test_weights_of_guidance_are_swept_from_the_lowest_to_the_highest():
@@ -384,13 +394,12 @@ def replaced(folder: Path) -> params.Params:
 def test_an_advised_pipeline_runs_to_a_frontier_with_a_point_for_each_target(tmp_path):
     folder = make(tmp_path / "w")
     distill = ("-m", "tasks")
-    python = str(ROOT / ".venv/bin/python")
     words = ("advise", "advised.yaml", "--calls", "4,1", "--budget", "2.9e5 calls")
-    done = call(folder, python, *distill, *words)
+    done = call(folder, sys.executable, *distill, *words)
     assert done.returncode == 0, done.stderr
     (folder / "advised.yaml").replace(folder / "params.yaml")
     for verb in ("check", "run"):
-        done = call(folder, python, *distill, verb)
+        done = call(folder, sys.executable, *distill, verb)
         assert done.returncode == 0, done.stdout + done.stderr
     points = json.loads((folder / "artifacts/frontier.json").read_text())["points"]
     calls = {point["nfe"] for point in points if point["checkpoint"] in ("pd4", "dm1")}

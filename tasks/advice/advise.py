@@ -157,6 +157,8 @@ class Answer:
             lines.append(
                 "The tables are of a network of 173 217 weights; numbers of updates of a larger one are others."
             )
+        if others := sorted(self.params.raw["teachers"].keys() - {ROOT}):
+            lines.append(f"Left out, for no advised line comes from them: {', '.join(others)} of `teachers`.")
         lines.append(self._cost())
         lines += self._refused()
         return lines
