@@ -82,7 +82,7 @@ class Court:
     @classmethod
     def against_file(cls, judge: Judge, statistics: Statistics, shape: tuple[int, int, int]) -> "Court":
         """A UserError for statistics of another judge's features. shape: of one image, (c, h, w)."""
-        name = statistics.about.split()[0]
+        name = statistics.about.rpartition(" ")[0]
         if statistics.judge not in (None, str(judge)):
             raise UserError(
                 f"evaluate.judges.{judge.name}: {name} is of the features of {statistics.judge}; not of {judge}"
