@@ -188,9 +188,8 @@ def _train_filler(experiment: Experiment, path: Path, card: Card, cost: dict[str
         metrics += [metric for row in looks(path) for metric in _metrics(_look_values(row), int(row["step"]))]
         tags = {"method": card.method, "parent": card.parent or "none", "data": card.data}
         tags |= {f"digest {path.stem}": card.digest}
-        spent = {
-            f"cost.{key}": value for key, value in cost.items() if key != paths.SEEDS
-        }  # one number each: as a metric, an empty chart
+        sums = {key: value for key, value in cost.items() if key != paths.SEEDS}
+        spent = {f"cost.{key}": value for key, value in sums.items()}  # one number each: as a metric, an empty chart
         _log(experiment, run, metrics, _flat(card.parameters) | {"seed": card.seed} | spent, tags)
         experiment.client.log_artifact(run, str(path))
 
