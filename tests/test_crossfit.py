@@ -1,4 +1,4 @@
-"""Chosen on one half of the noise and scored on the other: by hand, unbiased where the best is not, and as it is told."""
+"""Chosen on one half of the noise and scored on the other: by hand, unbiased where the best is not, and as it is reported."""
 
 import csv
 import dataclasses
@@ -109,7 +109,7 @@ def test_of_equal_tries_it_is_unbiased_and_covered_where_fd_is_flattered(shared)
         assert inside == pytest.approx(0.975**tries, abs=0.025)
 
 
-# --- as it is told
+# --- as it is reported
 
 
 def frontier(*points: Point) -> Frontier:
@@ -176,17 +176,17 @@ def test_files_hold_it_to_the_last_digit():
     for each in whole.points:
         row = rows[each.name]
         assert (float(row["fd_even"]), float(row["fd_odd"])) == each.halves
-        told = (each.crossfit.value, each.crossfit.se) if each.crossfit else ("", "")
-        assert (row["fd_crossfit"], row["fd_crossfit_se"]) == tuple(map(str, told))
+        numbers = (each.crossfit.value, each.crossfit.se) if each.crossfit else ("", "")
+        assert (row["fd_crossfit"], row["fd_crossfit_se"]) == tuple(map(str, numbers))
     assert rows["a"]["fd_crossfit"] == ""
 
 
 def test_the_report_says_by_how_much_the_best_of_several_are_flattered():
     whole = frontier(teacher(), point("a", 1.0, 1.3), point("b", 1.2, 1.0))
-    words, told = " ".join(whole.table().split()), whole.points[2].crossfit.plus_minus()
+    words, honest = " ".join(whole.table().split()), whole.points[2].crossfit.plus_minus()
     assert (
         "best of several tries: where another is within two errors (1 points), fd on the noise that did not choose is fd "
-        f"+0.15 in the mean, most of all of b, {told} for 1.10+-0.10 (fd_crossfit in frontier.csv)" in words
+        f"+0.15 in the mean, most of all of b, {honest} for 1.10+-0.10 (fd_crossfit in frontier.csv)" in words
     )
     assert "fd_crossfit" not in frontier(teacher(), point("a", 1.0, 1.3)).table()
 

@@ -595,6 +595,7 @@ def fake_bench(samples=None, **changes) -> SimpleNamespace:
         "device": "cpu",
         "teacher": None,
         "judged": "",
+        "trainings": (),
         **changes,
     }
     config = {
@@ -617,6 +618,7 @@ def fake_bench(samples=None, **changes) -> SimpleNamespace:
         reference=SimpleNamespace(digest=facts["real"]),
         teacher=facts["teacher"],
         judged=facts["judged"],
+        others=[SimpleNamespace(card=SimpleNamespace(digest=digest)) for digest in facts["trainings"]],
         asked=[],
     )
     bench.gamma_digest = measure.Bench.gamma_digest.func(bench)
@@ -652,6 +654,8 @@ OTHER_BENCHES = {
     "gamma": {"gamma": "other"},
     "real": {"real": "other"},
     "judges": {"judged": "inception 0123"},
+    "trainings": {"trainings": ("second",)},
+    "another training": {"trainings": ("third",)},
     "threads": {"threads": 2},
     "device": {"device": "cuda"},
     "compared with": {"teacher": torch.ones(3)},

@@ -125,11 +125,11 @@ def test_a_kill_in_the_third_training_costs_no_update_of_the_first_two(project, 
     whole = tree(paths.CHECKPOINTS / "cd")
     shutil.rmtree(paths.RESUME)
     shutil.rmtree(paths.CHECKPOINTS / "cd")
-    update, made = loop.Loop.update, []
+    update, steps = loop.Loop.update, []
 
     def counted(self):
-        made.append(self.step)
-        if len(made) == 2 * UPDATES + 3:  # the state of the second update is saved
+        steps.append(self.step)
+        if len(steps) == 2 * UPDATES + 3:  # the state of the second update is saved
             os.kill(os.getpid(), signal.SIGKILL)
         return update(self)
 
@@ -139,12 +139,12 @@ def test_a_kill_in_the_third_training_costs_no_update_of_the_first_two(project, 
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert not (paths.CHECKPOINTS / "cd").exists()
-    assert made == []
+    assert steps == []
     train.train(several, "cd")
-    assert made == [UPDATES - 1]
-    said = capfd.readouterr().out
+    assert steps == [UPDATES - 1]
+    output = capfd.readouterr().out
     for label, updates in (("cd", UPDATES), ("cd.1", UPDATES), ("cd.2", UPDATES - 1)):
-        assert f"{label}: goes on after {updates} of {UPDATES} updates" in said
+        assert f"{label}: goes on after {updates} of {UPDATES} updates" in output
     again = tree(paths.CHECKPOINTS / "cd")
     assert {name: content for name, content in again.items() if not name.endswith("card.json")} == {
         name: content for name, content in whole.items() if not name.endswith("card.json")
@@ -154,10 +154,10 @@ def test_a_kill_in_the_third_training_costs_no_update_of_the_first_two(project, 
 
 def test_a_line_that_was_trained_once_is_not_trained_again_for_seeds(project, monkeypatch):
     train.train(lines(project), "cd")
-    update, made = loop.Loop.update, []
-    monkeypatch.setattr(loop.Loop, "update", lambda self: made.append(self.step) or update(self))
+    update, steps = loop.Loop.update, []
+    monkeypatch.setattr(loop.Loop, "update", lambda self: steps.append(self.step) or update(self))
     train.train(lines(project, seeds=2), "cd")
-    assert len(made) == UPDATES
+    assert len(steps) == UPDATES
 
 
 def test_every_training_is_watched_where_one_is(project):
@@ -211,18 +211,18 @@ def test_a_point_of_other_trainings_is_measured_again(project, capsys):
     assert "measured already" not in capsys.readouterr().out
 
 
-# --- told
+# --- reported
 
 SPREAD = test_frontier.point("pd1", 1, 1.3, fd_se=0.05, trainings=(1.3, 1.5, 1.55))
 
 
-def told(*others: Point) -> Frontier:
+def with_spread(*others: Point) -> Frontier:
     whole = test_frontier.frontier(test_frontier.teacher(64, 1.0), SPREAD, *others)
     return dataclasses.replace(whole, recommended=whole.recommend(1.5))
 
 
 def test_a_row_has_the_mean_and_the_standard_deviation_over_trainings():
-    whole = told(test_frontier.point("pd2", 2, 1.2))
+    whole = with_spread(test_frontier.point("pd2", 2, 1.2))
     rows = {row["name"]: row for row in csv.DictReader(io.StringIO(whole.to_csv()))}
     assert float(rows["pd1"]["fd_trainings"]) == pytest.approx(1.45)
     assert float(rows["pd1"]["fd_trainings_sd"]) == pytest.approx((0.0175) ** 0.5)  # (0.15^2 + 0.05^2 + 0.1^2) / 2
@@ -234,7 +234,7 @@ def test_a_row_has_the_mean_and_the_standard_deviation_over_trainings():
 
 def test_it_is_said_where_trainings_lie_further_apart_than_the_error_says():
     near = test_frontier.point("pd2", 2, 1.2, fd_se=0.2, trainings=(1.2, 1.3))
-    words = " ".join(told(near).table().split())
+    words = " ".join(with_spread(near).table().split())
     assert (
         "trainings lie further apart than the error over samples, mean and standard deviation of fd: "
         "pd1 1.45+-0.13 of 3 where +- is 0.05" in words
@@ -244,7 +244,7 @@ def test_it_is_said_where_trainings_lie_further_apart_than_the_error_says():
 
 
 def test_the_recommendation_and_mlflow_say_it_too():
-    assert told().recommended.reason.endswith(
+    assert with_spread().recommended.reason.endswith(
         " Over 3 trainings its fd is 1.45 in the mean with standard deviation 0.13."
     )
     numbers = _numbers(SPREAD)
