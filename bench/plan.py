@@ -106,7 +106,9 @@ def table(
     yield ""
     yield f"whole: {total['wall']:.0f} s, planned {plan['wall']:.0f} s, ratio {plan['wall'] / total['wall']:.2f}"
     cpu = sum(each["cpu"] for each in stages.values())
-    yield f"CPU: stages {cpu:.0f} s, planned {plan['seconds']:.0f} s, ratio {plan['seconds'] / cpu:.2f}"
+    threads = yaml.safe_load((folder / "params.yaml").read_text())["compute"]["threads"]
+    expected = plan["seconds"] * threads
+    yield f"CPU: stages {cpu:.0f} s, planned {expected:.0f} s of {threads} threads, ratio {expected / cpu:.2f}"
     yield f"disk: {disk / 1e6:.1f} MB, planned {plan['disk'] / 1e6:.1f} MB, ratio {plan['disk'] / disk:.2f}"
     yield f"Others used {total['others']:.2f} processors meanwhile."
 

@@ -269,13 +269,16 @@ def calibrate(parameters: Params, slots: int, names: list[str]) -> dict[str, Any
     call_bytes}}, judging: {...}, base: bytes of a process that only begins}."""
     threads.use(1)  # a fork of a process whose own threads have computed waits for them for ever
     data, lines = planned_data(parameters), {}
+    # first, while nothing lies in this process's memory that its forks would be said to take
+    base = measured(parameters, dict, 1)["bytes"]
+    _trying("the feature network and the metrics")
+    judged = measured(parameters, lambda: judging(parameters, data), slots)
     trained: dict[str, dict[str, float]] = {}
     drawn: dict[str, dict[str, float]] = {}
     with TemporaryDirectory() as room:
         networks = Networks(parameters, data, Path(room))
         for name in names:
-            checkpoint = networks.checkpoint(name)
-            kind, net = kind_of(parameters, name), disk.digest([checkpoint.denoiser.net.config_json()])
+            kind, net = kind_of(parameters, name), disk.digest([networks.checkpoint(name).denoiser.net.config_json()])
             width = 0 if isinstance(parameters.line(name), Adopted) else min(slots, places.processes(parameters, name))
             if width and kind not in trained:
                 _trying(f"updates of {name}")
@@ -289,9 +292,7 @@ def calibrate(parameters: Params, slots: int, names: list[str]) -> dict[str, Any
             none = {"seconds": 0.0, "calls": 0.0, "state": 0, "bytes": 0}
             call = {"call": drawn[net]["seconds"], "call_bytes": drawn[net]["bytes"]}
             lines[name] = {**(trained[kind] if width else none), "width": max(1, width), "checkpoint": size, **call}
-    _trying("the feature network and the metrics")
-    judged = measured(parameters, lambda: judging(parameters, data), slots)
-    return {"lines": lines, "judging": judged, "base": measured(parameters, dict, 1)["bytes"]}
+    return {"lines": lines, "judging": judged, "base": base}
 
 
 def _trying(what: str) -> None:

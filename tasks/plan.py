@@ -48,8 +48,11 @@ POINTS, IMAGES = 65, 1797
 DVC = 1.7
 """CPU seconds of DVC and the supervisor for each stage."""
 
-MEGABYTES = {"shard": 469, "gamma": 353, "search": 303, "frontier": 370, "publish": 509}
+MEGABYTES = {"shard": 270, "search": 262, "frontier": 331, "publish": 469}
 """Of the processes of stages that are not calibrated."""
+
+DIGITS = 147
+"""More of them where the digits are read, which come with a library."""
 
 ADAPTIVE = 52
 """Network calls of a solver whose number the data decide: rk45's in the default run."""
@@ -165,7 +168,8 @@ def _cost(name: str, params: Params, data: PlannedData, calibration: Mapping[str
     begin = calibration["start"] + DVC * speed
     points = sum(len(list(samplings)) for samplings in map(lambda each: _points(params, each), params.lines))
     share = points / POINTS
-    memory = MEGABYTES.get(kind, 0) * 10**6 + min(data.bytes, params.compute.memory_bytes)
+    megabytes = MEGABYTES.get(kind, 0) + DIGITS * (kind == "shard" and params.data.source == "digits")
+    memory = megabytes * 10**6 + min(data.bytes, params.compute.memory_bytes)
     if kind in ("teachers", "distill"):
         return _training(name, line, params, calibration["lines"][line], begin, slots)
     if kind in ("measure_teachers", "measure"):
@@ -175,8 +179,8 @@ def _cost(name: str, params: Params, data: PlannedData, calibration: Mapping[str
         return Cost(name, seconds, calls, _measuring_bytes(params, line, calibration), 0)
     if kind == "gamma":
         calls = params.gamma.steps * params.gamma.images
-        call = next(iter(calibration["lines"].values()))["call"]
-        return Cost(name, begin + calls * call, calls, memory, 0)
+        own = next(iter(calibration["lines"].values()))
+        return Cost(name, begin + calls * own["call"], calls, int(own["call_bytes"]), 0)
     if kind == "features":
         seconds = begin + judging["rest"] + params.features.iterations * judging["update"]
         return Cost(name, seconds, 0, int(judging["trained_bytes"]), 0)
