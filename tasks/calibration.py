@@ -151,7 +151,7 @@ def training(parameters: Params, networks: Networks, name: str, width: int) -> d
 
 def _saved(work: loop.Loop, student: NetDenoiser, networks: Networks, name: str) -> int:
     """Bytes of the state of a training, once it was saved and the result written, which take memory of their own."""
-    with TemporaryDirectory(dir=networks.folder) as room:
+    with TemporaryDirectory() as room:
         work.save(Resume(Path(room), name, {"job": name}, lambda line: None))
         networks.save(Path(room) / name, name, student.with_network(work.result()))
         return sum(file.stat().st_size for file in Path(room).rglob("step-*/*"))

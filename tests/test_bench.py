@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+PARTS = ("browser",)
+"""What others are made of."""
+
 BENCHES = sorted((Path(__file__).parent.parent / "bench").glob("*.py"))
 
 
@@ -14,5 +17,7 @@ def test_every_bench_finds_what_it_imports(path, monkeypatch):
     spec = importlib.util.spec_from_file_location(f"bench_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    if path.stem in PARTS:
+        return
     assert callable(module.main)
     assert f"python bench/{path.name}" in module.__doc__

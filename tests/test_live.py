@@ -43,7 +43,13 @@ def event(step: int) -> Event:
 
 
 def look(step: int, fd: float = 0.5) -> Look:
-    return Look(step, fd, 0.25, 0.9, 0.125, 1.0, 0.0, best=step)
+    return Look(fd, 0.25, 0.9, 0.125, 1.0, 0.0, 0.01, 0.005, step=step, best=step)
+
+
+def test_what_a_look_could_not_tell_is_no_metric():
+    numbers = {**look(10).columns(), "memorised": None, "memorised_se": None}
+    logged = [metric.key for metric in mirrors._metrics({"look": numbers, "step": 10, "at": 0})]
+    assert logged == [f"watch_{key}" for key in numbers if not key.startswith("memorised")]
 
 
 def samples(value: float = 0.0) -> torch.Tensor:

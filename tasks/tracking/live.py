@@ -120,10 +120,10 @@ class Mirror:
             self.steps[run] = [_last(client, run, "train_loss"), _last(client, run, "watch_fd")]
             return run
         tags = {"live": "true", "kind": "live", "fingerprint": training.fingerprint}
-        made = client.create_run(experiment.id, run_name=f"live/{training.name}", tags=tags)
-        client.log_param(made.info.run_id, "iterations", training.iterations)
-        self.steps[made.info.run_id] = [0, 0]
-        return made.info.run_id
+        created = client.create_run(experiment.id, run_name=f"live/{training.name}", tags=tags)
+        client.log_param(created.info.run_id, "iterations", training.iterations)
+        self.steps[created.info.run_id] = [0, 0]
+        return created.info.run_id
 
     def _picture(self, experiment: Experiment, run: str, training: Seen) -> None:
         from PIL import Image
@@ -154,7 +154,8 @@ def _metrics(line: dict[str, Any]) -> list[Any]:
     from mlflow.entities import Metric
 
     kind, prefix = ("look", "watch") if "look" in line else ("point", "train")
-    return [Metric(f"{prefix}_{key}", float(value), line["at"], line["step"]) for key, value in line[kind].items()]
+    numbers = {f"{prefix}_{key}": value for key, value in line[kind].items() if value is not None}
+    return [Metric(key, float(value), line["at"], line["step"]) for key, value in numbers.items()]
 
 
 def _last(client: Any, run: str, metric: str) -> int:
