@@ -102,18 +102,21 @@ WATCHERS: list[Watcher] = []
 
 
 def watcher(config: Method, student: NetDenoiser) -> Watcher:
-    """Of more samples than are drawn at once; the main process alone judges."""
+    """Of more samples than are drawn at once; the main process alone reads."""
     samples = FixedSamples(config, student, (1, 4, 4), 300, 0, labels=torch.arange(300) % 3)
     with processes.alone():
-        judge = Gauge.of(Images(normal_images(60), None, None), Flat())
-    own = judge if processes.is_main() else None
+        gauge = Gauge.of(Images(normal_images(120), None, None), Flat())
+    own = gauge if processes.is_main() else None
     WATCHERS.append(Watcher(Watch(1, 300, "best"), PLAIN.iterations, samples, own))
     return WATCHERS[-1]
 
 
 def looks() -> torch.Tensor:
-    """What was seen at each."""
-    return torch.tensor([list(vars(look).values()) for look in WATCHERS[-1].looks], dtype=torch.float64)
+    """The update of each and what was seen; not how long it took."""
+    seen = [
+        [look.step, *look.columns().values(), look.best, look.behind, look.behind_se] for look in WATCHERS[-1].looks
+    ]
+    return torch.tensor(seen, dtype=torch.float64)
 
 
 def state_of(folder: Path, number: int) -> Resume:
