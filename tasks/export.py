@@ -6,7 +6,7 @@ from pathlib import Path
 
 from diffcore import exports
 from diffcore.checkpoints import Card
-from diffcore.core import threads
+from diffcore.core import disk, threads
 from diffcore.core.errors import UserError
 from diffcore.metrics.estimate import Estimate
 from diffcore.metrics.frontier import Frontier
@@ -15,7 +15,6 @@ from tasks import named, paths
 from tasks.named import Named
 from tasks.params import Params
 from tasks.progress import log
-from tasks.sample import check_free
 
 
 def export(params: Params, word: str, target: Path, form: str = "diffusers") -> None:
@@ -26,7 +25,7 @@ def export(params: Params, word: str, target: Path, form: str = "diffusers") -> 
         raise UserError(
             f"--format {form}: there are {', '.join(forms)}" + (f"; did you mean {near[0]}?" if near else "")
         )
-    check_free(target, "target")
+    disk.check_free(target)
     each = named.find(word)
     threads.use(params.compute.threads)
     gap = exports.export(each.folder, target, form, readme(each, params.data.license))

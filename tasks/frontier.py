@@ -1,7 +1,6 @@
 """The stage `frontier`: the points of all checkpoints, merged, recommended and drawn. Nothing is measured here."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 from diffcore.core import disk
@@ -33,23 +32,23 @@ def merge(params: Params) -> None:
     disk.write(paths.FRONTIER.with_suffix(".csv"), frontier.to_csv())
     disk.write_json(paths.QUALITY, quality(frontier))
     charts.frontier(frontier, paths.FRONTIER.with_suffix(".png"))
-    csvs = curves()
-    charts.curves(csvs, paths.ARTIFACTS / "curves.png", {name: looked(name, csv) for name, csv in csvs.items()})
-    disk.write(paths.REPORT, page.html_of(_report(params, frontier, samples)))
+    csvs, spent = curves(), costs()
+    charts.curves(csvs, paths.ARTIFACTS / "curves.png", {name: looked(name, csv, spent) for name, csv in csvs.items()})
+    disk.write(paths.REPORT, page.html_of(_report(params, frontier, samples, csvs, spent)))
     log(f"frontier: {len(frontier.points)} points of {len(params.teachers) + len(params.distill)} checkpoints")
 
 
-def _report(params: Params, frontier: Frontier, samples: Tensors) -> page.Report:
+def _report(
+    params: Params, frontier: Frontier, samples: Tensors, csvs: dict[str, str], spent: dict[str, dict[str, Any]]
+) -> page.Report:
     bar = recommendation.bar(frontier.points, frontier.floor, params.publish.tolerance)
     pictures = {name: images.numpy() for name, images in samples.items()}
-    csvs = {name: path.read_text() for name, path in curves().items()}
-    return page.Report(frontier, bar, pictures, _lines(params, frontier), csvs)
+    return page.Report(frontier, bar, pictures, _lines(params, frontier, spent), csvs)
 
 
-def _lines(params: Params, frontier: Frontier) -> list[page.Line]:
+def _lines(params: Params, frontier: Frontier, spent: dict[str, dict[str, Any]]) -> list[page.Line]:
     """All lines of params.yaml, with what their trainings took."""
     methods = {point.checkpoint: point.method for point in frontier.points}
-    spent = costs()
     above: dict[str, tuple[str | None, str | None]] = dict.fromkeys(params.teachers, (None, None))
     above |= {name: (line.init, line.teacher) for name, line in params.distill.items()}
     return [page.Line(name, methods[name], *above[name], spent.get(name, {})) for name in above]
@@ -100,17 +99,19 @@ def _read(names: list[str]) -> tuple[Frontier, Tensors]:
     return Frontier(tuple(with_crossfit(with_best(points))), floor, first["about"]["data"], judge), samples
 
 
-def curves() -> dict[str, Path]:
-    """The training curves by checkpoint, each checked."""
+def curves() -> dict[str, str]:
+    """The text of each training curve by checkpoint, checked."""
     csvs = {path.stem: path for path in sorted(file.with_suffix("") for file in paths.CURVES.glob("*.csv.sha256"))}
-    for name, path in csvs.items():
-        disk.read_summed(path, paths.again(paths.train(name)))
-    return csvs
+    texts = {name: disk.read_summed(path, paths.again(paths.train(name))) for name, path in csvs.items()}
+    if empty := [name for name, text in texts.items() if not text.strip()]:
+        raise UserError(f"{csvs[empty[0]]} is empty; {paths.again(paths.train(empty[0]))}")
+    return texts
 
 
-def looked(name: str, csv: Path) -> dict[int, float]:
+def looked(name: str, csv: str, spent: dict[str, dict[str, Any]]) -> dict[int, float]:
     """By update, the seconds of training until each look at the line `name`; empty where nobody looked."""
-    if not tables.looks(csv.read_text()):
+    if not tables.looks(csv):
         return {}
-    cost = disk.read_sealed(paths.COST / f"{name}.json", None, paths.again(paths.train(name)))
-    return {step: seconds for step, seconds in cost.get("looks", [])}
+    if name not in spent:
+        raise UserError(f"{paths.COST / name}.json is missing; {paths.again(paths.train(name))}")
+    return {step: seconds for step, seconds in spent[name].get("looks", [])}

@@ -131,12 +131,6 @@ def format_of(target: Path, form: str | None) -> str:
     return form or BY_SUFFIX.get(target.suffix, "png")
 
 
-def check_free(target: Path, option: str) -> None:
-    """A UserError for a target that exists: what is there is not replaced."""
-    if target.exists() or target.is_symlink():
-        raise UserError(f"{target} exists and is not replaced; name another {option}, or move it away")
-
-
 def sample(
     params: Params,
     word: str,
@@ -150,7 +144,7 @@ def sample(
 ) -> None:
     """Draws images and writes them to `target`, whole or not at all. seed: None for the one that points are measured with."""
     form = format_of(target, form)
-    check_free(target, "--out")
+    disk.check_free(target, "--out")
     each = named.find(word)
     threads.use(params.compute.threads)
     drawable = open_named(each, params, steps, guidance)
@@ -164,21 +158,23 @@ def sample(
 
 
 def _grid(images: np.ndarray, labels: np.ndarray | None, target: Path) -> None:
-    grids.grid(images, target)
+    with disk.beside(target) as room:
+        grids.grid(images, room / target.name)
+        disk.put(room / target.name, target, new=True)
 
 
 def _npz(images: np.ndarray, labels: np.ndarray | None, target: Path) -> None:
     """arr_0: uint8 [n, h, w, c], arr_1: the classes, int64 [n], where the network is told them."""
     content = io.BytesIO()
     np.savez(content, images, *([] if labels is None else [labels]))
-    disk.write(target, content.getvalue())
+    disk.write(target, content.getvalue(), new=True)
 
 
 def _pngs(images: np.ndarray, labels: np.ndarray | None, target: Path) -> None:
     """000000.png and so on, in a folder."""
     from PIL import Image
 
-    with disk.folder(target) as new:
+    with disk.folder(target, new=True) as new:
         for number, image in enumerate(images):
             Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(new / f"{number:06d}.png")
 

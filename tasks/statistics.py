@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from diffcore.core import threads
+from diffcore.core import disk, threads
 from diffcore.core.errors import UserError
 from diffcore.data import read
 from diffcore.data.manifest import Manifest
@@ -10,13 +10,12 @@ from diffcore.metrics import judges, statistics
 from tasks import measure, paths
 from tasks.params import Params
 from tasks.progress import Progress, log
-from tasks.sample import check_free
 from tasks.typed import nearest, quoted
 
 
 def write(params: Params, name: str, target: Path) -> None:
     """Writes those of the images of the training by the judge `name` of evaluate.judges to `target`, a new .npz."""
-    check_free(target, "target")
+    disk.check_free(target)
     if target.suffix != ".npz":
         raise UserError(f"{target}: statistics are an .npz; name another target")
     files = params.evaluate.judge_files

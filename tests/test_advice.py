@@ -332,8 +332,11 @@ def test_other_images_are_named_with_the_size_and_no_table_is_claimed_for_them(h
 
 def test_words_that_mean_nothing_are_refused_in_one_line_and_nothing_is_written(here, capsys):
     Path("there.yaml").write_text("mine")
-    assert refused(capsys, "there.yaml", "--calls", "4") == "error: there.yaml is there already; name another file"
-    assert refused(capsys, "params.yaml", "--calls", "4").startswith("error: params.yaml is there already")
+    assert (
+        refused(capsys, "there.yaml", "--calls", "4")
+        == "error: there.yaml exists and is not replaced; name another file, or move it away"
+    )
+    assert refused(capsys, "params.yaml", "--calls", "4").startswith("error: params.yaml exists and is not replaced")
     assert "there is no folder no" in refused(capsys, "no/x.yaml", "--calls", "4")
     for calls in ("3", "16", "4,", "", "4;2"):
         assert "there is advice for 8, 4, 2, 1" in refused(capsys, "x.yaml", "--calls", calls)
@@ -356,7 +359,7 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(here, monkeypatch):
         return "mine"
 
     monkeypatch.setattr(text, "written", written)
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists and is not replaced"):
         advise.advise(params.read(), target, "4", None, None, None, None, None, False)
     assert target.read_text() == "another's"
     assert sorted(path.name for path in Path().iterdir()) == ["new.yaml", "params.yaml"]

@@ -392,6 +392,58 @@ def test_any_other_refusal_of_the_exchange_is_an_error_and_the_old_folder_stays(
     assert [p.name for p in tmp_path.iterdir()] == ["made"]
 
 
+def new_file(root: Path, word: str) -> None:
+    disk.write(root / "made", word * 5, new=True)
+
+
+def new_folder(root: Path, word: str) -> None:
+    with disk.folder(root / "made", new=True) as folder:
+        (folder / "a").write_text(word)
+
+
+def put_new(root: Path, word: str) -> None:
+    with disk.beside(root / "made") as room:
+        (room / "made").write_text(word)
+        disk.put(room / "made", root / "made", new=True)
+
+
+NEW = {"file": new_file, "folder": new_folder, "put": put_new}
+
+
+@pytest.mark.parametrize("code", ["able", None, errno.ENOSYS, errno.EINVAL])
+@pytest.mark.parametrize("there", ["a file", "a folder", "an empty folder", "a broken link"])
+@pytest.mark.parametrize("write", NEW.values(), ids=NEW)
+def test_what_must_be_new_takes_a_free_name_and_never_another_s(write, there, code, tmp_path, monkeypatch):
+    """Also where the kernel cannot refuse by itself, and where no look came before."""
+    if code != "able":
+        monkeypatch.setattr(disk.ctypes, "CDLL", lambda *arguments, **options: Kernel(code))
+    write(tmp_path, "mine")
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+    (root := tmp_path / "taken").mkdir()
+    if there == "a file":
+        (root / "made").write_text("another's")
+    elif there == "a broken link":
+        (root / "made").symlink_to("nowhere")
+    else:
+        (root / "made").mkdir()
+        if there == "a folder":
+            (root / "made/x").write_text("another's")
+    before = None if (root / "made").is_symlink() else tree(root)
+    with pytest.raises(UserError, match="made exists and is not replaced; name another target, or move it away"):
+        write(root, "mine")
+    assert os.readlink(root / "made") == "nowhere" if before is None else tree(root) == before
+    assert [path.name for path in root.iterdir()] == ["made"]
+
+
+@pytest.mark.parametrize("write", NEW.values(), ids=NEW)
+def test_killed_at_any_line_there_is_all_of_what_is_new_or_nothing(write, tmp_path):
+    whole, root = plant({}, tmp_path / "whole"), plant({}, tmp_path / "root")
+    write(whole, "new")
+    states_seen = states(root, lambda: write(root, "new"))
+    assert len(states_seen) > 3
+    assert all(made(state) in ({}, tree(whole)) for state in states_seen)
+
+
 @writers
 def test_what_the_system_refuses_names_the_file_that_was_asked_for(write, tmp_path, monkeypatch):
     def full(descriptor):

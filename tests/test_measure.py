@@ -516,7 +516,7 @@ def test_the_fewest_times_and_the_most_nodes_that_the_file_may_ask_for_are_searc
     assert all(list(measure.Bench(few, name).fitted) == list(range(1, points + 1)) for name in names(few))
 
 
-@pytest.mark.parametrize("damage", ["changed", "cut", "gone"])
+@pytest.mark.parametrize("damage", ["changed", "cut", "gone", "empty"])
 @pytest.mark.parametrize(("name", "stage"), [("v", "train v"), ("teacher", "train teacher")])
 def test_a_damaged_training_curve_is_named_and_so_is_the_stage_that_makes_it(
     name, stage, damage, tmp_path, monkeypatch
@@ -528,7 +528,9 @@ def test_a_damaged_training_curve_is_named_and_so_is_the_stage_that_makes_it(
     assert set(frontier.curves()) == {"teacher", "v"}
     whole = path.read_bytes()
     path.unlink()
-    if damage != "gone":
+    if damage == "empty":
+        disk.write_summed(path, "")
+    elif damage != "gone":
         path.write_bytes(whole[:-3] if damage == "cut" else whole.replace(b"0.25", b"0.35"))
     with pytest.raises(UserError, match=rf"{name}\.csv.*`{stage}`"):
         frontier.curves()

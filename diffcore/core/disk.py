@@ -15,9 +15,9 @@ from typing import Any
 from diffcore.core.errors import UserError
 
 AT_FDCWD = -100
-RENAME_EXCHANGE = 2
+RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 UNABLE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
-"""What renameat2 answers where the kernel or the file system cannot exchange two names."""
+"""What renameat2 answers where the kernel or the file system cannot do what a flag says."""
 
 
 def sha256(path: Path) -> str:
@@ -31,8 +31,15 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def write(path: Path, content: bytes | str) -> None:
-    """Writes one file so that `path` holds either the old content or all of the new."""
+def check_free(path: Path, option: str = "target") -> None:
+    """A UserError for a path that exists: what is there is not replaced. option: what the user names another one by."""
+    if os.path.lexists(path):
+        raise UserError(f"{path} exists and is not replaced; name another {option}, or move it away")
+
+
+def write(path: Path, content: bytes | str, new: bool = False) -> None:
+    """Writes one file so that `path` holds either the old content or all of the new. new: never in the place of another
+    file, also of one that has come meanwhile; a UserError then."""
     path = Path(path)
     temporary = _temporary(path)
     try:
@@ -40,12 +47,12 @@ def write(path: Path, content: bytes | str) -> None:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        _rename(temporary, path, new)
     except OSError as error:
         error.add_note(str(path))  # the system names no file when it refuses a byte
         raise
     finally:
-        _remove(temporary)  # there only if something was raised: on a full disk every byte counts
+        _remove(temporary)  # where something was raised: on a full disk every byte counts
     _sync_folder(path.parent)
 
 
@@ -111,8 +118,9 @@ def _sum(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `path` when the block ends, and vanishes if it raises.
+def folder(path: Path, new: bool = False) -> Iterator[Path]:
+    """A temporary folder that becomes `path` when the block ends, and vanishes if it raises. new: never in the place of what
+    is there then; a UserError.
 
     What stood at `path` is exchanged for it in one step, after the new folder is complete and safe on the disk, and then
     removed. A process killed on the way leaves a `.NAME.PID.tmp` beside it, which the next writer of the same path removes.
@@ -131,7 +139,11 @@ def folder(path: Path) -> Iterator[Path]:
             else:
                 _sync_folder(file)
         _sync_folder(temporary)
-        _swap(temporary, path)
+        if new:
+            _rename(temporary, path, new)
+            _sync_folder(path.parent)
+        else:
+            _swap(temporary, path)
     except Exception as error:
         error.add_note(str(path))
         raise
@@ -150,12 +162,26 @@ def beside(path: Path) -> Iterator[Path]:
         _remove(temporary)
 
 
-def put(new: Path, path: Path) -> None:
-    """Gives a finished file its name, in the place of what stood there."""
-    with open(new, "rb") as file:
+def put(made: Path, path: Path, new: bool = False) -> None:
+    """Gives a finished file its name, in the place of what stood there; new: as of `write`."""
+    with open(made, "rb") as file:
         os.fsync(file.fileno())
-    os.replace(new, path)
+    _rename(made, path, new)
     _sync_folder(Path(path).parent)
+
+
+def _rename(made: Path, path: Path, new: bool) -> None:
+    """new: refused in the same step where the name is taken."""
+    if not new:
+        os.replace(made, path)
+        return
+    try:
+        if _renamed(made, path, RENAME_NOREPLACE):
+            return
+    except FileExistsError:
+        pass
+    check_free(path)
+    os.rename(made, path)
 
 
 def _temporary(path: Path) -> Path:
@@ -196,12 +222,16 @@ def _swap(new: Path, path: Path) -> None:
 
 
 def _exchanged(new: Path, path: Path) -> bool:
-    """Whether the kernel could exchange the two names, which no reader and no kill can see half done."""
+    return _renamed(new, path, RENAME_EXCHANGE)
+
+
+def _renamed(made: Path, path: Path, flag: int) -> bool:
+    """Whether the kernel could rename as the flag says, which no reader and no kill can see half done."""
     try:
         call = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError):
         return False
-    if call(AT_FDCWD, os.fsencode(new), AT_FDCWD, os.fsencode(path), RENAME_EXCHANGE) == 0:
+    if call(AT_FDCWD, os.fsencode(made), AT_FDCWD, os.fsencode(path), flag) == 0:
         return True
     if (code := ctypes.get_errno()) in UNABLE:
         return False

@@ -57,12 +57,12 @@ def export(folder: Path, target: Path, form: str, readme: str) -> float:
 @contextmanager
 def _new(target: Path, is_folder: bool) -> Iterator[Path]:
     if is_folder:
-        with disk.folder(target) as new:
+        with disk.folder(target, new=True) as new:
             yield new
         return
     with disk.beside(target) as room:
         yield room / target.name
-        disk.put(room / target.name, target)
+        disk.put(room / target.name, target, new=True)
 
 
 @torch.inference_mode()

@@ -32,11 +32,11 @@ class Statistics:
 
 
 def write(path: Path, moments: Moments, judge: str, images: int, data: str) -> None:
-    """An .npz of mu and sigma, float64, and beside them whose features they are of, of how many images, and their digest."""
+    """A new .npz of mu and sigma, float64, and whose features they are of, of how many images, and their digest."""
     content = io.BytesIO()
     arrays = {"mu": moments.mean.numpy(), "sigma": moments.covariance.numpy()}
     np.savez(content, **arrays, judge=np.array(judge), images=np.array(images), data=np.array(data))
-    disk.write(path, content.getvalue())
+    disk.write(path, content.getvalue(), new=True)
 
 
 def read(path: Path) -> Statistics:

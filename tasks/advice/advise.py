@@ -1,13 +1,13 @@
 """The verb `advise`: reads the question, chooses lines by the rules, fits them to the budget, checks and writes the file."""
 
 import json
-import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from diffcore.checkpoints import from_diffusers, read_card
+from diffcore.core import disk
 from diffcore.core.errors import UserError
 from tasks import paths, places, plan
 from tasks.advice import budget, question, text
@@ -37,8 +37,7 @@ def advise(
 ) -> None:
     """Writes `target`, which must not exist, and prints what it says. folder: of a teacher that is trained already. source,
     size: of the images. limit: the budget."""
-    if os.path.lexists(target):
-        raise UserError(f"{target} is there already; name another file")
+    disk.check_free(target, "file")
     if not target.parent.is_dir():
         raise UserError(f"there is no folder {target.parent}; make it first")
     asks = question.read(params, calls, folder, source, guidance, limit)
@@ -47,27 +46,13 @@ def advise(
     parsed = parse(answer.raw, str(target))
     if asks.folder is not None:
         _check_adopted(parsed, asks)
-    _create(target, content)
+    disk.write(target, content, new=True)
     log(json.dumps(answer.to_json(target), indent=1) if as_json else "\n".join(answer.lines(target)))
 
 
 def _check_adopted(parsed: Params, asks: Question) -> None:
     model = from_diffusers.read(Path(asks.folder))
     check_adopted(parsed, ROOT, model.skips, model.denoiser.parameterization)
-
-
-def _create(target: Path, content: str) -> None:
-    """Whole or not at all, and never in the place of another file."""
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=".advise-")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(content)
-            os.fchmod(file.fileno(), 0o644)
-        os.link(name, target)
-    except FileExistsError:
-        raise UserError(f"{target} is there already; name another file") from None
-    finally:
-        os.unlink(name)
 
 
 class Answer:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from diffcore.core import disk
-from diffcore.core.errors import UserError
 from diffcore.metrics.estimate import Estimate
 from diffcore.metrics.floor import Floor
 from diffcore.metrics.frontier import Frontier
@@ -79,8 +78,8 @@ def frontier(frontier: Frontier, path: Path) -> None:
     _save(figure, path)
 
 
-def curves(csvs: dict[str, Path], path: Path, seconds: Mapping[str, Mapping[int, float]] | None = None) -> None:
-    """Training losses against images seen, one line for each csv (columns step, images, loss), 1200 x 800.
+def curves(csvs: Mapping[str, str], path: Path, seconds: Mapping[str, Mapping[int, float]] | None = None) -> None:
+    """Training losses against images seen, one line for each csv's text (columns step, images, loss), 1200 x 800.
 
     The pale line is the loss as logged, the strong one its running mean over a fortieth of the run. What has columns but no
     rows, a teacher that was trained elsewhere, has no line. Where trainings were watched, what they draw has axes of its own
@@ -90,13 +89,13 @@ def curves(csvs: dict[str, Path], path: Path, seconds: Mapping[str, Mapping[int,
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 8), dpi=100, facecolor="white")
-    looks = {name: rows for name, file in csvs.items() if (rows := tables.looks(file.read_text()))}
+    looks = {name: rows for name, text in csvs.items() if (rows := tables.looks(text))}
     axes = figure.add_axes((0.085, 0.52, 0.74, 0.34) if looks else (0.085, 0.09, 0.74, 0.77))
     axes.set(xlabel="images seen", ylabel="loss", xscale="log", yscale="log")
     _plain_ticks(axes.yaxis)
     _frame(axes)
-    for k, (name, file) in enumerate(csvs.items()):
-        images, loss = _columns(file)
+    for k, (name, text) in enumerate(csvs.items()):
+        images, loss = _columns(text)
         if not len(loss):
             continue
         colour = _colour(k)
@@ -426,10 +425,7 @@ def _warn(figure: Any, warnings: Sequence[str]) -> None:
         figure.text(0.075, 0.875, f"{text}{more}", fontsize=11, color=WARNING)
 
 
-def _columns(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    text = file.read_text()
-    if not text.strip():
-        raise UserError(f"{file} is empty; run the stage that writes it again")
+def _columns(text: str) -> tuple[np.ndarray, np.ndarray]:
     images, loss = np.array([(row["images"], row["loss"]) for row in tables.points(text)]).reshape(-1, 2).T
     return images, loss
 

@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +55,19 @@ class Artifacts:
     def recommended(self) -> Point:
         return self.frontier.recommended.point
 
-    @property
+    @cached_property
     def picks(self) -> dict[str, Point]:
         """The point of each alias; one point may have several."""
         points, tolerance = self.frontier.points, self.parameters["publish"]["tolerance"]
         fastest = recommendation.fastest(points, self.frontier.floor, tolerance)
         return {CHALLENGER: self.recommended, BEST: best_of(points), FASTEST: fastest}
 
+    @cached_property
+    def _picked(self) -> frozenset[str]:
+        return frozenset(pick.name for pick in self.picks.values())
+
     def is_picked(self, point: Point) -> bool:
-        return point.name in {pick.name for pick in self.picks.values()}
+        return point.name in self._picked
 
 
 def read(folder: Path, parameters: dict[str, Any]) -> Artifacts:
