@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -45,23 +46,29 @@ sys.exit(os.waitstatus_to_exitcode(status))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", help="a file of presets/ without .yaml")
-    parser.add_argument("--slots", help="stages at a time")
-    parser.add_argument("--folder", type=Path, help="a new folder, which is kept")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = (options.folder or Path(scratch) / "workspace").resolve()
-        log = Path(scratch) / "stages.jsonl"
-        make(folder, options.preset)
+    options = parser(__doc__).parse_args()
+    with workspace(options) as (folder, log):
         total = run(folder, log, options.slots)
         print(table(folder, [json.loads(line) for line in log.read_text().splitlines()], total))
 
 
-def make(folder: Path, preset: str | None) -> None:
-    """A workspace of this code."""
-    words = [sys.executable, "-m", "tasks", "workspace", str(folder), *(["--preset", preset] if preset else [])]
-    subprocess.run(words, cwd=ROOT, check=True)
+def parser(about: str) -> argparse.ArgumentParser:
+    """Of the words that say which pipeline runs."""
+    words = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--preset", help="a file of presets/ without .yaml")
+    words.add_argument("--slots", help="stages at a time")
+    words.add_argument("--folder", type=Path, help="a new folder, which is kept")
+    return words
+
+
+@contextmanager
+def workspace(options: argparse.Namespace) -> Iterator[tuple[Path, Path]]:
+    """A new workspace of this code, and a file for what its stages took, which is gone afterwards."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = (options.folder or Path(scratch) / "workspace").resolve()
+        words = [sys.executable, "-m", "tasks", "workspace", str(folder)]
+        subprocess.run([*words, *(["--preset", options.preset] if options.preset else [])], cwd=ROOT, check=True)
+        yield folder, Path(scratch) / "stages.jsonl"
 
 
 def run(folder: Path, log: Path, slots: str | None) -> dict[str, float]:

@@ -8,11 +8,9 @@ are 0.7 to 1.3 for the time of the whole and 0.85 to 1.15 for memory and disk. M
 a stage had resident. CPU seconds stand beside the seconds: other work on the machine makes the latter longer.
 """
 
-import argparse
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,16 +23,10 @@ PLACES = ("artifacts", ".dvc/cache", ".resume", "mlruns", "mlflow.db")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", help="a file of presets/ without .yaml")
+    parser = pipeline.parser(__doc__)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of params.yaml")
-    parser.add_argument("--slots", help="stages at a time")
-    parser.add_argument("--folder", type=Path, help="a new folder, which is kept")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = (options.folder or Path(scratch) / "workspace").resolve()
-        log = Path(scratch) / "stages.jsonl"
-        pipeline.make(folder, options.preset)
+    with pipeline.workspace(options) as (folder, log):
         change(folder / "params.yaml", dict(each.split("=", 1) for each in options.set))
         plan, before = planned(folder), taken(folder)
         total = pipeline.run(folder, log, options.slots)

@@ -25,8 +25,6 @@ SECONDS_BETWEEN = 5.0
 ROWS = 20
 """Looks of the table, the last ones."""
 
-COLUMNS = 8
-
 
 class Page:
     """Passes on a stage's lines, and with them, no more often than each SECONDS_BETWEEN, brings the page up to date.
@@ -111,5 +109,5 @@ def table(training: Seen) -> str:
 def _as_url(samples: Any) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "samples.png"
-        grids.grid(samples, path, COLUMNS)
+        grids.grid(samples, path)
         return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"

@@ -27,9 +27,6 @@ PAGE = "#/experiments/{}/runs/{}/model-metrics?workflowType=machine_learning"
 BATCH = 500
 """Metrics that are logged at once; MLflow takes 1000."""
 
-COLUMNS = 8
-"""Of the picture of samples."""
-
 
 def address() -> str:
     """Of the store."""
@@ -133,7 +130,7 @@ class Mirror:
             return
         # beside the lines: a folder that is written to already
         path = Path(training.path).with_suffix(".png")
-        grids.grid(samples, path, COLUMNS)
+        grids.grid(samples, path)
         with Image.open(path) as picture:
             step = training.looks[-1]["step"]
             experiment.client.log_image(run, picture.convert("RGB"), key="samples", step=step, synchronous=True)

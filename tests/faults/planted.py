@@ -175,7 +175,7 @@ OWN = (
     _own("tasks/supervisor.py", "return child.returncode if child.returncode >= 0 else 128 - child.returncode", "return max(child.returncode, 0)", "a killed command counts as well done", "flows"),
     _own("diffcore/metrics/frechet.py", "rows = rows.double()", "rows = rows.float()", "moments are in float32", "quality"),
     _own("tasks/command.py", "file=sys.stderr)\n    return MISTAKE", "file=sys.stderr)\n    return 1", "a mistake has the exit code of a crash", "params", "stages"),
-    _own("diffcore/core/disk.py", "    os.replace(temporary, path)", "    shutil.copyfile(temporary, path)", "a file is written over in place", "disk", "checkpoint"),
+    _own("diffcore/core/disk.py", "        os.replace(made, path)", "        shutil.copyfile(made, path)", "a file is written over in place", "disk", "checkpoint"),
     _own("diffcore/data/tars.py", 'raise UserError(f"{name} cannot be read as an uncompressed tar ({error}): fetch or write it again") from None', "pass", "a damaged tar is read as far as it goes, without a word", "shards", "sources"),
     _own("diffcore/data/feed.py", "return pixels.float() / 127.5 - 1", "return pixels.float() / 255", "images are in [0, 1]", "feed"),
     _own("diffcore/training/loop.py", "        self.read()\n        facts = {", "        facts = {", "a state is saved although a loss that nobody has read yet is not finite", "late"),
