@@ -23,6 +23,7 @@ FILES = ("dvc.yaml", ".dvcignore", "stage")
 DVC_CONFIG = ".dvc/config"
 ENVIRONMENT = ".venv"
 PRESETS = Path("presets")
+OPTIONAL = ("teachers", "distill", "evaluate")
 SPACES = ".workspaces"
 """Where the flows make theirs."""
 
@@ -124,11 +125,12 @@ def _change(text: str) -> dict[str, Any]:
 def _merge(into: dict[str, Any], changes: dict[str, Any], whose: str, path: str = "") -> None:
     """Mappings are merged, anything else replaced; `distill` is replaced as a whole unless a line of it is changed.
 
-    A key that params.yaml does not have is a UserError, so that a preset cannot drift from it.
+    A key that params.yaml does not have is a UserError, so that a preset cannot drift from it; but in OPTIONAL sections, of
+    which params.parse knows the keys that may be left out.
     """
     for key, value in changes.items():
         where = f"{path}{key}"
-        if key not in into and path not in ("teachers.", "distill.", "evaluate.students."):
+        if key not in into and path.partition(".")[0] not in OPTIONAL:
             raise UserError(f"{whose}: params.yaml has no {where}")
         if isinstance(value, dict) and isinstance(into.get(key), dict) and not _replaces(where, value, into[key]):
             _merge(into[key], value, whose, f"{where}.")
