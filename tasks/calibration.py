@@ -28,7 +28,9 @@ from diffcore.data.feed import to_float
 from diffcore.data.read import Images
 from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.network import NetDenoiser
-from diffcore.metrics import features, measures
+from diffcore.metrics import features, judges, measures, statistics
+from diffcore.metrics.judge import Judge
+from diffcore.metrics.judge_trial import trial
 from diffcore.metrics.metric import Subject
 from diffcore.metrics.reference import Reference
 from diffcore.nets import memory
@@ -38,7 +40,7 @@ from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solvers import SOLVERS
 from diffcore.training import loop
 from diffcore.training.resume import Resume
-from tasks import params, places
+from tasks import measure, params, paths, places
 from tasks.params import Params
 from tasks.plan import TRYING
 from tasks.planned_data import PlannedData, planned_data
@@ -207,6 +209,32 @@ def judging(parameters: Params, data: PlannedData) -> dict[str, float]:
     }
 
 
+def judged(parameters: Params, data: PlannedData) -> dict[str, float]:
+    """Of all judges together: seconds of looking at a sample (`image`), of all else that a point takes (`point`), of what a
+    stage does once (`once`) and of the real images (`look`), and bytes of what is then kept (`kept`), both 0 of judges that
+    have it from an earlier run; `more` bytes of features that were not tried, and those of a process while no judge looks."""
+    threads.use(parameters.compute.threads)
+    device, clock, trials = parameters.compute.device, Clock(parameters), []
+    total = dict.fromkeys(("image", "point", "once", "look", "kept", "more"), 0.0)
+    for name, file in parameters.evaluate.judge_files.items():
+        judge = judges.load(name, file).to(device)
+        real = None if file.reference is None else statistics.read(Path(file.reference))
+        each = trial(judge, data.shape, parameters.evaluate.images, data.images, real, clock)
+        trials.append((judge, each))  # a stage has all of them
+        new = real is None and not _is_kept(parameters, judge)
+        own = {"look": new * each.image * data.images, "kept": new * each.kept}
+        own |= {"more": each.more if device.type == "cpu" else 0}  # features lie in the machine's memory
+        own |= {key: getattr(each, key) for key in ("image", "point", "once")}
+        total = {key: value + own[key] for key, value in total.items()}
+    return {**total, "held_bytes": memory.held(device)}
+
+
+def _is_kept(parameters: Params, judge: Judge) -> bool:
+    """Whether what the judge saw of the real images is kept."""
+    sharded = (paths.DATA / "manifest.json").exists()
+    return sharded and measure.courts(parameters, "plan").has(judge)
+
+
 def measured(parameters: Params, work: Callable[[], dict[str, float]], copies: int) -> dict[str, float]:
     """What `work` gives and, as `bytes`, the memory that it took: the GPU's where there is one, else that of a process."""
     device = parameters.compute.device
@@ -266,13 +294,17 @@ def kind_of(parameters: Params, name: str) -> str:
 
 def calibrate(parameters: Params, slots: int, names: list[str]) -> dict[str, Any]:
     """What the lines of these names cost: {lines: {name: {seconds, calls, state, bytes, width, checkpoint, call,
-    call_bytes}}, judging: {...}, base: bytes of a process that only begins}."""
+    call_bytes}}, judging: {...}, judges: {...}, None without judges, base: bytes of a process that only begins}."""
     threads.use(1)  # a fork of a process whose own threads have computed waits for them for ever
     data, lines = planned_data(parameters), {}
     # first, while nothing lies in this process's memory that its forks would be said to take
     base = measured(parameters, dict, 1)["bytes"]
     _trying("the feature network and the metrics")
-    judged = measured(parameters, lambda: judging(parameters, data), slots)
+    by_own = measured(parameters, lambda: judging(parameters, data), slots)
+    by_others = None
+    if parameters.evaluate.judges:
+        _trying(f"the judges {', '.join(parameters.evaluate.judges)}")
+        by_others = measured(parameters, lambda: judged(parameters, data), slots)
     trained: dict[str, dict[str, float]] = {}
     drawn: dict[str, dict[str, float]] = {}
     with TemporaryDirectory() as room:
@@ -292,7 +324,7 @@ def calibrate(parameters: Params, slots: int, names: list[str]) -> dict[str, Any
             none = {"seconds": 0.0, "calls": 0.0, "state": 0, "bytes": 0}
             call = {"call": drawn[net]["seconds"], "call_bytes": drawn[net]["bytes"]}
             lines[name] = {**(trained[kind] if width else none), "width": max(1, width), "checkpoint": size, **call}
-    return {"lines": lines, "judging": judged, "base": base}
+    return {"lines": lines, "judging": by_own, "judges": by_others, "base": base}
 
 
 def _trying(what: str) -> None:

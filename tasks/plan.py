@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,7 @@ def plan_of(params: Params) -> Plan:
     data = planned_data(params)
     calibration = calibrated(len(slots.all), names or [next(iter(params.lines))])
     costs = {name: _cost(name, params, data, calibration, slots) for name in todo}
+    costs |= {name: _judged(costs[name], params, calibration, todo) for name in todo if _measures(name)}
     wall = _wall(todo, costs, len(slots.all))
     return Plan(tuple(costs.values()), cached, len(slots.all), wall, tuple(_warnings(costs, len(slots.all))))
 
@@ -172,7 +173,7 @@ def _cost(name: str, params: Params, data: PlannedData, calibration: Mapping[str
     memory = megabytes * 10**6 + min(data.bytes, params.compute.memory_bytes)
     if kind in ("teachers", "distill"):
         return _training(name, line, params, calibration["lines"][line], begin, slots)
-    if kind in ("measure_teachers", "measure"):
+    if _measures(name):
         own = calibration["lines"][line]
         calls = sum(_points(params, line)) * params.evaluate.images * params.trainings(line) + _beside(params, line)
         seconds = begin + judging["look"] + calls * own["call"] + len(list(_points(params, line))) * judging["metrics"]
@@ -192,6 +193,25 @@ def _cost(name: str, params: Params, data: PlannedData, calibration: Mapping[str
     }
     disks = {"shard": 2 * data.bytes, "frontier": round(2 * TABLES * share), "publish": _published(params, calibration)}
     return Cost(name, begin + constant.get(kind, 0.0) * speed, 0, memory, disks.get(kind, 0))
+
+
+def _judged(cost: Cost, params: Params, calibration: Mapping[str, Any], todo: Mapping[str, stages.Stage]) -> Cost:
+    """A stage that measures, with what the judges of evaluate.judges take. They look at the real images once: a stage that
+    waits for another one that measures finds what they saw. They look at samples when none is drawn any more."""
+    if (own := calibration["judges"]) is None:
+        return cost
+    points = len(list(_points(params, cost.name.partition("@")[2])))
+    seconds = own["once"] + points * (params.evaluate.images * own["image"] + own["point"])
+    first = not any(map(_measures, filter(todo.get, todo[cost.name].after)))
+    base = calibration["base"]
+    held = max(0, own["held_bytes"] - base)
+    most = round(max(cost.bytes + held, own["bytes"] + own["more"]))
+    disk = cost.disk + round(first * own["kept"])
+    return replace(cost, seconds=cost.seconds + seconds + first * own["look"], bytes=most, disk=disk)
+
+
+def _measures(stage: str) -> bool:
+    return stage.partition("@")[0] in ("measure_teachers", "measure")
 
 
 def _measuring_bytes(params: Params, line: str, calibration: Mapping[str, Any]) -> int:

@@ -64,6 +64,17 @@ def test_another_judge_or_other_images_code_device_or_threads_look_again(tmp_pat
     assert court(tmp_path, usual)[1] == 0
 
 
+def test_whether_the_real_images_are_looked_at_is_seen_beforehand(tmp_path):
+    judge = Judge("flat", Counted(), "5" * 64, "none")
+    courts, other = Courts(Kept(tmp_path), ABOUT), dataclasses.replace(judge, name="steep")
+    assert not courts.has(judge)
+    courts.court(judge, REAL)
+    assert courts.has(judge)
+    assert not courts.has(other)
+    next(tmp_path.glob("*.safetensors")).write_bytes(b"")
+    assert not courts.has(judge)
+
+
 @pytest.mark.parametrize("suffix", [".json", ".safetensors"])
 @pytest.mark.parametrize("damage", ["changed", "cut", "gone"])
 def test_what_is_damaged_is_named_and_worked_out_again(suffix, damage, tmp_path):

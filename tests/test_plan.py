@@ -8,19 +8,25 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import Tensor
 
 from diffcore import methods
 from diffcore.core import disk
 from diffcore.core.errors import UserError
-from diffcore.metrics import measured
+from diffcore.data import read
+from diffcore.metrics import judge_trial, judges, measured
+from diffcore.metrics.judge import BATCH, Judge
+from diffcore.nets import memory
 from diffcore.sampling.deepcache import Config as CacheConfig
 from diffcore.sampling.recipe import Recipe
 from diffcore.sampling.solvers import SOLVERS
-from tasks import calibration, command, params, paths, plan
+from tasks import calibration, command, measure, params, paths, plan
 from tasks.calibration import Networks
 from tasks.plan import Cost, Plan
 from tasks.planned_data import planned_data
+from tests.test_judges import Flat
 from tests.test_measure import up_to_frontier
+from tests.test_programs import Means, scripted
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +120,88 @@ def test_images_that_nobody_has_counted_are_refused(here, monkeypatch, tmp_path)
         planned_data(here)
     digits = dataclasses.replace(here, data=dataclasses.replace(here.data, source="digits", labels=None))
     assert planned_data(digits).images == 1797
+
+
+# ------------------------------------------------------------------------------- judges
+
+JUDGED = {
+    **{"image": 0.5, "point": 3.0, "once": 7.0, "look": 1000.0, "kept": 10**6, "more": 10**5},
+    **{"held_bytes": 3 * 10**8, "bytes": 9 * 10**8},
+}
+"""Of all judges, as the calibration has it."""
+
+
+def test_judges_cost_a_look_at_each_sample_and_one_at_the_real_images(here):
+    """The first stage that measures looks at the real images; those that wait for it find what was seen."""
+    todo = {"measure_teachers@teacher": stage("gamma"), "measure@v": stage("distill@v", "measure_teachers@teacher")}
+    calibration = {"base": 2 * 10**8, "judges": JUDGED}
+    for name, look in (("measure_teachers@teacher", 1), ("measure@v", 0)):
+        before = Cost(name, 20.0, 64.0, 4 * 10**8, 5)
+        after = plan._judged(before, here, calibration, todo)
+        points = len(list(plan._points(here, name.partition("@")[2])))
+        assert after.seconds == 20 + 7 + points * (3 + 0.5 * here.evaluate.images) + look * 1000
+        assert after.disk == 5 + look * 10**6
+        assert after.bytes == 9 * 10**8 + 10**5
+        assert after.calls == before.calls
+        large = plan._judged(dataclasses.replace(before, bytes=2 * 10**9), here, calibration, todo)
+        assert large.bytes == 2 * 10**9 + 10**8
+    del todo["measure_teachers@teacher"]
+    assert plan._judged(before, here, calibration, todo).disk == 5 + 10**6
+    assert plan._judged(before, here, {"judges": None}, todo) == before
+
+
+class Slow(Flat):
+    """Takes a second an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = 0.0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.now += len(images)
+        return super().forward(images)
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+def test_a_trial_asks_the_network_for_a_look_and_not_for_every_sample(monkeypatch):
+    slow = Slow()
+    outcome = judge_trial.trial(Judge("slow", slow, "5" * 64, "none"), (3, 4, 4), 5000, 300, None, lambda: slow.now)
+    assert (outcome.image, outcome.point, outcome.once) == (1.0, 0.0, 0.0)
+    assert slow.now == 2 * BATCH
+    assert outcome.kept == 8 * 48 * (300 + 48 + 1)  # of each image 48 features, and their mean and scatter
+    assert outcome.more == 2 * 8 * 48 * 3000
+    assert outcome.court.rows.shape == (300, 48)
+    assert outcome.court.rows.std() == pytest.approx(1, abs=0.05)
+    ticks = iter([0.0, 8.0, 10.0, 12.0])  # the first point works out what the court keeps
+    monkeypatch.setattr(judge_trial, "looking", lambda *words: (0.25, 48))
+    outcome = judge_trial.trial(Judge("slow", slow, "5" * 64, "none"), (3, 4, 4), 5000, 300, None, lambda: next(ticks))
+    assert (outcome.image, outcome.point, outcome.once) == (0.25, 2 * 5000 / 2000, 6.0)
+
+
+def test_what_judges_saw_of_the_real_images_is_not_looked_at_again(here, monkeypatch, tmp_path):
+    monkeypatch.setattr(judge_trial, "ENOUGH_SECONDS", 0.0)
+    monkeypatch.setattr(paths, "RESUME", tmp_path / ".resume")
+    mine = {
+        "file": str(scripted(Means(), tmp_path / "mine.pt")),
+        "size": 16,
+        "mean": [0.5],
+        "std": [0.5],
+        "trusted": True,
+    }
+    judged = params.parse(here.raw | {"evaluate": here.raw["evaluate"] | {"judges": {"mine": mine}}}, "test")
+    data = planned_data(judged)
+    outcome = calibration.judged(judged, data)
+    assert outcome["look"] == pytest.approx(outcome["image"] * data.images)
+    assert outcome["kept"] == 8 * 2 * (data.images + 2 + 1)
+    assert 10**7 < outcome["held_bytes"] <= memory.most(judged.compute.device)
+    assert min(outcome["image"], outcome["point"]) > 0
+    seen = judges.load("mine", judged.evaluate.judge_files["mine"])
+    measure.courts(judged, "test").court(seen, read.open_images(paths.DATA, 10**9))
+    again = calibration.judged(judged, data)
+    assert (again["look"], again["kept"]) == (0, 0)
+    assert again["image"] > 0
+    tried = calibration.calibrate(judged, 1, ["v"])
+    assert tried["judges"].keys() == outcome.keys() | {"bytes"}
 
 
 # ------------------------------------------------------------------------------- slots, memory, disk

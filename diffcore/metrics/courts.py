@@ -32,6 +32,10 @@ class Courts:
             self.kept.save(self._job(judge), {"count": moments.count}, tensors)
         return court
 
+    def has(self, judge: Judge) -> bool:
+        """Whether what the judge saw of these images is kept."""
+        return self.kept.load(self._job(judge)) is not None
+
     def keep(self, judges: Iterable[Judge]) -> None:
         """Forgets what was kept of other judges, images or code."""
         if processes.is_main():
