@@ -8,6 +8,7 @@ import pytest
 
 from diffcore.core import disk
 from tasks import command, doctor, params, paths
+from tests import test_encoders
 from tests.test_params import ROOT
 
 
@@ -106,6 +107,25 @@ def test_files_of_judges_are_named_with_their_digest_and_missing_ones_are_a_faul
     assert examined(capsys) == (0, [])
     command.main(["doctor"])
     assert f"weights.pth, sha256 {disk.sha256(Path('weights.pth'))[:12]}" in capsys.readouterr().out
+
+
+def test_folders_of_judges_are_named_with_the_digest_of_their_weights_and_a_config_that_is_not_run_is_a_fault(
+    here, capsys
+):
+    raw = params.load_yaml(paths.PARAMS)
+    raw["evaluate"]["judges"] = {"dinov2": "theirs"}
+    write(raw)
+    folder = test_encoders.write(here / "theirs", test_encoders.DINOV2)
+    assert examined(capsys) == (0, [])
+    command.main(["doctor"])
+    assert (
+        f"theirs/model.safetensors, sha256 {disk.sha256(folder / 'model.safetensors')[:12]}" in capsys.readouterr().out
+    )
+    test_encoders.write(here / "theirs", test_encoders.CLIP)
+    code, faults = examined(capsys)
+    assert code == 1
+    assert [line for line in faults if "judges.dinov2: 'theirs/config.json': model_type must be" in line]
+    assert command.main(["check"]) == 2
 
 
 def test_a_disk_that_is_nearly_full_and_a_folder_that_is_not_ours_are_faults(here, capsys, monkeypatch):

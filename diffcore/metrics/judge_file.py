@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffcore.metrics import order
+from diffcore.metrics import judge_folder, order
 
 PACKAGE = "package"
 """In the place of a path: the file that an installed package ships."""
@@ -26,9 +26,9 @@ HEXADECIMAL = re.compile(r"[0-9a-f]{8,64}")
 
 @dataclass(frozen=True)
 class JudgeFile:
-    """file: of weights, or `package`; for a judge of a name that we have no network of, a program: torch.export's .pt2 or
-    TorchScript's .pt. sha256: its digest, or the first 8 digits of it or more. reference: an .npz of mu and sigma that fd is
-    held against in the place of the images of the training.
+    """file: of weights, or `package`; of some judges their folder, see `judge_folder`; for a judge of a name that we have no
+    network of, a program: torch.export's .pt2 or TorchScript's .pt. sha256: digest of the weights, or its first 8 digits or
+    more. reference: an .npz of mu and sigma that fd is held against in the place of the images of the training.
 
     Of a program: size, the side to which images are resized; mean, std: of each channel, 1 or 3, in [0, 1] and then
     (x - mean) / std; trusted: loading it executes what is in it, so this must be written.
@@ -94,9 +94,11 @@ def _check_program(name: str, judge: JudgeFile) -> None:
 
 
 def path(name: str, judge: JudgeFile) -> Path:
-    """Its file, which is there; raises ValueError where it is not."""
+    """Its file of weights, which is there, of a folder whose config is one that we run; raises ValueError where it is not."""
     if judge.file == PACKAGE:
         return _packaged(name)
+    if name in judge_folder.READERS:
+        return judge_folder.weights(name, Path(judge.file))
     if not Path(judge.file).is_file():
         raise ValueError(f"there is no file {_short(judge.file)}; download its weights and name them here")
     return Path(judge.file)

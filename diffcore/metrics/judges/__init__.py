@@ -1,7 +1,7 @@
 """Feature networks that others judge by too, one file each; its name is the judge's in params.yaml. Adding a file adds it.
 
-A judge is weights in a local file that the user names: nothing is downloaded, and no code in the file is executed. A judge of
-any other name is a program that the user trusts, see diffcore.metrics.program.
+A judge is weights in a local file that the user names, or a folder of it and its config: nothing is downloaded, and no code
+in the file is executed. A judge of any other name is a program that the user trusts, see diffcore.metrics.program.
 """
 
 import importlib
@@ -29,7 +29,8 @@ def load(name: str, file: JudgeFile) -> Judge:
     if name not in order.JUDGES:
         return Judge(name, program.load(path, file), sha256, program.words(file))
     module = importlib.import_module(f"{__name__}.{name}")
-    return Judge(name, module.load(path), sha256, module.PREPROCESSING)
+    network = module.load(path)
+    return Judge(name, network, sha256, network.preprocessing)
 
 
 def _check_digest(name: str, path: Path, sha256: str, wanted: str | None) -> None:

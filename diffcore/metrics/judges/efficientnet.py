@@ -70,6 +70,8 @@ class Block(nn.Module):
 class EfficientNet(nn.Module):
     """Images uint8 [b, 1 or 3, h, w] -> the 1280 features before the classes, [b, 1280]."""
 
+    preprocessing = PREPROCESSING
+
     def __init__(self):
         super().__init__()
         self._conv_stem, self._bn0 = Same(3, STEM, 3, 2), _norm(STEM)

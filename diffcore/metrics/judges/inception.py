@@ -133,6 +133,8 @@ def _e(inside: int, pool: str) -> Block:
 class Inception(nn.Module):
     """Images uint8 [b, 1 or 3, h, w] -> the 2048 features before the classes, [b, 2048]."""
 
+    preprocessing = PREPROCESSING
+
     def __init__(self):
         super().__init__()
         one, three = SQUARE[1], SQUARE[3]
