@@ -22,6 +22,8 @@ def show(word: str, as_json: bool = False) -> None:
         return
     rows = _rows(card)
     width = max(map(len, rows))
+    if each.registered:
+        log(f"{each.word} is {each.registered}")
     log(f"{each.folder}: whole, all of its {len(card.files)} files are as the card says")
     log("\n".join(f"  {name:<{width}}  {value}" for name, value in rows.items()))
 

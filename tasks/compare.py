@@ -35,7 +35,7 @@ def compare(
     threads.use(params.compute.threads)
     images = images or params.evaluate.images
     seed = params.evaluate.seed if seed is None else seed
-    takers = [each for each in both if each.point is None and each.card.grid is None]
+    takers = [each for each in both if each.sampling is None and each.card.grid is None]
     if steps is not None and not takers:
         raise UserError(f"{words[0]} and {words[1]} have steps of their own; leave --steps out")
     drawables = [open_named(each, params, steps if each in takers else None) for each in both]
@@ -48,10 +48,14 @@ def compare(
         return Subject(each.draw(params, images, seed, labels), reference, network, seed)
 
     outcome = held_against(words, *map(subject, drawables))
+    aliases = {each.word: str(each.registered) for each in both if each.registered}
     if as_json:
         about = {"images": images, "seed": seed, "real_images": reference.count, "features": network.digest}
+        about |= {"aliases": aliases} if aliases else {}
         log(json.dumps(outcome.to_json() | about, indent=1, allow_nan=False))
         return
+    for alias, version in aliases.items():
+        log(f"{alias} is {version}")
     log(
         f"{images} samples each from noise seed {seed}, {reference.count} real images, feature network {network.digest[:12]}"
     )

@@ -12,7 +12,7 @@ from diffcore.metrics.estimate import Estimate
 from diffcore.metrics.frontier import Frontier
 from diffcore.metrics.point import Point, best_of
 from tasks import named, paths
-from tasks.named import Named
+from tasks.named import Named, Sampling
 from tasks.params import Params
 from tasks.progress import log
 
@@ -30,30 +30,32 @@ def export(params: Params, word: str, target: Path, form: str = "diffusers") -> 
     threads.use(params.compute.threads)
     gap = exports.export(each.folder, target, form, readme(each, params.data.license))
     log(
-        f"{word}: exported to {target} ({form}); outputs differ by {gap:.2g} of the largest, at most {exports.TOLERANCE:g}"
+        f"{each.title}: exported to {target} ({form}); outputs differ by {gap:.2g} of the largest, at most "
+        f"{exports.TOLERANCE:g}"
     )
 
 
 def readme(each: Named, license: str | None) -> str:
     """The model card, in Markdown: what it is, what it was measured to be worth, its data, how to sample."""
     card, point = each.card, _point(each)
+    name = each.registered.tags["point"] if each.registered else (point.name if point else card.name)
     parts = [
         "---\nlibrary_name: diffusers\ntags:\n- diffusion-distillation\n---\n",
-        f"# {point.name if point else card.name}\n",
+        f"# {name}\n",
         _about(card),
         *([_row(point)] if point else []),
         "## Data\n",
         f"Images of shape {card.image} (channels, height, width), digest `{card.data}`. "
         + (f"Licence of the data: {license}.\n" if license else "The licence of the data is not stated.\n"),
         "## Sampling\n",
-        _sampling(card, point),
+        _sampling(card, point or each.sampling),
     ]
     return "\n".join(parts)
 
 
 def _point(each: Named) -> Point | None:
-    """The point that was named, or the best one of the checkpoint in this folder's frontier."""
-    if each.point is not None or not paths.FRONTIER.exists():
+    """The point that was named, or of a checkpoint the best one in this folder's frontier."""
+    if each.sampling is not None or not paths.FRONTIER.exists():
         return each.point
     digest = each.card.digest
     points = Frontier.read(paths.FRONTIER, paths.again("frontier")).points
@@ -89,7 +91,7 @@ def _row(point: Point) -> str:
     )
 
 
-def _sampling(card: Card, point: Point | None) -> str:
+def _sampling(card: Card, point: Point | Sampling | None) -> str:
     pipeline = "DDPMPipeline" if card.solver == "multistep_consistency" else "DDIMPipeline"
     steps = len(card.grid) - 1 if card.grid else (len(point.times) - 1 if point else 50)
     code = (
@@ -101,7 +103,5 @@ def _sampling(card: Card, point: Point | None) -> str:
             "The network takes a class; diffusers' plain pipelines pass none. Call the network as "
             "`unet(x, timestep, class_labels)`.\n"
         )
-    note = (
-        "" if point is None else f"The point above was sampled so: `{point.recipe}` at t = {list(point.times)[:12]}.\n"
-    )
+    note = "" if point is None else f"Its own sampling: `{point.recipe}` at t = {list(point.times)[:12]}.\n"
     return f"{code}\n{note}"

@@ -1,4 +1,5 @@
-"""What a word on the command line names: a point of the frontier, a checkpoint of this project, or a folder that is one."""
+"""What a word on the command line names: a point of the frontier, a checkpoint of this project, a folder that is one, or an
+alias of the model that is registered in MLflow."""
 
 import difflib
 from dataclasses import dataclass
@@ -8,41 +9,76 @@ from diffcore.checkpoints import Card, read_card
 from diffcore.core.errors import UserError
 from diffcore.metrics.frontier import Frontier
 from diffcore.metrics.point import Point
-from tasks import paths
+from tasks import params, paths
 from tasks.report import checkpoint_of
+from tasks.tracking import registered
+from tasks.tracking.models import _identity
+from tasks.tracking.registered import Registered
 
 MOST = 6
 """Names that a refusal lists."""
 
+ALIAS = "@"
+"""Begins a word that can be an alias alone."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a checkpoint is sampled. recipe: as JSON. gamma: the file for a sampling by the analytic solver. bf16: whether the
+    network is called in bfloat16."""
+
+    recipe: str
+    times: tuple[float, ...]
+    gamma: Path | None
+    bf16: bool = False
+
 
 @dataclass(frozen=True)
 class Named:
-    """word: as it was typed. folder: the checkpoint's. point: None where a checkpoint was named and no point of it."""
+    """word: as it was typed. folder: the checkpoint's. point: None where a checkpoint was named, and for an alias whose point
+    is not of this folder's frontier. registered: what an alias stands for. sampling: None where a checkpoint was named."""
 
     word: str
     folder: Path
     point: Point | None = None
+    registered: Registered | None = None
+    sampling: Sampling | None = None
 
     @property
     def card(self) -> Card:
         """The checkpoint's, sealed; its files are not looked at."""
         return read_card(self.folder)
 
+    @property
+    def title(self) -> str:
+        """The word, and of an alias what it stands for."""
+        return f"{self.word} ({self.registered})" if self.registered else self.word
+
 
 def find(word: str) -> Named:
-    """A UserError for a word that names nothing, with the nearest name, and for a point whose checkpoint is another now."""
+    """What lies in this folder comes before an alias of the same name; `@NAME` is the alias alone.
+
+    A UserError for a word that names nothing, with the nearest name, and for a point whose checkpoint is another now.
+    """
+    if word.startswith(ALIAS):
+        return _alias(word, word.removeprefix(ALIAS))
     by_name = points()
     if word in by_name:
-        return Named(word, checkpoint_of(by_name[word]), by_name[word])
+        return _of_point(word, by_name[word])
     checkpoints = sorted(path.parent.name for path in paths.CHECKPOINTS.glob("*/card.json"))
     if word in checkpoints:
         return Named(word, paths.CHECKPOINTS / word)
     folder = Path(word)
     if (folder / "card.json").is_file():
         return Named(word, folder)
+    fault = f"there is no point, checkpoint or folder {word!r}"
     if folder.is_dir():
-        raise UserError(f"{word} is not a checkpoint: it has no card.json; name a folder that `distill` has written")
-    raise UserError(f"there is no point, checkpoint or folder {word!r}{_near(word, [*checkpoints, *by_name])}")
+        fault = f"{word} is not a checkpoint: it has no card.json; name a folder that `distill` has written"
+    else:
+        fault += _near(word, [*checkpoints, *by_name])
+    if registered.is_there():
+        return _alias(word, word, fault)
+    raise UserError(fault)
 
 
 def points() -> dict[str, Point]:
@@ -50,6 +86,28 @@ def points() -> dict[str, Point]:
     if not paths.FRONTIER.exists():
         return {}
     return {point.name: point for point in Frontier.read(paths.FRONTIER, paths.again("frontier")).points}
+
+
+def _of_point(word: str, point: Point) -> Named:
+    sampling = Sampling(point.recipe, point.times, paths.GAMMA, point.precision == "bf16")
+    return Named(word, checkpoint_of(point), point, sampling=sampling)
+
+
+def _alias(word: str, alias: str, fault: str = "") -> Named:
+    """What an alias stands for. fault: what is wrong with the word where it is none."""
+    model = params.read().publish.model
+    try:
+        aliases = registered.aliases(model)
+    except UserError as error:
+        raise UserError(f"{fault}; aliases are not there either: {error}" if fault else str(error)) from error
+    if alias not in aliases:
+        listing = f"the aliases of {model!r} in MLflow are {', '.join(sorted(aliases)) or 'none yet'}"
+        raise UserError(f"{fault}; {listing}" if fault else f"no version holds the alias {alias!r}; {listing}")
+    version = registered.fetch(model, aliases[alias])
+    identity = {key: version.tags.get(key) for key in ("digest", "recipe", "trajectory", "nfe")}
+    alike = (p for p in points().values() if p.times == version.times and _identity(p) == identity)
+    sampling = Sampling(version.recipe, version.times, version.gamma)
+    return Named(word, version.folder, next(alike, None), version, sampling)
 
 
 def _near(word: str, names: list[str]) -> str:

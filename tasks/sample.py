@@ -59,23 +59,24 @@ class Drawable:
 
 
 def open_named(each: Named, params: Params, steps: int | None = None, guidance: float | None = None) -> Drawable:
-    """The checkpoint, verified, on this project's device: a point as it was measured, a checkpoint by its own sampler.
+    """The checkpoint, verified, on this project's device: a point as it was measured, an alias as the registered model
+    samples it, a checkpoint by its own sampler.
 
-    A UserError where steps or guidance are asked of a point, which has its own, or do not fit the checkpoint.
+    A UserError where steps or guidance are asked of a point or an alias, which has its own, or do not fit the checkpoint.
     """
     checkpoint = checkpoints.load(each.folder).to(params.compute.device)
-    if each.point is None:
+    if each.sampling is None:
         return _by_itself(each, checkpoint, steps, guidance)
-    point = each.point
+    what, name = "an alias" if each.registered else "a point", checkpoint.card.name
     for key, value in (("steps", steps), ("guidance", guidance)):
         if value is not None:
             raise UserError(
-                f"{each.word} is a point and has its own {key}; leave --{key} out, or name the checkpoint {point.checkpoint}"
+                f"{each.word} is {what} and has its own {key}; leave --{key} out, or name the checkpoint {name}"
             )
-    recipe = recipes.from_json(disk.parse_json(point.recipe))
-    estimates = _gamma(checkpoint.card, params) if isinstance(recipe.solver, Analytic) else None
-    sampler = recipe.sampler(checkpoint, Trajectory(point.times), estimates)
-    return Drawable(each.word, checkpoint, recipe, sampler, point.precision == "bf16")
+    recipe = recipes.from_json(disk.parse_json(each.sampling.recipe))
+    estimates = _gamma(each) if isinstance(recipe.solver, Analytic) else None
+    sampler = recipe.sampler(checkpoint, Trajectory(each.sampling.times), estimates)
+    return Drawable(each.word, checkpoint, recipe, sampler, each.sampling.bf16)
 
 
 def _by_itself(each: Named, checkpoint: checkpoints.Checkpoint, steps: int | None, guidance: float | None) -> Drawable:
@@ -88,10 +89,14 @@ def _by_itself(each: Named, checkpoint: checkpoints.Checkpoint, steps: int | Non
     return Drawable(each.word, checkpoint, recipe, recipe.sampler(checkpoint, recipes.own_times(checkpoint, steps)))
 
 
-def _gamma(card: checkpoints.Card, params: Params) -> gamma.Gamma:
-    """That of the teacher; a UserError if gamma.json is of another one."""
+def _gamma(each: Named) -> gamma.Gamma:
+    """That of the teacher; a UserError if the file is of another one."""
+    card = each.card
+    if each.registered:
+        own = None if card.teacher else card.digest  # a student's file was checked when it was published
+        return gamma.Gamma.from_json(gamma.read(each.sampling.gamma, own, paths.again("publish")))
     own = card.digest if card.name == ROOT else checkpoints.read_card(paths.CHECKPOINTS / ROOT).digest
-    return gamma.Gamma.from_json(gamma.read(paths.GAMMA, own, paths.again("gamma")))
+    return gamma.Gamma.from_json(gamma.read(each.sampling.gamma, own, paths.again("gamma")))
 
 
 def usual_classes(checkpoint: checkpoints.Checkpoint, params: Params, count: int, seed: int) -> Any:
@@ -154,7 +159,7 @@ def sample(
     labels = usual_classes(checkpoint, params, images, seed) if usual else chosen_classes(checkpoint, classes, images)
     drawn = feed.to_uint8(drawable.draw(params, images, seed, labels)).permute(0, 2, 3, 1).numpy()
     WRITERS[form](drawn, None if labels is None else labels.numpy(), target)
-    log(f"{word}: {images} images from noise seed {seed} are in {target} ({form})")
+    log(f"{each.title}: {images} images from noise seed {seed} are in {target} ({form})")
 
 
 def _grid(images: np.ndarray, labels: np.ndarray | None, target: Path) -> None:

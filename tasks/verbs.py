@@ -217,7 +217,11 @@ def doctor() -> Verb:
 
 
 What = Annotated[
-    str, typer.Argument(help="a point of the frontier, a checkpoint, or a folder of one", autocompletion=_checkpoints)
+    str,
+    typer.Argument(
+        help="a point of the frontier, a checkpoint, a folder of one, or an alias in MLflow",
+        autocompletion=_checkpoints,
+    ),
 ]
 Images = Annotated[int | None, typer.Option(min=2, metavar="N", help="how many; without it evaluate.images")]
 Seed = Annotated[int | None, typer.Option(metavar="S", help="of the noise; without it evaluate.seed")]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,13 @@ from diffcore.metrics.frontier import Frontier
 from diffcore.sampling import sampler_of
 from tasks import card, command, compare, export, named, params, paths, report, sample
 from tasks.pictures import grids
+from tasks.tracking import registered
+from tasks.tracking.artifacts import Artifacts
+from tasks.tracking.artifacts import read as artifacts_of
+from tasks.tracking.client import explained, open_experiment
+from tasks.tracking.models import register, with_weights
 from tests.test_measure import up_to_frontier
+from tests.test_tracking import free_port, fresh_store  # noqa: F401  (a fixture)
 
 
 @pytest.fixture(scope="module")
@@ -228,8 +235,6 @@ def test_a_checkpoint_against_itself_is_no_difference(here, capsys):
 
 def other(folder: Path, **changes) -> Path:
     """A copy of a checkpoint whose card says something else, sealed."""
-    import shutil
-
     shutil.copytree(paths.CHECKPOINTS / "v", folder)
     changed = dataclasses.replace(checkpoints.read_card(folder), **changes)
     changed = dataclasses.replace(changed, seal=changed.sealed())
@@ -302,3 +307,191 @@ def test_an_unknown_format_is_refused_with_the_nearest(here, capsys):
 def test_a_network_that_makes_another_shape_is_no_export_at_all(here):
     checkpoint = checkpoints.load(paths.CHECKPOINTS / "v")
     assert exports.largest_gap(checkpoint, lambda x, *others: to_float(torch.zeros(1))) == float("inf")
+
+
+# ------------------------------------------------------------------------------- aliases of the registered model
+
+
+HELD = {"challenger": "v-ddim-fitted-3", "best_quality": "teacher-analytic-least-cost-2", "cd": "v-ddim-fitted-3"}
+"""Aliases with their points; one is called as a checkpoint is."""
+
+
+class Picked(Artifacts):
+    """What was picked, whatever the rule says."""
+
+    @property
+    def picks(self):
+        by_name = {point.name: point for point in self.frontier.points}
+        return {alias: by_name[name] for alias, name in HELD.items()}
+
+
+@pytest.fixture(scope="module")
+def store(project, tmp_path_factory, fresh_store) -> str:  # noqa: F811
+    """The address of a database in which the points of HELD are registered as `publish` registers them."""
+    import mlflow
+
+    folder = tmp_path_factory.mktemp("mlflow")
+    shutil.copy(fresh_store, folder / "mlflow.db")
+    address = f"sqlite:///{folder}/mlflow.db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project[0])
+        patch.setenv("MLFLOW_TRACKING_URI", address)
+        whole = artifacts_of(Path("artifacts"), project[1].raw)
+        artifacts = Picked(**vars(whole))
+        with explained(address):
+            experiment = open_experiment(address, "distill", [])
+            with mlflow.start_run(experiment_id=experiment.id):
+                models = {p.name: mlflow.get_logged_model(with_weights(artifacts, p)) for p in artifacts.picks.values()}
+            experiment.client.create_registered_model("sampler")
+            register(experiment, artifacts, "sampler", models)
+    return address
+
+
+@pytest.fixture
+def aliases(here, store, monkeypatch) -> params.Params:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    return here
+
+
+def seen_by(monkeypatch) -> list[str]:
+    """What is asked of a store from here on, as if it were on another machine."""
+    import mlflow.artifacts
+
+    asked, plain = [], mlflow.artifacts.download_artifacts
+    monkeypatch.setattr(registered, "_local", lambda location: None)
+    monkeypatch.setattr(
+        mlflow.artifacts, "download_artifacts", lambda **words: asked.append(words["artifact_uri"]) or plain(**words)
+    )
+    return asked
+
+
+mlflows = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning",
+    "ignore::FutureWarning",
+    "ignore::UserWarning",
+    "ignore:unclosed database:ResourceWarning",
+)
+
+
+@mlflows
+@pytest.mark.parametrize("alias", ["challenger", "@challenger", "@cd", "best_quality"])
+def test_an_alias_is_drawn_as_its_point_and_as_mlflow_serves_it(aliases, alias):
+    import mlflow
+
+    name = HELD[alias.removeprefix("@")]
+    words = ["--images", "6", "--seed", "4", "--classes", "0,1"]
+    ours = drawn(alias, *words)
+    np.testing.assert_array_equal(ours, drawn(name, *words))
+    served = mlflow.pyfunc.load_model(f"models:/sampler@{alias.removeprefix('@')}")
+    np.testing.assert_array_equal(ours, served.predict({"num_images": [6]}, {"seed": 4}))
+    assert not np.array_equal(ours, drawn(name, *words[:2], "--seed", "5", *words[4:]))
+
+
+@mlflows
+def test_what_lies_here_comes_before_an_alias_of_the_same_name(aliases):
+    assert named.find("cd").registered is None
+    assert named.find("cd").folder == paths.CHECKPOINTS / "cd"
+    alias = named.find("@cd")
+    assert (alias.registered.tags["point"], alias.point.name) == ("v-ddim-fitted-3", "v-ddim-fitted-3")
+
+
+@mlflows
+def test_the_other_verbs_take_an_alias_and_say_what_it_stands_for(aliases, capsys, tmp_path):
+    stands = "'sampler', v-ddim-fitted-3"
+    assert command.main(["card", "challenger"]) == 0
+    assert stands in capsys.readouterr().out.splitlines()[0]
+    assert command.main(["export", "challenger", str(tmp_path / "out")]) == 0
+    assert stands in capsys.readouterr().out
+    assert checkpoints.verify(tmp_path / "out") == checkpoints.read_card(paths.CHECKPOINTS / "v")
+    assert "Point `v-ddim-fitted-3`, " in (tmp_path / "out/README.md").read_text()
+    assert command.main(["compare", "challenger", "v-ddim-fitted-3", "--images", "4"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith(stands)
+    assert lines[-1] == "no difference: challenger and v-ddim-fitted-3 make the same images"
+
+
+@mlflows
+def test_a_model_of_a_store_elsewhere_is_fetched_once(aliases, monkeypatch, tmp_path):
+    wanted = drawn("challenger")
+    monkeypatch.setattr(registered, "FETCHED", tmp_path / "registered")
+    asked = seen_by(monkeypatch)
+    for _ in range(2):
+        np.testing.assert_array_equal(drawn("challenger"), wanted)
+    assert len(asked) == 1
+    assert named.find("challenger").folder.is_relative_to(tmp_path / "registered")
+
+
+@mlflows
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("production", "there is no point, checkpoint or folder 'production'; there are "),
+        ("@production", "no version holds the alias 'production'; "),
+    ],
+)
+def test_an_alias_that_nobody_holds_is_refused_with_those_that_there_are(aliases, capsys, word, line):
+    listing = "the aliases of 'sampler' in MLflow are best_quality, cd, challenger"
+    for words in (["card", word], ["sample", word, "--out", "x.png"], ["export", word, "x"], ["compare", "v", word]):
+        refusal = refused(*words, capsys=capsys)
+        assert line in refusal
+        assert refusal.endswith(listing)
+    assert "is an alias and has its own steps; leave --steps out, or name the checkpoint v" in refused(
+        "sample", "challenger", "--out", "x.png", "--steps", "3", capsys=capsys
+    )
+
+
+@mlflows
+def test_an_mlflow_that_has_no_model_or_does_not_answer_is_one_line(here, capsys, monkeypatch, tmp_path, fresh_store):  # noqa: F811
+    shutil.copy(fresh_store, tmp_path / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    assert "the aliases of 'sampler' in MLflow are none yet" in refused("card", "production", capsys=capsys)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    for word in ("production", "@production"):
+        assert "does not answer" in refused("card", word, capsys=capsys)
+    assert command.main(["card", "v"]) == 0  # of what lies here nobody is asked
+
+
+@mlflows
+@pytest.mark.parametrize(
+    ("file", "before", "after"),
+    [("MLmodel", b"times:", b"times: "), ("artifacts/v/card.json", b'"name"', b'"Name"')],
+)
+def test_a_damaged_model_is_not_drawn(aliases, capsys, file, before, after):
+    folder = named.find("challenger").folder.parents[1]
+    content = (folder / file).read_bytes()
+    assert before in content
+    (folder / file).write_bytes(content.replace(before, after, 1))
+    try:
+        line = refused("sample", "challenger", "--out", "x.png", capsys=capsys)
+        assert "of 'sampler' is damaged in MLflow (a file of it was changed); run `distill publish`" in line
+    finally:
+        (folder / file).write_bytes(content)
+
+
+@mlflows
+@pytest.mark.parametrize(
+    ("tags", "line"),
+    [
+        ({"digest": "0" * 64}, "is damaged in MLflow (its card is another than was registered)"),
+        ({"recipe": "{}"}, "is damaged in MLflow (its recipe is another than was registered)"),
+        ({"damaged": "yes"}, "is damaged in MLflow; run `distill publish`"),
+        ({"point": None}, "is no sampler that `distill publish` registered"),
+    ],
+)
+def test_a_version_that_is_not_what_it_says_is_refused(aliases, monkeypatch, tags, line):
+    version = named.find("challenger").registered
+    changed = {key: value for key, value in (version.tags | tags).items() if value is not None}
+    from mlflow import MlflowClient
+
+    plain = MlflowClient.get_model_version
+
+    def other_tags(*words):
+        there = plain(*words)
+        there.tags.clear()
+        there.tags.update(changed)
+        return there
+
+    monkeypatch.setattr(MlflowClient, "get_model_version", other_tags)
+    with pytest.raises(UserError) as caught:
+        named.find("challenger")
+    assert line in str(caught.value)

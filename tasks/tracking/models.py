@@ -19,6 +19,9 @@ from tasks import paths
 from tasks.tracking.artifacts import ALIASES, Artifacts
 from tasks.tracking.client import Experiment, every, logged, reason
 
+LOADING = {"__pycache__", "registered_model_meta"}
+"""What Python and MLflow write into a model's folder when it is loaded where it lies."""
+
 
 def current_models(experiment: Experiment, runs: set[str]) -> dict[str, Any]:
     """The current logged model of each point; where a point has one with weights and one without, that with weights."""
@@ -101,7 +104,11 @@ def _misfit(artifacts: Artifacts, point: Point, folder: Path, logged: str | None
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): disk.sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    """By name the sha256 of each file, but for what LOADING leaves."""
+    files = (
+        path for path in sorted(folder.rglob("*")) if path.is_file() and not LOADING & {path.name, path.parent.name}
+    )
+    return {str(path.relative_to(folder)): disk.sha256(path) for path in files}
 
 
 def _shipped(artifacts: Artifacts, point: Point) -> dict[str, str]:
