@@ -224,11 +224,12 @@ def flow(place: Path, mlflow: str, prefect: str) -> str:
     return run
 
 
-def look(page: Page, address: str, words: list[str], path: Path, height: int = 1100) -> None:
-    """A picture of a page once all these words stand on it."""
+def look(page: Page, address: str, words: list[str], path: Path, height: int = 1100, lines: int = 0) -> None:
+    """A picture of a page once all these words stand on it, and so many lines are drawn in its charts."""
     page.open(address, 1500, height)
     for word in words:
         page.wait(f"document.body.innerText.includes({json.dumps(word)})", WAITS)
+    page.wait(f"document.querySelectorAll('.scatterlayer .trace').length >= {lines}", WAITS)
     time.sleep(3)  # charts move into their places
     page.picture(path)
 
@@ -239,7 +240,7 @@ def of_mlflow(place: Path, address: str, page: Page, out: Path) -> None:
     version = f"#/models/{model}/versions/{receipt['version']['version']}"
     logged = f"#/experiments/{receipt['experiment_id']}/models/{receipt['models'][chosen]}"
     whole = f"#/experiments/{receipt['experiment_id']}/runs/{receipt['frontier']}/artifacts/report.html"
-    look(page, f"{address}/{receipt['ui']}", ["Frontier", "recommended: ", "recall"], out / "mlflow-chart.png")
+    look(page, f"{address}/{receipt['ui']}", ["Frontier", "recommended: ", "recall"], out / "mlflow-chart.png", lines=6)
     look(page, f"{address}/#/models/{model}", [chosen, "best_quality", "fastest"], out / "mlflow-registry.png", 1400)
     look(page, f"{address}/{version}", [chosen, "a perfect sampler", "challenger"], out / "mlflow-version.png", 1600)
     look(page, f"{address}/{logged}", [chosen, "a perfect sampler"], out / "mlflow-model.png", 1600)
@@ -272,11 +273,11 @@ def live(place: Path, mlflow: str, prefect: str, page: Page, out: Path) -> None:
         run = training(mlflow)
         address = f"{mlflow}/#/experiments/{run['experiment_id']}/runs/{run['run_id']}"
         chart = f"{address}/model-metrics?workflowType=machine_learning"
-        look(page, chart, ["watch_fd", "train_loss"], out / "live-mlflow.png", 1400)
+        look(page, chart, ["watch_fd", "train_loss"], out / "live-mlflow.png", 1400, lines=6)
         look(page, f"{address}?workflowType=machine_learning", ["watch_diversity"], out / "live-mlflow-run.png")
         for key, word in (("looks", "diversity"), ("samples", "at update")):
             each = answer_of(f"{prefect}/api/artifacts/latest/filter", {})
-            ids = {artifact["key"]: artifact["id"] for artifact in each}
+            ids = {artifact["key"]: artifact["latest_id"] for artifact in each}
             look(
                 page,
                 f"{prefect}/artifacts/artifact/{ids[f'live-teacher-{key}']}",
