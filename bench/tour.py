@@ -1,10 +1,12 @@
-"""A newcomer's tour as pictures: the terminal, the report, MLflow's and Prefect's pages, of a run that has finished.
+"""A newcomer's tour as pictures: the terminal, the report, MLflow's and Prefect's pages, of a run that has finished, and of a
+training that goes on.
 
     python bench/tour.py FOLDER OUT [PART ...]
 
 FOLDER is where a pipeline has run (`distill run`); it is copied, and nothing in it changes. OUT gets a PNG for each page.
-PART: terminal, report, mlflow, prefect; all where none is named. Servers listen on free ports of 127.0.0.1 and end with the
-tour. A page that does not show what it is for ends the tour with an error. Needs Chromium (`chromium`, or CHROMIUM names it).
+PART: terminal, report, mlflow, prefect, live; all where none is named. Servers listen on free ports of 127.0.0.1 and end with
+the tour. A page that does not show what it is for ends the tour with an error. Needs Chromium (`chromium`, or CHROMIUM names
+it).
 """
 
 import contextlib
@@ -20,6 +22,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -27,13 +30,16 @@ sys.path.insert(0, str(ROOT))
 from bench.browser import Page, browser  # noqa: E402
 from tasks import workspace  # noqa: E402
 
-PARTS = ("terminal", "report", "mlflow", "prefect")
+PARTS = ("terminal", "report", "mlflow", "prefect", "live")
 COLUMNS = 110
 WAITS = 90
 """Seconds that a page has to show a word."""
 
 STARTS = 120
 """Seconds that a server has to start."""
+
+LOOKS, TRAINS = 4, 600
+"""After so many looks a training's pictures are taken; seconds that it has to get there."""
 
 BARE = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
 
@@ -46,14 +52,20 @@ def main(finished: Path, out: Path, parts: list[str]) -> None:
             terminal(place, Path(room) / "fresh", page, out)
         if "report" in parts:
             report(place, page, out)
-        if not {"mlflow", "prefect"} & set(parts):
+        if not {"mlflow", "prefect", "live"} & set(parts):
             return
         with servers(Path(room)) as (mlflow, prefect):
-            run = flow(place, mlflow, prefect)
+            page.open(mlflow, 1500, 1100)
+            panel = "'mlflow.assistant.panelOpen_v1'"
+            page.wait(f"localStorage.getItem({panel}) == 'true'")  # it opens by itself on the first visit
+            page.run(f"localStorage.setItem({panel}, 'false')")
+            run = flow(place, mlflow, prefect) if {"mlflow", "prefect"} & set(parts) else ""
             if "mlflow" in parts:
                 of_mlflow(place, mlflow, page, out)
             if "prefect" in parts:
                 of_prefect(prefect, run, page, out)
+            if "live" in parts:
+                live(Path(room) / "live", mlflow, prefect, page, out)
 
 
 def copied(finished: Path, place: Path) -> Path:
@@ -192,26 +204,32 @@ def answers(address: str) -> None:
             time.sleep(0.5)
 
 
+FLOW = (
+    "import sys; from flows.distill import distill; state = distill(workspace=sys.argv[1], return_state=True); "
+    "assert state.is_completed(), state.message; print(state.message); print(state.state_details.flow_run_id)"
+)
+
+
+def beside(place: Path, mlflow: str, prefect: str) -> dict[str, str]:
+    """What a flow of that folder finds its servers by."""
+    home = str(place.parent / "prefect")
+    return {"MLFLOW_TRACKING_URI": mlflow, "PREFECT_API_URL": f"{prefect}/api", "PREFECT_HOME": home}
+
+
 def flow(place: Path, mlflow: str, prefect: str) -> str:
     """The id of a run of the flow in that folder: all is up to date but `publish`."""
-    code = (
-        "import sys; from flows.distill import distill; state = distill(workspace=sys.argv[1], return_state=True); "
-        "assert state.is_completed(), state.message; print(state.message); print(state.state_details.flow_run_id)"
-    )
-    home = str(place.parent / "prefect")
-    lines = printed(
-        ROOT, "-c", code, str(place), MLFLOW_TRACKING_URI=mlflow, PREFECT_API_URL=f"{prefect}/api", PREFECT_HOME=home
-    )
+    lines = printed(ROOT, "-c", FLOW, str(place), **beside(place, mlflow, prefect))
     message, run = lines.splitlines()[-2:]
     print(message)
     return run
 
 
-def look(page: Page, address: str, words: list[str], path: Path, height: int = 1100) -> None:
-    """A picture of a page once all these words stand on it."""
+def look(page: Page, address: str, words: list[str], path: Path, height: int = 1100, lines: int = 0) -> None:
+    """A picture of a page once all these words stand on it, and so many lines are drawn in its charts."""
     page.open(address, 1500, height)
     for word in words:
         page.wait(f"document.body.innerText.includes({json.dumps(word)})", WAITS)
+    page.wait(f"document.querySelectorAll('.scatterlayer .trace').length >= {lines}", WAITS)
     time.sleep(3)  # charts move into their places
     page.picture(path)
 
@@ -219,14 +237,10 @@ def look(page: Page, address: str, words: list[str], path: Path, height: int = 1
 def of_mlflow(place: Path, address: str, page: Page, out: Path) -> None:
     receipt = json.loads((place / "artifacts/published.json").read_text())
     chosen, model = receipt["version"]["point"], receipt["version"]["name"]
-    page.open(address, 1500, 1100)
-    panel = "'mlflow.assistant.panelOpen_v1'"
-    page.wait(f"localStorage.getItem({panel}) == 'true'")  # it opens by itself on the first visit
-    page.run(f"localStorage.setItem({panel}, 'false')")
     version = f"#/models/{model}/versions/{receipt['version']['version']}"
     logged = f"#/experiments/{receipt['experiment_id']}/models/{receipt['models'][chosen]}"
     whole = f"#/experiments/{receipt['experiment_id']}/runs/{receipt['frontier']}/artifacts/report.html"
-    look(page, f"{address}/{receipt['ui']}", ["Frontier", "recommended: ", "recall"], out / "mlflow-chart.png")
+    look(page, f"{address}/{receipt['ui']}", ["Frontier", "recommended: ", "recall"], out / "mlflow-chart.png", lines=6)
     look(page, f"{address}/#/models/{model}", [chosen, "best_quality", "fastest"], out / "mlflow-registry.png", 1400)
     look(page, f"{address}/{version}", [chosen, "a perfect sampler", "challenger"], out / "mlflow-version.png", 1600)
     look(page, f"{address}/{logged}", [chosen, "a perfect sampler"], out / "mlflow-model.png", 1600)
@@ -245,8 +259,60 @@ def of_prefect(address: str, run: str, page: Page, out: Path) -> None:
         look(page, f"{address}/artifacts/artifact/{ids[key]}", [word], out / f"prefect-{key}.png")
 
 
-def answer_of(address: str, question: dict) -> list[dict]:
-    """What Prefect's server answers."""
+# ---- a training that goes on
+
+
+def live(place: Path, mlflow: str, prefect: str, page: Page, out: Path) -> None:
+    """A watched training of the preset `smoke`, made long, in MLflow and Prefect while it is at work; it is stopped then."""
+    watch = "teachers.teacher.watch={every: 50, images: 200}"
+    workspace.make(place, "smoke", ["teachers.teacher.iterations=20000", watch])
+    surroundings = {**os.environ, **BARE, "PYTHONPATH": str(ROOT), **beside(place, mlflow, prefect)}
+    words = [sys.executable, "-c", FLOW, str(place)]
+    going = subprocess.Popen(words, cwd=ROOT, env=surroundings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        run = training(mlflow)
+        address = f"{mlflow}/#/experiments/{run['experiment_id']}/runs/{run['run_id']}"
+        chart = f"{address}/model-metrics?workflowType=machine_learning"
+        look(page, chart, ["watch_fd", "train_loss"], out / "live-mlflow.png", 1400, lines=6)
+        look(page, f"{address}?workflowType=machine_learning", ["watch_diversity"], out / "live-mlflow-run.png")
+        for key, word in (("looks", "diversity"), ("samples", "at update")):
+            each = answer_of(f"{prefect}/api/artifacts/latest/filter", {})
+            ids = {artifact["key"]: artifact["latest_id"] for artifact in each}
+            look(
+                page,
+                f"{prefect}/artifacts/artifact/{ids[f'live-teacher-{key}']}",
+                [word],
+                out / f"live-prefect-{key}.png",
+            )
+        assert training(mlflow)["status"] == "RUNNING", "it ended before its pictures were taken"
+    finally:
+        going.terminate()
+        going.wait(60)
+
+
+def training(mlflow: str) -> dict[str, str]:
+    """MLflow's run of the only training that it shows, once it has been looked at LOOKS times."""
+    last = time.monotonic() + TRAINS
+    while time.monotonic() < last:
+        experiments = answer_of(f"{mlflow}/api/2.0/mlflow/experiments/search", {"max_results": 100}).get(
+            "experiments", []
+        )
+        ids = [each["experiment_id"] for each in experiments if each["name"].endswith("-live")]
+        question = {"experiment_ids": ids, "max_results": 10}
+        runs = answer_of(f"{mlflow}/api/2.0/mlflow/runs/search", question).get("runs", []) if ids else []
+        for run in runs:
+            question = f"run_id={run['info']['run_id']}&metric_key=watch_fd"
+            with urllib.request.urlopen(
+                f"{mlflow}/api/2.0/mlflow/metrics/get-history?{question}", timeout=30
+            ) as answer:
+                if len(json.load(answer).get("metrics", [])) >= LOOKS:
+                    return run["info"]
+        time.sleep(1)
+    raise SystemExit(f"no training was looked at {LOOKS} times within {TRAINS} s")
+
+
+def answer_of(address: str, question: dict) -> Any:
+    """What a server answers."""
     request = urllib.request.Request(address, json.dumps(question).encode(), {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=30) as answer:
         return json.load(answer)

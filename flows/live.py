@@ -92,8 +92,15 @@ class Page:
 
 
 def table(training: Seen) -> str:
-    """The last looks, and the loss before each, in Markdown."""
-    lines = [f"# {training.name}", "", "| update | loss | fd | diversity | contrast |", "|--:|--:|--:|--:|--:|"]
+    """What is wrong, the last looks, and the loss before each, in Markdown."""
+    alarms = [f"**{alarm}**\n" for alarm in training.alarms]
+    lines = [
+        f"# {training.name}",
+        "",
+        *alarms,
+        "| update | loss | fd | diversity | contrast |",
+        "|--:|--:|--:|--:|--:|",
+    ]
     for look in training.looks[-ROWS:]:
         losses = [line["point"]["loss"] for line in training.points if line["step"] <= look["step"]]
         seen = look["look"]

@@ -46,6 +46,11 @@ class Seen:
     def looks(self) -> list[dict[str, Any]]:
         return [line for line in self.lines if "look" in line]
 
+    @property
+    def alarms(self) -> list[str]:
+        """What was wrong at the last look, in words."""
+        return self.looks[-1].get("alarms", []) if self.looks else []
+
     def samples(self) -> np.ndarray | None:
         """uint8 [n, h, w, c] of the last look; None where there are none, or no whole ones."""
         try:

@@ -4,7 +4,7 @@ import contextlib
 import io
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -61,12 +61,12 @@ class Record:
         numbers = {key: value for key, value in asdict(event).items() if key not in ("step", "images")}
         self._write({"step": event.step, "point": {key: value for key, value in numbers.items() if value is not None}})
 
-    def look(self, look: Look, samples: Any) -> None:
-        """samples: float [n, c, h, w] in [-1, 1]."""
+    def look(self, look: Look, samples: Any, alarms: Sequence[str] = ()) -> None:
+        """samples: float [n, c, h, w] in [-1, 1]. alarms: what is wrong then, in words."""
         some = to_uint8(samples[:SHOWN]).permute(0, 2, 3, 1).contiguous().numpy()
         content = io.BytesIO()
         np.save(content, some, allow_pickle=False)
-        self._write({"step": look.step, "look": look.columns(), "best": look.best})
+        self._write({"step": look.step, "look": look.columns(), "best": look.best, "alarms": [*alarms]})
         disk.write(self.path.with_suffix(".npy"), content.getvalue())
 
     def _write(self, line: dict[str, Any]) -> None:

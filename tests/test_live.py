@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -57,9 +58,14 @@ def samples(value: float = 0.0) -> torch.Tensor:
 
 
 def record(
-    steps: range, after: int = 0, fingerprint: str = "a", ends: type[Exception] | None = None, name="pd"
+    steps: range,
+    after: int = 0,
+    fingerprint: str = "a",
+    ends: type[Exception] | None = None,
+    name="pd",
+    alarms: Sequence[str] = (),
 ) -> None:
-    """A training that goes on after an update, has a point at each of these and a look at each tenth."""
+    """A training that goes on after an update, has a point at each of these and a look at each tenth, all with alarms."""
     own = recording.Record(name, 100, 8)
     with own.kept(fingerprint, True):
         if after:
@@ -67,7 +73,7 @@ def record(
         for step in steps:
             own.point(event(step))
             if step % 10 == 0:
-                own.look(look(step), samples())
+                own.look(look(step), samples(), alarms)
         if ends:
             raise ends
 
@@ -207,6 +213,20 @@ def test_a_training_is_a_run_that_grows_with_it_and_ends_with_it(store):
     assert history(again, "watch_diversity") == [(step, 0.9) for step in range(10, 50, 10)]
     images = Path(again.info.artifact_uri.removeprefix("file://")) / "images"
     assert any("step%40" in path.name or "step" in path.name for path in images.rglob("*.png"))
+
+
+def test_what_is_wrong_is_a_tag_and_the_description_of_the_run_until_it_is_so_no_more(store):
+    """Also for a follower that comes later."""
+    wrong = ["collapsing: diversity 0.2 of the data's since update 10", "copying: 0.3 of the samples"]
+    shown = []
+    for after, alarms in ((0, ()), (10, wrong[:1]), (20, wrong), (30, ()), (40, ())):
+        record(range(after + 10, after + 15, 10), after, alarms=alarms)
+        mirrors.Mirror("distill").show(live.everything())
+        tags = runs()["live/pd"][0].data.tags
+        shown.append((tags.get("alarms"), tags.get("mlflow.note.content", "")))
+    both = "; ".join(wrong)
+    gone = ("none any more", "")
+    assert shown == [(None, ""), (wrong[0], f"**{wrong[0]}**"), (both, f"**{both}**"), gone, gone]
 
 
 def test_another_follower_goes_on_where_one_was_killed_and_doubles_nothing(store):
@@ -397,6 +417,16 @@ def artifacts(monkeypatch) -> list[tuple]:
     )
     monkeypatch.setattr(pages, "SECONDS_BETWEEN", -1.0)
     return made
+
+
+def test_the_page_says_in_words_what_is_wrong(artifacts):
+    page = pages.Page("distill@pd", Path(), lambda line: None)
+    record(range(10, 15, 10), alarms=["saturating: contrast 1.97", "getting worse: fd 2"])
+    page.update()
+    (table,) = (made[2] for made in artifacts if made[0] == "markdown")
+    head, _, rest = table.partition("| update")
+    assert head == "# pd\n\n**saturating: contrast 1.97**\n\n**getting worse: fd 2**\n\n"
+    assert "| 10 (best) | 0.1 |" in rest
 
 
 def test_a_page_has_progress_looks_and_samples_of_what_was_written_since_the_stage_began(artifacts):

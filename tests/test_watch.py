@@ -307,10 +307,13 @@ def toy(
 
 def looks_at(pixels: Gauge, nets: dict[int, Affine], iterations: int) -> tuple[Watcher, list[str]]:
     """A watcher that has looked at these networks, by their updates; and its warnings."""
-    lines = []
-    own = watcher(pixels, Watch(1, 60), iterations, log=lines.append)
+    lines, shown = [], []
+    own = watcher(
+        pixels, Watch(1, 60), iterations, log=lines.append, show=lambda look, drawn, wrong: shown.append(wrong)
+    )
     for step, net in nets.items():
         own.look(step, net)
+        assert shown.pop() == list(alarms.alarms(own.looks, iterations).values())
     return own, [line.removeprefix("warning: ") for line in lines if line.startswith("warning: ")]
 
 

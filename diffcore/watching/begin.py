@@ -15,9 +15,8 @@ from diffcore.training.resume import Resume
 from diffcore.watching import gauge
 from diffcore.watching.config import Watch
 from diffcore.watching.gauge import Gauge
-from diffcore.watching.look import Look
 from diffcore.watching.samples import FixedSamples
-from diffcore.watching.watcher import Watcher
+from diffcore.watching.watcher import Shown, Watcher, nowhere
 
 FOLDER = "network"
 
@@ -41,7 +40,7 @@ def begin(
     store: Resume,
     compute: Compute,
     log: Callable[[str], None],
-    show: Callable[[Look, torch.Tensor], None] = lambda look, samples: None,
+    show: Shown = nowhere,
 ) -> tuple[Watcher, str]:
     """Who looks at it, and the digest of the feature network by which it looks; all processes call it.
 

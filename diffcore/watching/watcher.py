@@ -16,13 +16,20 @@ from diffcore.watching.gauge import Gauge
 from diffcore.watching.look import Look
 from diffcore.watching.samples import FixedSamples
 
+Shown = Callable[[Look, torch.Tensor, list[str]], None]
+"""Who gets each look with its samples and what is wrong then, in words; it must change none of them."""
+
+
+def nowhere(look: Look, samples: torch.Tensor, wrong: list[str]) -> None:
+    """Shows nothing."""
+
 
 class Watcher:
     """What `training.watch.Watcher` is. All processes draw; the main one reads for all.
 
-    gauge: None in the others. log: gets a line for each look, and one for each alarm when it begins. show: gets each look
-    with its samples, in the main process, and must change neither. looks: all so far. resampled: of the best one. worse: how
-    many of the last looks were worse than the best by more than their error. seconds: what looking took so far.
+    gauge: None in the others. log: gets a line for each look, and one for each alarm when it begins. show: in the main
+    process. looks: all so far. resampled: of the best one. worse: how many of the last looks were worse than the best by more
+    than their error. seconds: what looking took so far.
     """
 
     def __init__(
@@ -32,7 +39,7 @@ class Watcher:
         samples: FixedSamples,
         gauge: Gauge | None,
         log: Callable[[str], None] = lambda line: None,
-        show: Callable[[Look, torch.Tensor], None] = lambda look, samples: None,
+        show: Shown = nowhere,
     ):
         self.config, self.iterations, self.samples, self.gauge = config, iterations, samples, gauge
         self.log, self.show = log, show
@@ -63,7 +70,7 @@ class Watcher:
         self.seconds += time.monotonic() - started
         self._tell(look)
         if self.gauge is not None:
-            self.show(look, samples)
+            self.show(look, samples, list(alarms.alarms(self.looks, self.iterations).values()))
         return look.is_best
 
     def _read(self, samples: torch.Tensor) -> tuple[dict[str, float], list[float]]:

@@ -16,6 +16,7 @@ from tasks.pictures import grids
 from tasks.redaction import redact
 from tasks.running import Log
 from tasks.tracking.client import HTTP, LOCAL, Experiment, alone, ask, explained, open_experiment, signed_in
+from tasks.tracking.descriptions import NOTE
 
 SUFFIX = "-live"
 """Of the experiment's name."""
@@ -23,6 +24,11 @@ SUFFIX = "-live"
 STATUS = {FINISHED: "FINISHED", FAILED: "FAILED"}
 PAGE = "#/experiments/{}/runs/{}/model-metrics?workflowType=machine_learning"
 """Of a run, below the server's address."""
+
+ALARMS = "alarms"
+"""The tag of a run of which something is wrong, or was."""
+
+OVER = "none any more"
 
 BATCH = 500
 """Metrics that are logged at once; MLflow takes 1000."""
@@ -36,13 +42,14 @@ def address() -> str:
 class Mirror:
     """What MLflow shows of trainings. name: of the experiment. say: gets a line where a run begins on a server. runs: by
     fingerprint, the run's id. steps: by run, the last updates of which it has a point and a look. ended: by fingerprint, how
-    the training ended, None while it goes on."""
+    the training ended, None while it goes on. alarms: by run, those that it shows."""
 
     def __init__(self, experiment: str, say: Log = lambda line: None):
         self.name, self.say = experiment + SUFFIX, say
         self.runs: dict[str, str] = {}
         self.steps: dict[str, list[int]] = {}
         self.ended: dict[str, str | None] = {}
+        self.alarms: dict[str, str] = {}
 
     def show(self, trainings: list[Seen]) -> None:
         """Adds what is new of them. A UserError if MLflow does not answer or refuses."""
@@ -91,6 +98,7 @@ class Mirror:
             experiment.client.log_batch(run, metrics=metrics[first : first + BATCH])
         if any("look" in line for line in lines):
             self._picture(experiment, run, training)
+            self._warn(experiment, run, training)
         for place, kind in enumerate(("point", "look")):
             self.steps[run][place] = max([self.steps[run][place], *(line["step"] for line in lines if kind in line)])
         self.runs[training.fingerprint] = run
@@ -115,6 +123,7 @@ class Mirror:
             elif runs[0].info.status == _status(training):  # it is left as it ended
                 self.ended[training.fingerprint] = training.ended
             self.steps[run] = [_last(client, run, "train_loss"), _last(client, run, "watch_fd")]
+            self.alarms[run] = runs[0].data.tags.get(ALARMS, "").removesuffix(OVER)
             return run
         tags = {"live": "true", "kind": "live", "fingerprint": training.fingerprint}
         created = client.create_run(experiment.id, run_name=f"live/{training.name}", tags=tags)
@@ -134,6 +143,14 @@ class Mirror:
         with Image.open(path) as picture:
             step = training.looks[-1]["step"]
             experiment.client.log_image(run, picture.convert("RGB"), key="samples", step=step, synchronous=True)
+
+    def _warn(self, experiment: Experiment, run: str, training: Seen) -> None:
+        """What is wrong at the last look, where a list of runs shows it and on the run's page."""
+        words = "; ".join(training.alarms)
+        if words != self.alarms.get(run, ""):
+            experiment.client.set_tag(run, ALARMS, words or OVER)
+            experiment.client.set_tag(run, NOTE, f"**{words}**" if words else "")
+            self.alarms[run] = words
 
 
 def _status(training: Seen) -> str:
