@@ -28,6 +28,7 @@ from diffcore.metrics.frechet import Moments, frechet
 from diffcore.metrics.frontier import Frontier
 from diffcore.metrics.judge import Judge
 from diffcore.metrics.judge_file import JudgeFile
+from diffcore.metrics.point import Point
 from diffcore.metrics.recommendation import bar
 from diffcore.metrics.reference import Reference, to_8bit
 from diffcore.nets import unet
@@ -52,7 +53,7 @@ from tasks import (
 from tasks.pictures import charts, grids, page
 from tasks.pictures.page import is_whole
 from tasks.tracking import publishing
-from tests import test_frontier, test_measure
+from tests import test_encoders, test_frontier, test_measure
 from tests.test_measure import FIT, FROM, make, measure_all, names
 from tests.test_unet import stirred
 
@@ -388,6 +389,16 @@ def test_judges_of_the_file_measure_every_point_and_are_named_in_it(project, mon
     assert bare.metrics.items() <= point.metrics.items()
     assert (point.judges, bare.judges) == ("inception abababababab (none)", "")
     assert bench.about(plan) == plain.about(plan) | {"judges": point.judges}  # what kept points are told apart by
+
+
+def test_a_judge_s_folder_measures_a_point_whose_words_say_what_its_config_does(project):
+    folder = test_encoders.write(Path("clip"), test_encoders.CLIP)
+    bench = measure.Bench(replace(project, evaluate=replace(project.evaluate, judges={"clip": str(folder)})), "teacher")
+    _, point = bench.measure(next(iter(measure.plan(bench))))
+    assert list(point.metrics)[-2:] == ["fd_clip", "kid_clip"]
+    assert point.judges.startswith(f"clip {disk.sha256(folder / 'model.safetensors')[:12]} (square in the middle, ")
+    assert point.judges.endswith(", ViT/8 of 2 blocks 24 wide, 2 heads, quick_gelu, eps 1e-05)")
+    assert Point.from_json(json.loads(json.dumps(point.to_json()))) == point
 
 
 class Counted(Pixels):
