@@ -274,7 +274,7 @@ def export(
     what: What,
     target: Annotated[Path, typer.Argument(help="must not exist")],
     form: Annotated[
-        str, typer.Option("--format", help="diffusers (a folder), safetensors or torch_export (a file)")
+        str, typer.Option("--format", help="diffusers (a folder), safetensors, torch_export or onnx (a file)")
     ] = "diffusers",
 ) -> Verb:
     """write a checkpoint for other programs, checked against ours"""

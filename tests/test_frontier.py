@@ -654,6 +654,58 @@ def test_the_table_marks_who_lost_diversity():
     assert "~" not in frontier(BROAD, POOR).table()
 
 
+def obeying(value: float, se: float = 0.01) -> dict[str, float]:
+    return {"accuracy": value, "accuracy_se": se}
+
+
+OBEDIENT, WILFUL = teacher(64, 1.0, **obeying(0.96)), point("wilful", 1, 1.1, **obeying(0.62))
+
+
+def test_obedience_is_the_accuracy_above_guessing():
+    """Of a guess of 0.11 a teacher's 0.96 is 0.85 above; a student of 0.62 keeps 0.51 of that, and 0.65 of the accuracy."""
+    loss = diversity.loss(WILFUL, OBEDIENT, FLOOR, JUDGE.chance)
+    assert (loss.lost, loss.measure, loss.kept) == ("obedience", "accuracy", pytest.approx(0.51 / 0.85))
+    keeps = point("keeps", 1, 1.1, **obeying(0.11 + 0.92 * 0.85))
+    assert diversity.loss(keeps, OBEDIENT, FLOOR, JUDGE.chance) is None  # more than of the quality, 0.91
+    assert diversity.loss(point("less", 1, 1.1, **obeying(0.11 + 0.90 * 0.85)), OBEDIENT, FLOOR, JUDGE.chance)
+    unsure = point("unsure", 1, 1.1, **obeying(0.62, se=0.2))
+    assert diversity.loss(unsure, OBEDIENT, FLOOR, JUDGE.chance) is None
+    assert diversity.loss(point("guesses", 1, 1.1, **obeying(0.09)), OBEDIENT, FLOOR, 0.11).kept < 0
+    guessing = teacher(64, 1.0, **obeying(0.11))
+    assert diversity.loss(point("guesses", 1, 1.1, **obeying(0.01)), guessing, FLOOR, 0.11) is None  # nothing to lose
+    assert diversity.loss(point("deaf", 1, 1.1), OBEDIENT, FLOOR, JUDGE.chance) is None  # nobody asked it for classes
+
+
+def test_a_point_that_lost_obedience_is_passed_over_marked_and_named():
+    obeys = point("obeys", 4, 1.2, **obeying(0.95))
+    whole = frontier(OBEDIENT, WILFUL, obeys)
+    chosen = whole.recommend(1.5)
+    assert chosen.point.name == "obeys"
+    words = "wilful keeps 0.60 of the obedience of teacher-ddim-uniform-64 (accuracy 0.620+-0.010 of 0.960+-0.010)"
+    assert f"; {words} where its fd keeps 0.91, so it is passed over." in chosen.reason
+    assert list(whole.losses()) == ["wilful"]
+    assert (
+        f"~ has lost more of the teacher's diversity or obedience than of its quality; most of all {words}"
+        in " ".join(whole.table().split())
+    )
+    alone = frontier(teacher(32, 9.0, **obeying(0.9)), WILFUL).recommend(1.5, OBEDIENT)
+    assert alone.point == WILFUL
+    assert alone.warnings[0].endswith("its images are of the class that was asked for less often than the teacher's")
+
+
+def test_of_diversity_and_obedience_the_one_of_which_least_is_kept_is_named():
+    reference = teacher(64, 1.0, **spread(0.93), **obeying(0.96))
+    both = point("both", 1, 1.0, **spread(0.60), **obeying(0.80))
+    assert diversity.loss(both, reference, FLOOR, JUDGE.chance).lost == "diversity"
+    both = point("both", 1, 1.0, **spread(0.80), **obeying(0.60))
+    assert diversity.loss(both, reference, FLOOR, JUDGE.chance).lost == "obedience"
+
+
+def test_where_no_class_was_asked_for_nobody_speaks_of_obedience():
+    assert frontier(BROAD, NARROW).losable == "diversity"
+    assert frontier(BROAD, NARROW, WILFUL).losable == "diversity or obedience"
+
+
 @pytest.mark.parametrize("best", [0.1, 0.5])
 def test_the_fastest_is_the_fewest_calls_that_are_near_enough(best):
     """The floor is 0.321; the bar is 1.5 times that or the teacher's best, whichever is higher."""

@@ -13,9 +13,13 @@ from PIL import Image
 from diffcore import checkpoints, exports
 from diffcore.core.errors import UserError
 from diffcore.data.feed import to_float
+from diffcore.denoisers.network import NetDenoiser
+from diffcore.exports import onnx
 from diffcore.metrics import bootstrap, measured
 from diffcore.metrics.estimate import Estimate
 from diffcore.metrics.frontier import Frontier
+from diffcore.nets.unet.guidance import with_guidance
+from diffcore.noise.schedule import Cosine
 from diffcore.sampling import sampler_of
 from tasks import card, command, compare, export, named, params, paths, report, sample
 from tasks.pictures import grids
@@ -24,8 +28,11 @@ from tasks.tracking.artifacts import Artifacts
 from tasks.tracking.artifacts import read as artifacts_of
 from tasks.tracking.client import explained, open_experiment
 from tasks.tracking.models import register, with_weights
+from tests.conftest import seeded
+from tests.test_checkpoint import ABOUT
 from tests.test_measure import up_to_frontier
 from tests.test_tracking import free_port, fresh_store  # noqa: F401  (a fixture)
+from tests.test_unet import FAMILY, stirred
 
 
 @pytest.fixture(scope="module")
@@ -255,10 +262,12 @@ def test_what_is_not_comparable_is_refused(here, capsys, tmp_path):
 # ------------------------------------------------------------------------------- export
 
 
-TRACED = pytest.param("torch_export", marks=pytest.mark.slow)  # torch takes seconds to trace
+TRACED = [
+    pytest.param(form, marks=pytest.mark.slow) for form in ("torch_export", "onnx")
+]  # torch takes seconds to trace
 
 
-@pytest.mark.parametrize("form", ["safetensors", TRACED])
+@pytest.mark.parametrize("form", ["safetensors", *TRACED])
 def test_an_export_says_what_our_network_says_for_any_number_of_images(here, tmp_path, form, capsys):
     target = tmp_path / "out"
     export.export(here, "v", target, form)
@@ -284,7 +293,7 @@ def test_a_folder_for_diffusers_is_a_whole_checkpoint_with_a_model_card(here, tm
     assert "Licence of the data: CC0." in export.readme(named.find("v"), "CC0")
 
 
-@pytest.mark.parametrize("form", ["diffusers", "safetensors", TRACED])
+@pytest.mark.parametrize("form", ["diffusers", "safetensors", *TRACED])
 def test_an_export_that_says_something_else_is_removed_and_says_by_how_much(here, tmp_path, monkeypatch, form):
     kind = type(exports.formats()[form])
     whole = kind.open
@@ -301,7 +310,44 @@ def test_an_export_that_says_something_else_is_removed_and_says_by_how_much(here
 
 def test_an_unknown_format_is_refused_with_the_nearest(here, capsys):
     line = refused("export", "v", "x", "--format", "difusers", capsys=capsys)
-    assert "there are diffusers, safetensors, torch_export; did you mean diffusers?" in line
+    assert "there are diffusers, onnx, safetensors, torch_export; did you mean diffusers?" in line
+
+
+@pytest.mark.parametrize("name", ["onnx", "onnxscript", "onnxruntime"])
+def test_onnx_without_its_packages_is_one_line_with_the_command(here, capsys, monkeypatch, name):
+    monkeypatch.setattr(onnx.importlib.util, "find_spec", lambda package: None if package == name else True)
+    line = refused("export", "v", "x.onnx", "--format", "onnx", capsys=capsys)
+    assert f"--format onnx needs {name}, which is not installed: pip install 'distill[onnx]'" in line
+
+
+def test_a_network_that_no_onnx_file_can_hold_is_refused(here, capsys, monkeypatch):
+    monkeypatch.setattr(onnx, "LARGEST", 1000)
+    assert "and an ONNX file holds 2 at most; choose another" in refused(
+        "export", "v", "x.onnx", "--format", "onnx", capsys=capsys
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("classes", [None, 4])
+def test_onnx_names_its_inputs_and_carries_the_card(tmp_path, classes):
+    """A network with a guidance weight as an input, which diffusers has no class for."""
+    import onnxruntime
+
+    net = with_guidance(stirred(FAMILY["classes" if classes else "default"]))
+    with torch.no_grad():
+        for parameter in net.guidance_embedding.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=seeded(1)))
+    denoiser = NetDenoiser(net.eval(), Cosine(), classes=classes, takes_guidance=True)
+    guidance = dataclasses.asdict(checkpoints.Guidance(1.0, 4.0))
+    about = {**ABOUT, "classes": classes and [*"abcd"], "guidance": guidance, "name": "x", "solver": "ddim"}
+    card_ = checkpoints.save(tmp_path / "x", denoiser, (1, 8, 8), about)
+    assert exports.export(tmp_path / "x", tmp_path / "x.onnx", "onnx", "read me") < exports.TOLERANCE
+    session = onnxruntime.InferenceSession(tmp_path / "x.onnx", providers=["CPUExecutionProvider"])
+    names = ["x", "timestep", *(["class_labels"] if classes else []), "guidance"]
+    assert [each.name for each in session.get_inputs()] == names
+    assert all(isinstance(each.shape[0], str) for each in session.get_inputs())
+    words = session.get_modelmeta().custom_metadata_map
+    assert (json.loads(words["card"])["digest"], words["readme"]) == (card_.digest, "read me")
 
 
 def test_a_network_that_makes_another_shape_is_no_export_at_all(here):

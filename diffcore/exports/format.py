@@ -28,9 +28,9 @@ class Format(abc.ABC):
         """What was written, read from there alone, as others read it. checkpoint: which inputs it takes."""
 
 
-def example(checkpoint: Checkpoint, count: int) -> tuple[Tensor, ...]:
+def example(checkpoint: Checkpoint, count: int) -> tuple[Tensor | None, ...]:
     """What the network of a checkpoint is called with, for `count` images: x, timestep, and where it takes them the classes
-    and the guidance weights."""
+    and the guidance weights; None for classes that a network with guidance weights does not take."""
     denoiser, rng = checkpoint.denoiser, generator("export", count)
     x = torch.randn(count, *checkpoint.shape, generator=rng)
     inputs = [x, torch.linspace(0, 1, count) * denoiser.num_timesteps - 1]

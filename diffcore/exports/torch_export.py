@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from diffcore.checkpoints import Checkpoint
 from diffcore.exports.format import Call, Format, example
@@ -17,10 +18,14 @@ class TorchExport(Format):
 
     def write(self, checkpoint: Checkpoint, folder: Path, new: Path, readme: str) -> None:
         inputs = example(checkpoint, TRACED)
-        batch = torch.export.Dim("batch", min=1)
-        shapes: Any = tuple(None if each is None else {0: batch} for each in inputs)
-        program = torch.export.export(checkpoint.denoiser.net, inputs, dynamic_shapes=(*shapes,))
+        program = torch.export.export(checkpoint.denoiser.net, inputs, dynamic_shapes=batched(inputs))
         torch.export.save(program, new)
 
     def open(self, checkpoint: Checkpoint, new: Path) -> Call:
         return torch.export.load(new).module()
+
+
+def batched(inputs: tuple[Tensor | None, ...]) -> Any:
+    """Of each input that its first dimension is the batch, of any size from 1 on."""
+    batch = torch.export.Dim("batch", min=1)
+    return tuple(None if each is None else {0: batch} for each in inputs)

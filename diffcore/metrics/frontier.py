@@ -71,11 +71,20 @@ class Frontier:
         return "\n".join([*table.lines(best, self.non_dominated(), losses), "", *self._notes()]) + "\n"
 
     def losses(self) -> dict[str, diversity.Loss]:
-        """By the names of the points that have lost more of the teacher's diversity than of its quality: see `diversity`."""
+        """By the names of the points that have lost more of the teacher's diversity or obedience than of its quality: see
+        `diversity`."""
         teachers = [point for point in self.points if point.method == "teacher"]
         reference = best_of(teachers) if teachers else None
-        each = {point.name: reference and diversity.loss(point, reference, self.floor) for point in self.points}
+        if reference is None:
+            return {}
+        each = {p.name: diversity.loss(p, reference, self.floor, self.judge.chance) for p in self.points}
         return {name: loss for name, loss in each.items() if loss}
+
+    @property
+    def losable(self) -> str:
+        """What a point may lose and be marked for, in words; obedience only where classes were asked for."""
+        obedient = any("accuracy" in point.metrics for point in self.points)
+        return f"{diversity.DIVERSITY} or {diversity.OBEDIENCE}" if obedient else diversity.DIVERSITY
 
     def to_csv(self) -> str:
         """A row for each point with all its columns, in the order given; `frontier` is 1 for those not dominated."""
@@ -126,7 +135,7 @@ class Frontier:
         if not marked:
             return []
         worst = min(marked, key=lambda loss: loss.kept / loss.quality)
-        return [f"~ has lost more of the teacher's diversity than of its quality; most of all {worst}"]
+        return [f"~ has lost more of the teacher's {self.losable} than of its quality; most of all {worst}"]
 
     def _flattered(self) -> list[str]:
         """By how much the best of several tries are flattered, as the noise that did not choose them shows it."""

@@ -52,18 +52,18 @@ def recommend(
 
     Nothing is nearer to the real images than a perfect sampler but by luck, and the best of many samplings is a lucky one.
     Without a reference it is the teacher's best fd, over all samplings of the teacher; those may be recommended too.
-    Among equally many calls the lowest fd wins. A point that has lost more of the reference's diversity than of its quality
-    (`diversity.loss`) is passed over where another within that distance has not; the reason names it. If no point qualifies
-    it is the one with the best fd, and the reason says so.
+    Among equally many calls the lowest fd wins. A point that has lost more of the reference's diversity or obedience than of
+    its quality (`diversity.loss`) is passed over where another within that distance has not; the reason names it. If no point
+    qualifies it is the one with the best fd, and the reason says so.
     """
     if not tolerance > 0:
         raise ValueError(f"tolerance must be positive, got {tolerance}")
-    rule = _Rule(floor, tolerance, reference)
+    rule = _Rule(floor, tolerance, reference, judge.chance)
     chosen, reason = rule.apply(points)
     bar = rule.bar(points)
     alike = [point for point in points if point.fd <= bar.fd.value] or [chosen]
     choice = crossfit.of(points, lambda view: rule.apply(view)[0], alike)
-    warnings = tuple(_warnings(points, floor, judge, diversity.loss(chosen, bar.reference, floor)))
+    warnings = tuple(_warnings(points, floor, judge, diversity.loss(chosen, bar.reference, floor, judge.chance)))
     return Recommendation(
         chosen, f"{reason}.{_honest(choice, chosen)}{_trained(chosen)}", warnings, choice and choice.fd
     )
@@ -76,6 +76,7 @@ class _Rule:
     floor: Floor
     tolerance: float
     reference: Point | None
+    chance: float
 
     def bar(self, points: Sequence[Point]) -> _Bar:
         whose = "the teacher's best" if self.reference is None else "the reference"
@@ -85,7 +86,7 @@ class _Rule:
         """The point, and the reason."""
         bar = self.bar(points)
         within = [p for p in by_calls(points) if p.fd <= bar.fd.value]
-        losses = {p.name: loss for p in points if (loss := diversity.loss(p, bar.reference, self.floor))}
+        losses = {p.name: loss for p in points if (loss := diversity.loss(p, bar.reference, self.floor, self.chance))}
         if not within:
             chosen = best_of(points)
             return chosen, f"{_describe(chosen)}: the best fd there is, for no point is within {bar.description}"
@@ -146,7 +147,7 @@ def _bar(floor: Floor, tolerance: float, reference: Point, whose: str) -> _Bar:
 
 def _warnings(points: Sequence[Point], floor: Floor, judge: Skill, loss: diversity.Loss | None) -> Iterator[str]:
     if loss:
-        yield f"{loss}: it makes fewer kinds of image than the teacher"
+        yield f"{loss}: {diversity.CONSEQUENCE[loss.lost]}"
     best = best_of(points)
     if _is_far(best, floor):
         yield f"no sampling comes near the real images: the best, {_describe(best)}, is {_times(best, floor)}"

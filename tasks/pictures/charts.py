@@ -384,13 +384,15 @@ def _dotted(line: np.ndarray) -> np.ndarray:
 
 
 def _lost(axes: Any, frontier: Frontier) -> None:
-    """A tilde above each point that has lost more of the teacher's diversity than of its quality."""
+    """A tilde above each point that has lost more of the teacher's diversity or obedience than of its quality."""
     marked = [loss.point for loss in frontier.losses().values() if loss.point.best]
     style = {"textcoords": "offset points", "ha": "center", "fontsize": 16, "fontweight": "bold", "color": WARNING}
     for point in marked:
         axes.annotate("~", (point.nfe, point.fd), (0, 7), **style)
     if marked:
-        axes.plot([], [], linestyle="", marker=r"$\sim$", markersize=10, color=WARNING, label="diversity lost")
+        axes.plot(
+            [], [], linestyle="", marker=r"$\sim$", markersize=10, color=WARNING, label=f"{frontier.losable} lost"
+        )
 
 
 def _captions(figure: Any, frontier: Frontier) -> None:

@@ -88,7 +88,7 @@ def of_point(artifacts: Artifacts, point: Point, aliases: Sequence[str], model: 
         [
             f"**{point.name}**, published as {what}; the aliases say what it is now.{sentence[0]}",
             *sentence[1:],
-            *([f"\n**Diversity**: {lost}."] if lost else []),
+            *([f"\n**{lost.lost.capitalize()}**: {lost}."] if lost else []),
             "",
             *_table(artifacts, point),
             "",

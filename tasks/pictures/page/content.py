@@ -106,7 +106,7 @@ def written(name: str, estimate: Estimate) -> str:
 
 
 def data(report: Report) -> dict[str, Any]:
-    """What the page's script draws: points, curves of the frontier, metrics with their axes, floor, bar and trainings."""
+    """What the page's script draws: points, curves of the frontier, metrics, floor, bar, what may be lost, trainings."""
     frontier = report.frontier
     front = {point.name for point in frontier.non_dominated()}
     losses = frontier.losses()
@@ -122,6 +122,7 @@ def data(report: Report) -> dict[str, Any]:
         "floor": {name: [each.value, each.se] for name, each in frontier.floor.metrics.items()},
         "bar": {"fd": report.bar.value},
         "recommended": frontier.recommended.point.name,
+        "losable": frontier.losable,
         "trainings": [training for line in report.lines if (training := _training(line, report.curves))],
     }
 

@@ -35,6 +35,7 @@ def html_of(report: Report) -> str:
         title=escape(f"{report.frontier.recommended.point.name}: the frontier"),
         recommendation=_recommendation(report, pictures),
         chooser=_chooser(report.frontier),
+        losable=report.frontier.losable,
         table=_table(report.frontier),
         samples=_samples(report, pictures, count),
         trainings=_trainings(drawn),

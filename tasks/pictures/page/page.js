@@ -356,7 +356,7 @@
     }
     const key = add(legend, "div", { class: "key" });
     add(key, "span", {}, "ring: recommended; grey steps: the best within so many calls; bars: one standard error");
-    if (data.points.some((point) => point.lost && point.best)) add(add(legend, "div", { class: "key" }), "span", {}, "~ diversity lost");
+    if (data.points.some((point) => point.lost && point.best)) add(add(legend, "div", { class: "key" }), "span", {}, `~ ${data.losable} lost`);
   }
 
   $("metric").addEventListener("change", (event) => { state.metric = event.target.value; drawFrontier(); });
