@@ -212,7 +212,7 @@ def judging(parameters: Params, data: PlannedData) -> dict[str, float]:
 def judged(parameters: Params, data: PlannedData) -> dict[str, float]:
     """Of all judges together: seconds of looking at a sample (`image`), of all else that a point takes (`point`), of what a
     stage does once (`once`) and of the real images (`look`), and bytes of what is then kept (`kept`), both 0 of judges that
-    have it from an earlier run; `more` bytes of features that were not tried, and those of a process while no judge looks."""
+    have it from an earlier run; and `more` bytes of features that were not tried."""
     threads.use(parameters.compute.threads)
     device, clock, trials = parameters.compute.device, Clock(parameters), []
     total = dict.fromkeys(("image", "point", "once", "look", "kept", "more"), 0.0)
@@ -226,7 +226,7 @@ def judged(parameters: Params, data: PlannedData) -> dict[str, float]:
         own |= {"more": each.more if device.type == "cpu" else 0}  # features lie in the machine's memory
         own |= {key: getattr(each, key) for key in ("image", "point", "once")}
         total = {key: value + own[key] for key, value in total.items()}
-    return {**total, "held_bytes": memory.held(device)}
+    return total
 
 
 def _is_kept(parameters: Params, judge: Judge) -> bool:

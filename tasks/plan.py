@@ -197,17 +197,17 @@ def _cost(name: str, params: Params, data: PlannedData, calibration: Mapping[str
 
 def _judged(cost: Cost, params: Params, calibration: Mapping[str, Any], todo: Mapping[str, stages.Stage]) -> Cost:
     """A stage that measures, with what the judges of evaluate.judges take. They look at the real images once: a stage that
-    waits for another one that measures finds what they saw. They look at samples when none is drawn any more."""
+    waits for another one that measures finds what they saw."""
     if (own := calibration["judges"]) is None:
         return cost
     points = len(list(_points(params, cost.name.partition("@")[2])))
     seconds = own["once"] + points * (params.evaluate.images * own["image"] + own["point"])
     first = not any(map(_measures, filter(todo.get, todo[cost.name].after)))
-    base = calibration["base"]
-    held = max(0, own["held_bytes"] - base)
-    most = round(max(cost.bytes + held, own["bytes"] + own["more"]))
+    more = max(0, own["bytes"] - calibration["base"]) + own["more"]
     disk = cost.disk + round(first * own["kept"])
-    return replace(cost, seconds=cost.seconds + seconds + first * own["look"], bytes=most, disk=disk)
+    return replace(
+        cost, seconds=cost.seconds + seconds + first * own["look"], bytes=round(cost.bytes + more), disk=disk
+    )
 
 
 def _measures(stage: str) -> bool:

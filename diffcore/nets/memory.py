@@ -9,7 +9,6 @@ import math
 import os
 import resource
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 
@@ -65,13 +64,6 @@ def most(device: torch.device) -> int:
     if device.type == "cpu":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return torch.cuda.max_memory_allocated(device)
-
-
-def held(device: torch.device) -> int:
-    """The bytes that this process has now: of a GPU, else of the machine."""
-    if device.type == "cpu":
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return torch.cuda.memory_allocated(device)
 
 
 def give_back() -> None:
