@@ -23,7 +23,7 @@ from diffcore.training.config import Training
 from tasks import params, sections, strict_yaml
 
 ROOT = Path(__file__).parent.parent
-SHIPPED = (ROOT / "params.yaml").read_text()
+SHIPPED = (ROOT / "tests/compact.yaml").read_text()
 
 Where = tuple[str | int, ...]
 """Keys from the top of params.yaml to one value."""

@@ -372,7 +372,9 @@ def test_only_watched_lines_are_followed_beside_a_run_and_without_a_server_a_lin
 def test_a_follower_of_a_dead_server_says_one_line_and_ends_with_the_run(here, monkeypatch):
     shutil.copy(ROOT / "params.yaml", here)
     content = (here / "params.yaml").read_text()
-    (here / "params.yaml").write_text(content.replace("steps: 1}", "steps: 1, watch: {every: 10, images: 50}}", 1))
+    (here / "params.yaml").write_text(
+        content.replace("    steps: 1\n", "    steps: 1\n    watch: {every: 10, images: 50}\n", 1)
+    )
     for name in ("tasks", "diffcore", "dvc.yaml"):
         (here / name).symlink_to(ROOT / name)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")

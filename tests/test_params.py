@@ -23,7 +23,7 @@ from diffcore.watching.config import Watch
 from tasks import params, rules, sections, strict_yaml, workspace
 
 ROOT = Path(__file__).parent.parent
-SHIPPED = (ROOT / "params.yaml").read_text()
+SHIPPED = (ROOT / "tests/compact.yaml").read_text()
 
 
 def read(tmp_path, text: str = SHIPPED):

@@ -2,12 +2,18 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from PIL import Image
 
 from diffcore import checkpoints, exports
@@ -541,3 +547,83 @@ def test_a_version_that_is_not_what_it_says_is_refused(aliases, monkeypatch, tag
     with pytest.raises(UserError) as caught:
         named.find("challenger")
     assert line in str(caught.value)
+
+
+# ------------------------------------------------------------------------------- the registered model elsewhere
+
+
+LISTED_ALONE = """
+import json, sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+listed, folder = set(json.loads(sys.argv[1])), Path(sys.argv[2])
+there = {name: {each.lower().replace("_", "-") for each in owners} for name, owners in packages_distributions().items()}
+hidden = {name for name, owners in there.items() if not owners & listed} - {"diffcore"}
+
+class Hiding:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def find_spec(self, name, path=None, target=None):
+        return None if name.split(".")[0] in hidden else self.finder.find_spec(name, path, target)
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+sys.meta_path[:] = [Hiding(finder) for finder in sys.meta_path if "editable" not in getattr(finder, "__name__", "")]
+sys.path[:] = [path for path in sys.path if not (Path(path or ".") / "diffcore").exists()]
+import mlflow, numpy
+images = mlflow.pyfunc.load_model(str(folder)).predict({"num_images": [4]}, {"seed": 2})
+import diffcore
+assert Path(diffcore.__file__).is_relative_to(folder), diffcore.__file__
+numpy.save(sys.argv[3], images)
+"""
+
+
+def required(names: list[str]) -> set[str]:
+    """Distributions and all that they require, without extras."""
+    todo, done = list(names), set()
+    while todo:
+        name = canonicalize_name(todo.pop())
+        if name in done:
+            continue
+        try:
+            lines = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:  # of another platform
+            continue
+        done.add(name)
+        wanted = map(Requirement, lines)
+        todo += [each.name for each in wanted if each.marker is None or each.marker.evaluate({"extra": ""})]
+    return done
+
+
+def loaded_with(names: list[str], folder: Path, target: Path) -> subprocess.CompletedProcess:
+    """Another process loads the model and draws, with nothing to import but these packages and what they require."""
+    words = [json.dumps(sorted(required(names))), str(folder), str(target)]
+    surroundings = {"PATH": os.defpath, "HOME": str(target.parent)}
+    return subprocess.run(
+        [sys.executable, "-c", LISTED_ALONE, *words],
+        cwd=target.parent,
+        env=surroundings,
+        capture_output=True,
+        text=True,
+    )
+
+
+@mlflows
+def test_a_registered_model_loads_where_nothing_is_but_what_it_lists(aliases, tmp_path):
+    folder = named.find("challenger").folder.parents[1].resolve()
+    listed = [line.partition("==")[0] for line in (folder / "requirements.txt").read_text().split()]
+    done = loaded_with(listed, folder, tmp_path / "theirs.npy")
+    assert done.returncode == 0, done.stderr
+    ours = drawn("challenger", "--images", "4", "--seed", "2", "--classes", "0,1")
+    np.testing.assert_array_equal(np.load(tmp_path / "theirs.npy"), ours)
+
+
+@mlflows
+@pytest.mark.slow
+def test_the_test_above_can_fail(aliases, tmp_path):
+    folder = named.find("challenger").folder.parents[1].resolve()
+    missing = loaded_with(["mlflow", "torch", "numpy"], folder, tmp_path / "none.npy")
+    assert "No module named 'safetensors'" in missing.stderr
