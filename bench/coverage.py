@@ -3,8 +3,8 @@
 python bench/coverage.py [N] [DIMENSION]; N samples of which features, 1000 and 64 if not said, against 1.8 N real rows.
 
 Samples and real rows are Gaussian with a falling spectrum. The real rows are drawn once, as in a project, so the target is
-the mean over samples at this N: by brute force over MEAN further sets. Two samplings: one that differs from the data by a
-moved mean and a larger scale (a student), and one whose samples are new real rows (a perfect one).
+the mean over samples at this N: by brute force over these sets and MEAN further ones. Two samplings: one that differs from
+the data by a moved mean and a larger scale (a student), and one whose samples are new real rows (a perfect one).
 """
 
 import functools
@@ -30,8 +30,11 @@ from diffcore.metrics.reference import Part, Reference, Seen
 SETS = 200
 """Sets of samples whose intervals are asked for the target."""
 
-MEAN = 1000
-"""Further sets, of whose values the target is the mean."""
+MEAN = 200
+"""Further sets, of whose values the target is the mean too: it is known to a twentieth of an error."""
+
+RESAMPLES = 50
+"""Of a set: by them is the noise of second order alone, which they say to a fifth."""
 
 FEW = 2
 """Resamples of those, whose errors nobody reads."""
@@ -82,7 +85,7 @@ class World:
 class Drawn(Subject):
     """A set of samples that are features already. most: resamples of its bootstrap."""
 
-    most: int = 200
+    most: int = RESAMPLES
 
     def __post_init__(self):
         pass  # no network has seen them
@@ -140,8 +143,8 @@ def of_metrics(
 ) -> dict[str, Coverage]:
     """By metric; none of a metric that says nothing of so few samples."""
     far = [measured(world, how, sets + seed, names, FEW) for seed in range(mean)]
-    near = [measured(world, how, seed, names, 200) for seed in range(sets)]
-    targets = {name: sum(each[name].value for each in far) / mean for name in far[0]}
+    near = [measured(world, how, seed, names, RESAMPLES) for seed in range(sets)]
+    targets = {name: sum(each[name].value for each in far + near) / (mean + sets) for name in far[0]}
     return {name: covering(name, [(each[name], target) for each in near]) for name, target in targets.items()}
 
 
@@ -150,7 +153,7 @@ def of_pairs(world: World, sets: int = SETS, mean: int = MEAN) -> dict[str, Cove
     real = world.reference
     distances: dict[str, Callable[[Tensor, Tensor, Tensor], Paired]] = {
         "fd": lambda a, b, repeats: comparison.fd(a, b, real.whole.features, repeats),
-        "kid": lambda a, b, repeats: comparison.kid(a, b, real.rows, repeats),
+        "kid": lambda a, b, repeats: comparison.kid(a, b, real.rows),
     }
 
     def differences(seed: int, most: int) -> dict[str, Estimate]:
@@ -159,8 +162,8 @@ def of_pairs(world: World, sets: int = SETS, mean: int = MEAN) -> dict[str, Cove
         return {name: each(first, second, repeats).difference for name, each in distances.items()}
 
     far = [differences(sets + seed, FEW) for seed in range(mean)]
-    near = [differences(seed, 200) for seed in range(sets)]
-    targets = {name: sum(each[name].value for each in far) / mean for name in distances}
+    near = [differences(seed, RESAMPLES) for seed in range(sets)]
+    targets = {name: sum(each[name].value for each in far + near) / (mean + sets) for name in distances}
     return {
         name: covering(f"paired difference of {name}", [(each[name], targets[name]) for each in near])
         for name in distances
@@ -188,7 +191,7 @@ def tries(world: World, how: tuple[float, float], seed: int, shared: float) -> l
         own = world.samples(sets_of(seed, number), (1.0, 0.0))
         z = math.sqrt(shared) * common + math.sqrt(1 - shared) * own
         drawn = Drawn(how[0] * z + how[1] * world.spectrum, world.reference, None, seed)
-        points.append(point(f"try-{number}", drawn.frechet, drawn.halves, world.n))
+        points.append(point(f"try-{number}", drawn, world.n))
     return points
 
 
@@ -197,11 +200,11 @@ def sets_of(seed: int, number: int) -> int:
     return 10**7 + TRIES * seed + number
 
 
-def point(name: str, fd: Estimate, halves: tuple[float, float], n: int) -> Point:
+def point(name: str, drawn: Drawn, n: int) -> Point:
     return Point(
         name=name, curve="", best=True, method="", checkpoint="", sampler="", trajectory="", recipe="", nfe=4,
-        metrics={"fd": fd}, ms_per_image=0.0, n=n, seed=0, weights="", features="", checkpoint_digest="", times=(1.0, 0.0),
-        halves=halves,
+        metrics={"fd": drawn.frechet}, ms_per_image=0.0, n=n, seed=0, weights="", features="", checkpoint_digest="",
+        times=(1.0, 0.0), halves=drawn.halves, halves_se=drawn.halves_se,
     )  # fmt: skip
 
 

@@ -35,10 +35,9 @@ def main() -> None:
     rng = torch.Generator().manual_seed(0)
     x, y = (torch.randn(n, DIMENSION, generator=rng, dtype=torch.float64) for n in (1000, 1797))
     against, repeats = Moments.of(y), resamples(1000, 0)[:50]
-    compare("spread of the Frechet distance, 50 resamples", frechet_before, frechet.frechet_spread, x, against, repeats)
+    compare("spread of the Frechet distance, 50 resamples", frechet_before, frechet_now, x, against, repeats)
     x, y = (torch.randn(count, DIMENSION, generator=rng, dtype=torch.float64) for _ in range(2))
-    repeats = resamples(count, 0)
-    compare(f"kid and its spread, {count} samples", kid_before, kid_now, x, y, repeats)
+    compare(f"kid and its error, {count} samples", kid_before, kid_now, x, y)
     held = {len(x) ** 2 * 8 * 2 / 2**20: "before", mmd.ROWS**2 * 8 * 3 / 2**20: "now"}
     print(f"kernel values held at {count}: {', '.join(f'{word} {size:.0f} MB' for size, word in held.items())}")
 
@@ -119,22 +118,27 @@ def timed(run, *given) -> tuple[float, float]:
 
 
 def frechet_before(x: Tensor, against: Moments, repeats: Tensor) -> float:
+    """By singular values."""
     root = frechet.root(against.covariance)
-    again = [frechet._frechet(Moments.of(x, row), against, root) for row in repeats]
-    return torch.tensor(again, dtype=torch.float64).std().item()
+    weights = 1 + frechet.SHARE * (repeats - 1)
+    _, slopes = frechet.first_order(x - x.mean(0), Moments.of(x), against.mean, root)
+    again = torch.tensor([frechet._frechet(Moments.of(x, row), against, root) for row in weights], dtype=torch.float64)
+    return frechet.Sway(slopes, (again - (weights - 1) @ slopes / len(x)) / frechet.SHARE**2).se
 
 
-def kid_before(x: Tensor, y: Tensor, repeats: Tensor) -> float:
-    """Whole matrices: of the samples for the value and once more for the spread, across for either."""
+def frechet_now(x: Tensor, against: Moments, repeats: Tensor) -> float:
+    return frechet.sway(x, against, repeats).se
+
+
+def kid_before(x: Tensor, y: Tensor) -> float:
+    """Whole matrices: of the samples for the value and once more for the error, across for either."""
     value = mmd.kernel(x, x).triu_(1).sum() - mmd.kernel(x, y).mean(1).sum()
-    within = mmd.kernel(x, x).fill_diagonal_(0)
-    alike = ((repeats @ within) * repeats).sum(1) / (repeats.sum(1) ** 2 - repeats.square().sum(1))
-    spread = (alike - 2 * (repeats @ mmd.kernel(x, y).mean(1)) / repeats.sum(1)).std()
-    return spread.item() if value.isfinite() else 0.0
+    slopes = 2 * (mmd.kernel(x, x).fill_diagonal_(0).sum(1) / (len(x) - 1) - mmd.kernel(x, y).mean(1))
+    return slopes.std().item() / len(x) ** 0.5 if value.isfinite() else 0.0
 
 
-def kid_now(x: Tensor, y: Tensor, repeats: Tensor) -> float:
-    return mmd._kid(x, y, 0.0, repeats)[1].std().item()
+def kid_now(x: Tensor, y: Tensor) -> float:
+    return mmd.estimate(x, y, 0.0).se
 
 
 if __name__ == "__main__":

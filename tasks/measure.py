@@ -209,6 +209,7 @@ class Bench:
             check=self.drawing.check,
             judges=self.judged,
             halves=subject.halves,
+            halves_se=subject.halves and subject.halves_se,
             trainings=self._of_trainings(plan, condition, subject),
         )
 
@@ -222,7 +223,7 @@ class Bench:
         return tuple(distances) if self.others else None
 
     def _of_judges(self, subject: Subject) -> dict[str, Estimate]:
-        estimates = (court.measure(subject.samples, subject.repeats) for court in self.judges)
+        estimates = (court.measure(subject.samples) for court in self.judges)
         return functools.reduce(operator.or_, estimates, {})
 
     def _decide(self, sampler: Sampler, condition: Condition | None) -> None:

@@ -69,8 +69,7 @@ def test_so_does_that_of_the_kernel_distance():
     outcomes = []
     for seed in range(200):
         z = noise(seed)
-        repeats = resamples(COUNT, seed)[:40]
-        outcomes.append(comparison.kid(sampled(z, FIRST), sampled(z, SECOND), real, repeats))
+        outcomes.append(comparison.kid(sampled(z, FIRST), sampled(z, SECOND), real))
     # of a cubic kernel, whose third powers have long tails, a little less than of fd
     assert 0.88 <= share_covered(outcomes, expected[SECOND] - expected[FIRST]) <= 0.985
 
@@ -85,13 +84,13 @@ def test_both_are_resampled_alike_so_that_what_they_share_cancels():
 
 
 def test_the_difference_is_the_second_less_the_first():
-    z, repeats, real = noise(2), resamples(COUNT, 2), noise(3, 500)
+    z, real = noise(2), noise(3, 500)
     a, b = sampled(z, FIRST), sampled(z, SECOND)
-    outcome = comparison.kid(a, b, real, repeats)
+    outcome = comparison.kid(a, b, real)
     assert outcome.first.value == kid(a, real)
     assert outcome.difference.value == kid(b, real) - kid(a, real)
     assert outcome.better == 1
-    other = comparison.kid(b, a, real, repeats)
+    other = comparison.kid(b, a, real)
     assert other.difference.value == -outcome.difference.value
     assert other.difference.se == pytest.approx(outcome.difference.se, rel=1e-12)
 

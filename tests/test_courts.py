@@ -10,7 +10,6 @@ from torch import Tensor
 from diffcore.core.kept import Kept
 from diffcore.data.feed import to_float
 from diffcore.data.read import Images
-from diffcore.metrics.bootstrap import resamples
 from diffcore.metrics.courts import Courts
 from diffcore.metrics.judge import Court, Judge
 from tests.test_judges import Flat
@@ -47,8 +46,8 @@ def court(folder: Path, judge: Judge | None = None, lines: list[str] | None = No
 def test_real_images_are_looked_at_once_and_then_the_numbers_are_the_same_to_the_bit(tmp_path):
     (first, looked), (again, none) = court(tmp_path), court(tmp_path)
     assert (looked, none) == (90, 0)
-    samples, repeats = to_float(images(40, 1)), resamples(40, 0)
-    assert first.measure(samples, repeats) == again.measure(samples, repeats)
+    samples = to_float(images(40, 1))
+    assert first.measure(samples) == again.measure(samples)
     assert (again.moments.count, str(again)) == (90, str(first))
     assert torch.equal(again.moments.covariance, first.moments.covariance)
     assert torch.equal(again.rows, first.rows)

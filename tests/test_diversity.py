@@ -10,10 +10,10 @@ from torch import Tensor
 from diffcore.metrics import copies, infinity, mmd, neighbours, proportion, sliced
 from diffcore.metrics.bootstrap import resamples
 from diffcore.metrics.estimate import Estimate
-from diffcore.metrics.frechet import Moments, frechet, frechet_spread
+from diffcore.metrics.frechet import Moments, frechet, sway
 from diffcore.metrics.measures import METRICS
-from diffcore.metrics.neighbours import NARROW, WIDE, Reach, nearest, squared_distances
-from tests.conftest import randn
+from diffcore.metrics.neighbours import NARROW, WIDE, Holders, Reach, nearest, squared_distances
+from tests.conftest import randn, seeded
 
 pytestmark = pytest.mark.usefixtures("without_shape_checks")
 
@@ -128,12 +128,12 @@ def spread(values: list[Estimate]) -> float:
         (
             0.0,
             1.0,
-            {"improved_precision": (0.8, 1.25), "density": (0.8, 1.25), "recall": (0.8, 1.9), "coverage": (0.8, 1.9)},
+            {"improved_precision": (0.8, 1.25), "density": (0.8, 1.25), "recall": (0.8, 1.5), "coverage": (0.8, 1.3)},
         ),
         (
             0.7,
             0.7,
-            {"improved_precision": (0.8, 1.25), "density": (0.8, 1.25), "recall": (0.7, 1.5), "coverage": (0.8, 1.5)},
+            {"improved_precision": (0.8, 1.25), "density": (0.8, 1.25), "recall": (0.8, 1.5), "coverage": (0.8, 1.3)},
         ),
     ],
     ids=["new real images", "others"],
@@ -150,22 +150,67 @@ def test_the_error_of_a_share_by_hand():
     one = proportion.of_samples(torch.arange(400) < 100)
     assert one.value == 0.25
     assert one.se == pytest.approx(math.sqrt(0.25 * 0.75 / 400), rel=0.01)
-    assert proportion.of_samples(torch.ones(400) > 0).se == pytest.approx(math.sqrt(0.5) / 400, rel=0.01)
+    assert proportion.of_samples(torch.ones(400) > 0).se == pytest.approx(math.sqrt(2) / 400, rel=0.02)
+    assert proportion.of_samples(torch.arange(400) < 3).se == pytest.approx(math.sqrt(5) / 400, rel=0.02)
+
+
+@pytest.mark.parametrize("events", [2.9, 4.0, 6.0, 10.0, 17.0, 40.0])
+def test_the_interval_of_a_few_events_covers_as_many_as_it_says(events):
+    """About the plain share, of 2000 samples; the probability of each count is exact."""
+    n, share = 2000, events / 2000
+    chances = [math.comb(n, k) * share**k * (1 - share) ** (n - k) for k in range(120)]
+    estimates = [proportion.of_samples(torch.arange(n) < k) for k in range(120)]
+    inside = [chance for chance, each in zip(chances, estimates) if abs(each.value - share) <= 1.96 * each.se]
+    assert 0.925 < sum(inside) < 0.985
+
+
+@pytest.mark.parametrize(("n", "cells", "clump"), [(200, 200, 1), (200, 100, 3), (60, 120, 5), (240, 80, 2)])
+def test_the_error_of_what_is_held_in_clumps_is_the_closed_form(n, cells, clump):
+    """Each of n samples holds the `clump` real images of one of many cells: the variance of how many cells are empty."""
+    empty, two = (1 - 1 / cells) ** n, (1 - 2 / cells) ** n
+    true = math.sqrt(cells * empty + cells * (cells - 1) * two - (cells * empty) ** 2) / cells
+    errors = []
+    for k in range(60):
+        own = torch.randint(cells, (n,), generator=seeded(k))
+        holders = Holders.none(cells * clump, n)
+        holders.add((torch.arange(cells * clump) // clump) == own[:, None], slice(0, n), slice(0, cells * clump))
+        errors.append(proportion.of_real(holders).se ** 2)
+    assert 0.95 < math.sqrt(sum(errors) / 60) / true < 1.35
+
+
+def test_samples_and_pairs_that_alone_hold_an_image_are_counted_in_any_tiles(monkeypatch):
+    monkeypatch.setattr(neighbours, "ROWS", 8)
+    x, y = randn(20, 2) * 0.5, randn(90, 2, seed=1)
+    holders = Reach.of(x, nearest(x, most=WIDE), y, nearest(y)).covering
+    held = (squared_distances(x, y) < nearest(y)[:, WIDE - 1]).T.tolist()
+    alone, pairs = [0] * 20, {}
+    for row in held:
+        who = tuple(k for k, each in enumerate(row) if each)
+        if len(who) == 1:
+            alone[who[0]] += 1
+        if len(who) == 2:
+            pairs[who] = pairs.get(who, 0) + 1
+    assert holders.alone.tolist() == alone
+    assert sorted(holders.together.tolist()) == sorted(pairs.values())
+    assert len(pairs) > 3
 
 
 def test_the_jackknife_leaves_each_sample_out(monkeypatch):
     monkeypatch.setattr(neighbours, "ROWS", 8)
-    x, y = randn(20, 2) * 0.5, randn(30, 2, seed=1)
+    x, y = randn(20, 2) * 0.5, randn(300, 2, seed=1)
     reals = nearest(y)
     whole = Reach.of(x, nearest(x, most=WIDE), y, reals).covering
     rest = [torch.arange(20) != k for k in range(20)]
     without = [Reach.of(x[row], nearest(x[row], most=WIDE), y, reals).covering.share for row in rest]
     torch.testing.assert_close(
-        whole.share - whole.alone / 30, torch.tensor(without, dtype=torch.float64), rtol=0, atol=1e-12
+        whole.share - whole.alone / 300, torch.tensor(without, dtype=torch.float64), rtol=0, atol=1e-12
     )
     away = torch.tensor(without, dtype=torch.float64)
-    want = math.sqrt(19 / 20 * (away - away.mean()).square().sum())
-    assert proportion.of_real(whole).se == pytest.approx(want, rel=1e-9)
+    jackknife = (away - away.mean()).square().sum().item()
+    ratio = (whole.together.square().sum() / whole.alone.square().sum()).item()
+    for moves, kept in ((False, 1 + ratio), (True, 1 + ratio / 2)):
+        want = math.sqrt(jackknife * (1 + 2 / (whole.alone > 0).sum().item()) / kept)
+        assert proportion.of_real(whole, moves).se == pytest.approx(want, rel=1e-9)
 
 
 # --- copies
@@ -235,14 +280,31 @@ def test_of_many_samples_it_is_the_distance():
     assert infinity.extrapolated(x, y, 0) == pytest.approx(frechet(Moments.of(x), y), abs=2e-4)
 
 
-@pytest.mark.parametrize(("shift", "low", "high"), [(0.5, 0.75, 1.3), (0.0, 0.8, 2.0)])
+@pytest.mark.parametrize(("shift", "low", "high"), [(0.5, 0.75, 1.3), (0.0, 0.8, 1.4)])
 def test_its_error_is_the_spread_over_fresh_samples(monkeypatch, shift, low, high):
     monkeypatch.setattr("diffcore.metrics.bootstrap.RESAMPLES", 60)
     y, values = Moments.of(randn(1000, 4, seed=99)), []
     for k in range(60):
         x = randn(250, 4, seed=k) + shift
-        values.append(Estimate(infinity.extrapolated(x, y, k), frechet_spread(x, y, resamples(250, k))))
+        error = sway(x, y, resamples(250, k)).variance.with_pairs(infinity.PAIRS)
+        values.append(Estimate(infinity.extrapolated(x, y, k), error))
     assert low < spread(values) < high
+
+
+def test_how_often_a_pair_counts_in_it():
+    """With the weights of a line through K = 1, 2, 3 at 0; a pair counts in the parts that hold both, K times as much."""
+    places = torch.tensor([[1.0, k] for k in infinity.PARTS], dtype=torch.float64)
+    line = torch.linalg.lstsq(places, torch.eye(3).double())
+    weights, rows = line.solution[0], torch.arange(600)
+    parts = [
+        torch.cat([torch.full((len(part),), k) for k, part in enumerate(rows.tensor_split(count))])
+        for count in infinity.PARTS
+    ]
+    counts = sum(
+        weight * count * (part[:, None] == part) for weight, count, part in zip(weights, infinity.PARTS, parts)
+    )
+    assert counts.mean().item() == pytest.approx(1.0, abs=0.01)
+    assert counts.square().mean().item() == pytest.approx(infinity.PAIRS, rel=0.01)
 
 
 # --- sliced

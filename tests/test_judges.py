@@ -22,7 +22,6 @@ from diffcore.core.errors import UserError
 from diffcore.data.feed import to_float, to_uint8
 from diffcore.data.read import Images
 from diffcore.metrics import frechet_wide, judge_file, judges, mmd
-from diffcore.metrics.bootstrap import resamples
 from diffcore.metrics.estimate import Estimate
 from diffcore.metrics.frechet import Moments, frechet, root
 from diffcore.metrics.frontier import Frontier
@@ -340,16 +339,16 @@ class Flat(torch.nn.Module):
 def test_a_court_measures_against_all_real_images_in_any_blocks(monkeypatch):
     pixels = (randn(90, 1, 3, 3) * 30 + 128).round().clamp(0, 255).to(torch.uint8)
     samples = to_float((randn(40, 1, 3, 3, seed=1) * 40 + 128).round().clamp(0, 255).to(torch.uint8))
-    judge, repeats = Judge("flat", Flat(), "5" * 64, "none"), resamples(40, 0)
+    judge = Judge("flat", Flat(), "5" * 64, "none")
     real, own = pixels.flatten(1).double() / 64, to_uint8(samples).flatten(1).double() / 64
-    whole = Court.of(judge, Images(pixels, None, None)).measure(samples, repeats)
+    whole = Court.of(judge, Images(pixels, None, None)).measure(samples)
     assert list(whole) == ["fd_flat", "kid_flat"]
     assert whole["fd_flat"].value == pytest.approx(frechet(Moments.of(own), Moments.of(real)), rel=1e-5)
     assert whole["kid_flat"].value == pytest.approx(mmd.kid(own, real), rel=1e-5)
-    assert whole["kid_flat"].se == pytest.approx(mmd.kid_spread(own, real, repeats), rel=1e-5)
+    assert whole["kid_flat"].se == pytest.approx(mmd.estimate(own, real, 0.0).se, rel=1e-5)
     monkeypatch.setattr("diffcore.metrics.judge.BLOCK", 7)
     monkeypatch.setattr("diffcore.metrics.judge.BATCH", 3)
-    parts = Court.of(judge, Images(pixels, None, None)).measure(samples, repeats)
+    parts = Court.of(judge, Images(pixels, None, None)).measure(samples)
     for name, each in whole.items():
         assert (parts[name].value, parts[name].se) == pytest.approx((each.value, each.se), rel=1e-9)
 

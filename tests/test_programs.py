@@ -11,7 +11,6 @@ from diffcore.core.errors import UserError
 from diffcore.data.feed import to_float
 from diffcore.data.read import Images
 from diffcore.metrics import judges
-from diffcore.metrics.bootstrap import resamples
 from diffcore.metrics.judge import Court
 from diffcore.metrics.judge_file import JudgeFile
 from diffcore.metrics.preprocessing import bicubic
@@ -87,7 +86,7 @@ def test_its_features_are_those_of_images_prepared_as_the_file_says(kind, channe
         f"mine {judge.sha256[:12]} (bicubic with antialias to 16x16, (x / 255 - 0.5 0.25 0.125) / 0.5 2 4)"
     )
     court = Court.of(judge, Images(pixels(60, channels, 1), None, None))
-    assert list(court.measure(to_float(images), resamples(40, 0))) == ["fd_mine", "kid_mine"]
+    assert list(court.measure(to_float(images))) == ["fd_mine", "kid_mine"]
 
 
 def test_other_numbers_are_another_preprocessing_in_words(files):

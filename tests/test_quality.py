@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import math
 
 import pytest
@@ -15,15 +16,15 @@ from diffcore.data.feed import to_float
 from diffcore.data.read import Images
 from diffcore.metrics import measures, mmd
 from diffcore.metrics.bootstrap import RESAMPLES, resamples
-from diffcore.metrics.estimate import Estimate, columns
+from diffcore.metrics.estimate import Estimate, Variance, columns
 from diffcore.metrics.features import Card, Config, Features, extract, train
-from diffcore.metrics.frechet import Moments, frechet, frechet_spread
+from diffcore.metrics.frechet import Moments, Sway, frechet, sway
 from diffcore.metrics.halvings import floor
 from diffcore.metrics.measures import METRICS
 from diffcore.metrics.measures.accuracy import accuracy
 from diffcore.metrics.measures.rmse_teacher import rmse
 from diffcore.metrics.metric import Subject
-from diffcore.metrics.mmd import kernel, kid, kid_spread
+from diffcore.metrics.mmd import kernel, kid
 from diffcore.metrics.reference import Part, Reference, Seen, look, pooled
 from tests.conftest import randn, seeded
 
@@ -210,50 +211,114 @@ def test_resamples_are_draws_with_replacement():
     assert not torch.equal(repeats, resamples(500, seed=4))
 
 
-def test_spread_of_frechet_is_that_of_resampled_sets():
-    x, y, repeats = randn(20, 3), Moments.of(randn(30, 3, seed=1)), resamples(20, 0)[:7]
-    sets = [x.repeat_interleave(row.long(), 0) for row in repeats]
-    want = torch.tensor([frechet(Moments.of(one), y) for one in sets], dtype=torch.float64).std().item()
-    assert frechet_spread(x, y, repeats) == pytest.approx(want, rel=1e-11)
+def exact(d: int) -> Moments:
+    """Those of the normal distribution itself."""
+    return Moments(1_000_001, torch.zeros(d).double(), 1e6 * torch.eye(d).double())
+
+
+def orders(d: int, n: int, shift: float) -> tuple[float, float]:
+    """V1 and V2 of the distance of n rows N(shift, 1)^d from `exact`: |mean|^2 + |A - I|^2 / 4 to second order, where the
+    variance of |mean|^2 is 4 mu' S mu / n + 2 tr S^2 / n^2 and that of the other (d^2 + d) / 4 n^2."""
+    return 4 * d * shift**2 / n, (2 * d + (d * d + d) / 4) / n**2
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.05, 0.3])
+def test_the_error_of_frechet_counts_the_noise_of_pairs_once(monkeypatch, shift):
+    """The slope says V1 + 2 V2 in the mean, and what weights bend V2: of which the error is the root of V1 + V2."""
+    monkeypatch.setattr("diffcore.metrics.bootstrap.RESAMPLES", 30)
+    d, n, sets = 4, 400, 60
+    first, second = orders(d, n, shift)
+    swayed = [sway(randn(n, d, seed=k) + shift, exact(d), resamples(n, k)).variance for k in range(sets)]
+    slope, bend, total = (sum(getattr(each, key) for each in swayed) / sets for key in ("slope", "second", "total"))
+    assert slope == pytest.approx(first + 2 * second, rel=0.15)
+    assert bend == pytest.approx(second, rel=0.15)
+    assert 0.9 < total / (first + second) < 1.45
+
+
+def test_of_a_slope_and_a_bend_by_hand():
+    assert Variance(5.0, 0.0).total == 5.0
+    assert Variance(12.0, 1.0).total == pytest.approx(11.0, rel=0.01)  # V1 = 10
+    assert Variance(2.0, 1.0).total == pytest.approx(4 / 3)
+    assert Variance(2.0, 9.0).total == pytest.approx(4 / 3)  # more than half of the slope is no noise of pairs
+    assert Variance(12.0, 1.0).with_pairs(4) == pytest.approx(math.sqrt(Variance(12.0, 1.0).total + 3))
+    assert Variance(12.0, 1.0).with_pairs(1) == Variance(12.0, 1.0).se
+    assert Variance(0.0, 0.0).se == Variance(0.0, 1.0).se == 0.0
 
 
 @pytest.mark.parametrize(("n", "d", "corners"), [(60, 8, False), (12, 40, False), (60, 12, True)])
-def test_the_quick_spread_of_frechet_is_the_exact_ones_to_six_digits(n, d, corners):
-    """By eigenvalues, not singular values: of full rank, of fewer samples than features, of some without variance."""
+def test_bends_are_what_weights_add_to_the_slope_by_exact_distances(n, d, corners):
+    """By singular values: of full rank, of fewer samples than features, of some without variance."""
     x, y = randn(n, d) * torch.logspace(-2, 1, d).double() + 0.1, randn(90, d, seed=1)
     if corners:
         x[:, ::3], y[:, ::3] = 0.5, 0.5
     against, repeats = Moments.of(y), resamples(n, 0)[:20]
-    want = torch.tensor([frechet(Moments.of(x, row), against) for row in repeats], dtype=torch.float64).std().item()
-    assert frechet_spread(x, against, repeats) == pytest.approx(want, rel=1e-6)
+    moved = sway(x, against, repeats)
+    weights = 1 + (repeats - 1) / 2
+    again = torch.tensor([frechet(Moments.of(x, row), against) for row in weights], dtype=torch.float64)
+    want = 4 * (again - (weights - 1) @ moved.slopes / n)
+    assert moved.bends.std().item() == pytest.approx(want.std().item(), rel=1e-6)
+    # a twentieth of the change bends a hundredth as much: nothing of the slope is left in it
+    near = 1 + (repeats - 1) / 40
+    few = torch.tensor([frechet(Moments.of(x, row), against) for row in near], dtype=torch.float64)
+    rest = (few - (near - 1) @ moved.slopes / n).std().item()
+    assert 0.5 < 1600 * rest / want.std().item() < 2
+
+
+def test_the_sway_of_a_difference_is_that_of_one_statistic():
+    x, y, repeats = randn(50, 3), Moments.of(randn(80, 3, seed=1)), resamples(50, 0)[:30]
+    one, other = (sway(each, y, repeats) for each in (x + 0.3, 1.2 * x))
+    apart = other - one
+    assert apart.variance.slope == pytest.approx((other.slopes - one.slopes).var().item() / 50)
+    assert apart.variance.second == pytest.approx((other.bends - one.bends).var().item())
+    assert (one - one).se == 0
+    again = Sway.from_json(json.loads(json.dumps(one.to_json())))
+    assert torch.equal(again.slopes, one.slopes)
+    assert torch.equal(again.bends, one.bends)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 20])
+@pytest.mark.parametrize("kind", ["normal", "equal rows", "constant features", "none apart"])
+def test_errors_of_few_or_degenerate_rows_are_numbers(n, kind):
+    y = randn(40, 6, seed=1)
+    x = {"equal rows": torch.ones(n, 6).double(), "none apart": y[:n]}.get(kind, randn(n, 6))
+    if kind == "constant features":
+        x, y = (torch.cat([each[:, :3], torch.ones(len(each), 3).double()], 1) for each in (x, y))
+    own = sway(x, Moments.of(y), resamples(n, 0)).se
+    errors = own, mmd.estimate(x, y, mmd.mean_of_pairs(y)).se
+    assert all(math.isfinite(each) and each >= 0 for each in errors)
+    assert all(each > 0 for each in errors) or kind == "equal rows"
 
 
 def test_kid_and_its_spread_hold_a_tile_of_the_kernel_at_a_time(monkeypatch):
     """Never more than ROWS x ROWS of its elements, whatever n and m; the values are those of the whole matrices."""
-    x, y, repeats = randn(61, 3), randn(83, 3, seed=1) + 0.2, resamples(61, 0)[:7]
+    x, y = randn(61, 3), randn(83, 3, seed=1) + 0.2
     within, across = kernel(x, x).fill_diagonal_(0), kernel(x, y)
     plain = within.sum() / (61 * 60) + pair_mean(y) - 2 * across.mean()
-    pairs = repeats.sum(1) ** 2 - repeats.square().sum(1)
-    again = ((repeats @ within) * repeats).sum(1) / pairs - 2 * (repeats @ across.mean(1)) / repeats.sum(1)
+    slopes = 2 * (within.sum(1) / 60 - across.mean(1))
     held = []
     monkeypatch.setattr(mmd, "ROWS", 16)
     monkeypatch.setattr(mmd, "kernel", lambda a, b: held.append(len(a) * len(b)) or kernel(a, b))
-    assert kid(x, y) == pytest.approx(plain.item(), rel=1e-11)
-    assert kid_spread(x, y, repeats) == pytest.approx(again.std().item(), rel=1e-11)
+    own = mmd.estimate(x, y, mmd.mean_of_pairs(y))
+    assert own.value == pytest.approx(plain.item(), rel=1e-11)
+    assert own.se == pytest.approx(slopes.std().item() / math.sqrt(61), rel=1e-11)
     assert max(held) == 16 * 16
     assert sum(held) >= 61 * 60 / 2 + 61 * 83
 
 
-def test_spread_of_kid_leaves_out_pairs_of_one_sample():
-    x, y, repeats = randn(8, 3), randn(9, 3, seed=1), resamples(8, 0)[:5]
+def test_the_slopes_of_kid_are_its_derivatives():
+    """Of the pairs of distinct rows and the affinity, each row weighted, by the weight of a row."""
+    x, y, step = randn(8, 3), randn(9, 3, seed=1), 1e-5
+    within, across = kernel(x, x).fill_diagonal_(0), kernel(x, y).mean(1)
 
-    def once(row):
-        chosen = [i for i in range(8) for _ in range(int(row[i]))]
-        pairs = [kernel(x[[i]], x[[j]]).item() for i in chosen for j in chosen if i != j]
-        return sum(pairs) / len(pairs) - 2 * kernel(x[chosen], y).mean().item()
+    def weighted(k: int, more: float) -> float:
+        share = torch.full((8,), 1 / 8).double()
+        share[k] += more
+        share /= share.sum()
+        return ((share @ within @ share) / (1 - share.square().sum()) - 2 * share @ across).item()
 
-    want = torch.tensor([once(row) for row in repeats], dtype=torch.float64).std().item()
-    assert kid_spread(x, y, repeats) == pytest.approx(want, rel=1e-11)
+    want = torch.tensor([(weighted(k, step) - weighted(k, -step)) / (2 * step) for k in range(8)])
+    slopes = mmd.scored(x, y, 0.0)[1]
+    torch.testing.assert_close(slopes - slopes.mean(), (want - want.mean()).double(), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -261,8 +326,8 @@ def test_spread_of_kid_leaves_out_pairs_of_one_sample():
     [
         (0.5, 1.0, 0.8, 1.25),
         pytest.param(0.0, 1.4, 0.8, 1.4, marks=pytest.mark.slow),
-        (0.0, 1.0, 1.0, 2.2),
-    ],  # the last: real samples, where it is too large
+        (0.0, 1.0, 0.85, 1.6),
+    ],  # the last: real samples, where kid's counts the noise of pairs twice
 )
 def test_standard_errors_are_the_spread_over_independent_sets(monkeypatch, shift, factor, low, high):
     monkeypatch.setattr("diffcore.metrics.bootstrap.RESAMPLES", 100)
@@ -272,8 +337,8 @@ def test_standard_errors_are_the_spread_over_independent_sets(monkeypatch, shift
     for k in range(sets):
         x = randn(250, 4, seed=k) * factor + shift
         repeats = resamples(250, k)
-        fd[k], fd_se[k] = frechet(Moments.of(x), against), frechet_spread(x, against, repeats)
-        kd[k], kd_se[k] = kid(x, real), kid_spread(x, real, repeats)
+        fd[k], fd_se[k] = frechet(Moments.of(x), against), sway(x, against, repeats).se
+        kd[k], kd_se[k] = kid(x, real), mmd.estimate(x, real, 0.0).se
     assert low < (fd_se.mean() / fd.std()).item() < high
     assert low < (kd_se.mean() / kd.std()).item() < high
 
@@ -379,10 +444,10 @@ def test_measure_is_made_of_its_parts(network, reference):
     pixels = frechet(Moments.of(x.flatten(1)), Moments.of(real.flatten(1)))
     assert found["fd_pixels"].value == pytest.approx(pixels, rel=1e-9)
     repeats = resamples(100, 0)
-    assert found["fd"].se == pytest.approx(frechet_spread(seen, Moments.of(against), repeats), rel=1e-5)
-    assert found["kid"].se == pytest.approx(kid_spread(seen, against, repeats), rel=1e-5)
+    assert found["fd"].se == pytest.approx(sway(seen, Moments.of(against), repeats).se, rel=1e-5)
+    assert found["kid"].se == pytest.approx(mmd.estimate(seen, against, 0.0).se, rel=1e-5)
     against = Moments.of(real.flatten(1))
-    assert found["fd_pixels"].se == pytest.approx(frechet_spread(x.flatten(1), against, repeats), rel=1e-5)
+    assert found["fd_pixels"].se == pytest.approx(sway(x.flatten(1), against, repeats).se, rel=1e-5)
 
 
 def test_every_distance_grows_with_noise(network, reference):
@@ -408,7 +473,8 @@ def test_the_bootstrap_has_its_seed(network, reference):
     first, again, other = (measure(x, reference, network, seed) for seed in (0, 0, 1))
     assert first == again
     assert first["fd"].value == other["fd"].value
-    assert first["fd"].se != other["fd"].se
+    bends = [Subject(x, reference, network, seed).sway.bends for seed in (0, 1)]
+    assert not torch.equal(*bends)
 
 
 def test_samples_are_measured_as_8_bit_images(network, reference):

@@ -11,7 +11,6 @@ from diffcore.core.errors import UserError
 from diffcore.data.feed import to_float
 from diffcore.data.read import Images
 from diffcore.metrics import statistics
-from diffcore.metrics.bootstrap import resamples
 from diffcore.metrics.frechet import Moments, frechet
 from diffcore.metrics.judge import Court, Judge
 from tests.conftest import randn
@@ -40,10 +39,10 @@ def test_samples_are_held_against_the_file_in_the_place_of_the_images(tmp_path):
     own = judge().features(samples)
     read = statistics.read(edm(tmp_path / "edm.npz", features, mu_s=np.zeros(3)))
     court = Court.against_file(judge(), read, (1, 2, 3))
-    measures = court.measure(samples, resamples(40, 0))
+    measures = court.measure(samples)
     assert list(measures) == ["fd_flat"]  # of pairs of images a file says nothing
     assert measures["fd_flat"].value == pytest.approx(frechet(Moments.of(own), Moments.of(features)), rel=1e-9)
-    whole = Court.of(judge(), Images(real, None, None)).measure(samples, resamples(40, 0))
+    whole = Court.of(judge(), Images(real, None, None)).measure(samples)
     assert measures["fd_flat"].se == pytest.approx(whole["fd_flat"].se, rel=1e-6)
     assert str(court) == f"{judge()} against {read.about}"
     assert read.about.startswith("edm.npz ")

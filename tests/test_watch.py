@@ -20,7 +20,7 @@ from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.methods import Method
 from diffcore.metrics import bootstrap, features
-from diffcore.metrics.frechet import Moments, frechet
+from diffcore.metrics.frechet import Moments, Sway, frechet
 from diffcore.noise.schedule import Cosine
 from diffcore.noise.trajectory import Trajectory, uniform
 from diffcore.sampling.sampler import Sampler
@@ -116,7 +116,7 @@ def test_a_reading_by_hand(pixels):
     x = to_float(normal_images(400, seed=1))
     grey = to_float(torch.full((1, *SHAPE), 128).to(torch.uint8))
     half = 0.5 * x + 0.5 * grey
-    reading, resampled = pixels.read(half)
+    reading, moved = pixels.read(half)
     exact = frechet(Moments.of(4 * to_float(((half + 1) * 127.5).round().to(torch.uint8)).flatten(1)), pixels.real)
     assert reading.fd == pytest.approx(exact, rel=1e-9)
     assert reading.diversity == pytest.approx(0.5, rel=0.03)
@@ -125,8 +125,8 @@ def test_a_reading_by_hand(pixels):
     some = torch.zeros(50, *SHAPE)
     some[0, 0, 0, :3] = torch.tensor([1.2, -1.11, 1.09])
     assert pixels.read(some + 1e-3 * x[:50])[0].beyond == pytest.approx(2 / 800)
-    assert len(resampled) == 40
-    assert reading.fd_se == pytest.approx(float(torch.tensor(resampled).std()))
+    assert (len(moved.slopes), len(moved.bends)) == (400, 40)
+    assert reading.fd_se == moved.se
 
 
 def test_real_images_are_their_own_kind(pixels):
@@ -146,8 +146,10 @@ def test_a_large_data_set_is_compared_by_some_of_it(pixels, monkeypatch):
 # ------------------------------------------------------------------------------------------- which look is the best
 
 
-def reading(fd: float, *resampled: float) -> tuple[dict[str, float], list[float]]:
-    return dataclasses.asdict(Reading(fd, 0.1, 1.0, 0.01, 1.0, 0.0, None, None)), list(resampled)
+def reading(fd: float, *slopes: float) -> tuple[dict[str, float], Sway]:
+    """Of a distance that is a mean over the samples."""
+    moved = Sway(torch.tensor(slopes, dtype=torch.float64), torch.zeros(5).double())
+    return dataclasses.asdict(Reading(fd, 0.1, 1.0, 0.01, 1.0, 0.0, None, None)), moved
 
 
 def watcher(pixels: Gauge | None = None, config: Watch | None = None, iterations: int = 100, **more) -> Watcher:
@@ -164,7 +166,7 @@ def test_a_look_is_the_best_where_it_is_lower_by_more_than_the_error_of_the_diff
     first = own._add(10, *reading(2.0, *together))
     assert (first.best, first.behind, first.behind_se) == (10, 0, 0)
     noisy = own._add(20, *reading(1.0, *apart))
-    assert noisy.behind_se == pytest.approx(torch.tensor([4.0, -8.0, 4.0]).double().std().item())
+    assert noisy.behind_se == pytest.approx(torch.tensor([4.0, -8.0, 4.0]).double().std().item() / math.sqrt(3))
     assert (noisy.behind, noisy.best) == (-1.0, 10)
     lower = own._add(30, *reading(1.5, *(value - 0.5 for value in together)))
     assert (lower.behind, lower.behind_se, lower.best) == (-0.5, 0.0, 30)

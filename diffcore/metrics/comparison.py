@@ -1,8 +1,8 @@
 """Two samplings from the same noises, held against each other: what each is worth, and the paired difference with its error.
 
 Samples of one noise resemble each other, so the errors of two distances are correlated, and their difference is known better
-than either. Each bootstrap resample takes the same noises of both; the spread of the difference over the resamples is its
-standard error. It covers the drawing of the noises, not the training.
+than either. Its error is that of one statistic of the noises: how it moves with their weights is the difference of how both
+distances do. It covers the drawing of the noises, not the training.
 """
 
 import math
@@ -34,10 +34,9 @@ class Paired:
     difference: Estimate
 
     @classmethod
-    def of(cls, values: tuple[float, float], again: tuple[Tensor, Tensor]) -> "Paired":
-        """values: of both; again: of both over the same resamples of the noises, [r] each, up to a common constant."""
-        first, second = (Estimate(value, each.std().item()) for value, each in zip(values, again))
-        return cls(first, second, Estimate(values[1] - values[0], (again[1] - again[0]).std().item()))
+    def of(cls, first: Estimate, second: Estimate, se: float) -> "Paired":
+        """se: the standard error of the difference."""
+        return cls(first, second, Estimate(second.value - first.value, se))
 
     @property
     def errors(self) -> float:
@@ -66,23 +65,22 @@ def fd(first: Tensor, second: Tensor, real: frechet.Moments, repeats: Tensor) ->
 
     repeats: [r, n], the resamples that both are taken by.
     """
-    return Paired.of(
-        tuple(frechet.frechet(frechet.Moments.of(each), real) for each in (first, second)),
-        tuple(frechet.resampled(each, real, repeats) for each in (first, second)),
-    )
+    values = (frechet.frechet(frechet.Moments.of(each), real) for each in (first, second))
+    sways = [frechet.sway(each, real, repeats) for each in (first, second)]
+    return Paired.of(*(Estimate(value, each.se) for value, each in zip(values, sways)), (sways[1] - sways[0]).se)
 
 
-def kid(first: Tensor, second: Tensor, real: Tensor, repeats: Tensor) -> Paired:
+def kid(first: Tensor, second: Tensor, real: Tensor) -> Paired:
     """The kernel distances of features [n, d] of two samplings, row i of both from noise i, from real ones [m, d]."""
-    return Paired.of(
-        tuple(mmd.kid(each, real) for each in (first, second)),
-        tuple(mmd.resampled(each, real, repeats) for each in (first, second)),
-    )
+    pairs = mmd.mean_of_pairs(real)
+    (one, slopes), (other, others) = (mmd.scored(each, real, pairs) for each in (first, second))
+    both = Estimate(one, mmd.standard_error(slopes)), Estimate(other, mmd.standard_error(others))
+    return Paired.of(*both, mmd.standard_error(others - slopes))
 
 
 DISTANCES: dict[str, Callable[[Seen, Seen, Reference, Tensor], Paired]] = {
     "fd": lambda a, b, real, repeats: fd(a.features, b.features, real.whole.features, repeats),
-    "kid": lambda a, b, real, repeats: kid(a.features, b.features, real.rows, repeats),
+    "kid": lambda a, b, real, repeats: kid(a.features, b.features, real.rows),
 }
 """By name; the verdict goes by the first."""
 

@@ -67,7 +67,8 @@ def _common(alike: Sequence[Point]) -> float:
 
 def _on(point: Point, half: int, bias: float) -> Point:
     """The point as half of its samples show it."""
-    seen = Estimate(point.halves[half] - bias, math.sqrt(2) * point.fd_se)
+    se = math.sqrt(2) * point.fd_se if point.halves_se is None else point.halves_se
+    seen = Estimate(point.halves[half] - bias, se)
     return dataclasses.replace(point, metrics={**point.metrics, "fd": seen})
 
 

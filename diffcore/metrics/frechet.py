@@ -3,13 +3,18 @@
 A distance of n samples is too large by about dimension^2 / (4 n) at unit variance, so it is compared only at equal n.
 """
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from diffcore.core.shapes import PerSample
-from diffcore.metrics.estimate import Estimate
+from diffcore.metrics.estimate import Estimate, Variance
+
+SHARE = 0.5
+"""Of a bootstrap resample's change of the weights, by which `sway` changes them."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +74,13 @@ def frechet(a: Moments, b: Moments) -> float:
 def root(covariance: Tensor) -> Tensor:
     """The symmetric square root of a positive semidefinite matrix [d, d]; eigenvalues within rounding of 0 are 0."""
     values, vectors = torch.linalg.eigh(covariance)
-    return vectors * _rounded(values).sqrt() @ vectors.T
+    return vectors * rounded(values).sqrt() @ vectors.T
 
 
-def _rounded(values: Tensor) -> Tensor:
-    rounding = torch.finfo(values.dtype).eps * len(values) * values.max()
-    return torch.where(values > rounding, values, 0)
+def rounded(values: Tensor) -> Tensor:
+    """Eigenvalues [d], those within rounding of 0 as 0."""
+    smallest = torch.finfo(values.dtype).eps * len(values) * values.max()
+    return torch.where(values > smallest, values, 0)
 
 
 def _frechet(a: Moments, b: Moments, root_b: Tensor) -> float:
@@ -84,7 +90,7 @@ def _frechet(a: Moments, b: Moments, root_b: Tensor) -> float:
 def frechet_again(a: Moments, b: Moments, root_b: Tensor) -> float:
     """`_frechet` for a spread over many: by the roots of the eigenvalues of B^1/2 A B^1/2, at two fifths of the time."""
     values = torch.linalg.eigvalsh(root_b @ a.covariance @ root_b)
-    return _apart(a, b, _rounded(values).sqrt().sum())
+    return _apart(a, b, rounded(values).sqrt().sum())
 
 
 def _apart(a: Moments, b: Moments, overlap: Tensor) -> float:
@@ -92,18 +98,88 @@ def _apart(a: Moments, b: Moments, overlap: Tensor) -> float:
     return max((apart - 2 * overlap).item(), 0.0)  # 0 up to rounding for equal moments
 
 
-def frechet_spread(x: Tensor, b: Moments, repeats: Tensor) -> float:
-    """The bootstrap standard error of frechet(Moments.of(x), b): x [n, d] resampled by `repeats` [r, n], b fixed."""
-    return resampled(x, b, repeats).std().item()
+@dataclass(frozen=True)
+class Sway:
+    """How a distance of n samples moves with their weights, by which its error is. Of two distances of the same noises
+    a - b is that of their difference.
+
+    slopes: n times its derivative in the weight of each sample, but for a constant, [n]. bends: what a change of the
+    weights adds beyond its slope, for each bootstrap resample, [r]; of which the variance is that of second order.
+    """
+
+    slopes: PerSample
+    bends: Tensor
+
+    def __sub__(self, other: "Sway") -> "Sway":
+        return Sway(self.slopes - other.slopes, self.bends - other.bends)
+
+    def to_json(self) -> dict[str, list[float]]:
+        """The fields as JSON."""
+        return {"slopes": self.slopes.tolist(), "bends": self.bends.tolist()}
+
+    @classmethod
+    def from_json(cls, value: dict[str, list[float]]) -> "Sway":
+        """The inverse of `to_json`."""
+        return cls(**{key: torch.tensor(each, dtype=torch.float64) for key, each in value.items()})
+
+    @property
+    def variance(self) -> Variance:
+        return Variance(self.slopes.var().item() / len(self.slopes), self.bends.var().item())
+
+    @property
+    def se(self) -> float:
+        return self.variance.se
 
 
-def resampled(x: Tensor, b: Moments, repeats: Tensor) -> Tensor:
-    """frechet(Moments.of(x), b) of each bootstrap resample of the rows x [n, d], by `repeats` [r, n]: [r], float64."""
-    root_b = root(b.covariance)
-    again = [frechet_again(Moments.of(x, row), b, root_b) for row in repeats]
-    return torch.tensor(again, dtype=torch.float64)
+def sway(x: Tensor, b: Moments, repeats: Tensor) -> Sway:
+    """Of frechet(Moments.of(x), b) with rows x [n, d] and b fixed; repeats: [r, n], bootstrap resamples.
+
+    Each resample moves the weights by SHARE of what it would, so that no row loses all of its weight: of hardly more
+    rows than features a resample, which lacks a third of them, is no small change.
+    """
+    a, root_b = Moments.of(x), root(b.covariance)
+    _, slopes = first_order(x - a.mean, a, b.mean, root_b)
+    changes = SHARE * (repeats - 1)
+    values = [frechet_again(Moments.of(x, 1 + change), b, root_b) for change in changes]
+    beyond = torch.tensor(values, dtype=torch.float64) - changes @ slopes / len(x)
+    return Sway(slopes, beyond / SHARE**2)
+
+
+def first_order(away: Tensor, a: Moments, mean_b: Tensor, factor_b: Tensor) -> tuple[Tensor, PerSample]:
+    """tr(A^1/2 B A^1/2)^1/2, and the distance's slope in the weight of some rows, `away` [k, d] from their mean.
+
+    a: of all n rows. factor_b: L with L L^T = B. With K = Y Y^T / (n - 1) of Y = (x - mean) L the overlap is tr K^1/2,
+    which the weight of row i moves by n/2 (K^1/2)_ii: no inverse is needed, and n may be smaller than d. Of no more rows
+    than features `away` are all of them.
+    """
+    n = a.count
+    total, diagonal = _few(away, factor_b) if n <= away.shape[1] else _many(away, a, factor_b)
+    slopes = 2 * away @ (a.mean - mean_b) + away.square().sum(1) * n / (n - 1) - n * diagonal
+    return total, slopes
+
+
+def _few(away: Tensor, factor_b: Tensor) -> tuple[Tensor, PerSample]:
+    """The trace and the diagonal of K^1/2, no more rows than features, from K itself."""
+    y = away @ factor_b / math.sqrt(len(away) - 1)
+    values, vectors = _eigh(y @ y.T)
+    roots = rounded(values).sqrt()
+    return roots.sum(), vectors.square() @ roots
+
+
+def _many(away: Tensor, a: Moments, factor_b: Tensor) -> tuple[Tensor, PerSample]:
+    """The trace of K^1/2, and its diagonal at some rows, from Y^T Y / (n - 1): as many eigenvalues, and others are 0."""
+    values, vectors = _eigh(factor_b.T @ a.covariance @ factor_b)
+    roots = rounded(values).sqrt()
+    shrunk = vectors * torch.where(roots > 0, roots.rsqrt(), 0)
+    return roots.sum(), (away @ (factor_b @ shrunk)).square().sum(1) / (a.count - 1)
+
+
+def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """numpy's LAPACK takes half of the time of torch's."""
+    values, vectors = np.linalg.eigh(matrix.numpy())
+    return torch.from_numpy(values), torch.from_numpy(vectors)
 
 
 def estimate(x: Tensor, b: Moments, repeats: Tensor) -> Estimate:
-    """frechet(Moments.of(x), b) of rows x [n, d], and its standard error over `repeats` [r, n]."""
-    return Estimate(frechet(Moments.of(x), b), frechet_spread(x, b, repeats))
+    """frechet(Moments.of(x), b) of rows x [n, d], and its standard error by `sway` with `repeats` [r, n]."""
+    return Estimate(frechet(Moments.of(x), b), sway(x, b, repeats).se)

@@ -9,6 +9,11 @@ from diffcore.metrics.frechet import Moments, frechet_again, root
 PARTS = (1, 2, 3)
 """Into how many disjoint parts the samples are put; each number of parts is a point of the line in 1/N."""
 
+PAIRS = 46 / 27
+"""The variance of the noise of pairs beside that of `frechet`. A distance of K parts takes pairs within a part, K times as
+much, and the line's weights are 4/3, 1/3 and -2/3: a pair counts 4/3, and 2/3 more in one half, 2 less in one third. This is
+the mean square, over pairs of random rows."""
+
 
 def extrapolated(x: Tensor, b: Moments, seed: int) -> float:
     """What frechet(Moments.of(x), b) tends to for many rows x: the intercept of a line in 1/N, fitted by least squares.

@@ -108,11 +108,10 @@ class Court:
         """Of the covariance."""
         return frechet_wide.factor(self.moments.covariance)
 
-    def measure(self, samples: Sample, repeats: Tensor) -> dict[str, Estimate]:
-        """`fd_NAME` of samples in [-1, 1] and, where there are rows, `kid_NAME`; repeats: the bootstrap's, for kid. The error
-        of fd is to first order."""
+    def measure(self, samples: Sample) -> dict[str, Estimate]:
+        """`fd_NAME` of samples in [-1, 1] and, where there are rows, `kid_NAME`. The error of fd is to first order."""
         seen = self.judge.features(samples)
         estimates = {"fd": frechet_wide.estimate(seen, self.moments, self.factor)}
         if self.rows is not None:
-            estimates["kid"] = mmd.estimate(seen, self.rows, self.pairs, repeats)
+            estimates["kid"] = mmd.estimate(seen, self.rows, self.pairs)
         return {order.column(measure, self.judge.name): each for measure, each in estimates.items()}

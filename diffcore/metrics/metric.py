@@ -1,12 +1,13 @@
 """What a metric is, and what it may look at.
 
 Every standard error covers the drawing of the n samples against fixed real images: not the training, whose seed moves the
-numbers too, nor the choice of the real images. The bootstrap's are right where samples differ from the data, and up to about
-1.7 times too large where they do not (measured on Gaussians), since squared distances lose their slope there.
+numbers too, nor the choice of the real images. Those of distances count the noise of pairs once, near the data too, where
+squared distances lose their slope (`estimate.Variance`); docs/frontier.md says what the intervals were seen to cover.
 """
 
 import abc
 import functools
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +18,7 @@ from diffcore.core.shapes import Sample
 from diffcore.metrics.bootstrap import resamples
 from diffcore.metrics.estimate import Estimate
 from diffcore.metrics.features import Features
-from diffcore.metrics.frechet import Moments, estimate, frechet
+from diffcore.metrics.frechet import Moments, Sway, frechet, sway
 from diffcore.metrics.likelihood import Model
 from diffcore.metrics.neighbours import WIDE, Reach, nearest
 from diffcore.metrics.reference import Halves, Reference, Seen, to_8bit
@@ -64,7 +65,12 @@ class Subject:
     @functools.cached_property
     def frechet(self) -> Estimate:
         """The Frechet distance of features, which several metrics are made of."""
-        return estimate(self.seen.features, self.reference.whole.features, self.repeats)
+        return Estimate(self.fd, self.sway.se)
+
+    @functools.cached_property
+    def sway(self) -> Sway:
+        """How that moves with the samples' weights."""
+        return sway(self.seen.features, self.reference.whole.features, self.repeats)
 
     @property
     def fd(self) -> float:
@@ -78,6 +84,12 @@ class Subject:
             return None
         even, odd = (Moments.of(self.seen.features[half::2]) for half in (0, 1))
         return frechet(even, self.reference.whole.features), frechet(odd, self.reference.whole.features)
+
+    @property
+    def halves_se(self) -> float:
+        """The standard error of either: of half as many samples the noise of pairs has four times the variance, other noise
+        twice."""
+        return math.sqrt(2) * self.sway.variance.with_pairs(2)
 
     @functools.cached_property
     def reach(self) -> Reach | None:
@@ -118,7 +130,7 @@ class Distance(Metric):
 
     @abc.abstractmethod
     def compare(self, seen: Seen, reference: Reference, repeats: Tensor) -> Estimate:
-        """Of a set of n images from all real ones; the standard error is over `repeats` [r, n]."""
+        """Of a set of n images from all real ones; `repeats`: [r, n], for errors by resampling."""
 
     @abc.abstractmethod
     def between(self, halves: Halves) -> float:

@@ -85,23 +85,26 @@ class Reach:
 
 @dataclass(frozen=True)
 class Holders:
-    """Which of m real images are held by any of n samples. counts: by how many, int64 [m]; of those that one sample alone
-    holds, `sums` is its number."""
+    """Which of m real images are held by any of n samples. counts: by how many, int64 [m]; sums, squares: of the numbers of
+    those samples, which of one or two samples say who they are."""
 
     counts: Tensor
     sums: Tensor
+    squares: Tensor
     samples: int
 
     @classmethod
     def none(cls, count: int, samples: int) -> "Holders":
         """Of `count` real images, before any sample was looked at."""
-        return cls(*(torch.zeros(count, dtype=torch.int64) for _ in range(2)), samples)
+        return cls(*(torch.zeros(count, dtype=torch.int64) for _ in range(3)), samples)
 
     def add(self, held: Tensor, rows: slice, columns: slice) -> None:
         """held: bool, of the samples in `rows` and the real images in `columns`."""
         numbers = torch.arange(rows.start, rows.stop).double()
+        sums, squares = (torch.stack([numbers, numbers**2]) @ held.double()).long()
         self.counts[columns] += held.sum(0)
-        self.sums[columns] += (numbers @ held.double()).long()
+        self.sums[columns] += sums
+        self.squares[columns] += squares
 
     @property
     def share(self) -> float:
@@ -112,6 +115,12 @@ class Holders:
     def alone(self) -> PerSample:
         """How many real images each sample alone holds: what is lost without it, [n]."""
         return self.sums[self.counts == 1].bincount(minlength=self.samples).double()
+
+    @property
+    def together(self) -> Tensor:
+        """How many real images each pair of samples holds that no other one does, of the pairs that hold any: float64 [k]."""
+        both = self.counts == 2
+        return torch.stack([self.sums[both], self.squares[both]], 1).unique(dim=0, return_counts=True)[1].double()
 
 
 def _spans(count: int) -> list[slice]:

@@ -13,7 +13,7 @@ from diffcore.metrics.estimate import Estimate, Scored, columns
 GIVEN = "given"
 """The kind of weights of a network that was trained elsewhere: what became of them there is not known."""
 
-HONEST = ("halves", "crossfit", "trainings")
+HONEST = ("halves", "halves_se", "crossfit", "trainings")
 """Fields with columns of their own names, after all others."""
 
 
@@ -29,9 +29,10 @@ class Point(Scored):
     trajectory's. precision: in which the network was called, float32 for all points of before this field; check: what
     bfloat16 was seen to change, see diffcore.metrics.drawing. judges: the networks trained elsewhere that measured it too,
     with the digests of their weights and their preprocessing. halves: the distance of the even and of the odd samples alone,
-    each larger than `fd` by the bias of fewer samples; None of points of before this field. crossfit: of the best of several
-    tries its distance on the noise that did not choose it, see diffcore.metrics.crossfit. trainings: the distance of each
-    training of its line, the first is `fd`; None of a line that was trained once.
+    each larger than `fd` by the bias of fewer samples; halves_se: the standard error of either; both None of points of before
+    these fields. crossfit: of the best of several tries its distance on the noise that did not choose it, see
+    diffcore.metrics.crossfit. trainings: the distance of each training of its line, the first is `fd`; None of a line that
+    was trained once.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Point(Scored):
     check: str = ""
     judges: str = ""
     halves: tuple[float, float] | None = None
+    halves_se: float | None = None
     crossfit: Estimate | None = None
     trainings: tuple[float, ...] | None = None
 
@@ -83,9 +85,8 @@ class Point(Scored):
     def _halved(self) -> dict[str, float | None]:
         """The columns of the two halves of the noise, and of what was chosen on one and scored on the other."""
         crossfit = (self.crossfit.value, self.crossfit.se) if self.crossfit else (None, None)
-        return dict(
-            zip(("fd_even", "fd_odd", "fd_crossfit", "fd_crossfit_se"), (*(self.halves or (None, None)), *crossfit))
-        )
+        names = "fd_even", "fd_odd", "fd_half_se", "fd_crossfit", "fd_crossfit_se"
+        return dict(zip(names, (*(self.halves or (None, None)), self.halves_se, *crossfit)))
 
     def _trained(self) -> dict[str, float | int | None]:
         """The columns of several trainings: the mean of fd, its standard deviation, and how many they are."""

@@ -16,7 +16,7 @@ from diffcore.data.feed import to_float, to_uint8
 from diffcore.metrics import bootstrap, copies, features, proportion
 from diffcore.metrics.estimate import Estimate
 from diffcore.metrics.features import Features, Images, extract
-from diffcore.metrics.frechet import Moments, frechet, resampled
+from diffcore.metrics.frechet import Moments, Sway, frechet, sway
 from diffcore.metrics.neighbours import nearest
 from diffcore.watching.look import Reading
 
@@ -57,18 +57,18 @@ class Gauge:
         """The closeness below which a sample is a copy: that of each image among the others."""
         return copies.limit(nearest(self.rows))
 
-    def read(self, samples: Sample) -> tuple[Reading, list[float]]:
-        """Of samples [n, c, h, w], all finite; and fd of each bootstrap resample, [r], of which those of two looks are of the
-        same places in the noise, so that their differences are paired. As the metrics do, it looks at 8 bits; contrast and
+    def read(self, samples: Sample) -> tuple[Reading, Sway]:
+        """Of samples [n, c, h, w], all finite; and how fd moves with their weights, which of two looks are those of the same
+        places in the noise, so that their differences are paired. As the metrics do, it looks at 8 bits; contrast and
         what lies beyond are of the values themselves."""
         seen = extract(self.network, to_float(to_uint8(samples)))
-        again = resampled(seen, self.real, bootstrap.resamples(len(seen), 0))
+        moved = sway(seen, self.real, bootstrap.resamples(len(seen), 0))
         own = spread(seen)
         error = math.hypot(own.se, own.value / self.spread.value * self.spread.se) / self.spread.value
         copied = self._copied(seen)
         reading = Reading(
             fd=frechet(Moments.of(seen), self.real),
-            fd_se=again.std().item(),
+            fd_se=moved.se,
             diversity=own.value / self.spread.value,
             diversity_se=error,
             contrast=_deviation(_sums(samples)) / self.deviation,
@@ -76,7 +76,7 @@ class Gauge:
             memorised=None if copied is None else copied.value,
             memorised_se=None if copied is None else copied.se,
         )
-        return reading, again.tolist()
+        return reading, moved
 
     def _copied(self, seen: Tensor) -> Estimate | None:
         """Of features [n, d] the share that copy an image."""

@@ -10,7 +10,7 @@ from diffcore.metrics.estimate import Estimate
 class Reading:
     """What samples are worth.
 
-    fd: Frechet distance of the samples to the images in features, fd_se: its bootstrap error. diversity: the mean distance of
+    fd: Frechet distance of the samples to the images in features, fd_se: its error. diversity: the mean distance of
     two samples in features over that of two images. contrast: the standard deviation of the samples' values over the
     images'. beyond: the share of values further than 0.1 beyond [-1, 1]. memorised: the share of samples that copy a training
     image, as `metrics.copies` says, 0.01 for none; None where the images are too few to tell. memorised_se: its error.

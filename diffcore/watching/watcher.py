@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from diffcore.core import processes
+from diffcore.metrics.frechet import Sway
 from diffcore.training.loop import Diverged
 from diffcore.watching import alarms
 from diffcore.watching.config import Watch
@@ -28,8 +29,8 @@ class Watcher:
     """What `training.watch.Watcher` is. All processes draw; the main one reads for all.
 
     gauge: None in the others. log: gets a line for each look, and one for each alarm when it begins. show: in the main
-    process. looks: all so far. resampled: of the best one. worse: how many of the last looks were worse than the best by more
-    than their error. seconds: what looking took so far.
+    process. looks: all so far. sway: of the fd of the best one. worse: how many of the last looks were worse than the best by
+    more than their error. seconds: what looking took so far.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Watcher:
         self.config, self.iterations, self.samples, self.gauge = config, iterations, samples, gauge
         self.log, self.show = log, show
         self.looks: list[Look] = []
-        self.resampled: list[float] = []
+        self.sway: Sway | None = None
         self.worse, self.seconds = 0, 0.0
 
     @property
@@ -73,28 +74,28 @@ class Watcher:
             self.show(look, samples, list(alarms.alarms(self.looks, self.iterations).values()))
         return look.is_best
 
-    def _read(self, samples: torch.Tensor) -> tuple[dict[str, float], list[float]]:
-        """The main process's reading, in all; and fd of each resample."""
+    def _read(self, samples: torch.Tensor) -> tuple[dict[str, float], Sway]:
+        """The main process's reading, in all; and how fd moves."""
         own = None
         with processes.alone():
             if self.gauge is not None:
-                reading, resampled = self.gauge.read(samples)
-                own = [dataclasses.asdict(reading), resampled]
-        return tuple(processes.from_main(own))
+                reading, sway = self.gauge.read(samples)
+                own = [dataclasses.asdict(reading), sway.to_json()]
+        reading, sway = processes.from_main(own)
+        return reading, Sway.from_json(sway)
 
-    def _add(self, step: int, reading: dict[str, float], resampled: list[float], seconds: float = 0.0) -> Look:
-        """A new best is lower than the best so far by more than the error of their difference, a bootstrap over the noise
-        that both have in common."""
+    def _add(self, step: int, reading: dict[str, float], sway: Sway, seconds: float = 0.0) -> Look:
+        """A new best is lower than the best so far by more than the error of their difference, over the noise that both
+        have in common."""
         best = next((look for look in reversed(self.looks) if look.is_best), None)
         if best is None:
             look = Look(step=step, best=step, seconds=seconds, **reading)
         else:
-            apart = [new - old for new, old in zip(resampled, self.resampled, strict=True)]
-            behind, error = reading["fd"] - best.fd, torch.tensor(apart, dtype=torch.float64).std().item()
+            behind, error = reading["fd"] - best.fd, (sway - self.sway).se
             kept = step if behind < -error else best.step
             look = Look(step=step, best=kept, behind=behind, behind_se=error, seconds=seconds, **reading)
         if look.is_best:
-            self.resampled = resampled
+            self.sway = sway
         self.worse = self.worse + 1 if look.is_worse else 0
         self.looks.append(look)
         return look
@@ -149,9 +150,10 @@ class Watcher:
     def facts(self) -> dict[str, Any]:
         """All that a resumed training needs of it, as JSON."""
         looks = [dataclasses.asdict(look) for look in self.looks]
-        return {"looks": looks, "resampled": self.resampled, "worse": self.worse, "seconds": self.seconds}
+        return {"looks": looks, "sway": self.sway and self.sway.to_json(), "worse": self.worse, "seconds": self.seconds}
 
     def restore(self, facts: dict[str, Any]) -> None:
         """Goes on from what `facts` gave."""
         self.looks = [Look(**look) for look in facts["looks"]]
-        self.resampled, self.worse, self.seconds = facts["resampled"], facts["worse"], facts["seconds"]
+        self.sway = facts["sway"] and Sway.from_json(facts["sway"])
+        self.worse, self.seconds = facts["worse"], facts["seconds"]

@@ -8,7 +8,7 @@ from diffcore.metrics.metric import Metric, Subject
 class Coverage(Metric):
     """The share of real images with a sample within reach: nearer than their fifth nearest real image.
 
-    The standard error is the jackknife's over the samples. None of fewer than 6 samples or real images.
+    The standard error is that of `proportion.of_real`. None of fewer than 6 samples or real images.
     """
 
     better = "higher"

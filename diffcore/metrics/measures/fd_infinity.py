@@ -8,9 +8,9 @@ from diffcore.metrics.metric import Metric, Subject
 class FrechetInfinity(Metric):
     """`fd` extrapolated to infinitely many samples; the bias of the real images' number stays.
 
-    The standard error is that of `fd`, by the bootstrap over the samples: the extrapolation is a sum of Frechet distances of
-    the same samples whose weights add up to 1, so to first order the same samples move it as much. None where a part has no
-    more samples than features, of which the bias is not proportional to 1/N.
+    The standard error is made as that of `fd`: the extrapolation is a sum of Frechet distances of the same samples whose
+    weights add up to 1, so to first order the samples move it as much, and pairs of them more. None where a part has no more
+    samples than features, of which the bias is not proportional to 1/N.
     """
 
     def measure(self, subject: Subject) -> Estimate | None:
@@ -18,4 +18,4 @@ class FrechetInfinity(Metric):
         if n // max(infinity.PARTS) <= d:
             return None
         value = infinity.extrapolated(subject.seen.features, subject.reference.whole.features, subject.seed)
-        return Estimate(value, subject.frechet.se)
+        return Estimate(value, subject.sway.variance.with_pairs(infinity.PAIRS))

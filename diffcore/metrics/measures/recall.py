@@ -8,10 +8,11 @@ from diffcore.metrics.metric import Metric, Subject
 class Recall(Metric):
     """The share of real images within reach of a sample: nearer to it than its third nearest sample.
 
-    The standard error is the jackknife's over the samples, whose reaches stay. None of fewer than 6 samples or real images.
+    The standard error is that of `proportion.of_real`; the reaches are the samples' own. None of fewer than 6 samples or real
+    images.
     """
 
     better = "higher"
 
     def measure(self, subject: Subject) -> Estimate | None:
-        return subject.reach and proportion.of_real(subject.reach.reaching)
+        return subject.reach and proportion.of_real(subject.reach.reaching, reaches_move=True)
