@@ -36,6 +36,9 @@ MEAN = 200
 RESAMPLES = 50
 """Of a set: by them is the noise of second order alone, which they say to a fifth."""
 
+TRIED = 20
+"""Of each of several tries."""
+
 FEW = 2
 """Resamples of those, whose errors nobody reads."""
 
@@ -190,7 +193,7 @@ def tries(world: World, how: tuple[float, float], seed: int, shared: float) -> l
     for number in range(TRIES):
         own = world.samples(sets_of(seed, number), (1.0, 0.0))
         z = math.sqrt(shared) * common + math.sqrt(1 - shared) * own
-        drawn = Drawn(how[0] * z + how[1] * world.spectrum, world.reference, None, seed)
+        drawn = Drawn(how[0] * z + how[1] * world.spectrum, world.reference, None, seed, most=TRIED)
         points.append(point(f"try-{number}", drawn, world.n))
     return points
 

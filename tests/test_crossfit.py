@@ -233,7 +233,7 @@ def test_the_error_of_a_half_is_the_spread_over_fresh_halves(bench):
 @pytest.mark.slow
 @pytest.mark.usefixtures("without_shape_checks")
 def test_stated_intervals_cover_what_they_say(bench):
-    """200 sets of 200 samples of 16 features, of a student whose distribution differs from the data's and of a perfect one."""
+    """200 sets of 200 samples of 16 features: of a student that differs from the data, and of a perfect sampler."""
     world = bench.World(200, 16)
     for how in (bench.STUDENT, bench.PERFECT):
         alone = bench.of_metrics(world, how)

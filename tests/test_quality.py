@@ -240,8 +240,8 @@ def test_of_a_slope_and_a_bend_by_hand():
     assert Variance(12.0, 1.0).total == pytest.approx(11.0, rel=0.01)  # V1 = 10
     assert Variance(2.0, 1.0).total == pytest.approx(4 / 3)
     assert Variance(2.0, 9.0).total == pytest.approx(4 / 3)  # more than half of the slope is no noise of pairs
-    assert Variance(12.0, 1.0).with_pairs(4) == pytest.approx(math.sqrt(Variance(12.0, 1.0).total + 3))
-    assert Variance(12.0, 1.0).with_pairs(1) == Variance(12.0, 1.0).se
+    assert Variance(12.0, 1.0).with_pairs(4.0) == pytest.approx(math.sqrt(Variance(12.0, 1.0).total + 3))
+    assert Variance(12.0, 1.0).with_pairs(1.0) == Variance(12.0, 1.0).se
     assert Variance(0.0, 0.0).se == Variance(0.0, 1.0).se == 0.0
 
 

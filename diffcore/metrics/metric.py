@@ -89,7 +89,7 @@ class Subject:
     def halves_se(self) -> float:
         """The standard error of either: of half as many samples the noise of pairs has four times the variance, other noise
         twice."""
-        return math.sqrt(2) * self.sway.variance.with_pairs(2)
+        return math.sqrt(2) * self.sway.variance.with_pairs(2.0)
 
     @functools.cached_property
     def reach(self) -> Reach | None:
