@@ -12,7 +12,7 @@ from diffcore.metrics.point import Point
 from tasks import params, paths
 from tasks.report import checkpoint_of
 from tasks.tracking import registered
-from tasks.tracking.models import _identity
+from tasks.tracking.models import identity_of
 from tasks.tracking.registered import Registered
 
 MOST = 6
@@ -105,7 +105,7 @@ def _alias(word: str, alias: str, fault: str = "") -> Named:
         raise UserError(f"{fault}; {listing}" if fault else f"no version holds the alias {alias!r}; {listing}")
     version = registered.fetch(model, aliases[alias])
     identity = {key: version.tags.get(key) for key in ("digest", "recipe", "trajectory", "nfe")}
-    alike = (p for p in points().values() if p.times == version.times and _identity(p) == identity)
+    alike = (p for p in points().values() if p.times == version.times and identity_of(p) == identity)
     sampling = Sampling(version.recipe, version.times, version.gamma)
     return Named(word, version.folder, next(alike, None), version, sampling)
 

@@ -9,7 +9,7 @@ from diffcore.core.errors import UserError
 from diffcore.metrics.frontier import Frontier
 from diffcore.metrics.point import Point
 from tasks import paths
-from tasks.tracking.models import _identity
+from tasks.tracking.models import identity_of
 from tasks.tracking.promotion import promote
 from tests.test_tracking import (  # noqa: F401  (fixtures)
     aliases,
@@ -36,7 +36,7 @@ def two(room) -> Path:  # noqa: F811
     store = client()
     store.create_registered_model("sampler")
     for number, name in enumerate((FIRST, SECOND), 1):
-        tags = {**_identity(here(name)), "point": name}
+        tags = {**identity_of(here(name)), "point": name}
         assert store.create_model_version("sampler", str(room / name), tags=tags).version in (number, str(number))
     store.set_registered_model_alias("sampler", "challenger", "2")
     return room

@@ -59,7 +59,17 @@ from tasks.tracking.client import (
     open_experiment,
     prepared,
 )
-from tasks.tracking.models import _digests, _fault, _identity, _local, _model_name, _pin, _shipped, carries, register
+from tasks.tracking.models import (
+    _fault,
+    _model_name,
+    _pin,
+    _shipped,
+    carries,
+    digests_of,
+    identity_of,
+    local_folder,
+    register,
+)
 from tasks.tracking.note import NOTE, _lines, write_note
 from tasks.tracking.publishing import _publish
 from tasks.tracking.receipt import CHART, how_to_open
@@ -510,9 +520,9 @@ def aliases() -> dict[str, str]:
 def test_another_way_to_sample_the_same_weights_is_another_thing_to_ship(other):
     first = point("teacher", 2, 1.5)
     same = dataclasses.replace(first, metrics=first.metrics | {"fd": Estimate(1.6, 0.1)}, name="x", ms_per_image=9.0)
-    assert _identity(first) == _identity(same)
-    assert _identity(dataclasses.replace(first, **other)) != _identity(first)
-    assert _identity(dataclasses.replace(first, checkpoint_digest="f" * 64)) != _identity(first)
+    assert identity_of(first) == identity_of(same)
+    assert identity_of(dataclasses.replace(first, **other)) != identity_of(first)
+    assert identity_of(dataclasses.replace(first, checkpoint_digest="f" * 64)) != identity_of(first)
 
 
 def test_a_recommended_sampler_of_the_teacher_carries_its_weights_and_gamma(room):
@@ -640,7 +650,7 @@ def test_the_runs_are_made_in_the_order_in_which_the_page_shows_them_backwards(t
 def test_the_newest_of_several_sound_versions_is_the_challenger(monkeypatch):
     """By number: 10 comes after 9. One that holds another point or is damaged does not count."""
     artifacts = Artifacts(Path(), few_points(), {}, PARAMETERS)
-    wanted = _identity(artifacts.recommended)
+    wanted = identity_of(artifacts.recommended)
     versions = [SimpleNamespace(version=n, tags=dict(wanted)) for n in ("9", "10", "2", "11")]
     versions += [SimpleNamespace(version="12", tags={**wanted, key: "other"}) for key in wanted]
     versions[3].tags["damaged"] = "replaced by version 10"
@@ -1449,7 +1459,7 @@ def test_what_mlflow_takes_as_a_key_and_a_value():
     ],
 )
 def test_a_folder_of_this_machine_is_known_by_its_address(location, folder):
-    assert _local(location) == (folder and Path(folder))
+    assert local_folder(location) == (folder and Path(folder))
 
 
 def shipped(folder: Path, artifacts: Artifacts, point_: dict) -> None:
@@ -1474,7 +1484,7 @@ def test_every_file_that_is_shipped_is_verified_where_it_lies(room, tmp_path, sa
     assert set(_shipped(artifacts, point_)) == wanted
     here = tmp_path / "held"
     shipped(here, artifacts, point_)
-    seal = disk.digest(_digests(here))
+    seal = disk.digest(digests_of(here))
     near = SimpleNamespace(artifact_location=str(here), tags={"files": seal})
     far = SimpleNamespace(artifact_location="s3://bucket/x", tags={})
     fetched = []

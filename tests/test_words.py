@@ -410,7 +410,7 @@ def seen_by(monkeypatch) -> list[str]:
     import mlflow.artifacts
 
     asked, plain = [], mlflow.artifacts.download_artifacts
-    monkeypatch.setattr(registered, "_local", lambda location: None)
+    monkeypatch.setattr(registered, "local_folder", lambda location: None)
     monkeypatch.setattr(
         mlflow.artifacts, "download_artifacts", lambda **words: asked.append(words["artifact_uri"]) or plain(**words)
     )

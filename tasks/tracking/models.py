@@ -70,7 +70,7 @@ def _fault(artifacts: Artifacts, point: Point, model: Any) -> str | None:
 
     A store elsewhere is asked for those of the picked points alone: these are shipped, and all would be gigabytes.
     """
-    if (folder := _local(model.artifact_location)) is not None:
+    if (folder := local_folder(model.artifact_location)) is not None:
         return _misfit(artifacts, point, folder, model.tags.get("files"))
     if not artifacts.is_picked(point):
         return None
@@ -86,7 +86,7 @@ def _fault(artifacts: Artifacts, point: Point, model: Any) -> str | None:
         return _misfit(artifacts, point, fetched, None)
 
 
-def _local(location: str) -> Path | None:
+def local_folder(location: str) -> Path | None:
     """The folder that a location in MLflow means, if it is one of this machine's."""
     scheme = urllib.parse.urlsplit(location).scheme  # `mlflow-artifacts:/1`, a server's own, has one slash
     if not scheme:
@@ -96,14 +96,14 @@ def _local(location: str) -> Path | None:
 
 
 def _misfit(artifacts: Artifacts, point: Point, folder: Path, logged: str | None) -> str | None:
-    there = _digests(folder)
+    there = digests_of(folder)
     for name, digest in _shipped(artifacts, point).items():
         if there.get(name) != digest:
             return f"{name} is {'changed' if name in there else 'missing'}"
     return "a file of it was changed" if logged is not None and logged != disk.digest(there) else None
 
 
-def _digests(folder: Path) -> dict[str, str]:
+def digests_of(folder: Path) -> dict[str, str]:
     """By name the sha256 of each file, but for what LOADING leaves."""
     files = (
         path for path in sorted(folder.rglob("*")) if path.is_file() and not LOADING & {path.name, path.parent.name}
@@ -174,12 +174,12 @@ def _seal(artifacts: Artifacts, point: Point, model: str) -> None:
     """Checks what MLflow copied and notes the digest of all of it, where its store is a folder of this machine."""
     import mlflow
 
-    folder = _local(mlflow.get_logged_model(model).artifact_location)
+    folder = local_folder(mlflow.get_logged_model(model).artifact_location)
     if folder is None:
         return
     if fault := _misfit(artifacts, point, folder, None):
         raise UserError(f"MLflow did not keep {point.name} as it is: {fault} in {folder}; publish again")
-    mlflow.set_logged_model_tags(model, {"files": disk.digest(_digests(folder))})
+    mlflow.set_logged_model_tags(model, {"files": disk.digest(digests_of(folder))})
 
 
 @contextlib.contextmanager
@@ -221,11 +221,11 @@ def _model_params(point: Point) -> dict[str, str]:
 
 
 def _model_tags(point: Point) -> dict[str, str]:
-    identity = {key: str(value) for key, value in _identity(point).items()}
+    identity = {key: str(value) for key, value in identity_of(point).items()}
     return identity | {"point": point.name, "method": point.method, "fd": f"{point.fd:.4g}", "current": "true"}
 
 
-def _identity(point: Point) -> dict[str, str]:
+def identity_of(point: Point) -> dict[str, str]:
     """What makes two points the same thing to ship."""
     sampled = {"recipe": point.recipe, "trajectory": point.trajectory, "nfe": f"{point.nfe:g}"}
     return {"digest": point.checkpoint_digest, **sampled}
@@ -275,7 +275,7 @@ def _version(
     """The newest sound version of a point, registered if there is none, and those of it that are damaged."""
     import mlflow
 
-    wanted = _identity(point)
+    wanted = identity_of(point)
     same = [v for v in versions if all(v.tags.get(key) == value for key, value in wanted.items())]
     sound = [v for v in same if not _version_fault(experiment, artifacts, point, v)]
     damaged = [v for v in same if v not in sound]

@@ -12,7 +12,7 @@ from diffcore.core.errors import UserError
 from diffcore.metrics.point import Point
 from tasks.progress import log
 from tasks.tracking.client import LOCAL, alone, ask, every, explained, open_store, signed_in
-from tasks.tracking.models import _identity
+from tasks.tracking.models import identity_of
 
 PRODUCTION, PREVIOUS = "production", "previous_production"
 NOTE = "production_note"
@@ -64,7 +64,7 @@ def _version_of(client: Any, model: str, name: str, point: Point | None) -> Any:
     if not alike:
         raise UserError(_unregistered(model, name, sorted({v.tags["point"] for v in versions if "point" in v.tags})))
     if point is not None:
-        wanted = _identity(point)
+        wanted = identity_of(point)
         alike = [v for v in alike if all(v.tags.get(key) == value for key, value in wanted.items())]
         if not alike:
             raise UserError(

@@ -13,7 +13,7 @@ from diffcore.core.errors import UserError
 from tasks import database, paths
 from tasks.progress import log
 from tasks.tracking.client import LOCAL, alone, ask, explained, open_store, signed_in
-from tasks.tracking.models import _digests, _local
+from tasks.tracking.models import digests_of, local_folder
 
 FETCHED = paths.RESUME / "registered"
 """Models of a store on another machine, by their ids."""
@@ -60,7 +60,7 @@ def fetch(model: str, version: str) -> Registered:
             raise UserError(f"{described} is damaged in MLflow; run `distill publish`")
         folder, sealed = _folder(client, there)
         try:
-            if sealed is not None and sealed != disk.digest(_digests(folder)):
+            if sealed is not None and sealed != disk.digest(digests_of(folder)):
                 raise ValueError("a file of it was changed")
             return _read(model, there, folder)
         except (UserError, OSError, LookupError, TypeError, ValueError) as error:
@@ -100,7 +100,7 @@ def _folder(client: Any, version: Any) -> tuple[Path, str | None]:
     """The folder of a version's files, and the digest of them all where `publish` noted one."""
     location = client.get_model_version_download_uri(version.name, version.version)
     source = version.source.removeprefix("models:/")
-    if (folder := _local(location)) is not None:
+    if (folder := local_folder(location)) is not None:
         return folder, client.get_logged_model(source).tags.get("files")
     if not (FETCHED / source).exists():
         from mlflow.artifacts import download_artifacts
