@@ -15,7 +15,7 @@ class Floor(Scored):
     equal distributions is proportional to 1/n + 1/m (to 3 % where halves have as many images as features, measured on
     Gaussians), so it is brought to N and M by that; kid is 0 in the mean at any counts. The standard errors are those of
     these estimates: over halvings, right for a thousand images and up to twice too small below two hundred; over held-out
-    images by the bootstrap. What one set of N perfect samples scores lies about its own standard error around the floor, as
+    images that of a point. What one set of N perfect samples scores lies about its own standard error around the floor, as
     often below as above.
     """
 
