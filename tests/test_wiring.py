@@ -557,6 +557,7 @@ def test_a_point_is_measured_as_the_file_says_and_says_so(held_out, project, mon
             "check": "",
             "judges": "",
             "halves": subject.halves,
+            "halves_se": subject.halves_se,
             "crossfit": None,
             "trainings": None,
         }
