@@ -18,7 +18,6 @@ from diffcore.core.errors import UserError
 from diffcore.data.feed import to_float
 from diffcore.data.read import Images
 from diffcore.metrics import judge_file, judge_folder, judges, order, transformer
-from diffcore.metrics.bootstrap import resamples
 from diffcore.metrics.judge import Court, Judge
 from diffcore.metrics.judge_file import JudgeFile
 from diffcore.metrics.judge_folder import Encoder
@@ -382,10 +381,10 @@ def test_its_words_name_the_weights_and_what_they_do_not_say(tmp_path):
 def test_it_measures_as_any_judge(kind, tmp_path):
     judge = load(write(tmp_path, CONFIGS[kind]))
     court = Court.of(judge, Images(pictures(12, 1, 8, 8), None, None))
-    measured = court.measure(to_float(pictures(12, 1, 8, 8)), resamples(12, 0))
+    measured = court.measure(to_float(pictures(12, 1, 8, 8)))
     assert list(measured) == [f"fd_{judge.name}", f"kid_{judge.name}"]
     assert measured[f"fd_{judge.name}"].value == pytest.approx(0, abs=1e-5)
-    other = court.measure(to_float(255 - pictures(12, 1, 8, 8) // 2), resamples(12, 0))
+    other = court.measure(to_float(255 - pictures(12, 1, 8, 8) // 2))
     assert other[f"fd_{judge.name}"].value > 0.1
 
 

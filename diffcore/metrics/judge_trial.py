@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from diffcore.core import rng
 from diffcore.metrics import frechet_wide
-from diffcore.metrics.bootstrap import resamples
 from diffcore.metrics.judge import BATCH, ROWS, Court, Judge
 from diffcore.metrics.statistics import Statistics
 
@@ -68,10 +67,10 @@ def trial(
         court = Court(instead, frechet_wide.moments(rows), rows)
     else:
         court = replace(Court.against_file(judge, statistics, shape), judge=instead)
-    images, repeats, seconds = torch.zeros(n, *DOT), resamples(n, 0), []
+    images, seconds = torch.zeros(n, *DOT), []
     for _ in range(2):  # the first works out what the court keeps
         began = clock()
-        court.measure(images, repeats)
+        court.measure(images)
         seconds.append(clock() - began)
     kept = NUMBER * dimension * (min(real, ROWS) + dimension + 1)
     more = 2 * NUMBER * dimension * (samples - n)  # in batches, and then together
