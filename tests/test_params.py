@@ -386,8 +386,8 @@ def test_a_presets_students_take_the_place_of_all(merged):
 
 
 def test_a_change_of_what_is_not_there_is_a_mistake(merged):
-    with pytest.raises(UserError, match=r"params\.yaml has no teachers\.teacher\.network\.chanels"):
-        workspace._merge(merged, workspace._change("teachers.teacher.network.chanels=[8]"), "x")
+    with pytest.raises(UserError, match=r"params\.yaml has no features\.chanels"):
+        workspace._merge(merged, workspace._change("features.chanels=8"), "x")
     with pytest.raises(UserError, match="write it as section"):
         workspace._change("network.channels")
     with pytest.raises(UserError, match="no preset 'smoky'; known: classes, smoke"):

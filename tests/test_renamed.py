@@ -8,7 +8,7 @@ from diffcore.core.errors import UserError
 from tasks import params, renamed
 from tasks.strict_yaml import load_yaml, parse_yaml
 
-SHIPPED = Path(__file__).parent.parent / "params.yaml"
+SHIPPED = Path(__file__).parent / "compact.yaml"
 
 OLD = [
     (

@@ -1356,7 +1356,7 @@ def other_metrics(metrics: dict[str, Estimate]) -> Iterator[dict[str, Estimate]]
 def others(point_: Point) -> Iterator[tuple[str, object]]:
     """(a field, another value of it), but for those that name it and those that all points share."""
     named = {"curve", "best", "name", "checkpoint", "method", "n", "seed", "features", "weights", "judges", "metrics"}
-    rare = {"halves": (1.0, 2.0), "crossfit": Estimate(1.0, 0.1), "trainings": (1.0, 2.0)}
+    rare = {"halves": (1.0, 2.0), "halves_se": 0.5, "crossfit": Estimate(1.0, 0.1), "trainings": (1.0, 2.0)}
     yield from rare.items()
     for key, value in vars(point_).items():
         if key not in named | rare.keys():

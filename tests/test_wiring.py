@@ -626,7 +626,7 @@ def test_what_the_evaluation_writes_and_shows(project, monkeypatch, capsys):
     assert {path.name for path in paths.SAMPLES.iterdir()} == {"all.png", *(f"{name}.png" for name in names)}
     written = Frontier.read(paths.FRONTIER, "x")
     assert [call.words for call in drawn] == [(written, paths.ARTIFACTS / "frontier.png")]
-    of_curves = {"pd": paths.CURVES / "pd.csv"}, paths.ARTIFACTS / "curves.png", {"pd": {}}
+    of_curves = {"pd": "step,images,loss,grad_norm,lr\n1,4,0.5,1.0,0.001\n"}, paths.ARTIFACTS / "curves.png", {"pd": {}}
     assert [call.words for call in curves] == [of_curves]
     assert [call.words[1:] for call in chosen] == [(1.7,)]
     whole = pages[0].words[0]

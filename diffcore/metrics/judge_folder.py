@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffcore.core import disk
+
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 ACTIVATIONS = ("gelu", "quick_gelu")
@@ -93,8 +95,8 @@ def encoder(name: str, folder: Path) -> Encoder:
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        config = disk.parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise ValueError(f"cannot be read ({str(error).splitlines()[0][:80]}); download it again") from None
     if not isinstance(config, dict):
         raise ValueError("holds no keys; download it again")
