@@ -7,9 +7,6 @@ the extra `judges`. Each point of a student and the teacher's three best are dra
 Printed are, of all points and of the students alone, Kendall's and Spearman's coefficients between the two columns of
 distances for each seed, their mean and its error over the seeds, how far the rankings by one network agree between two seeds,
 and which pairs of points each network orders alike in every seed, but the two networks otherwise.
-
-Where glibc gives memory, MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000 in the environment halves the
-time of a judge on a CPU, for the same numbers and more memory.
 """
 
 import itertools

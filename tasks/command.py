@@ -60,10 +60,11 @@ def _ask(arguments: list[str]) -> "Verb | int":
 
 
 def _run_one(arguments: list[str], ask: "Ask") -> int:
-    from diffcore.core import launch, parent
+    from diffcore.core import allocator, launch, parent
     from tasks import surroundings
 
     surroundings.check()
+    allocator.keep()
     verb = ask(arguments)
     if isinstance(verb, int):
         return verb

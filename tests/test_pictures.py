@@ -413,8 +413,8 @@ def test_the_footer_tells_how_the_points_were_measured(tmp_path, drawn, monkeypa
     words = [" ".join(text.get_text().split()) for text in drawn().figure.texts]
     assert (
         "N = 777 images for each point, the same noise (seed 9) throughout, last weights; feature network feedfeedfeed, "
-        "data da7ada7ada7a. Bars: one standard error over the samples (55 bootstrap resamples), not over trainings. A "
-        "perfect sampler: from halves of the 1797 real images."
+        "data da7ada7ada7a. Bars: one standard error over the samples (slopes; pairs by 55 resamples), not over trainings. "
+        "A perfect sampler: from halves of the 1797 real images."
     ) in words
     assert "Warning: alone" in words
 

@@ -374,7 +374,7 @@ class Copyist:
             new = to_float(normal_images(200, seed=step + 1))[copied:]
             old = to_float(IMAGES.pixels[:copied]) + 0.01 * randn(copied, *SHAPE, seed=step)
             own._add(step, *own._read(torch.cat([old, new])))
-            lines += [f"warning: {text}" for text in own._begun(len(own.looks))]
+            lines += [f"warning: {text}" for text in own._begun(len(own.looks) - 1)]
         return own, [line for line in lines if "copying" in line]
 
 

@@ -139,11 +139,7 @@ def folder(path: Path, new: bool = False) -> Iterator[Path]:
             else:
                 _sync_folder(file)
         _sync_folder(temporary)
-        if new:
-            _rename(temporary, path, new)
-            _sync_folder(path.parent)
-        else:
-            _swap(temporary, path)
+        _swap(temporary, path, new)
     except Exception as error:
         error.add_note(str(path))
         raise
@@ -212,17 +208,17 @@ def clear(path: Path) -> None:
         _remove(left)
 
 
-def _swap(new: Path, path: Path) -> None:
-    """Puts `new` in the place of `path`, and what stood there, if anything, in the place of `new`."""
-    if not os.path.lexists(path):
-        os.rename(new, path)
-    elif not _exchanged(new, path):
-        _step_aside(new, path)
+def _swap(made: Path, path: Path, new: bool) -> None:
+    """Puts `made` in the place of `path`, and what stood there, if anything, in the place of `made`; new: as of `write`."""
+    if new or not os.path.lexists(path):
+        _rename(made, path, new)
+    elif not _exchanged(made, path):
+        _step_aside(made, path)
     _sync_folder(path.parent)
 
 
-def _exchanged(new: Path, path: Path) -> bool:
-    return _renamed(new, path, RENAME_EXCHANGE)
+def _exchanged(made: Path, path: Path) -> bool:
+    return _renamed(made, path, RENAME_EXCHANGE)
 
 
 def _renamed(made: Path, path: Path, flag: int) -> bool:
@@ -238,12 +234,12 @@ def _renamed(made: Path, path: Path, flag: int) -> bool:
     raise OSError(code, os.strerror(code), str(path))
 
 
-def _step_aside(new: Path, path: Path) -> None:
+def _step_aside(made: Path, path: Path) -> None:
     # rename cannot replace a folder that has content: the old one steps aside first and is restored on failure
     aside = path.with_name(f".{path.name}.{os.getpid()}.old")
     os.rename(path, aside)
     try:
-        os.rename(new, path)
+        os.rename(made, path)
     except OSError:
         os.rename(aside, path)
         raise

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 RESAMPLES = 200
-"""Bootstrap resamples: the relative error of a standard error is then about 1 / sqrt(2 * 200) = 5 %."""
+"""Resamples of the samples: what they say of a standard error is then right to about 1 / sqrt(2 * 200) = 5 %."""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def kid(x: Tensor, y: Tensor) -> float:
 def scored(x: Tensor, y: Tensor, pairs_y: float) -> tuple[float, PerSample]:
     """kid(x, y) with `pairs_y` the mean kernel over the distinct pairs of y, and the slopes of `standard_error`, [n]."""
     total, rows = _within(x)
-    near, others = affinity(x, y), len(x) - 1
+    near, others = _affinity(x, y), len(x) - 1
     value = total / (len(x) * others) + pairs_y - 2 * near.mean().item()
     return value, 2 * (rows / others - near)
 
@@ -73,7 +73,7 @@ def _tiles(x: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
         yield i, j, tile.fill_diagonal_(0) if i == j else tile
 
 
-def affinity(x: Tensor, y: Tensor) -> PerSample:
+def _affinity(x: Tensor, y: Tensor) -> PerSample:
     """Each row's mean kernel with all of y, [n]."""
     sums = torch.zeros(len(x)).double()
     for i, j in itertools.product(_spans(len(x)), _spans(len(y))):

@@ -29,8 +29,8 @@ class Watcher:
     """What `training.watch.Watcher` is. All processes draw; the main one reads for all.
 
     gauge: None in the others. log: gets a line for each look, and one for each alarm when it begins. show: in the main
-    process. looks: all so far. sway: of the fd of the best one. worse: how many of the last looks were worse than the best by
-    more than their error. seconds: what looking took so far.
+    process. looks: all so far. wrong: the alarms of each. sway: of the fd of the best one. worse: how many of the last looks
+    were worse than the best by more than their error. seconds: what looking took so far.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class Watcher:
         self.config, self.iterations, self.samples, self.gauge = config, iterations, samples, gauge
         self.log, self.show = log, show
         self.looks: list[Look] = []
+        self.wrong: list[dict[str, str]] = []
         self.sway: Sway | None = None
         self.worse, self.seconds = 0, 0.0
 
@@ -71,7 +72,7 @@ class Watcher:
         self.seconds += time.monotonic() - started
         self._tell(look)
         if self.gauge is not None:
-            self.show(look, samples, list(alarms.alarms(self.looks, self.iterations).values()))
+            self.show(look, samples, list(self.wrong[-1].values()))
         return look.is_best
 
     def _read(self, samples: torch.Tensor) -> tuple[dict[str, float], Sway]:
@@ -98,6 +99,7 @@ class Watcher:
             self.sway = sway
         self.worse = self.worse + 1 if look.is_worse else 0
         self.looks.append(look)
+        self.wrong.append(alarms.alarms(self.looks, self.iterations))
         return look
 
     def _tell(self, look: Look) -> None:
@@ -106,7 +108,7 @@ class Watcher:
             f"update {look.step}: fd {look.distance.plus_minus()}, diversity {look.diversity:.2f}, contrast "
             f"{look.contrast:.2f}; {place}"
         )
-        for text in self._begun(len(self.looks)):
+        for text in self._begun(len(self.looks) - 1):
             self.log(f"warning: {text}")
         if self.is_over and look.step < self.iterations:
             self.log(
@@ -114,15 +116,14 @@ class Watcher:
                 f"update {look.best} by more than their error"
             )
 
-    def _begun(self, count: int) -> list[str]:
-        """The alarms of the look of this number, counted from 1, that the one before had not."""
-        now = alarms.alarms(self.looks[:count], self.iterations)
-        before = alarms.alarms(self.looks[: count - 1], self.iterations) if count > 1 else {}
-        return [text for word, text in now.items() if word not in before]
+    def _begun(self, place: int) -> list[str]:
+        """The alarms of the look at this place that the one before had not."""
+        before = self.wrong[place - 1] if place else {}
+        return [text for word, text in self.wrong[place].items() if word not in before]
 
     def alarms(self) -> list[str]:
         """All that were raised, in their order."""
-        return [text for count in range(1, len(self.looks) + 1) for text in self._begun(count)]
+        return [text for place in range(len(self.wrong)) for text in self._begun(place)]
 
     @property
     def kept(self) -> Look:
@@ -155,5 +156,6 @@ class Watcher:
     def restore(self, facts: dict[str, Any]) -> None:
         """Goes on from what `facts` gave."""
         self.looks = [Look(**look) for look in facts["looks"]]
+        self.wrong = [alarms.alarms(self.looks[: place + 1], self.iterations) for place in range(len(self.looks))]
         self.sway = facts["sway"] and Sway.from_json(facts["sway"])
         self.worse, self.seconds = facts["worse"], facts["seconds"]

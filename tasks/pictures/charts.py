@@ -407,7 +407,7 @@ def _captions(figure: Any, frontier: Frontier) -> None:
     footer = (
         f"N = {about['n']} images for each point, the same noise (seed {about['seed']}) throughout, {about['weights']} "
         f"weights; feature network {about['features'][:12]}, data {about['data'][:12]}.\n"
-        f"Bars: one standard error over the samples ({about['resamples']} bootstrap resamples), not over trainings. "
+        f"Bars: one standard error over the samples (slopes; pairs by {about['resamples']} resamples), not over trainings. "
         f"A perfect sampler: from {_compared(frontier.floor)}."
     )
     figure.text(left, 0.022, footer, fontsize=10, color=FAINT, linespacing=1.5)

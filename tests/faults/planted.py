@@ -332,6 +332,7 @@ OWN = (
     _own("tasks/named.py", "Sampling(version.recipe, version.times, version.gamma)", "Sampling(version.recipe, (1.0, 0.5, 0.0), version.gamma)", "an alias is sampled at other times than the registered ones", "words"),
     _own("tasks/tracking/models.py", "and not LOADING & {path.name, path.parent.name}", "", "a model that was loaded where it lies counts as damaged", "words"),
     _own("tasks/tracking/descriptions.py", "return there != wanted and there == sealed(there.rpartition(MARK)[0])", "return there != wanted", "publishing writes over what a person wrote on a model's page", "tracking"),
+    _own("diffcore/core/allocator.py", "mallopt(M_MMAP_THRESHOLD, LARGE) and mallopt(M_TRIM_THRESHOLD, KEPT)", "mallopt(M_TRIM_THRESHOLD, KEPT)", "each block of a tensor comes from the kernel and goes back to it: calls of a small network take twice as long", "allocator"),
 )  # fmt: skip
 """Of other kinds, over all rooms."""
 

@@ -240,7 +240,8 @@ def _origin(report: Report) -> str:
     facts = {
         "samples": f"{about['n']} for each point, from the same noise (seed {about['seed']}) throughout",
         "weights": f"{about['weights']}",
-        "standard errors": f"over the samples, from {about['resamples']} bootstrap resamples; not over trainings",
+        "standard errors": "over the samples, not over trainings: of fd by how each sample moves it and, by "
+        f"{about['resamples']} resamples, how pairs do; of kid by its closed form; of shares by their counts",
         "features": f"of a network trained on the same data, which tells {judge.outputs} {judge.task} apart with accuracy "
         f"{judge.accuracy:.3f} (chance {judge.chance:.3f}): comparable within this table, and no FID",
         "perfect sampler": f"expected of {floor.n[0]} samples against {floor.n[1]} real images, from {real} "
