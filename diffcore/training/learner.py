@@ -19,10 +19,10 @@ class Learner:
     """A network and its AdamW; a student is one, and so is the critic that is trained beside it.
 
     averages: networks of the same shape that follow its weights, by name. wrapped: of several processes accelerate wraps it,
-    and its gradients travel between them while the last part's backward pass goes on. The hooks that do so expect gradients in every
-    backward pass that the network takes part in: one through which another learns is left as it is, and its gradients are
-    averaged after the last part. A sharded network (`sharding.shard`) exchanges them by itself. prepared: the network as a
-    loss must call it.
+    and its gradients travel between them while the last part's backward pass goes on. The hooks that do so expect gradients
+    in every backward pass that the network takes part in: one through which another learns is left as it is, and its
+    gradients are averaged after the last part. A sharded network (`sharding.shard`) exchanges them by itself. prepared: the
+    network as a loss must call it.
     """
 
     def __init__(
