@@ -13,13 +13,10 @@ from tasks import params, paths
 from tasks.report import checkpoint_of
 from tasks.tracking import registered
 from tasks.tracking.models import identity_of
-from tasks.tracking.registered import Registered
+from tasks.tracking.registered import ALIAS, Registered
 
 MOST = 6
 """Names that a refusal lists."""
-
-ALIAS = "@"
-"""Begins a word that can be an alias alone."""
 
 
 @dataclass(frozen=True)
@@ -65,20 +62,26 @@ def find(word: str) -> Named:
     by_name = points()
     if word in by_name:
         return _of_point(word, by_name[word])
-    checkpoints = sorted(path.parent.name for path in paths.CHECKPOINTS.glob("*/card.json"))
-    if word in checkpoints:
-        return Named(word, paths.CHECKPOINTS / word)
-    folder = Path(word)
-    if (folder / "card.json").is_file():
+    if (folder := checkpoint(word)) is not None:
         return Named(word, folder)
     fault = f"there is no point, checkpoint or folder {word!r}"
-    if folder.is_dir():
+    if Path(word).is_dir():
         fault = f"{word} is not a checkpoint: it has no card.json; name a folder that `distill` has written"
     else:
-        fault += _near(word, [*checkpoints, *by_name])
+        fault += _near(word, [*_checkpoints(), *by_name])
     if registered.is_there():
         return _alias(word, word, fault)
     raise UserError(fault)
+
+
+def checkpoint(word: str) -> Path | None:
+    """The folder of the checkpoint of this project, or of the one at this path, that a word names; None for none."""
+    folders = [paths.CHECKPOINTS / word] if word in _checkpoints() else [Path(word)]
+    return next((folder for folder in folders if (folder / "card.json").is_file()), None)
+
+
+def _checkpoints() -> list[str]:
+    return sorted(path.parent.name for path in paths.CHECKPOINTS.glob("*/card.json"))
 
 
 def points() -> dict[str, Point]:
@@ -101,7 +104,7 @@ def _alias(word: str, alias: str, fault: str = "") -> Named:
     except UserError as error:
         raise UserError(f"{fault}; aliases are not there either: {error}" if fault else str(error)) from error
     if alias not in aliases:
-        listing = f"the aliases of {model!r} in MLflow are {', '.join(sorted(aliases)) or 'none yet'}"
+        listing = registered.listing(model, aliases)
         raise UserError(f"{fault}; {listing}" if fault else f"no version holds the alias {alias!r}; {listing}")
     version = registered.fetch(model, aliases[alias])
     identity = {key: version.tags.get(key) for key in ("digest", "recipe", "trajectory", "nfe")}

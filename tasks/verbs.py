@@ -262,11 +262,11 @@ def sample(
 
 @app.command()
 def promote(
-    point: Annotated[str, typer.Argument(help="a point that is registered in MLflow")],
+    what: Annotated[str, typer.Argument(help="a point that is registered in MLflow, or an alias of one")],
     note: Annotated[str | None, typer.Option(metavar="TEXT", help="why; stands beside the version in MLflow")] = None,
 ) -> Verb:
-    """make a point the production model in MLflow"""
-    return Verb(lambda: _promote(point, note))
+    """make a point, or what an alias stands for, the production model in MLflow"""
+    return Verb(lambda: _promote(what, note))
 
 
 @app.command()
@@ -457,13 +457,13 @@ def _sample(what: str, out: Path, images: int, *options: Any) -> None:
     sample.sample(params.read(), what, out, images, *options)
 
 
-def _promote(point: str, note: str | None) -> None:
+def _promote(word: str, note: str | None) -> None:
     from tasks import named, params
     from tasks.progress import log
     from tasks.tracking import promotion
 
-    here = named.points().get(point)
-    for line in promotion.promote(params.read().publish.model, point, here, note):
+    here = named.checkpoint(word) is not None
+    for line in promotion.promote(params.read().publish.model, word, named.points().get(word), note, here):
         log(line)
 
 

@@ -70,7 +70,7 @@ def of_model(artifacts: Artifacts, numbers: dict[str, str], address: Address) ->
             "|---|---|---|---|---|---|",
             *rows,
             "",
-            "`production` is set by a person: `distill promote POINT`.",
+            "`production` is set by a person: `distill promote POINT` or `distill promote @challenger`.",
             "",
             address.links(),
         ]

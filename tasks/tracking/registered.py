@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,12 @@ from tasks.tracking.models import digests_of, local_folder
 
 FETCHED = paths.RESUME / "registered"
 """Models of a store on another machine, by their ids."""
+
+ALIAS = "@"
+"""Begins a word that can be an alias alone."""
+
+IDENTITY = {"point", "digest", "recipe"}
+"""Tags that each version of `publish` has."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ def aliases(model: str) -> dict[str, str]:
     """The aliases of the registered model with their versions; none where nothing is registered. A UserError for an MLflow
     that does not answer."""
     with _opened() as client:
-        return _aliases(client, model)
+        return aliases_of(client, model)
 
 
 def fetch(model: str, version: str) -> Registered:
@@ -53,11 +59,7 @@ def fetch(model: str, version: str) -> Registered:
     not whole, and for one that `publish` did not register."""
     with _opened() as client:
         there = client.get_model_version(model, version)
-        described = f"version {version} of {model!r}"
-        if not {"point", "digest", "recipe"} <= there.tags.keys():
-            raise UserError(f"{described} is no sampler that `distill publish` registered; name another alias")
-        if "damaged" in there.tags:
-            raise UserError(f"{described} is damaged in MLflow; run `distill publish`")
+        described = refuse_unfit(model, there)
         folder, sealed = _folder(client, there)
         try:
             if sealed is not None and sealed != disk.digest(digests_of(folder)):
@@ -85,7 +87,8 @@ def _opened() -> Iterator[Any]:
             log(line)
 
 
-def _aliases(client: Any, model: str) -> dict[str, str]:
+def aliases_of(client: Any, model: str) -> dict[str, str]:
+    """As `aliases`, of a store that is open."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -94,6 +97,21 @@ def _aliases(client: Any, model: str) -> dict[str, str]:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return {}
         raise
+
+
+def listing(model: str, aliases: Iterable[str]) -> str:
+    """Which aliases there are, for a refusal."""
+    return f"the aliases of {model!r} in MLflow are {', '.join(sorted(aliases)) or 'none yet'}"
+
+
+def refuse_unfit(model: str, version: Any) -> str:
+    """How the version is called; a UserError for one that MLflow holds damaged or that `publish` did not register."""
+    described = f"version {version.version} of {model!r}"
+    if not version.tags.keys() >= IDENTITY:
+        raise UserError(f"{described} is no sampler that `distill publish` registered; name another alias")
+    if "damaged" in version.tags:
+        raise UserError(f"{described} is damaged in MLflow; run `distill publish`")
+    return described
 
 
 def _folder(client: Any, version: Any) -> tuple[Path, str | None]:
