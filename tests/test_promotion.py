@@ -14,9 +14,9 @@ from tasks.tracking.promotion import promote
 from tests.test_tracking import (  # noqa: F401  (fixtures)
     aliases,
     client,
-    fresh_store,
     pytestmark,
     room,
+    written,
 )
 
 FIRST, SECOND = "pd2-ddim-uniform-2", "pd1-ddim-uniform-1"
