@@ -1,6 +1,8 @@
-"""Toys that many tests share: small exact denoisers and the schedules of the registry."""
+"""Toys that many tests share: small exact denoisers, the schedules of the registry, an empty database of MLflow."""
 
 import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
 import jaxtyping
 import pytest
@@ -15,6 +17,7 @@ from diffcore.noise.schedule import SCHEDULES, Cosine, Discrete, Schedule
 from diffcore.sampling.solver import Solver
 from diffcore.sampling.solvers import SOLVERS
 from diffcore.search.gamma import Gamma, Moments
+from tests import stores
 
 DDPM_BETAS = tuple(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64).tolist())
 
@@ -49,6 +52,14 @@ def project(finished, tmp_path, monkeypatch):
     shutil.copytree(finished[0], tmp_path / "copy", symlinks=True)
     monkeypatch.chdir(tmp_path / "copy")
     return finished[1]
+
+
+@pytest.fixture(scope="module")
+def fresh_store(pytestconfig, tmp_path_factory) -> Iterator[Path]:
+    """An empty database of MLflow, to be copied. A module that has copies of it waits for no disk when it writes to them."""
+    path = stores.made_once(stores.common(pytestconfig, tmp_path_factory) / "mlflow.db", stores.migrated)
+    with stores.hasty():
+        yield path
 
 
 def estimates(numbers: dict[str, float | None]) -> dict[str, Estimate]:

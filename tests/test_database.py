@@ -1,6 +1,7 @@
 """MLflow's SQLite file is whole or untouched: full disks, kills at any statement, damage, other versions."""
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ import pytest
 
 from diffcore.core.errors import UserError
 from tasks import database, faults
+from tests import stores
 from tests.test_disk import DEAD
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -368,3 +370,39 @@ def test_whether_a_run_is_there_is_asked_of_a_file_that_nobody_may_write_to(path
     monkeypatch.setattr(sqlite3, "connect", lambda *words, **more: asked.append((*words, more)) or real(*words, **more))
     assert database.lacks(path, "x") == f"{path} is another one"
     assert asked == [(f"file://{path}?mode=ro", {"uri": True, "timeout": 20})]
+
+
+# ------------------------------------------------------------------------------- what the tests of publishing begin with
+
+
+def test_the_suite_s_database_is_made_once_by_the_first_and_under_a_lock(tmp_path):
+    path, calls = tmp_path / "mlflow.db", []
+
+    def make(place: Path) -> None:
+        with open(tmp_path / "mlflow.db.lock") as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert not path.exists()
+        calls.append(place)
+        place.write_text("half")
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        place.write_text("whole")
+
+    with pytest.raises(KeyboardInterrupt):
+        stores.made_once(path, make)
+    assert [each.name for each in tmp_path.iterdir()] == ["mlflow.db.lock"]
+    for _ in range(2):
+        assert stores.made_once(path, make).read_text() == "whole"
+    assert len(calls) == 2
+
+
+def test_the_suite_s_database_is_mlflow_s_own_and_only_its_copies_are_hasty(
+    pytestconfig, tmp_path_factory, made, tmp_path
+):
+    fresh_store = stores.made_once(stores.common(pytestconfig, tmp_path_factory) / "mlflow.db", stores.migrated)
+    assert database._version(fresh_store) == version(made)
+    assert run(fresh_store, "select name from experiments") == [("Default",)]
+    with stores.hasty(), database._engine(tmp_path / "a.db") as engine, engine.connect() as connection:
+        assert connection.exec_driver_sql("pragma synchronous").scalar() == 0
+    with database._engine(tmp_path / "b.db") as engine, engine.connect() as connection:
+        assert connection.exec_driver_sql("pragma synchronous").scalar() == 2

@@ -22,7 +22,6 @@ from diffcore.watching.look import Look
 from flows import live as pages
 from tasks import follow, follower, live, recording
 from tasks.tracking import live as mirrors
-from tests.test_tracking import fresh_store as fresh_store
 
 ROOT = Path(__file__).parent.parent
 pytestmark = [

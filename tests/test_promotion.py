@@ -15,9 +15,9 @@ from tasks.tracking.promotion import promote
 from tests.test_tracking import (  # noqa: F401  (fixtures)
     aliases,
     client,
-    fresh_store,
     pytestmark,
     room,
+    written,
 )
 
 ROOT = Path(__file__).parent.parent

@@ -37,7 +37,7 @@ from tasks.tracking.models import register, with_weights
 from tests.conftest import seeded
 from tests.test_checkpoint import ABOUT
 from tests.test_measure import up_to_frontier
-from tests.test_tracking import free_port, fresh_store  # noqa: F401  (a fixture)
+from tests.test_tracking import free_port
 from tests.test_unet import FAMILY, stirred
 
 
@@ -378,7 +378,7 @@ class Picked(Artifacts):
 
 
 @pytest.fixture(scope="module")
-def store(project, tmp_path_factory, fresh_store) -> str:  # noqa: F811
+def store(project, tmp_path_factory, fresh_store) -> str:
     """The address of a database in which the points of HELD are registered as `publish` registers them."""
     import mlflow
 
@@ -493,7 +493,7 @@ def test_an_alias_that_nobody_holds_is_refused_with_those_that_there_are(aliases
 
 
 @mlflows
-def test_an_mlflow_that_has_no_model_or_does_not_answer_is_one_line(here, capsys, monkeypatch, tmp_path, fresh_store):  # noqa: F811
+def test_an_mlflow_that_has_no_model_or_does_not_answer_is_one_line(here, capsys, monkeypatch, tmp_path, fresh_store):
     shutil.copy(fresh_store, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     assert "the aliases of 'sampler' in MLflow are none yet" in refused("card", "production", capsys=capsys)
