@@ -14,8 +14,8 @@ def keep() -> bool:
     """Lets glibc keep what tensors left for the next ones, up to KEPT; whether it does.
 
     A network's activations come and go with each call. By default much of that goes back to the kernel, whose fresh pages
-    are zeroed one by one: a quarter of the default network's call, a tenth of one for images of 128x128, half of
-    EfficientNet's (bench/allocator.py). No number changes. Where the environment says how memory is allocated, and where the C library is
+    are zeroed one by one: a quarter of the default network's call, a tenth of one for images of 128x128
+    (bench/allocator.py). No number changes. Where the environment says how memory is allocated, and where the C library is
     another one, nothing happens.
     """
     chosen = [name for name in os.environ if name.startswith("MALLOC_")]

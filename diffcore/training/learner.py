@@ -18,11 +18,11 @@ from diffcore.training import sharding
 class Learner:
     """A network and its AdamW; a student is one, and so is the critic that is trained beside it.
 
-    averages: networks of the same shape that follow its weights, by name. wrapped: accelerate wraps it, and its gradients
-    travel between processes while the last part's backward pass goes on. The hooks that do so expect gradients in every
-    backward pass that the network takes part in: one through which another learns is left as it is, and its gradients are
-    averaged after the last part. A sharded network (`sharding.shard`) exchanges them by itself. prepared: the network as a
-    loss must call it.
+    averages: networks of the same shape that follow its weights, by name. wrapped: of several processes accelerate wraps it,
+    and its gradients travel between them while the last part's backward pass goes on. The hooks that do so expect gradients
+    in every backward pass that the network takes part in: one through which another learns is left as it is, and its
+    gradients are averaged after the last part. A sharded network (`sharding.shard`) exchanges them by itself. prepared: the
+    network as a loss must call it.
     """
 
     def __init__(
@@ -35,7 +35,9 @@ class Learner:
     ):
         self.net, self.optimizer, self.accelerator, self.wrapped = net, optimizer, accelerator, wrapped
         self.averages, self.sharded = dict(averages or {}), sharding.is_sharded(net)
-        self.prepared = accelerator.prepare(net) if wrapped and not self.sharded else net
+        # in one process `prepare` wraps nothing, and imports for most of a second what would
+        travels = wrapped and not self.sharded and accelerator.num_processes > 1
+        self.prepared = accelerator.prepare(net) if travels else net
 
     def gradient(self, parts: Sequence[slice], loss_of: Callable[[slice], PerSample]) -> Tensor:
         """Leaves the gradient of the mean loss, over this process's parts and all processes, in the parameters; that loss,

@@ -67,7 +67,7 @@ GUIDED_TWO = _classes("| then halved to 2 steps |")
 FROM_EPS = _teacher("| `epsilon`, as it is |")
 EPS_TO_V = _teacher("| `epsilon`, first 400 updates with `parameterization: v` |")
 FROM_V = _teacher("| `v_prediction` |")
-SAMPLERS = Row("docs/samplers.md", "| `unipc`, best of five grids |", "make run")
+SAMPLERS = Row("docs/samplers.md", "| `unipc`, best of three grids |", "make run")
 STUDENTS = Row("docs/samplers.md", "| *students, for comparison:* `progressive` |", "make run")
 
 TRAINED = {"batch": 128, "lr": 1.5e-3}
