@@ -1,6 +1,7 @@
 """Whether the stated intervals hold: how often `value +- 1.96 se` covers what the number is in the mean.
 
-python bench/coverage.py [N] [DIMENSION]; N samples of which features, 1000 and 64 if not said, against 1.8 N real rows.
+python bench/coverage.py [N] [DIMENSION] [ROW ...]; N samples of which features, 1000 and 64 if not said, against 1.8 N real
+rows. ROW: a metric, `choice` (the best of several tries) or `difference` (of two samplings); all if none is named.
 
 Samples and real rows are Gaussian with a falling spectrum. The real rows are drawn once, as in a project, so the target is
 the mean over samples at this N: by brute force over these sets and MEAN further ones. Two samplings: one that differs from
@@ -10,7 +11,7 @@ the data by a moved mean and a larger scale (a student), and one whose samples a
 import functools
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,6 +55,10 @@ TRIES, SHARED = 5, 0.8
 """Samplings of which the best is chosen, and which share of the variance of their noise they have in common."""
 
 MEASURES = ("fd", "kid", "swd", "fd_infinity", "improved_precision", "recall", "density", "coverage", "memorised")
+
+CHOICE, DIFFERENCE = "choice", "difference"
+
+ROWS = (*MEASURES, CHOICE, DIFFERENCE)
 
 
 @dataclass(frozen=True)
@@ -211,22 +216,28 @@ def point(name: str, drawn: Drawn, n: int) -> Point:
     )  # fmt: skip
 
 
-def rows(world: World) -> Iterator[str]:
-    """The table, a line at a time."""
+def rows(world: World, names: Sequence[str] = ROWS) -> Iterator[str]:
+    """The table of these rows, a line at a time."""
+    metrics = tuple(name for name in names if name in MEASURES)
     for word, how in (("a student", STUDENT), ("a perfect sampler", PERFECT)):
         yield f"{word}: scale {how[0]:g}, mean {how[1]:g}"
-        yield from (f"  {each}" for each in of_metrics(world, how).values())
-        yield from (f"  {each}" for each in of_choice(world, how).values())
-    yield "two students of the same noises"
-    yield from (f"  {each}" for each in of_pairs(world).values())
+        if metrics:
+            yield from (f"  {each}" for each in of_metrics(world, how, metrics).values())
+        if CHOICE in names:
+            yield from (f"  {each}" for each in of_choice(world, how).values())
+    if DIFFERENCE in names:
+        yield "two students of the same noises"
+        yield from (f"  {each}" for each in of_pairs(world).values())
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    count, dimension = map(int, (sys.argv[1:] + ["1000", "64"][len(sys.argv) - 1 :]))
+    count, dimension = map(int, (sys.argv[1:3] + ["1000", "64"][len(sys.argv[1:3]) :]))
+    if strange := [name for name in sys.argv[3:] if name not in ROWS]:
+        sys.exit(f"there is no row {strange[0]}; there are {', '.join(ROWS)}")
     world = World(count, dimension)
     print(f"{SETS} sets of {count} samples, {dimension} features, {world.real_count} real rows", flush=True)
-    for row in rows(world):
+    for row in rows(world, sys.argv[3:] or ROWS):
         print(row, flush=True)
 
 

@@ -127,10 +127,11 @@ def table(folder: Path, stages: list[dict], total: dict[str, float]) -> str:
 
 
 def calls(folder: Path, verb: str, name: str = "") -> Iterator[float]:
-    """Images that a network was called for: of samples, of likelihoods and of fitted times."""
+    """Images that a network was called for: of trainings with their looks, of samples, of likelihoods and of fitted times."""
     artifacts = folder / "artifacts"
     if verb == "train":
-        yield json.loads((artifacts / "cost" / f"{name}.json").read_text())["network_calls"]
+        cost = json.loads((artifacts / "cost" / f"{name}.json").read_text())
+        yield cost["network_calls"] + cost.get("watch_calls", 0)
     if verb == "measure":
         _, points, _ = measured.read(artifacts / "points" / name, "")
         yield from (point.nfe * point.n for point in points)

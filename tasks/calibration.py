@@ -25,6 +25,7 @@ from diffcore.core import disk, rng, threads
 from diffcore.core.errors import MISTAKE, UserError
 from diffcore.core.precision import exact
 from diffcore.data.feed import to_float
+from diffcore.data.manifest import Manifest
 from diffcore.data.read import Images
 from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.network import NetDenoiser
@@ -40,7 +41,8 @@ from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solvers import SOLVERS
 from diffcore.training import loop
 from diffcore.training.resume import Resume
-from tasks import measure, params, paths, places
+from diffcore.watching.begin import FOLDER as NETWORK
+from tasks import look_trial, measure, params, paths, places, train
 from tasks.params import Params
 from tasks.plan import TRYING
 from tasks.planned_data import PlannedData, planned_data
@@ -131,7 +133,8 @@ class Clock:
 
 
 def training(parameters: Params, networks: Networks, name: str, width: int) -> dict[str, float]:
-    """One update of a line in one of `width` processes, its network calls, and the bytes of its state and checkpoint."""
+    """One update of a line in one of `width` processes, its network calls, and the bytes of its state and checkpoint; of a
+    watched line also what `look_trial.cost` says of its looks."""
     line, clock = parameters.line(name), Clock(parameters)
     threads.use(parameters.compute.threads)
     student, teacher = networks.roles(name)
@@ -140,7 +143,11 @@ def training(parameters: Params, networks: Networks, name: str, width: int) -> d
     feed = Noise(networks.data.images, networks.data.shape, networks.data.classes, part.batch)
     if not student.classes:
         feed = replace(feed, classes=None)
-    job = loop.Job(line.method, part, feed, 0, guidance=weights and (weights.low, weights.high))
+    watcher, images = None, None
+    if line.watch:
+        images = _images(networks.data, min(networks.data.images, MOST_IMAGES))
+        watcher = look_trial.watcher(parameters, name, student, networks.data, images)
+    job = loop.Job(line.method, part, feed, 0, guidance=weights and (weights.low, weights.high), watcher=watcher)
     work = loop.Loop(job, student, teacher, replace(parameters.compute, processes=1))
     work.update()
     before, began, updates = work.calls(), clock(), 0
@@ -148,7 +155,8 @@ def training(parameters: Params, networks: Networks, name: str, width: int) -> d
         work.update()
         updates += 1
     seconds, calls = (clock() - began) / updates, (work.calls() - before) / updates * width
-    return {"seconds": seconds, "calls": calls, "state": _saved(work, student, networks, name)}
+    looks = look_trial.cost(watcher, work.ema, images, clock) if watcher else {}
+    return {"seconds": seconds, "calls": calls, "state": _saved(work, student, networks, name), **looks}
 
 
 def _saved(work: loop.Loop, student: NetDenoiser, networks: Networks, name: str) -> int:
@@ -184,10 +192,7 @@ def judging(parameters: Params, data: PlannedData) -> dict[str, float]:
     once, and of all metrics of a point that ask no network but this one; and the bytes up to the end of its training."""
     threads.use(parameters.compute.threads)
     clock, count = Clock(parameters), min(data.images, MOST_IMAGES)
-    pixels = rng.draw(rng.noises(data.shape, 0, range(1)).expand(count, *data.shape), "calibration").noise
-    labels = rng.some(count, count, 0) % len(data.classes) if data.classes else None
-    images = Images((pixels.clamp(-1, 1) * 127.5 + 127.5).byte(), labels, data.classes)
-    seconds = []
+    images, seconds = _images(data, count), []
     for iterations in (1, 2, 22):  # the first does what is done only once
         began = clock()
         network = features.train(images, replace(parameters.features, iterations=iterations))
@@ -207,6 +212,13 @@ def judging(parameters: Params, data: PlannedData) -> dict[str, float]:
         "metrics": (clock() - began) * parameters.evaluate.images / n,
         "trained_bytes": trained,
     }
+
+
+def _images(data: PlannedData, count: int) -> Images:
+    """Random ones."""
+    pixels = rng.draw(rng.noises(data.shape, 0, range(1)).expand(count, *data.shape), "calibration").noise
+    labels = rng.some(count, count, 0) % len(data.classes) if data.classes else None
+    return Images((pixels.clamp(-1, 1) * 127.5 + 127.5).byte(), labels, data.classes)
 
 
 def judged(parameters: Params, data: PlannedData) -> dict[str, float]:
@@ -233,6 +245,14 @@ def _is_kept(parameters: Params, judge: Judge) -> bool:
     """Whether what the judge saw of the real images is kept."""
     sharded = (paths.DATA / "manifest.json").exists()
     return sharded and measure.courts(parameters, "plan").has(judge)
+
+
+def _has_network(parameters: Params) -> bool:
+    """Whether the feature network by which watched trainings are looked at is kept."""
+    if not (paths.DATA / "manifest.json").exists():
+        return False
+    store = train.looked_by(parameters, Manifest.read(paths.DATA, verify=False))
+    return (store.folder / NETWORK).exists()
 
 
 def measured(parameters: Params, work: Callable[[], dict[str, float]], copies: int) -> dict[str, float]:
@@ -294,7 +314,8 @@ def kind_of(parameters: Params, name: str) -> str:
 
 def calibrate(parameters: Params, slots: int, names: list[str]) -> dict[str, Any]:
     """What the lines of these names cost: {lines: {name: {seconds, calls, state, bytes, width, checkpoint, call,
-    call_bytes}}, judging: {...}, judges: {...}, None without judges, base: bytes of a process that only begins}."""
+    call_bytes, of watched ones also read, once, look_calls}}, judging: {...}, judges: {...}, None without judges,
+    has_network: whether that of watched trainings is kept, base: bytes of a process that only begins}."""
     threads.use(1)  # a fork of a process whose own threads have computed waits for them for ever
     data, lines = planned_data(parameters), {}
     # first, while nothing lies in this process's memory that its forks would be said to take
@@ -324,7 +345,11 @@ def calibrate(parameters: Params, slots: int, names: list[str]) -> dict[str, Any
             none = {"seconds": 0.0, "calls": 0.0, "state": 0, "bytes": 0}
             call = {"call": drawn[net]["seconds"], "call_bytes": drawn[net]["bytes"]}
             lines[name] = {**(trained[kind] if width else none), "width": max(1, width), "checkpoint": size, **call}
-    return {"lines": lines, "judging": by_own, "judges": by_others, "base": base}
+            if width and parameters.line(name).watch:
+                student = networks.roles(name)[0]
+                lines[name]["look_calls"] = look_trial.samples(parameters, name, student, data).calls
+    own = {"judging": by_own, "judges": by_others, "has_network": _has_network(parameters)}
+    return {"lines": lines, **own, "base": base}
 
 
 def _trying(what: str) -> None:

@@ -26,6 +26,7 @@ from diffcore.noise.trajectory import uniform
 from diffcore.sampling.recipe import Recipe
 from diffcore.sampling.sampler import rehearse
 from diffcore.sampling.solvers.analytic import Analytic
+from diffcore.watching.samples import BATCH
 from tasks import locks, paths, pipeline, places, stages
 from tasks.params import Params
 from tasks.planned_data import PlannedData, planned_data
@@ -128,6 +129,7 @@ def plan_of(params: Params) -> Plan:
     data = planned_data(params)
     calibration = calibrated(len(slots.all), names or [next(iter(params.lines))])
     costs = {name: _cost(name, params, data, calibration, slots) for name in todo}
+    costs |= _looked_by(costs, params, calibration, todo)
     costs |= {name: _judged(costs[name], params, calibration, todo) for name in todo if _measures(name)}
     wall = _wall(todo, costs, len(slots.all))
     return Plan(tuple(costs.values()), cached, len(slots.all), wall, tuple(_warnings(costs, len(slots.all))))
@@ -228,11 +230,39 @@ def _training(name: str, line: str, params: Params, own: Mapping[str, Any], begi
     if isinstance(params.line(line), Adopted):
         return Cost(name, begin, 0, 0, 2 * own["checkpoint"])
     iterations, trainings = params.line(line).fit.iterations, params.trainings(line)
-    seconds = begin + trainings * iterations * own["seconds"]
-    states = 2 if iterations * own["seconds"] > params.compute.save_seconds else 1
+    seconds, calls, width = iterations * own["seconds"], iterations * own["calls"], slots.width(name)
+    if watch := params.line(line).watch:
+        looks = math.ceil(iterations / watch.every)
+        seconds += looks * (own["read"] + own["look_calls"] * own["call"] * _share(watch.images, width))
+        calls, begin = calls + looks * own["look_calls"], begin + trainings * own["once"]
+    states = 2 if seconds > params.compute.save_seconds else 1
     size = trainings * (2 * own["checkpoint"] + states * own["state"])
-    calls = trainings * iterations * own["calls"]
-    return Cost(name, seconds, calls, int(own["bytes"]), round(size), slots.width(name), begin)
+    return Cost(name, begin + trainings * seconds, trainings * calls, int(own["bytes"]), round(size), width, begin)
+
+
+def _share(images: int, width: int) -> float:
+    """Of the samples of a look, what the process draws that draws most of them: whole batches."""
+    batches = math.ceil(images / BATCH)
+    return math.ceil(batches / width) / batches
+
+
+def _looked_by(
+    costs: Mapping[str, Cost], params: Params, calibration: Mapping[str, Any], todo: Mapping[str, stages.Stage]
+) -> dict[str, Cost]:
+    """The first watched training, with that of the feature network by which all are looked at unless it is kept; one that
+    begins beside it waits meanwhile, which is not counted."""
+    watched = [name for name in pipeline.in_order(todo) if _trains(name) and _is_watched(params, name)]
+    if not watched or calibration["has_network"]:
+        return {}
+    first, judging = costs[watched[0]], calibration["judging"]
+    seconds = judging["rest"] + params.features.iterations * judging["update"]
+    most = max(first.bytes, int(judging["trained_bytes"]))
+    return {watched[0]: replace(first, seconds=first.seconds + seconds, begin=first.begin + seconds, bytes=most)}
+
+
+def _is_watched(params: Params, stage: str) -> bool:
+    line = params.line(stage.partition("@")[2])
+    return not isinstance(line, Adopted) and line.watch is not None
 
 
 def _published(params: Params, calibration: Mapping[str, Any]) -> int:
@@ -347,7 +377,8 @@ def cost(params: Params) -> None:
             continue
         spent, own = disk.read_sealed(path, None, paths.again(paths.train(name))), planned.get(name)
         expected = [f"{own['seconds'] - own['begin']:.1f}", f"{own['calls']:.6g}"] if own else ["-", "-"]
-        rows.append([name, f"{spent['seconds']:.1f}", expected[0], f"{spent['network_calls']:.6g}", expected[1]])
+        calls = spent["network_calls"] + spent.get("watch_calls", 0)
+        rows.append([name, f"{spent['seconds']:.1f}", expected[0], f"{calls:.6g}", expected[1]])
     if len(rows) == 1:
         raise UserError(f"nothing is trained yet, {paths.COST} is empty; run the pipeline first: distill run")
     widths = [max(map(len, column)) for column in zip(*rows)]

@@ -259,24 +259,29 @@ def _watched(
     name: str, job: Job, params: Params, manifest: Manifest, record: recording.Record
 ) -> tuple[Watcher, dict[str, str]]:
     """Who looks at the training, and by which network, as the key of saved states and the card name it."""
-    key = {
-        "data": manifest.digest,
-        "features": dataclasses.asdict(params.features),
-        "code": graph.code_digest("features"),
-        "torch": config.torch_version(),
-    }
     seed, label = _seed(params, name, job.number), _label(name, job.number)
     watcher, digest = watching.begin(
         job.watch,
         watching.Watched(job.method, job.student, job.fit.iterations, seed, job.range),
         lambda: read.open_images(paths.DATA, params.compute.memory_bytes),
         params.features,
-        Resume(paths.RESUME, FEATURES, key, log),
+        looked_by(params, manifest),
         params.compute,
         lambda line: log(f"{label}: {line}"),
         record.look,
     )
     return watcher, {"features": digest}
+
+
+def looked_by(params: Params, manifest: Manifest) -> Resume:
+    """Where the feature network of all watched trainings lies, keyed by all that it depends on."""
+    key = {
+        "data": manifest.digest,
+        "features": dataclasses.asdict(params.features),
+        "code": graph.code_digest("features"),
+        "torch": config.torch_version(),
+    }
+    return Resume(paths.RESUME, FEATURES, key, log)
 
 
 Rows = dict[int, dict[str, Any]]

@@ -3,7 +3,10 @@
 import dataclasses
 import json
 import re
+import shutil
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,12 +17,12 @@ from diffcore import methods
 from diffcore.core import disk
 from diffcore.core.errors import UserError
 from diffcore.data import read
-from diffcore.metrics import judge_trial, judges, measured
+from diffcore.metrics import bootstrap, judge_trial, judges, measured
 from diffcore.metrics.judge import BATCH, Judge
 from diffcore.sampling.deepcache import Config as CacheConfig
 from diffcore.sampling.recipe import Recipe
 from diffcore.sampling.solvers import SOLVERS
-from tasks import calibration, command, measure, params, paths, plan
+from tasks import calibration, command, measure, params, paths, places, plan, train
 from tasks.calibration import Networks
 from tasks.plan import Cost, Plan
 from tasks.planned_data import planned_data
@@ -119,6 +122,90 @@ def test_images_that_nobody_has_counted_are_refused(here, monkeypatch, tmp_path)
         planned_data(here)
     digits = dataclasses.replace(here, data=dataclasses.replace(here.data, source="digits", labels=None))
     assert planned_data(digits).images == 1797
+
+
+# ------------------------------------------------------------------------------- looks
+
+
+@pytest.fixture
+def watched(project, here, tmp_path, monkeypatch) -> Callable[..., params.Params]:
+    """In a copy: the parameters where `v`, `cd` and `pd`, which is trained twice, are watched."""
+    shutil.copytree(project[0], tmp_path / "copy", symlinks=True)
+    monkeypatch.chdir(tmp_path / "copy")
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 10)
+
+    def change(**watch) -> params.Params:
+        raw = json.loads(json.dumps(here.raw))
+        raw["distill"]["pd"] = raw["distill"]["v"] | {"method": "progressive", "steps": 2, "seeds": 2}
+        for name in ("v", "cd", "pd"):
+            raw["distill"][name] |= {"iterations": 5, "watch": {"every": 2, "images": 12, **watch}}
+        raw["distill"]["v"]["watch"]["steps"] = 3
+        return params.parse(raw, "test")
+
+    return change
+
+
+def planned(parameters: params.Params, *names: str) -> dict[str, Cost]:
+    """Of the trainings of these lines, in this order."""
+    calibrated = calibration.calibrate(parameters, 1, list(names))
+    slots, todo = places.of(Path(), parameters, 1), {f"distill@{name}": stage() for name in names}
+    costs = {
+        each: plan._training(each, each[8:], parameters, calibrated["lines"][each[8:]], 1.0, slots) for each in todo
+    }
+    return {**costs, **plan._looked_by(costs, parameters, calibrated, todo)}
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.parametrize("keep", ["last", "best"])
+@pytest.mark.parametrize(("name", "each"), {"v": 3, "cd": 1, "pd": 2 * 2}.items())
+def test_the_calls_of_a_watched_training_are_those_that_it_counted(name, each, keep, watched, capsys):
+    """Of 5 updates the second, the fourth and the last are looked at, in the steps of the watch (`v`), in one jump (`cd`), in
+    the method's own two, twice (`pd`)."""
+    parameters = watched(keep=keep, patience=None)
+    cost = planned(parameters, name)[f"distill@{name}"]
+    train.train(parameters, name)
+    spent = disk.read_sealed(paths.COST / f"{name}.json", None, "")
+    assert spent["watch_calls"] == 3 * 12 * each
+    assert cost.calls == spent["network_calls"] + spent["watch_calls"]
+    disk.write_sealed(plan.KEPT, Plan((cost,), (), 1, 1.0).to_json())
+    capsys.readouterr()
+    plan.cost(parameters)
+    line = capsys.readouterr().out.splitlines()[-1].split()
+    assert line[0] == name
+    assert line[3] == line[4] == f"{cost.calls:.6g}"
+
+
+def test_a_watch_takes_seconds_for_its_looks_and_disk_for_its_best_state(watched):
+    line = {"seconds": 2.0, "calls": 8.0, "state": 100, "bytes": 7, "checkpoint": 10, "call": 0.5}
+    line |= {"read": 30.0, "once": 40.0, "look_calls": 24}
+    parameters = watched()
+    slots = places.of(Path(), parameters, 1)
+    cost = plan._training("distill@v", "v", parameters, line, 1.0, slots)
+    assert (cost.calls, cost.begin) == (5 * 8 + 3 * 24, 1 + 40)
+    assert cost.seconds == 1 + 40 + 5 * 2 + 3 * (30 + 24 * 0.5)
+    assert [plan._share(images, 2) for images in (12, 500, 750)] == [1, 1 / 2, 2 / 3]
+    tried = {keep: calibration.calibrate(watched(keep=keep), 1, ["v"])["lines"]["v"] for keep in ("last", "best")}
+    network = Networks(parameters, planned_data(parameters), Path("networks")).roles("v")[0].net
+    more, weights = tried["best"]["state"] - tried["last"]["state"], sum(each.numel() for each in network.parameters())
+    assert 4 * weights <= more <= 4 * weights * 1.05 + 2**14
+
+
+def test_the_first_watched_training_trains_the_feature_network_unless_it_is_kept(watched):
+    parameters, costs = (
+        watched(),
+        {name: Cost(name, 20.0, 1, 4 * 10**8, 0, begin=3.0) for name in ("distill@v", "distill@cd")},
+    )
+    todo = {"distill@cd": stage("distill@v"), "distill@v": stage()}
+    judging = {"rest": 5.0, "update": 0.5, "trained_bytes": 5 * 10**8}
+    outcome = plan._looked_by(costs, parameters, {"has_network": False, "judging": judging}, todo)
+    seconds = 5 + 0.5 * parameters.features.iterations
+    assert outcome == {"distill@v": Cost("distill@v", 20 + seconds, 1, 5 * 10**8, 0, begin=3 + seconds)}
+    assert plan._looked_by(costs, parameters, {"has_network": True}, todo) == {}
+    assert not calibration._has_network(parameters)
+    train.train(parameters, "v")
+    assert calibration._has_network(parameters)
+    other = dataclasses.replace(parameters, features=dataclasses.replace(parameters.features, iterations=3))
+    assert not calibration._has_network(other)
 
 
 # ------------------------------------------------------------------------------- judges

@@ -317,6 +317,8 @@ OWN = (
     _own("tasks/plan.py", "first = not any(map(_measures, filter(todo.get, todo[cost.name].after)))", "first = True", "each stage that measures is planned to look at the real images by every judge again", "plan"),
     _own("diffcore/metrics/judge_trial.py", "once = max(0.0, seconds[0] - seconds[1])", "once = seconds[0]", "what a judge's first point takes is planned twice", "plan"),
     _own("tasks/calibration.py", "new = real is None and not _is_kept(parameters, judge)", "new = real is None", "what judges saw of the real images and kept is planned to be looked at again", "plan"),
+    _own("tasks/plan.py", "looks = math.ceil(iterations / watch.every)", "looks = iterations // watch.every", "the look at the last update of a training is not planned", "plan"),
+    _own("tasks/calibration.py", "weights.high), watcher=watcher)", "weights.high))", "the saved state of the best look is not planned: the disk may run full", "plan"),
     _own("tasks/plan.py", "return calls * (2 if", "return calls * (1 if", "guided calls are planned at half their cost", "plan"),
     _own("tasks/pictures/page/document.py", 'text.replace("<", "\\\\u003c")', "text", "a name with </script> in it ends the report's data and is run as markup", "page"),
     _own("diffcore/metrics/recommendation.py", "for point in by_calls(points) if point.fd <= enough)", "for point in by_calls(points) if point.fd <= 2 * enough)", "the alias fastest goes to a model that is not near enough", "frontier"),
