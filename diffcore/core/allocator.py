@@ -14,7 +14,7 @@ def keep() -> bool:
     """Lets glibc keep what tensors left for the next ones, up to KEPT; whether it does.
 
     A network's activations come and go with each call. By default much of that goes back to the kernel, whose fresh pages
-    are zeroed one by one: a quarter of the default network's call, a tenth of one for images of 128x128
+    are zeroed one by one: a seventh of the default network's call, a quarter of one for images of 128x128
     (bench/allocator.py). No number changes. Where the environment says how memory is allocated, and where the C library is
     another one, nothing happens.
     """
