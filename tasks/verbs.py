@@ -265,7 +265,7 @@ def promote(
     what: Annotated[str, typer.Argument(help="a point that is registered in MLflow, or an alias of one")],
     note: Annotated[str | None, typer.Option(metavar="TEXT", help="why; stands beside the version in MLflow")] = None,
 ) -> Verb:
-    """make a point, or what an alias stands for, the production model in MLflow"""
+    """make a point or an alias the production model in MLflow"""
     return Verb(lambda: _promote(what, note))
 
 
