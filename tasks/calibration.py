@@ -21,7 +21,7 @@ import numpy as np
 from diffcore import checkpoints
 from diffcore.checkpoints import from_diffusers
 from diffcore.checkpoints.roles import roles
-from diffcore.core import disk, rng, threads
+from diffcore.core import allocator, disk, rng, threads
 from diffcore.core.errors import MISTAKE, UserError
 from diffcore.core.precision import exact
 from diffcore.data.feed import to_float
@@ -39,7 +39,7 @@ from diffcore.noise.trajectory import uniform
 from diffcore.sampling.recipe import Recipe
 from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solvers import SOLVERS
-from diffcore.training import loop
+from diffcore.training import learner, loop
 from diffcore.training.resume import Resume
 from diffcore.watching.begin import FOLDER as NETWORK
 from tasks import look_trial, measure, params, paths, places, train
@@ -135,6 +135,8 @@ class Clock:
 def training(parameters: Params, networks: Networks, name: str, width: int) -> dict[str, float]:
     """One update of a line in one of `width` processes, its network calls, and the bytes of its state and checkpoint; of a
     watched line also what `look_trial.cost` says of its looks."""
+    if width > 1:
+        learner.import_wrapping()
     line, clock = parameters.line(name), Clock(parameters)
     threads.use(parameters.compute.threads)
     student, teacher = networks.roles(name)
@@ -270,6 +272,7 @@ def forked(work: Callable[[], dict[str, float]], copies: int) -> dict[str, float
     A fork has not touched the files of all libraries that a process of its own has: those count as here, in all that is
     called bytes.
     """
+    allocator.give_back()
     libraries = _resident_files()
     context = multiprocessing.get_context("fork")
     ends = [context.Pipe(duplex=False) for _ in range(copies)]

@@ -1,5 +1,6 @@
 """What the C library does with memory that a process gave up."""
 
+import contextlib
 import ctypes
 import os
 
@@ -26,3 +27,9 @@ def keep() -> bool:
     except (AttributeError, OSError):
         return False
     return bool(mallopt(M_MMAP_THRESHOLD, LARGE) and mallopt(M_TRIM_THRESHOLD, KEPT))
+
+
+def give_back() -> None:
+    """What is kept goes back to the kernel, for a process whose forks shall not count it as theirs. Only glibc has it."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)

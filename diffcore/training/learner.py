@@ -120,6 +120,11 @@ def follow(average: nn.Module, net: nn.Module, decay: float) -> None:
         kept.copy_(buffer)
 
 
+def import_wrapping() -> None:
+    """What accelerate imports where it wraps a network, for who asks how much memory several processes take."""
+    import torch.distributed.tensor  # noqa: F401
+
+
 def accelerator() -> Accelerator:
     """What accelerate makes of the environment: device and processes. A UserError where it can make nothing of it.
 
