@@ -20,7 +20,7 @@ from diffcore.metrics import frechet, frechet_wide, mmd, proportion
 from diffcore.metrics.bootstrap import resamples
 from diffcore.metrics.frechet import Moments
 from diffcore.metrics.neighbours import WIDE as NEIGHBOURS
-from diffcore.metrics.neighbours import Reach, nearest
+from diffcore.metrics.neighbours import Neighbours, Reach, nearest
 
 THREADS, ROUNDS, DIMENSION, WIDE = 1, 3, 64, 2048
 
@@ -81,7 +81,7 @@ def frechet_theirs(x: Tensor, y: Tensor) -> list[float]:
 
 
 def neighbours_ours(x: Tensor, y: Tensor) -> list[float]:
-    reach = Reach.of(x, nearest(x, most=NEIGHBOURS), y, nearest(y))
+    reach = Reach.of(x, Neighbours.of(x, most=NEIGHBOURS), y, nearest(y))
     density = reach.around.double().mean().item() / NEIGHBOURS
     return [density, proportion.of_real(reach.covering).value]
 

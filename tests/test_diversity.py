@@ -12,7 +12,7 @@ from diffcore.metrics.bootstrap import resamples
 from diffcore.metrics.estimate import Estimate
 from diffcore.metrics.frechet import Moments, frechet, sway
 from diffcore.metrics.measures import METRICS
-from diffcore.metrics.neighbours import NARROW, WIDE, Holders, Reach, nearest, squared_distances
+from diffcore.metrics.neighbours import NARROW, WIDE, Holders, Neighbours, Reach, nearest, squared_distances
 from tests.conftest import randn, seeded
 
 pytestmark = pytest.mark.usefixtures("without_shape_checks")
@@ -22,7 +22,7 @@ class Looked:
     """Stands in for a Subject: features as they are."""
 
     def __init__(self, x: Tensor, y: Tensor, own: Tensor | None = None):
-        self.reach = Reach.of(x, nearest(x, most=WIDE), y, nearest(y) if own is None else own)
+        self.reach = Reach.of(x, Neighbours.of(x, most=WIDE), y, nearest(y) if own is None else own)
 
 
 def prdc(x: Tensor, y: Tensor) -> dict[str, Estimate]:
@@ -181,7 +181,7 @@ def test_the_error_of_what_is_held_in_clumps_is_the_closed_form(n, cells, clump)
 def test_samples_and_pairs_that_alone_hold_an_image_are_counted_in_any_tiles(monkeypatch):
     monkeypatch.setattr(neighbours, "ROWS", 8)
     x, y = randn(20, 2) * 0.5, randn(90, 2, seed=1)
-    holders = Reach.of(x, nearest(x, most=WIDE), y, nearest(y)).covering
+    holders = Reach.of(x, Neighbours.of(x, most=WIDE), y, nearest(y)).covering
     held = (squared_distances(x, y) < nearest(y)[:, WIDE - 1]).T.tolist()
     alone, pairs = [0] * 20, {}
     for row in held:
@@ -199,18 +199,33 @@ def test_the_jackknife_leaves_each_sample_out(monkeypatch):
     monkeypatch.setattr(neighbours, "ROWS", 8)
     x, y = randn(20, 2) * 0.5, randn(300, 2, seed=1)
     reals = nearest(y)
-    whole = Reach.of(x, nearest(x, most=WIDE), y, reals).covering
+    whole = Reach.of(x, Neighbours.of(x, most=WIDE), y, reals).covering
     rest = [torch.arange(20) != k for k in range(20)]
-    without = [Reach.of(x[row], nearest(x[row], most=WIDE), y, reals).covering.share for row in rest]
+    without = [Reach.of(x[row], Neighbours.of(x[row], most=WIDE), y, reals).covering.share for row in rest]
     torch.testing.assert_close(
         whole.share - whole.alone / 300, torch.tensor(without, dtype=torch.float64), rtol=0, atol=1e-12
     )
     away = torch.tensor(without, dtype=torch.float64)
     jackknife = (away - away.mean()).square().sum().item()
     ratio = (whole.together.square().sum() / whole.alone.square().sum()).item()
-    for moves, kept in ((False, 1 + ratio), (True, 1 + ratio / 2)):
-        want = math.sqrt(jackknife * (1 + 2 / (whole.alone > 0).sum().item()) / kept)
-        assert proportion.of_real(whole, moves).se == pytest.approx(want, rel=1e-9)
+    want = math.sqrt(jackknife * (1 + 2 / (whole.alone > 0).sum().item()) / (1 + ratio))
+    assert proportion.of_real(whole).se == pytest.approx(want, rel=1e-9)
+
+
+@pytest.mark.parametrize("rows", [8, 2048])
+def test_where_reaches_move_the_jackknife_moves_them(monkeypatch, rows):
+    monkeypatch.setattr(neighbours, "ROWS", rows)
+    x, y = randn(30, 2) * 0.7, randn(200, 2, seed=1)
+    reach = Reach.of(x, Neighbours.of(x, most=WIDE), y, nearest(y))
+    rest = [torch.arange(30) != k for k in range(30)]
+    without = torch.tensor([by_hand(x[row], y, NARROW)["recall"] for row in rest], dtype=torch.float64)
+    whole = reach.reaching
+    assert (reach.regained > 0).sum() > 5
+    torch.testing.assert_close(whole.share - (whole.alone - reach.regained) / 200, without, rtol=0, atol=1e-12)
+    fixed, moving = ((each - each.mean()).square().sum().item() for each in (whole.alone / 200, without))
+    assert moving > fixed
+    se, plain = (proportion.of_real(whole, each).se for each in (reach.regained, None))
+    assert (se / plain) ** 2 == pytest.approx(1 + proportion.MOVED * (moving / fixed - 1), rel=1e-9)
 
 
 # --- copies

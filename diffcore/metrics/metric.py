@@ -20,7 +20,7 @@ from diffcore.metrics.estimate import Estimate
 from diffcore.metrics.features import Features
 from diffcore.metrics.frechet import Moments, Sway, frechet, sway
 from diffcore.metrics.likelihood import Model
-from diffcore.metrics.neighbours import WIDE, Reach, nearest
+from diffcore.metrics.neighbours import WIDE, Neighbours, Reach, nearest
 from diffcore.metrics.reference import Halves, Reference, Seen, to_8bit
 
 
@@ -97,7 +97,7 @@ class Subject:
         x, reference = self.seen.features, self.reference
         if min(len(x), len(reference.rows)) <= WIDE:
             return None
-        return Reach.of(x, nearest(x, most=WIDE), reference.rows, reference.nearest_rows)
+        return Reach.of(x, Neighbours.of(x, most=WIDE), reference.rows, reference.nearest_rows)
 
     @functools.cached_property
     def nearest_real(self) -> Tensor:

@@ -34,24 +34,37 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
     return torch.where(squares > ROUNDING * lengths, squares, 0)
 
 
+@dataclass(frozen=True)
+class Neighbours:
+    """Of each of n rows those nearest to it, the nearest first. squares: squared distances, rows: which they are, int64;
+    both [n, k]."""
+
+    squares: Tensor
+    rows: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, y: Tensor | None = None, most: int = NEAREST) -> "Neighbours":
+        """Of x [n, d] among y [m, d], k = min(most, m); without y among the other rows of x, k = min(most, n - 1)."""
+        other = x if y is None else y
+        closest = [cls(torch.empty(len(x[i]), 0).double(), torch.empty(len(x[i]), 0).long()) for i in _spans(len(x))]
+        for (place, i), j in itertools.product(enumerate(_spans(len(x))), _spans(len(other))):
+            tile = squared_distances(x[i], other[j])
+            if y is None and i == j:
+                tile.fill_diagonal_(torch.inf)
+            first = tile.topk(min(most, tile.shape[1]), largest=False, sorted=True)
+            closest[place] = closest[place]._and(first.values, first.indices + j.start, most)
+        kept = len(other) - (y is None)
+        return cls(*(torch.cat([getattr(each, name) for each in closest])[:, :kept] for name in ("squares", "rows")))
+
+    def _and(self, squares: Tensor, rows: Tensor, most: int) -> "Neighbours":
+        squares, rows = torch.cat([self.squares, squares], 1), torch.cat([self.rows, rows], 1)
+        first = squares.topk(min(most, squares.shape[1]), largest=False, sorted=True)
+        return Neighbours(first.values, rows.gather(1, first.indices))
+
+
 def nearest(x: Tensor, y: Tensor | None = None, most: int = NEAREST) -> Tensor:
-    """The squared distances of each row of x [n, d] from its nearest rows of y [m, d], rising: [n, min(most, m)].
-
-    Without y from the nearest other rows of x: [n, min(most, n - 1)].
-    """
-    other = x if y is None else y
-    closest = [torch.empty(len(x[i]), 0).double() for i in _spans(len(x))]
-    for (row, i), j in itertools.product(enumerate(_spans(len(x))), _spans(len(other))):
-        tile = squared_distances(x[i], other[j])
-        if y is None and i == j:
-            tile.fill_diagonal_(torch.inf)
-        closest[row] = _smallest(torch.cat([closest[row], _smallest(tile, most)], 1), most)
-    kept = torch.cat(closest)
-    return kept[:, : len(x) - 1] if y is None else kept
-
-
-def _smallest(values: Tensor, most: int) -> Tensor:
-    return values.topk(min(most, values.shape[1]), largest=False, sorted=True).values
+    """The squared distances of each row of x from its nearest ones, rising, as `Neighbours.of` says."""
+    return Neighbours.of(x, y, most).squares
 
 
 @dataclass(frozen=True)
@@ -60,27 +73,45 @@ class Reach:
 
     near, around: for each of n samples the number of real images within whose reach of NARROW and of WIDE neighbours it
     lies, int64 [n]. covering: for each of m real images the samples within its reach of WIDE neighbours; reaching: the
-    samples within whose reach of NARROW neighbours it lies.
+    samples within whose reach of NARROW neighbours it lies. regained: how many of the real images that no other sample
+    reaches are reached without this one, since its neighbours then reach to their next one, int64 [n].
     """
 
     near: Tensor
     around: Tensor
     covering: "Holders"
     reaching: "Holders"
+    regained: Tensor
 
     @classmethod
-    def of(cls, samples: Tensor, own: Tensor, real: Tensor, reals: Tensor) -> "Reach":
-        """Of samples [n, d] and real rows [m, d] with their own nearest rows as `nearest` says; more than WIDE of either."""
-        near, around = (torch.zeros(len(samples), dtype=torch.int64) for _ in range(2))
+    def of(cls, samples: Tensor, own: Neighbours, real: Tensor, reals: Tensor) -> "Reach":
+        """Of samples [n, d] and real rows [m, d]; own: the samples among themselves, reals: what `nearest` says of the real
+        rows, more than WIDE of either."""
+        near, around, regained = (torch.zeros(len(samples), dtype=torch.int64) for _ in range(3))
         covering, reaching = (Holders.none(len(real), len(samples)) for _ in range(2))
-        for i, j in itertools.product(_spans(len(samples)), _spans(len(real))):
-            tile = squared_distances(samples[i], real[j])
-            near[i] += (tile < reals[j, NARROW - 1]).sum(1)
-            covered = tile < reals[j, WIDE - 1]
-            around[i] += covered.sum(1)
-            covering.add(covered, i, j)
-            reaching.add(tile < own[i, NARROW - 1, None], i, j)
-        return cls(near, around, covering, reaching)
+        for j in _spans(len(real)):
+            beyond = []
+            for i in _spans(len(samples)):
+                tile = squared_distances(samples[i], real[j])
+                near[i] += (tile < reals[j, NARROW - 1]).sum(1)
+                covered = tile < reals[j, WIDE - 1]
+                around[i] += covered.sum(1)
+                covering.add(covered, i, j)
+                reached = tile < own.squares[i, NARROW - 1, None]
+                reaching.add(reached, i, j)
+                next_to_it = (tile < own.squares[i, NARROW, None]) & ~reached & (reaching.counts[j] <= 1)
+                beyond.append(next_to_it.nonzero() + torch.tensor([i.start, j.start]))
+            regained += _regained(torch.cat(beyond), own, reaching)
+        return cls(near, around, covering, reaching, regained)
+
+
+def _regained(beyond: Tensor, own: Neighbours, reaching: "Holders") -> Tensor:
+    """beyond: pairs of a sample and a real image between its NARROW-th and its next neighbour, int64 [k, 2]."""
+    leaving = own.rows[beyond[:, 0], :NARROW]
+    image, gone = torch.stack([beyond[:, 1:].expand_as(leaving), leaving]).view(2, -1).unique(dim=1)
+    counts = reaching.counts[image]
+    kept = (counts == 0) | (counts == 1) & (reaching.sums[image] == gone)
+    return gone[kept].bincount(minlength=reaching.samples)
 
 
 @dataclass(frozen=True)
