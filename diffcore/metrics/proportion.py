@@ -24,7 +24,7 @@ def of_samples(holds: Tensor) -> Estimate:
 MOVED = 0.2
 """How much of what the jackknife says of moving reaches is their noise. It moves each reach by a whole step to the next
 neighbour, which of a single one is twice its variance, and reaches near each other move together; with this the error is
-0.95 to 1.2 times what it should be (Gaussians in 2 to 64 dimensions, 300 and 1000 samples: `python bench/coverage.py`)."""
+0.92 to 1.24 times what it should be (Gaussians in 2 to 64 dimensions, 300 and 1000 samples: `bench/coverage.py`)."""
 
 
 def of_real(holders: Holders, regained: Tensor | None = None) -> Estimate:
