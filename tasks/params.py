@@ -61,7 +61,7 @@ class Params:
     def trainings(self, name: str) -> int:
         """How often the line `name` is trained."""
         line = self.line(name)
-        return line.seeds if isinstance(line, Distill) else 1
+        return 1 if isinstance(line, Adopted) else line.seeds
 
     def shape(self, name: str) -> nets.Shape | None:
         """The network that is built for the line `name`; None for one that begins as another's or comes from elsewhere."""
@@ -237,13 +237,13 @@ def _root(name: str, line: dict[str, Any], where: str, faults: list[str]) -> Tea
     if line.get("method") != "denoising":
         faults.append(f"{where}.method: must be denoising, by which a network learns from nothing, or give from: PATH")
     own, shared = names(kind), names(Training)
-    faults += _unknown(line, ("method", "network", "schedule", WATCH, *own, *shared), where)
+    faults += _unknown(line, ("method", "network", "schedule", WATCH, SEEDS, *own, *shared), where)
     faults += [f"{where}.{key}: missing" for key in ("network", "schedule") if key not in line]
     method = typed(kind, {key: line[key] for key in own if key in line}, where, faults)
     fitting = typed(Training, {key: line[key] for key in shared if key in line}, where, faults)
     schedule = _schedule(line.get("schedule", "cosine"), f"{where}.schedule", faults)
     network = _network(line["network"], f"{where}.network", faults) if "network" in line else None
-    watch = _watch(line, method, fitting, where, faults)
+    watch, seeds = _watch(line, method, fitting, where, faults), _seeds(line, where, faults)
     if network and method and network.parameterization == "x0" and not method.off_the_data:
         faults.append(
             f"{where}.weight: the error of v has no bound near the data for a network of parameterization x0; write min_snr"
@@ -253,6 +253,7 @@ def _root(name: str, line: dict[str, Any], where: str, faults: list[str]) -> Tea
     return Teacher(
         name=name, method=method, fit=fitting, network=network, schedule=schedule,
         conditional=network.conditional, parameterization=network.parameterization, watch=watch,
+        seeds=seeds,
     )  # fmt: skip
 
 
@@ -264,7 +265,7 @@ def _adopted(name: str, line: dict[str, Any], where: str, faults: list[str]) -> 
         faults.append(f"{where}.from: must be the path of a folder that holds unet/ and scheduler/")
     if not isinstance(conditional, bool):
         faults.append(f"{where}.conditional: must be true or false, got {conditional!r}")
-    numbers = sorted(set(line) & {"method", "network", "schedule", WATCH, *names(Training)})
+    numbers = sorted(set(line) & {"method", "network", "schedule", WATCH, SEEDS, *names(Training)})
     if numbers:
         faults.append(f"{where}: give from or the numbers of a training, not both; leave out {', '.join(numbers)}")
     else:
@@ -338,9 +339,7 @@ def _student(name: str, line: dict[str, Any], where: str, faults: list[str]) -> 
     if not _share(dropout := line.get("dropout", 0.0)):
         faults.append(f"{where}.dropout: must be at least 0 and below 1, got {dropout!r}")
     network = _changes(line.get("network"), f"{where}.network", faults)
-    watch = _watch(line, method, fitting, where, faults)
-    if not _is_count(seeds := line.get(SEEDS, 1)):
-        faults.append(f"{where}.{SEEDS}: how often the line is trained, a whole number of at least 1, got {seeds!r}")
+    watch, seeds = _watch(line, method, fitting, where, faults), _seeds(line, where, faults)
     if len(faults) > before:
         return None
     return Distill(
@@ -348,6 +347,13 @@ def _student(name: str, line: dict[str, Any], where: str, faults: list[str]) -> 
         parameterization=parameterization,
         name=name, fit=fitting, dropout=float(dropout), network=network, watch=watch, seeds=seeds,
     )  # fmt: skip
+
+
+def _seeds(line: dict[str, Any], where: str, faults: list[str]) -> int:
+    """How often a line is trained."""
+    if not _is_count(seeds := line.get(SEEDS, 1)):
+        faults.append(f"{where}.{SEEDS}: how often the line is trained, a whole number of at least 1, got {seeds!r}")
+    return seeds
 
 
 def _watch(

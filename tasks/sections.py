@@ -38,13 +38,14 @@ NAME = 200
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher(lineage.Root):
-    """One line of `teachers` that is trained on the images, from new weights. watch: how it is looked at, if it is."""
+    """One line of `teachers` that is trained on the images, from new weights. watch, seeds: as of `Distill`."""
 
     name: str
     method: Method
     fit: Training
     network: nets.Shape
     watch: Watch | None = None
+    seeds: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,10 +41,14 @@ def _root(params: Params, line: Teacher) -> None:
     """Trains a new network from the images alone."""
     manifest = Manifest.read(paths.DATA)
     classes = manifest.classes if line.conditional else None
-    net = line.network.build(manifest.shape, _count(manifest), rng.seed(params.seed, line.name))
-    student = NetDenoiser(net, line.schedule, line.parameterization, classes=classes and len(classes))
-    job = Job(line.method, line.fit, student, classes=classes, watch=line.watch)
-    _train(line.name, job, params.raw["teachers"][line.name], params)
+
+    def begun(number: int) -> NetDenoiser:
+        net = line.network.build(manifest.shape, _count(manifest), _seed(params, line.name, number))
+        return NetDenoiser(net, line.schedule, line.parameterization, classes=classes and len(classes))
+
+    job = Job(line.method, line.fit, begun(0), classes=classes, watch=line.watch)
+    others = [dataclasses.replace(job, student=begun(k), number=k) for k in range(1, line.seeds)]
+    _train(line.name, job, _about(params.raw["teachers"][line.name]), params, others)
 
 
 def _student(params: Params, line: Distill) -> None:
@@ -71,8 +75,12 @@ def _student(params: Params, line: Distill) -> None:
     _tell(name, student, line.method.grid)
     job = Job(line.method, line.fit, student, teacher, weights, parent.card, taught=taught, watch=line.watch)
     others = [dataclasses.replace(job, student=begun(k)[0], number=k) for k in range(1, line.seeds)]
-    parameters = {key: value for key, value in params.raw["distill"][name].items() if key != SEEDS}
-    _train(name, job, parameters, params, others)
+    _train(name, job, _about(params.raw["distill"][name]), params, others)
+
+
+def _about(line: dict[str, Any]) -> dict[str, Any]:
+    """What a card says of a line: all but how often it is trained, which changes no training."""
+    return {key: value for key, value in line.items() if key != SEEDS}
 
 
 def _count(manifest: Manifest) -> int | None:

@@ -19,7 +19,7 @@ from diffcore.metrics.frontier import Frontier
 from diffcore.metrics.point import Point
 from diffcore.noise.trajectory import Trajectory
 from diffcore.training import loop
-from tasks import measure, params, paths, train
+from tasks import gamma, measure, params, paths, search, train
 from tasks.params import Params
 from tasks.pictures import charts
 from tasks.plan import _training
@@ -40,10 +40,15 @@ def finished(tmp_path_factory):
         yield home, parameters
 
 
-def lines(parameters: Params, **changes) -> Params:
-    """The same project with other keys in the line `cd`."""
-    line = {**parameters.raw["distill"]["cd"], "iterations": UPDATES, **changes}
-    raw = {**parameters.raw, "distill": {**parameters.raw["distill"], "cd": line}}
+KINDS = ("cd", "teacher")
+"""A student and a teacher that is trained here."""
+
+
+def lines(parameters: Params, name: str = "cd", **changes) -> Params:
+    """The same project with other keys in one line."""
+    section = "teachers" if name in parameters.raw["teachers"] else "distill"
+    line = {**parameters.raw[section][name], "iterations": UPDATES, **changes}
+    raw = {**parameters.raw, section: {**parameters.raw[section], name: line}}
     raw["compute"] = {**raw["compute"], "save_seconds": 0.001}
     return params.parse(raw, "test")
 
@@ -56,75 +61,91 @@ def the_line_s(files: dict[str, bytes]) -> dict[str, bytes]:
     return {name: content for name, content in files.items() if not name.startswith("seeds/")}
 
 
+@pytest.mark.parametrize("path", ["distill.cd", "teachers.teacher"])
 @pytest.mark.parametrize("value", [0, -1, "x", 2.5, True, [1], None])
-def test_what_is_no_number_of_trainings_is_refused(value, finished):
+def test_what_is_no_number_of_trainings_is_refused(value, path, finished):
     with pytest.raises(UserError) as refused:
-        lines(finished[1], seeds=value)
+        lines(finished[1], path.split(".")[1], seeds=value)
     assert str(refused.value) == (
-        f"test: distill.cd.seeds: how often the line is trained, a whole number of at least 1, got {value!r}"
+        f"test: {path}.seeds: how often the line is trained, a whole number of at least 1, got {value!r}"
     )
 
 
-def test_too_many_trainings_and_those_of_a_teacher_are_refused(finished):
-    with pytest.raises(UserError, match=r"distill.cd.seeds: 101 is more than 100: each of them is a training"):
-        lines(finished[1], seeds=101)
+@pytest.mark.parametrize("path", ["distill.cd", "teachers.teacher"])
+def test_too_many_trainings_are_refused(path, finished):
+    with pytest.raises(UserError, match=rf"{path}.seeds: 101 is more than 100: each of them is a training"):
+        lines(finished[1], path.split(".")[1], seeds=101)
+
+
+def test_an_adopted_teacher_has_no_training_to_repeat(finished):
     raw = json.loads(json.dumps(finished[1].raw))
-    raw["teachers"]["teacher"]["seeds"] = 3
-    with pytest.raises(UserError, match=r"teachers.teacher.seeds: unknown key"):
+    raw["teachers"]["other"] = {"from": "somewhere", "seeds": 3}
+    with pytest.raises(
+        UserError, match=r"teachers.other: give from or the numbers of a training, not both; leave out seeds"
+    ):
         params.parse(raw, "test")
 
 
-def test_a_line_without_seeds_is_trained_once(finished):
-    assert finished[1].trainings("cd") == finished[1].trainings("teacher") == 1
-    assert lines(finished[1], seeds=3).trainings("cd") == 3
+@pytest.mark.parametrize("name", KINDS)
+def test_a_line_without_seeds_is_trained_once(name, finished):
+    assert finished[1].trainings(name) == 1
+    assert lines(finished[1], name, seeds=3).trainings(name) == 3
 
 
-@pytest.fixture
-def once(project):
-    """The files, the curve and the cost of the line that is trained once."""
-    train.train(lines(project), "cd")
-    cost = disk.read_sealed(paths.COST / "cd.json", None, "x")
-    outcome = tree(paths.CHECKPOINTS / "cd"), (paths.CURVES / "cd.csv").read_bytes(), cost
+@pytest.fixture(params=KINDS)
+def once(request, project):
+    """A line that is trained once: its name, its files, its curve and its cost."""
+    name = request.param
+    train.train(lines(project, name), name)
+    cost = disk.read_sealed(paths.COST / f"{name}.json", None, "x")
+    outcome = name, tree(paths.CHECKPOINTS / name), (paths.CURVES / f"{name}.csv").read_bytes(), cost
     shutil.rmtree(paths.RESUME)
     return outcome
 
 
 def test_the_first_training_is_that_of_a_line_without_seeds_to_the_byte(project, once):
-    train.train(lines(project, seeds=3), "cd")
-    files = tree(paths.CHECKPOINTS / "cd")
-    assert the_line_s(files) == once[0]
-    assert (paths.CURVES / "cd.csv").read_bytes() == once[1]
-    weights = [checkpoints.load(paths.training("cd", number)).card.digest for number in range(3)]
-    assert len(set(weights)) == 3
-    for number in (1, 2):
-        card = checkpoints.load(paths.training("cd", number)).card
-        assert (card.name, card.parent, card.parameters["training"]) == (
-            "cd",
-            checkpoints.load(paths.CHECKPOINTS / "teacher").card.digest,
-            number,
-        )
-        rows = disk.read_summed(paths.training("cd", number) / "curve.csv", "x")
-        assert len(rows.splitlines()) == len(once[1].splitlines())
-        assert rows != once[1].decode()
+    name, files, curve, _ = once
+    train.train(lines(project, name, seeds=3), name)
+    assert the_line_s(tree(paths.CHECKPOINTS / name)) == files
+    assert (paths.CURVES / f"{name}.csv").read_bytes() == curve
+    cards = [checkpoints.load(paths.training(name, number)).card for number in range(3)]
+    assert len({card.digest for card in cards}) == 3
+    parent = None if name == "teacher" else checkpoints.load(paths.CHECKPOINTS / "teacher").card.digest
+    for number, card in enumerate(cards[1:], start=1):
+        assert (card.name, card.parent, card.parameters["training"]) == (name, parent, number)
+        assert "seeds" not in card.parameters
+        rows = disk.read_summed(paths.training(name, number) / "curve.csv", "x")
+        assert len(rows.splitlines()) == len(curve.splitlines())
+        assert rows != curve.decode()
+
+
+def test_a_teacher_s_trainings_begin_with_weights_of_their_own(project, monkeypatch):
+    begun = []
+    monkeypatch.setattr(train, "_train", lambda name, job, _, params, others: begun.extend([job, *others]))
+    train.train(lines(project, "teacher", seeds=3), "teacher")
+    assert [job.number for job in begun] == [0, 1, 2]
+    assert len({next(job.student.net.parameters()).flatten()[0].item() for job in begun}) == 3
 
 
 def test_the_cost_is_the_sum_and_lists_each(project, once):
-    train.train(lines(project, seeds=3), "cd")
-    cost = disk.read_sealed(paths.COST / "cd.json", None, "x")
+    name, _, _, of_one = once
+    train.train(lines(project, name, seeds=3), name)
+    cost = disk.read_sealed(paths.COST / f"{name}.json", None, "x")
     assert [each["iterations"] for each in cost["seeds"]] == [UPDATES] * 3
     for key in ("iterations", "images", "network_calls"):
-        assert cost[key] == sum(each[key] for each in cost["seeds"]) == 3 * once[2][key]
+        assert cost[key] == sum(each[key] for each in cost["seeds"]) == 3 * of_one[key]
     assert cost["seconds"] == pytest.approx(sum(each["seconds"] for each in cost["seeds"]), abs=0.051)
-    assert "seeds" not in once[2]
+    assert "seeds" not in of_one
 
 
-def test_a_kill_in_the_third_training_costs_no_update_of_the_first_two(project, once, monkeypatch, capfd):
+@pytest.mark.parametrize("name", KINDS)
+def test_a_kill_in_the_third_training_costs_no_update_of_the_first_two(name, project, monkeypatch, capfd):
     """kill -9 after the second update of the third training; the same command then makes its last one, and the same bytes."""
-    several = lines(project, seeds=3)
-    train.train(several, "cd")
-    whole = tree(paths.CHECKPOINTS / "cd")
+    several = lines(project, name, seeds=3)
+    train.train(several, name)
+    whole = tree(paths.CHECKPOINTS / name)
     shutil.rmtree(paths.RESUME)
-    shutil.rmtree(paths.CHECKPOINTS / "cd")
+    shutil.rmtree(paths.CHECKPOINTS / name)
     update, steps = loop.Loop.update, []
 
     def counted(self):
@@ -135,17 +156,17 @@ def test_a_kill_in_the_third_training_costs_no_update_of_the_first_two(project, 
 
     monkeypatch.setattr(loop.Loop, "update", counted)
     if (child := os.fork()) == 0:
-        train.train(several, "cd")
+        train.train(several, name)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    assert not (paths.CHECKPOINTS / "cd").exists()
+    assert not (paths.CHECKPOINTS / name).exists()
     assert steps == []
-    train.train(several, "cd")
+    train.train(several, name)
     assert steps == [UPDATES - 1]
     output = capfd.readouterr().out
-    for label, updates in (("cd", UPDATES), ("cd.1", UPDATES), ("cd.2", UPDATES - 1)):
+    for label, updates in ((name, UPDATES), (f"{name}.1", UPDATES), (f"{name}.2", UPDATES - 1)):
         assert f"{label}: goes on after {updates} of {UPDATES} updates" in output
-    again = tree(paths.CHECKPOINTS / "cd")
+    again = tree(paths.CHECKPOINTS / name)
     assert {name: content for name, content in again.items() if not name.endswith("card.json")} == {
         name: content for name, content in whole.items() if not name.endswith("card.json")
     }
@@ -175,6 +196,19 @@ def test_every_training_is_watched_where_one_is(project):
 
 def points(name: str = "cd") -> list[Point]:
     return measured.read(paths.POINTS / name, "x")[1]
+
+
+def test_each_training_of_a_teacher_is_measured_at_its_points(project):
+    several = lines(project, "teacher", seeds=3)
+    train.train(several, "teacher")
+    gamma.estimate(several)
+    search.find(several)
+    measure.measure(several, "teacher")
+    many = points("teacher")
+    assert len(many) > 1
+    for point in many:
+        assert point.trainings[0] == point.fd
+        assert len(set(point.trainings)) == 3
 
 
 def test_each_training_is_measured_as_the_line_is(project, monkeypatch):

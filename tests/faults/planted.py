@@ -334,6 +334,7 @@ OWN = (
     _own("diffcore/metrics/crossfit.py", "sum(each.se**2 for each in scores) / 4", "sum(each.se**2 for each in scores) / 16", "a cross-fitted distance claims half its error", "crossfit"),
     _own("diffcore/metrics/metric.py", "self.seen.features[half::2]", "self.seen.features[:: half + 1]", "what chose is among what scores", "crossfit"),
     _own("tasks/train.py", "rng.seed(params.seed, name, *([number] if number else []))", "rng.seed(params.seed, name)", "every training of a line has the same random numbers", "seeds"),
+    _own("tasks/train.py", "student=begun(k), number=k", "student=begun(0), number=k", "all trainings of a teacher begin with the same weights", "seeds"),
     _own("tasks/train.py", "resume = Resume(paths.RESUME, label, key, log)", "resume = Resume(paths.RESUME, name, {**key, 'parameters': parameters}, log)", "the trainings of a line share their saved states", "seeds"),
     _own("diffcore/metrics/diversity.py", "each.metrics[measure].value - guessing", "each.metrics[measure].value", "what guessing gives counts as obedience", "frontier"),
     _own("tasks/named.py", "Sampling(version.recipe, version.times, version.gamma)", "Sampling(version.recipe, (1.0, 0.5, 0.0), version.gamma)", "an alias is sampled at other times than the registered ones", "words"),
