@@ -18,33 +18,53 @@ STEP_SECONDS = 0.2
 """Between two looks whether it is to end."""
 
 
-def follow(params: Params, names: Collection[str], poll: float = POLL_SECONDS) -> None:
-    """Shows the trainings `names` until all have ended; without names all that are at work, until SIGTERM or Ctrl-C.
+def follow(params: Params, names: Collection[str], poll: float = POLL_SECONDS, since: int | None = None) -> None:
+    """Shows the trainings of the lines `names` until all have ended; without names all that are at work, until SIGTERM or
+    Ctrl-C.
 
-    A server that does not answer is named once and asked again.
+    A server that does not answer is named once and asked again. since: milliseconds of the clock; then what was written from
+    that time on, until SIGTERM with names too.
     """
-    for name in names:
-        params.line(name)
+    labels = [label for name in names for label in _labels(params, name)]
     stop, mirror = signals.StopFlag(), Mirror(params.publish.experiment, log)
-    over = set() if names else {each.fingerprint for each in live.everything() if each.ended == FINISHED}
+    over = [] if names else [each for each in live.everything() if each.ended == FINISHED]
+
+    def trainings() -> list[Seen]:
+        own = [each for each in live.everything() if (not labels or each.name in labels) and each.at >= (since or 0)]
+        return [each for each in own if each not in over]
+
     fault = ""
     try:
         while not stop():
-            trainings = [each for each in live.everything() if _counts(each, names, over)]
-            fault = _shown(mirror, trainings, fault)
-            if names and not fault and {each.name for each in trainings if each.ended == FINISHED} == set(names):
+            seen = trainings()
+            fault = _shown(mirror, seen, fault)
+            if names and since is None and not fault and _ended(seen) == set(labels):
                 log(f"{', '.join(names)}: all is shown, no training goes on")
                 return
             _pause(stop, poll)
     finally:
-        trainings = [each for each in live.everything() if _counts(each, names, over)]
-        if not _shown(mirror, trainings, fault):
-            with contextlib.suppress(UserError):
-                mirror.end()
+        _end(mirror, trainings(), fault)
 
 
-def _counts(training: Seen, names: Collection[str], over: Collection[str]) -> bool:
-    return training.name in names if names else training.fingerprint not in over or training.ended != FINISHED
+def _end(mirror: Mirror, trainings: list[Seen], before: str) -> None:
+    """The last that is shown. before: why they could not be, until now."""
+    with contextlib.suppress(UserError):
+        if not _shown(mirror, trainings, before):
+            mirror.end()
+            return
+    if trainings:
+        lines = dict.fromkeys(each.name.partition(".")[0] for each in trainings)
+        log(f"not shown to its end; once MLflow answers, `distill follow {' '.join(lines)}` shows it")
+
+
+def _ended(trainings: list[Seen]) -> set[str]:
+    return {each.name for each in trainings if each.ended == FINISHED}
+
+
+def _labels(params: Params, name: str) -> list[str]:
+    """What the trainings of a line are called, as tasks.train calls them."""
+    params.line(name)
+    return [name, *(f"{name}.{number}" for number in range(1, params.trainings(name)))]
 
 
 def _shown(mirror: Mirror, trainings: list[Seen], before: str) -> str:

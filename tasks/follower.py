@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -23,25 +24,32 @@ def watched(workspace: Path, stages: Collection[str]) -> list[str]:
     """The lines with `watch` among the trainings of these stages, by their names in dvc.yaml."""
     with contextlib.suppress(UserError, AttributeError, TypeError):  # a wrong file is told of by who reads it strictly
         raw = strict_yaml.load_yaml(workspace / paths.PARAMS)
-        parts = [stage.partition("@")[::2] for stage in stages]
-        return [name for kind, name in parts if kind in TRAINING and raw[kind].get(name, {}).get("watch")]
+        return [name for kind, name in _lines(stages) if raw[kind].get(name, {}).get("watch")]
     return []
+
+
+def _lines(stages: Collection[str]) -> list[tuple[str, str]]:
+    """Section and name of each line that these stages train."""
+    parts = [stage.partition("@") for stage in stages]
+    return [(kind, name) for kind, _, name in parts if kind in TRAINING]
 
 
 @contextlib.contextmanager
 def beside(
     workspace: Path, stages: Collection[str], say: Log, environment: dict[str, str] | None = None
 ) -> Iterator[None]:
-    """Shows the watched trainings of these stages in MLflow during the block, where a server is named; a line says where
-    not. environment: laid over this process's."""
+    """Shows the trainings of these stages in MLflow during the block, if one of them is watched and a server is named; a line
+    says where none is. Those of others are left to others, who may share the saved states. environment: laid over this
+    process's."""
     names = watched(workspace, stages)
     if not names or not _is_served():
         if names:
             say(f"{', '.join(names)}: {UNSERVED}")
         yield
         return
+    since = f"{int(1000 * time.time())}"  # what an earlier training of a line has left is none of this run's
     follower = subprocess.Popen(
-        [sys.executable, "-m", "tasks", "follow"],
+        [sys.executable, "-m", "tasks", "follow", "--since", since, *(name for _, name in _lines(stages))],
         cwd=workspace,
         env={**surroundings(), **(environment or {})},
         stdin=subprocess.DEVNULL,
@@ -57,8 +65,12 @@ def beside(
         yield
     finally:
         follower.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        try:
             follower.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            say(
+                f"{', '.join(names)}: not shown to its end, MLflow is slow; `distill follow {' '.join(names)}` shows it"
+            )
         follower.kill()
         follower.wait()
         reader.join(GRACE_SECONDS)

@@ -28,7 +28,8 @@ def folder(resume: Path = paths.RESUME) -> Path:
 @dataclass(frozen=True)
 class Seen:
     """What a reader sees of a training. lines: points of the curve and looks, each with its update (`step`), the time (`at`,
-    milliseconds of the clock) and the seconds of training until then. ended: None for one that goes on, or was killed."""
+    milliseconds of the clock) and the seconds of training until then. ended: None for one that goes on, or was killed. at:
+    the time of the last line, 0 for none."""
 
     name: str
     fingerprint: str
@@ -37,6 +38,7 @@ class Seen:
     lines: tuple[dict[str, Any], ...]
     ended: str | None
     path: Path
+    at: int = 0
 
     @property
     def points(self) -> list[dict[str, Any]]:
@@ -70,8 +72,8 @@ def read(path: Path) -> Seen | None:
     try:
         about = rows[0]
         lines = tuple(row for row in rows[1:] if isinstance(row.get("step"), int))
-        ended = rows[-1].get("ended")
-        return Seen(about["name"], about["fingerprint"], about["iterations"], about["watched"], lines, ended, path)
+        ended, at = rows[-1].get("ended"), rows[-1].get("at", 0)
+        return Seen(about["name"], about["fingerprint"], about["iterations"], about["watched"], lines, ended, path, at)
     except (IndexError, KeyError):
         return None
 

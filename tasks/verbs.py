@@ -205,9 +205,10 @@ def cost() -> Verb:
 @app.command()
 def follow(
     names: Annotated[list[str] | None, typer.Argument(help="lines of params.yaml; without any all in training")] = None,
+    since: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> Verb:
     """show trainings in MLflow while they go on"""
-    return Verb(lambda: _follow(names or []))
+    return Verb(lambda: _follow(names or [], since))
 
 
 @app.command()
@@ -433,10 +434,10 @@ def _cost() -> None:
     plan.cost(params.read())
 
 
-def _follow(names: list[str]) -> None:
+def _follow(names: list[str], since: int | None) -> None:
     from tasks import follow, params
 
-    follow.follow(params.read(), names)
+    follow.follow(params.read(), names, since=since)
 
 
 def _doctor() -> int:

@@ -20,7 +20,7 @@ from diffcore.training.curve import Event
 from diffcore.training.loop import Stopped
 from diffcore.watching.look import Look
 from flows import live as pages
-from tasks import follow, follower, live, recording
+from tasks import follow, follower, live, recording, train
 from tasks.tracking import live as mirrors
 
 ROOT = Path(__file__).parent.parent
@@ -298,13 +298,16 @@ class Flag:
         return self.left < 0
 
 
-def following(monkeypatch, names: list[str], looks: int, show) -> SimpleNamespace:
+def following(
+    monkeypatch, names: list[str], looks: int, show, trainings: int = 1, since: int | None = None
+) -> SimpleNamespace:
     mirror = SimpleNamespace(show=show, end=lambda: mirror.ended.append(True), ended=[])
     monkeypatch.setattr(follow, "Mirror", lambda experiment, say: mirror)
     monkeypatch.setattr(follow.signals, "StopFlag", lambda: Flag(looks))
     monkeypatch.setattr(follow, "_pause", lambda stop, seconds: None)
-    parameters = SimpleNamespace(publish=SimpleNamespace(experiment="distill"), line=lambda name: None)
-    follow.follow(parameters, names)
+    publish = SimpleNamespace(experiment="distill")
+    parameters = SimpleNamespace(publish=publish, line=lambda name: None, trainings=lambda name: trainings)
+    follow.follow(parameters, names, since=since)
     return mirror
 
 
@@ -348,6 +351,70 @@ def test_without_names_what_had_ended_before_is_not_shown(monkeypatch):
     assert shown == [[], ["new"], ["new"], ["new"]]
 
 
+def test_a_line_that_is_trained_several_times_is_followed_to_the_end_of_the_last(monkeypatch):
+    labels = [train._label("a", number) for number in range(3)]
+    shown = []
+    steps = iter([*labels, "b"])
+
+    def show(trainings):
+        shown.append(sorted(each.name for each in trainings))
+        if name := next(steps, None):
+            record(range(5, 10, 5), name=name, fingerprint=name)
+
+    following(monkeypatch, ["a"], 9, show, trainings=3)
+    assert shown == [[], labels[:1], labels[:2], labels, labels]
+
+
+def test_what_had_ended_before_and_is_done_again_is_shown_to_its_end(monkeypatch):
+    """The same job, whose checkpoint was lost say: else its run would be left as that of a killed one."""
+    record(range(5, 15, 5))
+    again = recording.Record("pd", 100, 8)
+    shown = []
+
+    def show(trainings):
+        shown.append([(each.name, each.ended) for each in trainings])
+        if len(shown) == 1:
+            with again.kept("a", True):
+                again.point(event(5))
+                show(live.everything())
+
+    following(monkeypatch, [], 2, show)
+    assert shown == [[], [("pd", None)], [("pd", "finished")], [("pd", "finished")]]
+
+
+@pytest.mark.parametrize("ends", [None, Stopped], ids=["finished", "stopped"])
+def test_a_follower_beside_a_run_shows_its_lines_from_then_on_until_it_is_ended(monkeypatch, ends):
+    """Workers share saved states: another's trainings are another's, and those of long ago nobody's."""
+    with contextlib.suppress(Stopped):
+        record(range(5, 15, 5), name="a", ends=ends)
+    since = seen("a").at + 1
+    monkeypatch.setattr(recording.time, "time", lambda: since / 1000)
+    steps = iter(["b", "a", "c", None])
+    shown = []
+
+    def show(trainings):
+        shown.append([each.name for each in trainings])
+        if name := next(steps):
+            record(range(5, 10, 5), name=name, fingerprint="new")
+
+    following(monkeypatch, ["a"], 3, show, since=since)
+    assert shown == [[], [], ["a"], ["a"]]
+
+
+def test_what_a_follower_could_not_show_to_its_end_it_names_with_the_remedy(monkeypatch, capsys):
+    record(range(5, 10, 5), name="a")
+    record(range(5, 10, 5), name="a.1", fingerprint="b")
+
+    def show(trainings):
+        raise UserError("no answer")
+
+    mirror = following(monkeypatch, ["a"], 2, show, trainings=2)
+    missing, last = told(capsys)
+    assert missing == "not shown: no answer; it is tried again, and no training waits for it"
+    assert last == "not shown to its end; once MLflow answers, `distill follow a` shows it"
+    assert mirror.ended == []
+
+
 def write_params(watch: str) -> None:
     line = "{method: progressive" + watch + "}"
     Path("params.yaml").write_text(f"teachers: {{teacher: {{}}}}\ndistill: {{a: {line}, b: {{}}}}\n")
@@ -367,8 +434,31 @@ def test_only_watched_lines_are_followed_beside_a_run_and_without_a_server_a_lin
         assert said == ["a: watched, and not shown in MLflow while in training: MLFLOW_TRACKING_URI names no server"]
 
 
+def test_a_run_s_follower_has_the_lines_that_the_run_trains_and_what_it_leaves_is_named(monkeypatch):
+    """Also those that are not watched; another run's never."""
+    write_params(", watch: {every: 1}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setattr(follower, "GRACE_SECONDS", 0.1)
+    popen, commands = subprocess.Popen, []
+
+    def start(command, **options):
+        commands.append(command)
+        return popen(["sh", "-c", "trap '' TERM; echo a line; while true; do sleep 0.1; done"], **options)
+
+    monkeypatch.setattr(follower.subprocess, "Popen", start)
+    said: list[str] = []
+    with follower.beside(Path(), ["shard", "teachers@teacher", "distill@a", "measure@b"], said.append):
+        until = time.monotonic() + 60
+        while not said and time.monotonic() < until:
+            time.sleep(0.01)
+    ((*_, verb, option, since, first, second),) = commands
+    assert (verb, option, first, second) == ("follow", "--since", "teacher", "a")
+    assert abs(int(since) - 1000 * time.time()) < 3.6e6  # milliseconds
+    assert said == ["follow: a line", "a: not shown to its end, MLflow is slow; `distill follow a` shows it"]
+
+
 @pytest.mark.slow
-def test_a_follower_of_a_dead_server_says_one_line_and_ends_with_the_run(here, monkeypatch):
+def test_a_follower_of_a_dead_server_says_so_once_and_ends_with_the_run_and_the_remedy(here, monkeypatch):
     shutil.copy(ROOT / "params.yaml", here)
     content = (here / "params.yaml").read_text()
     (here / "params.yaml").write_text(
@@ -390,7 +480,7 @@ def test_a_follower_of_a_dead_server_says_one_line_and_ends_with_the_run(here, m
             while not said and time.monotonic() < until:
                 time.sleep(0.1)
     assert said[0].startswith("follow: not shown: MLflow at http://127.0.0.1:9 does not answer")
-    assert len(said) == 1
+    assert said[1:] == ["follow: not shown to its end; once MLflow answers, `distill follow pd1` shows it"]
     assert started[0].poll() is not None
 
 
