@@ -1,13 +1,13 @@
-"""Whether two runs gave the same: every checkpoint's weights byte for byte, and the same frontier but for names and times.
+"""Whether two runs gave the same: every checkpoint's weights byte for byte, and the same frontier but for times.
 
     python bench/compare_runs.py BEFORE/artifacts AFTER/artifacts [--within 0]
 
-Numbers of a point may differ by the share --within. Exit code 1, and a line for each difference, if there are any.
+Points are compared by their names, in any order; numbers of a point may differ by the share --within. Exit code 1, and a line
+for each difference, if there are any.
 """
 
 import argparse
 import hashlib
-import itertools
 import json
 import math
 import sys
@@ -25,6 +25,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("after", type=Path)
     parser.add_argument("--within", type=float, default=0.0, help="share by which a number may differ; 0 unless told")
     asked = parser.parse_args(arguments)
+    for folder in (asked.before, asked.after):
+        if not (folder / "frontier.json").is_file():
+            parser.error(f"{folder} holds no frontier.json; name the folder artifacts of a run that has finished")
     found = [*weights_apart(asked.before, asked.after), *points_apart(asked.before, asked.after, asked.within)]
     print("\n".join(found) if found else summary(asked.before, asked.after))
     return 1 if found else 0
@@ -57,19 +60,21 @@ def weights_apart(before: Path, after: Path) -> Iterator[str]:
 
 
 def points_apart(before: Path, after: Path, within: float = 0.0) -> Iterator[str]:
-    """In the order in which they were measured, which no name changes."""
-    one, other = frontier(before), frontier(after)
-    pairs = itertools.zip_longest(one["points"], other["points"])
-    for place, (old, new) in enumerate([(one["floor"], other["floor"]), *pairs]):
-        if old is None or new is None:
-            yield f"point {place}: {(old or new)['name']} is on one side only"
-            continue
-        name = new.get("name", "the floor")
-        old, new = numbers(old), numbers(new)
+    one, other = named(before), named(after)
+    yield from (f"{name}: in {before} only" for name in one if name not in other)
+    yield from (f"{name}: in {after} only" for name in other if name not in one)
+    for name in [name for name in one if name in other]:
+        old, new = numbers(one[name]), numbers(other[name])
         for key in sorted(old.keys() | new.keys()):
-            before, after = old.get(key, math.nan), new.get(key, math.nan)
-            if not alike(before, after, within):
-                yield f"{name}: {key} {before} before, {after} after"
+            was, now = old.get(key, math.nan), new.get(key, math.nan)
+            if not alike(was, now, within):
+                yield f"{name}: {key} {was} before, {now} after"
+
+
+def named(artifacts: Path) -> dict[str, dict[str, Any]]:
+    """The floor and each point by its name."""
+    read = frontier(artifacts)
+    return {"the floor": read["floor"], **{point["name"]: point for point in read["points"]}}
 
 
 def numbers(of: dict[str, Any]) -> dict[str, float]:

@@ -70,12 +70,13 @@ def but(place: int, **changes) -> list[dict]:
     "other",
     [
         {},
-        {"points": but(0, name="another", ms_per_image=9.0)},
+        {"points": but(0, ms_per_image=9.0)},
+        {"points": POINTS[::-1]},
         {"points": but(1, sampler="ddim")},
         {"points": but(1, trajectory="least_cost")},
     ],
 )
-def test_names_and_milliseconds_are_not_compared(told, other):
+def test_milliseconds_and_the_order_of_points_are_not_compared(told, other):
     assert told(**other) == (0, "the same: 1 files of weights, 2 points\n")
 
 
@@ -88,14 +89,30 @@ def test_names_and_milliseconds_are_not_compared(told, other):
         ({"points": but(1, times=[1.0, 0.1])}, "b: times.1 0.0 before, 0.1 after"),
         ({"points": but(1, bits=None)}, "b: bits 3.0 before, nan after"),
         ({"points": but(0, bits=3.0)}, "a: bits nan before, 3.0 after"),
-        ({"points": POINTS[:1]}, "point 2: b is on one side only"),
-        ({"points": POINTS[::-1]}, "b: nfe 4 before, 2 after"),
+        ({"points": POINTS[:1]}, "b: in one only"),
+        ({"points": but(0, name="another")}, "a: in one only"),
+        ({"points": but(0, name="another")}, "another: in other only"),
+        ({"points": [POINTS[1] | {"name": "new"}, *but(0, fd=1.25)]}, "a: fd 1.5 before, 1.25 after"),
     ],
 )
-def test_anything_else_is_told(told, other, line):
+def test_anything_else_is_told(told, tmp_path, other, line):
     code, words = told(**other)
     assert code == 1
-    assert any(each.startswith(line) for each in words.splitlines())
+    assert any(each.replace(f"{tmp_path}/", "").startswith(line) for each in words.splitlines())
+
+
+def test_a_point_more_in_between_changes_nothing_of_the_others(told):
+    code, words = told(points=[POINTS[0], POINTS[1] | {"name": "new"}, POINTS[1]])
+    assert code == 1
+    assert len(words.splitlines()) == 1
+
+
+def test_a_folder_without_a_frontier_is_named(tmp_path, capsys):
+    run(tmp_path / "one")
+    with pytest.raises(SystemExit) as ended:
+        compare_runs.main([str(tmp_path / "one"), str(tmp_path)])
+    assert ended.value.code == 2
+    assert f"{tmp_path} holds no frontier.json" in capsys.readouterr().err
 
 
 def test_numbers_may_differ_by_as_much_as_is_said(told):
