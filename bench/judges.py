@@ -20,7 +20,7 @@ import sys
 import torch
 from scipy import stats
 
-from diffcore.core import threads
+from diffcore.core import allocator, threads
 from diffcore.core.shapes import Sample
 from diffcore.data import read
 from diffcore.data.feed import to_uint8
@@ -47,6 +47,7 @@ def main() -> None:
     os.chdir(folder)
     parameters = params.read()
     threads.use(parameters.compute.threads)
+    allocator.keep()
     count = int(images) or parameters.evaluate.images
     points = chosen()
     shares(parameters, points, count)
@@ -149,9 +150,9 @@ def agreement(pairs: list[tuple[list[float], list[float]]]) -> str:
     parts = []
     for word, coefficient in (("Kendall", stats.kendalltau), ("Spearman", stats.spearmanr)):
         values = [float(coefficient(*pair).statistic) for pair in pairs]
-        error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+        error = f" +- {statistics.stdev(values) / len(values) ** 0.5:.3f}" if len(values) > 1 else ""
         each = " ".join(f"{value:.3f}" for value in values)
-        parts.append(f"{word} {statistics.mean(values):.3f} +- {error:.3f} ({each})")
+        parts.append(f"{word} {statistics.mean(values):.3f}{error} ({each})")
     return ", ".join(parts)
 
 

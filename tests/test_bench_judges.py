@@ -29,3 +29,10 @@ def test_pairs_that_the_networks_order_otherwise_in_every_seed_are_named(capsys)
     columns = {"own": [[1.0, 2.0, 3.0], [1.5, 2.5, 2.0]], "other": [[2.0, 1.0, 3.0], [2.0, 1.5, 3.0]]}
     judges.opposed(columns, [("a", 0), ("b", 1), ("c", 2)])
     assert capsys.readouterr().out == "of 2 pairs that each orders alike in every seed 1 are opposed: a and b\n"
+
+
+def test_an_error_is_said_where_there_are_several_pairs():
+    assert judges.agreement([(UP, UP), (UP, UP[::-1])]) == "Kendall 0.000 +- 1.000 (1.000 -1.000), " + (
+        "Spearman 0.000 +- 1.000 (1.000 -1.000)"
+    )
+    assert judges.agreement([(UP, UP)]) == "Kendall 1.000 (1.000), Spearman 1.000 (1.000)"
