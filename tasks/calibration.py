@@ -362,6 +362,7 @@ def _trying(what: str) -> None:
 def main(words: list[str]) -> int:
     """words: a params.yaml, the slots, and the lines that count; prints the outcome as JSON. The exit code."""
     started = time.process_time()
+    allocator.keep()  # as every command does
     try:
         outcome = calibrate(params.read(Path(words[0])), int(words[1]), words[2:])
     except UserError as error:
