@@ -35,7 +35,8 @@ def merge(params: Params) -> None:
     csvs, spent = curves(), costs()
     charts.curves(csvs, paths.ARTIFACTS / "curves.png", {name: looked(name, csv, spent) for name, csv in csvs.items()})
     disk.write(paths.REPORT, page.html_of(_report(params, frontier, samples, csvs, spent)))
-    log(f"frontier: {len(frontier.points)} points of {len(params.teachers) + len(params.distill)} checkpoints")
+    lines = len(params.teachers) + len(params.distill)
+    log(f"frontier: {len(frontier.points)} points of {lines} checkpoints; `distill report` prints them")
 
 
 def _report(

@@ -68,7 +68,7 @@ def test_what_is_loaded_is_what_was_saved(folder):
     assert checkpoints.load(folder).card == opened.card
 
 
-@pytest.mark.parametrize("parameterization", ["x0", "x0_eps"])
+@pytest.mark.parametrize("parameterization", ["x0", "x0_eps", "flow"])
 def test_a_parameterization_is_kept(tmp_path, parameterization):
     checkpoints.save(tmp_path / "s", student(4, parameterization), IMAGE, ABOUT)
     opened, x, t = (
@@ -249,13 +249,14 @@ def test_a_student_that_says_x0_in_plain_diffusers_gives_our_images(diffusers, t
 
 
 @pytest.mark.parametrize("solver", ["ddim", "multistep_consistency"])
-def test_diffusers_opens_a_network_of_x0_eps_and_refuses_to_step_with_it(diffusers, tmp_path, solver):
-    """None of its schedulers knows the parameterization; it must not be taken for another."""
-    checkpoints.save(tmp_path / "s", student(4, "x0_eps"), IMAGE, {**ABOUT, "solver": solver})
+@pytest.mark.parametrize("says", ["x0_eps", "flow"])
+def test_diffusers_opens_a_network_of_ours_alone_and_refuses_to_step_with_it(diffusers, tmp_path, says, solver):
+    """Neither of the two schedulers knows the parameterization; it must not be taken for another."""
+    checkpoints.save(tmp_path / "s", student(4, says), IMAGE, {**ABOUT, "solver": solver})
     pipeline = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "s", local_files_only=True)
     x, timestep = torch.randn(3, *IMAGE, generator=seeded()), torch.tensor([100.0, 511.0, 1023.0])
-    torch.testing.assert_close(pipeline.unet(x, timestep).sample, network("x0_eps")(x, timestep), rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match="prediction_type given as x0_eps must be one of"):
+    torch.testing.assert_close(pipeline.unet(x, timestep).sample, network(says)(x, timestep), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=f"prediction_type given as {says} must be one of"):
         run(pipeline, [x] * 5, 4)
 
 

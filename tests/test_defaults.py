@@ -134,6 +134,8 @@ OF_SCHEDULES = {
     "linear": {"beta_min": 0.1, "beta_max": 20.0},
     "subvp": {"beta_min": 0.1, "beta_max": 20.0},
     "ve": {"sigma_min": 0.01, "sigma_max": 50.0},
+    "flow": {"shift": 1.0},
+    "edm": {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0},
 }
 
 

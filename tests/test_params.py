@@ -224,7 +224,7 @@ def test_times_are_fitted_for_classes(tmp_path):
 
 
 def test_the_head_of_the_network(tmp_path):
-    for parameterization in ("v", "x0_eps"):
+    for parameterization in ("v", "x0_eps", "flow"):
         config = (
             read(tmp_path, SHIPPED.replace("parameterization: v ", f"parameterization: {parameterization} "))
             .teachers["teacher"]
@@ -233,7 +233,7 @@ def test_the_head_of_the_network(tmp_path):
         assert (config.in_channels, config.out_channels) == (3, 6 if parameterization == "x0_eps" else 3)
     wrong = {
         "eps": "teachers.teacher.network: parameterization eps has no image at t = 1.*take v",
-        "w": "teachers.teacher.network.parameterization: .*'x0_eps', got \"w\"",
+        "w": "teachers.teacher.network.parameterization: .*'flow', got \"w\"",
         "x0": "teachers.teacher.weight: the error of v has no bound near the data for a network of parameterization x0; write min_snr",
     }
     for parameterization, words in wrong.items():
@@ -390,7 +390,7 @@ def test_a_change_of_what_is_not_there_is_a_mistake(merged):
         workspace._merge(merged, workspace._change("features.chanels=8"), "x")
     with pytest.raises(UserError, match="write it as section"):
         workspace._change("network.channels")
-    with pytest.raises(UserError, match="no preset 'smoky'; known: classes, smoke"):
+    with pytest.raises(UserError, match="no preset 'smoky'; known: classes, flow, smoke"):
         workspace._preset("smoky")
 
 

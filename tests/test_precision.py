@@ -112,7 +112,7 @@ def takes(name: str, parameterization: str) -> bool:
     return parameterization != "x0" or name == "denoising" or methods.load(name).off_the_data
 
 
-KINDS = [(False, "v"), (True, "v"), (False, "x0"), (False, "x0_eps"), (True, "x0_eps")]
+KINDS = [(False, "v"), (True, "v"), (False, "x0"), (False, "x0_eps"), (True, "x0_eps"), (False, "flow")]
 
 
 @EACH

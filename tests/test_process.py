@@ -7,7 +7,7 @@ import torch
 
 from diffcore.denoisers.denoiser import per_sample
 from diffcore.noise.process import rates, transition
-from diffcore.noise.schedule import VE, Cosine, Discrete, Linear, SubVP
+from diffcore.noise.schedule import EDM, VE, Cosine, Discrete, Flow, Linear, SubVP
 from diffcore.noise.trajectory import Trajectory
 from diffcore.sampling.drift import flow_drift, reverse_drift
 from diffcore.sampling.sampler import Sampler
@@ -39,6 +39,8 @@ def ve_rate(t):
 
 CLOSED = [
     (Linear(), lambda t: -beta(t) / 2, beta),  # eq. 32
+    (Flow(), lambda t: -1 / (1 - t), lambda t: 2 * t / (1 - t)),
+    (EDM(rho=1.0), lambda t: 0 * t, lambda t: 2 * 79.998 * (0.002 + 79.998 * t)),
     (SubVP(), lambda t: -beta(t) / 2, lambda t: beta(t) * (1 - (-2 * integral(t)).exp())),  # eq. 29
     (VE(0.01, 50.0), torch.zeros_like, ve_rate),
     (Cosine(), lambda t: -math.pi / 2 * (math.pi / 2 * t).tan(), lambda t: math.pi * (math.pi / 2 * t).tan()),
@@ -87,7 +89,7 @@ def test_outside_of_its_nodes_the_discrete_schedules_end_steps_go_on():
 def test_at_every_schedules_times_the_rates_are_a_short_transition_from_below(schedule, size):
     """Also at the nodes, for the reverse of the step that ends there is what a sampler takes."""
     t = (
-        torch.cat([NODES[:-1], TIMES]) if schedule == Cosine() else torch.cat([NODES, TIMES])
+        torch.cat([NODES[:-1], TIMES]) if schedule in (Cosine(), Flow()) else torch.cat([NODES, TIMES])
     )  # whose f is infinite at 1
     (scale, variance), found = transition(schedule, t - size, t), rates(schedule, t)
     torch.testing.assert_close((scale - 1) / size, found.f, rtol=2e3 * size, atol=1e-6)
@@ -115,6 +117,8 @@ TRANSITIONS = [
             1 + (-2 * integral(t)).exp() - (integral(s) - integral(t)).exp() - (-integral(s) - integral(t)).exp()
         ),
     ),
+    (Flow(), lambda s, t: (1 - t) / (1 - s), lambda s, t: t**2 - ((1 - t) / (1 - s) * s) ** 2),
+    (EDM(rho=1.0), lambda s, t: torch.ones_like(t), lambda s, t: 79.998 * (t - s) * (0.004 + 79.998 * (t + s))),
     (VE(0.01, 50.0), lambda s, t: torch.ones_like(t), lambda s, t: 1e-4 * (5000 ** (2 * t) - 5000 ** (2 * s))),
 ]
 

@@ -5,10 +5,12 @@ import torch
 
 from diffcore.core.errors import UserError
 from diffcore.noise.schedule import (
+    EDM,
     SCHEDULES,
     VE,
     Cosine,
     Discrete,
+    Flow,
     Linear,
     Normalised,
     SubVP,
@@ -18,6 +20,7 @@ from diffcore.noise.schedule import (
 )
 from tests.conftest import DDPM_BETAS, make_schedule, randn
 
+EXACT = {"rtol": 1e-12, "atol": 1e-14}
 TIMES = torch.linspace(0.001, 0.999, 401, dtype=torch.float64)
 
 
@@ -31,9 +34,9 @@ def test_time_inverts_half_logsnr(schedule):
 
 def test_variance_is_preserved_unless_it_explodes(schedule):
     total = schedule.alpha(TIMES) ** 2 + schedule.sigma(TIMES) ** 2
-    if isinstance(schedule, VE):
+    if isinstance(schedule, VE | EDM):
         assert (total > 1).all()
-    elif isinstance(schedule, SubVP):
+    elif isinstance(schedule, SubVP | Flow):
         assert ((total < 1) | (TIMES == 0)).all()
     else:
         torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-14)
@@ -82,12 +85,48 @@ def test_linear_by_hand():
     assert float(Linear().alpha(torch.ones(1))) == pytest.approx(math.exp(-10.05 / 2), rel=1e-12)
 
 
+def test_flow_by_hand():
+    """A straight line; a shift of 3 takes the middle to 3/4, and every log-SNR down by 2 log 3."""
+    t = torch.tensor([0.0, 0.25, 0.5, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(Flow().alpha(t), 1 - t, rtol=0, atol=0)
+    torch.testing.assert_close(Flow().sigma(t), t, rtol=0, atol=0)
+    torch.testing.assert_close(Flow(3.0).sigma(t), torch.tensor([0, 0.5, 0.75, 1]).double(), rtol=0, atol=1e-15)
+    torch.testing.assert_close(Flow(3.0).alpha(TIMES) + Flow(3.0).sigma(TIMES), torch.ones_like(TIMES), **EXACT)
+    down = Flow().half_logsnr(TIMES) - Flow(3.0).half_logsnr(TIMES)
+    torch.testing.assert_close(down, torch.full_like(down, math.log(3)), **EXACT)
+
+
+def test_a_shifted_flow_is_the_flow_at_shifted_times():
+    u = 3 * TIMES / (1 + 2 * TIMES)
+    for name in ("alpha", "sigma"):
+        torch.testing.assert_close(getattr(Flow(3.0), name)(TIMES), getattr(Flow(), name)(u), **EXACT)
+    torch.testing.assert_close(Flow(3.0).time(Flow().half_logsnr(u)), TIMES, **EXACT)
+
+
+def test_even_times_of_edm_are_its_levels():
+    """Karras et al. 2022, eq. 5: of N levels the i-th is (max^(1/7) + i/(N - 1) (min^(1/7) - max^(1/7)))^7."""
+    i, low, high = torch.arange(18).double(), 0.002 ** (1 / 7), 80 ** (1 / 7)
+    torch.testing.assert_close(EDM().sigma(1 - i / 17), (high + i / 17 * (low - high)) ** 7, **EXACT)
+    assert (EDM().alpha(TIMES) == 1).all()
+
+
 def test_ve_by_hand():
     torch.testing.assert_close(VE(0.01, 50.0).sigma(torch.tensor([0.0, 1.0])), torch.tensor([0.01, 50.0]).double())
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: Linear(0.0, 1.0), lambda: VE(2.0, 1.0), lambda: Discrete(()), lambda: Discrete((0.0, 0.1))]
+    "make",
+    [
+        lambda: Linear(0.0, 1.0),
+        lambda: VE(2.0, 1.0),
+        lambda: Discrete(()),
+        lambda: Discrete((0.0, 0.1)),
+        lambda: Flow(0.0),
+        lambda: Flow(math.inf),
+        lambda: EDM(0.0),
+        lambda: EDM(2.0, 1.0),
+        lambda: EDM(rho=0.0),
+    ],
 )
 def test_impossible_numbers_are_refused(make):
     with pytest.raises(ValueError, match="schedule"):
@@ -152,13 +191,13 @@ def test_noise_a_rounding_beyond_an_end_has_a_time_a_rounding_beyond_it(known):
     found = known.time(lam + torch.tensor([-1e-9, 1e-9], dtype=torch.float64))
     torch.testing.assert_close(found, ends, rtol=0, atol=1e-6)
     assert found[1] <= 1e-3
-    assert found[0] >= 1 or known == Cosine()  # whose end is nowhere near
+    assert found[0] >= 1 or known in (Cosine(), Flow())  # whose ends are nowhere near
 
 
 def test_what_networks_are_trained_on_preserves_variance_at_the_noise_of_the_schedule(schedule):
     """Angles, log-SNR and times stay; a card brings back the very same; who preserves variance is left as it is."""
     found = variance_preserving(schedule)
-    assert isinstance(found, Normalised) == isinstance(schedule, SubVP | VE)
+    assert isinstance(found, Normalised) == isinstance(schedule, SubVP | VE | Flow | EDM)
     total = found.alpha(TIMES) ** 2 + found.sigma(TIMES) ** 2
     torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-14)
     lam = schedule.half_logsnr(TIMES)

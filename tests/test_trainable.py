@@ -214,6 +214,8 @@ class Says(Affine):
 PARAMETERIZED = [
     ("x0_eps", "denoising", 0),
     ("x0_eps", "progressive", 0),
+    ("flow", "denoising", 0),
+    ("flow", "progressive", 0),
     ("x0", "denoising", 1),
     ("x0", "progressive", 0),
 ]

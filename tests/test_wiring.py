@@ -654,7 +654,7 @@ def test_what_the_evaluation_writes_and_shows(project, monkeypatch, capsys):
     lines = [line.split()[1:3] for line in said if line.startswith("measure  ") and "fd" in line]
     numbers = ["1/4", "2/4", "3/4", "4/4", "1/1"]
     assert lines == [[number, name] for number, name in zip(numbers, names)]
-    assert said[-1] == "frontier: 5 points of 2 checkpoints"
+    assert said[-1] == "frontier: 5 points of 2 checkpoints; `distill report` prints them"
     assert len(measured) == 5
     # the first point's samples are what all are compared with, and all start from one noise
     first = measure.Measured(bench := measure.Bench(few(project), "teacher"), plans := list(measure.plan(bench)))

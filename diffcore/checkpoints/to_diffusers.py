@@ -7,6 +7,9 @@ from torch import nn
 
 from diffcore.denoisers.network import NetDenoiser
 
+PREDICTION_TYPES = {"v": "v_prediction", "eps": "epsilon", "x0": "sample"}
+"""What diffusers calls the parameterizations that its DDIM and LCM schedulers know."""
+
 
 def scheduler(denoiser: NetDenoiser, solver: str) -> tuple[str, dict[str, Any]]:
     """The diffusers pipeline and scheduler that sample as we do.
@@ -15,8 +18,8 @@ def scheduler(denoiser: NetDenoiser, solver: str) -> tuple[str, dict[str, Any]]:
     T t - 1, so a trajectory of K uniform steps is exact where K divides T. A consistency student is sampled by LCM's
     multistep rule with its boundary scalings switched off: a v network has the boundary condition built in.
 
-    No scheduler of diffusers knows the parameterization `x0_eps`: it is written as what it is, so that their `step` refuses
-    it by name.
+    Neither knows the parameterizations `x0_eps` and `flow`: they are written as what they are, so that their `step` refuses
+    them by name.
     """
     t = torch.arange(denoiser.num_timesteps + 1, dtype=torch.float64) / denoiser.num_timesteps
     alpha_bar = denoiser.schedule.alpha(t) ** 2
@@ -25,9 +28,7 @@ def scheduler(denoiser: NetDenoiser, solver: str) -> tuple[str, dict[str, Any]]:
         "_diffusers_version": "0.36.0",
         "num_train_timesteps": denoiser.num_timesteps,
         "trained_betas": (1 - alpha_bar[1:] / alpha_bar[:-1]).tolist(),
-        "prediction_type": {"v": "v_prediction", "eps": "epsilon", "x0": "sample", "x0_eps": "x0_eps"}[
-            denoiser.parameterization
-        ],
+        "prediction_type": PREDICTION_TYPES.get(denoiser.parameterization, denoiser.parameterization),
         "clip_sample": False,
         "set_alpha_to_one": True,
         "steps_offset": 0,

@@ -12,7 +12,7 @@ from diffcore.noise.schedule import Level
 
 @dataclass(frozen=True)
 class Prediction:
-    """One belief about (x_0, eps) given x_t = alpha x_0 + sigma eps; four readings of it, [b, *x] each.
+    """One belief about (x_0, eps) given x_t = alpha x_0 + sigma eps; the readings of it, [b, *x] each.
 
     `v` is the velocity in the angle of the variance-preserving rescaling x_t / hypot(alpha, sigma). cost: the work it took,
     in network calls per sample: 2 for two calls, a fraction where part of the network was not run.
@@ -32,6 +32,12 @@ class Prediction:
     def score(self) -> Sample:
         """The gradient of log p_t at x_t, -eps / sigma. Infinite where sigma is 0."""
         return -self.eps / self.level.sigma
+
+    @property
+    def flow(self) -> Sample:
+        """u = eps - x_0, the velocity of rectified flow (Liu et al. 2022, arXiv 2209.03003): d x_t/dt where alpha = 1 - t and
+        sigma = t."""
+        return self.eps - self.x0
 
     @property
     def x0_eps(self) -> Tensor:
@@ -69,4 +75,12 @@ def from_x0_eps(x_t: Sample, level: Level, x0_eps: Tensor) -> Prediction:
     return from_v(x_t, level, Prediction(x0, eps, level).v)
 
 
-PARAMETERIZATIONS = dict(zip(parameterization.NAMES, (from_x0, from_eps, from_v, from_score, from_x0_eps), strict=True))
+def from_flow(x_t: Sample, level: Level, u: Sample) -> Prediction:
+    """Singular nowhere, on no schedule: x_0 = (x_t - sigma u)/(alpha + sigma), eps = (x_t + alpha u)/(alpha + sigma)."""
+    whole = level.alpha + level.sigma
+    return Prediction((x_t - level.sigma * u) / whole, (x_t + level.alpha * u) / whole, level)
+
+
+PARAMETERIZATIONS = dict(
+    zip(parameterization.NAMES, (from_x0, from_eps, from_v, from_score, from_x0_eps, from_flow), strict=True)
+)

@@ -195,6 +195,65 @@ class VE(Schedule):
 
 
 @dataclass(frozen=True)
+class Flow(Schedule):
+    """Rectified flow: alpha = 1 - u, sigma = u (Liu et al. 2022, arXiv 2209.03003), u = shift t / (1 + (shift - 1) t).
+
+    shift: of the times, for larger images (Esser et al. 2024, arXiv 2403.03206, eq. 23); the log-SNR falls by 2 log(shift) at
+    every t. A dynamic one, of which the number of patches decides, is one number for one size of image.
+    """
+
+    shift: float = 1.0
+
+    def __post_init__(self):
+        if not 0 < self.shift < math.inf:
+            raise ValueError(f"flow schedule: shift must be above 0, got {self.shift}")
+
+    def alpha(self, t: PerSample) -> PerSample:
+        t = t.double()
+        return (1 - t) / (1 + (self.shift - 1) * t)
+
+    def sigma(self, t: PerSample) -> PerSample:
+        t = t.double()
+        return self.shift * t / (1 + (self.shift - 1) * t)
+
+    def time(self, half_logsnr: PerSample) -> PerSample:
+        return torch.sigmoid(-half_logsnr.double() - math.log(self.shift))
+
+
+@dataclass(frozen=True)
+class EDM(Schedule):
+    """alpha = 1, sigma^(1/rho) linear in t (Karras et al. 2022, arXiv 2206.00364, eq. 5): even steps of t are theirs.
+
+    At t = 0 the noise is sigma_min, not 0.
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+
+    def __post_init__(self):
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise ValueError(f"edm schedule: 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}")
+        if not 0 < self.rho < math.inf:
+            raise ValueError(f"edm schedule: rho must be above 0, got {self.rho}")
+
+    def alpha(self, t: PerSample) -> PerSample:
+        return torch.ones_like(t, dtype=torch.float64)
+
+    def sigma(self, t: PerSample) -> PerSample:
+        low, high = self._ends
+        return (low + t.double() * (high - low)) ** self.rho
+
+    def time(self, half_logsnr: PerSample) -> PerSample:
+        low, high = self._ends
+        return (torch.exp(-half_logsnr.double() / self.rho) - low) / (high - low)
+
+    @property
+    def _ends(self) -> tuple[float, float]:
+        return self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+
+
+@dataclass(frozen=True)
 class Normalised(Schedule):
     """The variance-preserving schedule with the log-SNR of another one at every t: of x_t / hypot(alpha, sigma)."""
 
@@ -218,6 +277,8 @@ SCHEDULES: dict[str, type[Schedule]] = {
     "subvp": SubVP,
     "discrete": Discrete,
     "ve": VE,
+    "flow": Flow,
+    "edm": EDM,
 }
 
 

@@ -27,7 +27,7 @@ class Shape(family.Shape):
     dropout: float
     max_phase: float
     conditional: bool = False
-    parameterization: Literal["v", "x0", "eps", "x0_eps"] = "v"
+    parameterization: Literal["v", "x0", "eps", "x0_eps", "flow"] = "v"
 
     def __post_init__(self):
         if self.parameterization == "eps":
