@@ -6,6 +6,7 @@ from pathlib import Path
 
 from diffcore import exports
 from diffcore.checkpoints import Card
+from diffcore.checkpoints.to_diffusers import loop
 from diffcore.core import disk, threads
 from diffcore.core.errors import UserError
 from diffcore.metrics.estimate import Estimate
@@ -93,7 +94,8 @@ def _row(point: Point) -> str:
 
 def _sampling(card: Card, point: Point | Sampling | None) -> str:
     pipeline = "DDPMPipeline" if card.solver == "multistep_consistency" else "DDIMPipeline"
-    steps = len(card.grid) - 1 if card.grid else (len(point.times) - 1 if point else 50)
+    times = card.grid or (point.times if point else [1 - k / 50 for k in range(51)])
+    steps = len(times) - 1
     code = (
         f'```python\nfrom diffusers import {pipeline}\n\npipeline = {pipeline}.from_pretrained("PATH")\n'
         f"images = pipeline(batch_size=16, num_inference_steps={steps}).images\n```\n"
@@ -103,5 +105,7 @@ def _sampling(card: Card, point: Point | Sampling | None) -> str:
             "The network takes a class; diffusers' plain pipelines pass none. Call the network as "
             "`unet(x, timestep, class_labels)`.\n"
         )
+    if by_hand := loop(card, times):
+        code = f"No scheduler of diffusers knows what this network says.\n\n```python\n{by_hand}```\n"
     note = "" if point is None else f"Its own sampling: `{point.recipe}` at t = {list(point.times)[:12]}.\n"
     return f"{code}\n{note}"

@@ -8,13 +8,14 @@ import torch
 
 from diffcore import checkpoints
 from diffcore.checkpoints.folder import WEIGHTS, open_net
+from diffcore.checkpoints.to_diffusers import loop
 from diffcore.core import disk
 from diffcore.core.errors import UserError
 from diffcore.data.feed import to_uint8
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets import unet
 from diffcore.nets.order import fastest
-from diffcore.noise.schedule import Cosine
+from diffcore.noise.schedule import Cosine, Flow, Normalised
 from diffcore.noise.trajectory import uniform
 from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solvers import SOLVERS
@@ -258,6 +259,28 @@ def test_diffusers_opens_a_network_of_ours_alone_and_refuses_to_step_with_it(dif
     torch.testing.assert_close(pipeline.unet(x, timestep).sample, network(says)(x, timestep), rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match=f"prediction_type given as {says} must be one of"):
         run(pipeline, [x] * 5, 4)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "multistep_consistency"])
+@pytest.mark.parametrize("says", ["x0_eps", "flow"])
+@pytest.mark.parametrize("kind", [Cosine(), Normalised(Flow(3.0))], ids=["cosine", "flow"])
+def test_the_loop_of_the_model_card_samples_what_no_scheduler_can_as_we_do(diffusers, tmp_path, kind, says, solver):
+    """With diffusers' network and torch alone, from the same noise."""
+    made = student(4, says)
+    made.schedule = kind
+    card = checkpoints.save(tmp_path / "s", made, IMAGE, {**ABOUT, "solver": solver})
+    names: dict[str, object] = {}
+    torch.manual_seed(5)
+    exec(loop(card, card.grid).replace("PATH", str(tmp_path / "s")), names)
+    torch.manual_seed(5)
+    noises = [torch.randn(16, *IMAGE) for _ in range(5)]
+    samples = ours(checkpoints.load(tmp_path / "s").denoiser, solver, noises, 4)
+    torch.testing.assert_close(names["x"], samples, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(names["images"], (samples / 2 + 0.5).clamp(0, 1), rtol=1e-4, atol=1e-4)
+
+
+def test_where_diffusers_own_pipeline_samples_there_is_no_loop(folder):
+    assert loop(checkpoints.read_card(folder), (1.0, 0.0)) is None
 
 
 def test_a_learned_variance_is_not_taken_for_x0_eps(diffusers, tmp_path):

@@ -299,6 +299,21 @@ def test_a_folder_for_diffusers_is_a_whole_checkpoint_with_a_model_card(here, tm
     assert "Licence of the data: CC0." in export.readme(named.find("v"), "CC0")
 
 
+@pytest.mark.parametrize("says", ["flow", "x0_eps"])
+def test_a_model_card_names_no_pipeline_that_would_refuse_to_sample(here, monkeypatch, says):
+    """But a loop of its own, at the times of the point."""
+    each = named.find("v-ddim-uniform-3")
+    plain = dataclasses.replace(each.card, classes=None)
+    monkeypatch.setattr(named.Named, "card", property(lambda _: plain))
+    assert "images = pipeline(batch_size=16, num_inference_steps=3).images" in export.readme(each, None)
+    says_so = dataclasses.replace(plain, parameterization=says)
+    monkeypatch.setattr(named.Named, "card", property(lambda _: says_so))
+    text = export.readme(each, None)
+    assert "Pipeline" not in text
+    assert "for k in range(3):" in text
+    assert 'UNet2DModel.from_pretrained("PATH/unet")' in text
+
+
 @pytest.mark.parametrize("form", ["diffusers", "safetensors", *TRACED])
 def test_an_export_that_says_something_else_is_removed_and_says_by_how_much(here, tmp_path, monkeypatch, form):
     kind = type(exports.formats()[form])
