@@ -101,6 +101,7 @@ OWN = (
     _own("diffcore/data/tars.py", "if size < 512:", "if size < 0:", "a tar that ends early is taken for whole", "shards", "sources"),
     _own("diffcore/checkpoints/verified.py", "if disk.sha256(file) != digest:", "if False:", "a checkpoint's files are not checked", "checkpoint"),
     _own("diffcore/checkpoints/card.py", "if card.seal != card.sealed() or card.digest", "if card.digest", "a changed card is taken", "checkpoint"),
+    _own("diffcore/checkpoints/to_diffusers.py", "eps = (x + alpha[k] * out) / (alpha[k] + sigma[k])", "eps = x + alpha[k] * out", "the loop in the model card of a flow student draws other images than were measured", "checkpoint"),
     _own("diffcore/checkpoints/to_diffusers.py", '"timestep_spacing": "trailing"', '"timestep_spacing": "leading"', "diffusers would sample at other times", "checkpoint"),
     _own("diffcore/checkpoints/to_diffusers.py", '"trained_betas": (1 - alpha_bar[1:] / alpha_bar[:-1]).tolist()', '"trained_betas": (1 - (alpha_bar[1:] / alpha_bar[:-1]).sqrt()).tolist()', "betas from alpha instead of alpha-bar", "checkpoint"),
     _own("diffcore/training/resume.py", "if disk.sha256(folder / name) != digest:", "if False:", "a damaged state is used", "fit", "resume"),
