@@ -9,7 +9,8 @@ import time
 import torch
 
 from diffcore.core.rng import noises
-from diffcore.denoisers.network import NetDenoiser, timestep
+from diffcore.denoisers.network import NetDenoiser
+from diffcore.denoisers.reading import VP
 from diffcore.nets import unet
 from diffcore.noise.schedule import Cosine
 from diffcore.search.gamma import Config, estimate
@@ -23,7 +24,7 @@ def main() -> None:
     net = unet.build(unet.default_config((1, 8, 8)), 0).to(memory_format=torch.channels_last).eval()
     denoiser, x0 = NetDenoiser(net, Cosine()), noises((1, 8, 8), 0, range(CONFIG.images)).clamp(-1, 1)
     x = noises((1, 8, 8), 1, range(CONFIG.batch)).to(memory_format=torch.channels_last)
-    timesteps = timestep(torch.linspace(0.001, 1, CONFIG.batch))
+    timesteps = VP.timestep(torch.linspace(0.001, 1, CONFIG.batch), Cosine())
     calls = CONFIG.steps * CONFIG.images // CONFIG.batch
 
     @torch.inference_mode()

@@ -32,7 +32,8 @@ from diffcore.core.rng import generator
 from diffcore.data.feed import ResidentFeed
 from diffcore.data.read import Images
 from diffcore.denoisers.bfloat16 import BFloat16
-from diffcore.denoisers.network import NetDenoiser, timestep
+from diffcore.denoisers.network import NetDenoiser
+from diffcore.denoisers.reading import VP
 from diffcore.nets import unet
 from diffcore.noise.schedule import Cosine
 from diffcore.noise.trajectory import uniform
@@ -348,7 +349,7 @@ def operations(work: Callable[[], object]) -> int:
 @torch.inference_mode()
 def bare(machine: Machine, net: torch.nn.Module, shape: tuple[int, ...], batch: int, calls: int) -> None:
     x = torch.randn(batch, *shape, device=machine.device)
-    j = timestep(torch.full((batch,), 0.5, device=machine.device))
+    j = VP.timestep(torch.full((batch,), 0.5, device=machine.device), Cosine())
     with machine.autocast():
         repeat(lambda: net(x, j), calls)
 

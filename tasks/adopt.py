@@ -30,7 +30,7 @@ def take(params: Params, name: str) -> None:
             f"{'' if knows else 'no '}classes; set it to {str(knows).lower()}"
         )
     model.check(manifest.shape, manifest.classes)
-    check_adopted(params, name, model.skips, model.denoiser.parameterization)
+    check_adopted(params, name, model.skips, model.denoiser.reading.parameterization)
     read = {"folder": folder, "files": model.files, "digest": disk.digest(model.files)}
     about = {
         "name": name,
@@ -51,7 +51,7 @@ def take(params: Params, name: str) -> None:
     columns = [field.name for field in fields(loop.Event) if field.default is MISSING]
     disk.write_summed(paths.CURVES / f"{name}.csv", ",".join(columns) + "\n")
     disk.write_sealed(paths.COST / f"{name}.json", {"seconds": 0.0, **COST})
-    steps, parameterization = model.denoiser.num_timesteps, model.denoiser.parameterization
+    steps, parameterization = model.denoiser.reading.num_timesteps, model.denoiser.reading.parameterization
     limits = f", sampled with {json.dumps(model.sampling)} as its scheduler says" if model.sampling else ""
     log(
         f"{name}: adopted from {folder}, parameterization {parameterization}, {steps} noise levels{limits}; "

@@ -96,13 +96,15 @@ class Networks:
         if isinstance(line, Adopted):
             return from_diffusers.read(Path(line.folder)).denoiser
         classes = len(self.data.classes) if line.conditional else None
-        net = line.network.build(self.data.shape, classes, 0)
-        return NetDenoiser(net, line.schedule, line.parameterization, classes=classes)
+        net = line.network.build(self.data.shape, classes, 0, line.reading.span(line.schedule))
+        return NetDenoiser(net, line.schedule, line.reading, classes=classes)
 
     def _student(self, name: str) -> tuple[NetDenoiser, Denoiser]:
         line, weights = self.params.distill[name], self.params.lines.guidance(name)
         shape, init = self.params.shape(name), self.checkpoint(line.init)
-        new = shape and shape.build(self.data.shape, self.data.classes and len(self.data.classes), 0)
+        own = init.denoiser
+        span = own.reading.span(own.schedule)
+        new = shape and shape.build(self.data.shape, self.data.classes and len(self.data.classes), 0, span)
         student, teacher = roles(init, weights, line.parameterization, line.dropout, new)
         if line.teacher != line.init:
             teacher = roles(self.checkpoint(line.teacher), weights)[1]

@@ -31,6 +31,8 @@ def show(word: str, as_json: bool = False) -> None:
 def _rows(card: Card) -> dict[str, Any]:
     fields = asdict(card)
     rows: dict[str, Any] = {key: fields[key] for key in ("name", "method", "weights", "parameterization", "solver")}
+    if card.reading:
+        rows["reading"] = json.dumps(card.reading)
     rows["schedule"] = json.dumps(card.schedule)
     rows["times"] = f"{len(card.grid) - 1} steps of its own: {_times(card.grid)}" if card.grid else "any"
     rows["image"] = " x ".join(map(str, card.image))

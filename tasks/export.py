@@ -2,10 +2,11 @@
 
 import difflib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from diffcore import exports
-from diffcore.checkpoints import Card
+from diffcore.checkpoints import Card, Guidance
 from diffcore.checkpoints.to_diffusers import loop
 from diffcore.core import disk, threads
 from diffcore.core.errors import UserError
@@ -92,20 +93,26 @@ def _row(point: Point) -> str:
     )
 
 
+STEPS = 50
+"""Of what samples a checkpoint that has no steps of its own and was not measured."""
+
+
 def _sampling(card: Card, point: Point | Sampling | None) -> str:
-    pipeline = "DDPMPipeline" if card.solver == "multistep_consistency" else "DDIMPipeline"
-    times = card.grid or (point.times if point else [1 - k / 50 for k in range(51)])
-    steps = len(times) - 1
-    code = (
-        f'```python\nfrom diffusers import {pipeline}\n\npipeline = {pipeline}.from_pretrained("PATH")\n'
-        f"images = pipeline(batch_size=16, num_inference_steps={steps}).images\n```\n"
-    )
-    if card.classes or card.guidance:
-        return (
-            "The network takes a class; diffusers' plain pipelines pass none. Call the network as "
-            "`unet(x, timestep, class_labels)`.\n"
-        )
-    if by_hand := loop(card, times):
-        code = f"No scheduler of diffusers knows what this network says.\n\n```python\n{by_hand}```\n"
+    times = card.grid or (point.times if point else [1 - k / STEPS for k in range(STEPS + 1)])
     note = "" if point is None else f"Its own sampling: `{point.recipe}` at t = {list(point.times)[:12]}.\n"
-    return f"{code}\n{note}"
+    return f"{_code(card, times)}\n{note}"
+
+
+def _code(card: Card, times: Sequence[float]) -> str:
+    if card.guidance and Guidance(**card.guidance).is_input:
+        return (
+            "The network takes the weight of guidance as an input, for which diffusers has no class: export it as "
+            "safetensors, onnx or torch_export.\n"
+        )
+    if own := loop(card, times):
+        return f"No pipeline of diffusers samples this network at these times.\n\n```python\n{own}```\n"
+    pipeline = "DDPMPipeline" if card.solver == "multistep_consistency" else "DDIMPipeline"
+    return (
+        f'```python\nfrom diffusers import {pipeline}\n\npipeline = {pipeline}.from_pretrained("PATH")\n'
+        f"images = pipeline(batch_size=16, num_inference_steps={len(times) - 1}).images\n```\n"
+    )

@@ -242,7 +242,7 @@ class Bench:
         asked, images = self.config.precision, self.config.images
         if asked == "float32" or (asked == "auto" and not precision.has_bf16(self.params.compute.device)):
             return Drawing()
-        if self.opened.denoiser.parameterization == "eps":
+        if self.opened.denoiser.reading.parameterization == "eps":
             return Drawing(check="a network that says eps computes in float32")
         if asked == "bf16":
             return Drawing("bf16")

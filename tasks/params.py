@@ -10,6 +10,7 @@ from typing import Any
 from diffcore import methods, nets
 from diffcore.core.errors import UserError
 from diffcore.data.config import Config as DataConfig
+from diffcore.denoisers.reading import KINDS, Reading
 from diffcore.lineage import Lineage
 from diffcore.metrics import features
 from diffcore.noise.schedule import SCHEDULES, Schedule, variance_preserving
@@ -237,12 +238,13 @@ def _root(name: str, line: dict[str, Any], where: str, faults: list[str]) -> Tea
     if line.get("method") != "denoising":
         faults.append(f"{where}.method: must be denoising, by which a network learns from nothing, or give from: PATH")
     own, shared = names(kind), names(Training)
-    faults += _unknown(line, ("method", "network", "schedule", WATCH, SEEDS, *own, *shared), where)
+    faults += _unknown(line, ("method", "network", "schedule", "reading", WATCH, SEEDS, *own, *shared), where)
     faults += [f"{where}.{key}: missing" for key in ("network", "schedule") if key not in line]
     method = typed(kind, {key: line[key] for key in own if key in line}, where, faults)
     fitting = typed(Training, {key: line[key] for key in shared if key in line}, where, faults)
     schedule = _schedule(line.get("schedule", "cosine"), f"{where}.schedule", faults)
     network = _network(line["network"], f"{where}.network", faults) if "network" in line else None
+    reading = _reading(line.get("reading", "vp"), network, schedule, f"{where}.reading", faults)
     watch, seeds = _watch(line, method, fitting, where, faults), _seeds(line, where, faults)
     if network and method and network.parameterization == "x0" and not method.off_the_data:
         faults.append(
@@ -252,8 +254,8 @@ def _root(name: str, line: dict[str, Any], where: str, faults: list[str]) -> Tea
         return None
     return Teacher(
         name=name, method=method, fit=fitting, network=network, schedule=schedule,
-        conditional=network.conditional, parameterization=network.parameterization, watch=watch,
-        seeds=seeds,
+        conditional=network.conditional, parameterization=network.parameterization, reading=reading,
+        watch=watch, seeds=seeds,
     )  # fmt: skip
 
 
@@ -265,7 +267,7 @@ def _adopted(name: str, line: dict[str, Any], where: str, faults: list[str]) -> 
         faults.append(f"{where}.from: must be the path of a folder that holds unet/ and scheduler/")
     if not isinstance(conditional, bool):
         faults.append(f"{where}.conditional: must be true or false, got {conditional!r}")
-    numbers = sorted(set(line) & {"method", "network", "schedule", WATCH, SEEDS, *names(Training)})
+    numbers = sorted(set(line) & {"method", "network", "schedule", "reading", WATCH, SEEDS, *names(Training)})
     if numbers:
         faults.append(f"{where}: give from or the numbers of a training, not both; leave out {', '.join(numbers)}")
     else:
@@ -295,6 +297,30 @@ def _schedule(value: Any, where: str, faults: list[str]) -> Schedule | None:
     before = len(faults)
     schedule = typed(kind, {key: inner for key, inner in line.items() if key != "name"}, where, faults)
     return None if len(faults) > before else variance_preserving(schedule)
+
+
+def _reading(
+    value: Any, network: nets.Shape | None, schedule: Schedule | None, where: str, faults: list[str]
+) -> Reading | None:
+    """A word of readings.KINDS, or a mapping with `name` and sigma_data; None for a fault, and beside faulty neighbours."""
+    line = {"name": value} if isinstance(value, str) else value
+    if not isinstance(line, dict) or line.get("name") not in KINDS:
+        word = line.get("name") if isinstance(line, dict) else value
+        faults.append(f"{where}: {word!r} is no reading{nearest(word, KINDS)}")
+        return None
+    faults += _unknown(line, ("name", "sigma_data"), where)
+    size = line.get("sigma_data", 1.0)
+    if isinstance(size, bool) or not isinstance(size, int | float) or not 0 < size < math.inf:
+        faults.append(f"{where}.sigma_data: must be a positive number, got {size!r}")
+        return None
+    if network is None or schedule is None:
+        return None
+    reading = Reading.of(line["name"], network.parameterization, sigma_data=float(size))
+    try:
+        reading.check(schedule)
+    except UserError as error:
+        faults.append(f"{where}: {error}")
+    return reading
 
 
 def _unknown(line: dict[str, Any], keys: Iterable[str], where: str) -> Iterator[str]:

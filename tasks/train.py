@@ -43,8 +43,9 @@ def _root(params: Params, line: Teacher) -> None:
     classes = manifest.classes if line.conditional else None
 
     def begun(number: int) -> NetDenoiser:
-        net = line.network.build(manifest.shape, _count(manifest), _seed(params, line.name, number))
-        return NetDenoiser(net, line.schedule, line.parameterization, classes=classes and len(classes))
+        span, seed = line.reading.span(line.schedule), _seed(params, line.name, number)
+        net = line.network.build(manifest.shape, _count(manifest), seed, span)
+        return NetDenoiser(net, line.schedule, line.reading, classes=classes and len(classes))
 
     job = Job(line.method, line.fit, begun(0), classes=classes, watch=line.watch)
     others = [dataclasses.replace(job, student=begun(k), number=k) for k in range(1, line.seeds)]
@@ -89,9 +90,10 @@ def _count(manifest: Manifest) -> int | None:
 
 def _new(params: Params, line: Distill, shape: nets.Shape, number: int) -> Any:
     """The student's own network: what fits of `init`'s weights, new ones elsewhere."""
-    manifest, old = Manifest.read(paths.DATA), checkpoints.load(paths.CHECKPOINTS / line.init).denoiser.net
-    net = shape.build(manifest.shape, _count(manifest), _seed(params, line.name, number))
-    taken = nets.take(net, old)
+    manifest, old = Manifest.read(paths.DATA), checkpoints.load(paths.CHECKPOINTS / line.init).denoiser
+    span, seed = old.reading.span(old.schedule), _seed(params, line.name, number)
+    net = shape.build(manifest.shape, _count(manifest), seed, span)
+    taken = nets.take(net, old.net)
     whole = len(net.state_dict())
     log(f"{_label(line.name, number)}: {taken} of {whole} tensors start as those of {line.init}, the others are new")
     return net
@@ -99,15 +101,15 @@ def _new(params: Params, line: Distill, shape: nets.Shape, number: int) -> Any:
 
 def _tell(name: str, student: NetDenoiser, grid: Trajectory | None) -> None:
     """Warns of settings that are allowed and seldom wanted."""
-    if student.parameterization == "eps":
+    if student.reading.parameterization == "eps":
         log(
             f"{name}: an eps network hardly learns few steps; begin with a student of parameterization v, see docs/teacher.md"
         )
-    places = [time * student.num_timesteps for time in grid.times] if grid else []
+    places = [time * student.reading.num_timesteps for time in grid.times] if grid else []
     if any(abs(place - round(place)) > 1e-6 for place in places):
         log(
-            f"{name}: {grid.steps} steps do not divide {student.num_timesteps} noise levels; diffusers would sample at "
-            "other times"
+            f"{name}: {grid.steps} steps do not divide {student.reading.num_timesteps} noise levels; diffusers would sample "
+            "at other times"
         )
 
 

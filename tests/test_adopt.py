@@ -20,6 +20,7 @@ from diffcore.core.errors import UserError
 from diffcore.data.feed import to_uint8
 from diffcore.data.manifest import Manifest
 from diffcore.denoisers.network import NetDenoiser
+from diffcore.denoisers.reading import Reading
 from diffcore.nets import diffusers_model, unet
 from diffcore.noise.schedule import Cosine, Discrete
 from diffcore.noise.trajectory import karras, uniform
@@ -363,7 +364,7 @@ def test_a_checkpoint_of_it_is_the_same_denoiser_and_what_diffusers_samples(sett
     found = from_diffusers.read(tmp_path / "theirs")
     checkpoints.save(tmp_path / "ours", found.denoiser, (1, 8, 8), {**ABOUT, "method": "adopted"})
     opened, x = checkpoints.load(tmp_path / "ours").denoiser, images()
-    assert opened.num_timesteps == 1000
+    assert opened.reading.num_timesteps == 1000
     assert opened.schedule == found.denoiser.schedule
     for t in (0.001, 0.25, 1.0):
         at = torch.full((5,), t, dtype=torch.float64)
@@ -593,9 +594,9 @@ def test_the_whole_pipeline_with_an_adopted_teacher(settings, workspace):
     for name in STUDENTS:
         train.train(found, name)
         opened = checkpoints.load(paths.CHECKPOINTS / name)
-        assert opened.denoiser.num_timesteps == 1000
+        assert opened.denoiser.reading.num_timesteps == 1000
         assert isinstance(opened.denoiser.schedule, Discrete)
-        assert opened.denoiser.parameterization == ("eps" if name == "cd" and not settings else "v")
+        assert opened.denoiser.reading.parameterization == ("eps" if name == "cd" and not settings else "v")
         trained = opened.denoiser.net.state_dict()
         start = checkpoints.load(paths.CHECKPOINTS / found.distill[name].init).denoiser.net.state_dict()
         assert any(not torch.equal(trained[key], start[key]) for key in start)
@@ -725,7 +726,7 @@ def test_what_a_scheduler_leaves_out_is_what_diffusers_takes(copied):
         return from_diffusers.read(copied).sampling
 
     assert sampling(prediction_type=None, clip_sample_range=None) == {"clip": 1.0}
-    assert from_diffusers.read(copied).denoiser.parameterization == "eps"
+    assert from_diffusers.read(copied).denoiser.reading.parameterization == "eps"
     given = {"thresholding": True, "dynamic_thresholding_ratio": None, "sample_max_value": None}
     assert sampling(**given) == {"threshold": {"quantile": 0.995, "max": 1.0}}
     assert sampling(thresholding=None, clip_sample=True, clip_sample_range=3) == {"clip": 3.0}
@@ -735,7 +736,7 @@ def test_what_a_scheduler_leaves_out_is_what_diffusers_takes(copied):
 def test_a_network_of_fifty_steps_is_told_its_own_times(tmp_path):
     net, _ = save(tmp_path, num_train_timesteps=50, trained_betas=[0.02] * 50)
     found, x = from_diffusers.read(tmp_path), images()
-    assert found.denoiser.num_timesteps == 50
+    assert found.denoiser.reading.num_timesteps == 50
     for j in (0, 24, 49):
         belief = found.denoiser(x, torch.full((5,), (j + 1) / 50, dtype=torch.float64))
         assert apart(belief.eps, net(x, j).sample) < 1e-5
@@ -800,7 +801,7 @@ def test_what_a_card_of_ours_says_of_an_adopted_teacher_is_taken(tmp_path):
 
 def test_a_conditional_checkpoint_of_ours_is_for_its_own_classes_in_their_own_order(tmp_path):
     net = unet.build(dataclasses.replace(unet.default_config((1, 8, 8)), num_class_embeds=4), 0)
-    own = NetDenoiser(net, Cosine(), "v", classes=3)
+    own = NetDenoiser(net, Cosine(), Reading("v"), classes=3)
     checkpoints.save(tmp_path / "own", own, (1, 8, 8), {**ABOUT, "classes": ["a", "b", "c"]})
     found = from_diffusers.read(tmp_path / "own")
     assert list(found.classes) == ["a", "b", "c"]

@@ -12,10 +12,12 @@ from diffcore.checkpoints.to_diffusers import loop
 from diffcore.core import disk
 from diffcore.core.errors import UserError
 from diffcore.data.feed import to_uint8
+from diffcore.denoisers.denoiser import Condition
 from diffcore.denoisers.network import NetDenoiser
+from diffcore.denoisers.reading import Reading
 from diffcore.nets import unet
 from diffcore.nets.order import fastest
-from diffcore.noise.schedule import Cosine, Flow, Normalised
+from diffcore.noise.schedule import EDM, VE, Cosine, Flow, Normalised
 from diffcore.noise.trajectory import uniform
 from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solvers import SOLVERS
@@ -51,7 +53,9 @@ def network(parameterization: str = "v") -> torch.nn.Module:
 
 
 def student(steps: int | None = 4, parameterization: str = "v") -> NetDenoiser:
-    return NetDenoiser(network(parameterization), Cosine(), parameterization, uniform(steps) if steps else None)
+    return NetDenoiser(
+        network(parameterization), Cosine(), Reading(parameterization), uniform(steps) if steps else None
+    )
 
 
 @pytest.fixture
@@ -77,7 +81,7 @@ def test_a_parameterization_is_kept(tmp_path, parameterization):
         torch.randn(3, *IMAGE, generator=seeded()),
         torch.tensor([0.1, 0.5, 1.0]),
     )
-    assert opened.card.parameterization == opened.denoiser.parameterization == parameterization
+    assert opened.card.parameterization == opened.denoiser.reading.parameterization == parameterization
     assert isinstance(opened.denoiser.net, unet.UNet)
     assert torch.equal(opened.denoiser(x, t).v, student(4, parameterization)(x, t).v)
     assert opened.denoiser(x, t).v.shape == x.shape
@@ -279,6 +283,55 @@ def test_the_loop_of_the_model_card_samples_what_no_scheduler_can_as_we_do(diffu
     torch.testing.assert_close(names["images"], (samples / 2 + 0.5).clamp(0, 1), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("solver", ["ddim", "multistep_consistency"])
+@pytest.mark.parametrize(
+    ("reading", "kind"),
+    [
+        (Reading.of("flow", "flow", 1000), Normalised(Flow(3.0))),
+        (Reading.of("flow", "flow"), Normalised(Flow())),
+        (Reading.of("flow", "flow"), Cosine()),
+        (Reading.of("flow", "v"), Cosine()),
+        (Reading.of("edm", "edm", sigma_data=0.5), Normalised(EDM())),
+        (Reading.of("edm", "v", sigma_data=0.5), Normalised(EDM())),
+        (Reading.of("edm", "x0"), Normalised(EDM(0.02, 20.0))),
+        (Reading.of("ve", "score"), Normalised(VE())),
+        (Reading.of("ve", "eps"), Normalised(VE())),
+    ],
+    ids=lambda each: "".join(c for c in str(each)[:60] if c.isalnum()),
+)
+def test_a_student_of_another_reading_samples_in_diffusers_as_here(diffusers, tmp_path, reading, kind, solver):
+    """By diffusers' scheduler of rectified flow where it is one, else by the loop of the model card: from the same noise."""
+    net = network()
+    checkpoints.save(tmp_path / "s", NetDenoiser(net, kind, reading, uniform(4)), IMAGE, {**ABOUT, "solver": solver})
+    card, own = checkpoints.read_card(tmp_path / "s"), checkpoints.load(tmp_path / "s").denoiser
+    text, names = loop(card, card.grid), {}
+    is_flow = (reading.input, reading.parameterization) == ("flow", "flow")
+    name = "FlowMatchLCMScheduler" if solver == "multistep_consistency" else "FlowMatchEulerDiscreteScheduler"
+    assert (f"{name}.from_pretrained" in text) == is_flow == (tmp_path / "s/scheduler").exists()
+    assert not (tmp_path / "s/model_index.json").exists()  # no pipeline of diffusers samples it at these times
+    torch.manual_seed(5)
+    exec(text.replace("PATH", str(tmp_path / "s")), names)
+    torch.manual_seed(5)
+    noises = [torch.randn(16, *IMAGE) for _ in range(5)]
+    samples = ours(own, solver, noises, 4)
+    scale = float(samples.abs().max())
+    torch.testing.assert_close(names["x"] / scale, samples / scale, rtol=1e-4, atol=1e-4)
+
+
+def test_the_loop_of_a_network_with_classes_tells_it_classes(diffusers, tmp_path):
+    net = unet.build(unet.default_config(IMAGE, (8, 16), classes=4), 3)
+    checkpoints.save(
+        tmp_path / "s", NetDenoiser(net, Cosine(), grid=uniform(4), classes=3), IMAGE, {**ABOUT, "classes": list("abc")}
+    )
+    card, own, names = checkpoints.read_card(tmp_path / "s"), checkpoints.load(tmp_path / "s").denoiser, {}
+    torch.manual_seed(5)
+    exec(loop(card, card.grid).replace("PATH", str(tmp_path / "s")), names)
+    torch.manual_seed(5)
+    noises = [torch.randn(16, *IMAGE)]
+    samples = ours(own.with_condition(Condition(torch.arange(16) % 3)), "ddim", noises, 4)
+    torch.testing.assert_close(names["x"], samples, rtol=1e-4, atol=1e-4)
+
+
 def test_where_diffusers_own_pipeline_samples_there_is_no_loop(folder):
     assert loop(checkpoints.read_card(folder), (1.0, 0.0)) is None
 
@@ -290,7 +343,7 @@ def test_a_learned_variance_is_not_taken_for_x0_eps(diffusers, tmp_path):
         net = diffusers.UNet2DModel(**{k: v for k, v in network("x0_eps").config_json().items() if k[0] != "_"}).eval()
     net.save_pretrained(tmp_path / "unet")
     x, timestep = torch.randn(3, *IMAGE, generator=seeded()), torch.tensor([100.0, 511.0, 1023.0])
-    found = NetDenoiser(open_net(tmp_path / "unet", "eps"), Cosine(), "eps")
+    found = NetDenoiser(open_net(tmp_path / "unet", "eps"), Cosine(), Reading("eps"))
     checkpoints.save(tmp_path / "s", found, IMAGE, ABOUT)
     for opened in (found, checkpoints.load(tmp_path / "s").denoiser):
         assert torch.equal(opened.net(x, timestep), net(x, timestep).sample[:, :1])
@@ -323,7 +376,7 @@ def test_another_number_of_steps_gives_other_images(diffusers, tmp_path):
 def test_the_seal_is_of_every_field_of_a_card(folder):
     text = (folder / "card.json").read_text()
     card = json.loads(text)
-    assert {field.name for field in dataclasses.fields(checkpoints.Card)} - card.keys() == {"watch"}
+    assert {field.name for field in dataclasses.fields(checkpoints.Card)} - card.keys() == {"watch", "reading"}
     for field in dataclasses.fields(checkpoints.Card):
         for value in (1, ["x"], None):
             if value == card.get(field.name):
@@ -332,7 +385,7 @@ def test_the_seal_is_of_every_field_of_a_card(folder):
             with pytest.raises(UserError):
                 checkpoints.read_card(folder)
             (folder / "card.json").write_text(text)
-        if field.name not in card:  # only a watched training's card has it
+        if field.name not in card:  # only the card of a watched training, or of another reading, has it
             continue
         without = {name: value for name, value in card.items() if name != field.name}
         (folder / "card.json").write_text(json.dumps(without))
@@ -389,4 +442,4 @@ def test_a_checkpoint_moves_to_a_device_and_stays_what_it_is(folder):
         assert {weight.device.type for weight in weights} == {device}
         order = fastest(opened.denoiser.net, IMAGE, device)
         assert all(w.is_contiguous(memory_format=order) for w in weights if w.dim() == 4)
-        assert (moved.denoiser.grid, moved.denoiser.parameterization) == (uniform(4), "v")
+        assert (moved.denoiser.grid, moved.denoiser.reading.parameterization) == (uniform(4), "v")

@@ -12,6 +12,7 @@ from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.denoisers.prediction import from_v
+from diffcore.denoisers.reading import Reading
 from diffcore.methods import Roles, consistency_training
 from diffcore.methods.consistency_training import ConsistencyTraining, aim, ict_levels
 from diffcore.noise.angle import compose, diffuse, hop
@@ -205,7 +206,7 @@ def test_the_finest_targets_keep_their_digits_in_float32():
 
 
 def test_a_network_that_says_x0_is_not_asked_for_its_v_at_the_data():
-    net = NetDenoiser(ToyNet().double(), Cosine(), "x0")
+    net = NetDenoiser(ToyNet().double(), Cosine(), Reading("x0"))
     found = aim(
         Roles(net, None, net), randn(2, 1, 4, 4), randn(2, 1, 4, 4), torch.ones(2).double(), torch.zeros(2).double()
     )

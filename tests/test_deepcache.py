@@ -12,6 +12,7 @@ from diffcore.denoisers.denoiser import Condition, Denoiser, per_sample
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.meter import Meter, Metered
 from diffcore.denoisers.network import NetDenoiser
+from diffcore.denoisers.reading import Reading
 from diffcore.nets import unet
 from diffcore.noise.schedule import Cosine
 from diffcore.noise.trajectory import karras, uniform
@@ -176,7 +177,7 @@ def test_sample_i_depends_on_the_seed_and_i_alone():
 
 def test_a_student_keeps_its_grid():
     whole = plain()
-    student = NetDenoiser(whole.net, Cosine(), "v", uniform(4))
+    student = NetDenoiser(whole.net, Cosine(), Reading("v"), uniform(4))
     cached = DeepCached(student, Config(2))
     assert cached.grid == uniform(4)
     with pytest.raises(UserError, match="own 4 steps"):

@@ -175,7 +175,7 @@ def test_limits_students_and_ways_have_these_and_no_others():
 
 
 NUMBERS = {
-    "denoisers.network": {"NUM_TIMESTEPS": 1024},
+    "denoisers.reading": {"NUM_TIMESTEPS": 1024},
     "metrics.features": {"TURNS": 4, "SMALLEST": 4, "ENOUGH": 2000},
     "data.feed": {"GROUP": 8},
     "metrics.recommendation": {"FAR": 3.0},

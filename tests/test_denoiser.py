@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from diffcore.denoisers.exact import GaussianDenoiser
-from diffcore.denoisers.network import NetDenoiser, timestep
+from diffcore.denoisers.network import NetDenoiser
 from diffcore.denoisers.prediction import PARAMETERIZATIONS
+from diffcore.denoisers.reading import VP, Reading
 from diffcore.denoisers.rescaling import Rescaled
 from diffcore.noise.schedule import VE, Cosine, Linear
 from tests.conftest import ToyNet, gaussian, make_schedule, mixture, randn
@@ -107,7 +108,7 @@ def test_another_schedule_under_the_same_denoiser_changes_no_answer():
 
 def test_the_label_is_diffusers_index():
     t = torch.tensor([1.0, 0.5, 1 / 1024])
-    assert timestep(t).tolist() == [1023.0, 511.0, 0.0]
+    assert VP.timestep(t, Cosine()).tolist() == [1023.0, 511.0, 0.0]
 
 
 @pytest.mark.parametrize("make", [gaussian, mixture])
@@ -138,8 +139,8 @@ def test_both_is_merged_as_published():
 
 def test_both_trusts_eps_at_the_data_and_x0_at_the_noise():
     z, t = randn(2, 2, 4, 4), torch.tensor([0.0, 1.0]).double()
-    denoiser = NetDenoiser(Doubled(2).double(), Cosine(), "x0_eps")
-    belief, says = denoiser(z, t), denoiser.net(z, timestep(t))
+    denoiser = NetDenoiser(Doubled(2).double(), Cosine(), Reading("x0_eps"))
+    belief, says = denoiser(z, t), denoiser.net(z, VP.timestep(t, Cosine()))
     close(belief.x0[0], z[0], 0)
     close(belief.v[0], says[0, 2:], 0)
     close(belief.x0[1], says[1, :2], 1e-15)
@@ -150,7 +151,7 @@ def test_both_trusts_eps_at_the_data_and_x0_at_the_noise():
     ("net", "parameterization"), [(ToyNet, "v"), (ToyNet, "x0"), (ToyNet, "eps"), (Doubled, "x0_eps")]
 )
 def test_the_batch_law_holds_for_networks_where_all_axes_are_alike(net, parameterization):
-    denoiser = NetDenoiser(net(channels=3).double(), make_schedule("linear"), parameterization)
+    denoiser = NetDenoiser(net(channels=3).double(), make_schedule("linear"), Reading(parameterization))
     x = randn(3, 3, 3, 3)
     parts = [denoiser(x[i : i + 1], TIMES[i : i + 1]).x0 for i in range(3)]
     close(denoiser(x, TIMES[:3]).x0, torch.cat(parts), 1e-12)

@@ -11,6 +11,7 @@ from diffcore.core.errors import UserError
 from diffcore.denoisers.bfloat16 import BFloat16
 from diffcore.denoisers.denoiser import per_sample
 from diffcore.denoisers.network import NetDenoiser
+from diffcore.denoisers.reading import Reading
 from diffcore.metrics import bootstrap, features
 from diffcore.metrics.drawing import Drawing, held_against
 from diffcore.metrics.estimate import Estimate
@@ -81,7 +82,7 @@ def test_what_is_wrong_in_float32_too_is_no_matter_of_precision():
 
 
 def believed(parameterization: str) -> NetDenoiser:
-    return NetDenoiser(stirred(unet.default_config((1, 8, 8))), Cosine(), parameterization)
+    return NetDenoiser(stirred(unet.default_config((1, 8, 8))), Cosine(), Reading(parameterization))
 
 
 def test_the_network_rounds_as_in_training_and_nothing_else_does():

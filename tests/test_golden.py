@@ -30,6 +30,7 @@ from diffcore.denoisers.exact import MixtureDenoiser
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.denoisers.prediction import PARAMETERIZATIONS
+from diffcore.denoisers.reading import Reading
 from diffcore.denoisers.rescaling import Rescaled
 from diffcore.metrics import features, likelihood, measures
 from diffcore.metrics.estimate import Estimate
@@ -174,7 +175,7 @@ def network(
         with torch.no_grad():
             for part in net.guidance_embedding.parameters():
                 part.copy_(0.3 * waves(*part.shape))
-    return NetDenoiser(net.eval(), Cosine(), parameterization, classes=classes, takes_guidance=takes_guidance)
+    return NetDenoiser(net.eval(), Cosine(), Reading(parameterization), classes=classes, takes_guidance=takes_guidance)
 
 
 def told_to(count: int, weight: bool = True) -> Condition:

@@ -15,6 +15,7 @@ from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.denoisers.prediction import Prediction, from_v
+from diffcore.denoisers.reading import Reading
 from diffcore.methods import Method, Roles, consistency, denoising, progressive
 from diffcore.noise.angle import WEIGHTS, between, hop, min_snr
 from diffcore.noise.schedule import Cosine
@@ -456,7 +457,7 @@ def test_the_grid_grows_log_linearly():
 
 
 def test_an_x0_head_is_not_asked_for_its_v_at_the_data():
-    x0_head = NetDenoiser(ToyNet(3).double(), Cosine(), "x0")
+    x0_head = NetDenoiser(ToyNet(3).double(), Cosine(), Reading("x0"))
     cast, drawn = Roles(x0_head, x0_head, x0_head), Draw(torch.tensor([0.01, 0.5]).double(), randn(2, 3, 3, 3))
     for word, _ in ORDERS:
         loss = consistency.Consistency(8, 0.0, hop=word).loss(cast, randn(2, 3, 3, 3), drawn, 0.0)

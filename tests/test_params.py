@@ -673,9 +673,43 @@ def test_all_that_a_teacher_s_line_says_is_its():
         schedule=params.SCHEDULES["linear"](beta_max=9.0),
         conditional=True,
         parameterization="x0_eps",
+        reading=params.Reading("x0_eps"),
     )
     assert root({"from": "x"}) == (sections.Adopted(name="t", folder="x", conditional=False), [])
     assert root({"from": "x", "conditional": True})[0] == sections.Adopted(name="t", folder="x", conditional=True)
+
+
+SEEN = {"vp": "cosine", "flow": "flow", "edm": "edm", "ve": "ve"}
+
+
+@pytest.mark.parametrize("word", params.KINDS)
+def test_every_reading_can_be_chosen_by_its_name(word):
+    line = {**TRAINED, "schedule": SEEN[word]}
+    sized = [({"name": word, "sigma_data": size}, float(size)) for size in (0.5, 2)]
+    for value, size in ((word, 1.0), ({"name": word}, 1.0), *sized):
+        found, faults = root({**line, "reading": value})
+        assert faults == []
+        assert found.reading == params.Reading.of(word, found.parameterization, sigma_data=size)
+
+
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        ("emd", "teachers.t.reading: 'emd' is no reading; did you mean 'edm'?"),
+        (3, "teachers.t.reading: 3 is no reading"),
+        ({"name": "edm", "sigma": 1}, "teachers.t.reading.sigma: unknown key; did you mean 'sigma_data'?"),
+        ({"name": "edm", "sigma_data": 0}, "teachers.t.reading.sigma_data: must be a positive number, got 0"),
+        ({"name": "edm", "sigma_data": True}, "teachers.t.reading.sigma_data: must be a positive number, got True"),
+        (
+            "edm",
+            "teachers.t.reading: a network with input unit that is told log_sigma has nothing to be told at t = 0 of this",
+        ),
+    ],
+)
+def test_a_reading_that_is_none_is_refused_with_its_path(value, fault):
+    found, faults = root({**TRAINED, "schedule": "cosine", "reading": value})
+    assert found is None
+    assert any(line.startswith(fault) for line in faults), faults
 
 
 @pytest.mark.parametrize("name", params.SCHEDULES)

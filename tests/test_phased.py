@@ -15,6 +15,7 @@ from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.denoisers.prediction import Prediction, from_v
+from diffcore.denoisers.reading import Reading
 from diffcore.methods import Roles, consistency, phased
 from diffcore.methods.parts.discriminator import Discriminator, fooling, hinge
 from diffcore.methods.phased import Phased, aim, renoise
@@ -186,7 +187,9 @@ def test_where_the_hop_ends_on_the_edge_the_target_is_the_hop_itself(n, m):
 
 def test_a_student_that_says_x0_has_a_finite_loss():
     cast = roles()
-    cast = Roles(*(NetDenoiser(role.net, Cosine(), "x0") for role in (cast.student, cast.teacher, cast.target)))
+    cast = Roles(
+        *(NetDenoiser(role.net, Cosine(), Reading("x0")) for role in (cast.student, cast.teacher, cast.target))
+    )
     x0, noise = randn(8, 3, 3, 3), randn(8, 3, 3, 3, seed=6)
     per = Phased(steps=8, phases=2).loss(cast, x0, Draw((torch.arange(8).double() + 0.5) / 8, noise), 0.0)
     per.sum().backward()

@@ -13,6 +13,7 @@ from diffcore.data.feed import ResidentFeed
 from diffcore.data.read import Images
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
+from diffcore.denoisers.reading import Reading
 from diffcore.methods import consistency, distribution_matching, phased
 from diffcore.noise.schedule import Cosine, Linear
 from diffcore.training.config import Compute, Training
@@ -72,7 +73,10 @@ def denoiser(conditional: bool = False, parameterization: str = "v", **more) -> 
     """An eps parameterization on a schedule that ends before pure noise, where it would have no image."""
     classes, schedule = (3 if conditional else None), Linear() if parameterization == "eps" else Cosine()
     return NetDenoiser(
-        Told(classes, 2 if parameterization == "x0_eps" else 1, **more), schedule, parameterization, classes=classes
+        Told(classes, 2 if parameterization == "x0_eps" else 1, **more),
+        schedule,
+        Reading(parameterization),
+        classes=classes,
     )
 
 

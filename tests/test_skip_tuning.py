@@ -4,6 +4,7 @@ import torch
 from diffcore.core.errors import UserError
 from diffcore.denoisers.denoiser import Condition, per_sample
 from diffcore.denoisers.network import NetDenoiser
+from diffcore.denoisers.reading import Reading
 from diffcore.nets import unet
 from diffcore.noise.schedule import Cosine
 from diffcore.noise.trajectory import karras, uniform
@@ -62,9 +63,9 @@ def test_the_denoiser_is_left_as_it_was():
 
 def test_everything_else_of_the_denoiser_is_kept():
     whole = plain(FAMILY["classes"])
-    student = NetDenoiser(whole.net, Cosine(), "eps", uniform(4), classes=4, num_timesteps=1000)
+    student = NetDenoiser(whole.net, Cosine(), Reading("eps", 1000), uniform(4), classes=4)
     tuned = skip_tuned(student, Config(0.9))
-    assert (tuned.parameterization, tuned.grid, tuned.classes, tuned.num_timesteps) == ("eps", uniform(4), 4, 1000)
+    assert (tuned.reading, tuned.grid, tuned.classes) == (Reading("eps", 1000), uniform(4), 4)
     x = start(whole)
     assert not torch.equal(
         sample(labelled(skip_tuned(whole, Config(0.9))), x), sample(skip_tuned(whole, Config(0.9)), x)

@@ -19,6 +19,7 @@ from diffcore.data.manifest import Manifest
 from diffcore.denoisers.denoiser import Condition
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
+from diffcore.denoisers.reading import Reading
 from diffcore.metrics import bootstrap, features
 from diffcore.nets import unet
 from diffcore.noise.schedule import SCHEDULES, Cosine, Discrete, Linear, variance_preserving
@@ -323,6 +324,7 @@ def test_the_teacher_s_training_is_that_of_its_line_and_its_card_tells_it(
         network=network,
         conditional=conditional,
         parameterization=parameterization,
+        reading=Reading(parameterization),
         schedule=schedule,
         method=method,
     )
@@ -336,7 +338,7 @@ def test_the_teacher_s_training_is_that_of_its_line_and_its_card_tells_it(
     shape = network.config((1, 4, 4), 2)
     assert weights(heard.student.net) == weights(unet.build(shape, seed, 7.0))
     assert weights(heard.student.net) != weights(unet.build(shape, seed, None))
-    assert (heard.student.parameterization, heard.student.schedule, heard.student.grid) == (
+    assert (heard.student.reading.parameterization, heard.student.schedule, heard.student.grid) == (
         parameterization,
         schedule,
         None,
@@ -473,7 +475,7 @@ def test_what_is_allowed_and_seldom_wanted_is_told(capsys):
     for parameterization, num_timesteps, steps in (("v", 1000, 10), ("v", 1000, 3), ("eps", 1000, None)):
         train._tell(
             "pd",
-            NetDenoiser(ToyNet(), Cosine(), parameterization, num_timesteps=num_timesteps),
+            NetDenoiser(ToyNet(), Cosine(), Reading(parameterization, num_timesteps)),
             steps and uniform(steps),
         )
     first, second = capsys.readouterr().out.splitlines()
@@ -634,10 +636,12 @@ def cast_from(
     config = dataclasses.replace(FAMILY["classes"], guidance_embeds=guidance is not None and guidance.is_input)
     takes_guidance = guidance is not None and guidance.is_input
     schedule = Discrete((0.1, 0.2, 0.9))
-    known = {"classes": 4, "takes_guidance": takes_guidance, "num_timesteps": 3, **change}
+    known = {"classes": 4, "takes_guidance": takes_guidance, **change}
     card = object.__new__(checkpoints.Card)
     vars(card).update(guidance=guidance and dataclasses.asdict(guidance))
-    return checkpoints.Checkpoint(card, NetDenoiser(net or stirred(config), schedule, parameterization, **known))
+    return checkpoints.Checkpoint(
+        card, NetDenoiser(net or stirred(config), schedule, Reading(parameterization, 3), **known)
+    )
 
 
 def beliefs(denoiser, weight: float | None):
@@ -664,14 +668,14 @@ def test_a_student_of_one_weight_begins_as_its_teacher_of_many_is_at_that_weight
 def test_a_student_s_process_classes_levels_and_head_are_its_parent_s(weights):
     parent = cast_from(parameterization="eps")
     student, _ = roles(parent, weights)
-    assert (student.schedule, student.classes, student.num_timesteps, student.parameterization) == (
+    assert (student.schedule, student.classes, student.reading.num_timesteps, student.reading.parameterization) == (
         parent.denoiser.schedule,
         4,
         3,
         "eps",
     )
     assert student.takes_guidance == (weights is not None and weights.is_input)
-    assert roles(parent, weights, "v")[0].parameterization == "v"
+    assert roles(parent, weights, "v")[0].reading.parameterization == "v"
     assert student.net is not parent.denoiser.net
 
 
@@ -683,8 +687,8 @@ def test_a_student_of_a_student_with_steps_of_its_own_may_get_others():
 
 def test_what_no_network_can_be_made_to_say_is_a_mistake():
     both = cast_from()
-    both.denoiser.parameterization = "x0_eps"
-    assert roles(both, None)[0].parameterization == "x0_eps"
+    both.denoiser.reading = Reading("x0_eps")
+    assert roles(both, None)[0].reading.parameterization == "x0_eps"
     with pytest.raises(
         UserError, match="parameterization x0_eps says twice as much as one of v; leave `parameterization` out"
     ):

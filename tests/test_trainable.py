@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from diffcore import methods
 from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.denoisers.network import NetDenoiser
+from diffcore.denoisers.reading import Reading
 from diffcore.methods import (
     consistency,
     consistency_training,
@@ -227,7 +228,7 @@ PARAMETERIZED = [
 )
 def test_every_parameterization_finds_the_closed_form(parameterization, name, number):
     """The velocity read from what the network says is the right one."""
-    case, start = CASES[name][number], NetDenoiser(Says(parameterization), Cosine(), parameterization)
+    case, start = CASES[name][number], NetDenoiser(Says(parameterization), Cosine(), Reading(parameterization))
     feed = GaussianFeed(MEAN, STD, 256)
     job = Job(case.config, Training(400, 256, 0.05, 0.0, weight_decay=0.0), feed, 0)
     learned = start.with_network(fit(job, start, exact(torch.float32), COMPUTE).net)

@@ -14,6 +14,7 @@ from diffcore.denoisers.denoiser import Condition, Denoiser, Wrapper
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.meter import Meter, Metered
 from diffcore.denoisers.network import NetDenoiser
+from diffcore.denoisers.reading import Reading
 from diffcore.denoisers.rescaling import Rescaled
 from diffcore.nets import unet
 from diffcore.noise.schedule import VE, Cosine
@@ -213,7 +214,7 @@ def test_features_are_of_the_time_that_the_network_is_told_there(steps):
             return [x_t]
 
     x, t = torch.zeros(3, 1, 2, 2), torch.tensor([0.25, 0.5, 1.0]).double()
-    denoiser = NetDenoiser(Shows(), Cosine(), num_timesteps=steps)
+    denoiser = NetDenoiser(Shows(), Cosine(), Reading(num_timesteps=steps))
     denoiser(x, t)
     denoiser.features(x, t)
     assert torch.equal(told[0], (t * steps - 1).float())

@@ -21,6 +21,9 @@ RENAMED = {
 }
 """Words of older cards, and what they are now."""
 
+LATER = {"watch", "reading"}
+"""Fields that older cards of this schema lack, and new ones where there is nothing to say: so equal jobs keep equal bytes."""
+
 
 @dataclass(frozen=True)
 class Card:
@@ -35,7 +38,8 @@ class Card:
     images and network calls. files: sha256 of each file. digest: of all these files. compute: device, precision, whose
     random numbers and number of processes that trained it, null where that was not here or is not known. watch: of a watched
     training the digest of the feature network that looked at it, the update of these weights, their distance, after how
-    many updates it ended, and the alarms; null for one that was not watched. seal: digest of the rest of the card.
+    many updates it ended, and the alarms; null for one that was not watched. reading: what the network sees and
+    is told (input, time, sigma_data of `Reading`), null for x_t as it is and T t - 1. seal: digest of the rest of the card.
     """
 
     schema: int
@@ -63,6 +67,7 @@ class Card:
     compute: dict[str, str | int] | None = None
     seal: str = ""
     watch: dict[str, Any] | None = None
+    reading: dict[str, Any] | None = None
 
     def sealed(self) -> str:
         """What `seal` must be. Older cards have no `compute`, and keep their seals."""
@@ -70,8 +75,8 @@ class Card:
         return disk.digest({key: value for key, value in self.to_json().items() if key not in left_out})
 
     def to_json(self) -> dict[str, Any]:
-        """Its fields; `watch` only of a training that was watched."""
-        return {key: value for key, value in asdict(self).items() if key != "watch" or value is not None}
+        """Its fields; those of LATER only where there is something to say."""
+        return {key: value for key, value in asdict(self).items() if key not in LATER or value is not None}
 
 
 @dataclass(frozen=True)

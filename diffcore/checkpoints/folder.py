@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from diffcore.checkpoints.card import SCHEMA, Card, Guidance
-from diffcore.checkpoints.to_diffusers import model_index, scheduler
+from diffcore.checkpoints.to_diffusers import model_index, reading_of, scheduler
 from diffcore.checkpoints.verified import WEIGHTS, verify
 from diffcore.core import disk
 from diffcore.core.errors import UserError
@@ -71,14 +71,17 @@ def save(
         save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})
         disk.write_json(new / "unet/config.json", denoiser.net.config_json())
         pipeline, settings = scheduler(denoiser, about["solver"])
-        disk.write_json(new / "scheduler/scheduler_config.json", settings)
-        disk.write_json(new / "model_index.json", model_index(pipeline, settings, denoiser.net))
+        if settings:
+            disk.write_json(new / "scheduler/scheduler_config.json", settings)
+        if pipeline:
+            disk.write_json(new / "model_index.json", model_index(pipeline, settings, denoiser.net))
         files = {str(file.relative_to(new)): disk.sha256(file) for file in sorted(new.rglob("*")) if file.is_file()}
         card = Card(
             schema=SCHEMA,
             schedule=schedule.to_json(denoiser.schedule),
-            parameterization=denoiser.parameterization,
-            num_timesteps=denoiser.num_timesteps,
+            parameterization=denoiser.reading.parameterization,
+            num_timesteps=denoiser.reading.num_timesteps,
+            reading=denoiser.reading.to_json(),
             grid=list(denoiser.grid.times) if denoiser.grid else None,
             image=list(image),
             files=files,
@@ -103,7 +106,7 @@ def load(folder: Path) -> Checkpoint:
     kind = schedule.from_json(card.schedule)
     return Checkpoint(
         card,
-        NetDenoiser(net, kind, card.parameterization, grid, classes, takes_guidance, num_timesteps=card.num_timesteps),
+        NetDenoiser(net, kind, reading_of(card), grid, classes, takes_guidance),
     )
 
 

@@ -15,16 +15,18 @@ import torch
 from torch import Tensor
 
 from diffcore import nets
+from diffcore.checkpoints import to_diffusers
 from diffcore.checkpoints.folder import check_finite, load
 from diffcore.core import disk
 from diffcore.core.errors import UserError
 from diffcore.denoisers.clipping import Clip, Threshold
 from diffcore.denoisers.network import NetDenoiser
+from diffcore.denoisers.reading import Reading
 from diffcore.nets import unet
 from diffcore.noise.schedule import Discrete
 
 SCHEDULER = "scheduler/scheduler_config.json"
-PREDICTION_TYPES = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+PREDICTION_TYPES = {theirs: ours for ours, theirs in to_diffusers.PREDICTION_TYPES.items()}
 NAMES = """
 DDPM DDPMParallel DDIM DDIMParallel PNDM DPMSolverMultistep DPMSolverSinglestep UniPCMultistep DEISMultistep EulerDiscrete
 EulerAncestralDiscrete HeunDiscrete LMSDiscrete KDPM2Discrete KDPM2AncestralDiscrete
@@ -121,9 +123,7 @@ def read(folder: Path) -> Adopted:
     net = nets.open_folder(folder / "unet").eval().requires_grad_(False)
     check_finite(net.state_dict(), f"{folder}/unet", "fetch it again, or take another teacher")
     table = content.get("num_class_embeds")
-    denoiser = NetDenoiser(
-        net, schedule, parameterization, classes=table and table - 1, num_timesteps=len(schedule.betas)
-    )
+    denoiser = NetDenoiser(net, schedule, Reading(parameterization, len(schedule.betas)), classes=table and table - 1)
     paths = [folder / SCHEDULER, folder / "unet" / nets.CONFIG, *sorted((folder / "unet").glob("*.safetensors*"))]
     files = {str(p.relative_to(folder)): disk.sha256(p) for p in paths}
     return Adopted(denoiser, files, _image(content), sampling=_sampling(settings, folder))

@@ -1,5 +1,7 @@
 """Who takes part in a training: the student as it begins, and its teacher, guided where that is asked."""
 
+from dataclasses import replace
+
 from torch import nn
 
 from diffcore.checkpoints import Checkpoint, Guidance
@@ -29,7 +31,7 @@ def roles(
         if not isinstance(net, unet.UNet):
             raise UserError("an input for the guidance weight needs our own U-Net; give one weight instead of a range")
         net = unet.with_guidance(net) if is_input else unet.folded(net, weights.low)
-    if parameterization is not None and own.parameterization == "x0_eps" and new is None:
+    if parameterization is not None and own.reading.parameterization == "x0_eps" and new is None:
         raise UserError(
             f"a network of parameterization x0_eps says twice as much as one of {parameterization}; "
             f"leave `parameterization` out"
@@ -37,10 +39,9 @@ def roles(
     student = NetDenoiser(
         net,
         own.schedule,
-        parameterization or own.parameterization,
+        replace(own.reading, parameterization=parameterization or own.reading.parameterization),
         None,
         own.classes,
         is_input,
-        num_timesteps=own.num_timesteps,
     )
     return student, teacher

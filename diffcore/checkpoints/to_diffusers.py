@@ -7,31 +7,75 @@ import torch
 from torch import nn
 
 from diffcore.checkpoints.card import Card
+from diffcore.core.errors import UserError
 from diffcore.denoisers.network import NetDenoiser
+from diffcore.denoisers.reading import KINDS, Reading
 from diffcore.noise import schedule
+from diffcore.noise.schedule import Flow, Normalised, Schedule
 
-PREDICTION_TYPES = {"v": "v_prediction", "eps": "epsilon", "x0": "sample"}
+PREDICTION_TYPES = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 """What diffusers calls the parameterizations that its DDIM and LCM schedulers know."""
 
+WRITTEN_AS = "0.36.0"
+"""The version of diffusers whose format is written."""
 
-def scheduler(denoiser: NetDenoiser, solver: str) -> tuple[str, dict[str, Any]]:
-    """The diffusers pipeline and scheduler that sample as we do.
 
-    T betas with alpha-bar_j = alpha(t = (j + 1)/T)^2 and "trailing" spacing make diffusers' index j our timestep
+def scheduler(denoiser: NetDenoiser, solver: str) -> tuple[str | None, dict[str, Any] | None]:
+    """The diffusers pipeline and scheduler that sample as we do; None for the pipeline where diffusers has none that samples
+    a network of pixels by that scheduler, for both where it has no such scheduler."""
+    reading = denoiser.reading
+    if reading.is_usual:
+        return _of_betas(denoiser, solver)
+    return None, _of_flow(denoiser, solver) if is_flow(reading) else None
+
+
+def reading_of(card: Card) -> Reading:
+    """How the network of a card is fed and read."""
+    try:
+        return Reading(card.parameterization, card.num_timesteps, **(card.reading or {}))
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"the card of {card.name} says of its network's reading what is none here ({error}); take a newer version"
+        ) from None
+
+
+def is_flow(reading: Reading) -> bool:
+    """Whether diffusers' schedulers of rectified flow step the network: it sees (1 - s) x_0 + s eps, is told T s, says u."""
+    return reading == Reading("flow", reading.num_timesteps, *KINDS["flow"])
+
+
+def _of_flow(denoiser: NetDenoiser, solver: str) -> dict[str, Any]:
+    """Both schedulers shift the sigmas that they are given, so ours are the times of a flow schedule and 1 its last."""
+    name = "FlowMatchLCMScheduler" if solver == "multistep_consistency" else "FlowMatchEulerDiscreteScheduler"
+    return {
+        "_class_name": name,
+        "_diffusers_version": WRITTEN_AS,
+        "num_train_timesteps": denoiser.reading.num_timesteps,
+        "shift": _shift(denoiser.schedule),
+    }
+
+
+def _shift(kind: Schedule) -> float:
+    kind = kind.of if isinstance(kind, Normalised) else kind
+    return kind.shift if isinstance(kind, Flow) else 1.0
+
+
+def _of_betas(denoiser: NetDenoiser, solver: str) -> tuple[str, dict[str, Any]]:
+    """T betas with alpha-bar_j = alpha(t = (j + 1)/T)^2 and "trailing" spacing make diffusers' index j our timestep
     T t - 1, so a trajectory of K uniform steps is exact where K divides T. A consistency student is sampled by LCM's
     multistep rule with its boundary scalings switched off: a v network has the boundary condition built in.
 
     Neither knows the parameterizations `x0_eps` and `flow`: they are written as what they are, so that their `step` refuses
     them by name, and `loop` is how to sample without it.
     """
-    t = torch.arange(denoiser.num_timesteps + 1, dtype=torch.float64) / denoiser.num_timesteps
+    t = torch.arange(denoiser.reading.num_timesteps + 1, dtype=torch.float64) / denoiser.reading.num_timesteps
     alpha_bar = denoiser.schedule.alpha(t) ** 2
     alpha_bar[0] = 1  # the data: a schedule that keeps some noise there (ve) loses it in the last step, as in diffusers
     common = {
-        "_diffusers_version": "0.36.0",
-        "num_train_timesteps": denoiser.num_timesteps,
+        "_diffusers_version": WRITTEN_AS,
+        "num_train_timesteps": denoiser.reading.num_timesteps,
         "trained_betas": (1 - alpha_bar[1:] / alpha_bar[:-1]).tolist(),
-        "prediction_type": PREDICTION_TYPES.get(denoiser.parameterization, denoiser.parameterization),
+        "prediction_type": PREDICTION_TYPES.get(denoiser.reading.parameterization, denoiser.reading.parameterization),
         "clip_sample": False,
         "set_alpha_to_one": True,
         "steps_offset": 0,
@@ -46,38 +90,104 @@ def scheduler(denoiser: NetDenoiser, solver: str) -> tuple[str, dict[str, Any]]:
 
 
 BELIEFS = {
-    "flow": """    x0 = (x - sigma[k] * out) / (alpha[k] + sigma[k])
-    eps = (x + alpha[k] * out) / (alpha[k] + sigma[k])
+    "x0": """    x0 = out
+    eps = (seen - alpha * x0) / sigma
+""",
+    "eps": """    eps = out
+    x0 = (seen - sigma * eps) / alpha
+""",
+    "v": """    size = math.hypot(alpha, sigma)
+    x0 = (alpha * seen / size - sigma * out) / size
+    eps = (sigma * seen / size + alpha * out) / size
+""",
+    "score": """    eps = -sigma * out
+    x0 = (seen - sigma * eps) / alpha
 """,
     "x0_eps": """    x0, eps = out.chunk(2, 1)
-    v = alpha[k] * eps - sigma[k] * x0
-    x0, eps = alpha[k] * x - sigma[k] * v, sigma[k] * x + alpha[k] * v
+    v = alpha * eps - sigma * x0
+    x0, eps = alpha * seen - sigma * v, sigma * seen + alpha * v
+""",
+    "flow": """    x0 = (seen - sigma * out) / (alpha + sigma)
+    eps = (seen + alpha * out) / (alpha + sigma)
+""",
+    "edm": """    size = math.hypot(alpha, sigma)
+    x0 = (alpha * seen / size + sigma * out) / size
+    eps = (sigma * seen / size - alpha * out) / size
 """,
 }
-"""What the outputs of networks say that no scheduler of diffusers knows, in Python; on schedules that preserve variance."""
+"""What the outputs of networks say, in Python, at the level of what they see; x0_eps where that has variance 1."""
 
 
 def loop(card: Card, times: Sequence[float]) -> str | None:
-    """Python that samples the network in the folder PATH at these times, with diffusers' network and torch alone; None for a
-    network that diffusers' own pipeline samples. By DDIM, or for a consistency student by fresh noise in every step."""
-    if card.parameterization not in BELIEFS:
+    """Python that samples the network in the folder PATH at these times, by DDIM or for a consistency student by fresh noise
+    in every step, with diffusers and torch alone; None for a network that diffusers' own pipeline samples. By diffusers'
+    scheduler where there is one."""
+    reading = reading_of(card)
+    if reading.is_usual and card.parameterization in PREDICTION_TYPES and not card.classes:
         return None
-    kind, t = schedule.from_json(card.schedule), torch.tensor(list(times), dtype=torch.float64)
-    noise = "torch.randn_like(x)" if card.solver == "multistep_consistency" else "eps"
-    return f"""import torch
-from diffusers import UNet2DModel
+    if is_flow(reading) and times[-1] == 0:
+        return _stepped(card, times)
+    return _by_hand(card, reading, times)
 
-unet = UNet2DModel.from_pretrained("PATH/unet")
-timesteps = {(t * card.num_timesteps - 1).tolist()}
-alpha = {kind.alpha(t).tolist()}
-sigma = {kind.sigma(t).tolist()}
-x = torch.randn(16, {", ".join(map(str, card.image))})
-for k in range({len(times) - 1}):
+
+def _stepped(card: Card, times: Sequence[float]) -> str:
+    """By a scheduler of rectified flow, which makes the last step to 0 and its own shift of the sigmas it is given."""
+    kind, t = schedule.from_json(card.schedule), torch.tensor(list(times[:-1]), dtype=torch.float64)
+    name = "FlowMatchLCMScheduler" if card.solver == "multistep_consistency" else "FlowMatchEulerDiscreteScheduler"
+    is_own = isinstance(kind.of if isinstance(kind, Normalised) else kind, Flow)
+    sigmas = t if is_own else kind.sigma(t) / (kind.alpha(t) + kind.sigma(t))
+    return f"""{_opening(card, f"{name}, ")}scheduler = {name}.from_pretrained("PATH", subfolder="scheduler")
+scheduler.set_timesteps(sigmas=[{", ".join(_numbers(sigmas.tolist()))}])
+{_start(card)}for t in scheduler.timesteps:
     with torch.no_grad():
-        out = unet(x, torch.full((len(x),), timesteps[k])).sample
-{BELIEFS[card.parameterization]}    x = alpha[k + 1] * x0 + sigma[k + 1] * {noise}
+        out = {_call(card, "x", "t")}
+    x = scheduler.step(out, t, x).prev_sample
 images = (x / 2 + 0.5).clamp(0, 1)
 """
+
+
+def _by_hand(card: Card, reading: Reading, times: Sequence[float]) -> str:
+    kind, t = schedule.from_json(card.schedule), torch.tensor(list(times), dtype=torch.float64)
+    level = kind.level(t, t)
+    seen, own = reading.seen(torch.ones_like(t), level)
+    columns = [reading.timestep(t, kind), seen, own.alpha, own.sigma, level.alpha.roll(-1), level.sigma.roll(-1)]
+    rows = [f"    ({', '.join(_numbers(row))})," for row in torch.stack(columns, 1)[:-1].tolist()]
+    noise = "torch.randn_like(x)" if card.solver == "multistep_consistency" else "eps"
+    whole = "" if reading.sigma_data == 1 else f"    x0 = {reading.sigma_data:.9g} * x0\n"
+    return f"""import math
+
+{_opening(card)}# (timestep, scale of what the network sees, alpha and sigma of that, alpha and sigma that the step leads to)
+steps = [
+{chr(10).join(rows)}
+]
+{_start(card)}for timestep, scale, alpha, sigma, to_alpha, to_sigma in steps:
+    seen = scale * x
+    with torch.no_grad():
+        out = {_call(card, "seen", "torch.full((16,), timestep)")}
+{BELIEFS[card.parameterization]}{whole}    x = to_alpha * x0 + to_sigma * {noise}
+images = (x / 2 + 0.5).clamp(0, 1)
+"""
+
+
+def _opening(card: Card, others: str = "") -> str:
+    return f"""import torch
+from diffusers import {others}UNet2DModel
+
+unet = UNet2DModel.from_pretrained("PATH", subfolder="unet")
+"""
+
+
+def _start(card: Card) -> str:
+    labels = f"class_labels = torch.arange(16) % {len(card.classes)}\n" if card.classes else ""
+    return f"{labels}x = torch.randn(16, {', '.join(map(str, card.image))})\n"
+
+
+def _call(card: Card, seen: str, timestep: str) -> str:
+    return f"unet({seen}, {timestep}{', class_labels' if card.classes else ''}).sample"
+
+
+def _numbers(values: Sequence[float]) -> list[str]:
+    return [f"{value:.9g}" for value in values]
 
 
 def model_index(pipeline: str, scheduler: dict[str, Any], net: nn.Module) -> dict[str, Any]:

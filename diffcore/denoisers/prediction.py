@@ -40,6 +40,11 @@ class Prediction:
         return self.eps - self.x0
 
     @property
+    def edm(self) -> Sample:
+        """F of Karras et al. 2022 (arXiv 2206.00364, eq. 7) for data of standard deviation 1: -v."""
+        return -self.v
+
+    @property
     def x0_eps(self) -> Tensor:
         """x_0 and eps side by side, [b, 2c, ...]."""
         return torch.cat([self.x0, self.eps], 1)
@@ -81,6 +86,15 @@ def from_flow(x_t: Sample, level: Level, u: Sample) -> Prediction:
     return Prediction((x_t - level.sigma * u) / whole, (x_t + level.alpha * u) / whole, level)
 
 
+def from_edm(x_t: Sample, level: Level, F: Sample) -> Prediction:
+    """Singular nowhere: c_skip x_t + c_out F for data of standard deviation 1."""
+    return from_v(x_t, level, -F)
+
+
 PARAMETERIZATIONS = dict(
-    zip(parameterization.NAMES, (from_x0, from_eps, from_v, from_score, from_x0_eps, from_flow), strict=True)
+    zip(
+        parameterization.NAMES,
+        (from_x0, from_eps, from_v, from_score, from_x0_eps, from_flow, from_edm),
+        strict=True,
+    )
 )

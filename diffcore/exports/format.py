@@ -33,7 +33,7 @@ def example(checkpoint: Checkpoint, count: int) -> tuple[Tensor | None, ...]:
     and the guidance weights; None for classes that a network with guidance weights does not take."""
     denoiser, rng = checkpoint.denoiser, generator("export", count)
     x = torch.randn(count, *checkpoint.shape, generator=rng)
-    inputs = [x, torch.linspace(0, 1, count) * denoiser.num_timesteps - 1]
+    inputs = [x, denoiser.reading.timestep(torch.linspace(0, 1, count), denoiser.schedule)]
     if denoiser.classes is not None:
         inputs.append(torch.arange(count) % (denoiser.classes + 1))
     if denoiser.takes_guidance:

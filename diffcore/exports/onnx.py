@@ -6,7 +6,6 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,7 @@ class Onnx(Format):
                 input_names=names,
                 output_names=["output"],
             )
-        program.model.metadata_props.update(card=json.dumps(asdict(checkpoint.card)), readme=readme)
+        program.model.metadata_props.update(card=json.dumps(checkpoint.card.to_json()), readme=readme)
         program.save(new, external_data=False)
 
     def open(self, checkpoint: Checkpoint, new: Path) -> Call:

@@ -2,7 +2,6 @@
 
 import json
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 
 from diffcore.checkpoints import Checkpoint
@@ -19,7 +18,7 @@ class Safetensors(Format):
 
         net = checkpoint.denoiser.net
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
-        about = {"config": net.config_json(), "card": asdict(checkpoint.card)}
+        about = {"config": net.config_json(), "card": checkpoint.card.to_json()}
         words = {name: json.dumps(value) for name, value in about.items()}
         save_file(tensors, new, metadata={"format": "pt", **words, "readme": readme})
 

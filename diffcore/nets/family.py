@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from diffcore.denoisers.reading import NUM_TIMESTEPS
+
 
 class Shape(abc.ABC):
     """What a person chooses of a network: a frozen dataclass whose fields are its keys under `network` in params.yaml.
@@ -25,8 +27,11 @@ class Shape(abc.ABC):
         return 0
 
     @abc.abstractmethod
-    def build(self, image: Sequence[int], classes: int | None, seed: int) -> nn.Module:
-        """A new network for images [c, h, w] of so many classes, all of its weights from the seed. It has `with_dropout(p)`,
+    def build(
+        self, image: Sequence[int], classes: int | None, seed: int, span: int | float = NUM_TIMESTEPS
+    ) -> nn.Module:
+        """A new network for images [c, h, w] of so many classes, all of its weights from the seed. span: how far the times
+        reach that it is told. It has `with_dropout(p)`,
         `config_json()` and `forward(x [b, c, h, w], timestep [b], class_labels [b])`. A UserError where it cannot take
         such images.
         """

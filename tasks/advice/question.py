@@ -116,10 +116,10 @@ def _adopted(question: Question, folder: str) -> Question:
     return replace(
         question,
         folder=str(place),
-        says=model.denoiser.parameterization,
+        says=model.denoiser.reading.parameterization,
         conditional=model.denoiser.classes is not None,
         weights=sum(part.numel() for part in model.denoiser.net.parameters()),
-        levels=model.denoiser.num_timesteps,
+        levels=model.denoiser.reading.num_timesteps,
         side=height if height and height == width else None,
         channels=channels,
     )

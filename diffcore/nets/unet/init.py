@@ -5,19 +5,20 @@ from torch import Tensor, nn
 
 from diffcore.core.errors import UserError
 from diffcore.core.rng import generator
-from diffcore.denoisers.network import NUM_TIMESTEPS
+from diffcore.denoisers.reading import NUM_TIMESTEPS
 from diffcore.nets.unet.blocks import TimeEmbedding, frequencies
 from diffcore.nets.unet.config import UNetConfig
 from diffcore.nets.unet.model import UNet
 
 
-def build(config: UNetConfig, seed: int, max_phase: float | None = 12.0) -> UNet:
+def build(config: UNetConfig, seed: int, max_phase: float | None = 12.0, span: int | float = NUM_TIMESTEPS) -> UNet:
     """A new network whose weights come from (seed, name of the parameter) alone.
 
     Distributed as torch's layers start, but the last convolution of each residual block and of the network is zero (Dhariwal
     & Nichol 2021): after 400 steps on the digits the held-out v loss was 0.303 and 0.304 so, 0.313 and 0.307 otherwise.
 
-    max_phase: radians; only frequencies w with T w <= max_phase are used, T = 1024 (None: all of them).
+    max_phase: radians; only frequencies w with w span <= max_phase are used, where span is how far the times reach that the
+    network is told (None: all of them).
     """
     net = UNet(config)
     with torch.no_grad():
@@ -25,7 +26,7 @@ def build(config: UNetConfig, seed: int, max_phase: float | None = 12.0) -> UNet
             for name, parameter in layer.named_parameters(recurse=False):
                 _start(parameter, layer, f"{place}.{name}", generator(seed, "unet", place, name))
         if max_phase is not None:
-            _switch_off(net.time_embedding, max_phase)
+            _switch_off(net.time_embedding, max_phase, span)
     return net
 
 
@@ -41,8 +42,8 @@ def _start(parameter: Tensor, layer: nn.Module, name: str, rng: torch.Generator)
         parameter.uniform_(-bound, bound, generator=rng)
 
 
-def _switch_off(embedding: TimeEmbedding, max_phase: float) -> None:
-    fast = NUM_TIMESTEPS * frequencies(embedding.features, embedding.shift) > max_phase
+def _switch_off(embedding: TimeEmbedding, max_phase: float, span: int | float) -> None:
+    fast = span * frequencies(embedding.features, embedding.shift) > max_phase
     if fast.all():
         raise UserError(
             f"max_phase {max_phase} leaves no frequency of the time embedding; raise it or widen channels[0]"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from diffcore.core.errors import UserError
+from diffcore.denoisers.reading import NUM_TIMESTEPS
 from diffcore.nets import family
 from diffcore.nets.unet.config import UNetConfig, default_config
 from diffcore.nets.unet.init import build
@@ -58,8 +59,8 @@ class Shape(family.Shape):
         )
         return replace(config, out_channels=2 * config.in_channels) if self.parameterization == "x0_eps" else config
 
-    def build(self, image: Sequence[int], classes: int | None, seed: int) -> UNet:
-        return build(self.config(image, classes), seed, self.max_phase)
+    def build(self, image: Sequence[int], classes: int | None, seed: int, span: int | float = NUM_TIMESTEPS) -> UNet:
+        return build(self.config(image, classes), seed, self.max_phase, span)
 
     def parameters(self, channels: int) -> int:
         """Without its tables of classes."""
