@@ -23,7 +23,7 @@ from diffcore.core.shapes import Sample, batches
 from diffcore.data import feed, read
 from diffcore.data.manifest import Manifest
 from diffcore.denoisers.bfloat16 import BFloat16
-from diffcore.denoisers.denoiser import Condition
+from diffcore.denoisers.condition import Condition, of_classes
 from diffcore.denoisers.meter import Meter
 from diffcore.metrics import features, halvings, judges, likelihood, measured, measures, statistics
 from diffcore.metrics.courts import Courts
@@ -143,7 +143,7 @@ class Bench:
         config, own = self.config.fitted, self.opened
         teacher = own if self.name == ROOT else self._open(ROOT)
         labels = rng.labels_like(self.real.labels, config.images, config.seed) if teacher.denoiser.classes else None
-        condition = None if labels is None else Condition(labels)
+        condition = None if labels is None else of_classes(labels)
         hop_errors = fitted.hop_errors(own.denoiser, teacher.denoiser, config, own.shape, condition=condition)
         times = fitted.fit(hop_errors, config.late)
         example = ", ".join(f"{t:.3g}" for t in times[min(4, config.points)].times)

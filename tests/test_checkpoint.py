@@ -12,7 +12,7 @@ from diffcore.checkpoints.to_diffusers import loop
 from diffcore.core import disk
 from diffcore.core.errors import UserError
 from diffcore.data.feed import to_uint8
-from diffcore.denoisers.denoiser import Condition
+from diffcore.denoisers.condition import of_classes
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.denoisers.reading import Reading
 from diffcore.nets import unet
@@ -328,7 +328,7 @@ def test_the_loop_of_a_network_with_classes_tells_it_classes(diffusers, tmp_path
     exec(loop(card, card.grid).replace("PATH", str(tmp_path / "s")), names)
     torch.manual_seed(5)
     noises = [torch.randn(16, *IMAGE)]
-    samples = ours(own.with_condition(Condition(torch.arange(16) % 3)), "ddim", noises, 4)
+    samples = ours(own.with_condition(of_classes(torch.arange(16) % 3)), "ddim", noises, 4)
     torch.testing.assert_close(names["x"], samples, rtol=1e-4, atol=1e-4)
 
 
@@ -376,7 +376,11 @@ def test_another_number_of_steps_gives_other_images(diffusers, tmp_path):
 def test_the_seal_is_of_every_field_of_a_card(folder):
     text = (folder / "card.json").read_text()
     card = json.loads(text)
-    assert {field.name for field in dataclasses.fields(checkpoints.Card)} - card.keys() == {"watch", "reading"}
+    assert {field.name for field in dataclasses.fields(checkpoints.Card)} - card.keys() == {
+        "watch",
+        "reading",
+        "inputs",
+    }
     for field in dataclasses.fields(checkpoints.Card):
         for value in (1, ["x"], None):
             if value == card.get(field.name):

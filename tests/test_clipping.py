@@ -6,7 +6,8 @@ import torch
 
 from diffcore.core.errors import UserError
 from diffcore.denoisers.clipping import Clip, Clipped, Threshold
-from diffcore.denoisers.denoiser import Condition, Denoiser, per_sample
+from diffcore.denoisers.condition import of_classes
+from diffcore.denoisers.denoiser import Denoiser, per_sample
 from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.meter import Meter, Metered
@@ -135,7 +136,7 @@ def test_the_batch_law(name, limit):
 
 def test_classes_and_rows_reach_what_is_limited():
     x, t, labels = randn(4, 2), per_sample(0.4, randn(4, 2)), torch.tensor([0, 1, 1, 0])
-    condition = Condition(labels, torch.full((4,), 3.0).double())
+    condition = of_classes(labels, torch.full((4,), 3.0).double())
     expected = Guided(TwoBlobs()).with_condition(condition)(x, t)
     found = Clipped(Guided(TwoBlobs()), Clip(0.3)).with_condition(condition)
     torch.testing.assert_close(found(x, t).x0, expected.x0.clamp(-0.3, 0.3), rtol=0, atol=0)

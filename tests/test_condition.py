@@ -8,7 +8,8 @@ import torch
 
 from diffcore.core.errors import UserError
 from diffcore.core.rng import draw
-from diffcore.denoisers.denoiser import Condition, per_sample
+from diffcore.denoisers.condition import Condition, of_classes
+from diffcore.denoisers.denoiser import per_sample
 from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.meter import Meter, Metered
@@ -55,7 +56,7 @@ class TwoBlobs(MixtureDenoiser):
 
 
 def condition(*guidance: float) -> Condition:
-    return Condition(torch.tensor([0, 1, 1]), torch.tensor(guidance, dtype=torch.float64))
+    return of_classes(torch.tensor([0, 1, 1]), torch.tensor(guidance, dtype=torch.float64))
 
 
 def test_guidance_against_a_mixture_with_known_conditional_scores():
@@ -86,7 +87,7 @@ def test_wrappers_pass_on_what_is_known():
     torch.testing.assert_close(exploding(x * scale, outer_t).x0, plain(x, inner_t).x0, rtol=1e-9, atol=1e-9)
 
 
-AWAY = torch.tensor([1, 1, -1])
+AWAY = {"class_labels": torch.tensor([1, 1, -1])}
 
 
 def test_guidance_away_from_a_class_against_a_mixture():
@@ -110,7 +111,7 @@ def test_guidance_away_from_a_class_against_a_mixture():
 def test_a_sample_keeps_its_negative_class():
     """The batch law, by `select`, by rows of the condition, and by the sampler's batches."""
     x, t, rows = randn(3, 2), torch.tensor([0.9, 0.5, 0.2]).double(), torch.tensor([2, 0])
-    known = dataclasses.replace(condition(2.0, 2.0, 3.0), negative=torch.tensor([1, 0, -1]))
+    known = dataclasses.replace(condition(2.0, 2.0, 3.0), negative={"class_labels": torch.tensor([1, 0, -1])})
     guided = Guided(TwoBlobs()).with_condition(known)
     for part in (guided.select(rows), Guided(TwoBlobs()).with_condition(known[rows].to(torch.device("cpu")))):
         torch.testing.assert_close(part(x[rows], t[rows]).x0, guided(x, t).x0[rows], rtol=0, atol=1e-14)
@@ -144,7 +145,7 @@ def test_phased_jumps_are_led_away_from_a_class(phases):
     z, labels, away = randn(3, 2), torch.tensor([0, 1, 0]), torch.tensor([1, 0, 0])
     for g in (1.0, 2.5):
         at, weight = z, torch.full((3,), g).double()
-        denoiser = Guided(Jumps(phases)).with_condition(Condition(labels, weight, away))
+        denoiser = Guided(Jumps(phases)).with_condition(of_classes(labels, weight, away))
         found = Sampler(denoiser, SOLVERS["ddim"](), uniform(phases)).sample(z)
         for k in range(phases, 0, -1):
             t, s = (torch.full((3,), j / phases).double() for j in (k, k - 1))
@@ -160,19 +161,19 @@ def test_phased_jumps_are_led_away_from_a_class(phases):
 
 def test_guidance_without_a_class_or_a_weight_is_refused():
     labels, weights = torch.tensor([1]), torch.ones(1).double()
-    for known in (Condition(), Condition(labels), Condition(None, weights), Condition(None, weights, labels)):
-        with pytest.raises(UserError, match="needs a class and a weight"):
+    for known in (Condition(), of_classes(labels), of_classes(None, weights), of_classes(None, weights, labels)):
+        with pytest.raises(UserError, match="needs a class or a text, and a weight"):
             Guided(TwoBlobs()).with_condition(known)(randn(1, 2), torch.tensor([0.5]))
 
 
 @pytest.mark.parametrize("name", sorted(set(SOLVERS) - {"analytic"}))
 def test_every_solver_keeps_a_sample_with_its_class(name):
     """A solver that works on a part of the batch must ask for that part's classes."""
-    known = Condition(torch.tensor([0, 1, 1, 0, 1]), torch.full((5,), 2.0).double())
+    known = of_classes(torch.tensor([0, 1, 1, 0, 1]), torch.full((5,), 2.0).double())
     sampler = Sampler(Guided(TwoBlobs()), make_solver(name), karras(6, Cosine()))  # some cannot begin at pure noise
     whole = sampler.draw((2,), 5, 0, 5, known)
     torch.testing.assert_close(whole, sampler.draw((2,), 5, 0, 2, known), rtol=0, atol=1e-5)
-    other = sampler.draw((2,), 5, 0, 5, Condition(1 - known.class_labels, known.guidance))
+    other = sampler.draw((2,), 5, 0, 5, of_classes(1 - known.class_labels, known.guidance))
     assert (whole - other).abs().max() > 0.1
 
 
@@ -187,9 +188,9 @@ def net(conditional: bool = True, seed: int = 1) -> unet.UNet:
 
 def test_no_class_is_the_index_after_the_last():
     denoiser, x, t = NetDenoiser(net(), Cosine(), classes=3), randn(2, 1, 8, 8).float(), torch.tensor([0.3, 0.6])
-    assert torch.equal(denoiser(x, t).v, denoiser.with_condition(Condition(torch.tensor([-1, -1])))(x, t).v)
-    assert torch.equal(denoiser(x, t).v, denoiser.with_condition(Condition(torch.tensor([3, 3])))(x, t).v)
-    assert not torch.equal(denoiser(x, t).v[0], denoiser.with_condition(Condition(torch.tensor([2, -1])))(x, t).v[0])
+    assert torch.equal(denoiser(x, t).v, denoiser.with_condition(of_classes(torch.tensor([-1, -1])))(x, t).v)
+    assert torch.equal(denoiser(x, t).v, denoiser.with_condition(of_classes(torch.tensor([3, 3])))(x, t).v)
+    assert not torch.equal(denoiser(x, t).v[0], denoiser.with_condition(of_classes(torch.tensor([2, -1])))(x, t).v[0])
 
 
 def test_an_input_for_guidance_changes_nothing_at_first_and_folds_into_a_bias():
@@ -230,9 +231,9 @@ def test_a_network_computes_where_the_samples_lie(known, monkeypatch):
     """With classes and weights as inputs, told of both or of the weight alone; on the device of no memory a part of it that
     were left on the CPU would be an error."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # which knows no such device
-    told = Condition(torch.arange(3) if known else None, torch.ones(3).double()).to(torch.device("meta"))
+    told = of_classes(torch.arange(3) if known else None, torch.ones(3).double()).to(torch.device("meta"))
     network, heard = unet.with_guidance(net()).to("meta"), []
-    network.register_forward_pre_hook(lambda _, inputs: heard.extend(inputs))
+    network.register_forward_pre_hook(lambda _, own, named: heard.extend([*own, *named.values()]), with_kwargs=True)
     denoiser = NetDenoiser(network, Linear(), classes=3, takes_guidance=True).with_condition(told)
     x, t = torch.zeros(3, 1, 8, 8, device="meta"), torch.zeros(3, device="meta").double()
     found = [denoiser(x, t).v, *denoiser.features(x, t)]

@@ -8,7 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffcore.core.errors import UserError
 from diffcore.core.rng import noises
-from diffcore.denoisers.denoiser import Condition, Denoiser, per_sample
+from diffcore.denoisers.condition import of_classes
+from diffcore.denoisers.denoiser import Denoiser, per_sample
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.meter import Meter, Metered
 from diffcore.denoisers.network import NetDenoiser
@@ -251,7 +252,7 @@ def test_the_share_is_counted_once_for_a_shape():
     whole = plain(FAMILY["classes"])
     cached, runs = DeepCached(whole, Config(2)), spied(whole.net.conv_in)
     for labels in (torch.zeros(3).long(), torch.ones(3).long()):
-        cached.with_condition(Condition(labels)).share((1, 8, 8))
+        cached.with_condition(of_classes(labels)).share((1, 8, 8))
     assert len(runs) == 2
     cached.share((1, 16, 16))
     assert len(runs) == 4
@@ -262,7 +263,7 @@ def test_the_share_is_counted_once_for_a_shape():
 
 def labelled(denoiser: Denoiser, guidance: float | None = None) -> Denoiser:
     weight = None if guidance is None else torch.full((3,), guidance, dtype=torch.float64)
-    return denoiser.with_condition(Condition(torch.tensor([0, 2, 3]), weight))
+    return denoiser.with_condition(of_classes(torch.tensor([0, 2, 3]), weight))
 
 
 def test_classes_reach_full_and_cached_calls():

@@ -5,7 +5,7 @@ import dataclasses
 import torch
 
 from diffcore.core.rng import draw
-from diffcore.denoisers.denoiser import Condition
+from diffcore.denoisers.condition import of_classes
 from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.denoisers.guidance import Guided
 from diffcore.methods import Roles
@@ -113,7 +113,7 @@ def test_the_critic_learns_the_samples_and_starts_as_the_student():
 def test_the_critic_knows_the_class():
     from tests.test_condition import TwoBlobs
 
-    known = Condition(torch.tensor([0, 1, 0]))
+    known = of_classes(torch.tensor([0, 1, 0]))
     roles = Roles(TwoBlobs(), TwoBlobs(), TwoBlobs(), Known(TwoBlobs())).with_condition(known)
     rolls = draw(torch.zeros(3, 2).double(), "dice")
     rolls = dataclasses.replace(rolls, noise=rolls.noise.double())
@@ -202,7 +202,7 @@ def test_roles_are_told_of_a_batch_and_nothing_else_of_them_changes():
 
     exact = gaussian()
     student, teacher, target = (Told(exact.mean, exact.variance, exact.schedule) for _ in range(3))
-    known, critic = Condition(torch.tensor([0, 1])), Known(exact)
+    known, critic = of_classes(torch.tensor([0, 1])), Known(exact)
     found = Roles(student, teacher, target, critic).with_condition(known)
     told = [role.told for role in (found.student, found.teacher, found.target)]
     assert told == [(student, known), (teacher, known), (target, known)]

@@ -6,7 +6,8 @@ import torch
 
 from diffcore.core.errors import UserError
 from diffcore.core.rng import noises
-from diffcore.denoisers.denoiser import Condition, per_sample
+from diffcore.denoisers.condition import of_classes
+from diffcore.denoisers.denoiser import per_sample
 from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.noise.trajectory import Trajectory, uniform
 from diffcore.sampling.sampler import Sampler
@@ -85,7 +86,7 @@ def test_denoisers_of_classes_are_told_them(own):
     blobs = TwoBlobs()
     other = blobs if own else TwoBlobs()
     labels = torch.tensor([0, 1, 1, 0, 1] * 8)
-    found = fitted.hop_errors(other, blobs, fitted.Config(6, 40, 16, 3), (2,), condition=Condition(labels))
+    found = fitted.hop_errors(other, blobs, fitted.Config(6, 40, 16, 3), (2,), condition=of_classes(labels))
     squares = torch.zeros(7, 7).double()
     for kind in (0, 1):
         single = GaussianDenoiser(blobs.means[kind], blobs.variances[kind], blobs.schedule)

@@ -25,7 +25,7 @@ from diffcore.core.errors import UserError
 from diffcore.data.feed import ResidentFeed
 from diffcore.data.read import Images
 from diffcore.denoisers.clipping import Clip, Clipped, Threshold
-from diffcore.denoisers.denoiser import Condition
+from diffcore.denoisers.condition import Condition, of_classes
 from diffcore.denoisers.exact import MixtureDenoiser
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
@@ -180,7 +180,7 @@ def network(
 
 def told_to(count: int, weight: bool = True) -> Condition:
     labels = torch.arange(count) % 4 - 1
-    return Condition(labels, 1 + waves(count) if weight else None, (labels + 2) % 3 if weight else None)
+    return of_classes(labels, 1 + waves(count) if weight else None, (labels + 2) % 3 if weight else None)
 
 
 WRAPPED = {
@@ -219,7 +219,7 @@ for _cache in CACHES:
     @measured("cache", dataclasses.astuple(_cache))
     def _(cache: CacheConfig = _cache):
         sampler = Sampler(DeepCached(network(3), cache), SOLVERS["ddim"](), TRAJECTORIES["uniform"](7, Cosine()))
-        labels = Condition(torch.arange(4) % 3)
+        labels = of_classes(torch.arange(4) % 3)
         yield sampler.draw(SHAPE, 4, 2, 3, labels)
         yield sorted(full_calls(cache, 11))
         yield sampler.denoiser.share(SHAPE)
@@ -364,7 +364,7 @@ def _():
 @measured("hops")
 def _():
     config = fitted.Config(points=5, images=7, batch=3, seed=8)
-    found = fitted.hop_errors(network(3, 2), network(3), config, SHAPE, condition=Condition(torch.arange(7) % 3))
+    found = fitted.hop_errors(network(3, 2), network(3), config, SHAPE, condition=of_classes(torch.arange(7) % 3))
     yield found[np.isfinite(found)]
     for late in (1.0, 1.15, 2.0):
         yield from (path.times for path in fitted.fit(found, late).values())

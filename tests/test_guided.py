@@ -9,7 +9,8 @@ from torch import nn
 
 from diffcore.core.errors import UserError
 from diffcore.core.rng import Draw
-from diffcore.denoisers.denoiser import Condition, Denoiser
+from diffcore.denoisers.condition import of_classes
+from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
@@ -48,7 +49,7 @@ def velocity_by_scores(z, t, labels=LABELS, weights=WEIGHTS):
 
 def teacher() -> Denoiser:
     """As the trainer makes it: guided, and told the batch's classes and weights."""
-    return Guided(TwoBlobs()).with_condition(Condition(LABELS, WEIGHTS))
+    return Guided(TwoBlobs()).with_condition(of_classes(LABELS, WEIGHTS))
 
 
 class Fixed(Denoiser):
@@ -91,7 +92,7 @@ def test_who_knows_the_guided_velocity_has_no_loss_and_its_slope_is_the_error_s(
 def test_a_part_of_the_batch_keeps_its_classes_and_weights():
     x0, drawn = randn(4, 2), Draw(TIMES, randn(4, 2, seed=1))
     cast = Roles(TwoBlobs(), Guided(TwoBlobs()), TwoBlobs())
-    known = Condition(LABELS, WEIGHTS)
+    known = of_classes(LABELS, WEIGHTS)
     whole = GuidedDistillation().loss(cast.with_condition(known), x0, drawn, 0.0)
     rows = [slice(k, k + 1) for k in range(4)]
     parts = [GuidedDistillation().loss(cast.with_condition(known[part]), x0[part], drawn[part], 0.0) for part in rows]
@@ -163,8 +164,8 @@ class AffineInBoth(nn.Module):
         series = angles.cos()
         return series @ self.gain, (series * (self.shift[labels] + g.float()[:, None] * self.slope[labels])).sum(1)
 
-    def forward(self, x, timestep, labels, g):
-        gain, shift = self.at((timestep + 1) / 1024, labels, g)
+    def forward(self, x, timestep, class_labels, guidance):
+        gain, shift = self.at((timestep + 1) / 1024, class_labels, guidance)
         return gain[:, None, None, None] * x + shift[:, None, None, None]
 
 
@@ -196,7 +197,7 @@ def test_the_closed_form_is_the_guided_teacher_s():
     t, labels, g = torch.tensor([0.2, 0.5, 0.9]), torch.tensor([0, 1, 1]), torch.tensor([1.0, 2.5, 4.0]).double()
     z = randn(3, 1, 4, 4)
     slope, shift = exact(t.double(), labels, g)
-    v = Guided(TwoKinds()).with_condition(Condition(labels, g))(z, t.double()).v
+    v = Guided(TwoKinds()).with_condition(of_classes(labels, g))(z, t.double()).v
     by_hand = slope[:, None, None, None] * z + shift[:, None, None, None]
     torch.testing.assert_close(v, by_hand, rtol=1e-6, atol=1e-6)  # the means are float32
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from diffcore.denoisers.denoiser import Condition
+from diffcore.denoisers.condition import of_classes
 from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.metrics import likelihood
 from diffcore.noise import trajectory
@@ -167,7 +167,7 @@ def test_bits_are_those_of_each_part_of_the_images_with_all_that_was_asked(name)
 
     x, labels, within = 0.3 * randn(5, 2), torch.tensor([0, -1, 1, 0, -1]), (-2.0, 3.0)  # of no class, probes matter
     sampler = Sampler(TwoBlobs(), SOLVERS[name](), uniform(3))
-    asked = {"seed": 4, "probes": 3, "condition": Condition(labels), "within": within}
+    asked = {"seed": 4, "probes": 3, "condition": of_classes(labels), "within": within}
     found, parts = likelihood.estimate(sampler, x, batch=2, **asked), []
     for rows in (range(0, 2), range(2, 4), range(4, 5)):
         here = Sampler(TwoBlobs(labels[rows.start : rows.stop]), SOLVERS[name](), uniform(3))
@@ -215,8 +215,8 @@ def test_a_condition_reaches_the_denoiser():
 
     labels = torch.tensor([0, 1])
     x = TwoBlobs().means[labels]
-    right = likelihood.estimate(flow(TwoBlobs(), SOLVERS["rk45"]()), x, 0, condition=Condition(labels))
-    wrong = likelihood.estimate(flow(TwoBlobs(), SOLVERS["rk45"]()), x, 0, condition=Condition(1 - labels))
+    right = likelihood.estimate(flow(TwoBlobs(), SOLVERS["rk45"]()), x, 0, condition=of_classes(labels))
+    wrong = likelihood.estimate(flow(TwoBlobs(), SOLVERS["rk45"]()), x, 0, condition=of_classes(1 - labels))
     assert right.mean < wrong.mean
 
 
@@ -294,7 +294,7 @@ def test_each_batch_is_told_the_classes_of_its_own_images():
     from tests.test_condition import TwoBlobs
 
     labels = torch.tensor([0, 1, 1, 0, 0])
-    x, known = TwoBlobs().means[labels], Condition(labels)
+    x, known = TwoBlobs().means[labels], of_classes(labels)
     for solver in (SOLVERS["ddpm"](), SOLVERS["rk45"]()):
         sampler = Sampler(TwoBlobs(), solver, uniform(4))
         whole = likelihood.estimate(sampler, x, 7, condition=known)

@@ -15,7 +15,8 @@ from torch import nn
 
 from diffcore.core import processes, rng
 from diffcore.core.errors import UserError
-from diffcore.denoisers.denoiser import Condition, Denoiser
+from diffcore.denoisers.condition import of_classes
+from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.methods import (
@@ -671,7 +672,7 @@ def test_heads_see_both_landings_under_one_noise_past_the_edge():
 
 def test_guided_features_are_those_of_the_samples_own_classes():
     net, x, t = conditional_net(), randn(3, 1, 8, 8).float(), torch.tensor([0.3, 0.6, 0.9])
-    known = Condition(torch.tensor([0, 2, 1]), torch.full((3,), 2.0))
+    known = of_classes(torch.tensor([0, 2, 1]), torch.full((3,), 2.0))
     own = NetDenoiser(net, Cosine(), classes=3)
     found = Guided(own).with_condition(known).features(x, t)
     for one, right, null in zip(found, own.with_condition(known).features(x, t), own.features(x, t), strict=True):

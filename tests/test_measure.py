@@ -17,7 +17,7 @@ from diffcore.data.feed import to_float, to_uint8
 from diffcore.data.manifest import Manifest
 from diffcore.data.read import load_resident
 from diffcore.denoisers.clipping import Threshold
-from diffcore.denoisers.denoiser import Condition
+from diffcore.denoisers.condition import of_classes
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.metrics import bootstrap
 from diffcore.metrics.estimate import Estimate
@@ -153,7 +153,7 @@ def test_gamma_and_fitted_times_are_those_of_the_classes(project, monkeypatch):
     torch.testing.assert_close(total, found.moments.total, rtol=1e-4, atol=0)
     fitting = project.evaluate.fitted
     drawn = rng.labels_like(images.labels, fitting.images, fitting.seed) if opened.denoiser.classes else None
-    condition = None if drawn is None else Condition(drawn)
+    condition = None if drawn is None else of_classes(drawn)
     told = []
     measured_ = fitted.hop_errors
     monkeypatch.setattr(

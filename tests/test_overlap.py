@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from diffcore.core.errors import UserError
 from diffcore.core.rng import noises
-from diffcore.denoisers.denoiser import Condition
+from diffcore.denoisers.condition import of_classes
 from diffcore.denoisers.meter import Meter
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets import memory
@@ -168,7 +168,7 @@ def crowded(monkeypatch) -> Crowded:
 @pytest.mark.parametrize("fewer_at", [10**9, 6])
 def test_a_batch_that_does_not_fit_is_drawn_in_halves_that_are_told_once(name, fewer_at, crowded, monkeypatch):
     """The same samples, and no call counted that was made in vain, in the midst of a run or at its start."""
-    count, condition = 13, Condition(torch.arange(13))
+    count, condition = 13, of_classes(torch.arange(13))
     meters, told = [Meter(), Meter()], []
     usual = Sampler(NetDenoiser(crowded.net, Cosine()), make_solver(name), karras(4, Cosine()))
     wanted = usual.draw(SHAPE, count, 0, 1, condition, meters[0])

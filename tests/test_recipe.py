@@ -8,7 +8,7 @@ from diffcore import checkpoints
 from diffcore.checkpoints import Checkpoint, Guidance
 from diffcore.core.errors import UserError
 from diffcore.denoisers.clipping import Clip, Clipped, Threshold
-from diffcore.denoisers.denoiser import Condition
+from diffcore.denoisers.condition import of_classes
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets import unet
@@ -307,10 +307,10 @@ def test_a_student_of_phases_is_led_away_from_a_class(negative):
         return made.sampler(found, uniform(4)).draw((1, 8, 8), 3, 0, condition=made.condition(found, labels))
 
     told = Recipe(DDIM(), guidance=3.0, negative=negative).condition(found, labels)
-    assert told.negative.tolist() == [2, 2, 2]
+    assert told.negative["class_labels"].tolist() == [2, 2, 2]
     by_hand = Sampler(Guided(found.denoiser), DDIM(), uniform(4))
     weight = torch.full((3,), 3.0).double()
-    expected = by_hand.draw((1, 8, 8), 3, 0, condition=Condition(labels, weight, torch.full((3,), 2)))
+    expected = by_hand.draw((1, 8, 8), 3, 0, condition=of_classes(labels, weight, torch.full((3,), 2)))
     assert torch.equal(drawn(negative=negative), expected)
     assert (drawn(negative=negative) - drawn()).abs().amax() > 1e-3
     with pytest.raises(UserError, match="only on its own 4 steps"):

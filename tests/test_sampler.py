@@ -5,7 +5,8 @@ import torch
 
 from diffcore.core.errors import UserError
 from diffcore.core.rng import draw, noises
-from diffcore.denoisers.denoiser import Condition, Denoiser
+from diffcore.denoisers.condition import of_classes
+from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.denoisers.prediction import Prediction
 from diffcore.noise.schedule import VE, Cosine
@@ -148,7 +149,7 @@ def test_other_dice_have_noise_and_times_of_their_own(rows):
 
 
 @pytest.mark.parametrize("name", ["ddim", "ddpm"])
-@pytest.mark.parametrize("known", [None, Condition(torch.arange(5), torch.ones(5).double(), torch.arange(5))])
+@pytest.mark.parametrize("known", [None, of_classes(torch.arange(5), torch.ones(5).double(), torch.arange(5))])
 def test_all_that_a_network_is_asked_lies_where_its_weights_do(name, known):
     """The samples, their times, the noise, what is known of them; in rehearsal too. They end on the CPU."""
     seen = []

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from diffcore.core.errors import UserError
-from diffcore.denoisers.denoiser import Condition, per_sample
+from diffcore.denoisers.condition import of_classes
+from diffcore.denoisers.denoiser import per_sample
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.denoisers.reading import Reading
 from diffcore.nets import unet
@@ -74,7 +75,7 @@ def test_everything_else_of_the_denoiser_is_kept():
 
 def test_a_condition_given_before_is_kept():
     whole, x = plain(FAMILY["classes"]), start(plain(FAMILY["classes"]))
-    known = Condition(torch.tensor([0, 2, 3]))
+    known = of_classes(torch.tensor([0, 2, 3]))
     before, after = (
         made(x, per_sample(0.5, x)).x0
         for made in (

@@ -16,7 +16,7 @@ from diffcore.core import disk, processes, rng
 from diffcore.core.errors import UserError
 from diffcore.data import read
 from diffcore.data.manifest import Manifest
-from diffcore.denoisers.denoiser import Condition
+from diffcore.denoisers.condition import of_classes
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.denoisers.reading import Reading
@@ -393,7 +393,7 @@ def test_a_student_of_an_input_for_the_weight_may_begin_a_network_without(wired,
     heard = told(monkeypatch, train.train, dataclasses.replace(wired, distill={**wired.distill, "pg": line}), "pg")
     assert heard.student.takes_guidance
     x, t = torch.zeros(2, 1, 4, 4), torch.full((2,), 0.5, dtype=torch.float64)
-    known = Condition(torch.tensor([0, 1]), torch.tensor([2.0, 3.0], dtype=torch.float64))
+    known = of_classes(torch.tensor([0, 1]), torch.tensor([2.0, 3.0], dtype=torch.float64))
     assert heard.student.with_condition(known)(x, t).x0.isfinite().all()
 
 
@@ -651,7 +651,7 @@ def beliefs(denoiser, weight: float | None):
         torch.tensor([0, 3, 1]),
     )
     told = None if weight is None else torch.full((3,), weight, dtype=torch.float64)
-    return denoiser.with_condition(Condition(labels, told))(x, t).x0
+    return denoiser.with_condition(of_classes(labels, told))(x, t).x0
 
 
 @pytest.mark.parametrize("weight", [1.0, 2.5])

@@ -15,7 +15,7 @@ from diffcore.core import processes, rng
 from diffcore.core.errors import UserError
 from diffcore.data.feed import ResidentFeed, to_float
 from diffcore.data.read import Images
-from diffcore.denoisers.denoiser import Condition
+from diffcore.denoisers.condition import of_classes
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.methods import Method
@@ -86,7 +86,7 @@ def test_samples_are_of_the_classes_and_weights_that_the_network_takes(name, con
     samples = FixedSamples(config, reading, SHAPE, 4, 3, None if config.grid else 2, labels, 1.5)
     own = reading.with_network(reading.net)
     sampler = Sampler(own, SOLVERS[config.sampler](), config.grid or uniform(2))
-    assert torch.equal(samples.draw(reading.net), sampler.draw(SHAPE, 4, 3, condition=Condition(labels, weights)))
+    assert torch.equal(samples.draw(reading.net), sampler.draw(SHAPE, 4, 3, condition=of_classes(labels, weights)))
 
 
 def test_samples_are_the_same_in_batches_of_any_size(monkeypatch):

@@ -10,7 +10,8 @@ import torch
 import diffcore
 from diffcore.denoisers.bfloat16 import BFloat16
 from diffcore.denoisers.clipping import Clip, Clipped, Threshold
-from diffcore.denoisers.denoiser import Condition, Denoiser, Wrapper
+from diffcore.denoisers.condition import of_classes
+from diffcore.denoisers.denoiser import Denoiser, Wrapper
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.meter import Meter, Metered
 from diffcore.denoisers.network import NetDenoiser
@@ -35,7 +36,7 @@ WRAPPERS = {
 CACHED = "DeepCached"
 """Wraps our U-Net alone, see below."""
 
-CONDITION = Condition(torch.tensor([1, 0]), torch.tensor([2.0, 3.0], dtype=torch.float64))
+CONDITION = of_classes(torch.tensor([1, 0]), torch.tensor([2.0, 3.0], dtype=torch.float64))
 ASKED = {
     "start_run": lambda denoiser: denoiser.start_run(7),
     "with_condition": lambda denoiser: denoiser.with_condition(CONDITION),
@@ -157,7 +158,7 @@ def net(**more) -> NetDenoiser:
     return NetDenoiser(unet.build(unet.default_config((1, 8, 8), (8, 16), groups=4, classes=4), 0), Cosine(), **more)
 
 
-MORE = {"parameterization": "eps", "grid": uniform(4), "classes": 3, "num_timesteps": 1000}
+MORE = {"reading": Reading("eps", 1000), "grid": uniform(4), "classes": 3}
 
 
 def test_a_cached_network_says_the_same_of_itself():

@@ -21,7 +21,7 @@ RENAMED = {
 }
 """Words of older cards, and what they are now."""
 
-LATER = {"watch", "reading"}
+LATER = {"watch", "reading", "inputs"}
 """Fields that older cards of this schema lack, and new ones where there is nothing to say: so equal jobs keep equal bytes."""
 
 
@@ -39,7 +39,9 @@ class Card:
     random numbers and number of processes that trained it, null where that was not here or is not known. watch: of a watched
     training the digest of the feature network that looked at it, the update of these weights, their distance, after how
     many updates it ended, and the alarms; null for one that was not watched. reading: what the network sees and
-    is told (input, time, sigma_data of `Reading`), null for x_t as it is and T t - 1. seal: digest of the rest of the card.
+    is told (input, time, sigma_data of `Reading`), null for x_t as it is and T t - 1. inputs: what
+    else the network is told beside class and weight, null for no more; what stands for nothing lies in nothing.safetensors.
+    seal: digest of the rest of the card.
     """
 
     schema: int
@@ -68,6 +70,7 @@ class Card:
     seal: str = ""
     watch: dict[str, Any] | None = None
     reading: dict[str, Any] | None = None
+    inputs: list[str] | None = None
 
     def sealed(self) -> str:
         """What `seal` must be. Older cards have no `compute`, and keep their seals."""

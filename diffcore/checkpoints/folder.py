@@ -2,6 +2,8 @@
 
     unet/config.json  unet/diffusion_pytorch_model.safetensors  scheduler/scheduler_config.json  model_index.json  card.json
 
+and nothing.safetensors for a network that is told more than classes.
+
 A folder without a valid card and matching sha256s is not a checkpoint. Weights are safetensors only; nothing is unpickled.
 """
 
@@ -23,6 +25,9 @@ from diffcore.nets import open_folder
 from diffcore.nets.order import fastest
 from diffcore.noise import schedule
 from diffcore.noise.trajectory import Trajectory
+
+NOTHING = "nothing.safetensors"
+"""What stands for nothing, by the name of the network's input: the embedding of the empty prompt, for example."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,8 @@ def save(
         check_finite(tensors, f"the network {about['name']}", "lower its learning rate and train it again")
         save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})
         disk.write_json(new / "unet/config.json", denoiser.net.config_json())
+        if nothing := {name: part.cpu() for name, part in denoiser.nothing.parts().items() if part is not None}:
+            save_file(nothing, new / NOTHING, metadata={"format": "pt"})
         pipeline, settings = scheduler(denoiser, about["solver"])
         if settings:
             disk.write_json(new / "scheduler/scheduler_config.json", settings)
@@ -82,6 +89,7 @@ def save(
             parameterization=denoiser.reading.parameterization,
             num_timesteps=denoiser.reading.num_timesteps,
             reading=denoiser.reading.to_json(),
+            inputs=list(denoiser.nothing.names) or None,
             grid=list(denoiser.grid.times) if denoiser.grid else None,
             image=list(image),
             files=files,
@@ -106,8 +114,16 @@ def load(folder: Path) -> Checkpoint:
     kind = schedule.from_json(card.schedule)
     return Checkpoint(
         card,
-        NetDenoiser(net, kind, reading_of(card), grid, classes, takes_guidance),
+        NetDenoiser(net, kind, reading_of(card), grid, classes, takes_guidance, nothing=_nothing(folder, card)),
     )
+
+
+def _nothing(folder: Path, card: Card) -> dict[str, Tensor | None]:
+    """What the network is told where nothing is known, of each of its inputs; None for one that must be known."""
+    from safetensors.torch import load_file
+
+    parts = load_file(folder / NOTHING) if NOTHING in card.files else {}
+    return {name: parts.get(name) for name in card.inputs or ()}
 
 
 def check_finite(tensors: Mapping[str, Tensor], whose: str, remedy: str) -> None:

@@ -43,5 +43,6 @@ def roles(
         None,
         own.classes,
         is_input,
+        nothing=own.nothing.parts(),
     )
     return student, teacher

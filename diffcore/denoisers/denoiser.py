@@ -1,41 +1,16 @@
-"""Denoisers, what wraps them, and what they may know of the samples of a batch."""
+"""Denoisers, and what wraps them."""
 
 import abc
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from diffcore.core.errors import UserError
 from diffcore.core.shapes import PerSample, Sample
-from diffcore.core.transfer import to_device
+from diffcore.denoisers.condition import Condition
 from diffcore.denoisers.prediction import Prediction
 from diffcore.noise.schedule import Schedule
 from diffcore.noise.trajectory import Trajectory
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What is known of the samples of a batch.
-
-    class_labels: int64 [b], -1 for no class, None if nothing is known of any. guidance: [b], the weight g of classifier-free
-    guidance, None where there is none. negative: int64 [b], the class that guidance leads away from, None for no class.
-    """
-
-    class_labels: Tensor | None = None
-    guidance: PerSample | None = None
-    negative: Tensor | None = None
-
-    def __getitem__(self, rows: slice | Tensor) -> "Condition":
-        return self._each(lambda part: part[rows])
-
-    def to(self, device: torch.device) -> "Condition":
-        return self._each(lambda part: to_device(part, device))
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Condition":
-        parts = (self.class_labels, self.guidance, self.negative)
-        return Condition(*(None if part is None else change(part) for part in parts))
 
 
 class Denoiser(nn.Module, abc.ABC):

@@ -1,11 +1,14 @@
 """Classifier-free guidance."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from diffcore.core.errors import UserError
 from diffcore.core.shapes import PerSample, Sample, lift
-from diffcore.denoisers.denoiser import Condition, Denoiser, Wrapper
+from diffcore.denoisers.condition import Condition
+from diffcore.denoisers.denoiser import Denoiser, Wrapper
 from diffcore.denoisers.prediction import Prediction
 
 
@@ -13,8 +16,9 @@ class Guided(Wrapper):
     """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598): unconditional + g (conditional - unconditional).
 
     g = 1 is the conditional belief, g = 0 the unconditional one; diffusers calls this number guidance_scale, and papers that
-    write (1 + w) conditional - w unconditional mean g = 1 + w. Where a negative class is known, its belief stands for the
-    unconditional one, so that g does nothing to samples of that class. Costs two network calls, made as one batch.
+    write (1 + w) conditional - w unconditional mean g = 1 + w. Where something negative is known, a class or a text, its
+    belief stands for the unconditional one, so that g does nothing to samples of that. Costs two network calls,
+    made as one batch.
     """
 
     def __init__(self, inner: Denoiser, condition: Condition | None = None):
@@ -23,10 +27,9 @@ class Guided(Wrapper):
 
     def forward(self, x_t: Sample, t: PerSample) -> Prediction:
         condition = self.condition
-        if condition.guidance is None or condition.class_labels is None:
-            raise UserError("guidance needs a class and a weight for each sample; give it a condition")
-        away = torch.full_like(condition.class_labels, -1) if condition.negative is None else condition.negative
-        both = self.inner.with_condition(Condition(torch.cat([condition.class_labels, away])))
+        if condition.guidance is None or not condition.inputs:
+            raise UserError("guidance needs a class or a text, and a weight for each sample; give it a condition")
+        both = self.inner.with_condition(condition.with_away())
         belief = both(torch.cat([x_t, x_t]), torch.cat([t, t]))
         g = lift(condition.guidance, x_t)
         x0, eps = (torch.lerp(without, with_, g) for with_, without in (belief.x0.chunk(2), belief.eps.chunk(2)))
@@ -43,4 +46,4 @@ class Guided(Wrapper):
         return Guided(self.inner, self.condition[rows])
 
     def features(self, x_t: Sample, t: PerSample) -> list[Tensor]:
-        return self.inner.with_condition(Condition(self.condition.class_labels)).features(x_t, t)
+        return self.inner.with_condition(replace(self.condition, guidance=None, negative=None)).features(x_t, t)

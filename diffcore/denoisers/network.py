@@ -1,13 +1,15 @@
 """A network, read as a denoiser."""
 
 import contextlib
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from diffcore.core.errors import UserError
 from diffcore.core.shapes import PerSample, Sample
-from diffcore.denoisers.denoiser import Condition, Denoiser
+from diffcore.denoisers.condition import CLASS, GUIDANCE, Condition, Nothing
+from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.prediction import Prediction
 from diffcore.denoisers.reading import VP, Reading
 from diffcore.noise.schedule import Schedule
@@ -20,7 +22,8 @@ class NetDenoiser(Denoiser):
 
     Our own see x_t as it is, on a variance-preserving schedule, and are told T t - 1 with T = 1024. classes: how many classes
     it tells apart, None for a network that knows none; the index after the last one stands for no class. takes_guidance:
-    whether the guidance weight is one of its inputs.
+    whether the guidance weight is one of its inputs. nothing: its other inputs, by name, with what each is where nothing is
+    known (see `Nothing`).
     """
 
     def __init__(
@@ -32,23 +35,23 @@ class NetDenoiser(Denoiser):
         classes: int | None = None,
         takes_guidance: bool = False,
         condition: Condition | None = None,
+        nothing: Mapping[str, Tensor | None] | None = None,
     ):
         super().__init__()
         self.net, self.schedule, self.reading, self.grid = net, schedule, reading, grid
         self.classes, self.takes_guidance, self.condition = classes, takes_guidance, condition
+        self.nothing = Nothing(nothing or {})
 
     def forward(self, x_t: Sample, t: PerSample) -> Prediction:
         # where alpha is 0.006, bfloat16's rounding of eps is half of x_0
         exact = self.reading.parameterization == "eps"
         whole = torch.autocast(x_t.device.type, enabled=False) if exact else contextlib.nullcontext()
         with whole:
-            out = self.net(*self.reading.fed(x_t, t, self.schedule), *self._inputs(x_t)).to(x_t.dtype)
+            out = self.net(*self.reading.fed(x_t, t, self.schedule), **self._inputs(x_t)).to(x_t.dtype)
         return self.reading.belief(x_t, t, self.schedule, out)
 
     def with_condition(self, condition: Condition) -> "NetDenoiser":
-        if self.classes is None and not self.takes_guidance:
-            return self
-        return self.with_network(self.net, condition)
+        return self.with_network(self.net, condition) if self.is_told else self
 
     def select(self, rows: slice | Tensor) -> "NetDenoiser":
         return self if self.condition is None else self.with_condition(self.condition[rows])
@@ -56,7 +59,7 @@ class NetDenoiser(Denoiser):
     def features(self, x_t: Sample, t: PerSample) -> list[Tensor]:
         if not hasattr(self.net, "features"):
             return super().features(x_t, t)
-        return self.net.features(*self.reading.fed(x_t, t, self.schedule), *self._inputs(x_t))
+        return self.net.features(*self.reading.fed(x_t, t, self.schedule), **self._inputs(x_t))
 
     def with_network(self, net: nn.Module, condition: Condition | None = None) -> "NetDenoiser":
         """The same reading of another network."""
@@ -68,22 +71,26 @@ class NetDenoiser(Denoiser):
             self.classes,
             self.takes_guidance,
             condition or self.condition,
+            self.nothing.parts(),
         )
 
-    def _inputs(self, x_t: Sample) -> tuple[Tensor | None, ...]:
-        if self.classes is None and not self.takes_guidance:
-            return ()
+    @property
+    def is_told(self) -> bool:
+        """Whether its network takes anything beside x and a time."""
+        return self.classes is not None or self.takes_guidance or bool(self.nothing.names)
+
+    def _inputs(self, x_t: Sample) -> dict[str, Tensor]:
         condition = self.condition or Condition()
-        class_labels = None
+        inputs = self.nothing.fill(condition, len(x_t))
         if self.classes is not None:
-            class_labels = (
-                torch.full((len(x_t),), -1, device=x_t.device)
-                if condition.class_labels is None
-                else condition.class_labels
-            )
-            class_labels = torch.where(class_labels < 0, self.classes, class_labels)
-        if not self.takes_guidance:
-            return (class_labels,)
-        if condition.guidance is None:
-            raise UserError("this student takes the guidance weight as an input; say which one, evaluate's `guidance`")
-        return class_labels, condition.guidance
+            class_labels = condition.class_labels
+            if class_labels is None:
+                class_labels = torch.full((len(x_t),), -1, device=x_t.device)
+            inputs[CLASS] = torch.where(class_labels < 0, self.classes, class_labels)
+        if self.takes_guidance:
+            if condition.guidance is None:
+                raise UserError(
+                    "this student takes the guidance weight as an input; say which one, evaluate's `guidance`"
+                )
+            inputs[GUIDANCE] = condition.guidance
+        return inputs

@@ -11,7 +11,8 @@ from torch import nn
 from diffcore.core.errors import UserError
 from diffcore.core.rng import Draw
 from diffcore.core.shapes import PerSample, Sample
-from diffcore.denoisers.denoiser import Condition, Denoiser
+from diffcore.denoisers.condition import Condition
+from diffcore.denoisers.denoiser import Denoiser
 from diffcore.noise.trajectory import Trajectory
 
 

@@ -17,7 +17,8 @@ from diffcore.core.errors import UserError
 from diffcore.core.rng import generator, noises
 from diffcore.core.shapes import PerSample, Sample, batches
 from diffcore.denoisers.clipping import Clipped
-from diffcore.denoisers.denoiser import Condition, Denoiser, per_sample
+from diffcore.denoisers.condition import Condition
+from diffcore.denoisers.denoiser import Denoiser, per_sample
 from diffcore.noise.schedule import Level
 from diffcore.sampling.ode import integrate
 from diffcore.sampling.sampler import Sampler

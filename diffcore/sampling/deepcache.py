@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from diffcore.core.errors import UserError
 from diffcore.core.shapes import PerSample, Sample
-from diffcore.denoisers.denoiser import Condition, Denoiser, Wrapper
+from diffcore.denoisers.condition import Condition
+from diffcore.denoisers.denoiser import Denoiser, Wrapper
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.denoisers.prediction import Prediction
 from diffcore.nets.unet import UNet

@@ -12,7 +12,8 @@ from torch import Tensor
 from diffcore.checkpoints import Checkpoint
 from diffcore.core.errors import UserError
 from diffcore.denoisers.clipping import Clip, Clipped, Threshold
-from diffcore.denoisers.denoiser import Condition, Denoiser
+from diffcore.denoisers.condition import Condition, of_classes
+from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.guidance import Guided
 from diffcore.noise.trajectory import Trajectory, uniform
 from diffcore.sampling.deepcache import Config as CacheConfig
@@ -78,7 +79,7 @@ class Recipe(Options):
             return None
         weight = None if self.guidance is None else torch.full((len(labels),), self.guidance, dtype=torch.float64)
         away = self._negative(checkpoint)
-        return Condition(labels, weight, None if away is None else torch.full_like(labels, away))
+        return of_classes(labels, weight, None if away is None else torch.full_like(labels, away))
 
     def to_json(self) -> dict[str, Any]:
         """Non-default fields as JSON: the word of the solver, its options that are not the defaults, and the rest."""

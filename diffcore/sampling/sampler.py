@@ -10,7 +10,8 @@ from diffcore.core import processes
 from diffcore.core.errors import UserError
 from diffcore.core.rng import noises
 from diffcore.core.shapes import PerSample, Sample, batches
-from diffcore.denoisers.denoiser import Condition, Denoiser, per_sample
+from diffcore.denoisers.condition import Condition
+from diffcore.denoisers.denoiser import Denoiser, per_sample
 from diffcore.denoisers.meter import Meter, Metered
 from diffcore.denoisers.prediction import Prediction
 from diffcore.noise.schedule import Schedule

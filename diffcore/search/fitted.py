@@ -17,7 +17,8 @@ from diffcore.core import processes
 from diffcore.core.errors import UserError
 from diffcore.core.rng import noises
 from diffcore.core.shapes import batches
-from diffcore.denoisers.denoiser import Condition, Denoiser, per_sample
+from diffcore.denoisers.condition import Condition
+from diffcore.denoisers.denoiser import Denoiser, per_sample
 from diffcore.denoisers.node import ddim_step, node, predict_at
 from diffcore.noise.trajectory import Trajectory
 

@@ -21,7 +21,8 @@ from diffcore.core import processes
 from diffcore.core.errors import UserError
 from diffcore.core.rng import generator, noises
 from diffcore.core.shapes import Sample
-from diffcore.denoisers.denoiser import Condition, Denoiser
+from diffcore.denoisers.condition import of_classes
+from diffcore.denoisers.denoiser import Denoiser
 from diffcore.search.gamma_file import SCHEMA as SCHEMA
 from diffcore.search.gamma_file import read as read
 
@@ -271,7 +272,7 @@ def estimate(
     def errors(start: int) -> Tensor:
         pair = torch.arange(start, min(start + config.batch, pairs), device=device)
         image = pair // steps
-        conditioned = denoiser if labels is None else denoiser.with_condition(Condition(labels.to(device)[image]))
+        conditioned = denoiser if labels is None else denoiser.with_condition(of_classes(labels.to(device)[image]))
         return _errors(conditioned, x0[image], eps[image], (pair % steps + 1) / steps)
 
     starts = range(begun.pairs if begun else 0, pairs, config.batch)

@@ -19,7 +19,8 @@ from diffcore.core.rng import dice, draw, generator
 from diffcore.core.shapes import PerSample, Sample
 from diffcore.core.transfer import to_device
 from diffcore.data.feed import Feed
-from diffcore.denoisers.denoiser import Condition, Denoiser
+from diffcore.denoisers.condition import Condition, of_classes
+from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.meter import Meter, Metered, with_backward
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.methods import Method, Roles
@@ -327,14 +328,15 @@ class Loop:
 
     def _condition(self, labels: Tensor | None, own: slice) -> Condition:
         training, key = self.job.training, (self.job.seed, "condition", self.step)
+        condition = of_classes(labels)
         if labels is not None and training.label_dropout:
-            kept = torch.rand(training.batch, generator=generator(*key, "labels")) >= training.label_dropout
-            labels = torch.where(to_device(kept[own], labels.device), labels, -1)
+            dropped = torch.rand(training.batch, generator=generator(*key, "labels")) < training.label_dropout
+            condition = condition.without(to_device(dropped[own], labels.device))
         if self.job.guidance is None:
-            return Condition(labels)
+            return condition
         low, high = self.job.guidance
         share = torch.rand(training.batch, generator=generator(*key, "guidance"), dtype=torch.float64)[own]
-        return Condition(labels, low + (high - low) * share)
+        return replace(condition, guidance=low + (high - low) * share)
 
     def _event(self) -> Event:
         self.read()

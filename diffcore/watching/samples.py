@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from diffcore.core import precision, processes
 from diffcore.core.rng import noises
 from diffcore.core.shapes import Sample, batches
-from diffcore.denoisers.denoiser import Condition, Denoiser, per_sample
+from diffcore.denoisers.condition import Condition, of_classes
+from diffcore.denoisers.denoiser import Denoiser, per_sample
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.denoisers.prediction import Prediction
 from diffcore.methods import Method
@@ -98,4 +99,4 @@ class FixedSamples:
     def _condition(self, rows: range) -> Condition:
         labels = None if self.labels is None else self.labels[rows.start : rows.stop]
         weight = None if self.weight is None else torch.full((len(rows),), self.weight, dtype=torch.float64)
-        return Condition(labels, weight)
+        return of_classes(labels, weight)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from diffcore.core.errors import UserError
 from diffcore.core.rng import generator
 from diffcore.core.shapes import PerSample
-from diffcore.denoisers.denoiser import Condition, Denoiser, per_sample
+from diffcore.denoisers.condition import of_classes
+from diffcore.denoisers.denoiser import Denoiser, per_sample
 
 SIDE = 64
 """Of the blank image that a network is shown to learn its widths: enough for seven levels."""
@@ -79,7 +80,7 @@ def widths(denoiser: Denoiser) -> tuple[int, ...]:
     A blank image tells. Of how many channels, only the network knows: they are tried.
     """
     like = next(denoiser.parameters(), torch.zeros(()))
-    condition = Condition(torch.tensor([-1]), torch.ones(1, dtype=torch.float64)).to(like.device)
+    condition = of_classes(torch.tensor([-1]), torch.ones(1, dtype=torch.float64)).to(like.device)
     for channels in range(1, 17):
         blank = torch.zeros(1, channels, SIDE, SIDE, dtype=like.dtype, device=like.device)
         try:
