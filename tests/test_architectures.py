@@ -47,6 +47,11 @@ SD3 = {
     **HEADS, "sample_size": 8, "in_channels": 4, "out_channels": 4, "joint_attention_dim": 6,
     "caption_projection_dim": 16, "pooled_projection_dim": 10, "pos_embed_max_size": 8,
 }  # fmt: skip
+AURA = {
+    "sample_size": 8, "in_channels": 4, "out_channels": 4, "num_mmdit_layers": 1, "num_single_dit_layers": 1,
+    "num_attention_heads": 2, "attention_head_dim": 8, "joint_attention_dim": 6, "caption_projection_dim": 16,
+    "pos_embed_max_size": 36,
+}  # fmt: skip
 FLUX = {
     **HEADS, "in_channels": 16, "num_single_layers": 1, "joint_attention_dim": 6, "pooled_projection_dim": 10,
     "axes_dims_rope": [2, 2, 4],
@@ -139,6 +144,11 @@ def sd3(net: nn.Module, x: Tensor, t: Tensor, text, pooled) -> Tensor:
         joint_attention_kwargs=None,
         return_dict=False,
     )[0]
+
+
+def auraflow(net: nn.Module, x: Tensor, t: Tensor, text) -> Tensor:
+    """t: 0 to 1, what its pipeline divides by 1000 to."""
+    return net(x, encoder_hidden_states=text, timestep=torch.tensor([t]).expand(len(x)), return_dict=False)[0]
 
 
 def flux(net: nn.Module, x: Tensor, t: Tensor, text, pooled, guidance=None, image=None) -> Tensor:
@@ -271,6 +281,7 @@ CASES = {
     "SD3.5": Case(
         diffusers.SD3Transformer2DModel, {**SD3, "dual_attention_layers": [0], "qk_norm": "rms_norm"}, (4, 8, 8), sd3, WHOLE
     ),
+    "AuraFlow": Case(diffusers.AuraFlowTransformer2DModel, AURA, (4, 8, 6), auraflow, {"text": TEXT}, scale=1),
     "Flux schnell": Case(diffusers.FluxTransformer2DModel, FLUX, (4, 8, 6), flux, WHOLE, scale=1),
     "Flux dev": Case(
         diffusers.FluxTransformer2DModel, {**FLUX, "guidance_embeds": True}, (4, 8, 8), flux,
@@ -344,6 +355,14 @@ def test_it_listens_to_all_that_it_is_told(case, ours):
     with torch.no_grad():
         later = ours(case.x, case.timestep.roll(1, 0), **case.inputs)
     assert not torch.allclose(later, whole, atol=1e-4)
+
+
+def test_class_labels_and_guidance_may_stand_in_their_place(case, ours):
+    """Behind the time, as our own networks take them."""
+    rest = {name: value for name, value in case.inputs.items() if name not in ("class_labels", "guidance")}
+    with torch.no_grad():
+        placed = ours(case.x, case.timestep, case.inputs.get("class_labels"), case.inputs.get("guidance"), **rest)
+    assert torch.equal(placed, output(ours, case))
 
 
 def test_what_it_takes_is_worked_out_from_its_config(case, ours):
@@ -519,6 +538,18 @@ def test_samples_that_its_positions_do_not_reach(tmp_path):
     assert words == "DiTTransformer2DModel: a sample is [2, 4, 16] and must be square"
     words = refusal(opened("SD3", tmp_path / "sd3"), CASES["SD3"], noise(BATCH, 4, 8, 18))
     assert words == "SD3Transformer2DModel: a sample is [4, 8, 18], and its positions end at sides of 16"
+    words = refusal(opened("AuraFlow", tmp_path / "aura"), CASES["AuraFlow"], noise(BATCH, 4, 14, 8))
+    assert words == "AuraFlowTransformer2DModel: a sample is [4, 14, 8], and its positions end at sides of 12"
+
+
+@pytest.mark.parametrize(("word", "largest"), [("SD3", 16), ("AuraFlow", 12)])
+def test_positions_reach_as_far_as_is_said(word, largest):
+    """Diffusers answers at that side."""
+    case, net = CASES[word], CASES[word].network()
+    x = noise(BATCH, 4, largest, largest)
+    with torch.no_grad():
+        whole = case.call(net, x, TIMES[0], **case.inputs)
+    assert whole.shape == x.shape
 
 
 @pytest.mark.parametrize(

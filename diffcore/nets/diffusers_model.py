@@ -42,14 +42,27 @@ class DiffusersModel(nn.Module):
         """T of the timestep T t that it is told: 1000 of most networks, 1 of those that are told 0 to 1."""
         return self.architecture.time_scale
 
-    def forward(self, x: Sample, timestep: PerSample, class_labels: Tensor | None = None, **inputs: Tensor) -> Sample:
+    @property
+    def apart(self) -> list[nn.Module]:
+        """Those of its modules that it calls outside of the block they belong to."""
+        return [self.net.get_submodule(name) for name in self.architecture.apart]
+
+    def forward(
+        self,
+        x: Sample,
+        timestep: PerSample,
+        class_labels: Tensor | None = None,
+        guidance: Tensor | None = None,
+        **inputs: Tensor,
+    ) -> Sample:
         """x: [b, c, ...]; timestep: [b], 0 to `time_scale`. A UserError where it takes other inputs, or of other shapes."""
-        if class_labels is not None:
-            inputs["class_labels"] = class_labels
+        ahead = {"class_labels": class_labels, "guidance": guidance}  # in their place, as our own networks take them
+        inputs |= {name: tensor for name, tensor in ahead.items() if tensor is not None}
         self.architecture.check(x, inputs)
         inputs = {name: tensor.to(x.dtype) if name in EMBEDDINGS else tensor for name, tensor in inputs.items()}
         whole = torch.cat([x, inputs.pop("image")], 1) if "image" in inputs else x
-        return self.architecture.call(self.net, whole, timestep, inputs)[:, : x.shape[1]]
+        # a tensor of its own: of a view FSDP2 could not say when its gradient comes
+        return self.architecture.call(self.net, whole, timestep, inputs)[:, : x.shape[1]].clone()
 
     def config_json(self) -> dict[str, Any]:
         """The content of config.json, as it was read."""

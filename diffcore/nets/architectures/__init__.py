@@ -27,6 +27,7 @@ class Architecture(abc.ABC):
     config: config.json, with the defaults of diffusers where that has no word. formats: its class names. time_scale: T of the
     timestep T t that it is told: most are told 0 to 1000, some 0 to 1. supported: settings, and the values of each with which
     the network takes no more than is named here. packed: how many numbers of a channel its pipeline makes one channel of.
+    apart: modules that it calls outside of the block they belong to.
     """
 
     config: Mapping[str, Any]
@@ -35,6 +36,7 @@ class Architecture(abc.ABC):
     time_scale: ClassVar[int] = 1000
     supported: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     packed: ClassVar[int] = 1
+    apart: ClassVar[tuple[str, ...]] = ()
 
     @property
     @abc.abstractmethod
@@ -75,6 +77,11 @@ class Architecture(abc.ABC):
         return self.config.get("patch_size", 1)
 
     @property
+    def largest(self) -> int | None:
+        """The longest side that it has positions for; None where they are worked out for any."""
+        return None
+
+    @property
     def axes(self) -> int:
         """How many a sample has beside its channels."""
         return 2
@@ -104,6 +111,10 @@ class Architecture(abc.ABC):
         if x.ndim != 1 + 1 + axes or x.shape[1] != channels or any(side % sides for side in x.shape[2:]):
             whole = f"[{channels}{', any' * axes}]" + (f" with sides that {sides} divides" if sides > 1 else "")
             raise UserError(f"{self.name}: a sample is {list(x.shape[1:])} and must be {whole}")
+        if (largest := self.largest) is not None and max(x.shape[2:]) > largest:
+            raise UserError(
+                f"{self.name}: a sample is {list(x.shape[1:])}, and its positions end at sides of {largest}"
+            )
         check(self.name, self.inputs, inputs, len(x))
         if "image" in inputs and inputs["image"].shape[2:] != x.shape[2:]:
             raise UserError(

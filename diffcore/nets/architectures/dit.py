@@ -16,6 +16,7 @@ class DiT(Architecture):
     output from the number of patches."""
 
     formats = ("DiTTransformer2DModel",)
+    apart = ("transformer_blocks.0.norm1.emb",)  # by which its output is scaled as well
 
     @property
     def conditions(self) -> dict[str, Input]:

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from diffcore.core.errors import UserError
-from diffcore.core.shapes import PerSample, Sample
+from diffcore.core.shapes import PerSample
 from diffcore.nets.architectures import Architecture
 from diffcore.nets.inputs import Input
 
@@ -23,11 +22,9 @@ class SD3(Architecture):
             "pooled": Input((self.config["pooled_projection_dim"],), torch.float32),
         }
 
-    def check(self, x: Sample, inputs: Mapping[str, Tensor]) -> None:
-        super().check(x, inputs)
-        most = self.config["pos_embed_max_size"] * self.config["patch_size"]
-        if max(x.shape[2:]) > most:
-            raise UserError(f"{self.name}: a sample is {list(x.shape[1:])}, and its positions end at sides of {most}")
+    @property
+    def largest(self) -> int:
+        return self.config["pos_embed_max_size"] * self.config["patch_size"]
 
     def call(self, net: nn.Module, x: Tensor, timestep: PerSample, inputs: Mapping[str, Tensor]) -> Tensor:
         return net(
