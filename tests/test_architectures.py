@@ -231,7 +231,7 @@ XL = {
 }  # fmt: skip
 DIT = {**HEADS, "in_channels": 2, "sample_size": 8, "num_embeds_ada_norm": 5, "norm_num_groups": 2}
 WIDE = {**PIXART, "num_attention_heads": 3, "cross_attention_dim": 24, "use_additional_conditions": True}
-SPRINT = {**SANA, "guidance_embeds": True, "qk_norm": "rms_norm_across_heads"}
+SPRINT = {**SANA, "timestep_scale": 0.1, "guidance_embeds": True, "qk_norm": "rms_norm_across_heads"}
 
 
 def picture(channels: int, *sides: int) -> dict[str, Tensor]:
@@ -327,6 +327,21 @@ def output(net: nn.Module, case: Case, **changed: Tensor) -> Tensor:
 
 def test_each_network_that_is_written_down_has_a_case():
     assert {case.kind.__name__ for case in CASES.values()} == set(registry())
+
+
+def test_the_page_has_a_line_for_each_and_for_each_input():
+    page = (ROOT / "docs/diffusers.md").read_text()
+    rows = {row.split("`")[1]: row for row in page.splitlines() if row.startswith("| `")}
+    assert registry().keys() <= rows.keys()
+    for case in CASES.values():
+        for name in case.inputs:
+            assert f"`{name}`" in rows[case.kind.__name__], (case.kind.__name__, name)
+
+
+def test_each_file_is_one_network():
+    """Which a further one takes: a file, and a case here."""
+    files = {path.stem for path in (ROOT / "diffcore/nets/architectures").glob("*.py")} - {"__init__"}
+    assert {kind.__module__.rpartition(".")[2] for kind in registry().values()} == files
 
 
 def test_it_answers_as_it_does_in_its_own_pipeline(case, theirs, ours):

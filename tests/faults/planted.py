@@ -347,6 +347,9 @@ OWN = (
     _own("tasks/named.py", "Sampling(version.recipe, version.times, version.gamma)", "Sampling(version.recipe, (1.0, 0.5, 0.0), version.gamma)", "an alias is sampled at other times than the registered ones", "words"),
     _own("tasks/tracking/models.py", "and not LOADING & {path.name, path.parent.name}", "", "a model that was loaded where it lies counts as damaged", "words"),
     _own("tasks/tracking/descriptions.py", "return there != wanted and there == sealed(there.rpartition(MARK)[0])", "return there != wanted", "publishing writes over what a person wrote on a model's page", "tracking"),
+    _own("diffcore/nets/architectures/flux.py", "[torch.zeros_like(rows), rows, columns]", "[torch.zeros_like(rows), columns, rows]", "Flux is told that rows are columns: images of other sides than its own are sheared, square ones mirrored", "architectures"),
+    _own("diffcore/nets/architectures/unet2d_condition.py", "1000 * (guidance.float()[:, None] - 1) * frequencies", "1000 * guidance.float()[:, None] * frequencies", "a latent consistency model is told another guidance weight than its pipeline tells it: g in the place of g - 1", "architectures"),
+    _own("diffcore/nets/inputs.py", "return is_dtype and same", "return same", "class labels that are floats and masks that are numbers come through to the network, which fails in its depth or takes 0.5 for there", "architectures"),
     _own("diffcore/core/allocator.py", "mallopt(M_MMAP_THRESHOLD, LARGE) and mallopt(M_TRIM_THRESHOLD, KEPT)", "mallopt(M_TRIM_THRESHOLD, KEPT)", "each block of a tensor comes from the kernel and goes back to it: calls of a small network take twice as long", "allocator"),
 )  # fmt: skip
 """Of other kinds, over all rooms."""

@@ -86,9 +86,8 @@ def embedded(guidance: PerSample, width: int) -> Tensor:
     """Sines and cosines of 1000 (g - 1), [b, width] float32, as latent consistency models are told it (Luo et al. 2023, arXiv
     2310.04378): frequencies from 1 to 1/10000, and a zero behind an odd width."""
     half = width // 2
-    slope = torch.tensor(10000.0).log() / (
-        half - 1
-    )  # in float32, as the pipeline has it: phases are thousands of radians
+    # in float32, as the pipeline has it: phases are thousands of radians
+    slope = torch.tensor(10000.0).log() / (half - 1)
     frequencies = torch.exp(torch.arange(half, dtype=torch.float32, device=guidance.device) * -slope)
     phases = 1000 * (guidance.float()[:, None] - 1) * frequencies
     return F.pad(torch.cat([phases.sin(), phases.cos()], 1), (0, width % 2))
