@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from diffcore.core.errors import UserError
 from diffcore.nets import diffusers_model, open_folder, unet
+from diffcore.nets.architectures.unet2d import UNet2D
 from tests.conftest import seeded
 
 diffusers = pytest.importorskip("diffusers")
@@ -96,9 +97,9 @@ def test_a_u_net_with_a_learned_variance(tmp_path, change):
 
 
 def test_other_numbers_of_channels_are_refused(tmp_path):
-    tiny(in_channels=3, out_channels=1).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="UNet2DModel makes 1 channels of 3"):
-        open_folder(tmp_path)(images(3), TIMESTEP)
+    tiny(in_channels=2, out_channels=3).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="UNet2DModel makes 3 channels of 2; it must keep their number, or double it"):
+        open_folder(tmp_path)
 
 
 def test_pickled_weights_are_refused(tmp_path):
@@ -122,10 +123,11 @@ def test_pickled_weights_are_refused_for_ours_too(tmp_path):
         ("DDIMScheduler", "not a network of diffusers"),
         ("modeling_utils", "not a network of diffusers"),
         ("AutoencoderKL", "told no time"),
-        ("UNet2DConditionModel", "needs encoder_hidden_states"),
+        ("ChromaTransformer2DModel", r"for others only: .*FluxTransformer2DModel, .*UNet2DModel; give one of these"),
+        ("ControlNetModel", r"for others only: .*FluxTransformer2DModel, .*UNet2DModel; give one of these"),
     ],
 )
-def test_only_networks_of_diffusers_that_need_an_image_and_a_time(tmp_path, name, words):
+def test_only_networks_of_diffusers_that_are_written_down(tmp_path, name, words):
     tiny().save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": name, "auto_map": {"AutoModel": "evil.Net"}}))
     (tmp_path / "evil.py").write_text("raise SystemExit('code of the folder ran')")
@@ -198,27 +200,33 @@ class Told(torch.nn.Module):
     def __init__(self, times: int = 1):
         super().__init__()
         self.times, self.weight = times, torch.nn.Parameter(torch.ones(()))
+        self.config = {"_class_name": "Told", "in_channels": 2, "out_channels": 2 * times}
+        self.config |= {"num_class_embeds": None}
 
     def forward(self, x, timestep):
         made = torch.cat([x * timestep[:, None, None, None] * (k + 1) for k in range(self.times)], 1)
         return types.SimpleNamespace(sample=made)
 
 
+def adapter(net: Told) -> diffusers_model.DiffusersModel:
+    return diffusers_model.DiffusersModel(net, net.config, UNet2D(net.config))
+
+
 def test_a_network_that_knows_no_classes_is_not_told_one():
-    found = diffusers_model.DiffusersModel(Told(), {"_class_name": "Told"})
-    assert torch.equal(found(images(), TIMESTEP), images() * TIMESTEP[:, None, None, None])
-    with pytest.raises(UserError, match="Told knows no classes: leave class_labels out"):
-        found(images(), TIMESTEP, torch.tensor([0, 1, 2]))
+    net = adapter(Told())
+    assert torch.equal(net(images(2), TIMESTEP), images(2) * TIMESTEP[:, None, None, None])
+    with pytest.raises(UserError, match="Told takes no class_labels, only a sample and a time; leave class_labels out"):
+        net(images(2), TIMESTEP, torch.tensor([0, 1, 2]))
 
 
 @pytest.mark.parametrize(("times", "is_taken"), [(1, True), (2, True), (3, False)])
 def test_channels_are_kept_or_doubled(times, is_taken):
-    found = diffusers_model.DiffusersModel(Told(times), {"_class_name": "Told"})
+    net = adapter(Told(times))
     if is_taken:
-        assert torch.equal(found(images(2), TIMESTEP), images(2) * TIMESTEP[:, None, None, None])
+        assert torch.equal(net(images(2), TIMESTEP), images(2) * TIMESTEP[:, None, None, None])
     else:
         with pytest.raises(UserError, match="Told makes 6 channels of 2"):
-            found(images(2), TIMESTEP)
+            net(images(2), TIMESTEP)
 
 
 def test_a_network_saved_in_half_precision_is_opened_in_float32(tmp_path):

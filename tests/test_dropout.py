@@ -18,6 +18,7 @@ from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.methods import Roles, consistency, continuous, distribution_matching
 from diffcore.nets import diffusers_model, open_folder, unet
+from diffcore.nets.architectures.unet2d import UNet2D
 from diffcore.nets.dropout import Masked, Masks, masked, without
 from diffcore.noise.schedule import Cosine
 from diffcore.training.config import Training
@@ -253,7 +254,8 @@ def test_a_network_without_such_a_key_takes_none(tmp_path):
     assert 0.1 in dropouts(net)
     del net._internal_dict
     net._internal_dict = {"_class_name": "UNet2DModel"}
-    found = diffusers_model.DiffusersModel(net, {"_class_name": "UNet2DModel"})
+    content = {"_class_name": "UNet2DModel"}
+    found = diffusers_model.DiffusersModel(net, content, UNet2D(content))
     assert dropouts(found.with_dropout(0.0)) <= {0.0}
     with pytest.raises(UserError, match="UNet2DModel has no dropout to set; leave `dropout` out"):
         found.with_dropout(0.1)

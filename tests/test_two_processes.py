@@ -5,8 +5,10 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,7 +27,7 @@ from diffcore.methods import (
     phased,
     progressive,
 )
-from diffcore.nets import unet
+from diffcore.nets import open_folder, unet
 from diffcore.noise.schedule import Cosine
 from diffcore.training.config import Compute, Training
 from diffcore.training.loop import Fitted, Stopped, fit
@@ -61,6 +63,7 @@ CASES = {
     "heads, accumulation": ("phased", phased.Phased(16, 4, 0.5, adversarial=0.1), False, 0.0, 2),
     "dropout": ("consistency", consistency.Consistency(16, 0.0), False, 0.3, 1),
     "a U-Net": ("progressive", progressive.Progressive(2), False, 0.0, 2),
+    "a transformer of diffusers": ("progressive", progressive.Progressive(2), True, 0.0, 2),
     "data alone": ("denoising", denoising.Denoising(), False, 0.0, 1),
     "a watch": ("progressive", progressive.Progressive(2), True, 0.0, 1),
 }
@@ -68,6 +71,22 @@ CASES = {
 
 
 UNET = unet.default_config((1, 4, 4), (8, 16), groups=4)
+
+
+def transformer() -> nn.Module:
+    """Of diffusers, with all its weights random: none begins as zero."""
+    config = {"num_attention_heads": 2, "attention_head_dim": 4, "num_layers": 2, "norm_num_groups": 2}
+    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = diffusers.DiTTransformer2DModel(**config, in_channels=1, sample_size=4, num_embeds_ada_norm=3)
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        net.save_pretrained(folder)
+        return open_folder(Path(folder))
+
+
+NETS = {"a U-Net": lambda: stirred(UNET), "a transformer of diffusers": transformer}
 
 
 class Dropping(Told):
@@ -84,12 +103,12 @@ class Dropping(Told):
 def train(case: str, strategy: str = "ddp", **more) -> Fitted:
     name, config, conditional, dropout, parts = CASES[case]
     classes = 3 if conditional else None
-    net = stirred(UNET) if case == "a U-Net" else Dropping(dropout, classes=classes)
+    net = NETS[case]() if case in NETS else Dropping(dropout, classes=classes)
     student = NetDenoiser(net, Cosine(), classes=classes)
     teacher = NetDenoiser(Told(classes, seed=2, whose="teacher"), Cosine(), classes=classes)
     # one process has the parts that two would have, and where each of the two has one the same sums of them
-    # AdamW makes steps of lr of gradients that are nothing but rounding, as those of biases before a group norm are
-    fitting = dataclasses.replace(PLAIN, accumulate=parts, cores=2, lr=2e-5 if case == "a U-Net" else PLAIN.lr)
+    # AdamW makes steps of lr of gradients that are nothing but rounding, as biases before a group norm or of keys have
+    fitting = dataclasses.replace(PLAIN, accumulate=parts, cores=2, lr=2e-5 if case in NETS else PLAIN.lr)
     work = job(name, config, conditional, fitting)
     if case == "a watch":
         work = dataclasses.replace(work, watcher=watcher(config, student))

@@ -1,8 +1,11 @@
 """Any other network of diffusers, behind the forward of our own. diffusers is imported when one is opened."""
 
 import copy
+import dataclasses
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -10,36 +13,56 @@ from torch import Tensor, nn
 
 from diffcore.core.errors import UserError
 from diffcore.core.shapes import PerSample, Sample
+from diffcore.nets import architectures
+from diffcore.nets.architectures import Architecture
 from diffcore.nets.files import read_config
+from diffcore.nets.inputs import EMBEDDINGS, Input
 
-TIME, CLASS = "timestep", "class_labels"
+TIME = "timestep"
 
 
 class DiffusersModel(nn.Module):
-    """(x, timestep) -> [b, c, h, w]. Its state_dict and config.json are the network's own, so diffusers opens what is saved.
+    """(x, timestep, **inputs) -> like x. Its state_dict and config.json are the network's own: diffusers opens what is saved.
 
     Of an output with twice the input's channels (a learned variance, Nichol & Dhariwal 2021, arXiv 2102.09672) the first
     half, the mean, is kept.
     """
 
-    def __init__(self, net: nn.Module, content: dict[str, Any]):
+    def __init__(self, net: nn.Module, content: dict[str, Any], architecture: Architecture):
         super().__init__()
-        self.net, self.content = net, content
-        self.takes_class = CLASS in inspect.signature(net.forward).parameters
+        self.net, self.content, self.architecture = net, content, architecture
 
-    def forward(self, x: Sample, timestep: PerSample, class_labels: Tensor | None = None) -> Sample:
-        """x: [b, c, h, w]; timestep: [b], c = T t - 1 with T = 1024; class_labels: [b], int, where the network takes
-        classes."""
-        if class_labels is not None and not self.takes_class:
-            raise UserError(f"{self.content['_class_name']} knows no classes: leave class_labels out")
-        classes = {} if class_labels is None else {CLASS: class_labels}
-        out = self.net(x, timestep=timestep, **classes).sample
-        if out.shape[1] not in (x.shape[1], 2 * x.shape[1]):
-            name, channels = self.content["_class_name"], out.shape[1]
-            raise UserError(
-                f"{name} makes {channels} channels of {x.shape[1]}; it must keep their number, or double it"
-            )
-        return out[:, : x.shape[1]]
+    @property
+    def inputs(self) -> Mapping[str, Input]:
+        """What it takes besides a sample and a time, by our names (`diffcore.nets.inputs`)."""
+        return MappingProxyType(self.architecture.inputs)
+
+    @property
+    def time_scale(self) -> int:
+        """T of the timestep T t that it is told: 1000 of most networks, 1 of those that are told 0 to 1."""
+        return self.architecture.time_scale
+
+    @property
+    def apart(self) -> list[nn.Module]:
+        """Those of its modules that it calls outside of the block they belong to."""
+        return [self.net.get_submodule(name) for name in self.architecture.apart]
+
+    def forward(
+        self,
+        x: Sample,
+        timestep: PerSample,
+        class_labels: Tensor | None = None,
+        guidance: Tensor | None = None,
+        **inputs: Tensor,
+    ) -> Sample:
+        """x: [b, c, ...]; timestep: [b], 0 to `time_scale`. A UserError where it takes other inputs, or of other shapes."""
+        ahead = {"class_labels": class_labels, "guidance": guidance}  # in their place, as our own networks take them
+        inputs |= {name: tensor for name, tensor in ahead.items() if tensor is not None}
+        self.architecture.check(x, inputs)
+        inputs = {name: tensor.to(x.dtype) if name in EMBEDDINGS else tensor for name, tensor in inputs.items()}
+        whole = torch.cat([x, inputs.pop("image")], 1) if "image" in inputs else x
+        # a tensor of its own: of a view FSDP2 could not say when its gradient comes
+        return self.architecture.call(self.net, whole, timestep, inputs)[:, : x.shape[1]].clone()
 
     def config_json(self) -> dict[str, Any]:
         """The content of config.json, as it was read."""
@@ -54,7 +77,8 @@ class DiffusersModel(nn.Module):
         with torch.random.fork_rng(devices=[]):  # which torch's layers draw a start from
             net = type(self.net).from_config({**self.net.config, "dropout": dropout})
         net.load_state_dict(self.net.state_dict())
-        return DiffusersModel(_without_label_dropout(net), {**self.content, "dropout": dropout})
+        architecture = dataclasses.replace(self.architecture, config={**self.architecture.config, "dropout": dropout})
+        return DiffusersModel(_without_label_dropout(net), {**self.content, "dropout": dropout}, architecture)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         return self.net.state_dict(*args, **kwargs)
@@ -67,15 +91,13 @@ def load(folder: Path) -> DiffusersModel:
     """The network in a local folder that diffusers wrote, in float32.
 
     Only classes of diffusers itself and only safetensors: no code or pickle of the folder runs. Raises UserError for anything
-    else, and for networks that need more than an image, a time and a class.
+    else, and for networks that no file of `architectures` says how to call.
     """
     folder = Path(folder)
     content = read_config(folder)
     _check_weights(folder)
     kind = _kind(content["_class_name"])
-    _check_forward(kind)
-    if content.get("time_embedding_type") == "fourier":
-        raise UserError(f"{folder}: a Fourier network is told the noise scale sigma, not a time; give one with a time")
+    architecture = _architecture(kind, content)
     try:
         net, loading_info = kind.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True
@@ -85,7 +107,12 @@ def load(folder: Path) -> DiffusersModel:
         raise UserError(f"{folder}: diffusers cannot open it ({reason[:300]}); fetch or write it again") from None
     if missing := loading_info["missing_keys"]:  # diffusers would start them at random
         raise UserError(f"{folder}: the weights {sorted(missing)[0]} are missing; fetch or write it again")
-    return DiffusersModel(_without_label_dropout(net.float()), content)
+    if unexpected := loading_info["unexpected_keys"]:  # diffusers would leave them out
+        raise UserError(
+            f"{folder}: its config.json describes a network without the weights {sorted(unexpected)[0]} that lie beside it; "
+            "fetch or write both again"
+        )
+    return DiffusersModel(_without_label_dropout(net.float()), content, architecture)
 
 
 def _still(net: "DiffusersModel") -> "DiffusersModel":
@@ -123,12 +150,25 @@ def _kind(name: str) -> Any:
     return kind
 
 
-def _check_forward(kind: Any) -> None:
-    others = list(inspect.signature(kind.forward).parameters.values())[2:]  # after self and the image
-    if TIME not in {parameter.name for parameter in others}:
+def _architecture(kind: Any, content: dict[str, Any]) -> Architecture:
+    """How the network of such a config.json is called; what that leaves out is as diffusers has it by default."""
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(kind.__init__).parameters.items()
+        if parameter.default is not parameter.empty
+    }
+    architecture = _registered(kind)({**defaults, **content})
+    architecture.check_config()
+    return architecture
+
+
+def _registered(kind: Any) -> type[Architecture]:
+    registry = architectures.registry()
+    if kind.__name__ in registry:
+        return registry[kind.__name__]
+    if TIME not in inspect.signature(kind.forward).parameters:
         raise UserError(f"{kind.__name__} is told no time, so it is no denoiser of images; give another network")
-    needed = [p.name for p in others if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD and p.name != TIME]
-    if needed:
-        raise UserError(
-            f"{kind.__name__} needs {', '.join(needed)} besides an image, a time and a class; not supported"
-        )
+    raise UserError(
+        f"{kind.__name__} is a network of diffusers, and what it is called with is written down for others only: "
+        f"{', '.join(sorted(registry))}; give one of these"
+    )

@@ -22,16 +22,20 @@ METHODS = ("features",)
 
 
 def shard(net: nn.Module) -> nn.Module:
-    """The network itself, its weights shared out: those of each block apart, and the rest together."""
+    """The network itself, its weights shared out: those of each block apart, and the rest together. The modules `net.apart`,
+    if it names any, are blocks too: those that it calls by themselves, outside of the block they belong to."""
     # imported where several processes share a network: it takes a second
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     mesh = init_device_mesh(processes.device().type, (processes.count(),), mesh_dim_names=("shard",))
+    for part in getattr(net, "apart", ()):
+        fully_shard(part, mesh=mesh)
     for part in reversed(list(net.modules())):  # from the inside out
         if isinstance(part, nn.ModuleList):
             for block in part:
-                if not isinstance(block, nn.ModuleList):
+                # a layer in a list, as diffusers' attention has them, is no block: what it answers may be a view
+                if not isinstance(block, nn.ModuleList) and any(block.children()):
                     fully_shard(block, mesh=mesh)
     fully_shard(net, mesh=mesh)
     for name in METHODS:
