@@ -4,8 +4,8 @@ import difflib
 import json
 from pathlib import Path
 
-from diffcore import exports
-from diffcore.checkpoints import Card
+from diffcore import exports, nets
+from diffcore.checkpoints import Card, Guidance
 from diffcore.checkpoints.to_diffusers import loop
 from diffcore.core import disk, threads
 from diffcore.core.errors import UserError
@@ -40,8 +40,10 @@ def readme(each: Named, license: str | None) -> str:
     """The model card, in Markdown: what it is, what it was measured to be worth, its data, how to sample."""
     card, point = each.card, _point(each)
     name = each.registered.tags["point"] if each.registered else (point.name if point else card.name)
+    kind = nets.read_config(each.folder / "unet")["_class_name"]
+    library = "" if nets.is_own(kind) else "library_name: diffusers\n"
     parts = [
-        "---\nlibrary_name: diffusers\ntags:\n- diffusion-distillation\n---\n",
+        f"---\n{library}tags:\n- diffusion-distillation\n---\n",
         f"# {name}\n",
         _about(card),
         *([_row(point)] if point else []),
@@ -49,7 +51,7 @@ def readme(each: Named, license: str | None) -> str:
         f"Images of shape {card.image} (channels, height, width), digest `{card.data}`. "
         + (f"Licence of the data: {license}.\n" if license else "The licence of the data is not stated.\n"),
         "## Sampling\n",
-        _sampling(card, point or each.sampling),
+        _sampling(card, point or each.sampling, kind),
     ]
     return "\n".join(parts)
 
@@ -92,7 +94,8 @@ def _row(point: Point) -> str:
     )
 
 
-def _sampling(card: Card, point: Point | Sampling | None) -> str:
+def _sampling(card: Card, point: Point | Sampling | None, kind: str) -> str:
+    """kind: the network's `_class_name`."""
     pipeline = "DDPMPipeline" if card.solver == "multistep_consistency" else "DDIMPipeline"
     times = card.grid or (point.times if point else [1 - k / 50 for k in range(51)])
     steps = len(times) - 1
@@ -100,6 +103,14 @@ def _sampling(card: Card, point: Point | Sampling | None) -> str:
         f'```python\nfrom diffusers import {pipeline}\n\npipeline = {pipeline}.from_pretrained("PATH")\n'
         f"images = pipeline(batch_size=16, num_inference_steps={steps}).images\n```\n"
     )
+    note = "" if point is None else f"Its own sampling: `{point.recipe}` at t = {list(point.times)[:12]}.\n"
+    if nets.is_own(kind):
+        takes_weight = card.guidance is not None and Guidance(**card.guidance).is_input
+        inputs = ["x", "timestep", *["class_labels"] * bool(card.classes), *["guidance"] * takes_weight]
+        return (
+            f"diffusers has no class for a `{kind}`. Call the network as `net({', '.join(inputs)})`; "
+            f"timestep is {card.num_timesteps} t - 1.\n\n{note}"
+        )
     if card.classes or card.guidance:
         return (
             "The network takes a class; diffusers' plain pipelines pass none. Call the network as "
@@ -107,5 +118,4 @@ def _sampling(card: Card, point: Point | Sampling | None) -> str:
         )
     if by_hand := loop(card, times):
         code = f"No scheduler of diffusers knows what this network says.\n\n```python\n{by_hand}```\n"
-    note = "" if point is None else f"Its own sampling: `{point.recipe}` at t = {list(point.times)[:12]}.\n"
     return f"{code}\n{note}"

@@ -284,6 +284,11 @@ def _network(value: Any, where: str, faults: list[str], usual: type[nets.Shape] 
     return typed(kind, own, where, faults)
 
 
+def is_another_family(network: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
+    """Whether what `network` says is of another family than what was there, whose keys then mean nothing."""
+    return "family" in network and network["family"] != old.get("family", FAMILY)
+
+
 def _schedule(value: Any, where: str, faults: list[str]) -> Schedule | None:
     """A word, or a mapping with `name` and the schedule's own numbers; what networks are trained on of it."""
     line = {"name": value} if isinstance(value, str) else value

@@ -11,7 +11,7 @@ import pytest
 
 from diffcore.core.errors import UserError
 from diffcore.data.split import Split
-from diffcore.nets import memory, unet
+from diffcore.nets import dit, memory
 from diffcore.nets.unet import Shape
 from tasks import bounds, params, sections, strict_yaml, typed, workspace
 from tests import bad_params
@@ -130,12 +130,15 @@ SHAPES = [
     (Shape((8,), 2, False, 8, 0.0, 12.0, parameterization="x0_eps"), 3),
     (Shape((16, 32, 48), 2, True, 8, 0.0, 12.0), 3),
     (Shape((8, 8), 3, True, 4, 0.0, 12.0, parameterization="x0"), 1),
+    (dit.Shape(2, 32, 3, 4), 1),
+    (dit.Shape(4, 16, 1, 2, dropout=0.2, parameterization="x0_eps"), 3),
+    (dit.Shape(1, 64, 4, 8, parameterization="flow"), 3),
 ]
 
 
 @pytest.mark.parametrize(("shape", "channels"), SHAPES)
 def test_parameters_are_counted_without_a_network(shape, channels):
-    net = unet.UNet(shape.config((channels, 16, 16)))
+    net = shape.build((channels, 16, 16), None, 0)
     assert shape.parameters(channels) == sum(p.numel() for p in net.parameters())
 
 
@@ -143,7 +146,7 @@ def test_parameters_are_counted_without_a_network(shape, channels):
 def test_what_is_kept_for_the_way_back_is_no_less_and_not_far_more_than_counted(shape, channels):
     import torch
 
-    net, storages = unet.UNet(shape.config((channels, 16, 16))), {}
+    net, storages = shape.build((channels, 16, 16), None, 0), {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()

@@ -34,6 +34,7 @@ from diffcore.watching.config import Watch
 from diffcore.watching.gauge import Gauge
 from diffcore.watching.samples import FixedSamples
 from diffcore.watching.watcher import Watcher
+from tests import test_dit
 from tests.test_fit import stop_at
 from tests.test_precision import Told, job, one_of_each
 from tests.test_quality import Flat, normal_images
@@ -61,6 +62,7 @@ CASES = {
     "heads, accumulation": ("phased", phased.Phased(16, 4, 0.5, adversarial=0.1), False, 0.0, 2),
     "dropout": ("consistency", consistency.Consistency(16, 0.0), False, 0.3, 1),
     "a U-Net": ("progressive", progressive.Progressive(2), False, 0.0, 2),
+    "a transformer": ("progressive", progressive.Progressive(2), False, 0.0, 2),
     "data alone": ("denoising", denoising.Denoising(), False, 0.0, 1),
     "a watch": ("progressive", progressive.Progressive(2), True, 0.0, 1),
 }
@@ -68,6 +70,7 @@ CASES = {
 
 
 UNET = unet.default_config((1, 4, 4), (8, 16), groups=4)
+OF_OURS = {"a U-Net": lambda: stirred(UNET), "a transformer": lambda: test_dit.small().net.requires_grad_(True)}
 
 
 class Dropping(Told):
@@ -84,12 +87,13 @@ class Dropping(Told):
 def train(case: str, strategy: str = "ddp", **more) -> Fitted:
     name, config, conditional, dropout, parts = CASES[case]
     classes = 3 if conditional else None
-    net = stirred(UNET) if case == "a U-Net" else Dropping(dropout, classes=classes)
+    net = OF_OURS[case]() if case in OF_OURS else Dropping(dropout, classes=classes)
     student = NetDenoiser(net, Cosine(), classes=classes)
     teacher = NetDenoiser(Told(classes, seed=2, whose="teacher"), Cosine(), classes=classes)
     # one process has the parts that two would have, and where each of the two has one the same sums of them
-    # AdamW makes steps of lr of gradients that are nothing but rounding, as those of biases before a group norm are
-    fitting = dataclasses.replace(PLAIN, accumulate=parts, cores=2, lr=2e-5 if case == "a U-Net" else PLAIN.lr)
+    # AdamW makes steps of lr of gradients that are nothing but rounding, as those of biases before a group norm are, and of
+    # an attention's keys
+    fitting = dataclasses.replace(PLAIN, accumulate=parts, cores=2, lr=2e-5 if case in OF_OURS else PLAIN.lr)
     work = job(name, config, conditional, fitting)
     if case == "a watch":
         work = dataclasses.replace(work, watcher=watcher(config, student))

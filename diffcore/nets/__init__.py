@@ -5,14 +5,19 @@ from pathlib import Path
 from torch import nn
 
 from diffcore.core.errors import UserError
-from diffcore.nets import diffusers_model, unet
+from diffcore.nets import diffusers_model, dit, unet
 from diffcore.nets.family import Family, Shape
 from diffcore.nets.files import CONFIG, WEIGHTS, read_config, take
 
-__all__ = ["CONFIG", "FAMILIES", "WEIGHTS", "Family", "Shape", "open_folder", "read_config", "take"]
+__all__ = ["CONFIG", "FAMILIES", "WEIGHTS", "Family", "Shape", "is_own", "open_folder", "read_config", "take"]
 
-FAMILIES: dict[str, Family] = {"unet": unet.FAMILY}
+FAMILIES: dict[str, Family] = {"unet": unet.FAMILY, "dit": dit.FAMILY}
 """What can be trained from nothing, by the word in `network: {family: ...}`. A new one is its file here and its line."""
+
+
+def is_own(name: str) -> bool:
+    """Whether networks of this `_class_name` are of a family of ours, and of no class of diffusers."""
+    return any(name in family.own for family in FAMILIES.values())
 
 
 def open_folder(folder: Path, x0_eps: bool = False) -> nn.Module:
