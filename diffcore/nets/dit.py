@@ -175,7 +175,8 @@ class DiT(Conditioned):
             tokens = block(tokens, embedding)
         shift, scale = self.modulation_out(embedding)[:, None].chunk(2, 2)
         out = self.patch_out(modulated(tokens, shift, scale))
-        return image(out, x.shape[2] // self.config.patch, self.config.patch)
+        said = image(out, x.shape[2] // self.config.patch, self.config.patch)
+        return said.clone()  # of a view FSDP2's hooks on the way back could be lost
 
     def features(
         self, x: Sample, timestep: PerSample, class_labels: Tensor | None = None, guidance: PerSample | None = None

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,10 @@ class Shape(abc.ABC):
     def sizes(self) -> tuple[str, ...]:
         """Its keys that say how large a network is, of which a person takes less where memory is short."""
         return ()
+
+    def keys(self) -> dict[str, Any]:
+        """What stands of it under `network`."""
+        return asdict(self)
 
     @abc.abstractmethod
     def build(self, image: Sequence[int], classes: int | None, seed: int) -> nn.Module:
