@@ -197,6 +197,20 @@ def test_a_network_is_refused_where_memory_is_far_too_small_and_taken_otherwise(
     assert not with_memory(monkeypatch, needs, network__channels=[512, 1024])
 
 
+def test_a_transformer_that_is_too_large_is_made_smaller_by_its_own_keys(monkeypatch):
+    raw = bad_params.shipped()
+    keys = {"patch": 2, "width": 4096, "depth": 40, "heads": 4}
+    raw["teachers"]["teacher"]["network"] = {"family": "dit", **keys}
+    needs = memory.of_weights(dit.Shape(**keys), 1, copies=2)
+    monkeypatch.setattr(memory, "of_machine", lambda: needs // 4 - 1)
+    raw["evaluate"]["teacher"] = raw["evaluate"]["teacher"][:1]
+    with pytest.raises(UserError) as caught:
+        params.parse(raw, "p")
+    (line,) = (line for line in str(caught.value).splitlines() if "network" in line.partition(" ")[2].partition(":")[0])
+    assert line.startswith("p: teachers.teacher.network.width: a training of this network needs about ")
+    assert line.endswith("; take less of width or depth")
+
+
 def test_of_a_network_from_elsewhere_only_the_images_count(monkeypatch):
     assert with_memory(monkeypatch, 1e6, network__channels=[512, 1024])
     raw = bad_params.shipped()

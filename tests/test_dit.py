@@ -119,8 +119,8 @@ def theirs(net: DiT, side: int, classes: int) -> nn.Module:
         state[f"{block}.norm1.emb.class_embedder.embedding_table.weight"] = weights["class_embedding.weight"]
     for part in ("weight", "bias"):
         state[f"proj_out_1.{part}"] = weights[f"modulation_out.{part}"]
-        said = weights[f"patch_out.{part}"].unflatten(0, (config.out_channels, config.patch**2))
-        state[f"proj_out_2.{part}"] = said.transpose(0, 1).flatten(0, 1)  # its pixels' channels come last
+        outputs = weights[f"patch_out.{part}"].unflatten(0, (config.out_channels, config.patch**2))
+        state[f"proj_out_2.{part}"] = outputs.transpose(0, 1).flatten(0, 1)  # its pixels' channels come last
     model.load_state_dict(state)
     for block in model.transformer_blocks:
         block.norm1.emb.time_proj = Times(config.max_phase)
@@ -279,14 +279,16 @@ def test_plain_memory_is_its_order_everywhere():
 def test_an_input_for_guidance_changes_nothing_at_first_and_folds_into_a_bias():
     kind = KINDS["classes"]
     plain, inputs = stirred(kind[0]), batch(kind)
-    made, g = with_guidance(plain).requires_grad_(False), torch.tensor([1.0, 2.5, 4.0])
-    assert torch.equal(made(*inputs, g), plain(*inputs))
-    made.guidance_embedding.weight.normal_(generator=seeded(3))
-    made.guidance_embedding.bias.normal_(generator=seeded(4))
-    assert not torch.equal(made(*inputs, g), plain(*inputs))
-    torch.testing.assert_close(folded(made, 2.5)(*inputs), made(*inputs, torch.full((3,), 2.5)), atol=1e-5, rtol=1e-5)
+    guided, g = with_guidance(plain).requires_grad_(False), torch.tensor([1.0, 2.5, 4.0])
+    assert torch.equal(guided(*inputs, g), plain(*inputs))
+    guided.guidance_embedding.weight.normal_(generator=seeded(3))
+    guided.guidance_embedding.bias.normal_(generator=seeded(4))
+    assert not torch.equal(guided(*inputs, g), plain(*inputs))
+    torch.testing.assert_close(
+        folded(guided, 2.5)(*inputs), guided(*inputs, torch.full((3,), 2.5)), atol=1e-5, rtol=1e-5
+    )
     with pytest.raises(UserError, match="give guidance, a number"):
-        made(*inputs)
+        guided(*inputs)
     with pytest.raises(UserError, match="leave guidance out"):
         plain(*inputs, g)
 

@@ -19,6 +19,7 @@ from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.methods import consistency, continuous, progressive
+from diffcore.nets import dit
 from diffcore.nets.module import Shape, UserModule
 from diffcore.nets.order import fastest
 from diffcore.noise.schedule import Cosine
@@ -27,7 +28,7 @@ from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solvers import SOLVERS
 from diffcore.training.loop import Job, Stopped, fit
 from diffcore.training.resume import Resume
-from tasks import params, workspace
+from tasks import params, train, workspace
 from tests.conftest import make_solver, randn
 from tests.test_checkpoint import ABOUT
 from tests.test_fit import same, stop_at
@@ -39,7 +40,6 @@ IMAGE = (1, 4, 4)
 CODE = '''
 import random
 import torch
-from torch import Tensor
 from torch import nn
 
 
@@ -391,6 +391,13 @@ SHAPES = pytest.mark.parametrize("shape", [(6,), (2, 5), (2, 3, 2, 4)], ids=str)
 
 def plain(shape: tuple[int, ...], seed: int = 0) -> NetDenoiser:
     return small(size=math.prod(shape), image=shape, seed=seed)
+
+
+def test_a_state_that_other_code_saved_is_of_another_job(mine):
+    net = small().net
+    assert train._own_code(net) == {"module": net.source}
+    assert len(net.source) == 64
+    assert train._own_code(dit.Shape(2, 8, 1, 1).build(IMAGE, None, 0)) == {}
 
 
 @SHAPES

@@ -390,7 +390,7 @@ def test_a_change_of_what_is_not_there_is_a_mistake(merged):
         workspace._merge(merged, workspace._change("features.chanels=8"), "x")
     with pytest.raises(UserError, match="write it as section"):
         workspace._change("network.channels")
-    with pytest.raises(UserError, match="no preset 'smoky'; known: classes, flow, smoke"):
+    with pytest.raises(UserError, match="no preset 'smoky'; known: classes, dit, flow, smoke"):
         workspace._preset("smoky")
 
 

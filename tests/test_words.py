@@ -324,8 +324,8 @@ def test_a_model_card_of_a_network_that_diffusers_lacks_says_how_it_is_called(he
     assert "library_name" not in text
     assert "Pipeline" not in text
     assert "diffusers has no class for a `DiT`. Call the network as `net(x, timestep)`; timestep is 1024 t - 1." in text
-    told = dataclasses.replace(plain, classes=["a"], guidance=dataclasses.asdict(checkpoints.Guidance(1.0, 2.0)))
-    monkeypatch.setattr(named.Named, "card", property(lambda _: told))
+    informed = dataclasses.replace(plain, classes=["a"], guidance=dataclasses.asdict(checkpoints.Guidance(1.0, 2.0)))
+    monkeypatch.setattr(named.Named, "card", property(lambda _: informed))
     assert "`net(x, timestep, class_labels, guidance)`" in export.readme(each, None)
 
 

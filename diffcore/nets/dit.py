@@ -175,8 +175,8 @@ class DiT(Conditioned):
             tokens = block(tokens, embedding)
         shift, scale = self.modulation_out(embedding)[:, None].chunk(2, 2)
         out = self.patch_out(modulated(tokens, shift, scale))
-        said = image(out, x.shape[2] // self.config.patch, self.config.patch)
-        return said.clone()  # of a view FSDP2's hooks on the way back could be lost
+        whole = image(out, x.shape[2] // self.config.patch, self.config.patch)
+        return whole.clone()  # of a view FSDP2's hooks on the way back could be lost
 
     def features(
         self, x: Sample, timestep: PerSample, class_labels: Tensor | None = None, guidance: PerSample | None = None
@@ -288,9 +288,9 @@ class Shape(family.Shape):
     def parameters(self, channels: int) -> int:
         """Without its table of classes."""
         width, pixels = self.width, channels * self.patch**2
-        said = pixels * (2 if self.parameterization == "x0_eps" else 1)
+        outputs = pixels * (2 if self.parameterization == "x0_eps" else 1)
         block = 6 * width * (width + 1) + 4 * width * (width + 1) + 2 * RATIO * width * width + (RATIO + 1) * width
-        ends = (pixels + 1) * width + (width + 1) * said + 2 * width * (width + 1)
+        ends = (pixels + 1) * width + (width + 1) * outputs + 2 * width * (width + 1)
         return ends + width * (FEATURES + 1) + width * (width + 1) + self.depth * block
 
     def kept(self, image: Sequence[int]) -> int:

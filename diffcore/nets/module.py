@@ -58,7 +58,7 @@ class UserModule(nn.Module):
             if dropout:
                 raise UserError(f"{self.path} takes no argument dropout; leave `dropout` out")
             return without(copy.deepcopy(self))
-        net = _made(self.path, {**self.arguments, DROPOUT: dropout})
+        net = _construct(self.path, {**self.arguments, DROPOUT: dropout})
         net.load_state_dict(self.state_dict())
         return net
 
@@ -102,7 +102,7 @@ class Shape(family.Shape):
             raise UserError(family.NO_CLASSES)
         start = generator(seed, "module", self.module).initial_seed()
         with torch.random.fork_rng(devices=[]):
-            net, again = (_seeded(start, lambda: _made(self.module, self.arguments)) for _ in range(2))
+            net, again = (_seeded(start, lambda: _construct(self.module, self.arguments)) for _ in range(2))
             _check_weights(net, again)
             self._check_call(net.eval(), image, classes)
         return net.train()
@@ -125,7 +125,7 @@ class Shape(family.Shape):
 
     def _on_meta(self) -> UserModule:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            return _made(self.module, self.arguments)
+            return _construct(self.module, self.arguments)
 
     def _check_call(self, net: UserModule, image: Sequence[int], classes: int | None) -> None:
         x, timestep = torch.zeros(2, *image), torch.tensor([0.0, 1023.0])
@@ -141,10 +141,10 @@ class Shape(family.Shape):
         shape = list(x.shape)
         shape[1] *= 2 if self.parameterization == "x0_eps" else 1
         if not isinstance(out, Tensor) or list(out.shape) != shape or not out.is_floating_point():
-            made = f"{list(out.shape)} of {out.dtype}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
+            output = f"{list(out.shape)} of {out.dtype}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
             raise UserError(
-                f"{self.module} makes {made} of {list(x.shape)}; with parameterization {self.parameterization} it must make "
-                f"{shape} of floating point"
+                f"{self.module} makes {output} of {list(x.shape)}; with parameterization {self.parameterization} it must "
+                f"make {shape} of floating point"
             )
 
 
@@ -189,7 +189,7 @@ def _kind(path: str) -> type[nn.Module]:
     return kind
 
 
-def _made(path: str, arguments: dict[str, Any]) -> UserModule:
+def _construct(path: str, arguments: dict[str, Any]) -> UserModule:
     kind = _kind(path)
     try:
         net = kind(**arguments)
@@ -236,7 +236,7 @@ def opened(content: dict[str, Any], weights: Path, x0_eps: bool) -> UserModule:
     if not (isinstance(path, str) and PATH.fullmatch(path) and isinstance(arguments, dict)):
         raise UserError(f"{where} names no module and its arguments; run the stage that makes it again")
     with torch.random.fork_rng(devices=[]):
-        net = _made(path, arguments)
+        net = _construct(path, arguments)
     if content.get("source") not in (None, net.source):
         raise UserError(
             f"the file of {path} was changed since {weights.parent.parent} was trained with it; put it back, or train again"

@@ -348,6 +348,12 @@ OWN = (
     _own("tasks/tracking/models.py", "and not LOADING & {path.name, path.parent.name}", "", "a model that was loaded where it lies counts as damaged", "words"),
     _own("tasks/tracking/descriptions.py", "return there != wanted and there == sealed(there.rpartition(MARK)[0])", "return there != wanted", "publishing writes over what a person wrote on a model's page", "tracking"),
     _own("diffcore/core/allocator.py", "mallopt(M_MMAP_THRESHOLD, LARGE) and mallopt(M_TRIM_THRESHOLD, KEPT)", "mallopt(M_TRIM_THRESHOLD, KEPT)", "each block of a tensor comes from the kernel and goes back to it: calls of a small network take twice as long", "allocator"),
+    _own("diffcore/nets/dit.py", "torch.cat([columns[None].expand(grid), rows[:, None].expand(grid)], 2)", "torch.cat([columns[None].expand(grid), columns[None].expand(grid)], 2)", "a transformer is told the column of a patch twice and its row not at all", "dit"),
+    _own("diffcore/nets/dit.py", "return tokens + gate_2 * self.linear_dropout(self.linear_2(hidden))", "return tokens + gate_1 * self.linear_dropout(self.linear_2(hidden))", "a transformer's second branch is gated by the first one's gate", "dit"),
+    _own("diffcore/nets/module.py", "    torch.default_generator.manual_seed(start)\n", "", "the weights of a module of the user's own depend on what was drawn before", "module"),
+    _own("diffcore/nets/module.py", '    if content.get("source") not in (None, net.source):', '    if content.get("source") is None:', "a checkpoint is sampled with a class whose code is another one now", "module"),
+    _own("diffcore/nets/__init__.py", "        if not vouched:\n", "        if False:\n", "opening a folder from elsewhere imports the class that it names", "module"),
+    _own("diffcore/nets/order.py", "if len(image) != 3 or not is_flat or any(weight.dim() == 5 for weight in net.parameters()):", "if len(image) != 3 or not is_flat:", "a network with a convolution of volumes beside one of images cannot be trained", "module"),
 )  # fmt: skip
 """Of other kinds, over all rooms."""
 
