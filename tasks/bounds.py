@@ -11,7 +11,7 @@ from typing import Any
 
 from diffcore.data import sources
 from diffcore.data.config import Config as DataConfig
-from diffcore.nets import memory
+from diffcore.nets import Shape, memory
 from diffcore.training.config import Compute, Training
 
 MARGIN = 4
@@ -50,6 +50,8 @@ POINTS = 10**4
 
 def of_numbers(path: str, value: Any) -> Iterator[str]:
     """A line for each number of a section that is beyond all use, whatever the machine."""
+    if path.endswith(".network") and isinstance(value, dict) and "module" in value:
+        return  # the numbers of a class of the user's own, which knows what they are
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
         yield from of_numbers(f"{path}.{key}", inner)
@@ -107,11 +109,19 @@ def _needs(sections: Mapping[str, Any], shapes: Mapping[str, Any]) -> Iterator[N
     for path, (name, config) in _trainings(sections).items():
         if shapes[name] and getattr(_line(sections, name), "network", None):
             weights = memory.of_weights(shapes[name], image[0], copies=2)
-            yield f"{path}.network.channels", weights, "a training of this network", "take fewer channels or layers"
+            where, remedy = _size(shapes[name])
+            yield f"{path}.network{where}", weights, "a training of this network", remedy
         yield _training(path, config, shapes[name], image, sections["compute"])
         if watch := _line(sections, name).watch:
             yield f"{path}.watch.images", *_judged(watch.images, sections, image)
     yield from _measurements(sections, image)
+
+
+def _size(shape: Shape) -> tuple[str, str]:
+    """The end of a path and a remedy: by which keys the network is made smaller."""
+    if not shape.sizes:
+        return "", "take a smaller one"
+    return f".{shape.sizes[0]}", f"take less of {' or '.join(shape.sizes)}"
 
 
 def _line(sections: Mapping[str, Any], name: str) -> Any:

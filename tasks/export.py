@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffcore import exports
+from diffcore import exports, nets
 from diffcore.checkpoints import Card, Guidance
 from diffcore.checkpoints.to_diffusers import loop
 from diffcore.core import disk, threads
@@ -41,8 +41,10 @@ def readme(each: Named, license: str | None) -> str:
     """The model card, in Markdown: what it is, what it was measured to be worth, its data, how to sample."""
     card, point = each.card, _point(each)
     name = each.registered.tags["point"] if each.registered else (point.name if point else card.name)
+    kind = nets.read_config(each.folder / "unet")["_class_name"]
+    library = "" if nets.is_own(kind) else "library_name: diffusers\n"
     parts = [
-        "---\nlibrary_name: diffusers\ntags:\n- diffusion-distillation\n---\n",
+        f"---\n{library}tags:\n- diffusion-distillation\n---\n",
         f"# {name}\n",
         _about(card),
         *([_row(point)] if point else []),
@@ -50,7 +52,7 @@ def readme(each: Named, license: str | None) -> str:
         f"Images of shape {card.image} (channels, height, width), digest `{card.data}`. "
         + (f"Licence of the data: {license}.\n" if license else "The licence of the data is not stated.\n"),
         "## Sampling\n",
-        _sampling(card, point or each.sampling),
+        _sampling(card, point or each.sampling, kind),
     ]
     return "\n".join(parts)
 
@@ -97,14 +99,22 @@ STEPS = 50
 """Of what samples a checkpoint that has no steps of its own and was not measured."""
 
 
-def _sampling(card: Card, point: Point | Sampling | None) -> str:
+def _sampling(card: Card, point: Point | Sampling | None, kind: str) -> str:
+    """kind: the network's `_class_name`."""
     times = card.grid or (point.times if point else [1 - k / STEPS for k in range(STEPS + 1)])
     note = "" if point is None else f"Its own sampling: `{point.recipe}` at t = {list(point.times)[:12]}.\n"
-    return f"{_code(card, times)}\n{note}"
+    return f"{_code(card, times, kind)}\n{note}"
 
 
-def _code(card: Card, times: Sequence[float]) -> str:
-    if card.guidance and Guidance(**card.guidance).is_input:
+def _code(card: Card, times: Sequence[float], kind: str) -> str:
+    takes_weight = card.guidance is not None and Guidance(**card.guidance).is_input
+    if nets.is_own(kind):
+        inputs = ["x", "timestep", *["class_labels"] * bool(card.classes), *["guidance"] * takes_weight]
+        return (
+            f"diffusers has no class for a `{kind}`. Call the network as `net({', '.join(inputs)})`; "
+            f"timestep is {card.num_timesteps} t - 1.\n"
+        )
+    if takes_weight:
         return (
             "The network takes the weight of guidance as an input, for which diffusers has no class: export it as "
             "safetensors, onnx or torch_export.\n"

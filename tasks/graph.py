@@ -1,7 +1,5 @@
 """What dvc.yaml says of a stage: the graph is the one place that knows which code a result depends on."""
 
-import ast
-import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +7,7 @@ from typing import Any
 
 from diffcore.core import disk
 from diffcore.core.errors import UserError
+from diffcore.core.source import syntax
 from tasks.paths import (
     ARTIFACTS,
     CHECKPOINTS,
@@ -126,24 +125,9 @@ def code_digest(stage: str, method: str = "") -> str:
 def _tree(file: Path) -> str:
     """A file's syntax tree without what stands there for readers alone."""
     try:
-        return _dumped(file.read_bytes())
+        return syntax(file.read_bytes())
     except (SyntaxError, ValueError) as error:
         raise UserError(f"{file} is not Python ({error}); {REMEDY}") from None
-
-
-@functools.lru_cache(maxsize=1024)
-def _dumped(source: bytes) -> str:
-    """Kept, for one process may ask for the code of many stages."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(getattr(node, "body", None), list):
-            node.body = [each for each in node.body if not _is_text(each)]
-    return ast.dump(tree)
-
-
-def _is_text(statement: ast.stmt) -> bool:
-    value = statement.value if isinstance(statement, ast.Expr) else None
-    return isinstance(value, ast.Constant) and isinstance(value.value, str)
 
 
 def _stages() -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +157,7 @@ def _shapes(
         if above is None and not changes:
             return None
         inherited = {key: value for key, value in inherited.items() if value is not None}
-        whole = (asdict(above) if above and "family" not in changes else {}) | changes | inherited
+        whole = (above.keys() if above and not {"family", "module"} & changes.keys() else {}) | changes | inherited
         return _network(whole, f"distill.{name}.network", [] if faults is None else faults, above and type(above))
 
     for name in lines:
@@ -276,7 +276,10 @@ def _adopted(name: str, line: dict[str, Any], where: str, faults: list[str]) -> 
 
 
 def _network(value: Any, where: str, faults: list[str], usual: type[nets.Shape] | None = None) -> nets.Shape | None:
-    """The keys of a family, the U-Net unless `family` names another one; `usual`: unless told, of this shape."""
+    """The keys of a family, the U-Net unless `family` names another one, or those of a `module` of the user's own and its
+    arguments; `usual`: unless one is named, of this shape."""
+    if isinstance(value, dict) and "module" in value:
+        return _module(value, where, faults)
     kind, own = usual or nets.FAMILIES[FAMILY].shape, value
     if isinstance(value, dict) and "family" in value:
         if (word := value["family"]) not in nets.FAMILIES:
@@ -284,6 +287,21 @@ def _network(value: Any, where: str, faults: list[str], usual: type[nets.Shape] 
             return None
         kind, own = nets.FAMILIES[word].shape, {key: inner for key, inner in value.items() if key != "family"}
     return typed(kind, own, where, faults)
+
+
+def _module(value: dict[str, Any], where: str, faults: list[str]) -> nets.Shape | None:
+    if "family" in value:
+        faults.append(f"{where}: family is of ours and module is yours; give one of them")
+        return None
+    own = {key: value[key] for key in names(nets.MODULE.shape) if key in value and key != "arguments"}
+    arguments = {key: inner for key, inner in value.items() if key not in own}
+    return typed(nets.MODULE.shape, {**own, "arguments": arguments}, where, faults)
+
+
+def is_another_family(network: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
+    """Whether what `network` says is of another family than what was there, whose keys then mean nothing."""
+    own = {} if "module" in old else {"family": FAMILY}
+    return any(key in network and network[key] != {**own, **old}.get(key) for key in ("family", "module"))
 
 
 def _schedule(value: Any, where: str, faults: list[str]) -> Schedule | None:

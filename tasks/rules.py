@@ -38,13 +38,24 @@ def samplings_by_checkpoint(evaluate: Evaluate, lines: Lineage) -> Iterator[tupl
 
 
 def branches(evaluate: Evaluate, lines: Lineage, skips: Mapping[str, int]) -> Iterator[str]:
-    """A cached call that takes a branch which the network has not. skips: how many it has, where that is known."""
+    """A cached call that takes a branch which the network has not, and skips to be cached or scaled where it has none. skips:
+    how many it has, where that is known."""
     for path, name, sampling in samplings_by_checkpoint(evaluate, lines):
+        if skips.get(name) == 0:
+            yield from (
+                f"{path}.{key}: {name} has no skips, as our own U-Net has; leave it out" for key in _acting(sampling)
+            )
+            continue
         for config in filter(None, listed(sampling.deepcache) if name in skips else ()):
             try:
                 deepcache.check(config, skips[name])
             except UserError as error:
                 yield f"{path}.deepcache.branch: {error}"
+
+
+def _acting(sampling: Sampling) -> list[str]:
+    """Its keys that act on a U-Net's skips."""
+    return [key for key in ("deepcache", "skip") if any(listed(getattr(sampling, key)))]
 
 
 def sampled(sections: Mapping[str, Any], lines: Lineage) -> Iterator[str]:
@@ -175,7 +186,6 @@ def adopted(root: str, evaluate: Evaluate, lines: Lineage, skips: int | None) ->
     if skips is not None:
         return faults + list(dict.fromkeys(branches(evaluate, lines, dict.fromkeys(own, skips))))
     for path, name, sampling in samplings_by_checkpoint(evaluate, lines):
-        for key in ("deepcache", "skip"):
-            if name in own and any(listed(getattr(sampling, key))):
-                faults.append(f"{path}.{key}: needs our own U-Net, which the teacher is not; leave it out")
+        for key in _acting(sampling) if name in own else ():
+            faults.append(f"{path}.{key}: needs our own U-Net, which the teacher is not; leave it out")
     return list(dict.fromkeys(faults))

@@ -15,6 +15,7 @@ from diffcore.data import feed, read
 from diffcore.data.manifest import Manifest
 from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.network import NetDenoiser
+from diffcore.nets.module import UserModule
 from diffcore.noise.trajectory import Trajectory
 from diffcore.training import config, loop
 from diffcore.training.resume import Resume
@@ -82,6 +83,11 @@ def _student(params: Params, line: Distill) -> None:
 def _about(line: dict[str, Any]) -> dict[str, Any]:
     """What a card says of a line: all but how often it is trained, which changes no training."""
     return {key: value for key, value in line.items() if key != SEEDS}
+
+
+def _own_code(net: Any) -> dict[str, str]:
+    """Of a class of the user's own the digest of its file: a state that was saved by other code is none of this job."""
+    return {"module": net.source or ""} if isinstance(net, UserModule) else {}
 
 
 def _count(manifest: Manifest) -> int | None:
@@ -220,7 +226,7 @@ def _trained(name: str, job: Job, parameters: dict[str, Any], params: Params, st
     record = recording.Record(label, job.fit.iterations, job.fit.batch)
     watcher, network = _watched(name, job, params, manifest, record) if job.watch else (None, {})
     computed = {name: value for name, value in about["compute"].items() if name != "processes"}
-    key = {**about, "compute": computed, **network}
+    key = {**about, "compute": computed, **network, **_own_code(job.student.net)}
     resume = Resume(paths.RESUME, label, key, log)
     with resume.lock(), record.kept(resume.fingerprint, bool(job.watch)):
         memory, device = params.compute.memory_bytes, params.compute.device

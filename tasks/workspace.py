@@ -140,8 +140,9 @@ def _merge(into: dict[str, Any], changes: dict[str, Any], whose: str, path: str 
 
 def _replaces(where: str, value: dict[str, Any], old: dict[str, Any]) -> bool:
     # a preset lists all its students; a --set changes one line of those there are
-    # a folder takes the place of a training's numbers
+    # a folder takes the place of a training's numbers, and another family's keys that of a network's
     if where.startswith("teachers."):
-        return "from" in value or "from" in old
+        other = where.endswith(".network") and params.is_another_family(value, old)
+        return other or "from" in value or "from" in old
     one = (not isinstance(line, dict) or len(line) == 1 for line in value.values())
     return where == "distill" and not (value.keys() <= old.keys() and all(one))

@@ -11,7 +11,7 @@ import pytest
 
 from diffcore.core.errors import UserError
 from diffcore.data.split import Split
-from diffcore.nets import memory, unet
+from diffcore.nets import dit, memory
 from diffcore.nets.unet import Shape
 from tasks import bounds, params, sections, strict_yaml, typed, workspace
 from tests import bad_params
@@ -130,12 +130,15 @@ SHAPES = [
     (Shape((8,), 2, False, 8, 0.0, 12.0, parameterization="x0_eps"), 3),
     (Shape((16, 32, 48), 2, True, 8, 0.0, 12.0), 3),
     (Shape((8, 8), 3, True, 4, 0.0, 12.0, parameterization="x0"), 1),
+    (dit.Shape(2, 32, 3, 4), 1),
+    (dit.Shape(4, 16, 1, 2, dropout=0.2, parameterization="x0_eps"), 3),
+    (dit.Shape(1, 64, 4, 8, parameterization="flow"), 3),
 ]
 
 
 @pytest.mark.parametrize(("shape", "channels"), SHAPES)
 def test_parameters_are_counted_without_a_network(shape, channels):
-    net = unet.UNet(shape.config((channels, 16, 16)))
+    net = shape.build((channels, 16, 16), None, 0)
     assert shape.parameters(channels) == sum(p.numel() for p in net.parameters())
 
 
@@ -143,7 +146,7 @@ def test_parameters_are_counted_without_a_network(shape, channels):
 def test_what_is_kept_for_the_way_back_is_no_less_and_not_far_more_than_counted(shape, channels):
     import torch
 
-    net, storages = unet.UNet(shape.config((channels, 16, 16))), {}
+    net, storages = shape.build((channels, 16, 16), None, 0), {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
@@ -192,6 +195,20 @@ def test_a_network_is_refused_where_memory_is_far_too_small_and_taken_otherwise(
     lines = with_memory(monkeypatch, needs / 4 - 1, network__channels=[512, 1024])
     assert lines[0].startswith("p: teachers.teacher.network.channels: a training of this network needs about ")
     assert not with_memory(monkeypatch, needs, network__channels=[512, 1024])
+
+
+def test_a_transformer_that_is_too_large_is_made_smaller_by_its_own_keys(monkeypatch):
+    raw = bad_params.shipped()
+    keys = {"patch": 2, "width": 4096, "depth": 40, "heads": 4}
+    raw["teachers"]["teacher"]["network"] = {"family": "dit", **keys}
+    needs = memory.of_weights(dit.Shape(**keys), 1, copies=2)
+    monkeypatch.setattr(memory, "of_machine", lambda: needs // 4 - 1)
+    raw["evaluate"]["teacher"] = raw["evaluate"]["teacher"][:1]
+    with pytest.raises(UserError) as caught:
+        params.parse(raw, "p")
+    (line,) = (line for line in str(caught.value).splitlines() if "network" in line.partition(" ")[2].partition(":")[0])
+    assert line.startswith("p: teachers.teacher.network.width: a training of this network needs about ")
+    assert line.endswith("; take less of width or depth")
 
 
 def test_of_a_network_from_elsewhere_only_the_images_count(monkeypatch):

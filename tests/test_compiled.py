@@ -3,16 +3,18 @@
 import dataclasses
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.methods import Method
-from diffcore.nets import unet
+from diffcore.nets import dit, unet
 from diffcore.noise.schedule import Cosine
 from diffcore.training.config import Training
 from diffcore.training.loop import Job, Loop
@@ -25,13 +27,21 @@ WHOLE = {name: config for name, config in configs() if config.one_graph}
 TRAINING = Training(iterations=5, batch=8, lr=1e-3, ema=0.9, label_dropout=0.2)
 
 
-def loop(method: Method, accumulate: int, compiled: bool, dropout: float = 0.2) -> Loop:
-    """A U-Net with dropout that is told classes, and a guided teacher, for which denoisers are made anew for every batch."""
+def small_unet(dropout: float, seed: int) -> unet.UNet:
     config = unet.default_config((1, 4, 4), (8,), groups=4, classes=4)
-    student, teacher = (
-        NetDenoiser(unet.build(dataclasses.replace(config, dropout=p), seed), Cosine(), classes=3)
-        for seed, p in enumerate((dropout, 0.0))
-    )
+    return unet.build(dataclasses.replace(config, dropout=dropout), seed)
+
+
+def transformer(dropout: float, seed: int) -> dit.DiT:
+    return dit.Shape(2, 16, 2, 2, dropout, conditional=True).build((1, 4, 4), 3, seed)
+
+
+Build = Callable[[float, int], nn.Module]
+
+
+def loop(method: Method, accumulate: int, compiled: bool, dropout: float = 0.2, build: Build = small_unet) -> Loop:
+    """A network with dropout that is told classes, and a guided teacher; for every batch denoisers are made anew."""
+    student, teacher = (NetDenoiser(build(p, seed), Cosine(), classes=3) for seed, p in enumerate((dropout, 0.0)))
     work = Job(method, dataclasses.replace(TRAINING, accumulate=accumulate), feed(True), 0, guidance=(1.0, 3.0))
     return Loop(work, student, Guided(teacher), dataclasses.replace(FULL, compile=compiled))
 
@@ -42,14 +52,16 @@ def main() -> None:
     for method in WHOLE.values():
         for accumulate in (1, 2):
             check(method, accumulate)
+    check(WHOLE["denoising"], 2, transformer)
+    check(WHOLE["progressive"], 1, transformer)
 
 
-def check(method: Method, accumulate: int) -> None:
+def check(method: Method, accumulate: int, build: Build = small_unet) -> None:
     """One graph, made in the first update and never again; the same training, and the same calls of networks counted."""
     torch._dynamo.reset()
     counters = torch._dynamo.utils.counters
     counters.clear()
-    whole, plain = (loop(method, accumulate, compiled) for compiled in (True, False))
+    whole, plain = (loop(method, accumulate, compiled, build=build) for compiled in (True, False))
     for _ in range(TRAINING.iterations - 1):
         whole.update()
         plain.update()

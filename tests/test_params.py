@@ -13,7 +13,7 @@ from diffcore import nets
 from diffcore.core.errors import UserError
 from diffcore.denoisers.clipping import Threshold
 from diffcore.lineage import Lineage, Root
-from diffcore.nets import unet
+from diffcore.nets import dit, unet
 from diffcore.noise.schedule import Cosine
 from diffcore.noise.trajectory import uniform
 from diffcore.sampling.deepcache import Config as CacheConfig
@@ -390,7 +390,7 @@ def test_a_change_of_what_is_not_there_is_a_mistake(merged):
         workspace._merge(merged, workspace._change("features.chanels=8"), "x")
     with pytest.raises(UserError, match="write it as section"):
         workspace._change("network.channels")
-    with pytest.raises(UserError, match="no preset 'smoky'; known: classes, flow, smoke"):
+    with pytest.raises(UserError, match="no preset 'smoky'; known: classes, dit, flow, smoke"):
         workspace._preset("smoky")
 
 
@@ -766,6 +766,35 @@ def test_a_family_of_networks_is_chosen_by_its_word(tmp_path, monkeypatch):
     alone = re.sub(r"teachers:(.|\n)*?\nx-round", f"teachers: {{teacher: {teacher}}}\nx-round", text)
     found = read(tmp_path, alone.replace("network: {family: plain, width: 5}", "network: {width: 7}"))
     assert (found.shape("teacher"), found.shape("dm1"), found.shape("cd")) == (Plain(3), Plain(7), None)
+
+
+TRANSFORMER = {"patch": 2, "width": 32, "depth": 2, "heads": 4}
+
+
+def test_of_a_transformer_all_is_read_and_no_skip_is_asked_for(tmp_path, monkeypatch):
+    """By a chain of students that are transformers too."""
+    monkeypatch.chdir(ROOT)
+    words = json.dumps({"family": "dit", **TRANSFORMER, "parameterization": "flow"})
+    with pytest.raises(UserError) as caught:
+        params.parse(workspace.merged(None, [f"teachers.teacher.network={words}"]), "p")
+    assert str(caught.value).splitlines() == [
+        f"p: evaluate.teacher.{k}.{key}: teacher has no skips, as our own U-Net has; leave it out"
+        for k, key in ((8, "deepcache"), (9, "skip"))
+    ]
+    plain = "evaluate.teacher=[{sampler: ddim, trajectory: uniform, steps: [8]}]"
+    changes = [f"teachers.teacher.network={words}", plain, "distill.pd8.network={depth: 1}"]
+    whole = params.parse(workspace.merged(None, changes), "p")
+    assert whole.shape("teacher") == dit.Shape(**TRANSFORMER, parameterization="flow")
+    assert whole.shape("pd8") == replace(whole.shape("teacher"), depth=1)
+    raw = workspace.merged(None, [*changes, "teachers.teacher.network.heads=5", "distill.pd8.network={channels: [8]}"])
+    with pytest.raises(UserError) as caught:
+        params.parse(raw, "p")
+    assert (
+        str(caught.value) == "p: teachers.teacher.network: width 32 must divide by 4, for positions, and into 5 heads"
+    )
+    raw["teachers"]["teacher"]["network"]["heads"] = 4
+    with pytest.raises(UserError, match=r"^p: distill\.pd8\.network\.channels: unknown key"):
+        params.parse(raw, "p")
 
 
 def test_a_student_s_network_is_its_init_s_with_what_its_line_changes(tmp_path):

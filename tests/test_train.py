@@ -695,7 +695,7 @@ def test_what_no_network_can_be_made_to_say_is_a_mistake():
         roles(both, None, "v")
     theirs = cast_from(net=Other())
     roles(theirs, checkpoints.Guidance(2.0, 2.0))
-    with pytest.raises(UserError, match="needs our own U-Net; give one weight instead of a range"):
+    with pytest.raises(UserError, match="needs our own U-Net or transformer, not Other; give one weight"):
         roles(theirs, checkpoints.Guidance(1.0, 4.0))
 
 

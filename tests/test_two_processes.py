@@ -36,6 +36,7 @@ from diffcore.watching.config import Watch
 from diffcore.watching.gauge import Gauge
 from diffcore.watching.samples import FixedSamples
 from diffcore.watching.watcher import Watcher
+from tests import test_dit
 from tests.test_fit import stop_at
 from tests.test_precision import Told, job, one_of_each
 from tests.test_quality import Flat, normal_images
@@ -64,6 +65,7 @@ CASES = {
     "dropout": ("consistency", consistency.Consistency(16, 0.0), False, 0.3, 1),
     "a U-Net": ("progressive", progressive.Progressive(2), False, 0.0, 2),
     "a transformer of diffusers": ("progressive", progressive.Progressive(2), True, 0.0, 2),
+    "a transformer": ("progressive", progressive.Progressive(2), False, 0.0, 2),
     "data alone": ("denoising", denoising.Denoising(), False, 0.0, 1),
     "a watch": ("progressive", progressive.Progressive(2), True, 0.0, 1),
 }
@@ -86,7 +88,11 @@ def transformer() -> nn.Module:
         return open_folder(Path(folder))
 
 
-NETS = {"a U-Net": lambda: stirred(UNET), "a transformer of diffusers": transformer}
+NETS = {
+    "a U-Net": lambda: stirred(UNET),
+    "a transformer": lambda: test_dit.small().net.requires_grad_(True),
+    "a transformer of diffusers": transformer,
+}
 
 
 class Dropping(Told):
@@ -107,7 +113,8 @@ def train(case: str, strategy: str = "ddp", **more) -> Fitted:
     student = NetDenoiser(net, Cosine(), classes=classes)
     teacher = NetDenoiser(Told(classes, seed=2, whose="teacher"), Cosine(), classes=classes)
     # one process has the parts that two would have, and where each of the two has one the same sums of them
-    # AdamW makes steps of lr of gradients that are nothing but rounding, as biases before a group norm or of keys have
+    # AdamW makes steps of lr of gradients that are nothing but rounding, as those of biases before a group norm are, and of
+    # an attention's keys
     fitting = dataclasses.replace(PLAIN, accumulate=parts, cores=2, lr=2e-5 if case in NETS else PLAIN.lr)
     work = job(name, config, conditional, fitting)
     if case == "a watch":

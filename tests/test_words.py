@@ -24,7 +24,7 @@ from diffcore.exports import onnx
 from diffcore.metrics import bootstrap, measured
 from diffcore.metrics.estimate import Estimate
 from diffcore.metrics.frontier import Frontier
-from diffcore.nets.unet.guidance import with_guidance
+from diffcore.nets.conditioned import with_guidance
 from diffcore.noise.schedule import Cosine
 from diffcore.sampling import sampler_of
 from tasks import card, command, compare, export, named, params, paths, report, sample
@@ -312,6 +312,21 @@ def test_a_model_card_names_no_pipeline_that_would_refuse_to_sample(here, monkey
     assert "Pipeline" not in text
     assert text.count("\n    (") == 3
     assert 'UNet2DModel.from_pretrained("PATH", subfolder="unet")' in text
+
+
+def test_a_model_card_of_a_network_that_diffusers_lacks_says_how_it_is_called(here, monkeypatch):
+    each = named.find("v-ddim-uniform-3")
+    plain = dataclasses.replace(each.card, classes=None)
+    monkeypatch.setattr(named.Named, "card", property(lambda _: plain))
+    assert "library_name: diffusers" in export.readme(each, None)
+    monkeypatch.setattr(export.nets, "read_config", lambda folder: {"_class_name": "DiT"})
+    text = export.readme(each, None)
+    assert "library_name" not in text
+    assert "Pipeline" not in text
+    assert "diffusers has no class for a `DiT`. Call the network as `net(x, timestep)`; timestep is 1024 t - 1." in text
+    informed = dataclasses.replace(plain, classes=["a"], guidance=dataclasses.asdict(checkpoints.Guidance(1.0, 2.0)))
+    monkeypatch.setattr(named.Named, "card", property(lambda _: informed))
+    assert "`net(x, timestep, class_labels, guidance)`" in export.readme(each, None)
 
 
 @pytest.mark.parametrize("form", ["diffusers", "safetensors", *TRACED])

@@ -487,6 +487,16 @@ def over(*changes: dict) -> dict:
         ),
         ({"teachers": {"teacher": {"from": "x"}}}, "teachers", {"teacher": {"from": "x"}}),
         ({"teachers": {"other": {"from": "x"}}}, "teachers", {**BASE["teachers"], "other": {"from": "x"}}),
+        (
+            {"teachers": {"teacher": {"network": {"family": "dit", "width": 4}}}},
+            "teachers",
+            {"teacher": {"iterations": 1, "lr": 0.1, "network": {"family": "dit", "width": 4}}},
+        ),
+        (
+            {"teachers": {"teacher": {"network": {"family": "unet", "groups": 4}}}},
+            "teachers",
+            {"teacher": {"iterations": 1, "lr": 0.1, "network": {"layers": 1, "family": "unet", "groups": 4}}},
+        ),
         ({"distill": {"a": {"lr": 7}}}, "distill", {"a": {"lr": 7, "steps": 2}, "b": {"lr": 3}}),
         ({"distill": {"a": {"lr": 7, "steps": 1}}}, "distill", {"a": {"lr": 7, "steps": 1}}),
         ({"distill": {"c": {"lr": 7}}}, "distill", {"c": {"lr": 7}}),

@@ -106,7 +106,7 @@ def load(folder: Path) -> Checkpoint:
     """Opens a checkpoint that `verify` accepts."""
     folder = Path(folder)
     card = verify(folder)
-    net = open_net(folder / "unet", card.parameterization).eval().requires_grad_(False)
+    net = open_folder(folder / "unet", card.parameterization == "x0_eps", vouched=True).eval().requires_grad_(False)
     check_finite(net.state_dict(), f"{folder}", "run the stage that makes it again")
     grid = Trajectory(tuple(card.grid)) if card.grid else None
     classes = len(card.classes) if card.classes else None

@@ -88,7 +88,7 @@ class Adopted:
                 f"the teacher is for images of {own} and the data are {' x '.join(map(str, image))} (channels x height x "
                 "width); set data.size and data.channels to what it was trained with"
             )
-        levels = len(self.denoiser.net.config_json()["block_out_channels"])
+        levels = len(self.denoiser.net.config_json().get("block_out_channels", [0]))  # other networks halve nothing
         if any(side % 2 ** (levels - 1) for side in image[1:]):
             raise UserError(
                 f"images of {image[1]} x {image[2]} cannot be halved {levels - 1} times as the teacher does; set data.size"

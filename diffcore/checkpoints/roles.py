@@ -9,7 +9,7 @@ from diffcore.core.errors import UserError
 from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
-from diffcore.nets import unet
+from diffcore.nets.conditioned import folded, with_guidance
 
 
 def roles(
@@ -28,9 +28,7 @@ def roles(
     is_input = weights is not None and weights.is_input
     net = (new or own.net).with_dropout(dropout)
     if is_input != (own.takes_guidance and new is None):
-        if not isinstance(net, unet.UNet):
-            raise UserError("an input for the guidance weight needs our own U-Net; give one weight instead of a range")
-        net = unet.with_guidance(net) if is_input else unet.folded(net, weights.low)
+        net = with_guidance(net) if is_input else folded(net, weights.low)
     if parameterization is not None and own.reading.parameterization == "x0_eps" and new is None:
         raise UserError(
             f"a network of parameterization x0_eps says twice as much as one of {parameterization}; "

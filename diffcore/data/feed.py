@@ -44,11 +44,12 @@ def to_uint8(x: Sample) -> Tensor:
 class Feed(Protocol):
     """Where training batches come from.
 
-    images: how many there are. shape: [c, h, w]. classes: names by label, or None without labels.
+    images: how many there are. shape: [c, h, w], or that of whatever else the samples are. classes: names by label, or None
+    without labels.
     """
 
     images: int
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     classes: tuple[str, ...] | None
 
     def batch(self, step: int, rows: slice = slice(None)) -> Batch:

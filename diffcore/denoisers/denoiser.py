@@ -46,7 +46,7 @@ class Denoiser(nn.Module, abc.ABC):
     def features(self, x_t: Sample, t: PerSample) -> list[Tensor]:
         """What its network sees in x_t, [b, c, h, w] for each of its levels; a UserError where there is none to ask."""
         raise UserError(
-            "this denoiser has no features to show: a loss on features needs a teacher that is our own U-Net"
+            "this denoiser has no features to show: a loss on features needs a teacher that is our own U-Net or transformer"
         )
 
 

@@ -5,19 +5,24 @@ from pathlib import Path
 
 from diffcore.checkpoints import Checkpoint
 from diffcore.core import disk
+from diffcore.core.errors import UserError
 from diffcore.exports.format import Call, Format
-from diffcore.nets import diffusers_model
+from diffcore.nets import diffusers_model, is_own
 
 
 class Diffusers(Format):
     """The checkpoint's own files, which are diffusers' format already, and README.md beside them; opened by diffusers itself.
 
-    A UserError for a network that diffusers has no class for: one with a guidance weight as an input.
+    A UserError by name for a network that diffusers has no class for: our transformer, a module of the user's own, and
+    one with a guidance weight as an input.
     """
 
     is_folder = True
 
     def write(self, checkpoint: Checkpoint, folder: Path, new: Path, readme: str) -> None:
+        kind = checkpoint.denoiser.net.config_json()["_class_name"]
+        if is_own(kind):
+            raise UserError(f"diffusers has no class for a {kind}; choose another --format")
         for name in (*checkpoint.card.files, "card.json"):
             (new / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / name, new / name)

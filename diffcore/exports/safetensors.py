@@ -30,4 +30,4 @@ class Safetensors(Format):
         with tempfile.TemporaryDirectory() as room:
             disk.write_json(Path(room) / CONFIG, config)
             (Path(room) / WEIGHTS).symlink_to(new.resolve())
-            return open_folder(Path(room), checkpoint.card.parameterization == "x0_eps").eval()
+            return open_folder(Path(room), checkpoint.card.parameterization == "x0_eps", vouched=True).eval()

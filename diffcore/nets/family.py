@@ -2,13 +2,16 @@
 
 import abc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from diffcore.denoisers.reading import NUM_TIMESTEPS
+
+NO_EPS = "parameterization eps has no image at t = 1, where sampling begins and alpha is 0; take v, or x0_eps"
+NO_CLASSES = "network.conditional is true, but the data have no classes; set it to false or give labels"
 
 
 class Shape(abc.ABC):
@@ -26,14 +29,23 @@ class Shape(abc.ABC):
         """How many skips its networks have that a cache or a scale can act on; 0 for a family without."""
         return 0
 
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """Its keys that say how large a network is, of which a person takes less where memory is short."""
+        return ()
+
+    def keys(self) -> dict[str, Any]:
+        """What stands of it under `network`."""
+        return asdict(self)
+
     @abc.abstractmethod
     def build(
         self, image: Sequence[int], classes: int | None, seed: int, span: int | float = NUM_TIMESTEPS
     ) -> nn.Module:
         """A new network for images [c, h, w] of so many classes, all of its weights from the seed. span: how far the times
-        reach that it is told. It has `with_dropout(p)`,
-        `config_json()` and `forward(x [b, c, h, w], timestep [b], class_labels [b])`. A UserError where it cannot take
-        such images.
+        reach that it is told. It has `with_dropout(p)`, `config_json()` and `forward(x [b, c, h, w], timestep [b],
+        class_labels [b])`; `features` of the same, if losses on features are to use it; and it derives from `Conditioned`, if
+        a guidance weight can be its input. A UserError where it cannot take such images.
         """
 
     @abc.abstractmethod
@@ -48,8 +60,10 @@ class Shape(abc.ABC):
 @dataclass(frozen=True)
 class Family:
     """formats: the class names that its config.json may have. open: the network of such a config and a file of weights; None
-    for a config that another reader is to take. The third argument of open: whether its parameterization is `x0_eps`."""
+    for a config that another reader is to take. The third argument of open: whether its parameterization is `x0_eps`. own:
+    those of its formats that no class of diffusers has."""
 
     shape: type[Shape]
     formats: tuple[str, ...]
     open: Callable[[dict[str, Any], Path, bool], nn.Module | None]
+    own: tuple[str, ...] = ()

@@ -1,9 +1,10 @@
 """The files of a network's folder in diffusers' format."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from diffcore.core import disk
 from diffcore.core.errors import UserError
@@ -24,6 +25,19 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("_class_name"), str):
         raise UserError(f"{path} does not say which network it is: it needs _class_name, as diffusers writes it")
     return content
+
+
+def fill(net: nn.Module, weights: Path, names: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict) -> None:
+    """Loads a file of safetensors into a network: every tensor, and no other. names: what an older file's are called now. A
+    UserError for a damaged file, and for one of another network."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        net.load_state_dict(names(load_file(weights)))
+    except (SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{weights} does not hold this network's weights ({reason[:300]}); fetch it again") from None
 
 
 def take(net: nn.Module, source: nn.Module) -> int:

@@ -10,7 +10,8 @@ of timesteps. The input columns of `time_embedding.linear_1` for the faster ones
 reader of the format reproduces.
 """
 
-from diffcore.nets.unet.blocks import Attention, Resnet, TimeEmbedding, frequencies, guidance_features, sinusoids
+from diffcore.nets.conditioned import folded, guidance_features, with_guidance
+from diffcore.nets.unet.blocks import Attention, Resnet, TimeEmbedding, frequencies, sinusoids
 from diffcore.nets.unet.config import (
     FORMAT,
     GUIDED,
@@ -21,7 +22,6 @@ from diffcore.nets.unet.config import (
     from_json,
     modern_names,
 )
-from diffcore.nets.unet.guidance import folded, with_guidance
 from diffcore.nets.unet.init import build
 from diffcore.nets.unet.model import UNet
 from diffcore.nets.unet.open import FAMILY

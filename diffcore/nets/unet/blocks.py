@@ -11,14 +11,6 @@ from torch import Tensor, nn
 from diffcore.core.shapes import PerSample
 from diffcore.nets.unet.config import MAX_PERIOD, UNetConfig
 
-GUIDANCE_FEATURES = 16
-
-
-def guidance_features(guidance: PerSample) -> Tensor:
-    """cos and sin of g 2^-k, k = 0..7: smooth and distinct for the weights in use, up to about 100. [b, 16], float32."""
-    phase = guidance.float()[:, None] * 2.0 ** -torch.arange(GUIDANCE_FEATURES // 2, device=guidance.device)
-    return torch.cat([phase.cos(), phase.sin()], 1)
-
 
 class TimeEmbedding(nn.Module):
     """timestep [b] -> [b, e]: sinusoids, two linear layers.

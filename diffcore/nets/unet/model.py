@@ -1,19 +1,18 @@
 """The network itself: three parts that can be run alone, `down`, `mid` and `up`."""
 
-from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffcore.core.errors import UserError
 from diffcore.core.shapes import PerSample, Sample
-from diffcore.nets.unet.blocks import GUIDANCE_FEATURES, Down, Mid, TimeEmbedding, Up, guidance_features
+from diffcore.nets.conditioned import GUIDANCE_FEATURES, Conditioned
+from diffcore.nets.unet.blocks import Down, Mid, TimeEmbedding, Up
 from diffcore.nets.unet.config import ATTENTION_DOWN, ATTENTION_UP, UNetConfig, config_json
 
 
-class UNet(nn.Module):
+class UNet(Conditioned):
     """(x, timestep) -> [b, c, h, w]; [b, 2c, h, w] for the parameterization `x0_eps`. Its weights mean nothing until `build`
     or `load_state_dict` sets them.
 
@@ -67,22 +66,6 @@ class UNet(nn.Module):
         ends = [skips[min((count + 1) * (level + 1) - 1, len(skips) - 1)] for level in range(len(self.down_blocks))]
         return [*ends, self.mid(skips[-1], embedding)]
 
-    def embed(
-        self, timestep: PerSample, class_labels: Tensor | None = None, guidance: PerSample | None = None
-    ) -> Tensor:
-        """The activated embedding of time, class and guidance that every residual block projects, [b, e]."""
-        if (class_labels is None) != (self.class_embedding is None):
-            raise UserError(_CLASS_GIVEN if self.class_embedding is None else _CLASS_MISSING)
-        if (guidance is None) != (self.guidance_embedding is None):
-            raise UserError(_GUIDANCE_GIVEN if self.guidance_embedding is None else _GUIDANCE_MISSING)
-        with torch.autocast(timestep.device.type, enabled=False):  # in bfloat16 neighbouring times would be one
-            embedding = self.time_embedding(timestep)
-            if self.class_embedding is not None:
-                embedding = embedding + self.class_embedding(class_labels)
-            if self.guidance_embedding is not None:
-                embedding = embedding + self.guidance_embedding(guidance_features(guidance).to(embedding.dtype))
-            return F.silu(embedding)
-
     def down(self, x: Sample, embedding: Tensor, count: int | None = None) -> list[Tensor]:
         """The skips, from the finest; only the first `count` of them, and no more work than they take."""
         if self.config.center_input_sample:
@@ -111,17 +94,4 @@ class UNet(nn.Module):
         return self.conv_out(F.silu(self.conv_norm_out(h)))
 
     def config_json(self) -> dict[str, Any]:
-        """The content of config.json."""
         return config_json(self.config)
-
-    def with_dropout(self, dropout: float) -> "UNet":
-        """A network of the same weights with this dropout in training."""
-        net = UNet(replace(self.config, dropout=dropout))
-        net.load_state_dict(self.state_dict())
-        return net
-
-
-_CLASS_GIVEN = "this network knows no classes: leave class_labels out"
-_CLASS_MISSING = "this network is conditioned on classes: give class_labels, an index for each sample"
-_GUIDANCE_GIVEN = "this network has no input for a guidance weight: leave guidance out"
-_GUIDANCE_MISSING = "this network has an input for the guidance weight: give guidance, a number for each sample"

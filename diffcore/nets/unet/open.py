@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from diffcore.core.errors import UserError
 from diffcore.nets.family import Family
+from diffcore.nets.files import fill
 from diffcore.nets.unet.config import FORMAT, GUIDED, UNetConfig, Unsupported, from_json, modern_names
 from diffcore.nets.unet.model import UNet
 from diffcore.nets.unet.shape import Shape
@@ -23,16 +23,9 @@ def opened(content: dict[str, Any], weights: Path, x0_eps: bool) -> UNet | None:
 
 
 def _loaded(config: UNetConfig, weights: Path) -> UNet:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     net = UNet(config)
-    try:
-        net.load_state_dict(modern_names(load_file(weights)))
-    except (SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{weights} does not hold this network's weights ({reason[:300]}); fetch it again") from None
+    fill(net, weights, modern_names)
     return net
 
 
-FAMILY = Family(Shape, (FORMAT, GUIDED), opened)
+FAMILY = Family(Shape, (FORMAT, GUIDED), opened, own=(GUIDED,))

@@ -32,9 +32,7 @@ class Shape(family.Shape):
 
     def __post_init__(self):
         if self.parameterization == "eps":
-            raise ValueError(
-                "parameterization eps has no image at t = 1, where sampling begins and alpha is 0; take v, or x0_eps"
-            )
+            raise ValueError(family.NO_EPS)
         if not self.channels or min(*self.channels, self.layers, self.groups) < 1:
             raise ValueError("channels, layers and groups must be at least 1")
         if any(channels % self.groups for channels in self.channels):
@@ -49,10 +47,14 @@ class Shape(family.Shape):
         """How many skips its networks have, whatever the images: see `UNetConfig.skips`."""
         return len(self.channels) * (self.layers + 1)
 
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        return ("channels", "layers")
+
     def config(self, image: tuple[int, ...] | list[int], classes: int | None = None) -> UNetConfig:
         """The network for images of shape [c, h, w] of so many classes; one more stands for no class."""
         if self.conditional and not classes:
-            raise UserError("network.conditional is true, but the data have no classes; set it to false or give labels")
+            raise UserError(family.NO_CLASSES)
         table = classes + 1 if self.conditional else None
         config = default_config(
             tuple(image), self.channels, self.layers, self.attention, self.groups, table, self.dropout

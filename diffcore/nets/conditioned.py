@@ -1,0 +1,100 @@
+"""What networks of ours have in common: one embedding of time, class and guidance weight, and a config that makes them."""
+
+import abc
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffcore.core.errors import UserError
+from diffcore.core.shapes import PerSample
+
+GUIDANCE_FEATURES = 16
+
+
+def guidance_features(guidance: PerSample) -> Tensor:
+    """cos and sin of g 2^-k, k = 0..7: smooth and distinct for the weights in use, up to about 100. [b, 16], float32."""
+    phase = guidance.float()[:, None] * 2.0 ** -torch.arange(GUIDANCE_FEATURES // 2, device=guidance.device)
+    return torch.cat([phase.cos(), phase.sin()], 1)
+
+
+class Conditioned(nn.Module, abc.ABC):
+    """A network that is told a time, and where it has a table or an input for them a class and a guidance weight.
+
+    config: a frozen dataclass, of which alone it is made, with `dropout` and `guidance_embeds`. time_embedding: timestep
+    [b] -> [b, e], which ends in a layer `linear_2` with a bias. class_embedding, guidance_embedding: what is added to that;
+    None where the network is told none.
+    """
+
+    config: Any
+    time_embedding: nn.Module
+    class_embedding: nn.Embedding | None
+    guidance_embedding: nn.Linear | None
+
+    def embed(
+        self, timestep: PerSample, class_labels: Tensor | None = None, guidance: PerSample | None = None
+    ) -> Tensor:
+        """The activated embedding of time, class and guidance that every block projects, [b, e]."""
+        if (class_labels is None) != (self.class_embedding is None):
+            raise UserError(_CLASS_GIVEN if self.class_embedding is None else _CLASS_MISSING)
+        if (guidance is None) != (self.guidance_embedding is None):
+            raise UserError(_GUIDANCE_GIVEN if self.guidance_embedding is None else _GUIDANCE_MISSING)
+        with torch.autocast(timestep.device.type, enabled=False):  # in bfloat16 neighbouring times would be one
+            embedding = self.time_embedding(timestep)
+            if self.class_embedding is not None:
+                embedding = embedding + self.class_embedding(class_labels)
+            if self.guidance_embedding is not None:
+                embedding = embedding + self.guidance_embedding(guidance_features(guidance).to(embedding.dtype))
+            return F.silu(embedding)
+
+    @abc.abstractmethod
+    def config_json(self) -> dict[str, Any]:
+        """The content of config.json."""
+
+    def with_dropout(self, dropout: float) -> "Conditioned":
+        """A network of the same weights with this dropout in training."""
+        net = type(self)(replace(self.config, dropout=dropout))
+        net.load_state_dict(self.state_dict())
+        return net
+
+
+def with_guidance(net: nn.Module) -> Conditioned:
+    """The same network with an input for the guidance weight, to which it pays no attention yet; a UserError by name for one
+    that can have none."""
+    net = _conditioned(net)
+    guided = type(net)(replace(net.config, guidance_embeds=True))
+    start = {
+        f"guidance_embedding.{name}": torch.zeros_like(p) for name, p in guided.guidance_embedding.named_parameters()
+    }
+    guided.load_state_dict(net.state_dict() | start)
+    return guided
+
+
+def folded(net: nn.Module, guidance: float) -> Conditioned:
+    """The network without that input which this one is at one guidance weight: its embedding becomes a part of a bias,
+    exactly."""
+    net = _conditioned(net)
+    plain = type(net)(replace(net.config, guidance_embeds=False))
+    state = {name: tensor for name, tensor in net.state_dict().items() if not name.startswith("guidance_embedding.")}
+    with torch.no_grad():
+        shift = net.guidance_embedding(guidance_features(torch.tensor([guidance])).to(net.guidance_embedding.weight))[0]
+    state["time_embedding.linear_2.bias"] = state["time_embedding.linear_2.bias"] + shift
+    plain.load_state_dict(state)
+    return plain
+
+
+def _conditioned(net: nn.Module) -> Conditioned:
+    if not isinstance(net, Conditioned):
+        raise UserError(
+            f"an input for the guidance weight needs our own U-Net or transformer, not {type(net).__name__}; give one "
+            "weight instead of a range"
+        )
+    return net
+
+
+_CLASS_GIVEN = "this network knows no classes: leave class_labels out"
+_CLASS_MISSING = "this network is conditioned on classes: give class_labels, an index for each sample"
+_GUIDANCE_GIVEN = "this network has no input for a guidance weight: leave guidance out"
+_GUIDANCE_MISSING = "this network has an input for the guidance weight: give guidance, a number for each sample"
