@@ -17,18 +17,16 @@ def read(path: Path, target: Path | None, part: str | None) -> None:
     if target is not None:
         disk.check_free(target, "folder")
     file = pickled.read(path)
+    network = _network(file, part, needed=target is not None or part is not None)
     log(f"{path}: {file.size} bytes, read without running anything of it")
-    log(_table(pickled.entries(file)))
+    if isinstance(network, str) or network.part:
+        log(_table(pickled.entries(file)))
     if file.refused:
         log(
             "left as names, not imported and not called: " + _few([f"{name} ({n})" for name, n in file.refused.items()])
         )
-    try:
-        network = pickled.network(file, part)
-    except UserError as error:
-        if target is not None or part is not None:
-            raise
-        log(str(error))
+    if isinstance(network, str):
+        log(network)
         return
     _say(network)
     if target is None:
@@ -36,6 +34,16 @@ def read(path: Path, target: Path | None, part: str | None) -> None:
         return
     pickled.save(file, network, target)
     log(f"{target}: {pickled.WEIGHTS} and {pickled.CONFIG}")
+
+
+def _network(file: pickled.Pickled, part: str | None, needed: bool) -> pickled.Network | str:
+    """Where none is needed, why none can be taken: the file is listed all the same."""
+    try:
+        return pickled.network(file, part)
+    except UserError as error:
+        if needed:
+            raise
+        return str(error)
 
 
 def _say(network: pickled.Network) -> None:

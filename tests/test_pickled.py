@@ -150,8 +150,9 @@ def test_tensors_of_one_memory_still_share_it(write, tmp_path):
     assert read["all"][0].eq(x[0]).all()
 
 
-def test_of_a_storage_before_1_6_a_part_may_be_a_storage(tmp_path):
-    """As torch wrote it before 0.4: ("storage", class, name, device, count, (name of the part, first, length))."""
+def in_parts(path: Path, count: int) -> Tensor:
+    """Ten numbers, and `count` of a part, the fifth to the seventh, from its second one on. As torch wrote it before 0.4:
+    ("storage", class, name, device, count, (name of the part, first, length))."""
     x = randn(10).float()
 
     class Pickler(pickle.Pickler):
@@ -159,28 +160,32 @@ def test_of_a_storage_before_1_6_a_part_may_be_a_storage(tmp_path):
             part = ("view", 4, 3) if value == "part" else None
             return ("storage", torch.FloatStorage, "0", "cpu", 10, part) if value in ("whole", "part") else None
 
-    class Rebuilt:
-        def __init__(self, *arguments):
-            self.arguments = arguments
-
-        def __reduce__(self):
-            return torch._utils._rebuild_tensor, self.arguments
+    def rebuilt(*arguments) -> Wicked:
+        return Wicked(torch._utils._rebuild_tensor, *arguments)
 
     head = [pickle.dumps(each, 2) for each in (layouts.MAGIC, layouts.PROTOCOL, {"little_endian": True})]
     body = io.BytesIO()
-    Pickler(body, 2).dump([Rebuilt("whole", 0, (10,), (1,)), Rebuilt("part", 1, (2,), (1,))])
-    (tmp_path / "x.pt").write_bytes(
+    Pickler(body, 2).dump([rebuilt("whole", 0, (10,), (1,)), rebuilt("part", 1, (count,), (1,))])
+    path.write_bytes(
         b"".join([*head, body.getvalue(), pickle.dumps(["0"], 2), struct.pack("<q", 10), x.numpy().tobytes()])
     )
+    return x
+
+
+def test_of_a_storage_before_1_6_a_part_may_be_a_storage(tmp_path):
+    x = in_parts(tmp_path / "x.pt", 2)
     read = pickled.read(tmp_path / "x.pt").content
     assert same(read, [x, x[5:7]])
     assert same(torch.load(tmp_path / "x.pt", weights_only=True), read)
+    in_parts(tmp_path / "x.pt", 3)
+    with pytest.raises(UserError, match="a tensor in it reaches beyond its storage"):
+        pickled.read(tmp_path / "x.pt")
 
 
 def test_a_real_unpickler_agrees_on_what_python_writes_by_text():
     """Opcodes that no Python of today writes, and one by one: the machine is Python's."""
     for content in TEXTS:
-        builder = layouts.Rebuild(None)
+        builder = layouts.Rebuild(0)
         assert same(machine.Machine(content, builder).run()[0], pickle.loads(content, encoding="ascii")), content
 
 
@@ -332,7 +337,7 @@ def test_of_score_sde_the_averages_take_the_names_of_the_parameters(write, tmp_p
     network = pickled.network(file)
     assert same(network.tensors, dict(net.state_dict()) | dict(zip(names, shadow, strict=True)))
     assert (network.part, network.others) == ("ema", ("model",))
-    assert network.notes == ("ema.shadow_params for 6 parameters of model, 5 others from model itself",)
+    assert network.notes == ("ema.shadow_params for 6 of the 11 tensors of model, the rest from model itself",)
     assert same(pickled.network(file, "model").tensors, dict(net.state_dict()))
 
 
@@ -601,6 +606,8 @@ BAD = {
     "a persistent id": (b"Vabc\nQ.", "it refers to what lies outside"),
     "an outside buffer": (b"\x97.", "written to another place"),
     "a tuple of tuples as key": (b"}" + doubled(60) + b"Ns.", "is a key in it"),
+    "a number of a million digits as key": (b"}\x8b" + b"\x00\x01\x06\x00" + b"\x01" * 0x60100 + b"Ns.", "a int is a key"),
+    "two states": (NAMESPACE + b"}b}b.", "an object in it has two states"),
     "a list as key": (b"}]Ns.", "a list is a key"),
     "a tensor without storage": (tensor_of(b"N", b"K\x00", b"K\x01\x85", b"K\x01\x85"), "has no storage"),
     "more numbers than the file": (storage(2**50), "cannot be read"),
@@ -703,6 +710,50 @@ def test_numbers_that_repeat_without_end_are_no_network(tmp_path):
     assert file.content["w"].shape == (2**40,)
     with pytest.raises(UserError, match=r"x\.pt: its tensors would take 4\.4e\+12 bytes of a file of \d+; it repeats"):
         pickled.network(file)
+
+
+ENDLESS = tensor_of(STORAGE_OF_4, b"K\x00", shape(2**40, 2), shape(0, 0))[:-1] + b"q\xc8"
+"""A tensor of one number, 2^41 times, which takes no memory until somebody goes through it."""
+
+GOING_THROUGH = {
+    "as pairs": b"ccollections\nOrderedDict\n(h\xc8tR.",
+    "as a set": b"c__builtin__\nset\n(h\xc8tR.",
+    "as a size": b"ctorch\nSize\n(h\xc8tR.",
+    "as a shape": tensor_of(STORAGE_OF_4, b"K\x00", b"h\xc8", shape(1)),
+    "as strides": tensor_of(STORAGE_OF_4, b"K\x00", shape(1), b"h\xc8"),
+    "as a first number": tensor_of(STORAGE_OF_4, b"h\xc8", shape(1), shape(1)),
+    "as a key": b"}h\xc8Ns.",
+    "as an argument": b"carg\nName\nh\xc8R.",
+    "as a class": b"h\xc8)R.",
+}
+
+
+@pytest.mark.parametrize("name", GOING_THROUGH)
+def test_nothing_goes_through_a_tensor(name, tmp_path):
+    (tmp_path / "x.pkl").write_bytes(ENDLESS + GOING_THROUGH[name])
+    with pytest.raises(UserError, match="cannot be read"):
+        pickled.read(tmp_path / "x.pkl")
+
+
+IN_BYTES = pickle.dumps(before(torch.ones(2000).untyped_storage()), 3)[2:-1]
+AGAIN = {
+    "pairs": (b"]q\x01(" + shape(1, 2) * 300 + b"e0", b"ccollections\nOrderedDict\nh\x01\x85R0"),
+    "text": (b"X" + struct.pack("<I", 9999) + b"a" * 9999 + b"q\x010", b"c_codecs\nencode\nh\x01\x85R0"),
+    "arguments": (b"(" + b"K\x01" * 5000 + b"tq\x010", b"cargparse\nNamespace\nh\x01R0"),
+    "a storage": (IN_BYTES + b"q\x010", b"ctorch.storage\n_load_from_bytes\nh\x01\x85R0"),
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.parametrize("name", AGAIN)
+def test_a_file_cannot_have_the_same_things_copied_without_end(name, tmp_path):
+    """Each copy costs the file a few bytes."""
+    once, copy = AGAIN[name]
+    (tmp_path / "x.pkl").write_bytes(once + copy * 2 + b"N.")
+    assert pickled.read(tmp_path / "x.pkl").content is None
+    (tmp_path / "x.pkl").write_bytes(once + copy * 600 + b"N.")
+    with pytest.raises(UserError, match="it copies more than it holds"):
+        pickled.read(tmp_path / "x.pkl")
 
 
 @pytest.mark.usefixtures("without_shape_checks")
@@ -823,6 +874,18 @@ def test_the_command_lists_a_file_and_writes_its_network(tmp_path, monkeypatch, 
     assert about["source"]["file"] == "edm.pkl"
 
 
+def test_a_file_without_a_network_is_listed_all_the_same(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"step": 3, "a\x1b": argparse.Namespace(), "best": [1, 2]}, "x.pt")
+    assert command.main(["read", "x.pt"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:4] == ["  step   3", r"  a\x1b  argparse.Namespace", "  best   list of 2"]
+    assert lines[4:] == [
+        "left as names, not imported and not called: argparse.Namespace (1)",
+        "x.pt holds no network: neither a state dict of tensors nor an object of modules",
+    ]
+
+
 REFUSED = {
     "there already": (["edm.pt", "there"], "there exists and is not replaced"),
     "no such part": (["edm.pt", "--part", "b"], "edm.pt has no network 'b'; it has ema"),
@@ -839,8 +902,24 @@ def test_what_the_command_refuses_changes_nothing(name, tmp_path, monkeypatch, c
     Path("there").mkdir()
     words, line = REFUSED[name]
     assert command.main(["read", *words]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {line}")
+    heard = capsys.readouterr()
+    assert heard.out == ""
+    assert heard.err.startswith(f"error: {line}")
     assert sorted(os.listdir()) == ["edm.pt", "numbers.pt", "there"]
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_the_command_takes_every_dtype_or_says_that_safetensors_cannot(dtype, tmp_path, monkeypatch, capsys):
+    from safetensors.torch import load_file
+
+    monkeypatch.chdir(tmp_path)
+    x = torch.arange(32, dtype=torch.uint8).remainder(2).view(dtype)
+    torch.save({"w": x}, "x.pt")
+    code, heard = command.main(["read", "x.pt", "out"]), capsys.readouterr()
+    assert (code, heard.err) == (0, "") or heard.err.startswith("error: x.pt: safetensors cannot hold its tensors (")
+    assert Path("out").exists() == (code == 0)
+    assert code or same(load_file("out/model.safetensors")["w"], x)
 
 
 def test_the_command_says_where_weights_are_not_finite(tmp_path, monkeypatch, capsys):

@@ -348,6 +348,12 @@ OWN = (
     _own("tasks/tracking/models.py", "and not LOADING & {path.name, path.parent.name}", "", "a model that was loaded where it lies counts as damaged", "words"),
     _own("tasks/tracking/descriptions.py", "return there != wanted and there == sealed(there.rpartition(MARK)[0])", "return there != wanted", "publishing writes over what a person wrote on a model's page", "tracking"),
     _own("diffcore/core/allocator.py", "mallopt(M_MMAP_THRESHOLD, LARGE) and mallopt(M_TRIM_THRESHOLD, KEPT)", "mallopt(M_TRIM_THRESHOLD, KEPT)", "each block of a tensor comes from the kernel and goes back to it: calls of a small network take twice as long", "allocator"),
+    _own("diffcore/checkpoints/pickled/rebuild.py", "    if last >= len(content) // dtype.itemsize:", "    if last > len(content) // dtype.itemsize:", "a tensor of a pickle may reach one number beyond its storage", "pickled"),
+    _own("diffcore/checkpoints/pickled/rebuild.py", "numbers.as_strided(shape, steps, numbers.storage_offset() + first)", "numbers.as_strided(shape, steps, first)", "a tensor on a part of an old storage is read from the beginning of the whole", "pickled"),
+    _own("diffcore/checkpoints/pickled/layouts.py", " or member.header_offset < end:", ":", "two members of an archive may lie in one place, so that a small file holds large storages", "pickled"),
+    _own("diffcore/checkpoints/pickled/weights.py", " if name not in passing]", "]", "buffers that a network does not keep are written among its weights", "pickled"),
+    _own("diffcore/checkpoints/pickled/rebuild.py", "        if self.room < 0:\n            raise Damage", "        if False:\n            raise Damage", "a pickle of a few bytes has the same list copied for hours", "pickled"),
+    _own("diffcore/checkpoints/pickled/names.py", "name in FUNCTIONS or method or", "name in FUNCTIONS or", "a pickle that calls a method (Path.unlink) is listed as if it were data", "pickled"),
 )  # fmt: skip
 """Of other kinds, over all rooms."""
 

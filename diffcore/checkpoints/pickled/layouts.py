@@ -27,6 +27,9 @@ MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
 ZIP = b"PK\x03\x04"
 ENCRYPTED = 1
+MOST_WORDS = 160
+"""Characters of the file's that stand in a message."""
+
 LOCAL_HEADER = 30
 """Bytes before the name of a member."""
 
@@ -61,20 +64,25 @@ def read(path: Path) -> Pickled:
         content, refused = _read(path)
     except Payload as name:
         raise UserError(
-            f"{path} names {printable(str(name))}, which whoever unpickles it would run; nothing of it was run: let no other "
+            f"{path} names {_short(str(name))}, which whoever unpickles it would run; nothing of it was run: let no other "
             "program open it, and take the weights from somebody you trust"
         ) from None
     except DAMAGE as error:
         remedy = "" if isinstance(error, Foreign) else "; fetch it again"
         raise UserError(f"{path} cannot be read as pickled weights: {_words(error)}{remedy}") from None
-    return Pickled(
-        path, content, {printable(name): count for name, count in sorted(refused.items())}, path.stat().st_size
-    )
+    named: Counter[str] = Counter()
+    for name, count in sorted(refused.items()):
+        named[_short(name)] += count
+    return Pickled(path, content, dict(named), path.stat().st_size)
+
+
+def _short(text: str) -> str:
+    return printable(text[:MOST_WORDS])
 
 
 def _words(error: Exception) -> str:
     """One line; of Python's own errors the kind says more than their text alone."""
-    text = printable(" ".join(str(error).split()))[:160]
+    text = _short(" ".join(str(error).split()))
     return text if isinstance(error, Damage) else f"its bytes make no sense ({type(error).__name__}: {text})"
 
 
@@ -107,7 +115,7 @@ def _done(rebuild: Rebuild, content: Any) -> tuple[Any, Counter]:
 
 
 def _stream(buffer: Any) -> tuple[Any, Counter]:
-    rebuild = Rebuild(_inner)
+    rebuild = Rebuild(len(buffer), _inner)
     content, end = Machine(buffer, rebuild).run()
     if type(content) is int and content == MAGIC:
         content, end = _legacy(buffer, end, rebuild)
@@ -118,7 +126,7 @@ def _stream(buffer: Any) -> tuple[Any, Counter]:
 
 def _inner(rebuild: Rebuild, content: bytes) -> Any:
     """What torch.save wrote of a storage, as a plain pickle of a tensor holds it."""
-    inside = Rebuild(None)
+    inside = Rebuild(len(content))
     value, end = Machine(content, inside).run()
     if type(value) is not int or value != MAGIC:
         raise Damage("a storage in it is not what torch.save writes")
@@ -133,7 +141,7 @@ def _legacy(buffer: Any, start: int, rebuild: Rebuild) -> tuple[Any, int]:
     """A version, the machine, the content, and the names of storages, a pickle each; then each storage's size and bytes."""
     machine, later = Machine(buffer, rebuild), Later(len(buffer))
     version, start = machine.run(start)
-    if version != PROTOCOL:
+    if type(version) is not int or version != PROTOCOL:
         raise Damage("its version is not torch's")
     system, start = machine.run(start)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
@@ -143,6 +151,22 @@ def _legacy(buffer: Any, start: int, rebuild: Rebuild) -> tuple[Any, int]:
     rebuild.open = outer
     names, start = machine.run(start)
     return content, later.fill(buffer, start, names)
+
+
+def _storage(address: Any, length: int) -> tuple[Any, str, int]:
+    """The class, the name and the count of a storage's address."""
+    if not isinstance(address, tuple) or len(address) != length or address[0] != "storage":
+        raise Damage("it refers to no storage")
+    _, cls, name, _, count = address[:5]
+    if not isinstance(name, str) or type(count) is not int:
+        raise Damage("it refers to no storage")
+    return cls, name, count
+
+
+def _part(part: Any) -> tuple[int, int]:
+    if not isinstance(part, tuple) or len(part) != 3 or {type(part[1]), type(part[2])} != {int}:
+        raise Damage("a part of a storage in it is none")
+    return part[1], part[2]
 
 
 class Later:
@@ -156,18 +180,14 @@ class Later:
 
     def open(self, address: Any) -> Any:
         """("storage", class, name, device, how many numbers, which part of it or None), or a module with its source."""
-        if not isinstance(address, tuple) or not address:
-            raise Damage("it refers to no storage")
-        if address[0] == "module":
+        if isinstance(address, tuple) and len(address) == 4 and address[0] == "module":
             return address[1]
-        kind, cls, name, _, count, part = address
-        if kind != "storage" or not isinstance(name, str) or type(count) is not int:
-            raise Damage("it refers to no storage")
+        (cls, name, count), part = _storage(address, 6), address[5]
         dtype = storage_dtype(cls)
         each = (dtype or torch.uint8).itemsize
         content = self._allocate(name, count, each)
         if part is not None:
-            _, first, length = part
+            first, length = _part(part)
             if min(first, length) < 0 or first + length > count:
                 raise Damage("a part of a storage reaches beyond it")
             content = content[first * each : (first + length) * each]
@@ -225,7 +245,7 @@ def _members(archive: zipfile.ZipFile, size: int) -> tuple[Any, Counter]:
         raise Foreign("it is a program of TorchScript; name a state dict that torch.save wrote")
     if f"{root}/byteorder" in names and archive.read(f"{root}/byteorder") != b"little":
         raise Foreign("its numbers are big-endian; save it again on a machine of today")
-    rebuild = Rebuild(_inner, Members(archive, f"{root}/data/").open)
+    rebuild = Rebuild(size, _inner, Members(archive, f"{root}/data/").open)
     pickle = archive.read(f"{root}/data.pkl")
     content, end = Machine(pickle, rebuild).run()
     if end != len(pickle):
@@ -262,11 +282,7 @@ class Members:
 
     def open(self, address: Any) -> Storage:
         """("storage", class, name, device, how many numbers)."""
-        if not isinstance(address, tuple) or address[:1] != ("storage",):
-            raise Damage("it refers to no storage")
-        _, cls, name, _, count = address
-        if not isinstance(name, str) or type(count) is not int:
-            raise Damage("it refers to no storage")
+        cls, name, count = _storage(address, 5)
         dtype = storage_dtype(cls)
         if name not in self.content:
             self.content[name] = memory(self.archive.read(self.folder + name))

@@ -13,7 +13,7 @@ from typing import Any
 
 from diffcore.checkpoints.pickled.objects import Damage, Foreign, Name, Object, Payload, Pending, key
 
-MOST = 10_000_000
+MOST = 5_000_000
 """Opcodes that are followed in one file, EDM2's have some 10^4: an empty set costs the file a byte and the memory 200."""
 
 TEXT = ("utf-8", "surrogatepass")

@@ -10,6 +10,8 @@ from torch import Tensor
 MOST_KEY = 64
 """Values in a key of a dict. Hashing a tuple visits all its values, and tuples of the same tuple twice have 2^depth."""
 
+LARGEST_KEY = 2**64
+
 
 class Damage(Exception):
     """What is wrong with the bytes, in words that follow "cannot be read"."""
@@ -39,8 +41,9 @@ class Object:
 
     @property
     def attributes(self) -> dict:
-        """Its state, if that is a dict, as it is for nearly every class."""
-        return self.state if isinstance(self.state, dict) else {}
+        """Its state, if that is a dict, as it is for nearly every class; of a class with slots what is beside them."""
+        state = self.state[0] if isinstance(self.state, tuple) and self.state else self.state
+        return state if isinstance(state, dict) else {}
 
 
 class Name(Object):
@@ -63,11 +66,9 @@ class Storage(Object):
 
 
 def set_state(target: Object, state: Any) -> None:
-    """Notes the state of a record. That of a second time adds to that of the first."""
-    if isinstance(state, tuple) and len(state) == 2 and all(part is None or isinstance(part, dict) for part in state):
-        state = {**(state[0] or {}), **(state[1] or {})}  # attributes, and those in slots
-    if isinstance(target.state, dict) and isinstance(state, dict):
-        state = {**target.state, **state}
+    """Notes the state of a record, which pickle writes once."""
+    if target.state is not None:
+        raise Damage("an object in it has two states")
     object.__setattr__(target, "state", state)
 
 
@@ -79,9 +80,16 @@ def key(value: Any) -> Any:
         room -= 1
         if isinstance(part, tuple | frozenset) and len(part) < room:
             waiting += part
-        elif room < 0 or not (part is None or isinstance(part, str | bytes | int | float | complex | Object)):
+        elif room < 0 or not _is_scalar(part):
             raise Damage(f"a {type(part).__name__} is a key in it")
     return value
+
+
+def _is_scalar(value: Any) -> bool:
+    """Hashing a number visits all its digits, each time."""
+    if isinstance(value, int):
+        return abs(value) < LARGEST_KEY
+    return value is None or isinstance(value, str | bytes | float | complex | Object)
 
 
 def parts(content: Any) -> Iterator[Any]:

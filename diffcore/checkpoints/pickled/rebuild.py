@@ -28,6 +28,9 @@ LARGEST = 2**62
 """No size, stride or number of bytes is as large."""
 
 MOST_AXES = 64
+SIZED = (list, tuple, dict, set, frozenset, str, bytes)
+MOST_REPEATED, FEW = 4, 100_000
+"""What is made of a file is copied so many times, and so many values more."""
 
 DTYPES = {
     str(dtype): dtype
@@ -62,11 +65,12 @@ ARRAYS = {
 
 
 class Rebuild(Builder):
-    """The builder of one file. refused: what was to be called and was not. load: what reads the bytes of a storage that
-    is pickled inside of a pickle. open: what answers a persistent address."""
+    """The builder of one file of `size` bytes. refused: what was to be called and was not. load: what reads the bytes of a
+    storage that is pickled inside of a pickle. open: what answers a persistent address."""
 
-    def __init__(self, load: Callable[..., Any] | None, open: Callable[..., Any] | None = None):
+    def __init__(self, size: int, load: Callable[..., Any] | None = None, open: Callable[..., Any] | None = None):
         self.load, self.open = load, open
+        self.room = MOST_REPEATED * size + FEW
         self.refused: Counter[str] = Counter()
         self.booleans: dict[int, Tensor] = {}
 
@@ -82,6 +86,7 @@ class Rebuild(Builder):
         """What the function would return, of those that are known here by name, else a record that is counted."""
         if not isinstance(function, Object) or not isinstance(arguments, tuple):
             raise Damage(f"it calls a {type(function).__name__}")
+        self.spend(len(arguments) + sum(len(each) for each in arguments if isinstance(each, SIZED)))
         if type(function) is not Name:
             return self.record(f"{function.name}(...)", arguments)
         make = _persistence if function.name.endswith("._reconstruct_persistent_obj") else CALLS.get(function.name)
@@ -107,6 +112,12 @@ class Rebuild(Builder):
         if self.open is None:
             raise Damage("it refers to what lies outside of it (a persistent id)")
         return self.open(address)
+
+    def spend(self, amount: int) -> None:
+        """Counts values and bytes that are copied: a file can ask for the same ones again and again."""
+        self.room -= amount
+        if self.room < 0:
+            raise Damage("it copies more than it holds")
 
     def check(self) -> None:
         """Damage for truth values that are neither 0 nor 1, which torch does not check. To be called when all is read."""
@@ -139,10 +150,14 @@ def _whole(value: Any) -> int:
     return value
 
 
-def _shape(value: Any) -> tuple[int, ...]:
+def _wholes(value: Any) -> tuple[int, ...]:
     if not isinstance(value, tuple | list) or len(value) > MOST_AXES:
         raise Damage("the shape of a tensor in it is none")
-    shape = tuple(map(_whole, value))
+    return tuple(map(_whole, value))
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    shape = _wholes(value)
     if math.prod(max(size, 1) for size in shape) >= LARGEST:
         raise Damage("the shape of a tensor in it is none")
     return shape
@@ -152,7 +167,7 @@ def _view(rebuild: Rebuild, storage: Any, dtype: torch.dtype, offset: Any, size:
     """The tensor on a storage. Damage where one of its elements would lie outside."""
     if not isinstance(storage, Storage):
         raise Damage("a tensor in it has no storage")
-    shape, steps, first = _shape(size), tuple(map(_whole, stride)), _whole(offset)
+    shape, steps, first = _shape(size), _wholes(stride), _whole(offset)
     if len(shape) != len(steps):
         raise Damage("a tensor in it has more strides than axes")
     content = storage.content[: len(storage.content) // dtype.itemsize * dtype.itemsize]
@@ -162,7 +177,7 @@ def _view(rebuild: Rebuild, storage: Any, dtype: torch.dtype, offset: Any, size:
     if last >= len(content) // dtype.itemsize:
         raise Damage("a tensor in it reaches beyond its storage")
     if dtype == torch.bool:
-        rebuild.booleans[id(storage)] = storage.content
+        rebuild.booleans[id(storage.content)] = storage.content
     numbers = content.view(dtype)
     return numbers.as_strided(shape, steps, numbers.storage_offset() + first)
 
@@ -195,12 +210,12 @@ def _tensor_with_dtype(
 
 def _with_bits(tensor: Tensor, bits: Any) -> Tensor:
     """A tensor that was saved as the conjugate or the negative of its memory."""
-    if not bits:
+    if bits is None:
         return tensor
     if not isinstance(bits, dict) or bits.keys() - {"conj", "neg"}:
         raise Damage("a tensor in it has marks that are not known here")
-    tensor = torch.conj(tensor) if bits.get("conj") else tensor
-    return torch._neg_view(tensor) if bits.get("neg") else tensor
+    tensor = torch.conj(tensor) if bits.get("conj") is True else tensor
+    return torch._neg_view(tensor) if bits.get("neg") is True else tensor
 
 
 def _parameter(rebuild: Rebuild, data: Any, *rest: Any) -> Any:
@@ -263,8 +278,6 @@ def _values(rebuild: Rebuild, content: Any, kind: Any, shape: Any, fortran: bool
     sizes = sizes[::-1] if fortran else sizes
     steps = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
     tensor = _view(rebuild, Storage("numpy", content=memory(content)), dtype, 0, sizes, steps)
-    rebuild.check()
-    rebuild.booleans.clear()
     return tensor.permute(*range(len(sizes))[::-1]).contiguous() if fortran else tensor
 
 
@@ -281,6 +294,7 @@ def _finish(target: Pending, state: Any, rebuild: Rebuild) -> Any:
     if target.value:
         raise Damage("an array in it has two states")
     _, shape, kind, fortran, content = state
+    rebuild.spend(len(content) if isinstance(content, SIZED) else 1)
     if (value := _values(rebuild, content, kind, shape, bool(fortran))) is None:
         return target
     target.value.append(value)
@@ -300,7 +314,11 @@ def _persistence(rebuild: Rebuild, meta: Any) -> Object | None:
 
 
 def _dict(rebuild: Rebuild, pairs: Any = ()) -> dict:
-    pairs = pairs.items() if isinstance(pairs, dict) else pairs
+    if not isinstance(pairs, dict | list | tuple):
+        raise Damage("it makes a dict of what is none")
+    pairs = list(pairs.items()) if isinstance(pairs, dict) else pairs
+    if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+        raise Damage("it makes a dict of what are no pairs")
     return {key(name): value for name, value in pairs}
 
 

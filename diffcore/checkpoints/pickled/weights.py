@@ -65,9 +65,7 @@ class Network:
 
     def not_finite(self) -> list[str]:
         """The names of tensors with a value that is NaN or infinite."""
-        wide = {name: each for name, each in self.tensors.items() if each.is_floating_point() or each.is_complex()}
-        narrow = {name: each.float() if each.element_size() == 1 else each for name, each in wide.items()}
-        return [printable(name) for name, each in narrow.items() if not each.isfinite().all()]
+        return [printable(name) for name, each in self.tensors.items() if not _is_finite(each)]
 
 
 def network(pickled: Pickled, part: str | None = None) -> Network:
@@ -95,6 +93,14 @@ def network(pickled: Pickled, part: str | None = None) -> Network:
     return Network(
         printable(name), others, _plain_names(result), result.cls, result.arguments, result.keywords, result.notes
     )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if not (tensor.is_floating_point() or tensor.is_complex()) or "float4" in str(
+        tensor.dtype
+    ):  # four bits have no NaN
+        return True
+    return bool((tensor.float() if tensor.element_size() == 1 else tensor).isfinite().all())
 
 
 class Refusal(Exception):
@@ -147,9 +153,10 @@ def _read(value: Any) -> Network:
     if not isinstance(value, Object):
         return Network("", (), dict(value))
     tensors = _flatten(value)
-    made_with = value.attributes.get("_init_args") or (), value.attributes.get("_init_kwargs") or {}
     room = [MOST_VALUES]
-    arguments, keywords = (_json(each, room, 0) for each in made_with)
+    arguments, keywords = value.attributes.get("_init_args"), value.attributes.get("_init_kwargs")
+    arguments = [] if arguments is None else _json(arguments, room, 0)
+    keywords = {} if keywords is None else _json(keywords, room, 0)
     if not isinstance(arguments, list) or not isinstance(keywords, dict):
         raise Refusal("the arguments that its network was made with are none")
     return Network("", (), tensors, printable(value.name), arguments, keywords)
@@ -214,8 +221,7 @@ def _averaged(model: Network, shadow: list[Any]) -> Network:
             f"ema.{SHADOW} has {len(shadow)} tensors without names, which do not fit the {len(model.tensors)} of model in "
             "one way alone; take --part model, which is not averaged"
         )
-    left = len(model.tensors) - len(names)
-    note = f"ema.{SHADOW} for {len(names)} parameters of model, {left} others from model itself"
+    note = f"ema.{SHADOW} for {len(names)} of the {len(model.tensors)} tensors of model, the rest from model itself"
     return Network("", (), model.tensors | dict(zip(names, shadow, strict=True)), notes=(note,))
 
 
