@@ -292,6 +292,16 @@ def card(
 
 
 @app.command()
+def read(
+    file: Annotated[Path, typer.Argument(help="a .pkl of EDM's or EDM2's, a .pt, .pth or .ckpt of torch.save")],
+    target: Annotated[Path | None, typer.Argument(help="a folder for the network in it; must not exist")] = None,
+    part: Annotated[str | None, typer.Option(metavar="KEY", help="which network, where the file has several")] = None,
+) -> Verb:
+    """list a pickled teacher and write its tensors, running nothing"""
+    return Verb(lambda: _read(file, target, part))
+
+
+@app.command()
 def statistics(
     judge: Annotated[str, typer.Argument(help="one of evaluate.judges in params.yaml")],
     target: Annotated[Path, typer.Argument(help="an .npz; must not exist")],
@@ -478,6 +488,12 @@ def _card(what: str, as_json: bool) -> None:
     from tasks import card
 
     card.show(what, as_json)
+
+
+def _read(file: Path, target: Path | None, part: str | None) -> None:
+    from tasks import read
+
+    read.read(file, target, part)
 
 
 def _statistics(judge: str, target: Path) -> None:

@@ -27,7 +27,7 @@ from diffcore.noise.trajectory import karras, uniform
 from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solvers import SOLVERS
 from diffcore.training.config import torch_version
-from tasks import params, paths, sections
+from tasks import command, params, paths, sections
 from tests.conftest import seeded
 from tests.test_checkpoint import ABOUT, student
 
@@ -294,6 +294,21 @@ def test_what_cannot_be_taken_as_it_is_is_refused_in_one_line(case, tmp_path):
     assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     assert "save the pipeline with the DDPMScheduler" not in str(caught.value)  # it would make a false teacher of it
+
+
+def test_weights_that_diffusers_pickled_are_adopted_after_distill_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    net = network()
+    diffusers.DDPMPipeline(net, diffusers.DDIMScheduler()).save_pretrained("ddpm", safe_serialization=False)
+    weights = Path("ddpm/unet/diffusion_pytorch_model.bin")
+    with pytest.raises(UserError, match=r"holds pickled weights only, .* or write their tensors with `distill read`$"):
+        from_diffusers.read(Path("ddpm"))
+    with pytest.raises(UserError, match=r"\.bin is a file, and a teacher is a folder in .*; `distill read` lists"):
+        from_diffusers.read(weights)
+    assert command.main(["read", str(weights), "out"]) == 0
+    Path("out/model.safetensors").rename(weights.with_suffix(".safetensors"))
+    ours = from_diffusers.read(Path("ddpm")).denoiser.net(images(), torch.full((5,), 3.0))
+    assert apart(ours, net(images(), 3).sample.detach()) < 1e-5
 
 
 ODD = (None, -1, 0, 10**12, 1e300, "", "nonesuch", [], [8, 8], {"a": 1}, True, [None])

@@ -109,6 +109,11 @@ def read(folder: Path) -> Adopted:
     A UserError says what cannot be read as it is. Nothing pickled is opened.
     """
     folder = Path(folder).expanduser()
+    if folder.is_file():
+        raise UserError(
+            f"{folder} is a file, and a teacher is a folder in diffusers' format; `distill read` lists what is in a pickle "
+            "and writes its tensors"
+        )
     if (folder / "card.json").is_file():
         return _own(folder)
     _check_parts(folder)

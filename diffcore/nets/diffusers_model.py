@@ -134,7 +134,8 @@ def _check_weights(folder: Path) -> None:
         return
     if any(folder.glob("*.bin")):
         raise UserError(
-            f"{folder} holds pickled weights only, which can run code; save it again with safe_serialization"
+            f"{folder} holds pickled weights only, which can run code; save it again with safe_serialization, "
+            "or write their tensors with `distill read`"
         )
     raise UserError(f"{folder} holds no .safetensors; fetch or write it again")
 

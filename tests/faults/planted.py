@@ -364,6 +364,12 @@ OWN = (
     _own("diffcore/nets/module.py", '    if content.get("source") not in (None, net.source):', '    if content.get("source") is None:', "a checkpoint is sampled with a class whose code is another one now", "module"),
     _own("diffcore/nets/__init__.py", "        if not vouched:\n", "        if False:\n", "opening a folder from elsewhere imports the class that it names", "module"),
     _own("diffcore/nets/order.py", "if len(image) != 3 or not is_flat or any(weight.dim() == 5 for weight in net.parameters()):", "if len(image) != 3 or not is_flat:", "a network with a convolution of volumes beside one of images cannot be trained", "module"),
+    _own("diffcore/checkpoints/pickled/rebuild.py", "    if last >= len(content) // dtype.itemsize:", "    if last > len(content) // dtype.itemsize:", "a tensor of a pickle may reach one number beyond its storage", "pickled"),
+    _own("diffcore/checkpoints/pickled/rebuild.py", "numbers.as_strided(shape, steps, numbers.storage_offset() + first)", "numbers.as_strided(shape, steps, first)", "a tensor on a part of an old storage is read from the beginning of the whole", "pickled"),
+    _own("diffcore/checkpoints/pickled/layouts.py", " or member.header_offset < end:", ":", "two members of an archive may lie in one place, so that a small file holds large storages", "pickled"),
+    _own("diffcore/checkpoints/pickled/weights.py", " if name not in passing]", "]", "buffers that a network does not keep are written among its weights", "pickled"),
+    _own("diffcore/checkpoints/pickled/rebuild.py", "        if self.room < 0:\n            raise Damage", "        if False:\n            raise Damage", "a pickle of a few bytes has the same list copied for hours", "pickled"),
+    _own("diffcore/checkpoints/pickled/names.py", "name in FUNCTIONS or method or", "name in FUNCTIONS or", "a pickle that calls a method (Path.unlink) is listed as if it were data", "pickled"),
 )  # fmt: skip
 """Of other kinds, over all rooms."""
 
