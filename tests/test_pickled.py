@@ -140,6 +140,22 @@ def test_most_dtypes_are_among_those():
     assert names > {"bool", "uint8", "int8", "int16", "int32", "int64", "uint16", "uint32", "uint64"}
 
 
+def test_what_older_libraries_called_it_is_read_too(tmp_path):
+    """numpy before 2, a GPU's storage by torch before 1.6, and Python 2's bytes, which were its texts."""
+    array = np.arange(200, 206, dtype=np.uint8)
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(array, 2).replace(b"numpy._core.", b"numpy.core."))
+    assert same(pickled.read(tmp_path / "x.pkl").content, array)
+    assert b"numpy.core." in (tmp_path / "x.pkl").read_bytes()
+    content = pickle.dumps(array, 3).replace(b"C\x06" + array.tobytes(), b"U\x06" + array.tobytes())
+    assert b"C\x06" not in content
+    (tmp_path / "x.pkl").write_bytes(content.replace(b"C\x01b", b"U\x01b"))
+    assert same(pickled.read(tmp_path / "x.pkl").content, array)
+    content = before(X).replace(b"ctorch\nFloatStorage", b"ctorch.cuda\nFloatStorage")
+    (tmp_path / "x.pkl").write_bytes(content.replace(b"\x03\x00\x00\x00cpu", b"\x06\x00\x00\x00cuda:0"))
+    assert b"cuda:0" in (tmp_path / "x.pkl").read_bytes()
+    assert same(pickled.read(tmp_path / "x.pkl").content, X)
+
+
 @pytest.mark.parametrize("write", [torch.save, legacy])
 def test_tensors_of_one_memory_still_share_it(write, tmp_path):
     x = randn(4, 3)
@@ -290,7 +306,7 @@ class EDMPrecond(Persistent, nn.Module):
 def edm(**keywords) -> tuple[dict, EDMPrecond]:
     net = EDMPrecond(8, **keywords).eval().requires_grad_(False)
     options = EasyDict(path="x.zip", xflip=False)
-    return {"ema": net, "loss_fn": Loss(), "augment_pipe": None, "dataset_kwargs": options}, net
+    return EasyDict(ema=net, loss_fn=Loss(), augment_pipe=None, dataset_kwargs=options), net
 
 
 @pytest.mark.usefixtures("persistence")

@@ -133,7 +133,7 @@ def _inner(rebuild: Rebuild, content: bytes) -> Any:
     value, end = _legacy(content, end, inside)
     if end != len(content) or not isinstance(value, Storage):
         raise Damage("a storage in it is not what torch.save writes")
-    rebuild.refused += inside.refused
+    rebuild.refused.update(inside.refused)
     return value
 
 
