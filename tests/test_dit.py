@@ -18,6 +18,7 @@ from diffcore.checkpoints.roles import roles
 from diffcore.core.errors import UserError
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
+from diffcore.denoisers.reading import Reading
 from diffcore.methods import Roles, continuous, distribution_matching, phased, progressive
 from diffcore.methods.parts import discriminator
 from diffcore.nets import dit
@@ -70,7 +71,7 @@ def small(conditional: bool = False, seed: int = 0, dropout: float = 0.0, parame
     """For images [1, 4, 4], of three classes or none."""
     shape = dit.Shape(2, 16, 2, 2, dropout=dropout, conditional=conditional, parameterization=parameterization)
     net = stirred(shape.config((1, 4, 4), 3), seed)
-    return NetDenoiser(net, Cosine(), parameterization, classes=3 if conditional else None)
+    return NetDenoiser(net, Cosine(), Reading(parameterization), classes=3 if conditional else None)
 
 
 # the paper's function, as diffusers computes it

@@ -18,6 +18,7 @@ from diffcore.core.errors import UserError
 from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
+from diffcore.denoisers.reading import Reading
 from diffcore.methods import consistency, continuous, progressive
 from diffcore.nets import dit
 from diffcore.nets.module import Shape, UserModule
@@ -125,7 +126,7 @@ def small(name: str = "Net", size: int = 16, image: tuple[int, ...] = IMAGE, see
     own = {key: more.pop(key) for key in ("conditional", "parameterization") if key in more}
     shape = Shape(f"mine:{name}", {"channels" if name == "Volume" else "size": size, **more}, **own)
     return NetDenoiser(
-        shape.build(image, 3, seed), Cosine(), shape.parameterization, classes=3 if shape.conditional else None
+        shape.build(image, 3, seed), Cosine(), Reading(shape.parameterization), classes=3 if shape.conditional else None
     )
 
 
