@@ -96,6 +96,11 @@ class Lucky(Net):
         nn.init.constant_(self.leave.bias, random.random())
 
 
+class Noisy(Net):
+    def forward(self, x, timestep):
+        return super().forward(x + 0.1 * self.training * torch.randn_like(x), timestep)
+
+
 class Words(Net):
     def forward(self, x, timestep):
         return "words"
@@ -170,6 +175,7 @@ def test_what_cannot_be_made_is_named_in_one_line(mine):
             size,
             "mine:Half makes [2, 1, 2, 4] of torch.float32 of [2, 1, 4, 4]; with parameterization v it must",
         ),
+        "mine:Noisy": (size, "mine:Noisy draws random numbers as it is called, other than by nn.Dropout, so that"),
         "mine:Words": (size, "mine:Words makes a str of [2, 1, 4, 4]"),
         "mine:Nothing": ({}, "mine:Nothing has no weights, so there is nothing to train"),
         "mine:Tied": (size, "mine:Tied: other and again are one tensor, which safetensors cannot hold"),

@@ -98,8 +98,8 @@ class Shape(family.Shape):
         self, image: Sequence[int], classes: int | None, seed: int, span: int | float = NUM_TIMESTEPS
     ) -> UserModule:
         """All weights are what the class's constructor draws from torch's generator of the CPU, which begins with the seed
-        here and is put back afterwards. A UserError where it cannot be made, says another shape, or is another one the
-        second time that it is made.
+        here and is put back afterwards. A UserError where it cannot be made, answers in another shape, draws random numbers
+        as it is called, or is another one the second time that it is made.
         """
         if self.conditional and not classes:
             raise UserError(family.NO_CLASSES)
@@ -107,7 +107,8 @@ class Shape(family.Shape):
         with torch.random.fork_rng(devices=[]):
             net, again = (_seeded(start, lambda: _construct(self.module, self.arguments)) for _ in range(2))
             _check_weights(net, again)
-            self._check_call(net.eval(), image, classes)
+            self._check_output(net.eval(), image, classes)
+            self._check_chance(without(copy.deepcopy(net)).train(), image, classes)
         return net.train()
 
     def parameters(self, channels: int) -> int:
@@ -130,29 +131,40 @@ class Shape(family.Shape):
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             return _construct(self.module, self.arguments)
 
-    def _check_call(self, net: UserModule, image: Sequence[int], classes: int | None) -> None:
+    def _call(self, net: UserModule, image: Sequence[int], classes: int | None) -> Any:
+        """What it makes of two samples of zeros, at the first and the last time, of the first class and of none."""
         x, timestep = torch.zeros(2, *image), torch.tensor([0.0, 1023.0])
         labels = (torch.tensor([0, classes]),) if self.conditional else ()
         try:
             with torch.no_grad():
-                out: Any = net.net(x, timestep, *labels)
+                return net.net(x, timestep, *labels)
         except ODD as error:
             raise UserError(
                 f"{self.module} cannot be called as forward(x {list(x.shape)}, timestep [2]"
                 f"{', class_labels [2]' if labels else ''}): {_line(error)}"
             ) from None
-        shape = list(x.shape)
-        shape[1] *= 2 if self.parameterization == "x0_eps" else 1
+
+    def _check_chance(self, net: UserModule, image: Sequence[int], classes: int | None) -> None:
+        before = torch.get_rng_state()
+        self._call(net, image, classes)
+        if not torch.equal(torch.get_rng_state(), before):
+            raise UserError(
+                f"{self.module} draws random numbers as it is called, other than by nn.Dropout, so that a training that is "
+                "resumed would be another one; leave them out"
+            )
+
+    def _check_output(self, net: UserModule, image: Sequence[int], classes: int | None) -> None:
+        out, batch = self._call(net, image, classes), [2, *image]
+        shape = [2, (2 if self.parameterization == "x0_eps" else 1) * image[0], *image[1:]]
         if not isinstance(out, Tensor) or list(out.shape) != shape or not out.is_floating_point():
             output = f"{list(out.shape)} of {out.dtype}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
             raise UserError(
-                f"{self.module} makes {output} of {list(x.shape)}; with parameterization {self.parameterization} it must "
+                f"{self.module} makes {output} of {batch}; with parameterization {self.parameterization} it must "
                 f"make {shape} of floating point"
             )
 
 
-ODD = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, NotImplementedError, RuntimeError)
-ODD = (*ODD, TypeError, ValueError)
+ODD = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 """Whatever a module that does not fit makes of what it is given."""
 
 
