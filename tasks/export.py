@@ -2,8 +2,9 @@
 
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from diffcore import exports, nets
 from diffcore.checkpoints import Card, Guidance
@@ -41,8 +42,8 @@ def readme(each: Named, license: str | None) -> str:
     """The model card, in Markdown: what it is, what it was measured to be worth, its data, how to sample."""
     card, point = each.card, _point(each)
     name = each.registered.tags["point"] if each.registered else (point.name if point else card.name)
-    kind = nets.read_config(each.folder / "unet")["_class_name"]
-    library = "" if nets.is_own(kind) else "library_name: diffusers\n"
+    content = nets.read_config(each.folder / "unet")
+    library = "" if nets.is_own(content["_class_name"]) else "library_name: diffusers\n"
     parts = [
         f"---\n{library}tags:\n- diffusion-distillation\n---\n",
         f"# {name}\n",
@@ -52,7 +53,7 @@ def readme(each: Named, license: str | None) -> str:
         f"Images of shape {card.image} (channels, height, width), digest `{card.data}`. "
         + (f"Licence of the data: {license}.\n" if license else "The licence of the data is not stated.\n"),
         "## Sampling\n",
-        _sampling(card, point or each.sampling, kind),
+        _sampling(card, point or each.sampling, content),
     ]
     return "\n".join(parts)
 
@@ -99,14 +100,15 @@ STEPS = 50
 """Of what samples a checkpoint that has no steps of its own and was not measured."""
 
 
-def _sampling(card: Card, point: Point | Sampling | None, kind: str) -> str:
-    """kind: the network's `_class_name`."""
+def _sampling(card: Card, point: Point | Sampling | None, content: Mapping[str, Any]) -> str:
+    """content: of the network's config.json."""
     times = card.grid or (point.times if point else [1 - k / STEPS for k in range(STEPS + 1)])
     note = "" if point is None else f"Its own sampling: `{point.recipe}` at t = {list(point.times)[:12]}.\n"
-    return f"{_code(card, times, kind)}\n{note}"
+    return f"{_code(card, times, content)}\n{note}"
 
 
-def _code(card: Card, times: Sequence[float], kind: str) -> str:
+def _code(card: Card, times: Sequence[float], content: Mapping[str, Any]) -> str:
+    kind = content["_class_name"]
     takes_weight = card.guidance is not None and Guidance(**card.guidance).is_input
     if nets.is_own(kind):
         inputs = ["x", "timestep", *["class_labels"] * bool(card.classes), *["guidance"] * takes_weight]
@@ -119,7 +121,7 @@ def _code(card: Card, times: Sequence[float], kind: str) -> str:
             "The network takes the weight of guidance as an input, for which diffusers has no class: export it as "
             "safetensors, onnx or torch_export.\n"
         )
-    if own := loop(card, times):
+    if own := loop(card, times, content):
         return f"No pipeline of diffusers samples this network at these times.\n\n```python\n{own}```\n"
     pipeline = "DDPMPipeline" if card.solver == "multistep_consistency" else "DDIMPipeline"
     return (

@@ -8,17 +8,20 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from diffcore import checkpoints
 from diffcore.checkpoints import from_diffusers
-from diffcore.checkpoints.from_diffusers import PREDICTION_TYPES, SCHEDULER, _image
+from diffcore.checkpoints.from_diffusers import SCHEDULER, _image
+from diffcore.checkpoints.schedulers import PREDICTION_TYPES
 from diffcore.core import disk
 from diffcore.core.errors import UserError
 from diffcore.data.feed import to_uint8
 from diffcore.data.manifest import Manifest
+from diffcore.denoisers.condition import of_classes
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.denoisers.reading import Reading
 from diffcore.nets import diffusers_model, unet
@@ -29,7 +32,7 @@ from diffcore.sampling.solvers import SOLVERS
 from diffcore.training.config import torch_version
 from tasks import command, params, paths, sections
 from tests.conftest import seeded
-from tests.test_checkpoint import ABOUT, student
+from tests.test_checkpoint import ABOUT, IMAGE, student
 
 diffusers = pytest.importorskip("diffusers")
 ROOT = Path(__file__).parent.parent
@@ -196,6 +199,143 @@ def test_what_our_u_net_lacks_comes_through_the_adapter(tmp_path):
     assert torch.equal(denoiser(x, torch.ones(2, dtype=torch.float64)).eps, net(x, 999).sample)
 
 
+# ------------------------------------------------------------------------------- flows, EDM, other networks
+
+
+def denoised(scheduler, model, x, number: int):
+    """diffusers' own belief about x_0 after one call of its network, and sigma there, in the scheduler's scale."""
+    t, sigma = scheduler.timesteps[number], scheduler.sigmas[number]
+    if type(scheduler).__name__.startswith("FlowMatch"):
+        return x - sigma * model(x, t.expand(len(x))), sigma
+    scheduler._step_index = None
+    out = model(scheduler.scale_model_input(x, t), t.expand(len(x)))
+    return scheduler.precondition_outputs(x, out, sigma), sigma
+
+
+PROCESSES = {
+    "flow": ("FlowMatchEulerDiscreteScheduler", {}),
+    "flow shifted": ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
+    "flow of 500": ("FlowMatchEulerDiscreteScheduler", {"num_train_timesteps": 500}),
+    "flow by Heun": ("FlowMatchHeunDiscreteScheduler", {"shift": 2.0}),
+    "EDM": ("EDMEulerScheduler", {}),
+    "EDM of other data": ("EDMEulerScheduler", {"sigma_data": 1.5, "sigma_max": 20.0, "rho": 5.0}),
+    "EDM of -F": ("EDMEulerScheduler", {"prediction_type": "v_prediction"}),
+    "EDM exponential": ("EDMEulerScheduler", {"sigma_schedule": "exponential"}),
+    "EDM by DPM": ("EDMDPMSolverMultistepScheduler", {"sigma_max": 40.0}),
+}
+
+
+@pytest.mark.parametrize("case", PROCESSES)
+@torch.no_grad()
+def test_beliefs_of_flows_and_of_edm_are_diffusers_to_float32_rounding(case, tmp_path):
+    """At the times that the scheduler steps at, from data under as much noise."""
+    kind, settings = PROCESSES[case]
+    net, scheduler = save(tmp_path / "p", kind=kind, **settings)
+    own = from_diffusers.read(tmp_path / "p").denoiser
+    scheduler.set_timesteps(7)
+    noise, x0 = images(), images().flip(0)
+    for number in range(0, 6):
+        is_flow = kind.startswith("FlowMatch")
+        sigma = scheduler.sigmas[number]
+        x = (1 - sigma if is_flow else 1) * x0 + sigma * noise
+        theirs, sigma = denoised(scheduler, lambda a, t: net(a, t).sample, x, number)
+        ratio = sigma / (1 - sigma) if is_flow else sigma
+        t = own.schedule.time(-torch.as_tensor(ratio).double().log().expand(len(x)))
+        scale = (
+            float(own.schedule.alpha(t)[0] / (1 - sigma)) if is_flow and sigma < 1 else float(own.schedule.alpha(t)[0])
+        )
+        if is_flow and sigma == 1:
+            t, scale = torch.ones(len(x), dtype=torch.float64), 1.0
+        found = own(scale * x, t).x0
+        assert apart(found, theirs) < 2e-5
+
+
+@pytest.mark.parametrize("case", ["flow", "flow shifted", "EDM", "EDM exponential"])
+def test_the_schedule_of_sigmas_is_diffusers(case, tmp_path):
+    """Even steps of t are the scheduler's own sigmas, as many as its pipeline takes of it."""
+    kind, settings = PROCESSES[case]
+    _, scheduler = save(tmp_path / "p", kind=kind, **settings)
+    schedule = from_diffusers.read(tmp_path / "p").denoiser.schedule
+    if kind.startswith("FlowMatch"):
+        scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 8, 8))
+        t = torch.linspace(1, 1 / 8, 8, dtype=torch.float64)
+        sigmas = schedule.sigma(t) / (schedule.alpha(t) + schedule.sigma(t))
+    else:
+        scheduler.set_timesteps(8)
+        t = torch.linspace(1, 0, 8, dtype=torch.float64)
+        sigmas = schedule.sigma(t) / schedule.alpha(t)
+    torch.testing.assert_close(sigmas, scheduler.sigmas[:8].double(), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["exponential", "linear"])
+def test_a_dynamic_shift_is_that_of_the_images(kind, tmp_path):
+    """As the pipeline of such a network works it out: mu is linear in the number of patches."""
+    net = diffusers.DiTTransformer2DModel(**DIT).eval()
+    settings = {"use_dynamic_shifting": True, "base_image_seq_len": 4, "max_image_seq_len": 64, "time_shift_type": kind}
+    _, scheduler = save(tmp_path / "p", net, "FlowMatchEulerDiscreteScheduler", **settings)
+    (tmp_path / "p/unet").rename(tmp_path / "p/transformer")
+    schedule = from_diffusers.read(tmp_path / "p").denoiser.schedule
+    mu = 0.5 + (1.15 - 0.5) * (16 - 4) / (64 - 4)
+    scheduler.set_timesteps(sigmas=np.linspace(1, 0.1, 10), mu=mu)
+    t = torch.linspace(1, 0.1, 10, dtype=torch.float64)
+    sigmas = schedule.sigma(t) / (schedule.alpha(t) + schedule.sigma(t))
+    torch.testing.assert_close(sigmas, scheduler.sigmas[:10].double(), rtol=1e-5, atol=1e-7)
+
+
+DIT = {
+    "num_attention_heads": 2, "attention_head_dim": 4, "num_layers": 2, "norm_num_groups": 2, "in_channels": 1,
+    "sample_size": 8, "num_embeds_ada_norm": 3, "patch_size": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variance", [False, True])
+@torch.no_grad()
+def test_a_transformer_of_pixels_is_adopted_and_its_learned_variance_left(variance, tmp_path):
+    net = diffusers.DiTTransformer2DModel(**DIT, out_channels=2 if variance else 1).eval()
+    save(tmp_path / "p", net, "DDIMScheduler", clip_sample=False)
+    (tmp_path / "p/unet").rename(tmp_path / "p/transformer")
+    found = from_diffusers.read(tmp_path / "p")
+    found.check([1, 8, 8], ["a", "b", "c"])
+    assert (found.denoiser.classes, found.image) == (3, (1, 8, 8))
+    assert "transformer/config.json" in found.files
+    x, labels = images(3), torch.tensor([0, 2, -1])
+    own = found.denoiser.with_condition(of_classes(labels))(x, torch.full((3,), 0.4).double())
+    theirs = net(x, timestep=torch.full((3,), 399.0), class_labels=torch.tensor([0, 2, 3])).sample[:, :1]
+    assert apart(own.eps, theirs) < 2e-5
+
+
+@torch.no_grad()
+def test_a_u_net_with_a_learned_variance_teaches_its_mean(tmp_path):
+    net, _ = save(tmp_path / "p", network(out_channels=2), clip_sample=False)
+    found = from_diffusers.read(tmp_path / "p")
+    x = images()
+    own = found.denoiser(x, torch.full((5,), 0.4).double())
+    assert apart(own.eps, net(x, torch.full((5,), 399.0)).sample[:, :1]) < 2e-5
+
+
+@pytest.mark.parametrize("case", ["flow shifted", "EDM"])
+def test_a_checkpoint_of_another_process_is_opened_as_it_was_adopted(case, tmp_path):
+    kind, settings = PROCESSES[case]
+    save(tmp_path / "p", kind=kind, **settings)
+    own = from_diffusers.read(tmp_path / "p").denoiser
+    checkpoints.save(tmp_path / "c", own, IMAGE, ABOUT)
+    again = from_diffusers.read(tmp_path / "c").denoiser
+    x, t = images(), torch.full((5,), 0.6).double()
+    assert again.reading == own.reading
+    assert torch.equal(again(x, t).x0, own(x, t).x0)
+
+
+def test_a_network_that_is_told_texts_is_refused_by_name(tmp_path):
+    net = diffusers.UNet2DConditionModel(
+        sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8, 8), norm_num_groups=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=8, attention_head_dim=4,
+    )  # fmt: skip
+    save(tmp_path / "p", net)
+    with pytest.raises(UserError, match="a UNet2DConditionModel is told text, which no data here have yet"):
+        from_diffusers.read(tmp_path / "p")
+
+
 # ------------------------------------------------------------------------------- refusals
 
 
@@ -247,6 +387,8 @@ def moved(old, new):
 
 
 CONFIG = "unet/config.json"
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+KARRAS = {"_class_name": "EDMEulerScheduler"}
 SAVED = {
     "no scheduler": (remove(SCHEDULER), "scheduler_config.json is missing; save its pipeline with save_pretrained"),
     "no network": (remove(CONFIG), "holds no network: config.json is missing"),
@@ -260,16 +402,19 @@ SAVED = {
     "no mapping": (lambda folder: (folder / SCHEDULER).write_text("[1]"), "is of an unknown scheduler: its process is"),
     "a weight that is NaN": (poisoned(float("nan")), "unet: conv_in.bias holds 1 of "),
     "a weight without bounds": (poisoned(float("inf")), "values that are NaN or infinite; fetch it again, or take another"),
-    "a transformer": (moved("unet", "transformer"), "its network is a transformer (transformer/); only a UNet2DModel"),
     "latents": (lambda folder: (folder / "vqvae").mkdir(), "works on what the encoder in vqvae/ makes of images"),
-    "EDM": (rewritten(SCHEDULER, _class_name="EDMEulerScheduler"), "its network sees x_0 + sigma eps, scaled and told"),
+    "a flow's student": (rewritten(SCHEDULER, _class_name="FlowMatchLCMScheduler"), "it is a student that jumps"),
+    "a flow of the data": (rewritten(SCHEDULER, **FLOW, invert_sigmas=True), "with invert_sigmas: its sigmas are of"),
+    "a flow by a flag": (rewritten(SCHEDULER, use_flow_sigmas=True), "use_flow_sigmas needs prediction_type"),
+    "a flow without a shift": (rewritten(SCHEDULER, **FLOW, use_dynamic_shifting=True), "its shift depends on the size of"),
+    "a flow of an odd shift": (rewritten(SCHEDULER, **FLOW, shift=-1.0), "has odd numbers (flow schedule: shift"),
+    "EDM of odd noise": (rewritten(SCHEDULER, **KARRAS, sigma_min=90.0), "has odd numbers (edm schedule: 0 < sigma_min"),
+    "EDM of no word": (rewritten(SCHEDULER, **KARRAS, prediction_type="sample"), "is not one of epsilon, v_prediction;"),
+    "another curve of EDM": (rewritten(SCHEDULER, **KARRAS, sigma_schedule="x"), "sigma_schedule 'x' is not one of karras"),
+    "an unknown network": (rewritten(CONFIG, _class_name="HunyuanDiT2DModel"), "HunyuanDiT2DModel"),
     "variance exploding": (rewritten(SCHEDULER, _class_name="ScoreSdeVeScheduler"), "(variance exploding)"),
-    "another network": (rewritten(CONFIG, _class_name="UNet2DConditionModel"), "is a UNet2DConditionModel; only"),
     "another time": (rewritten(CONFIG, time_embedding_type="learned"), "time_embedding_type 'learned' is not known"),
     "another class": (rewritten(CONFIG, class_embed_type="timestep"), "class_embed_type 'timestep' is not known"),
-    "a learned variance": (rewritten(CONFIG, out_channels=2), "makes 2 channels of 1; of a learned variance keep"),
-    "flow matching": (rewritten(SCHEDULER, _class_name="FlowMatchEulerDiscreteScheduler"), "sees (1 - t) x_0 + t eps"),
-    "flow by a flag": (rewritten(SCHEDULER, use_flow_sigmas=True), "with use_flow_sigmas: its network sees (1 - t)"),
     "an SDE": (rewritten(SCHEDULER, _class_name="ScoreSdeVpScheduler"), "ScoreSdeVpScheduler: its network is told"),
     "a student": (rewritten(SCHEDULER, _class_name="LCMScheduler"), "is of LCMScheduler: it is a student"),
     "another word": (rewritten(SCHEDULER, prediction_type="flow"), "prediction_type 'flow' is not one of epsilon"),
@@ -632,6 +777,30 @@ def test_the_whole_pipeline_with_an_adopted_teacher(settings, workspace):
     assert abs(theirs - ours).max() < 0.01
 
 
+@pytest.mark.parametrize("case", ["flow shifted", "EDM"])
+def test_the_whole_pipeline_with_a_teacher_of_another_process(case, workspace):
+    """Its students are fed and read as it is, and diffusers' scheduler of flows steps them to the same samples."""
+    from tasks import features, frontier, gamma, measure, search, train
+
+    kind, settings = PROCESSES[case]
+    save(Path("theirs"), kind=kind, **settings)
+    found = workspace()
+    features.train(found)
+    reading = adopted(found).denoiser.reading
+    for name in STUDENTS:
+        train.train(found, name)
+        own = checkpoints.load(paths.CHECKPOINTS / name).denoiser.reading
+        assert dataclasses.replace(own, parameterization=reading.parameterization) == reading
+    gamma.estimate(found)
+    search.find(found)
+    for name in ("teacher", *STUDENTS):
+        measure.measure(found, name)
+    frontier.merge(found)
+    table = json.loads(paths.FRONTIER.read_text())
+    assert {point["checkpoint"] for point in table["points"]} == {"teacher", *STUDENTS}
+    assert (paths.CHECKPOINTS / "cd/scheduler").exists() == (case == "flow shifted")
+
+
 def test_what_the_file_asks_of_another_network_is_told_before_anything_is_trained(workspace):
     save(Path("theirs"), network(down_block_types=["ResnetDownsampleBlock2D", "DownBlock2D"]))
     with pytest.raises(UserError) as caught:
@@ -710,7 +879,7 @@ def test_each_scheduler_of_betas_is_taken_and_only_those_that_clip_by_themselves
 
 
 REFUSED = {
-    **{f"EulerDiscreteScheduler with {flag}": (flag, True) for flag in ("use_flow_sigmas", "snr_shift_scale")},
+    **{f"EulerDiscreteScheduler with {flag}": (flag, True) for flag in ("invert_sigmas", "snr_shift_scale")},
     "CogVideoXDDIMScheduler": ("_class_name", "CogVideoXDDIMScheduler"),
     "TCDScheduler": ("_class_name", "TCDScheduler"),
     "VPScheduler": ("_class_name", "ScoreSdeVpScheduler"),

@@ -15,7 +15,7 @@ from diffcore.data.feed import to_uint8
 from diffcore.denoisers.condition import of_classes
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.denoisers.reading import Reading
-from diffcore.nets import unet
+from diffcore.nets import read_config, unet
 from diffcore.nets.order import fastest
 from diffcore.noise.schedule import EDM, VE, Cosine, Flow, Normalised
 from diffcore.noise.trajectory import uniform
@@ -275,7 +275,7 @@ def test_the_loop_of_the_model_card_samples_what_no_scheduler_can_as_we_do(diffu
     card = checkpoints.save(tmp_path / "s", made, IMAGE, {**ABOUT, "solver": solver})
     names: dict[str, object] = {}
     torch.manual_seed(5)
-    exec(loop(card, card.grid).replace("PATH", str(tmp_path / "s")), names)
+    exec(loop(card, card.grid, read_config(tmp_path / "s/unet")).replace("PATH", str(tmp_path / "s")), names)
     torch.manual_seed(5)
     noises = [torch.randn(16, *IMAGE) for _ in range(5)]
     samples = ours(checkpoints.load(tmp_path / "s").denoiser, solver, noises, 4)
@@ -304,7 +304,7 @@ def test_a_student_of_another_reading_samples_in_diffusers_as_here(diffusers, tm
     net = network()
     checkpoints.save(tmp_path / "s", NetDenoiser(net, kind, reading, uniform(4)), IMAGE, {**ABOUT, "solver": solver})
     card, own = checkpoints.read_card(tmp_path / "s"), checkpoints.load(tmp_path / "s").denoiser
-    text, names = loop(card, card.grid), {}
+    text, names = loop(card, card.grid, read_config(tmp_path / "s/unet")), {}
     is_flow = (reading.input, reading.parameterization) == ("flow", "flow")
     name = "FlowMatchLCMScheduler" if solver == "multistep_consistency" else "FlowMatchEulerDiscreteScheduler"
     assert (f"{name}.from_pretrained" in text) == is_flow == (tmp_path / "s/scheduler").exists()
@@ -325,15 +325,57 @@ def test_the_loop_of_a_network_with_classes_tells_it_classes(diffusers, tmp_path
     )
     card, own, names = checkpoints.read_card(tmp_path / "s"), checkpoints.load(tmp_path / "s").denoiser, {}
     torch.manual_seed(5)
-    exec(loop(card, card.grid).replace("PATH", str(tmp_path / "s")), names)
+    exec(loop(card, card.grid, read_config(tmp_path / "s/unet")).replace("PATH", str(tmp_path / "s")), names)
     torch.manual_seed(5)
     noises = [torch.randn(16, *IMAGE)]
     samples = ours(own.with_condition(of_classes(torch.arange(16) % 3)), "ddim", noises, 4)
     torch.testing.assert_close(names["x"], samples, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("variance", [False, True])
+def test_the_loop_of_a_transformer_of_pixels(diffusers, tmp_path, variance):
+    """Of diffusers' own class, with classes; of a learned variance it takes the mean."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = diffusers.DiTTransformer2DModel(
+            num_attention_heads=2, attention_head_dim=4, num_layers=1, norm_num_groups=2, in_channels=1, sample_size=8,
+            num_embeds_ada_norm=3, patch_size=2, out_channels=2 if variance else 1,
+        )  # fmt: skip
+        for parameter in net.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    net.save_pretrained(tmp_path / "net")
+    about = {**ABOUT, "classes": list("abc")}
+    checkpoints.save(
+        tmp_path / "s", NetDenoiser(open_net(tmp_path / "net"), Cosine(), grid=uniform(4), classes=3), IMAGE, about
+    )
+    assert not (tmp_path / "s/model_index.json").exists()
+    card, own, names = checkpoints.read_card(tmp_path / "s"), checkpoints.load(tmp_path / "s").denoiser, {}
+    torch.manual_seed(5)
+    exec(loop(card, card.grid, read_config(tmp_path / "s/unet")).replace("PATH", str(tmp_path / "s")), names)
+    torch.manual_seed(5)
+    samples = ours(own.with_condition(of_classes(torch.arange(16) % 3)), "ddim", [torch.randn(16, *IMAGE)], 4)
+    torch.testing.assert_close(names["x"], samples, rtol=1e-4, atol=1e-4)
+
+
+def test_a_learned_variance_is_no_pipeline_s_of_diffusers(diffusers, tmp_path):
+    """A UNet2DModel with one has a loop, which takes its mean."""
+    with torch.random.fork_rng():
+        content = {k: v for k, v in network("x0_eps").config_json().items() if k[0] != "_"}
+        net = diffusers.UNet2DModel(**content).eval()
+    net.save_pretrained(tmp_path / "net")
+    made = NetDenoiser(open_net(tmp_path / "net"), Cosine(), grid=uniform(4))
+    checkpoints.save(tmp_path / "s", made, IMAGE, ABOUT)
+    assert not (tmp_path / "s/model_index.json").exists()
+    card, names = checkpoints.read_card(tmp_path / "s"), {}
+    torch.manual_seed(5)
+    exec(loop(card, card.grid, read_config(tmp_path / "s/unet")).replace("PATH", str(tmp_path / "s")), names)
+    torch.manual_seed(5)
+    samples = ours(checkpoints.load(tmp_path / "s").denoiser, "ddim", [torch.randn(16, *IMAGE)], 4)
+    torch.testing.assert_close(names["x"], samples, rtol=1e-4, atol=1e-4)
+
+
 def test_where_diffusers_own_pipeline_samples_there_is_no_loop(folder):
-    assert loop(checkpoints.read_card(folder), (1.0, 0.0)) is None
+    assert loop(checkpoints.read_card(folder), (1.0, 0.0), read_config(folder / "unet")) is None
 
 
 def test_a_learned_variance_is_not_taken_for_x0_eps(diffusers, tmp_path):

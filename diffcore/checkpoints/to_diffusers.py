@@ -1,6 +1,6 @@
 """What lies beside our weights so that diffusers samples as we do: a scheduler and the index of a pipeline."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,9 +24,10 @@ def scheduler(denoiser: NetDenoiser, solver: str) -> tuple[str | None, dict[str,
     """The diffusers pipeline and scheduler that sample as we do; None for the pipeline where diffusers has none that samples
     a network of pixels by that scheduler, for both where it has no such scheduler."""
     reading = denoiser.reading
-    if reading.is_usual:
-        return _of_betas(denoiser, solver)
-    return None, _of_flow(denoiser, solver) if is_flow(reading) else None
+    if not reading.is_usual:
+        return None, _of_flow(denoiser, solver) if is_flow(reading) else None
+    pipeline, settings = _of_betas(denoiser, solver)
+    return pipeline if _is_piped(denoiser.net.config_json(), denoiser.reading.parameterization) else None, settings
 
 
 def reading_of(card: Card) -> Reading:
@@ -37,6 +38,16 @@ def reading_of(card: Card) -> Reading:
         raise UserError(
             f"the card of {card.name} says of its network's reading what is none here ({error}); take a newer version"
         ) from None
+
+
+PIXELS = "UNet2DModel"
+"""The class of networks that diffusers has pipelines of pixels for."""
+
+
+def _is_piped(content: Mapping[str, Any], parameterization: str) -> bool:
+    """Whether diffusers' pipelines call a network of this config.json: of its class, and without a learned variance."""
+    taken, made = (content.get(key, 3) for key in ("in_channels", "out_channels"))
+    return content["_class_name"] == PIXELS and (taken == made or parameterization == "x0_eps")
 
 
 def is_flow(reading: Reading) -> bool:
@@ -118,25 +129,26 @@ BELIEFS = {
 """What the outputs of networks say, in Python, at the level of what they see; x0_eps where that has variance 1."""
 
 
-def loop(card: Card, times: Sequence[float]) -> str | None:
+def loop(card: Card, times: Sequence[float], content: Mapping[str, Any]) -> str | None:
     """Python that samples the network in the folder PATH at these times, by DDIM or for a consistency student by fresh noise
     in every step, with diffusers and torch alone; None for a network that diffusers' own pipeline samples. By diffusers'
-    scheduler where there is one."""
+    scheduler where there is one. content: of the network's config.json."""
     reading = reading_of(card)
-    if reading.is_usual and card.parameterization in PREDICTION_TYPES and not card.classes:
+    is_known = reading.is_usual and card.parameterization in PREDICTION_TYPES
+    if is_known and _is_piped(content, card.parameterization) and not card.classes:
         return None
     if is_flow(reading) and times[-1] == 0:
-        return _stepped(card, times)
-    return _by_hand(card, reading, times)
+        return _stepped(card, times, content["_class_name"])
+    return _by_hand(card, reading, times, content["_class_name"])
 
 
-def _stepped(card: Card, times: Sequence[float]) -> str:
+def _stepped(card: Card, times: Sequence[float], network: str) -> str:
     """By a scheduler of rectified flow, which makes the last step to 0 and its own shift of the sigmas it is given."""
     kind, t = schedule.from_json(card.schedule), torch.tensor(list(times[:-1]), dtype=torch.float64)
     name = "FlowMatchLCMScheduler" if card.solver == "multistep_consistency" else "FlowMatchEulerDiscreteScheduler"
     is_own = isinstance(kind.of if isinstance(kind, Normalised) else kind, Flow)
     sigmas = t if is_own else kind.sigma(t) / (kind.alpha(t) + kind.sigma(t))
-    return f"""{_opening(card, f"{name}, ")}scheduler = {name}.from_pretrained("PATH", subfolder="scheduler")
+    return f"""{_opening(network, f"{name}, ")}scheduler = {name}.from_pretrained("PATH", subfolder="scheduler")
 scheduler.set_timesteps(sigmas=[{", ".join(_numbers(sigmas.tolist()))}])
 {_start(card)}for t in scheduler.timesteps:
     with torch.no_grad():
@@ -146,7 +158,7 @@ images = (x / 2 + 0.5).clamp(0, 1)
 """
 
 
-def _by_hand(card: Card, reading: Reading, times: Sequence[float]) -> str:
+def _by_hand(card: Card, reading: Reading, times: Sequence[float], network: str) -> str:
     kind, t = schedule.from_json(card.schedule), torch.tensor(list(times), dtype=torch.float64)
     level = kind.level(t, t)
     seen, own = reading.seen(torch.ones_like(t), level)
@@ -156,7 +168,7 @@ def _by_hand(card: Card, reading: Reading, times: Sequence[float]) -> str:
     whole = "" if reading.sigma_data == 1 else f"    x0 = {reading.sigma_data:.9g} * x0\n"
     return f"""import math
 
-{_opening(card)}# (timestep, scale of what the network sees, alpha and sigma of that, alpha and sigma that the step leads to)
+{_opening(network)}# (timestep, scale of what the network sees, alpha and sigma of that, alpha and sigma after the step)
 steps = [
 {chr(10).join(rows)}
 ]
@@ -169,11 +181,11 @@ images = (x / 2 + 0.5).clamp(0, 1)
 """
 
 
-def _opening(card: Card, others: str = "") -> str:
+def _opening(network: str, others: str = "") -> str:
     return f"""import torch
-from diffusers import {others}UNet2DModel
+from diffusers import {others}{network}
 
-unet = UNet2DModel.from_pretrained("PATH", subfolder="unet")
+unet = {network}.from_pretrained("PATH", subfolder="unet")
 """
 
 
@@ -183,7 +195,9 @@ def _start(card: Card) -> str:
 
 
 def _call(card: Card, seen: str, timestep: str) -> str:
-    return f"unet({seen}, {timestep}{', class_labels' if card.classes else ''}).sample"
+    labels = ", class_labels=class_labels" if card.classes else ""
+    mean = "" if card.parameterization == "x0_eps" else f"[:, :{card.image[0]}]"  # without a learned variance
+    return f"unet({seen}, timestep={timestep}{labels}).sample{mean}"
 
 
 def _numbers(values: Sequence[float]) -> list[str]:

@@ -51,7 +51,8 @@ def _opened(folder: Path, x0_eps: bool, vouched: bool) -> nn.Module:
     if content["_class_name"] in MODULE.formats:
         if not vouched:
             raise UserError(
-                f"{folder} names a class of somebody's own, which is imported for a checkpoint of ours alone"
+                f"{folder} is a {content['_class_name']}: it names a class of somebody's own, which is imported for a "
+                "checkpoint of ours alone"
             )
         return MODULE.open(content, folder / WEIGHTS, x0_eps)
     for family in FAMILIES.values():

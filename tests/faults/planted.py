@@ -108,6 +108,9 @@ OWN = (
     _own("diffcore/denoisers/condition.py", "return torch.where(rows, blank, known)", "return known", "a sample of which nothing is to be known is told its text all the same: no guidance is ever learned", "inputs"),
     _own("diffcore/denoisers/condition.py", "return F.pad(part, ends) if any(ends) else part", "return F.pad(part, ends, value=1) if any(ends) else part", "the words by which a shorter text is filled up count as words", "inputs"),
     _own("diffcore/checkpoints/roles.py", "        nothing=own.nothing.parts(),\n", "", "a student of a teacher that is told texts forgets what it is told", "inputs"),
+    _own("diffcore/checkpoints/schedulers.py", "return Process(variance_preserving(Flow(shift)), Reading.of", "return Process(variance_preserving(Flow()), Reading.of", "the shift of an adopted flow is forgotten: its times are another scheduler's", "adopt"),
+    _own("diffcore/checkpoints/schedulers.py", 'F_TYPES = {"epsilon": "edm", "v_prediction": "v"}', 'F_TYPES = {"epsilon": "v", "v_prediction": "edm"}', "EDM's F and -F are taken for one another", "adopt"),
+    _own("diffcore/checkpoints/to_diffusers.py", '(taken == made or parameterization == "x0_eps")', "True", "a network with a learned variance is handed to a pipeline of diffusers that cannot step it", "checkpoint"),
     _own("diffcore/checkpoints/to_diffusers.py", "eps = (seen + alpha * out) / (alpha + sigma)", "eps = seen + alpha * out", "the loop in the model card of a flow student draws other images than were measured", "checkpoint"),
     _own("diffcore/checkpoints/to_diffusers.py", '"timestep_spacing": "trailing"', '"timestep_spacing": "leading"', "diffusers would sample at other times", "checkpoint"),
     _own("diffcore/checkpoints/to_diffusers.py", '"trained_betas": (1 - alpha_bar[1:] / alpha_bar[:-1]).tolist()', '"trained_betas": (1 - (alpha_bar[1:] / alpha_bar[:-1]).sqrt()).tolist()', "betas from alpha instead of alpha-bar", "checkpoint"),
@@ -374,7 +377,7 @@ OWN = (
 """Of other kinds, over all rooms."""
 
 LATER = (
-    _later("diffcore/checkpoints/from_diffusers.py", 'settings.get("clip_sample", settings["_class_name"] in CLIPS)', 'settings.get("clip_sample", False)', "a scheduler that clips unless told otherwise is taken for one that does not", "adopt", "diffusers_samplers"),
+    _later("diffcore/checkpoints/schedulers.py", 'settings.get("clip_sample", settings["_class_name"] in CLIPS)', 'settings.get("clip_sample", False)', "a scheduler that clips unless told otherwise is taken for one that does not", "adopt", "diffusers_samplers"),
     _later("diffcore/data/annotations.py", "return value.strip() or None", "return value.strip()", "an empty cell in the column of labels is a class of its own", "folders", "sources"),
     _later("diffcore/checkpoints/verified.py", 'opened = {WEIGHTS, "unet/config.json", *(f"unet/{path.name}" for path in (folder / "unet").glob("*.safetensors*"))}', 'opened = {WEIGHTS, "unet/config.json"}', "weights laid beside those of the card, which diffusers would open, are let in", "checkpoint"),
     _later("diffcore/denoisers/clipping.py", "torch.quantile(size, self.quantile, dim=1).clamp(1, self.max)", "torch.quantile(size, self.quantile).expand(len(x0)).clamp(1, self.max)", "a threshold is the whole batch's quantile, not each sample's", "clipping", "diffusers_samplers"),
