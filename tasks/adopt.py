@@ -5,7 +5,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 from diffcore import checkpoints
-from diffcore.checkpoints import from_diffusers
+from diffcore.checkpoints import against_diffusers, from_diffusers
 from diffcore.core import disk
 from diffcore.core.errors import UserError
 from diffcore.data.manifest import Manifest
@@ -53,6 +53,8 @@ def take(params: Params, name: str) -> None:
     disk.write_sealed(paths.COST / f"{name}.json", {"seconds": 0.0, **COST})
     steps, parameterization = model.denoiser.reading.num_timesteps, model.denoiser.reading.parameterization
     limits = f", sampled with {json.dumps(model.sampling)} as its scheduler says" if model.sampling else ""
+    if gap := against_diffusers.gap(Path(folder), model, manifest.shape):
+        log(f"{name}: {gap}")
     log(
         f"{name}: adopted from {folder}, parameterization {parameterization}, {steps} noise levels{limits}; "
         f"checkpoint {card.digest[:12]}"

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diffcore import checkpoints
-from diffcore.checkpoints import from_diffusers
+from diffcore.checkpoints import against_diffusers, from_diffusers
 from diffcore.checkpoints.from_diffusers import SCHEDULER, _image
 from diffcore.checkpoints.schedulers import PREDICTION_TYPES
 from diffcore.core import disk
@@ -311,6 +311,38 @@ def test_a_u_net_with_a_learned_variance_teaches_its_mean(tmp_path):
     x = images()
     own = found.denoiser(x, torch.full((5,), 0.4).double())
     assert apart(own.eps, net(x, torch.full((5,), 399.0)).sample[:, :1]) < 2e-5
+
+
+@pytest.mark.parametrize(
+    "case", [*PROCESSES, *(f"betas {word}" for word in PREDICTION_TYPES), "betas of 50", "betas of a sigmoid"]
+)
+def test_samples_of_an_adopted_teacher_are_those_of_diffusers(case, tmp_path):
+    """By diffusers' network and scheduler, from the same noise; and a teacher that is read otherwise is seen."""
+    kind, settings = PROCESSES.get(case, ("DDPMScheduler", {"prediction_type": case.split()[-1]}))
+    if case == "betas of 50":
+        settings = {"num_train_timesteps": 50, "beta_end": 0.2}
+    if case == "betas of a sigmoid":
+        settings = {"beta_schedule": "sigmoid"}
+    save(tmp_path / "p", kind=kind, **settings)
+    found = from_diffusers.read(tmp_path / "p")
+    gap = against_diffusers.gap(tmp_path / "p", found, IMAGE)
+    assert gap.largest < 1e-4
+    assert gap.steps == (5 if case == "betas of 50" else 4)
+    word = "v" if found.denoiser.reading.parameterization != "v" else "flow"
+    other = dataclasses.replace(found.denoiser.reading, parameterization=word)
+    wrong = dataclasses.replace(found, denoiser=NetDenoiser(found.denoiser.net, found.denoiser.schedule, other))
+    assert against_diffusers.gap(tmp_path / "p", wrong, IMAGE).largest > 1e-2
+
+
+def test_samples_of_an_adopted_transformer_are_those_of_diffusers(tmp_path):
+    """With classes; of a checkpoint of ours nothing is said."""
+    save(tmp_path / "p", diffusers.DiTTransformer2DModel(**DIT, out_channels=2).eval(), clip_sample=False)
+    (tmp_path / "p/unet").rename(tmp_path / "p/transformer")
+    found = from_diffusers.read(tmp_path / "p")
+    gap = against_diffusers.gap(tmp_path / "p", found, IMAGE)
+    assert (gap.scheduler, gap.largest < 1e-4) == ("DDIMScheduler", True)
+    checkpoints.save(tmp_path / "c", found.denoiser, IMAGE, {**ABOUT, "classes": list("abc")})
+    assert against_diffusers.gap(tmp_path / "c", found, IMAGE) is None
 
 
 @pytest.mark.parametrize("case", ["flow shifted", "EDM"])

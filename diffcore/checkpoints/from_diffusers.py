@@ -80,7 +80,7 @@ def read(folder: Path) -> Adopted:
         )
     if (folder / "card.json").is_file():
         return _own(folder)
-    part = _part(folder)
+    part = part_of(folder)
     settings = read_settings(folder)
     content = _network(folder / part)
     net = nets.open_folder(folder / part).eval().requires_grad_(False)
@@ -108,7 +108,7 @@ def _own(folder: Path) -> Adopted:
     return Adopted(checkpoint.denoiser, dict(card.files), tuple(card.image), card.classes, sampling)
 
 
-def _part(folder: Path) -> str:
+def part_of(folder: Path) -> str:
     """The folder of its network; a UserError for a pipeline whose network is not one of pixels."""
     if latent := next((part for part in LATENT if (folder / part).is_dir()), None):
         raise UserError(
