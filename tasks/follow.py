@@ -53,8 +53,8 @@ def _end(mirror: Mirror, trainings: list[Seen], before: str) -> None:
             mirror.end()
             return
     if trainings:
-        lines = dict.fromkeys(each.name.partition(".")[0] for each in trainings)
-        log(f"not shown to its end; once MLflow answers, `distill follow {' '.join(lines)}` shows it")
+        lines = dict.fromkeys(live.line_of(each.name) for each in trainings)
+        log(f"not shown to its end; once MLflow answers, {live.remedy(lines)}")
 
 
 def _ended(trainings: list[Seen]) -> set[str]:
@@ -62,9 +62,8 @@ def _ended(trainings: list[Seen]) -> set[str]:
 
 
 def _labels(params: Params, name: str) -> list[str]:
-    """What the trainings of a line are called, as tasks.train calls them."""
     params.line(name)
-    return [name, *(f"{name}.{number}" for number in range(1, params.trainings(name)))]
+    return [live.label(name, number) for number in range(params.trainings(name))]
 
 
 def _shown(mirror: Mirror, trainings: list[Seen], before: str) -> str:

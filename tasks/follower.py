@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from diffcore.core.errors import UserError
-from tasks import paths, strict_yaml
+from tasks import live, paths, strict_yaml
 from tasks.redaction import redact
 from tasks.running import Log, surroundings
 from tasks.tracking.client import HTTP
@@ -68,9 +68,7 @@ def beside(
         try:
             follower.wait(GRACE_SECONDS)
         except subprocess.TimeoutExpired:
-            say(
-                f"{', '.join(names)}: not shown to its end, MLflow is slow; `distill follow {' '.join(names)}` shows it"
-            )
+            say(f"{', '.join(names)}: not shown to its end, MLflow is slow; {live.remedy(names)}")
         follower.kill()
         follower.wait()
         reader.join(GRACE_SECONDS)

@@ -23,7 +23,7 @@ from diffcore.watching import begin as watching
 from diffcore.watching.config import Watch
 from diffcore.watching.look import COLUMNS
 from diffcore.watching.watcher import Watcher
-from tasks import graph, paths, recording, signals
+from tasks import graph, live, paths, recording, signals
 from tasks.params import SEEDS, Params
 from tasks.progress import Progress, log
 from tasks.sections import Distill, Teacher
@@ -101,7 +101,9 @@ def _new(params: Params, line: Distill, shape: nets.Shape, number: int) -> Any:
     net = shape.build(manifest.shape, _count(manifest), seed, span)
     taken = nets.take(net, old.net)
     whole = len(net.state_dict())
-    log(f"{_label(line.name, number)}: {taken} of {whole} tensors start as those of {line.init}, the others are new")
+    log(
+        f"{live.label(line.name, number)}: {taken} of {whole} tensors start as those of {line.init}, the others are new"
+    )
     return net
 
 
@@ -166,11 +168,6 @@ def _seed(params: Params, name: str, number: int) -> int:
     return rng.seed(params.seed, name, *([number] if number else []))
 
 
-def _label(name: str, number: int) -> str:
-    """What a line's training is called in the log and by its saved states; no line can be called so."""
-    return f"{name}.{number}" if number else name
-
-
 def _train(name: str, job: Job, parameters: dict[str, Any], params: Params, others: Sequence[Job] = ()) -> None:
     """Trains a line once for the job and once for each of the others, each with saved states of its own, and writes the
     checkpoint when all are done: a training that is finished goes on from its last state without an update."""
@@ -207,7 +204,7 @@ def _cost(costs: Sequence[dict[str, float]]) -> dict[str, Any]:
 def _trained(name: str, job: Job, parameters: dict[str, Any], params: Params, stop: signals.StopFlag) -> Trained | None:
     """One training, of which the main process has the outcome."""
     manifest, seed, method = Manifest.read(paths.DATA), _seed(params, name, job.number), job.method
-    label, number = _label(name, job.number), {"training": job.number} if job.number else {}
+    label, number = live.label(name, job.number), {"training": job.number} if job.number else {}
     about = {
         "name": name,
         "method": methods.word(method),
@@ -275,7 +272,7 @@ def _watched(
     name: str, job: Job, params: Params, manifest: Manifest, record: recording.Record
 ) -> tuple[Watcher, dict[str, str]]:
     """Who looks at the training, and by which network, as the key of saved states and the card name it."""
-    seed, label = _seed(params, name, job.number), _label(name, job.number)
+    seed, label = _seed(params, name, job.number), live.label(name, job.number)
     watcher, digest = watching.begin(
         job.watch,
         watching.Watched(job.method, job.student, job.fit.iterations, seed, job.range),

@@ -322,6 +322,16 @@ class Pool:
             with open(path, "w") as file:
                 YAML(typ="safe").dump(parameters, file)
 
+    def held(self, line: str, look: int, **numbers: float) -> tuple[int, str]:
+        """(how many runs MLflow has of the line then, the run of Prefect): with these numbers, seen until it waits after a
+        look."""
+        runs = len(self.mlflow.runs(line)) + 1
+        self.change(line, **numbers)
+        self.gate(line, look)
+        run = self.go(f"distill@{line}")
+        self.until_seen(run, line, look)
+        return runs, run
+
     def kill_worker(self) -> None:
         """Kills the worker in whose place a stage is at work, and the process of the stage's run; another worker comes."""
         for name in self.clones:
@@ -416,11 +426,7 @@ def test_two_trainings_side_by_side_are_seen_while_they_go_on_and_each_ends_for_
 
 def test_a_server_that_dies_and_comes_back_shows_all_and_no_training_waits_for_it(pool):
     mlflow = pool.mlflow
-    runs = len(mlflow.runs("pd4")) + 1
-    pool.change("pd4", lr=1e-3)
-    pool.gate("pd4", LOOKS[0])
-    run = pool.go("distill@pd4")
-    pool.until_seen(run, "pd4", LOOKS[0])
+    runs, run = pool.held("pd4", LOOKS[0], lr=1e-3)
     mlflow.kill()
     pool.gate("pd4", LOOKS[1])
     until("the training's second look", lambda: pool.last_look("pd4") == LOOKS[1])
@@ -443,11 +449,7 @@ def test_a_server_that_dies_and_comes_back_shows_all_and_no_training_waits_for_i
 
 def test_what_a_worker_that_dies_leaves_is_killed_until_another_goes_on_with_it(pool):
     mlflow = pool.mlflow
-    runs = len(mlflow.runs("pd4")) + 1
-    pool.change("pd4", lr=3e-3)
-    pool.gate("pd4", LOOKS[1])
-    run = pool.go("distill@pd4")
-    pool.until_seen(run, "pd4", LOOKS[1])
+    runs, run = pool.held("pd4", LOOKS[1], lr=3e-3)
     stage = pool.stage(run, "distill@pd4")["id"]
     pool.kill_worker()
     until("the end of the run in MLflow", lambda: mlflow.status("pd4") == "KILLED")
