@@ -809,6 +809,7 @@ def test_the_whole_pipeline_with_an_adopted_teacher(settings, workspace):
     assert abs(theirs - ours).max() < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["flow shifted", "EDM"])
 def test_the_whole_pipeline_with_a_teacher_of_another_process(case, workspace):
     """Its students are fed and read as it is, and diffusers' scheduler of flows steps them to the same samples."""

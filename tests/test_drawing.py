@@ -212,7 +212,7 @@ def test_a_network_that_bf16_wrecks_is_drawn_in_float32(project, able, monkeypat
 
 def test_a_network_that_says_eps_is_not_said_to_compute_in_bf16(project, able, monkeypatch):
     bench = measure.Bench(project, "v")
-    monkeypatch.setattr(bench.opened.denoiser, "parameterization", "eps")
+    monkeypatch.setattr(bench.opened.denoiser, "reading", Reading("eps"))
     assert bench._drawing(None, None) == Drawing(check="a network that says eps computes in float32")
 
 

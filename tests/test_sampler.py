@@ -161,7 +161,7 @@ def test_all_that_a_network_is_asked_lies_where_its_weights_do(name, known):
             self.schedule, self.grid = Cosine(), None
 
         def with_condition(self, condition):
-            seen.extend([condition.class_labels, condition.guidance, condition.negative])
+            seen.extend([*condition.inputs.values(), condition.guidance, *condition.negative.values()])
             return self
 
         def forward(self, x_t, t):

@@ -1340,6 +1340,8 @@ OTHERS |= {
     "cost": {"images": 1},
     "compute": {"device": "a"},
     "watch": {"at": 1},
+    "reading": {"input": "flow"},
+    "inputs": ["text"],
     **{key: {"another": "a"} for key in ("files", "parameters", "schedule")},
 }
 """Other values of a card's fields that are neither words nor whole numbers."""
