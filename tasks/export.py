@@ -2,12 +2,15 @@
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from diffcore import exports, nets
 from diffcore.checkpoints import Card, Guidance
+from diffcore.checkpoints.folded import fold
 from diffcore.checkpoints.to_diffusers import loop
 from diffcore.core import disk, threads
 from diffcore.core.errors import UserError
@@ -20,8 +23,9 @@ from tasks.params import Params
 from tasks.progress import log
 
 
-def export(params: Params, word: str, target: Path, form: str = "diffusers") -> None:
-    """Writes the checkpoint that `word` names to `target`, whole or not at all; says how far its outputs are from ours."""
+def export(params: Params, word: str, target: Path, form: str = "diffusers", guidance: float | None = None) -> None:
+    """Writes the checkpoint that `word` names to `target`, whole or not at all; says how far its outputs are from ours.
+    guidance: the weight to build into a student that takes it as an input, None for none."""
     forms = list(exports.formats())
     if form not in forms:
         near = difflib.get_close_matches(form, forms, n=1)
@@ -31,11 +35,25 @@ def export(params: Params, word: str, target: Path, form: str = "diffusers") -> 
     disk.check_free(target)
     each = named.find(word)
     threads.use(params.compute.threads)
-    gap = exports.export(each.folder, target, form, readme(each, params.data.license))
+    with _folded(each, guidance) as whole:
+        gap = exports.export(whole.folder, target, form, readme(whole, params.data.license))
+    built = "" if guidance is None else f" with a guidance weight of {guidance:g} built in"
     log(
-        f"{each.title}: exported to {target} ({form}); outputs differ by {gap:.2g} of the largest, at most "
+        f"{each.title}: exported to {target} ({form}){built}; outputs differ by {gap:.2g} of the largest, at most "
         f"{exports.TOLERANCE:g}"
     )
+
+
+@contextmanager
+def _folded(each: Named, guidance: float | None) -> Iterator[Named]:
+    """The same with this weight of guidance built in, while the block runs."""
+    if guidance is None:
+        yield each
+        return
+    with tempfile.TemporaryDirectory() as room:
+        fold(each.folder, guidance, Path(room) / each.card.name)
+        # not that of a point, which says more than one weight
+        yield Named(each.word, Path(room) / each.card.name)
 
 
 def readme(each: Named, license: str | None) -> str:
@@ -119,7 +137,7 @@ def _code(card: Card, times: Sequence[float], content: Mapping[str, Any]) -> str
     if takes_weight:
         return (
             "The network takes the weight of guidance as an input, for which diffusers has no class: export it as "
-            "safetensors, onnx or torch_export.\n"
+            "safetensors, onnx or torch_export, or with one weight built in (`--guidance`).\n"
         )
     if own := loop(card, times, content):
         return f"No pipeline of diffusers samples this network at these times.\n\n```python\n{own}```\n"

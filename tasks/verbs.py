@@ -277,9 +277,12 @@ def export(
     form: Annotated[
         str, typer.Option("--format", help="diffusers (a folder), safetensors, torch_export or onnx (a file)")
     ] = "diffusers",
+    guidance: Annotated[
+        float | None, typer.Option(help="build this weight into a student that takes it as an input")
+    ] = None,
 ) -> Verb:
     """write a checkpoint for other programs, checked against ours"""
-    return Verb(lambda: _export(what, target, form))
+    return Verb(lambda: _export(what, target, form, guidance))
 
 
 @app.command()
@@ -478,10 +481,10 @@ def _promote(word: str, note: str | None) -> None:
         log(line)
 
 
-def _export(what: str, target: Path, form: str) -> None:
+def _export(what: str, target: Path, form: str, guidance: float | None) -> None:
     from tasks import export, params
 
-    export.export(params.read(), what, target, form)
+    export.export(params.read(), what, target, form, guidance)
 
 
 def _card(what: str, as_json: bool) -> None:

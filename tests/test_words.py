@@ -19,6 +19,7 @@ from PIL import Image
 from diffcore import checkpoints, exports
 from diffcore.core.errors import UserError
 from diffcore.data.feed import to_float
+from diffcore.denoisers.condition import of_classes
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.exports import onnx
 from diffcore.metrics import bootstrap, measured
@@ -363,12 +364,8 @@ def test_a_network_that_no_onnx_file_can_hold_is_refused(here, capsys, monkeypat
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("classes", [None, 4])
-def test_onnx_names_its_inputs_and_carries_the_card(tmp_path, classes):
-    """A network with a guidance weight as an input, which diffusers has no class for."""
-    import onnxruntime
-
+def guided(folder, classes: int | None = 4) -> NetDenoiser:
+    """A student of weights from 1 to 4, as a checkpoint."""
     net = with_guidance(stirred(FAMILY["classes" if classes else "default"]))
     with torch.no_grad():
         for parameter in net.guidance_embedding.parameters():
@@ -376,7 +373,45 @@ def test_onnx_names_its_inputs_and_carries_the_card(tmp_path, classes):
     denoiser = NetDenoiser(net.eval(), Cosine(), classes=classes, takes_guidance=True)
     guidance = dataclasses.asdict(checkpoints.Guidance(1.0, 4.0))
     about = {**ABOUT, "classes": classes and [*"abcd"], "guidance": guidance, "name": "x", "solver": "ddim"}
-    card_ = checkpoints.save(tmp_path / "x", denoiser, (1, 8, 8), about)
+    checkpoints.save(folder, denoiser, (1, 8, 8), about)
+    return denoiser
+
+
+@pytest.mark.parametrize("weight", [1.0, 2.5])
+def test_one_weight_of_guidance_is_built_into_an_export(here, tmp_path, weight):
+    """diffusers opens it and says what the student says at that weight; the checkpoint in the folder stays."""
+    student = guided(paths.CHECKPOINTS / "x")
+    before = checkpoints.read_card(paths.CHECKPOINTS / "x")
+    export.export(here, "x", tmp_path / "out", guidance=weight)
+    card_ = checkpoints.read_card(tmp_path / "out")
+    assert card_.guidance == {"low": weight, "high": weight, "convention": card_.guidance["convention"]}
+    assert (card_.parent, card_.name, card_.cost) == (before.digest, "x", before.cost)
+    assert checkpoints.read_card(paths.CHECKPOINTS / "x") == before
+    assert "as an input" not in (tmp_path / "out/README.md").read_text()
+    x, t, labels = torch.randn(3, 1, 8, 8, generator=seeded(2)), torch.tensor([0.2, 0.6, 1.0]), torch.tensor([0, 3, -1])
+    told = student.with_condition(of_classes(labels, torch.full((3,), weight).double()))
+    plain = checkpoints.load(tmp_path / "out").denoiser.with_condition(of_classes(labels))
+    torch.testing.assert_close(plain(x, t.double()).x0, told(x, t.double()).x0, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("weight", "fault"), [(9.0, "guidance weight of 1 to 4, not for 9"), (0.5, "not for 0.5")])
+def test_a_weight_that_was_not_learned_is_built_into_nothing(here, tmp_path, weight, fault):
+    guided(paths.CHECKPOINTS / "x")
+    with pytest.raises(UserError, match=fault):
+        export.export(here, "x", tmp_path / "out", guidance=weight)
+    with pytest.raises(UserError, match="v takes no weight of guidance as an input, so none can be built in"):
+        export.export(here, "v", tmp_path / "out", guidance=weight)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("classes", [None, 4])
+def test_onnx_names_its_inputs_and_carries_the_card(tmp_path, classes):
+    """A network with a guidance weight as an input, which diffusers has no class for."""
+    import onnxruntime
+
+    guided(tmp_path / "x", classes)
+    card_ = checkpoints.read_card(tmp_path / "x")
     assert exports.export(tmp_path / "x", tmp_path / "x.onnx", "onnx", "read me") < exports.TOLERANCE
     session = onnxruntime.InferenceSession(tmp_path / "x.onnx", providers=["CPUExecutionProvider"])
     names = ["x", "timestep", *(["class_labels"] if classes else []), "guidance"]
