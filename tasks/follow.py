@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection
 
 from diffcore.core.errors import UserError
-from tasks import live, signals
+from tasks import live, paths, signals
 from tasks.live import FINISHED, Seen
 from tasks.params import Params
 from tasks.progress import log
@@ -53,7 +53,7 @@ def _end(mirror: Mirror, trainings: list[Seen], before: str) -> None:
             mirror.end()
             return
     if trainings:
-        lines = dict.fromkeys(live.line_of(each.name) for each in trainings)
+        lines = dict.fromkeys(paths.line_of(each.name) for each in trainings)
         log(f"not shown to its end; once MLflow answers, {live.remedy(lines)}")
 
 
@@ -63,7 +63,7 @@ def _ended(trainings: list[Seen]) -> set[str]:
 
 def _labels(params: Params, name: str) -> list[str]:
     params.line(name)
-    return [live.label(name, number) for number in range(params.trainings(name))]
+    return [paths.label(name, number) for number in range(params.trainings(name))]
 
 
 def _shown(mirror: Mirror, trainings: list[Seen], before: str) -> str:

@@ -21,17 +21,6 @@ FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
 """How a training ends. One that was killed has not said so."""
 
 
-def label(name: str, number: int) -> str:
-    """What a line's training is called, here, in the log and by its saved states; no line can be called so. number: which of
-    its trainings, 0 for the first."""
-    return f"{name}.{number}" if number else name
-
-
-def line_of(label: str) -> str:
-    """The line of a training's label."""
-    return label.partition(".")[0]
-
-
 def remedy(names: Iterable[str]) -> str:
     """What shows the trainings of these lines to their end."""
     return f"`distill follow {' '.join(names)}` shows it"

@@ -51,3 +51,14 @@ def measure(name: str) -> str:
 def again(stage: str) -> str:
     """What mends an artifact that is missing or damaged, as the end of a UserError."""
     return f"run the stage `{stage}` again"
+
+
+def label(name: str, number: int) -> str:
+    """What a line's training is called, here, in the log and by its saved states; no line can be called so. number: which of
+    its trainings, 0 for the first."""
+    return f"{name}.{number}" if number else name
+
+
+def line_of(label: str) -> str:
+    """The line of a training's label."""
+    return label.partition(".")[0]

@@ -23,7 +23,7 @@ from diffcore.watching import begin as watching
 from diffcore.watching.config import Watch
 from diffcore.watching.look import COLUMNS
 from diffcore.watching.watcher import Watcher
-from tasks import graph, live, paths, recording, signals
+from tasks import graph, paths, recording, signals
 from tasks.params import SEEDS, Params
 from tasks.progress import Progress, log
 from tasks.sections import Distill, Teacher
@@ -102,7 +102,7 @@ def _new(params: Params, line: Distill, shape: nets.Shape, number: int) -> Any:
     taken = nets.take(net, old.net)
     whole = len(net.state_dict())
     log(
-        f"{live.label(line.name, number)}: {taken} of {whole} tensors start as those of {line.init}, the others are new"
+        f"{paths.label(line.name, number)}: {taken} of {whole} tensors start as those of {line.init}, the others are new"
     )
     return net
 
@@ -204,7 +204,7 @@ def _cost(costs: Sequence[dict[str, float]]) -> dict[str, Any]:
 def _trained(name: str, job: Job, parameters: dict[str, Any], params: Params, stop: signals.StopFlag) -> Trained | None:
     """One training, of which the main process has the outcome."""
     manifest, seed, method = Manifest.read(paths.DATA), _seed(params, name, job.number), job.method
-    label, number = live.label(name, job.number), {"training": job.number} if job.number else {}
+    label, number = paths.label(name, job.number), {"training": job.number} if job.number else {}
     about = {
         "name": name,
         "method": methods.word(method),
@@ -272,7 +272,7 @@ def _watched(
     name: str, job: Job, params: Params, manifest: Manifest, record: recording.Record
 ) -> tuple[Watcher, dict[str, str]]:
     """Who looks at the training, and by which network, as the key of saved states and the card name it."""
-    seed, label = _seed(params, name, job.number), live.label(name, job.number)
+    seed, label = _seed(params, name, job.number), paths.label(name, job.number)
     watcher, digest = watching.begin(
         job.watch,
         watching.Watched(job.method, job.student, job.fit.iterations, seed, job.range),

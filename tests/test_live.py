@@ -20,7 +20,7 @@ from diffcore.training.curve import Event
 from diffcore.training.loop import Stopped
 from diffcore.watching.look import Look
 from flows import live as pages
-from tasks import follow, follower, live, recording
+from tasks import follow, follower, live, paths, recording
 from tasks.tracking import live as mirrors
 
 ROOT = Path(__file__).parent.parent
@@ -352,7 +352,7 @@ def test_without_names_what_had_ended_before_is_not_shown(monkeypatch):
 
 
 def test_a_line_that_is_trained_several_times_is_followed_to_the_end_of_the_last(monkeypatch):
-    labels = [live.label("a", number) for number in range(3)]
+    labels = [paths.label("a", number) for number in range(3)]
     shown = []
     steps = iter([*labels, "b"])
 
