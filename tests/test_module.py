@@ -244,7 +244,6 @@ def test_a_checkpoint_is_opened_again_to_the_bit(mine, tmp_path):
     assert all(torch.equal(tensor, opened.denoiser.net.state_dict()[name]) for name, tensor in net.state_dict().items())
     checkpoints.save(tmp_path / "two", opened.denoiser, IMAGE, {**ABOUT, "classes": ["a", "b", "c"]})
     assert checkpoints.load(tmp_path / "two").card.digest == opened.card.digest
-    assert from_diffusers.read(tmp_path / "one").skips is None
 
 
 def test_other_code_of_the_class_is_refused_and_other_comments_are_not(mine, tmp_path):
@@ -282,6 +281,18 @@ def test_what_a_folder_from_elsewhere_names_is_never_imported(mine, tmp_path):
     (tmp_path / "theirs" / from_diffusers.SCHEDULER).write_text(json.dumps(settings))
     with pytest.raises(UserError, match="UserModule"):
         from_diffusers.read(tmp_path / "theirs")
+    assert "mine" not in sys.modules
+
+
+def test_a_teacher_from_elsewhere_names_no_class_to_import_though_its_card_is_whole(mine, tmp_path):
+    """Whoever writes a folder can seal its card; only what params.yaml names is imported."""
+    folder = saved(tmp_path / "one")
+    sys.modules.pop("mine", None)
+    mine.write_text("raise SystemExit('imported')\n")
+    with pytest.raises(
+        UserError, match=r"names the class mine:.* as its network, and only a class that params.yaml names"
+    ):
+        from_diffusers.read(folder)
     assert "mine" not in sys.modules
 
 

@@ -94,6 +94,12 @@ def read(folder: Path) -> Adopted:
 
 
 def _own(folder: Path) -> Adopted:
+    content = nets.read_config(folder / "unet")
+    if content["_class_name"] in nets.MODULE.formats:  # a card is sealed by whoever wrote it
+        raise UserError(
+            f"{folder} names the class {content.get('module')} as its network, and only a class that params.yaml names is "
+            "imported; go on in the workspace that trained it, or train one here with `network: {module: ...}`"
+        )
     checkpoint = load(folder)
     card = checkpoint.card
     if (

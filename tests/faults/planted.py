@@ -113,6 +113,7 @@ OWN = (
     _own("diffcore/checkpoints/to_diffusers.py", '(taken == made or parameterization == "x0_eps")', "True", "a network with a learned variance is handed to a pipeline of diffusers that cannot step it", "checkpoint"),
     _own("diffcore/checkpoints/folded.py", "net = folded(own.net, weight)", "net = folded(own.net, checkpoint.guidance.low)", "whatever weight is to be built into an export, it is the lowest that was learned", "words"),
     _own("diffcore/checkpoints/against_diffusers.py", "float((ours - theirs).abs().max()", "float((theirs - theirs).abs().max()", "an adopted teacher that is read otherwise than diffusers reads it is not seen", "adopt"),
+    _own("diffcore/checkpoints/from_diffusers.py", 'if content["_class_name"] in nets.MODULE.formats:', "if False:", "a teacher's folder from anybody has a class of its choice imported and made", "module"),
     _own("diffcore/checkpoints/to_diffusers.py", "eps = (seen + alpha * out) / (alpha + sigma)", "eps = seen + alpha * out", "the loop in the model card of a flow student draws other images than were measured", "checkpoint"),
     _own("diffcore/checkpoints/to_diffusers.py", '"timestep_spacing": "trailing"', '"timestep_spacing": "leading"', "diffusers would sample at other times", "checkpoint"),
     _own("diffcore/checkpoints/to_diffusers.py", '"trained_betas": (1 - alpha_bar[1:] / alpha_bar[:-1]).tolist()', '"trained_betas": (1 - (alpha_bar[1:] / alpha_bar[:-1]).sqrt()).tolist()', "betas from alpha instead of alpha-bar", "checkpoint"),
