@@ -102,8 +102,8 @@ class Dropping(Told):
         super().__init__(**more)
         self.drop = nn.Dropout(p)
 
-    def forward(self, *told):
-        return self.drop(super().forward(*told))
+    def forward(self, *told, **named):
+        return self.drop(super().forward(*told, **named))
 
 
 def train(case: str, strategy: str = "ddp", **more) -> Fitted:
