@@ -21,7 +21,7 @@ import numpy as np
 from diffcore import checkpoints
 from diffcore.checkpoints import from_diffusers
 from diffcore.checkpoints.roles import roles
-from diffcore.core import allocator, disk, rng, threads
+from diffcore.core import allocator, disk, rng, shapes, threads
 from diffcore.core.errors import MISTAKE, UserError
 from diffcore.core.precision import exact
 from diffcore.data.feed import to_float
@@ -71,7 +71,7 @@ class Noise:
     def batch(self, step: int, rows: slice = slice(None)) -> Any:
         count = len(range(self.size)[rows])
         x0 = rng.draw(rng.noises(self.shape, 0, range(1)).expand(count, *self.shape), "calibration", step).noise
-        return x0.clamp(-1, 1), rng.some(count, count, step) % len(self.classes) if self.classes else None
+        return x0.clamp(-1, 1), {shapes.CLASS: rng.some(count, count, step) % len(self.classes)} if self.classes else {}
 
 
 class Networks:

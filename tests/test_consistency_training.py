@@ -254,7 +254,7 @@ class GaussianFeed:
 
     def batch(self, step, rows=slice(None)):
         x0 = torch.randn((self.size, *self.shape), generator=seeded(step))
-        return (self.mean + self.std * x0)[rows], None
+        return (self.mean + self.std * x0)[rows], {}
 
 
 class Affine(nn.Module):

@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 
 from diffcore.core.errors import UserError
+from diffcore.core.shapes import CLASS
+from diffcore.data import embeddings
 from diffcore.data import feed as feeds
 from diffcore.data.config import Config
 from diffcore.data.feed import Order, ResidentFeed, StreamFeed, feed, to_float, to_uint8
@@ -44,6 +46,13 @@ def resident(data: Path, batch_size: int = 8, seed: int = 0, flip: bool = False)
     return ResidentFeed(load_resident(data), batch_size, seed, flip)
 
 
+def assert_same(batch: feeds.Batch, other: feeds.Batch) -> None:
+    (x0, inputs), (x1, others) = batch, other
+    assert torch.equal(x0, x1)
+    assert inputs.keys() == others.keys()
+    assert all(torch.equal(inputs[name], others[name]) for name in inputs)
+
+
 def numbers(x0: torch.Tensor) -> list[int]:
     """Which images these are, mirrored or not."""
     pixels = to_uint8(x0)[:, 0, 0].int()
@@ -71,7 +80,7 @@ def test_each_image_comes_once_in_each_epoch(data, make, batch_size):
     for epoch in range(3):
         assert sorted(seen[epoch * COUNT : (epoch + 1) * COUNT]) == list(range(COUNT))
     assert seen[:COUNT] != seen[COUNT : 2 * COUNT]
-    labels = torch.cat([labels for _, labels in batches])
+    labels = torch.cat([inputs[CLASS] for _, inputs in batches])
     assert labels.tolist() == [number % 2 for number in seen]
     assert batches[0][0].shape == (batch_size, 3, 4, 4)
 
@@ -80,8 +89,7 @@ def test_both_feeds_give_the_same_batches(data):
     with stream(data, flip=True) as one:
         two = resident(data, flip=True)
         for step in (0, 1, 2, 12, 13, 25, 3):
-            for a, b in zip(one.batch(step), two.batch(step)):
-                assert torch.equal(a, b)
+            assert_same(one.batch(step), two.batch(step))
         assert (one.images, one.shape, one.classes) == (two.images, two.shape, two.classes)
 
 
@@ -92,17 +100,17 @@ def test_a_batch_after_a_jump_is_the_one_in_sequence(data, make):
     for step in (29, 11, 0, 12):
         jumped = make(data, flip=True)
         assert torch.equal(jumped.batch(step)[0], batches[step][0])
-        assert torch.equal(walked.batch(step)[1], batches[step][1])
+        assert torch.equal(walked.batch(step)[1][CLASS], batches[step][1][CLASS])
 
 
 @pytest.mark.parametrize("make", [stream, resident])
 def test_processes_share_one_global_batch(data, make):
-    whole, labels = make(data, 12, flip=True).batch(17)
+    whole, inputs = make(data, 12, flip=True).batch(17)
     for world in (2, 3):
         size = 12 // world
         parts = [make(data, 12, flip=True).batch(17, slice(r * size, (r + 1) * size)) for r in range(world)]
         assert torch.equal(torch.cat([x0 for x0, _ in parts]), whole)
-        assert torch.equal(torch.cat([label for _, label in parts]), labels)
+        assert torch.equal(torch.cat([part[CLASS] for _, part in parts]), inputs[CLASS])
 
 
 def test_seeds_and_flips(data):
@@ -198,9 +206,9 @@ def test_memory_chooses_the_feed_and_nothing_else(data):
 def test_a_streamed_batch_is_on_the_device_before_it_is_asked_for(data):
     """As uint8, and its labels too."""
     with StreamFeed(data, Manifest.read(data), 8, 0, True, "meta") as made:
-        x0, labels = made.batch(0)
-        ahead, classes = made._ahead[1].result()
-        assert {each.device.type for each in (x0, labels, ahead, classes)} == {"meta"}
+        x0, inputs = made.batch(0)
+        ahead, known = made._ahead[1].result()
+        assert {each.device.type for each in (x0, inputs[CLASS], ahead, known[CLASS])} == {"meta"}
         assert ahead.dtype == torch.uint8
 
 
@@ -219,8 +227,8 @@ def test_a_shard_that_changes_while_streaming_is_named(data, tmp_path):
 def test_images_without_labels_or_shards():
     pixels = torch.arange(10, dtype=torch.uint8).reshape(10, 1, 1, 1)
     made = ResidentFeed(Images(pixels, None, None), 10, 0, False)
-    x0, labels = made.batch(0)
-    assert labels is None
+    x0, inputs = made.batch(0)
+    assert not inputs
     assert sorted(to_uint8(x0).flatten().tolist()) == list(range(10))
     with pytest.raises(ValueError, match="batch_size"):
         ResidentFeed(Images(pixels, None, None), 0, 0, False)
@@ -233,7 +241,7 @@ def test_the_feed_that_is_chosen_is_told_the_seed_the_flip_and_the_batch_size(da
         for seed, flip, size in ((0, False, 8), (1, False, 8), (0, True, 8), (0, False, 9)):
             made = feed(data, size, seed, flip, memory)
             expected = resident(data, size, seed, flip).batch(3)
-            assert all(torch.equal(a, b) for a, b in zip(made.batch(3), expected))
+            assert_same(made.batch(3), expected)
             if memory == 0:
                 made.close()
 
@@ -244,15 +252,15 @@ def test_rows_asked_for_after_others_are_those_rows(data):
     with stream(data, 12) as made:
         asked = [slice(0, 6), slice(6, 12), slice(6, 11), slice(7, 11), slice(None, None, 2), slice(None), slice(0, 6)]
         for step, rows in enumerate(asked):
-            for a, b in zip(made.batch(step, rows), whole.batch(step)):
-                assert torch.equal(a, b[rows])
+            x0, inputs = whole.batch(step)
+            assert_same(made.batch(step, rows), (x0[rows], {name: part[rows] for name, part in inputs.items()}))
 
 
 def test_a_stream_of_images_without_labels_gives_none(data, tmp_path):
     write(Config(f"shards:{data}/*.tar", labels="none"), tmp_path / "out", shard_bytes=200)
     with stream(tmp_path / "out") as made:
-        x0, labels = made.batch(1)
-    assert labels is None
+        x0, inputs = made.batch(1)
+    assert not inputs
     assert made.classes is None
     assert torch.equal(x0, resident(tmp_path / "out").batch(1)[0])
 
@@ -283,10 +291,9 @@ def test_batches_lie_on_the_device_that_was_asked_for(data, tmp_path, memory, la
         write(Config(f"shards:{data}/*.tar", labels="none"), tmp_path / "out", shard_bytes=200)
     made = feed(data if labelled else tmp_path / "out", 8, 0, flip, memory, "meta")
     for rows in (slice(None), slice(2, 5)):
-        x0, labels = made.batch(1, rows)
+        x0, inputs = made.batch(1, rows)
         assert (x0.device.type, x0.shape[1:]) == ("meta", (3, 4, 4))
-        assert (labels is not None) == labelled
-        assert labels is None or labels.device.type == "meta"
+        assert {name: part.device.type for name, part in inputs.items()} == ({CLASS: "meta"} if labelled else {})
     if memory == 0:
         made.close()
 
@@ -294,3 +301,35 @@ def test_batches_lie_on_the_device_that_was_asked_for(data, tmp_path, memory, la
 def test_the_mask_of_what_is_mirrored_follows_its_images():
     mirrored = feeds._mirrored(torch.empty(4, 1, 2, 2, device="meta"), feeds._flips(0, 0, 4))
     assert (mirrored.device.type, mirrored.shape) == ("meta", (4, 1, 2, 2))
+
+
+def embedded(data: Path, folder: Path) -> embeddings.Embeddings:
+    """Each image's number as its text [2, 3], with a mask; of each shard the table is turned round, so a row is no place."""
+    manifest, images = Manifest.read(data), load_resident(data)
+    shown = images.pixels[:, 0, 0].int()
+    each = torch.minimum(shown[:, 0], shown[:, -1]).split(list(images.counts))
+
+    def table(own: torch.Tensor) -> embeddings.Table:
+        text = own.flip(0).float()[:, None, None].expand(-1, 2, 3)
+        mask = torch.ones(len(own), 2, dtype=torch.bool)
+        return embeddings.Table(torch.arange(len(own)).flip(0), {"text": text, "text_mask": mask})
+
+    nothing = {"text": torch.zeros(2, 3), "text_mask": torch.zeros(2, dtype=torch.bool)}
+    embeddings.write(folder, {"digest": "a"}, manifest, map(table, each), nothing)
+    return embeddings.read(folder, manifest)
+
+
+def test_every_image_comes_with_the_embeddings_of_its_own_caption(data, tmp_path):
+    """From memory and from the disk, in any rows, on another device too."""
+    texts = embedded(data, tmp_path)
+    room = COUNT * 48 + texts.bytes
+    with feed(data, 8, 3, True, room - 1, embeddings=texts) as streamed:
+        held = feed(data, 8, 3, True, room, embeddings=texts)
+        assert (type(streamed), type(held)) == (StreamFeed, ResidentFeed)
+        for step, rows in enumerate((slice(None), slice(2, 7), slice(None), slice(0, 1))):
+            x0, inputs = held.batch(step, rows)
+            assert_same((x0, inputs), streamed.batch(step, rows))
+            assert inputs["text"][:, 1, 2].tolist() == numbers(x0)
+            assert set(inputs) == {"text", "text_mask", CLASS}
+    away = feed(data, 8, 3, True, room, "meta", texts).batch(1)[1]
+    assert {part.device.type for part in away.values()} == {"meta"}

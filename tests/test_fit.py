@@ -9,6 +9,7 @@ from diffcore import methods
 from diffcore.core import processes
 from diffcore.core.adamw import AdamW
 from diffcore.core.errors import UserError
+from diffcore.core.shapes import CLASS
 from diffcore.core.rng import draw
 from diffcore.data.feed import ResidentFeed
 from diffcore.data.read import Images
@@ -241,11 +242,11 @@ def test_what_a_part_of_a_batch_is_told_is_its_rows_of_the_whole():
     made = dataclasses.replace(job(config=config), guidance=(1.0, 4.0))
     trainer = types.SimpleNamespace(job=made, step=3)
     labels = torch.arange(64) % 5
-    whole = Loop._condition(trainer, labels, slice(0, 64))
+    whole = Loop._condition(trainer, {CLASS: labels}, slice(0, 64))
     assert 10 < int((whole.class_labels < 0).sum()) < 45
     assert torch.equal(whole.class_labels[whole.class_labels >= 0], labels[whole.class_labels >= 0])
     for own in (slice(0, 16), slice(16, 48), slice(48, 64)):
-        part = Loop._condition(trainer, labels[own], own)
+        part = Loop._condition(trainer, {CLASS: labels[own]}, own)
         assert torch.equal(part.class_labels, whole.class_labels[own])
         assert torch.equal(part.guidance, whole.guidance[own])
 
@@ -410,7 +411,7 @@ def test_what_a_batch_is_told_lies_where_its_images_are_computed_with(guidance):
     heard, cast = [], Roles(toy_denoiser(), None, toy_denoiser())
     trainer = types.SimpleNamespace(
         job=types.SimpleNamespace(
-            feed=types.SimpleNamespace(batch=lambda step, own: (torch.zeros(8, 1, 4, 4), torch.arange(8))),
+            feed=types.SimpleNamespace(batch=lambda step, own: (torch.zeros(8, 1, 4, 4), {CLASS: torch.arange(8)})),
             training=dataclasses.replace(SHORT, label_dropout=0.2),
             guidance=guidance,
             seed=0,

@@ -25,7 +25,7 @@ from diffcore.core.errors import UserError
 from diffcore.data.feed import ResidentFeed
 from diffcore.data.read import Images
 from diffcore.denoisers.clipping import Clip, Clipped, Threshold
-from diffcore.denoisers.condition import Condition, of_classes
+from diffcore.denoisers.condition import CLASS, Condition, of_classes
 from diffcore.denoisers.exact import MixtureDenoiser
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
@@ -434,8 +434,8 @@ def _():
     for flip, batch in ((False, 6), (True, 4)):
         feed = ResidentFeed(pictures(), batch, 5, flip)
         for step in (0, 3, 9):
-            x0, labels = feed.batch(step)
-            yield from (x0, labels, feed.batch(step, slice(1, 3))[0])
+            x0, inputs = feed.batch(step)
+            yield from (x0, inputs.get(CLASS), feed.batch(step, slice(1, 3))[0])
 
 
 # ------------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from torch import nn
 
 from diffcore.core.errors import UserError
 from diffcore.core.rng import Draw
-from diffcore.denoisers.condition import of_classes
+from diffcore.denoisers.condition import CLASS, of_classes
 from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.denoisers.guidance import Guided
@@ -148,7 +148,7 @@ class KindsFeed:
     def batch(self, step, rows=slice(None)):
         labels = torch.arange(self.size) % 2
         x0 = STD * torch.randn((self.size, *self.shape), generator=seeded(step))
-        return (x0 + torch.tensor(MEANS)[labels][:, None, None, None])[rows], labels[rows]
+        return (x0 + torch.tensor(MEANS)[labels][:, None, None, None])[rows], {CLASS: labels[rows]}
 
 
 class AffineInBoth(nn.Module):

@@ -400,8 +400,8 @@ class Arrays:
     def __init__(self, shape: tuple[int, ...], batch: int = 8):
         self.images, self.shape, self.classes, self.size = 40, shape, None, batch
 
-    def batch(self, step: int, rows: slice = slice(None)) -> tuple[Tensor, None]:
-        return 0.5 + 0.3 * randn(self.size, *self.shape, seed=step).float()[rows], None
+    def batch(self, step: int, rows: slice = slice(None)) -> tuple[Tensor, dict[str, Tensor]]:
+        return 0.5 + 0.3 * randn(self.size, *self.shape, seed=step).float()[rows], {}
 
 
 SHAPES = pytest.mark.parametrize("shape", [(6,), (2, 5), (2, 3, 2, 4)], ids=str)

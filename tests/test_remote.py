@@ -73,7 +73,7 @@ def local(shards: Path, out: Path, **more) -> Path:
 
 def batches(folder: Path) -> list[torch.Tensor]:
     with feed.StreamFeed(folder, feed.Manifest.read(folder), 7, 0, True) as stream:
-        return [part for step in range(20) for part in stream.batch(step)]
+        return [part for x0, inputs in map(stream.batch, range(20)) for part in (x0, *inputs.values())]
 
 
 FAULTS = {

@@ -20,6 +20,9 @@ except ModuleNotFoundError:  # a bare GPU box
 Sample = Float[Tensor, "b *x"]
 PerSample = Float[Tensor, " b"]
 
+CLASS = "class_labels"
+"""The name of a network's input that is no embedding: int64 [b], the class of each sample."""
+
 
 def batches(rows: range, size: int) -> list[range]:
     """The rows of each batch of so many, one after the other; of the last one fewer."""

@@ -47,6 +47,9 @@ class Table:
         rows = self.rows[images]
         return {name: tensor[rows] for name, tensor in self.inputs.items()}
 
+    def to(self, device: torch.device | str) -> "Table":
+        return Table(self.rows.to(device), {name: tensor.to(device) for name, tensor in self.inputs.items()})
+
 
 @dataclass(frozen=True)
 class Unseen:
@@ -104,7 +107,7 @@ def _saved(path: Path, parts: Mapping[str, Tensor]) -> dict[str, Any]:
 class Embeddings:
     """Of the images in a folder of shards; made by `read`.
 
-    encoder: what made them, in words of its own, with a `digest`. inputs: by name the shape and dtype of what a network is told.
+    encoder: what made them, in words of its own, with a `digest`. inputs: shape and dtype of what a network is told, by name.
     nothing: what it is told where nothing is known. unseen: captions that no image has, see `unseen_inputs`.
     """
 

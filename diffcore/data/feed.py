@@ -19,15 +19,19 @@ import torch
 from torch import Tensor
 
 from diffcore.core.rng import generator
-from diffcore.core.shapes import Sample
+from diffcore.core.shapes import CLASS, Sample
 from diffcore.core.transfer import to_device
+from diffcore.data.embeddings import Embeddings, Table
 from diffcore.data.manifest import Manifest
 from diffcore.data.opened import Opened, open_shard
 from diffcore.data.read import Images, channels_first, load_resident
 
 GROUP = 8  # shards that are mixed with each other; part of the order, so no setting of a machine
 
-Batch = tuple[Tensor, Tensor | None]
+Inputs = dict[str, Tensor]
+"""What is known of a batch, by the name of a network's input: class_labels int64 [b], and embeddings of its captions."""
+
+Batch = tuple[Tensor, Inputs]
 
 
 def to_float(pixels: Tensor) -> Sample:
@@ -55,7 +59,7 @@ class Feed(Protocol):
     def batch(self, step: int, rows: slice = slice(None)) -> Batch:
         """The global batch of training step `step`, or those `rows` of it that one of several processes wants.
 
-        x0: float32 [b, c, h, w] in [-1, 1]; labels: int64 [b] or None.
+        x0: float32 [b, c, h, w] in [-1, 1]; and what is known of each: empty where nothing is.
         """
         ...
 
@@ -67,15 +71,18 @@ def feed(
     flip: bool,
     memory_bytes: int,
     device: torch.device | str = "cpu",
+    embeddings: Embeddings | None = None,
 ) -> "ResidentFeed | StreamFeed":
-    """The feed for the shards in `folder`: resident if the decoded images fit into `memory_bytes`, else streamed.
+    """The feed for the shards in `folder`: resident if the decoded images and their embeddings fit into `memory_bytes`, else
+    streamed. embeddings: of their captions, None for none.
 
     Raises UserError if the shards are not what their manifest says.
     """
     manifest = Manifest.read(folder, verify=False)  # each shard's digest is checked as it is read
-    if manifest.images * manifest.image_bytes <= memory_bytes:
-        return ResidentFeed(load_resident(folder), batch_size, seed, flip, device)
-    return StreamFeed(folder, manifest, batch_size, seed, flip, device)
+    if manifest.images * manifest.image_bytes + (embeddings.bytes if embeddings else 0) <= memory_bytes:
+        table = embeddings and embeddings.whole()
+        return ResidentFeed(load_resident(folder), batch_size, seed, flip, device, table)
+    return StreamFeed(folder, manifest, batch_size, seed, flip, device, embeddings=embeddings)
 
 
 @dataclass(frozen=True)
@@ -143,14 +150,23 @@ class Order:
 
 
 class ResidentFeed:
-    """A Feed whose images all lie on `device`, as uint8."""
+    """A Feed whose images all lie on `device`, as uint8, and so do their embeddings."""
 
-    def __init__(self, images: Images, batch_size: int, seed: int, flip: bool, device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        images: Images,
+        batch_size: int,
+        seed: int,
+        flip: bool,
+        device: torch.device | str = "cpu",
+        embeddings: Table | None = None,
+    ):
         self.images = len(images)
         self.shape = tuple(images.pixels.shape[1:])
         self.classes = images.classes
         self._pixels = images.pixels.to(device)
         self._labels = None if images.labels is None else images.labels.to(device)
+        self._embeddings = embeddings and embeddings.to(device)
         counts = images.counts or (len(images),)
         self._starts = np.concatenate([[0], np.cumsum(counts)])
         self._order = Order(counts, seed)
@@ -165,7 +181,8 @@ class ResidentFeed:
         x0 = to_float(self._pixels[where])
         if self._flip:
             x0 = _mirrored(x0, _flips(self._order.seed, step, self._batch_size)[rows])
-        return x0, None if self._labels is None else self._labels[where]
+        inputs = self._embeddings.take(where) if self._embeddings else {}
+        return x0, inputs | _classes(None if self._labels is None else self._labels[where])
 
 
 class StreamFeed:
@@ -185,11 +202,13 @@ class StreamFeed:
         flip: bool,
         device: torch.device | str = "cpu",
         workers: int = 2,
+        embeddings: Embeddings | None = None,
     ):
         self.images = manifest.images
         self.shape = manifest.shape
         self.classes = manifest.classes
         self._folder, self._manifest, self._device = Path(folder), manifest, device
+        self._embeddings = embeddings  # touched by the preparing thread alone
         self._order = Order([shard.images for shard in manifest.shards], seed)
         self._batch_size = _positive(batch_size)
         self._flip = flip
@@ -218,14 +237,14 @@ class StreamFeed:
         else:
             future = self._preparing.submit(self._prepare, step, rows)
         self._ahead = ((step + 1, *key[1:]), self._preparing.submit(self._prepare, step + 1, rows))
-        pixels, labels = future.result()
+        pixels, inputs = future.result()
         x0 = to_float(pixels)
         if self._flip:
             x0 = _mirrored(x0, _flips(self._order.seed, step, self._batch_size)[rows])
-        return x0, labels
+        return x0, inputs
 
     def _prepare(self, step: int, rows: slice) -> Batch:
-        # uint8 [b, c, h, w] and labels, on the device or on their way
+        # uint8 [b, c, h, w] and what is known of them, on the device or on their way
         start, stop = step * self._batch_size, (step + 1) * self._batch_size
         places = self._order.at(start, stop)
         self._hold([shard for place in places for shard in place.group], self._order.after(stop - 1))
@@ -240,7 +259,9 @@ class StreamFeed:
             if opened.labels is not None:
                 labels[here] = opened.labels[index[here]]
         whole = to_device(channels_first(pixels).contiguous(), self._device)
-        return whole, None if self.classes is None else to_device(torch.from_numpy(labels), self._device)
+        inputs = self._embeddings.at(shards, index) if self._embeddings else {}
+        inputs |= _classes(None if self.classes is None else torch.from_numpy(labels))
+        return whole, {name: to_device(part, self._device) for name, part in inputs.items()}
 
     def _hold(self, now: Sequence[int], soon: Sequence[int]) -> None:
         wanted = dict.fromkeys((*now, *soon))  # in the order in which they will be needed
@@ -249,6 +270,10 @@ class StreamFeed:
         for shard in wanted:
             if shard not in self._opened:
                 self._opened[shard] = self._reading.submit(open_shard, self._folder, self._manifest, shard)
+
+
+def _classes(labels: Tensor | None) -> Inputs:
+    return {} if labels is None else {CLASS: labels}
 
 
 def _positive(batch_size: int) -> int:

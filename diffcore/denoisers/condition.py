@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffcore.core.errors import UserError
+from diffcore.core.shapes import CLASS as CLASS
 from diffcore.core.shapes import PerSample
 from diffcore.core.transfer import to_device
 
-CLASS, GUIDANCE = "class_labels", "guidance"
-"""Inputs of a network that are no words of one: its class, and the weight of classifier-free guidance."""
+GUIDANCE = "guidance"
+"""The name of a network's input: [b], the weight of classifier-free guidance."""
 
 
 @dataclass(frozen=True)

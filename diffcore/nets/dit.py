@@ -2,7 +2,8 @@
 
 Patches of an image are tokens with sine and cosine positions; the embedding of time, class and guidance weight scales, shifts
 and gates every block (their section 3.2 and figure 3). Positions are worked out for the image at hand, so the weights take
-images of any size that divides into patches.
+images of any size that divides into patches. The words of a text are further tokens before those of the image (their
+"in-context conditioning"), which the others attend to where its mask says that they are there.
 
 The time embedding is slow: its phases go from SLOWEST to `max_phase` radians over the whole range of timesteps, where the
 paper's go to 1000, so that `continuous` can take derivatives by time.
@@ -35,6 +36,9 @@ FEATURES = 64
 SLOWEST = 0.1
 """Radians of the slowest of them over all timesteps."""
 
+TEXT = ("text", "text_mask")
+"""What a network that is told a text is told, by name."""
+
 RATIO = 4
 """Numbers in a block's middle for each of its width."""
 
@@ -44,7 +48,8 @@ LARGEST_PATCH = 64
 @dataclass(frozen=True)
 class DiTConfig:
     """The content of config.json. patch: side of a patch in pixels. span: how far the times reach that it is told.
-    class_embeds: rows of the table, one more than there are classes; None for no table."""
+    class_embeds: rows of the table, one more than there are classes; None for no table. text_features: numbers in the embedding
+    of a word; None for a network that is told no text."""
 
     in_channels: int
     out_channels: int
@@ -57,6 +62,11 @@ class DiTConfig:
     dropout: float = 0.0
     class_embeds: int | None = None
     guidance_embeds: bool = False
+    text_features: int | None = None
+
+
+LATER = {"text_features"}
+"""Settings that older configs lack, and new ones at their default: so equal networks keep equal bytes."""
 
 
 class TimeEmbedding(nn.Module):
@@ -105,16 +115,17 @@ def image(tokens: Tensor, height: int, side: int) -> Sample:
 
 
 class Attention(nn.Module):
-    """Of every token to all."""
+    """Of every token to all that are there."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """mask: bool [b, 1, 1, tokens], None where all are there."""
         q, k, v = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.out(F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
@@ -129,9 +140,9 @@ class Block(nn.Module):
         self.linear_1, self.linear_2 = nn.Linear(width, RATIO * width), nn.Linear(RATIO * width, width)
         self.attention_dropout, self.linear_dropout = nn.Dropout(config.dropout), nn.Dropout(config.dropout)
 
-    def forward(self, tokens: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, embedding: Tensor, mask: Tensor | None) -> Tensor:
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(embedding)[:, None].chunk(6, 2)
-        mixed = self.attention(modulated(tokens, shift_1, scale_1))
+        mixed = self.attention(modulated(tokens, shift_1, scale_1), mask)
         tokens = tokens + gate_1 * self.attention_dropout(mixed)
         hidden = F.gelu(self.linear_1(modulated(tokens, shift_2, scale_2)), approximate="tanh")
         return tokens + gate_2 * self.linear_dropout(self.linear_2(hidden))
@@ -158,6 +169,7 @@ class DiT(Conditioned):
     def _layers(self, config: DiTConfig) -> None:
         width, pixels = config.width, config.patch**2
         self.patch_in = nn.Linear(config.in_channels * pixels, width)
+        self.text_in = None if config.text_features is None else nn.Linear(config.text_features, width)
         self.time_embedding = TimeEmbedding(width, config.max_phase, config.span)
         self.class_embedding = None if config.class_embeds is None else nn.Embedding(config.class_embeds, width)
         self.guidance_embedding = nn.Linear(GUIDANCE_FEATURES, width) if config.guidance_embeds else None
@@ -166,28 +178,56 @@ class DiT(Conditioned):
         self.patch_out = nn.Linear(width, config.out_channels * pixels)
 
     def forward(
-        self, x: Sample, timestep: PerSample, class_labels: Tensor | None = None, guidance: PerSample | None = None
+        self,
+        x: Sample,
+        timestep: PerSample,
+        class_labels: Tensor | None = None,
+        guidance: PerSample | None = None,
+        text: Tensor | None = None,
+        text_mask: Tensor | None = None,
     ) -> Tensor:
         """x: [b, c, h, w]; timestep: [b], c = T t - 1 with T = 1024, float; class_labels: [b], int, where there is a table;
-        guidance: [b], where the weight is an input."""
+        guidance: [b], where the weight is an input; text: [b, l, d] and text_mask: bool [b, l], where it is told a text."""
         embedding = self.embed(timestep, class_labels, guidance)
-        tokens = self._tokens(x)
+        tokens, mask, words = self._begun(x, text, text_mask)
         for block in self.blocks:
-            tokens = block(tokens, embedding)
+            tokens = block(tokens, embedding, mask)
+        tokens = tokens[:, words:]
         shift, scale = self.modulation_out(embedding)[:, None].chunk(2, 2)
         out = self.patch_out(modulated(tokens, shift, scale))
         whole = image(out, x.shape[2] // self.config.patch, self.config.patch)
         return whole.clone()  # of a view FSDP2's hooks on the way back could be lost
 
     def features(
-        self, x: Sample, timestep: PerSample, class_labels: Tensor | None = None, guidance: PerSample | None = None
+        self,
+        x: Sample,
+        timestep: PerSample,
+        class_labels: Tensor | None = None,
+        guidance: PerSample | None = None,
+        text: Tensor | None = None,
+        text_mask: Tensor | None = None,
     ) -> list[Tensor]:
-        """What the network sees: the tokens after each block as a map, [b, width, h / patch, w / patch] each."""
-        embedding, tokens, maps = self.embed(timestep, class_labels, guidance), self._tokens(x), []
+        """What the network sees: the image's tokens after each block as a map, [b, width, h / patch, w / patch] each."""
+        embedding, maps = self.embed(timestep, class_labels, guidance), []
+        tokens, mask, words = self._begun(x, text, text_mask)
         for block in self.blocks:
-            tokens = block(tokens, embedding)
-            maps.append(tokens.transpose(1, 2).unflatten(2, (x.shape[2] // self.config.patch, -1)))
+            tokens = block(tokens, embedding, mask)
+            maps.append(tokens[:, words:].transpose(1, 2).unflatten(2, (x.shape[2] // self.config.patch, -1)))
         return maps
+
+    def _begun(self, x: Sample, text: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor | None, int]:
+        """The tokens before the first block, which of them are there, and how many of them are words of the text."""
+        if (text is None) != (self.text_in is None):
+            raise UserError(_TEXT_GIVEN if self.text_in is None else _TEXT_MISSING)
+        tokens = self._tokens(x)
+        if self.text_in is None:
+            return tokens, None, 0
+        places = positions(1, text.shape[1], self.config.width, x.device)
+        words = self.text_in(text.to(self.text_in.weight.dtype))
+        whole = torch.cat([words + places.to(torch.promote_types(words.dtype, torch.float32)), tokens], 1)
+        if mask is not None:
+            mask = F.pad(mask, (0, tokens.shape[1]), value=True)[:, None, None]
+        return whole, mask, text.shape[1]
 
     def _tokens(self, x: Sample) -> Tensor:
         side = self.config.patch
@@ -196,7 +236,8 @@ class DiT(Conditioned):
         return tokens + grid.to(torch.promote_types(tokens.dtype, torch.float32))
 
     def config_json(self) -> dict[str, Any]:
-        return {"_class_name": FORMAT, **asdict(self.config)}
+        settings = asdict(self.config)
+        return {"_class_name": FORMAT} | {key: v for key, v in settings.items() if key not in LATER or v is not None}
 
 
 def build(config: DiTConfig, seed: int) -> DiT:
@@ -211,6 +252,9 @@ def build(config: DiTConfig, seed: int) -> DiT:
             _start(parameter, name, generator(seed, "dit", name))
     return net
 
+
+_TEXT_GIVEN = "this network is told no text: leave text out"
+_TEXT_MISSING = "this network is told a text: give text, an embedding for each word of each sample"
 
 ZERO = ("modulation", "modulation_out", "patch_out", "guidance_embedding")
 NARROW = ("time_embedding", "class_embedding")
@@ -232,7 +276,8 @@ class Shape(family.Shape):
     """What a person chooses of the transformer.
 
     patch: side of a patch in pixels, a power of two. width: of a token, a multiple of 4 and of `heads`. depth: number of
-    blocks. max_phase: radians of the fastest sine of the time. conditional, parameterization: of any family.
+    blocks. max_phase: radians of the fastest sine of the time. text: whether it is told the caption. conditional,
+    parameterization: of any family.
     """
 
     patch: int
@@ -243,6 +288,7 @@ class Shape(family.Shape):
     max_phase: float = 12.0
     conditional: bool = False
     parameterization: Literal["v", "x0", "eps", "x0_eps", "flow"] = "v"
+    text: bool = False
 
     def __post_init__(self):
         if self.parameterization == "eps":
@@ -259,11 +305,21 @@ class Shape(family.Shape):
             raise ValueError(f"max_phase must be more than {SLOWEST}, got {self.max_phase}")
 
     @property
+    def inputs(self) -> tuple[str, ...]:
+        return TEXT if self.text else ()
+
+    @property
     def sizes(self) -> tuple[str, ...]:
         return ("width", "depth")
 
-    def config(self, image: Sequence[int], classes: int | None = None, span: int | float = NUM_TIMESTEPS) -> DiTConfig:
-        """The network for images [c, h, w] of so many classes; one more stands for no class."""
+    def config(
+        self,
+        image: Sequence[int],
+        classes: int | None = None,
+        span: int | float = NUM_TIMESTEPS,
+        inputs: family.Inputs = family.NO_INPUTS,
+    ) -> DiTConfig:
+        """The network for images [c, h, w] of so many classes; one more stands for no class. inputs: of the data."""
         channels, height, width = image
         if height % self.patch or width % self.patch:
             raise UserError(
@@ -271,6 +327,7 @@ class Shape(family.Shape):
             )
         if self.conditional and not classes:
             raise UserError(family.NO_CLASSES)
+        family.check_inputs(self.inputs, inputs)
         return DiTConfig(
             in_channels=channels,
             out_channels=channels * (2 if self.parameterization == "x0_eps" else 1),
@@ -282,13 +339,21 @@ class Shape(family.Shape):
             span=span,
             dropout=self.dropout,
             class_embeds=classes + 1 if self.conditional else None,
+            text_features=inputs["text"][-1] if self.text else None,
         )
 
-    def build(self, image: Sequence[int], classes: int | None, seed: int, span: int | float = NUM_TIMESTEPS) -> DiT:
-        return build(self.config(image, classes, span), seed)
+    def build(
+        self,
+        image: Sequence[int],
+        classes: int | None,
+        seed: int,
+        span: int | float = NUM_TIMESTEPS,
+        inputs: family.Inputs = family.NO_INPUTS,
+    ) -> DiT:
+        return build(self.config(image, classes, span, inputs), seed)
 
     def parameters(self, channels: int) -> int:
-        """Without its table of classes."""
+        """Without its table of classes, and what it makes of a text."""
         width, pixels = self.width, channels * self.patch**2
         outputs = pixels * (2 if self.parameterization == "x0_eps" else 1)
         block = 6 * width * (width + 1) + 4 * width * (width + 1) + 2 * RATIO * width * width + (RATIO + 1) * width
@@ -306,8 +371,9 @@ def opened(content: dict[str, Any], weights: Path, x0_eps: bool) -> DiT:
     """The network; a UserError for a config that describes none."""
     settings = {key: value for key, value in content.items() if not key.startswith("_")}
     own = {field.name for field in fields(DiTConfig)}
-    if settings.keys() != own:
-        odd = sorted(settings.keys() ^ own)[0]
+    expected = own - (LATER - settings.keys())
+    if settings.keys() != expected:
+        odd = sorted(settings.keys() ^ expected)[0]
         raise UserError(f"{weights.parent / CONFIG} is of no transformer of ours ({odd}); fetch or write it again")
     net = DiT(DiTConfig(**settings))
     fill(net, weights)

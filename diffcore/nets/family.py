@@ -1,17 +1,34 @@
 """What a family of networks must bring, so that one can be trained from nothing, opened again and weighed beforehand."""
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
+from diffcore.core.errors import UserError
 from diffcore.denoisers.reading import NUM_TIMESTEPS
 
 NO_EPS = "parameterization eps has no image at t = 1, where sampling begins and alpha is 0; take v, or x0_eps"
 NO_CLASSES = "network.conditional is true, but the data have no classes; set it to false or give labels"
+
+Inputs = Mapping[str, Sequence[int]]
+"""What the data say of an image beside its class: by the name of a network's input the shape of one, such as text [l, d]."""
+
+NO_INPUTS: Inputs = MappingProxyType({})
+
+
+def check_inputs(wanted: Sequence[str], inputs: Inputs) -> None:
+    """A UserError that names the first of the inputs wanted that the data have nothing for."""
+    for name in wanted:
+        if name not in inputs:
+            has = f"only {', '.join(sorted(inputs))}" if inputs else "no texts"
+            raise UserError(
+                f"the network is told {name}, and the data have {has}; set data.captions and text.encoder, or leave it out"
+            )
 
 
 class Shape(abc.ABC):
@@ -23,6 +40,11 @@ class Shape(abc.ABC):
 
     conditional: bool
     parameterization: str
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What its networks are told beside a time, a class and a weight, by name (see `diffcore.nets.inputs`)."""
+        return ()
 
     @property
     def skips(self) -> int:
@@ -40,12 +62,18 @@ class Shape(abc.ABC):
 
     @abc.abstractmethod
     def build(
-        self, image: Sequence[int], classes: int | None, seed: int, span: int | float = NUM_TIMESTEPS
+        self,
+        image: Sequence[int],
+        classes: int | None,
+        seed: int,
+        span: int | float = NUM_TIMESTEPS,
+        inputs: Inputs = NO_INPUTS,
     ) -> nn.Module:
         """A new network for images [c, h, w] of so many classes, all of its weights from the seed. span: how far the times
-        reach that it is told. It has `with_dropout(p)`, `config_json()` and `forward(x [b, c, h, w], timestep [b],
-        class_labels [b])`; `features` of the same, if losses on features are to use it; and it derives from `Conditioned`, if
-        a guidance weight can be its input. A UserError where it cannot take such images.
+        reach that it is told. inputs: what the data say of an image. It has `with_dropout(p)`, `config_json()` and
+        `forward(x [b, c, h, w], timestep [b], class_labels [b])`, and its own inputs by name; `features` of the same, if
+        losses on features are to use it; and it derives from `Conditioned`, if a guidance weight can be its input. A
+        UserError where it cannot take such images, or where the data lack one of its inputs.
         """
 
     @abc.abstractmethod

@@ -3,7 +3,7 @@
 The class is imported because params.yaml names it, or a checkpoint of ours whose card vouches for the folder; what a file
 from elsewhere names is never imported. Its samples may have any shape. It is called as forward(x [b, *x], timestep [b]),
 with timestep = T t - 1 and T = 1024, a conditional one as forward(x, timestep, class_labels [b]), of which the index after
-the last class stands for no class; it answers with what its parameterization says, like x, or [b, 2c, ...] for `x0_eps`.
+the last class stands for no class, and what `inputs` names by those names; it answers with what its parameterization says, like x, or [b, 2c, ...] for `x0_eps`.
 """
 
 import copy
@@ -45,8 +45,11 @@ class UserModule(nn.Module):
         super().__init__()
         self.net, self.path, self.arguments, self.source = net, path, arguments, source
 
-    def forward(self, x: Sample, timestep: PerSample, class_labels: Tensor | None = None) -> Sample:
-        return self.net(x, timestep) if class_labels is None else self.net(x, timestep, class_labels)
+    def forward(
+        self, x: Sample, timestep: PerSample, class_labels: Tensor | None = None, **inputs: Tensor
+    ) -> Sample:
+        labels = () if class_labels is None else (class_labels,)
+        return self.net(x, timestep, *labels, **inputs)
 
     def config_json(self) -> dict[str, Any]:
         """The content of config.json."""
@@ -73,12 +76,14 @@ class UserModule(nn.Module):
 @dataclass(frozen=True)
 class Shape(family.Shape):
     """module: package.sub:Class. arguments: what the class is called with; under `network` they stand beside the others.
-    conditional, parameterization: of any family."""
+    conditional, parameterization: of any family. inputs: what it is told of an image's caption, by name: text, text_mask,
+    pooled."""
 
     module: str
     arguments: dict[str, Any] = field(default_factory=dict)
     conditional: bool = False
     parameterization: Literal["v", "x0", "eps", "x0_eps", "flow"] = "v"
+    inputs: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.parameterization == "eps":
@@ -92,10 +97,16 @@ class Shape(family.Shape):
             **self.arguments,
             "conditional": self.conditional,
             "parameterization": self.parameterization,
+            **({"inputs": list(self.inputs)} if self.inputs else {}),
         }
 
     def build(
-        self, image: Sequence[int], classes: int | None, seed: int, span: int | float = NUM_TIMESTEPS
+        self,
+        image: Sequence[int],
+        classes: int | None,
+        seed: int,
+        span: int | float = NUM_TIMESTEPS,
+        inputs: family.Inputs = family.NO_INPUTS,
     ) -> UserModule:
         """All weights are what the class's constructor draws from torch's generator of the CPU, which begins with the seed
         here and is put back afterwards. A UserError where it cannot be made, answers in another shape, draws random numbers
@@ -103,12 +114,14 @@ class Shape(family.Shape):
         """
         if self.conditional and not classes:
             raise UserError(family.NO_CLASSES)
+        family.check_inputs(self.inputs, inputs)
+        example = self._example(image, classes, inputs)
         start = generator(seed, "module", self.module).initial_seed()
         with torch.random.fork_rng(devices=[]):
             net, again = (_seeded(start, lambda: _construct(self.module, self.arguments)) for _ in range(2))
             _check_weights(net, again)
-            self._check_output(net.eval(), image, classes)
-            self._check_chance(without(copy.deepcopy(net)).train(), image, classes)
+            self._check_output(net.eval(), image, example)
+            self._check_chance(without(copy.deepcopy(net)).train(), example)
         return net.train()
 
     def parameters(self, channels: int) -> int:
@@ -131,30 +144,35 @@ class Shape(family.Shape):
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             return _construct(self.module, self.arguments)
 
-    def _call(self, net: UserModule, image: Sequence[int], classes: int | None) -> Any:
-        """What it makes of two samples of zeros, at the first and the last time, of the first class and of none."""
-        x, timestep = torch.zeros(2, *image), torch.tensor([0.0, 1023.0])
-        labels = (torch.tensor([0, classes]),) if self.conditional else ()
+    def _example(self, image: Sequence[int], classes: int | None, inputs: family.Inputs) -> "Example":
+        """Two samples of zeros, at the first and the last time, of the first class and of none, told zeros."""
+        args = [torch.zeros(2, *image), torch.tensor([0.0, 1023.0])]
+        args += [torch.tensor([0, classes])] if self.conditional else []
+        kinds = {name: torch.bool if name.endswith("_mask") else torch.float32 for name in self.inputs}
+        return args, {name: torch.zeros(2, *inputs[name], dtype=kind) for name, kind in kinds.items()}
+
+    def _call(self, net: UserModule, example: "Example") -> Any:
+        args, inputs = example
         try:
             with torch.no_grad():
-                return net.net(x, timestep, *labels)
+                return net.net(*args, **inputs)
         except ODD as error:
-            raise UserError(
-                f"{self.module} cannot be called as forward(x {list(x.shape)}, timestep [2]"
-                f"{', class_labels [2]' if labels else ''}): {_line(error)}"
-            ) from None
+            labels = ["class_labels [2]"] if self.conditional else []
+            words = [f"x {list(args[0].shape)}", "timestep [2]", *labels]
+            words += [f"{name} {list(part.shape)}" for name, part in inputs.items()]
+            raise UserError(f"{self.module} cannot be called as forward({', '.join(words)}): {_line(error)}") from None
 
-    def _check_chance(self, net: UserModule, image: Sequence[int], classes: int | None) -> None:
+    def _check_chance(self, net: UserModule, example: "Example") -> None:
         before = torch.get_rng_state()
-        self._call(net, image, classes)
+        self._call(net, example)
         if not torch.equal(torch.get_rng_state(), before):
             raise UserError(
                 f"{self.module} draws random numbers as it is called, other than by nn.Dropout, so that a training that is "
                 "resumed would be another one; leave them out"
             )
 
-    def _check_output(self, net: UserModule, image: Sequence[int], classes: int | None) -> None:
-        out, batch = self._call(net, image, classes), [2, *image]
+    def _check_output(self, net: UserModule, image: Sequence[int], example: "Example") -> None:
+        out, batch = self._call(net, example), [2, *image]
         shape = [2, (2 if self.parameterization == "x0_eps" else 1) * image[0], *image[1:]]
         if not isinstance(out, Tensor) or list(out.shape) != shape or not out.is_floating_point():
             output = f"{list(out.shape)} of {out.dtype}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
@@ -163,6 +181,9 @@ class Shape(family.Shape):
                 f"make {shape} of floating point"
             )
 
+
+Example = tuple[list[Tensor], dict[str, Tensor]]
+"""What a module is called with, by place and by name."""
 
 ODD = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 """Whatever a module that does not fit makes of what it is given."""

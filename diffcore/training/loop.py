@@ -18,8 +18,8 @@ from diffcore.core.errors import UserError
 from diffcore.core.rng import dice, draw, generator
 from diffcore.core.shapes import PerSample, Sample
 from diffcore.core.transfer import to_device
-from diffcore.data.feed import Feed
-from diffcore.denoisers.condition import Condition, of_classes
+from diffcore.data.feed import Feed, Inputs
+from diffcore.denoisers.condition import Condition
 from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.meter import Meter, Metered, with_backward
 from diffcore.denoisers.network import NetDenoiser
@@ -320,18 +320,19 @@ class Loop:
         return torch.autocast(self.accelerator.device.type, torch.bfloat16, self.half)
 
     def _batch(self) -> tuple[Sample, Roles]:
-        """This process's images, and the roles that know their classes and guidance weights."""
+        """This process's images, and the roles that know what is known of them and their guidance weights."""
         own = slice(self.parts[0].start, self.parts[-1].stop)
-        x0, labels = self.job.feed.batch(self.step, own)
+        x0, inputs = self.job.feed.batch(self.step, own)
         x0 = to_device(x0, self.accelerator.device).to(memory_format=self.order)
-        return x0, self.roles.with_condition(self._condition(labels, own).to(x0.device))
+        return x0, self.roles.with_condition(self._condition(inputs, own).to(x0.device))
 
-    def _condition(self, labels: Tensor | None, own: slice) -> Condition:
+    def _condition(self, inputs: Inputs, own: slice) -> Condition:
+        """What is known of this process's images: of some of them, by chance, nothing."""
         training, key = self.job.training, (self.job.seed, "condition", self.step)
-        condition = of_classes(labels)
-        if labels is not None and training.label_dropout:
+        condition = Condition(inputs)
+        if inputs and training.label_dropout:
             dropped = torch.rand(training.batch, generator=generator(*key, "labels")) < training.label_dropout
-            condition = condition.without(to_device(dropped[own], labels.device))
+            condition = condition.without(to_device(dropped[own], next(iter(inputs.values())).device))
         if self.job.guidance is None:
             return condition
         low, high = self.job.guidance
