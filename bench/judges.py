@@ -33,7 +33,7 @@ from diffcore.metrics.point import Point
 from diffcore.metrics.reference import Reference, to_8bit
 from tasks import measure, named, params, paths
 from tasks.params import Params
-from tasks.sample import open_named, usual_classes
+from tasks.sample import open_named, usual_inputs
 
 TEACHER_S = 3
 """Points of the teacher, its best ones."""
@@ -91,8 +91,8 @@ def distances(
 
 def drawn(parameters: Params, point: Point, seed: int, count: int) -> Sample:
     drawable = open_named(named.find(point.name), parameters)
-    labels = usual_classes(drawable.checkpoint, parameters, count, seed)
-    return drawable.draw(parameters, count, seed, labels)
+    inputs = usual_inputs(drawable.checkpoint, parameters, count, seed)
+    return drawable.draw(parameters, count, seed, inputs)
 
 
 def shares(parameters: Params, points: list[Point], count: int) -> None:

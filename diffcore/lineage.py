@@ -18,12 +18,18 @@ from diffcore.noise.trajectory import Trajectory
 
 @dataclass(frozen=True)
 class Root:
-    """A checkpoint that begins from nothing. conditional: whether it is told classes. parameterization, schedule: None for
-    those of a network from elsewhere, which only its folder knows."""
+    """A checkpoint that begins from nothing. conditional: whether it is told classes. inputs: what else it is told, by name.
+    parameterization, schedule: None for those of a network from elsewhere, which only its folder knows."""
 
     conditional: bool
     parameterization: str | None = None
     schedule: Schedule | None = None
+    inputs: tuple[str, ...] = ()
+
+    @property
+    def is_told(self) -> bool:
+        """Whether there is anything to guide to."""
+        return self.conditional or bool(self.inputs)
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,7 @@ class Lineage:
         above = self.guidance(line.init)
         if line.guidance is None:
             return above
-        if not self.root(name).conditional:
+        if not self.root(name).is_told:
             raise UserError(
                 f"distill.{name}.guidance: the teacher knows no classes to guide to; set `conditional` of "
                 f"teachers.{self.root_name(name)} to true"
@@ -164,6 +170,8 @@ class Lineage:
             return
         if root.conditional != teacher_root.conditional:
             yield name, "teacher", f"of {line.init} and {line.teacher} one is told classes and the other is not"
+        elif root.inputs != teacher_root.inputs:
+            yield name, "teacher", f"of {line.init} and {line.teacher} one is told a text and the other is not"
         elif None in (root.schedule, teacher_root.schedule) or root.schedule != teacher_root.schedule:
             yield (
                 name,

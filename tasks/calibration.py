@@ -10,7 +10,7 @@ import multiprocessing
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,6 +35,8 @@ from diffcore.metrics.judge_trial import trial
 from diffcore.metrics.metric import Subject
 from diffcore.metrics.reference import Reference
 from diffcore.nets import memory
+from diffcore.nets.family import NO_INPUTS
+from diffcore.nets.inputs import blank
 from diffcore.noise.trajectory import uniform
 from diffcore.sampling.recipe import Recipe
 from diffcore.sampling.sampler import Sampler
@@ -67,11 +69,13 @@ class Noise:
     shape: tuple[int, int, int]
     classes: tuple[str, ...] | None
     size: int
+    inputs: Mapping[str, Sequence[int]] = NO_INPUTS
 
     def batch(self, step: int, rows: slice = slice(None)) -> Any:
         count = len(range(self.size)[rows])
         x0 = rng.draw(rng.noises(self.shape, 0, range(1)).expand(count, *self.shape), "calibration", step).noise
-        return x0.clamp(-1, 1), {shapes.CLASS: rng.some(count, count, step) % len(self.classes)} if self.classes else {}
+        classes = {shapes.CLASS: rng.some(count, count, step) % len(self.classes)} if self.classes else {}
+        return x0.clamp(-1, 1), classes | blank(self.inputs, self.inputs, count)
 
 
 class Networks:
@@ -96,15 +100,18 @@ class Networks:
         if isinstance(line, Adopted):
             return from_diffusers.read(Path(line.folder)).denoiser
         classes = len(self.data.classes) if line.conditional else None
-        net = line.network.build(self.data.shape, classes, 0, line.reading.span(line.schedule))
-        return NetDenoiser(net, line.schedule, line.reading, classes=classes)
+        span = line.reading.span(line.schedule)
+        net = line.network.build(self.data.shape, classes, 0, span, self.data.inputs)
+        nothing = {name: part[0] for name, part in blank(line.network.inputs, self.data.inputs, 1).items()}
+        return NetDenoiser(net, line.schedule, line.reading, classes=classes, nothing=nothing)
 
     def _student(self, name: str) -> tuple[NetDenoiser, Denoiser]:
         line, weights = self.params.distill[name], self.params.lines.guidance(name)
         shape, init = self.params.shape(name), self.checkpoint(line.init)
         own = init.denoiser
         span = own.reading.span(own.schedule)
-        new = shape and shape.build(self.data.shape, self.data.classes and len(self.data.classes), 0, span)
+        data, classes = self.data, self.data.classes and len(self.data.classes)
+        new = shape and shape.build(data.shape, classes, 0, span, data.inputs)
         student, teacher = roles(init, weights, line.parameterization, line.dropout, new)
         if line.teacher != line.init:
             teacher = roles(self.checkpoint(line.teacher), weights)[1]
@@ -144,7 +151,7 @@ def training(parameters: Params, networks: Networks, name: str, width: int) -> d
     student, teacher = networks.roles(name)
     part = replace(line.fit, batch=max(1, line.fit.batch // width), cores=1, iterations=10**6)
     weights = parameters.lines.guidance(name) if isinstance(line, Distill) else None
-    feed = Noise(networks.data.images, networks.data.shape, networks.data.classes, part.batch)
+    feed = Noise(networks.data.images, networks.data.shape, networks.data.classes, part.batch, networks.data.inputs)
     if not student.classes:
         feed = replace(feed, classes=None)
     watcher, images = None, None
@@ -181,8 +188,9 @@ def drawing(parameters: Params, networks: Networks, name: str) -> dict[str, floa
     denoiser.grid = None
     sampler = Sampler(denoiser, SOLVERS["ddim"](), uniform(STEPS))
     recipe = Recipe(SOLVERS["ddim"](), guidance=checkpoint.guidance and checkpoint.guidance.low)
-    labels = rng.some(count, count, 0) % len(networks.data.classes) if denoiser.classes else None
-    condition = recipe.condition(checkpoint, labels) if labels is not None or denoiser.takes_guidance else None
+    data = networks.data
+    classes = {shapes.CLASS: rng.some(count, count, 0) % len(data.classes)} if data.classes else {}
+    condition = recipe.condition(checkpoint, classes | blank(data.inputs, data.inputs, count))
     sampler.warm_up(checkpoint.shape, count, condition)
     began, rounds = clock(), 0
     while rounds < 1 or clock() - began < ENOUGH_SECONDS:

@@ -15,7 +15,7 @@ from tasks import named, paths
 from tasks.named import Named
 from tasks.params import Params
 from tasks.progress import log
-from tasks.sample import Drawable, open_named, usual_classes
+from tasks.sample import Drawable, open_named, usual_inputs
 
 
 def compare(
@@ -44,8 +44,8 @@ def compare(
     reference = Reference.of(real, network)
 
     def subject(each: Drawable) -> Subject:
-        labels = usual_classes(each.checkpoint, params, images, seed)
-        return Subject(each.draw(params, images, seed, labels), reference, network, seed)
+        inputs = usual_inputs(each.checkpoint, params, images, seed)
+        return Subject(each.draw(params, images, seed, inputs), reference, network, seed)
 
     outcome = held_against(words, *map(subject, drawables))
     aliases = {each.word: str(each.registered) for each in both if each.registered}

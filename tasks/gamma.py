@@ -5,9 +5,10 @@ import math
 from typing import Any
 
 from diffcore import checkpoints
+from diffcore.checkpoints.encoded import embeddings_of
 from diffcore.core import disk, processes, threads
 from diffcore.core.kept import Kept
-from diffcore.data import feed, read
+from diffcore.data import feed, prompts, read
 from diffcore.data.manifest import Manifest
 from diffcore.search import gamma
 from diffcore.search.gamma import Begun
@@ -17,21 +18,24 @@ from tasks.progress import Progress, log
 
 
 def estimate(params: Params) -> None:
-    """By both estimators, from the teacher and `gamma.images` of the images, of whose classes a conditional one is told;
-    of images held out of all training where there are such."""
+    """By both estimators, from the teacher and `gamma.images` of the images, whose classes and captions it is told as
+    far as it takes such; of images held out of all training where there are any."""
     threads.use(params.compute.threads)
     teacher = checkpoints.load(paths.CHECKPOINTS / ROOT).to(params.compute.device)
     folder = paths.HOLDOUT if paths.HOLDOUT.exists() else paths.DATA
     images = read.open_images(folder, params.compute.memory_bytes)
+    manifest = Manifest.read(folder, verify=False)
+    own = paths.TEXT_HOLDOUT if paths.HOLDOUT.exists() else paths.TEXT
+    texts = embeddings_of(teacher.card, own, manifest)
     chosen = gamma.pick(len(images), params.gamma)
     kept = Kept(paths.RESUME / "gamma.sums", lambda line: log(f"gamma: {line}"))
-    job = _job(params, teacher, Manifest.read(folder, verify=False).digest)
+    job = _job(params, teacher, manifest.digest)
     estimates = gamma.estimate(
         teacher.denoiser,
         feed.to_float(images.take(chosen)),
         params.gamma,
         Progress("gamma", "calls"),
-        labels=images.labels[chosen] if teacher.denoiser.classes else None,
+        inputs=prompts.known(images, texts, chosen) if teacher.denoiser.is_told else {},
         begun=_begun(kept, job, params.gamma),
         keep=lambda begun: _keep(kept, job, begun),
         seconds=params.compute.save_seconds,

@@ -16,14 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from diffcore import checkpoints
+from diffcore.checkpoints.encoded import embeddings_of
 from diffcore.core import disk, precision, processes, rng, threads
 from diffcore.core.errors import UserError
 from diffcore.core.kept import Kept, Tensors
 from diffcore.core.shapes import Sample, batches
-from diffcore.data import feed, read
+from diffcore.data import feed, prompts, read
+from diffcore.data.embeddings import Embeddings
 from diffcore.data.manifest import Manifest
 from diffcore.denoisers.bfloat16 import BFloat16
-from diffcore.denoisers.condition import Condition, of_classes
+from diffcore.denoisers.condition import CLASS, Condition
 from diffcore.denoisers.meter import Meter
 from diffcore.metrics import features, halvings, judges, likelihood, measured, measures, statistics
 from diffcore.metrics.courts import Courts
@@ -91,7 +93,8 @@ class Bench:
         root = None if self.is_root else checkpoints.read_card(paths.CHECKPOINTS / ROOT).digest
         content = gamma.read(paths.GAMMA, self.opened.card.digest if name == ROOT else root, paths.again("gamma"))
         self.gamma, self.least_cost = gamma.Gamma.from_json(content), _least_cost(content)
-        self.labels = rng.labels_like(self.real.labels, self.config.images, self.config.seed)
+        self.texts = embeddings_of(self.opened.card, paths.TEXT, Manifest.read(paths.DATA, verify=False))
+        self.prompts = prompts.like(self.real, self.texts, self.config.images, self.config.seed)
         self.teacher: Sample | None = None if root is None else _reference(root)
         self.warm: set[tuple[Any, ...]] = set()
         self.drawing: Drawing | None = None  # decided at the first point
@@ -142,8 +145,8 @@ class Bench:
         """Times fitted to the teacher's own path, by number of steps, with classes drawn as the samples' are."""
         config, own = self.config.fitted, self.opened
         teacher = own if self.name == ROOT else self._open(ROOT)
-        labels = rng.labels_like(self.real.labels, config.images, config.seed) if teacher.denoiser.classes else None
-        condition = None if labels is None else of_classes(labels)
+        known = prompts.like(self.real, self.texts, config.images, config.seed) if teacher.denoiser.is_told else {}
+        condition = Condition(known) if known else None
         hop_errors = fitted.hop_errors(own.denoiser, teacher.denoiser, config, own.shape, condition=condition)
         times = fitted.fit(hop_errors, config.late)
         example = ", ".join(f"{t:.3g}" for t in times[min(4, config.points)].times)
@@ -178,7 +181,7 @@ class Bench:
     @precision.exact()
     def measure(self, plan: Plan) -> tuple[Sample, Point]:
         config, opened, meter = self.config, self.opened, Meter()
-        sampler, condition = self.sampler(plan), plan.recipe.condition(opened, self.labels)
+        sampler, condition = self.sampler(plan), plan.recipe.condition(opened, self.prompts)
         self._decide(sampler, condition)
         drawn = _in(self.drawing.precision, sampler)
         self._warm_up(plan, drawn, condition)
@@ -286,10 +289,13 @@ class Bench:
             self.network,
             self.config.seed,
             teacher=None if teacher is None else teacher[:count],
-            classes=self.labels[:count] if condition else None,
+            classes=self.prompts[CLASS][:count] if condition and CLASS in self.prompts else None,
             real_classes=self.real.labels,
             model=model,
         )
+
+    def _held_out_texts(self) -> Embeddings | None:
+        return embeddings_of(self.opened.card, paths.TEXT_HOLDOUT, Manifest.read(paths.HOLDOUT, verify=False))
 
     def _model(self, plan: Plan, sampler: Sampler) -> likelihood.Model | None:
         """The sampler as a model of real images, of those held out of all training where there are such; in float32.
@@ -303,8 +309,8 @@ class Bench:
             return None
         chosen = rng.some(count, len(real), config.seed, "likelihood")
         images = feed.to_float(real.take(chosen))
-        labels = None if real.labels is None else real.labels[chosen]
-        condition = plan.recipe.condition(self.opened, labels)
+        texts = self.texts if real is self.real else self._held_out_texts()
+        condition = plan.recipe.condition(self.opened, prompts.known(real, texts, chosen))
         return likelihood.Model(sampler, images, config.seed, config.probes, self.config.usual_batch, condition)
 
 

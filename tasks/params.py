@@ -255,6 +255,7 @@ def _root(name: str, line: dict[str, Any], where: str, faults: list[str]) -> Tea
     return Teacher(
         name=name, method=method, fit=fitting, network=network, schedule=schedule,
         conditional=network.conditional, parameterization=network.parameterization, reading=reading,
+        inputs=network.inputs,
         watch=watch, seeds=seeds,
     )  # fmt: skip
 
@@ -262,17 +263,21 @@ def _root(name: str, line: dict[str, Any], where: str, faults: list[str]) -> Tea
 def _adopted(name: str, line: dict[str, Any], where: str, faults: list[str]) -> Adopted | None:
     before = len(faults)
     folder = line["from"]
-    conditional = line.get("conditional", False)
+    conditional, inputs = line.get("conditional", False), line.get("inputs", [])
     if not isinstance(folder, str) or not folder.strip():
         faults.append(f"{where}.from: must be the path of a folder that holds unet/ and scheduler/")
     if not isinstance(conditional, bool):
         faults.append(f"{where}.conditional: must be true or false, got {conditional!r}")
+    if not (isinstance(inputs, list) and all(isinstance(name, str) for name in inputs)):
+        faults.append(f"{where}.inputs: must be a list of what it is told, such as [text, text_mask], got {inputs!r}")
     numbers = sorted(set(line) & {"method", "network", "schedule", "reading", WATCH, SEEDS, *names(Training)})
     if numbers:
         faults.append(f"{where}: give from or the numbers of a training, not both; leave out {', '.join(numbers)}")
     else:
-        faults += _unknown(line, ("from", "conditional"), where)
-    return None if len(faults) > before else Adopted(name=name, folder=folder, conditional=conditional)
+        faults += _unknown(line, ("from", "conditional", "inputs"), where)
+    if len(faults) > before:
+        return None
+    return Adopted(name=name, folder=folder, conditional=conditional, inputs=tuple(inputs))
 
 
 def _network(value: Any, where: str, faults: list[str], usual: type[nets.Shape] | None = None) -> nets.Shape | None:

@@ -13,6 +13,10 @@ DATA = ARTIFACTS / "data"
 HOLDOUT = DATA / "holdout"
 """Images that nothing is trained on, a folder of shards like DATA; absent where none were held out."""
 
+TEXT = ARTIFACTS / "text"
+"""Embeddings of the captions of DATA, and below it of those of HOLDOUT."""
+
+TEXT_HOLDOUT = TEXT / "holdout"
 FEATURES = ARTIFACTS / "features"
 CHECKPOINTS = ARTIFACTS / "checkpoints"
 SEEDS = "seeds"

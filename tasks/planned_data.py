@@ -1,10 +1,13 @@
 """What is known of the images before there are shards."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from diffcore.core.errors import UserError
+from diffcore.data import embeddings
 from diffcore.data.manifest import Manifest
+from diffcore.nets.family import NO_INPUTS
 from tasks import paths
 from tasks.params import Params
 
@@ -14,11 +17,13 @@ DIGITS = 1797, (1, 8, 8), tuple("0123456789")
 
 @dataclass(frozen=True)
 class PlannedData:
-    """images: how many. shape: [c, h, w]. classes: names, None without labels."""
+    """images: how many. shape: [c, h, w]. classes: names, None without labels. inputs: by the name of a network's
+    input the shape of what embeds a caption; empty before there are embeddings."""
 
     images: int
     shape: tuple[int, int, int]
     classes: tuple[str, ...] | None
+    inputs: Mapping[str, Sequence[int]] = NO_INPUTS
 
     @property
     def bytes(self) -> int:
@@ -30,7 +35,9 @@ def planned_data(params: Params) -> PlannedData:
     """Of the shards, or of the digits; a UserError for others that are not sharded yet, whose number nobody has counted."""
     if (paths.DATA / "manifest.json").exists():
         manifest = Manifest.read(paths.DATA, verify=False)
-        return PlannedData(manifest.images, tuple(manifest.shape), manifest.classes)
+        texts = embeddings.read(paths.TEXT, manifest) if (paths.TEXT / embeddings.MANIFEST).exists() else None
+        inputs = {name: kind.shape for name, kind in texts.inputs.items()} if texts else NO_INPUTS
+        return PlannedData(manifest.images, tuple(manifest.shape), manifest.classes, inputs)
     if params.data.source == "digits" and params.data.size is None and params.data.limit is None:
         return PlannedData(*DIGITS)
     raise UserError(

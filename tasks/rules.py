@@ -141,7 +141,7 @@ def guided(evaluate: Evaluate, lines: Lineage) -> Iterator[str]:
                     f"{path}.trajectory: fitted times follow the teacher's path without guidance, and {name} is sampled "
                     "with guidance; name another trajectory"
                 )
-            if guidance is None and sampling.guidance is not None and not root.conditional:
+            if guidance is None and sampling.guidance is not None and not root.is_told:
                 yield (
                     f"{path}.guidance: there are no classes to guide to; set `conditional` of "
                     f"teachers.{lines.root_name(name)} to true"

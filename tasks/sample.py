@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from diffcore import checkpoints
-from diffcore.core import disk, precision, rng, threads
+from diffcore.checkpoints.encoded import embeddings_of
+from diffcore.core import disk, precision, threads
 from diffcore.core.errors import UserError
-from diffcore.core.shapes import Sample
-from diffcore.data import feed, read
+from diffcore.core.shapes import CLASS, Sample
+from diffcore.data import feed, prompts, read
 from diffcore.data.manifest import Manifest
 from diffcore.denoisers.bfloat16 import BFloat16
 from diffcore.noise.trajectory import Trajectory
@@ -45,15 +46,15 @@ class Drawable:
     bf16: bool = False
 
     @precision.exact()
-    def draw(self, params: Params, count: int, seed: int, labels: Any = None) -> Sample:
+    def draw(self, params: Params, count: int, seed: int, inputs: Any) -> Sample:
         """Samples [count, c, h, w] from the noises (seed, i), in batches as the stage `measure` draws them, on the CPU.
 
-        labels: int64 [count], the classes, for a network that is told any.
+        inputs: what is known of them, by the name of a network's input [count, ...].
         """
         sampler = self.sampler
         if self.bf16:
             sampler = dataclasses.replace(sampler, denoiser=BFloat16(sampler.denoiser))
-        condition = self.recipe.condition(self.checkpoint, labels)
+        condition = self.recipe.condition(self.checkpoint, inputs)
         batch = params.evaluate.usual_batch
         return sampler.draw(self.checkpoint.shape, count, seed, batch, condition, headroom=Headroom())
 
@@ -99,20 +100,26 @@ def _gamma(each: Named) -> gamma.Gamma:
     return gamma.Gamma.from_json(gamma.read(each.sampling.gamma, own, paths.again("gamma")))
 
 
-def usual_classes(checkpoint: checkpoints.Checkpoint, params: Params, count: int, seed: int) -> Any:
-    """The classes that measuring asks `count` samples of, int64 [count]: as frequent as in the data; None for a network that
-    knows none. Where this folder does not hold the images that the checkpoint was trained on, each class in turn."""
+def usual_inputs(checkpoint: checkpoints.Checkpoint, params: Params, count: int, seed: int) -> Any:
+    """What measuring asks `count` samples to be, by the name of a network's input [count, ...]: as frequent as in the data;
+    empty for a network that is told nothing. Where this folder does not hold the images that the checkpoint was trained on,
+    each class in turn, and a UserError for one that is told a text."""
     card = checkpoint.card
-    if not card.classes:
-        return None
+    if not checkpoint.denoiser.inputs:
+        return {}
     if (paths.DATA / "manifest.json").exists() and Manifest.read(paths.DATA, verify=False).digest == card.data:
-        return rng.labels_like(read.open_images(paths.DATA, params.compute.memory_bytes).labels, count, seed)
+        texts = embeddings_of(card, paths.TEXT, Manifest.read(paths.DATA, verify=False))
+        return prompts.like(read.open_images(paths.DATA, params.compute.memory_bytes), texts, count, seed)
+    if card.inputs:
+        raise UserError(
+            f"{card.name} is told a text, and the captions that it was trained on are not in {paths.DATA}; give --prompt"
+        )
     log(f"{card.name}: its images are not in {paths.DATA}, so each of its classes is asked for in turn")
     return recipes.classes(checkpoint, count, None)
 
 
 def chosen_classes(checkpoint: checkpoints.Checkpoint, words: str, count: int) -> Any:
-    """`cat,3`, names or numbers of classes, each in turn: int64 [count]. A UserError for one that the network has not."""
+    """`cat,3`, names or numbers of classes, each in turn, as an input. A UserError for one that the network has not."""
     if not checkpoint.card.classes:
         raise UserError(f"{checkpoint.card.name} knows no classes; leave --classes out")
     numbers = [_number(checkpoint.card, word.strip()) for word in words.split(",")]
@@ -156,9 +163,10 @@ def sample(
     checkpoint = drawable.checkpoint
     seed = params.evaluate.seed if seed is None else seed
     usual = classes is None
-    labels = usual_classes(checkpoint, params, images, seed) if usual else chosen_classes(checkpoint, classes, images)
-    drawn = feed.to_uint8(drawable.draw(params, images, seed, labels)).permute(0, 2, 3, 1).numpy()
-    WRITERS[form](drawn, None if labels is None else labels.numpy(), target)
+    inputs = usual_inputs(checkpoint, params, images, seed) if usual else chosen_classes(checkpoint, classes, images)
+    drawn = feed.to_uint8(drawable.draw(params, images, seed, inputs)).permute(0, 2, 3, 1).numpy()
+    labels = inputs[CLASS].numpy() if CLASS in inputs and checkpoint.card.classes else None
+    WRITERS[form](drawn, labels, target)
     log(f"{each.title}: {images} images from noise seed {seed} are in {target} ({form})")
 
 

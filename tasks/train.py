@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from diffcore import checkpoints, methods, nets
+from diffcore.checkpoints.encoded import embeddings_for, embeddings_of
 from diffcore.checkpoints.roles import roles
 from diffcore.core import disk, processes, rng
 from diffcore.core.errors import UserError
 from diffcore.data import feed, read
+from diffcore.data.embeddings import Embeddings
 from diffcore.data.manifest import Manifest
 from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.network import NetDenoiser
@@ -42,13 +44,15 @@ def _root(params: Params, line: Teacher) -> None:
     """Trains a new network from the images alone."""
     manifest = Manifest.read(paths.DATA)
     classes = manifest.classes if line.conditional else None
+    texts = embeddings_for(line.network.inputs, paths.TEXT, manifest)
+    nothing = {name: texts.nothing[name] for name in line.network.inputs}
 
     def begun(number: int) -> NetDenoiser:
         span, seed = line.reading.span(line.schedule), _seed(params, line.name, number)
-        net = line.network.build(manifest.shape, _count(manifest), seed, span)
-        return NetDenoiser(net, line.schedule, line.reading, classes=classes and len(classes))
+        net = line.network.build(manifest.shape, _count(manifest), seed, span, _shapes(texts))
+        return NetDenoiser(net, line.schedule, line.reading, classes=classes and len(classes), nothing=nothing)
 
-    job = Job(line.method, line.fit, begun(0), classes=classes, watch=line.watch)
+    job = Job(line.method, line.fit, begun(0), classes=classes, watch=line.watch, texts=texts)
     others = [dataclasses.replace(job, student=begun(k), number=k) for k in range(1, line.seeds)]
     _train(line.name, job, _about(params.raw["teachers"][line.name]), params, others)
 
@@ -75,7 +79,10 @@ def _student(params: Params, line: Distill) -> None:
             f"{line.teacher} has another schedule than {line.init}; name a teacher that comes from the same"
         )
     _tell(name, student, line.method.grid)
-    job = Job(line.method, line.fit, student, teacher, weights, parent.card, taught=taught, watch=line.watch)
+    texts = embeddings_of(parent.card, paths.TEXT, Manifest.read(paths.DATA))
+    job = Job(
+        line.method, line.fit, student, teacher, weights, parent.card, taught=taught, watch=line.watch, texts=texts
+    )
     others = [dataclasses.replace(job, student=begun(k)[0], number=k) for k in range(1, line.seeds)]
     _train(name, job, _about(params.raw["distill"][name]), params, others)
 
@@ -90,6 +97,11 @@ def _own_code(net: Any) -> dict[str, str]:
     return {"module": net.source or ""} if isinstance(net, UserModule) else {}
 
 
+def _shapes(texts: Embeddings | None) -> dict[str, tuple[int, ...]]:
+    """Of what the data say of an image beside its class."""
+    return {name: kind.shape for name, kind in texts.inputs.items()} if texts else {}
+
+
 def _count(manifest: Manifest) -> int | None:
     return manifest.classes and len(manifest.classes)
 
@@ -98,7 +110,9 @@ def _new(params: Params, line: Distill, shape: nets.Shape, number: int) -> Any:
     """The student's own network: what fits of `init`'s weights, new ones elsewhere."""
     manifest, old = Manifest.read(paths.DATA), checkpoints.load(paths.CHECKPOINTS / line.init).denoiser
     span, seed = old.reading.span(old.schedule), _seed(params, line.name, number)
-    net = shape.build(manifest.shape, _count(manifest), seed, span)
+    net = shape.build(
+        manifest.shape, _count(manifest), seed, span, _shapes(embeddings_for(shape.inputs, paths.TEXT, manifest))
+    )
     taken = nets.take(net, old.net)
     whole = len(net.state_dict())
     log(
@@ -124,7 +138,8 @@ def _tell(name: str, student: NetDenoiser, grid: Trajectory | None) -> None:
 @dataclasses.dataclass(frozen=True)
 class Job:
     """What is trained, by which method. weights: the range of guidance weights. parent: the card of the checkpoint it starts
-    from; taught: of the one it learns from. watch: how it is looked at. number: which of the line's trainings this is."""
+    from; taught: of the one it learns from. watch: how it is looked at. number: which of the line's trainings this is. texts:
+    embeddings of the data's captions, None for a network that is told none."""
 
     method: methods.Method
     fit: config.Training
@@ -136,6 +151,7 @@ class Job:
     taught: checkpoints.Card | None = None
     watch: Watch | None = None
     number: int = 0
+    texts: Embeddings | None = None
 
     @property
     def range(self) -> tuple[float, float] | None:
@@ -143,9 +159,11 @@ class Job:
         return (self.weights.low, self.weights.high) if self.weights else None
 
     def conditioning(self) -> dict[str, Any]:
-        """The card's fields of classes and guidance."""
+        """The card's fields of classes, guidance and texts."""
         classes = self.parent.classes if self.parent else self.classes
-        return {"classes": classes and list(classes), "guidance": self.weights and dataclasses.asdict(self.weights)}
+        guidance = self.weights and dataclasses.asdict(self.weights)
+        encoder = {"encoder": self.texts.encoder["digest"]} if self.texts else {}
+        return {"classes": classes and list(classes), "guidance": guidance, **encoder}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,11 +241,12 @@ def _trained(name: str, job: Job, parameters: dict[str, Any], params: Params, st
     record = recording.Record(label, job.fit.iterations, job.fit.batch)
     watcher, network = _watched(name, job, params, manifest, record) if job.watch else (None, {})
     computed = {name: value for name, value in about["compute"].items() if name != "processes"}
-    key = {**about, "compute": computed, **network, **_own_code(job.student.net)}
+    texts = {"texts": job.texts.digest} if job.texts else {}
+    key = {**about, "compute": computed, **texts, **network, **_own_code(job.student.net)}
     resume = Resume(paths.RESUME, label, key, log)
     with resume.lock(), record.kept(resume.fingerprint, bool(job.watch)):
         memory, device = params.compute.memory_bytes, params.compute.device
-        batches = feed.feed(paths.DATA, job.fit.batch, seed, params.data.flip, memory, device)
+        batches = feed.feed(paths.DATA, job.fit.batch, seed, params.data.flip, memory, device, job.texts)
         work = loop.Job(method, job.fit, batches, seed, guidance=job.range, watcher=watcher)
         progress = Progress(label, "it")
 
@@ -275,7 +294,7 @@ def _watched(
     seed, label = _seed(params, name, job.number), paths.label(name, job.number)
     watcher, digest = watching.begin(
         job.watch,
-        watching.Watched(job.method, job.student, job.fit.iterations, seed, job.range),
+        watching.Watched(job.method, job.student, job.fit.iterations, seed, job.range, job.texts),
         lambda: read.open_images(paths.DATA, params.compute.memory_bytes),
         params.features,
         looked_by(params, manifest),

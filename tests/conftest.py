@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from diffcore.core import rng
 from diffcore.denoisers.exact import GaussianDenoiser, MixtureDenoiser
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.metrics import bootstrap
@@ -128,3 +129,8 @@ class ToyNet(nn.Module):
 
 def toy_denoiser(seed: int = 0) -> NetDenoiser:
     return NetDenoiser(ToyNet(seed=seed), Cosine())
+
+
+def labels_like(labels: Tensor, count: int, seed: int) -> Tensor:
+    """The classes that `count` samples are asked for, as frequent as in `labels`."""
+    return labels[rng.places_like(len(labels), count, seed)]

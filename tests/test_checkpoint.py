@@ -422,6 +422,7 @@ def test_the_seal_is_of_every_field_of_a_card(folder):
         "watch",
         "reading",
         "inputs",
+        "encoder",
     }
     for field in dataclasses.fields(checkpoints.Card):
         for value in (1, ["x"], None):

@@ -9,8 +9,8 @@ from diffcore import methods
 from diffcore.core import processes
 from diffcore.core.adamw import AdamW
 from diffcore.core.errors import UserError
-from diffcore.core.shapes import CLASS
 from diffcore.core.rng import draw
+from diffcore.core.shapes import CLASS
 from diffcore.data.feed import ResidentFeed
 from diffcore.data.read import Images
 from diffcore.denoisers.network import NetDenoiser

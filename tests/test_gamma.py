@@ -7,6 +7,7 @@ import torch
 
 from diffcore.core import disk
 from diffcore.core.errors import UserError
+from diffcore.core.shapes import CLASS
 from diffcore.data.read import Images
 from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.denoisers.prediction import Prediction
@@ -65,7 +66,7 @@ def test_a_denoiser_of_classes_is_told_those_of_the_images():
     denoiser = TwoBlobs()
     labels = torch.arange(4000) % 2
     x0 = denoiser.means[labels] + denoiser.variances[labels].sqrt() * randn(4000, 2)
-    found = estimate(denoiser, x0, CONFIG, labels=labels)
+    found = estimate(denoiser, x0, CONFIG, inputs={CLASS: labels})
     t = torch.arange(1, 21, dtype=torch.float64) / 20
     alpha2, sigma2 = (f(t)[:, None] ** 2 for f in (denoiser.schedule.alpha, denoiser.schedule.sigma))
     c2 = denoiser.variances.flatten()  # as many images of either class

@@ -54,6 +54,7 @@ from diffcore.search import fitted, gamma, least_cost
 from diffcore.training.config import Compute, Training
 from diffcore.training.loop import Job, fit
 from tests import test_losses, test_solver
+from tests.conftest import labels_like
 from tests.test_unet import stirred
 
 pytestmark = pytest.mark.usefixtures("without_shape_checks")
@@ -336,7 +337,7 @@ def _():
 def _():
     config = gamma.Config(steps=5, images=9, batch=7, seed=4)
     labels = torch.arange(9) % 3
-    yield gamma.estimate(network(3), waves(9, *SHAPE).float(), config, labels=labels).moments.total
+    yield gamma.estimate(network(3), waves(9, *SHAPE).float(), config, inputs={CLASS: labels}).moments.total
 
 
 @measured("search")
@@ -426,7 +427,7 @@ def _():
     found = rng.draw(like, 3, "train", 7, count=9)
     yield from (found.u, found.noise, found.fork("again").u, found[2:4].noise, found[2:4].fork("x").noise)
     yield from (rng.noises(SHAPE, 3, range(2, 5)), rng.noises(SHAPE, 3, range(2), "step 1"), rng.some(4, 20, 3, "a"))
-    yield from (rng.labels_like(pictures().labels, 11, 3), rng.seed("a", 1) % 10007, rng.seed("a1") % 10007)
+    yield from (labels_like(pictures().labels, 11, 3), rng.seed("a", 1) % 10007, rng.seed("a1") % 10007)
 
 
 @measured("feed")

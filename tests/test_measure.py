@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from diffcore import checkpoints
-from diffcore.core import disk, rng
+from diffcore.core import disk
 from diffcore.core.errors import UserError
+from diffcore.core.shapes import CLASS
 from diffcore.data.feed import to_float, to_uint8
 from diffcore.data.manifest import Manifest
 from diffcore.data.read import load_resident
@@ -33,7 +34,7 @@ from diffcore.search import fitted
 from diffcore.search.gamma import estimate, pick
 from tasks import features, frontier, gamma, measure, params, paths, search, sections, shard, workspace
 from tasks.pictures import charts
-from tests.conftest import ToyNet
+from tests.conftest import ToyNet, labels_like
 from tests.test_frontier import FLOOR, JUDGE
 from tests.test_frontier import point as some_point
 from tests.test_params import ROOT
@@ -147,12 +148,12 @@ def test_gamma_and_fitted_times_are_those_of_the_classes(project, monkeypatch):
     opened = checkpoints.load(paths.CHECKPOINTS / "teacher")
     images, config = load_resident(paths.DATA), project.gamma
     chosen = pick(len(images), config)
-    known = images.labels[chosen] if opened.denoiser.classes else None
-    found = estimate(opened.denoiser, to_float(images.pixels[chosen]), config, labels=known)
+    known = {CLASS: images.labels[chosen]} if opened.denoiser.classes else {}
+    found = estimate(opened.denoiser, to_float(images.pixels[chosen]), config, inputs=known)
     total = torch.tensor(json.loads(paths.GAMMA.read_text())["total"], dtype=torch.float64)
     torch.testing.assert_close(total, found.moments.total, rtol=1e-4, atol=0)
     fitting = project.evaluate.fitted
-    drawn = rng.labels_like(images.labels, fitting.images, fitting.seed) if opened.denoiser.classes else None
+    drawn = labels_like(images.labels, fitting.images, fitting.seed) if opened.denoiser.classes else None
     condition = None if drawn is None else of_classes(drawn)
     told = []
     measured_ = fitted.hop_errors

@@ -12,6 +12,7 @@ from PIL import Image
 
 from diffcore import checkpoints
 from diffcore.core import rng
+from diffcore.core.shapes import CLASS
 from diffcore.data.feed import to_float
 from diffcore.data.read import load_resident
 from diffcore.denoisers.network import NetDenoiser
@@ -26,6 +27,7 @@ from diffcore.sampling.solvers.ancestral import Posterior
 from diffcore.sampling.solvers.rk45 import RK45
 from tasks import measure, params, paths, search
 from tests import test_measure
+from tests.conftest import labels_like
 from tests.test_measure import FIT, FROM, make, names
 from tests.test_unet import stirred
 
@@ -202,7 +204,7 @@ def belief(one: One, x: torch.Tensor, t: float, labels: torch.Tensor) -> tuple[t
 def test_samples_of_ddim_are_those_of_its_formula_with_classes_weights_and_limits(found):
     """x_s = alpha_s x_0 + sigma_s eps, of each image its own noise and its own class, whatever the batch."""
     _, points = found
-    labels = rng.labels_like(load_resident(paths.DATA).labels, COUNT, SEED)
+    labels = labels_like(load_resident(paths.DATA).labels, COUNT, SEED)
     assert len(set(labels.tolist())) == 3
     tried = [one for one in points.values() if one.point.sampler == "ddim" and not one.plan.recipe.deepcache]
     assert len(tried) >= 12
@@ -227,7 +229,7 @@ def test_samples_of_ddim_are_those_of_its_formula_with_classes_weights_and_limit
 def test_what_is_said_of_a_point_s_quality_is_of_its_own_samples(found):
     project, points = found
     images = load_resident(paths.DATA)
-    labels = rng.labels_like(images.labels, COUNT, SEED)
+    labels = labels_like(images.labels, COUNT, SEED)
     first = next(iter(points.values()))
     assert first.plan.name == f"teacher-ddim-uniform-{STEPS}"
     assert "rmse_teacher" not in first.point.metrics
@@ -255,7 +257,7 @@ def test_bits_are_those_of_the_classes_and_weights_of_the_images(found):
         has = isinstance(solver, RK45 | Posterior) and solver.stochastic | isinstance(solver, RK45)
         assert ("bits" in one.point.metrics) == bool(has), name
         if has:
-            sampler, condition = one.bench.sampler(one.plan), one.plan.recipe.condition(one.opened, labels)
+            sampler, condition = one.bench.sampler(one.plan), one.plan.recipe.condition(one.opened, {CLASS: labels})
             assert condition.class_labels.tolist() == labels.tolist()
             whole = likelihood.estimate(sampler, x0, asked.seed, asked.probes, 99, condition)
             assert one.point.metrics["bits"].value == pytest.approx(whole.mean, rel=1e-4), name

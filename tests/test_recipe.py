@@ -7,6 +7,7 @@ import torch
 from diffcore import checkpoints
 from diffcore.checkpoints import Checkpoint, Guidance
 from diffcore.core.errors import UserError
+from diffcore.core.shapes import CLASS
 from diffcore.denoisers.clipping import Clip, Clipped, Threshold
 from diffcore.denoisers.condition import of_classes
 from diffcore.denoisers.guidance import Guided
@@ -192,7 +193,7 @@ def test_all_parts_at_once_sample_with_every_solver(name):
     found, made = opened(True), dataclasses.replace(ALL, solver=SOLVERS[name]())
     labels = torch.tensor([0, 1, 3])
     sampler = made.sampler(found, karras(6, Cosine()), exact_gamma(gaussian()))
-    samples = sampler.draw((1, 8, 8), 3, 0, condition=made.condition(found, labels))
+    samples = sampler.draw((1, 8, 8), 3, 0, condition=made.condition(found, {CLASS: labels}))
     assert isinstance(sampler.denoiser, Guided)
     assert torch.isfinite(samples).all()
 
@@ -212,7 +213,7 @@ def test_what_a_checkpoint_cannot_do_is_a_mistake():
             made.sampler(unlike, uniform(4))
     with pytest.raises(UserError, match="not one of the network's 3 branches"):
         Recipe(DDIM(), CacheConfig(2, 3)).sampler(opened(), uniform(4))
-    with pytest.raises(UserError, match="toy knows no classes, so there is nothing to guide to"):
+    with pytest.raises(UserError, match="toy knows no classes and no texts, so there is nothing to guide to"):
         Recipe(DDIM(), guidance=2.0).sampler(opened(), uniform(4))
 
 
@@ -229,7 +230,7 @@ def test_a_limit_is_put_around_all_that_is_done_to_a_network(limits, name):
     limit = Clip(0.5) if "clip" in limits else Threshold(0.7, 3.0)
     plain = dataclasses.replace(made, clip=None, threshold=None).sampler(found, karras(4, Cosine()), gamma)
     expected = dataclasses.replace(plain, denoiser=Clipped(plain.denoiser, limit))
-    told = made.condition(found, torch.tensor([0, 1, 3]))
+    told = made.condition(found, {CLASS: torch.tensor([0, 1, 3])})
     assert torch.equal(*(each.draw((1, 8, 8), 3, 0, condition=told) for each in (sampler, expected)))
 
 
@@ -278,7 +279,7 @@ def test_a_student_with_the_weight_as_an_input_is_told_it():
         made = Recipe(DDIM(), CacheConfig(2), guidance=weight)
         sampler = made.sampler(found, uniform(4))
         assert isinstance(sampler.denoiser, DeepCached)  # one call, no Guided
-        drawn.append(sampler.draw((1, 8, 8), 3, 0, condition=made.condition(found, labels)))
+        drawn.append(sampler.draw((1, 8, 8), 3, 0, condition=made.condition(found, {CLASS: labels})))
     assert not torch.equal(*drawn)
     with pytest.raises(UserError, match="1 to 4, not for 5"):
         Recipe(DDIM(), guidance=5.0).sampler(found, uniform(4))
@@ -288,12 +289,12 @@ def test_a_student_with_the_weight_as_an_input_is_told_it():
 
 def test_the_condition_says_classes_and_weight():
     labels = torch.tensor([0, 3, 1])
-    told = Recipe(DDIM(), guidance=2.5).condition(opened(True), labels)
+    told = Recipe(DDIM(), guidance=2.5).condition(opened(True), {CLASS: labels})
     assert torch.equal(told.class_labels, labels)
     assert torch.equal(told.guidance, torch.full((3,), 2.5, dtype=torch.float64))
-    assert Recipe(DDIM()).condition(opened(True), labels).guidance is None
-    assert Recipe(DDIM()).condition(opened(), labels) is None
-    assert Recipe(DDIM()).condition(opened(True), None) is None
+    assert Recipe(DDIM()).condition(opened(True), {CLASS: labels}).guidance is None
+    assert Recipe(DDIM()).condition(opened(), {CLASS: labels}) is None
+    assert Recipe(DDIM()).condition(opened(True), {}) is None
 
 
 @pytest.mark.parametrize("negative", ["two", 2])
@@ -304,9 +305,9 @@ def test_a_student_of_phases_is_led_away_from_a_class(negative):
 
     def drawn(**way):
         made = Recipe(DDIM(), guidance=3.0, **way)
-        return made.sampler(found, uniform(4)).draw((1, 8, 8), 3, 0, condition=made.condition(found, labels))
+        return made.sampler(found, uniform(4)).draw((1, 8, 8), 3, 0, condition=made.condition(found, {CLASS: labels}))
 
-    told = Recipe(DDIM(), guidance=3.0, negative=negative).condition(found, labels)
+    told = Recipe(DDIM(), guidance=3.0, negative=negative).condition(found, {CLASS: labels})
     assert told.negative["class_labels"].tolist() == [2, 2, 2]
     by_hand = Sampler(Guided(found.denoiser), DDIM(), uniform(4))
     weight = torch.full((3,), 3.0).double()
@@ -348,11 +349,11 @@ def test_of_many_classes_the_first_twenty_are_named():
 
 
 def test_classes_are_those_asked_for_or_each_in_turn():
-    assert recipe.classes(opened(True), 6, None).tolist() == [0, 1, 2, 3, 0, 1]
+    assert recipe.classes(opened(True), 6, None)[CLASS].tolist() == [0, 1, 2, 3, 0, 1]
     found = recipe.classes(opened(True), 2, [3, 1])
-    assert found.tolist() == [3, 1]
-    assert found.dtype == torch.int64
-    assert recipe.classes(opened(), 6, None) is None
+    assert found[CLASS].tolist() == [3, 1]
+    assert found[CLASS].dtype == torch.int64
+    assert recipe.classes(opened(), 6, None) == {}
 
 
 @pytest.mark.parametrize("asked", [[0], [0, 4], [0, -1]])

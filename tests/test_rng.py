@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from diffcore.core import rng
-from diffcore.core.rng import dice, draw, generator, labels_like, noises, seed, some
+from diffcore.core.rng import dice, draw, generator, noises, seed, some
+from tests.conftest import labels_like
 
 BATCH = torch.zeros(32, 2, 3)
 

@@ -37,6 +37,7 @@ from diffcore.checkpoints.card import SCHEMA, Card
 from diffcore.checkpoints.folder import WEIGHTS
 from diffcore.core import disk
 from diffcore.core.errors import UserError
+from diffcore.core.shapes import CLASS
 from diffcore.metrics import measured
 from diffcore.metrics.estimate import Estimate, columns
 from diffcore.metrics.frontier import SCHEMA as SCHEMA_OF_FRONTIERS
@@ -1342,6 +1343,7 @@ OTHERS |= {
     "watch": {"at": 1},
     "reading": {"input": "flow"},
     "inputs": ["text"],
+    "encoder": "a",
     **{key: {"another": "a"} for key in ("files", "parameters", "schedule")},
 }
 """Other values of a card's fields that are neither words nor whole numbers."""
@@ -1789,7 +1791,7 @@ def test_a_served_model_draws_what_its_recipe_draws(served, name, made):
     sampler = way.sampler(opened, Trajectory((1.0, 0.6, 0.0)), known)
     for asked, labels in (([3, 1], [3, 3, 3, 1]), (None, [0, 1, 2, 3])):
         found = model._draw(4, 6, asked and [asked[0]] * 3 + asked[1:])
-        told = way.condition(opened, torch.tensor(labels))
+        told = way.condition(opened, {CLASS: torch.tensor(labels)})
         wanted = to_uint8(sampler.draw((1, 8, 8), 4, 6, condition=told)).permute(0, 2, 3, 1).numpy()
         assert (found.dtype, found.shape) == (np.uint8, (4, 8, 8, 1))
         assert np.array_equal(found, wanted)

@@ -13,6 +13,7 @@ from torch import nn
 
 from diffcore.core import processes, rng
 from diffcore.core.errors import UserError
+from diffcore.core.shapes import CLASS
 from diffcore.data.feed import ResidentFeed, to_float
 from diffcore.data.read import Images
 from diffcore.denoisers.condition import of_classes
@@ -36,7 +37,7 @@ from diffcore.watching.gauge import Gauge, spread
 from diffcore.watching.look import Look, Reading
 from diffcore.watching.samples import FixedSamples
 from diffcore.watching.watcher import Watcher
-from tests.conftest import randn
+from tests.conftest import labels_like, randn
 from tests.test_features import ONE, QUICK, bars
 from tests.test_fit import COMPUTE, same, stop_at
 from tests.test_methods import CASES
@@ -83,7 +84,7 @@ def test_a_look_draws_what_the_student_s_own_sampler_draws(name, config):
 def test_samples_are_of_the_classes_and_weights_that_the_network_takes(name, config):
     labels, weights = torch.tensor([0, 2, 1, 1]), torch.full((4,), 1.5).double()
     reading = denoiser(conditional=True)
-    samples = FixedSamples(config, reading, SHAPE, 4, 3, None if config.grid else 2, labels, 1.5)
+    samples = FixedSamples(config, reading, SHAPE, 4, 3, None if config.grid else 2, {CLASS: labels}, 1.5)
     own = reading.with_network(reading.net)
     sampler = Sampler(own, SOLVERS[config.sampler](), config.grid or uniform(2))
     assert torch.equal(samples.draw(reading.net), sampler.draw(SHAPE, 4, 3, condition=of_classes(labels, weights)))
@@ -222,8 +223,8 @@ def run(name: str, config: Method, conditional: bool, fitting: Training, watch: 
 
 
 def looking(pixels: Gauge, config: Method, conditional: bool, iterations: int, **keys) -> Watcher:
-    labels = torch.arange(12) % 3 if conditional else None
-    samples = FixedSamples(config, denoiser(conditional), SHAPE, 12, 0, None if config.grid else 1, labels)
+    known = {CLASS: torch.arange(12) % 3} if conditional else {}
+    samples = FixedSamples(config, denoiser(conditional), SHAPE, 12, 0, None if config.grid else 1, known)
     return Watcher(Watch(1, 12, **keys), iterations, samples, pixels)
 
 
@@ -533,11 +534,11 @@ def test_who_looks_is_made_of_what_the_line_says(tmp_path):
     assert (own.config, own.iterations) == (config, 50)
     seed = rng.seed(7, "watch")
     assert own.samples.seed == seed
-    assert own.samples.labels.tolist() == rng.labels_like(labels, 40, seed).tolist()
+    assert own.samples.inputs[CLASS].tolist() == labels_like(labels, 40, seed).tolist()
     alone = begin.begin(
         config, dataclasses.replace(training, student=denoiser()), lambda: images, QUICK, store, COMPUTE, print
     )
-    assert alone[0].samples.labels is None
+    assert not alone[0].samples.inputs
     assert alone[0].samples.weight is None
 
 

@@ -15,6 +15,7 @@ import torch
 from diffcore import checkpoints
 from diffcore.core import disk, rng
 from diffcore.core.errors import UserError
+from diffcore.core.shapes import CLASS
 from diffcore.data import pixels, read, write
 from diffcore.data.cache import Cache
 from diffcore.data.feed import to_float
@@ -54,6 +55,7 @@ from tasks.pictures import charts, grids, page
 from tasks.pictures.page import is_whole
 from tasks.tracking import publishing
 from tests import test_encoders, test_frontier, test_measure
+from tests.conftest import labels_like
 from tests.test_measure import FIT, FROM, make, measure_all, names
 from tests.test_unet import stirred
 
@@ -225,7 +227,7 @@ def test_gamma_is_estimated_as_the_file_says_and_its_file_tells_of_what(project,
     )
     assert torch.equal(images, to_float(held.pixels[chosen]))
     assert config == project.gamma
-    assert call.named["labels"].tolist() == held.labels[chosen].tolist()
+    assert call.named["inputs"][CLASS].tolist() == held.labels[chosen].tolist()
     assert (call.named["begun"], call.named["seconds"]) == (None, 7.0)
     assert [each.words for each in opened] == [(paths.HOLDOUT, 2**29)]
     card = teacher.card
@@ -303,7 +305,7 @@ def test_times_are_fitted_as_the_file_says(project, monkeypatch, capsys):
         assert bench.times("fitted", 2) == bench.fitted[2]
         (call,), (fit,) = calls, fits
         assert call.words[2:] == (project.evaluate.fitted, (1, 4, 4))
-        assert call.named["condition"].class_labels.tolist() == rng.labels_like(real, 5, 13).tolist()
+        assert call.named["condition"].class_labels.tolist() == labels_like(real, 5, 13).tolist()
         assert fit.words[1] == 1.3
         for meant, role in ((name, call.words[0]), ("teacher", call.words[1])):
             weights = checkpoints.load(paths.CHECKPOINTS / meant).denoiser.net.state_dict()
@@ -349,8 +351,8 @@ def test_what_all_points_are_measured_with_is_what_the_file_says(project, monkey
     (call,) = floors
     assert call.words[:3] == (bench.reference, 12, 3)
     assert len(call.words[3]) == len(held)
-    assert bench.labels.tolist() == rng.labels_like(real.labels, 12, 3).tolist()
-    assert bench.labels.tolist() != rng.labels_like(real.labels, 12, 5).tolist()
+    assert bench.prompts[CLASS].tolist() == labels_like(real.labels, 12, 3).tolist()
+    assert bench.prompts[CLASS].tolist() != labels_like(real.labels, 12, 5).tolist()
     shutil.rmtree(paths.HOLDOUT)
     assert measure.Bench(project, "teacher").floor().real == "halves"
     assert floors[-1].words == (*floors[-1].words[:1], 12, 3, None)
@@ -514,7 +516,7 @@ def test_a_point_is_measured_as_the_file_says_and_says_so(held_out, project, mon
         assert returned is samples
         (sampler, *words), made = drawn[0], plan.recipe.sampler(opened, plan.times, bench.gamma)
         assert words == [(1, 4, 4), 12, 3, 5, words[4], words[5], bench.headroom]
-        known = plan.recipe.condition(opened, bench.labels)
+        known = plan.recipe.condition(opened, bench.prompts)
         for part in (
             lambda c: c.class_labels,
             lambda c: c.guidance,
@@ -531,7 +533,7 @@ def test_a_point_is_measured_as_the_file_says_and_says_so(held_out, project, mon
         assert (subject.teacher is None) == (bench.teacher is None)
         assert subject.teacher is None or torch.equal(subject.teacher, bench.teacher)
         assert (subject.reference, subject.features, subject.seed) == (bench.reference, bench.network, 3)
-        assert torch.equal(subject.classes, bench.labels)
+        assert torch.equal(subject.classes, bench.prompts[CLASS])
         assert torch.equal(subject.real_classes, real.labels)
         assert (subject.model is None) == cached
         if model := subject.model:

@@ -78,12 +78,9 @@ def some(count: int, among: int, *key: int | str) -> Tensor:
     return torch.randperm(among, generator=generator(*key))[:count]
 
 
-def labels_like(labels: Tensor | None, count: int, seed: int) -> Tensor | None:
-    """`count` classes to ask samples of, as frequent as in `labels`: label i depends on (seed, i) alone. int64 [count]."""
-    if labels is None:
-        return None
-    places = [torch.randint(len(labels), (1,), generator=generator(seed, "label", i)) for i in range(count)]
-    return labels.cpu()[torch.cat(places)]
+def places_like(total: int, count: int, seed: int) -> Tensor:
+    """Numbers of `total` images, each as likely: number i depends on (seed, i) alone. int64 [count]."""
+    return torch.cat([torch.randint(total, (1,), generator=generator(seed, "label", i)) for i in range(count)])
 
 
 def seed(*key: int | str) -> int:

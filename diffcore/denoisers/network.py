@@ -75,6 +75,11 @@ class NetDenoiser(Denoiser):
         )
 
     @property
+    def inputs(self) -> tuple[str, ...]:
+        """What it can be told beside a weight, by the names of its network's inputs."""
+        return ((CLASS,) if self.classes is not None else ()) + self.nothing.names
+
+    @property
     def is_told(self) -> bool:
         """Whether its network takes anything beside x and a time."""
         return self.classes is not None or self.takes_guidance or bool(self.nothing.names)

@@ -48,8 +48,8 @@ LARGEST_PATCH = 64
 @dataclass(frozen=True)
 class DiTConfig:
     """The content of config.json. patch: side of a patch in pixels. span: how far the times reach that it is told.
-    class_embeds: rows of the table, one more than there are classes; None for no table. text_features: numbers in the embedding
-    of a word; None for a network that is told no text."""
+    class_embeds: rows of the table, one more than there are classes; None for no table. text_features: numbers in a word's
+    embedding; None for a network that is told no text."""
 
     in_channels: int
     out_channels: int

@@ -9,7 +9,7 @@ size          float [b, 6]         height and width of the original, top and lef
 image         float [b, c, h, w]   what to condition on beside the sample, as further channels
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +63,16 @@ def check(network: str, wanted: Mapping[str, Input], inputs: Mapping[str, Tensor
         raise UserError(
             f"{network}: text has {lengths[0]} tokens and text_mask {lengths[1]}; give one flag for each token"
         )
+
+
+def blank(names: Iterable[str], shapes: Mapping[str, Sequence[int]], count: int) -> dict[str, Tensor]:
+    """Of such inputs, of these shapes of one, zeros for `count` samples, all of whose words are there."""
+    return {
+        name: torch.ones(count, *shapes[name], dtype=torch.bool)
+        if name.endswith("_mask")
+        else torch.zeros(count, *shapes[name])
+        for name in names
+    }
 
 
 def _only(wanted: Mapping[str, Input]) -> str:

@@ -3,7 +3,8 @@
 The class is imported because params.yaml names it, or a checkpoint of ours whose card vouches for the folder; what a file
 from elsewhere names is never imported. Its samples may have any shape. It is called as forward(x [b, *x], timestep [b]),
 with timestep = T t - 1 and T = 1024, a conditional one as forward(x, timestep, class_labels [b]), of which the index after
-the last class stands for no class, and what `inputs` names by those names; it answers with what its parameterization says, like x, or [b, 2c, ...] for `x0_eps`.
+the last class stands for no class, and with what `inputs` names by those names, such as text [b, l, d]; it answers with what
+its parameterization says, like x, or [b, 2c, ...] for `x0_eps`.
 """
 
 import copy
@@ -27,6 +28,7 @@ from diffcore.denoisers.reading import NUM_TIMESTEPS
 from diffcore.nets import family
 from diffcore.nets.dropout import without
 from diffcore.nets.files import CONFIG, fill
+from diffcore.nets.inputs import blank
 
 FORMAT = "UserModule"
 NAME = r"[A-Za-z_]\w*"
@@ -45,9 +47,7 @@ class UserModule(nn.Module):
         super().__init__()
         self.net, self.path, self.arguments, self.source = net, path, arguments, source
 
-    def forward(
-        self, x: Sample, timestep: PerSample, class_labels: Tensor | None = None, **inputs: Tensor
-    ) -> Sample:
+    def forward(self, x: Sample, timestep: PerSample, class_labels: Tensor | None = None, **inputs: Tensor) -> Sample:
         labels = () if class_labels is None else (class_labels,)
         return self.net(x, timestep, *labels, **inputs)
 
@@ -148,8 +148,7 @@ class Shape(family.Shape):
         """Two samples of zeros, at the first and the last time, of the first class and of none, told zeros."""
         args = [torch.zeros(2, *image), torch.tensor([0.0, 1023.0])]
         args += [torch.tensor([0, classes])] if self.conditional else []
-        kinds = {name: torch.bool if name.endswith("_mask") else torch.float32 for name in self.inputs}
-        return args, {name: torch.zeros(2, *inputs[name], dtype=kind) for name, kind in kinds.items()}
+        return args, blank(self.inputs, inputs, 2)
 
     def _call(self, net: UserModule, example: "Example") -> Any:
         args, inputs = example

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from diffcore.checkpoints import Checkpoint
 from diffcore.core.errors import UserError
 from diffcore.denoisers.clipping import Clip, Clipped, Threshold
-from diffcore.denoisers.condition import Condition, of_classes
+from diffcore.denoisers.condition import CLASS, Condition
 from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.guidance import Guided
 from diffcore.noise.trajectory import Trajectory, uniform
@@ -73,13 +73,16 @@ class Recipe(Options):
             solver = solver.with_gamma(gamma)
         return Sampler(self.on(checkpoint)._limited(self._denoiser(checkpoint)), solver, times)
 
-    def condition(self, checkpoint: Checkpoint, labels: Tensor | None) -> Condition | None:
-        """What a network is told of samples with these classes, int64 [n]; None for one that takes no notice."""
-        if not checkpoint.card.classes or labels is None:
+    def condition(self, checkpoint: Checkpoint, inputs: Mapping[str, Tensor]) -> Condition | None:
+        """What a network is told of samples of which this is known, by the name of its input [n, ...]: of it all that it has
+        an input for; None for one that takes no notice."""
+        told = {name: part for name, part in inputs.items() if name in checkpoint.denoiser.inputs}
+        if not told:
             return None
-        weight = None if self.guidance is None else torch.full((len(labels),), self.guidance, dtype=torch.float64)
+        count = len(next(iter(told.values())))
+        weight = None if self.guidance is None else torch.full((count,), self.guidance, dtype=torch.float64)
         away = self._negative(checkpoint)
-        return of_classes(labels, weight, None if away is None else torch.full_like(labels, away))
+        return Condition(told, weight, None if away is None else {CLASS: torch.full_like(told[CLASS], away)})
 
     def to_json(self) -> dict[str, Any]:
         """Non-default fields as JSON: the word of the solver, its options that are not the defaults, and the rest."""
@@ -126,9 +129,9 @@ class Recipe(Options):
             return denoiser
         if self.guidance is None:
             return denoiser
-        if not checkpoint.card.classes:
+        if not checkpoint.denoiser.is_told:
             raise UserError(
-                f"{checkpoint.card.name} knows no classes, so there is nothing to guide to; leave guidance out"
+                f"{checkpoint.card.name} knows no classes and no texts, so there is nothing to guide to; leave guidance out"
             )
         return Guided(denoiser)
 
@@ -143,6 +146,8 @@ class Recipe(Options):
             )
         if checkpoint.guidance is not None:
             raise UserError(f"{card.name} learned to be led away from no class; leave negative out")
+        if checkpoint.denoiser.nothing.names:
+            raise UserError(f"{card.name} is told a text, and negative is a class; leave it out")
         names = card.classes or []
         if self.negative in names:
             return names.index(self.negative)
@@ -173,17 +178,18 @@ def from_json(spec: dict[str, Any]) -> Recipe:
         raise UserError(f"this version knows no such recipe: {error}") from None
 
 
-def classes(checkpoint: Checkpoint, count: int, labels: Sequence[int] | None) -> Tensor | None:
-    """The classes of `count` samples, int64: `labels`, or each class in turn. A UserError if they do not fit the network."""
+def classes(checkpoint: Checkpoint, count: int, labels: Sequence[int] | None) -> dict[str, Tensor]:
+    """The classes of `count` samples, as an input: `labels`, or each class in turn; empty for a network that knows none. A
+    UserError if they do not fit the network, and for one that is told a text, which no class stands for."""
     names = checkpoint.card.classes
     if not names:
         if labels is not None:
             raise UserError(f"{checkpoint.card.name} knows no classes; leave the labels out")
-        return None
+        return {}
     chosen = torch.arange(count) % len(names) if labels is None else torch.as_tensor(labels, dtype=torch.int64)
     if len(chosen) != count or bool((chosen < 0).any()) or bool((chosen >= len(names)).any()):
         raise UserError(f"give each image one label in 0..{len(names) - 1}, got {chosen.tolist()[:10]}")
-    return chosen
+    return {CLASS: chosen}
 
 
 def _fields(spec: dict[str, Any]) -> dict[str, Any]:

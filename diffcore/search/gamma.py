@@ -9,8 +9,9 @@ own mean (the paper's appendix H.2).
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +22,7 @@ from diffcore.core import processes
 from diffcore.core.errors import UserError
 from diffcore.core.rng import generator, noises
 from diffcore.core.shapes import Sample
-from diffcore.denoisers.condition import of_classes
+from diffcore.denoisers.condition import Condition
 from diffcore.denoisers.denoiser import Denoiser
 from diffcore.search.gamma_file import SCHEMA as SCHEMA
 from diffcore.search.gamma_file import read as read
@@ -222,6 +223,10 @@ def _shared(raw: np.ndarray, snr: np.ndarray, weight: np.ndarray, bound: float, 
         q = min(q + step, bound)
 
 
+NOTHING_KNOWN: Mapping[str, Tensor] = MappingProxyType({})
+"""Of images whose classes and captions nobody says."""
+
+
 @dataclass(frozen=True)
 class Begun:
     """An estimate that was broken off: the sums, [3, N] float64, over its first `pairs` of an image and a time."""
@@ -249,7 +254,7 @@ def estimate(
     config: Config,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     first: int = 0,
-    labels: Tensor | None = None,
+    inputs: Mapping[str, Tensor] = NOTHING_KNOWN,
     begun: Begun | None = None,
     keep: Callable[[Begun], None] = lambda begun: None,
     seconds: float = math.inf,
@@ -257,7 +262,7 @@ def estimate(
     """Both estimates from the images x0 [m, *x], in one pass whose batches mix the times, and are dealt to all processes.
 
     first: the place of x0[0] among all images, for a worker that has only a part of them; its noise depends on that alone.
-    labels: int64 [m], the classes of x0 for a denoiser that is told them; without, it is asked of no class. keep: hears every
+    inputs: [m, ...], what is known of x0, by the name of a network's input; without, of nothing. keep: hears every
     `seconds` what there is so far; from that, given back as `begun`, the result is the same bit for bit on a CPU.
     Costs m N network inputs. Raises UserError if the network gives a number that is not finite.
     """
@@ -272,7 +277,8 @@ def estimate(
     def errors(start: int) -> Tensor:
         pair = torch.arange(start, min(start + config.batch, pairs), device=device)
         image = pair // steps
-        conditioned = denoiser if labels is None else denoiser.with_condition(of_classes(labels.to(device)[image]))
+        known = Condition({name: part[image.cpu()].to(device) for name, part in inputs.items()})
+        conditioned = denoiser.with_condition(known) if inputs else denoiser
         return _errors(conditioned, x0[image], eps[image], (pair % steps + 1) / steps)
 
     starts = range(begun.pairs if begun else 0, pairs, config.batch)

@@ -4,8 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from diffcore.core import processes, rng, threads
+from diffcore.core.rng import places_like
+from diffcore.core.shapes import CLASS
+from diffcore.data.embeddings import Embeddings
 from diffcore.data.read import Images, StreamedImages
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.methods import Method
@@ -23,13 +27,15 @@ FOLDER = "network"
 
 @dataclass(frozen=True)
 class Watched:
-    """A training that is to be looked at: see `loop.Job`. weights: the range of guidance weights, None for none."""
+    """A training that is to be looked at: see `loop.Job`. weights: the range of guidance weights, None for none. texts:
+    embeddings of the data's captions, None for a student that is told none."""
 
     method: Method
     student: NetDenoiser
     iterations: int
     seed: int
     weights: tuple[float, float] | None
+    texts: Embeddings | None = None
 
 
 def begin(
@@ -49,7 +55,7 @@ def begin(
     data, as frequent as there, and for the weight in the middle of the range, where the student takes weights.
     """
     threads.use(compute.threads)
-    own, digest, labels = None, None, None
+    own, digest, places, labels = None, None, None, None
     with store.lock(processes.PATIENCE.total_seconds()):
         if processes.is_main():
             with processes.alone():
@@ -57,9 +63,10 @@ def begin(
                 seen = gauge.network(lambda: data, network, store.folder / FOLDER, log)
                 own, digest = Gauge.of(data, seen.to(compute.device)), seen.digest
                 store.prune()
-            if training.student.classes:
-                labels = rng.labels_like(data.labels, config.images, _seed(training)).tolist()
-    digest, labels = processes.from_main([digest, labels])
+            if training.student.inputs:
+                places = places_like(len(data), config.images, _seed(training)).tolist()
+                labels = None if data.labels is None else data.labels.cpu()[places].tolist()
+    digest, places, labels = processes.from_main([digest, places, labels])
     samples = FixedSamples(
         training.method,
         training.student,
@@ -67,10 +74,17 @@ def begin(
         config.images,
         _seed(training),
         config.steps,
-        None if labels is None else torch.tensor(labels),
+        _known(training, places, labels),
         sum(training.weights) / 2 if training.weights and training.student.takes_guidance else None,
     )
     return Watcher(config, training.iterations, samples, own, log, show), digest
+
+
+def _known(training: Watched, places: list[int] | None, labels: list[int] | None) -> dict[str, Tensor]:
+    """What is known of the images at these places, as far as the student can be told."""
+    known = training.texts.take(places) if training.texts and places else {}
+    known |= {} if labels is None else {CLASS: torch.tensor(labels)}
+    return {name: part for name, part in known.items() if name in training.student.inputs}
 
 
 def _seed(training: Watched) -> int:

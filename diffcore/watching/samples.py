@@ -4,8 +4,8 @@ They are drawn as a checkpoint's own sampler draws them, of which a training nee
 trains nothing again.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from diffcore.core import precision, processes
 from diffcore.core.rng import noises
 from diffcore.core.shapes import Sample, batches
-from diffcore.denoisers.condition import Condition, of_classes
+from diffcore.denoisers.condition import Condition
 from diffcore.denoisers.denoiser import Denoiser, per_sample
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.denoisers.prediction import Prediction
@@ -47,8 +47,8 @@ STEPS = {"ddim": _flow, "multistep_consistency": _jump}
 class FixedSamples:
     """What is drawn of a network at each look.
 
-    reading: how the network is read. shape: of an image, (c, h, w). steps: see `Watch`. labels: the classes of the samples,
-    int64 [count], None for a network without classes. weight: of guidance, for a network that takes it as an input.
+    reading: how the network is read. shape: of an image, (c, h, w). steps: see `Watch`. inputs: what is known of the samples,
+    by the name of a network's input [count, ...]. weight: of guidance, for a network that takes it as an input.
     """
 
     method: Method
@@ -57,7 +57,7 @@ class FixedSamples:
     count: int
     seed: int
     steps: int | None = None
-    labels: Tensor | None = None
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
     weight: float | None = None
 
     @property
@@ -97,6 +97,6 @@ class FixedSamples:
         return x
 
     def _condition(self, rows: range) -> Condition:
-        labels = None if self.labels is None else self.labels[rows.start : rows.stop]
+        known = Condition(self.inputs)[rows.start : rows.stop]
         weight = None if self.weight is None else torch.full((len(rows),), self.weight, dtype=torch.float64)
-        return of_classes(labels, weight)
+        return replace(known, guidance=weight)

@@ -1,0 +1,36 @@
+"""Whose embeddings of captions a checkpoint is told, and those of the data at hand."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffcore.checkpoints.card import Card
+from diffcore.core.errors import UserError
+from diffcore.data import embeddings
+from diffcore.data.embeddings import Embeddings
+from diffcore.data.manifest import Manifest
+
+
+def embeddings_for(inputs: Sequence[str], folder: Path, data: Manifest) -> Embeddings | None:
+    """Those in `folder` of the captions of `data`, for a network that is told `inputs`; None for one that is told none. A
+    UserError where the data have no embeddings, or lack one of these inputs."""
+    if not inputs:
+        return None
+    own = embeddings.read(folder, data)
+    missing = [name for name in inputs if own is None or name not in own.inputs]
+    if missing:
+        has = f"only {', '.join(own.inputs)}" if own else "no embeddings of captions"
+        raise UserError(
+            f"the network is told {missing[0]}, and the data have {has}; set data.captions and text.encoder, or leave it out"
+        )
+    return own
+
+
+def embeddings_of(card: Card, folder: Path, data: Manifest) -> Embeddings | None:
+    """As `embeddings_for`, for the checkpoint of this card; a UserError too where another encoder made them."""
+    own = embeddings_for(card.inputs or (), folder, data)
+    if own is not None and card.encoder != own.encoder["digest"]:
+        raise UserError(
+            f"{card.name} is told the embeddings of the encoder {str(card.encoder)[:12]}, and those in {folder} are of "
+            f"{own.encoder['digest'][:12]}; set text.encoder to the one that it was trained with"
+        )
+    return own
