@@ -275,6 +275,8 @@ def test_each_word_of_the_configuration_that_changes_the_bytes_starts_anew_and_n
         "split": Split(holdout=0.3),
         "tolerance": 0.2,
         "bits": 12,
+        "captions": "{class}",
+        "unseen": None,
     }
     free = {"flip": True, "license": "mine"}
     assert {*others, *free} == set(Config.__dataclass_fields__)

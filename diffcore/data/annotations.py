@@ -1,4 +1,5 @@
-"""Files that say what class an image is of: StyleGAN's and EDM's dataset.json, Hugging Face's metadata.csv and .jsonl.
+"""Files that speak of images: StyleGAN's and EDM's dataset.json of their classes, Hugging Face's metadata.csv and .jsonl of
+classes and captions.
 
 Each speaks for the images beside it and below, named relative to it; no path is ever made of such a name. What could be
 meant in two ways is refused, with the key that says which.
@@ -16,7 +17,7 @@ from typing import Any
 
 from diffcore.core import disk
 from diffcore.core.errors import UserError
-from diffcore.data.tars import MOST_CLASSES, printable
+from diffcore.data.tars import MOST_CLASSES, few, printable
 
 DATASET = "dataset.json"
 METADATA = ("metadata.csv", "metadata.jsonl")
@@ -61,6 +62,37 @@ def read(root: Path, others: Iterable[tuple[str, ...]], column: str | None) -> A
     return _metadata(root, metadata, column) if metadata else None
 
 
+@dataclass(frozen=True)
+class Captions:
+    """What the files of one folder say in words.
+
+    files: which they are. values: by the image's path below the folder, as they stand there. note: what a user should hear.
+    """
+
+    files: tuple[str, ...]
+    values: dict[str, Any]
+    note: str
+
+
+def read_captions(root: Path, others: Iterable[tuple[str, ...]], column: str) -> Captions:
+    """The captions in this column of the metadata among `others` (paths below `root`). Raises UserError for none."""
+    names = ["/".join(parts) for parts in others if parts[-1] in (*METADATA, UNREAD)]
+    if not names:
+        fault = f"{column!r} is a column of metadata.csv or metadata.jsonl, and there is none"
+        raise UserError(f"data.captions: {fault}: write one with the columns {NAME} and {column}, or set it to null")
+    tables, files = _tables(root, names), _few(names)
+    others = [key for key in _columns(tables) if key != NAME]
+    if column not in others:
+        raise UserError(f"data.captions: {files} has no column {column!r}; it has {few(others, 12)}")
+    values: dict[str, Any] = {}
+    for name, rows in tables.items():
+        for image, row in _images(name, rows):
+            path, value = _path(name, image), row.get(column)
+            if values.setdefault(path, value) != value:
+                raise UserError(f"data.captions: {printable(path)} has two captions in {files}: mend it")
+    return Captions(tuple(names), values, f"captions are the column {printable(column)} of {files}")
+
+
 def _unclear(fault: str, remedy: str) -> UserError:
     return UserError(f"data.source: {fault}: {remedy}, or set data.labels to folders or to none")
 
@@ -92,12 +124,8 @@ def dataset_labels(text: str, name: str) -> Iterator[tuple[str, int]]:
 
 
 def _metadata(root: Path, names: list[str], column: str | None) -> Annotations:
-    unread = [name for name in names if name.endswith(UNREAD)]
-    if unread:
-        raise _unclear(f"{unread[0]} is not read", "save it as metadata.csv")
-    tables = {name: list(_rows(_text(root, name), name)) for name in names}
-    columns = list(dict.fromkeys(key for rows in tables.values() for row in rows for key in row))
-    files = _few(names)
+    tables = _tables(root, names)
+    columns, files = _columns(tables), _few(names)
     if NAME not in columns:
         return Annotations(tuple(names), {}, f"{files} has no column {NAME}, so nothing is read from it", silent=True)
     chosen = _chosen(columns, column, files)
@@ -105,6 +133,25 @@ def _metadata(root: Path, names: list[str], column: str | None) -> Annotations:
         having = ", ".join(printable(each) for each in columns)
         return Annotations(tuple(names), {}, f"{files} has no column of labels (it has {having})", silent=True)
     return Annotations(tuple(names), _labels(tables, chosen), f"classes are the column {printable(chosen)} of {files}")
+
+
+def _tables(root: Path, names: list[str]) -> dict[str, list[dict[str, Any]]]:
+    unread = [name for name in names if name.endswith(UNREAD)]
+    if unread:
+        raise _unclear(f"{unread[0]} is not read", "save it as metadata.csv")
+    return {name: list(_rows(_text(root, name), name)) for name in names}
+
+
+def _columns(tables: dict[str, list[dict[str, Any]]]) -> list[str]:
+    return list(dict.fromkeys(key for rows in tables.values() for row in rows for key in row))
+
+
+def _images(name: str, rows: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, row in enumerate(rows, 1):
+        image = row.get(NAME)
+        if not isinstance(image, str) or not image:
+            raise UserError(f"data.source: row {number} of {name} has no {NAME}: mend it")
+        yield image, row
 
 
 def _chosen(columns: list[str], column: str | None, files: str) -> str | None:
@@ -133,10 +180,7 @@ def column_of_labels(others: list[str], column: str | None, files: str) -> str |
 def _labels(tables: dict[str, list[dict[str, Any]]], column: str) -> dict[str, Label]:
     labels: dict[str, Label] = {}
     for name, rows in tables.items():
-        for number, row in enumerate(rows, 1):
-            image = row.get(NAME)
-            if not isinstance(image, str) or not image:
-                raise UserError(f"data.source: row {number} of {name} has no {NAME}: mend it")
+        for image, row in _images(name, rows):
             _put(labels, name, image, _label(row.get(column), name, image, column))
     if any(name.endswith(".csv") for name in tables):
         labels = _as_numbers(labels)
@@ -166,10 +210,15 @@ def _as_numbers(labels: dict[str, Label]) -> dict[str, Label]:
 
 
 def _put(labels: dict[str, Label], name: str, image: str, label: Label) -> None:
-    path = posixpath.normpath(posixpath.join(posixpath.dirname(name), image.replace("\\", "/")))
+    path = _path(name, image)
     if labels.setdefault(path, label) != label:
         raise UserError(f"data.source: {printable(path)} has two labels, {labels[path]} and {label} in {name}: mend it")
     _check_range(name, path, label)
+
+
+def _path(name: str, image: str) -> str:
+    # below the folder, of an image that the file `name` calls so
+    return posixpath.normpath(posixpath.join(posixpath.dirname(name), image.replace("\\", "/")))
 
 
 def _check_range(name: str, path: str, label: Label) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from diffcore.data import folders, remote, sources
+from diffcore.data import captions, folders, remote, sources
 from diffcore.data.folders import NONE
 from diffcore.data.split import Split
 
@@ -31,6 +31,9 @@ class Config:
     tolerance: the share of images that may be unreadable; these are left out, counted and named.
     bits: of 16-bit images, how many are used: 12 where white is 4095. None for all 16, which is refused if none of the
         images is as bright as half of that.
+    captions: of the images: a template with {class} in it, or what the source has them under (a column; txt or json.KEY in
+        shards, docs/data.md); None for none.
+    unseen: a shell's patterns of captions; images that have one are neither trained on nor held out.
     """
 
     source: str
@@ -46,6 +49,8 @@ class Config:
     split: Split | None = None
     tolerance: float = 0.01
     bits: int | None = None
+    captions: str | None = None
+    unseen: list[str] | None = None
 
     def __post_init__(self):
         kind, place = sources.parse(self.source)
@@ -71,6 +76,11 @@ class Config:
             raise ValueError(f"labels may be null or none for {word}; {self.labels!r} is for a folder of images")
         if not kind.named_splits and self.split is not None and (self.split.train or self.split.names):
             raise ValueError(f"split names folders, and {word} has none; say a share, as in holdout: 0.1")
+        if fault := captions.fault(self.captions, kind.caption_names, word, self.labels != NONE):
+            raise ValueError(fault)
+        if self.unseen is not None and (self.captions is None or not all(self.unseen or [""])):
+            what = "names captions, and captions is null" if self.captions is None else "must name at least one caption"
+            raise ValueError(f"unseen {what}: null leaves none out")
 
     @property
     def origin(self) -> str:

@@ -3,8 +3,9 @@
 import collections
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from diffcore.core.errors import UserError
 from diffcore.data import annotations, tars
@@ -45,13 +46,14 @@ Parts = tuple[str, ...]
 class Picture:
     """An image file: its path below the folder, its split and its class; None where there are none.
 
-    there: False for one that only an annotation speaks of.
+    there: False for one that only an annotation speaks of. caption: as an annotation has it.
     """
 
     parts: Parts
     split: str | None
     label: int | None
     there: bool = True
+    caption: Any = None
 
     @property
     def name(self) -> str:
@@ -73,10 +75,13 @@ class Contents:
     files: list[Path]
 
 
-def read(root: Path, place: str, labels: str | None, named: Iterable[str] = ()) -> Contents:
+def read(
+    root: Path, place: str, labels: str | None, named: Iterable[str] = (), captions: str | None = None
+) -> Contents:
     """What lies below `root`, without opening an image.
 
     place: what the user calls it. labels: data.labels. named: folders that are splits besides SPLITS, in small letters.
+    captions: the column of the metadata that has them; None for none.
     Raises UserError if there are no images or if it is not clear what they are.
     """
     walk = _walk(root, place)
@@ -97,6 +102,11 @@ def read(root: Path, place: str, labels: str | None, named: Iterable[str] = ()) 
     else:
         pictures, classes = _by_folder(walk.images, splits, depth, place)
         notes += _without_images(walk, depth) + _inner_splits(walk.images, depth) if classes else []
+    if captions is not None:
+        words = annotations.read_captions(root, walk.others, captions)
+        notes.append(words.note)
+        used |= {tuple(name.split("/")) for name in words.files}
+        pictures = _captioned(pictures, words.values)
     files = [root.joinpath(*parts) for parts in (*walk.images, *sorted(used))]
     return Contents(pictures, classes, [parts for parts in walk.others if parts not in used], notes, files)
 
@@ -209,6 +219,13 @@ def _annotated(
     absent = sorted(set(labels) - {"/".join(parts) for parts in images})
     pictures += [Picture((name,), None, None, there=False) for name in absent]
     return pictures, classes and [printable(name) for name in classes]
+
+
+def _captioned(pictures: list[Picture], values: dict[str, Any]) -> list[Picture]:
+    # with their captions, and with those that have one and are not there
+    absent = sorted(set(values) - {"/".join(picture.parts) for picture in pictures})
+    pictures = pictures + [Picture((name,), None, None, there=False) for name in absent]
+    return [replace(picture, caption=values.get("/".join(picture.parts))) for picture in pictures]
 
 
 def _by_folder(

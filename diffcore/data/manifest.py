@@ -12,6 +12,9 @@ from diffcore.core.errors import UserError
 
 SCHEMA = 1
 
+LATER = ("captions", "unseen")
+"""Fields that older manifests have not, and that are written where they say something."""
+
 HELD_OUT = "holdout"
 """The folder, within that of the images to train on, of those that are held out."""
 
@@ -34,8 +37,10 @@ class Manifest:
     {name, images, reason} (a damaged block of a tar counts as many). enlarged: images smaller than the size asked for.
     ignored: files of other kinds beside a folder's images. splits: images found in each of a folder's train/, test/, ...
     shape: [channels, height, width]. classes: names by label; None if the images have no labels.
-    digest: sha256 over what training can see (the shards, shape, classes, layout), not over where it came from, so that
-    the same images found in another place give the same digest. A checkpoint carries it as its data digest.
+    captions: whether the images have captions. unseen: the captions whose images data.unseen left out, of those held out
+    too, each once, in alphabetical order. Where there are none the file says nothing of either.
+    digest: sha256 over what training can see (the shards, shape, classes, layout, captions), not over where it came from, so
+    that the same images found in another place give the same digest. A checkpoint carries it as its data digest.
     """
 
     schema: int
@@ -53,6 +58,8 @@ class Manifest:
     members: Literal["block", "image"]
     shards: tuple[Shard, ...]
     digest: str
+    captions: bool = False
+    unseen: tuple[str, ...] = ()
 
     @staticmethod
     def read(folder: Path, verify: bool = True) -> "Manifest":
@@ -69,6 +76,10 @@ class Manifest:
                 raise UserError(f"{path} is not what the manifest says: run the shard stage again")
         return manifest
 
+    def content(self) -> dict[str, Any]:
+        """What the file says."""
+        return {name: value for name, value in asdict(self).items() if name not in LATER or value}
+
     @property
     def image_bytes(self) -> int:
         """The size of one decoded image."""
@@ -78,7 +89,9 @@ class Manifest:
 def digest(content: dict[str, Any]) -> str:
     """Of a manifest's fields, those that training can see."""
     seen = ("schema", "images", "shape", "classes", "members")
-    return disk.digest({name: content[name] for name in seen} | {"shards": [asdict(s) for s in content["shards"]]})
+    later = {name: content[name] for name in LATER if content.get(name)}
+    shards = [asdict(shard) for shard in content["shards"]]
+    return disk.digest({name: content[name] for name in seen} | later | {"shards": shards})
 
 
 def _parse(folder: Path) -> Manifest:
@@ -93,11 +106,20 @@ def _parse(folder: Path) -> Manifest:
         raise UserError(f"{path} is not a manifest of schema {SCHEMA}: run the shard stage again")
     with contextlib.suppress(KeyError, TypeError, ValueError):
         value["shards"] = tuple(Shard(**shard) for shard in value["shards"])
-        for name in ("shape", "classes", "quarantined"):
-            value[name] = value[name] if value[name] is None else tuple(value[name])
+        for name in ("shape", "classes", "quarantined", "unseen"):
+            if value.get(name) is not None:
+                value[name] = tuple(value[name])
         names = [shard.name for shard in value["shards"]]
-        whole = set(value) == {each.name for each in fields(Manifest)} and all(Path(n).name == n for n in names)
+        whole = _is_whole(value) and all(Path(n).name == n for n in names)
         adds_up = value["images"] == sum(shard.images for shard in value["shards"])
         if whole and adds_up and value["digest"] == digest(value):
             return Manifest(**value)
     raise UserError(f"{path} was changed after it was written: run the shard stage again")
+
+
+def _is_whole(value: dict[str, Any]) -> bool:
+    # every field, and those of LATER where they say something
+    wanted = {each.name for each in fields(Manifest)}
+    return set(value) == wanted - {name for name in LATER if name not in value} and all(
+        value[name] for name in LATER if name in value
+    )

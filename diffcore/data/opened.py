@@ -13,18 +13,19 @@ from typing import BinaryIO
 import numpy as np
 
 from diffcore.core.errors import UserError
-from diffcore.data import tars
+from diffcore.data import captions, tars
 from diffcore.data.manifest import Manifest, Shard
 
 PIECE = 1 << 20  # bytes
 Content = bytes | memoryview
+KEPT = (*tars.TAR_LABELS, *tars.TAR_CAPTIONS)  # parts of a sample whose content is looked at
 
 
 class Opened:
     """One shard: where each image lies in its open file, and a checksum of it; made by `open_shard`.
 
     Nothing of the images is held in memory. Each is held against its checksum when it is read, so that a file that changes
-    after it was opened is noticed. labels: int64 [n] or None.
+    after it was opened is noticed. labels: int64 [n] or None. captions: one for each image, or None.
     """
 
     def __init__(self, path: Path, file: int, index: "Index"):
@@ -33,6 +34,7 @@ class Opened:
         self._starts, self._sizes = (np.array(values, dtype=np.int64) for values in (index.starts, index.sizes))
         self._sums = np.array(index.sums, dtype=np.uint32)
         self.labels = np.array(index.labels, dtype=np.int64) if index.labels and index.labels[0] is not None else None
+        self.captions = index.captions
         weakref.finalize(self, os.close, file)
 
     def __len__(self) -> int:
@@ -65,7 +67,7 @@ class Opened:
 
 
 class Index:
-    """What is learned of a shard in one sweep: place, length and CRC-32 of each image, and its label.
+    """What is learned of a shard in one sweep: place, length and CRC-32 of each image, its label and its caption.
 
     shape: [c, h, w] of every image. Raises ValueError for what no shard of ours holds.
     """
@@ -75,6 +77,8 @@ class Index:
         self.starts, self.sizes, self.sums = [], [], []
         self.words: list[str] = []
         self.labels: list[int | None] = []
+        self.captions: list[str] | None = None
+        self._texts: dict[str, str] = {}  # one text in memory for all images that have it
         keys: set[str] = set()
         last, sample, before = None, {}, 0
         for key, word, start, content in parts:
@@ -86,7 +90,7 @@ class Index:
                 keys.add(key)
             if word in sample:
                 raise tars.Uncommon
-            sample[word] = bytes(content) if word in tars.TAR_LABELS else b""
+            sample[word] = bytes(content) if word in KEPT else b""
             if word in tars.TAR_IMAGES:
                 self._image(word, start, content)
         self._label(sample, before)
@@ -118,6 +122,15 @@ class Index:
         if sample:
             labels = {word: content for word, content in sample.items() if word in tars.TAR_LABELS}
             self.labels += tars.labels_of(labels, len(self.starts) - before)
+            self._caption(sample, before)
+
+    def _caption(self, sample: dict[str, bytes], before: int) -> None:
+        texts = captions.of_sample(sample, len(self.starts) - before)
+        if before and (texts is None) != (self.captions is None):
+            raise ValueError("only some of its images have captions")
+        if texts is not None:
+            self.captions = self.captions or []
+            self.captions += [self._texts.setdefault(text, text) for text in texts]
 
 
 def open_shard(folder: Path, manifest: Manifest, index: int) -> Opened:
@@ -135,6 +148,9 @@ def open_shard(folder: Path, manifest: Manifest, index: int) -> Opened:
     if (opened.labels is None) != (manifest.classes is None):
         has = "no" if opened.labels is None else "unannounced"
         raise UserError(f"{path} has {has} labels, against the manifest: run the shard stage again")
+    if (opened.captions is None) == manifest.captions:
+        has = "no" if opened.captions is None else "unannounced"
+        raise UserError(f"{path} has {has} captions, against the manifest: run the shard stage again")
     if len(opened) != shard.images:
         raise UserError(
             f"{path} holds {len(opened)} images, the manifest says {shard.images}: run the shard stage again"

@@ -37,7 +37,10 @@ def read(entries: list[Entry], form: fitting.Form, encoded: bool) -> list[Outcom
 def _outcome(entry: Entry, form: fitting.Form, encode: Callable[[Any], Any] | None) -> Outcome:
     try:
         pictures, labels = entry.read()
-        read = zip(pictures[: entry.images], labels)
+        captions = entry.captions or [None] * entry.images
+        if entry.captions is not None and not len(captions) == len(pictures[: entry.images]):
+            raise UserError(f"{entry.name} was changed while it was read: run the same again")
+        read = zip(pictures[: entry.images], labels, captions)
         return Outcome(entry.name, [_sample(*one, form, entry.name, encode) for one in read], 0, "")
     except UserError:
         raise
@@ -50,11 +53,16 @@ def _outcome(entry: Entry, form: fitting.Form, encode: Callable[[Any], Any] | No
 
 
 def _sample(
-    picture: Any, label: int | None, form: fitting.Form, name: str, encode: Callable[[Any], Any] | None
+    picture: Any,
+    label: int | None,
+    caption: str | None,
+    form: fitting.Form,
+    name: str,
+    encode: Callable[[Any], Any] | None,
 ) -> Sample:
     pixels, enlarged, peak = fitting.fit(picture, form, name)
     blank = pixels.shape[:2] != (1, 1) and bool((pixels == pixels[0, 0]).all())
-    return Sample(encode(pixels) if encode else pixels, label, enlarged, peak, blank)
+    return Sample(encode(pixels) if encode else pixels, label, enlarged, peak, blank, caption)
 
 
 def encode(pixels: np.ndarray) -> tuple[str, bytes]:

@@ -1,4 +1,4 @@
-"""Images from shards: one by one, all in memory, or looked up in a data set larger than memory."""
+"""Images from shards: one by one, all in memory, or looked up in a data set larger than memory; and their captions."""
 
 import collections
 import functools
@@ -67,6 +67,16 @@ def load_resident(folder: Path, workers: int = 2) -> Images:
             f"{folder} holds {start} images, the manifest says {manifest.images}: run the shard stage again"
         )
     return Images(pixels, None if manifest.classes is None else labels, manifest.classes, counts)
+
+
+def captions(folder: Path) -> Iterator[list[str]]:
+    """The captions of each shard in turn, one for each image in its order. Raises UserError as `open_shard` does, and for
+    data without captions."""
+    manifest = Manifest.read(folder, verify=False)
+    if not manifest.captions:
+        raise UserError(f"{folder} has no captions: set data.captions and run the shard stage again")
+    for index in range(len(manifest.shards)):
+        yield open_shard(folder, manifest, index).captions
 
 
 def open_images(folder: Path, memory_bytes: int, workers: int = 2) -> "Images | StreamedImages":

@@ -1,5 +1,6 @@
-"""Which images of a source are taken: with or without their labels, what is held out, and how many."""
+"""Which images of a source are taken: with or without labels and captions, what is held out and left out, and how many."""
 
+import fnmatch
 import functools
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
@@ -10,11 +11,12 @@ import torch
 
 from diffcore.core.errors import UserError
 from diffcore.core.rng import generator
-from diffcore.data import sources
+from diffcore.data import captioning, sources
 from diffcore.data.cache import Cache
 from diffcore.data.config import Config
 from diffcore.data.folders import NONE
 from diffcore.data.sources import Entry, Source
+from diffcore.data.tars import few
 
 
 def find(config: Config, cache: Cache | None = None, tell: Callable[[str], None] = lambda line: None) -> Source:
@@ -23,11 +25,15 @@ def find(config: Config, cache: Cache | None = None, tell: Callable[[str], None]
     cache: for a source that is remote. tell: hears how far a long look-up is.
     """
     kind, place = sources.parse(config.source)
-    source = kind(cache, tell).find(place, config.labels, config.split)
+    source = kind(cache, tell, config.captions).find(place, config.labels, config.split)
     if config.labels == NONE:
         source = _unlabelled(source)
+    if config.captions is not None:
+        source = captioning.written(source, config.captions)
     if config.split is not None and config.split.share:
         source = _drawn(source, config.split.share)
+    if config.unseen is not None:  # after the draw, which then holds out the same images
+        source = _unseen(source, config.unseen)
     return _finished(source, config.limit, dealt=kind.dealt)
 
 
@@ -78,7 +84,8 @@ def _lot(name: str) -> float:
 def _rows_of(entry: Entry, rows: list[int]) -> list[Entry]:
     if not rows or len(rows) == entry.images:
         return [entry] * bool(rows)
-    return [replace(entry, images=len(rows), read=functools.partial(_read_rows, entry.read, rows))]
+    captions = entry.captions and [entry.captions[row] for row in rows]
+    return [replace(entry, images=len(rows), read=functools.partial(_read_rows, entry.read, rows), captions=captions)]
 
 
 def _read_rows(read: Callable[[], tuple[Sequence[Any], Any]], rows: list[int]) -> tuple[list[Any], list[int | None]]:
@@ -91,8 +98,42 @@ def _first(entries: list[Entry], limit: int | None) -> list[Entry]:
         return entries
     kept = []
     for entry in entries:
-        kept.append(replace(entry, images=min(entry.images, limit)))
+        kept.append(replace(entry, images=min(entry.images, limit), captions=entry.captions and entry.captions[:limit]))
         limit -= kept[-1].images
         if not limit:
             break
     return kept
+
+
+def _unseen(source: Source, patterns: Sequence[str]) -> Source:
+    # without the images whose captions match one of the patterns, of those held out too
+    parts = [source] + [source.held] * (source.held is not None)
+    texts = sorted({text for part in parts for entry in part.entries for text in entry.captions or ()})
+    out = set().union(*(_matching(texts, pattern) for pattern in patterns))
+    left = [_without(part, out) for part in parts]
+    if not all(part.entries for part in left):
+        which = "of those held out" if left[0].entries else "over"
+        raise UserError(f"data.unseen leaves no image {which}: name fewer captions")
+    images = sum(part.images for part in parts) - sum(part.images for part in left)
+    notes = [*source.notes, f"left out by data.unseen: {images} images of {len(out)} captions"]
+    return replace(left[0], held=left[1] if len(left) > 1 else None, notes=notes)
+
+
+def _matching(texts: Sequence[str], pattern: str) -> list[str]:
+    matching = [text for text in texts if fnmatch.fnmatchcase(text, pattern)]
+    if not matching:
+        raise UserError(f"data.unseen: no caption matches {pattern!r}; there are {len(texts)} ({few(texts)})")
+    return matching
+
+
+def _without(source: Source, out: set[str]) -> Source:
+    entries: list[Entry] = []
+    for entry in source.entries:
+        captions = entry.captions
+        rows = (
+            list(range(entry.images))
+            if captions is None
+            else [row for row, text in enumerate(captions) if text not in out]
+        )
+        entries += _rows_of(entry, rows)
+    return replace(source, entries=entries, unseen=tuple(sorted(out)))

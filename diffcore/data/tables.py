@@ -7,7 +7,7 @@ Python of a table is run.
 import contextlib
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from diffcore.data import annotations, tars
 from diffcore.data.folders import NONE
 from diffcore.data.sources import Entry, Source
 from diffcore.data.split import Split, divide
-from diffcore.data.tars import MOST_CLASSES, printable
+from diffcore.data.tars import MOST_CLASSES, few, printable
 
 Row = TypeVar("Row")
 """Where a row lies, as a kind of file needs it."""
@@ -26,13 +26,19 @@ IMAGE_WORDS = ("image", "img")
 """Which of several columns of images is taken."""
 
 
+CAPTION_NAMES = (".+", "a column of texts")
+"""What `data.captions` may name of a table."""
+
+
 @dataclass(frozen=True)
 class Columns:
-    """image: the column of images. label: that of labels, or None. names: of its classes by label, where a table says."""
+    """image: the column of images. label, caption: those of labels and captions, or None. names: of its classes by label,
+    where a table says."""
 
     image: str
     label: str | None
     names: tuple[str, ...] | None = None
+    caption: str | None = None
 
 
 def library(name: str) -> Any:
@@ -45,8 +51,9 @@ def library(name: str) -> Any:
         ) from None
 
 
-def columns(schema: Any, labels: str | None, place: str) -> Columns:
-    """Which columns of a table are read. labels: data.labels. Raises UserError where that is not clear."""
+def columns(schema: Any, labels: str | None, place: str, caption: str | None = None) -> Columns:
+    """Which columns of a table are read. labels: data.labels. caption: the name of that of captions. Raises UserError where
+    that is not clear."""
     types = library("pyarrow").types
     images = [field.name for field in schema if _is_image(field.type, types)]
     named = [name for name in images if name.lower() in IMAGE_WORDS] if len(images) > 1 else images
@@ -60,31 +67,36 @@ def columns(schema: Any, labels: str | None, place: str) -> Columns:
     label = None
     if labels != NONE:
         label = annotations.column_of_labels(others, labels, place)
-    return Columns(named[0], label, _class_names(schema, label))
+    caption = caption and _of_texts(schema, caption, place, types)
+    return Columns(named[0], label, _class_names(schema, label), caption)
 
 
 def check(names: Sequence[str], chosen: Columns, path: Path) -> None:
     """Raises UserError where a file of several has not the columns that were chosen by the first."""
-    for column in filter(None, (chosen.image, chosen.label)):
+    for column in filter(None, (chosen.image, chosen.label, chosen.caption)):
         if names.count(column) != 1:
             raise UserError(f"data.source: {path} has no column {printable(column)}, as the first file has")
 
 
 def source(
     rows: Sequence[Row],
-    values: Sequence[Any],
+    values: Sequence[tuple[Any, Any]],
     entry: Callable[[Row, str, int | None], Entry],
+    captions_of: Callable[[Sequence[int | None], Sequence[Any] | None], Sequence[Any] | None],
     chosen: Columns,
     place: str,
     split: Split | None,
     files: list[Path],
 ) -> Source:
-    """What tables hold. values: of the column of labels, for each row; entry: makes one of a row, the column of its image and
-    its label. Raises UserError for no rows and for what is no label."""
+    """What tables hold. values: of the columns of labels and captions, for each row; entry: makes one of a row, the column of
+    its image and its label; captions_of: as of a kind of source. Raises UserError for no rows and for what is no label."""
     if not rows:
         raise UserError(f"data.source: {printable(place)} has no rows")
-    labels, classes = numbered(values, chosen, printable(place))
-    entries = [entry(row, chosen.image, label) for row, label in zip(rows, labels)]
+    labels, classes = numbered([label for label, _ in values], chosen, printable(place))
+    entries = [
+        replace(entry(row, chosen.image, label), captions=captions_of([label], [text] if chosen.caption else None))
+        for row, label, (_, text) in zip(rows, labels, values)
+    ]
     kept, out, notes = divide(entries, split, place)
     held = Source(out, classes) if out else None
     return Source(kept, classes, files=files, notes=notes, held=held)
@@ -113,6 +125,14 @@ def numbered(values: Sequence[Any], chosen: Columns, place: str) -> tuple[list[i
             fault = f"row {row} has {printable(chosen.label)} {value}, not in 0 .. {most - 1}"
             raise UserError(f"data.source: {place}: {fault}: mend it, or set data.labels to none")
     return list(values), [printable(name) for name in chosen.names] if chosen.names else None
+
+
+def _of_texts(schema: Any, column: str, place: str, types: Any) -> str:
+    if column not in schema.names:
+        raise UserError(f"data.captions: {place} has no column {column!r}; it has {few(schema.names, 12)}")
+    if _is_image(schema.field(column).type, types):
+        raise UserError(f"data.captions: {printable(column)} of {place} is a column of bytes: name one of texts")
+    return column
 
 
 def _is_image(kind: Any, types: Any) -> bool:

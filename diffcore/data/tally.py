@@ -25,11 +25,13 @@ class Sample(NamedTuple):
     enlarged: bool
     peak: int | None
     blank: bool
+    caption: str | None = None
 
 
 @dataclass
 class Tally:
-    """What was read so far; `entry` and `taken` say up to where: `taken` images of that entry of the source."""
+    """What was read so far; `entry` and `taken` say up to where: `taken` images of that entry of the source. captioned:
+    whether images have captions."""
 
     found: int
     tolerance: float
@@ -46,6 +48,7 @@ class Tally:
     dim: list[str] = field(default_factory=list)
     entry: int = 0
     taken: int = 0
+    captioned: bool = False
 
     def lose(self, name: str, images: int, reason: str) -> None:
         self.quarantined.append({"name": name, "images": images, "reason": reason})
@@ -63,6 +66,8 @@ class Tally:
             self.peak = max(self.peak, sample.peak)
             self.dim += [name] * (sample.peak < fitting.FULL // 16)
         self._label(name, sample.label)
+        if self.captioned and not sample.caption:
+            raise UserError(f"data.captions: {name} has no caption: give it one, or set data.captions to null")
 
     def _label(self, name: str, label: int | None) -> None:
         if self.labelled is None:

@@ -30,6 +30,8 @@ EXTENSIONS = {
 }
 TAR_IMAGES = ("png", "jpg", "jpeg", "webp", "npy")
 TAR_LABELS = ("cls", "json", "cls.npy")
+TAR_CAPTIONS = ("txt", "captions.json")
+KNOWN = TAR_IMAGES + TAR_LABELS + TAR_CAPTIONS
 MOST_CLASSES = 65536
 
 
@@ -47,6 +49,9 @@ PLAIN = re.compile(
     rb"(?P<name>[!-~]{1,99})\0+[0-7\0]{24}(?P<size>[0-7]{11})\0.{20}[0\0]\0{100}ustar.{83}\0{167}", re.DOTALL
 )
 """The header of a plain file in a tar: no link, no prefix of its name, nothing that another header says of it."""
+
+WHOLE, TEXTS = ("iu", "whole numbers"), ("SU", "texts")
+"""What an .npy may hold: NumPy's letters for it, and in words."""
 
 DEEP = 16
 """Not a word: a picture's own texts stand in `info` under theirs."""
@@ -84,9 +89,10 @@ def decode(content: bytes | memoryview, extension: str) -> Any:
     return ImageOps.exif_transpose(picture)
 
 
-def array(content: bytes | memoryview) -> np.ndarray:
-    """The array of whole numbers in an .npy file. Raises ValueError for anything else; objects are never unpickled."""
-    shape, dtype, start = npy_header(io.BytesIO(content[:65536]), len(content))
+def array(content: bytes | memoryview, kinds: tuple[str, str] = WHOLE) -> np.ndarray:
+    """The array of whole numbers, or of TEXTS, in an .npy file. Raises ValueError for anything else; objects are never
+    unpickled."""
+    shape, dtype, start = npy_header(io.BytesIO(content[:65536]), len(content), kinds)
     return np.frombuffer(content, dtype, offset=start).reshape(shape)
 
 
@@ -133,7 +139,7 @@ def plain(file: Any) -> Iterator[tuple[str, str, int, bytes | memoryview]]:
         key, extension = _parted(match["name"].decode("ascii")) if match else ("", "")
         size = int(match["size"], 8) if match else 0
         content = file.read(size)
-        if extension not in TAR_IMAGES + TAR_LABELS or len(content) < size:
+        if extension not in KNOWN or len(content) < size:
             raise Uncommon
         yield key, extension, at + 512, content
         at += 512 + size + len(file.read(-size % 512))
@@ -185,8 +191,8 @@ def _key(member: tarfile.TarInfo, name: str) -> tuple[str, str]:
     key, extension = _parted(member.name)
     if not member.isreg() or member.issparse():
         raise UserError(f"{name}: {member.name!r} is a link, a device or sparse; only plain files are read")
-    if extension not in TAR_IMAGES + TAR_LABELS:
-        extensions = ", ".join(TAR_IMAGES + TAR_LABELS)
+    if extension not in KNOWN:
+        extensions = ", ".join(KNOWN)
         raise UserError(f"{name}: {member.name!r} is of an unknown kind, and was not opened; known are {extensions}")
     return key, extension
 
@@ -220,8 +226,11 @@ ITEM = re.compile(
 )
 
 
-def npy_header(file: io.BufferedIOBase, size: int) -> tuple[tuple[int, ...], np.dtype, int]:
-    """Shape, dtype and length of the header of the .npy of `size` bytes that starts where `file` is. Raises ValueError."""
+def npy_header(
+    file: io.BufferedIOBase, size: int, kinds: tuple[str, str] = WHOLE
+) -> tuple[tuple[int, ...], np.dtype, int]:
+    """Shape, dtype and length of the header of the .npy of `size` bytes that starts where `file` is. kinds: WHOLE or TEXTS.
+    Raises ValueError."""
     start = file.tell()
     items = _npy_items(file)
     descr = items["descr"].strip("'\"")
@@ -229,8 +238,8 @@ def npy_header(file: io.BufferedIOBase, size: int) -> tuple[tuple[int, ...], np.
         dtype, shape = np.dtype(descr), tuple(map(int, re.findall(r"-?\d+", items["shape"])))
     except (TypeError, ValueError):
         raise ValueError(f"the header of the .npy cannot be read (descr {descr})") from None
-    if items["fortran_order"] != "False" or dtype.kind not in "iu":
-        raise ValueError(f"an .npy must hold whole numbers in C order, not {dtype}")
+    if items["fortran_order"] != "False" or dtype.kind not in kinds[0]:
+        raise ValueError(f"an .npy must hold {kinds[1]} in C order, not {dtype}")
     header = file.tell() - start
     if min(shape, default=0) < 0 or size - header != dtype.itemsize * int(np.prod(shape, dtype=object)):
         raise ValueError("the .npy is shorter or longer than it says")

@@ -2,6 +2,7 @@
 
 Small images lie in blocks, many in one `.npy` member [n, h, w, c] with their labels in `.cls.npy`: reading them costs a
 hundredth of what one member for each image costs. Larger images lie one to a member, losslessly encoded, with `.cls`.
+Captions lie beside them, in `.captions.json` of a block and in `.txt` of an image.
 """
 
 import contextlib
@@ -18,12 +19,12 @@ import numpy as np
 
 from diffcore.core import disk
 from diffcore.core.errors import UserError
-from diffcore.data import fitting, folders, ledger, pixels, selection, workers
+from diffcore.data import captions, fitting, folders, ledger, pixels, selection, workers
 from diffcore.data.cache import Cache
 from diffcore.data.config import Config
 from diffcore.data.manifest import HELD_OUT, SCHEMA, Manifest, Shard, digest
 from diffcore.data.sources import Entry, Source
-from diffcore.data.tally import Tally
+from diffcore.data.tally import Sample, Tally
 
 BLOCK = 256  # images in a block
 CHUNK = 64  # images that a worker reads at a time
@@ -89,7 +90,7 @@ def _write_all(job: "_Job", source: Source, folder: Path, kept: ledger.Ledger | 
     for part in reversed(parts):  # the manifest of what is trained on is the last
         part.tell(classes, job)
         manifest = _manifest(job, part, classes)
-        disk.write_json(part.folder / "manifest.json", asdict(manifest))
+        disk.write_json(part.folder / "manifest.json", manifest.content())
     return manifest
 
 
@@ -122,7 +123,7 @@ def _after(before: int, total: int, on_progress: Progress, done: int) -> None:
 def _write_part(
     job: _Job, source: Source, folder: Path, kept: ledger.Ledger | None, on_progress: Callable[[int], None]
 ) -> "_Part":
-    tally, done = Tally(source.images, job.config.tolerance), []
+    tally, done = Tally(source.images, job.config.tolerance, captioned=job.config.captions is not None), []
     if kept is not None and (left := kept.load()) is not None:
         tally, done = Tally(**left["tally"]), [Shard(**shard) for shard in left["shards"]]
         job.tell(f"goes on after {tally.images + tally.bad} of {tally.found} images")
@@ -137,11 +138,9 @@ def _write_part(
     return _Part(source, folder, tally, tuple(done))
 
 
-def _samples(
-    source: Source, job: _Job, tally: Tally, on_progress: Callable[[int], None]
-) -> Iterator[tuple[Any, int | None]]:
-    # (content, label) of every image that can be read, in the source's order, from where the tally stands; content as the
-    # kind of member wants it
+def _samples(source: Source, job: _Job, tally: Tally, on_progress: Callable[[int], None]) -> Iterator[Sample]:
+    # of every image that can be read, in the source's order, from where the tally stands; content as the kind of member
+    # wants it
     work = functools.partial(pixels.read, form=job.form, encoded=job.kind == "image")
     start = job.start if source.images > FEW else ThreadPoolExecutor
     for outcomes in workers.in_order(work, _chunks(source.entries[tally.entry :]), job.workers, start):
@@ -150,7 +149,7 @@ def _samples(
                 tally.lose(outcome.name, outcome.lost, outcome.reason)
             for sample in outcome.samples[tally.taken :]:
                 tally.count(outcome.name, sample)
-                yield sample.content, sample.label
+                yield sample
             tally.next_entry()
         on_progress(tally.images + tally.bad)
 
@@ -167,8 +166,8 @@ def _chunks(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
         yield chunk
 
 
-def _blocks(samples: Iterator[tuple[np.ndarray, int | None]]) -> Iterator[tuple[int, dict[str, bytes]]]:
-    held: list[tuple[np.ndarray, int | None]] = []
+def _blocks(samples: Iterator[Sample]) -> Iterator[tuple[int, dict[str, bytes]]]:
+    held: list[Sample] = []
     for sample in samples:
         held.append(sample)
         if len(held) == BLOCK:
@@ -178,10 +177,12 @@ def _blocks(samples: Iterator[tuple[np.ndarray, int | None]]) -> Iterator[tuple[
         yield len(held), _block(held)
 
 
-def _block(held: list[tuple[np.ndarray, int | None]]) -> dict[str, bytes]:
-    parts = {"npy": _npy(np.stack([content for content, _ in held]))}
-    if held[0][1] is not None:
-        parts["cls.npy"] = _npy(np.array([label for _, label in held], dtype="<i8"))
+def _block(held: list[Sample]) -> dict[str, bytes]:
+    parts = {"npy": _npy(np.stack([sample.content for sample in held]))}
+    if held[0].label is not None:
+        parts["cls.npy"] = _npy(np.array([sample.label for sample in held], dtype="<i8"))
+    if held[0].caption is not None:
+        parts["captions.json"] = captions.encode([sample.caption for sample in held])
     return parts
 
 
@@ -191,9 +192,15 @@ def _npy(values: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def _singles(samples: Iterator[tuple[tuple[str, bytes], int | None]]) -> Iterator[tuple[int, dict[str, bytes]]]:
-    for (extension, content), label in samples:
-        yield 1, {extension: content} | ({} if label is None else {"cls": str(label).encode()})
+def _singles(samples: Iterator[Sample]) -> Iterator[tuple[int, dict[str, bytes]]]:
+    for sample in samples:
+        extension, content = sample.content
+        parts = {extension: content}
+        if sample.label is not None:
+            parts["cls"] = str(sample.label).encode()
+        if sample.caption is not None:
+            parts["txt"] = sample.caption.encode()
+        yield 1, parts
 
 
 def _write_tars(
@@ -229,6 +236,15 @@ class _Part:
         whose = "held out: " if self.folder.name == HELD_OUT else ""
         for line in self.tally.report(classes, self.source.splits, job.form.size):
             job.tell(whose + line)
+        if job.config.captions is not None:
+            job.tell(whose + self._captions())
+
+    def _captions(self) -> str:
+        lost = {each["name"] for each in self.tally.quarantined}
+        entries = (entry for entry in self.source.entries if entry.name not in lost)
+        texts = {text for entry in entries for text in entry.captions or ()}
+        words = max(len(text.split()) for text in texts)
+        return f"{len(texts)} different captions, the longest of {words} words"
 
 
 def _tell_others(others: list[folders.Parts], tell: Tell) -> None:
@@ -252,6 +268,8 @@ def _manifest(job: _Job, part: _Part, classes: tuple[str, ...] | None) -> Manife
         "classes": classes,
         "members": job.kind,
         "shards": part.shards,
+        "captions": job.config.captions is not None,
+        "unseen": part.source.unseen,
     }
     return Manifest(
         source=job.config.origin,

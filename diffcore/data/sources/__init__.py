@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from diffcore.data.cache import Cache
+from diffcore.data.captions import is_template
 from diffcore.data.folders import Parts
 from diffcore.data.split import Split
 
@@ -25,12 +26,15 @@ class Entry:
     read: () -> (pictures, labels): each picture a PIL image or a uint8 array [h, w, c]; each label an int or None.
         Raises if the bytes are not what they should be.
     split: the folder train/, test/, ... that it lies in.
+    captions: of each picture; None where `data.captions` is null, and of what is damaged. A kind of source gives what stands
+        under `Kind.caption_name`, or the labels for a template; `selection.find` makes texts of them.
     """
 
     name: str
     images: int
     read: Callable[[], tuple[Sequence[Any], Sequence[int | None]]]
     split: str | None = None
+    captions: Sequence[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Source:
     splits: images in each of `train`, `test`, ... where the folder is divided so, else None.
     others: files of other kinds that lie among a folder's images. files: those that are read.
     notes: how the source was understood, where that could surprise. held: what is held out. versions: of remote files,
-    their digests by address.
+    their digests by address. unseen: the captions whose images were left out, each once, in alphabetical order.
     """
 
     entries: list[Entry]
@@ -54,6 +58,7 @@ class Source:
     notes: list[str] = field(default_factory=list)
     held: "Source | None" = None
     versions: dict[str, str] = field(default_factory=dict)
+    unseen: tuple[str, ...] = ()
 
     @property
     def ignored(self) -> int:
@@ -73,6 +78,8 @@ class Kind(abc.ABC):
     of it is, as far as is known without a look. label_columns: `data.labels` may name one of several things that are said of
     an image. named_splits: `data.split` may name parts of it. dealt: its entries may come class by class and are dealt.
     remote: its place may be an address, whose files are then read through `cache`. tell: hears how far a long look-up is.
+    caption_names: what `data.captions` may name, as a regular expression and in words; None where it has no captions, so
+    that only a template with {class} gives it some. captions: `data.captions`.
     """
 
     place: str | None = None
@@ -81,9 +88,24 @@ class Kind(abc.ABC):
     named_splits: bool = False
     dealt: bool = False
     remote: bool = False
+    caption_names: tuple[str, str] | None = None
 
-    def __init__(self, cache: Cache | None = None, tell: Callable[[str], None] = lambda line: None):
-        self.cache, self.tell = cache, tell
+    def __init__(
+        self,
+        cache: Cache | None = None,
+        tell: Callable[[str], None] = lambda line: None,
+        captions: str | None = None,
+    ):
+        self.cache, self.tell, self.captions = cache, tell, captions
+
+    @property
+    def caption_name(self) -> str | None:
+        """Where the captions stand, by the source's own name; None where none are read."""
+        return None if is_template(self.captions) else self.captions
+
+    def captions_of(self, labels: Sequence[int | None], values: Sequence[Any] | None) -> Sequence[Any] | None:
+        """`Entry.captions` of images with these labels; values: what stands under `caption_name`."""
+        return labels if is_template(self.captions) else values
 
     @abc.abstractmethod
     def find(self, place: str, labels: str | None, split: Split | None) -> Source:

@@ -23,18 +23,23 @@ class Arrow(Kind):
     label_columns = True
     named_splits = True
     dealt = True
+    caption_names = tables.CAPTION_NAMES
 
     def find(self, place: str, labels: str | None, split: Split | None) -> Source:
         parts = list(_parts(Path(place).expanduser(), printable(place)))
-        chosen = tables.columns(_table(parts[0][1]).schema, labels, printable(place))
+        chosen = tables.columns(_table(parts[0][1]).schema, labels, printable(place), self.caption_name)
         rows: list[tuple[str | None, Path, int]] = []
-        values: list[Any] = []
+        values: list[tuple[Any, Any]] = []
         for name, path in parts:
             table = _table(path)
             tables.check(table.schema.names, chosen, path)
             rows += [(name, path, row) for row in range(table.num_rows)]
-            values += table.column(chosen.label).to_pylist() if chosen.label else [None] * table.num_rows
-        return tables.source(rows, values, _entry, chosen, place, split, [path for _, path in parts])
+            values += zip(_values(table, chosen.label), _values(table, chosen.caption))
+        return tables.source(rows, values, _entry, self.captions_of, chosen, place, split, [path for _, path in parts])
+
+
+def _values(table: Any, column: str | None) -> list[Any]:
+    return table.column(column).to_pylist() if column else [None] * table.num_rows
 
 
 def _entry(row: tuple[str | None, Path, int], image: str, label: int | None) -> Entry:

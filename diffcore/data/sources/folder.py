@@ -24,16 +24,25 @@ class Folder(Kind):
     label_columns = True
     named_splits = True
     dealt = True
+    caption_names = (".+", "a column of metadata.csv or metadata.jsonl")
 
     def find(self, place: str, labels: str | None, split: Split | None) -> Source:
         root = _root(place)
         named = [name.lower() for name in ((split.train or []) + split.names if split else [])]
-        contents = folders.read(root, printable(place), labels, named)
-        entries = [_picture_entry(root, picture) for picture in contents.pictures]
+        contents = folders.read(root, printable(place), labels, named, self.caption_name)
+        entries = [self._entry(root, picture) for picture in contents.pictures]
         kept, out, notes = divide(entries, split, place)
         notes = contents.notes + notes
         source = Source(kept, contents.classes, others=contents.others, files=contents.files, notes=notes)
         return replace(source, held=Source(out, contents.classes) if out else None)
+
+    def _entry(self, root: Path, picture: Picture) -> Entry:
+        if not picture.there:
+            what = "label" if picture.caption is None else "caption"
+            return Entry(picture.name, 1, functools.partial(_absent, what), picture.split)
+        read = functools.partial(_read_file, root.joinpath(*picture.parts), picture.label)
+        texts = [picture.caption] if self.caption_name else None
+        return Entry(picture.name, 1, read, picture.split, self.captions_of([picture.label], texts))
 
 
 def _root(place: str) -> Path:
@@ -50,13 +59,8 @@ def _root(place: str) -> Path:
     raise UserError(f"data.source: there is no folder {printable(place)}")
 
 
-def _picture_entry(root: Path, picture: Picture) -> Entry:
-    read = functools.partial(_read_file, root.joinpath(*picture.parts), picture.label) if picture.there else _absent
-    return Entry(picture.name, 1, read, picture.split)
-
-
-def _absent() -> tuple[list[Any], list[int | None]]:
-    raise FileNotFoundError("a label is given for it, and it is not there")
+def _absent(what: str) -> tuple[list[Any], list[int | None]]:
+    raise FileNotFoundError(f"a {what} is given for it, and it is not there")
 
 
 def _read_file(path: Path, label: int | None) -> tuple[list[Any], list[int | None]]:

@@ -27,6 +27,7 @@ class Npz(Kind):
     """PATTERN is a path with `*`, `{a,b}` or `{000..012}`. Images come in the order of the files."""
 
     place = "PATTERN"
+    caption_names = (".+", "an array of texts")
 
     def find(self, place: str, labels: str | None, split: Split | None) -> Source:
         entries, notes = [], []
@@ -34,6 +35,8 @@ class Npz(Kind):
         for path in paths:
             try:
                 images, given = _look(path)
+                texts = _texts(path, self.caption_name, images.shape[0]) if self.caption_name else None
+                captions = self.captions_of(given or [None] * images.shape[0], texts)
             except DAMAGE as error:
                 raise UserError(f"data.source: {printable(str(path))} cannot be read as npz ({error})") from None
             if images.channels_first:
@@ -41,7 +44,8 @@ class Npz(Kind):
             for start in range(0, images.shape[0], BLOCK):
                 stop = min(start + BLOCK, images.shape[0])
                 read = functools.partial(_read, images, start, stop, given[start:stop] if given else None)
-                entries.append(Entry(printable(f"{path.name}/{start}"), stop - start, read))
+                block = captions and captions[start:stop]
+                entries.append(Entry(printable(f"{path.name}/{start}"), stop - start, read, captions=block))
         return Source(entries, None, files=paths, notes=notes)
 
 
@@ -122,6 +126,19 @@ def _numbers(content: bytes, name: str, count: int) -> list[int]:
     if len(values) and not 0 <= values.min() <= values.max() < MOST_CLASSES:
         raise ValueError(f"{name} is not in 0 .. {MOST_CLASSES - 1}")
     return [int(value) for value in values.reshape(-1)]
+
+
+def _texts(path: Path, name: str, count: int) -> list[Any]:
+    with zipfile.ZipFile(path) as archive:
+        if f"{name}.npy" not in archive.namelist():
+            names = (name.removesuffix(".npy") for name in archive.namelist())
+            raise UserError(
+                f"data.captions: {printable(str(path))} has no array {name!r}; it has {tars.few(names, 12)}"
+            )
+        values = tars.array(archive.read(f"{name}.npy"), tars.TEXTS)
+    if values.shape not in ((count,), (count, 1)):
+        raise ValueError(f"{name} is {list(values.shape)}, and there are {count} images")
+    return values.reshape(-1).tolist()
 
 
 @functools.lru_cache(1)

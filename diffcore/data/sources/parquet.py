@@ -19,19 +19,21 @@ class Parquet(Kind):
     place = "PATTERN"
     label_columns = True
     named_splits = True
+    caption_names = tables.CAPTION_NAMES
 
     def find(self, place: str, labels: str | None, split: Split | None) -> Source:
         paths = patterns.paths(place, "parquet file")
         chosen: tables.Columns | None = None
         rows: list[tuple[Path, int, int]] = []
-        values: list[Any] = []
+        values: list[tuple[Any, Any]] = []
         for path in paths:
             file = _opened(path)
-            chosen = chosen or tables.columns(file.schema_arrow, labels, printable(place))
-            values += _labels(file, chosen, path)
+            chosen = chosen or tables.columns(file.schema_arrow, labels, printable(place), self.caption_name)
+            tables.check(file.schema_arrow.names, chosen, path)
+            values += zip(_values(file, chosen.label, path), _values(file, chosen.caption, path))
             sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
             rows += [(path, group, row) for group, size in enumerate(sizes) for row in range(size)]
-        return tables.source(rows, values, _entry, chosen, place, split, paths)
+        return tables.source(rows, values, _entry, self.captions_of, chosen, place, split, paths)
 
 
 def _entry(row: tuple[Path, int, int], image: str, label: int | None) -> Entry:
@@ -45,12 +47,11 @@ def _split(path: Path) -> str | None:
     return word if word.lower() in SPLITS else None
 
 
-def _labels(file: Any, chosen: tables.Columns, path: Path) -> list[Any]:
-    tables.check(file.schema_arrow.names, chosen, path)
-    if chosen.label is None:
+def _values(file: Any, column: str | None, path: Path) -> list[Any]:
+    if column is None:
         return [None] * file.metadata.num_rows
     try:
-        return file.read(columns=[chosen.label]).column(0).to_pylist()
+        return file.read(columns=[column]).column(0).to_pylist()
     except (OSError, ValueError, tables.library("pyarrow").ArrowException) as error:
         raise _unreadable(path, error) from None
 

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from diffcore.core import disk
 from diffcore.core.errors import UserError
-from diffcore.data import patterns, remote, tars
-from diffcore.data.cache import Cache, Remote
+from diffcore.data import captions, patterns, remote, tars
+from diffcore.data.cache import Remote
 from diffcore.data.sources import Entry, Kind, Source
 from diffcore.data.split import Split
 from diffcore.data.tars import printable
@@ -24,6 +25,8 @@ Parts = dict[str, tuple[int, int]]
 """By extension, where a part of a sample lies in its tar: (offset, bytes)."""
 Sample = tuple[str, Parts, int]
 """Key, parts, images."""
+Captions = Sequence[Any] | None
+"""Of the images of a sample, as `Entry.captions`."""
 
 
 class Shards(Kind):
@@ -31,43 +34,60 @@ class Shards(Kind):
 
     place = "PATTERN"
     remote = True
+    caption_names = (r"txt|json(\.[^.]+)+", "txt or json.KEY")
 
     def find(self, place: str, labels: str | None, split: Split | None) -> Source:
-        entries, files, versions = [], [], {}
-        for file, samples in self._remote(place) if remote.is_remote(place) else _local(place):
-            entries += [_entry(file, sample) for sample in samples]
+        entries, files, versions, unread = [], [], {}, 0
+        for file, samples, texts in self._remote(place) if remote.is_remote(place) else self._local(place):
+            entries += [_entry(file, sample, of) for sample, of in zip(samples, texts, strict=True)]
+            unread += sum(not parts.keys().isdisjoint(tars.TAR_CAPTIONS) for _, parts, _ in samples)
             if isinstance(file, Remote):
                 versions[str(file)] = file.sha256
             else:
                 files.append(file)
         if not entries:
             raise UserError(f"data.source: the shards {remote.public(place)} hold no images")
-        return Source(entries, None, files=files, versions=versions)
+        notes = []
+        if self.captions is None and unread:
+            notes.append(
+                f"{unread} of {len(entries)} samples have captions, which are not read: data.captions: txt reads them"
+            )
+        return Source(entries, None, files=files, versions=versions, notes=notes)
 
-    def _remote(self, pattern: str) -> Iterator[tuple[Remote, list[Sample]]]:
+    def _local(self, pattern: str) -> Iterator[tuple[Path, list[Sample], list[Captions]]]:
+        for path in patterns.paths(pattern, "shard"):
+            with open(path, "rb") as file:
+                samples = _samples(file, str(path))
+                yield path, samples, self._captions(file, str(path), samples)
+
+    def _captions(self, file: BinaryIO, name: str, samples: list[Sample]) -> list[Captions]:
+        if self.captions is None:
+            return [None] * len(samples)
+        if captions.is_template(self.captions):
+            return [_labels(file, sample) for sample in samples]
+        return [_texts(file, sample, self.captions, name) for sample in samples]
+
+    def _remote(self, pattern: str) -> Iterator[tuple[Remote, list[Sample], list[Captions]]]:
         if self.cache is None:
             raise ValueError("remote shards need a cache")
-        look_up, total, told = functools.partial(_look_up, self.cache), 0, time.monotonic()
-        for number, (file, samples) in enumerate(in_order(look_up, _addresses(pattern), FETCHES), 1):
+        look_up, total, told = self._look_up, 0, time.monotonic()
+        for number, (file, samples, texts) in enumerate(in_order(look_up, _addresses(pattern), FETCHES), 1):
             total += file.bytes
             if time.monotonic() - told > SECONDS_BETWEEN:
                 told = time.monotonic()
                 self.tell(f"{number} remote shards looked up, {total / 2**30:.3g} GB, up to {file}")
-            yield file, samples
+            yield file, samples, texts
         self.tell(f"{number} remote shards, {total / 2**30:.3g} GB")
 
-
-def _local(pattern: str) -> Iterator[tuple[Path, list[Sample]]]:
-    for path in patterns.paths(pattern, "shard"):
-        with open(path, "rb") as file:
-            yield path, _samples(file, str(path))
-
-
-def _look_up(cache: Cache, url: str) -> tuple[Remote, list[Sample]]:
-    file, samples = cache.look_up(url, functools.partial(_samples, name=remote.public(url)))
-    return file, [
-        (key, {word: (offset, size) for word, (offset, size) in parts.items()}, n) for key, parts, n in samples
-    ]
+    def _look_up(self, url: str) -> tuple[Remote, list[Sample], list[Captions]]:
+        file, samples = self.cache.look_up(url, functools.partial(_samples, name=remote.public(url)))
+        samples = [
+            (key, {word: (offset, size) for word, (offset, size) in parts.items()}, n) for key, parts, n in samples
+        ]
+        if self.captions is None:
+            return file, samples, [None] * len(samples)
+        with file.open() as opened:
+            return file, samples, self._captions(opened, str(file), samples)
 
 
 def _samples(file: BinaryIO, name: str) -> list[Sample]:
@@ -79,25 +99,64 @@ def _count(key: str, parts: Parts, file: BinaryIO, name: str) -> int:
     if len(images) != 1:
         known, extensions = ", ".join(tars.TAR_IMAGES), ", ".join(parts)
         raise UserError(f"{name}: sample {key!r} must have one part of {known}; it has {extensions}")
-    if images == ["npy"]:
-        file.seek(parts["npy"][0])
-        with contextlib.suppress(ValueError):  # a damaged block counts as one image, and is quarantined when read
-            shape = tars.npy_header(file, parts["npy"][1])[0]
-            return max(shape[0], 1) if len(shape) == 4 else 1
-    return 1
+    shape = _shape(file, parts) if images == ["npy"] else None  # a damaged block counts as one image
+    return max(shape[0], 1) if shape is not None and len(shape) == 4 else 1
 
 
-def _entry(file: Path | Remote, sample: Sample) -> Entry:
+def _shape(file: BinaryIO, parts: Parts) -> tuple[int, ...] | None:
+    # of the block in a sample; None if it is damaged, and will be quarantined when it is read
+    file.seek(parts["npy"][0])
+    with contextlib.suppress(ValueError):
+        return tars.npy_header(file, parts["npy"][1])[0]
+    return None
+
+
+def _labels(file: BinaryIO, sample: Sample) -> Captions:
+    _, parts, count = sample
+    with contextlib.suppress(ValueError):  # where it has none that can be read, it is quarantined when read
+        return tars.labels_of({word: _content(file, parts[word]) for word in parts if word in tars.TAR_LABELS}, count)
+    return None
+
+
+def _texts(file: BinaryIO, sample: Sample, named: str, name: str) -> Captions:
     key, parts, count = sample
-    return Entry(printable(f"{file.name}/{key}"), count, functools.partial(_read_sample, file, parts))
+    word, *keys = named.split(".")
+    if "npy" in parts and _shape(file, parts) is None:
+        return None
+    try:
+        if word == "txt" and "captions.json" in parts:  # as shards of ours have them
+            return captions.decode(_content(file, parts["captions.json"]), count)
+        if word not in parts:
+            return [None] * count
+        content = _content(file, parts[word])
+        value: Any = disk.parse_json(content) if keys else content
+    except ValueError as error:
+        raise UserError(
+            f"data.captions: {named} of {printable(f'{name}/{key}')} cannot be read ({error}): mend it"
+        ) from None
+    for each in keys:
+        value = value.get(each) if isinstance(value, dict) else None
+    return [value] * count
+
+
+def _content(file: BinaryIO, place: tuple[int, int]) -> bytes:
+    file.seek(place[0])
+    return file.read(place[1])
+
+
+def _entry(file: Path | Remote, sample: Sample, captions: Captions) -> Entry:
+    key, parts, count = sample
+    return Entry(
+        printable(f"{file.name}/{key}"), count, functools.partial(_read_sample, file, parts), captions=captions
+    )
 
 
 def _read_sample(file: Path | Remote, parts: Parts) -> tuple[Sequence[Any], Sequence[int | None]]:
     contents = {}
     with _opened(file) as opened:
-        for extension, (offset, size) in parts.items():
-            opened.seek(offset)
-            contents[extension] = opened.read(size)
+        for extension, place in parts.items():
+            if extension not in tars.TAR_CAPTIONS:
+                contents[extension] = _content(opened, place)
     pictures = tars.pictures_of(contents)
     return pictures, tars.labels_of(contents, len(pictures))
 
