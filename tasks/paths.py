@@ -13,6 +13,9 @@ DATA = ARTIFACTS / "data"
 HOLDOUT = DATA / "holdout"
 """Images that nothing is trained on, a folder of shards like DATA; absent where none were held out."""
 
+TEXT = ARTIFACTS / "text"
+"""Embeddings of captions; those of HOLDOUT in a folder of that name."""
+
 FEATURES = ARTIFACTS / "features"
 CHECKPOINTS = ARTIFACTS / "checkpoints"
 SEEDS = "seeds"
