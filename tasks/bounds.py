@@ -153,6 +153,7 @@ def _measurements(sections: Mapping[str, Any], image: tuple[int, ...]) -> Iterat
     one = memory.FLOAT * image[0] * image[1] * image[2]
     wide, lower = features.channels, "lower it"
     held = memory.FLOAT * 2 * wide * image[1] * image[2] + 2 * one
+    yield "text.dimension", memory.FLOAT * sections["text"].dimension, "a vector of so many numbers for a word", lower
     yield "features.channels", 16 * 19 * wide * wide, "a feature network so wide", lower
     yield "features.dimension", 16 * features.dimension**2, "a covariance of so many features", lower
     yield "features.batch", features.batch * held, f"a batch of {features.batch} images", lower

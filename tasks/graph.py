@@ -24,6 +24,7 @@ from tasks.paths import (
     REFERENCE,
     REPORT,
     SAMPLES,
+    TEXT,
     TRAJECTORY,
 )
 from tasks.strict_yaml import load_yaml
@@ -38,6 +39,7 @@ _trained = {str(path) for path in (CHECKPOINTS / KEY, _curve, f"{_curve}.sha256"
 
 WRITES = {
     "shard": {str(DATA)},
+    "encode": {str(TEXT)},
     "features": {str(FEATURES)},
     "teachers": _trained,
     "distill": _trained,

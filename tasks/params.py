@@ -15,6 +15,7 @@ from diffcore.lineage import Lineage
 from diffcore.metrics import features
 from diffcore.noise.schedule import SCHEDULES, Schedule, variance_preserving
 from diffcore.search import gamma
+from diffcore.texts.config import Config as TextConfig
 from diffcore.training.config import Compute, Training
 from diffcore.watching.config import Watch
 from tasks import bounds, paths, renamed, rules, strict_yaml
@@ -39,6 +40,7 @@ class Params:
     seed: int
     compute: Compute
     data: DataConfig
+    text: TextConfig
     features: features.Config
     teachers: dict[str, Teacher | Adopted]
     distill: dict[str, Distill]

@@ -14,7 +14,7 @@ HOLDOUT = DATA / "holdout"
 """Images that nothing is trained on, a folder of shards like DATA; absent where none were held out."""
 
 TEXT = ARTIFACTS / "text"
-"""Embeddings of the captions of DATA, and below it of those of HOLDOUT."""
+"""Embeddings of captions; those of HOLDOUT in a folder of that name."""
 
 TEXT_HOLDOUT = TEXT / "holdout"
 FEATURES = ARTIFACTS / "features"

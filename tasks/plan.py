@@ -49,7 +49,7 @@ POINTS, IMAGES = 65, 1797
 DVC = 1.7
 """CPU seconds of DVC and the supervisor for each stage."""
 
-MEGABYTES = {"shard": 270, "search": 262, "frontier": 331, "publish": 469}
+MEGABYTES = {"shard": 270, "encode": 250, "search": 262, "frontier": 331, "publish": 469}
 """Of the processes of stages that are not calibrated."""
 
 DIGITS = 147

@@ -76,6 +76,12 @@ def shard() -> Verb:
 
 
 @app.command()
+def encode() -> Verb:
+    """encode the captions of the images, for the networks"""
+    return Verb(_encode, ("encode",))
+
+
+@app.command()
 def features() -> Verb:
     """train the small network in whose features quality is measured"""
     return Verb(_features, ("features",))
@@ -334,6 +340,12 @@ def _shard() -> None:
     from tasks import params, shard
 
     shard.shard(params.read())
+
+
+def _encode() -> None:
+    from tasks import encode, params
+
+    encode.encode(params.read())
 
 
 def _together(parameters: "Params", work: Callable[["Params"], int | None], *words: str, without_gpu: int = 1) -> int:

@@ -401,7 +401,7 @@ EDITS: dict[str, tuple[bytes, str]] = {
             "{interval: 4, power: 1.0e+30}",
             "power: 1e+30 is beyond all use",
         ),
-        "features without number": ("dimension: 64", "dimension: 100000000", "features.dimension: a covariance"),
+        "features without number": ("dimension: 64\n", "dimension: 100000000\n", "features.dimension: a covariance"),
         "images without number": (
             "images: 1000 ",
             "images: 1000000000000 ",

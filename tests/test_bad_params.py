@@ -258,6 +258,7 @@ def parts_of_all() -> dict:
         found[section] = dataclasses.replace(found[section], **values)
 
     change("data", channels=3, size=5)
+    change("text", dimension=7)
     change("features", channels=8, dimension=11, batch=13)
     change("evaluate", images=17, batch=19, fitted=dataclasses.replace(found["evaluate"].fitted, points=23, batch=29))
     change("gamma", batch=31)
@@ -283,6 +284,7 @@ def test_what_every_number_takes_of_memory_is_counted():
         "teachers.teacher.network.channels": memory.of_weights(shape, 3, copies=2),
         "teachers.teacher.batch": memory.of_batch(shape, image, 42, 7),
         "distill.cd.batch": memory.of_batch(shape, image, 52, 13),
+        "text.dimension": 4 * 7,
         "features.channels": 16 * 19 * 8 * 8,
         "features.dimension": 16 * 11 * 11,
         "features.batch": 13 * (4 * 2 * 8 * 25 + 2 * 300),

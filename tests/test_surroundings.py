@@ -230,6 +230,7 @@ def test_without_any_output_it_ends_as_well(monkeypatch):
 
 COMMANDS = {
     "shard": ("shard.shard", [], 0),
+    "encode": ("encode.encode", [], 0),
     "features": ("features.train", [], 0),
     "train pd4": ("train.train", ["pd4"], 0),
     "gamma": ("gamma.estimate", [], 0),

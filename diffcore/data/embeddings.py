@@ -107,8 +107,8 @@ def _saved(path: Path, parts: Mapping[str, Tensor]) -> dict[str, Any]:
 class Embeddings:
     """Of the images in a folder of shards; made by `read`.
 
-    encoder: what made them, in words of its own, with a `digest`. inputs: shape and dtype of what a network is told, by name.
-    nothing: what it is told where nothing is known. unseen: captions that no image has, see `unseen_inputs`.
+    encoder: what made them, in words of its own, with a `digest`. inputs: by name the shape and dtype of what a network is
+    told. nothing: what it is told where nothing is known. unseen: captions that no image has, see `unseen_inputs`.
     """
 
     def __init__(self, folder: Path, content: dict[str, Any], data: Manifest):

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FRONTIER = ["artifacts/frontier.json", "artifacts/frontier.csv", "artifacts/frontier.png", "artifacts/report.html"]
 STAGES = {
     "shard": ["artifacts/data"],
+    "encode": ["artifacts/text"],
     "features": ["artifacts/features"],
     "train teacher": ["artifacts/checkpoints/teacher", "artifacts/curves/teacher.csv", "artifacts/cost/teacher.json"],
     "train pd2": ["artifacts/checkpoints/pd2", "artifacts/curves/pd2.csv", "artifacts/cost/pd2.json"],
