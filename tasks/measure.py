@@ -7,6 +7,7 @@ with, which the teacher's own measuring writes apart.
 
 import dataclasses
 import functools
+import itertools
 import json
 import operator
 import time
@@ -34,7 +35,7 @@ from diffcore.metrics.estimate import Estimate
 from diffcore.metrics.floor import Floor
 from diffcore.metrics.judge import Court
 from diffcore.metrics.judge_file import JudgeFile
-from diffcore.metrics.metric import Subject
+from diffcore.metrics.metric import Subject, Unseen
 from diffcore.metrics.point import Point
 from diffcore.metrics.reference import Reference, look
 from diffcore.noise import trajectory
@@ -53,6 +54,9 @@ from tasks.sections import OWN, Sampling
 SHOWN = 16
 """Samples of each point in its grid, and in a row of the contact sheet: the first ones, never chosen."""
 
+
+UNSEEN = 4
+"""How many times fewer samples are drawn for captions that were not trained on."""
 
 SHARED = ("images", "seed", "batch", "precision", "likelihood")
 """Keys of `evaluate` that every point depends on."""
@@ -94,7 +98,9 @@ class Bench:
         content = gamma.read(paths.GAMMA, self.opened.card.digest if name == ROOT else root, paths.again("gamma"))
         self.gamma, self.least_cost = gamma.Gamma.from_json(content), _least_cost(content)
         self.texts = embeddings_of(self.opened.card, paths.TEXT, Manifest.read(paths.DATA, verify=False))
-        self.prompts = prompts.like(self.real, self.texts, self.config.images, self.config.seed)
+        places = rng.places_like(len(self.real), self.config.images, self.config.seed)
+        self.prompts = prompts.known(self.real, self.texts, places)
+        self.captions = _captions(places) if self.texts else None
         self.teacher: Sample | None = None if root is None else _reference(root)
         self.warm: set[tuple[Any, ...]] = set()
         self.drawing: Drawing | None = None  # decided at the first point
@@ -171,6 +177,7 @@ class Bench:
         config = {key: value for key, value in self.params.raw["evaluate"].items() if key in SHARED}
         of = {"checkpoint": self.opened.card.digest, "gamma": self.gamma_digest}
         of |= {"judges": self.judged} if self.judged else {}
+        of |= {"texts": self.texts.digest} if self.texts else {}
         of |= {"trainings": [each.card.digest for each in self.others]} if self.others else {}
         return {"plan": plan.to_json(), "config": config, "real": self.reference.digest, **of}
 
@@ -188,7 +195,7 @@ class Bench:
         started = time.perf_counter()
         samples = drawn.draw(opened.shape, config.images, config.seed, self.batch, condition, meter, self.headroom)
         seconds = time.perf_counter() - started
-        subject = self._subject(samples, condition, self._model(plan, sampler))
+        subject = self._subject(samples, condition, self._model(plan, sampler), self._unseen(plan, drawn))
         drawn_here = sum(map(len, processes.share(batches(range(config.images), self.batch))))
         return samples, Point(
             name=plan.name,
@@ -279,7 +286,24 @@ class Bench:
         lowered = solver.with_gamma(self.gamma).lowered(self.opened.denoiser.schedule, plan.times)
         return f"  last {solver.last:g} {'lowers the noise of one step' if lowered else 'lowers nothing'}"
 
-    def _subject(self, samples: Sample, condition: Condition | None, model: likelihood.Model | None = None) -> Subject:
+    def _unseen(self, plan: Plan, drawn: Sampler) -> Unseen | None:
+        """A quarter as many samples, of each caption of `data.unseen` in turn, from the first noises; None without such."""
+        if self.texts is None or not self.texts.unseen:
+            return None
+        count, captions = max(2, self.config.images // UNSEEN), self.texts.unseen
+        rows = [i % len(captions) for i in range(count)]
+        known = {name: part[rows] for name, part in self.texts.unseen_inputs().items()}
+        condition = plan.recipe.condition(self.opened, known)
+        samples = drawn.draw(self.opened.shape, count, self.config.seed, self.batch, condition, headroom=self.headroom)
+        return Unseen(samples, [captions[row] for row in rows])
+
+    def _subject(
+        self,
+        samples: Sample,
+        condition: Condition | None,
+        model: likelihood.Model | None = None,
+        unseen: Unseen | None = None,
+    ) -> Subject:
         """Samples as the metrics see them, all of a point or the first of them."""
         count = len(samples)
         teacher = self.teacher if self.name == ROOT or not self.is_root else None  # one column, one teacher
@@ -289,9 +313,11 @@ class Bench:
             self.network,
             self.config.seed,
             teacher=None if teacher is None else teacher[:count],
-            classes=self.prompts[CLASS][:count] if condition and CLASS in self.prompts else None,
+            classes=condition.class_labels[:count] if condition and CLASS in condition.inputs else None,
             real_classes=self.real.labels,
             model=model,
+            captions=self.captions and self.captions[:count],
+            unseen=unseen,
         )
 
     def _held_out_texts(self) -> Embeddings | None:
@@ -419,6 +445,12 @@ def _write(bench: Bench, points: list[Point], samples: Tensors) -> None:
         checkpoint = bench.opened.card.digest
         measured.write_reference(paths.REFERENCE / bench.name, checkpoint, points[0].name, bench.teacher)
     measured.write(paths.POINTS / bench.name, value, points, samples)
+
+
+def _captions(places: Any) -> list[str]:
+    """Of the images at these places, int64 [k]."""
+    every = list(itertools.chain.from_iterable(read.captions(paths.DATA)))
+    return [every[place] for place in places]
 
 
 def _reference(checkpoint: str) -> Sample:

@@ -8,6 +8,7 @@ squared distances lose their slope (`estimate.Variance`); docs/frontier.md says 
 import abc
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,12 +26,21 @@ from diffcore.metrics.reference import Halves, Reference, Seen, to_8bit
 
 
 @dataclass(frozen=True)
+class Unseen:
+    """Samples [n, c, h, w] and what was asked for, captions that no image has that was trained on."""
+
+    samples: Sample
+    captions: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Subject:
     """A sampling, as the metrics see it; what is None is not there, and metrics that need it say nothing.
 
     samples: [n, c, h, w] in [-1, 1]. features: the network that `reference` was built with, else a ValueError. seed: of the
     bootstrap. teacher: the teacher's samples of the same noises. classes: int64 [n], those asked for. real_classes: those of
-    the images that the feature network learned from. model: the sampling as a model of real images.
+    the images that the feature network learned from. model: the sampling as a model of real images. captions: [n], those
+    asked for; unseen: samples for captions that nothing was trained on.
     A UserError if a sample is not finite, since rounding would turn it into an image.
     """
 
@@ -42,6 +52,8 @@ class Subject:
     classes: Tensor | None = None
     real_classes: Tensor | None = None
     model: Model | None = None
+    captions: Sequence[str] | None = None
+    unseen: Unseen | None = None
 
     def __post_init__(self):
         if self.features.digest != self.reference.network:

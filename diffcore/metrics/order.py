@@ -11,6 +11,7 @@ from pathlib import Path
 FIRST = (
     *("fd", "kid", "fd_pixels", "rmse_teacher", "accuracy", "bits"),
     *("improved_precision", "recall", "density", "coverage", "memorised", "fd_infinity", "swd"),
+    *("caption_accuracy", "caption_accuracy_unseen"),
 )
 """The first columns; of metrics that are not named here, the first by name comes first."""
 
