@@ -2,7 +2,7 @@
 
 import dataclasses
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from diffcore import checkpoints
-from diffcore.checkpoints.encoded import embeddings_of
+from diffcore.checkpoints.encoded import check_encoder, embeddings_of
 from diffcore.core import disk, precision, threads
 from diffcore.core.errors import UserError
 from diffcore.core.shapes import CLASS, Sample
@@ -24,6 +24,9 @@ from diffcore.sampling.recipe import Recipe
 from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solvers.analytic import Analytic
 from diffcore.search import gamma
+from diffcore.texts import config as texts
+from diffcore.texts import encoders
+from diffcore.training.config import Compute
 from tasks import named, paths
 from tasks.named import Named
 from tasks.params import ROOT, Params
@@ -126,6 +129,26 @@ def chosen_classes(checkpoint: checkpoints.Checkpoint, words: str, count: int) -
     return recipes.classes(checkpoint, count, [numbers[i % len(numbers)] for i in range(count)])
 
 
+def chosen_prompts(
+    checkpoint: checkpoints.Checkpoint, text: texts.Config, compute: Compute, prompts: Sequence[str], count: int
+) -> Any:
+    """What the network is told by these captions, each in turn, as inputs [count, ...]. A UserError for a network that is
+    told no text, and where `text` names another encoder than the one that it was trained with."""
+    card, nothing = checkpoint.card, checkpoint.denoiser.nothing.parts()
+    if not nothing:
+        raise UserError(f"{card.name} is told no text; leave --prompt out")
+    if text.encoder is None:
+        raise UserError(f"{card.name} is told a text, and text.encoder is null; name the encoder it was trained with")
+    encoder = encoders.encoder_of(text.encoder, text.dimension, compute.device, compute.numbers)
+    encoder = dataclasses.replace(encoder, length=len(nothing["text"]))
+    check_encoder(card, encoder.content["digest"], "text.encoder")
+    for prompt, tokens in zip(prompts, encoder.counts(prompts)):
+        if tokens > encoder.length:
+            log(f"{prompt!r} has {tokens} tokens and is cut to {encoder.length}")
+    told = encoder.encode(prompts)
+    return {name: told[name][[i % len(prompts) for i in range(count)]] for name in checkpoint.denoiser.inputs}
+
+
 def _number(card: checkpoints.Card, word: str) -> int:
     names = list(map(str, card.classes))
     if word in names:
@@ -153,6 +176,7 @@ def sample(
     classes: str | None = None,
     guidance: float | None = None,
     form: str | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> None:
     """Draws images and writes them to `target`, whole or not at all. seed: None for the one that points are measured with."""
     form = format_of(target, form)
@@ -162,8 +186,14 @@ def sample(
     drawable = open_named(each, params, steps, guidance)
     checkpoint = drawable.checkpoint
     seed = params.evaluate.seed if seed is None else seed
-    usual = classes is None
-    inputs = usual_inputs(checkpoint, params, images, seed) if usual else chosen_classes(checkpoint, classes, images)
+    if classes is not None and prompts:
+        raise UserError("--classes and --prompt both say what the images are to be; give one of them")
+    if prompts:
+        inputs = chosen_prompts(checkpoint, params.text, params.compute, prompts, images)
+    elif classes is not None:
+        inputs = chosen_classes(checkpoint, classes, images)
+    else:
+        inputs = usual_inputs(checkpoint, params, images, seed)
     drawn = feed.to_uint8(drawable.draw(params, images, seed, inputs)).permute(0, 2, 3, 1).numpy()
     labels = inputs[CLASS].numpy() if CLASS in inputs and checkpoint.card.classes else None
     WRITERS[form](drawn, labels, target)

@@ -262,9 +262,12 @@ def sample(
     form: Annotated[
         str | None, typer.Option("--format", help="grid, png or npz; without it what PATH's ending says")
     ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="a caption; of several each in turn; else as in the data")
+    ] = None,
 ) -> Verb:
     """draw images of a checkpoint or a point"""
-    return Verb(lambda: _sample(what, out, images, seed, steps, classes, guidance, form))
+    return Verb(lambda: _sample(what, out, images, seed, steps, classes, guidance, form, prompt))
 
 
 @app.command()

@@ -28,9 +28,15 @@ def embeddings_for(inputs: Sequence[str], folder: Path, data: Manifest) -> Embed
 def embeddings_of(card: Card, folder: Path, data: Manifest) -> Embeddings | None:
     """As `embeddings_for`, for the checkpoint of this card; a UserError too where another encoder made them."""
     own = embeddings_for(card.inputs or (), folder, data)
-    if own is not None and card.encoder != own.encoder["digest"]:
-        raise UserError(
-            f"{card.name} is told the embeddings of the encoder {str(card.encoder)[:12]}, and those in {folder} are of "
-            f"{own.encoder['digest'][:12]}; set text.encoder to the one that it was trained with"
-        )
+    if own is not None:
+        check_encoder(card, own.encoder["digest"], str(folder))
     return own
+
+
+def check_encoder(card: Card, digest: str, whose: str) -> None:
+    """A UserError where the checkpoint is told the embeddings of another encoder than the one of this digest."""
+    if card.encoder != digest:
+        raise UserError(
+            f"{card.name} is told the embeddings of the encoder {str(card.encoder)[:12]}, and {whose} has those of "
+            f"{digest[:12]}; set the section text to what it was trained with"
+        )
