@@ -146,7 +146,8 @@ def chosen_prompts(
         if tokens > encoder.length:
             log(f"{prompt!r} has {tokens} tokens and is cut to {encoder.length}")
     told = encoder.encode(prompts)
-    return {name: told[name][[i % len(prompts) for i in range(count)]] for name in checkpoint.denoiser.inputs}
+    rows = [i % len(prompts) for i in range(count)]
+    return {name: part[rows] for name, part in told.items() if name in checkpoint.denoiser.inputs}
 
 
 def _number(card: checkpoints.Card, word: str) -> int:

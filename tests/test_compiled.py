@@ -18,6 +18,7 @@ from diffcore.nets import dit, unet
 from diffcore.noise.schedule import Cosine
 from diffcore.training.config import Training
 from diffcore.training.loop import Job, Loop
+from tests import test_captioned
 from tests.test_methods import configs
 from tests.test_precision import FULL, feed
 
@@ -46,6 +47,13 @@ def loop(method: Method, accumulate: int, compiled: bool, dropout: float = 0.2, 
     return Loop(work, student, Guided(teacher), dataclasses.replace(FULL, compile=compiled))
 
 
+def captioned_loop(method: Method, compiled: bool) -> Loop:
+    """Of transformers that are told captions, some of which are dropped."""
+    student, teacher = test_captioned.denoiser(0, 0.2), Guided(test_captioned.denoiser(1))
+    work = Job(method, TRAINING, test_captioned.captioned(), 0, guidance=(2.0, 2.0))
+    return Loop(work, student, teacher, dataclasses.replace(FULL, compile=compiled))
+
+
 def main() -> None:
     torch.set_num_threads(1)
     torch.compile = partial(torch.compile, backend="eager")
@@ -54,14 +62,18 @@ def main() -> None:
             check(method, accumulate)
     check(WHOLE["denoising"], 2, transformer)
     check(WHOLE["progressive"], 1, transformer)
+    check(WHOLE["progressive"], 1, make=lambda compiled: captioned_loop(WHOLE["progressive"], compiled))
 
 
-def check(method: Method, accumulate: int, build: Build = small_unet) -> None:
+def check(
+    method: Method, accumulate: int, build: Build = small_unet, make: Callable[[bool], Loop] | None = None
+) -> None:
     """One graph, made in the first update and never again; the same training, and the same calls of networks counted."""
     torch._dynamo.reset()
     counters = torch._dynamo.utils.counters
     counters.clear()
-    whole, plain = (loop(method, accumulate, compiled, build=build) for compiled in (True, False))
+    make = make or (lambda compiled: loop(method, accumulate, compiled, build=build))
+    whole, plain = (make(compiled) for compiled in (True, False))
     for _ in range(TRAINING.iterations - 1):
         whole.update()
         plain.update()

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from diffcore.core import processes
+from diffcore.core.shapes import CLASS
 from diffcore.data.read import Images
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
@@ -36,7 +37,7 @@ from diffcore.watching.config import Watch
 from diffcore.watching.gauge import Gauge
 from diffcore.watching.samples import FixedSamples
 from diffcore.watching.watcher import Watcher
-from tests import test_dit
+from tests import test_captioned, test_dit
 from tests.test_fit import stop_at
 from tests.test_precision import Told, job, one_of_each
 from tests.test_quality import Flat, normal_images
@@ -66,6 +67,7 @@ CASES = {
     "a U-Net": ("progressive", progressive.Progressive(2), False, 0.0, 2),
     "a transformer of diffusers": ("progressive", progressive.Progressive(2), True, 0.0, 2),
     "a transformer": ("progressive", progressive.Progressive(2), False, 0.0, 2),
+    "a transformer told a text": ("progressive", progressive.Progressive(2), False, 0.0, 2),
     "data alone": ("denoising", denoising.Denoising(), False, 0.0, 1),
     "a watch": ("progressive", progressive.Progressive(2), True, 0.0, 1),
 }
@@ -92,6 +94,7 @@ NETS = {
     "a U-Net": lambda: stirred(UNET),
     "a transformer": lambda: test_dit.small().net.requires_grad_(True),
     "a transformer of diffusers": transformer,
+    "a transformer told a text": lambda: test_captioned.denoiser().net.requires_grad_(True),
 }
 
 
@@ -110,13 +113,16 @@ def train(case: str, strategy: str = "ddp", **more) -> Fitted:
     name, config, conditional, dropout, parts = CASES[case]
     classes = 3 if conditional else None
     net = NETS[case]() if case in NETS else Dropping(dropout, classes=classes)
-    student = NetDenoiser(net, Cosine(), classes=classes)
+    is_captioned = case == "a transformer told a text"
+    student = NetDenoiser(net, Cosine(), classes=classes, nothing=test_captioned.NOTHING if is_captioned else None)
     teacher = NetDenoiser(Told(classes, seed=2, whose="teacher"), Cosine(), classes=classes)
     # one process has the parts that two would have, and where each of the two has one the same sums of them
     # AdamW makes steps of lr of gradients that are nothing but rounding, as those of biases before a group norm are, and of
     # an attention's keys
     fitting = dataclasses.replace(PLAIN, accumulate=parts, cores=2, lr=2e-5 if case in NETS else PLAIN.lr)
     work = job(name, config, conditional, fitting)
+    if is_captioned:
+        work = dataclasses.replace(work, feed=test_captioned.captioned(fitting.batch))
     if case == "a watch":
         work = dataclasses.replace(work, watcher=watcher(config, student))
     compute = dataclasses.replace(COMPUTE, strategy=strategy)
@@ -129,7 +135,7 @@ WATCHERS: list[Watcher] = []
 
 def watcher(config: Method, student: NetDenoiser) -> Watcher:
     """Of more samples than are drawn at once; the main process alone reads."""
-    samples = FixedSamples(config, student, (1, 4, 4), 300, 0, labels=torch.arange(300) % 3)
+    samples = FixedSamples(config, student, (1, 4, 4), 300, 0, inputs={CLASS: torch.arange(300) % 3})
     with processes.alone():
         gauge = Gauge.of(Images(normal_images(120), None, None), Flat())
     own = gauge if processes.is_main() else None
