@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 BARE = """
 import sys
 
-HIDDEN = "prefect dvc mlflow diffusers webdataset sklearn PIL matplotlib pydantic ruamel jaxtyping beartype".split()
+HIDDEN = "prefect dvc mlflow diffusers transformers tokenizers webdataset sklearn PIL matplotlib pydantic ruamel jaxtyping beartype".split()
 
 class Hiding:
     def __init__(self, finder):
