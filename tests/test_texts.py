@@ -388,9 +388,7 @@ def caption_of(place: int) -> str:
 def workspace(tmp_path, monkeypatch):
     """Digits in several shards, as many of them held out, each with a caption."""
     monkeypatch.chdir(tmp_path)
-    write(
-        DataConfig("digits", limit=COUNT, split=Split(holdout=0.2), members="image"), paths.DATA, 1, shard_bytes=3000
-    )
+    write(DataConfig("digits", limit=COUNT, split=Split(holdout=0.2), members="image"), paths.DATA, 1, shard_bytes=3000)
     monkeypatch.setattr(manifest.Manifest, "captions", True, raising=False)
     monkeypatch.setattr(manifest.Manifest, "unseen", UNSEEN, raising=False)
     monkeypatch.setattr(read, "captions", captions_of, raising=False)
