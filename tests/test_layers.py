@@ -13,7 +13,8 @@ ROOT = Path(__file__).parent.parent
 BARE = """
 import sys
 
-HIDDEN = "prefect dvc mlflow diffusers webdataset sklearn PIL matplotlib pydantic ruamel jaxtyping beartype".split()
+HIDDEN = "prefect dvc mlflow diffusers transformers tokenizers webdataset sklearn PIL matplotlib pydantic ruamel".split()
+HIDDEN += ["jaxtyping", "beartype"]
 
 class Hiding:
     def __init__(self, finder):

@@ -39,6 +39,11 @@ class Encoder(abc.ABC):
         """The most tokens that it takes; None where any number will do."""
         return None
 
+    @property
+    def usual(self) -> int | None:
+        """How many tokens it is meant for; None where the data decide."""
+        return self.most
+
     @abc.abstractmethod
     def counts(self, captions: Sequence[str]) -> list[int]:
         """Of each caption its tokens, those that begin and end it among them, before anything is cut."""
@@ -53,12 +58,12 @@ class Encoder(abc.ABC):
         return {name: tensor[0] for name, tensor in self.encode([""]).items()}
 
     def of_length(self, asked: int | None, longest: int) -> "Encoder":
-        """The same encoder for captions of `asked` tokens, or of as many as it takes, or of the `longest` of the data."""
+        """The same encoder for captions of `asked` tokens, or of as many as it is meant for, or as the `longest` has."""
         if asked is not None and self.most is not None and asked > self.most:
             raise UserError(
                 f"text.length: {asked} is more than the {self.most} tokens that the encoder takes; lower it"
             )
-        return dataclasses.replace(self, length=asked or self.most or longest)
+        return dataclasses.replace(self, length=asked or self.usual or longest)
 
     @functools.cached_property
     def inputs(self) -> dict[str, Shape]:
