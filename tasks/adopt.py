@@ -47,14 +47,14 @@ def take(params: Params, name: str) -> None:
         "classes": list(manifest.classes) if knows else None,
         "cost": COST,
     }
+    if gap := against_diffusers.gap(Path(folder), model, manifest.shape):
+        log(f"{name}: {gap}")
     card = checkpoints.save(paths.CHECKPOINTS / name, model.denoiser, tuple(manifest.shape), about)
     columns = [field.name for field in fields(loop.Event) if field.default is MISSING]
     disk.write_summed(paths.CURVES / f"{name}.csv", ",".join(columns) + "\n")
     disk.write_sealed(paths.COST / f"{name}.json", {"seconds": 0.0, **COST})
     steps, parameterization = model.denoiser.reading.num_timesteps, model.denoiser.reading.parameterization
     limits = f", sampled with {json.dumps(model.sampling)} as its scheduler says" if model.sampling else ""
-    if gap := against_diffusers.gap(Path(folder), model, manifest.shape):
-        log(f"{name}: {gap}")
     log(
         f"{name}: adopted from {folder}, parameterization {parameterization}, {steps} noise levels{limits}; "
         f"checkpoint {card.digest[:12]}"

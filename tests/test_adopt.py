@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from diffcore import checkpoints
 from diffcore.checkpoints import against_diffusers, from_diffusers
 from diffcore.checkpoints.from_diffusers import SCHEDULER, _image
-from diffcore.checkpoints.schedulers import PREDICTION_TYPES
+from diffcore.checkpoints.schedulers import PREDICTION_TYPES, SAMPLERS
 from diffcore.core import disk
 from diffcore.core.errors import UserError
 from diffcore.data.feed import to_uint8
@@ -334,6 +334,17 @@ def test_samples_of_an_adopted_teacher_are_those_of_diffusers(case, tmp_path):
     assert against_diffusers.gap(tmp_path / "p", wrong, IMAGE).largest > 1e-2
 
 
+@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # between diffusers and numpy
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_samples_are_diffusers_with_whichever_scheduler_of_betas_a_folder_comes(kind, tmp_path):
+    """Each of them by its own defaults, of which all are stepped by DDIM."""
+    save(tmp_path / "p", kind=kind)
+    found = from_diffusers.read(tmp_path / "p")
+    gap = against_diffusers.gap(tmp_path / "p", found, IMAGE)
+    assert gap.scheduler == "DDIMScheduler"
+    assert gap.largest < 1e-4
+
+
 def test_samples_of_an_adopted_transformer_are_those_of_diffusers(tmp_path):
     """With classes; of a checkpoint of ours nothing is said."""
     save(tmp_path / "p", diffusers.DiTTransformer2DModel(**DIT, out_channels=2).eval(), clip_sample=False)
@@ -342,7 +353,7 @@ def test_samples_of_an_adopted_transformer_are_those_of_diffusers(tmp_path):
     gap = against_diffusers.gap(tmp_path / "p", found, IMAGE)
     assert (gap.scheduler, gap.largest < 1e-4) == ("DDIMScheduler", True)
     checkpoints.save(tmp_path / "c", found.denoiser, IMAGE, {**ABOUT, "classes": list("abc")})
-    assert against_diffusers.gap(tmp_path / "c", found, IMAGE) is None
+    assert against_diffusers.gap(tmp_path / "c", from_diffusers.read(tmp_path / "c"), IMAGE) is None
 
 
 @pytest.mark.parametrize("case", ["flow shifted", "EDM"])
@@ -774,10 +785,22 @@ def test_the_line_must_not_say_otherwise(workspace):
         adopted(workspace(teachers={"teacher": {"from": "theirs", "conditional": False}}))
 
 
+def measured(found) -> set[str]:
+    """All that follows training, of the teacher and its students; the checkpoints that the frontier has points of."""
+    from tasks import frontier, gamma, measure, search
+
+    gamma.estimate(found)
+    search.find(found)
+    for name in ("teacher", *STUDENTS):
+        measure.measure(found, name)
+    frontier.merge(found)
+    return {point["checkpoint"] for point in json.loads(paths.FRONTIER.read_text())["points"]}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"prediction_type": "v_prediction", **ZERO}])
 def test_the_whole_pipeline_with_an_adopted_teacher(settings, workspace):
-    from tasks import features, frontier, gamma, measure, search, train
+    from tasks import features, train
 
     save(Path("theirs"), **settings)
     found = workspace()
@@ -792,13 +815,7 @@ def test_the_whole_pipeline_with_an_adopted_teacher(settings, workspace):
         trained = opened.denoiser.net.state_dict()
         start = checkpoints.load(paths.CHECKPOINTS / found.distill[name].init).denoiser.net.state_dict()
         assert any(not torch.equal(trained[key], start[key]) for key in start)
-    gamma.estimate(found)
-    search.find(found)
-    for name in ("teacher", *STUDENTS):
-        measure.measure(found, name)
-    frontier.merge(found)
-    table = json.loads(paths.FRONTIER.read_text())
-    assert {point["checkpoint"] for point in table["points"]} == {"teacher", *STUDENTS}
+    assert measured(found) == {"teacher", *STUDENTS}
     assert Path("artifacts/curves.png").exists()
     pipeline = diffusers.DDIMPipeline.from_pretrained(paths.CHECKPOINTS / "pd4")
     pipeline.set_progress_bar_config(disable=True)
@@ -812,8 +829,8 @@ def test_the_whole_pipeline_with_an_adopted_teacher(settings, workspace):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["flow shifted", "EDM"])
 def test_the_whole_pipeline_with_a_teacher_of_another_process(case, workspace):
-    """Its students are fed and read as it is, and diffusers' scheduler of flows steps them to the same samples."""
-    from tasks import features, frontier, gamma, measure, search, train
+    """Its students are fed and read as it is; those of a flow come with a scheduler of diffusers."""
+    from tasks import features, train
 
     kind, settings = PROCESSES[case]
     save(Path("theirs"), kind=kind, **settings)
@@ -824,13 +841,7 @@ def test_the_whole_pipeline_with_a_teacher_of_another_process(case, workspace):
         train.train(found, name)
         own = checkpoints.load(paths.CHECKPOINTS / name).denoiser.reading
         assert dataclasses.replace(own, parameterization=reading.parameterization) == reading
-    gamma.estimate(found)
-    search.find(found)
-    for name in ("teacher", *STUDENTS):
-        measure.measure(found, name)
-    frontier.merge(found)
-    table = json.loads(paths.FRONTIER.read_text())
-    assert {point["checkpoint"] for point in table["points"]} == {"teacher", *STUDENTS}
+    assert measured(found) == {"teacher", *STUDENTS}
     assert (paths.CHECKPOINTS / "cd/scheduler").exists() == (case == "flow shifted")
 
 

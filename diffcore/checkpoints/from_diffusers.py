@@ -30,13 +30,15 @@ LATENT = ("vae", "vqvae", "movq", "vqmodel")
 class Adopted:
     """files: sha256 of each file that was read. image: [c, h, w] that the network was made for, h and w 0 where its config
     does not say. classes: names by label, None where the folder does not tell them. sampling: what its scheduler does to the
-    believed x_0, in a recipe's words; empty for nothing."""
+    believed x_0, in a recipe's words; empty for nothing. settings: of its scheduler in diffusers, None for a checkpoint of
+    ours."""
 
     denoiser: NetDenoiser
     files: dict[str, str]
     image: tuple[int, int, int]
     classes: Sequence[str] | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] | None = None
 
     @property
     def skips(self) -> int | None:
@@ -90,7 +92,7 @@ def read(folder: Path) -> Adopted:
     denoiser = NetDenoiser(net, own.schedule, own.reading, classes=_classes(net, content))
     paths = [folder / SCHEDULER, folder / part / nets.CONFIG, *sorted((folder / part).glob("*.safetensors*"))]
     files = {str(p.relative_to(folder)): disk.sha256(p) for p in paths}
-    return Adopted(denoiser, files, image, sampling=own.sampling)
+    return Adopted(denoiser, files, image, sampling=own.sampling, settings=settings)
 
 
 def _own(folder: Path) -> Adopted:
