@@ -22,7 +22,8 @@ def take(params: Params, name: str) -> None:
     line = params.teachers[name]
     manifest = Manifest.read(paths.DATA)
     folder = line.folder
-    model = from_diffusers.read(Path(folder))
+    model = from_diffusers.read(Path(folder), manifest.shape[1:])
+    _check_guidance(name, model)
     knows = model.denoiser.classes is not None
     if knows != line.conditional:
         raise UserError(
@@ -46,6 +47,7 @@ def take(params: Params, name: str) -> None:
         "torch": config.torch_version(),
         "classes": list(manifest.classes) if knows else None,
         "cost": COST,
+        "encoder": model.encoder,
     }
     if gap := against_diffusers.gap(Path(folder), model, manifest.shape):
         log(f"{name}: {gap}")
@@ -59,3 +61,12 @@ def take(params: Params, name: str) -> None:
         f"{name}: adopted from {folder}, parameterization {parameterization}, {steps} noise levels{limits}; "
         f"checkpoint {card.digest[:12]}"
     )
+
+
+def _check_guidance(name: str, model: from_diffusers.Adopted) -> None:
+    """A UserError for a network of diffusers that embeds the weight of guidance: nobody says for which it was trained."""
+    if model.settings is not None and model.denoiser.takes_guidance:
+        raise UserError(
+            f"teachers.{name}.from: its network takes the weight of guidance as an input, and here a teacher is guided by "
+            "two calls; take one without that input, such as the network that it was distilled from"
+        )

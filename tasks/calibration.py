@@ -94,7 +94,7 @@ class Networks:
     def _root(self, name: str) -> NetDenoiser:
         line = self.params.teachers[name]
         if isinstance(line, Adopted):
-            return from_diffusers.read(Path(line.folder)).denoiser
+            return from_diffusers.read(Path(line.folder), self.data.shape[1:]).denoiser
         classes = len(self.data.classes) if line.conditional else None
         net = line.network.build(self.data.shape, classes, 0, line.reading.span(line.schedule))
         return NetDenoiser(net, line.schedule, line.reading, classes=classes)

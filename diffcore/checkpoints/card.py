@@ -21,7 +21,7 @@ RENAMED = {
 }
 """Words of older cards, and what they are now."""
 
-LATER = {"watch", "reading", "inputs"}
+LATER = {"watch", "reading", "inputs", "encoder"}
 """Fields that older cards of this schema lack, and new ones where there is nothing to say: so equal jobs keep equal bytes."""
 
 
@@ -41,6 +41,7 @@ class Card:
     many updates it ended, and the alarms; null for one that was not watched. reading: what the network sees and
     is told (input, time, sigma_data of `Reading`), null for x_t as it is and T t - 1. inputs: what
     else the network is told beside class and weight, null for no more; what stands for nothing lies in nothing.safetensors.
+    encoder: digest of what made the embeddings by which it is told texts, null for none or where that is not known.
     seal: digest of the rest of the card.
     """
 
@@ -71,6 +72,7 @@ class Card:
     watch: dict[str, Any] | None = None
     reading: dict[str, Any] | None = None
     inputs: list[str] | None = None
+    encoder: str | None = None
 
     def sealed(self) -> str:
         """What `seal` must be. Older cards have no `compute`, and keep their seals."""
