@@ -22,7 +22,8 @@ def take(params: Params, name: str) -> None:
     line = params.teachers[name]
     manifest = Manifest.read(paths.DATA)
     folder = line.folder
-    model = from_diffusers.read(Path(folder))
+    model = from_diffusers.read(Path(folder), manifest.shape[1:])
+    _check_guidance(name, model)
     knows = model.denoiser.classes is not None
     if knows != line.conditional:
         raise UserError(
@@ -46,16 +47,26 @@ def take(params: Params, name: str) -> None:
         "torch": config.torch_version(),
         "classes": list(manifest.classes) if knows else None,
         "cost": COST,
+        "encoder": model.encoder,
     }
+    if gap := against_diffusers.gap(Path(folder), model, manifest.shape):
+        log(f"{name}: {gap}")
     card = checkpoints.save(paths.CHECKPOINTS / name, model.denoiser, tuple(manifest.shape), about)
     columns = [field.name for field in fields(loop.Event) if field.default is MISSING]
     disk.write_summed(paths.CURVES / f"{name}.csv", ",".join(columns) + "\n")
     disk.write_sealed(paths.COST / f"{name}.json", {"seconds": 0.0, **COST})
     steps, parameterization = model.denoiser.reading.num_timesteps, model.denoiser.reading.parameterization
     limits = f", sampled with {json.dumps(model.sampling)} as its scheduler says" if model.sampling else ""
-    if gap := against_diffusers.gap(Path(folder), model, manifest.shape):
-        log(f"{name}: {gap}")
     log(
         f"{name}: adopted from {folder}, parameterization {parameterization}, {steps} noise levels{limits}; "
         f"checkpoint {card.digest[:12]}"
     )
+
+
+def _check_guidance(name: str, model: from_diffusers.Adopted) -> None:
+    """A UserError for a network of diffusers that embeds the weight of guidance: nobody says for which it was trained."""
+    if model.settings is not None and model.denoiser.takes_guidance:
+        raise UserError(
+            f"teachers.{name}.from: its network takes the weight of guidance as an input, and here a teacher is guided by "
+            "two calls; take one without that input, such as the network that it was distilled from"
+        )

@@ -38,6 +38,9 @@ def _rows(card: Card) -> dict[str, Any]:
     rows["image"] = " x ".join(map(str, card.image))
     rows["classes"] = ", ".join(map(str, card.classes)) if card.classes else "none"
     rows["guidance"] = json.dumps(card.guidance) if card.guidance else "none"
+    if card.inputs:
+        rows["told"] = ", ".join(card.inputs)
+        rows["encoder"] = card.encoder[:SHORT] if card.encoder else "not known"
     for key in ("digest", "parent", "teacher", "data", "code"):
         value = fields[key]
         rows[key] = value[:SHORT] if value else "none"

@@ -256,9 +256,7 @@ def _root(name: str, line: dict[str, Any], where: str, faults: list[str]) -> Tea
         return None
     return Teacher(
         name=name, method=method, fit=fitting, network=network, schedule=schedule,
-        conditional=network.conditional, parameterization=network.parameterization, reading=reading,
-        inputs=network.inputs,
-        watch=watch, seeds=seeds,
+        conditional=network.conditional, reading=reading, inputs=network.inputs, watch=watch, seeds=seeds,
     )  # fmt: skip
 
 

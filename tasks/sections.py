@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from diffcore import lineage, nets
-from diffcore.denoisers.reading import VP, Reading
+from diffcore.denoisers.reading import Reading
 from diffcore.methods import Method
 from diffcore.metrics import judge_file
 from diffcore.metrics.judge_file import JudgeFile
@@ -39,16 +39,20 @@ NAME = 200
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher(lineage.Root):
-    """One line of `teachers` that is trained on the images, from new weights. reading: how its network is fed, with the
-    parameterization of the line. watch, seeds: as of `Distill`."""
+    """One line of `teachers` that is trained on the images, from new weights. reading: how its network is fed and read.
+    watch, seeds: as of `Distill`."""
 
     name: str
     method: Method
     fit: Training
     network: nets.Shape
-    reading: Reading = VP
+    reading: Reading
+    parameterization: str = field(init=False)
     watch: Watch | None = None
     seeds: int = 1
+
+    def __post_init__(self):
+        object.__setattr__(self, "parameterization", self.reading.parameterization)
 
 
 @dataclass(frozen=True, kw_only=True)

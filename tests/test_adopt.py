@@ -1,6 +1,7 @@
 """A teacher from elsewhere: folders that diffusers wrote, as they are, and through every stage of the pipeline."""
 
 import contextlib
+import copy
 import csv
 import dataclasses
 import itertools
@@ -16,12 +17,12 @@ from safetensors.torch import load_file, save_file
 from diffcore import checkpoints
 from diffcore.checkpoints import against_diffusers, from_diffusers
 from diffcore.checkpoints.from_diffusers import SCHEDULER, _image
-from diffcore.checkpoints.schedulers import PREDICTION_TYPES
+from diffcore.checkpoints.schedulers import PREDICTION_TYPES, SAMPLERS
 from diffcore.core import disk
 from diffcore.core.errors import UserError
 from diffcore.data.feed import to_uint8
 from diffcore.data.manifest import Manifest
-from diffcore.denoisers.condition import of_classes
+from diffcore.denoisers.condition import Condition, of_classes
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.denoisers.reading import Reading
 from diffcore.nets import diffusers_model, unet
@@ -334,6 +335,17 @@ def test_samples_of_an_adopted_teacher_are_those_of_diffusers(case, tmp_path):
     assert against_diffusers.gap(tmp_path / "p", wrong, IMAGE).largest > 1e-2
 
 
+@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # between diffusers and numpy
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_samples_are_diffusers_with_whichever_scheduler_of_betas_a_folder_comes(kind, tmp_path):
+    """Each of them by its own defaults, of which all are stepped by DDIM."""
+    save(tmp_path / "p", kind=kind)
+    found = from_diffusers.read(tmp_path / "p")
+    gap = against_diffusers.gap(tmp_path / "p", found, IMAGE)
+    assert gap.scheduler == "DDIMScheduler"
+    assert gap.largest < 1e-4
+
+
 def test_samples_of_an_adopted_transformer_are_those_of_diffusers(tmp_path):
     """With classes; of a checkpoint of ours nothing is said."""
     save(tmp_path / "p", diffusers.DiTTransformer2DModel(**DIT, out_channels=2).eval(), clip_sample=False)
@@ -342,7 +354,7 @@ def test_samples_of_an_adopted_transformer_are_those_of_diffusers(tmp_path):
     gap = against_diffusers.gap(tmp_path / "p", found, IMAGE)
     assert (gap.scheduler, gap.largest < 1e-4) == ("DDIMScheduler", True)
     checkpoints.save(tmp_path / "c", found.denoiser, IMAGE, {**ABOUT, "classes": list("abc")})
-    assert against_diffusers.gap(tmp_path / "c", found, IMAGE) is None
+    assert against_diffusers.gap(tmp_path / "c", from_diffusers.read(tmp_path / "c"), IMAGE) is None
 
 
 @pytest.mark.parametrize("case", ["flow shifted", "EDM"])
@@ -357,14 +369,70 @@ def test_a_checkpoint_of_another_process_is_opened_as_it_was_adopted(case, tmp_p
     assert torch.equal(again(x, t).x0, own(x, t).x0)
 
 
-def test_a_network_that_is_told_texts_is_refused_by_name(tmp_path):
-    net = diffusers.UNet2DConditionModel(
-        sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8, 8), norm_num_groups=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=8, attention_head_dim=4,
-    )  # fmt: skip
-    save(tmp_path / "p", net)
-    with pytest.raises(UserError, match="a UNet2DConditionModel is told text, which no data here have yet"):
+TOLD = {
+    "sample_size": 8, "in_channels": 1, "out_channels": 1, "layers_per_block": 1, "block_out_channels": (8, 8),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "cross_attention_dim": 8, "attention_head_dim": 4, "norm_num_groups": 4,
+}  # fmt: skip
+
+
+def told_texts(**change):
+    return diffusers.UNet2DConditionModel(**{**TOLD, **change}).eval()
+
+
+def encoders(folder: Path, **files: str) -> None:
+    """Files of text encoders and tokenizers, by a name with one underscore more for the folder."""
+    for name, text in {"text_encoder__config.json": "{}", "tokenizer_2__vocab.json": "[]", **files}.items():
+        path = folder / name.replace("__", "/")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+
+
+@torch.no_grad()
+def test_a_network_that_is_told_texts_is_adopted_and_must_be_told_one(tmp_path):
+    net, _ = save(tmp_path / "p", told_texts(), clip_sample=False)
+    found, x, t = from_diffusers.read(tmp_path / "p"), images(2), torch.full((2,), 0.4).double()
+    assert found.denoiser.nothing.parts() == {"text": None, "text_mask": None}
+    assert (found.denoiser.classes, found.denoiser.takes_guidance, found.encoder) == (None, False, None)
+    with pytest.raises(UserError, match="this network must be told text, and nothing stands for it"):
+        found.denoiser(x, t)
+    text = torch.randn(2, 3, 8, generator=seeded(1))
+    own = found.denoiser.with_condition(Condition({"text": text}))(x, t)
+    assert apart(own.eps, net(x, 399, text).sample) < 1e-5
+    gap = against_diffusers.gap(tmp_path / "p", found, IMAGE)
+    assert gap.largest < 1e-4
+    card = checkpoints.save(tmp_path / "c", found.denoiser, IMAGE, {**ABOUT, "encoder": "e"})
+    assert (card.inputs, card.encoder) == (["text", "text_mask"], "e")
+    again = from_diffusers.read(tmp_path / "c")
+    assert again.encoder == "e"
+    assert torch.equal(again.denoiser.with_condition(Condition({"text": text}))(x, t).eps, own.eps)
+    assert "encoder" not in checkpoints.save(tmp_path / "d", student(None), IMAGE, {**ABOUT, "encoder": None}).to_json()
+
+
+def test_the_digest_of_the_encoders_is_of_their_names_and_bytes_alone(copied):
+    assert from_diffusers.encoder(copied) is None
+    encoders(copied)
+    first = from_diffusers.read(copied).encoder
+    (copied / "vae").mkdir()
+    (copied / "vae/config.json").write_text("{}")
+    assert from_diffusers.encoder(copied) == first
+    digests = {first}
+    for name, text in (
+        ("text_encoder__config.json", "[]"),
+        ("text_encoder_3__config.json", "{}"),
+        ("tokenizer_2__merges.txt", ""),
+    ):
+        encoders(copied, **{name: text})
+        digests.add(from_diffusers.encoder(copied))
+    (copied / "tokenizer_2/vocab.json").rename(copied / "tokenizer_2/words.json")
+    assert len(digests | {from_diffusers.encoder(copied)}) == 5
+
+
+def test_a_network_that_is_told_how_noisy_an_image_is_is_refused_by_name(tmp_path):
+    save(tmp_path / "p", told_texts(num_class_embeds=20, in_channels=2))
+    with pytest.raises(
+        UserError, match="is told text, text_mask, image is told by class_labels how noisy its image is"
+    ):
         from_diffusers.read(tmp_path / "p")
 
 
@@ -434,7 +502,6 @@ SAVED = {
     "no mapping": (lambda folder: (folder / SCHEDULER).write_text("[1]"), "is of an unknown scheduler: its process is"),
     "a weight that is NaN": (poisoned(float("nan")), "unet: conv_in.bias holds 1 of "),
     "a weight without bounds": (poisoned(float("inf")), "values that are NaN or infinite; fetch it again, or take another"),
-    "latents": (lambda folder: (folder / "vqvae").mkdir(), "works on what the encoder in vqvae/ makes of images"),
     "a flow's student": (rewritten(SCHEDULER, _class_name="FlowMatchLCMScheduler"), "it is a student that jumps"),
     "a flow of the data": (rewritten(SCHEDULER, **FLOW, invert_sigmas=True), "with invert_sigmas: its sigmas are of"),
     "a flow by a flag": (rewritten(SCHEDULER, use_flow_sigmas=True), "use_flow_sigmas needs prediction_type"),
@@ -683,7 +750,8 @@ def workspace(tmp_path, monkeypatch):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     raw = params.load_yaml(ROOT / "params.yaml")
-    raw |= {"distill": STUDENTS, "evaluate": EVALUATE, "teachers": {"teacher": {"from": "theirs"}}}
+    own = {"distill": STUDENTS, "evaluate": EVALUATE, "teachers": {"teacher": {"from": "theirs"}}}
+    raw |= copy.deepcopy(own)
     raw["data"]["limit"] = 100
     raw["features"] |= {"channels": 8, "dimension": 8, "iterations": 5, "batch": 32}
     raw["gamma"] |= {"steps": 50, "images": 4}
@@ -774,10 +842,45 @@ def test_the_line_must_not_say_otherwise(workspace):
         adopted(workspace(teachers={"teacher": {"from": "theirs", "conditional": False}}))
 
 
+def test_the_stage_refuses_latents_of_which_there_are_no_data(workspace):
+    save(Path("theirs"), network(in_channels=4, out_channels=4))
+    Path("theirs/vae").mkdir()
+    with pytest.raises(
+        UserError, match="works on latents of 4 x 8 x 8, which the encoder in vae/ makes of images, and the"
+    ):
+        adopted(workspace())
+    assert not (paths.CHECKPOINTS / "teacher").exists()
+
+
+def test_the_stage_s_card_says_by_whose_embeddings_its_network_is_told_texts(workspace):
+    save(Path("theirs"), told_texts())
+    encoders(Path("theirs"))
+    found = workspace(evaluate={"teacher": EVALUATE["teacher"][:2]})
+    card = adopted(found).card
+    assert (card.inputs, card.encoder) == (["text", "text_mask"], from_diffusers.encoder(Path("theirs")))
+    save(Path("theirs"), told_texts(time_cond_proj_dim=8))
+    with pytest.raises(
+        UserError, match=r"teachers\.teacher\.from: its network takes the weight of guidance as an input, and"
+    ):
+        adopted(found)
+
+
+def measured(found) -> set[str]:
+    """All that follows training, of the teacher and its students; the checkpoints that the frontier has points of."""
+    from tasks import frontier, gamma, measure, search
+
+    gamma.estimate(found)
+    search.find(found)
+    for name in ("teacher", *STUDENTS):
+        measure.measure(found, name)
+    frontier.merge(found)
+    return {point["checkpoint"] for point in json.loads(paths.FRONTIER.read_text())["points"]}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"prediction_type": "v_prediction", **ZERO}])
 def test_the_whole_pipeline_with_an_adopted_teacher(settings, workspace):
-    from tasks import features, frontier, gamma, measure, search, train
+    from tasks import features, train
 
     save(Path("theirs"), **settings)
     found = workspace()
@@ -792,13 +895,7 @@ def test_the_whole_pipeline_with_an_adopted_teacher(settings, workspace):
         trained = opened.denoiser.net.state_dict()
         start = checkpoints.load(paths.CHECKPOINTS / found.distill[name].init).denoiser.net.state_dict()
         assert any(not torch.equal(trained[key], start[key]) for key in start)
-    gamma.estimate(found)
-    search.find(found)
-    for name in ("teacher", *STUDENTS):
-        measure.measure(found, name)
-    frontier.merge(found)
-    table = json.loads(paths.FRONTIER.read_text())
-    assert {point["checkpoint"] for point in table["points"]} == {"teacher", *STUDENTS}
+    assert measured(found) == {"teacher", *STUDENTS}
     assert Path("artifacts/curves.png").exists()
     pipeline = diffusers.DDIMPipeline.from_pretrained(paths.CHECKPOINTS / "pd4")
     pipeline.set_progress_bar_config(disable=True)
@@ -812,8 +909,8 @@ def test_the_whole_pipeline_with_an_adopted_teacher(settings, workspace):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["flow shifted", "EDM"])
 def test_the_whole_pipeline_with_a_teacher_of_another_process(case, workspace):
-    """Its students are fed and read as it is, and diffusers' scheduler of flows steps them to the same samples."""
-    from tasks import features, frontier, gamma, measure, search, train
+    """Its students are fed and read as it is; those of a flow come with a scheduler of diffusers."""
+    from tasks import features, train
 
     kind, settings = PROCESSES[case]
     save(Path("theirs"), kind=kind, **settings)
@@ -824,13 +921,7 @@ def test_the_whole_pipeline_with_a_teacher_of_another_process(case, workspace):
         train.train(found, name)
         own = checkpoints.load(paths.CHECKPOINTS / name).denoiser.reading
         assert dataclasses.replace(own, parameterization=reading.parameterization) == reading
-    gamma.estimate(found)
-    search.find(found)
-    for name in ("teacher", *STUDENTS):
-        measure.measure(found, name)
-    frontier.merge(found)
-    table = json.loads(paths.FRONTIER.read_text())
-    assert {point["checkpoint"] for point in table["points"]} == {"teacher", *STUDENTS}
+    assert measured(found) == {"teacher", *STUDENTS}
     assert (paths.CHECKPOINTS / "cd/scheduler").exists() == (case == "flow shifted")
 
 
@@ -932,9 +1023,18 @@ def test_what_makes_another_process_of_it_is_refused(case, copied):
 
 @pytest.mark.parametrize("part", ["vae", "vqvae", "movq", "vqmodel"])
 def test_each_kind_of_encoder_makes_it_a_pipeline_of_latents(part, copied):
+    """Its network is adopted, for data that are such latents."""
+    assert from_diffusers.read(copied).latent is None
     (copied / part).mkdir()
-    with pytest.raises(UserError, match=f"works on what the encoder in {part}/ makes of images"):
-        from_diffusers.read(copied)
+    found = from_diffusers.read(copied)
+    assert found.latent == part
+    found.check((1, 8, 8), None)
+    with pytest.raises(UserError) as caught:
+        found.check((3, 64, 64), None)
+    assert str(caught.value) == (
+        f"the teacher works on latents of 1 x 8 x 8, which the encoder in {part}/ makes of images, and the data are images "
+        "of 3 x 64 x 64, of which none are made here yet; take a teacher of pixels"
+    )
 
 
 def test_what_a_scheduler_leaves_out_is_what_diffusers_takes(copied):

@@ -385,6 +385,19 @@ def test_an_adopted_teacher_is_read_for_what_it_says_and_for_its_images(here, tm
     with pytest.raises(UserError, match="knows no classes to guide to"):
         question.read(params.read(), "8", Path("ddpm"), None, "2", None)
     assert question.read(replaced(tmp_path / "ddpm"), "8", None, None, None, None).folder == read.folder
+    (tmp_path / "ddpm/vae").mkdir()
+    with pytest.raises(UserError, match="ddpm works on what the encoder in vae/ makes of images, and here on images"):
+        question.read(params.read(), "8", Path("ddpm"), None, None, None)
+
+
+def test_a_teacher_that_is_told_texts_has_no_advice(here, tmp_path, monkeypatch):
+    from tests.test_adopt import save, told_texts
+
+    save(tmp_path / "theirs", told_texts())
+    with pytest.raises(
+        UserError, match="theirs is told text, text_mask, of which advice knows nothing; take a teacher"
+    ):
+        question.read(params.read(), "8", Path("theirs"), None, None, None)
 
 
 def replaced(folder: Path) -> params.Params:

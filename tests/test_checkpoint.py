@@ -432,7 +432,9 @@ def test_the_seal_is_of_every_field_of_a_card(folder):
             with pytest.raises(UserError):
                 checkpoints.read_card(folder)
             (folder / "card.json").write_text(text)
-        if field.name not in card:  # only the card of a watched training, or of another reading, has it
+        if (
+            field.name not in card
+        ):  # only the card of a watched training, of another reading, or of a network told more has it
             continue
         without = {name: value for name, value in card.items() if name != field.name}
         (folder / "card.json").write_text(json.dumps(without))

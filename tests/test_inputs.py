@@ -240,3 +240,26 @@ def test_times_and_texts_of_a_batch_belong_together():
             exact(inputs, X, per_sample(t, X)),
             1e-6,
         )
+
+
+def test_without_a_mask_all_tokens_of_a_text_are_there():
+    """Of a longer and of a shorter one than what stands for nothing, which keeps its own mask."""
+    inputs = {name: part for name, part in texts(5, 3).items() if name != "text_mask"}
+    whole = inputs | {"text_mask": torch.ones(inputs["text"].shape[:2], dtype=torch.bool)}
+    for dropped in (None, torch.tensor([True, *[False] * (len(X) - 1)])):
+        own, masked = (denoiser().with_condition(Condition(told, dropped=dropped)) for told in (inputs, whole))
+        assert torch.equal(own(X, per_sample(0.5, X)).x0, masked(X, per_sample(0.5, X)).x0)
+
+
+def test_texts_of_two_lengths_need_a_mask():
+    """Or what fills up the shorter one would be read as a part of it."""
+    text = {"text": randn(3, 4, 2)}
+    with pytest.raises(
+        UserError, match="texts of 4 and of 2 tokens are told as one batch without a mask; give both as"
+    ):
+        Condition(text, negative={"text": randn(3, 2, 2)}).with_away()
+    assert Condition(text, negative={"text": randn(3, 4, 2)}).with_away().inputs["text"].shape == (6, 4, 2)
+    unmasked = Nothing({"text": randn(1, 2)})
+    assert torch.equal(unmasked.fill(Condition(text), 3)["text"], text["text"])
+    with pytest.raises(UserError, match="texts of 4 and of 1 tokens"):
+        unmasked.fill(Condition(text, dropped=torch.tensor([True, False, False])), 3)

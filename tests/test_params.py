@@ -672,9 +672,9 @@ def test_all_that_a_teacher_s_line_says_is_its():
         network=unet.Shape(**{**told, "channels": (8,)}),
         schedule=params.SCHEDULES["linear"](beta_max=9.0),
         conditional=True,
-        parameterization="x0_eps",
         reading=params.Reading("x0_eps"),
     )
+    assert found.parameterization == "x0_eps"
     assert root({"from": "x"}) == (sections.Adopted(name="t", folder="x", conditional=False), [])
     assert root({"from": "x", "conditional": True})[0] == sections.Adopted(name="t", folder="x", conditional=True)
 
@@ -689,7 +689,7 @@ def test_every_reading_can_be_chosen_by_its_name(word):
     for value, size in ((word, 1.0), ({"name": word}, 1.0), *sized):
         found, faults = root({**line, "reading": value})
         assert faults == []
-        assert found.reading == params.Reading.of(word, found.parameterization, sigma_data=size)
+        assert found.reading == params.Reading.of(word, found.network.parameterization, sigma_data=size)
 
 
 @pytest.mark.parametrize(

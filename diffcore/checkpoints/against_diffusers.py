@@ -1,24 +1,29 @@
 """An adopted teacher held against diffusers itself: samples by its network and its scheduler's steps, and by ours."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from diffcore.checkpoints.from_diffusers import Adopted, part_of
-from diffcore.checkpoints.schedulers import EDMS, read_settings
+from diffcore.checkpoints.schedulers import EDMS
+from diffcore.checkpoints.to_diffusers import flow_of
 from diffcore.core.rng import generator
 from diffcore.core.shapes import Sample
-from diffcore.denoisers.condition import CLASS, of_classes
+from diffcore.denoisers.condition import CLASS, GUIDANCE, Condition
 from diffcore.denoisers.denoiser import per_sample
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.denoisers.node import ddim_step, node
 from diffcore.nets import diffusers_model
+from diffcore.nets.diffusers_model import DiffusersModel
 
-COUNT = 2
+COUNT, TOKENS = 2, 5
+IMAGE = "image"
+"""The input whose free sizes are those of the sample; of a text it is their number of tokens."""
 STEPS = (4, 5, 2, 1)
 """Of those the first that divides the noise levels of the teacher."""
 
@@ -39,29 +44,52 @@ class Gap:
 @torch.inference_mode()
 def gap(folder: Path, adopted: Adopted, image: Sequence[int]) -> Gap | None:
     """By how much samples of diffusers' own network and scheduler differ from ours, for images [c, h, w]: by DDIM for a
-    teacher of betas, else by Euler's steps, without limits of x_0; of classes where it knows such. None for a checkpoint of
-    ours, which is no folder of diffusers' pipelines."""
-    folder = Path(folder).expanduser()
-    if (folder / "card.json").is_file():
+    teacher of betas, else by Euler's steps, without limits of x_0; of classes, texts and the like where it is told such,
+    whatever they mean. None for a checkpoint of ours, which is no folder of diffusers' pipelines."""
+    if adopted.settings is None:
         return None
     own = adopted.denoiser
     count = own.reading.num_timesteps if own.reading.is_usual else STEPS[0]
     steps = next(steps for steps in STEPS if count % steps == 0)
-    scheduler = _scheduler(read_settings(folder), own, steps)
+    scheduler = _scheduler(adopted.settings, own, steps)
     noise = torch.randn(COUNT, *image, generator=generator("adopted", *image))
-    labels = None if own.classes is None else torch.arange(COUNT) % own.classes
-    inputs = {} if labels is None else {CLASS: labels}
-    net = diffusers_model.load(folder / part_of(folder)).eval()
+    net = _net(Path(folder).expanduser(), own)
+    inputs = _inputs(net, own, image)
     theirs = noise * float(getattr(scheduler, "init_noise_sigma", 1.0))
     for t in scheduler.timesteps:
         seen = scheduler.scale_model_input(theirs, t) if hasattr(scheduler, "scale_model_input") else theirs
         told = t * (net.time_scale / 1000 if own.reading.time == "flow" else 1)
         theirs = scheduler.step(net(seen, told.float().expand(COUNT), **inputs), t, theirs).prev_sample
-    ours = _sampled(own.with_condition(of_classes(labels)), noise, _times(scheduler, own, steps))
+    ours = _sampled(own.with_condition(_condition(inputs)), noise, _times(scheduler, own, steps))
     return Gap(type(scheduler).__name__, steps, float((ours - theirs).abs().max() / theirs.abs().max()))
 
 
-def _scheduler(settings: dict[str, Any], own: NetDenoiser, steps: int) -> Any:
+def _net(folder: Path, own: NetDenoiser) -> DiffusersModel:
+    """diffusers' own network: the adopted one, unless that is of a class of ours."""
+    if isinstance(own.net, DiffusersModel):
+        return own.net
+    return diffusers_model.load(folder / part_of(folder)).eval()
+
+
+def _inputs(net: DiffusersModel, own: NetDenoiser, image: Sequence[int]) -> dict[str, Tensor]:
+    """What the network is told: classes that there are, and of all else that it must be told random numbers."""
+    inputs = {}
+    for name, each in net.inputs.items():
+        if name == CLASS:
+            inputs |= {} if own.classes is None else {CLASS: torch.arange(COUNT) % own.classes}
+        elif each.required:
+            sides = image[1:] if name == IMAGE else (TOKENS,)
+            free = iter(sides)
+            shape = [next(free) if size is None else size for size in each.shape]
+            inputs[name] = torch.rand(COUNT, *shape, generator=generator("adopted", name))
+    return inputs
+
+
+def _condition(inputs: Mapping[str, Tensor]) -> Condition:
+    return Condition({name: each for name, each in inputs.items() if name != GUIDANCE}, inputs.get(GUIDANCE))
+
+
+def _scheduler(settings: Mapping[str, Any], own: NetDenoiser, steps: int) -> Any:
     """diffusers' own with these settings, at `steps` even times; of a flow with the shift that its images have."""
     import diffusers
 
@@ -76,7 +104,9 @@ def _scheduler(settings: dict[str, Any], own: NetDenoiser, steps: int) -> Any:
         scheduler.set_timesteps(steps)
     else:
         count = settings.get("num_train_timesteps", 1000)
-        scheduler = diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=count, shift=own.schedule.of.shift)
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
+            num_train_timesteps=count, shift=flow_of(own.schedule).shift
+        )
         scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps))
     return scheduler
 

@@ -11,7 +11,7 @@ from diffcore.nets.conditioned import folded
 
 KEPT = (
     "name", "method", "solver", "weights", "teacher", "data", "parameters", "seed", "code", "torch", "classes", "cost",
-    "compute", "watch",
+    "compute", "watch", "encoder",
 )  # fmt: skip
 """What the card says as before; its parent is the student that it was."""
 

@@ -61,9 +61,9 @@ def save(
     beside: Callable[[Path], None] = lambda folder: None,
 ) -> Card:
     """Writes a checkpoint so that it is whole or not there. `about` gives the card's name, method, solver, weights, parent,
-    data, parameters, seed, code, torch and cost, of a conditional network classes and guidance, and of one that was trained
-    here compute; the rest is taken from the denoiser. beside: writes what else shall lie in the folder, for which the
-    card does not vouch."""
+    data, parameters, seed, code, torch and cost, of a conditional network classes and guidance, of one that is told texts
+    encoder, and of one that was trained here compute; the rest is taken from the denoiser. beside: writes what else shall
+    lie in the folder, for which the card does not vouch."""
     about = {"classes": None, "guidance": None, **about}
     if (about["classes"] and len(about["classes"])) != denoiser.classes:
         raise ValueError(f"a network of {denoiser.classes} classes cannot have the card of {about['classes']}")

@@ -14,10 +14,10 @@ from torch import nn
 
 from diffcore import nets
 from diffcore.checkpoints.folder import check_finite, load
-from diffcore.checkpoints.schedulers import SCHEDULER, process, read_settings
+from diffcore.checkpoints.schedulers import SCHEDULER, Process, process, read_settings
 from diffcore.core import disk
 from diffcore.core.errors import UserError
-from diffcore.denoisers.condition import CLASS
+from diffcore.denoisers.condition import CLASS, GUIDANCE
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets import unet
 from diffcore.nets.diffusers_model import DiffusersModel
@@ -25,18 +25,26 @@ from diffcore.nets.diffusers_model import DiffusersModel
 LATENT = ("vae", "vqvae", "movq", "vqmodel")
 """Folders of a pipeline whose network works on what an encoder makes of images."""
 
+TEXT = ("text_encoder", "tokenizer")
+"""What the folders of a pipeline begin with that make embeddings of texts."""
+
 
 @dataclass(frozen=True)
 class Adopted:
     """files: sha256 of each file that was read. image: [c, h, w] that the network was made for, h and w 0 where its config
     does not say. classes: names by label, None where the folder does not tell them. sampling: what its scheduler does to the
-    believed x_0, in a recipe's words; empty for nothing."""
+    believed x_0, in a recipe's words; empty for nothing. settings: of its scheduler in diffusers, None for a checkpoint of
+    ours. encoder: digest of the text encoders and tokenizers by whose embeddings it is told texts, None where none lie
+    there. latent: the folder of what makes its samples of images, None for a network of images."""
 
     denoiser: NetDenoiser
     files: dict[str, str]
     image: tuple[int, int, int]
     classes: Sequence[str] | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] | None = None
+    encoder: str | None = None
+    latent: str | None = None
 
     @property
     def skips(self) -> int | None:
@@ -47,12 +55,9 @@ class Adopted:
         """A UserError if it is not a network for such images, [c, h, w], of these classes (names, or None)."""
         channels, *sides = self.image
         if channels != image[0] or (any(sides) and sides != list(image[1:])):
-            own = " x ".join(str(size) if size else "?" for size in self.image)
-            raise UserError(
-                f"the teacher is for images of {own} and the data are {' x '.join(map(str, image))} (channels x height x "
-                "width); set data.size and data.channels to what it was trained with"
-            )
-        levels = len(self.denoiser.net.config_json().get("block_out_channels", [0]))  # other networks halve nothing
+            raise UserError(self._of_other_images(image))
+        content = self.denoiser.net.config_json()  # other networks halve nothing, or what they can
+        levels = len(content.get("block_out_channels", [0])) if content["_class_name"] == unet.FORMAT else 1
         if any(side % 2 ** (levels - 1) for side in image[1:]):
             raise UserError(
                 f"images of {image[1]} x {image[2]} cannot be halved {levels - 1} times as the teacher does; set data.size"
@@ -66,11 +71,26 @@ class Adopted:
         if self.classes is not None and list(self.classes) != list(classes or ()):
             raise UserError(f"the teacher's classes are {_few(self.classes)} and the data's are {_few(classes or ())}")
 
+    def _of_other_images(self, image: Sequence[int]) -> str:
+        own = " x ".join(str(size) if size else "?" for size in self.image)
+        data = " x ".join(map(str, image))
+        if self.latent:
+            return (
+                f"the teacher works on latents of {own}, which the encoder in {self.latent}/ makes of images, and the data "
+                f"are images of {data}, of which none are made here yet; take a teacher of pixels"
+            )
+        return (
+            f"the teacher is for images of {own} and the data are {data} (channels x height x width); set data.size and "
+            "data.channels to what it was trained with"
+        )
 
-def read(folder: Path) -> Adopted:
-    """The denoiser in `folder`: a pipeline (unet/ and scheduler/) of diffusers, or a checkpoint of this pipeline's own.
 
-    A UserError says what cannot be read as it is. Nothing pickled is opened.
+def read(folder: Path, sides: Sequence[int] | None = None) -> Adopted:
+    """The denoiser in `folder`: a pipeline of diffusers (unet/ or transformer/, and scheduler/), with or without what makes
+    embeddings of texts and latents of images; or a checkpoint of this pipeline's own.
+
+    sides: height and width of the samples, by which some flows are shifted, where its config.json does not say them. A
+    UserError says what cannot be read as it is. Nothing pickled is opened.
     """
     folder = Path(folder).expanduser()
     if folder.is_file():
@@ -86,11 +106,15 @@ def read(folder: Path) -> Adopted:
     net = nets.open_folder(folder / part).eval().requires_grad_(False)
     check_finite(net.state_dict(), f"{folder}/{part}", "fetch it again, or take another teacher")
     image = _image(content)
-    own = process(settings, folder, getattr(net, "time_scale", 1000), _patches(net, image))
-    denoiser = NetDenoiser(net, own.schedule, own.reading, classes=_classes(net, content))
+    if isinstance(net, DiffusersModel):  # whose config may count channels of tokens, and those of an image beside
+        image = (net.architecture.channels[0], *image[1:])
+    patches = _patches(net, image[1:] if any(image[1:]) else sides or (0,))
+    own = process(settings, folder, getattr(net, "time_scale", 1000), patches)
+    denoiser = _denoiser(net, own, content)
     paths = [folder / SCHEDULER, folder / part / nets.CONFIG, *sorted((folder / part).glob("*.safetensors*"))]
     files = {str(p.relative_to(folder)): disk.sha256(p) for p in paths}
-    return Adopted(denoiser, files, image, sampling=own.sampling)
+    latent = next((part for part in LATENT if (folder / part).is_dir()), None)
+    return Adopted(denoiser, files, image, None, own.sampling, settings, encoder(folder), latent)
 
 
 def _own(folder: Path) -> Adopted:
@@ -111,21 +135,24 @@ def _own(folder: Path) -> Adopted:
             f"{folder} is a student by {card.method}, which cannot teach at every time; give the teacher it comes from"
         )
     sampling = card.parameters.get("sampling", {}) if card.method == "adopted" else {}
-    return Adopted(checkpoint.denoiser, dict(card.files), tuple(card.image), card.classes, sampling)
+    return Adopted(
+        checkpoint.denoiser, dict(card.files), tuple(card.image), card.classes, sampling, encoder=card.encoder
+    )
+
+
+def encoder(folder: Path) -> str | None:
+    """The digest of names and bytes of all that makes embeddings of texts in a pipeline's folder; None where nothing does."""
+    paths = sorted(path for word in TEXT for path in folder.glob(f"{word}*/**/*") if path.is_file())
+    return disk.digest({str(path.relative_to(folder)): disk.sha256(path) for path in paths}) if paths else None
 
 
 def part_of(folder: Path) -> str:
-    """The folder of its network; a UserError for a pipeline whose network is not one of pixels."""
-    if latent := next((part for part in LATENT if (folder / part).is_dir()), None):
-        raise UserError(
-            f"{folder} works on what the encoder in {latent}/ makes of images, and here on images themselves; "
-            "take a teacher of pixels"
-        )
+    """The folder of a pipeline's network."""
     return "transformer" if (folder / "transformer").is_dir() and not (folder / "unet").is_dir() else "unet"
 
 
 def _network(folder: Path) -> dict[str, Any]:
-    """The content of its config.json; a UserError for one of a network that is told more than a time and a class."""
+    """The content of its config.json; a UserError for a U-Net of ours or its like that is told time or class otherwise."""
     content = nets.read_config(folder)
     if content["_class_name"] == unet.FORMAT:
         supported = {"time_embedding_type": "positional", "class_embed_type": None}
@@ -135,25 +162,28 @@ def _network(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _classes(net: nn.Module, content: Mapping[str, Any]) -> int | None:
-    """How many classes it tells apart, beside the last row of its table, for none. A UserError for a network that is told
-    more than those."""
+def _denoiser(net: nn.Module, own: Process, content: Mapping[str, Any]) -> NetDenoiser:
+    """The last row of its table of classes is for none; all else that it is told must always be known."""
     if not isinstance(net, DiffusersModel):
         table = content.get("num_class_embeds")
-        return table and table - 1
-    if others := [name for name, each in net.inputs.items() if name != CLASS and each.required]:
+        return NetDenoiser(net, own.schedule, own.reading, classes=table and table - 1)
+    nothing = {name: None for name in net.inputs if name not in (CLASS, GUIDANCE)}
+    if CLASS in net.inputs and nothing:
         raise UserError(
-            f"a {content['_class_name']} is told {', '.join(others)}, which no data here have yet; take a teacher that is "
-            "told a time and at most a class"
+            f"a {content['_class_name']} that is told {', '.join(nothing)} is told by {CLASS} how noisy its image is, "
+            "and none of them stands for none; take a teacher without"
         )
-    return net.inputs[CLASS].rows - 1 if CLASS in net.inputs else None
+    classes = net.inputs[CLASS].rows - 1 if CLASS in net.inputs else None
+    return NetDenoiser(
+        net, own.schedule, own.reading, None, classes, takes_guidance=GUIDANCE in net.inputs, nothing=nothing
+    )
 
 
-def _patches(net: nn.Module, image: Sequence[int]) -> int | None:
-    """How many patches a network sees of its images; None where its config does not say how large those are."""
-    if not isinstance(net, DiffusersModel) or not all(image[1:]):
+def _patches(net: nn.Module, sides: Sequence[int]) -> int | None:
+    """How many patches a network sees of samples with these sides; None where they are not known."""
+    if not isinstance(net, DiffusersModel) or not all(sides):
         return None
-    return math.prod(side // net.architecture.sides for side in image[1:])
+    return math.prod(side // net.architecture.sides for side in sides)
 
 
 def _image(content: dict[str, Any]) -> tuple[int, int, int]:

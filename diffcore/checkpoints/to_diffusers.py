@@ -9,7 +9,7 @@ from torch import nn
 from diffcore.checkpoints.card import Card
 from diffcore.core.errors import UserError
 from diffcore.denoisers.network import NetDenoiser
-from diffcore.denoisers.reading import KINDS, Reading
+from diffcore.denoisers.reading import KINDS, TIMES, Reading
 from diffcore.noise import schedule
 from diffcore.noise.schedule import Flow, Normalised, Schedule
 
@@ -57,18 +57,24 @@ def is_flow(reading: Reading) -> bool:
 
 def _of_flow(denoiser: NetDenoiser, solver: str) -> dict[str, Any]:
     """Both schedulers shift the sigmas that they are given, so ours are the times of a flow schedule and 1 its last."""
-    name = "FlowMatchLCMScheduler" if solver == "multistep_consistency" else "FlowMatchEulerDiscreteScheduler"
+    flow = flow_of(denoiser.schedule)
     return {
-        "_class_name": name,
+        "_class_name": _flow_scheduler(solver),
         "_diffusers_version": WRITTEN_AS,
         "num_train_timesteps": denoiser.reading.num_timesteps,
-        "shift": _shift(denoiser.schedule),
+        "shift": flow.shift if flow else 1.0,
     }
 
 
-def _shift(kind: Schedule) -> float:
+def _flow_scheduler(solver: str) -> str:
+    """Which of diffusers' schedulers of rectified flow steps as a solver does."""
+    return "FlowMatchLCMScheduler" if solver == "multistep_consistency" else "FlowMatchEulerDiscreteScheduler"
+
+
+def flow_of(kind: Schedule) -> Flow | None:
+    """The rectified flow that a schedule has the log-SNR of, normalised or not; None for any other schedule."""
     kind = kind.of if isinstance(kind, Normalised) else kind
-    return kind.shift if isinstance(kind, Flow) else 1.0
+    return kind if isinstance(kind, Flow) else None
 
 
 def _of_betas(denoiser: NetDenoiser, solver: str) -> tuple[str, dict[str, Any]]:
@@ -145,9 +151,8 @@ def loop(card: Card, times: Sequence[float], content: Mapping[str, Any]) -> str 
 def _stepped(card: Card, times: Sequence[float], network: str) -> str:
     """By a scheduler of rectified flow, which makes the last step to 0 and its own shift of the sigmas it is given."""
     kind, t = schedule.from_json(card.schedule), torch.tensor(list(times[:-1]), dtype=torch.float64)
-    name = "FlowMatchLCMScheduler" if card.solver == "multistep_consistency" else "FlowMatchEulerDiscreteScheduler"
-    is_own = isinstance(kind.of if isinstance(kind, Normalised) else kind, Flow)
-    sigmas = t if is_own else kind.sigma(t) / (kind.alpha(t) + kind.sigma(t))
+    name = _flow_scheduler(card.solver)
+    sigmas = t if flow_of(kind) else TIMES["flow"](t, kind.alpha(t), kind.sigma(t), 1)
     return f"""{_opening(network, f"{name}, ")}scheduler = {name}.from_pretrained("PATH", subfolder="scheduler")
 scheduler.set_timesteps(sigmas=[{", ".join(_numbers(sigmas.tolist()))}])
 {_start(card)}for t in scheduler.timesteps:

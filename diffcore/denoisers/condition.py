@@ -15,6 +15,9 @@ from diffcore.core.transfer import to_device
 GUIDANCE = "guidance"
 """The name of a network's input: [b], the weight of classifier-free guidance."""
 
+TEXT, MASK = "text", "text_mask"
+"""Embeddings of a text, one for each token, and which of them are there."""
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -84,10 +87,29 @@ def joined(first: Condition, second: Condition) -> Condition:
         raise UserError(
             f"what guidance leads away from must say as much as what it leads to, and {names} is in one of them alone"
         )
+    if TEXT in first.inputs and MASK not in first.inputs:
+        _check_lengths(first.inputs[TEXT].shape[1], second.inputs[TEXT].shape[1])
     inputs = {name: torch.cat(padded(part, second.inputs[name])) for name, part in first.inputs.items()}
     if first.dropped is None and second.dropped is None:
         return Condition(inputs)
     return Condition(inputs, dropped=torch.cat([_dropped(part) for part in (first, second)]))
+
+
+def _check_lengths(first: int, second: int) -> None:
+    """A UserError for texts of two lengths, without a mask: what fills up the shorter one would be read as a part of it."""
+    if first != second:
+        raise UserError(
+            f"texts of {first} and of {second} tokens are told as one batch without a mask; give both as many, or a {MASK}"
+        )
+
+
+def _with_mask(condition: Condition) -> Condition:
+    """The same with a mask of its text."""
+    text = condition.inputs.get(TEXT)
+    if text is None or MASK in condition.inputs:
+        return condition
+    whole = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
+    return replace(condition, inputs={**condition.inputs, MASK: whole})
 
 
 def _dropped(condition: Condition) -> Tensor:
@@ -122,7 +144,9 @@ class Nothing(nn.Module):
         return {name: getattr(self, name) for name in self.names}
 
     def fill(self, condition: Condition, count: int) -> dict[str, Tensor]:
-        """The inputs for a batch of `count`: what is known, and nothing elsewhere. A UserError for one that must be known."""
+        """The inputs for a batch of `count`: what is known, and nothing elsewhere; of a text without a mask all tokens are
+        there. A UserError for an input that must be known."""
+        condition = _with_mask(condition) if MASK in self.names else condition
         return {name: self._filled(name, part, condition, count) for name, part in self.parts().items()}
 
     def _filled(self, name: str, part: Tensor | None, condition: Condition, count: int) -> Tensor:
@@ -135,6 +159,8 @@ class Nothing(nn.Module):
             return part.expand(count, *part.shape)
         if part is None or condition.dropped is None:
             return known
+        if name == TEXT and MASK not in self.names:
+            _check_lengths(known.shape[1], len(part))
         known, blank = padded(known, part[None].to(known.dtype))
         rows = condition.dropped.reshape(-1, *([1] * (known.ndim - 1)))
         return torch.where(rows, blank, known)

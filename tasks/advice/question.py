@@ -112,6 +112,7 @@ def _guidance(text: str) -> tuple[float, float]:
 def _adopted(question: Question, folder: str) -> Question:
     place = Path(folder).expanduser().resolve()
     model = from_diffusers.read(place)
+    _check_images(model, folder)
     channels, height, width = model.image
     return replace(
         question,
@@ -143,3 +144,17 @@ def is_counted(question: Question, params: Params) -> bool:
     """Whether number and size of the images are counted already."""
     plain = params.data.size is None and params.data.limit is None
     return is_here(question, params) or (question.source == "digits" == params.data.source and plain)
+
+
+def _check_images(model: from_diffusers.Adopted, folder: str) -> None:
+    """A UserError for a teacher for which there are no data: of latents, or one that is told texts."""
+    if model.latent:
+        raise UserError(
+            f"{folder} works on what the encoder in {model.latent}/ makes of images, and here on images themselves; take a "
+            "teacher of pixels"
+        )
+    if told := list(model.denoiser.nothing.names):
+        raise UserError(
+            f"{folder} is told {', '.join(told)}, of which advice knows nothing; take a teacher that is told a time and at "
+            "most a class, or write params.yaml by hand"
+        )
