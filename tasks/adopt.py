@@ -6,13 +6,16 @@ from pathlib import Path
 
 from diffcore import checkpoints
 from diffcore.checkpoints import against_diffusers, from_diffusers
+from diffcore.checkpoints.encoded import embeddings_for
 from diffcore.core import disk
 from diffcore.core.errors import UserError
 from diffcore.data.manifest import Manifest
+from diffcore.denoisers.network import NetDenoiser
 from diffcore.training import config, loop
 from tasks import graph, paths
 from tasks.params import Params, check_adopted
 from tasks.progress import log
+from tasks.sections import Adopted
 
 COST = {"iterations": 0, "images": 0, "network_calls": 0}
 
@@ -32,6 +35,7 @@ def take(params: Params, name: str) -> None:
         )
     model.check(manifest.shape, manifest.classes)
     check_adopted(params, name, model.skips, model.denoiser.reading.parameterization)
+    denoiser, encoder = _captioned(name, line, model, manifest)
     read = {"folder": folder, "files": model.files, "digest": disk.digest(model.files)}
     about = {
         "name": name,
@@ -47,11 +51,11 @@ def take(params: Params, name: str) -> None:
         "torch": config.torch_version(),
         "classes": list(manifest.classes) if knows else None,
         "cost": COST,
-        "encoder": model.encoder,
+        "encoder": encoder,
     }
     if gap := against_diffusers.gap(Path(folder), model, manifest.shape):
         log(f"{name}: {gap}")
-    card = checkpoints.save(paths.CHECKPOINTS / name, model.denoiser, tuple(manifest.shape), about)
+    card = checkpoints.save(paths.CHECKPOINTS / name, denoiser, tuple(manifest.shape), about)
     columns = [field.name for field in fields(loop.Event) if field.default is MISSING]
     disk.write_summed(paths.CURVES / f"{name}.csv", ",".join(columns) + "\n")
     disk.write_sealed(paths.COST / f"{name}.json", {"seconds": 0.0, **COST})
@@ -61,6 +65,32 @@ def take(params: Params, name: str) -> None:
         f"{name}: adopted from {folder}, parameterization {parameterization}, {steps} noise levels{limits}; "
         f"checkpoint {card.digest[:12]}"
     )
+
+
+def _captioned(
+    name: str, line: Adopted, model: from_diffusers.Adopted, manifest: Manifest
+) -> tuple[NetDenoiser, str | None]:
+    """Its denoiser, for which what the encoder makes of the empty caption stands for nothing, and the encoder's digest. A
+    UserError where the line says otherwise than the folder, and where the data's captions are embedded by another encoder."""
+    own = model.denoiser
+    if not set(model.required) <= set(line.inputs) <= set(own.nothing.names):
+        raise UserError(
+            f"teachers.{name}.inputs is [{', '.join(line.inputs)}], but the teacher in {line.folder} is told "
+            f"{', '.join(own.nothing.names) or 'no texts'}; set it to [{', '.join(own.nothing.names)}]"
+        )
+    texts = embeddings_for(line.inputs, paths.TEXT, manifest)
+    if texts is None:
+        return own, None
+    if model.encoder not in (None, texts.encoder["digest"], texts.encoder.get("pipeline")):
+        raise UserError(
+            f"teachers.{name} is told the embeddings of another encoder than those in {paths.TEXT}; set text.encoder to the "
+            f"one that it was trained with, such as folder:{line.folder}"
+        )
+    if model.encoder is None:
+        log(
+            f"{name}: no text encoder that is known here lies in {line.folder}; nobody says that {paths.TEXT} is of its own"
+        )
+    return own.with_nothing({each: texts.nothing[each] for each in line.inputs}), texts.encoder["digest"]
 
 
 def _check_guidance(name: str, model: from_diffusers.Adopted) -> None:

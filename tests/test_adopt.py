@@ -20,6 +20,8 @@ from diffcore.checkpoints.from_diffusers import SCHEDULER, _image
 from diffcore.checkpoints.schedulers import PREDICTION_TYPES, SAMPLERS
 from diffcore.core import disk
 from diffcore.core.errors import UserError
+from diffcore.data import embeddings
+from diffcore.data.embeddings import of_pipeline
 from diffcore.data.feed import to_uint8
 from diffcore.data.manifest import Manifest
 from diffcore.denoisers.condition import Condition, of_classes
@@ -410,12 +412,12 @@ def test_a_network_that_is_told_texts_is_adopted_and_must_be_told_one(tmp_path):
 
 
 def test_the_digest_of_the_encoders_is_of_their_names_and_bytes_alone(copied):
-    assert from_diffusers.encoder(copied) is None
+    assert of_pipeline(copied) is None
     encoders(copied)
     first = from_diffusers.read(copied).encoder
     (copied / "vae").mkdir()
     (copied / "vae/config.json").write_text("{}")
-    assert from_diffusers.encoder(copied) == first
+    assert of_pipeline(copied) == first
     digests = {first}
     for name, text in (
         ("text_encoder__config.json", "[]"),
@@ -423,9 +425,9 @@ def test_the_digest_of_the_encoders_is_of_their_names_and_bytes_alone(copied):
         ("tokenizer_2__merges.txt", ""),
     ):
         encoders(copied, **{name: text})
-        digests.add(from_diffusers.encoder(copied))
+        digests.add(of_pipeline(copied))
     (copied / "tokenizer_2/vocab.json").rename(copied / "tokenizer_2/words.json")
-    assert len(digests | {from_diffusers.encoder(copied)}) == 5
+    assert len(digests | {of_pipeline(copied)}) == 5
 
 
 def test_a_network_that_is_told_how_noisy_an_image_is_is_refused_by_name(tmp_path):
@@ -852,12 +854,35 @@ def test_the_stage_refuses_latents_of_which_there_are_no_data(workspace):
     assert not (paths.CHECKPOINTS / "teacher").exists()
 
 
+def written(pipeline: str) -> None:
+    """Embeddings of the captions of the data at hand, all alike, by the text encoder of this pipeline."""
+    manifest = Manifest.read(paths.DATA)
+    nothing = {"text": torch.full((3, 8), 0.5), "text_mask": torch.ones(3, dtype=torch.bool)}
+    inputs = {name: part[None] for name, part in nothing.items()}
+    tables = [embeddings.Table(torch.zeros(shard.images, dtype=torch.int64), inputs) for shard in manifest.shards]
+    with disk.folder(paths.TEXT) as folder:
+        embeddings.write(folder, {"digest": "e" * 64, "pipeline": pipeline}, manifest, tables, nothing)
+
+
 def test_the_stage_s_card_says_by_whose_embeddings_its_network_is_told_texts(workspace):
     save(Path("theirs"), told_texts())
     encoders(Path("theirs"))
-    found = workspace(evaluate={"teacher": EVALUATE["teacher"][:2]})
-    card = adopted(found).card
-    assert (card.inputs, card.encoder) == (["text", "text_mask"], from_diffusers.encoder(Path("theirs")))
+    line = {"teacher": {"from": "theirs", "inputs": ["text", "text_mask"]}}
+    found = workspace(evaluate={"teacher": EVALUATE["teacher"][:2]}, teachers=line)
+    written(of_pipeline(Path("theirs")))
+    checkpoint = adopted(found)
+    assert (checkpoint.card.inputs, checkpoint.card.encoder) == (["text", "text_mask"], "e" * 64)
+    assert torch.equal(checkpoint.denoiser.nothing.parts()["text"], torch.full((3, 8), 0.5))
+    written("d" * 64)
+    with pytest.raises(
+        UserError, match=r"told the embeddings of another encoder than those in artifacts/text; set text"
+    ):
+        adopted(found)
+    words = r"teachers\.teacher\.inputs is \[.*\], but the teacher in theirs is told text, text_mask; set"
+    for inputs in ([], ["text_mask"], ["text", "pooled"]):
+        line["teacher"]["inputs"] = inputs
+        with pytest.raises(UserError, match=words):
+            adopted(workspace(evaluate={"teacher": EVALUATE["teacher"][:2]}, teachers=line))
     save(Path("theirs"), told_texts(time_cond_proj_dim=8))
     with pytest.raises(
         UserError, match=r"teachers\.teacher\.from: its network takes the weight of guidance as an input, and"

@@ -322,8 +322,8 @@ def test_prompts_are_drawn_by_the_encoder_that_the_checkpoint_knows(finished):
 def test_a_student_is_told_no_embeddings_of_another_encoder(finished, tmp_path):
     copy = shutil.copytree(finished, tmp_path / "copy", symlinks=True)
     text = (copy / "params.yaml").read_text()
-    assert "dimension: 8 " in text
-    (copy / "params.yaml").write_text(text.replace("dimension: 8 ", "dimension: 9 "))
+    assert text.count("dimension: 8\n") == 1
+    (copy / "params.yaml").write_text(text.replace("dimension: 8\n", "dimension: 9\n"))
     shutil.rmtree(copy / "artifacts/text")
     assert call(copy, "./stage", "encode").returncode == 0
     for words in (

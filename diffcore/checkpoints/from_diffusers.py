@@ -17,6 +17,7 @@ from diffcore.checkpoints.folder import check_finite, load
 from diffcore.checkpoints.schedulers import SCHEDULER, Process, process, read_settings
 from diffcore.core import disk
 from diffcore.core.errors import UserError
+from diffcore.data.embeddings import of_pipeline
 from diffcore.denoisers.condition import CLASS, GUIDANCE
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets import unet
@@ -24,9 +25,6 @@ from diffcore.nets.diffusers_model import DiffusersModel
 
 LATENT = ("vae", "vqvae", "movq", "vqmodel")
 """Folders of a pipeline whose network works on what an encoder makes of images."""
-
-TEXT = ("text_encoder", "tokenizer")
-"""What the folders of a pipeline begin with that make embeddings of texts."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,12 @@ class Adopted:
     settings: Mapping[str, Any] | None = None
     encoder: str | None = None
     latent: str | None = None
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """What it must be told beside a class, by name."""
+        net, names = self.denoiser.net, self.denoiser.nothing.names
+        return tuple(each for each in names if not isinstance(net, DiffusersModel) or net.inputs[each].required)
 
     @property
     def skips(self) -> int | None:
@@ -114,7 +118,7 @@ def read(folder: Path, sides: Sequence[int] | None = None) -> Adopted:
     paths = [folder / SCHEDULER, folder / part / nets.CONFIG, *sorted((folder / part).glob("*.safetensors*"))]
     files = {str(p.relative_to(folder)): disk.sha256(p) for p in paths}
     latent = next((part for part in LATENT if (folder / part).is_dir()), None)
-    return Adopted(denoiser, files, image, None, own.sampling, settings, encoder(folder), latent)
+    return Adopted(denoiser, files, image, None, own.sampling, settings, of_pipeline(folder), latent)
 
 
 def _own(folder: Path) -> Adopted:
@@ -138,12 +142,6 @@ def _own(folder: Path) -> Adopted:
     return Adopted(
         checkpoint.denoiser, dict(card.files), tuple(card.image), card.classes, sampling, encoder=card.encoder
     )
-
-
-def encoder(folder: Path) -> str | None:
-    """The digest of names and bytes of all that makes embeddings of texts in a pipeline's folder; None where nothing does."""
-    paths = sorted(path for word in TEXT for path in folder.glob(f"{word}*/**/*") if path.is_file())
-    return disk.digest({str(path.relative_to(folder)): disk.sha256(path) for path in paths}) if paths else None
 
 
 def part_of(folder: Path) -> str:

@@ -26,6 +26,9 @@ SCHEMA = 1
 MANIFEST, NOTHING, UNSEEN, ROWS = "manifest.json", "nothing.safetensors", "unseen.safetensors", "rows"
 AGAIN = "run the encode stage again"
 
+ENCODERS = ("text_encoder", "tokenizer")
+"""What the folders of a pipeline begin with that make embeddings of texts."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -102,6 +105,13 @@ def _saved(path: Path, parts: Mapping[str, Tensor]) -> dict[str, Any]:
 
     save_file({name: part.contiguous() for name, part in parts.items()}, path)
     return {"bytes": path.stat().st_size, "sha256": disk.sha256(path)}
+
+
+def of_pipeline(folder: Path) -> str | None:
+    """The digest of names and bytes of all that makes embeddings of texts in the folder of a diffusers pipeline, which says
+    whose they are; None where nothing does."""
+    paths = sorted(path for word in ENCODERS for path in folder.glob(f"{word}*/**/*") if path.is_file())
+    return disk.digest({str(path.relative_to(folder)): disk.sha256(path) for path in paths}) if paths else None
 
 
 class Embeddings:

@@ -74,6 +74,12 @@ class NetDenoiser(Denoiser):
             self.nothing.parts(),
         )
 
+    def with_nothing(self, nothing: Mapping[str, Tensor | None]) -> "NetDenoiser":
+        """The same network, told so where nothing is known, and no other inputs than these."""
+        own = self.with_network(self.net)
+        own.nothing = Nothing(nothing)
+        return own
+
     @property
     def inputs(self) -> tuple[str, ...]:
         """What it can be told beside a weight, by the names of its network's inputs."""

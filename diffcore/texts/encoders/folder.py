@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffcore.core import disk
 from diffcore.core.errors import UserError
+from diffcore.data.embeddings import of_pipeline
 from diffcore.texts.encoder import Encoder
 from diffcore.texts.layouts import Layout, layouts
 from diffcore.texts.layouts.single import Single
@@ -32,6 +33,11 @@ class Folder(Encoder):
         files = {str(path.relative_to(self.folder)): disk.sha256(path) for each in self.models for path in each.files()}
         kind, settings = type(self.layout).__name__, dict(self.layout.settings)
         return {"name": "folder", "layout": kind, "settings": settings, "files": disk.digest(files)}
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """With `pipeline`: by what a teacher adopted from the same folder is to be told texts."""
+        return super().content | ({"pipeline": of_pipeline(self.folder)} if self.layout.formats else {})
 
     @property
     def _counted(self) -> Model:
