@@ -11,7 +11,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -35,7 +35,6 @@ from diffcore.metrics.judge_trial import trial
 from diffcore.metrics.metric import Subject
 from diffcore.metrics.reference import Reference
 from diffcore.nets import memory
-from diffcore.nets.family import NO_INPUTS
 from diffcore.nets.inputs import blank
 from diffcore.noise.trajectory import uniform
 from diffcore.sampling.recipe import Recipe
@@ -69,7 +68,7 @@ class Noise:
     shape: tuple[int, int, int]
     classes: tuple[str, ...] | None
     size: int
-    inputs: Mapping[str, Sequence[int]] = NO_INPUTS
+    inputs: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def batch(self, step: int, rows: slice = slice(None)) -> Any:
         count = len(range(self.size)[rows])

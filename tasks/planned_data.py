@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from diffcore.core.errors import UserError
 from diffcore.data import embeddings
 from diffcore.data.manifest import Manifest
-from diffcore.nets.family import NO_INPUTS
 from tasks import paths
 from tasks.params import Params
 
@@ -23,7 +22,7 @@ class PlannedData:
     images: int
     shape: tuple[int, int, int]
     classes: tuple[str, ...] | None
-    inputs: Mapping[str, Sequence[int]] = NO_INPUTS
+    inputs: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
@@ -36,7 +35,7 @@ def planned_data(params: Params) -> PlannedData:
     if (paths.DATA / "manifest.json").exists():
         manifest = Manifest.read(paths.DATA, verify=False)
         texts = embeddings.read(paths.TEXT, manifest) if (paths.TEXT / embeddings.MANIFEST).exists() else None
-        inputs = {name: kind.shape for name, kind in texts.inputs.items()} if texts else NO_INPUTS
+        inputs = {name: kind.shape for name, kind in texts.inputs.items()} if texts else {}
         return PlannedData(manifest.images, tuple(manifest.shape), manifest.classes, inputs)
     if params.data.source == "digits" and params.data.size is None and params.data.limit is None:
         return PlannedData(*DIGITS)

@@ -599,6 +599,7 @@ def fake_bench(samples=None, **changes) -> SimpleNamespace:
         "teacher": None,
         "judged": "",
         "trainings": (),
+        "texts": None,
         **changes,
     }
     config = {
@@ -616,6 +617,7 @@ def fake_bench(samples=None, **changes) -> SimpleNamespace:
             compute=SimpleNamespace(threads=facts["threads"], device=torch.device(facts["device"])),
         ),
         opened=SimpleNamespace(card=card),
+        texts=None if facts["texts"] is None else SimpleNamespace(digest=facts["texts"]),
         name="v",
         gamma=SimpleNamespace(to_json=lambda: facts["gamma"]),
         reference=SimpleNamespace(digest=facts["real"]),
@@ -659,6 +661,8 @@ OTHER_BENCHES = {
     "judges": {"judged": "inception 0123"},
     "trainings": {"trainings": ("second",)},
     "another training": {"trainings": ("third",)},
+    "captions": {"texts": "t"},
+    "other captions": {"texts": "u"},
     "threads": {"threads": 2},
     "device": {"device": "cuda"},
     "compared with": {"teacher": torch.ones(3)},
