@@ -7,7 +7,7 @@ from typing import Any
 from diffcore.core.errors import UserError
 from diffcore.data import captions
 from diffcore.data.sources import Entry, Source
-from diffcore.data.tars import few
+from diffcore.data.tars import few, printable
 
 Texts = tuple[str, ...] | None
 
@@ -54,7 +54,7 @@ def _check_all(entries: Sequence[Entry], named: str) -> None:
     missing, total = list(without), sum(entry.images for entry in entries)
     if not missing:
         return
-    what, remedy = "caption", "give each one, or set data.captions to null for none"
+    what, remedy = f"caption in {printable(named)}", "give each one, or set data.captions to null for none"
     if captions.is_template(named):
         what, remedy = "class", "label all, or set data.captions to null for none"
     raise UserError(f"data.captions: {len(missing)} of {total} images have no {what} ({few(missing)}): {remedy}")

@@ -18,6 +18,8 @@ from diffcore.data.folders import NONE
 from diffcore.data.sources import Entry, Source
 from diffcore.data.tars import few
 
+FEW_LETTERS = 60  # of a caption in a message
+
 
 def find(config: Config, cache: Cache | None = None, tell: Callable[[str], None] = lambda line: None) -> Source:
     """Looks up what `config.source` names, without decoding it. Raises UserError when there is nothing to read.
@@ -122,7 +124,8 @@ def _unseen(source: Source, patterns: Sequence[str]) -> Source:
 def _matching(texts: Sequence[str], pattern: str) -> list[str]:
     matching = [text for text in texts if fnmatch.fnmatchcase(text, pattern)]
     if not matching:
-        raise UserError(f"data.unseen: no caption matches {pattern!r}; there are {len(texts)} ({few(texts)})")
+        example = few(text[:FEW_LETTERS] for text in texts)
+        raise UserError(f"data.unseen: no caption matches {pattern!r}; there are {len(texts)} ({example})")
     return matching
 
 
@@ -130,10 +133,5 @@ def _without(source: Source, out: set[str]) -> Source:
     entries: list[Entry] = []
     for entry in source.entries:
         captions = entry.captions
-        rows = (
-            list(range(entry.images))
-            if captions is None
-            else [row for row, text in enumerate(captions) if text not in out]
-        )
-        entries += _rows_of(entry, rows)
+        entries += _rows_of(entry, [row for row in range(entry.images) if captions is None or captions[row] not in out])
     return replace(source, entries=entries, unseen=tuple(sorted(out)))

@@ -3,6 +3,7 @@
 import functools
 import io
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ class Zip(Kind):
             raise UserError(f"data.source: no images in {printable(place)}: {folders.kinds(others) or 'it is empty'}")
         _check_pixels(path, place, images)
         given, note = _labels(path, place) if annotations.DATASET in names else (None, "no dataset.json, so no labels")
-        entries = [_entry(path, name, label) for name, label in zip(images, _chosen(images, given, place))]
+        labels = _chosen(images, given, place)
+        entries = [_entry(path, name, label, self.captions_of([label], None)) for name, label in zip(images, labels)]
         return Source(entries, None, others=others, files=[path], notes=[f"{printable(place)}: {note}"] * bool(note))
 
 
@@ -89,8 +91,8 @@ def _chosen(images: list[str], labels: dict[str, int] | None, place: str) -> lis
     return [labels[name] for name in images]
 
 
-def _entry(path: Path, name: str, label: int | None) -> Entry:
-    return Entry(printable(name), 1, functools.partial(_read, path, name, label))
+def _entry(path: Path, name: str, label: int | None, captions: Sequence[Any] | None) -> Entry:
+    return Entry(printable(name), 1, functools.partial(_read, path, name, label), captions=captions)
 
 
 def _read(path: Path, name: str, label: int | None) -> tuple[list[Any], list[int | None]]:

@@ -61,7 +61,14 @@ class Shape(family.Shape):
         )
         return replace(config, out_channels=2 * config.in_channels) if self.parameterization == "x0_eps" else config
 
-    def build(self, image: Sequence[int], classes: int | None, seed: int, span: int | float = NUM_TIMESTEPS) -> UNet:
+    def build(
+        self,
+        image: Sequence[int],
+        classes: int | None,
+        seed: int,
+        span: int | float = NUM_TIMESTEPS,
+        inputs: family.Inputs = family.NO_INPUTS,
+    ) -> UNet:
         return build(self.config(image, classes), seed, self.max_phase, span)
 
     def parameters(self, channels: int) -> int:
