@@ -30,4 +30,4 @@ def _tell(written: stored.Stored) -> None:
             f"{survey.longest}"
         )
     inputs = ", ".join(f"{name} {'x'.join(map(str, kind.shape))}" for name, kind in encoder.inputs.items())
-    log(f"encode: {survey.distinct} captions as {inputs}; encoder {encoder.content['digest'][:12]}")
+    log(f"encode: {survey.distinct} embeddings: {inputs}; encoder {encoder.content['digest'][:12]}")

@@ -60,6 +60,11 @@ def test_a_missing_graph_is_one_line(tmp_path, monkeypatch):
         graph.check()
 
 
+def test_of_every_stage_it_is_known_what_it_writes(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert set(graph.WRITES) == set(graph._stages())
+
+
 def test_the_shipped_graph_is_in_order_and_a_method_changes_the_digest(monkeypatch):
     monkeypatch.chdir(ROOT)
     graph.check()

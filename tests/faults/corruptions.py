@@ -15,6 +15,7 @@ from tests.faults.verdict import Outcome
 READERS = {
     "artifacts/data/*.tar": ["features", "train teacher", "gamma", "measure teacher"],
     "artifacts/data/manifest.json": ["features", "train teacher", "gamma", "measure teacher"],
+    "artifacts/text/manifest.json": ["train teacher", "gamma", "measure teacher"],
     "artifacts/features/*": ["measure pd2"],
     "artifacts/checkpoints/teacher/unet/*.safetensors": ["train pd2", "gamma", "measure teacher", "publish"],
     "artifacts/checkpoints/*/unet/*.safetensors": ["measure teacher", "measure pd2", "measure cd", "publish"],

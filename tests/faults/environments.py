@@ -141,6 +141,7 @@ def surroundings() -> list[Surroundings]:
         )
     for stage in (
         "shard",
+        "encode",
         "features",
         "train teacher",
         "train pd2",
