@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,21 +12,35 @@ from typing import Any
 from diffcore import exports, nets
 from diffcore.checkpoints import Card, Guidance
 from diffcore.checkpoints.folded import fold
-from diffcore.checkpoints.to_diffusers import loop
+from diffcore.checkpoints.pipeline import Pipeline
+from diffcore.checkpoints.to_diffusers import loop, pipeline_call
 from diffcore.core import disk, threads
 from diffcore.core.errors import UserError
 from diffcore.metrics.estimate import Estimate
 from diffcore.metrics.frontier import Frontier
 from diffcore.metrics.point import Point, best_of
-from tasks import named, paths
+from tasks import named, origin, paths
+from tasks.front_matter import front_matter, stated
 from tasks.named import Named, Sampling
+from tasks.origin import Origin
 from tasks.params import Params
 from tasks.progress import log
 
+PICTURE = paths.FRONTIER.with_suffix(".png")
 
-def export(params: Params, word: str, target: Path, form: str = "diffusers", guidance: float | None = None) -> None:
+
+def export(
+    params: Params,
+    word: str,
+    target: Path,
+    form: str = "diffusers",
+    guidance: float | None = None,
+    copies: bool = False,
+) -> None:
     """Writes the checkpoint that `word` names to `target`, whole or not at all; says how far its outputs are from ours.
-    guidance: the weight to build into a student that takes it as an input, None for none."""
+
+    guidance: the weight to build into a student that takes it as an input, None for none. copies: of the other folders of
+    the pipeline that its teacher was adopted with, which are links otherwise."""
     forms = list(exports.formats())
     if form not in forms:
         near = difflib.get_close_matches(form, forms, n=1)
@@ -35,13 +50,31 @@ def export(params: Params, word: str, target: Path, form: str = "diffusers", gui
     disk.check_free(target)
     each = named.find(word)
     threads.use(params.compute.threads)
+    source = origin.find(params, each.card)
+    pipeline = source.pipeline if source and form == "diffusers" else None
+    if copies and pipeline is None:
+        raise UserError(f"--copy: {word} comes from no pipeline with other folders to copy; leave it out")
     with _folded(each, guidance) as whole:
-        gap = exports.export(whole.folder, target, form, readme(whole, params.data.license))
+        if pipeline is not None:
+            pipeline.check(whole.card, nets.read_config(whole.folder / "unet")["_class_name"])
+        has_picture = form == "diffusers" and PICTURE.is_file() and _point(whole) is not None
+        text = readme(whole, params.data.license, source, pipeline, has_picture)
+        gap = exports.export(whole.folder, target, form, text, lambda new: _beside(new, pipeline, has_picture, copies))
     built = "" if guidance is None else f" with a guidance weight of {guidance:g} built in"
     log(
         f"{each.title}: exported to {target} ({form}){built}; outputs differ by {gap:.2g} of the largest, at most "
         f"{exports.TOLERANCE:g}"
     )
+    if pipeline is not None:
+        how = "copied from" if copies else "links to those in"
+        log(f"{each.title}: a whole {pipeline.name}; {', '.join(pipeline.others)} are {how} {pipeline.folder}")
+
+
+def _beside(new: Path, pipeline: Pipeline | None, has_picture: bool, copies: bool) -> None:
+    if has_picture:
+        shutil.copyfile(PICTURE, new / PICTURE.name)
+    if pipeline is not None:
+        pipeline.complete(new, copies)
 
 
 @contextmanager
@@ -56,24 +89,42 @@ def _folded(each: Named, guidance: float | None) -> Iterator[Named]:
         yield Named(each.word, Path(room) / each.card.name)
 
 
-def readme(each: Named, license: str | None) -> str:
-    """The model card, in Markdown: what it is, what it was measured to be worth, its data, how to sample."""
+def readme(
+    each: Named,
+    license: str | None,
+    source: Origin | None = None,
+    pipeline: Pipeline | None = None,
+    has_picture: bool = False,
+) -> str:
+    """The model card, in Markdown: what it is, what it was measured to be worth, its data, how to sample. license: of the
+    data. source: where its teacher comes from, pipeline: what it is a part of; None for nowhere and nothing. has_picture:
+    whether the frontier's lies beside it."""
     card, point = each.card, _point(each)
     name = each.registered.tags["point"] if each.registered else (point.name if point else card.name)
     content = nets.read_config(each.folder / "unet")
-    library = "" if nets.is_own(content["_class_name"]) else "library_name: diffusers\n"
+    library = None if nets.is_own(content["_class_name"]) else "diffusers"
     parts = [
-        f"---\n{library}tags:\n- diffusion-distillation\n---\n",
+        front_matter(card, license, source, library),
         f"# {name}\n",
         _about(card),
         *([_row(point)] if point else []),
+        *([f"![quality against network calls, of all that was measured]({PICTURE.name})\n"] if has_picture else []),
         "## Data\n",
-        f"Images of shape {card.image} (channels, height, width), digest `{card.data}`. "
-        + (f"Licence of the data: {license}.\n" if license else "The licence of the data is not stated.\n"),
+        f"Images of shape {card.image} (channels, height, width), digest `{card.data}`. " + _licenses(license, source),
         "## Sampling\n",
-        _sampling(card, point or each.sampling, content),
+        _sampling(card, point or each.sampling, content, pipeline),
     ]
     return "\n".join(parts)
+
+
+def _licenses(license: str | None, source: Origin | None) -> str:
+    """Of the data, and of a teacher from elsewhere."""
+    known = stated(license, source)
+    lines = []
+    for whose in ("data", "teacher") if source else ("data",):
+        word = known.get(whose)
+        lines.append(f"Licence of the {whose}: {word}." if word else f"The licence of the {whose} is not stated.")
+    return " ".join(lines) + "\n"
 
 
 def _point(each: Named) -> Point | None:
@@ -118,10 +169,12 @@ STEPS = 50
 """Of what samples a checkpoint that has no steps of its own and was not measured."""
 
 
-def _sampling(card: Card, point: Point | Sampling | None, content: Mapping[str, Any]) -> str:
+def _sampling(card: Card, point: Point | Sampling | None, content: Mapping[str, Any], pipeline: Pipeline | None) -> str:
     """content: of the network's config.json."""
     times = card.grid or (point.times if point else [1 - k / STEPS for k in range(STEPS + 1)])
     note = "" if point is None else f"Its own sampling: `{point.recipe}` at t = {list(point.times)[:12]}.\n"
+    if pipeline is not None:
+        return f"```python\n{pipeline_call(card, times, pipeline.name)}```\n\n{note}"
     return f"{_code(card, times, content)}\n{note}"
 
 
@@ -133,6 +186,11 @@ def _code(card: Card, times: Sequence[float], content: Mapping[str, Any]) -> str
         return (
             f"diffusers has no class for a `{kind}`. Call the network as `net({', '.join(inputs)})`; "
             f"timestep is {card.num_timesteps} t - 1.\n"
+        )
+    if card.inputs:
+        return (
+            f"The network, in `unet/`, is told {', '.join(card.inputs)} besides a time, and no pipeline lies beside it: put "
+            "it in the place of the network of the pipeline whose embeddings it was trained with.\n"
         )
     if takes_weight:
         return (

@@ -289,9 +289,10 @@ def export(
     guidance: Annotated[
         float | None, typer.Option(help="build this weight into a student that takes it as an input")
     ] = None,
+    copy: Annotated[bool, typer.Option("--copy", help="copy its pipeline's other folders, instead of links")] = False,
 ) -> Verb:
     """write a checkpoint for other programs, checked against ours"""
-    return Verb(lambda: _export(what, target, form, guidance))
+    return Verb(lambda: _export(what, target, form, guidance, copy))
 
 
 @app.command()
@@ -496,10 +497,10 @@ def _promote(word: str, note: str | None) -> None:
         log(line)
 
 
-def _export(what: str, target: Path, form: str, guidance: float | None) -> None:
+def _export(what: str, target: Path, form: str, guidance: float | None, copies: bool) -> None:
     from tasks import export, params
 
-    export.export(params.read(), what, target, form, guidance)
+    export.export(params.read(), what, target, form, guidance, copies)
 
 
 def _card(what: str, as_json: bool) -> None:

@@ -115,7 +115,10 @@ def test_each_is_found_by_its_file_in_the_order_of_the_columns():
 
 def test_each_is_measured_and_is_a_finite_number_with_an_error(subject):
     found = measures.measure(subject)
-    classes, captions = ("accuracy",), ("caption_accuracy", "caption_accuracy_unseen")  # tests/test_captioned.py has these
+    classes, captions = (
+        ("accuracy",),
+        ("caption_accuracy", "caption_accuracy_unseen"),
+    )  # tests/test_captioned.py has these
     absent = captions if subject.classes is not None else classes + captions
     assert list(found) == [name for name in METRICS if name not in absent]
     for name, each in found.items():

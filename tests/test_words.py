@@ -297,6 +297,8 @@ def test_a_folder_for_diffusers_is_a_whole_checkpoint_with_a_model_card(here, tm
     assert f"| {point.nfe:g} | {point.metrics['fd'].plus_minus(' +- ')} |" in text
     assert "The licence of the data is not stated." in text
     assert point.checkpoint_digest in text
+    assert (target / "frontier.png").read_bytes() == export.PICTURE.read_bytes()
+    assert "](frontier.png)" in text
     assert "Licence of the data: CC0." in export.readme(named.find("v"), "CC0")
 
 
@@ -319,7 +321,7 @@ def test_a_model_card_of_a_network_that_diffusers_lacks_says_how_it_is_called(he
     each = named.find("v-ddim-uniform-3")
     plain = dataclasses.replace(each.card, classes=None)
     monkeypatch.setattr(named.Named, "card", property(lambda _: plain))
-    assert "library_name: diffusers" in export.readme(each, None)
+    assert "library_name: diffusers\n" in export.readme(each, None)
     monkeypatch.setattr(export.nets, "read_config", lambda folder: {"_class_name": "DiT"})
     text = export.readme(each, None)
     assert "library_name" not in text

@@ -41,8 +41,7 @@ class Card:
     many updates it ended, and the alarms; null for one that was not watched. reading: what the network sees and
     is told (input, time, sigma_data of `Reading`), null for x_t as it is and T t - 1. inputs: what
     else the network is told beside class and weight, null for no more; what stands for nothing lies in nothing.safetensors.
-    encoder: digest of what made the embeddings by which it is told texts, null for none or where that is not known.
-    seal: digest of the rest of the card.
+    encoder: digest of what made the embeddings of texts that it is told, null for none. seal: digest of the rest of the card.
     """
 
     schema: int

@@ -50,6 +50,11 @@ def _is_piped(content: Mapping[str, Any], parameterization: str) -> bool:
     return content["_class_name"] == PIXELS and (taken == made or parameterization == "x0_eps")
 
 
+def is_stepped(reading: Reading) -> bool:
+    """Whether a scheduler of diffusers steps a network that is fed and read so."""
+    return is_flow(reading) or (reading.is_usual and reading.parameterization in PREDICTION_TYPES)
+
+
 def is_flow(reading: Reading) -> bool:
     """Whether diffusers' schedulers of rectified flow step the network: it sees (1 - s) x_0 + s eps, is told T s, says u."""
     return reading == Reading("flow", reading.num_timesteps, *KINDS["flow"])
@@ -95,7 +100,9 @@ def _of_betas(denoiser: NetDenoiser, solver: str) -> tuple[str, dict[str, Any]]:
         "prediction_type": PREDICTION_TYPES.get(denoiser.reading.parameterization, denoiser.reading.parameterization),
         "clip_sample": False,
         "set_alpha_to_one": True,
-        "steps_offset": 0,
+        "steps_offset": int(
+            bool(denoiser.nothing.names)
+        ),  # their pipelines of texts ask for 1, and trailing steps for none
         "timestep_spacing": "trailing",
         "rescale_betas_zero_snr": False,
         "thresholding": False,
@@ -140,21 +147,41 @@ def loop(card: Card, times: Sequence[float], content: Mapping[str, Any]) -> str 
     in every step, with diffusers and torch alone; None for a network that diffusers' own pipeline samples. By diffusers'
     scheduler where there is one. content: of the network's config.json."""
     reading = reading_of(card)
-    is_known = reading.is_usual and card.parameterization in PREDICTION_TYPES
-    if is_known and _is_piped(content, card.parameterization) and not card.classes:
+    is_usual = reading.is_usual and is_stepped(reading)
+    if is_usual and _is_piped(content, card.parameterization) and not card.classes:
         return None
     if is_flow(reading) and times[-1] == 0:
         return _stepped(card, times, content["_class_name"])
     return _by_hand(card, reading, times, content["_class_name"])
 
 
+def pipeline_call(card: Card, times: Sequence[float], pipeline: str) -> str:
+    """Python that draws at these times by a whole pipeline of diffusers, of this class, in the folder PATH: by their sigmas
+    for a rectified flow, else by their number."""
+    steps = f"num_inference_steps={len(times) - 1}"
+    if is_flow(reading_of(card)):
+        steps = f"sigmas=[{', '.join(_numbers(_sigmas(card, times)))}]"
+    wanted = '"a prompt"' if "text" in (card.inputs or ()) else "class_labels=[0, 1]"
+    guided = ", guidance_scale=1.0" if card.guidance else ""
+    note = "  # guidance is built in" if card.guidance else ""
+    return f"""from diffusers import {pipeline}
+
+pipeline = {pipeline}.from_pretrained("PATH")
+images = pipeline({wanted}, {steps}{guided}).images{note}
+"""
+
+
+def _sigmas(card: Card, times: Sequence[float]) -> list[float]:
+    """Those that diffusers' scheduler of a flow is given, which shifts them by itself."""
+    kind, t = schedule.from_json(card.schedule), torch.tensor(list(times[:-1]), dtype=torch.float64)
+    return (t if flow_of(kind) else TIMES["flow"](t, kind.alpha(t), kind.sigma(t), 1)).tolist()
+
+
 def _stepped(card: Card, times: Sequence[float], network: str) -> str:
     """By a scheduler of rectified flow, which makes the last step to 0 and its own shift of the sigmas it is given."""
-    kind, t = schedule.from_json(card.schedule), torch.tensor(list(times[:-1]), dtype=torch.float64)
     name = _flow_scheduler(card.solver)
-    sigmas = t if flow_of(kind) else TIMES["flow"](t, kind.alpha(t), kind.sigma(t), 1)
     return f"""{_opening(network, f"{name}, ")}scheduler = {name}.from_pretrained("PATH", subfolder="scheduler")
-scheduler.set_timesteps(sigmas=[{", ".join(_numbers(sigmas.tolist()))}])
+scheduler.set_timesteps(sigmas=[{", ".join(_numbers(_sigmas(card, times)))}])
 {_start(card)}for t in scheduler.timesteps:
     with torch.no_grad():
         out = {_call(card, "x", "t")}

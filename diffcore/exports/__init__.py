@@ -4,7 +4,7 @@ written and its outputs held against ours, so that no export is handed out that 
 import functools
 import importlib
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import torch
 from diffcore import checkpoints
 from diffcore.core import disk
 from diffcore.core.errors import UserError
-from diffcore.exports.format import Call, Format, example
+from diffcore.exports.format import Call, Format, example, told
 
 TOLERANCE = 1e-5
 """The largest difference of an exported network's output from ours, in units of our largest output."""
@@ -35,9 +35,16 @@ def _of(name: str) -> Format:
     return next(kind for kind in kinds if kind is not Format)()
 
 
-def export(folder: Path, target: Path, form: str, readme: str) -> float:
+def export(
+    folder: Path,
+    target: Path,
+    form: str,
+    readme: str,
+    beside: Callable[[Path], None] = lambda new: None,
+) -> float:
     """Writes the checkpoint in `folder` to `target` in the format `form`; the largest difference of its outputs from ours, in
-    units of ours. readme: the model card, for a format that has a place for it.
+    units of ours. readme: the model card, for a format that has a place for it. beside: writes what else shall lie in an
+    export that is a folder.
 
     target must not be there. It appears when the outputs were compared: a UserError that says by how much they differ, and
     leaves nothing, where that is more than TOLERANCE.
@@ -45,6 +52,8 @@ def export(folder: Path, target: Path, form: str, readme: str) -> float:
     checkpoint, kind = checkpoints.load(folder), formats()[form]
     with _new(target, kind.is_folder) as new:
         kind.write(checkpoint, folder, new, readme)
+        if kind.is_folder:
+            beside(new)
         gap = largest_gap(checkpoint, kind.open(checkpoint, new))
         if not gap <= TOLERANCE:
             raise UserError(
@@ -69,8 +78,8 @@ def _new(target: Path, is_folder: bool) -> Iterator[Path]:
 def largest_gap(checkpoint: checkpoints.Checkpoint, call: Call) -> float:
     """The largest difference of a network's outputs from the checkpoint's, in units of the checkpoint's largest: of IMAGES
     noises at times from 0 to 1, with every input that the network takes."""
-    inputs = example(checkpoint, IMAGES)
-    ours, theirs = checkpoint.denoiser.net(*inputs), call(*inputs)
+    inputs, others = example(checkpoint, IMAGES), told(checkpoint, IMAGES)
+    ours, theirs = checkpoint.denoiser.net(*inputs, **others), call(*inputs, **others)
     if ours.shape != theirs.shape:
         return float("inf")
     return float((ours - theirs).abs().max() / ours.abs().max().clamp_min(torch.finfo(ours.dtype).tiny))

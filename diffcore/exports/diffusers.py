@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from diffcore.checkpoints import Checkpoint
+from diffcore.checkpoints.from_diffusers import part_of
 from diffcore.core import disk
 from diffcore.core.errors import UserError
 from diffcore.exports.format import Call, Format
@@ -29,4 +30,4 @@ class Diffusers(Format):
         disk.write(new / "README.md", readme)
 
     def open(self, checkpoint: Checkpoint, new: Path) -> Call:
-        return diffusers_model.load(new / "unet").eval()
+        return diffusers_model.load(new / part_of(new)).eval()

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from diffcore.checkpoints import Checkpoint
+from diffcore.core.errors import UserError
 from diffcore.core.rng import generator
 
 Call = Callable[..., Tensor]
-"""(x [b, c, h, w], timestep [b], classes [b], guidance weights [b]), as many as the network takes -> its output."""
+"""(x [b, c, h, w], timestep [b], classes [b], guidance weights [b]), as many as the network takes, and by name what else it
+is told -> its output."""
 
 
 class Format(abc.ABC):
@@ -26,6 +28,33 @@ class Format(abc.ABC):
     @abc.abstractmethod
     def open(self, checkpoint: Checkpoint, new: Path) -> Call:
         """What was written, read from there alone, as others read it. checkpoint: which inputs it takes."""
+
+
+TOKENS = 3
+"""Of the texts that exports are compared with."""
+
+
+def told(checkpoint: Checkpoint, count: int) -> dict[str, Tensor]:
+    """What else the network of a checkpoint is told, for `count` images, by name: what stands for nothing, and random numbers
+    where nothing does."""
+    denoiser, rng = checkpoint.denoiser, generator("export", "told", count)
+    inputs = {}
+    for name, part in denoiser.nothing.parts().items():
+        if part is not None:
+            inputs[name] = part.expand(count, *part.shape)
+        elif denoiser.net.inputs[name].required:
+            free = iter(checkpoint.shape[1:] if name == "image" else (TOKENS,))
+            shape = [next(free) if size is None else size for size in denoiser.net.inputs[name].shape]
+            inputs[name] = torch.rand(count, *shape, generator=rng)
+    return inputs
+
+
+def check_untold(checkpoint: Checkpoint, form: str) -> None:
+    """A UserError for a network that is told more than class and weight, in a format that names no such input."""
+    if names := ", ".join(checkpoint.denoiser.nothing.names):
+        raise UserError(
+            f"--format {form} has no place for {names}, which {checkpoint.card.name} is told; choose diffusers or safetensors"
+        )
 
 
 def example(checkpoint: Checkpoint, count: int) -> tuple[Tensor | None, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffcore.checkpoints import Checkpoint
 from diffcore.core.errors import UserError
-from diffcore.exports.format import Call, Format, example
+from diffcore.exports.format import Call, Format, check_untold, example
 from diffcore.exports.torch_export import TRACED, batched
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -66,6 +66,7 @@ class Onnx(Format):
 
 
 def _check(checkpoint: Checkpoint) -> None:
+    check_untold(checkpoint, "onnx")
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise UserError(
             f"--format onnx needs {', '.join(missing)}, which is not installed: pip install 'distill[onnx]'"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from diffcore.checkpoints import Checkpoint
-from diffcore.exports.format import Call, Format, example
+from diffcore.exports.format import Call, Format, check_untold, example
 
 TRACED = 2
 """The batch that it is traced with: one of 1 would be taken for a constant."""
@@ -17,6 +17,7 @@ class TorchExport(Format):
     """Called as (x [b, c, h, w], timestep [b], classes [b], guidance weights [b]), as many as the network takes."""
 
     def write(self, checkpoint: Checkpoint, folder: Path, new: Path, readme: str) -> None:
+        check_untold(checkpoint, "torch_export")
         inputs = example(checkpoint, TRACED)
         program = torch.export.export(checkpoint.denoiser.net, inputs, dynamic_shapes=batched(inputs))
         torch.export.save(program, new)
