@@ -37,6 +37,7 @@ def take(params: Params, name: str) -> None:
     check_adopted(params, name, model.skips, model.denoiser.reading.parameterization)
     denoiser, encoder = _captioned(name, line, model, manifest)
     read = {"folder": folder, "files": model.files, "digest": disk.digest(model.files)}
+    read |= {"encoder": model.encoder} if model.encoder else {}
     about = {
         "name": name,
         "method": "adopted",

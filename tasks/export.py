@@ -56,7 +56,7 @@ def export(
         raise UserError(f"--copy: {word} comes from no pipeline with other folders to copy; leave it out")
     with _folded(each, guidance) as whole:
         if pipeline is not None:
-            pipeline.check(whole.card, nets.read_config(whole.folder / "unet")["_class_name"])
+            pipeline.check(whole.card, nets.read_config(whole.folder / "unet")["_class_name"], source.encoder)
         has_picture = form == "diffusers" and PICTURE.is_file() and _point(whole) is not None
         text = readme(whole, params.data.license, source, pipeline, has_picture)
         gap = exports.export(whole.folder, target, form, text, lambda new: _beside(new, pipeline, has_picture, copies))

@@ -20,11 +20,12 @@ LICENSE = re.compile(r"^license:\s*['\"]?([^'\"\n]+?)['\"]?\s*$", re.MULTILINE)
 @dataclass(frozen=True)
 class Origin:
     """folder: the adopted one; it need not be there any more. name: of the model, as its files have it, else the folder's.
-    license: as its README.md says, None where that says nothing."""
+    license: as its README.md says, None where that says nothing. encoder: digest of the text encoders that lay there."""
 
     folder: Path
     name: str
     license: str | None
+    encoder: str | None = None
 
     @property
     def pipeline(self) -> Pipeline | None:
@@ -39,7 +40,7 @@ def find(params: Params, card: Card) -> Origin | None:
     if not isinstance(folder, str):
         return None
     place = Path(folder).expanduser()
-    return Origin(place, _name(place), _license(place))
+    return Origin(place, _name(place), _license(place), root.parameters.get("encoder"))
 
 
 def _root(params: Params, card: Card) -> Card | None:

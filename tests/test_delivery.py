@@ -88,7 +88,12 @@ def here(tmp_path, monkeypatch, theirs) -> params.Params:
     raw["teachers"] = {"teacher": {"from": str(theirs)}}
     params.dump_yaml(raw, paths.PARAMS)
     read = from_diffusers.read(theirs)
-    about = {**ABOUT, "name": "teacher", "method": "adopted", "parameters": {"folder": str(theirs)}}
+    about = {
+        **ABOUT,
+        "name": "teacher",
+        "method": "adopted",
+        "parameters": {"folder": str(theirs), "encoder": read.encoder},
+    }
     saved(read.denoiser, read.encoder, about)
     return params.read()
 
@@ -155,7 +160,7 @@ def test_a_student_that_is_told_texts_is_a_whole_pipeline(here, theirs, copies, 
     printed = capsys.readouterr().out
     assert f"pd4: a whole StableDiffusionPipeline; text_encoder, tokenizer, vae are {how} {theirs}\n" in printed
     assert all((Path("out") / name).is_symlink() != copies for name in ("text_encoder", "tokenizer", "vae"))
-    assert from_diffusers.encoder(Path("out")) == from_diffusers.encoder(theirs)
+    assert from_diffusers.encoder(Path("out")) == encoder
     assert checkpoints.verify(Path("out")) == checkpoints.read_card(paths.CHECKPOINTS / "pd4")
     whole = opened(Path("out"))
     text = whole.encode_prompt(["a b", "c"], "cpu", 1, False)[0]
@@ -235,20 +240,20 @@ def test_a_student_of_classes_and_latents_is_a_pipeline_of_diffusers_too(here):
 def test_what_cannot_be_a_pipeline_is_refused_by_name(here, theirs, tmp_path):
     student(theirs)
     whole, card = pipeline.read(theirs), checkpoints.read_card(paths.CHECKPOINTS / "pd4")
-    whole.check(card, "UNet2DConditionModel")
+    encoder = from_diffusers.read(theirs).encoder
+    whole.check(card, "UNet2DConditionModel", encoder)
     with pytest.raises(
         UserError, match=r"^pd4 is a UNet2DModel, and the StableDiffusionPipeline in .* calls a UNet2DCond"
     ):
-        whole.check(card, "UNet2DModel")
-    saved(from_diffusers.read(theirs).denoiser, "another", {**ABOUT, "name": "pd4"})
+        whole.check(card, "UNet2DModel", encoder)
     with pytest.raises(
         UserError, match=r"^the text encoders in .* are other than those by whose embeddings pd4 is told"
     ):
-        export.export(here, "pd4", Path("out"))
+        whole.check(card, "UNet2DConditionModel", "another")
     own = from_diffusers.read(theirs).denoiser
     for reading in (Reading.of("edm", "edm"), Reading("flow"), Reading("score")):
         unstepped = NetDenoiser(own.net, own.schedule, reading, nothing=own.nothing.parts())
-        saved(unstepped, from_diffusers.encoder(theirs), {**ABOUT, "name": "pd4"})
+        saved(unstepped, encoder, {**ABOUT, "name": "pd4"})
         with pytest.raises(
             UserError, match="no scheduler of diffusers steps pd4, so no StableDiffusionPipeline can; ch"
         ):

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from diffcore.checkpoints.card import Card
-from diffcore.checkpoints.from_diffusers import encoder, part_of
+from diffcore.checkpoints.from_diffusers import part_of
 from diffcore.checkpoints.to_diffusers import is_stepped, reading_of
 from diffcore.core import disk
 from diffcore.core.errors import UserError
+from diffcore.data.embeddings import of_pipeline
 from diffcore.nets import read_config
 
 INDEX, SETTINGS = "model_index.json", "scheduler/scheduler_config.json"
@@ -32,8 +33,9 @@ class Pipeline:
         """Of its class."""
         return self.index["_class_name"]
 
-    def check(self, card: Card, network: str) -> None:
-        """A UserError where a student of this card, a network of that class, cannot take the place of its network."""
+    def check(self, card: Card, network: str, encoder: str | None) -> None:
+        """A UserError where a student of this card, a network of that class, cannot take the place of its network. encoder:
+        digest of the text encoders that lay there when its teacher was adopted, None where there were none."""
         own = read_config(self.folder / self.part)["_class_name"]
         if network != own:
             raise UserError(
@@ -43,7 +45,7 @@ class Pipeline:
             raise UserError(
                 f"no scheduler of diffusers steps {card.name}, so no {self.name} can; choose another --format"
             )
-        if card.encoder is not None and card.encoder != encoder(self.folder):
+        if encoder is not None and encoder != of_pipeline(self.folder):
             raise UserError(
                 f"the text encoders in {self.folder} are other than those by whose embeddings {card.name} is told texts; "
                 "fetch those again"
