@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from diffcore import checkpoints
+from diffcore.checkpoints import to_diffusers
 from diffcore.checkpoints.folder import WEIGHTS, open_net
 from diffcore.checkpoints.to_diffusers import loop
 from diffcore.core import disk
@@ -17,7 +18,7 @@ from diffcore.denoisers.network import NetDenoiser
 from diffcore.denoisers.reading import Reading
 from diffcore.nets import read_config, unet
 from diffcore.nets.order import fastest
-from diffcore.noise.schedule import EDM, VE, Cosine, Flow, Normalised
+from diffcore.noise.schedule import EDM, VE, Cosine, Discrete, Flow, Normalised
 from diffcore.noise.trajectory import uniform
 from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solvers import SOLVERS
@@ -316,6 +317,18 @@ def test_a_student_of_another_reading_samples_in_diffusers_as_here(diffusers, tm
     samples = ours(own, solver, noises, 4)
     scale = float(samples.abs().max())
     torch.testing.assert_close(names["x"] / scale, samples / scale, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "multistep_consistency"])
+@pytest.mark.parametrize("levels", [1024, 1000, 50])
+def test_the_scheduler_of_a_student_steps_at_its_times_whatever_its_teacher_counts_in(diffusers, levels, solver):
+    """At the first of them too, which is T - 1, for every number of steps that divides T."""
+    kind = Discrete((0.02,) * levels)
+    _, settings = to_diffusers.scheduler(NetDenoiser(network(), kind, Reading("v", levels)), solver)
+    scheduler = getattr(diffusers, settings["_class_name"]).from_config(settings)
+    for steps in (each for each in (1, 2, 4, 5, 8, 10) if levels % each == 0):
+        scheduler.set_timesteps(steps)
+        assert scheduler.timesteps.tolist() == [round(t * levels) - 1 for t in uniform(steps).times[:-1]], steps
 
 
 def test_the_loop_of_a_network_with_classes_tells_it_classes(diffusers, tmp_path):

@@ -14,6 +14,7 @@ from diffcore import checkpoints
 from diffcore.checkpoints import from_diffusers, pipeline
 from diffcore.core import disk
 from diffcore.core.errors import UserError
+from diffcore.data.embeddings import of_pipeline
 from diffcore.denoisers.condition import Condition
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.denoisers.reading import Reading
@@ -160,7 +161,7 @@ def test_a_student_that_is_told_texts_is_a_whole_pipeline(here, theirs, copies, 
     printed = capsys.readouterr().out
     assert f"pd4: a whole StableDiffusionPipeline; text_encoder, tokenizer, vae are {how} {theirs}\n" in printed
     assert all((Path("out") / name).is_symlink() != copies for name in ("text_encoder", "tokenizer", "vae"))
-    assert from_diffusers.encoder(Path("out")) == encoder
+    assert of_pipeline(Path("out")) == of_pipeline(theirs)
     assert checkpoints.verify(Path("out")) == checkpoints.read_card(paths.CHECKPOINTS / "pd4")
     whole = opened(Path("out"))
     text = whole.encode_prompt(["a b", "c"], "cpu", 1, False)[0]

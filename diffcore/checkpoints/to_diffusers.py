@@ -109,8 +109,16 @@ def _of_betas(denoiser: NetDenoiser, solver: str) -> tuple[str, dict[str, Any]]:
     }
     if solver != "multistep_consistency":
         return "DDIMPipeline", {"_class_name": "DDIMScheduler", **common}
-    own = {"original_inference_steps": 64, "timestep_scaling": 1e6}
+    own = {"original_inference_steps": _origins(denoiser.reading.num_timesteps), "timestep_scaling": 1e6}
     return "DDPMPipeline", {"_class_name": "LCMScheduler", **common, **own}
+
+
+ORIGINS = 64
+
+
+def _origins(num_timesteps: int) -> int:
+    """Of how many even timesteps LCMScheduler takes every n-th. They end below T - 1 where their number does not divide T."""
+    return ORIGINS if num_timesteps % ORIGINS == 0 else num_timesteps
 
 
 BELIEFS = {
