@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from diffcore.core import disk
 from diffcore.core.errors import UserError
-from diffcore.data import attributes, captions, read, remote, selection, sources
+from diffcore.data import attributes, captions, feed, read, remote, selection, sources
 from diffcore.data.cache import Cache
 from diffcore.data.config import Config
 from diffcore.data.ledger import Ledger, Unfinished
@@ -309,6 +310,17 @@ def test_of_tars_with_captions_that_are_not_read_the_user_hears(tmp_path):
     source, _, _ = made_in(tmp_path, "shards, txt")
     (note,) = selection.find(Config(source)).notes
     assert note == "30 of 30 samples have captions, which are not read: data.captions: txt reads them"
+
+
+@pytest.mark.parametrize("members", ["block", "image"])
+def test_batches_of_images_with_captions_are_the_same_in_memory_and_streamed(tmp_path, members):
+    source, named, _ = made_in(tmp_path, "shards, txt")
+    write(Config(source, captions=named, members=members), tmp_path / "out", shard_bytes=2000)
+    resident = feed.feed(tmp_path / "out", 7, 0, flip=True, memory_bytes=1 << 30)
+    with feed.feed(tmp_path / "out", 7, 0, flip=True, memory_bytes=0) as streamed:
+        for step in range(10):
+            for one, other in zip(resident.batch(step), streamed.batch(step), strict=True):
+                assert torch.equal(one, other)
 
 
 def test_the_digits_say_what_is_measured_of_them(tmp_path):
