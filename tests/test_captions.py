@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from diffcore.core import disk
 from diffcore.core.errors import UserError
-from diffcore.data import attributes, captions, read, remote, selection, sources
+from diffcore.data import attributes, captions, feed, read, remote, selection, sources
 from diffcore.data.cache import Cache
 from diffcore.data.config import Config
 from diffcore.data.ledger import Ledger, Unfinished
@@ -126,8 +127,10 @@ def shards_txt(root: Path, content: Content, text: Captions) -> str:
 
 
 def shards_json(root: Path, content: Content, text: Captions) -> str:
-    said = [json.dumps({"label": n % 3, "more": {"text": text(n)}}).encode() for n in range(COUNT)]
-    return tars(root, [(f"{n:02d}.{w}", v) for n in range(COUNT) for w, v in (("png", content(n)), ("json", said[n]))])
+    records = [json.dumps({"label": n % 3, "more": {"text": text(n)}}).encode() for n in range(COUNT)]
+    return tars(
+        root, [(f"{n:02d}.{w}", v) for n in range(COUNT) for w, v in (("png", content(n)), ("json", records[n]))]
+    )
 
 
 def shards_of_ours(root: Path, content: Content, text: Captions, members: str = "block") -> str:
@@ -160,7 +163,7 @@ ONE_BY_ONE = [kind for kind in KINDS if "npz" not in kind and "our" not in kind]
 """Whose pictures can be damaged one by one."""
 
 
-def made_in(root: Path, kind: str, content: Content = png, text: Captions = caption) -> tuple[str, str, Captions]:
+def source_of(root: Path, kind: str, content: Content = png, text: Captions = caption) -> tuple[str, str, Captions]:
     make, named, expected = KINDS[kind]
     return make(root, content, text), named, expected
 
@@ -195,7 +198,7 @@ def test_every_kind_of_source_is_here_or_has_a_test_of_its_own():
 @pytest.mark.parametrize("members", ["block", "image"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_image_comes_back_with_its_caption(tmp_path, kind, members):
-    source, named, expected = made_in(tmp_path, kind)
+    source, named, expected = source_of(tmp_path, kind)
     lines: list[str] = []
     manifest = write(
         Config(source, captions=named, members=members), tmp_path / "out", 3, shard_bytes=2000, tell=lines.append
@@ -210,7 +213,7 @@ def test_every_image_comes_back_with_its_caption(tmp_path, kind, members):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_part_of_the_images_has_the_captions_of_these(tmp_path, kind):
-    source, named, expected = made_in(tmp_path, kind)
+    source, named, expected = source_of(tmp_path, kind)
     whole = expected_pairs(expected)
     write(Config(source, captions=named, limit=11), tmp_path / "first")
     first = pairs(tmp_path / "first")
@@ -226,7 +229,7 @@ def test_a_part_of_the_images_has_the_captions_of_these(tmp_path, kind):
 @pytest.mark.parametrize("kind", ONE_BY_ONE)
 def test_an_image_that_cannot_be_read_takes_its_caption_with_it(tmp_path, kind, members):
     bad = (0, 7, 8, 20)
-    source, named, expected = made_in(tmp_path, kind, lambda n: b"no image" if n in bad else png(n))
+    source, named, expected = source_of(tmp_path, kind, lambda n: b"no image" if n in bad else png(n))
     lines: list[str] = []
     config = Config(source, captions=named, tolerance=0.2, members=members)
     manifest = write(config, tmp_path / "out", tell=lines.append)
@@ -268,7 +271,7 @@ def dies_after(monkeypatch, tars: int, *work: Any, **more: Any) -> None:
 @pytest.mark.parametrize("members", ["block", "image"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_writer_that_dies_goes_on_with_the_captions_of_the_next_image(tmp_path, kind, members, monkeypatch):
-    source, named, _ = made_in(tmp_path, kind)
+    source, named, _ = source_of(tmp_path, kind)
     config = Config(source, captions=named, members=members, split=Split(holdout=0.3))
     write(config, tmp_path / "whole", shard_bytes=700)
     kept, lines = Unfinished(tmp_path / "kept"), []
@@ -281,7 +284,7 @@ def test_a_writer_that_dies_goes_on_with_the_captions_of_the_next_image(tmp_path
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_captions_travel_to_another_process_with_their_images(tmp_path, kind):
-    source, named, expected = made_in(tmp_path, kind)
+    source, named, expected = source_of(tmp_path, kind)
     entries = [pickle.loads(pickle.dumps(entry)) for entry in selection.find(Config(source, captions=named)).entries]
     by_pixels = {
         np.asarray(picture).tobytes(): text
@@ -293,12 +296,12 @@ def test_captions_travel_to_another_process_with_their_images(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_data_captions_none_are_read_and_the_manifest_says_nothing_of_them(tmp_path, kind):
-    source, named, _ = made_in(tmp_path, kind)
+    source, named, _ = source_of(tmp_path, kind)
     manifest = write(Config(source), tmp_path / "plain")
-    said = json.loads((tmp_path / "plain/manifest.json").read_text())
-    assert not {"captions", "unseen"} & set(said)
+    content = json.loads((tmp_path / "plain/manifest.json").read_text())
+    assert not {"captions", "unseen"} & set(content)
     seen = ("schema", "images", "shape", "classes", "members", "shards")
-    assert said["digest"] == disk.digest({name: said[name] for name in seen})
+    assert content["digest"] == disk.digest({name: content[name] for name in seen})
     assert open_shard(tmp_path / "plain", manifest, 0).captions is None
     with pytest.raises(UserError, match=r"plain has no captions: set data\.captions and run the shard stage again"):
         list(read.captions(tmp_path / "plain"))
@@ -306,9 +309,20 @@ def test_without_data_captions_none_are_read_and_the_manifest_says_nothing_of_th
 
 
 def test_of_tars_with_captions_that_are_not_read_the_user_hears(tmp_path):
-    source, _, _ = made_in(tmp_path, "shards, txt")
+    source, _, _ = source_of(tmp_path, "shards, txt")
     (note,) = selection.find(Config(source)).notes
     assert note == "30 of 30 samples have captions, which are not read: data.captions: txt reads them"
+
+
+@pytest.mark.parametrize("members", ["block", "image"])
+def test_batches_of_images_with_captions_are_the_same_in_memory_and_streamed(tmp_path, members):
+    source, named, _ = source_of(tmp_path, "shards, txt")
+    write(Config(source, captions=named, members=members), tmp_path / "out", shard_bytes=2000)
+    resident = feed.feed(tmp_path / "out", 7, 0, flip=True, memory_bytes=1 << 30)
+    with feed.feed(tmp_path / "out", 7, 0, flip=True, memory_bytes=0) as streamed:
+        for step in range(10):
+            for one, other in zip(resident.batch(step), streamed.batch(step), strict=True):
+                assert torch.equal(one, other)
 
 
 def test_the_digits_say_what_is_measured_of_them(tmp_path):
@@ -325,7 +339,7 @@ def test_the_digits_say_what_is_measured_of_them(tmp_path):
 def test_captions_over_http_are_those_from_the_disk(tmp_path, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(remote, "WAITS", (0.0,) * 4)
-    made_in(tmp_path, "shards, txt")
+    source_of(tmp_path, "shards, txt")
     for named, expected in (("txt", caption), ("a photo of a {class}", of_number)):
         with files_over_http(Files(tmp_path)) as server:
             config = Config(f"shards:{server.address}/in.tar", captions=named)
@@ -351,7 +365,7 @@ def test_white_space_is_folded_and_all_else_stays(tmp_path, case):
     kinds = ["shards, txt", "shards, json", "parquet", "npz", "folder, jsonl"] + ["folder, csv"] * ("\0" not in text)
     for kind in kinds:
         (tmp_path / kind).mkdir()
-        source, named, _ = made_in(tmp_path / kind, kind, text=lambda number: text)
+        source, named, _ = source_of(tmp_path / kind, kind, text=lambda number: text)
         entries = selection.find(Config(source, captions=named)).entries
         assert {each for entry in entries for each in entry.captions} == {expected}
     for members in ("block", "image"):
@@ -364,8 +378,10 @@ def without(*numbers: int, value: Any = None) -> Captions:
 
 
 def missing_json(root: Path, content: Content, text: Captions) -> str:
-    said = [json.dumps({} if text(n) is None else {"text": text(n)}).encode() for n in range(COUNT)]
-    return tars(root, [(f"{n:02d}.{w}", v) for n in range(COUNT) for w, v in (("png", content(n)), ("json", said[n]))])
+    records = [json.dumps({} if text(n) is None else {"text": text(n)}).encode() for n in range(COUNT)]
+    return tars(
+        root, [(f"{n:02d}.{w}", v) for n in range(COUNT) for w, v in (("png", content(n)), ("json", records[n]))]
+    )
 
 
 def missing_txt(root: Path, content: Content, text: Captions) -> str:
@@ -450,6 +466,13 @@ def test_a_caption_of_an_image_that_is_not_there_is_named(tmp_path):
     assert pairs(tmp_path / "out") == expected_pairs(caption)
 
 
+def test_a_table_of_captions_in_parquet_beside_images_is_not_passed_over(tmp_path):
+    source = folder(tmp_path, png, caption)
+    (tmp_path / "in/metadata.parquet").write_bytes(b"")
+    with pytest.raises(UserError, match=r"^data\.captions: metadata\.parquet is not read: save it as metadata\.csv$"):
+        selection.find(Config(source, captions="text", labels="folders"))
+
+
 def test_classes_come_from_folders_or_a_column_whatever_the_captions_come_from(tmp_path):
     names = places(tmp_path / "in", png)
     rows = [("file_name", "text", "label"), *((name, caption(n), "xy"[n % 2]) for n, name in enumerate(names))]
@@ -497,7 +520,7 @@ def test_a_template_may_be_used_for_every_source(source):
 @pytest.mark.parametrize("members", ["block", "image"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_images_of_unseen_captions_are_neither_trained_on_nor_held_out(tmp_path, kind, members):
-    source, named, expected = made_in(tmp_path, kind)
+    source, named, expected = source_of(tmp_path, kind)
     patterns = [f"*{expected(1).split()[-1]}", expected(1)]
     out = [number for number in range(COUNT) if expected(number).endswith(expected(1).split()[-1])]
     lines: list[str] = []

@@ -103,6 +103,8 @@ CONFIGS = {
         "split": None,
         "tolerance": 0.01,
         "bits": None,
+        "captions": None,
+        "unseen": None,
     },
 }
 """Of each module's Config, of each method, and of a training; what has no default must be said."""

@@ -286,6 +286,7 @@ def test_each_word_of_the_configuration_that_changes_the_bytes_starts_anew_and_n
         return disk.digest(_signature(_Job(config, form, "block", 2, ThreadPoolExecutor, shard_bytes, print, print)))
 
     changed = [signature(dataclasses.replace(whole, **{k: v})) for k, v in others.items() if v is not None]
+    changed.append(signature(dataclasses.replace(whole, captions="{class}", unseen=["a"])))
     changed.append(signature(whole, shard_bytes=2))
     with monkeypatch.context() as patch:
         patch.setattr("diffcore.data.write.BLOCK", 7)

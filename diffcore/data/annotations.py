@@ -80,6 +80,9 @@ def read_captions(root: Path, others: Iterable[tuple[str, ...]], column: str) ->
     if not names:
         fault = f"{column!r} is a column of metadata.csv or metadata.jsonl, and there is none"
         raise UserError(f"data.captions: {fault}: write one with the columns {NAME} and {column}, or set it to null")
+    unread = next((name for name in names if name.endswith(UNREAD)), None)
+    if unread is not None:
+        raise UserError(f"data.captions: {printable(unread)} is not read: save it as metadata.csv")
     tables, files = _tables(root, names), _few(names)
     others = [key for key in _columns(tables) if key != NAME]
     if column not in others:
@@ -124,6 +127,9 @@ def dataset_labels(text: str, name: str) -> Iterator[tuple[str, int]]:
 
 
 def _metadata(root: Path, names: list[str], column: str | None) -> Annotations:
+    unread = [name for name in names if name.endswith(UNREAD)]
+    if unread:
+        raise _unclear(f"{unread[0]} is not read", "save it as metadata.csv")
     tables = _tables(root, names)
     columns, files = _columns(tables), _few(names)
     if NAME not in columns:
@@ -136,9 +142,6 @@ def _metadata(root: Path, names: list[str], column: str | None) -> Annotations:
 
 
 def _tables(root: Path, names: list[str]) -> dict[str, list[dict[str, Any]]]:
-    unread = [name for name in names if name.endswith(UNREAD)]
-    if unread:
-        raise _unclear(f"{unread[0]} is not read", "save it as metadata.csv")
     return {name: list(_rows(_text(root, name), name)) for name in names}
 
 

@@ -17,18 +17,18 @@ def written(source: Source, named: str) -> Source:
 
     Raises UserError for what is no text, and where images have none.
     """
-    known: dict[str, str] = {}  # one text in memory for all images that have it
+    shared: dict[str, str] = {}  # one text in memory for all images that have it
     parts = [source] + [source.held] * (source.held is not None)
-    parts = [_with_texts(part, named, source.classes, known) for part in parts]
+    parts = [_with_texts(part, named, source.classes, shared) for part in parts]
     _check_all([entry for part in parts for entry in part.entries], named)
     return replace(parts[0], held=parts[1] if len(parts) > 1 else None)
 
 
-def _with_texts(source: Source, named: str, classes: Sequence[str] | None, known: dict[str, str]) -> Source:
+def _with_texts(source: Source, named: str, classes: Sequence[str] | None, shared: dict[str, str]) -> Source:
     entries = []
     for entry in source.entries:
         texts = _texts(entry, named, classes)
-        entries.append(replace(entry, captions=texts and tuple(known.setdefault(each, each) for each in texts)))
+        entries.append(replace(entry, captions=texts and tuple(shared.setdefault(each, each) for each in texts)))
     return replace(source, entries=entries)
 
 
