@@ -389,10 +389,28 @@ def workspace(tmp_path, monkeypatch):
     """Digits in several shards, as many of them held out, each with a caption."""
     monkeypatch.chdir(tmp_path)
     write(DataConfig("digits", limit=COUNT, split=Split(holdout=0.2), members="image"), paths.DATA, 1, shard_bytes=3000)
-    monkeypatch.setattr(manifest.Manifest, "captions", True, raising=False)
-    monkeypatch.setattr(manifest.Manifest, "unseen", UNSEEN, raising=False)
+    monkeypatch.setattr(stored, "Manifest", Captioned)
     monkeypatch.setattr(read, "captions", captions_of, raising=False)
     return tmp_path
+
+
+def told(value):
+    """A field that always says this, whatever it is set to."""
+    return property(lambda self: value, lambda self, other: None)
+
+
+class Captioned(manifest.Manifest):
+    """Of images that have captions, which here come from `captions_of`."""
+
+    captions, unseen = told(True), told(UNSEEN)
+
+    @classmethod
+    def read(cls, folder, verify=True):
+        return cls(**vars(manifest.Manifest.read(folder, verify)))
+
+
+class Captionless(Captioned):
+    captions, unseen = told(False), told(())
 
 
 def captions_of(folder):
@@ -483,7 +501,7 @@ def test_it_is_the_same_to_the_byte_each_time(workspace):
 
 
 def test_data_without_captions_have_none_to_encode(workspace, monkeypatch):
-    monkeypatch.setattr(manifest.Manifest, "captions", False)
+    monkeypatch.setattr(stored, "Manifest", Captionless)
     with pytest.raises(UserError, match=r"text\.encoder: the images have no captions; say in data\.captions"):
         encode.encode(set_to(encoder="words"))
 
