@@ -265,6 +265,24 @@ def test_a_folder_of_one_encoder_tells_its_last_layer(folders):
     assert torch.equal(told["text_mask"], tokens["attention_mask"].bool())
 
 
+@pytest.mark.parametrize("size", ["1GB", "2KB"])
+def test_weights_of_a_variant_are_taken_where_no_others_are_there(folders, tmp_path, size):
+    model = text_folders.clip(8).half()
+    model.save_pretrained(tmp_path / "half", variant="fp16", max_shard_size=size)
+    text_folders.letters().save_pretrained(tmp_path / "half")
+    assert (len(list((tmp_path / "half").glob("*.safetensors"))) > 1) == (size == "2KB")
+    half = opened(f"folder:{tmp_path}/half").of_length(None, 1)
+    error = (
+        half.encode(CAPTIONS)["text"] - opened(f"folder:{folders}/CLIP").of_length(None, 1).encode(CAPTIONS)["text"]
+    ).abs()
+    assert 0 < error.max() < 0.01
+    before = half.content["digest"]
+    for path in sorted((tmp_path / "half").glob("*.safetensors")):
+        shutil.copytree(tmp_path / "half", tmp_path / path.name)
+        (tmp_path / path.name / path.name).write_bytes(path.read_bytes() + b" ")
+        assert opened(f"folder:{tmp_path / path.name}").of_length(None, 1).content["digest"] != before
+
+
 def test_in_bf16_a_model_says_about_the_same(folders):
     word = f"folder:{folders}/StableDiffusionXL"
     half = encoders.encoder_of(word, 1, CPU, "bf16").of_length(None, 1)
@@ -298,6 +316,11 @@ def pickled(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
+def two_variants(folder):
+    shutil.copy(folder / "model.safetensors", folder / "model.fp16.safetensors")
+    (folder / "model.safetensors").rename(folder / "model.fp8.safetensors")
+
+
 def renamed(folder):
     content = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(content | {"model_type": "clop"}))
@@ -319,6 +342,7 @@ WRONG = {
         pickled,
         r"has pickled weights alone \(pytorch_model.bin\); write it with save_pretrained, as safetensors",
     ),
+    "two variants": (two_variants, "has weights in several variants, fp16, fp8; leave one of them there"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
     "no tokenizer": (
         lambda folder: [path.unlink() for path in folder.glob("tokenizer*")],
@@ -389,10 +413,28 @@ def workspace(tmp_path, monkeypatch):
     """Digits in several shards, as many of them held out, each with a caption."""
     monkeypatch.chdir(tmp_path)
     write(DataConfig("digits", limit=COUNT, split=Split(holdout=0.2), members="image"), paths.DATA, 1, shard_bytes=3000)
-    monkeypatch.setattr(manifest.Manifest, "captions", True, raising=False)
-    monkeypatch.setattr(manifest.Manifest, "unseen", UNSEEN, raising=False)
+    monkeypatch.setattr(stored, "Manifest", Captioned)
     monkeypatch.setattr(read, "captions", captions_of, raising=False)
     return tmp_path
+
+
+def fixed(value):
+    """A field that always says this, whatever it is set to."""
+    return property(lambda self: value, lambda self, other: None)
+
+
+class Captioned(manifest.Manifest):
+    """Of images that have captions, which here come from `captions_of`."""
+
+    captions, unseen = fixed(True), fixed(UNSEEN)
+
+    @classmethod
+    def read(cls, folder, verify=True):
+        return cls(**vars(manifest.Manifest.read(folder, verify)))
+
+
+class Captionless(Captioned):
+    captions, unseen = fixed(False), fixed(())
 
 
 def captions_of(folder):
@@ -483,7 +525,7 @@ def test_it_is_the_same_to_the_byte_each_time(workspace):
 
 
 def test_data_without_captions_have_none_to_encode(workspace, monkeypatch):
-    monkeypatch.setattr(manifest.Manifest, "captions", False)
+    monkeypatch.setattr(stored, "Manifest", Captionless)
     with pytest.raises(UserError, match=r"text\.encoder: the images have no captions; say in data\.captions"):
         encode.encode(set_to(encoder="words"))
 

@@ -57,13 +57,13 @@ class Encoder(abc.ABC):
         """What a network is told where there is no caption, without the first dimension: that of the empty caption."""
         return {name: tensor[0] for name, tensor in self.encode([""]).items()}
 
-    def of_length(self, asked: int | None, longest: int) -> "Encoder":
-        """The same encoder for captions of `asked` tokens, or of as many as it is meant for, or as the `longest` has."""
-        if asked is not None and self.most is not None and asked > self.most:
+    def of_length(self, length: int | None, longest: int) -> "Encoder":
+        """The same encoder for captions of `length` tokens, or of as many as it is meant for, or as the `longest` has."""
+        if length is not None and self.most is not None and length > self.most:
             raise UserError(
-                f"text.length: {asked} is more than the {self.most} tokens that the encoder takes; lower it"
+                f"text.length: {length} is more than the {self.most} tokens that the encoder takes; lower it"
             )
-        return dataclasses.replace(self, length=asked or self.usual or longest)
+        return dataclasses.replace(self, length=length or self.usual or longest)
 
     @functools.cached_property
     def inputs(self) -> dict[str, Shape]:

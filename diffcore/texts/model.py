@@ -24,6 +24,7 @@ USED = (".json", ".txt", ".model", ".jinja")
 """Files beside the weights that a tokenizer or a config may be."""
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+VARIANTS = ("model.*.safetensors", "model.safetensors.index.*.json")
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 UNBOUNDED = 10**6
 """A tokenizer that knows of no limit says a larger one."""
@@ -58,7 +59,12 @@ class Model:
                 )
         if "model_type" not in self.config:
             raise UserError(f"text.encoder: {self.folder} is no text encoder, its config.json names no model_type")
-        if not any((self.folder / name).is_file() for name in WEIGHTS):
+        if len(self.variants) > 1:
+            words = ", ".join(self.variants)
+            raise UserError(
+                f"text.encoder: {self.folder} has weights in several variants, {words}; leave one of them there"
+            )
+        if not self.variants:
             pickled = [path.name for pattern in PICKLED for path in sorted(self.folder.glob(pattern))]
             fault = f"has pickled weights alone ({pickled[0]})" if pickled else f"has no {WEIGHTS[0]}"
             raise UserError(f"text.encoder: {self.folder} {fault}; write it with save_pretrained, as safetensors")
@@ -74,6 +80,14 @@ class Model:
             raise UserError(f"text.encoder: {path} is not JSON; write the folder again with save_pretrained") from None
         return content if isinstance(content, dict) else {}
 
+    @functools.cached_property
+    def variants(self) -> list[str]:
+        """What the names of its weights have beside `model`, such as fp16: empty alone where there are any without."""
+        if any((self.folder / name).is_file() for name in WEIGHTS):
+            return [""]
+        names = [path.name for pattern in VARIANTS for path in self.folder.glob(pattern)]
+        return sorted({name.split(".")[-2] for name in names if "-of-" not in name})
+
     @property
     def is_clip(self) -> bool:
         return self.config["model_type"] in ("clip", "clip_text_model")
@@ -82,14 +96,14 @@ class Model:
     def most(self) -> int | None:
         """The most tokens that it takes, None where any number will do."""
         own = None if self.config["model_type"] in CLASSES else self._positions
-        said = self.tokenizer.model_max_length
-        return own if said > UNBOUNDED or self.config["model_type"] in CLASSES else min(own or said, said)
+        limit = self.tokenizer.model_max_length
+        return own if limit > UNBOUNDED or self.config["model_type"] in CLASSES else min(own or limit, limit)
 
     @property
     def usual(self) -> int | None:
         """How many tokens its tokenizer is meant for."""
-        said = self.tokenizer.model_max_length
-        return self.most or (None if said > UNBOUNDED else said)
+        limit = self.tokenizer.model_max_length
+        return self.most or (None if limit > UNBOUNDED else limit)
 
     @property
     def _positions(self) -> int | None:
@@ -97,8 +111,9 @@ class Model:
 
     def files(self) -> Iterator[Path]:
         """Those that are used: weights, configs and tokenizer."""
-        whole = self.folder / WEIGHTS[0]
-        yield from [whole] if whole.is_file() else sorted(self.folder.glob("model-*.safetensors"))
+        name = ".".join(filter(None, ("model", self.variants[0])))
+        whole = self.folder / f"{name}.safetensors"
+        yield from [whole] if whole.is_file() else sorted(self.folder.glob(f"{name}-*.safetensors"))
         for folder in dict.fromkeys((self.folder, self.tokenizer_folder)):
             yield from sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in USED)
 
@@ -133,6 +148,7 @@ class Model:
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
+                variant=self.variants[0] or None,
                 output_loading_info=True,
                 dtype=torch.bfloat16 if numbers == "bf16" else torch.float32,
             )
@@ -159,13 +175,13 @@ class Loaded:
         """Of captions padded or cut to `length` tokens; float32 on the CPU. masked: whether the network is told which tokens
         are there; without, it looks at all."""
         ids, mask = self.model.tokens(captions, length)
-        told = mask.to(self.network.device) if masked else None
-        made = self.network(ids.to(self.network.device), attention_mask=told, output_hidden_states=True)
-        pooled = made.get("text_embeds")
-        pooled = made.get("pooler_output") if pooled is None and self.model.is_clip else pooled
+        seen = mask.to(self.network.device) if masked else None
+        outputs = self.network(ids.to(self.network.device), attention_mask=seen, output_hidden_states=True)
+        pooled = outputs.get("text_embeds")
+        pooled = outputs.get("pooler_output") if pooled is None and self.model.is_clip else pooled
         return Outputs(
-            last=_plain(made["last_hidden_state"]),
-            before=_plain(made["hidden_states"][-2]),
+            last=_plain(outputs["last_hidden_state"]),
+            before=_plain(outputs["hidden_states"][-2]),
             pooled=None if pooled is None else _plain(pooled),
             mask=mask.bool(),
         )

@@ -90,7 +90,7 @@ def _layout(folder: Path) -> Layout:
     for kind in layouts():
         if name in kind.formats:
             return kind({key: content[key] for key in kind.reads if key in content})
-    known = ", ".join(kind.formats[0] for kind in layouts() if kind.formats)
+    formats = ", ".join(kind.formats[0] for kind in layouts() if kind.formats)
     raise UserError(
-        f"text.encoder: {folder} is a {name}, of which only these are known: {known}; name its text encoder's folder"
+        f"text.encoder: {folder} is a {name}, of which only these are known: {formats}; name its text encoder's folder"
     )

@@ -18,8 +18,8 @@ class PixArtAlpha(Layout):
         return caption.lower().strip()
 
     def encode(self, encoders: Sequence[Loaded], captions: Sequence[str], length: int) -> dict[str, Tensor]:
-        made = encoders[0].outputs(captions, length, masked=True)
-        return {"text": made.last, "text_mask": made.mask}
+        outputs = encoders[0].outputs(captions, length, masked=True)
+        return {"text": outputs.last, "text_mask": outputs.mask}
 
 
 class PixArtSigma(PixArtAlpha):

@@ -17,6 +17,6 @@ class Single(Layout):
 
     def encode(self, encoders: Sequence[Loaded], captions: Sequence[str], length: int) -> dict[str, Tensor]:
         is_clip = encoders[0].model.is_clip
-        made = encoders[0].outputs(captions, length, masked=not is_clip)
-        told = {"text": made.last} if is_clip else {"text": made.last, "text_mask": made.mask}
-        return told if made.pooled is None else {**told, "pooled": made.pooled}
+        outputs = encoders[0].outputs(captions, length, masked=not is_clip)
+        inputs = {"text": outputs.last} if is_clip else {"text": outputs.last, "text_mask": outputs.mask}
+        return inputs if outputs.pooled is None else {**inputs, "pooled": outputs.pooled}
