@@ -38,6 +38,9 @@ def _open(artifacts: dict[str, str], config: dict[str, Any]) -> Draw:
     recipe = from_json(json.loads(config["recipe"]))
     sampler = recipe.sampler(checkpoint, Trajectory(tuple(config["times"])), estimates)
 
+    if checkpoint.denoiser.nothing.names:
+        raise ValueError(f"{checkpoint.card.name} is told a text, which no column holds; draw it with `distill sample`")
+
     def draw(count: int, seed: int, labels: Sequence[int] | None) -> np.ndarray:
         condition = recipe.condition(checkpoint, classes(checkpoint, count, labels))
         samples = sampler.draw(checkpoint.shape, count, seed, condition=condition)

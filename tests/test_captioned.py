@@ -26,7 +26,7 @@ from diffcore.denoisers.condition import Condition
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.methods.denoising import Denoising
 from diffcore.metrics.measures.caption_accuracy import caption_accuracy
-from diffcore.nets import dit
+from diffcore.nets import dit, module
 from diffcore.noise.schedule import Cosine
 from diffcore.sampling.recipe import Recipe
 from diffcore.sampling.solvers import SOLVERS
@@ -104,6 +104,36 @@ def test_a_network_is_refused_where_the_data_say_nothing():
         SHAPE.build((1, 4, 4), None, 0)
     with pytest.raises(UserError, match="told text_mask, and the data have only text;"):
         SHAPE.build((1, 4, 4), None, 0, inputs={"text": (3, 5)})
+
+
+class Worded(torch.nn.Module):
+    """A user's own: it says the mean of the words that are there, everywhere."""
+
+    def __init__(self, width: int = 1):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(width))
+
+    def forward(self, x, timestep, *, text, text_mask):
+        words = text_mask[..., None].float()
+        mean = (text * words).sum((1, 2)) / words.sum((1, 2))
+        return self.scale * mean[:, None, None, None].expand_as(x)
+
+
+def test_a_module_of_the_user_s_own_is_told_what_it_names(tmp_path):
+    inputs = ("text", "text_mask")
+    shape = module.Shape("tests.test_captioned:Worded", inputs=inputs)
+    net = shape.build((1, 4, 4), None, 0, inputs=INPUTS)
+    out = NetDenoiser(net, Cosine(), nothing=NOTHING).with_condition(Condition(told()))(X, torch.full((4,), 0.5))
+    words = told()["text_mask"][..., None].float()
+    mean = (told()["text"] * words).sum((1, 2)) / words.sum((1, 2))
+    torch.testing.assert_close(out.v, mean[:, None, None, None].expand_as(X))
+    assert shape.keys()["inputs"] == list(inputs)
+    with pytest.raises(UserError, match=r"told text, and the data have no texts"):
+        shape.build((1, 4, 4), None, 0)
+    with pytest.raises(
+        UserError, match=r"cannot be called as forward\(x \[2, 1, 4, 4\], timestep \[2\], pooled \[2, 5\]\)"
+    ):
+        dataclasses.replace(shape, inputs=("pooled",)).build((1, 4, 4), None, 0, inputs={"pooled": (5,)})
 
 
 # training, Gamma, prompts

@@ -115,7 +115,7 @@ OWN = (
     _own("diffcore/checkpoints/against_diffusers.py", "float((ours - theirs).abs().max()", "float((theirs - theirs).abs().max()", "an adopted teacher that is read otherwise than diffusers reads it is not seen", "adopt"),
     _own("diffcore/checkpoints/from_diffusers.py", 'if content["_class_name"] in nets.MODULE.formats:', "if False:", "a teacher's folder from anybody has a class of its choice imported and made", "module"),
     _own("diffcore/checkpoints/to_diffusers.py", "return ORIGINS if num_timesteps % ORIGINS == 0 else num_timesteps", "return ORIGINS", "diffusers samples a consistency student of a teacher of 1000 betas from timestep 959 on", "delivery", "checkpoint"),
-    _own("diffcore/checkpoints/pipeline.py", "card.encoder != encoder(self.folder)", "False", "a student is handed out beside other text encoders than those by whose embeddings it is told texts", "delivery"),
+    _own("diffcore/checkpoints/pipeline.py", "encoder != of_pipeline(self.folder)", "False", "a student is handed out beside other text encoders than those by whose embeddings it is told texts", "delivery"),
     _own("diffcore/checkpoints/pipeline.py", '["diffusers", settings["_class_name"]]', 'self.index["scheduler"]', "a consistency or flow student in its teacher's pipeline is stepped by another scheduler than its own", "delivery"),
     _own("tasks/front_matter.py", "len(words) == 1 and words <= IDENTIFIERS", "words & IDENTIFIERS", "a model card states one of two licences alone", "delivery"),
     _own("diffcore/data/embeddings.py", 'for word in ENCODERS for path', 'for word in ENCODERS[:1] for path', "embeddings by another tokenizer are taken for those of the adopted teacher", "adopt"),
