@@ -1,8 +1,10 @@
 """Encoders of texts: laws of all of them, each against what it is made of, and the stage that runs one."""
 
+import contextlib
 import json
 import math
 import shutil
+import socket
 import sys
 
 import pytest
@@ -93,6 +95,32 @@ def test_a_mask_is_there_for_the_tokens_of_a_caption_and_for_one_at_least(encode
         assert bool(told["text_mask"][:, 0].all())
         assert torch.equal(told["text_mask"], told["text_mask"].sort(1, descending=True).values)
     assert min(counts) >= 1
+
+
+@pytest.mark.parametrize("name", OPENED)
+def test_no_encoder_asks_the_network(folders, monkeypatch, name):
+    asked = []
+    monkeypatch.setattr(socket.socket, "connect", lambda self, address: asked.append(address))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *words, **more: asked.append(words) or [])
+    encoded(OPENED[name].format(folders))
+    assert asked == []
+
+
+def test_code_that_a_folder_brings_is_not_run(folders, tmp_path):
+    shutil.copytree(folders / "T5", tmp_path / "own")
+    (tmp_path / "own" / "code.py").write_text(
+        f"open({str(tmp_path / 'run')!r}, 'w')\nclass Tokenizer: ...\nclass Net: ...\n"
+    )
+    brought = {
+        "config.json": {"AutoModel": "code.Net"},
+        "tokenizer_config.json": {"AutoTokenizer": ["code.Tokenizer", None]},
+    }
+    for file, classes in brought.items():
+        content = json.loads((tmp_path / "own" / file).read_text())
+        (tmp_path / "own" / file).write_text(json.dumps(content | {"auto_map": classes}))
+    with contextlib.suppress(UserError):
+        encoded(f"folder:{tmp_path}/own")
+    assert not (tmp_path / "run").exists()
 
 
 def test_other_captions_are_told_otherwise(encoder):

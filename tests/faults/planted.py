@@ -377,6 +377,7 @@ OWN = (
     _own("diffcore/nets/module.py", "    torch.default_generator.manual_seed(start)\n", "", "the weights of a module of the user's own depend on what was drawn before", "module"),
     _own("diffcore/texts/stored.py", "torch.tensor([places[caption] for caption in captions])", "torch.tensor([places[caption] for caption in captions]).roll(1)", "every image is told the caption of the one before it", "texts"),
     _own("diffcore/texts/model.py", "seen = mask.to(self.network.device) if masked else None", "seen = None", "a text encoder looks at the padding of a caption", "texts"),
+    _own("diffcore/texts/model.py", "AutoTokenizer.from_pretrained(self.tokenizer_folder, local_files_only=True, trust_remote_code=False)", "AutoTokenizer.from_pretrained(self.tokenizer_folder, local_files_only=True, trust_remote_code=True)", "code that a tokenizer's folder brings is run", "texts"),
     _own("diffcore/texts/model.py", "for folder in dict.fromkeys((self.folder, self.tokenizer_folder)):", "for folder in (self.folder,):", "with another tokenizer a pipeline's encoder counts as the same", "texts"),
     _own("diffcore/texts/layouts/stable_diffusion_xl.py", 'if not self.settings.get("force_zeros_for_empty_prompt", True):', "if True:", "nothing is the empty prompt where the pipeline tells zeros", "texts"),
     _own("diffcore/texts/layouts/stable_diffusion_xl.py", '"pooled": second.pooled', '"pooled": first.pooled', "SDXL is told what its first encoder pools", "texts"),
