@@ -31,7 +31,13 @@ class PlannedData:
 
 
 def planned_data(params: Params) -> PlannedData:
-    """Of the shards, or of the digits; a UserError for others that are not sharded yet, whose number nobody has counted."""
+    """Of the shards, or of the digits; a UserError for others that are not sharded yet, whose number nobody has counted, and
+    for captions that are not encoded yet, if a network is told them."""
+    if any(root.inputs for root in params.teachers.values()) and not (paths.TEXT / embeddings.MANIFEST).exists():
+        raise UserError(
+            "how large the embeddings of captions are is counted by the stage `encode`; run `distill shard` and "
+            "`distill encode` first"
+        )
     if (paths.DATA / "manifest.json").exists():
         manifest = Manifest.read(paths.DATA, verify=False)
         texts = embeddings.read(paths.TEXT, manifest) if (paths.TEXT / embeddings.MANIFEST).exists() else None

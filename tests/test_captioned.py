@@ -34,6 +34,7 @@ from diffcore.search import gamma
 from diffcore.training.config import Training
 from diffcore.training.loop import Job, Loop, Stopped, fit
 from diffcore.training.resume import Resume
+from tasks.planned_data import planned_data
 from tests import test_inputs
 from tests.conftest import randn, seeded
 from tests.test_dit import stirred
@@ -265,6 +266,13 @@ def test_a_recipe_tells_a_network_what_it_has_an_input_for(tmp_path):
     assert condition.guidance.tolist() == [2.0] * 4
     with pytest.raises(UserError, match="s is told a text, and negative is a class"):
         Recipe(SOLVERS["ddim"](), guidance=2.0, negative=1).condition(checkpoint, known)
+
+
+def test_nothing_is_planned_of_captions_that_are_not_encoded_yet(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    params = types.SimpleNamespace(teachers={"teacher": types.SimpleNamespace(inputs=("text",))})
+    with pytest.raises(UserError, match="is counted by the stage `encode`; run"):
+        planned_data(params)
 
 
 # what was drawn, measured again
