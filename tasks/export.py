@@ -175,7 +175,7 @@ def _sampling(card: Card, point: Point | Sampling | None, content: Mapping[str, 
     times = card.grid or (point.times if point else [1 - k / STEPS for k in range(STEPS + 1)])
     note = "" if point is None else f"Its own sampling: `{point.recipe}` at t = {list(point.times)[:12]}.\n"
     if pipeline is not None:
-        guidance = json.loads(point.recipe).get("guidance") if point and not card.guidance else None
+        guidance = disk.parse_json(point.recipe).get("guidance") if point and not card.guidance else None
         return f"```python\n{pipeline_call(card, times, pipeline.name, guidance or 1.0)}```\n\n{note}"
     return f"{_code(card, times, content)}\n{note}"
 

@@ -1342,6 +1342,7 @@ OTHERS |= {
     "watch": {"at": 1},
     "reading": {"input": "flow"},
     "inputs": ["text"],
+    "encoder": "a",
     **{key: {"another": "a"} for key in ("files", "parameters", "schedule")},
 }
 """Other values of a card's fields that are neither words nor whole numbers."""
