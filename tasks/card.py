@@ -33,7 +33,7 @@ def _rows(card: Card) -> dict[str, Any]:
     rows: dict[str, Any] = {key: fields[key] for key in ("name", "method", "weights", "parameterization", "solver")}
     if card.reading:
         rows["reading"] = json.dumps(card.reading)
-    rows["schedule"] = json.dumps(card.schedule)
+    rows["schedule"] = schedule(card)
     rows["times"] = f"{len(card.grid) - 1} steps of its own: {_times(card.grid)}" if card.grid else "any"
     rows["image"] = " x ".join(map(str, card.image))
     rows["classes"] = ", ".join(map(str, card.classes)) if card.classes else "none"
@@ -51,6 +51,16 @@ def _rows(card: Card) -> dict[str, Any]:
         rows["watch"] = json.dumps(card.watch)
     rows["parameters"] = json.dumps(card.parameters)
     return rows
+
+
+def schedule(card: Card) -> str:
+    """That of its card as JSON, of a list of betas how many and how large they are."""
+
+    def short(value: Any) -> Any:
+        is_long = isinstance(value, list) and len(value) > 6
+        return f"{len(value)} from {value[0]:.6g} to {value[-1]:.6g}" if is_long else value
+
+    return json.dumps({key: short(value) for key, value in card.schedule.items()})
 
 
 def _times(grid: list[float]) -> str:

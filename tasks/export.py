@@ -20,6 +20,7 @@ from diffcore.metrics.estimate import Estimate
 from diffcore.metrics.frontier import Frontier
 from diffcore.metrics.point import Point, best_of
 from tasks import named, origin, paths
+from tasks.card import schedule
 from tasks.front_matter import front_matter, stated
 from tasks.named import Named, Sampling
 from tasks.origin import Origin
@@ -141,7 +142,7 @@ def _about(card: Card) -> str:
     lines = {
         "method": card.method,
         "network says": card.parameterization,
-        "schedule": json.dumps(card.schedule),
+        "schedule": schedule(card),
         "steps of its own": len(card.grid) - 1 if card.grid else "none, it is valid at any time",
         "classes": ", ".join(map(str, card.classes)) if card.classes else "none",
         "guidance": json.dumps(card.guidance) if card.guidance else "none built in",
@@ -174,7 +175,8 @@ def _sampling(card: Card, point: Point | Sampling | None, content: Mapping[str, 
     times = card.grid or (point.times if point else [1 - k / STEPS for k in range(STEPS + 1)])
     note = "" if point is None else f"Its own sampling: `{point.recipe}` at t = {list(point.times)[:12]}.\n"
     if pipeline is not None:
-        return f"```python\n{pipeline_call(card, times, pipeline.name)}```\n\n{note}"
+        guidance = disk.parse_json(point.recipe).get("guidance") if point and not card.guidance else None
+        return f"```python\n{pipeline_call(card, times, pipeline.name, guidance or 1.0)}```\n\n{note}"
     return f"{_code(card, times, content)}\n{note}"
 
 

@@ -21,7 +21,7 @@ from diffcore.denoisers.reading import Reading
 from diffcore.noise.trajectory import uniform
 from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solvers import SOLVERS
-from tasks import command, export, front_matter, origin, params, paths, strict_yaml
+from tasks import command, export, front_matter, named, origin, params, paths, strict_yaml
 from tests.conftest import seeded
 from tests.test_architectures import CASES as NETWORKS
 from tests.test_architectures import Case as Network
@@ -219,7 +219,7 @@ def test_a_student_of_a_flow_lies_where_its_pipeline_has_it_and_is_drawn_by_its_
     )
     text = Path("out/README.md").read_text()
     sigmas = [1, 0.666666667, 0.333333333]
-    assert f'images = pipeline("a prompt", sigmas={sigmas}).images\n' in text
+    assert f'images = pipeline("a prompt", sigmas={sigmas}, guidance_scale=1).images\n' in text
     told = {"text": torch.randn(2, 5, 6, generator=seeded(1)), "pooled": torch.randn(2, 10, generator=seeded(2))}
     words = {"prompt_embeds": told["text"], "pooled_prompt_embeds": told["pooled"]}
     drawn = opened(Path("out"), **absent)(**words, latents=START, sigmas=sigmas, height=8, width=8, **LATENT).images
@@ -232,7 +232,10 @@ def test_a_student_of_classes_and_latents_is_a_pipeline_of_diffusers_too(here):
     diffusers.DiTPipeline(net, vae(2), diffusers.DDIMScheduler(clip_sample=False)).save_pretrained("dit")
     adopted(Path("dit"), [*"abcde"], (2, 8, 8))
     export.export(here, "teacher", Path("out"))
-    assert "pipeline(class_labels=[0, 1], num_inference_steps=3).images\n" in Path("out/README.md").read_text()
+    assert (
+        "pipeline(class_labels=[0, 1], num_inference_steps=3, guidance_scale=1).images\n"
+        in Path("out/README.md").read_text()
+    )
     whole = opened(Path("out"))
     assert type(whole) is diffusers.DiTPipeline
     assert whole([3, 0], guidance_scale=1.0, num_inference_steps=3, output_type="np").images.shape == (2, 8, 8, 3)
@@ -289,6 +292,15 @@ def test_an_index_that_is_none_is_refused_in_one_line(spoiled, tmp_path):
         pipeline.read(tmp_path)
 
 
+def test_a_point_that_was_guided_by_two_calls_is_drawn_so(here, theirs):
+    student(theirs)
+    for recipe, weight in (({"sampler": "ddim"}, "1"), ({"sampler": "ddim", "guidance": 4.5}, "4.5")):
+        sampling = named.Sampling(json.dumps(recipe), (1.0, 0.5, 0.0), None)
+        each = named.Named("pd4", paths.CHECKPOINTS / "pd4", sampling=sampling)
+        text = export.readme(each, None, None, pipeline.read(theirs))
+        assert f"num_inference_steps=4, guidance_scale={weight}).images\n" in text
+
+
 def front(text: str) -> dict:
     head = text.split("---\n")[1]
     Path("head.yaml").write_text(head)
@@ -308,7 +320,8 @@ def test_its_model_card_says_whose_it_is_and_how_it_is_drawn(here, theirs):
         "tags": ["diffusion-distillation", "progressive"],
     }
     assert 'StableDiffusionPipeline.from_pretrained("PATH")' in text
-    assert 'pipeline("a prompt", num_inference_steps=4, guidance_scale=1.0).images  # guidance is built in' in text
+    assert '- schedule: {"name": "discrete", "betas": "1000 from 0.00085 to 0.012"}\n' in text
+    assert 'pipeline("a prompt", num_inference_steps=4, guidance_scale=1).images  # guidance is built in' in text
     assert "The licence of the data is not stated. Licence of the teacher: creativeml-openrail-m." in text
 
 
@@ -334,9 +347,9 @@ def test_the_licence_of_a_model_is_what_its_teacher_and_its_data_state(here, lic
 
 
 def test_an_adopted_model_is_called_as_its_files_say(tmp_path):
-    def named(index: dict) -> str:
+    def name(index: dict) -> str:
         disk.write_json(tmp_path / "model_index.json", index)
         return origin._name(tmp_path)
 
-    assert named({"_name_or_path": "runwayml/stable-diffusion-v1-5"}) == "runwayml/stable-diffusion-v1-5"
-    assert named({"_name_or_path": "/home/me/sd"}) == named({}) == named({"_name_or_path": 3}) == tmp_path.name
+    assert name({"_name_or_path": "runwayml/stable-diffusion-v1-5"}) == "runwayml/stable-diffusion-v1-5"
+    assert name({"_name_or_path": "/home/me/sd"}) == name({}) == name({"_name_or_path": 3}) == tmp_path.name

@@ -163,19 +163,21 @@ def loop(card: Card, times: Sequence[float], content: Mapping[str, Any]) -> str 
     return _by_hand(card, reading, times, content["_class_name"])
 
 
-def pipeline_call(card: Card, times: Sequence[float], pipeline: str) -> str:
+def pipeline_call(card: Card, times: Sequence[float], pipeline: str, guidance: float = 1.0) -> str:
     """Python that draws at these times by a whole pipeline of diffusers, of this class, in the folder PATH: by their sigmas
-    for a rectified flow, else by their number."""
+    for a rectified flow, else by their number. guidance: the weight of two calls in each step, 1 for one call."""
     steps = f"num_inference_steps={len(times) - 1}"
     if is_flow(reading_of(card)):
         steps = f"sigmas=[{', '.join(_numbers(_sigmas(card, times)))}]"
     wanted = '"a prompt"' if "text" in (card.inputs or ()) else "class_labels=[0, 1]"
-    guided = ", guidance_scale=1.0" if card.guidance else ""
-    note = "  # guidance is built in" if card.guidance else ""
+    guided = f"guidance_scale={guidance:g}"
+    if pipeline.startswith("Flux") and guidance != 1:  # whose guidance_scale is an input of its network
+        guided = f'true_cfg_scale={guidance:g}, negative_prompt=""'
+    note = "  # guidance is built in" if card.guidance else ""  # pipelines guide unless they are told 1
     return f"""from diffusers import {pipeline}
 
 pipeline = {pipeline}.from_pretrained("PATH")
-images = pipeline({wanted}, {steps}{guided}).images{note}
+images = pipeline({wanted}, {steps}, {guided}).images{note}
 """
 
 
