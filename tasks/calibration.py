@@ -187,9 +187,7 @@ def drawing(parameters: Params, networks: Networks, name: str) -> dict[str, floa
     denoiser.grid = None
     sampler = Sampler(denoiser, SOLVERS["ddim"](), uniform(STEPS))
     recipe = Recipe(SOLVERS["ddim"](), guidance=checkpoint.guidance and checkpoint.guidance.low)
-    data = networks.data
-    classes = {shapes.CLASS: rng.some(count, count, 0) % len(data.classes)} if data.classes else {}
-    condition = recipe.condition(checkpoint, classes | blank(data.inputs, data.inputs, count))
+    condition = recipe.condition(checkpoint, networks.data.known(count))
     sampler.warm_up(checkpoint.shape, count, condition)
     began, rounds = clock(), 0
     while rounds < 1 or clock() - began < ENOUGH_SECONDS:

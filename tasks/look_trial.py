@@ -40,9 +40,9 @@ def samples(
         weights = parameters.lines.guidance(name)
         guided = (weights.low + weights.high) / 2
     count = min(line.watch.images, most or line.watch.images)
-    labels = rng.some(count, count, 0) % len(data.classes) if student.classes else None
+    known = {name: part for name, part in data.known(count).items() if name in student.inputs}
     kind = Brief if most else FixedSamples
-    return kind(line.method, student, data.shape, count, 0, line.watch.steps, labels, guided)
+    return kind(line.method, student, data.shape, count, 0, line.watch.steps, known, guided)
 
 
 def watcher(parameters: Params, name: str, student: NetDenoiser, data: PlannedData, images: Images) -> Watcher:

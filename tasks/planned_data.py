@@ -3,10 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from diffcore.core import rng
 from diffcore.core.errors import UserError
+from diffcore.core.shapes import CLASS
 from diffcore.data import embeddings
 from diffcore.data.manifest import Manifest
+from diffcore.nets.inputs import blank
 from tasks import paths
 from tasks.params import Params
 
@@ -28,6 +32,11 @@ class PlannedData:
     def bytes(self) -> int:
         """Of all of them, decoded."""
         return self.images * math.prod(self.shape)
+
+    def known(self, count: int) -> dict[str, Any]:
+        """What so many samples may be asked to be, by the name of a network's input: any class, and a caption of zeros."""
+        classes = {CLASS: rng.some(count, count, 0) % len(self.classes)} if self.classes else {}
+        return classes | blank(self.inputs, self.inputs, count)
 
 
 def planned_data(params: Params) -> PlannedData:

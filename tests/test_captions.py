@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 
 from diffcore.core import disk
 from diffcore.core.errors import UserError
@@ -26,6 +25,7 @@ from diffcore.data.read import load_resident, open_shard
 from diffcore.data.split import Split
 from diffcore.data.write import write
 from tests.servers import Files, files_over_http
+from tests.test_feed import assert_same
 from tests.test_source_kinds import NAMES, edm, npy, pixels, png, save_to_disk, table
 
 COUNT = 30
@@ -321,8 +321,7 @@ def test_batches_of_images_with_captions_are_the_same_in_memory_and_streamed(tmp
     resident = feed.feed(tmp_path / "out", 7, 0, flip=True, memory_bytes=1 << 30)
     with feed.feed(tmp_path / "out", 7, 0, flip=True, memory_bytes=0) as streamed:
         for step in range(10):
-            for one, other in zip(resident.batch(step), streamed.batch(step), strict=True):
-                assert torch.equal(one, other)
+            assert_same(resident.batch(step), streamed.batch(step))
 
 
 def test_the_digits_say_what_is_measured_of_them(tmp_path):

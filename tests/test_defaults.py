@@ -90,6 +90,7 @@ CONFIGS = {
     },
     "methods.progressive": {"weight": "truncated_snr", "factor": 2, "clip": False},
     "sampling.skip_tuning": {"top": 1.0},
+    "texts.config": {"encoder": None, "length": None, "dimension": 64, "precision": "float32"},
     "data.config": {
         "size": None,
         "channels": None,

@@ -241,7 +241,7 @@ def test_a_student_s_training_is_that_of_its_line_and_its_card_tells_it(name, wi
     said = capsys.readouterr().out
     seed, weighed = rng.seed(5, name), RANGE if name in GUIDED else None
     memory, device = 2**29, wired.compute.device
-    assert heard.feed == (paths.DATA, LINES[name]["batch"], seed, True, memory, device)
+    assert heard.feed == (paths.DATA, LINES[name]["batch"], seed, True, memory, device, None)
     between = weighed and (1.0, 4.0)
     assert heard.job == Job(line.method, line.fit, heard.batches, seed, guidance=between)
     assert (heard.compute, heard.stop, heard.held) == (wired.compute, "the flag", True)
@@ -323,7 +323,6 @@ def test_the_teacher_s_training_is_that_of_its_line_and_its_card_tells_it(
         line,
         network=network,
         conditional=conditional,
-        parameterization=parameterization,
         reading=Reading(parameterization),
         schedule=schedule,
         method=method,
@@ -332,7 +331,7 @@ def test_the_teacher_s_training_is_that_of_its_line_and_its_card_tells_it(
     changed = dataclasses.replace(wired, teachers={"teacher": line}, raw=raw)
     heard = told(monkeypatch, train.train, changed, "teacher")
     seed = rng.seed(5, "teacher")
-    assert heard.feed == (paths.DATA, 9, seed, True, 2**29, wired.compute.device)
+    assert heard.feed == (paths.DATA, 9, seed, True, 2**29, wired.compute.device, None)
     assert heard.job == Job(method, line.fit, heard.batches, seed)
     assert (heard.teacher, heard.compute, heard.resume.name) == (None, wired.compute, "teacher")
     shape = network.config((1, 4, 4), 2)

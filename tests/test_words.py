@@ -19,7 +19,7 @@ from PIL import Image
 from diffcore import checkpoints, exports
 from diffcore.core.errors import UserError
 from diffcore.data.feed import to_float
-from diffcore.denoisers.condition import of_classes
+from diffcore.denoisers.condition import CLASS, of_classes
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.exports import onnx
 from diffcore.metrics import bootstrap, measured
@@ -158,7 +158,7 @@ def test_classes_are_asked_for_by_name_or_number_in_turn(here, capsys):
     np.testing.assert_array_equal(by_name, drawn("v", "--steps", "2", "--images", "4", "--classes", "1, 0"))
     checkpoint = checkpoints.load(paths.CHECKPOINTS / "v")
     condition = sample.Drawable("v", checkpoint, sample.recipes.own_recipe(checkpoint), sampler_of(checkpoint, 2))
-    ours = condition.draw(here, 4, here.evaluate.seed, torch.tensor([1, 0, 1, 0]))
+    ours = condition.draw(here, 4, here.evaluate.seed, {CLASS: torch.tensor([1, 0, 1, 0])})
     np.testing.assert_array_equal(by_name, sample.feed.to_uint8(ours).permute(0, 2, 3, 1).numpy())
     assert "knows no class 'class2'; there are class0, class1" in refused(
         "sample", "v", "--steps", "2", "--out", "x.png", "--classes", "class2", capsys=capsys
