@@ -166,6 +166,19 @@ def _weighed(name: str, path: str, sampling: Sampling, guidance: Guidance) -> It
                 yield f"{path}.guidance: {name}: {error}"
 
 
+def captioned(sections: Mapping[str, Any]) -> Iterator[str]:
+    """Texts to encode where there are no captions, and networks that are told texts which nothing encodes."""
+    encoder = sections["text"].encoder
+    if encoder is not None and sections["data"].captions is None:
+        yield "text.encoder: the images have no captions; say in data.captions where they come from, or encoder: null"
+    for name, root in sections["teachers"].items():
+        if root.inputs and encoder is None:
+            yield (
+                f"teachers.{name}: it is told {', '.join(root.inputs)}, and text.encoder is null; name what encodes the "
+                "captions, or tell it no text"
+            )
+
+
 def foreign(evaluate: Evaluate, lines: Lineage) -> Iterator[str]:
     """What was estimated of the line `teacher`, asked of a checkpoint that does not come from it."""
     for name in lines:

@@ -868,7 +868,12 @@ def test_the_stage_s_card_says_by_whose_embeddings_its_network_is_told_texts(wor
     save(Path("theirs"), told_texts())
     encoders(Path("theirs"))
     line = {"teacher": {"from": "theirs", "inputs": ["text", "text_mask"]}}
-    found = workspace(evaluate={"teacher": EVALUATE["teacher"][:2]}, teachers=line)
+    texts = {
+        "data": {"captions": "caption"},
+        "text": {"encoder": "words"},
+        "evaluate": {"teacher": EVALUATE["teacher"][:2]},
+    }
+    found = workspace(**texts, teachers=line)
     written(of_pipeline(Path("theirs")))
     checkpoint = adopted(found)
     assert (checkpoint.card.inputs, checkpoint.card.encoder) == (["text", "text_mask"], "e" * 64)
@@ -882,7 +887,7 @@ def test_the_stage_s_card_says_by_whose_embeddings_its_network_is_told_texts(wor
     for inputs in ([], ["text_mask"], ["text", "pooled"]):
         line["teacher"]["inputs"] = inputs
         with pytest.raises(UserError, match=words):
-            adopted(workspace(evaluate={"teacher": EVALUATE["teacher"][:2]}, teachers=line))
+            adopted(workspace(**texts, teachers=line))
     save(Path("theirs"), told_texts(time_cond_proj_dim=8))
     with pytest.raises(
         UserError, match=r"teachers\.teacher\.from: its network takes the weight of guidance as an input, and"

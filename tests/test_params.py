@@ -183,6 +183,33 @@ WEIGHT = r"\{sampler: ddim, trajectory: uniform, steps: \[64, 8, 4, 2, 1\]\}"
 STUDENTS = r"students: \{\}"
 
 
+TOLD = {"family": "dit", "patch": 2, "width": 8, "depth": 1, "heads": 1, "text": True}
+
+
+def test_texts_want_captions_and_who_is_told_them_an_encoder():
+    raw = params.load_yaml(ROOT / "params.yaml")
+    raw["evaluate"] |= {
+        "teacher": [{"sampler": "ddim", "trajectory": "uniform", "steps": [64, 8]}],
+        "any_time_students": [],
+    }
+    raw["text"]["encoder"] = "words"
+    with pytest.raises(UserError, match=r"^p: text\.encoder: the images have no captions; say in data\.captions"):
+        params.parse(raw, "p")
+    raw["data"]["captions"] = "caption"
+    for line, names in (
+        ({**raw["teachers"]["teacher"], "network": TOLD}, "text, text_mask"),
+        ({"from": "x", "inputs": ["text"]}, "text"),
+    ):
+        raw |= {"teachers": {"teacher": line}, "distill": {}}
+        raw["text"]["encoder"] = "words"
+        assert params.parse(raw, "p").teachers["teacher"].inputs == tuple(names.split(", "))
+        raw["text"]["encoder"] = None
+        with pytest.raises(
+            UserError, match=rf"^p: teachers\.teacher: it is told {names}, and text\.encoder is null; name"
+        ):
+            params.parse(raw, "p")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

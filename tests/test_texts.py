@@ -477,6 +477,7 @@ def set_to(**text):
     """The shipped parameters with another section `text`."""
     raw = params.load_yaml(ROOT / "params.yaml")
     raw["text"] |= text
+    raw["data"]["captions"] = "caption"
     return params.parse(raw, "params.yaml")
 
 

@@ -711,6 +711,7 @@ SIXTH = (
 """And by others again, again in none of the lines above."""
 
 SEVENTH = (
+    _seventh("tasks/rules.py", "if root.inputs and encoder is None:", "if False:", "that nothing encodes what a network is to be told is said after the shards are written", "params"),
     _seventh("diffcore/data/feed.py", "inputs = self._embeddings.at(shards, index) if", "inputs = self._embeddings.at(shards, np.sort(index)) if", "streamed images are told the captions of others", "feed"),
     _seventh("diffcore/data/feed.py", "manifest.image_bytes + (embeddings.bytes if embeddings else 0) <= memory_bytes", "manifest.image_bytes <= memory_bytes", "embeddings larger than the memory are all loaded", "feed"),
     _seventh("diffcore/nets/dit.py", "mask = F.pad(mask, (0, tokens.shape[1]), value=True)[:, None, None]", "mask = None", "a transformer reads words that are not there", "captioned"),
