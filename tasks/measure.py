@@ -320,6 +320,7 @@ class Bench:
             unseen=unseen,
         )
 
+    @functools.cached_property
     def _held_out_texts(self) -> Embeddings | None:
         return embeddings_of(self.opened.card, paths.TEXT_HOLDOUT, Manifest.read(paths.HOLDOUT, verify=False))
 
@@ -335,7 +336,7 @@ class Bench:
             return None
         chosen = rng.some(count, len(real), config.seed, "likelihood")
         images = feed.to_float(real.take(chosen))
-        texts = self.texts if real is self.real else self._held_out_texts()
+        texts = self.texts if real is self.real else self._held_out_texts
         condition = plan.recipe.condition(self.opened, prompts.known(real, texts, chosen))
         return likelihood.Model(sampler, images, config.seed, config.probes, self.config.usual_batch, condition)
 

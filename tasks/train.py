@@ -79,7 +79,8 @@ def _student(params: Params, line: Distill) -> None:
             f"{line.teacher} has another schedule than {line.init}; name a teacher that comes from the same"
         )
     _tell(name, student, line.method.grid)
-    texts = embeddings_of(parent.card, paths.TEXT, Manifest.read(paths.DATA))
+    manifest = Manifest.read(paths.DATA, verify=False)  # `_trained` compares every digest
+    texts = embeddings_of(parent.card, paths.TEXT, manifest)
     job = Job(
         line.method, line.fit, student, teacher, weights, parent.card, taught=taught, watch=line.watch, texts=texts
     )
