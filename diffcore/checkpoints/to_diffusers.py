@@ -61,12 +61,15 @@ def is_flow(reading: Reading) -> bool:
 
 
 def _of_flow(denoiser: NetDenoiser, solver: str) -> dict[str, Any]:
-    """Both schedulers shift the sigmas that they are given, so ours are the times of a flow schedule and 1 its last."""
+    """Both schedulers shift the sigmas that they are given, so ours are the times of a flow schedule and 1 its last.
+
+    They count T s with T = 1000 where the pipeline then divides by that, or multiplies, for its network (Flux, Sana)."""
     flow = flow_of(denoiser.schedule)
+    count = denoiser.reading.num_timesteps * 1000 / getattr(denoiser.net, "time_scale", 1000)
     return {
         "_class_name": _flow_scheduler(solver),
         "_diffusers_version": WRITTEN_AS,
-        "num_train_timesteps": denoiser.reading.num_timesteps,
+        "num_train_timesteps": round(count),
         "shift": flow.shift if flow else 1.0,
     }
 
