@@ -1,4 +1,4 @@
-"""Students of adopted pipelines, handed out: plain diffusers, where nothing of this project can be imported, draws what they do."""
+"""Students of adopted pipelines, handed out: plain diffusers, where no part of this project is, draws what they do."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
