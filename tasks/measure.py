@@ -35,6 +35,7 @@ from diffcore.metrics.estimate import Estimate
 from diffcore.metrics.floor import Floor
 from diffcore.metrics.judge import Court
 from diffcore.metrics.judge_file import JudgeFile
+from diffcore.metrics.measures.caption_accuracy import caption_accuracy
 from diffcore.metrics.metric import Subject, Unseen
 from diffcore.metrics.point import Point
 from diffcore.metrics.reference import Reference, look
@@ -98,9 +99,9 @@ class Bench:
         content = gamma.read(paths.GAMMA, self.opened.card.digest if name == ROOT else root, paths.again("gamma"))
         self.gamma, self.least_cost = gamma.Gamma.from_json(content), _least_cost(content)
         self.texts = embeddings_of(self.opened.card, paths.TEXT, Manifest.read(paths.DATA, verify=False))
-        places = rng.places_like(len(self.real), self.config.images, self.config.seed)
-        self.prompts = prompts.known(self.real, self.texts, places)
-        self.captions = _captions(places) if self.texts else None
+        self.places = rng.places_like(len(self.real), self.config.images, self.config.seed)
+        self.prompts = prompts.known(self.real, self.texts, self.places)
+        self.captions = _captions(self.places) if self.texts else None
         self.teacher: Sample | None = None if root is None else _reference(root)
         self.warm: set[tuple[Any, ...]] = set()
         self.drawing: Drawing | None = None  # decided at the first point
@@ -137,9 +138,14 @@ class Bench:
         return "; ".join(map(str, self.judges))
 
     def floor(self) -> Floor:
-        """What a perfect sampler is to expect."""
+        """What a perfect sampler is to expect: of captions, what the real images score that were asked for."""
         reference = self.reference
-        return halvings.floor(reference, self.config.images, self.config.seed, reference.held_out)
+        distances = halvings.floor(reference, self.config.images, self.config.seed, reference.held_out)
+        if self.captions is None:
+            return distances
+        accuracy = caption_accuracy(feed.to_float(self.real.take(self.places)), self.captions, self.network)
+        more = {} if accuracy is None else {"caption_accuracy": accuracy}
+        return dataclasses.replace(distances, metrics=distances.metrics | more)
 
     @functools.cached_property
     def gamma_digest(self) -> str:

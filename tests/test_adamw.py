@@ -93,6 +93,7 @@ print("torch._dynamo" in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_no_training_loads_a_compiler():
     """It takes longer than many a step: AdamW's own class does, and whoever disables compilation of a function."""
     done = subprocess.run([sys.executable, "-c", TRAINING], cwd=ROOT, capture_output=True, text=True)

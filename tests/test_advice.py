@@ -67,6 +67,7 @@ def students_of(parsed: params.Params, steps: int) -> list[str]:
 # ------------------------------------------------------------------------------- what is written
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("teacher", TEACHERS)
 def test_every_file_is_valid_says_what_it_means_and_ends_in_a_student_for_each_target(teacher):
     about = TEACHERS[teacher]

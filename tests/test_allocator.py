@@ -43,6 +43,7 @@ def faults(word: str, **environment: str) -> tuple[bool | None, int, int]:
     return tuple(json.loads(done.stdout))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not GLIBC, reason="another C library keeps memory by its own rules")
 def test_memory_that_is_kept_is_asked_of_the_kernel_once():
     kept, pages, again = faults("keep")

@@ -92,6 +92,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", readers())
 def test_every_damage_of_every_file_is_named_in_one_line(kind, project, capsys):
     read = readers()[kind]

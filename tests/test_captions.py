@@ -268,6 +268,7 @@ def dies_after(monkeypatch, tars: int, *work: Any, **more: Any) -> None:
             write(*work, **more)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("members", ["block", "image"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_writer_that_dies_goes_on_with_the_captions_of_the_next_image(tmp_path, kind, members, monkeypatch):
@@ -516,6 +517,7 @@ def test_a_template_may_be_used_for_every_source(source):
     assert Config(source, captions="a {class}, yes a {class}").captions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("members", ["block", "image"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_images_of_unseen_captions_are_neither_trained_on_nor_held_out(tmp_path, kind, members):

@@ -40,6 +40,7 @@ def share_covered(outcomes: list[Paired], truth: float) -> float:
     return sum(inside) / len(inside)
 
 
+@pytest.mark.slow
 def test_the_interval_of_a_difference_covers_the_true_one_in_95_of_100_trials():
     truth = frechet(standard(*SECOND), standard()) - frechet(standard(*FIRST), standard())
     outcomes = []

@@ -166,6 +166,7 @@ def test_guidance_without_a_class_or_a_weight_is_refused():
             Guided(TwoBlobs()).with_condition(known)(randn(1, 2), torch.tensor([0.5]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(SOLVERS) - {"analytic"}))
 def test_every_solver_keeps_a_sample_with_its_class(name):
     """A solver that works on a part of the batch must ask for that part's classes."""

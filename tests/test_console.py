@@ -89,6 +89,7 @@ def test_the_servers_are_the_projects_and_no_workspace_has_any(workspace, verb):
     assert said(distill(workspace, verb)) == (2, "", line)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mark", start.MARKS)
 def test_no_code_is_run_of_a_folder_that_is_no_project(workspace, mark):
     """Whatever else it holds: many a folder has a dvc.yaml, or a folder `tasks`."""
@@ -233,6 +234,7 @@ def installed(tmp_path) -> Path:
     return script
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 def test_bash_completes_verbs_options_presets_and_the_names_of_students(installed, tmp_path):
     surroundings = {**os.environ, "PATH": f"{installed.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}

@@ -70,6 +70,7 @@ def only(path: Path) -> bool:
     return [each.name for each in path.parent.iterdir()] == [path.name]
 
 
+@pytest.mark.slow
 def test_it_is_what_mlflow_would_make(made):
     assert version(made) == database._newest()
     assert only(made)
@@ -396,6 +397,7 @@ def test_the_suite_s_database_is_made_once_by_the_first_and_under_a_lock(tmp_pat
     assert len(calls) == 2
 
 
+@pytest.mark.slow
 def test_the_suite_s_database_is_mlflow_s_own_and_only_its_copies_are_hasty(
     pytestconfig, tmp_path_factory, made, tmp_path
 ):

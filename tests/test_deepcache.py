@@ -97,6 +97,7 @@ def test_interval_1_is_the_plain_network(name):
         assert torch.equal(sample(DeepCached(whole, Config(1, branch)), x), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIXED)
 def test_interval_1_is_the_plain_network_for_every_solver(name):
     whole = plain()
@@ -104,6 +105,7 @@ def test_interval_1_is_the_plain_network_for_every_solver(name):
     assert torch.equal(sample(DeepCached(whole, Config(1)), x, name), sample(whole, x, name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIXED)
 def test_calls_are_counted_not_steps(name):
     """A solver of two calls a step has every third call full, whatever step it is in; the meter knows."""

@@ -204,6 +204,7 @@ def test_unipc(steps, uses, variant):
     compare(SOLVERS["unipc"](uses=uses, variant=variant), scheduler, steps, last=last)
 
 
+@pytest.mark.slow
 @STEPS
 @pytest.mark.parametrize("uses", [1, 2, 3])
 @pytest.mark.parametrize("variant", ["bh1", "bh2"])

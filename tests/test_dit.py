@@ -370,6 +370,7 @@ def test_a_damaged_folder_is_one_line(tmp_path):
     assert "does not hold this network's weights" in refused(content)
 
 
+@pytest.mark.slow
 @EACH
 def test_every_method_trains_it_in_float32_and_bfloat16(name, config):
     """With classes, a guided teacher and dropout; losses of both are near, and weights stay float32."""
@@ -389,6 +390,7 @@ RESUMED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RESUMED)
 def test_a_stopped_training_goes_on_to_the_same_bytes(name, tmp_path):
     fitting = dataclasses.replace(SHORT, iterations=4)

@@ -182,6 +182,7 @@ def test_without_fast_bf16_auto_is_float32_and_nothing_is_checked(project):
     assert all(torch.equal(one, other) for (one, _), (other, _) in zip(usual, exact))
 
 
+@pytest.mark.slow
 def test_a_network_that_bf16_hardly_moves_is_drawn_in_it_and_its_points_say_so(project, able, capsys):
     """Drawn as when bf16 is asked for, once it was checked, and its bits are those of float32."""
     exact = points(change(project, precision="float32"), "teacher")

@@ -87,6 +87,7 @@ def test_student_and_target_share_a_mask_that_is_another_in_every_part_of_every_
         assert {key for learns, key, _, _ in seen if not learns} >= set(learning)  # the target's passes
 
 
+@pytest.mark.slow
 @EACH
 def test_a_stopped_run_with_dropout_goes_on_to_the_same_bytes(name, config, tmp_path):
     whole, resume = train(name, config), Resume(tmp_path, "x", {"job": "f"})

@@ -112,6 +112,14 @@ def test_a_planted_fault_is_noticed_or_survives_and_is_taken_out_again(tmp_path)
 
 
 @pytest.mark.slow
+def test_a_fault_that_no_fast_test_notices_is_noticed_by_a_slow_one(tmp_path):
+    tree = toy(tmp_path)
+    tests = tree / "tests" / "test_half.py"
+    tests.write_text("import pytest\n" + tests.read_text().replace("def test", "@pytest.mark.slow\ndef test"))
+    assert plant.try_one(planted("x / 2", "x / 3"), tree).caught_by == "tests/test_half.py::test_half"
+
+
+@pytest.mark.slow
 def test_a_test_that_fails_without_the_fault_too_has_noticed_nothing(tmp_path):
     tree = toy(tmp_path)
     (tree / "tests" / "test_half.py").write_text("def test_of_no_worth():\n    raise AssertionError\n")

@@ -52,6 +52,7 @@ def stop_at(calls: int):
     return lambda: next(count) == calls
 
 
+@pytest.mark.slow
 @CASES
 @pytest.mark.parametrize("stopped_after", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_stopped_run_goes_on_to_the_same_bytes(name, config, stopped_after, tmp_path):

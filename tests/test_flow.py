@@ -78,6 +78,7 @@ def velocity_of(denoiser: Denoiser) -> Velocity:
     return lambda z, t: denoiser(z, t).v
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "word", [pytest.param(word, marks=[pytest.mark.slow] * (word != "flow")) for word in SCHEDULES]
 )

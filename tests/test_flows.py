@@ -270,6 +270,7 @@ def start(function, *arguments):
     return future
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ["sleep 60", "deaf 60"])
 def test_lines_stream_and_stop_ends_the_whole_tree(tmp_path, action):
     toy(tmp_path, shard=action)
@@ -373,6 +374,7 @@ Running(keep=[descriptor], grace=2).run([sys.executable, "-m", "tasks", "work", 
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ["sleep 60", "deaf 60"])
 def test_a_flow_killed_with_9_leaves_no_process_and_its_lock_lasts_as_long_as_they_do(tmp_path, action):
     toy(tmp_path, shard=action)
@@ -1555,6 +1557,7 @@ def orphaned(folder: Folder) -> list[psutil.Process]:
     return left
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
 @pytest.mark.parametrize("verb", ["down", "up"])
 def test_what_a_killed_service_left_is_ended_and_nothing_else(tmp_path, capsys, verb):

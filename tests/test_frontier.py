@@ -690,7 +690,7 @@ def test_a_point_that_lost_obedience_is_passed_over_marked_and_named():
     )
     alone = frontier(teacher(32, 9.0, **obeying(0.9)), WILFUL).recommend(1.5, OBEDIENT)
     assert alone.point == WILFUL
-    assert alone.warnings[0].endswith("its images are of the class that was asked for less often than the teacher's")
+    assert alone.warnings[0].endswith("its images are what was asked for less often than the teacher's")
 
 
 def test_of_diversity_and_obedience_the_one_of_which_least_is_kept_is_named():
@@ -699,6 +699,16 @@ def test_of_diversity_and_obedience_the_one_of_which_least_is_kept_is_named():
     assert diversity.loss(both, reference, FLOOR, JUDGE.chance).lost == "diversity"
     both = point("both", 1, 1.0, **spread(0.80), **obeying(0.60))
     assert diversity.loss(both, reference, FLOOR, JUDGE.chance).lost == "obedience"
+
+
+@pytest.mark.parametrize("measure", ["caption_accuracy", "caption_accuracy_unseen"])
+def test_of_captions_all_that_is_right_counts_as_obedience(measure):
+    """Though classes are guessed: a student of 0.40 keeps half of a teacher's 0.80."""
+    asked, deaf = ({measure: value, f"{measure}_se": 0.01} for value in (0.8, 0.4))
+    reference, student = teacher(64, 1.0, **asked), point("deaf", 1, 1.1, **deaf)
+    loss = diversity.loss(student, reference, FLOOR, JUDGE.chance)
+    assert (loss.lost, loss.measure, loss.kept) == ("obedience", measure, pytest.approx(0.5))
+    assert frontier(reference, student).losable == "diversity or obedience"
 
 
 def test_where_no_class_was_asked_for_nobody_speaks_of_obedience():

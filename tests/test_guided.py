@@ -202,6 +202,7 @@ def test_the_closed_form_is_the_guided_teacher_s():
     torch.testing.assert_close(v, by_hand, rtol=1e-6, atol=1e-6)  # the means are float32
 
 
+@pytest.mark.slow
 def test_the_trainer_finds_the_guided_velocity_at_every_weight():
     """From nothing; what is left is what a series of ten terms cannot say."""
     net = train(1.0, 4.0).net

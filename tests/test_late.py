@@ -33,6 +33,7 @@ def late(monkeypatch):
     monkeypatch.setattr(Loop, "__init__", made)
 
 
+@pytest.mark.slow
 @EACH
 def test_a_training_whose_losses_are_read_late_is_the_same(name, config, tmp_path, request):
     """To the last bit: its weights, its curve, whatever it is stopped at."""

@@ -40,6 +40,7 @@ def run(code: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_diffcore_needs_only_torch_accelerate_numpy_and_safetensors():
     done = run(BARE + EVERYTHING)
     assert done.returncode == 0, done.stderr

@@ -64,6 +64,7 @@ class Reading:
         return READ(path, label)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("members", ["block", "image"])
 @pytest.mark.parametrize("split", [None, Split(holdout=0.3)])
 @pytest.mark.parametrize("deaths", [[50], [1, 55], [25, 25, 15]])
@@ -97,6 +98,7 @@ def interrupted(flat: Path, config: Config, kept: Unfinished, out: Path, monkeyp
             write(config, out, shard_bytes=SHARD, unfinished=kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -36,6 +36,7 @@ def images(denoiser: GaussianDenoiser, count: int, seed: int = 1) -> torch.Tenso
     return ((x.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [(0.0, 1.0), (0.1, 0.9)])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_exact_likelihood_is_the_density(name, times):
@@ -98,6 +99,7 @@ def test_hutchinson_has_the_right_mean():
     assert fewer.std() < 0.6 * tried.std()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ddpm", "ddpm_large", "analytic"])
 @pytest.mark.parametrize("schedule", [Cosine(), Linear()], ids=["cosine", "linear"])
 def test_the_bound_s_parts_have_closed_forms(name, schedule):

@@ -380,6 +380,7 @@ def test_a_loss_is_its_definition_on_every_schedule(name, config):
             torch.testing.assert_close(found, right, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "config"), [line for line in LINES if line[0] != "consistency_training"], ids=str
 )  # which asks the schedule for a number

@@ -143,6 +143,7 @@ def project(request, tmp_path, monkeypatch) -> params.Params:
     return make(tmp_path, monkeypatch, *KINDS[request.param])
 
 
+@pytest.mark.slow
 def test_gamma_and_fitted_times_are_those_of_the_classes(project, monkeypatch):
     """What the stages wrote is what the mathematics says of images whose classes the network is told."""
     opened = checkpoints.load(paths.CHECKPOINTS / "teacher")
@@ -178,6 +179,7 @@ def test_gamma_and_fitted_times_are_those_of_the_classes(project, monkeypatch):
             assert all(torch.equal(part, weights[key]) for key, part in role.net.state_dict().items())
 
 
+@pytest.mark.slow
 def test_every_point_is_measured_whatever_the_labels(project):
     benches = [measure.Bench(project, name) for name in names(project)]
     points = [bench.measure(each)[1] for bench in benches for each in measure.plan(bench)]
@@ -188,6 +190,7 @@ def test_every_point_is_measured_whatever_the_labels(project):
     assert all(("accuracy" in point.metrics) == told for point in points)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("last", "told"),
     [(None, ""), (1e9, "  last 1e+09 lowers nothing"), (1e-9, "  last 1e-09 lowers the noise of one step")],
@@ -227,6 +230,7 @@ class Clock:
         monkeypatch.setattr(measure.time, "perf_counter", lambda: clock.now)
 
 
+@pytest.mark.slow
 def test_latency_holds_no_first_call_and_a_warm_up_is_two_calls(plain, monkeypatch):
     """12 samples in batches of 5, 5 and 2: three calls a step, after two of 5 and two of 2 for each checkpoint or cache."""
     monkeypatch.setattr(measure.Bench, "_model", lambda *_: None)
@@ -282,6 +286,7 @@ def no_picture(monkeypatch):
     monkeypatch.setattr(charts, "curves", lambda *_: None)
 
 
+@pytest.mark.slow
 def test_a_killed_measurement_goes_on_where_it_was(plain, no_picture, monkeypatch, capsys):
     with monkeypatch.context() as patched:
         die_after(patched, 3)
@@ -303,6 +308,7 @@ def test_a_killed_measurement_goes_on_where_it_was(plain, no_picture, monkeypatc
     assert result() == resumed
 
 
+@pytest.mark.slow
 def test_a_point_is_measured_once(plain, no_picture, monkeypatch, capsys):
     """With a sampling more, or one less, it is those that are left; what nobody asks for any more is forgotten."""
     measure_all(plain)
@@ -322,6 +328,7 @@ def test_a_point_is_measured_once(plain, no_picture, monkeypatch, capsys):
         )
 
 
+@pytest.mark.slow
 def test_points_of_checkpoints_that_were_measured_with_other_things_are_no_frontier(plain, no_picture):
     measure_all(plain)
     other = change(plain, seed=9)
@@ -386,6 +393,7 @@ def test_another_teacher_has_no_fidelity_for_its_own_samples_are_not_what_the_co
         assert ["rmse_teacher" in point.metrics for point in points] == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["json", "safetensors"])
 def test_a_damaged_point_is_told_and_measured_again(plain, no_picture, monkeypatch, capsys, damage):
     with monkeypatch.context() as patched:
@@ -403,6 +411,7 @@ def test_a_damaged_point_is_told_and_measured_again(plain, no_picture, monkeypat
     assert "measured already" not in told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["points.json", "points.safetensors"])
 def test_damaged_points_are_named_and_so_is_the_stage_that_makes_them(plain, no_picture, name):
     measure_all(plain)
@@ -414,6 +423,7 @@ def test_damaged_points_are_named_and_so_is_the_stage_that_makes_them(plain, no_
         frontier.merge(plain)
 
 
+@pytest.mark.slow
 def test_another_tolerance_measures_nothing(plain, no_picture, monkeypatch):
     measure_all(plain)
     monkeypatch.setattr(measure, "measure", lambda *_: pytest.fail("measured"))
@@ -439,6 +449,7 @@ def test_the_first_point_is_the_first_way_s_with_the_most_steps(plain):
     assert [each.times.steps for each in plans] == [8, 4, 2]
 
 
+@pytest.mark.slow
 def test_points_of_another_job_are_not_taken(plain, no_picture, monkeypatch, capsys):
     """Of other images, seeds or code; and with another point to compare with none is left."""
     with monkeypatch.context() as patched:
@@ -507,6 +518,7 @@ def test_what_was_kept_of_a_gamma_is_kept_until_its_file_is_written(plain, monke
     assert paths.GAMMA.read_bytes() == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("points", "most"), [(2, 6), (3, 1)])
 def test_the_fewest_times_and_the_most_nodes_that_the_file_may_ask_for_are_searched(points, most, plain):
     """Of 6 times of gamma 6 nodes; fitted times of 2 points, the fewest that are."""
@@ -540,6 +552,7 @@ def test_a_damaged_training_curve_is_named_and_so_is_the_stage_that_makes_it(
 # --- data larger than memory, and images held out
 
 
+@pytest.mark.slow
 def test_data_that_do_not_fit_into_memory_are_measured_alike(plain, no_picture, monkeypatch):
     measure_all(plain)
     whole, made = result(), (paths.GAMMA.read_bytes(), (paths.FEATURES / "card.json").read_bytes())
@@ -552,6 +565,7 @@ def test_data_that_do_not_fit_into_memory_are_measured_alike(plain, no_picture, 
     assert result() == whole
 
 
+@pytest.mark.slow
 def test_images_held_out_are_what_floor_bits_and_gamma_are_of(tmp_path, no_picture, monkeypatch):
     monkeypatch.setattr(bootstrap, "RESAMPLES", 10)
     found = make(tmp_path, monkeypatch, 2, True, split={"holdout": 0.4})

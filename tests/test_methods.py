@@ -269,6 +269,7 @@ def distilled(teacher: OnGrid, factor: int) -> OnGrid:
     return OnGrid(aim(torch.ones(n, 2, 3).double()) - shifts, shifts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factors", [[2] * 10, [4] * 5, [4, 2, 8, 16], [3, 5, 2]], ids=str)
 def test_a_chain_of_exact_students_is_the_teachers_ddim(factors):
     """1024 -> 512 -> ... -> 1, each round exact: one call of the last equals 1024 DDIM steps of the first."""

@@ -126,6 +126,7 @@ def test_each_is_measured_and_is_a_finite_number_with_an_error(subject):
         assert 0 < each.se < math.inf, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METRICS)
 def test_what_it_needs_is_enough_and_what_is_not_there_is_not_measured(subject, name):
     """A subject with nothing but a metric's needs has it; without one of them the others stay as they are, to the bit."""
@@ -140,6 +141,7 @@ def test_what_it_needs_is_enough_and_what_is_not_there_is_not_measured(subject, 
         assert without.items() <= whole.items()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METRICS)
 def test_worse_samples_are_worse_by_it(subject, name):
     """By three standard errors, in the direction that it names."""
@@ -151,6 +153,7 @@ def test_worse_samples_are_worse_by_it(subject, name):
     assert rise > 3 * math.hypot(before.se, after.se)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [7, 60])
 def test_no_number_depends_on_batches(subject, monkeypatch, size):
     """Of samples, of real images, of rows of a kernel, of images whose likelihood is asked for."""

@@ -314,6 +314,7 @@ METHODS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_it_learns_and_goes_on_to_the_same_bytes_and_in_bfloat16(mine, name, tmp_path):
     fitting = dataclasses.replace(SHORT, iterations=4)
@@ -453,6 +454,7 @@ def test_a_stopped_training_of_any_shape_goes_on_to_the_same_bytes(mine, shape, 
     assert same(fit(work, plain(shape), plain(shape, 1), FULL), again)
 
 
+@pytest.mark.slow
 @SHAPES
 @pytest.mark.parametrize("name", SOLVERS)
 def test_every_solver_samples_any_shape_as_if_it_were_flat(shape, name, without_shape_checks):

@@ -78,6 +78,7 @@ def test_the_flow_parts_the_samples(flow):
     assert len({float(x) > 0 for x in flow[1][:, 0]}) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_order_on_a_mixture_is_the_declared_one(case, flow):
     found = rate(CASES[case], 90, 180, flow)

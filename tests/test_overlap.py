@@ -79,6 +79,7 @@ def test_what_comes_back_is_what_was_there():
     assert torch.equal(returning(x)(), x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DRAWING)
 def test_samples_are_the_same_bytes_with_noise_drawn_ahead(name, monkeypatch):
     sampler = Sampler(toy_denoiser(), make_solver(name), karras(3, Cosine()))
@@ -122,6 +123,7 @@ def _devices(values) -> set[str]:
     return {each.device.type for each in tree_leaves(values) if isinstance(each, torch.Tensor)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, kind in SOLVERS.items() if not kind.adaptive])
 def test_no_step_of_a_solver_copies_from_the_host(name):
     """What is copied is copied once. A step that read a number of the device would be an error on this one."""
@@ -164,6 +166,7 @@ def crowded(monkeypatch) -> Crowded:
     return Crowded(ToyNet(), Cosine())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ddim", "ddpm", "dpmpp_2m_sde"])
 @pytest.mark.parametrize("fewer_at", [10**9, 6])
 def test_a_batch_that_does_not_fit_is_drawn_in_halves_that_are_told_once(name, fewer_at, crowded, monkeypatch):

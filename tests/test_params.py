@@ -381,6 +381,7 @@ def test_a_missing_file_says_where_to_run_from(tmp_path):
         params.read(tmp_path / "params.yaml")
 
 
+@pytest.mark.slow
 def test_the_command_line_exits_with_2_and_no_traceback(tmp_path):
     (tmp_path / "params.yaml").write_text(SHIPPED.replace("groups: 8", "groups: eight"))
     command = [sys.executable, "-m", "tasks", "check"]

@@ -47,6 +47,7 @@ def here(project, monkeypatch) -> params.Params:
 # ------------------------------------------------------------------------------- what is counted
 
 
+@pytest.mark.slow
 def test_the_calls_of_every_point_are_those_that_measuring_counted(here):
     for name in here.lines:
         points = measured.read(paths.POINTS / name, "")[1]
@@ -155,6 +156,7 @@ def planned(parameters: params.Params, *names: str) -> dict[str, Cost]:
     return {**costs, **plan._looked_by(costs, parameters, calibrated, todo)}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_shape_checks")
 @pytest.mark.parametrize("keep", ["last", "best"])
 @pytest.mark.parametrize(("name", "each"), {"v": 3, "cd": 1, "pd": 2 * 2}.items())
@@ -175,6 +177,7 @@ def test_the_calls_of_a_watched_training_are_those_that_it_counted(name, each, k
     assert line[3] == line[4] == f"{cost.calls:.6g}"
 
 
+@pytest.mark.slow
 def test_a_watch_takes_seconds_for_its_looks_and_disk_for_its_best_state(watched):
     line = {"seconds": 2.0, "calls": 8.0, "state": 100, "bytes": 7, "checkpoint": 10, "call": 0.5}
     line |= {"read": 30.0, "once": 40.0, "look_calls": 24}

@@ -155,6 +155,7 @@ def measured(project: params.Params) -> dict[str, One]:
     return found
 
 
+@pytest.mark.slow
 def test_every_solver_s_and_every_guided_sampler_s_cost_is_what_its_network_did(found):
     """Of samples alone: no call of the warm-up, none of the likelihood."""
     _, points = found

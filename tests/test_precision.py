@@ -119,6 +119,7 @@ def takes(name: str, parameterization: str) -> bool:
 KINDS = [(False, "v"), (True, "v"), (False, "x0"), (False, "x0_eps"), (True, "x0_eps"), (False, "flow")]
 
 
+@pytest.mark.slow
 @EACH
 def test_every_method_trains_in_bfloat16(name, config):
     """Its losses are float32's but for the rounding, of which a difference of two close beliefs keeps the most; the weights,

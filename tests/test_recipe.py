@@ -188,6 +188,7 @@ def test_nothing_done_is_the_plain_network():
     assert torch.equal(noted.draw((1, 8, 8), 3, 0), Sampler(found.denoiser, DDIM(), uniform(4)).draw((1, 8, 8), 3, 0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in SOLVERS if not SOLVERS[name]().adaptive])
 def test_all_parts_at_once_sample_with_every_solver(name):
     found, made = opened(True), dataclasses.replace(ALL, solver=SOLVERS[name]())
@@ -217,6 +218,7 @@ def test_what_a_checkpoint_cannot_do_is_a_mistake():
         Recipe(DDIM(), guidance=2.0).sampler(opened(), uniform(4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize(
     "limits", [{"clip": 0.5}, pytest.param({"threshold": {"quantile": 0.7, "max": 3.0}}, marks=pytest.mark.slow)]

@@ -91,6 +91,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "ranges"), CASES)
 def test_batches_over_http_are_those_from_the_disk_whatever_the_server_does(server, shards, tmp_path, case, ranges):
     server.plan, server.ranges = FAULTS[case], ranges

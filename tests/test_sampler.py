@@ -33,6 +33,7 @@ def sampler(name: str = "ddpm", steps: int = 3, **about) -> Sampler:
     return Sampler(toy_denoiser(**about), make_solver(name), karras(steps, Cosine()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOLVERS)
 def test_sample_i_depends_on_the_seed_and_i_alone(name):
     one = sampler(name).draw((1, 4, 4), 10, seed=3, batch=10)
@@ -179,6 +180,7 @@ def test_all_that_a_network_is_asked_lies_where_its_weights_do(name, known):
         assert {part.device.type for part in seen} == {"meta"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["linear", "discrete"])
 @pytest.mark.parametrize("name", [name for name, kind in SOLVERS.items() if not kind.adaptive])
 def test_every_solver_computes_where_the_samples_lie(name, word):

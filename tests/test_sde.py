@@ -96,6 +96,7 @@ def drawn(count: int, *shape: int):
     return lambda k: randn(count, *shape, seed=100 + k)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", SCHEDULES)
 @pytest.mark.parametrize("case", [*AFFINE, *OPTIONS])
 def test_the_law_is_what_many_samples_show(case, word):
@@ -129,6 +130,7 @@ def errors(case: str, schedule: Schedule, steps: int) -> tuple[float, float]:
     return float(((mean - aim[0]).abs() / aim[1].sqrt()).max()), float((variance / aim[1] - 1).abs().max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", [SubVP(), VE()])
 @pytest.mark.parametrize("case", [*SMOOTH, *OPTIONS])
 def test_mean_and_variance_become_the_datas(case, schedule):

@@ -103,6 +103,7 @@ def once(request, project):
     return outcome
 
 
+@pytest.mark.slow
 def test_the_first_training_is_that_of_a_line_without_seeds_to_the_byte(project, once):
     name, files, curve, _ = once
     train.train(lines(project, name, seeds=3), name)
@@ -138,6 +139,7 @@ def test_the_cost_is_the_sum_and_lists_each(project, once):
     assert "seeds" not in of_one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_a_kill_in_the_third_training_costs_no_update_of_the_first_two(name, project, monkeypatch, capfd):
     """kill -9 after the second update of the third training; the same command then makes its last one, and the same bytes."""
@@ -198,6 +200,7 @@ def points(name: str = "cd") -> list[Point]:
     return measured.read(paths.POINTS / name, "x")[1]
 
 
+@pytest.mark.slow
 def test_each_training_of_a_teacher_is_measured_at_its_points(project):
     several = lines(project, "teacher", seeds=3)
     train.train(several, "teacher")

@@ -593,6 +593,7 @@ class Ending:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_processes_write_the_same_bytes_and_one_that_is_ended_is_a_line(tmp_path, monkeypatch):
     """A picture too large to decode safely is left out in each of them too."""
     monkeypatch.setattr("diffcore.data.write.FEW", 100)

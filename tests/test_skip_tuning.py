@@ -30,6 +30,7 @@ def test_scales_of_1_are_the_plain_network(name):
     assert torch.equal(sample(skip_tuned(whole, Config(1.0, 1.0)), x), sample(whole, x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIXED)
 def test_scales_of_1_are_the_plain_network_for_every_solver(name):
     whole = plain()

@@ -180,6 +180,7 @@ def test_from_pure_noise_a_solver_is_finite_or_says_what_it_needs(name, steps):
     assert any(word in told for word in ("needs at least", "karras")) or told == "finite"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",  # not multistep_consistency, whose jumps are a consistency model's, not a denoiser's
     [

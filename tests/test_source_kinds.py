@@ -178,6 +178,7 @@ def test_a_limit_no_labels_and_a_held_out_share(tmp_path, kind):
     assert 0 < len(held) < COUNT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_writer_that_dies_goes_on_and_a_changed_file_starts_anew(tmp_path, kind, monkeypatch):
     source = KINDS[kind](tmp_path)

@@ -174,6 +174,7 @@ def test_what_another_run_has_left_is_replaced_and_a_fuller_entry_of_the_same_co
     assert (other / "dvc.lock").read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [

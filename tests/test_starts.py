@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -25,6 +27,7 @@ print(*sorted(set(sys.modules) - begun))
 """
 
 
+@pytest.mark.slow
 def test_one_process_that_trains_and_looks_imports_no_sympy_and_no_sharded_tensors(tmp_path):
     """accelerate's `prepare` and torch's way out of the meta device do, for some half a second each."""
     done = subprocess.run([sys.executable, "-c", PROGRAM, tmp_path / "seen"], capture_output=True, text=True)

@@ -468,6 +468,7 @@ def test_an_earlier_frontier_that_comes_back_is_found_again(room):
     assert client().get_logged_model(first["models"]["pd1-ddim-uniform-1"]).tags["current"] == "true"
 
 
+@pytest.mark.slow
 def test_the_alias_challenger_moves_and_production_stays(room):
     publish()
     client().set_registered_model_alias("sampler", "production", "1")
@@ -1033,6 +1034,7 @@ def test_a_thousand_points_are_published(room):
     assert counts(room) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "left", ["whole", "gone", *(pytest.param(each, marks=pytest.mark.slow) for each in ("another", "a folder"))]
 )

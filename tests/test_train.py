@@ -710,6 +710,7 @@ class Other(ToyNet):
 NUMBERS = {"discrete": {"betas": [0.1, 0.3, 0.5, 0.9]}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "subvp")) for name in SCHEDULES]
 )

@@ -188,6 +188,7 @@ def errors(net: nn.Module, case: Case) -> tuple[float, float]:
     return float((found[0] - gain).abs().max()), float((found[1] - shift).abs().max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "number"), CASES_BY_NAME)
 def test_the_trainer_finds_the_closed_form(name, number):
     assert name in CASES, (
@@ -222,6 +223,7 @@ PARAMETERIZED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("parameterization", "name", "number"),
     [PARAMETERIZED[0], *(pytest.param(*each, marks=pytest.mark.slow) for each in PARAMETERIZED[1:])],

@@ -102,6 +102,7 @@ def step(work: Job, student: Denoiser, teacher: Denoiser | None = None) -> Loop:
     return made
 
 
+@pytest.mark.slow
 @EACH
 @pytest.mark.parametrize(("conditional", "fit"), [(False, {"clip": 1.0}), (True, {"accumulate": 2})], ids=str)
 def test_no_update_waits_for_the_gpu_or_mixes_devices(name, config, conditional, fit):

@@ -228,6 +228,7 @@ def looking(pixels: Gauge, config: Method, conditional: bool, iterations: int, *
     return Watcher(Watch(1, 12, **keys), iterations, samples, pixels)
 
 
+@pytest.mark.slow
 @EACH
 @pytest.mark.parametrize("keep", ["last", "best"])
 def test_looking_changes_no_bit_of_a_training(name, config, keep, pixels, tmp_path):
@@ -351,6 +352,7 @@ def test_a_training_that_diverges_after_an_update_is_named_by_it(pixels):
     assert own.looks[-1].best <= 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [0.1, 0.4], ids=["begins as a blur", "begins as noise"])
 @pytest.mark.parametrize("seed", range(5))
 def test_a_healthy_training_raises_no_alarm(start, seed, pixels):

@@ -70,6 +70,7 @@ def refused(*words: str, capsys) -> str:
 # ------------------------------------------------------------------------------- report, card
 
 
+@pytest.mark.slow
 def test_the_frontier_as_json_is_what_the_file_holds_and_where_to_look(here, capsys):
     assert command.main(["report", "--json"]) == 0
     value = json.loads(capsys.readouterr().out)
@@ -492,6 +493,7 @@ mlflows = pytest.mark.filterwarnings(
 )
 
 
+@pytest.mark.slow
 @mlflows
 @pytest.mark.parametrize("alias", ["challenger", "@challenger", "@cd", "best_quality"])
 def test_an_alias_is_drawn_as_its_point_and_as_mlflow_serves_it(aliases, alias):
@@ -678,6 +680,7 @@ def loaded_with(names: list[str], folder: Path, target: Path) -> subprocess.Comp
     )
 
 
+@pytest.mark.slow
 @mlflows
 def test_a_registered_model_loads_where_nothing_is_but_what_it_lists(aliases, tmp_path):
     folder = named.find("challenger").folder.parents[1].resolve()

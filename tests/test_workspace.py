@@ -346,6 +346,7 @@ def test_what_it_did_not_make_is_the_same_before_and_after(tmp_path, repository,
 KILLED = [nothing, one_with_a_file_of_the_users, one_with_an_environment_of_its_own]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arrange", KILLED, ids=lambda arrange: arrange.__name__)
 def test_nor_is_anything_lost_where_it_is_killed_at_any_call(tmp_path, repository, reaper, arrange):
     """Killed before each change of the file system in turn: what is others' is as it was, what can be started is of one

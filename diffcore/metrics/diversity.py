@@ -1,4 +1,4 @@
-"""Whether a point has lost more of the teacher's diversity, or of its obedience to classes, than of its quality."""
+"""Whether a point has lost more of the teacher's diversity, or of its obedience to what is asked, than of its quality."""
 
 import math
 from dataclasses import dataclass
@@ -8,13 +8,19 @@ from diffcore.metrics.point import Point
 
 DIVERSITY, OBEDIENCE = "diversity", "obedience"
 
-MEASURES = {"recall": DIVERSITY, "coverage": DIVERSITY, "accuracy": OBEDIENCE}
-"""Metrics of how many kinds of real image the samples have, and of how often they are of the class that was asked for, where
-1 is all and always; what each is a measure of."""
+MEASURES = {
+    "recall": DIVERSITY,
+    "coverage": DIVERSITY,
+    "accuracy": OBEDIENCE,
+    "caption_accuracy": OBEDIENCE,
+    "caption_accuracy_unseen": OBEDIENCE,
+}
+"""Metrics of how many kinds of real image the samples have, and of how often they are what was asked for, where 1 is all and
+always; what each is a measure of."""
 
 CONSEQUENCE = {
     DIVERSITY: "it makes fewer kinds of image than the teacher",
-    OBEDIENCE: "its images are of the class that was asked for less often than the teacher's",
+    OBEDIENCE: "its images are what was asked for less often than the teacher's",
 }
 """What a loss of each means."""
 
@@ -24,8 +30,8 @@ NEAR = 0.5
 
 @dataclass(frozen=True)
 class Loss:
-    """What a point keeps of a reference's `measure`, and of its nearness to the real images; shares of 1. Of the accuracy
-    what is above guessing counts, and `kept` is negative where a point is below."""
+    """What a point keeps of a reference's `measure`, and of its nearness to the real images; shares of 1. Of classes what is
+    above guessing counts, and `kept` is negative where a point is below; of captions, which are many, all counts."""
 
     point: Point
     reference: Point
@@ -57,7 +63,7 @@ def loss(point: Point, reference: Point, floor: Floor, chance: float = 0.0) -> L
     quality = whole / own if own > whole else 1.0
     if quality < NEAR:
         return None
-    guessing = {name: chance if MEASURES[name] == OBEDIENCE else 0.0 for name in MEASURES}
+    guessing = {name: chance if name == "accuracy" else 0.0 for name in MEASURES}
     losses = [
         Loss(point, reference, name, _kept(point, reference, name, guessing[name]), quality)
         for name in MEASURES

@@ -1,4 +1,4 @@
-"""What a perfect sampler is to expect of each distance."""
+"""What a perfect sampler is to expect of each distance, and of captions."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,8 +10,9 @@ from diffcore.metrics.estimate import Estimate, Scored
 class Floor(Scored):
     """What a perfect sampler, whose samples are new real images, is to expect of `n` = (N samples, M real images).
 
-    metrics: of each Distance, from real images alone. real: "halves", the mean over halvings of them, or "held-out",
-    real images that no training saw against the others. compared: how many against how many that was. A Frechet distance of
+    metrics: of each Distance, from real images alone, and `caption_accuracy` of real images and their own captions. real:
+    "halves", the mean over halvings of them, or "held-out", real images that no training saw against the others. compared:
+    how many against how many that was. A Frechet distance of
     equal distributions is proportional to 1/n + 1/m (to 3 % where halves have as many images as features, measured on
     Gaussians), so it is brought to N and M by that; kid is 0 in the mean at any counts. The standard errors are those of
     these estimates: over halvings, right for a thousand images and up to twice too small below two hundred; over held-out

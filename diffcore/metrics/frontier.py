@@ -82,9 +82,13 @@ class Frontier:
 
     @property
     def losable(self) -> str:
-        """What a point may lose and be marked for, in words; obedience only where classes were asked for."""
-        obedient = any("accuracy" in point.metrics for point in self.points)
-        return f"{diversity.DIVERSITY} or {diversity.OBEDIENCE}" if obedient else diversity.DIVERSITY
+        """What a point may lose and be marked for, in words; obedience only where classes or captions were asked for."""
+        measured = {diversity.MEASURES[name] for p in self.points for name in p.metrics if name in diversity.MEASURES}
+        return (
+            f"{diversity.DIVERSITY} or {diversity.OBEDIENCE}"
+            if diversity.OBEDIENCE in measured
+            else diversity.DIVERSITY
+        )
 
     def to_csv(self) -> str:
         """A row for each point with all its columns, in the order given; `frontier` is 1 for those not dominated."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 class Fault:
     """file: from the tree's root. old: its text, found once there. new: what is planted. means: in words. tests: files.
 
-    marks: which of their tests, by pytest's marks.
+    marks: which of their tests, by pytest's marks: the fast ones, and if none of them fails the slow ones.
     """
 
     group: str
@@ -22,7 +22,7 @@ class Fault:
     new: str
     means: str
     tests: tuple[str, ...]
-    marks: str = "not slow and not server"
+    marks: tuple[str, ...] = ("not slow and not server", "slow and not server")
 
 
 def _known(file: str, old: str, new: str, means: str, *tests: str) -> Fault:
@@ -104,7 +104,7 @@ OWN = (
     _own("diffcore/denoisers/reading.py", "return Prediction(belief.x0 * self.sigma_data, belief.eps, level)", "return Prediction(belief.x0, belief.eps, level)", "what a network says of data of another standard deviation is taken as it is", "reading"),
     _own("diffcore/denoisers/reading.py", "level = Level(level.alpha * self.sigma_data, level.sigma)", "pass", "a network for data of another standard deviation sees them in another scale than EDM's c_in", "reading"),
     _own("diffcore/denoisers/reading.py", '"flow": lambda t, alpha, sigma, count: count * sigma / (alpha + sigma)', '"flow": lambda t, alpha, sigma, count: count * t', "a flow network on a shifted schedule is told the time before the shift", "reading"),
-    _own("diffcore/checkpoints/to_diffusers.py", '"num_train_timesteps": round(count)', '"num_train_timesteps": denoiser.reading.num_timesteps', "a student handed out as a Flux pipeline is told times a thousand times too small", "delivered", marks="slow"),
+    _own("diffcore/checkpoints/to_diffusers.py", '"num_train_timesteps": round(count)', '"num_train_timesteps": denoiser.reading.num_timesteps', "a student handed out as a Flux pipeline is told times a thousand times too small", "delivered"),
     _own("diffcore/checkpoints/to_diffusers.py", '"shift": flow.shift if flow else 1.0', '"shift": 1.0', "diffusers' scheduler of a flow student shifts no times", "checkpoint"),
     _own("diffcore/denoisers/condition.py", "return torch.where(rows, blank, known)", "return known", "a sample of which nothing is to be known is told its text all the same: no guidance is ever learned", "inputs"),
     _own("diffcore/denoisers/condition.py", "return F.pad(part, ends) if any(ends) else part", "return F.pad(part, ends, value=1) if any(ends) else part", "the words by which a shorter text is filled up count as words", "inputs"),
@@ -216,16 +216,16 @@ OWN = (
     _own("diffcore/metrics/recommendation.py", "next((p for p in within if p.name not in losses), within[0])", "within[0]", "a student that makes fewer kinds of image is recommended where another is near enough", "frontier"),
     _own("diffcore/nets/order.py", "narrow and math.prod(image[1:]) < SMALL and", "narrow and", "small networks on images of 32x32 and more are trained and sampled in the slower memory order", "order"),
     _own("diffcore/training/loop.py", ".to(memory_format=self.order)", ".to(memory_format=torch.channels_last)", "the images lie in another order than the network that wants them, which then takes theirs", "order"),
-    _own("diffcore/training/loop.py", "            self.meter.settle()\n", "", "a compiled loss is compiled again for every update, since the list of calls grew", "compiled", marks="not server"),
+    _own("diffcore/training/loop.py", "            self.meter.settle()\n", "", "a compiled loss is compiled again for every update, since the list of calls grew", "compiled"),
     _own("diffcore/methods/consistency.py", 'return self.steps_end is None and self.distance != "perceptual"', 'return self.steps_end is None', "a loss that draws numbers is compiled whole, and breaks into pieces that are compiled again in every update", "methods"),
     _own("diffcore/training/loop.py", '"precision": compute.numbers', '"precision": compute.precision', "a training that was begun in float32 goes on in bfloat16 where `auto` comes to that: the key has the word, not what it comes to", "fit", "train"),
     _own("diffcore/training/loop.py", '"processes": processes.count(),\n    }\n', '"processes": 1,\n    }\n', "the card of a training in several processes says one", "fit", "train"),
     _own("diffcore/nets/dropout.py", "return whole[:, start:stop].reshape(shape)", "return whole[:, : stop - start].reshape(shape)", "every part of a batch gets the masks of its first rows: what is trained depends on how it is cut", "dropout"),
-    _own("diffcore/core/processes.py", "own = work(around[rank()]) if", "own = work(around[0]) if", "every process works out the first of what is dealt", "processes", marks="not server"),
-    _own("diffcore/metrics/features.py", "        processes.average([parameter.grad for parameter in features.parameters()])\n", "", "each process trains a feature network of its own", "processes", marks="not server"),
-    _own("diffcore/training/loop.py", "            processes.spread(list(tensors.values()))\n", "", "only the main process goes on from the saved state", "two_processes", marks="not server"),
+    _own("diffcore/core/processes.py", "own = work(around[rank()]) if", "own = work(around[0]) if", "every process works out the first of what is dealt", "processes"),
+    _own("diffcore/metrics/features.py", "        processes.average([parameter.grad for parameter in features.parameters()])\n", "", "each process trains a feature network of its own", "processes"),
+    _own("diffcore/training/loop.py", "            processes.spread(list(tensors.values()))\n", "", "only the main process goes on from the saved state", "two_processes"),
     _own("diffcore/core/launch.py", 'return is_started() and os.environ.get("RANK", "0") != "0"', "return False", "every process prints every line", "processes"),
-    _own("tasks/measure.py", "nfe=processes.total(meter.settle()) / config.images", "nfe=meter.settle() / config.images", "network calls of one process are told as all", "scale", marks="not server"),
+    _own("tasks/measure.py", "nfe=processes.total(meter.settle()) / config.images", "nfe=meter.settle() / config.images", "network calls of one process are told as all", "scale"),
     _own("tasks/train.py", '        "compute": loop.provenance(params.compute),\n', "", "neither the card nor the key of a saved state tells of device and precision", "train"),
     _own("diffcore/training/resume.py", "        self._tell_of_others()\n", "", "a training begins anew and nobody hears of the state that it cannot use", "resume", "train"),
     _own("diffcore/training/resume.py", '        disk.write_sealed(self.folder / ABOUT, {"schema": SCHEMA, "about": self.about})\n', "", "nothing tells what a saved state was made for", "resume", "train"),
@@ -470,9 +470,9 @@ LATER = (
     _later("dvc.yaml", "params: [teachers, distill, publish.tolerance]", "params: [teachers, distill]", "another tolerance leaves the old recommendation", "stages", "graph"),
     _later("stage", '-m tasks "$@"', "-m tasks $*", "an argument with blanks falls apart", "surroundings", "stages"),
     _later("diffcore/training/loop.py", "        return learner.gradient(self.parts, loss_of)\n", "        with torch.autocast(self.accelerator.device.type, torch.bfloat16, self.half):\n            return learner.gradient(self.parts, loss_of)\n", "the backward pass runs under autocast", "precision", "loop"),
-    _later("diffcore/training/learner.py", 'return self.accelerator.reduce(total, "mean")', "return total", "each process tells its own loss", "two_processes", marks="not server"),
-    _later("diffcore/training/loop.py", "job.training.parts(here.process_index, ", "job.training.parts(0, ", "every process trains on the same rows", "two_processes", marks="not server"),
-    _later("diffcore/training/loop.py", "return self.calls_before + processes.total(self.meter.settle())", "return self.calls_before + self.meter.settle()", "one process's calls are told as all", "two_processes", "fit", marks="not server"),
+    _later("diffcore/training/learner.py", 'return self.accelerator.reduce(total, "mean")', "return total", "each process tells its own loss", "two_processes"),
+    _later("diffcore/training/loop.py", "job.training.parts(here.process_index, ", "job.training.parts(0, ", "every process trains on the same rows", "two_processes"),
+    _later("diffcore/training/loop.py", "return self.calls_before + processes.total(self.meter.settle())", "return self.calls_before + self.meter.settle()", "one process's calls are told as all", "two_processes", "fit"),
 )  # fmt: skip
 """Chosen from the source alone, by people who had not read the tests."""
 
