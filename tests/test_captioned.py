@@ -331,7 +331,9 @@ def finished(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_every_point_says_how_often_it_is_what_was_asked_for(finished):
-    points = json.loads((finished / "artifacts/frontier.json").read_text())["points"]
+    table = json.loads((finished / "artifacts/frontier.json").read_text())
+    assert 0 <= table["floor"]["metrics"]["caption_accuracy"]["value"] <= 1
+    points = table["points"]
     assert {point["checkpoint"] for point in points} == {"teacher", "pd4", "pd2", "pd1", "cd", "dm1"}
     for point in points:
         for name in ("caption_accuracy", "caption_accuracy_unseen"):

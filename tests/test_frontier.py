@@ -140,6 +140,12 @@ def test_each_number_of_the_floor_is_told_as_its_own():
     notes = " ".join(dataclasses.replace(DIGITS, floor=floor).table().split())
     assert "of 50 samples against 60 real images" in notes
     assert "fd 1.23+-0.11, kid 0.0456+-0.0012, fd_pixels 7.80+-0.23; from halves" in notes
+    assert "nothing is held out" in notes
+    assert "captions" not in notes
+    captioned = dataclasses.replace(floor, metrics=floor.metrics | {"caption_accuracy": Estimate(0.986, 0.004)})
+    notes = " ".join(dataclasses.replace(DIGITS, floor=captioned).table().split())
+    assert "caption_accuracy 0.9860+-0.0040; from" in notes
+    assert "nothing is held out, captions of those that are asked for" in notes
 
 
 def test_the_bar_itself_is_within():

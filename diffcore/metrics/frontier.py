@@ -203,9 +203,10 @@ def _recommendation(named: dict[str, Any], points: tuple[Point, ...]) -> Recomme
 
 
 def _compared(floor: Floor) -> str:
+    captions = ", captions of those that are asked for" if "caption_accuracy" in floor.metrics else ""
     if floor.real == "held-out":
-        return f"{floor.compared[0]} held-out images, which bits and Gamma are of too"
-    return "halves of the images trained on, which bits and Gamma are of too: nothing is held out"
+        return f"{floor.compared[0]} held-out images, which bits and Gamma are of too{captions}"
+    return f"halves of the images trained on, which bits and Gamma are of too: nothing is held out{captions}"
 
 
 def _check_shared(points: list[Point], key: str) -> None:
