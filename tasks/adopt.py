@@ -9,6 +9,7 @@ from diffcore.checkpoints import against_diffusers, from_diffusers
 from diffcore.checkpoints.encoded import embeddings_for
 from diffcore.core import disk
 from diffcore.core.errors import UserError
+from diffcore.core.shapes import IMAGE
 from diffcore.data.manifest import Manifest
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.training import config, loop
@@ -87,7 +88,7 @@ def _captioned(
             f"teachers.{name} is told the embeddings of another encoder than those in {paths.TEXT}; set text.encoder to the "
             f"one that it was trained with, such as folder:{line.folder}"
         )
-    if model.encoder is None:
+    if model.encoder is None and set(line.inputs) - {IMAGE}:
         log(
             f"{name}: no text encoder that is known here lies in {line.folder}; nobody says that {paths.TEXT} is of its own"
         )

@@ -1,29 +1,33 @@
-"""The stage `encode`: what networks are told by the captions of the images."""
+"""The stage `encode`: what networks are told by the captions of the images, and by copies of them that lost something."""
 
 from diffcore.core import disk, threads
 from diffcore.texts import encoders, stored
+from diffcore.texts.encoder import Encoder
 from tasks import paths
 from tasks.params import Params
 from tasks.progress import Progress, log
 
 
 def encode(params: Params) -> None:
-    """Writes the embeddings of all captions, of those held out and of those unseen too; or that there are none."""
-    text, compute = params.text, params.compute
+    """Writes what is told of all images, of those held out too, and of captions unseen; or that there is nothing."""
+    text, compute, image = params.text, params.compute, params.data.image_condition
     threads.use(compute.threads)
-    if text.encoder is None:
+    if text.encoder is None and image is None:
         with disk.folder(paths.TEXT) as folder:
             stored.write_none(paths.DATA, folder)
         log("encode: no texts: text.encoder is null")
         return
-    encoder = encoders.encoder_of(text.encoder, text.dimension, compute.device, compute.numbers)
+    named = text.encoder and encoders.encoder_of(text.encoder, text.dimension, compute.device, compute.numbers)
+    progress = Progress("encode", "captions")
     with disk.folder(paths.TEXT) as folder:
-        written = stored.write(paths.DATA, folder, encoder, text.length, text.precision, Progress("encode", "captions"))
-    _tell(written)
+        written = stored.write(paths.DATA, folder, named, text.length, text.precision, progress, image)
+    if written.encoder is not None:
+        _tell(written.encoder, written.survey)
+    if image is not None:
+        log(f"encode: image, a copy of each image: {image}; told by {written.digest[:12]}")
 
 
-def _tell(written: stored.Stored) -> None:
-    encoder, survey = written.encoder, written.survey
+def _tell(encoder: Encoder, survey: stored.Survey) -> None:
     if longer := survey.longer(encoder.length):
         log(
             f"encode: the captions of {longer} of {survey.total} images are cut to {encoder.length} tokens, the longest had "

@@ -98,10 +98,11 @@ class Bench:
         root = None if self.is_root else checkpoints.read_card(paths.CHECKPOINTS / ROOT).digest
         content = gamma.read(paths.GAMMA, self.opened.card.digest if name == ROOT else root, paths.again("gamma"))
         self.gamma, self.least_cost = gamma.Gamma.from_json(content), _least_cost(content)
-        self.texts = embeddings_of(self.opened.card, paths.TEXT, Manifest.read(paths.DATA, verify=False))
+        manifest = Manifest.read(paths.DATA, verify=False)
+        self.texts = embeddings_of(self.opened.card, paths.TEXT, manifest)
         self.places = rng.places_like(len(self.real), self.config.images, self.config.seed)
         self.prompts = prompts.known(self.real, self.texts, self.places)
-        self.captions = _captions(self.places) if self.texts else None
+        self.captions = _captions(self.places) if self.texts and manifest.captions else None
         self.teacher: Sample | None = None if root is None else _reference(root)
         self.warm: set[tuple[Any, ...]] = set()
         self.drawing: Drawing | None = None  # decided at the first point

@@ -41,10 +41,10 @@ class PlannedData:
 
 def planned_data(params: Params) -> PlannedData:
     """Of the shards, or of the digits; a UserError for others that are not sharded yet, whose number nobody has counted, and
-    for captions that are not encoded yet, if a network is told them."""
+    where a network is told something that the stage `encode` has not made yet."""
     if any(root.inputs for root in params.teachers.values()) and not (paths.TEXT / embeddings.MANIFEST).exists():
         raise UserError(
-            "how large the embeddings of captions are is counted by the stage `encode`; run `distill shard` and "
+            "how large that is which networks are told is counted by the stage `encode`; run `distill shard` and "
             "`distill encode` first"
         )
     if (paths.DATA / "manifest.json").exists():

@@ -5,6 +5,7 @@ from typing import Any
 
 from diffcore.checkpoints import Guidance
 from diffcore.core.errors import UserError
+from diffcore.core.shapes import IMAGE
 from diffcore.lineage import Lineage
 from diffcore.noise.schedule import Cosine, Schedule
 from diffcore.noise.trajectory import TRAJECTORIES, Trajectory
@@ -168,15 +169,18 @@ def _weighed(name: str, path: str, sampling: Sampling, guidance: Guidance) -> It
 
 def captioned(sections: Mapping[str, Any]) -> Iterator[str]:
     """Texts to encode where there are no captions, and networks that are told texts which nothing encodes."""
-    encoder = sections["text"].encoder
+    encoder, condition = sections["text"].encoder, sections["data"].image_condition
     if encoder is not None and sections["data"].captions is None:
         yield "text.encoder: the images have no captions; say in data.captions where they come from, or encoder: null"
     for name, root in sections["teachers"].items():
-        if root.inputs and encoder is None:
+        texts = [each for each in root.inputs if each != IMAGE]
+        if texts and encoder is None:
             yield (
-                f"teachers.{name}: it is told {', '.join(root.inputs)}, and text.encoder is null; name what encodes the "
+                f"teachers.{name}: it is told {', '.join(texts)}, and text.encoder is null; name what encodes the "
                 "captions, or tell it no text"
             )
+        if IMAGE in root.inputs and condition is None:
+            yield f"teachers.{name}: it is told image, and data.image_condition is null; say which copy, or tell it no image"
 
 
 def foreign(evaluate: Evaluate, lines: Lineage) -> Iterator[str]:

@@ -13,7 +13,7 @@ from diffcore import checkpoints
 from diffcore.checkpoints.encoded import check_encoder, embeddings_of
 from diffcore.core import disk, precision, threads
 from diffcore.core.errors import UserError
-from diffcore.core.shapes import CLASS, Sample
+from diffcore.core.shapes import CLASS, IMAGE, Sample
 from diffcore.data import feed, prompts, read
 from diffcore.data.manifest import Manifest
 from diffcore.denoisers.bfloat16 import BFloat16
@@ -114,8 +114,10 @@ def usual_inputs(checkpoint: checkpoints.Checkpoint, params: Params, count: int,
         texts = embeddings_of(card, paths.TEXT, Manifest.read(paths.DATA, verify=False))
         return prompts.like(read.open_images(paths.DATA, params.compute.memory_bytes), texts, count, seed)
     if card.inputs:
+        remedy = "put them there" if IMAGE in card.inputs else "give --prompt"
         raise UserError(
-            f"{card.name} is told a text, and the captions that it was trained on are not in {paths.DATA}; give --prompt"
+            f"{card.name} is told {', '.join(card.inputs)}, and the images that it was trained on are not in {paths.DATA}; "
+            f"{remedy}"
         )
     log(f"{card.name}: its images are not in {paths.DATA}, so each of its classes is asked for in turn")
     return recipes.classes(checkpoint, count, None)
@@ -137,6 +139,10 @@ def chosen_prompts(
     card, nothing = checkpoint.card, checkpoint.denoiser.nothing.parts()
     if not nothing:
         raise UserError(f"{card.name} is told no text; leave --prompt out")
+    if IMAGE in nothing:
+        raise UserError(
+            f"{card.name} is told a copy of an image; leave --prompt out: it is asked for the images of the data"
+        )
     if text.encoder is None:
         raise UserError(f"{card.name} is told a text, and text.encoder is null; name the encoder it was trained with")
     encoder = encoders.encoder_of(text.encoder, text.dimension, compute.device, compute.numbers)

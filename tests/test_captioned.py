@@ -101,7 +101,9 @@ def test_a_transformer_without_a_text_is_the_one_that_it_was():
 
 
 def test_a_network_is_refused_where_the_data_say_nothing():
-    with pytest.raises(UserError, match=r"told text, and the data have no texts; set data\.captions and text\.encoder"):
+    with pytest.raises(
+        UserError, match=r"told text, and the data have nothing of the kind; set data\.captions and text\.encoder"
+    ):
         SHAPE.build((1, 4, 4), None, 0)
     with pytest.raises(UserError, match="told text_mask, and the data have only text;"):
         SHAPE.build((1, 4, 4), None, 0, inputs={"text": (3, 5)})
@@ -129,7 +131,7 @@ def test_a_module_of_the_user_s_own_is_told_what_it_names(tmp_path):
     mean = (told()["text"] * words).sum((1, 2)) / words.sum((1, 2))
     torch.testing.assert_close(out.v, mean[:, None, None, None].expand_as(X))
     assert shape.keys()["inputs"] == list(inputs)
-    with pytest.raises(UserError, match=r"told text, and the data have no texts"):
+    with pytest.raises(UserError, match=r"told text, and the data have nothing of the kind"):
         shape.build((1, 4, 4), None, 0)
     with pytest.raises(
         UserError, match=r"cannot be called as forward\(x \[2, 1, 4, 4\], timestep \[2\], pooled \[2, 5\]\)"

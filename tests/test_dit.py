@@ -164,7 +164,7 @@ def test_patches_are_cut_row_by_row_and_put_together_again():
     cut = dit.patches(x, 2)
     assert cut.shape == (2, 8, 12)
     assert torch.equal(cut[1, 5], x[1, :, 2:4, 2:4].flatten())  # the second row's second
-    assert torch.equal(dit.image(cut, 2, 2), x)
+    assert torch.equal(dit.joined(cut, 2, 2), x)
     last = x.to(memory_format=torch.channels_last)
     assert torch.equal(dit.patches(last, 2), cut)
 

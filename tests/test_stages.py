@@ -169,8 +169,9 @@ def test_every_line_is_a_stage_after_those_it_comes_from_and_is_measured_by_one(
 
 
 READS = {
-    "shard": {f"data.{each.name}" for each in fields(Config)} - {"data.flip"},  # which training does
-    "encode": {"text"},
+    "shard": {f"data.{each.name}" for each in fields(Config)}
+    - {"data.flip", "data.image_condition"},  # which others do
+    "encode": {"text", "data.image_condition"},
     "features": {"features"},
     "teachers": {"seed", "teachers.${key}", "data.flip"},
     "distill": {"seed", "distill.${key}", "data.flip"},

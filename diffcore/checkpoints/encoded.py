@@ -8,6 +8,7 @@ from diffcore.core.errors import UserError
 from diffcore.data import embeddings
 from diffcore.data.embeddings import Embeddings
 from diffcore.data.manifest import Manifest
+from diffcore.nets.family import check_inputs
 
 
 def embeddings_for(inputs: Sequence[str], folder: Path, data: Manifest) -> Embeddings | None:
@@ -16,12 +17,7 @@ def embeddings_for(inputs: Sequence[str], folder: Path, data: Manifest) -> Embed
     if not inputs:
         return None
     own = embeddings.read(folder, data)
-    missing = [name for name in inputs if own is None or name not in own.inputs]
-    if missing:
-        has = f"only {', '.join(own.inputs)}" if own else "no embeddings of captions"
-        raise UserError(
-            f"the network is told {missing[0]}, and the data have {has}; set data.captions and text.encoder, or leave it out"
-        )
+    check_inputs(inputs, {name: kind.shape for name, kind in own.inputs.items()} if own else {})
     return own
 
 
@@ -38,5 +34,5 @@ def check_encoder(card: Card, digest: str, whose: str) -> None:
     if card.encoder != digest:
         raise UserError(
             f"{card.name} is told the embeddings of the encoder {str(card.encoder)[:12]}, and {whose} has those of "
-            f"{digest[:12]}; set the section text to what it was trained with"
+            f"{digest[:12]}; set the section text, and data.image_condition, to what it was trained with"
         )

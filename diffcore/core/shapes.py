@@ -23,6 +23,9 @@ PerSample = Float[Tensor, " b"]
 CLASS = "class_labels"
 """The name of a network's input that is no embedding: int64 [b], the class of each sample."""
 
+IMAGE = "image"
+"""The name of another: [b, c, h, w], what to condition on beside the sample, as further channels."""
+
 
 def batches(rows: range, size: int) -> list[range]:
     """The rows of each batch of so many, one after the other; of the last one fewer."""

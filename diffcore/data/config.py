@@ -1,5 +1,6 @@
 """The section `data` of params.yaml: which images, in what form, and which of them are held out."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,6 +9,9 @@ from diffcore.data.folders import NONE
 from diffcore.data.split import Split
 
 Filter = Literal["lanczos", "bicubic", "bilinear", "box"]
+
+CONDITION = re.compile(r"grey|downscale:([2-9]|[1-9]\d+)", re.ASCII)
+"""What `image_condition` may be."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class Config:
     captions: of the images: a template with {class} in it, or what the source has them under (a column; txt or json.KEY in
         shards, docs/data.md); None for none.
     unseen: a shell's patterns of captions; images that have one are neither trained on nor held out.
+    image_condition: what a network may be told of an image by a copy of it, see `diffcore.data.image_condition`; None for
+        nothing. The shards do not depend on it.
     """
 
     source: str
@@ -51,6 +57,7 @@ class Config:
     bits: int | None = None
     captions: str | None = None
     unseen: list[str] | None = None
+    image_condition: str | None = None
 
     def __post_init__(self):
         kind, place = sources.parse(self.source)
@@ -81,6 +88,14 @@ class Config:
         if self.unseen is not None and (self.captions is None or not all(self.unseen or [""])):
             what = "names captions, and captions is null" if self.captions is None else "must name at least one caption"
             raise ValueError(f"unseen {what}: null leaves none out")
+        if not CONDITION.fullmatch(self.image_condition or "grey"):
+            raise ValueError(
+                f"image_condition must be null, grey or downscale:F, as in downscale:4, not {self.image_condition!r}"
+            )
+        if self.unseen is not None and self.image_condition is not None:
+            raise ValueError(
+                "unseen: such captions have no image to copy for image_condition; set one of the two to null"
+            )
 
     @property
     def origin(self) -> str:

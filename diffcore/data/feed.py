@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from diffcore.core.rng import generator
-from diffcore.core.shapes import CLASS, Sample
+from diffcore.core.shapes import CLASS, IMAGE, Sample
 from diffcore.core.transfer import to_device
 from diffcore.data.embeddings import Embeddings, Table
 from diffcore.data.manifest import Manifest
@@ -179,9 +179,10 @@ class ResidentFeed:
         index = np.concatenate([self._starts[place.shards] + place.rows for place in places])[rows]
         where = to_device(torch.from_numpy(index), self._pixels.device)
         x0 = to_float(self._pixels[where])
-        if self._flip:
-            x0 = _mirrored(x0, _flips(self._order.seed, step, self._batch_size)[rows])
         inputs = self._embeddings.take(where) if self._embeddings else {}
+        if self._flip:
+            flips = _flips(self._order.seed, step, self._batch_size)[rows]
+            x0, inputs = _mirrored(x0, flips), _turned(inputs, flips)
         return x0, inputs | _classes(None if self._labels is None else self._labels[where])
 
 
@@ -240,7 +241,8 @@ class StreamFeed:
         pixels, inputs = future.result()
         x0 = to_float(pixels)
         if self._flip:
-            x0 = _mirrored(x0, _flips(self._order.seed, step, self._batch_size)[rows])
+            flips = _flips(self._order.seed, step, self._batch_size)[rows]
+            x0, inputs = _mirrored(x0, flips), _turned(inputs, flips)
         return x0, inputs
 
     def _prepare(self, step: int, rows: slice) -> Batch:
@@ -284,6 +286,11 @@ def _positive(batch_size: int) -> int:
 
 def _flips(seed: int, step: int, batch_size: int) -> Tensor:
     return torch.rand(batch_size, generator=generator(seed, "flip", step)) < 0.5
+
+
+def _turned(inputs: Inputs, flips: Tensor) -> Inputs:
+    """The copy of an image is mirrored with it."""
+    return inputs | {name: _mirrored(part, flips) for name, part in inputs.items() if name == IMAGE}
 
 
 def _mirrored(x0: Sample, flips: Tensor) -> Sample:

@@ -31,6 +31,7 @@ CHUNK = 64  # images that a worker reads at a time
 FEW = 4096  # images that are read before another process would have started
 SMALL = 64 * 64 * 3  # bytes of an image that is still stored in blocks
 SHARD_BYTES = 32 << 20  # a shard is closed when it holds this much
+NO_SHARD = ("flip", "license", "image_condition")  # what the shards do not depend on
 OWNER = {"user": "distill", "group": "distill", "mode": 0o644}  # fixed, so that a rerun gives the same bytes
 Progress = Callable[[int, int], None]
 Tell = Callable[[str], None]
@@ -111,7 +112,7 @@ def _signature(job: _Job) -> dict[str, Any]:
     import PIL
     import webdataset
 
-    config = {name: value for name, value in asdict(job.config).items() if name not in ("flip", "license")}
+    config = {name: value for name, value in asdict(job.config).items() if name not in NO_SHARD}
     versions = {"pillow": PIL.__version__, "numpy": np.__version__, "webdataset": webdataset.__version__}
     return {"data": config, "versions": versions, "shard_bytes": job.shard_bytes, "block": BLOCK}
 

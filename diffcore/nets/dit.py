@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from diffcore.core.errors import UserError
 from diffcore.core.rng import generator
-from diffcore.core.shapes import PerSample, Sample
+from diffcore.core.shapes import IMAGE, PerSample, Sample
 from diffcore.denoisers.reading import NUM_TIMESTEPS
 from diffcore.nets import family
 from diffcore.nets.conditioned import GUIDANCE_FEATURES, Conditioned
@@ -49,7 +49,7 @@ LARGEST_PATCH = 64
 class DiTConfig:
     """The content of config.json. patch: side of a patch in pixels. span: how far the times reach that it is told.
     class_embeds: rows of the table, one more than there are classes; None for no table. text_features: numbers in a word's
-    embedding; None for a network that is told no text."""
+    embedding; None for a network that is told no text. image_channels: of the image that it is told, None for none."""
 
     in_channels: int
     out_channels: int
@@ -63,9 +63,10 @@ class DiTConfig:
     class_embeds: int | None = None
     guidance_embeds: bool = False
     text_features: int | None = None
+    image_channels: int | None = None
 
 
-LATER = {"text_features"}
+LATER = {"text_features", "image_channels"}
 """Settings that older configs lack, and new ones at their default: so equal networks keep equal bytes."""
 
 
@@ -108,7 +109,7 @@ def patches(x: Sample, side: int) -> Tensor:
     return cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
-def image(tokens: Tensor, height: int, side: int) -> Sample:
+def joined(tokens: Tensor, height: int, side: int) -> Sample:
     """The inverse of `patches`. height: in patches."""
     cut = tokens.unflatten(2, (-1, side, side)).unflatten(1, (height, -1))
     return cut.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
@@ -168,7 +169,7 @@ class DiT(Conditioned):
 
     def _layers(self, config: DiTConfig) -> None:
         width, pixels = config.width, config.patch**2
-        self.patch_in = nn.Linear(config.in_channels * pixels, width)
+        self.patch_in = nn.Linear((config.in_channels + (config.image_channels or 0)) * pixels, width)
         self.text_in = None if config.text_features is None else nn.Linear(config.text_features, width)
         self.time_embedding = TimeEmbedding(width, config.max_phase, config.span)
         self.class_embedding = None if config.class_embeds is None else nn.Embedding(config.class_embeds, width)
@@ -185,17 +186,19 @@ class DiT(Conditioned):
         guidance: PerSample | None = None,
         text: Tensor | None = None,
         text_mask: Tensor | None = None,
+        image: Tensor | None = None,
     ) -> Tensor:
         """x: [b, c, h, w]; timestep: [b], c = T t - 1 with T = 1024, float; class_labels: [b], int, where there is a table;
-        guidance: [b], where the weight is an input; text: [b, l, d] and text_mask: bool [b, l], where it is told a text."""
+        guidance: [b], where the weight is an input; text: [b, l, d] and text_mask: bool [b, l], where it is told a text;
+        image: [b, k, h, w], where it is told one."""
         embedding = self.embed(timestep, class_labels, guidance)
-        tokens, mask, words = self._begun(x, text, text_mask)
+        tokens, mask, words = self._begun(x, text, text_mask, image)
         for block in self.blocks:
             tokens = block(tokens, embedding, mask)
         tokens = tokens[:, words:]
         shift, scale = self.modulation_out(embedding)[:, None].chunk(2, 2)
         out = self.patch_out(modulated(tokens, shift, scale))
-        whole = image(out, x.shape[2] // self.config.patch, self.config.patch)
+        whole = joined(out, x.shape[2] // self.config.patch, self.config.patch)
         return whole.clone()  # of a view FSDP2's hooks on the way back could be lost
 
     def features(
@@ -206,20 +209,25 @@ class DiT(Conditioned):
         guidance: PerSample | None = None,
         text: Tensor | None = None,
         text_mask: Tensor | None = None,
+        image: Tensor | None = None,
     ) -> list[Tensor]:
         """What the network sees: the image's tokens after each block as a map, [b, width, h / patch, w / patch] each."""
         embedding, maps = self.embed(timestep, class_labels, guidance), []
-        tokens, mask, words = self._begun(x, text, text_mask)
+        tokens, mask, words = self._begun(x, text, text_mask, image)
         for block in self.blocks:
             tokens = block(tokens, embedding, mask)
             maps.append(tokens[:, words:].transpose(1, 2).unflatten(2, (x.shape[2] // self.config.patch, -1)))
         return maps
 
-    def _begun(self, x: Sample, text: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor | None, int]:
+    def _begun(
+        self, x: Sample, text: Tensor | None, mask: Tensor | None, image: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, int]:
         """The tokens before the first block, which of them are there, and how many of them are words of the text."""
         if (text is None) != (self.text_in is None):
             raise UserError(_TEXT_GIVEN if self.text_in is None else _TEXT_MISSING)
-        tokens = self._tokens(x)
+        if (image is None) != (self.config.image_channels is None):
+            raise UserError(_IMAGE_GIVEN if image is not None else _IMAGE_MISSING)
+        tokens = self._tokens(x if image is None else torch.cat([x, image.to(x.dtype)], 1))
         if self.text_in is None:
             return tokens, None, 0
         places = positions(1, text.shape[1], self.config.width, x.device)
@@ -255,6 +263,8 @@ def build(config: DiTConfig, seed: int) -> DiT:
 
 _TEXT_GIVEN = "this network is told no text: leave text out"
 _TEXT_MISSING = "this network is told a text: give text, an embedding for each word of each sample"
+_IMAGE_GIVEN = "this network is told no image: leave image out"
+_IMAGE_MISSING = "this network is told an image: give image, one of the size of each sample"
 
 ZERO = ("modulation", "modulation_out", "patch_out", "guidance_embedding")
 NARROW = ("time_embedding", "class_embedding")
@@ -276,8 +286,8 @@ class Shape(family.Shape):
     """What a person chooses of the transformer.
 
     patch: side of a patch in pixels, a power of two. width: of a token, a multiple of 4 and of `heads`. depth: number of
-    blocks. max_phase: radians of the fastest sine of the time. text: whether it is told the caption. conditional,
-    parameterization: of any family.
+    blocks. max_phase: radians of the fastest sine of the time. text: whether it is told the caption, image: a copy of the
+    image (`data.image_condition`), as further channels. conditional, parameterization: of any family.
     """
 
     patch: int
@@ -289,6 +299,7 @@ class Shape(family.Shape):
     conditional: bool = False
     parameterization: Literal["v", "x0", "eps", "x0_eps", "flow"] = "v"
     text: bool = False
+    image: bool = False
 
     def __post_init__(self):
         if self.parameterization == "eps":
@@ -306,7 +317,7 @@ class Shape(family.Shape):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        return TEXT if self.text else ()
+        return (TEXT if self.text else ()) + ((IMAGE,) if self.image else ())
 
     @property
     def sizes(self) -> tuple[str, ...]:
@@ -340,6 +351,7 @@ class Shape(family.Shape):
             dropout=self.dropout,
             class_embeds=classes + 1 if self.conditional else None,
             text_features=inputs["text"][-1] if self.text else None,
+            image_channels=inputs[IMAGE][0] if self.image else None,
         )
 
     def build(

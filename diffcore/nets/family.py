@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from diffcore.core.errors import UserError
+from diffcore.core.shapes import IMAGE
 from diffcore.denoisers.reading import NUM_TIMESTEPS
 
 NO_EPS = "parameterization eps has no image at t = 1, where sampling begins and alpha is 0; take v, or x0_eps"
@@ -25,10 +26,9 @@ def check_inputs(wanted: Sequence[str], inputs: Inputs) -> None:
     """A UserError that names the first of the inputs wanted that the data have nothing for."""
     for name in wanted:
         if name not in inputs:
-            has = f"only {', '.join(sorted(inputs))}" if inputs else "no texts"
-            raise UserError(
-                f"the network is told {name}, and the data have {has}; set data.captions and text.encoder, or leave it out"
-            )
+            has = f"only {', '.join(sorted(inputs))}" if inputs else "nothing of the kind"
+            keys = "data.image_condition" if name == IMAGE else "data.captions and text.encoder"
+            raise UserError(f"the network is told {name}, and the data have {has}; set {keys}, or leave it out")
 
 
 class Shape(abc.ABC):

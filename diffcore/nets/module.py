@@ -76,8 +76,8 @@ class UserModule(nn.Module):
 @dataclass(frozen=True)
 class Shape(family.Shape):
     """module: package.sub:Class. arguments: what the class is called with; under `network` they stand beside the others.
-    conditional, parameterization: of any family. inputs: what it is told of an image's caption, by name: text, text_mask,
-    pooled."""
+    conditional, parameterization: of any family. inputs: what it is told of an image's caption, by name, text, text_mask,
+    pooled; and image, a copy of it (`data.image_condition`)."""
 
     module: str
     arguments: dict[str, Any] = field(default_factory=dict)

@@ -1,15 +1,19 @@
-"""From shards with captions to the folder of their embeddings, never with more than one shard's in memory."""
+"""From shards to the folder of what networks are told by their captions and by copies of their images, never with more than
+one shard's in memory."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from diffcore.core import disk
 from diffcore.core.errors import UserError
-from diffcore.data import embeddings, read
+from diffcore.core.shapes import IMAGE
+from diffcore.data import embeddings, image_condition, read
 from diffcore.data.embeddings import Table, Unseen
 from diffcore.data.manifest import HELD_OUT, Manifest
 from diffcore.texts.encoder import Encoder
@@ -43,10 +47,11 @@ class Survey:
 
 @dataclass(frozen=True)
 class Stored:
-    """What was written: by which encoder, of its length, and of what."""
+    """What was written: by which encoder, of its length, and of what; None for no texts. digest: that of `told_by`."""
 
-    encoder: Encoder
-    survey: Survey
+    encoder: Encoder | None
+    survey: Survey | None
+    digest: str
 
 
 def write_none(data: Path, folder: Path) -> None:
@@ -59,26 +64,55 @@ def write_none(data: Path, folder: Path) -> None:
 def write(
     data: Path,
     folder: Path,
-    encoder: Encoder,
+    encoder: Encoder | None,
     length: int | None,
     precision: str,
     progress: Callable[[int, int], None],
+    image: str | None = None,
 ) -> Stored:
-    """Encodes the captions of the images of `data`, and of those held out of it, into the empty `folder`.
+    """Writes what is told of the images of `data`, and of those held out of it, into the empty `folder`.
 
-    length: the most tokens of a caption, None for what `Encoder.of_length` says. precision: the dtype of the numbers that are
-    stored, by its name.
+    encoder: of their captions, None for none. length: the most tokens of a caption, None for what `Encoder.of_length` says.
+    precision: the dtype of the numbers that are stored, by its name. image: what is told of an image by a copy of it, see
+    `diffcore.data.image_condition`, None for nothing.
     """
-    survey = _survey(data, encoder)
-    encoder = encoder.of_length(length, survey.longest)
-    encoding = _Encoding(encoder, getattr(torch, precision), progress, survey.distinct)
+    survey = encoder and _survey(data, encoder)
+    encoder = encoder and encoder.of_length(length, survey.longest)
+    dtype, about = getattr(torch, precision), told_by(encoder, image)
+    encoding = encoder and _Encoding(encoder, dtype, progress, survey.distinct)
     for shards, target in _folders(data, folder):
         target.mkdir(exist_ok=True)
         manifest = Manifest.read(shards, verify=False)
-        tables = map(encoding.table, read.captions(shards))
-        unseen = Unseen(manifest.unseen, encoding.inputs(manifest.unseen)) if manifest.unseen else None
-        embeddings.write(target, encoder.content, manifest, tables, encoding.nothing(), unseen)
-    return Stored(encoder, survey)
+        tables = map(encoding.table, read.captions(shards)) if encoding else _empty(manifest)
+        nothing = encoding.nothing() if encoding else {}
+        unseen = Unseen(manifest.unseen, encoding.inputs(manifest.unseen)) if encoding and manifest.unseen else None
+        if image is not None:
+            tables = _with_images(tables, image_condition.of_shards(image, shards, manifest), dtype)
+            copies = image_condition.spoiled(image, torch.zeros(1, *manifest.shape))
+            nothing |= {IMAGE: copies[0].to(dtype)}
+        embeddings.write(target, about, manifest, tables, nothing, unseen)
+    return Stored(encoder, survey, about["digest"])
+
+
+def told_by(encoder: Encoder | None, image: str | None) -> dict[str, Any]:
+    """What the manifest says of both: of an encoder alone its content; `digest`: what nothing else shares that networks are
+    told by."""
+    content = {} if encoder is None else encoder.content
+    if image is None:
+        return content
+    return {**content, "image": image, "digest": disk.digest({"text": content.get("digest"), "image": image})}
+
+
+def _empty(manifest: Manifest) -> Iterator[Table]:
+    """Of each shard a table that says nothing."""
+    return (Table(torch.zeros(shard.images, dtype=torch.int64), {}) for shard in manifest.shards)
+
+
+def _with_images(tables: Iterable[Table], copies: Iterable[Tensor], dtype: torch.dtype) -> Iterator[Table]:
+    """The tables with a copy of each image beside its text; a row for each image then, which no other shares."""
+    for table, images in zip(tables, copies, strict=True):
+        told = table.take(slice(None)) | {IMAGE: images.to(dtype)}
+        yield Table(torch.arange(len(images)), told)
 
 
 def _folders(data: Path, folder: Path) -> Iterator[tuple[Path, Path]]:
