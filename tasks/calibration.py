@@ -187,7 +187,8 @@ def drawing(parameters: Params, networks: Networks, name: str) -> dict[str, floa
     denoiser.grid = None
     sampler = Sampler(denoiser, SOLVERS["ddim"](), uniform(STEPS))
     recipe = Recipe(SOLVERS["ddim"](), guidance=checkpoint.guidance and checkpoint.guidance.low)
-    condition = recipe.condition(checkpoint, networks.data.known(count))
+    known = networks.data.known(count)
+    condition = recipe.condition(checkpoint, known, {name: part[:1] for name, part in known.items()})
     sampler.warm_up(checkpoint.shape, count, condition)
     began, rounds = clock(), 0
     while rounds < 1 or clock() - began < ENOUGH_SECONDS:

@@ -46,7 +46,7 @@ from diffcore.sampling.recipe import Recipe
 from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solvers.analytic import Analytic
 from diffcore.search import fitted, gamma
-from tasks import graph, paths
+from tasks import graph, paths, prompted
 from tasks.params import ROOT, Params
 from tasks.progress import Progress, log
 from tasks.rules import samplings_of
@@ -105,6 +105,7 @@ class Bench:
         self.captions = _captions(self.places) if self.texts and manifest.captions else None
         self.teacher: Sample | None = None if root is None else _reference(root)
         self.warm: set[tuple[Any, ...]] = set()
+        self._negatives: dict[Any, dict[str, Any] | None] = {}
         self.drawing: Drawing | None = None  # decided at the first point
         self.batch: int | None = None if self.config.batch == "auto" else self.config.batch
         self.headroom = Headroom(on_less=self._warn)
@@ -192,10 +193,16 @@ class Bench:
         """A UserError if its checkpoint cannot be sampled so."""
         return plan.recipe.sampler(self.opened, plan.times, self.gamma)
 
+    def _condition(self, plan: Plan, inputs: feed.Inputs) -> Condition | None:
+        """What the network is told of samples of which this is known."""
+        if plan.recipe.negative not in self._negatives:
+            self._negatives[plan.recipe.negative] = prompted.away(plan.recipe, self.opened, self.params)
+        return plan.recipe.condition(self.opened, inputs, self._negatives[plan.recipe.negative])
+
     @precision.exact()
     def measure(self, plan: Plan) -> tuple[Sample, Point]:
         config, opened, meter = self.config, self.opened, Meter()
-        sampler, condition = self.sampler(plan), plan.recipe.condition(opened, self.prompts)
+        sampler, condition = self.sampler(plan), self._condition(plan, self.prompts)
         self._decide(sampler, condition)
         drawn = _in(self.drawing.precision, sampler)
         self._warm_up(plan, drawn, condition)
@@ -300,7 +307,7 @@ class Bench:
         count, captions = max(2, self.config.images // UNSEEN), self.texts.unseen
         rows = [i % len(captions) for i in range(count)]
         known = {name: part[rows] for name, part in self.texts.unseen_inputs().items()}
-        condition = plan.recipe.condition(self.opened, known)
+        condition = self._condition(plan, known)
         samples = drawn.draw(self.opened.shape, count, self.config.seed, self.batch, condition, headroom=self.headroom)
         return Unseen(samples, [captions[row] for row in rows])
 
@@ -344,7 +351,7 @@ class Bench:
         chosen = rng.some(count, len(real), config.seed, "likelihood")
         images = feed.to_float(real.take(chosen))
         texts = self.texts if real is self.real else self._held_out_texts
-        condition = plan.recipe.condition(self.opened, prompts.known(real, texts, chosen))
+        condition = self._condition(plan, prompts.known(real, texts, chosen))
         return likelihood.Model(sampler, images, config.seed, config.probes, self.config.usual_batch, condition)
 
 

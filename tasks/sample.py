@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from diffcore import checkpoints
-from diffcore.checkpoints.encoded import check_encoder, embeddings_of
+from diffcore.checkpoints.encoded import embeddings_of
 from diffcore.core import disk, precision, threads
 from diffcore.core.errors import UserError
 from diffcore.core.shapes import CLASS, IMAGE, Sample
@@ -24,10 +24,7 @@ from diffcore.sampling.recipe import Recipe
 from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solvers.analytic import Analytic
 from diffcore.search import gamma
-from diffcore.texts import config as texts
-from diffcore.texts import encoders
-from diffcore.training.config import Compute
-from tasks import named, paths
+from tasks import named, paths, prompted
 from tasks.named import Named
 from tasks.params import ROOT, Params
 from tasks.pictures import grids
@@ -57,7 +54,8 @@ class Drawable:
         sampler = self.sampler
         if self.bf16:
             sampler = dataclasses.replace(sampler, denoiser=BFloat16(sampler.denoiser))
-        condition = self.recipe.condition(self.checkpoint, inputs)
+        away = prompted.away(self.recipe, self.checkpoint, params)
+        condition = self.recipe.condition(self.checkpoint, inputs, away)
         batch = params.evaluate.usual_batch
         return sampler.draw(self.checkpoint.shape, count, seed, batch, condition, headroom=Headroom())
 
@@ -131,29 +129,15 @@ def chosen_classes(checkpoint: checkpoints.Checkpoint, words: str, count: int) -
     return recipes.classes(checkpoint, count, [numbers[i % len(numbers)] for i in range(count)])
 
 
-def chosen_prompts(
-    checkpoint: checkpoints.Checkpoint, text: texts.Config, compute: Compute, prompts: Sequence[str], count: int
-) -> Any:
-    """What the network is told by these captions, each in turn, as inputs [count, ...]. A UserError for a network that is
-    told no text, and where `text` names another encoder than the one that it was trained with."""
-    card, nothing = checkpoint.card, checkpoint.denoiser.nothing.parts()
-    if not nothing:
-        raise UserError(f"{card.name} is told no text; leave --prompt out")
-    if IMAGE in nothing:
+def chosen_prompts(checkpoint: checkpoints.Checkpoint, params: Params, prompts: Sequence[str], count: int) -> Any:
+    """What the network is told by these captions, each in turn, as inputs [count, ...]; UserErrors as of `by_texts`."""
+    if IMAGE in checkpoint.denoiser.inputs:
         raise UserError(
-            f"{card.name} is told a copy of an image; leave --prompt out: it is asked for the images of the data"
+            f"{checkpoint.card.name} is told a copy of an image; leave --prompt out: it is asked for the images of the data"
         )
-    if text.encoder is None:
-        raise UserError(f"{card.name} is told a text, and text.encoder is null; name the encoder it was trained with")
-    encoder = encoders.encoder_of(text.encoder, text.dimension, compute.device, compute.numbers)
-    encoder = dataclasses.replace(encoder, length=len(nothing["text"]))
-    check_encoder(card, encoder.content["digest"], "text.encoder")
-    for prompt, tokens in zip(prompts, encoder.counts(prompts)):
-        if tokens > encoder.length:
-            log(f"{prompt!r} has {tokens} tokens and is cut to {encoder.length}")
-    told = encoder.encode(prompts)
+    told = prompted.by_texts(checkpoint, params, prompts)
     rows = [i % len(prompts) for i in range(count)]
-    return {name: part[rows] for name, part in told.items() if name in checkpoint.denoiser.inputs}
+    return {name: part[rows] for name, part in told.items()}
 
 
 def _number(card: checkpoints.Card, word: str) -> int:
@@ -196,7 +180,7 @@ def sample(
     if classes is not None and prompts:
         raise UserError("--classes and --prompt both say what the images are to be; give one of them")
     if prompts:
-        inputs = chosen_prompts(checkpoint, params.text, params.compute, prompts, images)
+        inputs = chosen_prompts(checkpoint, params, prompts, images)
     elif classes is not None:
         inputs = chosen_classes(checkpoint, classes, images)
     else:

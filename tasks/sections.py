@@ -102,8 +102,9 @@ class Sampling(Options):
     """Some points of the frontier: one sampler on a kind of trajectory at several numbers of steps.
 
     options: the solver's own. trajectory, deepcache, skip: a list of them is tried, and the best at each number of steps
-    counts. guidance: one weight or several, each a sampling of its own. negative: name of the class that guidance leads away
-    from. clip, threshold: limits of the believed x_0; left out, an adopted teacher's own, and with clip false none.
+    counts. guidance: one weight or several, each a sampling of its own. negative: the class, by name, or the text that
+    guidance leads away from. clip, threshold: limits of the believed x_0; left out, an adopted teacher's own, and with clip
+    false none.
     """
 
     sampler: str
@@ -126,7 +127,7 @@ class Sampling(Options):
             raise ValueError(f"deepcache needs a sampler with a fixed number of calls, which {self.sampler} has not")
         if self.negative is not None and not 0 < len(self.negative) <= LETTERS:
             raise ValueError(
-                f"negative must be the name of a class, at most {LETTERS} letters, got {quoted(self.negative)}"
+                f"negative must be the name of a class or a text, at most {LETTERS} letters, got {quoted(self.negative)}"
             )
         if self.negative is not None and self.guidance is None:
             raise ValueError("negative is what guidance leads away from; give guidance too, or leave negative out")

@@ -28,6 +28,7 @@ from diffcore.methods.denoising import Denoising
 from diffcore.metrics.measures.caption_accuracy import caption_accuracy
 from diffcore.nets import dit, module
 from diffcore.noise.schedule import Cosine
+from diffcore.noise.trajectory import uniform
 from diffcore.sampling.recipe import Recipe
 from diffcore.sampling.solvers import SOLVERS
 from diffcore.search import gamma
@@ -266,8 +267,30 @@ def test_a_recipe_tells_a_network_what_it_has_an_input_for(tmp_path):
     condition = Recipe(SOLVERS["ddim"](), guidance=2.0).condition(checkpoint, known)
     assert set(condition.inputs) == {"text", "text_mask"}
     assert condition.guidance.tolist() == [2.0] * 4
-    with pytest.raises(UserError, match="s is told a text, and negative is a class"):
+    with pytest.raises(UserError, match="s is told texts, and negative 1 is none; write it in words"):
         Recipe(SOLVERS["ddim"](), guidance=2.0, negative=1).condition(checkpoint, known)
+
+
+def test_guidance_leads_away_from_a_text(tmp_path):
+    """By its embedding, whatever stands for nothing; where that is not there it is refused."""
+    checkpoint = saved(tmp_path / "s", "e")
+    away = told(1, seed=9)
+    recipe = Recipe(SOLVERS["ddim"](), guidance=2.0, negative="a pale one")
+    condition = recipe.condition(checkpoint, told(), away)
+    assert set(condition.negative) == {"text", "text_mask"}
+    assert all(torch.equal(part, away[name].expand_as(part)) for name, part in condition.negative.items())
+    guided = recipe.sampler(checkpoint, uniform(4)).denoiser
+    x, t = X, torch.full((4,), 0.6, dtype=torch.float64)
+    own = checkpoint.denoiser
+    to, back = (own.with_condition(Condition(part))(x, t).eps for part in (told(), condition.negative))
+    torch.testing.assert_close(guided.with_condition(condition)(x, t).eps, back + 2 * (to - back), rtol=1e-4, atol=1e-5)
+    nothing = Recipe(SOLVERS["ddim"](), guidance=2.0).condition(checkpoint, told())
+    assert not torch.allclose(guided.with_condition(nothing)(x, t).eps, guided.with_condition(condition)(x, t).eps)
+    with pytest.raises(
+        UserError, match="negative 'a pale one' is a text, and its embedding is not there; leave it out"
+    ):
+        recipe.condition(checkpoint, told())
+    assert recipe.name_parts()[-1] == "not-a-pale-one"
 
 
 def test_nothing_is_planned_of_captions_that_are_not_encoded_yet(tmp_path, monkeypatch):
@@ -319,6 +342,8 @@ TEXT = (
     "text.dimension=8",
     "teachers.teacher.network={family: dit, patch: 2, width: 16, depth: 1, heads: 2, text: true}",
     "teachers.teacher.label_dropout=0.1",
+    "evaluate.teacher=[{sampler: ddim, trajectory: uniform, steps: [4]}, "
+    "{sampler: ddim, trajectory: uniform, steps: [2], guidance: 2.0, negative: a thin one}]",
 )
 
 
@@ -353,6 +378,10 @@ def test_every_point_says_how_often_it_is_what_was_asked_for(finished):
 def test_prompts_are_drawn_by_the_encoder_that_the_checkpoint_knows(finished):
     words = ["sample", "pd4", "--images", "4", "--prompt", "a thin dark one", "--prompt", "a bold pale two"]
     done = call(finished, "./stage", *words, "--out", "drawn.npz")
+    point = call(
+        finished, "./stage", "sample", "teacher-ddim-g2-not-a-thin-one-uniform-2", "--images", "2", "--out", "a.npz"
+    )
+    assert point.returncode == 0, point.stdout + point.stderr
     assert done.returncode == 0, done.stdout + done.stderr
     drawn = np.load(finished / "drawn.npz")["arr_0"]
     usual = call(finished, "./stage", "sample", "pd4", "--images", "4", "--out", "usual.npz")

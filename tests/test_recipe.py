@@ -328,7 +328,7 @@ def test_a_student_of_phases_is_led_away_from_a_class(negative):
         (Recipe(DDIM(), guidance=2.0, negative=-1), opened(True), "toy knows no class -1; known: zero"),
         (Recipe(DDIM(), guidance=2.0, negative="one"), opened(), "toy knows no class 'one'; known: none"),
         (Recipe(DDIM(), negative="one"), opened(True), "negative 'one' is what guidance leads away from; give"),
-        (Recipe(DDIM(), guidance=2.0, negative="one"), weighing(), "toy learned to be led away from no class"),
+        (Recipe(DDIM(), guidance=2.0, negative="one"), weighing(), "toy learned to be led away from nothing named"),
         (Recipe(DDIM(), guidance=2.0, negative="one"), opened(True, Guidance(2.0, 2.0)), "leave negative out"),
     ],
 )  # fmt: skip

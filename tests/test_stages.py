@@ -32,7 +32,7 @@ WHOLE = {"publish": {"diffcore", "tasks"}}
 BY_FILE = {"teachers": ["methods", "metrics"], "distill": ["methods", "metrics"], "features": ["metrics"]}
 """Packages of which a stage names files: another method must not train anything again, nor another metric the features."""
 
-LIMITS = {"lines": 150, "code": 94}
+LIMITS = {"lines": 156, "code": 108}
 """Of dvc.yaml: its lines, and how often it names code, 12 times for the files of `metrics` that judge a watched training."""
 
 JUDGING = (
@@ -177,8 +177,8 @@ READS = {
     "distill": {"seed", "distill.${key}", "data.flip"},
     "gamma": {"gamma"},
     "search": {"search"},
-    "measure_teachers": {"evaluate"},
-    "measure": {"distill.${key}", "evaluate"},
+    "measure_teachers": {"evaluate", "text", "data.image_condition"},
+    "measure": {"distill.${key}", "evaluate", "text", "data.image_condition"},
     "frontier": {"teachers", "distill", "publish.tolerance"},
     "publish": {"publish"},
 }

@@ -12,7 +12,7 @@ from torch import Tensor
 from diffcore.checkpoints import Checkpoint
 from diffcore.core.errors import UserError
 from diffcore.denoisers.clipping import Clip, Clipped, Threshold
-from diffcore.denoisers.condition import CLASS, Condition
+from diffcore.denoisers.condition import CLASS, TEXT, Condition
 from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.guidance import Guided
 from diffcore.noise.trajectory import Trajectory, uniform
@@ -31,9 +31,9 @@ from diffcore.search.gamma import Gamma
 class Options:
     """What a sampling may say once: a field here is a key in params.yaml, a part of the recipe and of its JSON.
 
-    negative: the class that guidance leads away from, a name or a number of the card's classes; None for no class. clip,
-    threshold: what is done to the believed x_0, see diffcore.denoisers.clipping; where both are None it is what an adopted
-    teacher's own scheduler does, and with clip False it is nothing.
+    negative: what guidance leads away from: of a network told texts a text, else a class, by name or number of the card's;
+    None for nothing. clip, threshold: what is done to the believed x_0, see diffcore.denoisers.clipping; where both are None
+    it is what an adopted teacher's own scheduler does, and with clip False it is nothing.
     """
 
     negative: str | int | None = None
@@ -73,16 +73,34 @@ class Recipe(Options):
             solver = solver.with_gamma(gamma)
         return Sampler(self.on(checkpoint)._limited(self._denoiser(checkpoint)), solver, times)
 
-    def condition(self, checkpoint: Checkpoint, inputs: Mapping[str, Tensor]) -> Condition | None:
+    def condition(
+        self, checkpoint: Checkpoint, inputs: Mapping[str, Tensor], away: Mapping[str, Tensor] | None = None
+    ) -> Condition | None:
         """What a network is told of samples of which this is known, by the name of its input [n, ...]: of it all that it has
-        an input for; None for one that takes no notice."""
+        an input for; None for one that takes no notice. away: what it is told by the negative text, [1, ...] by name."""
         told = {name: part for name, part in inputs.items() if name in checkpoint.denoiser.inputs}
         if not told:
             return None
         count = len(next(iter(told.values())))
         weight = None if self.guidance is None else torch.full((count,), self.guidance, dtype=torch.float64)
-        away = self._negative(checkpoint)
-        return Condition(told, weight, None if away is None else {CLASS: torch.full_like(told[CLASS], away)})
+        return Condition(told, weight, self._away(checkpoint, told, away))
+
+    def text_away(self, checkpoint: Checkpoint) -> str | None:
+        """The negative text, of which `condition` wants the embedding; None where guidance leads away from none."""
+        self._negative(checkpoint)
+        return self.negative if TEXT in checkpoint.denoiser.inputs else None
+
+    def _away(
+        self, checkpoint: Checkpoint, told: Mapping[str, Tensor], away: Mapping[str, Tensor] | None
+    ) -> dict[str, Tensor] | None:
+        """What guidance leads away from, as much as is told of the samples."""
+        if self.text_away(checkpoint) is not None:
+            if away is None:
+                raise UserError(f"negative {self.negative!r} is a text, and its embedding is not there; leave it out")
+            text = {name: part.expand_as(told[name]) for name, part in away.items() if name in told}
+            return {**told, **text}
+        negative = self._negative(checkpoint)
+        return None if negative is None else {**told, CLASS: torch.full_like(told[CLASS], negative)}
 
     def to_json(self) -> dict[str, Any]:
         """Non-default fields as JSON: the word of the solver, its options that are not the defaults, and the rest."""
@@ -136,7 +154,8 @@ class Recipe(Options):
         return Guided(denoiser)
 
     def _negative(self, checkpoint: Checkpoint) -> int | None:
-        """The index of the negative class; a UserError where it is none of the card's, or nothing leads away from it."""
+        """The index of the negative class, None for none or a text; a UserError where it is none of the card's, or nothing
+        leads away from it."""
         card = checkpoint.card
         if self.negative is None:
             return None
@@ -145,9 +164,11 @@ class Recipe(Options):
                 f"negative {self.negative!r} is what guidance leads away from; give `guidance` too, or leave it out"
             )
         if checkpoint.guidance is not None:
-            raise UserError(f"{card.name} learned to be led away from no class; leave negative out")
-        if checkpoint.denoiser.nothing.names:
-            raise UserError(f"{card.name} is told a text, and negative is a class; leave it out")
+            raise UserError(f"{card.name} learned to be led away from nothing named; leave negative out")
+        if TEXT in checkpoint.denoiser.inputs:
+            if not isinstance(self.negative, str):
+                raise UserError(f"{card.name} is told texts, and negative {self.negative} is none; write it in words")
+            return None
         names = card.classes or []
         if self.negative in names:
             return names.index(self.negative)
