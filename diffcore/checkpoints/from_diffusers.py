@@ -6,13 +6,14 @@ exact counterpart here is refused. A checkpoint of this pipeline's own is taken 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from diffcore import nets
+from diffcore.checkpoints import from_file
+from diffcore.checkpoints.adopted import Adopted
 from diffcore.checkpoints.folder import check_finite, load
 from diffcore.checkpoints.schedulers import SCHEDULER, Process, process, read_settings
 from diffcore.core import disk
@@ -27,81 +28,17 @@ LATENT = ("vae", "vqvae", "movq", "vqmodel")
 """Folders of a pipeline whose network works on what an encoder makes of images."""
 
 
-@dataclass(frozen=True)
-class Adopted:
-    """files: sha256 of each file that was read. image: [c, h, w] that the network was made for, h and w 0 where its config
-    does not say. classes: names by label, None where the folder does not tell them. sampling: what its scheduler does to the
-    believed x_0, in a recipe's words; empty for nothing. settings: of its scheduler in diffusers, None for a checkpoint of
-    ours. encoder: digest of the text encoders and tokenizers by whose embeddings it is told texts, None where none lie
-    there. latent: the folder of what makes its samples of images, None for a network of images."""
-
-    denoiser: NetDenoiser
-    files: dict[str, str]
-    image: tuple[int, int, int]
-    classes: Sequence[str] | None = None
-    sampling: dict[str, Any] = field(default_factory=dict)
-    settings: Mapping[str, Any] | None = None
-    encoder: str | None = None
-    latent: str | None = None
-
-    @property
-    def required(self) -> tuple[str, ...]:
-        """What it must be told beside a class, by name."""
-        net, names = self.denoiser.net, self.denoiser.nothing.names
-        return tuple(each for each in names if not isinstance(net, DiffusersModel) or net.inputs[each].required)
-
-    @property
-    def skips(self) -> int | None:
-        """How many skips its U-Net has, None for a network that is not our own, whose parts cannot be run alone."""
-        return self.denoiser.net.config.skips if isinstance(self.denoiser.net, unet.UNet) else None
-
-    def check(self, image: Sequence[int], classes: Sequence[str] | None) -> None:
-        """A UserError if it is not a network for such images, [c, h, w], of these classes (names, or None)."""
-        channels, *sides = self.image
-        if channels != image[0] or (any(sides) and sides != list(image[1:])):
-            raise UserError(self._of_other_images(image))
-        content = self.denoiser.net.config_json()  # other networks halve nothing, or what they can
-        levels = len(content.get("block_out_channels", [0])) if content["_class_name"] == unet.FORMAT else 1
-        if any(side % 2 ** (levels - 1) for side in image[1:]):
-            raise UserError(
-                f"images of {image[1]} x {image[2]} cannot be halved {levels - 1} times as the teacher does; set data.size"
-            )
-        count = self.denoiser.classes
-        if count is not None and count != len(classes or ()):
-            raise UserError(
-                f"the teacher's class table has {count + 1} rows, and the data have {len(classes or ())} classes; it needs "
-                "a row for each and one more, the last, for no class"
-            )
-        if self.classes is not None and list(self.classes) != list(classes or ()):
-            raise UserError(f"the teacher's classes are {_few(self.classes)} and the data's are {_few(classes or ())}")
-
-    def _of_other_images(self, image: Sequence[int]) -> str:
-        own = " x ".join(str(size) if size else "?" for size in self.image)
-        data = " x ".join(map(str, image))
-        if self.latent:
-            return (
-                f"the teacher works on latents of {own}, which the encoder in {self.latent}/ makes of images, and the data "
-                f"are images of {data}, of which none are made here yet; take a teacher of pixels"
-            )
-        return (
-            f"the teacher is for images of {own} and the data are {data} (channels x height x width); set data.size and "
-            "data.channels to what it was trained with"
-        )
-
-
 def read(folder: Path, sides: Sequence[int] | None = None) -> Adopted:
     """The denoiser in `folder`: a pipeline of diffusers (unet/ or transformer/, and scheduler/), with or without what makes
-    embeddings of texts and latents of images; or a checkpoint of this pipeline's own.
+    embeddings of texts and latents of images; a checkpoint of this pipeline's own; or what was published otherwise, a file or
+    a folder that `from_file` reads.
 
     sides: height and width of the samples, by which some flows are shifted, where its config.json does not say them. A
     UserError says what cannot be read as it is. Nothing pickled is opened.
     """
     folder = Path(folder).expanduser()
-    if folder.is_file():
-        raise UserError(
-            f"{folder} is a file, and a teacher is a folder in diffusers' format; `distill read` lists what is in a pickle "
-            "and writes its tensors"
-        )
+    if from_file.is_published(folder):
+        return from_file.read(folder)
     if (folder / "card.json").is_file():
         return _own(folder)
     part = part_of(folder)
@@ -189,7 +126,3 @@ def _image(content: dict[str, Any]) -> tuple[int, int, int]:
     if not (type(size) is int or (isinstance(size, list) and [type(side) for side in size] == [int, int])):
         raise UserError(f"{nets.CONFIG}: sample_size must be a side in pixels or [height, width], got {size!r}")
     return content.get("in_channels", 3), *((size, size) if isinstance(size, int) else size)
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") or "none"
