@@ -1,5 +1,6 @@
 """Networks that others published in code of their own compute what that computes, from its pickles on."""
 
+import dataclasses
 import json
 import math
 import pickle
@@ -22,7 +23,10 @@ from diffcore.nets import published
 from diffcore.noise.trajectory import uniform
 from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solvers import SOLVERS
+from tasks import paths
 from tests.conftest import randn
+from tests.test_adopt import EVALUATE, SHORT, adopted
+from tests.test_adopt import workspace as digits  # noqa: F401
 from tests.test_checkpoint import ABOUT
 from tests.test_pickled import EasyDict, Persistent, persistence  # noqa: F401
 
@@ -241,6 +245,12 @@ def denoiser(net: published.Published) -> NetDenoiser:
 
 
 # ------------------------------------------------------------------------------- what they compute
+
+
+@pytest.fixture
+def workspace(digits):  # noqa: F811
+    """A folder with the code, a hundred digits as data, and parameters that can be changed."""
+    return digits
 
 
 @every
@@ -610,3 +620,78 @@ def test_a_checkpoint_is_the_same_in_another_process_by_the_same_names(name, tmp
         theirs, names = torch.load(tmp_path / "out")
         assert torch.allclose(theirs, own(x, t).x0, atol=1e-5)  # with another number of threads
         assert names == list(own.net.state_dict())
+
+
+# ------------------------------------------------------------------------------- the stages
+
+DIGITS = {"img_channels": 1, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]}
+
+
+def of_digits(kind: str, keywords: dict) -> None:
+    """A file `theirs.pkl` of a network for the digits."""
+    state = filled_by_formula(shapes(published.content_of(kind, [], keywords)))
+    Path("theirs.pkl").write_bytes(pickle.dumps(as_published(kind, keywords, state)))
+
+
+def line(**more) -> dict:
+    """What params.yaml says of a teacher in that file, and of what can be measured of it."""
+    asked = {
+        **EVALUATE,
+        "teacher": [{"sampler": "edm", "trajectory": "uniform", "steps": [2]}, *EVALUATE["teacher"][:2]],
+    }
+    return {"teachers": {"teacher": {"from": "theirs.pkl", **more}}, "evaluate": asked}
+
+
+def test_the_stage_takes_a_file(workspace, capsys):
+    of_digits("EDMPrecond", {**SONG, **DIGITS, "label_dim": 10})
+    card = adopted(workspace(**line(conditional=True))).card
+    assert (card.method, card.parameterization, card.image) == ("adopted", "edm", [1, 8, 8])
+    assert card.reading == {"input": "unit", "time": "log_sigma", "sigma_data": 0.5}
+    assert card.schedule == {"name": "edm", "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "normalised": True}
+    assert card.parameters["files"] == {"theirs.pkl": disk.sha256(Path("theirs.pkl"))}
+    assert "adopted from theirs.pkl, parameterization edm" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"but the teacher in theirs\.pkl knows classes; set it to true"):
+        adopted(workspace(**line(conditional=False)))
+    of_digits("EDMPrecond", {**SONG, **DIGITS, "img_resolution": 16})
+    with pytest.raises(UserError, match="the teacher is for images of 1 x 16 x 16 and the data are 1 x 8 x 8"):
+        adopted(workspace(**line(conditional=False)))
+
+
+STUDENTS = {
+    "pd2": {"method": "progressive", "steps": 2, **SHORT},
+    "cd": {"method": "consistency", "steps": 10, "target_ema": 0.5, **SHORT},
+}
+TEACHERS = {
+    "edm": ("EDMPrecond", {**SONG, **DIGITS, "augment_dim": 9}),
+    "edm2": ("Precond", {**EDM2, **DIGITS, "label_dim": 10}),
+    "vp": ("VPPrecond", {**SONG, **DIGITS}),
+    "ve": ("VEPrecond", {**NCSN, **DIGITS, "encoder_type": "residual"}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", TEACHERS)
+def test_students_of_it_are_fed_and_read_as_it_is_and_keep_its_names(case, workspace):
+    from tasks import features, frontier, gamma, measure, search, train
+
+    kind, keywords = TEACHERS[case]
+    of_digits(kind, keywords)
+    found = workspace(**line(conditional="label_dim" in keywords), distill=STUDENTS)
+    found = dataclasses.replace(found, distill={name: each for name, each in found.distill.items() if name in STUDENTS})
+    features.train(found)
+    teacher = adopted(found).denoiser
+    for name in STUDENTS:
+        train.train(found, name)
+        own = checkpoints.load(paths.CHECKPOINTS / name).denoiser
+        assert (own.reading, own.schedule) == (teacher.reading, teacher.schedule)
+        assert own.net.state_dict().keys() == teacher.net.state_dict().keys()
+        moved = [
+            key for key, each in own.net.state_dict().items() if not torch.equal(each, teacher.net.state_dict()[key])
+        ]
+        assert set(moved) == {key for key, _ in own.net.named_parameters()}
+    gamma.estimate(found)
+    search.find(found)
+    for name in ("teacher", *STUDENTS):
+        measure.measure(found, name)
+    frontier.merge(found)
+    assert {point["checkpoint"] for point in json.loads(paths.FRONTIER.read_text())["points"]} == {"teacher", *STUDENTS}

@@ -4,10 +4,33 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from diffcore.core.errors import UserError
 from diffcore.denoisers.network import NetDenoiser
+from diffcore.denoisers.reading import Reading
 from diffcore.nets import published, unet
 from diffcore.nets.diffusers_model import DiffusersModel
+from diffcore.noise.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What a person says of a network where its files do not: the path of its config.json, the noise that it was trained on
+    and how it is fed and read, both or neither."""
+
+    config: str | None = None
+    schedule: Schedule | None = None
+    reading: Reading | None = None
+
+    def check(self) -> None:
+        """A UserError for a network that says eps where there is nothing but noise."""
+        says = self.reading and self.reading.parameterization
+        if says in ("eps", "score") and float(self.schedule.alpha(torch.ones(1))) == 0:
+            raise UserError(f"a network that says {says} has no image at t = 1 of a schedule that ends in pure noise")
+
+
+SILENT = Stated()
 
 
 @dataclass(frozen=True)
@@ -15,8 +38,9 @@ class Adopted:
     """files: sha256 of each file that was read. image: [c, h, w] that the network was made for, h and w 0 where its config
     does not say. classes: names by label, None where the folder does not tell them. sampling: what its scheduler does to the
     believed x_0, in a recipe's words; empty for nothing. settings: of its scheduler in diffusers, None for a checkpoint of
-    ours. encoder: digest of the text encoders and tokenizers by whose embeddings it is told texts, None where none lie
-    there. latent: the folder of what makes its samples of images, None for a network of images."""
+    ours and for a network alone. encoder: digest of the text encoders and tokenizers by whose embeddings it is told texts,
+    None where none lie there. latent: the folder of what makes its samples of images, None for a network of images. is_ours:
+    whether it is a checkpoint of this pipeline's own."""
 
     denoiser: NetDenoiser
     files: dict[str, str]
@@ -26,6 +50,7 @@ class Adopted:
     settings: Mapping[str, Any] | None = None
     encoder: str | None = None
     latent: str | None = None
+    is_ours: bool = False
 
     @property
     def required(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ exact counterpart here is refused. A checkpoint of this pipeline's own is taken 
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 
 from diffcore import nets
 from diffcore.checkpoints import from_file
-from diffcore.checkpoints.adopted import Adopted
+from diffcore.checkpoints.adopted import SILENT, Adopted, Stated
 from diffcore.checkpoints.folder import check_finite, load
 from diffcore.checkpoints.schedulers import SCHEDULER, Process, process, read_settings
 from diffcore.core import disk
@@ -28,31 +29,45 @@ LATENT = ("vae", "vqvae", "movq", "vqmodel")
 """Folders of a pipeline whose network works on what an encoder makes of images."""
 
 
-def read(folder: Path, sides: Sequence[int] | None = None) -> Adopted:
+def read(folder: Path, sides: Sequence[int] | None = None, stated: Stated = SILENT) -> Adopted:
     """The denoiser in `folder`: a pipeline of diffusers (unet/ or transformer/, and scheduler/), with or without what makes
     embeddings of texts and latents of images; a checkpoint of this pipeline's own; or what was published otherwise, a file or
     a folder that `from_file` reads.
 
-    sides: height and width of the samples, by which some flows are shifted, where its config.json does not say them. A
-    UserError says what cannot be read as it is. Nothing pickled is opened.
+    sides: height and width of the samples, by which some flows are shifted, where its config.json does not say them. stated:
+    what params.yaml says of a network that lies there alone. A UserError says what cannot be read as it is. No code of a
+    pickle is run.
     """
     folder = Path(folder).expanduser()
-    if from_file.is_published(folder):
-        return from_file.read(folder)
-    if (folder / "card.json").is_file():
-        return _own(folder)
+    bare = from_file.bare(folder, stated)
+    if bare is not None and bare.is_published:
+        return from_file.read(bare)
+    if bare is not None:
+        with from_file.as_pipeline(bare, stated) as room:
+            return replace(_pipeline(room, sides, stated), files=bare.files, settings=None)
+    if stated != SILENT:
+        raise UserError(f"{folder} says by itself what its network is and was trained on; leave config and trained out")
+    return _own(folder) if (folder / "card.json").is_file() else _pipeline(folder, sides)
+
+
+def _pipeline(folder: Path, sides: Sequence[int] | None, stated: Stated = SILENT) -> Adopted:
     part = part_of(folder)
-    settings = read_settings(folder)
+    settings = None if stated.reading else read_settings(folder)
     content = _network(folder / part)
-    net = nets.open_folder(folder / part).eval().requires_grad_(False)
+    x0_eps = stated.reading is not None and stated.reading.parameterization == "x0_eps"
+    net = nets.open_folder(folder / part, x0_eps).eval().requires_grad_(False)
     check_finite(net.state_dict(), f"{folder}/{part}", "fetch it again, or take another teacher")
     image = _image(content)
     if isinstance(net, DiffusersModel):  # whose config may count channels of tokens, and those of an image beside
         image = (net.architecture.channels[0], *image[1:])
     patches = _patches(net, image[1:] if any(image[1:]) else sides or (0,))
-    own = process(settings, folder, getattr(net, "time_scale", 1000), patches)
+    if settings is None:
+        own = Process(stated.schedule, stated.reading, {})
+    else:
+        own = process(settings, folder, getattr(net, "time_scale", 1000), patches)
     denoiser = _denoiser(net, own, content)
-    paths = [folder / SCHEDULER, folder / part / nets.CONFIG, *sorted((folder / part).glob("*.safetensors*"))]
+    scheduler = [] if settings is None else [folder / SCHEDULER]
+    paths = [*scheduler, folder / part / nets.CONFIG, *sorted((folder / part).glob("*.safetensors*"))]
     files = {str(p.relative_to(folder)): disk.sha256(p) for p in paths}
     latent = next((part for part in LATENT if (folder / part).is_dir()), None)
     return Adopted(denoiser, files, image, None, own.sampling, settings, of_pipeline(folder), latent)
@@ -77,7 +92,13 @@ def _own(folder: Path) -> Adopted:
         )
     sampling = card.parameters.get("sampling", {}) if card.method == "adopted" else {}
     return Adopted(
-        checkpoint.denoiser, dict(card.files), tuple(card.image), card.classes, sampling, encoder=card.encoder
+        checkpoint.denoiser,
+        dict(card.files),
+        tuple(card.image),
+        card.classes,
+        sampling,
+        encoder=card.encoder,
+        is_ours=True,
     )
 
 
@@ -100,8 +121,9 @@ def _network(folder: Path) -> dict[str, Any]:
 def _denoiser(net: nn.Module, own: Process, content: Mapping[str, Any]) -> NetDenoiser:
     """The last row of its table of classes is for none; all else that it is told must always be known."""
     if not isinstance(net, DiffusersModel):
-        table = content.get("num_class_embeds")
-        return NetDenoiser(net, own.schedule, own.reading, classes=table and table - 1)
+        table = content.get("num_class_embeds") or content.get("class_embeds")
+        guided = getattr(net, "guidance_embedding", None) is not None
+        return NetDenoiser(net, own.schedule, own.reading, classes=table and table - 1, takes_guidance=guided)
     nothing = {name: None for name in net.inputs if name not in (CLASS, GUIDANCE)}
     if CLASS in net.inputs and nothing:
         raise UserError(
