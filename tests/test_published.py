@@ -322,6 +322,33 @@ def test_a_network_whose_last_layer_is_zero_says_zero(name):
     assert float(net(images(keywords).float(), torch.rand(3) + 0.5, labels(net)).abs().max()) == 0
 
 
+CIFAR = {"img_resolution": 32, "img_channels": 3, "model_type": "SongUNet", "augment_dim": 9, "channel_mult": [2, 2, 2]}
+NCSNPP = {
+    "embedding_type": "fourier",
+    "encoder_type": "residual",
+    "channel_mult_noise": 2,
+    "resample_filter": [1, 3, 3, 1],
+}
+LATENTS = {"img_resolution": 64, "img_channels": 4, "label_dim": 1000}
+MILLIONS = {
+    "DDPM++": ("VPPrecond", CIFAR, 55.7),
+    "NCSN++": ("VEPrecond", {**CIFAR, **NCSNPP}, 56.4),
+    "ADM": ("EDMPrecond", {"img_resolution": 64, "img_channels": 3, "label_dim": 1000}, 295.9),
+    "EDM2-XS": ("Precond", {**LATENTS, "model_channels": 128}, 124.7),
+    "EDM2-S": ("Precond", LATENTS, 280.2),
+    "EDM2-XXL": ("Precond", {**LATENTS, "model_channels": 448}, 1523.2),
+}
+"""Of weights, as the papers and their repositories count them."""
+
+
+@pytest.mark.parametrize("size", MILLIONS)
+def test_the_published_sizes_have_as_many_weights_as_published(size):
+    kind, keywords, millions = MILLIONS[size]
+    with torch.device("meta"):
+        net = bare(published.content_of(kind, [], keywords))
+    assert sum(each.numel() for each in net.parameters()) / 1e6 == pytest.approx(millions, abs=0.06)
+
+
 def test_layers_of_edm2_keep_magnitudes():
     """Unit noise in, unit magnitude out, whatever the scale of the weights (their eq. 47, 81, 88 and 103)."""
     from diffcore.nets.published import edm2
