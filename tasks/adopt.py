@@ -26,7 +26,7 @@ def take(params: Params, name: str) -> None:
     line = params.teachers[name]
     manifest = Manifest.read(paths.DATA)
     folder = line.folder
-    model = from_diffusers.read(Path(folder), manifest.shape[1:])
+    model = from_diffusers.read(Path(folder), manifest.shape[1:], line.stated)
     _check_guidance(name, model)
     knows = model.denoiser.classes is not None
     if knows != line.conditional:
@@ -97,7 +97,7 @@ def _captioned(
 
 def _check_guidance(name: str, model: from_diffusers.Adopted) -> None:
     """A UserError for a network of diffusers that embeds the weight of guidance: nobody says for which it was trained."""
-    if model.settings is not None and model.denoiser.takes_guidance:
+    if not model.is_ours and model.denoiser.takes_guidance:
         raise UserError(
             f"teachers.{name}.from: its network takes the weight of guidance as an input, and here a teacher is guided by "
             "two calls; take one without that input, such as the network that it was distilled from"

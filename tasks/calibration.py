@@ -97,7 +97,7 @@ class Networks:
     def _root(self, name: str) -> NetDenoiser:
         line = self.params.teachers[name]
         if isinstance(line, Adopted):
-            return from_diffusers.read(Path(line.folder), self.data.shape[1:]).denoiser
+            return from_diffusers.read(Path(line.folder), self.data.shape[1:], line.stated).denoiser
         classes = len(self.data.classes) if line.conditional else None
         span = line.reading.span(line.schedule)
         net = line.network.build(self.data.shape, classes, 0, span, self.data.inputs)

@@ -112,6 +112,7 @@ def _weights(parameters: Params) -> Iterator[Finding]:
         folder = Path(line.folder)
         networks = [each for each in (folder, folder / "unet") if (each / files.CONFIG).is_file()]
         weights = sorted(file for each in networks for file in each.glob("*.safetensors"))
+        weights = [folder] if folder.is_file() else weights
         if not weights:
             yield Finding(
                 f"weights of {name}",

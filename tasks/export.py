@@ -13,7 +13,7 @@ from diffcore import exports, nets
 from diffcore.checkpoints import Card, Guidance
 from diffcore.checkpoints.folded import fold
 from diffcore.checkpoints.pipeline import Pipeline
-from diffcore.checkpoints.to_diffusers import loop, pipeline_call
+from diffcore.checkpoints.to_diffusers import loop, pipeline_call, reading_of
 from diffcore.core import disk, threads
 from diffcore.core.errors import UserError
 from diffcore.metrics.estimate import Estimate
@@ -187,7 +187,7 @@ def _code(card: Card, times: Sequence[float], content: Mapping[str, Any]) -> str
         inputs = ["x", "timestep", *["class_labels"] * bool(card.classes), *["guidance"] * takes_weight]
         return (
             f"diffusers has no class for a `{kind}`. Call the network as `net({', '.join(inputs)})`; "
-            f"timestep is {card.num_timesteps} t - 1.\n"
+            f"{reading_of(card).words}.\n"
         )
     if card.inputs:
         return (

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from diffcore import methods, nets
+from diffcore.checkpoints.adopted import Stated
+from diffcore.checkpoints.schedulers import MOST_STEPS
 from diffcore.core.errors import UserError
 from diffcore.data.config import Config as DataConfig
+from diffcore.denoisers import parameterization
 from diffcore.denoisers.reading import KINDS, Reading
 from diffcore.lineage import Lineage
 from diffcore.metrics import features
-from diffcore.noise.schedule import SCHEDULES, Schedule, variance_preserving
+from diffcore.noise.schedule import SCHEDULES, Discrete, Schedule, variance_preserving
 from diffcore.search import gamma
 from diffcore.texts.config import Config as TextConfig
 from diffcore.training.config import Compute, Training
@@ -24,6 +27,9 @@ from tasks.sections import Adopted, Distill, Evaluate, Publish, Search, Teacher
 from tasks.strict_yaml import dump_yaml as dump_yaml
 from tasks.strict_yaml import load_yaml
 from tasks.typed import LETTERS, names, nearest, typed
+
+TRAINED = "trained"
+"""The key of what a network from elsewhere was trained on, where its files do not say so."""
 
 MOVED = {
     "network": "belongs to a line of `teachers` now: write it under teachers.teacher.network",
@@ -247,7 +253,8 @@ def _root(name: str, line: dict[str, Any], where: str, faults: list[str]) -> Tea
     fitting = typed(Training, {key: line[key] for key in shared if key in line}, where, faults)
     schedule = _schedule(line.get("schedule", "cosine"), f"{where}.schedule", faults)
     network = _network(line["network"], f"{where}.network", faults) if "network" in line else None
-    reading = _reading(line.get("reading", "vp"), network, schedule, f"{where}.reading", faults)
+    says = network.parameterization if network else None
+    reading = _reading(line.get("reading", "vp"), says, schedule, f"{where}.reading", faults)
     watch, seeds = _watch(line, method, fitting, where, faults), _seeds(line, where, faults)
     if network and method and network.parameterization == "x0" and not method.off_the_data:
         faults.append(
@@ -275,10 +282,58 @@ def _adopted(name: str, line: dict[str, Any], where: str, faults: list[str]) -> 
     if numbers:
         faults.append(f"{where}: give from or the numbers of a training, not both; leave out {', '.join(numbers)}")
     else:
-        faults += _unknown(line, ("from", "conditional", "inputs"), where)
+        faults += _unknown(line, ("from", "conditional", "inputs", "config", TRAINED), where)
+    stated = _stated(line, where, faults)
     if len(faults) > before:
         return None
-    return Adopted(name=name, folder=folder, conditional=conditional, inputs=tuple(inputs))
+    return Adopted(name=name, folder=folder, conditional=conditional, inputs=tuple(inputs), stated=stated)
+
+
+def _stated(line: dict[str, Any], where: str, faults: list[str]) -> Stated:
+    """What a line says of a network that lies alone: its config.json, and what it was trained on."""
+    config, trained = line.get("config"), line.get(TRAINED)
+    if config is not None and not (isinstance(config, str) and config.strip()):
+        faults.append(f"{where}.config: must be the path of a config.json, got {config!r}")
+        config = None
+    if trained is None:
+        return Stated(config)
+    where = f"{where}.{TRAINED}"
+    if not isinstance(trained, dict):
+        faults.append(f"{where}: must be a mapping of schedule, reading and parameterization")
+        return Stated()
+    needed = ("schedule", "reading", "parameterization")
+    faults += [f"{where}.{key}: missing" for key in needed if key not in trained]
+    faults += _unknown(trained, (*needed, "num_timesteps"), where)
+    if not set(needed) <= trained.keys():
+        return Stated()
+    word = trained["parameterization"]
+    if word not in parameterization.NAMES:
+        faults.append(f"{where}.parameterization: {word!r} is unknown{nearest(word, parameterization.NAMES)}")
+        return Stated()
+    schedule = _schedule(trained["schedule"], f"{where}.schedule", faults)
+    reading = _reading(trained["reading"], word, schedule, f"{where}.reading", faults)
+    if schedule is None or reading is None:
+        return Stated()
+    steps = _steps(trained, schedule, reading, where, faults)
+    stated = Stated(config, schedule, replace(reading, num_timesteps=steps))
+    try:
+        stated.check()
+    except UserError as error:
+        faults.append(f"{where}.parameterization: {error}")
+    return stated
+
+
+def _steps(trained: dict[str, Any], schedule: Schedule, reading: Reading, where: str, faults: list[str]) -> int:
+    """How many steps the times count that the network is told; of betas their number."""
+    usual = len(schedule.betas) if isinstance(schedule, Discrete) else None
+    steps = trained.get("num_timesteps", usual)
+    if steps is None and reading.time in ("log_sigma", "sigma"):
+        return reading.num_timesteps
+    if type(steps) is not int or not 1 <= steps <= MOST_STEPS or usual not in (None, steps):
+        whose = "the number of betas" if usual else "how many steps its times count, such as 1000"
+        faults.append(f"{where}.num_timesteps: must be {whose}, got {steps!r}")
+        return reading.num_timesteps
+    return steps
 
 
 def _network(value: Any, where: str, faults: list[str], usual: type[nets.Shape] | None = None) -> nets.Shape | None:
@@ -323,9 +378,7 @@ def _schedule(value: Any, where: str, faults: list[str]) -> Schedule | None:
     return None if len(faults) > before else variance_preserving(schedule)
 
 
-def _reading(
-    value: Any, network: nets.Shape | None, schedule: Schedule | None, where: str, faults: list[str]
-) -> Reading | None:
+def _reading(value: Any, says: str | None, schedule: Schedule | None, where: str, faults: list[str]) -> Reading | None:
     """A word of readings.KINDS, or a mapping with `name` and sigma_data; None for a fault, and beside faulty neighbours."""
     line = {"name": value} if isinstance(value, str) else value
     if not isinstance(line, dict) or line.get("name") not in KINDS:
@@ -337,9 +390,9 @@ def _reading(
     if isinstance(size, bool) or not isinstance(size, int | float) or not 0 < size < math.inf:
         faults.append(f"{where}.sigma_data: must be a positive number, got {size!r}")
         return None
-    if network is None or schedule is None:
+    if says is None or schedule is None:
         return None
-    reading = Reading.of(line["name"], network.parameterization, sigma_data=float(size))
+    reading = Reading.of(line["name"], says, sigma_data=float(size))
     try:
         reading.check(schedule)
     except UserError as error:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from diffcore import lineage, nets
+from diffcore.checkpoints.adopted import SILENT, Stated
 from diffcore.denoisers.reading import Reading
 from diffcore.methods import Method
 from diffcore.metrics import judge_file
@@ -57,10 +58,12 @@ class Teacher(lineage.Root):
 
 @dataclass(frozen=True, kw_only=True)
 class Adopted(lineage.Root):
-    """One line of `teachers` that says `from: PATH`: a network that is trained already, in diffusers' format."""
+    """One line of `teachers` that says `from: PATH`: a network that is trained already, a folder in diffusers' format or a
+    file. stated: what the line says of it that its files do not."""
 
     name: str
     folder: str
+    stated: Stated = SILENT
 
 
 @dataclass(frozen=True, kw_only=True)

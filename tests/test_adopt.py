@@ -549,7 +549,9 @@ def test_weights_that_diffusers_pickled_are_adopted_after_distill_read(tmp_path,
     weights = Path("ddpm/unet/diffusion_pytorch_model.bin")
     with pytest.raises(UserError, match=r"holds pickled weights only, .* or write their tensors with `distill read`$"):
         from_diffusers.read(Path("ddpm"))
-    with pytest.raises(UserError, match=r"\.bin is a file, and a teacher is a folder in .*; `distill read` lists"):
+    with pytest.raises(
+        UserError, match=r"\.bin holds tensors by name and not what network .* a folder in .*; `distill read` writes"
+    ):
         from_diffusers.read(weights)
     assert command.main(["read", str(weights), "out"]) == 0
     Path("out/model.safetensors").rename(weights.with_suffix(".safetensors"))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import pytest
 import torch
@@ -107,6 +108,21 @@ def test_a_flow_network_sees_the_straight_line_and_is_told_its_time():
     belief = reading.belief(level.alpha * x0 + level.sigma * eps, TIMES_IN, kind, eps - x0)
     close(belief.x0, x0)
     close(belief.eps, eps)
+
+
+@pytest.mark.parametrize("time", TIMES)
+@pytest.mark.parametrize("input", INPUTS)
+def test_what_a_model_card_says_of_it_is_what_it_does(input, time):
+    """Its words, as Python."""
+    reading, kind, t = Reading("v", 1000, input, time, 0.5), Flow(3.0), 0.3
+    numbers = {"x_t": 1.7, "t": t, "log": math.log, "sqrt": math.sqrt}
+    numbers |= {"alpha": float(kind.alpha(torch.tensor([t]))), "sigma": float(kind.sigma(torch.tensor([t])))}
+    at = torch.tensor([t], dtype=torch.float64)
+    seen, told = reading.fed(torch.full((1, 1), 1.7, dtype=torch.float64), at, kind)
+    words = dict(part.split(" is ") for part in reading.words.split(", "))
+    for word, value in {"x": seen, "timestep": told}.items():
+        text = re.sub(r"(\d) (t|alpha|sigma)", r"\1 * \2", words.get(word, "x_t")).replace("^", "**")
+        assert eval(text, numbers) == pytest.approx(float(value), rel=1e-6)
 
 
 def test_the_usual_reading_neither_scales_nor_rounds():

@@ -40,6 +40,16 @@ index: T t - 1, diffusers' index of t on a grid of T steps. time: T t. flow: T s
 c_noise.
 """
 
+SEEN = {"same": "x_t", "unit": "x_t / sqrt({a}^2 + sigma^2)", "flow": "x_t / ({a} + sigma)", "ve": "x_t / {a}"}
+TOLD = {
+    "index": "{T} t - 1",
+    "time": "{T} t",
+    "flow": "{T} sigma / (alpha + sigma)",
+    "log_sigma": "log(sigma / alpha) / 4",
+    "sigma": "sigma / alpha",
+}
+"""INPUTS and TIMES for a reader: a is sigma_data alpha, T the number of timesteps."""
+
 KINDS = {
     "vp": ("same", "index"),
     "flow": ("flow", "flow"),
@@ -120,6 +130,13 @@ class Reading:
             return self.num_timesteps
         start, end = self.timestep(torch.tensor([0.0, 1.0], dtype=torch.float64), schedule).tolist()
         return abs(end - start)
+
+    @property
+    def words(self) -> str:
+        """What is called x and timestep where the network is called, for a model card."""
+        seen = SEEN[self.input].format(a="alpha" if self.sigma_data == 1 else f"({self.sigma_data:g} alpha)")
+        told = f"timestep is {TOLD[self.time].format(T=self.num_timesteps)}"
+        return told if self.input == "same" else f"x is {seen}, {told}"
 
     def to_json(self) -> dict[str, Any] | None:
         """What a card says of it beside parameterization and num_timesteps; None for the usual one."""

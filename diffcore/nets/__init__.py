@@ -5,7 +5,7 @@ from pathlib import Path
 from torch import nn
 
 from diffcore.core.errors import UserError
-from diffcore.nets import diffusers_model, dit, module, unet
+from diffcore.nets import diffusers_model, dit, module, published, unet
 from diffcore.nets.family import Family, Shape
 from diffcore.nets.files import CONFIG, WEIGHTS, read_config, take
 
@@ -20,8 +20,8 @@ MODULE = module.FAMILY
 
 
 def is_own(name: str) -> bool:
-    """Whether networks of this `_class_name` are of a family of ours, and of no class of diffusers."""
-    return any(name in family.own for family in (*FAMILIES.values(), MODULE))
+    """Whether networks of this `_class_name` are of a family of ours or published by others, and of no class of diffusers."""
+    return name in published.formats() or any(name in family.own for family in (*FAMILIES.values(), MODULE))
 
 
 def open_folder(folder: Path, x0_eps: bool = False, vouched: bool = False) -> nn.Module:
@@ -55,6 +55,8 @@ def _opened(folder: Path, x0_eps: bool, vouched: bool) -> nn.Module:
                 "checkpoint of ours alone"
             )
         return MODULE.open(content, folder / WEIGHTS, x0_eps)
+    if content["_class_name"] in published.formats():
+        return published.opened(content, folder / WEIGHTS)
     for family in FAMILIES.values():
         if content["_class_name"] in family.formats and (folder / WEIGHTS).is_file():
             net = family.open(content, folder / WEIGHTS, x0_eps)

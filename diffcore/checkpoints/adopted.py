@@ -1,0 +1,106 @@
+"""A network from elsewhere that becomes a teacher, whatever it was read of."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from diffcore.core.errors import UserError
+from diffcore.denoisers.network import NetDenoiser
+from diffcore.denoisers.reading import Reading
+from diffcore.nets import published, unet
+from diffcore.nets.diffusers_model import DiffusersModel
+from diffcore.noise.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What a person says of a network where its files do not: the path of its config.json, the noise that it was trained on
+    and how it is fed and read, both or neither."""
+
+    config: str | None = None
+    schedule: Schedule | None = None
+    reading: Reading | None = None
+
+    def check(self) -> None:
+        """A UserError for a network that says eps where there is nothing but noise."""
+        says = self.reading and self.reading.parameterization
+        if says in ("eps", "score") and float(self.schedule.alpha(torch.ones(1))) == 0:
+            raise UserError(f"a network that says {says} has no image at t = 1 of a schedule that ends in pure noise")
+
+
+SILENT = Stated()
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """files: sha256 of each file that was read. image: [c, h, w] that the network was made for, h and w 0 where its config
+    does not say. classes: names by label, None where the folder does not tell them. sampling: what its scheduler does to the
+    believed x_0, in a recipe's words; empty for nothing. settings: of its scheduler in diffusers, None for a checkpoint of
+    ours and for a network alone. encoder: digest of the text encoders and tokenizers by whose embeddings it is told texts,
+    None where none lie there. latent: the folder of what makes its samples of images, None for a network of images. is_ours:
+    whether it is a checkpoint of this pipeline's own."""
+
+    denoiser: NetDenoiser
+    files: dict[str, str]
+    image: tuple[int, int, int]
+    classes: Sequence[str] | None = None
+    sampling: dict[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] | None = None
+    encoder: str | None = None
+    latent: str | None = None
+    is_ours: bool = False
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """What it must be told beside a class, by name."""
+        net, names = self.denoiser.net, self.denoiser.nothing.names
+        return tuple(each for each in names if not isinstance(net, DiffusersModel) or net.inputs[each].required)
+
+    @property
+    def skips(self) -> int | None:
+        """How many skips its U-Net has, None for a network that is not our own, whose parts cannot be run alone."""
+        return self.denoiser.net.config.skips if isinstance(self.denoiser.net, unet.UNet) else None
+
+    def check(self, image: Sequence[int], classes: Sequence[str] | None) -> None:
+        """A UserError if it is not a network for such images, [c, h, w], of these classes (names, or None)."""
+        channels, *sides = self.image
+        if channels != image[0] or (any(sides) and sides != list(image[1:])):
+            raise UserError(self._of_other_images(image))
+        content = self.denoiser.net.config_json()  # other networks halve nothing, or what they can
+        levels = len(content.get("block_out_channels", [0])) if content["_class_name"] == unet.FORMAT else 1
+        if any(side % 2 ** (levels - 1) for side in image[1:]):
+            raise UserError(
+                f"images of {image[1]} x {image[2]} cannot be halved {levels - 1} times as the teacher does; set data.size"
+            )
+        count = self.denoiser.classes
+        if count is not None and count != len(classes or ()):
+            raise UserError(self._of_other_classes(count, len(classes or ())))
+        if self.classes is not None and list(self.classes) != list(classes or ()):
+            raise UserError(f"the teacher's classes are {_few(self.classes)} and the data's are {_few(classes or ())}")
+
+    def _of_other_classes(self, own: int, data: int) -> str:
+        if isinstance(self.denoiser.net, published.Published):
+            return f"the teacher tells {own} classes apart, and the data have {data} classes; take the data it was trained on"
+        return (
+            f"the teacher's class table has {own + 1} rows, and the data have {data} classes; it needs a row for each and "
+            "one more, the last, for no class"
+        )
+
+    def _of_other_images(self, image: Sequence[int]) -> str:
+        own = " x ".join(str(size) if size else "?" for size in self.image)
+        data = " x ".join(map(str, image))
+        if self.latent:
+            return (
+                f"the teacher works on latents of {own}, which the encoder in {self.latent}/ makes of images, and the data "
+                f"are images of {data}, of which none are made here yet; take a teacher of pixels"
+            )
+        return (
+            f"the teacher is for images of {own} and the data are {data} (channels x height x width); set data.size and "
+            "data.channels to what it was trained with"
+        )
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") or "none"
