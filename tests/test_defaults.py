@@ -106,6 +106,7 @@ CONFIGS = {
         "bits": None,
         "captions": None,
         "unseen": None,
+        "draw": None,
     },
 }
 """Of each module's Config, of each method, and of a training; what has no default must be said."""

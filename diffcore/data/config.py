@@ -11,11 +11,36 @@ Filter = Literal["lanczos", "bicubic", "bilinear", "box"]
 
 
 @dataclass(frozen=True)
+class TeacherSampling:
+    """How a teacher draws the images of source "teacher:N", in the words of a sampling.
+
+    sampler: a word of SOLVERS. trajectory: of its times. steps: how many. guidance: the weight of classifier-free guidance,
+    None for none. batch: images that are drawn together.
+    """
+
+    sampler: str = "ddim"
+    trajectory: Literal["uniform", "quadratic", "uniform_logsnr", "karras"] = "uniform"
+    steps: int = 64
+    guidance: float | None = None
+    batch: int = 64
+
+    def __post_init__(self):
+        for name in ("steps", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+
+TEACHER = "teacher"
+"""The kind of source whose images are drawn."""
+
+
+@dataclass(frozen=True)
 class Config:
     """The section `data` of params.yaml.
 
     source: "digits" (scikit-learn's 1797 real 8x8 images), "folder:PATH" or "shards:PATTERN" (tars in webdataset's
-        layout, named by a path or an http(s) or s3 address with `*`, `{a,b}` or `{000..012}`): a file of `sources/` each.
+        layout, named by a path or an http(s) or s3 address with `*`, `{a,b}` or `{000..012}`): a file of `sources/` each;
+        "teacher:N" for N images that the teacher draws.
         PATH may begin with `~`.
     size: the side of the square that pictures are resized and cropped to, in pixels; None keeps them as they are.
     channels: 1 or 3; None takes the first picture's. Grey is ITU-R 601 luma; transparency is laid on white.
@@ -34,6 +59,7 @@ class Config:
     captions: of the images: a template with {class} in it, or what the source has them under (a column; txt or json.KEY in
         shards, docs/data.md); None for none.
     unseen: a shell's patterns of captions; images that have one are neither trained on nor held out.
+    draw: how the teacher draws them; None for how it does by itself, and where none draws.
     """
 
     source: str
@@ -51,9 +77,12 @@ class Config:
     bits: int | None = None
     captions: str | None = None
     unseen: list[str] | None = None
+    draw: TeacherSampling | None = None
 
     def __post_init__(self):
         kind, place = sources.parse(self.source)
+        if fault := kind.fault(place):
+            raise ValueError(fault)
         if "pipe:" in place:
             raise ValueError("source names a pipe:, which would run a command; only files are read")
         if remote.ADDRESS.match(place) and not kind.remote:
@@ -81,6 +110,21 @@ class Config:
         if self.unseen is not None and (self.captions is None or not all(self.unseen or [""])):
             what = "names captions, and captions is null" if self.captions is None else "must name at least one caption"
             raise ValueError(f"unseen {what}: null leaves none out")
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether a teacher draws the images."""
+        return self.source.partition(":")[0] == TEACHER
+
+    @property
+    def sampling(self) -> TeacherSampling:
+        """How a teacher draws the images."""
+        return self.draw or TeacherSampling()
+
+    @property
+    def count(self) -> int:
+        """How many images a teacher draws."""
+        return int(self.source.partition(":")[2])
 
     @property
     def origin(self) -> str:

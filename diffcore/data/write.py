@@ -46,6 +46,7 @@ def write(
     unfinished: ledger.Unfinished | None = None,
     cache: Cache | None = None,
     start: workers.Start = ThreadPoolExecutor,
+    drawn: Path | None = None,
 ) -> Manifest:
     """Reads `config.source` and writes it as shards and, last, manifest.json; `folder` appears whole or not at all.
 
@@ -53,12 +54,13 @@ def write(
     alone, not on the workers or the time. workers: how many read: threads, or what `start` starts for more than FEW images,
     such as `pixels.processes`. `on_progress` hears (images done, images found), `tell` what a user should know of what was
     read. Images that cannot be read are quarantined: left out, counted and named in the manifest. unfinished: where finished
-    tars are kept until all are, so that a killed writer goes on from there. cache: of a source that is remote.
+    tars are kept until all are, so that a killed writer goes on from there. cache: of a source that is remote. drawn:
+    the folder of what a teacher drew.
     Raises UserError if there is nothing to read, if more than `config.tolerance` of it cannot be read, or if the images
     do not go together.
     """
     with pixels.no_bombs():
-        source = selection.find(config, cache, tell)
+        source = selection.find(config, cache, tell, drawn)
         form = fitting.form(config, source)
         small = int(np.prod(form.shape)) <= SMALL
         kind = ("block" if small else "image") if config.members == "auto" else config.members
@@ -111,7 +113,7 @@ def _signature(job: _Job) -> dict[str, Any]:
     import PIL
     import webdataset
 
-    config = {name: value for name, value in asdict(job.config).items() if name not in ("flip", "license")}
+    config = {name: value for name, value in asdict(job.config).items() if name not in ("flip", "license", "draw")}
     versions = {"pillow": PIL.__version__, "numpy": np.__version__, "webdataset": webdataset.__version__}
     return {"data": config, "versions": versions, "shard_bytes": job.shard_bytes, "block": BLOCK}
 
@@ -281,5 +283,6 @@ def _manifest(job: _Job, part: _Part, classes: tuple[str, ...] | None) -> Manife
         splits=part.source.splits,
         filter=job.config.filter,
         digest=digest(content),
+        drawn=part.source.drawn,
         **content,
     )
