@@ -1,8 +1,9 @@
 """The stage `encode`: what networks are told by the captions of the images."""
 
 from diffcore.core import disk, threads
+from diffcore.data.ledger import Unfinished
 from diffcore.texts import encoders, stored
-from tasks import paths
+from tasks import graph, paths
 from tasks.params import Params
 from tasks.progress import Progress, log
 
@@ -17,8 +18,16 @@ def encode(params: Params) -> None:
         log("encode: no texts: text.encoder is null")
         return
     encoder = encoders.encoder_of(text.encoder, text.dimension, compute.device, compute.numbers)
-    with disk.folder(paths.TEXT) as folder:
-        written = stored.write(paths.DATA, folder, encoder, text.length, text.precision, Progress("encode", "captions"))
+    written = stored.write(
+        paths.DATA,
+        paths.TEXT,
+        encoder,
+        text.length,
+        text.precision,
+        Progress("encode", "captions"),
+        Unfinished(paths.RESUME / "encode", disk.digest([graph.code_digest("encode"), compute.threads])),
+        lambda line: log(f"encode: {line}"),
+    )
     _tell(written)
 
 

@@ -97,7 +97,8 @@ class Bench:
         root = None if self.is_root else checkpoints.read_card(paths.CHECKPOINTS / ROOT).digest
         content = gamma.read(paths.GAMMA, self.opened.card.digest if name == ROOT else root, paths.again("gamma"))
         self.gamma, self.least_cost = gamma.Gamma.from_json(content), _least_cost(content)
-        self.texts = embeddings_of(self.opened.card, paths.TEXT, Manifest.read(paths.DATA, verify=False))
+        manifest = Manifest.read(paths.DATA, verify=False)
+        self.texts, self.drawn_by = embeddings_of(self.opened.card, paths.TEXT, manifest), manifest.drawn_by
         places = rng.places_like(len(self.real), self.config.images, self.config.seed)
         self.prompts = prompts.known(self.real, self.texts, places)
         self.captions = _captions(places) if self.texts else None
@@ -460,12 +461,13 @@ def _reference(checkpoint: str) -> Sample:
 
 def _about(bench: Bench) -> dict[str, Any]:
     """What points of several checkpoints must have in common to be compared; a teacher's `teacher` are its own samples."""
-    return {
+    about = {
         "data": bench.opened.card.data,
         "real": bench.reference.digest,
         "gamma": bench.gamma_digest,
         "teacher": measured.digest_of(bench.teacher),
     }
+    return about | ({"drawn": bench.drawn_by} if bench.drawn_by else {})
 
 
 def plan(bench: Bench) -> Iterator[Plan]:

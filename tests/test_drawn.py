@@ -1,11 +1,13 @@
 """A teacher draws the data: each image from its own noise, class and prompt, in whatever batch, and whoever is killed."""
 
 import copy
+import dataclasses
 import itertools
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,13 +23,15 @@ from diffcore.data.config import Config, TeacherSampling
 from diffcore.data.feed import to_uint8
 from diffcore.data.manifest import Manifest
 from diffcore.data.write import write
+from diffcore.metrics.frontier import Frontier
 from diffcore.noise.trajectory import uniform
 from diffcore.sampling import teacher_images
 from diffcore.sampling.recipe import Recipe
 from diffcore.sampling.solvers import SOLVERS
 from diffcore.sampling.teacher_images import TeacherImages
 from diffcore.texts.encoders.words import Words
-from tasks import params, paths, rules, stages, undrawn
+from tasks import export, params, paths, rules, stages, undrawn
+from tests import test_frontier
 from tests.test_adopt import network, save, told_texts
 
 ROOT = Path(__file__).parent.parent
@@ -236,6 +240,26 @@ def test_shards_hold_the_images_and_say_who_drew_them(workspace):
     assert manifest.source == "teacher:7"
     elsewhere = write(Config(f"npz:{paths.DRAWN}/*.npz"), Path("elsewhere"))
     assert (elsewhere.digest, elsewhere.drawn) == (manifest.digest, None)  # what is trained on is the images alone
+
+
+def test_who_drew_the_data_is_said_wherever_they_are_called_real(workspace):
+    save(Path("theirs"))
+    draw(found := workspace(data={"draw": {"steps": 2}}))
+    manifest = write(found.data, paths.DATA, drawn=paths.DRAWN)
+    digest = disk.digest(from_diffusers.read(Path("theirs")).files)[:12]
+    assert manifest.drawn_by == f"7 images drawn by teacher ({digest}), ddim, 2 steps, seed 0"
+    card = SimpleNamespace(data=manifest.digest)
+    assert export._drawn(card) == f"They are not real: {manifest.drawn_by}. "
+    assert export._drawn(SimpleNamespace(data="d" * 64)) == ""
+    usual = test_frontier.DIGITS
+    told = dataclasses.replace(usual, drawn=manifest.drawn_by)
+    assert f"reference: {manifest.drawn_by}" in " ".join(told.table().split())
+    assert Frontier.from_json(told.to_json()).drawn == manifest.drawn_by
+    assert "reference" not in usual.table()
+    assert "drawn" not in usual.to_json()["about"]
+    assert Frontier.from_json(usual.to_json()) == usual
+    guided = dataclasses.replace(manifest, drawn={**manifest.drawn, "recipe": {"sampler": "ddim", "guidance": 2.5}})
+    assert guided.drawn_by.endswith("ddim, 2 steps, guidance 2.5, seed 0")
 
 
 def test_what_was_drawn_for_another_source_or_was_changed_is_refused(workspace):

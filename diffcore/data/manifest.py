@@ -84,6 +84,18 @@ class Manifest:
         return {name: value for name, value in asdict(self).items() if name not in LATER or value}
 
     @property
+    def drawn_by(self) -> str:
+        """Who drew the images, and how, in words; empty where no teacher did."""
+        if self.drawn is None:
+            return ""
+        by, recipe = self.drawn, self.drawn["recipe"]
+        guided = f", guidance {recipe['guidance']:g}" if "guidance" in recipe else ""
+        return (
+            f"{by['images']} images drawn by {by['name']} ({by['teacher'][:12]}), {recipe['sampler']}, {by['steps']} steps"
+            f"{guided}, seed {by['seed']}"
+        )
+
+    @property
     def image_bytes(self) -> int:
         """The size of one decoded image."""
         return int(np.prod(self.shape))

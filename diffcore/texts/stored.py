@@ -1,16 +1,21 @@
 """From shards with captions to the folder of their embeddings, never with more than one shard's in memory."""
 
+import contextlib
+import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from diffcore.core import disk
 from diffcore.core.errors import UserError
 from diffcore.data import embeddings, read
 from diffcore.data.embeddings import Table, Unseen
+from diffcore.data.ledger import Ledger, Unfinished
 from diffcore.data.manifest import HELD_OUT, Manifest
 from diffcore.texts.encoder import Encoder
 
@@ -63,22 +68,43 @@ def write(
     length: int | None,
     precision: str,
     progress: Callable[[int, int], None],
+    unfinished: Unfinished | None = None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> Stored:
-    """Encodes the captions of the images of `data`, and of those held out of it, into the empty `folder`.
+    """Encodes the captions of the images of `data`, and of those held out of it; `folder` appears whole or not at all.
 
     length: the most tokens of a caption, None for what `Encoder.of_length` says. precision: the dtype of the numbers that are
-    stored, by its name.
+    stored, by its name. unfinished: where finished tables are kept until all are, so that a killed writer goes on from there;
+    `tell` hears of it.
     """
     survey = _survey(data, encoder)
     encoder = encoder.of_length(length, survey.longest)
     encoding = _Encoding(encoder, getattr(torch, precision), progress, survey.distinct)
-    for shards, target in _folders(data, folder):
-        target.mkdir(exist_ok=True)
-        manifest = Manifest.read(shards, verify=False)
-        tables = map(encoding.table, read.captions(shards))
-        unseen = Unseen(manifest.unseen, encoding.inputs(manifest.unseen)) if manifest.unseen else None
-        embeddings.write(target, encoder.content, manifest, tables, encoding.nothing(), unseen)
+    with contextlib.ExitStack() as stack:
+        kept = unfinished and stack.enter_context(unfinished.open(_signature(data, encoder, precision), [], tell))
+        temporary = stack.enter_context(disk.folder(folder))
+        for shards, target in _folders(data, temporary):
+            target.mkdir(exist_ok=True)
+            _write(encoding, shards, target, kept if shards == data else kept and kept.below(HELD_OUT), tell)
     return Stored(encoder, survey)
+
+
+def _signature(data: Path, encoder: Encoder, precision: str) -> dict[str, Any]:
+    """All that the bytes of the tables depend on but the code and the number of threads."""
+    digests = [Manifest.read(shards, verify=False).digest for shards, _ in _folders(data, data)]
+    where = {"device": encoder.device.type, "torch": torch.__version__}
+    return {"encoder": encoder.content, "data": digests, "precision": precision, **where}
+
+
+def _write(encoding: "_Encoding", shards: Path, target: Path, kept: Ledger | None, tell: Callable[[str], None]) -> None:
+    manifest, done = Manifest.read(shards, verify=False), embeddings.finished(kept)
+    captions = read.captions(shards)
+    if done:
+        tell(f"goes on after {len(done)} of {len(manifest.shards)} tables")
+        encoding.skip(itertools.islice(captions, len(done)))
+    tables = map(encoding.table, captions)
+    unseen = Unseen(manifest.unseen, encoding.inputs(manifest.unseen)) if manifest.unseen else None
+    embeddings.write(target, encoding.encoder.content, manifest, tables, encoding.nothing(), unseen, kept, done)
 
 
 def _folders(data: Path, folder: Path) -> Iterator[tuple[Path, Path]]:
@@ -130,6 +156,10 @@ class _Encoding:
         places = {caption: place for place, caption in enumerate(dict.fromkeys(captions))}
         rows = torch.tensor([places[caption] for caption in captions])
         return Table(rows, self.inputs(list(places)))
+
+    def skip(self, tables: Iterable[Sequence[str]]) -> None:
+        """Counts the captions of tables that are there already."""
+        self.done += sum(len(set(captions)) for captions in tables)
 
     def inputs(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """By name [k, ...], of at least one caption."""
