@@ -30,8 +30,12 @@ def draw(params: Params) -> None:
         return
     signature = {**by, **images.signature, "threads": params.compute.threads}
     unfinished = Unfinished(paths.RESUME / "draw", graph.code_digest("draw"))
-    with unfinished.open(signature, [], lambda line: log(f"draw: {line}")) as kept, disk.folder(paths.DRAWN) as folder:
-        teacher_images.write(images, params.data.source, kept, folder, by, progress)
+
+    def tell(line: str) -> None:
+        log(f"draw: {line}")
+
+    with unfinished.open(signature, [], tell) as kept, disk.folder(paths.DRAWN) as folder:
+        teacher_images.write(images, params.data.source, kept, folder, by, progress, tell)
     log(
         f"draw: {images.count} images of {'x'.join(map(str, images.shape))} by {name} ({images.by['teacher'][:12]}), "
         f"{images.sampling.sampler}, {sampler.trajectory.steps} steps, seed {params.seed}"

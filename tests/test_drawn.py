@@ -295,6 +295,7 @@ def test_a_killed_stage_goes_on_after_its_last_file_and_ends_with_the_same_bytes
     assert not paths.DRAWN.exists()
     draw(found)
     assert asked == [0, 3, 3, 6]
+    assert "draw: goes on after 3 of 7 images\n" in capsys.readouterr().out
     assert content(paths.DRAWN) == whole
     assert not (paths.RESUME / "draw").exists()
     asked.clear()

@@ -98,8 +98,8 @@ class Adopted:
         """A UserError where it is told the embeddings of another encoder than the one of this content, which `whose` has."""
         if self.encoder not in (None, encoder["digest"], encoder.get("pipeline")):
             raise UserError(
-                f"teachers.{name} is told the embeddings of another encoder than those in {whose}; set text.encoder to the "
-                f"one that it was trained with, such as folder:{folder}"
+                f"teachers.{name} is told the embeddings of another encoder than those in {whose}; set text.encoder, and "
+                f"text.length, to those that it was trained with, such as folder:{folder}"
             )
 
     def _of_other_images(self, image: Sequence[int]) -> str:

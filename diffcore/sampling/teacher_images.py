@@ -128,15 +128,18 @@ def write(
     folder: Path,
     by: Mapping[str, Any],
     progress: Callable[[int, int], None],
+    tell: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Draws all images into the empty `folder`, as `data.drawn` has them.
 
     source: data.source. kept: where finished files are kept until all are, of the main process; None in the others. by: who
-    draws, in further words.
+    draws, in further words. tell: hears where it goes on.
     """
     done = processes.from_main((kept.load() or {"shards": []})["shards"] if kept else None)
-    headroom = Headroom()
-    for name, rows in list(_files(images.count))[len(done) :]:
+    headroom, files = Headroom(), list(_files(images.count))
+    if done:
+        tell(f"goes on after {files[len(done) - 1][1].stop} of {images.count} images")
+    for name, rows in files[len(done) :]:
         samples = images.draw(rows, headroom)
         if kept is not None:
             done.append(_kept(kept, name, images, rows, samples))
@@ -145,8 +148,8 @@ def write(
     if kept is not None:
         kept.link([each["name"] for each in done], folder)
         classes = list(images.classes) if images.classes else None
-        files = {each["name"]: each["sha256"] for each in done}
-        drawn.write(folder, drawn.Drawn(source, classes, bool(images.prompts), {**by, **images.by}, files))
+        digests = {each["name"]: each["sha256"] for each in done}
+        drawn.write(folder, drawn.Drawn(source, classes, bool(images.prompts), {**by, **images.by}, digests))
 
 
 def _files(images: int) -> Iterator[tuple[str, range]]:
