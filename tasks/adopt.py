@@ -8,7 +8,6 @@ from diffcore import checkpoints
 from diffcore.checkpoints import against_diffusers, from_diffusers
 from diffcore.checkpoints.encoded import embeddings_for
 from diffcore.core import disk
-from diffcore.core.errors import UserError
 from diffcore.core.shapes import IMAGE
 from diffcore.data.manifest import Manifest
 from diffcore.denoisers.network import NetDenoiser
@@ -27,13 +26,7 @@ def take(params: Params, name: str) -> None:
     manifest = Manifest.read(paths.DATA)
     folder = line.folder
     model = from_diffusers.read(Path(folder), manifest.shape[1:], line.stated)
-    _check_guidance(name, model)
-    knows = model.denoiser.classes is not None
-    if knows != line.conditional:
-        raise UserError(
-            f"teachers.{name}.conditional is {str(line.conditional).lower()}, but the teacher in {folder} knows "
-            f"{'' if knows else 'no '}classes; set it to {str(knows).lower()}"
-        )
+    model.check_told(name, folder, line.conditional, line.inputs)
     model.check(manifest.shape, manifest.classes)
     check_adopted(params, name, model.skips, model.denoiser.reading.parameterization)
     denoiser, encoder = _captioned(name, line, model, manifest)
@@ -51,7 +44,7 @@ def take(params: Params, name: str) -> None:
         "seed": params.seed,
         "code": graph.code_digest("teachers", "adopted"),
         "torch": config.torch_version(),
-        "classes": list(manifest.classes) if knows else None,
+        "classes": None if model.denoiser.classes is None else list(manifest.classes),
         "cost": COST,
         "encoder": encoder,
     }
@@ -75,30 +68,12 @@ def _captioned(
     """Its denoiser, for which what the encoder makes of the empty caption stands for nothing, and the encoder's digest. A
     UserError where the line says otherwise than the folder, and where the data's captions are embedded by another encoder."""
     own = model.denoiser
-    if not set(model.required) <= set(line.inputs) <= set(own.nothing.names):
-        raise UserError(
-            f"teachers.{name}.inputs is [{', '.join(line.inputs)}], but the teacher in {line.folder} is told "
-            f"{', '.join(own.nothing.names) or 'no texts'}; set it to [{', '.join(own.nothing.names)}]"
-        )
     texts = embeddings_for(line.inputs, paths.TEXT, manifest)
     if texts is None:
         return own, None
-    if model.encoder not in (None, texts.encoder["digest"], texts.encoder.get("pipeline")):
-        raise UserError(
-            f"teachers.{name} is told the embeddings of another encoder than those in {paths.TEXT}; set text.encoder to the "
-            f"one that it was trained with, such as folder:{line.folder}"
-        )
+    model.check_encoder(name, line.folder, texts.encoder, str(paths.TEXT))
     if model.encoder is None and set(line.inputs) - {IMAGE}:
         log(
             f"{name}: no text encoder that is known here lies in {line.folder}; nobody says that {paths.TEXT} is of its own"
         )
     return own.with_nothing({each: texts.nothing[each] for each in line.inputs}), texts.encoder["digest"]
-
-
-def _check_guidance(name: str, model: from_diffusers.Adopted) -> None:
-    """A UserError for a network of diffusers that embeds the weight of guidance: nobody says for which it was trained."""
-    if not model.is_ours and model.denoiser.takes_guidance:
-        raise UserError(
-            f"teachers.{name}.from: its network takes the weight of guidance as an input, and here a teacher is guided by "
-            "two calls; take one without that input, such as the network that it was distilled from"
-        )

@@ -158,8 +158,8 @@ def _measurements(sections: Mapping[str, Any], image: tuple[int, ...]) -> Iterat
     yield "features.dimension", 16 * features.dimension**2, "a covariance of so many features", lower
     yield "features.batch", features.batch * held, f"a batch of {features.batch} images", lower
     yield "evaluate.images", *_judged(evaluate.images, sections, image)
-    drawn = evaluate.usual_batch
-    yield "evaluate.batch", drawn * 4 * one, f"a batch of {drawn} images of {_side(image)}", lower
+    for key, drawn in (("evaluate", evaluate.usual_batch), ("data.draw", sections["data"].sampling.batch)):
+        yield f"{key}.batch", drawn * 4 * one, f"a batch of {drawn} images of {_side(image)}", lower
     yield "evaluate.fitted.points", 8 * fitted.points**2, "a table of all hops between so many points", lower
     paths = fitted.batch * fitted.points
     yield "evaluate.fitted.batch", paths * one, f"{paths} images on the teacher's paths", lower

@@ -1,9 +1,10 @@
 """The stage `encode`: what networks are told by the captions of the images, and by copies of them that lost something."""
 
 from diffcore.core import disk, threads
+from diffcore.data.ledger import Unfinished
 from diffcore.texts import encoders, stored
 from diffcore.texts.encoder import Encoder
-from tasks import paths
+from tasks import graph, paths
 from tasks.params import Params
 from tasks.progress import Progress, log
 
@@ -17,10 +18,18 @@ def encode(params: Params) -> None:
             stored.write_none(paths.DATA, folder)
         log("encode: no texts: text.encoder is null")
         return
-    named = text.encoder and encoders.encoder_of(text.encoder, text.dimension, compute.device, compute.numbers)
-    progress = Progress("encode", "captions")
-    with disk.folder(paths.TEXT) as folder:
-        written = stored.write(paths.DATA, folder, named, text.length, text.precision, progress, image)
+    encoder = text.encoder and encoders.encoder_of(text.encoder, text.dimension, compute.device, compute.numbers)
+    written = stored.write(
+        paths.DATA,
+        paths.TEXT,
+        encoder,
+        text.length,
+        text.precision,
+        Progress("encode", "captions"),
+        Unfinished(paths.RESUME / "encode", disk.digest([graph.code_digest("encode"), compute.threads])),
+        lambda line: log(f"encode: {line}"),
+        image,
+    )
     if written.encoder is not None:
         _tell(written.encoder, written.survey)
     if image is not None:

@@ -16,6 +16,7 @@ from diffcore.checkpoints.pipeline import Pipeline
 from diffcore.checkpoints.to_diffusers import loop, pipeline_call, reading_of
 from diffcore.core import disk, threads
 from diffcore.core.errors import UserError
+from diffcore.data.manifest import Manifest
 from diffcore.metrics.estimate import Estimate
 from diffcore.metrics.frontier import Frontier
 from diffcore.metrics.point import Point, best_of
@@ -111,11 +112,21 @@ def readme(
         *([_row(point)] if point else []),
         *([f"![quality against network calls, of all that was measured]({PICTURE.name})\n"] if has_picture else []),
         "## Data\n",
-        f"Images of shape {card.image} (channels, height, width), digest `{card.data}`. " + _licenses(license, source),
+        f"Images of shape {card.image} (channels, height, width), digest `{card.data}`. {_drawn(card)}"
+        + _licenses(license, source),
         "## Sampling\n",
         _sampling(card, point or each.sampling, content, pipeline),
     ]
     return "\n".join(parts)
+
+
+def _drawn(card: Card) -> str:
+    """Who drew the data, where they lie in this folder."""
+    if not (paths.DATA / "manifest.json").exists():
+        return ""
+    manifest = Manifest.read(paths.DATA, verify=False)
+    own = manifest.drawn_by if manifest.digest == card.data else ""
+    return f"They are not real: {own}. " if own else ""
 
 
 def _licenses(license: str | None, source: Origin | None) -> str:

@@ -97,7 +97,9 @@ def _read(names: list[str]) -> tuple[Frontier, Tensors]:
             )
     floor = Floor.from_json(first["floor"])
     judge = Skill(**first["judge"])
-    return Frontier(tuple(with_crossfit(with_best(points))), floor, first["about"]["data"], judge), samples
+    about = first["about"]
+    whole = tuple(with_crossfit(with_best(points)))
+    return Frontier(whole, floor, about["data"], judge, drawn=about.get("drawn", "")), samples
 
 
 def curves() -> dict[str, str]:

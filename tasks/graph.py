@@ -14,6 +14,7 @@ from tasks.paths import (
     COST,
     CURVES,
     DATA,
+    DRAWN,
     FEATURES,
     FRONTIER,
     GAMMA,
@@ -38,6 +39,7 @@ _curve = CURVES / f"{KEY}.csv"
 _trained = {str(path) for path in (CHECKPOINTS / KEY, _curve, f"{_curve}.sha256", COST / f"{KEY}.json")}
 
 WRITES = {
+    "draw": {str(DRAWN)},
     "shard": {str(DATA)},
     "encode": {str(TEXT)},
     "features": {str(FEATURES)},

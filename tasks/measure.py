@@ -99,7 +99,7 @@ class Bench:
         content = gamma.read(paths.GAMMA, self.opened.card.digest if name == ROOT else root, paths.again("gamma"))
         self.gamma, self.least_cost = gamma.Gamma.from_json(content), _least_cost(content)
         manifest = Manifest.read(paths.DATA, verify=False)
-        self.texts = embeddings_of(self.opened.card, paths.TEXT, manifest)
+        self.texts, self.drawn_by = embeddings_of(self.opened.card, paths.TEXT, manifest), manifest.drawn_by
         self.places = rng.places_like(len(self.real), self.config.images, self.config.seed)
         self.prompts = prompts.known(self.real, self.texts, self.places)
         self.captions = _captions(self.places) if self.texts and manifest.captions else None
@@ -474,12 +474,13 @@ def _reference(checkpoint: str) -> Sample:
 
 def _about(bench: Bench) -> dict[str, Any]:
     """What points of several checkpoints must have in common to be compared; a teacher's `teacher` are its own samples."""
-    return {
+    about = {
         "data": bench.opened.card.data,
         "real": bench.reference.digest,
         "gamma": bench.gamma_digest,
         "teacher": measured.digest_of(bench.teacher),
     }
+    return about | ({"drawn": bench.drawn_by} if bench.drawn_by else {})
 
 
 def plan(bench: Bench) -> Iterator[Plan]:

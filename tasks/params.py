@@ -125,6 +125,7 @@ def _together(sections: Mapping[str, Any]) -> list[str]:
         faults += dict.fromkeys(rules.sampled(sections, lines))
         faults += rules.foreign(evaluate, lines)
         faults += rules.captioned(sections)
+        faults += rules.drawn(sections)
     if not faults:
         faults += rules.guided(evaluate, lines)
     return faults

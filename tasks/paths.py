@@ -9,6 +9,9 @@ RESUME = Path(os.environ.get(RESUME_VARIABLE) or ".resume")
 """Where stages save their state: a folder that hosts share, or this one's own."""
 
 ARTIFACTS = Path("artifacts")
+DRAWN = ARTIFACTS / "drawn"
+"""Images that a teacher drew, or that none did."""
+
 DATA = ARTIFACTS / "data"
 HOLDOUT = DATA / "holdout"
 """Images that nothing is trained on, a folder of shards like DATA; absent where none were held out."""

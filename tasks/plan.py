@@ -25,6 +25,7 @@ from diffcore.noise.schedule import Cosine
 from diffcore.noise.trajectory import uniform
 from diffcore.sampling.recipe import Recipe
 from diffcore.sampling.sampler import rehearse
+from diffcore.sampling.solvers import SOLVERS
 from diffcore.sampling.solvers.analytic import Analytic
 from diffcore.watching.samples import BATCH
 from tasks import locks, paths, pipeline, places, stages
@@ -49,7 +50,7 @@ POINTS, IMAGES = 65, 1797
 DVC = 1.7
 """CPU seconds of DVC and the supervisor for each stage."""
 
-MEGABYTES = {"shard": 270, "encode": 250, "search": 262, "frontier": 331, "publish": 469}
+MEGABYTES = {"draw": 40, "shard": 270, "encode": 250, "search": 262, "frontier": 331, "publish": 469}
 """Of the processes of stages that are not calibrated."""
 
 DIGITS = 147
@@ -173,6 +174,8 @@ def _cost(name: str, params: Params, data: PlannedData, calibration: Mapping[str
     share = points / POINTS
     megabytes = MEGABYTES.get(kind, 0) + DIGITS * (kind == "shard" and params.data.source == "digits")
     memory = megabytes * 10**6 + min(data.bytes, params.compute.memory_bytes)
+    if kind == "draw":
+        return _drawing(name, params, data, calibration, begin, speed)
     if kind in ("teachers", "distill"):
         return _training(name, line, params, calibration["lines"][line], begin, slots)
     if _measures(name):
@@ -195,6 +198,19 @@ def _cost(name: str, params: Params, data: PlannedData, calibration: Mapping[str
     }
     disks = {"shard": 2 * data.bytes, "frontier": round(2 * TABLES * share), "publish": _published(params, calibration)}
     return Cost(name, begin + constant.get(kind, 0.0) * speed, 0, memory, disks.get(kind, 0))
+
+
+def _drawing(
+    name: str, params: Params, data: PlannedData, calibration: Mapping[str, Any], begin: float, speed: float
+) -> Cost:
+    """Of the images of source teacher:N; of another source next to nothing."""
+    if not params.data.is_drawn:
+        return Cost(name, DVC * speed, 0, MEGABYTES["draw"] * 10**6, 0)
+    sampling, own = params.data.sampling, next(iter(calibration["lines"].values()))
+    recipe = Recipe(SOLVERS[sampling.sampler](), guidance=sampling.guidance)
+    each = ADAPTIVE if recipe.solver.adaptive else len(_evaluations(recipe, sampling.steps))
+    calls = params.data.count * each * (1 if sampling.guidance is None else 2)
+    return Cost(name, begin + calls * own["call"], calls, int(own["call_bytes"]), 2 * data.bytes)
 
 
 def _judged(cost: Cost, params: Params, calibration: Mapping[str, Any], todo: Mapping[str, stages.Stage]) -> Cost:

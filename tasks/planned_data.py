@@ -54,6 +54,5 @@ def planned_data(params: Params) -> PlannedData:
         return PlannedData(manifest.images, tuple(manifest.shape), manifest.classes, inputs)
     if params.data.source == "digits" and params.data.size is None and params.data.limit is None:
         return PlannedData(*DIGITS)
-    raise UserError(
-        "how many images there are and how large is counted by the stage `shard`; run `distill shard` first"
-    )
+    first = "`distill draw` and `distill shard`" if params.data.is_drawn else "`distill shard`"
+    raise UserError(f"how many images there are and how large is counted by the stage `shard`; run {first} first")

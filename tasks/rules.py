@@ -6,13 +6,15 @@ from typing import Any
 from diffcore.checkpoints import Guidance
 from diffcore.core.errors import UserError
 from diffcore.core.shapes import IMAGE
+from diffcore.data import prompt_file
 from diffcore.lineage import Lineage
 from diffcore.noise.schedule import Cosine, Schedule
 from diffcore.noise.trajectory import TRAJECTORIES, Trajectory
 from diffcore.sampling import deepcache
 from diffcore.sampling.sampler import check_grid, rehearse
+from diffcore.sampling.solvers import SOLVERS
 from diffcore.sampling.solvers.analytic import Analytic
-from tasks.sections import OWN, ROOT, Evaluate, Sampling
+from tasks.sections import OWN, ROOT, Adopted, Evaluate, Sampling
 from tasks.typed import listed, nearest
 
 SOME = 8
@@ -181,6 +183,41 @@ def captioned(sections: Mapping[str, Any]) -> Iterator[str]:
             )
         if IMAGE in root.inputs and condition is None:
             yield f"teachers.{name}: it is told image, and data.image_condition is null; say which copy, or tell it no image"
+
+
+def drawing(teachers: Mapping[str, Any]) -> str | None:
+    """The line of the teacher that draws the data: the first that is there already; None for none."""
+    return next((name for name, root in teachers.items() if isinstance(root, Adopted)), None)
+
+
+def drawn(sections: Mapping[str, Any]) -> Iterator[str]:
+    """Data that a teacher shall draw who is not there yet, is told nothing, or cannot be sampled so."""
+    data, teachers = sections["data"], sections["teachers"]
+    if not data.is_drawn:
+        if data.draw is not None:
+            yield f"data.draw: is for source teacher:N, not {data.source}; leave it null"
+        return
+    name = drawing(teachers)
+    if name is None:
+        which = ", ".join(f"teachers.{each}" for each in teachers)
+        yield (
+            f"data.source: {data.source} is drawn by a teacher that is there already, and {which} is trained on images; say "
+            f"teachers.{next(iter(teachers))}: {{from: PATH}}"
+        )
+        return
+    root, sampling, from_file = teachers[name], data.sampling, prompt_file.is_file(data.captions)
+    if IMAGE in root.inputs:
+        yield f"data.source: teachers.{name} is told a copy of an image, and it draws from none; name another source"
+    if root.inputs and not from_file:
+        yield f"data.captions: teachers.{name} is told {', '.join(root.inputs)}; name a file of prompts, such as prompts.txt"
+    if from_file and not root.inputs:
+        yield f"data.captions: teachers.{name}, which draws the images, is told no text; leave it null, or give it inputs"
+    if sampling.guidance is not None and not root.is_told:
+        yield f"data.draw.guidance: teachers.{name} is told no classes and no texts; leave it null"
+    if sampling.sampler not in SOLVERS:
+        yield f"data.draw.sampler: {sampling.sampler!r} is unknown{nearest(sampling.sampler, SOLVERS)}"
+    elif issubclass(SOLVERS[sampling.sampler], Analytic):
+        yield f"data.draw.sampler: {sampling.sampler} needs an estimate of Gamma, which needs images; name another"
 
 
 def foreign(evaluate: Evaluate, lines: Lineage) -> Iterator[str]:

@@ -20,6 +20,7 @@ def shard(params: Params) -> None:
         unfinished=Unfinished(paths.RESUME / "shard", graph.code_digest("shard", "")),
         cache=Cache(paths.RESUME / "remote", params.compute.cache_bytes),
         start=pixels.processes,
+        drawn=paths.DRAWN,
     )
     height = "x".join(map(str, manifest.shape[1:]))
     classes = f"{len(manifest.classes)} classes" if manifest.classes else "no labels"

@@ -17,7 +17,7 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
 from diffcore.core.errors import MISTAKE, UserError
-from tasks import dvc_environment
+from tasks import dvc_environment, undrawn
 from tasks.faults import one_line
 from tasks.running import Ended, Log, Running
 
@@ -51,14 +51,21 @@ def graph(workspace: Path) -> dict[str, Stage]:
 
 
 def stale(workspace: Path) -> tuple[dict[str, Stage], set[str]]:
-    """`graph`, and the names of the stages that are not up to date or need one that is not: all looked at in one go."""
-    with _read(workspace, _wait_for_lock=True) as repo:
-        stages, names = _graph(workspace, repo), {stage.addressing: _name(stage) for stage in repo.index.stages}
-        changed = {names[address] for address in repo.status() if address in names}
+    """`graph`, and the names of the stages that are not up to date or need one that is not: all looked at in one go. A stage
+    `draw` that draws nothing, and has said so, makes none of those after it stale."""
+    stages, changed = _looked_at(workspace)
+    settled = {"draw"} if undrawn.is_settled(workspace) else set()
     for name, stage in stages.items():
-        if changed & set(stage.after):
+        if (changed - settled) & set(stage.after):
             changed.add(name)
     return stages, changed & set(stages)
+
+
+def _looked_at(workspace: Path) -> tuple[dict[str, Stage], set[str]]:
+    """`graph`, and the names of the stages that are not up to date themselves."""
+    with _read(workspace, _wait_for_lock=True) as repo:
+        stages, names = _graph(workspace, repo), {stage.addressing: _name(stage) for stage in repo.index.stages}
+        return stages, {names[address] for address in repo.status() if address in names}
 
 
 @contextlib.contextmanager

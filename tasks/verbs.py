@@ -70,6 +70,12 @@ def _one_line(error: typer.TyperException, verbs: Iterable[str]) -> str:
 
 
 @app.command()
+def draw() -> Verb:
+    """let a teacher draw the images of data.source teacher:N"""
+    return Verb(_draw, ("draw",))
+
+
+@app.command()
 def shard() -> Verb:
     """read the images of data.source and write them as shards"""
     return Verb(_shard, ("shard",))
@@ -338,6 +344,19 @@ def workspace(
 
 
 # ---- what they do
+
+
+def _draw() -> int:
+    from tasks import undrawn
+
+    if undrawn.write():
+        return 0
+    from tasks import params
+
+    parameters = params.read()
+    from tasks import draw
+
+    return _together(parameters, draw.draw, "draw")
 
 
 def _shard() -> None:

@@ -290,6 +290,7 @@ def test_what_every_number_takes_of_memory_is_counted():
         "features.batch": 13 * (4 * 2 * 8 * 25 + 2 * 300),
         "evaluate.images": 17 * (2 * 300 + 8 * 11),
         "evaluate.batch": 19 * 4 * 300,
+        "data.draw.batch": 64 * 4 * 300,
         "evaluate.fitted.points": 8 * 23 * 23,
         "evaluate.fitted.batch": 29 * 23 * 300,
         "gamma.batch": 31 * 4 * 300,

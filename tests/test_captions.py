@@ -192,7 +192,9 @@ def small_blocks(monkeypatch):
 
 
 def test_every_kind_of_source_is_here_or_has_a_test_of_its_own():
-    assert {kind.partition(",")[0].removeprefix("our ") for kind in KINDS} | {"digits"} == set(sources.names())
+    assert {kind.partition(",")[0].removeprefix("our ") for kind in KINDS} | {"digits", "teacher"} == set(
+        sources.names()
+    )
 
 
 @pytest.mark.parametrize("members", ["block", "image"])

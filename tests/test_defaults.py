@@ -107,6 +107,7 @@ CONFIGS = {
         "captions": None,
         "unseen": None,
         "image_condition": None,
+        "draw": None,
     },
 }
 """Of each module's Config, of each method, and of a training; what has no default must be said."""

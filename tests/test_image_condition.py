@@ -78,8 +78,8 @@ def shards(tmp_path_factory):
 
 def encoded(shards, folder, encoder=None, word="downscale:2", precision="float32"):
     own = encoder and encoder_of(encoder, 8, torch.device("cpu"), "float32")
-    stored.write(shards, folder, own, None, precision, lambda *_: None, word)
-    return embeddings.read(folder, Manifest.read(shards))
+    stored.write(shards, folder / "told", own, None, precision, lambda *_: None, image=word)
+    return embeddings.read(folder / "told", Manifest.read(shards))
 
 
 @pytest.mark.parametrize("encoder", [None, "words"])

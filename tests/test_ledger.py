@@ -15,7 +15,7 @@ from PIL import Image
 from diffcore.core import disk
 from diffcore.core.errors import UserError
 from diffcore.data import fitting, selection
-from diffcore.data.config import Config
+from diffcore.data.config import Config, TeacherSampling
 from diffcore.data.ledger import Ledger, Unfinished
 from diffcore.data.read import load_resident
 from diffcore.data.sources.folder import _read_file
@@ -164,7 +164,7 @@ def test_two_writers_of_one_folder_do_not_share_their_work(flat, tmp_path):
     kept = Unfinished(tmp_path / "kept")
     with (
         kept.open({}, [], lambda line: None),
-        pytest.raises(UserError, match="another process is writing the shards"),
+        pytest.raises(UserError, match="another process is at work on the same files"),
     ):
         write(Config(f"folder:{flat}"), tmp_path / "out", unfinished=kept)
 
@@ -174,7 +174,7 @@ import sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from diffcore.data import write
-from diffcore.data.config import Config
+from diffcore.data.config import Config, TeacherSampling
 from diffcore.data.ledger import Unfinished
 
 def wait(done, total):
@@ -280,7 +280,7 @@ def test_each_word_of_the_configuration_that_changes_the_bytes_starts_anew_and_n
         "captions": "{class}",
         "unseen": None,
     }
-    free = {"flip": True, "license": "mine"}
+    free = {"flip": True, "license": "mine", "draw": TeacherSampling()}
     assert {*others, *free} == set(Config.__dataclass_fields__)
 
     def signature(config: Config, shard_bytes: int = 1) -> str:

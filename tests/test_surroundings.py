@@ -229,6 +229,7 @@ def test_without_any_output_it_ends_as_well(monkeypatch):
 
 
 COMMANDS = {
+    "draw": ("draw.draw", [], 0),
     "shard": ("shard.shard", [], 0),
     "encode": ("encode.encode", [], 0),
     "features": ("features.train", [], 0),
@@ -262,6 +263,7 @@ def order(monkeypatch) -> list:
     ):
         note(place)
     note("dvc_files.put_back", [])
+    monkeypatch.setattr("tasks.undrawn.write", lambda: False)
     note("report.run", 7)
     note("params.read", PARAMS)
     return seen

@@ -6,6 +6,7 @@ import math
 import shutil
 import socket
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -440,6 +441,8 @@ def caption_of(place: int) -> str:
 def workspace(tmp_path, monkeypatch):
     """Digits in several shards, as many of them held out, each with a caption."""
     monkeypatch.chdir(tmp_path)
+    for name in ("diffcore", "tasks", "dvc.yaml"):
+        (tmp_path / name).symlink_to(Path(__file__).parent.parent / name)
     write(DataConfig("digits", limit=COUNT, split=Split(holdout=0.2), members="image"), paths.DATA, 1, shard_bytes=3000)
     monkeypatch.setattr(stored, "Manifest", Captioned)
     monkeypatch.setattr(read, "captions", captions_of, raising=False)
@@ -599,3 +602,57 @@ def test_captions_are_encoded_in_batches_and_each_shards_once(workspace, monkeyp
     assert max(sizes) == 4
     assert calls[-1] == (distinct, distinct)
     assert [done for done, _ in calls] == sorted(done for done, _ in calls)
+
+
+class Dying:
+    """Encodes, and dies at the caption of this number."""
+
+    def __init__(self, real, death: int):
+        self.real, self.left, self.captions = real, death, []
+
+    def __call__(self, encoder, captions):
+        self.left -= len(captions)
+        if self.left < 0 and captions != [""]:
+            raise KeyboardInterrupt
+        self.captions += captions
+        return self.real(encoder, captions)
+
+
+def test_a_killed_stage_makes_no_table_again_that_was_whole_and_ends_with_the_same_bytes(
+    workspace, monkeypatch, capsys
+):
+    def content():
+        return {str(p.relative_to(paths.TEXT)): p.read_bytes() for p in sorted(paths.TEXT.rglob("*")) if p.is_file()}
+
+    real, found = words_file.Words.encode, set_to(encoder="words")
+    encode.encode(found)
+    whole, captions = content(), list(captions_of(paths.DATA))
+    held = list(captions_of(paths.HOLDOUT))
+    disk._remove(paths.TEXT)
+    assert len(captions) > 2
+    dying, asked = Dying(real, len(set(captions[0])) + 3), Dying(real, 10**9)
+    monkeypatch.setattr(words_file.Words, "encode", lambda self, captions: dying(self, captions))
+    with pytest.raises(KeyboardInterrupt):
+        encode.encode(found)
+    assert not paths.TEXT.exists()
+    monkeypatch.setattr(words_file.Words, "encode", lambda self, captions: asked(self, captions))
+    encode.encode(found)
+    assert f"encode: goes on after 1 of {len(captions)} tables" in capsys.readouterr().out
+    left = sum(len(set(each)) for each in captions[1:] + held) + 2 * len(UNSEEN)
+    assert len([caption for caption in asked.captions if caption]) == left
+    assert content() == whole
+    assert not (paths.RESUME / "encode").exists()
+
+
+@pytest.mark.parametrize("change", [{"dimension": 3}, {"precision": "float16"}, {"length": 2}])
+def test_tables_of_other_settings_are_made_again(workspace, monkeypatch, capsys, change):
+    with monkeypatch.context() as patch:
+        patch.setattr(embeddings, "_write_manifest", lambda *words: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            encode.encode(set_to(encoder="words"))
+    assert (paths.RESUME / "encode/000000.safetensors").exists()
+    encode.encode(set_to(encoder="words", **change))
+    assert "encode: starts anew: the configuration or the code is not that" in capsys.readouterr().out
+    again = {p.name: disk.sha256(p) for p in sorted(paths.TEXT.glob("*")) if p.is_file()}
+    encode.encode(set_to(encoder="words", **change))
+    assert {p.name: disk.sha256(p) for p in sorted(paths.TEXT.glob("*")) if p.is_file()} == again

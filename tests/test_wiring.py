@@ -182,6 +182,7 @@ def test_images_are_sharded_as_the_file_says(project, monkeypatch, capsys):
     (call,) = calls
     assert call.words[:3] == (project.data, paths.DATA, 5)
     assert call.named["start"] is pixels.processes
+    assert call.named["drawn"] == paths.DRAWN
     unfinished = call.named["unfinished"]
     assert unfinished == Unfinished(paths.RESUME / "shard", graph.code_digest("shard"))
     assert call.named["cache"] == Cache(paths.RESUME / "remote", 3 * 2**30)

@@ -80,6 +80,33 @@ class Adopted:
         if self.classes is not None and list(self.classes) != list(classes or ()):
             raise UserError(f"the teacher's classes are {_few(self.classes)} and the data's are {_few(classes or ())}")
 
+    def check_told(self, name: str, folder: str, conditional: bool, inputs: Sequence[str]) -> None:
+        """A UserError where the line `name` of `teachers`, which takes it from `folder`, says otherwise what it is told."""
+        if not self.is_ours and self.denoiser.takes_guidance:  # nobody says for which weights it was trained
+            raise UserError(
+                f"teachers.{name}.from: its network takes the weight of guidance as an input, and here a teacher is guided "
+                "by two calls; take one without that input, such as the network that it was distilled from"
+            )
+        knows, names = self.denoiser.classes is not None, self.denoiser.nothing.names
+        if knows != conditional:
+            raise UserError(
+                f"teachers.{name}.conditional is {str(conditional).lower()}, but the teacher in {folder} knows "
+                f"{'' if knows else 'no '}classes; set it to {str(knows).lower()}"
+            )
+        if not set(self.required) <= set(inputs) <= set(names):
+            raise UserError(
+                f"teachers.{name}.inputs is [{', '.join(inputs)}], but the teacher in {folder} is told "
+                f"{', '.join(names) or 'no texts'}; set it to [{', '.join(names)}]"
+            )
+
+    def check_encoder(self, name: str, folder: str, encoder: Mapping[str, Any], whose: str) -> None:
+        """A UserError where it is told the embeddings of another encoder than the one of this content, which `whose` has."""
+        if self.encoder not in (None, encoder["digest"], encoder.get("pipeline")):
+            raise UserError(
+                f"teachers.{name} is told the embeddings of another encoder than those in {whose}; set text.encoder, and "
+                f"text.length, to those that it was trained with, such as folder:{folder}"
+            )
+
     def _of_other_classes(self, own: int, data: int) -> str:
         if isinstance(self.denoiser.net, published.Published):
             return f"the teacher tells {own} classes apart, and the data have {data} classes; take the data it was trained on"

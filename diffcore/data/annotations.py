@@ -103,7 +103,7 @@ def _unclear(fault: str, remedy: str) -> UserError:
 def _datasets(root: Path, names: list[str]) -> Annotations:
     labels: dict[str, Label] = {}
     for name in names:
-        for image, label in dataset_labels(_text(root, name), name):
+        for image, label in dataset_labels(text(root, name), name):
             _put(labels, name, image, label)
     files = _few(names)
     if not labels:
@@ -142,7 +142,7 @@ def _metadata(root: Path, names: list[str], column: str | None) -> Annotations:
 
 
 def _tables(root: Path, names: list[str]) -> dict[str, list[dict[str, Any]]]:
-    return {name: list(_rows(_text(root, name), name)) for name in names}
+    return {name: list(rows(text(root, name), name)) for name in names}
 
 
 def _columns(tables: dict[str, list[dict[str, Any]]]) -> list[str]:
@@ -231,8 +231,9 @@ def _check_range(name: str, path: str, label: Label) -> None:
         )
 
 
-def _rows(text: str, name: str) -> Iterator[dict[str, Any]]:
-    yield from _csv_rows(text, name) if name.endswith(".csv") else _json_rows(text, name)
+def rows(content: str, name: str) -> Iterator[dict[str, Any]]:
+    """Those of a table, .csv or .jsonl, of this content. Raises UserError for what is none."""
+    yield from _csv_rows(content, name) if name.endswith(".csv") else _json_rows(content, name)
 
 
 def _csv_rows(text: str, name: str) -> Iterator[dict[str, Any]]:
@@ -259,7 +260,8 @@ def _json_rows(text: str, name: str) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _text(root: Path, name: str) -> str:
+def text(root: Path, name: str) -> str:
+    """The content of a file, which is in UTF-8. Raises UserError for one that cannot be read."""
     try:
         if not (root / name).is_file():
             raise OSError("it is no regular file")

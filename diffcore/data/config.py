@@ -15,11 +15,36 @@ CONDITION = re.compile(r"grey|downscale:([2-9]|[1-9]\d+)", re.ASCII)
 
 
 @dataclass(frozen=True)
+class TeacherSampling:
+    """How a teacher draws the images of source "teacher:N", in the words of a sampling.
+
+    sampler: a word of SOLVERS. trajectory: of its times. steps: how many. guidance: the weight of classifier-free guidance,
+    None for none. batch: images that are drawn together.
+    """
+
+    sampler: str = "ddim"
+    trajectory: Literal["uniform", "quadratic", "uniform_logsnr", "karras"] = "uniform"
+    steps: int = 64
+    guidance: float | None = None
+    batch: int = 64
+
+    def __post_init__(self):
+        for name in ("steps", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+
+TEACHER = "teacher"
+"""The kind of source whose images are drawn."""
+
+
+@dataclass(frozen=True)
 class Config:
     """The section `data` of params.yaml.
 
     source: "digits" (scikit-learn's 1797 real 8x8 images), "folder:PATH" or "shards:PATTERN" (tars in webdataset's
-        layout, named by a path or an http(s) or s3 address with `*`, `{a,b}` or `{000..012}`): a file of `sources/` each.
+        layout, named by a path or an http(s) or s3 address with `*`, `{a,b}` or `{000..012}`): a file of `sources/` each;
+        "teacher:N" for N images that the teacher draws.
         PATH may begin with `~`.
     size: the side of the square that pictures are resized and cropped to, in pixels; None keeps them as they are.
     channels: 1 or 3; None takes the first picture's. Grey is ITU-R 601 luma; transparency is laid on white.
@@ -40,6 +65,7 @@ class Config:
     unseen: a shell's patterns of captions; images that have one are neither trained on nor held out.
     image_condition: what a network may be told of an image by a copy of it, see `diffcore.data.image_condition`; None for
         nothing. The shards do not depend on it.
+    draw: how the teacher draws them; None for how it does by itself, and where none draws.
     """
 
     source: str
@@ -58,9 +84,12 @@ class Config:
     captions: str | None = None
     unseen: list[str] | None = None
     image_condition: str | None = None
+    draw: TeacherSampling | None = None
 
     def __post_init__(self):
         kind, place = sources.parse(self.source)
+        if fault := kind.fault(place):
+            raise ValueError(fault)
         if "pipe:" in place:
             raise ValueError("source names a pipe:, which would run a command; only files are read")
         if remote.ADDRESS.match(place) and not kind.remote:
@@ -96,6 +125,21 @@ class Config:
             raise ValueError(
                 "unseen: such captions have no image to copy for image_condition; set one of the two to null"
             )
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether a teacher draws the images."""
+        return self.source.partition(":")[0] == TEACHER
+
+    @property
+    def sampling(self) -> TeacherSampling:
+        """How a teacher draws the images."""
+        return self.draw or TeacherSampling()
+
+    @property
+    def count(self) -> int:
+        """How many images a teacher draws."""
+        return int(self.source.partition(":")[2])
 
     @property
     def origin(self) -> str:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from diffcore.core import disk
 from diffcore.core.errors import UserError
+from diffcore.data.ledger import Ledger
 from diffcore.data.manifest import Manifest, Shard
 
 SCHEMA = 1
@@ -69,21 +70,35 @@ def write(
     tables: Iterable[Table],
     nothing: Mapping[str, Tensor],
     unseen: Unseen | None = None,
+    kept: Ledger | None = None,
+    done: Sequence[dict[str, Any]] = (),
 ) -> None:
-    """Writes `tables`, one for each shard of `data`; the manifest comes last. encoder: says what made them, with its key
-    `digest` for what no other encoder shares. folder: empty, such as a temporary one of `disk.folder`."""
-    files = {}
-    for shard, table in zip(data.shards, tables, strict=True):
+    """Writes `tables`, one for each shard of `data` after those that are `done`; the manifest comes last. encoder: says what
+    made them, with its key `digest` for what no other encoder shares. folder: empty, such as a temporary one of
+    `disk.folder`. kept: where finished tables are kept until all are, and what is `done` lies, as `finished` says it."""
+    whole = list(done)
+    for shard, table in zip(data.shards[len(whole) :], tables, strict=True):
         if len(table.rows) != shard.images:
             raise ValueError(f"a table of {len(table.rows)} images is not that of {shard.name}, of {shard.images}")
-        name = _file_of(shard)
-        files[name] = _saved(folder / name, {ROWS: table.rows.to(torch.int32), **table.inputs})
+        name, place = _file_of(shard), kept.folder if kept else folder
+        saved = _saved(place / name, {ROWS: table.rows.to(torch.int32), **table.inputs})
+        whole.append({"name": name, **saved})
+        if kept is not None:
+            kept.save({"shards": whole})
+    if kept is not None:
+        kept.link([each["name"] for each in whole], folder)
+    files = {each["name"]: {key: each[key] for key in ("bytes", "sha256")} for each in whole}
     files[NOTHING] = _saved(folder / NOTHING, nothing)
     if unseen is not None:
         files[UNSEEN] = _saved(folder / UNSEEN, unseen.inputs)
     inputs = {name: [list(part.shape), str(part.dtype).removeprefix("torch.")] for name, part in nothing.items()}
     captions = [] if unseen is None else list(unseen.captions)
     _write_manifest(folder, data, {"encoder": encoder, "inputs": inputs, "unseen": captions, "files": files})
+
+
+def finished(kept: Ledger | None) -> list[dict[str, Any]]:
+    """Of the tables that are kept whole, those of the first shards, name, bytes and sha256."""
+    return list((kept.load() or {"shards": []})["shards"]) if kept else []
 
 
 def write_none(folder: Path, data: Manifest) -> None:

@@ -37,9 +37,9 @@ def spoiled(word: str, images: Sample) -> Tensor:
     return small.repeat_interleave(side, 2).repeat_interleave(side, 3)
 
 
-def of_shards(word: str, folder: Path, manifest: Manifest) -> Iterator[Tensor]:
-    """Of each shard in turn the copies of its images."""
-    images, start = StreamedImages(folder, manifest, 0), 0
-    for shard in manifest.shards:
+def of_shards(word: str, folder: Path, manifest: Manifest, done: int = 0) -> Iterator[Tensor]:
+    """Of each shard in turn, after those that are done, the copies of its images."""
+    images, start = StreamedImages(folder, manifest, 0), sum(shard.images for shard in manifest.shards[:done])
+    for shard in manifest.shards[done:]:
         yield spoiled(word, to_float(images.take(range(start, start + shard.images))))
         start += shard.images

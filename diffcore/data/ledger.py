@@ -1,4 +1,4 @@
-"""Finished tars of a writer that may be killed, with what was read up to each: the next writer goes on from there."""
+"""Finished files of a writer that may be killed, with what was done up to each: the next writer goes on from there."""
 
 import contextlib
 import fcntl
@@ -13,6 +13,7 @@ from diffcore.core import disk
 from diffcore.core.errors import UserError
 
 SCHEMA = 1
+LEDGER, LOCK = "ledger.json", "lock"
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Unfinished:
         why. Raises UserError if another process is at work on it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / "lock", "w") as lock:
+        with open(self.folder / LOCK, "w") as lock:
             _hold(lock, self.folder)
             ledger = Ledger(
                 self.folder,
@@ -50,7 +51,7 @@ class Unfinished:
 
 @dataclass(frozen=True)
 class Ledger:
-    """What is finished in `folder`: tars, and beside them `ledger.json`, which is written after each."""
+    """What is finished in `folder`: files, and beside them `ledger.json`, which is written after each."""
 
     folder: Path
     job: dict[str, str]
@@ -64,15 +65,15 @@ class Ledger:
     def save(self, state: dict[str, Any]) -> None:
         """state: `shards`, each with its name, bytes and sha256, and all else that is needed to go on after them."""
         _sync(self.folder / state["shards"][-1]["name"])
-        disk.write_sealed(self.folder / "ledger.json", {"schema": SCHEMA, "job": self.job, **state})
+        disk.write_sealed(self.folder / LEDGER, {"schema": SCHEMA, "job": self.job, **state})
 
     def load(self) -> dict[str, Any] | None:
-        """The last state saved, every tar verified; None if there is none, or if it is of no use any more."""
-        if not (self.folder / "ledger.json").exists():
+        """The last state saved, every file verified; None if there is none, or if it is of no use any more."""
+        if not (self.folder / LEDGER).exists():
             return None
         fault = "the work done before is damaged"
         with contextlib.suppress(UserError, OSError):
-            state = disk.read_sealed(self.folder / "ledger.json", SCHEMA, "")
+            state = disk.read_sealed(self.folder / LEDGER, SCHEMA, "")
             fault = self._fault(state)
             if fault is None:
                 return state
@@ -89,7 +90,7 @@ class Ledger:
         return None if whole else "the work done before is damaged"
 
     def link(self, names: Sequence[str], folder: Path) -> None:
-        """Puts the finished tars into `folder`, without a copy where the file system allows that."""
+        """Puts the finished files into `folder`, without a copy where the file system allows that."""
         for name in names:
             try:
                 os.link(self.folder / name, folder / name)
@@ -98,8 +99,10 @@ class Ledger:
 
     def clear(self) -> None:
         """Removes what is kept."""
-        for path in (self.folder / "ledger.json", *self.folder.glob("*.tar")):
-            path.unlink(missing_ok=True)
+        (self.folder / LEDGER).unlink(missing_ok=True)
+        for path in self.folder.iterdir():
+            if path.is_file() and path.name != LOCK:
+                path.unlink(missing_ok=True)
 
 
 def _stamp(files: Sequence[Path], versions: dict[str, str]) -> str:
@@ -119,9 +122,7 @@ def _hold(lock: Any, folder: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(
-            f"{folder}: another process is writing the shards of this folder; wait for it or end it"
-        ) from None
+        raise UserError(f"{folder}: another process is at work on the same files; wait for it or end it") from None
 
 
 def _sync(path: Path) -> None:

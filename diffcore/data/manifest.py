@@ -12,8 +12,9 @@ from diffcore.core.errors import UserError
 
 SCHEMA = 1
 
-LATER = ("captions", "unseen")
-"""Fields that older manifests have not, and that are written where they say something."""
+SEEN_LATER = ("captions", "unseen")
+LATER = (*SEEN_LATER, "drawn")
+"""Fields that older manifests have not, and that are written where they say something; training can see the first ones."""
 
 HELD_OUT = "holdout"
 """The folder, within that of the images to train on, of those that are held out."""
@@ -38,7 +39,8 @@ class Manifest:
     ignored: files of other kinds beside a folder's images. splits: images found in each of a folder's train/, test/, ...
     shape: [channels, height, width]. classes: names by label; None if the images have no labels.
     captions: whether the images have captions. unseen: the captions whose images data.unseen left out, of those held out
-    too, each once, in alphabetical order. Where there are none the file says nothing of either.
+    too, each once, in alphabetical order. Where there are none the file says nothing of either. drawn: which teacher drew the
+    images, and how; None, and not in the file, where none did.
     digest: sha256 over what training can see (the shards, shape, classes, layout, captions), not over where it came from, so
     that the same images found in another place give the same digest. A checkpoint carries it as its data digest.
     """
@@ -60,6 +62,7 @@ class Manifest:
     digest: str
     captions: bool = False
     unseen: tuple[str, ...] = ()
+    drawn: dict[str, Any] | None = None
 
     @staticmethod
     def read(folder: Path, verify: bool = True) -> "Manifest":
@@ -81,6 +84,18 @@ class Manifest:
         return {name: value for name, value in asdict(self).items() if name not in LATER or value}
 
     @property
+    def drawn_by(self) -> str:
+        """Who drew the images, and how, in words; empty where no teacher did."""
+        if self.drawn is None:
+            return ""
+        by, recipe = self.drawn, self.drawn["recipe"]
+        guided = f", guidance {recipe['guidance']:g}" if "guidance" in recipe else ""
+        return (
+            f"{by['images']} images drawn by {by['name']} ({by['teacher'][:12]}), {recipe['sampler']}, {by['steps']} steps"
+            f"{guided}, seed {by['seed']}"
+        )
+
+    @property
     def image_bytes(self) -> int:
         """The size of one decoded image."""
         return int(np.prod(self.shape))
@@ -89,7 +104,7 @@ class Manifest:
 def digest(content: dict[str, Any]) -> str:
     """Of a manifest's fields, those that training can see."""
     seen = ("schema", "images", "shape", "classes", "members")
-    later = {name: content[name] for name in LATER if content.get(name)}
+    later = {name: content[name] for name in SEEN_LATER if content.get(name)}
     shards = [asdict(shard) for shard in content["shards"]]
     return disk.digest({name: content[name] for name in seen} | later | {"shards": shards})
 

@@ -5,6 +5,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,13 +22,18 @@ from diffcore.data.tars import few
 FEW_LETTERS = 60  # of a caption in a message
 
 
-def find(config: Config, cache: Cache | None = None, tell: Callable[[str], None] = lambda line: None) -> Source:
+def find(
+    config: Config,
+    cache: Cache | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+    drawn: Path | None = None,
+) -> Source:
     """Looks up what `config.source` names, without decoding it. Raises UserError when there is nothing to read.
 
-    cache: for a source that is remote. tell: hears how far a long look-up is.
+    cache: for a source that is remote. tell: hears how far a long look-up is. drawn: the folder of what a teacher drew.
     """
     kind, place = sources.parse(config.source)
-    source = kind(cache, tell, config.captions).find(place, config.labels, config.split)
+    source = kind(cache, tell, config.captions, drawn).find(place, config.labels, config.split)
     if config.labels == NONE:
         source = _unlabelled(source)
     if config.captions is not None:

@@ -31,7 +31,7 @@ CHUNK = 64  # images that a worker reads at a time
 FEW = 4096  # images that are read before another process would have started
 SMALL = 64 * 64 * 3  # bytes of an image that is still stored in blocks
 SHARD_BYTES = 32 << 20  # a shard is closed when it holds this much
-NO_SHARD = ("flip", "license", "image_condition")  # what the shards do not depend on
+NO_SHARD = ("flip", "license", "image_condition", "draw")  # what the shards do not depend on
 OWNER = {"user": "distill", "group": "distill", "mode": 0o644}  # fixed, so that a rerun gives the same bytes
 Progress = Callable[[int, int], None]
 Tell = Callable[[str], None]
@@ -47,6 +47,7 @@ def write(
     unfinished: ledger.Unfinished | None = None,
     cache: Cache | None = None,
     start: workers.Start = ThreadPoolExecutor,
+    drawn: Path | None = None,
 ) -> Manifest:
     """Reads `config.source` and writes it as shards and, last, manifest.json; `folder` appears whole or not at all.
 
@@ -54,12 +55,13 @@ def write(
     alone, not on the workers or the time. workers: how many read: threads, or what `start` starts for more than FEW images,
     such as `pixels.processes`. `on_progress` hears (images done, images found), `tell` what a user should know of what was
     read. Images that cannot be read are quarantined: left out, counted and named in the manifest. unfinished: where finished
-    tars are kept until all are, so that a killed writer goes on from there. cache: of a source that is remote.
+    tars are kept until all are, so that a killed writer goes on from there. cache: of a source that is remote. drawn:
+    the folder of what a teacher drew.
     Raises UserError if there is nothing to read, if more than `config.tolerance` of it cannot be read, or if the images
     do not go together.
     """
     with pixels.no_bombs():
-        source = selection.find(config, cache, tell)
+        source = selection.find(config, cache, tell, drawn)
         form = fitting.form(config, source)
         small = int(np.prod(form.shape)) <= SMALL
         kind = ("block" if small else "image") if config.members == "auto" else config.members
@@ -282,5 +284,6 @@ def _manifest(job: _Job, part: _Part, classes: tuple[str, ...] | None) -> Manife
         splits=part.source.splits,
         filter=job.config.filter,
         digest=digest(content),
+        drawn=part.source.drawn,
         **content,
     )

@@ -27,7 +27,8 @@ class Frontier:
     """Points measured alike: a UserError if they differ in n, seed, feature network or kind of weights, but for `given` ones.
 
     floor: what a perfect sampler is to expect. data: digest of the real images. judge: what the feature network can tell.
-    recommended: one of the points, with the reason; None before one is chosen.
+    recommended: one of the points, with the reason; None before one is chosen. drawn: who drew what stands for real images,
+    empty where they are real.
     """
 
     points: tuple[Point, ...]
@@ -35,6 +36,7 @@ class Frontier:
     data: str
     judge: Skill
     recommended: Recommendation | None = None
+    drawn: str = ""
 
     def __post_init__(self):
         if not self.points:
@@ -51,7 +53,8 @@ class Frontier:
         shared = {key: getattr(self.points[0], key) for key in SHARED} | {"weights": self._weights()}
         if not shared["judges"]:
             del shared["judges"]
-        return {**shared, "data": self.data, "resamples": RESAMPLES}
+        drawn = {"drawn": self.drawn} if self.drawn else {}
+        return {**shared, "data": self.data, **drawn, "resamples": RESAMPLES}
 
     def non_dominated(self) -> tuple[Point, ...]:
         """The points that no other dominates, by rising network calls. Of equal ones all stay."""
@@ -125,7 +128,7 @@ class Frontier:
             points = tuple(Point.from_json(row) for row in value["points"])
             floor, judge = Floor.from_json(value["floor"]), Skill(**value["judge"])
             chosen = value["recommended"] and _recommendation(value["recommended"], points)
-            return cls(points, floor, value["about"]["data"], judge, chosen)
+            return cls(points, floor, value["about"]["data"], judge, chosen, value["about"].get("drawn", ""))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path} is not a frontier of this version ({error}); {again}") from error
 
@@ -185,6 +188,8 @@ class Frontier:
             f"floor, what a perfect sampler is to expect of {floor.n[0]} samples against {floor.n[1]} real images: "
             f"{expected}; from {_compared(floor)}",
         ]
+        if self.drawn:
+            notes.append(f"reference: {self.drawn}; these are what is called real images here")
         return [line for note in notes for line in textwrap.wrap(note, table.WIDTH, break_on_hyphens=False)]
 
 

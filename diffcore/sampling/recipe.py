@@ -15,6 +15,7 @@ from diffcore.denoisers.clipping import Clip, Clipped, Threshold
 from diffcore.denoisers.condition import CLASS, TEXT, Condition
 from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.guidance import Guided
+from diffcore.denoisers.network import NetDenoiser
 from diffcore.noise.trajectory import Trajectory, uniform
 from diffcore.sampling.deepcache import Config as CacheConfig
 from diffcore.sampling.deepcache import DeepCached
@@ -72,6 +73,19 @@ class Recipe(Options):
                 raise UserError("the analytic sampler needs an estimate of Gamma; run the stage `gamma`")
             solver = solver.with_gamma(gamma)
         return Sampler(self.on(checkpoint)._limited(self._denoiser(checkpoint)), solver, times)
+
+    def of_network(self, denoiser: NetDenoiser, times: Trajectory) -> Sampler:
+        """Of a teacher from elsewhere that is no checkpoint yet, and of which the recipe says all. A UserError where it
+        cannot be sampled so."""
+        if isinstance(self.solver, Analytic):
+            raise UserError(
+                "the analytic sampler needs an estimate of Gamma, which there is not yet; name another sampler"
+            )
+        if self.guidance is not None and not denoiser.is_told:
+            raise UserError(
+                "the teacher knows no classes and no texts, so there is nothing to guide to; leave guidance out"
+            )
+        return Sampler(self._limited(denoiser if self.guidance is None else Guided(denoiser)), self.solver, times)
 
     def condition(
         self, checkpoint: Checkpoint, inputs: Mapping[str, Tensor], away: Mapping[str, Tensor] | None = None

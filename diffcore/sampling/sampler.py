@@ -64,12 +64,14 @@ class Sampler:
         condition: Condition | None = None,
         meter: Meter | None = None,
         headroom: Headroom | None = None,
+        numbers: Callable[[range, str], Sample] | None = None,
     ) -> Sample:
         """`count` samples `[count, *shape]`, on the CPU. Sample i depends on (seed, i) alone, not on `batch`; the batches are
         dealt to all processes, and each of them gets all samples.
 
         condition: the classes and guidance weights of all of them, for a network that takes such. meter: what the calls cost
         is added to it. headroom: how many samples are computed at once, where a batch is more than a GPU has memory for.
+        numbers: (rows, role) -> the standard normal noise of these samples, in place of that of (seed, i).
 
         The first noise is the same for every sampler of a variance-preserving schedule, so that samplers can be compared
         image by image. On a GPU noise is drawn ahead, and samples are copied back while the next are computed.
@@ -93,7 +95,8 @@ class Sampler:
             waits = headroom.split(rows, begun)
             return lambda: torch.cat([wait() for wait in waits])
 
-        with NoiseAhead(lambda rows, role: noises(shape, seed, rows, role), plan, device) as noise:
+        numbers = numbers or (lambda rows, role: noises(shape, seed, rows, role))
+        with NoiseAhead(numbers, plan, device) as noise:
             own = one_behind(whole(rows) for rows in processes.share(dealt))
             return torch.cat(list(processes.dealt(dealt, lambda rows: next(own))))
 

@@ -1,6 +1,8 @@
 """From shards to the folder of what networks are told by their captions and by copies of their images, never with more than
 one shard's in memory."""
 
+import contextlib
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +17,7 @@ from diffcore.core.errors import UserError
 from diffcore.core.shapes import IMAGE
 from diffcore.data import embeddings, image_condition, read
 from diffcore.data.embeddings import Table, Unseen
+from diffcore.data.ledger import Ledger, Unfinished
 from diffcore.data.manifest import HELD_OUT, Manifest
 from diffcore.texts.encoder import Encoder
 
@@ -68,29 +71,29 @@ def write(
     length: int | None,
     precision: str,
     progress: Callable[[int, int], None],
+    unfinished: Unfinished | None = None,
+    tell: Callable[[str], None] = lambda line: None,
     image: str | None = None,
 ) -> Stored:
-    """Writes what is told of the images of `data`, and of those held out of it, into the empty `folder`.
+    """Writes what is told of the images of `data`, and of those held out of it; `folder` appears whole or not at all.
 
     encoder: of their captions, None for none. length: the most tokens of a caption, None for what `Encoder.of_length` says.
-    precision: the dtype of the numbers that are stored, by its name. image: what is told of an image by a copy of it, see
+    precision: the dtype of the numbers that are stored, by its name. unfinished: where finished tables are kept until all
+    are, so that a killed writer goes on from there; `tell` hears of it. image: what is told of an image by a copy of it, see
     `diffcore.data.image_condition`, None for nothing.
     """
     survey = encoder and _survey(data, encoder)
     encoder = encoder and encoder.of_length(length, survey.longest)
     dtype, about = getattr(torch, precision), told_by(encoder, image)
     encoding = encoder and _Encoding(encoder, dtype, progress, survey.distinct)
-    for shards, target in _folders(data, folder):
-        target.mkdir(exist_ok=True)
-        manifest = Manifest.read(shards, verify=False)
-        tables = map(encoding.table, read.captions(shards)) if encoding else _empty(manifest)
-        nothing = encoding.nothing() if encoding else {}
-        unseen = Unseen(manifest.unseen, encoding.inputs(manifest.unseen)) if encoding and manifest.unseen else None
-        if image is not None:
-            tables = _with_images(tables, image_condition.of_shards(image, shards, manifest), dtype)
-            copies = image_condition.spoiled(image, torch.zeros(1, *manifest.shape))
-            nothing |= {IMAGE: copies[0].to(dtype)}
-        embeddings.write(target, about, manifest, tables, nothing, unseen)
+    with contextlib.ExitStack() as stack:
+        signature = _signature(data, encoder, about, precision)
+        kept = unfinished and stack.enter_context(unfinished.open(signature, [], tell))
+        temporary = stack.enter_context(disk.folder(folder))
+        for shards, target in _folders(data, temporary):
+            target.mkdir(exist_ok=True)
+            here = kept if shards == data else kept and kept.below(HELD_OUT)
+            _write(_Telling(encoding, image, dtype, about), shards, target, here, tell)
     return Stored(encoder, survey, about["digest"])
 
 
@@ -103,9 +106,9 @@ def told_by(encoder: Encoder | None, image: str | None) -> dict[str, Any]:
     return {**content, "image": image, "digest": disk.digest({"text": content.get("digest"), "image": image})}
 
 
-def _empty(manifest: Manifest) -> Iterator[Table]:
-    """Of each shard a table that says nothing."""
-    return (Table(torch.zeros(shard.images, dtype=torch.int64), {}) for shard in manifest.shards)
+def _empty(manifest: Manifest, done: int) -> Iterator[Table]:
+    """Of each shard after so many a table that says nothing."""
+    return (Table(torch.zeros(shard.images, dtype=torch.int64), {}) for shard in manifest.shards[done:])
 
 
 def _with_images(tables: Iterable[Table], copies: Iterable[Tensor], dtype: torch.dtype) -> Iterator[Table]:
@@ -113,6 +116,56 @@ def _with_images(tables: Iterable[Table], copies: Iterable[Tensor], dtype: torch
     for table, images in zip(tables, copies, strict=True):
         told = table.take(slice(None)) | {IMAGE: images.to(dtype)}
         yield Table(torch.arange(len(images)), told)
+
+
+def _signature(data: Path, encoder: Encoder | None, about: dict[str, Any], precision: str) -> dict[str, Any]:
+    """All that the bytes of the tables depend on but the code and the number of threads."""
+    digests = [Manifest.read(shards, verify=False).digest for shards, _ in _folders(data, data)]
+    where = {"device": encoder.device.type if encoder else "cpu", "torch": torch.__version__}
+    return {"encoder": about, "data": digests, "precision": precision, **where}
+
+
+@dataclass(frozen=True)
+class _Telling:
+    """What is told of images: by their captions, by copies of them, or both. about: see `told_by`."""
+
+    encoding: "_Encoding | None"
+    image: str | None
+    dtype: torch.dtype
+    about: dict[str, Any]
+
+    def tables(self, shards: Path, manifest: Manifest, done: int) -> Iterator[Table]:
+        """Of each shard after those that are done."""
+        if self.encoding is None:
+            tables = _empty(manifest, done)
+        else:
+            captions = read.captions(shards)
+            self.encoding.skip(itertools.islice(captions, done))
+            tables = map(self.encoding.table, captions)
+        if self.image is None:
+            return tables
+        return _with_images(tables, image_condition.of_shards(self.image, shards, manifest, done), self.dtype)
+
+    def nothing(self, manifest: Manifest) -> dict[str, Tensor]:
+        inputs = self.encoding.nothing() if self.encoding else {}
+        if self.image is not None:
+            copies = image_condition.spoiled(self.image, torch.zeros(1, *manifest.shape))
+            inputs |= {IMAGE: copies[0].to(self.dtype)}
+        return inputs
+
+    def unseen(self, manifest: Manifest) -> Unseen | None:
+        if self.encoding is None or not manifest.unseen:
+            return None
+        return Unseen(manifest.unseen, self.encoding.inputs(manifest.unseen))
+
+
+def _write(telling: _Telling, shards: Path, target: Path, kept: Ledger | None, tell: Callable[[str], None]) -> None:
+    manifest, done = Manifest.read(shards, verify=False), embeddings.finished(kept)
+    if done:
+        tell(f"goes on after {len(done)} of {len(manifest.shards)} tables")
+    tables = telling.tables(shards, manifest, len(done))
+    nothing, unseen = telling.nothing(manifest), telling.unseen(manifest)
+    embeddings.write(target, telling.about, manifest, tables, nothing, unseen, kept, done)
 
 
 def _folders(data: Path, folder: Path) -> Iterator[tuple[Path, Path]]:
@@ -164,6 +217,10 @@ class _Encoding:
         places = {caption: place for place, caption in enumerate(dict.fromkeys(captions))}
         rows = torch.tensor([places[caption] for caption in captions])
         return Table(rows, self.inputs(list(places)))
+
+    def skip(self, tables: Iterable[Sequence[str]]) -> None:
+        """Counts the captions of tables that are there already."""
+        self.done += sum(len(set(captions)) for captions in tables)
 
     def inputs(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """By name [k, ...], of at least one caption."""

@@ -12,7 +12,6 @@ import numpy as np
 
 from diffcore.core import disk
 from diffcore.metrics.estimate import Estimate
-from diffcore.metrics.floor import Floor
 from diffcore.metrics.frontier import Frontier
 from diffcore.metrics.point import Point
 from tasks.pictures import tables
@@ -400,23 +399,23 @@ def _captions(figure: Any, frontier: Frontier) -> None:
     left = 0.075
     figure.text(left, 0.94, "Quality against network calls", fontsize=18, fontweight="bold", color=INK)
     _warn(figure, frontier.recommended.warnings)
-    subtitle = (
-        "Frechet distance to the real images in the features of a small network trained on the same data (not FID)"
-    )
+    what = "what its teacher drew" if frontier.drawn else "the real images"
+    subtitle = f"Frechet distance to {what} in the features of a small network trained on the same data (not FID)"
     figure.text(left, 0.902, subtitle, fontsize=12, color=FAINT)
     footer = (
         f"N = {about['n']} images for each point, the same noise (seed {about['seed']}) throughout, {about['weights']} "
         f"weights; feature network {about['features'][:12]}, data {about['data'][:12]}.\n"
         f"Bars: one standard error over the samples (slopes; pairs by {about['resamples']} resamples), not over trainings. "
-        f"A perfect sampler: from {_compared(frontier.floor)}."
+        f"A perfect sampler: from {_compared(frontier)}."
     )
     figure.text(left, 0.022, footer, fontsize=10, color=FAINT, linespacing=1.5)
 
 
-def _compared(floor: Floor) -> str:
+def _compared(frontier: Frontier) -> str:
+    floor = frontier.floor
     if floor.real == "held-out":
         return f"{floor.compared[0]} held-out images"
-    return f"halves of the {floor.n[1]} real images"
+    return f"halves of the {floor.n[1]} {'drawn' if frontier.drawn else 'real'} images"
 
 
 def _warn(figure: Any, warnings: Sequence[str]) -> None:

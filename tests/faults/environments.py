@@ -140,6 +140,7 @@ def surroundings() -> list[Surroundings]:
             Surroundings(f"MLFLOW_TRACKING_URI={uri}", "publish", {"MLFLOW_TRACKING_URI": uri}, stale=("publish",))
         )
     for stage in (
+        "draw",
         "shard",
         "encode",
         "features",

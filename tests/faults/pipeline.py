@@ -18,6 +18,7 @@ from tests.faults.desk import Desk, remove
 ROOT = Path(__file__).resolve().parents[2]
 FRONTIER = ["artifacts/frontier.json", "artifacts/frontier.csv", "artifacts/frontier.png", "artifacts/report.html"]
 STAGES = {
+    "draw": ["artifacts/drawn"],
     "shard": ["artifacts/data"],
     "encode": ["artifacts/text"],
     "features": ["artifacts/features"],

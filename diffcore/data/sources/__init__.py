@@ -47,7 +47,8 @@ class Source:
     splits: images in each of `train`, `test`, ... where the folder is divided so, else None.
     others: files of other kinds that lie among a folder's images. files: those that are read.
     notes: how the source was understood, where that could surprise. held: what is held out. versions: of remote files,
-    their digests by address. unseen: the captions whose images were left out, each once, in alphabetical order.
+    their digests by address. unseen: the captions whose images were left out, each once, in alphabetical order. drawn: who
+    drew the images, and how; None where no network did.
     """
 
     entries: list[Entry]
@@ -59,6 +60,7 @@ class Source:
     held: "Source | None" = None
     versions: dict[str, str] = field(default_factory=dict)
     unseen: tuple[str, ...] = ()
+    drawn: dict[str, Any] | None = None
 
     @property
     def ignored(self) -> int:
@@ -79,7 +81,7 @@ class Kind(abc.ABC):
     an image. named_splits: `data.split` may name parts of it. dealt: its entries may come class by class and are dealt.
     remote: its place may be an address, whose files are then read through `cache`. tell: hears how far a long look-up is.
     caption_names: what `data.captions` may name, as a regular expression and in words; None where it has no captions, so
-    that only a template with {class} gives it some. captions: `data.captions`.
+    that only a template with {class} gives it some. captions: `data.captions`. drawn: the folder of what a teacher drew.
     """
 
     place: str | None = None
@@ -95,8 +97,14 @@ class Kind(abc.ABC):
         cache: Cache | None = None,
         tell: Callable[[str], None] = lambda line: None,
         captions: str | None = None,
+        drawn: Path | None = None,
     ):
-        self.cache, self.tell, self.captions = cache, tell, captions
+        self.cache, self.tell, self.captions, self.drawn = cache, tell, captions, drawn
+
+    @classmethod
+    def fault(cls, place: str) -> str | None:
+        """What is wrong with a place, where that can be seen of it alone; None for nothing."""
+        return None
 
     @property
     def caption_name(self) -> str | None:

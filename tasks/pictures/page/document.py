@@ -188,9 +188,10 @@ def _samples(report: Report, pictures: Mapping[str, str], count: int) -> str:
         kind = "front" if point.name in front else "best" if point.best else "try"
         label = f"{point.name}, fd {written('fd', point.metrics['fd'])}"
         rows.append(_strip(point.name, label, pictures, f' data-kind="{kind}" data-name="{escape(point.name)}"'))
-    rows.append(_strip(REAL, "real images", pictures, f' data-kind="front" data-name="{REAL}"'))
+    own = "drawn images" if frontier.drawn else "real images"
+    rows.append(_strip(REAL, own, pictures, f' data-kind="front" data-name="{REAL}"'))
     left = len(frontier.points) + 1 - len(pictures)
-    notes = f"Each column is one noise throughout, except for the real images; {count} of each point's first {MOST}."
+    notes = f"Each column is one noise throughout, except for the {own}; {count} of each point's first {MOST}."
     if left:
         notes += f" There was no room for {left} points: artifacts/samples has a picture of each."
     return f'<p class="note">{notes}</p>{"".join(rows)}'
@@ -248,6 +249,7 @@ def _origin(report: Report) -> str:
         f"({floor.compared[0]} against {floor.compared[1]})",
         "near enough": f"fd up to {report.bar.value:.3g}: publish.tolerance times the teacher's best, or the floor's",
         "judges": about.get("judges", ""),
+        "real images": f"none: {frontier.drawn}; these are what is called real images here" if frontier.drawn else "",
     }
     rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts.items() if text)
     digests = {"data": about["data"], "feature network": about["features"]}
