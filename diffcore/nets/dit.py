@@ -26,7 +26,7 @@ from diffcore.core.rng import generator
 from diffcore.core.shapes import PerSample, Sample
 from diffcore.denoisers.reading import NUM_TIMESTEPS
 from diffcore.nets import family
-from diffcore.nets.conditioned import GUIDANCE_FEATURES, Conditioned
+from diffcore.nets.conditioned import GUIDANCE_FEATURES, LAST, Conditioned
 from diffcore.nets.files import CONFIG, fill
 
 FORMAT = "DiT"
@@ -63,10 +63,11 @@ class DiTConfig:
     class_embeds: int | None = None
     guidance_embeds: bool = False
     text_features: int | None = None
+    end_embeds: bool = False
 
 
-LATER = {"text_features"}
-"""Settings that older configs lack, and new ones at their default: so equal networks keep equal bytes."""
+LATER = {"text_features": None, "end_embeds": False}
+"""Settings that older configs lack, and new ones at this default: so equal networks keep equal bytes."""
 
 
 class TimeEmbedding(nn.Module):
@@ -173,6 +174,7 @@ class DiT(Conditioned):
         self.time_embedding = TimeEmbedding(width, config.max_phase, config.span)
         self.class_embedding = None if config.class_embeds is None else nn.Embedding(config.class_embeds, width)
         self.guidance_embedding = nn.Linear(GUIDANCE_FEATURES, width) if config.guidance_embeds else None
+        self.end_embedding = TimeEmbedding(width, config.max_phase, config.span) if config.end_embeds else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.modulation_out = nn.Linear(width, 2 * width)
         self.patch_out = nn.Linear(width, config.out_channels * pixels)
@@ -185,10 +187,12 @@ class DiT(Conditioned):
         guidance: PerSample | None = None,
         text: Tensor | None = None,
         text_mask: Tensor | None = None,
+        end_timestep: PerSample | None = None,
     ) -> Tensor:
         """x: [b, c, h, w]; timestep: [b], c = T t - 1 with T = 1024, float; class_labels: [b], int, where there is a table;
-        guidance: [b], where the weight is an input; text: [b, l, d] and text_mask: bool [b, l], where it is told a text."""
-        embedding = self.embed(timestep, class_labels, guidance)
+        guidance, end_timestep: [b], where the weight, and the time at which the hop ends, are inputs; text: [b, l, d] and
+        text_mask: bool [b, l], where it is told a text."""
+        embedding = self.embed(timestep, class_labels, guidance, end_timestep)
         tokens, mask, words = self._begun(x, text, text_mask)
         for block in self.blocks:
             tokens = block(tokens, embedding, mask)
@@ -206,9 +210,10 @@ class DiT(Conditioned):
         guidance: PerSample | None = None,
         text: Tensor | None = None,
         text_mask: Tensor | None = None,
+        end_timestep: PerSample | None = None,
     ) -> list[Tensor]:
         """What the network sees: the image's tokens after each block as a map, [b, width, h / patch, w / patch] each."""
-        embedding, maps = self.embed(timestep, class_labels, guidance), []
+        embedding, maps = self.embed(timestep, class_labels, guidance, end_timestep), []
         tokens, mask, words = self._begun(x, text, text_mask)
         for block in self.blocks:
             tokens = block(tokens, embedding, mask)
@@ -237,7 +242,7 @@ class DiT(Conditioned):
 
     def config_json(self) -> dict[str, Any]:
         settings = asdict(self.config)
-        return {"_class_name": FORMAT} | {key: v for key, v in settings.items() if key not in LATER or v is not None}
+        return {"_class_name": FORMAT} | {key: v for key, v in settings.items() if key not in LATER or v != LATER[key]}
 
 
 def build(config: DiTConfig, seed: int) -> DiT:
@@ -257,12 +262,12 @@ _TEXT_GIVEN = "this network is told no text: leave text out"
 _TEXT_MISSING = "this network is told a text: give text, an embedding for each word of each sample"
 
 ZERO = ("modulation", "modulation_out", "patch_out", "guidance_embedding")
-NARROW = ("time_embedding", "class_embedding")
+NARROW = ("time_embedding", "end_embedding", "class_embedding")
 
 
 def _start(parameter: Tensor, name: str, rng: torch.Generator) -> None:
     parts = name.split(".")
-    if parts[-1] == "bias" or not set(ZERO).isdisjoint(parts):
+    if parts[-1] == "bias" or not set(ZERO).isdisjoint(parts) or name.startswith(f"end_embedding.{LAST}"):
         parameter.zero_()
     elif parts[0] in NARROW:
         parameter.normal_(std=0.02, generator=rng)
@@ -371,7 +376,7 @@ def opened(content: dict[str, Any], weights: Path, x0_eps: bool) -> DiT:
     """The network; a UserError for a config that describes none."""
     settings = {key: value for key, value in content.items() if not key.startswith("_")}
     own = {field.name for field in fields(DiTConfig)}
-    expected = own - (LATER - settings.keys())
+    expected = own - (LATER.keys() - settings.keys())
     if settings.keys() != expected:
         odd = sorted(settings.keys() ^ expected)[0]
         raise UserError(f"{weights.parent / CONFIG} is of no transformer of ours ({odd}); fetch or write it again")

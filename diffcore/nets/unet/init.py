@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from diffcore.core.errors import UserError
 from diffcore.core.rng import generator
 from diffcore.denoisers.reading import NUM_TIMESTEPS
+from diffcore.nets.conditioned import LAST
 from diffcore.nets.unet.blocks import TimeEmbedding, frequencies
 from diffcore.nets.unet.config import UNetConfig
 from diffcore.nets.unet.model import UNet
@@ -26,7 +27,8 @@ def build(config: UNetConfig, seed: int, max_phase: float | None = 12.0, span: i
             for name, parameter in layer.named_parameters(recurse=False):
                 _start(parameter, layer, f"{place}.{name}", generator(seed, "unet", place, name))
         if max_phase is not None:
-            _switch_off(net.time_embedding, max_phase, span)
+            for embedding in filter(None, (net.time_embedding, net.end_embedding)):
+                _switch_off(embedding, max_phase, span)
     return net
 
 
@@ -35,7 +37,7 @@ def _start(parameter: Tensor, layer: nn.Module, name: str, rng: torch.Generator)
         parameter.fill_(float(name.endswith("weight")))
     elif isinstance(layer, nn.Embedding):
         parameter.normal_(generator=rng)
-    elif name.split(".")[-2] in ("conv2", "conv_out", "guidance_embedding"):
+    elif name.split(".")[-2] in ("conv2", "conv_out", "guidance_embedding") or name.startswith(f"end_embedding.{LAST}"):
         parameter.zero_()
     else:
         bound = layer.weight[0].numel() ** -0.5
