@@ -57,8 +57,9 @@ class GaussianFlowMap(GaussianDenoiser):
             return belief
         at, to = belief.level, self.schedule.level(self.s, x_t)
         landed, area = self.flow(x_t, t, self.s), to.alpha * at.sigma - at.alpha * to.sigma
+        hops, area = area > 0, torch.where(area > 0, area, 1.0)
         x0, eps = (at.sigma * landed - to.sigma * x_t) / area, (to.alpha * x_t - at.alpha * landed) / area
-        return Prediction(torch.where(area > 0, x0, belief.x0), torch.where(area > 0, eps, belief.eps), at)
+        return Prediction(torch.where(hops, x0, belief.x0), torch.where(hops, eps, belief.eps), at)
 
 
 class MixtureDenoiser(Denoiser):

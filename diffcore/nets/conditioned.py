@@ -25,15 +25,16 @@ class Conditioned(nn.Module, abc.ABC):
     where its hop lands.
 
     config: a frozen dataclass, of which alone it is made, with `dropout`, `guidance_embeds` and `end_embeds`. time_embedding:
-    timestep [b] -> [b, e], which ends in a layer `linear_2` with a bias. class_embedding, guidance_embedding, end_embedding
-    (a module of the kind of time_embedding): what is added to that; None where the network is told none.
+    timestep [b] -> [b, e], a layer `linear_2` with a bias of what `hidden` makes of it. class_embedding, guidance_embedding:
+    what is added to that, end_embedding: of the difference of what `hidden` makes of the hop's end and of the time, so that a
+    hop of no length adds nothing; None where the network is told none.
     """
 
     config: Any
     time_embedding: nn.Module
     class_embedding: nn.Embedding | None
     guidance_embedding: nn.Linear | None
-    end_embedding: nn.Module | None
+    end_embedding: nn.Linear | None
 
     def embed(
         self,
@@ -56,7 +57,8 @@ class Conditioned(nn.Module, abc.ABC):
             if self.guidance_embedding is not None:
                 embedding = embedding + self.guidance_embedding(guidance_features(guidance).to(embedding.dtype))
             if self.end_embedding is not None:
-                embedding = embedding + self.end_embedding(end_timestep)
+                hidden = self.time_embedding.hidden
+                embedding = embedding + self.end_embedding(hidden(end_timestep) - hidden(timestep))
             return F.silu(embedding)
 
     @abc.abstractmethod
@@ -97,31 +99,28 @@ def folded(net: nn.Module, guidance: float) -> Conditioned:
 
 def with_end(net: nn.Module) -> Conditioned:
     """The same network with an input for the time where its hop lands, to which it pays no attention yet; a UserError by name
-    for one that can have none. It sees that time by the same sines as its own, and what they mean begins at zero."""
+    for one that can have none."""
     net = _conditioned(net, "to be told two times", "take a method whose students are told one")
     two = type(net)(replace(net.config, end_embeds=True))
-    own = net.time_embedding.state_dict()
-    start = {name: torch.zeros_like(part) if name.startswith(LAST) else part for name, part in own.items()}
-    two.load_state_dict(net.state_dict() | {f"end_embedding.{name}": part for name, part in start.items()})
+    two.load_state_dict(net.state_dict() | {END: torch.zeros_like(two.end_embedding.weight)})
     return two
 
 
 def ended(net: Conditioned, end_timestep: float) -> Conditioned:
     """The network without that input which this one is where each hop ends at one time: its embedding becomes a part of a
-    bias, exactly."""
+    layer, exactly."""
     plain = type(net)(replace(net.config, end_embeds=False))
-    state = {name: tensor for name, tensor in net.state_dict().items() if not name.startswith("end_embedding.")}
+    state = {name: tensor for name, tensor in net.state_dict().items() if name != END}
     with torch.no_grad():
-        shift = net.end_embedding(torch.tensor([end_timestep], device=state[BIAS].device))[0]
-    state[BIAS] = state[BIAS] + shift
+        end = torch.tensor([end_timestep], device=state[BIAS].device)
+        shift = net.end_embedding(net.time_embedding.hidden(end))[0]
+    state[BIAS], state[WEIGHT] = state[BIAS] + shift, state[WEIGHT] - net.state_dict()[END]
     plain.load_state_dict(state)
     return plain
 
 
-LAST = "linear_2."
-"""The layer in which the embedding of a time ends."""
-
-BIAS = f"time_embedding.{LAST}bias"
+WEIGHT, BIAS = "time_embedding.linear_2.weight", "time_embedding.linear_2.bias"
+END = "end_embedding.weight"
 
 
 def _conditioned(net: nn.Module, wish: str, remedy: str) -> Conditioned:

@@ -26,7 +26,7 @@ from diffcore.core.rng import generator
 from diffcore.core.shapes import PerSample, Sample
 from diffcore.denoisers.reading import NUM_TIMESTEPS
 from diffcore.nets import family
-from diffcore.nets.conditioned import GUIDANCE_FEATURES, LAST, Conditioned
+from diffcore.nets.conditioned import GUIDANCE_FEATURES, Conditioned
 from diffcore.nets.files import CONFIG, fill
 
 FORMAT = "DiT"
@@ -79,8 +79,12 @@ class TimeEmbedding(nn.Module):
         self.linear_1, self.linear_2 = nn.Linear(FEATURES, width), nn.Linear(width, width)
 
     def forward(self, timestep: PerSample) -> Tensor:
+        return self.linear_2(self.hidden(timestep))
+
+    def hidden(self, timestep: PerSample) -> Tensor:
+        """What comes before the last layer, [b, e]."""
         used = sinusoids(timestep, self.max_phase, self.span).to(self.linear_1.weight.dtype)
-        return self.linear_2(F.silu(self.linear_1(used)))
+        return F.silu(self.linear_1(used))
 
 
 def sinusoids(timestep: PerSample, max_phase: float, span: int | float = NUM_TIMESTEPS) -> Tensor:
@@ -174,7 +178,7 @@ class DiT(Conditioned):
         self.time_embedding = TimeEmbedding(width, config.max_phase, config.span)
         self.class_embedding = None if config.class_embeds is None else nn.Embedding(config.class_embeds, width)
         self.guidance_embedding = nn.Linear(GUIDANCE_FEATURES, width) if config.guidance_embeds else None
-        self.end_embedding = TimeEmbedding(width, config.max_phase, config.span) if config.end_embeds else None
+        self.end_embedding = nn.Linear(width, width, bias=False) if config.end_embeds else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.modulation_out = nn.Linear(width, 2 * width)
         self.patch_out = nn.Linear(width, config.out_channels * pixels)
@@ -185,9 +189,9 @@ class DiT(Conditioned):
         timestep: PerSample,
         class_labels: Tensor | None = None,
         guidance: PerSample | None = None,
+        end_timestep: PerSample | None = None,
         text: Tensor | None = None,
         text_mask: Tensor | None = None,
-        end_timestep: PerSample | None = None,
     ) -> Tensor:
         """x: [b, c, h, w]; timestep: [b], c = T t - 1 with T = 1024, float; class_labels: [b], int, where there is a table;
         guidance, end_timestep: [b], where the weight, and the time at which the hop ends, are inputs; text: [b, l, d] and
@@ -208,9 +212,9 @@ class DiT(Conditioned):
         timestep: PerSample,
         class_labels: Tensor | None = None,
         guidance: PerSample | None = None,
+        end_timestep: PerSample | None = None,
         text: Tensor | None = None,
         text_mask: Tensor | None = None,
-        end_timestep: PerSample | None = None,
     ) -> list[Tensor]:
         """What the network sees: the image's tokens after each block as a map, [b, width, h / patch, w / patch] each."""
         embedding, maps = self.embed(timestep, class_labels, guidance, end_timestep), []
@@ -261,13 +265,13 @@ def build(config: DiTConfig, seed: int) -> DiT:
 _TEXT_GIVEN = "this network is told no text: leave text out"
 _TEXT_MISSING = "this network is told a text: give text, an embedding for each word of each sample"
 
-ZERO = ("modulation", "modulation_out", "patch_out", "guidance_embedding")
-NARROW = ("time_embedding", "end_embedding", "class_embedding")
+ZERO = ("modulation", "modulation_out", "patch_out", "guidance_embedding", "end_embedding")
+NARROW = ("time_embedding", "class_embedding")
 
 
 def _start(parameter: Tensor, name: str, rng: torch.Generator) -> None:
     parts = name.split(".")
-    if parts[-1] == "bias" or not set(ZERO).isdisjoint(parts) or name.startswith(f"end_embedding.{LAST}"):
+    if parts[-1] == "bias" or not set(ZERO).isdisjoint(parts):
         parameter.zero_()
     elif parts[0] in NARROW:
         parameter.normal_(std=0.02, generator=rng)

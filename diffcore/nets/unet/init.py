@@ -6,7 +6,6 @@ from torch import Tensor, nn
 from diffcore.core.errors import UserError
 from diffcore.core.rng import generator
 from diffcore.denoisers.reading import NUM_TIMESTEPS
-from diffcore.nets.conditioned import LAST
 from diffcore.nets.unet.blocks import TimeEmbedding, frequencies
 from diffcore.nets.unet.config import UNetConfig
 from diffcore.nets.unet.model import UNet
@@ -27,8 +26,7 @@ def build(config: UNetConfig, seed: int, max_phase: float | None = 12.0, span: i
             for name, parameter in layer.named_parameters(recurse=False):
                 _start(parameter, layer, f"{place}.{name}", generator(seed, "unet", place, name))
         if max_phase is not None:
-            for embedding in filter(None, (net.time_embedding, net.end_embedding)):
-                _switch_off(embedding, max_phase, span)
+            _switch_off(net.time_embedding, max_phase, span)
     return net
 
 
@@ -37,7 +35,7 @@ def _start(parameter: Tensor, layer: nn.Module, name: str, rng: torch.Generator)
         parameter.fill_(float(name.endswith("weight")))
     elif isinstance(layer, nn.Embedding):
         parameter.normal_(generator=rng)
-    elif name.split(".")[-2] in ("conv2", "conv_out", "guidance_embedding") or name.startswith(f"end_embedding.{LAST}"):
+    elif name.split(".")[-2] in ("conv2", "conv_out", "guidance_embedding", "end_embedding"):
         parameter.zero_()
     else:
         bound = layer.weight[0].numel() ** -0.5

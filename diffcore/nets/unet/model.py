@@ -34,7 +34,7 @@ class UNet(Conditioned):
         classes = config.num_class_embeds
         self.class_embedding = None if classes is None else nn.Embedding(classes, config.embedding)
         self.guidance_embedding = nn.Linear(GUIDANCE_FEATURES, config.embedding) if config.guidance_embeds else None
-        self.end_embedding = TimeEmbedding(widths[0], config) if config.end_embeds else None
+        self.end_embedding = nn.Linear(config.embedding, config.embedding, bias=False) if config.end_embeds else None
         down, up = [], []
         for level, (kind, width) in enumerate(zip(config.down_block_types, widths)):
             down.append(Down(config, kind == ATTENTION_DOWN, widths[max(level - 1, 0)], width, level < last))
