@@ -2,11 +2,16 @@
 
 import dataclasses
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from diffcore import checkpoints, exports
+from diffcore.checkpoints import Guidance
+from diffcore.checkpoints.folded import fold
+from diffcore.checkpoints.roles import roles
 from diffcore.core import disk
 from diffcore.core.errors import UserError
 from diffcore.denoisers.clipping import Clip, Clipped
@@ -28,6 +33,7 @@ from diffcore.sampling.skip_tuning import Config as Skip
 from diffcore.sampling.skip_tuning import skip_tuned
 from diffcore.sampling.solvers import SOLVERS
 from tests.conftest import gaussian, make_solver, randn, seeded
+from tests.test_checkpoint import ABOUT
 from tests.test_dit import KINDS
 from tests.test_dit import stirred as stirred_dit
 from tests.test_unet import FAMILY
@@ -303,3 +309,99 @@ def test_a_new_network_of_two_times_pays_no_attention_to_the_second(family):
     plain = family.build(config, 0)
     assert not net.end_embedding.weight.any()
     assert all(torch.equal(net.state_dict()[key], part) for key, part in plain.state_dict().items())
+
+
+# ------------------------------------------------------------------------------------------- checkpoints
+
+
+def saved(folder: Path, name: str = "classes", end: str | None = ANY, guided: bool = False) -> NetDenoiser:
+    """A student of two times, as a checkpoint."""
+    net = NETS[name]()
+    net = with_guidance(net) if guided else net
+    net = listening(net) if end else net.requires_grad_(False)
+    classes = classes_of(net)
+    denoiser = NetDenoiser(net, Cosine(), classes=classes, takes_guidance=guided, end=end)
+    weights = dataclasses.asdict(Guidance(1.0, 4.0)) if guided else None
+    words = [str(k) for k in range(classes)] if classes else None
+    about = {**ABOUT, "solver": "ddim", "classes": words, "guidance": weights, "name": "x"}
+    checkpoints.save(folder, denoiser, (1, 8, 8), about)
+    return denoiser
+
+
+def known(denoiser: NetDenoiser) -> NetDenoiser:
+    """Of four samples their classes and weights."""
+    return denoiser.with_condition(of_classes(torch.tensor([0, 1, 2, -1]), torch.full((4,), 2.0).double()))
+
+
+T = torch.tensor([0.2, 0.5, 0.7, 1.0]).double()
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("end", [None, SAME, ANY])
+def test_a_checkpoint_says_what_its_network_is_told(name, end, tmp_path):
+    own = saved(tmp_path / "x", name, end)
+    again = checkpoints.load(tmp_path / "x")
+    x = sample_like(own.net)
+    assert again.card.end == again.denoiser.end == end
+    assert ("end" in disk.parse_json((tmp_path / "x/card.json").read_text())) == (end is not None)
+    for one, other in ((own, again.denoiser), (own.toward(T / 2), again.denoiser.toward(T / 2))):
+        assert torch.equal(known(one)(x, T).v, known(other)(x, T).v)
+
+
+@pytest.mark.parametrize("guidance", [None, Guidance(1.0, 4.0), Guidance(2.0, 2.0)], ids=str)
+@pytest.mark.parametrize("two_times", [False, True])
+@pytest.mark.parametrize("end", [None, SAME, ANY])
+def test_a_student_begins_as_its_parent_and_is_told_what_its_method_says(end, two_times, guidance, tmp_path):
+    """One of a single time keeps the input that its parent has, and is asked for velocities alone."""
+    own = saved(tmp_path / "x", end=end)
+    student, teacher = roles(checkpoints.load(tmp_path / "x"), guidance, two_times=two_times)
+    one_time = SAME if end else None
+    assert student.end == (ANY if two_times else one_time)
+    x = sample_like(own.net)
+    assert torch.equal(known(student)(x, T).v, known(own)(x, T).v)
+    hops = torch.equal(known(student.toward(T / 2))(x, T).v, known(student)(x, T).v)
+    assert hops == (not two_times or end is None)
+    assert isinstance(teacher, Guided) == (guidance is not None)
+
+
+def test_a_network_of_its_own_gets_the_input_too(tmp_path):
+    saved(tmp_path / "x", end=ANY)
+    parent = checkpoints.load(tmp_path / "x")
+    for two_times, end in ((True, ANY), (False, None)):
+        student, _ = roles(parent, None, new=NETS["classes"](), two_times=two_times)
+        assert student.end == end
+        assert student.net.config.end_embeds == two_times
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_jumps_to_the_data_are_a_checkpoint_that_diffusers_has_a_class_for(guided, tmp_path):
+    own = saved(tmp_path / "x", guided=guided)
+    card = fold(tmp_path / "x", 2.0 if guided else None, tmp_path / "y", to_data=True)
+    plain = checkpoints.load(tmp_path / "y").denoiser
+    x, jump = sample_like(own.net), own.toward(torch.zeros(4).double())
+    torch.testing.assert_close(known(plain)(x, T).v, known(jump)(x, T).v, rtol=1e-4, atol=1e-5)
+    assert (card.solver, card.end, plain.takes_guidance) == ("multistep_consistency", None, False)
+    assert disk.parse_json((tmp_path / "y/unet/config.json").read_text())["_class_name"] == FORMAT
+    if not guided:
+        assert exports.export(tmp_path / "y", tmp_path / "out", "diffusers", "") < exports.TOLERANCE
+
+
+def test_a_student_of_one_time_has_no_jumps_to_hand_out(tmp_path):
+    saved(tmp_path / "x", end=None)
+    with pytest.raises(UserError, match="x is told of no hop where it lands"):
+        fold(tmp_path / "x", None, tmp_path / "y", to_data=True)
+
+
+@pytest.mark.parametrize("name", ["classes", "unet", "dit"])
+@pytest.mark.parametrize("form", ["safetensors", pytest.param("torch_export", marks=pytest.mark.slow)])
+def test_both_times_are_exported(form, name, tmp_path):
+    saved(tmp_path / "x", name, guided=name == "classes")
+    assert exports.export(tmp_path / "x", tmp_path / "out", form, "") < exports.TOLERANCE
+
+
+def test_diffusers_is_handed_no_network_of_two_times(tmp_path):
+    saved(tmp_path / "x")
+    with pytest.raises(
+        UserError, match="no class for a TwoTimesUNet2DModel; choose another --format or give --to-data"
+    ):
+        exports.export(tmp_path / "x", tmp_path / "out", "diffusers", "")

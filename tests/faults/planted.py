@@ -707,6 +707,10 @@ SIXTH = (
     _sixth("tasks/stages.py", "with _asking, _repo(workspace, _wait_for_lock=True) as repo:", "with _asking, _repo(workspace) as repo:", "a stage that is looked at while another one (or a `dvc` of the user's) holds DVC's lock for a moment fails instead of waiting", "flows", "stages", "two_processes", "dvc_repro"),
     _sixth("tasks/supervisor.py", "_end(_below(os.getpid()), grace)  # what the command left running", "_end(_below(child.pid), grace)  # what the command left running", "what a command leaves behind in the background when it ends is not ended: it holds the locks and the GPU for ever", "flows", "process", "machine"),
     _sixth("tasks/locks.py", "    if wanted is None:\n        return devices", "    if not wanted:\n        return devices", "with CUDA_VISIBLE_DEVICES set to nothing, which hides all GPUs, the flow takes a slot on every GPU of the host and sets the variable for its stages", "flows", "machine", "process"),
+    _seventh("diffcore/denoisers/denoiser.py", "return self.with_inner(self.inner.toward(s))", "return self", "a student of two times whose x_0 is limited, whose calls are counted or in bf16, is never told where its hop lands: each of its few steps is the teacher's", "wrappers", "two_times"),
+    _seventh("diffcore/denoisers/guidance.py", "both = both if self.s is None else both.toward(torch.cat([self.s, self.s]))\n", "pass\n", "a guided student of two times is asked for velocities: its few steps are as bad as the teacher's", "two_times"),
+    _seventh("diffcore/methods/flow_map.py", "second = roles.target.toward(at.s)(", "second = roles.target(", "the rest of a hop is taken for a velocity: a flow map learns hops that land beside the flow, the longer the further", "losses", "flow_map"),
+    _seventh("diffcore/checkpoints/folder.py", "nothing=_nothing(folder, card), end=card.end", "nothing=_nothing(folder, card)", "a flow map that is opened again has an input that nobody gives: it cannot be sampled, or is asked for velocities alone", "two_times"),
 )  # fmt: skip
 """And by others again, again in none of the lines above."""
 
