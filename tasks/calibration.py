@@ -111,7 +111,7 @@ class Networks:
         span = own.reading.span(own.schedule)
         data, classes = self.data, self.data.classes and len(self.data.classes)
         new = shape and shape.build(data.shape, classes, 0, span, data.inputs)
-        student, teacher = roles(init, weights, line.parameterization, line.dropout, new)
+        student, teacher = roles(init, weights, line.parameterization, line.dropout, new, line.method.two_times)
         if line.teacher != line.init:
             teacher = roles(self.checkpoint(line.teacher), weights)[1]
         student.grid = line.method.grid

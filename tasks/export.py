@@ -38,11 +38,13 @@ def export(
     form: str = "diffusers",
     guidance: float | None = None,
     copies: bool = False,
+    to_data: bool = False,
 ) -> None:
     """Writes the checkpoint that `word` names to `target`, whole or not at all; says how far its outputs are from ours.
 
     guidance: the weight to build into a student that takes it as an input, None for none. copies: of the other folders of
-    the pipeline that its teacher was adopted with, which are links otherwise."""
+    the pipeline that its teacher was adopted with, which are links otherwise. to_data: of a student that is told where its
+    hops land, those to the data alone, which is a network of one time."""
     forms = list(exports.formats())
     if form not in forms:
         near = difflib.get_close_matches(form, forms, n=1)
@@ -56,13 +58,14 @@ def export(
     pipeline = source.pipeline if source and form == "diffusers" else None
     if copies and pipeline is None:
         raise UserError(f"--copy: {word} comes from no pipeline with other folders to copy; leave it out")
-    with _folded(each, guidance) as whole:
+    with _folded(each, guidance, to_data) as whole:
         if pipeline is not None:
             pipeline.check(whole.card, nets.read_config(whole.folder / "unet")["_class_name"], source.encoder)
         has_picture = form == "diffusers" and PICTURE.is_file() and _point(whole) is not None
         text = readme(whole, params.data.license, source, pipeline, has_picture)
         gap = exports.export(whole.folder, target, form, text, lambda new: _beside(new, pipeline, has_picture, copies))
     built = "" if guidance is None else f" with a guidance weight of {guidance:g} built in"
+    built += " as jumps to the data" if to_data else ""
     log(
         f"{each.title}: exported to {target} ({form}){built}; outputs differ by {gap:.2g} of the largest, at most "
         f"{exports.TOLERANCE:g}"
@@ -80,14 +83,14 @@ def _beside(new: Path, pipeline: Pipeline | None, has_picture: bool, copies: boo
 
 
 @contextmanager
-def _folded(each: Named, guidance: float | None) -> Iterator[Named]:
-    """The same with this weight of guidance built in, while the block runs."""
-    if guidance is None:
+def _folded(each: Named, guidance: float | None, to_data: bool) -> Iterator[Named]:
+    """The same with this weight of guidance built in, or its jumps to the data alone, while the block runs."""
+    if guidance is None and not to_data:
         yield each
         return
     with tempfile.TemporaryDirectory() as room:
-        fold(each.folder, guidance, Path(room) / each.card.name)
-        # not that of a point, which says more than one weight
+        fold(each.folder, guidance, Path(room) / each.card.name, to_data)
+        # not that of a point, which says more than one weight, and of hops of any length
         yield Named(each.word, Path(room) / each.card.name)
 
 
@@ -196,6 +199,7 @@ def _code(card: Card, times: Sequence[float], content: Mapping[str, Any]) -> str
     takes_weight = card.guidance is not None and Guidance(**card.guidance).is_input
     if nets.is_own(kind):
         inputs = ["x", "timestep", *["class_labels"] * bool(card.classes), *["guidance"] * takes_weight]
+        inputs += ["end_timestep"] * (card.end is not None)
         return (
             f"diffusers has no class for a `{kind}`. Call the network as `net({', '.join(inputs)})`; "
             f"{reading_of(card).words}.\n"

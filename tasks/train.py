@@ -65,7 +65,7 @@ def _student(params: Params, line: Distill) -> None:
 
     def begun(number: int) -> tuple[NetDenoiser, Denoiser]:
         new = shape and _new(params, line, shape, number)
-        return roles(parent, weights, line.parameterization, line.dropout, new)
+        return roles(parent, weights, line.parameterization, line.dropout, new, line.method.two_times)
 
     student, teacher = begun(0)
     taught = parent.card

@@ -296,9 +296,10 @@ def export(
         float | None, typer.Option(help="build this weight into a student that takes it as an input")
     ] = None,
     copy: Annotated[bool, typer.Option("--copy", help="copy its pipeline's other folders, instead of links")] = False,
+    to_data: Annotated[bool, typer.Option("--to-data", help="of a flow map, its jumps to the data alone")] = False,
 ) -> Verb:
     """write a checkpoint for other programs, checked against ours"""
-    return Verb(lambda: _export(what, target, form, guidance, copy))
+    return Verb(lambda: _export(what, target, form, guidance, copy, to_data))
 
 
 @app.command()
@@ -516,10 +517,10 @@ def _promote(word: str, note: str | None) -> None:
         log(line)
 
 
-def _export(what: str, target: Path, form: str, guidance: float | None, copies: bool) -> None:
+def _export(what: str, target: Path, form: str, guidance: float | None, copies: bool, to_data: bool) -> None:
     from tasks import export, params
 
-    export.export(params.read(), what, target, form, guidance, copies)
+    export.export(params.read(), what, target, form, guidance, copies, to_data)
 
 
 def _card(what: str, as_json: bool) -> None:

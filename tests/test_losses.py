@@ -13,7 +13,7 @@ from torch import nn
 
 from diffcore import methods
 from diffcore.core.rng import Draw
-from diffcore.denoisers.exact import GaussianDenoiser
+from diffcore.denoisers.exact import GaussianDenoiser, GaussianFlowMap
 from diffcore.methods import Roles, continuous
 from diffcore.noise.schedule import Cosine, Discrete, Linear, Schedule
 from tests.conftest import DDPM_BETAS, make_schedule, randn
@@ -86,6 +86,19 @@ CHANGES: dict[str, list[tuple[dict, dict]]] = {
         ),
         *((CRITICAL, change) for change in ({"phases": 3}, {"adversarial": 0.6}, {"critic_lr": 0.1})),
     ],
+    "flow_map": [
+        *(
+            ({"steps": 8, "target_ema": 0.0, "distance": "squared"}, change)
+            for change in (
+                {"steps": 5},
+                {"first": 0.5},
+                {"velocity": 0.4},
+                {"target_ema": 0.9},
+                {"distance": "pseudo_huber"},
+            )
+        ),
+        ({"steps": 8, "distance": "pseudo_huber"}, {"huber": 0.3}),
+    ],
     "distribution_matching": [
         *(({}, change) for change in ({"steps": 3}, {"critic_updates": 2}, {"critic_lr": 0.1}, {"adversarial": 0.3})),
         ({"steps": 3, "adversarial": 0.3}, {"adversarial": 0.6}),
@@ -94,7 +107,7 @@ CHANGES: dict[str, list[tuple[dict, dict]]] = {
 """Of each method: what its line says, and what it says instead of one of the options."""
 
 
-class Believer(GaussianDenoiser):
+class Believer(GaussianFlowMap):
     """Exact beliefs about Gaussian images that are not square, and two maps of features that know the time and who sees."""
 
     def __init__(self, seed: int, schedule: Schedule):
@@ -299,6 +312,25 @@ def by_phaseds_critic(c, who: Roles, x0, drawn: Draw):
     return hinged(judged(c, who, goal, s, drawn), 1) + hinged(judged(c, who, mine, s, drawn), -1)
 
 
+def by_flow_map(c, who: Roles, x0, drawn: Draw):
+    """Sample by sample; a hop of the length of a step of 1/N is the shortest."""
+    schedule, found = who.student.schedule, []
+    for i, u in enumerate(drawn.u.tolist()):
+        part, one, eps = (4096 * u) % 1, x0[i : i + 1], drawn.noise[i : i + 1]
+        share = (part - c.velocity) / (1 - c.velocity)
+        length = 1 / c.steps if share < 0 else min(1.0, 2 ** (1 - share * (1 + math.log2(c.steps))))
+        s = (1 - length) * u
+        t, m, s = (torch.tensor([time]).double() for time in (s + length, s + length - c.first * length, s))
+        z = noised(schedule, one, eps, t)
+        if share < 0:
+            error = who.student.toward(t)(z, t).v - who.teacher(z, t).v
+        else:
+            goal = landed(who.target.toward(s), landed(who.target.toward(m), z, t, m), m, s)
+            error = who.student.toward(s)(z, t).v - leading(schedule, z, t, s, goal)
+        found.append(mean_square(error) if c.distance == "squared" else huber(error, c.huber))
+    return torch.cat(found)
+
+
 def generated(c, who: Roles, drawn: Draw):
     """The student's sample; its noise to one of the levels compared, and the time of it."""
     schedule, k, z = who.student.schedule, (drawn.u * c.steps).floor(), drawn.noise
@@ -338,6 +370,7 @@ BY_HAND = {
     "consistency_training": by_consistency_training,
     "continuous": by_continuous,
     "phased": by_phased,
+    "flow_map": by_flow_map,
     "distribution_matching": by_distribution_matching,
 }
 CRITICS_BY_HAND = {"phased": by_phaseds_critic, "distribution_matching": by_distribution_matchings_critic}

@@ -300,7 +300,7 @@ def test_student_and_mentor_are_cast_with_all_that_the_line_says(wired, monkeypa
     monkeypatch.setattr(train, "_tell", lambda *words: tells.append(words))
     changed = dataclasses.replace(wired, distill={**wired.distill, "dm": line})
     heard = told(monkeypatch, train.train, changed, "dm")
-    assert casts == [("cd", own, "v", 0.25, None), ("v", own)]
+    assert casts == [("cd", own, "v", 0.25, None, False), ("v", own)]
     assert isinstance(heard.teacher, Guided)
     assert weights(heard.teacher.inner.net) == weights(opened("v").denoiser.net)
     assert heard.job.guidance == (2.0, 2.0)

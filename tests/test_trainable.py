@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from diffcore import methods
 from diffcore.denoisers.exact import GaussianDenoiser
-from diffcore.denoisers.network import NetDenoiser
+from diffcore.denoisers.network import ANY, NetDenoiser
 from diffcore.denoisers.reading import Reading
 from diffcore.methods import (
     consistency,
@@ -24,6 +24,7 @@ from diffcore.methods import (
     continuous,
     denoising,
     distribution_matching,
+    flow_map,
     guided,
     phased,
     progressive,
@@ -71,6 +72,24 @@ class Rising(Affine):
         super().__init__()
         with torch.no_grad():
             self.gain -= 0.2
+
+
+class TwoTimes(nn.Module):
+    """v = gain(t, s) z + shift(t, s), both polynomials of the fourth degree; s is where its hop lands."""
+
+    def __init__(self):
+        super().__init__()
+        self.powers = [(i, j) for i in range(5) for j in range(5 - i)]
+        self.gain, self.shift = (nn.Parameter(torch.zeros(len(self.powers))) for _ in range(2))
+
+    def at(self, t, s=None):
+        s = torch.zeros_like(t) if s is None else s
+        terms = torch.stack([t**i * s**j for i, j in self.powers], 1)
+        return terms @ self.gain, terms @ self.shift
+
+    def forward(self, x, timestep, end_timestep):
+        gain, shift = (part[:, None, None, None] for part in self.at((timestep + 1) / 1024, (end_timestep + 1) / 1024))
+        return gain * x + shift
 
 
 # ------------------------------------------------------------------------------------------- where methods must end
@@ -149,6 +168,9 @@ CASES: dict[str, list[Case]] = {
             distribution_matching.DistributionMatching(1, 2, 0.02), flow, 0.03, times=(1.0,), student=Rising, fit=SLOWLY
         )
     ],
+    "flow_map": [
+        Case(flow_map.FlowMap(target_ema=0.5), flow, 0.03, QUARTERS, 1000, TwoTimes, fit={"lr": 0.1, "ema": 0.97})
+    ],
     "guided": [Case(guided.GuidedDistillation(), posterior, 0.03)],
     "phased": [Case(phased.Phased(steps=16), steps_down(16, 4), 0.01)],
     "progressive": [
@@ -158,7 +180,7 @@ CASES: dict[str, list[Case]] = {
 }
 """By the method's name. The lists may hold several choices of one method."""
 
-LONG = {"consistency", "consistency_training", "continuous", "distribution_matching"}
+LONG = {"consistency", "consistency_training", "continuous", "distribution_matching", "flow_map"}
 """Their trainings take seconds."""
 
 CASES_BY_NAME = [
@@ -173,7 +195,7 @@ def trained(name: str, case: Case, resume: Resume | None = None) -> nn.Module:
     setting = {"batch": 256, "lr": 0.05, "ema": 0.0, "weight_decay": 0.0, **case.fit}
     feed = GaussianFeed(MEAN, STD, setting["batch"])
     job = Job(case.config, Training(iterations=case.iterations, **setting), feed, 0)
-    student = NetDenoiser(case.student(), Cosine())
+    student = NetDenoiser(case.student(), Cosine(), end=ANY if case.config.two_times else None)
     return fit(job, student, exact(torch.float32), COMPUTE, resume).net
 
 
@@ -243,6 +265,21 @@ def test_every_parameterization_finds_the_closed_form(parameterization, name, nu
 
     assert error(start) > 4 * case.within
     assert error(learned) < case.within
+
+
+@pytest.mark.slow
+def test_one_flow_map_hops_from_any_time_to_any_other():
+    """Of the same training: in between, and the velocity where the hop has no length."""
+    case = CASES["flow_map"][0]
+    net = trained("flow_map", case)
+    learned = NetDenoiser(net, Cosine(), end=ANY)
+    t = torch.tensor([1.0, 1.0, 0.75, 0.6, 0.9, 0.5]).double()
+    s = torch.tensor([0.5, 0.25, 0.25, 0.1, 0.9, 0.5]).double()
+    right = exact().flow(z := torch.ones(6, 1, 1, 1).double(), t, s)
+    d = ((t - s) * math.pi / 2)[:, None, None, None]
+    right = torch.where(d > 0, between(z, right, (t - s) * math.pi / 2), posterior(z, t))
+    with torch.no_grad():
+        assert float((learned.toward(s)(z.float(), t).v - right).abs().max()) < 2 * case.within
 
 
 def test_no_case_is_left_behind():

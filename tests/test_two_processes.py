@@ -18,17 +18,19 @@ from diffcore.core import processes
 from diffcore.core.shapes import CLASS
 from diffcore.data.read import Images
 from diffcore.denoisers.guidance import Guided
-from diffcore.denoisers.network import NetDenoiser
+from diffcore.denoisers.network import ANY, NetDenoiser
 from diffcore.methods import (
     Method,
     consistency,
     consistency_training,
     denoising,
     distribution_matching,
+    flow_map,
     phased,
     progressive,
 )
 from diffcore.nets import open_folder, unet
+from diffcore.nets.conditioned import with_end
 from diffcore.noise.schedule import Cosine
 from diffcore.training.config import Compute, Training
 from diffcore.training.loop import Fitted, Stopped, fit
@@ -68,6 +70,7 @@ CASES = {
     "a transformer of diffusers": ("progressive", progressive.Progressive(2), True, 0.0, 2),
     "a transformer": ("progressive", progressive.Progressive(2), False, 0.0, 2),
     "a transformer told a text": ("progressive", progressive.Progressive(2), False, 0.0, 2),
+    "two times": ("flow_map", flow_map.FlowMap(8, 0.5, 0.5, 0.5), False, 0.0, 2),
     "data alone": ("denoising", denoising.Denoising(), False, 0.0, 1),
     "a watch": ("progressive", progressive.Progressive(2), True, 0.0, 1),
 }
@@ -92,6 +95,7 @@ def transformer() -> nn.Module:
 
 NETS = {
     "a U-Net": lambda: stirred(UNET),
+    "two times": lambda: with_end(stirred(UNET)),
     "a transformer": lambda: test_dit.small().net.requires_grad_(True),
     "a transformer of diffusers": transformer,
     "a transformer told a text": lambda: test_captioned.denoiser().net.requires_grad_(True),
@@ -114,7 +118,8 @@ def train(case: str, strategy: str = "ddp", **more) -> Fitted:
     classes = 3 if conditional else None
     net = NETS[case]() if case in NETS else Dropping(dropout, classes=classes)
     is_captioned = case == "a transformer told a text"
-    student = NetDenoiser(net, Cosine(), classes=classes, nothing=test_captioned.NOTHING if is_captioned else None)
+    nothing, end = test_captioned.NOTHING if is_captioned else None, ANY if config.two_times else None
+    student = NetDenoiser(net, Cosine(), classes=classes, nothing=nothing, end=end)
     teacher = NetDenoiser(Told(classes, seed=2, whose="teacher"), Cosine(), classes=classes)
     # one process has the parts that two would have, and where each of the two has one the same sums of them
     # AdamW makes steps of lr of gradients that are nothing but rounding, as those of biases before a group norm are, and of

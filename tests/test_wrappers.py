@@ -37,10 +37,12 @@ CACHED = "DeepCached"
 """Wraps our U-Net alone, see below."""
 
 CONDITION = of_classes(torch.tensor([1, 0]), torch.tensor([2.0, 3.0], dtype=torch.float64))
+ENDS = torch.tensor([0.1, 0.3], dtype=torch.float64)
 ASKED = {
     "start_run": lambda denoiser: denoiser.start_run(7),
     "with_condition": lambda denoiser: denoiser.with_condition(CONDITION),
     "select": lambda denoiser: denoiser.select(slice(1, 2)),
+    "toward": lambda denoiser: denoiser.toward(ENDS),
 }
 
 
@@ -62,6 +64,9 @@ class Inner(Denoiser):
 
     def select(self, rows):
         return Inner((*self.told, ("select", rows)))
+
+    def toward(self, s):
+        return Inner((*self.told, ("toward", s)))
 
 
 def wrappers() -> set[str]:
@@ -99,13 +104,20 @@ def test_what_a_wrapper_is_told_its_inner_one_is_told_and_all_else_is_kept(kind,
     assert type(found) is kind
     assert {name: getattr(found, name) for name in own} == own
     assert found.grid == uniform(4)
-    if kind is Guided and asked != "start_run":
+    if kind is Guided and asked == "toward":  # it tells both halves of its batch, at each call
+        assert found.inner.told == ()
+        assert found.s is ENDS
+    elif kind is Rescaled and asked == "toward":
+        [(word, s)] = found.inner.told
+        assert word == "toward"
+        torch.testing.assert_close(Cosine().half_logsnr(s), SIGMAS.half_logsnr(ENDS))
+    elif kind is Guided and asked != "start_run":
         rows = slice(1, 2) if asked == "select" else slice(None)
         assert found.inner.told == ()
         assert torch.equal(found.condition.class_labels, CONDITION.class_labels[rows])
         assert torch.equal(found.condition.guidance, CONDITION.guidance[rows])
     else:
-        expected = {"start_run": 7, "with_condition": CONDITION, "select": slice(1, 2)}[asked]
+        expected = {"start_run": 7, "with_condition": CONDITION, "select": slice(1, 2), "toward": ENDS}[asked]
         assert found.inner.told == ((asked, expected),)
         assert kind is not Guided or found.condition is wrapped.condition
 

@@ -1,13 +1,18 @@
-"""A student whose guidance weight is an input, as the one of a single weight that it is there."""
+"""A student whose guidance weight or hop's end is an input, as the one of a single weight or of jumps that it is there."""
 
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from diffcore.checkpoints.card import Card, Guidance
-from diffcore.checkpoints.folder import load, save
+from diffcore.checkpoints.folder import Checkpoint, load, save
 from diffcore.core.errors import UserError
-from diffcore.denoisers.network import NetDenoiser
-from diffcore.nets.conditioned import folded
+from diffcore.denoisers.network import ANY, NetDenoiser
+from diffcore.nets.conditioned import ended, folded
+
+JUMPS = "multistep_consistency"
+"""The solver of students that jump to the data."""
 
 KEPT = (
     "name", "method", "solver", "weights", "teacher", "data", "parameters", "seed", "code", "torch", "classes", "cost",
@@ -16,17 +21,40 @@ KEPT = (
 """What the card says as before; its parent is the student that it was."""
 
 
-def fold(folder: Path, weight: float, target: Path) -> Card:
+def fold(folder: Path, weight: float | None, target: Path, to_data: bool = False) -> Card:
     """Writes the checkpoint in `folder` to `target` with this weight of guidance built in, exactly. A UserError where the
-    weight is no input, or is one that it was not trained for."""
+    weight is no input, or is one that it was not trained for. to_data: a student that is told where its hops land becomes
+    one whose hops all end at the data, which `multistep_consistency` samples; a UserError for a student that is not."""
     checkpoint = load(folder)
-    card, own = checkpoint.card, checkpoint.denoiser
-    if checkpoint.guidance is None or not checkpoint.guidance.is_input:
-        raise UserError(f"{card.name} takes no weight of guidance as an input, so none can be built in; leave it out")
-    checkpoint.guidance.check(weight)
-    net = folded(own.net, weight).eval().requires_grad_(False)
-    plain = NetDenoiser(net, own.schedule, own.reading, own.grid, own.classes, nothing=own.nothing.parts())
-    about = {key: getattr(card, key) for key in KEPT}
-    return save(
-        target, plain, checkpoint.shape, about | {"parent": card.digest, "guidance": asdict(Guidance(weight, weight))}
+    card, own, net = checkpoint.card, checkpoint.denoiser, checkpoint.denoiser.net
+    about = {key: getattr(card, key) for key in KEPT} | {"parent": card.digest, "guidance": card.guidance}
+    if weight is not None:
+        _check(checkpoint, weight)
+        net = folded(net, weight)
+        about["guidance"] = asdict(Guidance(weight, weight))
+    if to_data:
+        if own.end != ANY:
+            raise UserError(
+                f"{card.name} is told of no hop where it lands, so it has no jumps to the data; leave it out"
+            )
+        net = ended(net, float(own.reading.timestep(torch.zeros(1, dtype=torch.float64), own.schedule)))
+        about["solver"] = JUMPS
+    plain = NetDenoiser(
+        net.eval().requires_grad_(False),
+        own.schedule,
+        own.reading,
+        own.grid,
+        own.classes,
+        own.takes_guidance and weight is None,
+        nothing=own.nothing.parts(),
+        end=None if to_data else own.end,
     )
+    return save(target, plain, checkpoint.shape, about)
+
+
+def _check(checkpoint: Checkpoint, weight: float) -> None:
+    if checkpoint.guidance is None or not checkpoint.guidance.is_input:
+        raise UserError(
+            f"{checkpoint.card.name} takes no weight of guidance as an input, so none can be built in; leave it out"
+        )
+    checkpoint.guidance.check(weight)

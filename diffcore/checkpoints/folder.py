@@ -90,6 +90,7 @@ def save(
             num_timesteps=denoiser.reading.num_timesteps,
             reading=denoiser.reading.to_json(),
             inputs=list(denoiser.nothing.names) or None,
+            end=denoiser.end,
             grid=list(denoiser.grid.times) if denoiser.grid else None,
             image=list(image),
             files=files,
@@ -114,7 +115,9 @@ def load(folder: Path) -> Checkpoint:
     kind = schedule.from_json(card.schedule)
     return Checkpoint(
         card,
-        NetDenoiser(net, kind, reading_of(card), grid, classes, takes_guidance, nothing=_nothing(folder, card)),
+        NetDenoiser(
+            net, kind, reading_of(card), grid, classes, takes_guidance, nothing=_nothing(folder, card), end=card.end
+        ),
     )
 
 

@@ -8,8 +8,8 @@ from diffcore.checkpoints import Checkpoint, Guidance
 from diffcore.core.errors import UserError
 from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.guidance import Guided
-from diffcore.denoisers.network import NetDenoiser
-from diffcore.nets.conditioned import folded, with_guidance
+from diffcore.denoisers.network import ANY, SAME, NetDenoiser
+from diffcore.nets.conditioned import folded, with_end, with_guidance
 
 
 def roles(
@@ -18,11 +18,14 @@ def roles(
     parameterization: str | None = None,
     dropout: float = 0.0,
     new: nn.Module | None = None,
+    two_times: bool = False,
 ) -> tuple[NetDenoiser, Denoiser]:
     """(student, teacher): the student as it begins, a copy of the parent's network with an input for the weight if there is
     a range of them; the teacher guided by classifier-free guidance unless it knows the weights itself. parameterization: what
     the student's network shall say from now on, None for what the parent's says. dropout: of the student's network. new: the
-    student's own network, without an input for the weight, where it is no copy of the parent's."""
+    student's own network, without an input for the weight, where it is no copy of the parent's. two_times: whether the
+    student is told where its hops land, for which it then gets an input; one that is not, of a parent that has such an
+    input, is asked for velocities alone."""
     own = parent.denoiser
     teacher = Guided(own) if weights is not None and parent.guidance is None else own
     is_input = weights is not None and weights.is_input
@@ -34,6 +37,9 @@ def roles(
             f"a network of parameterization x0_eps says twice as much as one of {parameterization}; "
             f"leave `parameterization` out"
         )
+    has_end = own.end is not None and new is None
+    net = with_end(net) if two_times and not has_end else net
+    one_time = SAME if has_end else None
     student = NetDenoiser(
         net,
         own.schedule,
@@ -42,5 +48,6 @@ def roles(
         own.classes,
         is_input,
         nothing=own.nothing.parts(),
+        end=ANY if two_times else one_time,
     )
     return student, teacher

@@ -15,6 +15,9 @@ from diffcore.core.transfer import to_device
 GUIDANCE = "guidance"
 """The name of a network's input: [b], the weight of classifier-free guidance."""
 
+END = "end_timestep"
+"""The name of a network's input: [b], what it is told of the time where its hop lands, by the reading of its timestep."""
+
 TEXT, MASK = "text", "text_mask"
 """Embeddings of a text, one for each token, and which of them are there."""
 

@@ -43,6 +43,11 @@ class Denoiser(nn.Module, abc.ABC):
         """This denoiser for some samples of the batch that `with_condition` described."""
         return self
 
+    def toward(self, s: PerSample) -> "Denoiser":
+        """This denoiser for one hop that lands at s, [b]: the v of its belief is then the velocity whose hop from t lands on
+        the flow at s. Itself, which says the velocity at t, if its network takes one time."""
+        return self
+
     def features(self, x_t: Sample, t: PerSample) -> list[Tensor]:
         """What its network sees in x_t, [b, c, h, w] for each of its levels; a UserError where there is none to ask."""
         raise UserError(
@@ -51,8 +56,8 @@ class Denoiser(nn.Module, abc.ABC):
 
 
 class Wrapper(Denoiser):
-    """A denoiser around another one, `inner`: conditions, rows of a batch, the memory of a sampling run and features pass
-    through to that; `with_inner` says what is put about it. schedule: None for the inner one's."""
+    """A denoiser around another one, `inner`: conditions, rows of a batch, where a hop lands, the memory of a sampling run
+    and features pass through to that; `with_inner` says what is put about it. schedule: None for the inner one's."""
 
     def __init__(self, inner: Denoiser, schedule: Schedule | None = None):
         super().__init__()
@@ -70,6 +75,9 @@ class Wrapper(Denoiser):
 
     def select(self, rows: slice | Tensor) -> Denoiser:
         return self.with_inner(self.inner.select(rows))
+
+    def toward(self, s: PerSample) -> Denoiser:
+        return self.with_inner(self.inner.toward(s))
 
     def features(self, x_t: Sample, t: PerSample) -> list[Tensor]:
         return self.inner.features(x_t, t)

@@ -37,6 +37,31 @@ class GaussianDenoiser(Denoiser):
         return (self.schedule.alpha(t)[:, None] ** 2 * flat + self.schedule.sigma(t)[:, None] ** 2).reciprocal().mean(1)
 
 
+class GaussianFlowMap(GaussianDenoiser):
+    """The exact denoiser of two times of the same data: `toward(s)` believes in the (x_0, eps) through which one hop lands on
+    the flow at s; without it, and where s = t, in the posterior mean."""
+
+    s: PerSample | None = None
+
+    def toward(self, s: PerSample) -> "GaussianFlowMap":
+        own = GaussianFlowMap(self.mean, self.variance, self.schedule)
+        own.s = s
+        return own
+
+    def select(self, rows: slice | Tensor) -> "GaussianFlowMap":
+        return self if self.s is None else self.toward(self.s[rows])
+
+    def forward(self, x_t: Sample, t: PerSample) -> Prediction:
+        belief = super().forward(x_t, t)
+        if self.s is None:
+            return belief
+        at, to = belief.level, self.schedule.level(self.s, x_t)
+        landed, area = self.flow(x_t, t, self.s), to.alpha * at.sigma - at.alpha * to.sigma
+        hops, area = area > 0, torch.where(area > 0, area, 1.0)
+        x0, eps = (at.sigma * landed - to.sigma * x_t) / area, (to.alpha * x_t - at.alpha * landed) / area
+        return Prediction(torch.where(hops, x0, belief.x0), torch.where(hops, eps, belief.eps), at)
+
+
 class MixtureDenoiser(Denoiser):
     """The exact denoiser of a mixture of diagonal Gaussians: exact score, no closed flow; the ruler for several modes.
 

@@ -21,29 +21,34 @@ class Guided(Wrapper):
     made as one batch.
     """
 
-    def __init__(self, inner: Denoiser, condition: Condition | None = None):
+    def __init__(self, inner: Denoiser, condition: Condition | None = None, s: PerSample | None = None):
         super().__init__(inner)
-        self.condition = condition or Condition()
+        self.condition, self.s = condition or Condition(), s
 
     def forward(self, x_t: Sample, t: PerSample) -> Prediction:
         condition = self.condition
         if condition.guidance is None or not condition.inputs:
             raise UserError("guidance needs a class or a text, and a weight for each sample; give it a condition")
         both = self.inner.with_condition(condition.with_away())
+        both = both if self.s is None else both.toward(torch.cat([self.s, self.s]))
         belief = both(torch.cat([x_t, x_t]), torch.cat([t, t]))
         g = lift(condition.guidance, x_t)
         x0, eps = (torch.lerp(without, with_, g) for with_, without in (belief.x0.chunk(2), belief.eps.chunk(2)))
         return Prediction(x0, eps, self.schedule.level(t, x_t), 2 * belief.cost)
 
     def with_inner(self, inner: Denoiser) -> "Guided":
-        return Guided(inner, self.condition)
+        return Guided(inner, self.condition, self.s)
 
     def with_condition(self, condition: Condition) -> "Guided":
         """Kept here: the inner one is told its classes, and none, at each call."""
-        return Guided(self.inner, condition)
+        return Guided(self.inner, condition, self.s)
 
     def select(self, rows: slice | Tensor) -> "Guided":
-        return Guided(self.inner, self.condition[rows])
+        return Guided(self.inner, self.condition[rows], None if self.s is None else self.s[rows])
+
+    def toward(self, s: PerSample) -> "Guided":
+        """Kept here too: both halves of the batch land there."""
+        return Guided(self.inner, self.condition, s)
 
     def features(self, x_t: Sample, t: PerSample) -> list[Tensor]:
         return self.inner.with_condition(replace(self.condition, guidance=None, negative=None)).features(x_t, t)

@@ -27,10 +27,17 @@ class Rescaled(Wrapper):
     def with_inner(self, inner: Denoiser) -> "Rescaled":
         return Rescaled(inner, self.schedule)
 
+    def toward(self, s: PerSample) -> "Rescaled":
+        return self.with_inner(self.inner.toward(self._time(s)))
+
     def features(self, x_t: Sample, t: PerSample) -> list[Tensor]:
         return super().features(*self._there(x_t, t))
 
     def _there(self, x_t: Sample, t: PerSample) -> tuple[Sample, PerSample]:
-        inner_t = self.inner.schedule.time(self.schedule.half_logsnr(t))
+        inner_t = self._time(t)
         level, inner = self.schedule.level(t, x_t), self.inner.schedule.level(inner_t, x_t)
         return x_t * (torch.hypot(inner.alpha, inner.sigma) / torch.hypot(level.alpha, level.sigma)), inner_t
+
+    def _time(self, t: PerSample) -> PerSample:
+        """The inner schedule's time of as much noise beside as much of the image."""
+        return self.inner.schedule.time(self.schedule.half_logsnr(t))

@@ -7,6 +7,7 @@ from diffcore.checkpoints import Checkpoint
 from diffcore.checkpoints.from_diffusers import part_of
 from diffcore.core import disk
 from diffcore.core.errors import UserError
+from diffcore.denoisers.network import ANY
 from diffcore.exports.format import Call, Format
 from diffcore.nets import diffusers_model, is_own
 
@@ -15,7 +16,7 @@ class Diffusers(Format):
     """The checkpoint's own files, which are diffusers' format already, and README.md beside them; opened by diffusers itself.
 
     A UserError by name for a network that diffusers has no class for: our transformer, a module of the user's own, and
-    one with a guidance weight as an input.
+    one with a guidance weight, or the time where its hop lands, as an input.
     """
 
     is_folder = True
@@ -23,7 +24,8 @@ class Diffusers(Format):
     def write(self, checkpoint: Checkpoint, folder: Path, new: Path, readme: str) -> None:
         kind = checkpoint.denoiser.net.config_json()["_class_name"]
         if is_own(kind):
-            raise UserError(f"diffusers has no class for a {kind}; choose another --format")
+            jumps = " or give --to-data" if checkpoint.denoiser.end == ANY else ""
+            raise UserError(f"diffusers has no class for a {kind}; choose another --format{jumps}")
         for name in (*checkpoint.card.files, "card.json"):
             (new / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / name, new / name)

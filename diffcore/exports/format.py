@@ -12,8 +12,8 @@ from diffcore.core.errors import UserError
 from diffcore.core.rng import generator
 
 Call = Callable[..., Tensor]
-"""(x [b, c, h, w], timestep [b], classes [b], guidance weights [b]), as many as the network takes, and by name what else it
-is told -> its output."""
+"""(x [b, c, h, w], timestep [b], classes [b], guidance weights [b], end timestep [b]), as many as the network takes, and by
+name what else it is told -> its output."""
 
 
 class Format(abc.ABC):
@@ -29,6 +29,9 @@ class Format(abc.ABC):
     def open(self, checkpoint: Checkpoint, new: Path) -> Call:
         """What was written, read from there alone, as others read it. checkpoint: which inputs it takes."""
 
+
+END_PLACE = 4
+"""How many inputs come before the end timestep."""
 
 TOKENS = 3
 """Of the texts that exports are compared with."""
@@ -58,15 +61,19 @@ def check_untold(checkpoint: Checkpoint, form: str) -> None:
 
 
 def example(checkpoint: Checkpoint, count: int) -> tuple[Tensor | None, ...]:
-    """What the network of a checkpoint is called with, for `count` images: x, timestep, and where it takes them the classes
-    and the guidance weights; None for classes that a network with guidance weights does not take."""
+    """What the network of a checkpoint is called with, for `count` images: x, timestep, and where it takes them the classes,
+    the guidance weights and where its hops end; None for what it does not take before one that it takes."""
     denoiser, rng = checkpoint.denoiser, generator("export", count)
     x = torch.randn(count, *checkpoint.shape, generator=rng)
-    inputs = [x, denoiser.reading.timestep(torch.linspace(0, 1, count), denoiser.schedule)]
+    times = torch.linspace(0, 1, count)
+    inputs = [x, denoiser.reading.timestep(times, denoiser.schedule)]
     if denoiser.classes is not None:
         inputs.append(torch.arange(count) % (denoiser.classes + 1))
     if denoiser.takes_guidance:
         guidance = checkpoint.guidance
         inputs += [] if denoiser.classes is not None else [None]
         inputs.append(torch.linspace(guidance.low, guidance.high, count))
+    if denoiser.end is not None:
+        inputs += [None] * (END_PLACE - len(inputs))
+        inputs.append(denoiser.reading.timestep(times / 2, denoiser.schedule))
     return tuple(inputs)

@@ -20,7 +20,7 @@ from diffcore.exports.torch_export import TRACED, batched
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 """The extra `onnx`: what torch writes a graph with, and what reads it."""
 
-INPUTS = ("x", "timestep", "class_labels", "guidance")
+INPUTS = ("x", "timestep", "class_labels", "guidance", "end_timestep")
 """What the graph's inputs are called, as many of them as the network takes; its output is `output`."""
 
 LARGEST = 2**31
@@ -28,8 +28,8 @@ LARGEST = 2**31
 
 
 class Onnx(Format):
-    """Inputs as in INPUTS: x float32 [b, c, h, w], timestep float32 [b], class_labels int64 [b], guidance float32 [b], for
-    batches of any size. In the file's metadata `card` and `readme`.
+    """Inputs as in INPUTS: x float32 [b, c, h, w], timestep float32 [b], class_labels int64 [b], guidance and
+    end_timestep float32 [b], for batches of any size. In the file's metadata `card` and `readme`.
 
     A UserError where a package of the extra is missing, and for a network of more than LARGEST bytes.
     """

@@ -14,7 +14,8 @@ TRACED = 2
 
 
 class TorchExport(Format):
-    """Called as (x [b, c, h, w], timestep [b], classes [b], guidance weights [b]), as many as the network takes."""
+    """Called as (x [b, c, h, w], timestep [b], classes [b], guidance weights [b], end timestep [b]), as many as the network
+    takes."""
 
     def write(self, checkpoint: Checkpoint, folder: Path, new: Path, readme: str) -> None:
         check_untold(checkpoint, "torch_export")

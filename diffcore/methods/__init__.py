@@ -59,7 +59,8 @@ class Method(abc.ABC):
     on, None for any. asks_teacher: whether its loss asks a teacher; teacher_grid: the trajectory on which that must be
     valid, None for any time. target_decay: above 0, `roles.target` is an EMA of the student with this decay. one_graph:
     whether its loss is the same graph of tensors all through a training, with no look at the progress, no fork of the draw
-    and no derivative in it, so that it can be compiled whole.
+    and no derivative in it, so that it can be compiled whole. two_times: whether its students are told where a hop lands, see
+    `Denoiser.toward`.
     """
 
     sampler: str = "ddim"
@@ -70,6 +71,7 @@ class Method(abc.ABC):
     teacher_grid: Trajectory | None = None
     target_decay: float = 0.0
     one_graph: bool = False
+    two_times: bool = False
 
     @abc.abstractmethod
     def loss(self, roles: Roles, x0: Sample, draw: Draw, progress: float) -> PerSample:

@@ -21,32 +21,44 @@ def guidance_features(guidance: PerSample) -> Tensor:
 
 
 class Conditioned(nn.Module, abc.ABC):
-    """A network that is told a time, and where it has a table or an input for them a class and a guidance weight.
+    """A network that is told a time, and where it has a table or an input for them a class, a guidance weight and the time
+    where its hop lands.
 
-    config: a frozen dataclass, of which alone it is made, with `dropout` and `guidance_embeds`. time_embedding: timestep
-    [b] -> [b, e], which ends in a layer `linear_2` with a bias. class_embedding, guidance_embedding: what is added to that;
-    None where the network is told none.
+    config: a frozen dataclass, of which alone it is made, with `dropout`, `guidance_embeds` and `end_embeds`. time_embedding:
+    timestep [b] -> [b, e], a layer `linear_2` with a bias of what `hidden` makes of it. class_embedding, guidance_embedding:
+    what is added to that, end_embedding: of the difference of what `hidden` makes of the hop's end and of the time, so that a
+    hop of no length adds nothing; None where the network is told none.
     """
 
     config: Any
     time_embedding: nn.Module
     class_embedding: nn.Embedding | None
     guidance_embedding: nn.Linear | None
+    end_embedding: nn.Linear | None
 
     def embed(
-        self, timestep: PerSample, class_labels: Tensor | None = None, guidance: PerSample | None = None
+        self,
+        timestep: PerSample,
+        class_labels: Tensor | None = None,
+        guidance: PerSample | None = None,
+        end_timestep: PerSample | None = None,
     ) -> Tensor:
-        """The activated embedding of time, class and guidance that every block projects, [b, e]."""
+        """The activated embedding of time, class, guidance and the hop's end that every block projects, [b, e]."""
         if (class_labels is None) != (self.class_embedding is None):
             raise UserError(_CLASS_GIVEN if self.class_embedding is None else _CLASS_MISSING)
         if (guidance is None) != (self.guidance_embedding is None):
             raise UserError(_GUIDANCE_GIVEN if self.guidance_embedding is None else _GUIDANCE_MISSING)
+        if (end_timestep is None) != (self.end_embedding is None):
+            raise UserError(_END_GIVEN if self.end_embedding is None else _END_MISSING)
         with torch.autocast(timestep.device.type, enabled=False):  # in bfloat16 neighbouring times would be one
             embedding = self.time_embedding(timestep)
             if self.class_embedding is not None:
                 embedding = embedding + self.class_embedding(class_labels)
             if self.guidance_embedding is not None:
                 embedding = embedding + self.guidance_embedding(guidance_features(guidance).to(embedding.dtype))
+            if self.end_embedding is not None:
+                hidden = self.time_embedding.hidden
+                embedding = embedding + self.end_embedding(hidden(end_timestep) - hidden(timestep))
             return F.silu(embedding)
 
     @abc.abstractmethod
@@ -63,7 +75,7 @@ class Conditioned(nn.Module, abc.ABC):
 def with_guidance(net: nn.Module) -> Conditioned:
     """The same network with an input for the guidance weight, to which it pays no attention yet; a UserError by name for one
     that can have none."""
-    net = _conditioned(net)
+    net = _conditioned(net, "an input for the guidance weight", "give one weight instead of a range")
     guided = type(net)(replace(net.config, guidance_embeds=True))
     start = {
         f"guidance_embedding.{name}": torch.zeros_like(p) for name, p in guided.guidance_embedding.named_parameters()
@@ -75,26 +87,51 @@ def with_guidance(net: nn.Module) -> Conditioned:
 def folded(net: nn.Module, guidance: float) -> Conditioned:
     """The network without that input which this one is at one guidance weight: its embedding becomes a part of a bias,
     exactly."""
-    net = _conditioned(net)
+    net = _conditioned(net, "an input for the guidance weight", "give one weight instead of a range")
     plain = type(net)(replace(net.config, guidance_embeds=False))
     state = {name: tensor for name, tensor in net.state_dict().items() if not name.startswith("guidance_embedding.")}
     with torch.no_grad():
         shift = net.guidance_embedding(guidance_features(torch.tensor([guidance])).to(net.guidance_embedding.weight))[0]
-    state["time_embedding.linear_2.bias"] = state["time_embedding.linear_2.bias"] + shift
+    state[BIAS] = state[BIAS] + shift
     plain.load_state_dict(state)
     return plain
 
 
-def _conditioned(net: nn.Module) -> Conditioned:
+def with_end(net: nn.Module) -> Conditioned:
+    """The same network with an input for the time where its hop lands, to which it pays no attention yet; a UserError by name
+    for one that can have none."""
+    net = _conditioned(net, "to be told two times", "take a method whose students are told one")
+    two = type(net)(replace(net.config, end_embeds=True))
+    two.load_state_dict(net.state_dict() | {END: torch.zeros_like(two.end_embedding.weight)})
+    return two
+
+
+def ended(net: Conditioned, end_timestep: float) -> Conditioned:
+    """The network without that input which this one is where each hop ends at one time: its embedding becomes a part of a
+    layer, exactly."""
+    plain = type(net)(replace(net.config, end_embeds=False))
+    state = {name: tensor for name, tensor in net.state_dict().items() if name != END}
+    with torch.no_grad():
+        end = torch.tensor([end_timestep], device=state[BIAS].device)
+        shift = net.end_embedding(net.time_embedding.hidden(end))[0]
+    state[BIAS], state[WEIGHT] = state[BIAS] + shift, state[WEIGHT] - net.state_dict()[END]
+    plain.load_state_dict(state)
+    return plain
+
+
+WEIGHT, BIAS = "time_embedding.linear_2.weight", "time_embedding.linear_2.bias"
+END = "end_embedding.weight"
+
+
+def _conditioned(net: nn.Module, wish: str, remedy: str) -> Conditioned:
     if not isinstance(net, Conditioned):
-        raise UserError(
-            f"an input for the guidance weight needs our own U-Net or transformer, not {type(net).__name__}; give one "
-            "weight instead of a range"
-        )
+        raise UserError(f"{wish} needs our own U-Net or transformer, not {type(net).__name__}; {remedy}")
     return net
 
 
 _CLASS_GIVEN = "this network knows no classes: leave class_labels out"
 _CLASS_MISSING = "this network is conditioned on classes: give class_labels, an index for each sample"
 _GUIDANCE_GIVEN = "this network has no input for a guidance weight: leave guidance out"
+_END_GIVEN = "this network is told one time: leave end_timestep out"
+_END_MISSING = "this network is told two times: give end_timestep, a number for each sample"
 _GUIDANCE_MISSING = "this network has an input for the guidance weight: give guidance, a number for each sample"

@@ -64,10 +64,11 @@ class DiTConfig:
     guidance_embeds: bool = False
     text_features: int | None = None
     image_channels: int | None = None
+    end_embeds: bool = False
 
 
-LATER = {"text_features", "image_channels"}
-"""Settings that older configs lack, and new ones at their default: so equal networks keep equal bytes."""
+LATER = {"text_features": None, "image_channels": None, "end_embeds": False}
+"""Settings that older configs lack, and new ones at this default: so equal networks keep equal bytes."""
 
 
 class TimeEmbedding(nn.Module):
@@ -79,8 +80,12 @@ class TimeEmbedding(nn.Module):
         self.linear_1, self.linear_2 = nn.Linear(FEATURES, width), nn.Linear(width, width)
 
     def forward(self, timestep: PerSample) -> Tensor:
+        return self.linear_2(self.hidden(timestep))
+
+    def hidden(self, timestep: PerSample) -> Tensor:
+        """What comes before the last layer, [b, e]."""
         used = sinusoids(timestep, self.max_phase, self.span).to(self.linear_1.weight.dtype)
-        return self.linear_2(F.silu(self.linear_1(used)))
+        return F.silu(self.linear_1(used))
 
 
 def sinusoids(timestep: PerSample, max_phase: float, span: int | float = NUM_TIMESTEPS) -> Tensor:
@@ -174,6 +179,7 @@ class DiT(Conditioned):
         self.time_embedding = TimeEmbedding(width, config.max_phase, config.span)
         self.class_embedding = None if config.class_embeds is None else nn.Embedding(config.class_embeds, width)
         self.guidance_embedding = nn.Linear(GUIDANCE_FEATURES, width) if config.guidance_embeds else None
+        self.end_embedding = nn.Linear(width, width, bias=False) if config.end_embeds else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.modulation_out = nn.Linear(width, 2 * width)
         self.patch_out = nn.Linear(width, config.out_channels * pixels)
@@ -184,14 +190,15 @@ class DiT(Conditioned):
         timestep: PerSample,
         class_labels: Tensor | None = None,
         guidance: PerSample | None = None,
+        end_timestep: PerSample | None = None,
         text: Tensor | None = None,
         text_mask: Tensor | None = None,
         image: Tensor | None = None,
     ) -> Tensor:
         """x: [b, c, h, w]; timestep: [b], c = T t - 1 with T = 1024, float; class_labels: [b], int, where there is a table;
-        guidance: [b], where the weight is an input; text: [b, l, d] and text_mask: bool [b, l], where it is told a text;
-        image: [b, k, h, w], where it is told one."""
-        embedding = self.embed(timestep, class_labels, guidance)
+        guidance, end_timestep: [b], where the weight, and the time at which the hop ends, are inputs; text: [b, l, d] and
+        text_mask: bool [b, l], where it is told a text; image: [b, k, h, w], where it is told one."""
+        embedding = self.embed(timestep, class_labels, guidance, end_timestep)
         tokens, mask, words = self._begun(x, text, text_mask, image)
         for block in self.blocks:
             tokens = block(tokens, embedding, mask)
@@ -207,12 +214,13 @@ class DiT(Conditioned):
         timestep: PerSample,
         class_labels: Tensor | None = None,
         guidance: PerSample | None = None,
+        end_timestep: PerSample | None = None,
         text: Tensor | None = None,
         text_mask: Tensor | None = None,
         image: Tensor | None = None,
     ) -> list[Tensor]:
         """What the network sees: the image's tokens after each block as a map, [b, width, h / patch, w / patch] each."""
-        embedding, maps = self.embed(timestep, class_labels, guidance), []
+        embedding, maps = self.embed(timestep, class_labels, guidance, end_timestep), []
         tokens, mask, words = self._begun(x, text, text_mask, image)
         for block in self.blocks:
             tokens = block(tokens, embedding, mask)
@@ -245,7 +253,7 @@ class DiT(Conditioned):
 
     def config_json(self) -> dict[str, Any]:
         settings = asdict(self.config)
-        return {"_class_name": FORMAT} | {key: v for key, v in settings.items() if key not in LATER or v is not None}
+        return {"_class_name": FORMAT} | {key: v for key, v in settings.items() if key not in LATER or v != LATER[key]}
 
 
 def build(config: DiTConfig, seed: int) -> DiT:
@@ -266,7 +274,7 @@ _TEXT_MISSING = "this network is told a text: give text, an embedding for each w
 _IMAGE_GIVEN = "this network is told no image: leave image out"
 _IMAGE_MISSING = "this network is told an image: give image, one of the size of each sample"
 
-ZERO = ("modulation", "modulation_out", "patch_out", "guidance_embedding")
+ZERO = ("modulation", "modulation_out", "patch_out", "guidance_embedding", "end_embedding")
 NARROW = ("time_embedding", "class_embedding")
 
 
@@ -383,7 +391,7 @@ def opened(content: dict[str, Any], weights: Path, x0_eps: bool) -> DiT:
     """The network; a UserError for a config that describes none."""
     settings = {key: value for key, value in content.items() if not key.startswith("_")}
     own = {field.name for field in fields(DiTConfig)}
-    expected = own - (LATER - settings.keys())
+    expected = own - (LATER.keys() - settings.keys())
     if settings.keys() != expected:
         odd = sorted(settings.keys() ^ expected)[0]
         raise UserError(f"{weights.parent / CONFIG} is of no transformer of ours ({odd}); fetch or write it again")

@@ -2,6 +2,7 @@
 
 class_labels  int64 [b]            the class of each sample; the index after the last one stands for none
 guidance      float [b]            the weight g of uncond + g (cond - uncond), which the network embeds
+end_timestep  float [b]            what it is told of the time where its one hop lands; like its timestep, if it lands nowhere
 text          float [b, l, d]      embeddings of a text, one for each token
 text_mask     bool [b, l]          which of them are there; without a mask all are
 pooled        float [b, p]         one embedding of the whole text

@@ -94,7 +94,7 @@ class DeepCached(Wrapper):
     def start_run(self, calls: int | None) -> Denoiser:
         if calls is None:
             raise UserError("deepcache needs a sampler with a fixed number of calls; leave it out here")
-        return _Run(self, full_calls(self.config, calls))
+        return _Run(self, full_calls(self.config, calls), _Memory(self.inner.net, self.config.branch))
 
     def with_inner(self, inner: NetDenoiser) -> "DeepCached":
         wrapper = DeepCached(inner, self.config)
@@ -110,45 +110,55 @@ class DeepCached(Wrapper):
 
 
 class _Run(Denoiser):
-    """One run: which call this is, and what the last full one kept."""
+    """One run: which of its calls are full; its memory knows which call this is, and what the last full one kept."""
 
-    def __init__(self, whole: DeepCached, full: frozenset[int]):
+    def __init__(self, whole: DeepCached, full: frozenset[int], memory: "_Memory"):
         super().__init__()
         self.whole, self.schedule, self.grid = [whole], whole.schedule, whole.grid  # in a list: no part of this module
-        self.memory = _Memory(whole.inner.net, whole.config.branch)
-        self.inner, self.full, self.call = whole.inner.with_network(self.memory), full, 0
+        self.memory, self.inner, self.full = memory, whole.inner.with_network(memory), full
 
     def forward(self, x_t: Sample, t: PerSample) -> Prediction:
         if torch.is_grad_enabled():
             raise UserError("deepcache is for sampling, without gradients: train and differentiate the plain network")
-        self.memory.full = self.call in self.full
+        self.memory.full = self.memory.call in self.full
         cost = 1.0 if self.memory.full else self.whole[0].share(x_t.shape[1:])
-        self.call += 1
+        self.memory.call += 1
         return replace(self.inner(x_t, t), cost=cost)
 
     def with_condition(self, condition: Condition) -> Denoiser:
         self.inner = self.inner.with_condition(condition)
         return self
 
+    def toward(self, s: PerSample) -> Denoiser:
+        """Of the same run and memory, for this one hop."""
+        run = _Run(self.whole[0], self.full, self.memory)
+        run.inner = self.inner.toward(s)
+        return run
+
     def select(self, rows: slice | Tensor) -> Denoiser:
         raise UserError("deepcache keeps whole batches; sample with a sampler that leaves the batch together")
 
 
 class _Memory(nn.Module):
-    """The network, with what its deep part last gave."""
+    """The network, with what its deep part last gave, and how often it was called in this run."""
 
     def __init__(self, net: UNet | SkipScaled, branch: int):
         super().__init__()
-        self.net, self.cut, self.full = net, branch + 2, True
+        self.net, self.cut, self.full, self.call = net, branch + 2, True, 0
         self.kept: Tensor | None = None
         self.shape: torch.Size | None = None
 
     def forward(
-        self, x: Tensor, timestep: Tensor, class_labels: Tensor | None = None, guidance: Tensor | None = None
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        class_labels: Tensor | None = None,
+        guidance: Tensor | None = None,
+        end_timestep: Tensor | None = None,
     ) -> Tensor:
         if self.shape not in (None, x.shape):
             raise UserError("deepcache: the batch changed within a sampling run; begin a new one")
-        self.shape, embedding = x.shape, self.net.embed(timestep, class_labels, guidance)
+        self.shape, embedding = x.shape, self.net.embed(timestep, class_labels, guidance, end_timestep)
         if self.full:
             skips = self.net.down(x, embedding)
             self.kept = self.net.up(self.net.mid(skips[-1], embedding), skips, embedding, until=self.cut)
@@ -165,10 +175,11 @@ def _share(net: UNet | SkipScaled, config: Config, shape: tuple[int, ...]) -> fl
     x, timestep = torch.zeros(1, *shape, device=weight.device, dtype=weight.dtype), torch.zeros(1, device=weight.device)
     classes = None if net.config.num_class_embeds is None else timestep.long()
     guidance = timestep if net.config.guidance_embeds else None
+    end = timestep if net.config.end_embeds else None
     memory, spent = _Memory(net, config.branch), []
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # the counter does not know the CPU's fused attention
         for memory.full in (True, False):
             with FlopCounterMode(display=False) as counter:
-                memory(x, timestep, classes, guidance)
+                memory(x, timestep, classes, guidance, end)
             spent.append(counter.get_total_flops())
     return spent[1] / spent[0]

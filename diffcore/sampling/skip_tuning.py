@@ -44,9 +44,14 @@ class SkipScaled(nn.Module):
         self.embed, self.down, self.mid, self.out = net.embed, net.down, net.mid, net.out
 
     def forward(
-        self, x: Tensor, timestep: Tensor, class_labels: Tensor | None = None, guidance: Tensor | None = None
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        class_labels: Tensor | None = None,
+        guidance: Tensor | None = None,
+        end_timestep: Tensor | None = None,
     ) -> Tensor:
-        embedding = self.embed(timestep, class_labels, guidance)
+        embedding = self.embed(timestep, class_labels, guidance, end_timestep)
         skips = self.down(x, embedding)
         return self.out(self.up(self.mid(skips[-1], embedding), skips, embedding))
 

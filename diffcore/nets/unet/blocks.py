@@ -26,9 +26,13 @@ class TimeEmbedding(nn.Module):
         self.linear_2 = nn.Linear(config.embedding, config.embedding)
 
     def forward(self, timestep: PerSample) -> Tensor:
+        return self.linear_2(self.hidden(timestep))
+
+    def hidden(self, timestep: PerSample) -> Tensor:
+        """What comes before the last layer, [b, e]."""
         weight = self.linear_1.weight
         used = sinusoids(timestep, self.features, self.shift, self.flip) * (weight != 0).any(0)
-        return self.linear_2(F.silu(self.linear_1(used.to(weight.dtype))))
+        return F.silu(self.linear_1(used.to(weight.dtype)))
 
 
 def frequencies(features: int, shift: int | float, device: torch.device | str = "cpu") -> Tensor:

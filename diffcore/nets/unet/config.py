@@ -13,6 +13,12 @@ GUIDED = "GuidedUNet2DModel"
 """The format of a network with an input for the guidance weight: no class of diffusers, which refuses it by this name instead
 of leaving the input out. `folded` gives the UNet2DModel of one weight."""
 
+TWO_TIMES, GUIDED_TWO_TIMES = "TwoTimesUNet2DModel", "GuidedTwoTimesUNet2DModel"
+"""Those of networks that are told where their hop lands, in the same way. `ended` gives the network of hops to one time."""
+
+FORMATS = {FORMAT: (False, False), GUIDED: (True, False), TWO_TIMES: (False, True), GUIDED_TWO_TIMES: (True, True)}
+"""The formats, and whether the guidance weight and the time where the hop lands are inputs of such a network."""
+
 WRITTEN_AS = "0.36.0"
 """The release of diffusers that the written config.json names: the oldest one supported."""
 
@@ -62,6 +68,7 @@ class UNetConfig:
     num_class_embeds: int | None = None
     num_train_timesteps: int | None = None
     guidance_embeds: bool = False
+    end_embeds: bool = False
 
     def __post_init__(self):
         for key, choices in CHOICES.items():
@@ -156,14 +163,15 @@ def default_config(
 def config_json(config: UNetConfig) -> dict[str, Any]:
     """What config.json holds: diffusers reads it as a UNet2DModel."""
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
-    guided = plain.pop("guidance_embeds")
-    return {"_class_name": GUIDED if guided else FORMAT, "_diffusers_version": WRITTEN_AS, **plain}
+    guided, two = plain.pop("guidance_embeds"), plain.pop("end_embeds")
+    kind = next(name for name, own in FORMATS.items() if own == (guided, two))
+    return {"_class_name": kind, "_diffusers_version": WRITTEN_AS, **plain}
 
 
 def from_json(content: dict[str, Any]) -> UNetConfig:
     """The inverse of `config_json`; keys that begin with _ are notes. Raises Unsupported for an unknown key or value."""
     settings = {key: value for key, value in content.items() if not key.startswith("_")}
-    settings |= {"guidance_embeds": True} if content.get("_class_name") == GUIDED else {}
+    settings |= dict(zip(("guidance_embeds", "end_embeds"), FORMATS.get(content.get("_class_name"), ())))
     defaults = {field.name: field.default for field in fields(UNetConfig)}
     for key, value in settings.items():
         if key not in defaults:

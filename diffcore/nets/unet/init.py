@@ -35,7 +35,7 @@ def _start(parameter: Tensor, layer: nn.Module, name: str, rng: torch.Generator)
         parameter.fill_(float(name.endswith("weight")))
     elif isinstance(layer, nn.Embedding):
         parameter.normal_(generator=rng)
-    elif name.split(".")[-2] in ("conv2", "conv_out", "guidance_embedding"):
+    elif name.split(".")[-2] in ("conv2", "conv_out", "guidance_embedding", "end_embedding"):
         parameter.zero_()
     else:
         bound = layer.weight[0].numel() ** -0.5

@@ -34,6 +34,7 @@ class UNet(Conditioned):
         classes = config.num_class_embeds
         self.class_embedding = None if classes is None else nn.Embedding(classes, config.embedding)
         self.guidance_embedding = nn.Linear(GUIDANCE_FEATURES, config.embedding) if config.guidance_embeds else None
+        self.end_embedding = nn.Linear(config.embedding, config.embedding, bias=False) if config.end_embeds else None
         down, up = [], []
         for level, (kind, width) in enumerate(zip(config.down_block_types, widths)):
             down.append(Down(config, kind == ATTENTION_DOWN, widths[max(level - 1, 0)], width, level < last))
@@ -48,19 +49,29 @@ class UNet(Conditioned):
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
     def forward(
-        self, x: Sample, timestep: PerSample, class_labels: Tensor | None = None, guidance: PerSample | None = None
+        self,
+        x: Sample,
+        timestep: PerSample,
+        class_labels: Tensor | None = None,
+        guidance: PerSample | None = None,
+        end_timestep: PerSample | None = None,
     ) -> Tensor:
         """x: [b, c, h, w]; timestep: [b], c = T t - 1 with T = 1024, float; class_labels: [b], int, where there is a table;
-        guidance: [b], where the weight is an input."""
-        embedding = self.embed(timestep, class_labels, guidance)
+        guidance, end_timestep: [b], where the weight, and the time at which the hop ends, are inputs."""
+        embedding = self.embed(timestep, class_labels, guidance, end_timestep)
         skips = self.down(x, embedding)
         return self.out(self.up(self.mid(skips[-1], embedding), skips, embedding))
 
     def features(
-        self, x: Sample, timestep: PerSample, class_labels: Tensor | None = None, guidance: PerSample | None = None
+        self,
+        x: Sample,
+        timestep: PerSample,
+        class_labels: Tensor | None = None,
+        guidance: PerSample | None = None,
+        end_timestep: PerSample | None = None,
     ) -> list[Tensor]:
         """What the network sees: the end of each level on the way down, then the coarsest, [b, c_l, h_l, w_l] each."""
-        embedding = self.embed(timestep, class_labels, guidance)
+        embedding = self.embed(timestep, class_labels, guidance, end_timestep)
         skips = self.down(x, embedding)
         count = self.config.layers_per_block
         ends = [skips[min((count + 1) * (level + 1) - 1, len(skips) - 1)] for level in range(len(self.down_blocks))]

@@ -5,7 +5,7 @@ from typing import Any
 
 from diffcore.nets.family import Family
 from diffcore.nets.files import fill
-from diffcore.nets.unet.config import FORMAT, GUIDED, UNetConfig, Unsupported, from_json, modern_names
+from diffcore.nets.unet.config import FORMAT, FORMATS, UNetConfig, Unsupported, from_json, modern_names
 from diffcore.nets.unet.model import UNet
 from diffcore.nets.unet.shape import Shape
 
@@ -28,4 +28,4 @@ def _loaded(config: UNetConfig, weights: Path) -> UNet:
     return net
 
 
-FAMILY = Family(Shape, (FORMAT, GUIDED), opened, own=(GUIDED,))
+FAMILY = Family(Shape, tuple(FORMATS), opened, own=tuple(name for name in FORMATS if name != FORMAT))

@@ -3,6 +3,7 @@
 import abc
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from diffcore.core.shapes import PerSample, Sample
@@ -50,7 +51,7 @@ class DDIM(Posterior):
     def step(self, denoiser: Denoiser, x_t: Sample, t: PerSample, s: PerSample, noise: Sample | None) -> Sample:
         if self.eta:
             return super().step(denoiser, x_t, t, s, noise)
-        belief, to = denoiser(x_t, t), denoiser.schedule.level(s, x_t)
+        belief, to = denoiser.toward(s)(x_t, t), denoiser.schedule.level(s, x_t)
         return to.alpha * belief.x0 + to.sigma * belief.eps
 
 
@@ -89,7 +90,7 @@ class MultistepConsistency(Stepwise):
     stochastic = True
 
     def step(self, denoiser: Denoiser, x_t: Sample, t: PerSample, s: PerSample, noise: Sample | None) -> Sample:
-        belief, to = denoiser(x_t, t), denoiser.schedule.level(s, x_t)
+        belief, to = denoiser.toward(torch.zeros_like(s))(x_t, t), denoiser.schedule.level(s, x_t)
         return to.alpha * belief.x0 + to.sigma * noise
 
 
