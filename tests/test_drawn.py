@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffcore import checkpoints
 from diffcore.checkpoints import from_diffusers
 from diffcore.core import disk
 from diffcore.core.errors import UserError
@@ -240,6 +241,27 @@ def test_shards_hold_the_images_and_say_who_drew_them(workspace):
     assert manifest.source == "teacher:7"
     elsewhere = write(Config(f"npz:{paths.DRAWN}/*.npz"), Path("elsewhere"))
     assert (elsewhere.digest, elsewhere.drawn) == (manifest.digest, None)  # what is trained on is the images alone
+
+
+def test_a_student_learns_of_what_its_teacher_drew(workspace):
+    from tasks import adopt, shard, train
+
+    save(Path("theirs"))
+    one = {"method": "progressive", "init": "teacher", "teacher": "teacher", "steps": 1, "iterations": 1}
+    found = workspace(evaluate={"teacher": texts()["evaluate"]["teacher"]}, data={"flip": False})
+    found = params.parse({**found.raw, "distill": {"one": one | LINE}}, "p")
+    draw(found)
+    shard.shard(found)
+    adopt.take(found, "teacher")
+    train.train(found, "one")
+    manifest, card = Manifest.read(paths.DATA), checkpoints.read_card(paths.CHECKPOINTS / "one")
+    assert card.data == manifest.digest
+    root = checkpoints.read_card(paths.CHECKPOINTS / "teacher")
+    assert root.parameters["digest"] == manifest.drawn["teacher"]
+    assert card.teacher == root.digest
+
+
+LINE = {"batch": 4, "lr": 1.0e-3, "ema": 0.9}
 
 
 def test_who_drew_the_data_is_said_wherever_they_are_called_real(workspace):
