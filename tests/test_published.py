@@ -398,6 +398,15 @@ def test_every_weight_that_is_trained_has_a_gradient(name):
 
 
 @every
+def test_in_bfloat16_it_is_the_same_network_to_rounding(name):
+    net, x, told = network(name).float(), images(PUBLISHED[name][1]).float(), torch.tensor([0.3, 0.6, 2.0])
+    exact = net(x, told, labels(net))
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = net(x, told, labels(net))
+    assert 0 < (rounded - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+@every
 def test_features_are_maps_of_each_level(name):
     net, keywords = network(name), PUBLISHED[name][1]
     sides = [each.shape[-1] for each in net.features(images(keywords), torch.tensor(TOLD).double().exp(), labels(net))]
@@ -448,8 +457,7 @@ def as_published(kind: str, keywords: dict, state: dict[str, torch.Tensor], argu
 def pickled_as(name: str, file: Path, arguments: tuple = (), change: dict | None = None, **more) -> Path:
     """One of PUBLISHED as a file. change: of its weights, None for one to leave out. more: settings."""
     kind, keywords = PUBLISHED[name]
-    state = filled_by_formula(shapes(published.content_of(kind, [], keywords)))
-    state = {key: each for key, each in (state | (change or {})).items() if each is not None}
+    state = state_of(name, change or {})
     keywords = {key: value for key, value in (keywords | more).items() if value is not None}
     file.write_bytes(pickle.dumps(as_published(kind, keywords, state, arguments)))
     return file
@@ -544,18 +552,31 @@ REFUSED = {
         {},
         r"its model\.\S+ are \[.*\] and must be \[.*\] in a network with its settings",
     ),
-    "no numbers": ({}, {CONV: torch.full((8, 3, 3, 3), torch.nan)}, rf"{CONV} holds 216 of 216 values that are NaN"),
 }
 
 
+def state_of(name: str, change: dict) -> dict[str, torch.Tensor]:
+    """The weights of one of PUBLISHED. change: of them, None for one to leave out."""
+    kind, keywords = PUBLISHED[name]
+    state = filled_by_formula(shapes(published.content_of(kind, [], keywords))) | change
+    return {key: each for key, each in state.items() if each is not None}
+
+
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_no_such_network_is_refused_in_one_line(case, tmp_path):
+def test_what_is_no_such_network_is_refused_in_one_line(case):
     more, change, words = REFUSED[case]
-    file = pickled_as("ddpm++ edm classes", tmp_path / "net.pkl", change=change, **more)
+    kind, keywords = PUBLISHED["ddpm++ edm classes"]
+    keywords = {key: value for key, value in (keywords | more).items() if value is not None}
     with pytest.raises(UserError, match=words) as caught:
-        from_diffusers.read(file)
-    assert str(caught.value).startswith(str(file))
+        published.filled(published.content_of(kind, [], keywords), state_of("ddpm++ edm classes", change), "net.pkl")
+    assert str(caught.value).startswith("net.pkl: ")
     assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_no_numbers_are_refused_by_the_file_s_name(tmp_path):
+    file = pickled_as("ddpm++ vp", tmp_path / "net.pkl", change={CONV: torch.full((8, 3, 3, 3), torch.nan)})
+    with pytest.raises(UserError, match=rf"net\.pkl: {CONV} holds 216 of 216 values that are NaN"):
+        from_diffusers.read(file)
 
 
 def test_a_class_that_nobody_here_knows_is_refused_by_name(tmp_path):
@@ -628,12 +649,11 @@ torch.save((opened(x, t).x0, list(opened.net.state_dict())), sys.argv[3])
 
 @every
 def test_a_checkpoint_is_the_same_in_another_process_by_the_same_names(name, tmp_path):
-    file = pickled_as(name, tmp_path / "net.pkl")
-    adopted = from_diffusers.read(file)
-    own, x = adopted.denoiser, images(PUBLISHED[name][1]).float()
+    net, x = network(name).float(), images(PUBLISHED[name][1]).float()
+    own = NetDenoiser(net, net.schedule, net.reading, classes=net.classes)
     classes = None if own.classes is None else [str(index) for index in range(own.classes)]
     about = {**ABOUT, "method": "adopted", "classes": classes}
-    checkpoints.save(tmp_path / "own", own, adopted.image, about)
+    checkpoints.save(tmp_path / "own", own, net.image, about)
     t = torch.tensor([0.1, 0.5, 1.0], dtype=torch.float64)
     opened = checkpoints.load(tmp_path / "own").denoiser
     assert torch.equal(opened(x, t).x0, own(x, t).x0)

@@ -14,7 +14,7 @@ EPS = 1e-5
 
 
 @dataclass(frozen=True)
-class Config:
+class ADMConfig:
     """By the names of what EDM's class is made with; see that of `song`."""
 
     img_resolution: int
@@ -35,9 +35,9 @@ class DhariwalUNet(UNet):
     """The embedding scales and shifts; each 64 channels have a head of attention."""
 
     names = ("DhariwalUNet",)
-    Config = Config
+    Config = ADMConfig
 
-    def __init__(self, config: Config):
+    def __init__(self, config: ADMConfig):
         super().__init__()
         self.config, width = config, config.model_channels
         widths = [width * each for each in config.channel_mult]

@@ -21,7 +21,7 @@ SILU = 0.596
 
 
 @dataclass(frozen=True)
-class Config:
+class EDM2Config:
     """By the names of what EDM2's class is made with. label_balance, concat_balance, res_balance, attn_balance: the second
     one's part in a sum or a concatenation. clip_act: the largest activation, None for any."""
 
@@ -99,7 +99,7 @@ class Block(nn.Module):
     """A residual branch with the embedding as its gain, and attention. falling: on the way down, where the main branch is
     brought to unit magnitude, pixel by pixel."""
 
-    def __init__(self, place: Place, config: Config, embedding: int, falling: bool):
+    def __init__(self, place: Place, config: EDM2Config, embedding: int, falling: bool):
         super().__init__()
         taken, made = place.taken, place.made
         self.config, self.falling, self.how = config, falling, place.resample
@@ -132,9 +132,9 @@ class EDM2UNet(UNet):
     """One more channel of the image is 1 everywhere, in the place of biases."""
 
     names = ("EDM2UNet",)
-    Config = Config
+    Config = EDM2Config
 
-    def __init__(self, config: Config):
+    def __init__(self, config: EDM2Config):
         super().__init__()
         self.config = config
         widths = [config.model_channels * each for each in config.channel_mult]

@@ -20,7 +20,7 @@ HALF = math.sqrt(0.5)
 
 
 @dataclass(frozen=True)
-class Config:
+class SongConfig:
     """By the names of what EDM's class is made with. augment_dim: numbers that told of an augmentation in training, zero
     since. label_dropout: of their training; here a method says when a class is left out."""
 
@@ -81,9 +81,9 @@ class SongUNet(UNet):
     """Its attention has one head, and every residual is scaled by sqrt(1/2)."""
 
     names = ("SongUNet",)
-    Config = Config
+    Config = SongConfig
 
-    def __init__(self, config: Config):
+    def __init__(self, config: SongConfig):
         super().__init__()
         self.config, width = config, config.model_channels
         widths = [width * each for each in config.channel_mult]
