@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from diffcore.denoisers.guidance import Guided
-from diffcore.denoisers.network import NetDenoiser
+from diffcore.denoisers.network import ANY, NetDenoiser
 from diffcore.methods import Method
 from diffcore.nets import dit, unet
+from diffcore.nets.conditioned import with_end
 from diffcore.noise.schedule import Cosine
 from diffcore.training.config import Training
 from diffcore.training.loop import Job, Loop
@@ -54,6 +55,14 @@ def captioned_loop(method: Method, compiled: bool) -> Loop:
     return Loop(work, student, teacher, dataclasses.replace(FULL, compile=compiled))
 
 
+def two_times_loop(method: Method, compiled: bool) -> Loop:
+    """Of a student that is told where its hops land."""
+    student = NetDenoiser(with_end(small_unet(0.2, 0)), Cosine(), classes=3, end=ANY)
+    teacher = Guided(NetDenoiser(small_unet(0.0, 1), Cosine(), classes=3))
+    work = Job(method, TRAINING, feed(True), 0, guidance=(1.0, 3.0))
+    return Loop(work, student, teacher, dataclasses.replace(FULL, compile=compiled))
+
+
 def main() -> None:
     torch.set_num_threads(1)
     torch.compile = partial(torch.compile, backend="eager")
@@ -63,6 +72,7 @@ def main() -> None:
     check(WHOLE["denoising"], 2, transformer)
     check(WHOLE["progressive"], 1, transformer)
     check(WHOLE["progressive"], 1, make=lambda compiled: captioned_loop(WHOLE["progressive"], compiled))
+    check(WHOLE["flow_map"], 1, make=lambda compiled: two_times_loop(WHOLE["flow_map"], compiled))
 
 
 def check(

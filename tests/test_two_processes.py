@@ -70,7 +70,7 @@ CASES = {
     "a transformer of diffusers": ("progressive", progressive.Progressive(2), True, 0.0, 2),
     "a transformer": ("progressive", progressive.Progressive(2), False, 0.0, 2),
     "a transformer told a text": ("progressive", progressive.Progressive(2), False, 0.0, 2),
-    "two times": ("flow_map", flow_map.FlowMap(8, 0.5, 0.5, 0.5), False, 0.0, 2),
+    "two times": ("flow_map", flow_map.FlowMap(8, 0.5, 0.5, 0.0), False, 0.0, 2),
     "data alone": ("denoising", denoising.Denoising(), False, 0.0, 1),
     "a watch": ("progressive", progressive.Progressive(2), True, 0.0, 1),
 }
