@@ -781,11 +781,11 @@ def test_a_new_kind_of_source_is_one_new_file(tmp_path, monkeypatch):
     (tmp_path / "ramp.py").write_text(RAMP)
     monkeypatch.setattr(sources, "__path__", [*sources.__path__, str(tmp_path)])
     monkeypatch.delitem(sys.modules, "diffcore.data.sources.ramp", raising=False)
-    assert sources.names() == ["arrow", "digits", "folder", "npz", "parquet", "ramp", "shards", "zip"]
+    assert sources.names() == ["arrow", "digits", "folder", "npz", "parquet", "ramp", "shards", "teacher", "zip"]
     assert opened(Config("ramp:7", limit=5))[0].ravel().tolist() == [0, 1, 2, 3, 4]
     with pytest.raises(
         ValueError,
-        match=r"source must be arrow:PATH, .*folder:PATH, .*ramp:COUNT, .*shards:PATTERN or zip:PATH, not 'ramp'",
+        match=r"source must be arrow:PATH, .*folder:PATH, .*ramp:COUNT, .*shards:PATTERN, teacher:N or zip:PATH, not 'ramp'",
     ):
         Config("ramp")
     with pytest.raises(ValueError, match="split names folders, and ramp has none"):
