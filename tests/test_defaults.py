@@ -166,12 +166,7 @@ def defaults(kind: type) -> dict[str, object]:
 def test_every_config_has_these_and_no_others():
     names = [module.name for module in pkgutil.walk_packages(diffcore.__path__, "diffcore.")]
     kinds = {name: vars(importlib.import_module(name)).get("Config") for name in names}
-    published = "diffcore.nets.published."  # whose settings come from others' files
-    own = {
-        name: kind
-        for name, kind in kinds.items()
-        if isinstance(kind, type) and kind.__module__ == name and not name.startswith(published)
-    }
+    own = {name: kind for name, kind in kinds.items() if isinstance(kind, type) and kind.__module__ == name}
     own |= {f"diffcore.methods.{name}": methods.load(name) for name in methods.names()}
     own |= {Training.__module__: Training}
     assert {name.removeprefix("diffcore."): defaults(kind) for name, kind in own.items()} == CONFIGS
