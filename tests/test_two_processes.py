@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from diffcore.core import processes
-from diffcore.core.shapes import CLASS
+from diffcore.core.shapes import CLASS, lift
 from diffcore.data.read import Images
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import ANY, NetDenoiser
@@ -70,7 +70,7 @@ CASES = {
     "a transformer of diffusers": ("progressive", progressive.Progressive(2), True, 0.0, 2),
     "a transformer": ("progressive", progressive.Progressive(2), False, 0.0, 2),
     "a transformer told a text": ("progressive", progressive.Progressive(2), False, 0.0, 2),
-    "two times": ("flow_map", flow_map.FlowMap(8, 0.5, 0.5, 0.0), False, 0.0, 2),
+    "two times": ("flow_map", flow_map.FlowMap(8, 0.5, 0.5, 0.5), False, 0.0, 2),
     "data alone": ("denoising", denoising.Denoising(), False, 0.0, 1),
     "a watch": ("progressive", progressive.Progressive(2), True, 0.0, 1),
 }
@@ -109,8 +109,11 @@ class Dropping(Told):
         super().__init__(**more)
         self.drop = nn.Dropout(p)
 
-    def forward(self, *told, **named):
-        return self.drop(super().forward(*told, **named))
+    def forward(self, *told, end_timestep=None, **named):
+        out = super().forward(*told, **named)
+        if end_timestep is not None:
+            out = out + 1e-4 * lift(end_timestep - told[1], out)
+        return self.drop(out)
 
 
 def train(case: str, strategy: str = "ddp", **more) -> Fitted:

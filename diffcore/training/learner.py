@@ -90,7 +90,8 @@ class Learner:
         """Everything that a step reads, the tensors themselves: `NAME/PARAMETER` of the network, the averages by their
         names, and the moments as `PREFIXexp_avg/PARAMETER`."""
         nets = {name: self.net, **self.averages}
-        weights = {f"{net}/{key}": value.detach() for net in nets for key, value in _read_by_a_step(nets[net])}
+        each = ((name, _read_by_a_step(sharding.give_back(net))) for name, net in nets.items())
+        weights = {f"{net}/{key}": value.detach() for net, parts in each for key, value in parts}
         return weights | dict(self._moments(prefix))
 
     def _moments(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
@@ -114,7 +115,8 @@ def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
 @torch.no_grad()
 def follow(average: nn.Module, net: nn.Module, decay: float) -> None:
     """Moves an average by 1 - decay towards the network."""
-    weights, averaged = ([sharding.part(each) for each in one.parameters()] for one in (net, average))
+    own, others = (sharding.give_back(one).parameters() for one in (net, average))
+    weights, averaged = ([sharding.part(each) for each in parameters] for parameters in (own, others))
     torch._foreach_lerp_(averaged, weights, 1 - decay)
     for kept, buffer in zip(average.buffers(), net.buffers()):  # no weights: some count, some are averages already
         kept.copy_(buffer)

@@ -48,6 +48,14 @@ def is_sharded(net: nn.Module) -> bool:
     return hasattr(net, "set_requires_gradient_sync")
 
 
+def give_back(net: nn.Module) -> nn.Module:
+    """The network itself, all of it shared out again: after a forward pass without one backward, as an average makes, FSDP2
+    leaves whole what is in no block."""
+    if is_sharded(net):
+        net.reshard()
+    return net
+
+
 def part(tensor: Tensor) -> Tensor:
     """What this process has of it: all, if it is not shared out."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor

@@ -107,6 +107,7 @@ OWN = (
     _own("diffcore/data/feed.py", "for name, part in inputs.items() if name == IMAGE}", "for name, part in inputs.items() if name == CLASS and False}", "a mirrored image is told the copy of the image that it was", "image_condition"),
     _own("diffcore/texts/stored.py", "yield Table(torch.arange(len(images)), told)", "yield Table(table.rows, told)", "an image is told the copy of another", "image_condition"),
     _own("diffcore/sampling/recipe.py", "            return {**told, **text}\n", "            return {**text, **told}\n", "guidance leads away from the caption itself where a negative text is named", "captioned"),
+    _own("diffcore/training/sharding.py", "        net.reshard()\n", "        pass\n", "weights that are shared out: an average that a target is made of stops the training at its first update", "two_processes"),
     _own("diffcore/checkpoints/to_diffusers.py", '"num_train_timesteps": round(count)', '"num_train_timesteps": denoiser.reading.num_timesteps', "a student handed out as a Flux pipeline is told times a thousand times too small", "delivered"),
     _own("diffcore/checkpoints/to_diffusers.py", '"shift": flow.shift if flow else 1.0', '"shift": 1.0', "diffusers' scheduler of a flow student shifts no times", "checkpoint"),
     _own("diffcore/denoisers/condition.py", "return torch.where(rows, blank, known)", "return known", "a sample of which nothing is to be known is told its text all the same: no guidance is ever learned", "inputs"),
