@@ -1346,6 +1346,7 @@ OTHERS |= {
     "reading": {"input": "flow"},
     "inputs": ["text"],
     "encoder": "a",
+    "end": "any",
     **{key: {"another": "a"} for key in ("files", "parameters", "schedule")},
 }
 """Other values of a card's fields that are neither words nor whole numbers."""
