@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffcore.core.errors import UserError
-from diffcore.core.shapes import PerSample
+from diffcore.core.shapes import PerSample, Sample
 
 GUIDANCE_FEATURES = 16
 
@@ -60,6 +60,39 @@ class Conditioned(nn.Module, abc.ABC):
                 hidden = self.time_embedding.hidden
                 embedding = embedding + self.end_embedding(hidden(end_timestep) - hidden(timestep))
             return F.silu(embedding)
+
+    def forward(
+        self,
+        x: Sample,
+        timestep: PerSample,
+        class_labels: Tensor | None = None,
+        guidance: PerSample | None = None,
+        end_timestep: PerSample | None = None,
+        **others: Tensor,
+    ) -> Tensor:
+        """x: [b, c, h, w]; timestep: [b], c = T t - 1 with T = 1024, float; class_labels: [b], int, where there is a table;
+        guidance, end_timestep: [b], where the weight, and the time at which the hop ends, are inputs; others: see `says`."""
+        return self.says(x, self.embed(timestep, class_labels, guidance, end_timestep), **others)
+
+    def features(
+        self,
+        x: Sample,
+        timestep: PerSample,
+        class_labels: Tensor | None = None,
+        guidance: PerSample | None = None,
+        end_timestep: PerSample | None = None,
+        **others: Tensor,
+    ) -> list[Tensor]:
+        """What the network sees on its way, [b, c_l, h_l, w_l] each; told as `forward` is."""
+        return self.sees(x, self.embed(timestep, class_labels, guidance, end_timestep), **others)
+
+    @abc.abstractmethod
+    def says(self, x: Sample, embedding: Tensor, **others: Tensor) -> Tensor:
+        """The output, of a sample, of what `embed` gives, and of what else this network is told."""
+
+    @abc.abstractmethod
+    def sees(self, x: Sample, embedding: Tensor, **others: Tensor) -> list[Tensor]:
+        """The maps of `features`, of the same."""
 
     @abc.abstractmethod
     def config_json(self) -> dict[str, Any]:

@@ -184,21 +184,15 @@ class DiT(Conditioned):
         self.modulation_out = nn.Linear(width, 2 * width)
         self.patch_out = nn.Linear(width, config.out_channels * pixels)
 
-    def forward(
+    def says(
         self,
         x: Sample,
-        timestep: PerSample,
-        class_labels: Tensor | None = None,
-        guidance: PerSample | None = None,
-        end_timestep: PerSample | None = None,
+        embedding: Tensor,
         text: Tensor | None = None,
         text_mask: Tensor | None = None,
         image: Tensor | None = None,
     ) -> Tensor:
-        """x: [b, c, h, w]; timestep: [b], c = T t - 1 with T = 1024, float; class_labels: [b], int, where there is a table;
-        guidance, end_timestep: [b], where the weight, and the time at which the hop ends, are inputs; text: [b, l, d] and
-        text_mask: bool [b, l], where it is told a text; image: [b, k, h, w], where it is told one."""
-        embedding = self.embed(timestep, class_labels, guidance, end_timestep)
+        """text: [b, l, d] and text_mask: bool [b, l], where it is told a text; image: [b, k, h, w], where it is told one."""
         tokens, mask, words = self._begun(x, text, text_mask, image)
         for block in self.blocks:
             tokens = block(tokens, embedding, mask)
@@ -208,20 +202,17 @@ class DiT(Conditioned):
         whole = joined(out, x.shape[2] // self.config.patch, self.config.patch)
         return whole.clone()  # of a view FSDP2's hooks on the way back could be lost
 
-    def features(
+    def sees(
         self,
         x: Sample,
-        timestep: PerSample,
-        class_labels: Tensor | None = None,
-        guidance: PerSample | None = None,
-        end_timestep: PerSample | None = None,
+        embedding: Tensor,
         text: Tensor | None = None,
         text_mask: Tensor | None = None,
         image: Tensor | None = None,
     ) -> list[Tensor]:
-        """What the network sees: the image's tokens after each block as a map, [b, width, h / patch, w / patch] each."""
-        embedding, maps = self.embed(timestep, class_labels, guidance, end_timestep), []
+        """The image's tokens after each block as a map, [b, width, h / patch, w / patch] each."""
         tokens, mask, words = self._begun(x, text, text_mask, image)
+        maps = []
         for block in self.blocks:
             tokens = block(tokens, embedding, mask)
             maps.append(tokens[:, words:].transpose(1, 2).unflatten(2, (x.shape[2] // self.config.patch, -1)))

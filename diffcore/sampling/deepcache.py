@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from diffcore.core.errors import UserError
 from diffcore.core.shapes import PerSample, Sample
-from diffcore.denoisers.condition import Condition
+from diffcore.denoisers.condition import CLASS, END, GUIDANCE, Condition
 from diffcore.denoisers.denoiser import Denoiser, Wrapper
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.denoisers.prediction import Prediction
@@ -148,17 +148,10 @@ class _Memory(nn.Module):
         self.kept: Tensor | None = None
         self.shape: torch.Size | None = None
 
-    def forward(
-        self,
-        x: Tensor,
-        timestep: Tensor,
-        class_labels: Tensor | None = None,
-        guidance: Tensor | None = None,
-        end_timestep: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, timestep: Tensor, **inputs: Tensor) -> Tensor:
         if self.shape not in (None, x.shape):
             raise UserError("deepcache: the batch changed within a sampling run; begin a new one")
-        self.shape, embedding = x.shape, self.net.embed(timestep, class_labels, guidance, end_timestep)
+        self.shape, embedding = x.shape, self.net.embed(timestep, **inputs)
         if self.full:
             skips = self.net.down(x, embedding)
             self.kept = self.net.up(self.net.mid(skips[-1], embedding), skips, embedding, until=self.cut)
@@ -173,13 +166,16 @@ def _share(net: UNet | SkipScaled, config: Config, shape: tuple[int, ...]) -> fl
 
     weight = next(net.parameters())
     x, timestep = torch.zeros(1, *shape, device=weight.device, dtype=weight.dtype), torch.zeros(1, device=weight.device)
-    classes = None if net.config.num_class_embeds is None else timestep.long()
-    guidance = timestep if net.config.guidance_embeds else None
-    end = timestep if net.config.end_embeds else None
+    taken = {
+        CLASS: (net.config.num_class_embeds, timestep.long()),
+        GUIDANCE: (net.config.guidance_embeds, timestep),
+        END: (net.config.end_embeds, timestep),
+    }
+    inputs = {name: number for name, (is_taken, number) in taken.items() if is_taken}
     memory, spent = _Memory(net, config.branch), []
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # the counter does not know the CPU's fused attention
         for memory.full in (True, False):
             with FlopCounterMode(display=False) as counter:
-                memory(x, timestep, classes, guidance, end)
+                memory(x, timestep, **inputs)
             spent.append(counter.get_total_flops())
     return spent[1] / spent[0]

@@ -43,15 +43,8 @@ class SkipScaled(nn.Module):
         self.net, self.config, self.scales = net, net.config, scales(config, net.config.skips)
         self.embed, self.down, self.mid, self.out = net.embed, net.down, net.mid, net.out
 
-    def forward(
-        self,
-        x: Tensor,
-        timestep: Tensor,
-        class_labels: Tensor | None = None,
-        guidance: Tensor | None = None,
-        end_timestep: Tensor | None = None,
-    ) -> Tensor:
-        embedding = self.embed(timestep, class_labels, guidance, end_timestep)
+    def forward(self, x: Tensor, timestep: Tensor, **inputs: Tensor) -> Tensor:
+        embedding = self.embed(timestep, **inputs)
         skips = self.down(x, embedding)
         return self.out(self.up(self.mid(skips[-1], embedding), skips, embedding))
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffcore.core.shapes import PerSample, Sample
+from diffcore.core.shapes import Sample
 from diffcore.nets.conditioned import GUIDANCE_FEATURES, Conditioned
 from diffcore.nets.unet.blocks import Down, Mid, TimeEmbedding, Up
 from diffcore.nets.unet.config import ATTENTION_DOWN, ATTENTION_UP, UNetConfig, config_json
@@ -48,30 +48,12 @@ class UNet(Conditioned):
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], config.norm_eps)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
-    def forward(
-        self,
-        x: Sample,
-        timestep: PerSample,
-        class_labels: Tensor | None = None,
-        guidance: PerSample | None = None,
-        end_timestep: PerSample | None = None,
-    ) -> Tensor:
-        """x: [b, c, h, w]; timestep: [b], c = T t - 1 with T = 1024, float; class_labels: [b], int, where there is a table;
-        guidance, end_timestep: [b], where the weight, and the time at which the hop ends, are inputs."""
-        embedding = self.embed(timestep, class_labels, guidance, end_timestep)
+    def says(self, x: Sample, embedding: Tensor) -> Tensor:
         skips = self.down(x, embedding)
         return self.out(self.up(self.mid(skips[-1], embedding), skips, embedding))
 
-    def features(
-        self,
-        x: Sample,
-        timestep: PerSample,
-        class_labels: Tensor | None = None,
-        guidance: PerSample | None = None,
-        end_timestep: PerSample | None = None,
-    ) -> list[Tensor]:
-        """What the network sees: the end of each level on the way down, then the coarsest, [b, c_l, h_l, w_l] each."""
-        embedding = self.embed(timestep, class_labels, guidance, end_timestep)
+    def sees(self, x: Sample, embedding: Tensor) -> list[Tensor]:
+        """The end of each level on the way down, then the coarsest."""
         skips = self.down(x, embedding)
         count = self.config.layers_per_block
         ends = [skips[min((count + 1) * (level + 1) - 1, len(skips) - 1)] for level in range(len(self.down_blocks))]
