@@ -6,8 +6,7 @@ network or that. Each call is the one that the network's own pipeline in diffuse
 
 import abc
 import functools
-import importlib
-import pkgutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from diffcore.core import classes
 from diffcore.core.errors import UserError
 from diffcore.core.shapes import PerSample, Sample
 from diffcore.nets.inputs import Input, check
@@ -126,11 +126,5 @@ class Architecture(abc.ABC):
 @functools.cache
 def registry() -> dict[str, type[Architecture]]:
     """All of them, by the name of the class in diffusers."""
-    modules = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
-    kinds = [
-        kind
-        for module in modules
-        for kind in vars(module).values()
-        if isinstance(kind, type) and issubclass(kind, Architecture) and kind.__module__ == module.__name__
-    ]
+    kinds = classes.of_package(sys.modules[__name__], Architecture)
     return {name: kind for kind in kinds for name in kind.formats}

@@ -5,8 +5,7 @@ Written anew from the papers, so that nothing of a file from elsewhere is run; a
 """
 
 import functools
-import importlib
-import pkgutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffcore.core import classes
 from diffcore.core.errors import UserError
 from diffcore.nets.files import CONFIG, tensors_of
 from diffcore.nets.published.levels import UNet
@@ -25,13 +25,7 @@ __all__ = ["Published", "content_of", "filled", "formats", "names", "opened"]
 @functools.cache
 def _kinds(parent: type) -> dict[str, Any]:
     """All classes of such that the files here have, by each of their names."""
-    modules = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
-    kinds = [
-        kind
-        for module in modules
-        for kind in vars(module).values()
-        if isinstance(kind, type) and issubclass(kind, parent) and kind.__module__ == module.__name__
-    ]
+    kinds = classes.of_package(sys.modules[__name__], parent)
     return {name: kind for kind in kinds for name in getattr(kind, "names", ())}
 
 

@@ -40,10 +40,7 @@ class DhariwalUNet(UNet):
     def __init__(self, config: ADMConfig):
         super().__init__()
         self.config, width = config, config.model_channels
-        widths = [width * each for each in config.channel_mult]
-        levels = plan(
-            config.img_resolution, config.in_channels, widths[0], widths, config.num_blocks, config.attn_resolutions
-        )
+        levels = plan(config, config.in_channels)
         self.descent, self.ascent = levels.down(), levels.up(lambda side, k: side in config.attn_resolutions)
         embedding = width * config.channel_mult_emb
         self.map_augment = Unused(width, config.augment_dim) if config.augment_dim else None
@@ -54,8 +51,8 @@ class DhariwalUNet(UNet):
         self.enc = nn.ModuleDict({first.name: Conv(first.taken, first.made, 3)})
         self.enc.update({place.name: Block(place, style) for place in others})
         self.dec = nn.ModuleDict({place.name: Block(place, style) for place in self.ascent})
-        self.out_norm = norm(widths[0], EPS)
-        self.out_conv = Conv(widths[0], config.out_channels, 3)
+        self.out_norm = norm(levels.widths[0], EPS)
+        self.out_conv = Conv(levels.widths[0], config.out_channels, 3)
 
     def embed(self, told: PerSample, classes: Tensor | None) -> Tensor:
         sine, cosine = sines(told, self.config.model_channels, self.config.model_channels // 2)

@@ -137,15 +137,8 @@ class EDM2UNet(UNet):
     def __init__(self, config: EDM2Config):
         super().__init__()
         self.config = config
-        widths = [config.model_channels * each for each in config.channel_mult]
-        levels = plan(
-            config.img_resolution,
-            config.img_channels + 1,
-            widths[0],
-            widths,
-            config.num_blocks,
-            config.attn_resolutions,
-        )
+        levels = plan(config, config.img_channels + 1)
+        widths = levels.widths
         self.descent, self.ascent = levels.down(), levels.up(lambda side, k: side in config.attn_resolutions)
         noise = widths[0] if config.channel_mult_noise is None else config.model_channels * config.channel_mult_noise
         embedding = max(widths) if config.channel_mult_emb is None else config.model_channels * config.channel_mult_emb

@@ -6,6 +6,7 @@ A level is called by its side in pixels: `32x32_block0` is the first block where
 import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,10 +81,12 @@ class Plan:
         return places
 
 
-def plan(resolution: int, taken: int, first: int, widths: Sequence[int], blocks: int, attention: Sequence[int]) -> Plan:
-    """Of a network for images of this side, halved at each level but the first."""
-    sides = tuple(resolution >> level for level in range(len(widths)))
-    return Plan(sides, tuple(widths), taken, first, blocks, tuple(attention))
+def plan(config: Any, taken: int, first: int | None = None) -> Plan:
+    """Of a network with such settings, whose images are halved at each level but the first. first: channels before the first
+    block, None for those of the first level."""
+    widths = tuple(config.model_channels * each for each in config.channel_mult)
+    sides = tuple(config.img_resolution >> level for level in range(len(widths)))
+    return Plan(sides, widths, taken, first or widths[0], config.num_blocks, tuple(config.attn_resolutions))
 
 
 class UNet(nn.Module, abc.ABC):

@@ -86,10 +86,7 @@ class SongUNet(UNet):
     def __init__(self, config: SongConfig):
         super().__init__()
         self.config, width = config, config.model_channels
-        widths = [width * each for each in config.channel_mult]
-        levels = plan(
-            config.img_resolution, config.in_channels, width, widths, config.num_blocks, config.attn_resolutions
-        )
+        levels = plan(config, config.in_channels, width)
         self.descent = levels.down()
         self.ascent = levels.up(lambda side, k: k == config.num_blocks and side in config.attn_resolutions)
         self._embeddings(width * config.channel_mult_noise, width * config.channel_mult_emb)
