@@ -17,6 +17,7 @@ from diffcore.core.shapes import CLASS, IMAGE, Sample
 from diffcore.data import feed, prompts, read
 from diffcore.data.manifest import Manifest
 from diffcore.denoisers.bfloat16 import BFloat16
+from diffcore.denoisers.condition import TEXT
 from diffcore.noise.trajectory import Trajectory
 from diffcore.sampling import recipe as recipes
 from diffcore.sampling.headroom import Headroom
@@ -24,7 +25,7 @@ from diffcore.sampling.recipe import Recipe
 from diffcore.sampling.sampler import Sampler
 from diffcore.sampling.solvers.analytic import Analytic
 from diffcore.search import gamma
-from tasks import named, paths, prompted
+from tasks import named, paths, pictured, prompted
 from tasks.named import Named
 from tasks.params import ROOT, Params
 from tasks.pictures import grids
@@ -112,7 +113,7 @@ def usual_inputs(checkpoint: checkpoints.Checkpoint, params: Params, count: int,
         texts = embeddings_of(card, paths.TEXT, Manifest.read(paths.DATA, verify=False))
         return prompts.like(read.open_images(paths.DATA, params.compute.memory_bytes), texts, count, seed)
     if card.inputs:
-        remedy = "put them there" if IMAGE in card.inputs else "give --prompt"
+        remedy = "give --condition" if IMAGE in card.inputs else "give --prompt"
         raise UserError(
             f"{card.name} is told {', '.join(card.inputs)}, and the images that it was trained on are not in {paths.DATA}; "
             f"{remedy}"
@@ -129,15 +130,37 @@ def chosen_classes(checkpoint: checkpoints.Checkpoint, words: str, count: int) -
     return recipes.classes(checkpoint, count, [numbers[i % len(numbers)] for i in range(count)])
 
 
-def chosen_prompts(checkpoint: checkpoints.Checkpoint, params: Params, prompts: Sequence[str], count: int) -> Any:
-    """What the network is told by these captions, each in turn, as inputs [count, ...]; UserErrors as of `by_texts`."""
-    if IMAGE in checkpoint.denoiser.inputs:
-        raise UserError(
-            f"{checkpoint.card.name} is told a copy of an image; leave --prompt out: it is asked for the images of the data"
-        )
-    told = prompted.by_texts(checkpoint, params, prompts)
-    rows = [i % len(prompts) for i in range(count)]
-    return {name: part[rows] for name, part in told.items()}
+@dataclass(frozen=True)
+class Request:
+    """What a person asks of all samples; None and nothing: what measuring asks. classes: `cat,3`. prompts: captions. images:
+    files, or folders of them, of which copies are told. Of several each in turn."""
+
+    classes: str | None = None
+    prompts: Sequence[str] = ()
+    images: Sequence[Path] = ()
+
+    def inputs(self, checkpoint: checkpoints.Checkpoint, params: Params, count: int, seed: int) -> Any:
+        """What the network is told, by the name of its input [count, ...]; UserErrors for what it cannot be."""
+        if self.classes is not None and self.prompts:
+            raise UserError("--classes and --prompt both say what the images are to be; give one of them")
+        if self.classes is None and not self.prompts and not self.images:
+            return usual_inputs(checkpoint, params, count, seed)
+        inputs = {} if self.classes is None else chosen_classes(checkpoint, self.classes, count)
+        if self.prompts:
+            inputs |= _in_turn(prompted.by_texts(checkpoint, params, self.prompts), count)
+        if self.images:
+            inputs |= _in_turn(pictured.by_images(checkpoint, params, self.images), count)
+        options = {CLASS: "--classes", TEXT: "--prompt", IMAGE: "--condition"}
+        for name in checkpoint.denoiser.inputs:
+            if name not in inputs and name in options:
+                raise UserError(
+                    f"{checkpoint.card.name} is told {' and '.join(checkpoint.denoiser.inputs)}; give {options[name]} as well"
+                )
+        return inputs
+
+
+def _in_turn(inputs: dict[str, Any], count: int) -> dict[str, Any]:
+    return {name: part[[i % len(part) for i in range(count)]] for name, part in inputs.items()}
 
 
 def _number(card: checkpoints.Card, word: str) -> int:
@@ -168,6 +191,7 @@ def sample(
     guidance: float | None = None,
     form: str | None = None,
     prompts: Sequence[str] | None = None,
+    condition: Sequence[Path] | None = None,
 ) -> None:
     """Draws images and writes them to `target`, whole or not at all. seed: None for the one that points are measured with."""
     form = format_of(target, form)
@@ -177,14 +201,7 @@ def sample(
     drawable = open_named(each, params, steps, guidance)
     checkpoint = drawable.checkpoint
     seed = params.evaluate.seed if seed is None else seed
-    if classes is not None and prompts:
-        raise UserError("--classes and --prompt both say what the images are to be; give one of them")
-    if prompts:
-        inputs = chosen_prompts(checkpoint, params, prompts, images)
-    elif classes is not None:
-        inputs = chosen_classes(checkpoint, classes, images)
-    else:
-        inputs = usual_inputs(checkpoint, params, images, seed)
+    inputs = Request(classes, prompts or (), condition or ()).inputs(checkpoint, params, images, seed)
     drawn = feed.to_uint8(drawable.draw(params, images, seed, inputs)).permute(0, 2, 3, 1).numpy()
     labels = inputs[CLASS].numpy() if CLASS in inputs and checkpoint.card.classes else None
     WRITERS[form](drawn, labels, target)

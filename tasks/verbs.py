@@ -271,9 +271,12 @@ def sample(
     prompt: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="a caption; of several each in turn; else as in the data")
     ] = None,
+    condition: Annotated[
+        list[Path] | None, typer.Option(metavar="PATH", help="an image to be told a copy of, or a folder of such")
+    ] = None,
 ) -> Verb:
     """draw images of a checkpoint or a point"""
-    return Verb(lambda: _sample(what, out, images, seed, steps, classes, guidance, form, prompt))
+    return Verb(lambda: _sample(what, out, images, seed, steps, classes, guidance, form, prompt, condition))
 
 
 @app.command()

@@ -10,8 +10,8 @@ from PIL import Image
 from diffcore.core.errors import UserError
 from diffcore.data import embeddings, feed
 from diffcore.data.config import Config
-from diffcore.data.feed import to_float
-from diffcore.data.image_condition import spoiled
+from diffcore.data.feed import to_float, to_uint8
+from diffcore.data.image_condition import files, of_files, spoiled
 from diffcore.data.manifest import Manifest
 from diffcore.data.read import load_resident
 from diffcore.data.write import write
@@ -139,6 +139,52 @@ TOLD = (
 )
 
 
+def saved(image, path):
+    """A tensor [c, h, w] of whole levels in [-1, 1] as a PNG."""
+    pixels = to_uint8(image).permute(1, 2, 0).numpy()
+    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(path)
+    return path
+
+
+LEVELS = to_float(torch.arange(2 * 3 * 4 * 6).reshape(2, 3, 4, 6).to(torch.uint8))
+
+
+@pytest.mark.parametrize("word", ["downscale:2", "grey"])
+def test_of_an_image_file_the_network_is_told_what_the_stage_makes_of_such_an_image(tmp_path, word):
+    paths = [saved(image, tmp_path / f"{number}.png") for number, image in enumerate(LEVELS)]
+    assert files(tmp_path) == paths
+    told = of_files(word, paths, (3, 4, 6))
+    torch.testing.assert_close(told, spoiled(word, LEVELS))
+
+
+def test_a_small_image_is_told_as_the_copy_that_it_is(tmp_path):
+    small = saved(LEVELS[0][:, :2, :3], tmp_path / "small.png")
+    told = of_files("downscale:2", [small], (3, 4, 6))
+    assert told.shape == (1, 3, 4, 6)
+    torch.testing.assert_close(told, spoiled("downscale:2", told))
+    assert torch.equal(told[0, :, ::2, ::2], LEVELS[0][:, :2, :3])
+    grey = saved(LEVELS[0][:1], tmp_path / "grey.png")
+    torch.testing.assert_close(of_files("grey", [grey], (3, 4, 6))[0], LEVELS[0][:1])
+
+
+def test_an_image_file_that_cannot_be_such_a_copy_is_refused(tmp_path):
+    wide = saved(LEVELS[0][:, :, :5], tmp_path / "wide.png")
+    with pytest.raises(
+        UserError, match=r"wide.png is 5 x 4 and must be 6 x 4, or 3 x 2 of a copy; bring it to that size"
+    ):
+        of_files("downscale:2", [wide], (3, 4, 6))
+    with pytest.raises(UserError, match=r"wide.png is 5 x 4 and must be 6 x 4; bring it"):
+        of_files("grey", [wide], (3, 4, 6))
+    wide.write_bytes(wide.read_bytes()[:40])
+    with pytest.raises(UserError, match=r"--condition: .*wide.png cannot be read \(.*\); give another image"):
+        of_files("grey", [wide], (3, 4, 6))
+    with pytest.raises(UserError, match=r"there.png cannot be read \(FileNotFoundError"):
+        of_files("grey", files(tmp_path / "not-there.png"), (3, 4, 6))
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match=r"there is no image in .*none; name a file"):
+        files(tmp_path / "none")
+
+
 @pytest.mark.slow
 def test_a_whole_run_is_told_copies_and_no_others(tmp_path):
     folder = make(tmp_path / "told", *TOLD)
@@ -152,10 +198,19 @@ def test_a_whole_run_is_told_copies_and_no_others(tmp_path):
     assert drawn.returncode == 0, drawn.stdout + drawn.stderr
     refused = call(folder, "./stage", "sample", "pd1", "--prompt", "a", "--out", "x.png")
     assert (refused.returncode, "leave --prompt out" in refused.stderr) == (2, True), refused.stderr
+    for name, level in (("dark", 0), ("light", 200)):
+        Image.fromarray(np.full((8, 8), level, np.uint8)).save(folder / f"{name}.png")
+        words = ["sample", "pd1", "--images", "2", "--condition", f"{name}.png", "--out", f"{name}.npz"]
+        of_mine = call(folder, "./stage", *words)
+        assert of_mine.returncode == 0, of_mine.stdout + of_mine.stderr
+    dark, light = (np.load(folder / f"{name}.npz")["arr_0"] for name in ("dark", "light"))
+    assert dark.shape == (2, 8, 8, 1)
+    assert not np.array_equal(dark, light)
     text = (folder / "params.yaml").read_text()
     (folder / "params.yaml").write_text(text.replace("downscale:2", "downscale:4"))
     assert call(folder, "./stage", "encode").returncode == 0
-    for words in (["train", "pd1"], ["measure", "pd1"], ["gamma"]):
+    sample = ["sample", "pd1", "--condition", "dark.png", "--out", "y.png"]
+    for words in (["train", "pd1"], ["measure", "pd1"], ["gamma"], sample):
         other = call(folder, "./stage", *words)
         assert other.returncode == 2, words
         assert "set the section text, and data.image_condition, to what it was trained with" in other.stderr
