@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from diffcore.metrics import measured, order, recommendation
+from diffcore.metrics.diversity import MEASURES
 from diffcore.metrics.estimate import Estimate
 from diffcore.metrics.frontier import Frontier
 from diffcore.metrics.measures import METRICS
@@ -329,3 +330,7 @@ def test_the_page_s_parts_are_in_the_package_and_in_every_workspace(monkeypatch)
         assert any(fnmatch(path.name, pattern) for pattern in data.get(package, ())), path
     monkeypatch.chdir(ROOT)
     assert {str(path.relative_to(ROOT)) for path in parts} <= set(workspace._code())
+
+
+def test_what_a_point_may_have_lost_stands_in_the_table_from_the_start():
+    assert all(content.words(name).core for name in MEASURES)

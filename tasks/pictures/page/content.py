@@ -76,12 +76,15 @@ WORDS = {
     ),
     "fd_pixels": Words("Fréchet distance on pixels", "lower", "log", what="at most 8x8 pixels"),
     "swd": Words("sliced Wasserstein distance", "lower", "log", what="along fixed directions in features"),
-    "accuracy": Words("accuracy", "higher", what="how often the class is the one that was asked for"),
+    "accuracy": Words("accuracy", "higher", core=True, what="how often the class is the one that was asked for"),
     "caption_accuracy": Words(
-        "caption accuracy", "higher", what="how often the image, measured again, is what its caption said"
+        "caption accuracy", "higher", core=True, what="how often the image, measured again, is what its caption said"
     ),
     "caption_accuracy_unseen": Words(
-        "caption accuracy, unseen captions", "higher", what="the same of captions that nothing was trained on"
+        "caption accuracy, unseen captions",
+        "higher",
+        core=True,
+        what="the same of captions that nothing was trained on",
     ),
     "bits": Words("bits per dimension", "lower", what="of real images"),
 }
