@@ -1055,18 +1055,18 @@ def test_what_makes_another_process_of_it_is_refused(case, copied):
 
 @pytest.mark.parametrize("part", ["vae", "vqvae", "movq", "vqmodel"])
 def test_each_kind_of_encoder_makes_it_a_pipeline_of_latents(part, copied):
-    """Its network is adopted, for data that are such latents."""
+    """No data are latents yet, whatever their shape."""
     assert from_diffusers.read(copied).latent is None
     (copied / part).mkdir()
     found = from_diffusers.read(copied)
     assert found.latent == part
-    found.check((1, 8, 8), None)
-    with pytest.raises(UserError) as caught:
-        found.check((3, 64, 64), None)
-    assert str(caught.value) == (
-        f"the teacher works on latents of 1 x 8 x 8, which the encoder in {part}/ makes of images, and the data are images "
-        "of 3 x 64 x 64, of which none are made here yet; take a teacher of pixels"
-    )
+    for image, word in (((1, 8, 8), "1 x 8 x 8"), ((3, 64, 64), "3 x 64 x 64")):
+        with pytest.raises(UserError) as caught:
+            found.check(image, None)
+        assert str(caught.value) == (
+            f"the teacher works on latents of 1 x 8 x 8, which the encoder in {part}/ makes of images, and the data are "
+            f"images of {word}, of which none are made here yet; take a teacher of pixels"
+        )
 
 
 def test_what_a_scheduler_leaves_out_is_what_diffusers_takes(copied):

@@ -66,7 +66,7 @@ class Adopted:
     def check(self, image: Sequence[int], classes: Sequence[str] | None) -> None:
         """A UserError if it is not a network for such images, [c, h, w], of these classes (names, or None)."""
         channels, *sides = self.image
-        if channels != image[0] or (any(sides) and sides != list(image[1:])):
+        if self.latent or channels != image[0] or (any(sides) and sides != list(image[1:])):
             raise UserError(self._of_other_images(image))
         content = self.denoiser.net.config_json()  # other networks halve nothing, or what they can
         levels = len(content.get("block_out_channels", [0])) if content["_class_name"] == unet.FORMAT else 1
