@@ -72,6 +72,7 @@ def _captioned(
     if texts is None:
         return own, None
     model.check_encoder(name, line.folder, texts.encoder, str(paths.TEXT))
+    model.check_shapes(name, line.folder, {each: texts.inputs[each].shape for each in line.inputs})
     if model.encoder is None and set(line.inputs) - {IMAGE}:
         log(
             f"{name}: no text encoder that is known here lies in {line.folder}; nobody says that {paths.TEXT} is of its own"

@@ -10,8 +10,8 @@ import multiprocessing
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 from diffcore import checkpoints
 from diffcore.checkpoints import from_diffusers
 from diffcore.checkpoints.roles import roles
-from diffcore.core import allocator, disk, rng, shapes, threads
+from diffcore.core import allocator, disk, rng, threads
 from diffcore.core.errors import MISTAKE, UserError
 from diffcore.core.precision import exact
 from diffcore.data.feed import to_float
@@ -62,19 +62,27 @@ MOST_IMAGES = 2000
 
 @dataclass(frozen=True)
 class Noise:
-    """A feed of random images."""
+    """A feed of random images, of which is known what is known of the data's."""
 
-    images: int
-    shape: tuple[int, int, int]
-    classes: tuple[str, ...] | None
+    data: PlannedData
     size: int
-    inputs: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    @property
+    def images(self) -> int:
+        return self.data.images
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.data.shape
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        return self.data.classes
 
     def batch(self, step: int, rows: slice = slice(None)) -> Any:
         count = len(range(self.size)[rows])
         x0 = rng.draw(rng.noises(self.shape, 0, range(1)).expand(count, *self.shape), "calibration", step).noise
-        classes = {shapes.CLASS: rng.some(count, count, step) % len(self.classes)} if self.classes else {}
-        return x0.clamp(-1, 1), classes | blank(self.inputs, self.inputs, count)
+        return x0.clamp(-1, 1), self.data.known(count, step)
 
 
 class Networks:
@@ -150,9 +158,7 @@ def training(parameters: Params, networks: Networks, name: str, width: int) -> d
     student, teacher = networks.roles(name)
     part = replace(line.fit, batch=max(1, line.fit.batch // width), cores=1, iterations=10**6)
     weights = parameters.lines.guidance(name) if isinstance(line, Distill) else None
-    feed = Noise(networks.data.images, networks.data.shape, networks.data.classes, part.batch, networks.data.inputs)
-    if not student.classes:
-        feed = replace(feed, classes=None)
+    feed = Noise(networks.data.of(student), part.batch)
     watcher, images = None, None
     if line.watch:
         images = _images(networks.data, min(networks.data.images, MOST_IMAGES))
@@ -187,7 +193,7 @@ def drawing(parameters: Params, networks: Networks, name: str) -> dict[str, floa
     denoiser.grid = None
     sampler = Sampler(denoiser, SOLVERS["ddim"](), uniform(STEPS))
     recipe = Recipe(SOLVERS["ddim"](), guidance=checkpoint.guidance and checkpoint.guidance.low)
-    known = networks.data.known(count)
+    known = networks.data.of(denoiser).known(count)
     condition = recipe.condition(checkpoint, known, {name: part[:1] for name, part in known.items()})
     sampler.warm_up(checkpoint.shape, count, condition)
     began, rounds = clock(), 0

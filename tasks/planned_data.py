@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from diffcore.core import rng
@@ -10,6 +10,7 @@ from diffcore.core.errors import UserError
 from diffcore.core.shapes import CLASS
 from diffcore.data import embeddings
 from diffcore.data.manifest import Manifest
+from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets.inputs import blank
 from tasks import paths
 from tasks.params import Params
@@ -33,9 +34,16 @@ class PlannedData:
         """Of all of them, decoded."""
         return self.images * math.prod(self.shape)
 
-    def known(self, count: int) -> dict[str, Any]:
+    def of(self, denoiser: NetDenoiser) -> "PlannedData":
+        """As it is told of them: a network that is told no class, or nothing beside it, gets none."""
+        told = set(denoiser.inputs)
+        return replace(
+            self, classes=self.classes if CLASS in told else None, inputs=self.inputs if told - {CLASS} else {}
+        )
+
+    def known(self, count: int, step: int = 0) -> dict[str, Any]:
         """What so many samples may be asked to be, by the name of a network's input: any class, and a caption of zeros."""
-        classes = {CLASS: rng.some(count, count, 0) % len(self.classes)} if self.classes else {}
+        classes = {CLASS: rng.some(count, count, step) % len(self.classes)} if self.classes else {}
         return classes | blank(self.inputs, self.inputs, count)
 
 

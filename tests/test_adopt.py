@@ -856,10 +856,10 @@ def test_the_stage_refuses_latents_of_which_there_are_no_data(workspace):
     assert not (paths.CHECKPOINTS / "teacher").exists()
 
 
-def written(pipeline: str) -> None:
+def written(pipeline: str, features: int = 8) -> None:
     """Embeddings of the captions of the data at hand, all alike, by the text encoder of this pipeline."""
     manifest = Manifest.read(paths.DATA)
-    nothing = {"text": torch.full((3, 8), 0.5), "text_mask": torch.ones(3, dtype=torch.bool)}
+    nothing = {"text": torch.full((3, features), 0.5), "text_mask": torch.ones(3, dtype=torch.bool)}
     inputs = {name: part[None] for name, part in nothing.items()}
     tables = [embeddings.Table(torch.zeros(shard.images, dtype=torch.int64), inputs) for shard in manifest.shards]
     with disk.folder(paths.TEXT) as folder:
@@ -880,6 +880,11 @@ def test_the_stage_s_card_says_by_whose_embeddings_its_network_is_told_texts(wor
     checkpoint = adopted(found)
     assert (checkpoint.card.inputs, checkpoint.card.encoder) == (["text", "text_mask"], "e" * 64)
     assert torch.equal(checkpoint.denoiser.nothing.parts()["text"], torch.full((3, 8), 0.5))
+    written(of_pipeline(Path("theirs")), 6)
+    with pytest.raises(
+        UserError, match=r"in theirs is told text of \[any, 8\], and the data have \[3, 6\]; set text\.encoder to what"
+    ):
+        adopted(found)
     written("d" * 64)
     with pytest.raises(
         UserError, match=r"told the embeddings of another encoder than those in artifacts/text; set text"

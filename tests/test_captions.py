@@ -457,6 +457,32 @@ def test_two_captions_of_one_image_are_refused_and_the_same_twice_is_one(tmp_pat
         selection.find(Config(source, captions="text"))
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"file_name,text\n", r"data\.captions: metadata\.csv has no rows: write one for each image"),
+        (b"", r"data\.captions: metadata\.csv has no rows: write one for each image"),
+        (b"file_name\ncat/00.png\n", r"metadata\.csv has no column 'text'; it has no other"),
+        (
+            "file_name,text\ncat/00.png,\xe9".encode("latin-1"),
+            r"metadata\.csv is not UTF-8 \(its byte 26\): save it as",
+        ),
+        ("file_name,text\n".encode("utf-16"), r"metadata\.csv is not UTF-8 \(its byte 0\): save it as UTF-8"),
+    ],
+)
+def test_a_table_that_holds_no_captions_says_why(tmp_path, content, said):
+    source = folder_csv(tmp_path, png, caption)
+    (tmp_path / "in/metadata.csv").write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        selection.find(Config(source, captions="text"))
+
+
+def test_a_caption_that_is_no_number_is_no_text(tmp_path):
+    source = folder_jsonl(tmp_path, png, lambda number: caption(number) if number else float("nan"))
+    with pytest.raises(UserError, match=r"the caption of .*00\.png.* is nan, no text: write it in words"):
+        write(Config(source, captions="text"), tmp_path / "out")
+
+
 def test_a_caption_of_an_image_that_is_not_there_is_named(tmp_path):
     source = folder_csv(tmp_path, png, caption)
     with open(tmp_path / "in/metadata.csv", "a") as file:

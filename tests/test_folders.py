@@ -199,7 +199,7 @@ def test_annotations_that_do_not_fit_are_named(tmp_path, case):
         ("dataset.json", b"[1, 2]", r"no `labels`.*set data\.labels to folders"),
         ("dataset.json", b"{", "is not JSON"),
         ("dataset.json", b"[" * 100_000, "is not JSON"),
-        ("dataset.json", b"\xff\xfe", "cannot be read"),
+        ("dataset.json", b"\xff\xfe", r"is not UTF-8 \(its byte 0\): save it as UTF-8"),
         ("metadata.csv", b'file_name,label\n"a', "not CSV"),
         ("metadata.csv", b"file_name,label,label\na,b,c\n", "two columns"),
         ("metadata.jsonl", b"[]\n", "line 1 .* no JSON object"),

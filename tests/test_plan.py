@@ -17,6 +17,7 @@ from diffcore import methods
 from diffcore.core import disk
 from diffcore.core.errors import UserError
 from diffcore.data import read
+from diffcore.denoisers.network import NetDenoiser
 from diffcore.metrics import bootstrap, judge_trial, judges, measured
 from diffcore.metrics.judge import BATCH, Judge
 from diffcore.sampling.deepcache import Config as CacheConfig
@@ -64,6 +65,18 @@ def test_a_cached_call_costs_its_share_and_a_guided_one_twice(here):
     cached = Recipe(SOLVERS["ddim"](), deepcache=CacheConfig(4))
     assert plan._calls(cached, 16, here, "teacher") == 4 + plan.CACHED * 12
     assert plan._calls(Recipe(SOLVERS["ddim"](), guidance=2.0), 16, here, "teacher") == 32
+
+
+def test_a_network_is_timed_with_what_it_is_told_and_nothing_else(here, tmp_path):
+    data = dataclasses.replace(planned_data(here), classes=tuple("01"), inputs={"text": (4, 8), "text_mask": (4,)})
+    own = Networks(here, data, tmp_path).roles("teacher")[0]
+
+    def named(**told) -> set[str]:
+        return set(data.of(NetDenoiser(own.net, own.schedule, own.reading, **told)).known(3))
+
+    assert named() == set()
+    assert named(classes=2) == {"class_labels"}
+    assert named(nothing={"text": None, "text_mask": None}) == {"text", "text_mask"}
 
 
 def test_an_update_counts_the_calls_that_its_method_says_and_the_state_holds_all_it_reads(here, tmp_path):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from diffcore.core.errors import UserError
+from diffcore.core.shapes import IMAGE
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.denoisers.reading import Reading
 from diffcore.nets import published, unet
@@ -98,6 +99,21 @@ class Adopted:
                 f"teachers.{name}.inputs is [{', '.join(inputs)}], but the teacher in {folder} is told "
                 f"{', '.join(names) or 'no texts'}; set it to [{', '.join(names)}]"
             )
+
+    def check_shapes(self, name: str, folder: str, shapes: Mapping[str, Sequence[int]]) -> None:
+        """A UserError where it is told something of another shape than these, by name, which the data have of an image."""
+        if not isinstance(self.denoiser.net, DiffusersModel):
+            return
+        for each, shape in shapes.items():
+            own = self.denoiser.net.inputs[each].shape
+            if len(own) != len(shape) or any(size not in (None, data) for size, data in zip(own, shape)):
+                sizes, data = (
+                    ", ".join("any" if size is None else f"{size}" for size in sizes) for sizes in (own, shape)
+                )
+                raise UserError(
+                    f"teachers.{name}: the network in {folder} is told {each} of [{sizes}], and the data have [{data}]; set "
+                    f"{'data.image_condition' if each == IMAGE else 'text.encoder'} to what it was trained with"
+                )
 
     def check_encoder(self, name: str, folder: str, encoder: Mapping[str, Any], whose: str) -> None:
         """A UserError where it is told the embeddings of another encoder than the one of this content, which `whose` has."""

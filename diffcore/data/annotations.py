@@ -85,14 +85,17 @@ def read_captions(root: Path, others: Iterable[tuple[str, ...]], column: str) ->
         raise UserError(f"data.captions: {printable(unread)} is not read: save it as metadata.csv")
     tables, files = _tables(root, names), _few(names)
     others = [key for key in _columns(tables) if key != NAME]
+    if not any(tables.values()):
+        raise UserError(f"data.captions: {files} has no rows: write one for each image, or set data.captions to null")
     if column not in others:
-        raise UserError(f"data.captions: {files} has no column {column!r}; it has {few(others, 12)}")
+        raise UserError(f"data.captions: {files} has no column {column!r}; it has {few(others, 12) or 'no other'}")
     values: dict[str, Any] = {}
     for name, rows in tables.items():
         for image, row in _images(name, rows):
             path, value = _path(name, image), row.get(column)
-            if values.setdefault(path, value) != value:
+            if path in values and values[path] != value:  # what is no number is unlike itself
                 raise UserError(f"data.captions: {printable(path)} has two captions in {files}: mend it")
+            values[path] = value
     return Captions(tuple(names), values, f"captions are the column {printable(column)} of {files}")
 
 
@@ -266,8 +269,10 @@ def text(root: Path, name: str) -> str:
         if not (root / name).is_file():
             raise OSError("it is no regular file")
         return (root / name).read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"data.source: {name} cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"data.source: {name} is not UTF-8 (its byte {error.start}): save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"data.source: {name} cannot be read ({error.strerror or error}): mend or remove it") from None
 
 
 def _json(text: str, place: str) -> Any:
