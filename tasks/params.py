@@ -283,11 +283,13 @@ def _adopted(name: str, line: dict[str, Any], where: str, faults: list[str]) -> 
     if numbers:
         faults.append(f"{where}: give from or the numbers of a training, not both; leave out {', '.join(numbers)}")
     else:
-        faults += _unknown(line, ("from", "conditional", "inputs", "config", TRAINED), where)
-    stated = _stated(line, where, faults)
+        faults += _unknown(line, ("from", "conditional", "inputs", "guidance", "config", TRAINED), where)
+    stated, guidance = _stated(line, where, faults), _range(line.get("guidance"), f"{where}.guidance", faults)
     if len(faults) > before:
         return None
-    return Adopted(name=name, folder=folder, conditional=conditional, inputs=tuple(inputs), stated=stated)
+    return Adopted(
+        name=name, folder=folder, conditional=conditional, inputs=tuple(inputs), guidance=guidance, stated=stated
+    )
 
 
 def _stated(line: dict[str, Any], where: str, faults: list[str]) -> Stated:
