@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffcore import checkpoints
+from diffcore import checkpoints, exports
 from diffcore.checkpoints import against_diffusers, from_diffusers
 from diffcore.checkpoints.folded import fold
 from diffcore.checkpoints.roles import roles
+from diffcore.checkpoints.to_diffusers import pipeline_call
 from diffcore.core.errors import UserError
 from diffcore.data.config import TeacherSampling
 from diffcore.denoisers.condition import Condition
@@ -19,12 +20,13 @@ from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.meter import Meter
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.lineage import Lineage, Root
+from diffcore.nets import diffusers_model
 from diffcore.nets.diffusers_model import DiffusersModel
 from diffcore.noise.trajectory import uniform
 from diffcore.sampling.recipe import Recipe
 from diffcore.sampling.solvers import SOLVERS
 from diffcore.sampling.teacher_images import TeacherImages
-from tasks import params, paths
+from tasks import export, params, paths
 from tests.conftest import seeded
 from tests.test_architectures import CASES as NETWORKS
 from tests.test_lineage import student
@@ -428,6 +430,26 @@ def test_gamma_is_that_of_its_lowest_weight(workspace, heard):
 
 
 # ------------------------------------------------------------------------------- handed out
+
+
+@pytest.mark.parametrize(
+    ("guidance", "weight", "note"), [(ONE, 3.5, "3.5 alone"), (RANGE, 3.0, "any from 1 to 5")], ids=["one", "range"]
+)
+def test_its_model_card_calls_its_pipeline_at_its_weight(guidance, weight, note, workspace):
+    """By one call in each step: none of them is led away from a text."""
+    card = adopted(workspace(guidance)).card
+    content = json.loads((paths.CHECKPOINTS / "teacher/unet/config.json").read_text())
+    assert export._weight(card, None, diffusers_model.takes(content, "guidance")) == weight
+    text = pipeline_call(card, uniform(2).times, "FluxPipeline", weight, True)
+    call = f'images = pipeline("a prompt", sigmas=[1, 0.5], guidance_scale={weight:g}).images'
+    assert f"{call}  # its network is told guidance_scale, {note}\n" in text
+
+
+@pytest.mark.parametrize("guidance", [RANGE, ONE])
+def test_it_is_exported_with_its_input(guidance, workspace, tmp_path):
+    adopted(workspace(guidance))
+    assert exports.export(paths.CHECKPOINTS / "teacher", tmp_path / "one.safetensors", "safetensors", "") < 1e-5
+    assert exports.export(paths.CHECKPOINTS / "teacher", tmp_path / "one", "diffusers", "") < 1e-5
 
 
 def test_one_weight_is_built_into_a_range_and_its_network_stays_the_class_that_it_was(workspace, tmp_path):

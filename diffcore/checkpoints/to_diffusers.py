@@ -177,9 +177,8 @@ def pipeline_call(
         steps = f"sigmas=[{', '.join(_numbers(_sigmas(card, times)))}]"
     wanted = '"a prompt"' if "text" in (card.inputs or ()) else "class_labels=[0, 1]"
     guided = f"guidance_scale={guidance:g}"
-    if (
-        pipeline.startswith("Flux") and guidance != 1 and not is_input
-    ):  # whose guidance_scale is an input of its network
+    # whose guidance_scale is an input of its network
+    if pipeline.startswith("Flux") and guidance != 1 and not is_input:
         guided = f'true_cfg_scale={guidance:g}, negative_prompt=""'
     note = _note(card, is_input) if card.guidance else ""  # pipelines guide unless they are told 1
     return f"""from diffusers import {pipeline}
