@@ -29,7 +29,7 @@ def take(params: Params, name: str) -> None:
     model = model.with_weights(name, folder, line.guidance)
     model.check_told(name, folder, line.conditional, line.inputs)
     model.check(manifest.shape, manifest.classes)
-    check_adopted(params, name, model.skips, model.denoiser.reading.parameterization)
+    check_adopted(params, name, model.skips, model.denoiser.reading.parameterization, model.takes_end)
     denoiser, encoder = _captioned(name, line, model, manifest)
     read = {"folder": folder, "files": model.files, "digest": disk.digest(model.files)}
     read |= {"encoder": model.encoder} if model.encoder else {}

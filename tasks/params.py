@@ -123,6 +123,7 @@ def _together(sections: Mapping[str, Any]) -> list[str]:
         skips = {name: shape.skips for name, shape in shapes.items() if shape}
         faults += dict.fromkeys(rules.branches(evaluate, lines, skips))
         faults += dict.fromkeys(rules.sampled(sections, lines))
+        faults += rules.ends(lines, shapes)
         faults += rules.foreign(evaluate, lines)
         faults += rules.captioned(sections)
         faults += rules.drawn(sections)
@@ -521,9 +522,12 @@ def _range(value: Any, where: str, faults: list[str]) -> tuple[float, float] | N
     return float(low), float(high)
 
 
-def check_adopted(params: Params, name: str, skips: int | None, parameterization: str) -> None:
-    """A UserError, a line each, for what is asked of the network from elsewhere that it has not: see `rules.adopted`."""
+def check_adopted(params: Params, name: str, skips: int | None, parameterization: str, takes_end: bool) -> None:
+    """A UserError, a line each, for what is asked of the network from elsewhere that it has not: see `rules.adopted` and
+    `rules.adopted_ends`, unless it can be told where a hop lands."""
     teacher = replace(params.teachers[name], parameterization=parameterization)
     lines = Lineage({**params.teachers, name: teacher}, params.distill)
-    if faults := rules.adopted(name, params.evaluate, lines, skips):
+    shapes = _shapes(params.teachers, params.distill)
+    faults = [] if takes_end else list(rules.adopted_ends(name, lines, shapes))
+    if faults := faults + rules.adopted(name, params.evaluate, lines, skips):
         raise UserError("\n".join(f"{paths.PARAMS}: {fault}" for fault in faults))

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from diffcore import methods
 from diffcore.checkpoints import Guidance
 from diffcore.checkpoints.card import TEACHER
 from diffcore.core.errors import UserError
@@ -55,6 +56,28 @@ def branches(evaluate: Evaluate, lines: Lineage, skips: Mapping[str, int]) -> It
                 deepcache.check(config, skips[name])
             except UserError as error:
                 yield f"{path}.deepcache.branch: {error}"
+
+
+def ends(lines: Lineage, shapes: Mapping[str, Any]) -> Iterator[str]:
+    """Students that are told where a hop lands, of a class of the user's own that has no place for that. shapes: None where
+    only a folder knows."""
+    for name, line in lines.students.items():
+        if line.method.two_times and shapes[name] is not None and not shapes[name].takes_end:
+            yield (
+                f"distill.{name}.method: {methods.word(line.method)} tells its network where a hop lands, and "
+                f"{shapes[name].module} takes no such thing; give its forward an argument end_timestep=None, or take another "
+                "method"
+            )
+
+
+def adopted_ends(root: str, lines: Lineage, shapes: Mapping[str, Any]) -> Iterator[str]:
+    """The same of a network from elsewhere, which has none."""
+    for name, line in lines.students.items():
+        if line.method.two_times and shapes[name] is None and lines.root_name(name) == root:
+            yield (
+                f"distill.{name}.method: {methods.word(line.method)} tells its network where a hop lands, for which that of "
+                f"{root} has no input; give the line a `network` of ours, or take another method"
+            )
 
 
 def _acting(sampling: Sampling) -> list[str]:

@@ -266,6 +266,18 @@ def test_its_checkpoint_is_a_teacher_elsewhere_for_the_weights_on_its_card(works
         model.with_weights("t", "there", None)
 
 
+def test_a_method_of_two_times_is_refused_as_it_is_adopted(workspace):
+    """Before anything is trained: a network of diffusers is told one."""
+    line = {"method": "flow_map", **SHORT}
+    with pytest.raises(
+        UserError, match=r"distill\.fm\.method: flow_map tells its network where a hop lands, for which that of"
+    ):
+        adopted(workspace(distill={"fm": line}))
+    shape = {"family": "dit", "patch": 2, "width": 8, "depth": 1, "heads": 1, "text": True}
+    with pytest.raises(UserError, match="flow_map tells"):
+        adopted(workspace(distill={"fm": line, "own": {**line, "network": shape}}))
+
+
 # ------------------------------------------------------------------------------- params.yaml
 
 TEACHER_RANGE = "this teacher was trained for a guidance weight of 1 to 5, not for"

@@ -11,6 +11,7 @@ from diffcore.core.errors import UserError
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.denoisers.reading import Reading
 from diffcore.nets import published, unet
+from diffcore.nets.conditioned import Conditioned
 from diffcore.nets.diffusers_model import DiffusersModel
 from diffcore.noise.schedule import Schedule
 
@@ -68,6 +69,11 @@ class Adopted:
     def skips(self) -> int | None:
         """How many skips its U-Net has, None for a network that is not our own, whose parts cannot be run alone."""
         return self.denoiser.net.config.skips if isinstance(self.denoiser.net, unet.UNet) else None
+
+    @property
+    def takes_end(self) -> bool:
+        """Whether its students can be told where a hop lands."""
+        return isinstance(self.denoiser.net, Conditioned)
 
     def check(self, image: Sequence[int], classes: Sequence[str] | None) -> None:
         """A UserError if it is not a network for such images, [c, h, w], of these classes (names, or None)."""

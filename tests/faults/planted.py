@@ -821,6 +821,9 @@ SEVENTH = (
     _seventh("diffcore/lineage.py", "return own and Guidance(*own)", "return None", "a student of a teacher that takes the weight as an input is trained as one without guidance, and fails at its first update", "guided_teacher"),
     _seventh("tasks/gamma.py", "teacher.guidance and teacher.guidance.low", "teacher.guidance and teacher.guidance.high", "Gamma of a teacher that takes the weight as an input is that of its strongest guidance, of the least variety", "guided_teacher"),
     _seventh("diffcore/checkpoints/to_diffusers.py", "and guidance != 1 and not is_input:", "and guidance != 1:", "the model card of a student of Flux dev has its pipeline make two calls at its own usual weight, instead of one at the student's", "guided_teacher", "delivered"),
+    _seventh("diffcore/nets/module.py", "return end is not None and end.default is not end.empty", "return end is not None", "a class that must always be told where a hop lands is taken for a flow map, whose teacher is told nothing of that: it fails as the training starts", "module"),
+    _seventh("diffcore/nets/module.py", "end = {} if end_timestep is None else {END: end_timestep}", "end = {}", "a flow map of a user's own class is told nothing of where its hops land: it learns a mean of all hops", "module"),
+    _seventh("tasks/params.py", "faults = [] if takes_end else list(rules.adopted_ends(name, lines, shapes))", "faults = []", "a flow map of a network of diffusers is refused when its training starts, after all stages before it", "guided_teacher"),
 )  # fmt: skip
 """And by others again, again in none of the lines above."""
 
