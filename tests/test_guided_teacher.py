@@ -432,6 +432,37 @@ def test_every_stage_takes_it(workspace):
     assert sum("bits" in json.dumps(point["metrics"]) for point in points) >= 2
 
 
+@pytest.mark.slow
+def test_times_are_fitted_to_the_path_of_a_teacher_of_one_weight(workspace, heard):
+    from tasks import features, gamma, measure, search
+
+    content = raw(Path("x"))["evaluate"]
+    plain = {"sampler": "ddim", "trajectory": ["uniform", "fitted"], "steps": [2]}
+    content |= {"teacher": [plain], "fitted": {"points": 4, "images": 4, "batch": 4, "seed": 0}}
+    found = workspace(ONE, evaluate=content)
+    adopted(found)
+    features.train(found)
+    gamma.estimate(found)
+    search.find(found)
+    measure.measure(found, "teacher")
+    assert {weight for each in heard for weight in each} == {ONE}
+
+
+@pytest.mark.slow
+def test_it_is_planned_what_it_will_cost(workspace, tmp_path):
+    """A checkpoint of each line is made, and a call of it timed."""
+    from tasks import calibration
+    from tasks.planned_data import planned_data
+
+    found = workspace(distill={"last": {"method": "progressive", "steps": 4, **SHORT, "guidance": ONE}})
+    networks = calibration.Networks(found, planned_data(found), tmp_path)
+    for name, weights in (("teacher", (1.0, 5.0)), ("last", (ONE, ONE))):
+        own = networks.checkpoint(name).guidance
+        assert (own.low, own.high) == weights
+        assert calibration.drawing(found, networks, name)["seconds"] > 0
+    assert calibration.training(found, networks, "last", 1)["calls"] > 0
+
+
 def test_gamma_is_that_of_its_lowest_weight(workspace, heard):
     from tasks import gamma
 
