@@ -10,6 +10,7 @@ from typing import Literal
 
 from diffcore import methods
 from diffcore.checkpoints import Guidance
+from diffcore.checkpoints.card import STUDENT, TEACHER
 from diffcore.core.errors import UserError
 from diffcore.methods import Method
 from diffcore.noise.schedule import Schedule
@@ -19,12 +20,14 @@ from diffcore.noise.trajectory import Trajectory
 @dataclass(frozen=True)
 class Root:
     """A checkpoint that begins from nothing. conditional: whether it is told classes. inputs: what else it is told, by name.
-    parameterization, schedule: None for those of a network from elsewhere, which only its folder knows."""
+    parameterization, schedule: None for those of a network from elsewhere, which only its folder knows. guidance: the lowest
+    and the highest weight that its network is told as an input, None for one that takes none."""
 
     conditional: bool
     parameterization: str | None = None
     schedule: Schedule | None = None
     inputs: tuple[str, ...] = ()
+    guidance: tuple[float, float] | None = None
 
     @property
     def is_told(self) -> bool:
@@ -78,12 +81,14 @@ class Lineage:
         return self.students[name].parameterization or self.parameterization(self.students[name].init)
 
     def guidance(self, name: str) -> Guidance | None:
-        """The weights that `name` is for: its own line's, or else those of its `init`. None for no guidance.
+        """The weights that `name` is for: its own line's, or else those of its `init`; of a root those that its network is
+        told. None for no guidance.
 
         A UserError for guidance without classes, or for weights that its `init` or its teacher was not trained for.
         """
         if name in self.roots:
-            return None
+            own = self.roots[name].guidance
+            return own and Guidance(*own)
         line = self.students[name]
         above = self.guidance(line.init)
         if line.guidance is None:
@@ -97,10 +102,14 @@ class Lineage:
             guidance = self.guidance(role)
             for weight in line.guidance if guidance else ():
                 try:
-                    guidance.check(weight)
+                    guidance.check(weight, self.whose(role))
                 except UserError as error:
                     raise UserError(f"distill.{name}.guidance: its teacher {role!r}: {error}") from None
         return Guidance(*line.guidance)
+
+    def whose(self, name: str) -> str:
+        """What `name` is, in messages."""
+        return TEACHER if name in self.roots else STUDENT
 
     def usual_teacher(self, name: str) -> str:
         """Who is to teach `name` where nobody is named: its `init`, or if that one only jumps to images the nearest above it
@@ -200,7 +209,27 @@ class Lineage:
             except UserError as error:
                 yield str(error)
                 continue
+            yield from self._unheard(name, weights)
             try:
                 line.method.check_guidance(weights and (weights.low, weights.high))
             except UserError as error:
                 yield f"distill.{name}: {error}"
+
+    def _unheard(self, name: str, weights: Guidance | None) -> Iterator[str]:
+        """Weights that a line leaves to its `init`, and its teacher cannot be told."""
+        line = self.students[name]
+        own = self.guidance(line.teacher) if line.method.asks_teacher and line.guidance is None else None
+        if own is None or own == weights:
+            return
+        if weights is None and own.is_input:
+            yield (
+                f"distill.{name}.guidance: missing: {line.teacher} takes the weight of guidance as an input; say which one, "
+                f"from {own.low:g} to {own.high:g}"
+            )
+        elif weights is not None and line.teacher in self.roots:
+            for weight in (weights.low, weights.high):
+                try:
+                    own.check(weight, TEACHER)
+                except UserError as error:
+                    yield f"distill.{name}.guidance: {line.teacher}: {error}; say which one"
+                    return

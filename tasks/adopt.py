@@ -26,9 +26,10 @@ def take(params: Params, name: str) -> None:
     manifest = Manifest.read(paths.DATA)
     folder = line.folder
     model = from_diffusers.read(Path(folder), manifest.shape[1:], line.stated)
+    model = model.with_weights(name, folder, line.guidance)
     model.check_told(name, folder, line.conditional, line.inputs)
     model.check(manifest.shape, manifest.classes)
-    check_adopted(params, name, model.skips, model.denoiser.reading.parameterization)
+    check_adopted(params, name, model.skips, model.denoiser.reading.parameterization, model.takes_end)
     denoiser, encoder = _captioned(name, line, model, manifest)
     read = {"folder": folder, "files": model.files, "digest": disk.digest(model.files)}
     read |= {"encoder": model.encoder} if model.encoder else {}
@@ -47,6 +48,7 @@ def take(params: Params, name: str) -> None:
         "classes": None if model.denoiser.classes is None else list(manifest.classes),
         "cost": COST,
         "encoder": encoder,
+        "guidance": model.guidance and vars(model.guidance),
     }
     if gap := against_diffusers.gap(Path(folder), model, manifest.shape):
         log(f"{name}: {gap}")

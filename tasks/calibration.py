@@ -105,7 +105,8 @@ class Networks:
     def _root(self, name: str) -> NetDenoiser:
         line = self.params.teachers[name]
         if isinstance(line, Adopted):
-            return from_diffusers.read(Path(line.folder), self.data.shape[1:], line.stated).denoiser
+            model = from_diffusers.read(Path(line.folder), self.data.shape[1:], line.stated)
+            return model.with_weights(name, line.folder, line.guidance).denoiser
         classes = len(self.data.classes) if line.conditional else None
         span = line.reading.span(line.schedule)
         net = line.network.build(self.data.shape, classes, 0, span, self.data.inputs)
@@ -127,9 +128,8 @@ class Networks:
 
     def save(self, folder: Path, name: str, denoiser: NetDenoiser) -> None:
         """As a checkpoint of that line."""
-        line, weights = self.params.line(name), None
-        if isinstance(line, Distill) and (weights := self.params.lines.guidance(name)):
-            weights = vars(weights)
+        weights = self.params.lines.guidance(name)
+        weights = weights and vars(weights)
         about = dict.fromkeys(("parent", "teacher")) | {"name": name, "weights": "ema", "torch": "", "code": ""}
         about |= {"method": "calibration", "solver": "ddim", "data": "", "parameters": {}, "seed": 0, "cost": {}}
         classes = list(self.data.classes) if denoiser.classes else None

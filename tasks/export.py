@@ -17,9 +17,11 @@ from diffcore.checkpoints.to_diffusers import loop, pipeline_call, reading_of
 from diffcore.core import disk, threads
 from diffcore.core.errors import UserError
 from diffcore.data.manifest import Manifest
+from diffcore.denoisers.condition import GUIDANCE
 from diffcore.metrics.estimate import Estimate
 from diffcore.metrics.frontier import Frontier
 from diffcore.metrics.point import Point, best_of
+from diffcore.nets import diffusers_model
 from tasks import named, origin, paths
 from tasks.card import schedule
 from tasks.front_matter import front_matter, stated
@@ -189,9 +191,20 @@ def _sampling(card: Card, point: Point | Sampling | None, content: Mapping[str, 
     times = card.grid or (point.times if point else [1 - k / STEPS for k in range(STEPS + 1)])
     note = "" if point is None else f"Its own sampling: `{point.recipe}` at t = {list(point.times)[:12]}.\n"
     if pipeline is not None:
-        guidance = disk.parse_json(point.recipe).get("guidance") if point and not card.guidance else None
-        return f"```python\n{pipeline_call(card, times, pipeline.name, guidance or 1.0)}```\n\n{note}"
+        is_input = card.guidance is not None and diffusers_model.takes(dict(content), GUIDANCE)
+        guidance = _weight(card, point, is_input)
+        return f"```python\n{pipeline_call(card, times, pipeline.name, guidance, is_input)}```\n\n{note}"
     return f"{_code(card, times, content)}\n{note}"
+
+
+def _weight(card: Card, point: Point | Sampling | None, is_input: bool) -> float:
+    """Of guidance: the point's, else the middle of those that the network is told, and 1 where there is none or it is built
+    in."""
+    if card.guidance is not None and not is_input:
+        return 1.0
+    said = disk.parse_json(point.recipe).get("guidance") if point else None
+    usual = (card.guidance["low"] + card.guidance["high"]) / 2 if is_input else 1.0
+    return said or usual
 
 
 def _code(card: Card, times: Sequence[float], content: Mapping[str, Any]) -> str:

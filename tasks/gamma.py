@@ -19,7 +19,8 @@ from tasks.progress import Progress, log
 
 def estimate(params: Params) -> None:
     """By both estimators, from the teacher and `gamma.images` of the images, whose classes and captions it is told as
-    far as it takes such; of images held out of all training where there are any."""
+    far as it takes such; of images held out of all training where there are any. A teacher that takes the weight of guidance
+    is told the lowest that it was trained for."""
     threads.use(params.compute.threads)
     teacher = checkpoints.load(paths.CHECKPOINTS / ROOT).to(params.compute.device)
     folder = paths.HOLDOUT if paths.HOLDOUT.exists() else paths.DATA
@@ -30,8 +31,10 @@ def estimate(params: Params) -> None:
     chosen = gamma.pick(len(images), params.gamma)
     kept = Kept(paths.RESUME / "gamma.sums", lambda line: log(f"gamma: {line}"))
     job = _job(params, teacher, manifest.digest)
+    weight = teacher.guidance and teacher.guidance.low
+    denoiser = teacher.denoiser if weight is None else teacher.denoiser.with_guidance(weight)
     estimates = gamma.estimate(
-        teacher.denoiser,
+        denoiser,
         feed.to_float(images.take(chosen)),
         params.gamma,
         Progress("gamma", "calls"),
@@ -46,7 +49,8 @@ def estimate(params: Params) -> None:
     content = {"schema": gamma.SCHEMA, "about": about, "edges": _edges(images), **estimates.to_json()}
     disk.write_sealed(paths.GAMMA, content)
     kept.clear()
-    log(f"gamma: {estimates.images} images at {estimates.steps} times; {estimates.describe()}")
+    told = "" if weight is None else f"with a guidance weight of {weight:g}, "
+    log(f"gamma: {told}{estimates.images} images at {estimates.steps} times; {estimates.describe()}")
 
 
 def _job(params: Params, teacher: checkpoints.Checkpoint, data: str) -> dict[str, Any]:

@@ -123,6 +123,7 @@ def _together(sections: Mapping[str, Any]) -> list[str]:
         skips = {name: shape.skips for name, shape in shapes.items() if shape}
         faults += dict.fromkeys(rules.branches(evaluate, lines, skips))
         faults += dict.fromkeys(rules.sampled(sections, lines))
+        faults += rules.ends(lines, shapes)
         faults += rules.foreign(evaluate, lines)
         faults += rules.captioned(sections)
         faults += rules.drawn(sections)
@@ -283,11 +284,13 @@ def _adopted(name: str, line: dict[str, Any], where: str, faults: list[str]) -> 
     if numbers:
         faults.append(f"{where}: give from or the numbers of a training, not both; leave out {', '.join(numbers)}")
     else:
-        faults += _unknown(line, ("from", "conditional", "inputs", "config", TRAINED), where)
-    stated = _stated(line, where, faults)
+        faults += _unknown(line, ("from", "conditional", "inputs", "guidance", "config", TRAINED), where)
+    stated, guidance = _stated(line, where, faults), _range(line.get("guidance"), f"{where}.guidance", faults)
     if len(faults) > before:
         return None
-    return Adopted(name=name, folder=folder, conditional=conditional, inputs=tuple(inputs), stated=stated)
+    return Adopted(
+        name=name, folder=folder, conditional=conditional, inputs=tuple(inputs), guidance=guidance, stated=stated
+    )
 
 
 def _stated(line: dict[str, Any], where: str, faults: list[str]) -> Stated:
@@ -519,9 +522,12 @@ def _range(value: Any, where: str, faults: list[str]) -> tuple[float, float] | N
     return float(low), float(high)
 
 
-def check_adopted(params: Params, name: str, skips: int | None, parameterization: str) -> None:
-    """A UserError, a line each, for what is asked of the network from elsewhere that it has not: see `rules.adopted`."""
+def check_adopted(params: Params, name: str, skips: int | None, parameterization: str, takes_end: bool) -> None:
+    """A UserError, a line each, for what is asked of the network from elsewhere that it has not: see `rules.adopted` and
+    `rules.adopted_ends`, unless it can be told where a hop lands."""
     teacher = replace(params.teachers[name], parameterization=parameterization)
     lines = Lineage({**params.teachers, name: teacher}, params.distill)
-    if faults := rules.adopted(name, params.evaluate, lines, skips):
+    shapes = _shapes(params.teachers, params.distill)
+    faults = [] if takes_end else list(rules.adopted_ends(name, lines, shapes))
+    if faults := faults + rules.adopted(name, params.evaluate, lines, skips):
         raise UserError("\n".join(f"{paths.PARAMS}: {fault}" for fault in faults))

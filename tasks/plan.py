@@ -32,7 +32,7 @@ from tasks import locks, paths, pipeline, places, stages
 from tasks.params import Params
 from tasks.planned_data import PlannedData, planned_data
 from tasks.progress import log
-from tasks.rules import samplings_of
+from tasks.rules import drawing, samplings_of
 from tasks.sections import OWN, Adopted
 
 KEPT = paths.RESUME / "plan.json"
@@ -209,7 +209,8 @@ def _drawing(
     sampling, own = params.data.sampling, next(iter(calibration["lines"].values()))
     recipe = Recipe(SOLVERS[sampling.sampler](), guidance=sampling.guidance)
     each = ADAPTIVE if recipe.solver.adaptive else len(_evaluations(recipe, sampling.steps))
-    calls = params.data.count * each * (1 if sampling.guidance is None else 2)
+    is_guided = sampling.guidance is not None and params.teachers[drawing(params.teachers)].guidance is None
+    calls = params.data.count * each * (2 if is_guided else 1)
     return Cost(name, begin + calls * own["call"], calls, int(own["call_bytes"]), 2 * data.bytes)
 
 

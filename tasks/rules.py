@@ -3,7 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from diffcore import methods
 from diffcore.checkpoints import Guidance
+from diffcore.checkpoints.card import TEACHER
 from diffcore.core.errors import UserError
 from diffcore.core.shapes import IMAGE
 from diffcore.data import prompt_file
@@ -54,6 +56,28 @@ def branches(evaluate: Evaluate, lines: Lineage, skips: Mapping[str, int]) -> It
                 deepcache.check(config, skips[name])
             except UserError as error:
                 yield f"{path}.deepcache.branch: {error}"
+
+
+def ends(lines: Lineage, shapes: Mapping[str, Any]) -> Iterator[str]:
+    """Students that are told where a hop lands, of a class of the user's own that has no place for that. shapes: None where
+    only a folder knows."""
+    for name, line in lines.students.items():
+        if line.method.two_times and shapes[name] is not None and not shapes[name].takes_end:
+            yield (
+                f"distill.{name}.method: {methods.word(line.method)} tells its network where a hop lands, and "
+                f"{shapes[name].module} takes no such thing; give its forward an argument end_timestep=None, or take another "
+                "method"
+            )
+
+
+def adopted_ends(root: str, lines: Lineage, shapes: Mapping[str, Any]) -> Iterator[str]:
+    """The same of a network from elsewhere, which has none."""
+    for name, line in lines.students.items():
+        if line.method.two_times and shapes[name] is None and lines.root_name(name) == root:
+            yield (
+                f"distill.{name}.method: {methods.word(line.method)} tells its network where a hop lands, for which that of "
+                f"{root} has no input; give the line a `network` of ours, or take another method"
+            )
 
 
 def _acting(sampling: Sampling) -> list[str]:
@@ -139,6 +163,7 @@ def guided(evaluate: Evaluate, lines: Lineage) -> Iterator[str]:
         root = lines.root(name)
         for path, sampling in samplings_of(name, evaluate, lines):
             is_guided = guidance is not None or sampling.guidance is not None
+            is_guided &= not _always_guided(lines, guidance)
             if is_guided and "fitted" in sampling.trajectories:
                 yield (
                     f"{path}.trajectory: fitted times follow the teacher's path without guidance, and {name} is sampled "
@@ -150,21 +175,26 @@ def guided(evaluate: Evaluate, lines: Lineage) -> Iterator[str]:
                     f"teachers.{lines.root_name(name)} to true"
                 )
             if guidance is not None:
-                yield from _weighed(name, path, sampling, guidance)
+                yield from _weighed(name, path, sampling, guidance, lines)
 
 
-def _weighed(name: str, path: str, sampling: Sampling, guidance: Guidance) -> Iterator[str]:
+def _always_guided(lines: Lineage, guidance: Guidance | None) -> bool:
+    """Whether the teacher, whose path times are fitted to, is always told the one weight that a checkpoint is for."""
+    own = lines.guidance(ROOT)
+    return own is not None and own == guidance and not own.is_input
+
+
+def _weighed(name: str, path: str, sampling: Sampling, guidance: Guidance, lines: Lineage) -> Iterator[str]:
     if sampling.negative is not None:
-        yield f"{path}.negative: {name} learned to be led away from no class; leave it out"
+        yield f"{path}.negative: {name} learned to be led away from no class and no text; leave it out"
     for weight in listed(sampling.guidance):
         if weight is None and guidance.is_input:
-            yield (
-                f"{path}: {name} takes the guidance weight as an input; give evaluate.students.{name} "
-                "samplings with `guidance`"
-            )
+            remedy = f"evaluate.students.{name} samplings with `guidance`"
+            remedy = f"its samplings `guidance`, {_span(guidance)}" if name in lines.roots else remedy
+            yield f"{path}: {name} takes the guidance weight as an input; give {remedy}"
         elif weight is not None:
             try:
-                guidance.check(weight)
+                guidance.check(weight, lines.whose(name))
             except UserError as error:
                 yield f"{path}.guidance: {name}: {error}"
 
@@ -214,10 +244,29 @@ def drawn(sections: Mapping[str, Any]) -> Iterator[str]:
         yield f"data.captions: teachers.{name}, which draws the images, is told no text; leave it null, or give it inputs"
     if sampling.guidance is not None and not root.is_told:
         yield f"data.draw.guidance: teachers.{name} is told no classes and no texts; leave it null"
+    elif root.guidance is not None:
+        yield from _drawn_by(name, sampling.guidance, Guidance(*root.guidance))
     if sampling.sampler not in SOLVERS:
         yield f"data.draw.sampler: {sampling.sampler!r} is unknown{nearest(sampling.sampler, SOLVERS)}"
     elif issubclass(SOLVERS[sampling.sampler], Analytic):
         yield f"data.draw.sampler: {sampling.sampler} needs an estimate of Gamma, which needs images; name another"
+
+
+def _drawn_by(name: str, weight: float | None, guidance: Guidance) -> Iterator[str]:
+    """Of a teacher whose network takes the weight of guidance."""
+    if weight is None and guidance.is_input:
+        yield (
+            f"data.draw.guidance: teachers.{name} takes the guidance weight as an input; say which one, {_span(guidance)}"
+        )
+    elif weight is not None:
+        try:
+            guidance.check(weight, TEACHER)
+        except UserError as error:
+            yield f"data.draw.guidance: teachers.{name}: {error}"
+
+
+def _span(guidance: Guidance) -> str:
+    return f"from {guidance.low:g} to {guidance.high:g}"
 
 
 def foreign(evaluate: Evaluate, lines: Lineage) -> Iterator[str]:

@@ -897,7 +897,7 @@ def test_the_stage_s_card_says_by_whose_embeddings_its_network_is_told_texts(wor
             adopted(workspace(**texts, teachers=line))
     save(Path("theirs"), told_texts(time_cond_proj_dim=8))
     with pytest.raises(
-        UserError, match=r"teachers\.teacher\.from: its network takes the weight of guidance as an input, and"
+        UserError, match=r"teachers\.teacher\.from: the network in theirs takes the weight of guidance as an input, as"
     ):
         adopted(found)
 

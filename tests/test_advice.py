@@ -76,7 +76,7 @@ def test_every_file_is_valid_says_what_it_means_and_ends_in_a_student_for_each_t
         answer = Answer(own, each, None)
         parsed = params.parse(answer.raw, "advised")
         if "folder" in about:
-            params.check_adopted(parsed, "teacher", 4, each.says)
+            params.check_adopted(parsed, "teacher", 4, each.says, True)
         for target in each.calls:
             (name,) = students_of(parsed, target)
             assert parsed.lines.root_name(name) == "teacher"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffcore import checkpoints
-from diffcore.checkpoints import from_diffusers
+from diffcore.checkpoints import Guidance, from_diffusers
 from diffcore.denoisers.condition import Condition
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.noise.trajectory import Trajectory, uniform
@@ -48,13 +48,14 @@ torch.save(drawn, sys.argv[2])
 @dataclass(frozen=True)
 class Case:
     """One of test_pipelines, sampled without guidance, which a student has built in. call: what its pipeline is called with
-    beside embeddings, others: what the student is told beside them."""
+    beside embeddings, others: what the student is told beside them. weights: of guidance, which its network is told."""
 
     word: str
     told: tuple[str, ...] = ("text", "pooled")
     call: dict[str, Any] = field(default_factory=lambda: {"guidance_scale": 1.0})
     others: dict[str, Tensor] = field(default_factory=dict)
     steps: tuple[float, ...] = uniform(STEPS).times
+    weights: Guidance | None = None
 
     @property
     def theirs(self) -> test_pipelines.Case:
@@ -76,6 +77,8 @@ CASES = [
     Case("PixArt-sigma by DPM", ("text", "text_mask"), ALONE),
     Case("SD3"),
     Case("Flux schnell, guided", call={}),
+    Case("Flux dev, a dynamic shift", call={}, weights=Guidance(3.5, 3.5)),
+    Case("Flux dev, a dynamic shift", call={}, weights=Guidance(1.0, 5.0)),  # its card says the one in the middle
     Case("AuraFlow", ("text", "text_mask")),
 ]
 
@@ -89,8 +92,12 @@ def student(case: Case, folder: Path) -> NetDenoiser:
     pipeline.save_pretrained(folder)
     read = from_diffusers.read(folder, case.start.shape[2:])
     own, grid = read.denoiser, Trajectory(case.steps)
-    own = NetDenoiser(own.net, own.schedule, own.reading, grid, nothing=own.nothing.parts())
+    one = case.weights.low if case.weights and not case.weights.is_input else None
+    own = NetDenoiser(
+        own.net, own.schedule, own.reading, grid, None, bool(case.weights), nothing=own.nothing.parts(), guidance=one
+    )
     about = {**ABOUT, "name": "teacher", "method": "adopted", "parameters": {"folder": str(folder)}}
+    about |= {"guidance": case.weights and vars(case.weights)}
     checkpoints.save(paths.CHECKPOINTS / "teacher", own, case.start.shape[1:], {**about, "encoder": read.encoder})
     return own
 
@@ -122,9 +129,13 @@ def test_each_is_drawn_as_it_draws_where_there_is_none_of_this_project(tmp_path,
         (out / "card.json").unlink(missing_ok=True)  # which would say that it is a student of ours
         again = from_diffusers.read(out, case.start.shape[2:]).denoiser
         assert again.reading == own.reading, case.word
-        calls[case.word] = called(case, out)
-        sampler = Sampler(own.with_condition(Condition(case.inputs)), SOLVERS["ddim"](), own.grid)
-        expected[case.word] = sampler.sample(case.start)
+        word = f"{case.word} {case.weights or ''}"
+        calls[word] = called(case, out)
+        weight = torch.full((test_pipelines.BATCH,), float(calls[word][2].get("guidance_scale", 1)))
+        sampler = Sampler(own.with_condition(Condition(case.inputs, weight)), SOLVERS["ddim"](), own.grid)
+        expected[word] = sampler.sample(case.start)
+    told = {word: call.get("guidance_scale") for word, (_, _, call) in calls.items() if "Flux dev" in word}
+    assert list(told.values()) == [3.5, 3.0]
     torch.save(calls, "calls.pt")
     Path("far").mkdir()
     elsewhere(DRAWS, Path("far"), str(tmp_path / "calls.pt"), str(tmp_path / "drawn.pt"))

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from diffcore import checkpoints, exports, nets
 from diffcore.checkpoints import Guidance, from_diffusers
+from diffcore.checkpoints.folded import fold
 from diffcore.checkpoints.roles import roles
 from diffcore.core.errors import UserError
 from diffcore.denoisers.exact import GaussianDenoiser
 from diffcore.denoisers.guidance import Guided
-from diffcore.denoisers.network import NetDenoiser
+from diffcore.denoisers.network import ANY, NetDenoiser
 from diffcore.denoisers.reading import Reading
-from diffcore.methods import consistency, continuous, progressive
+from diffcore.methods import consistency, continuous, flow_map, progressive
 from diffcore.nets import dit
 from diffcore.nets.module import Shape, UserModule
 from diffcore.nets.order import fastest
@@ -76,6 +77,25 @@ class Volume(nn.Module):
 class Plain(Net):
     def __init__(self, size):
         super().__init__(size)
+
+
+class Two(Net):
+    """Told where a hop lands, or nothing of that."""
+
+    def __init__(self, size):
+        super().__init__(size, dropout=0.0)
+        self.slope = nn.Parameter(torch.zeros(size))
+
+    def forward(self, x, timestep, end_timestep=None):
+        out = super().forward(x, timestep)
+        if end_timestep is None:
+            return out
+        return out + (((timestep - end_timestep) / 1024)[:, None] * self.slope).reshape(out.shape)
+
+
+class Strict(Net):
+    def forward(self, x, timestep, end_timestep):
+        return super().forward(x, timestep)
 
 
 class Half(Net):
@@ -339,6 +359,46 @@ def test_losses_on_features_and_weights_as_inputs_are_refused_by_name(mine, tmp_
     assert isinstance(roles(parent, Guidance(2.0, 2.0))[1], Guided)
     with pytest.raises(UserError, match="needs our own U-Net or transformer, not UserModule; give one weight instead"):
         roles(parent, Guidance(1.0, 4.0))
+
+
+def test_a_flow_map_of_one_that_takes_an_end_is_told_where_its_hops_land(mine, tmp_path):
+    """Trained, saved, opened and exported; it teaches and is asked for velocities without."""
+    checkpoints.save(tmp_path / "one", small("Two"), IMAGE, ABOUT)
+    student, teacher = roles(checkpoints.load(tmp_path / "one"), None, two_times=True)
+    assert (student.end, teacher.end, isinstance(student.net, UserModule)) == (ANY, None, True)
+    fitting = dataclasses.replace(SHORT, iterations=2)
+    net = fit(job("flow_map", flow_map.FlowMap(), False, fitting), student, teacher, FULL).net
+    assert float(net.state_dict()["slope"].abs().max()) > 0
+    checkpoints.save(tmp_path / "two", student.with_network(net), IMAGE, ABOUT)
+    own = checkpoints.load(tmp_path / "two").denoiser
+    x, t = randn(2, *IMAGE).float(), torch.full((2,), 0.8)
+    far, near = own.toward(t / 4)(x, t).v, own.toward(t)(x, t).v
+    assert torch.equal(near, own(x, t).v)
+    assert float((far - near).abs().max()) > 0
+    assert exports.export(tmp_path / "two", tmp_path / "out", "safetensors", "") <= exports.TOLERANCE
+    with pytest.raises(
+        UserError, match="to become jumps to the data needs our own U-Net or transformer, not UserModule"
+    ):
+        fold(tmp_path / "two", None, tmp_path / "three", to_data=True)
+
+
+def test_a_flow_map_of_one_that_takes_no_end_is_refused_when_the_file_is_read(mine, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    line = (
+        "distill.fm={method: flow_map, init: teacher, teacher: teacher, iterations: 2, batch: 8, lr: 1.0e-3, ema: 0.9}"
+    )
+    told = (
+        "p: distill.fm.method: flow_map tells its network where a hop lands, and mine:{} takes no such thing; give its"
+    )
+    for name in ("Net", "Strict"):
+        with pytest.raises(UserError) as caught:
+            params.parse(merged(f"teachers.teacher.network={{module: 'mine:{name}', size: 64}}", line), "p")
+        assert str(caught.value) == f"{told.format(name)} forward an argument end_timestep=None, or take another method"
+    for name in ("mine:Two", "nowhere:Net"):
+        found = params.parse(merged(f"teachers.teacher.network={{module: '{name}', size: 64}}", line), "p")
+        assert found.distill["fm"].method.two_times
+    own = "distill.fm.network={module: 'mine:Two', size: 64}"
+    assert params.parse(merged("teachers.teacher.network={module: 'mine:Net', size: 64}", line, own), "p")
 
 
 # read

@@ -1,16 +1,18 @@
 """A network from elsewhere that becomes a teacher, whatever it was read of."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
+from diffcore.checkpoints.card import TEACHER, Guidance
 from diffcore.core.errors import UserError
 from diffcore.core.shapes import IMAGE
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.denoisers.reading import Reading
 from diffcore.nets import published, unet
+from diffcore.nets.conditioned import Conditioned
 from diffcore.nets.diffusers_model import DiffusersModel
 from diffcore.noise.schedule import Schedule
 
@@ -33,6 +35,9 @@ class Stated:
 
 SILENT = Stated()
 
+SOME = Guidance(1.0, 5.0)
+"""An example, of weights that are in use."""
+
 
 @dataclass(frozen=True)
 class Adopted:
@@ -41,7 +46,8 @@ class Adopted:
     believed x_0, in a recipe's words; empty for nothing. settings: of its scheduler in diffusers, None for a checkpoint of
     ours and for a network alone. encoder: digest of the text encoders and tokenizers by whose embeddings it is told texts,
     None where none lie there. latent: the folder of what makes its samples of images, None for a network of images. is_ours:
-    whether it is a checkpoint of this pipeline's own."""
+    whether it is a checkpoint of this pipeline's own. guidance: the weights that its
+    network is told, None for one that takes none, and where nobody has said them."""
 
     denoiser: NetDenoiser
     files: dict[str, str]
@@ -52,6 +58,7 @@ class Adopted:
     encoder: str | None = None
     latent: str | None = None
     is_ours: bool = False
+    guidance: Guidance | None = None
 
     @property
     def required(self) -> tuple[str, ...]:
@@ -63,6 +70,11 @@ class Adopted:
     def skips(self) -> int | None:
         """How many skips its U-Net has, None for a network that is not our own, whose parts cannot be run alone."""
         return self.denoiser.net.config.skips if isinstance(self.denoiser.net, unet.UNet) else None
+
+    @property
+    def takes_end(self) -> bool:
+        """Whether its students can be told where a hop lands."""
+        return isinstance(self.denoiser.net, Conditioned)
 
     def check(self, image: Sequence[int], classes: Sequence[str] | None) -> None:
         """A UserError if it is not a network for such images, [c, h, w], of these classes (names, or None)."""
@@ -83,11 +95,6 @@ class Adopted:
 
     def check_told(self, name: str, folder: str, conditional: bool, inputs: Sequence[str]) -> None:
         """A UserError where the line `name` of `teachers`, which takes it from `folder`, says otherwise what it is told."""
-        if not self.is_ours and self.denoiser.takes_guidance:  # nobody says for which weights it was trained
-            raise UserError(
-                f"teachers.{name}.from: its network takes the weight of guidance as an input, and here a teacher is guided "
-                "by two calls; take one without that input, such as the network that it was distilled from"
-            )
         knows, names = self.denoiser.classes is not None, self.denoiser.nothing.names
         if knows != conditional:
             raise UserError(
@@ -114,6 +121,42 @@ class Adopted:
                     f"teachers.{name}: the network in {folder} is told {each} of [{sizes}], and the data have [{data}]; set "
                     f"{'data.image_condition' if each == IMAGE else 'text.encoder'} to what it was trained with"
                 )
+
+    def with_weights(self, name: str, folder: str, weights: tuple[float, float] | None) -> "Adopted":
+        """The same, whose network is told weights of guidance from the lowest to the highest of these, or always a single
+        one, as the line `name` of `teachers` says; itself where its network takes none. A UserError where the line says
+        otherwise than `folder`, and for a student."""
+        if self.denoiser.takes_guidance:
+            return self._with_weights(name, folder, weights)
+        if weights is not None:
+            raise UserError(
+                f"teachers.{name}.guidance: the network in {folder} takes no weight of guidance as an input; leave it out, "
+                "and guide it by two calls: `guidance` in evaluate and distill"
+            )
+        return self
+
+    def _with_weights(self, name: str, folder: str, weights: tuple[float, float] | None) -> "Adopted":
+        net = self.denoiser.net
+        if not isinstance(net, DiffusersModel) or net.architecture.is_consistency_student:
+            raise UserError(
+                f"teachers.{name}.from: the network in {folder} takes the weight of guidance as an input, as a student that "
+                "was trained for few steps does, and is no teacher at every time; take the one that it was distilled from"
+            )
+        if weights is None:
+            raise UserError(f"teachers.{name}.guidance: missing: {self._weights_to_write(folder)}")
+        own = Guidance(*weights)
+        for weight in weights if self.guidance else ():
+            try:
+                self.guidance.check(weight, TEACHER)
+            except UserError as error:
+                raise UserError(f"teachers.{name}.guidance: {error}") from None
+        return replace(self, denoiser=self.denoiser.with_guidance(None if own.is_input else own.low), guidance=own)
+
+    def _weights_to_write(self, folder: str) -> str:
+        own = self.guidance or SOME
+        unsaid = "" if self.guidance else ", and no file says for which weights it was trained"
+        span = f"[{own.low:g}, {own.high:g}], or a single one" if own.is_input else f"{own.low:g}"
+        return f"the network in {folder} takes the weight of guidance as an input{unsaid}; write them, such as {span}"
 
     def check_encoder(self, name: str, folder: str, encoder: Mapping[str, Any], whose: str) -> None:
         """A UserError where it is told the embeddings of another encoder than the one of this content, which `whose` has."""

@@ -54,7 +54,7 @@ def gap(folder: Path, adopted: Adopted, image: Sequence[int]) -> Gap | None:
     scheduler = _scheduler(adopted.settings, own, steps)
     noise = torch.randn(COUNT, *image, generator=generator("adopted", *image))
     net = _net(Path(folder).expanduser(), own)
-    inputs = _inputs(net, own, image)
+    inputs = _inputs(net, own, image) | _weights(adopted)
     theirs = noise * float(getattr(scheduler, "init_noise_sigma", 1.0))
     for t in scheduler.timesteps:
         seen = scheduler.scale_model_input(theirs, t) if hasattr(scheduler, "scale_model_input") else theirs
@@ -77,12 +77,18 @@ def _inputs(net: DiffusersModel, own: NetDenoiser, image: Sequence[int]) -> dict
     for name, each in net.inputs.items():
         if name == CLASS:
             inputs |= {} if own.classes is None else {CLASS: torch.arange(COUNT) % own.classes}
-        elif each.required:
+        elif each.required and name != GUIDANCE:
             sides = image[1:] if name == IMAGE else (TOKENS,)
             free = iter(sides)
             shape = [next(free) if size is None else size for size in each.shape]
             inputs[name] = torch.rand(COUNT, *shape, generator=generator("adopted", name))
     return inputs
+
+
+def _weights(adopted: Adopted) -> dict[str, Tensor]:
+    """Of guidance, from the lowest to the highest that the network was trained for."""
+    weights = adopted.guidance
+    return {} if weights is None else {GUIDANCE: torch.linspace(weights.low, weights.high, COUNT)}
 
 
 def _condition(inputs: Mapping[str, Tensor]) -> Condition:

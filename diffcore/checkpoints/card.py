@@ -86,11 +86,17 @@ class Card:
         return {key: value for key, value in asdict(self).items() if key not in LATER or value is not None}
 
 
+STUDENT, TEACHER = "this student", "this teacher"
+"""Who was trained for weights of guidance, in messages."""
+
+
 @dataclass(frozen=True)
 class Guidance:
-    """What a student knows of classifier-free guidance: unconditional + g (conditional - unconditional), in one network call.
+    """What a student, or a teacher from elsewhere, knows of classifier-free guidance: unconditional + g (conditional -
+    unconditional), in one network call.
 
-    low, high: the weights g it was trained for. They are equal where the guidance is built in; otherwise g is an input.
+    low, high: the weights g it was trained for. They are equal where the guidance is built in, or its network is always told
+    that weight; otherwise g is an input.
     """
 
     low: float
@@ -101,11 +107,11 @@ class Guidance:
     def is_input(self) -> bool:
         return self.low < self.high
 
-    def check(self, weight: float) -> None:
-        """A UserError for a weight that the student was not trained for."""
+    def check(self, weight: float, whose: str = STUDENT) -> None:
+        """A UserError for a weight that it was not trained for. whose: what it is, in words."""
         if not self.low <= weight <= self.high:
             trained = f"{self.low:g} to {self.high:g}" if self.is_input else f"{self.low:g} alone"
-            raise UserError(f"this student was trained for a guidance weight of {trained}, not for {weight:g}")
+            raise UserError(f"{whose} was trained for a guidance weight of {trained}, not for {weight:g}")
 
 
 def read_card(folder: Path) -> Card:

@@ -15,13 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffcore.checkpoints.card import SCHEMA, Card, Guidance
+from diffcore.checkpoints.card import SCHEMA, STUDENT, TEACHER, Card, Guidance
 from diffcore.checkpoints.to_diffusers import model_index, reading_of, scheduler
 from diffcore.checkpoints.verified import WEIGHTS, verify
 from diffcore.core import disk
 from diffcore.core.errors import UserError
+from diffcore.denoisers.condition import GUIDANCE
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets import open_folder
+from diffcore.nets.diffusers_model import DiffusersModel
 from diffcore.nets.order import fastest
 from diffcore.noise import schedule
 from diffcore.noise.trajectory import Trajectory
@@ -46,6 +48,10 @@ class Checkpoint:
     def guidance(self) -> Guidance | None:
         """The guidance weights that it was trained for."""
         return Guidance(**self.card.guidance) if self.card.guidance else None
+
+    def check_weight(self, weight: float) -> None:
+        """A UserError for a guidance weight that it was not trained for."""
+        self.guidance.check(weight, TEACHER if self.card.method == "adopted" else STUDENT)
 
     def to(self, device: torch.device) -> "Checkpoint":
         """The same on another device, in the memory order that is fastest there."""
@@ -111,14 +117,24 @@ def load(folder: Path) -> Checkpoint:
     check_finite(net.state_dict(), f"{folder}", "run the stage that makes it again")
     grid = Trajectory(tuple(card.grid)) if card.grid else None
     classes = len(card.classes) if card.classes else None
-    takes_guidance = card.guidance is not None and Guidance(**card.guidance).is_input
-    kind = schedule.from_json(card.schedule)
+    takes_guidance, weight = _weights(card, net)
+    kind, nothing = schedule.from_json(card.schedule), _nothing(folder, card)
     return Checkpoint(
         card,
         NetDenoiser(
-            net, kind, reading_of(card), grid, classes, takes_guidance, nothing=_nothing(folder, card), end=card.end
+            net, kind, reading_of(card), grid, classes, takes_guidance, nothing=nothing, end=card.end, guidance=weight
         ),
     )
+
+
+def _weights(card: Card, net: nn.Module) -> tuple[bool, float | None]:
+    """Whether the network takes the guidance weight, and the one that it is always told: that of a card of one weight, where
+    its class has no form without that input."""
+    if card.guidance is None:
+        return False, None
+    guidance = Guidance(**card.guidance)
+    takes = isinstance(net, DiffusersModel) and GUIDANCE in net.inputs
+    return takes or guidance.is_input, guidance.low if takes and not guidance.is_input else None
 
 
 def _nothing(folder: Path, card: Card) -> dict[str, Tensor | None]:

@@ -85,7 +85,7 @@ def _own(folder: Path) -> Adopted:
     if (
         checkpoint.denoiser.grid is not None
         or card.solver == "multistep_consistency"
-        or checkpoint.guidance is not None
+        or (checkpoint.guidance is not None and card.method != "adopted")
     ):
         raise UserError(
             f"{folder} is a student by {card.method}, which cannot teach at every time; give the teacher it comes from"
@@ -99,6 +99,7 @@ def _own(folder: Path) -> Adopted:
         sampling,
         encoder=card.encoder,
         is_ours=True,
+        guidance=checkpoint.guidance,
     )
 
 

@@ -10,6 +10,7 @@ from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import ANY, SAME, NetDenoiser
 from diffcore.nets.conditioned import folded, with_end, with_guidance
+from diffcore.nets.diffusers_model import DiffusersModel
 
 
 def roles(
@@ -21,16 +22,18 @@ def roles(
     two_times: bool = False,
 ) -> tuple[NetDenoiser, Denoiser]:
     """(student, teacher): the student as it begins, a copy of the parent's network with an input for the weight if there is
-    a range of them; the teacher guided by classifier-free guidance unless it knows the weights itself. parameterization: what
-    the student's network shall say from now on, None for what the parent's says. dropout: of the student's network. new: the
-    student's own network, without an input for the weight, where it is no copy of the parent's. two_times: whether the
-    student is told where its hops land, for which it then gets an input; one that is not, of a parent that has such an
-    input, is asked for velocities alone."""
+    a range of them (one of diffusers keeps an input that it has, and is always told a single weight); the teacher guided by
+    classifier-free guidance unless it knows the weights itself. parameterization: what the student's network shall say from
+    now on, None for what the parent's says. dropout: of the student's network. new: the student's own network, without an
+    input for the weight, where it is no copy of the parent's. two_times: whether the student is told where its hops land, for
+    which it then gets an input; one that is not, of a parent that has such an input, is asked for velocities alone."""
     own = parent.denoiser
     teacher = Guided(own) if weights is not None and parent.guidance is None else own
     is_input = weights is not None and weights.is_input
     net = (new or own.net).with_dropout(dropout)
-    if is_input != (own.takes_guidance and new is None):
+    takes = own.takes_guidance and new is None
+    keeps = takes and isinstance(net, DiffusersModel)
+    if is_input != takes and not keeps:
         net = with_guidance(net) if is_input else folded(net, weights.low)
     if parameterization is not None and own.reading.parameterization == "x0_eps" and new is None:
         raise UserError(
@@ -46,8 +49,9 @@ def roles(
         replace(own.reading, parameterization=parameterization or own.reading.parameterization),
         None,
         own.classes,
-        is_input,
+        is_input or keeps,
         nothing=own.nothing.parts(),
         end=ANY if two_times else one_time,
+        guidance=weights.low if keeps and not is_input else None,
     )
     return student, teacher

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffcore.checkpoints.card import Card
+from diffcore.checkpoints.card import Card, Guidance
 from diffcore.core.errors import UserError
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.denoisers.reading import KINDS, TIMES, Reading
@@ -166,22 +166,35 @@ def loop(card: Card, times: Sequence[float], content: Mapping[str, Any]) -> str 
     return _by_hand(card, reading, times, content["_class_name"])
 
 
-def pipeline_call(card: Card, times: Sequence[float], pipeline: str, guidance: float = 1.0) -> str:
+def pipeline_call(
+    card: Card, times: Sequence[float], pipeline: str, guidance: float = 1.0, is_input: bool = False
+) -> str:
     """Python that draws at these times by a whole pipeline of diffusers, of this class, in the folder PATH: by their sigmas
-    for a rectified flow, else by their number. guidance: the weight of two calls in each step, 1 for one call."""
+    for a rectified flow, else by their number. guidance: the weight of two calls in each step, 1 for one call; with is_input
+    the one that the network is told."""
     steps = f"num_inference_steps={len(times) - 1}"
     if is_flow(reading_of(card)):
         steps = f"sigmas=[{', '.join(_numbers(_sigmas(card, times)))}]"
     wanted = '"a prompt"' if "text" in (card.inputs or ()) else "class_labels=[0, 1]"
     guided = f"guidance_scale={guidance:g}"
-    if pipeline.startswith("Flux") and guidance != 1:  # whose guidance_scale is an input of its network
+    # whose guidance_scale is an input of its network
+    if pipeline.startswith("Flux") and guidance != 1 and not is_input:
         guided = f'true_cfg_scale={guidance:g}, negative_prompt=""'
-    note = "  # guidance is built in" if card.guidance else ""  # pipelines guide unless they are told 1
+    note = _note(card, is_input) if card.guidance else ""  # pipelines guide unless they are told 1
     return f"""from diffusers import {pipeline}
 
 pipeline = {pipeline}.from_pretrained("PATH")
 images = pipeline({wanted}, {steps}, {guided}).images{note}
 """
+
+
+def _note(card: Card, is_input: bool) -> str:
+    """What is to be known of the weight of guidance."""
+    if not is_input:
+        return "  # guidance is built in"
+    own = Guidance(**card.guidance)
+    weights = f"any from {own.low:g} to {own.high:g}" if own.is_input else f"{own.low:g} alone"
+    return f"  # its network is told guidance_scale, {weights}"
 
 
 def _sigmas(card: Card, times: Sequence[float]) -> list[float]:

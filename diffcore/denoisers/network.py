@@ -28,7 +28,8 @@ class NetDenoiser(Denoiser):
     it tells apart, None for a network that knows none; the index after the last one stands for no class. takes_guidance:
     whether the guidance weight is one of its inputs. nothing: its other inputs, by name, with what each is where nothing is
     known (see `Nothing`). end: of a network that takes an end timestep what it is told there, SAME or ANY; None for a network
-    of one time.
+    of one time. guidance: of a network that takes the guidance weight the one that it is always told, whatever the condition
+    says; None for that of the condition.
     """
 
     s: PerSample | None = None
@@ -45,11 +46,12 @@ class NetDenoiser(Denoiser):
         condition: Condition | None = None,
         nothing: Mapping[str, Tensor | None] | None = None,
         end: str | None = None,
+        guidance: float | None = None,
     ):
         super().__init__()
         self.net, self.schedule, self.reading, self.grid = net, schedule, reading, grid
         self.classes, self.takes_guidance, self.condition = classes, takes_guidance, condition
-        self.nothing, self.end = Nothing(nothing or {}), end
+        self.nothing, self.end, self.guidance = Nothing(nothing or {}), end, guidance
 
     def forward(self, x_t: Sample, t: PerSample) -> Prediction:
         # where alpha is 0.006, bfloat16's rounding of eps is half of x_0
@@ -90,6 +92,7 @@ class NetDenoiser(Denoiser):
             condition or self.condition,
             self.nothing.parts(),
             self.end,
+            self.guidance,
         )
         own.s = self.s
         return own
@@ -98,6 +101,12 @@ class NetDenoiser(Denoiser):
         """The same network, told so where nothing is known, and no other inputs than these."""
         own = self.with_network(self.net)
         own.nothing = Nothing(nothing)
+        return own
+
+    def with_guidance(self, guidance: float | None) -> "NetDenoiser":
+        """The same network, always told this weight, or with None that of its condition."""
+        own = self.with_network(self.net)
+        own.guidance = guidance
         return own
 
     @property
@@ -119,11 +128,14 @@ class NetDenoiser(Denoiser):
                 class_labels = torch.full((len(x_t),), -1, device=x_t.device)
             inputs[CLASS] = torch.where(class_labels < 0, self.classes, class_labels)
         if self.takes_guidance:
-            if condition.guidance is None:
-                raise UserError(
-                    "this student takes the guidance weight as an input; say which one, evaluate's `guidance`"
-                )
-            inputs[GUIDANCE] = condition.guidance
+            inputs[GUIDANCE] = self._weights(condition, x_t)
         if self.end is not None:
             inputs[END] = self.reading.timestep(t if self.s is None else self.s, self.schedule)
         return inputs
+
+    def _weights(self, condition: Condition, x_t: Sample) -> PerSample:
+        if self.guidance is not None:
+            return torch.full((len(x_t),), self.guidance, device=x_t.device)
+        if condition.guidance is None:
+            raise UserError("this network takes the guidance weight as an input; say which one, evaluate's `guidance`")
+        return condition.guidance

@@ -130,18 +130,21 @@ def folded(net: nn.Module, guidance: float) -> Conditioned:
     return plain
 
 
-def with_end(net: nn.Module) -> Conditioned:
-    """The same network with an input for the time where its hop lands, to which it pays no attention yet; a UserError by name
-    for one that can have none."""
+def with_end(net: nn.Module) -> nn.Module:
+    """The same network with an input for the time where its hop lands, to which it pays no attention yet; one of the user's
+    own that has such an argument is itself. A UserError by name for one that can have none."""
+    if getattr(net, "takes_end", False):
+        return net
     net = _conditioned(net, "to be told two times", "take a method whose students are told one")
     two = type(net)(replace(net.config, end_embeds=True))
     two.load_state_dict(net.state_dict() | {END: torch.zeros_like(two.end_embedding.weight)})
     return two
 
 
-def ended(net: Conditioned, end_timestep: float) -> Conditioned:
+def ended(net: nn.Module, end_timestep: float) -> Conditioned:
     """The network without that input which this one is where each hop ends at one time: its embedding becomes a part of a
     layer, exactly."""
+    net = _conditioned(net, "to become jumps to the data", "leave that out")
     plain = type(net)(replace(net.config, end_embeds=False))
     state = {name: tensor for name, tensor in net.state_dict().items() if name != END}
     with torch.no_grad():

@@ -115,6 +115,14 @@ def load(folder: Path) -> DiffusersModel:
     return DiffusersModel(_without_label_dropout(net.float()), content, architecture)
 
 
+def takes(content: dict[str, Any], name: str) -> bool:
+    """Whether the network of such a config.json has an input of this name; False for one of no class of diffusers that is
+    written down here."""
+    if content["_class_name"] not in architectures.registry():
+        return False
+    return name in _architecture(_kind(content["_class_name"]), content).inputs
+
+
 def _still(net: "DiffusersModel") -> "DiffusersModel":
     for layer in net.modules():
         if isinstance(layer, nn.Dropout):

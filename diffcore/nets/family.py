@@ -52,6 +52,11 @@ class Shape(abc.ABC):
         return 0
 
     @property
+    def takes_end(self) -> bool:
+        """Whether its networks can be told where a hop lands, `end_timestep`, and be asked without it too."""
+        return True
+
+    @property
     def sizes(self) -> tuple[str, ...]:
         """Its keys that say how large a network is, of which a person takes less where memory is short."""
         return ()

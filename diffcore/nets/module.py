@@ -3,8 +3,9 @@
 The class is imported because params.yaml names it, or a checkpoint of ours whose card vouches for the folder; what a file
 from elsewhere names is never imported. Its samples may have any shape. It is called as forward(x [b, *x], timestep [b]),
 with timestep = T t - 1 and T = 1024, a conditional one as forward(x, timestep, class_labels [b]), of which the index after
-the last class stands for no class, and with what `inputs` names by those names, such as text [b, l, d]; it answers with what
-its parameterization says, like x, or [b, 2c, ...] for `x0_eps`.
+the last class stands for no class, and with what `inputs` names by those names, such as text [b, l, d]; one that may be told
+where a hop lands takes end_timestep [b] by that name, or none; it answers with what its parameterization says, like x, or
+[b, 2c, ...] for `x0_eps`.
 """
 
 import copy
@@ -33,7 +34,7 @@ from diffcore.nets.inputs import blank
 FORMAT = "UserModule"
 NAME = r"[A-Za-z_]\w*"
 PATH = re.compile(rf"{NAME}(\.{NAME})*:{NAME}")
-DROPOUT = "dropout"
+DROPOUT, END = "dropout", "end_timestep"
 
 
 class UserModule(nn.Module):
@@ -47,9 +48,24 @@ class UserModule(nn.Module):
         super().__init__()
         self.net, self.path, self.arguments, self.source = net, path, arguments, source
 
-    def forward(self, x: Sample, timestep: PerSample, class_labels: Tensor | None = None, **inputs: Tensor) -> Sample:
+    def forward(
+        self,
+        x: Sample,
+        timestep: PerSample,
+        class_labels: Tensor | None = None,
+        guidance: None = None,
+        end_timestep: PerSample | None = None,
+        **inputs: Tensor,
+    ) -> Sample:
+        """guidance: in its place, as our own networks take it; no module of a user's own does."""
         labels = () if class_labels is None else (class_labels,)
-        return self.net(x, timestep, *labels, **inputs)
+        end = {} if end_timestep is None else {END: end_timestep}
+        return self.net(x, timestep, *labels, **end, **inputs)
+
+    @property
+    def takes_end(self) -> bool:
+        """Whether it can be told where a hop lands, and be asked without it too."""
+        return _takes_end(type(self.net))
 
     def config_json(self) -> dict[str, Any]:
         """The content of config.json."""
@@ -90,6 +106,14 @@ class Shape(family.Shape):
             raise ValueError(family.NO_EPS)
         if not PATH.fullmatch(self.module):
             raise ValueError(f"module must be a class by its path, as package.sub:Class, got {self.module!r}")
+
+    @property
+    def takes_end(self) -> bool:
+        """True too where the class is not there, which `build` says."""
+        try:
+            return _takes_end(_kind(self.module))
+        except UserError:
+            return True
 
     def keys(self) -> dict[str, Any]:
         return {
@@ -237,6 +261,12 @@ def _construct(path: str, arguments: dict[str, Any]) -> UserModule:
 def _parameters(kind: type[nn.Module]) -> set[str]:
     """What its constructor takes by name."""
     return set(inspect.signature(kind).parameters)
+
+
+def _takes_end(kind: type[nn.Module]) -> bool:
+    """Whether its forward has an argument `end_timestep` that may be left out."""
+    end = inspect.signature(kind.forward).parameters.get(END)
+    return end is not None and end.default is not end.empty
 
 
 def _source(kind: type[nn.Module]) -> str | None:

@@ -75,8 +75,8 @@ class Recipe(Options):
         return Sampler(self.on(checkpoint)._limited(self._denoiser(checkpoint)), solver, times)
 
     def of_network(self, denoiser: NetDenoiser, times: Trajectory) -> Sampler:
-        """Of a teacher from elsewhere that is no checkpoint yet, and of which the recipe says all. A UserError where it
-        cannot be sampled so."""
+        """Of a teacher from elsewhere that is no checkpoint yet, and of which the recipe says all; guided by two calls unless
+        its network takes the weight. A UserError where it cannot be sampled so."""
         if isinstance(self.solver, Analytic):
             raise UserError(
                 "the analytic sampler needs an estimate of Gamma, which there is not yet; name another sampler"
@@ -85,7 +85,8 @@ class Recipe(Options):
             raise UserError(
                 "the teacher knows no classes and no texts, so there is nothing to guide to; leave guidance out"
             )
-        return Sampler(self._limited(denoiser if self.guidance is None else Guided(denoiser)), self.solver, times)
+        is_guided = self.guidance is not None and not denoiser.takes_guidance
+        return Sampler(self._limited(Guided(denoiser) if is_guided else denoiser), self.solver, times)
 
     def condition(
         self, checkpoint: Checkpoint, inputs: Mapping[str, Tensor], away: Mapping[str, Tensor] | None = None
@@ -157,7 +158,7 @@ class Recipe(Options):
         guidance = checkpoint.guidance
         self._negative(checkpoint)
         if guidance is not None:
-            guidance.check(guidance.low if self.guidance is None and not guidance.is_input else self._weight())
+            checkpoint.check_weight(guidance.low if self.guidance is None and not guidance.is_input else self._weight())
             return denoiser
         if self.guidance is None:
             return denoiser
@@ -193,7 +194,7 @@ class Recipe(Options):
 
     def _weight(self) -> float:
         if self.guidance is None:
-            raise UserError("this student takes the guidance weight as an input; say which one with `guidance`")
+            raise UserError("this network takes the guidance weight as an input; say which one with `guidance`")
         return self.guidance
 
 

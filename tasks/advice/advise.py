@@ -52,7 +52,7 @@ def advise(
 
 def _check_adopted(parsed: Params, asks: Question) -> None:
     model = from_diffusers.read(Path(asks.folder))
-    check_adopted(parsed, ROOT, model.skips, model.denoiser.reading.parameterization)
+    check_adopted(parsed, ROOT, model.skips, model.denoiser.reading.parameterization, model.takes_end)
 
 
 class Answer:

@@ -72,6 +72,12 @@ class Architecture(abc.ABC):
         raise UserError(f"{self.name} makes {output} channels of {taken}; it must keep their number, or double it")
 
     @property
+    def is_consistency_student(self) -> bool:
+        """Whether a network that embeds the guidance weight was distilled so that it jumps to images: it knows no velocities
+        that it could teach."""
+        return False
+
+    @property
     def sides(self) -> int:
         """Height and width are multiples of it."""
         return self.config.get("patch_size", 1)

@@ -28,6 +28,10 @@ class Sana(Architecture):
         }
         return {**conditions, "guidance": Input((), torch.float32)} if self.config["guidance_embeds"] else conditions
 
+    @property
+    def is_consistency_student(self) -> bool:
+        return bool(self.config["guidance_embeds"])
+
     def call(self, net: nn.Module, x: Tensor, timestep: PerSample, inputs: Mapping[str, Tensor]) -> Tensor:
         guidance = inputs.get("guidance")
         is_sprint = guidance is not None

@@ -44,6 +44,10 @@ class UNet2DCondition(Architecture):
             conditions["size"] = Input((SIZE,), torch.float32)
         return conditions
 
+    @property
+    def is_consistency_student(self) -> bool:
+        return self.config["time_cond_proj_dim"] is not None
+
     def call(self, net: nn.Module, x: Tensor, timestep: PerSample, inputs: Mapping[str, Tensor]) -> Tensor:
         guidance, added = inputs.get("guidance"), None
         if "size" in inputs:
