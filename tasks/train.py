@@ -26,7 +26,8 @@ from diffcore.watching.config import Watch
 from diffcore.watching.look import COLUMNS
 from diffcore.watching.watcher import Watcher
 from tasks import graph, paths, recording, signals
-from tasks.params import SEEDS, Params
+from tasks.lines import SEEDS
+from tasks.params import Params
 from tasks.progress import Progress, log
 from tasks.sections import Distill, Teacher
 

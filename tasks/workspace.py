@@ -16,6 +16,7 @@ from typing import Any
 from diffcore.core.errors import UserError
 from tasks import dvc_environment, inventory, params, paths
 from tasks.inventory import File
+from tasks.lines import is_another_family
 from tasks.strict_yaml import load_yaml, parse_yaml, yaml_text
 
 CODE = ("diffcore", "tasks")
@@ -142,7 +143,7 @@ def _replaces(where: str, value: dict[str, Any], old: dict[str, Any]) -> bool:
     # a preset lists all its students; a --set changes one line of those there are
     # a folder takes the place of a training's numbers, and another family's keys that of a network's
     if where.startswith("teachers."):
-        other = where.endswith(".network") and params.is_another_family(value, old)
+        other = where.endswith(".network") and is_another_family(value, old)
         return other or "from" in value or "from" in old
     one = (not isinstance(line, dict) or len(line) == 1 for line in value.values())
     return where == "distill" and not (value.keys() <= old.keys() and all(one))

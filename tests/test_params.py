@@ -9,18 +9,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffcore import nets
+from diffcore import methods, nets
 from diffcore.core.errors import UserError
 from diffcore.denoisers.clipping import Threshold
+from diffcore.denoisers.reading import KINDS, Reading
 from diffcore.lineage import Lineage, Root
 from diffcore.nets import dit, unet
-from diffcore.noise.schedule import Cosine
+from diffcore.noise.schedule import SCHEDULES, Cosine
 from diffcore.noise.trajectory import uniform
 from diffcore.sampling.deepcache import Config as CacheConfig
 from diffcore.sampling.recipe import Recipe
 from diffcore.sampling.skip_tuning import Config as SkipConfig
+from diffcore.training.config import Training
 from diffcore.watching.config import Watch
 from tasks import params, rules, sections, strict_yaml, workspace
+from tasks.lines import _student, read_lines
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = (ROOT / "tests/compact.yaml").read_text()
@@ -587,14 +590,14 @@ def student(**line) -> tuple:
     """(the student of a line, its faults)."""
     faults: list[str] = []
     whole = {"method": "progressive", "init": "i", "teacher": "t", "steps": 8, **SHORT, **line}
-    return params._student("s", whole, "s", faults), faults
+    return _student("s", whole, "s", faults), faults
 
 
 def test_all_that_a_line_says_is_its_students():
     network = {"channels": [8]}
     found, _ = student(guidance=[1, 4], parameterization="v", dropout=0.25, warmup=3, weight_decay=0.5, network=network)
-    fitting = params.Training(**SHORT, warmup=3, weight_decay=0.5)
-    method = params.methods.load("progressive")(steps=8)
+    fitting = Training(**SHORT, warmup=3, weight_decay=0.5)
+    method = methods.load("progressive")(steps=8)
     own = {"name": "s", "init": "i", "teacher": "t", "method": method}
     whole = {
         **own,
@@ -605,7 +608,7 @@ def test_all_that_a_line_says_is_its_students():
         "network": network,
     }
     assert found == sections.Distill(**whole)
-    assert student()[0] == sections.Distill(**own, fit=params.Training(**SHORT))
+    assert student()[0] == sections.Distill(**own, fit=Training(**SHORT))
 
 
 @pytest.mark.parametrize(
@@ -635,7 +638,7 @@ def test_a_line_s_own_numbers_are_within_their_limits(key, value):
 @pytest.mark.parametrize("name", ["teacher", "real", "Pd", "1pd", "_pd", "p-d", "p" * 65, "p.d", ""])
 def test_a_name_that_files_and_tables_cannot_have_is_no_student(name):
     faults: list[str] = []
-    assert params._lines("distill", {name: {"method": "progressive"}}, params._student, faults) == {}
+    assert read_lines("distill", {name: {"method": "progressive"}}, faults) == {}
     (fault,) = faults
     assert fault.startswith(f"distill.{name}: a name must be")
 
@@ -643,7 +646,7 @@ def test_a_name_that_files_and_tables_cannot_have_is_no_student(name):
 def test_a_name_of_letters_and_digits_is_one():
     line = {"method": "progressive", "init": "t", "teacher": "t", "steps": 8, **SHORT}
     names = ["p", "p" * 64, "really", "teachers", "p_2"]
-    assert list(params._lines("distill", dict.fromkeys(names, line), params._student, [])) == names
+    assert list(read_lines("distill", dict.fromkeys(names, line), [])) == names
 
 
 NETWORK = {"channels": [8], "layers": 1, "attention": False, "groups": 8, "dropout": 0.0, "max_phase": 12.0}
@@ -653,7 +656,7 @@ TRAINED = {"method": "denoising", "schedule": "cosine", "network": NETWORK, **SH
 def root(line) -> tuple:
     """(the line of `teachers`, its faults)."""
     faults: list[str] = []
-    return params._lines("teachers", {"t": line}, params._root, faults).get("t"), faults
+    return read_lines("teachers", {"t": line}, faults).get("t"), faults
 
 
 @pytest.mark.parametrize(
@@ -695,12 +698,12 @@ def test_all_that_a_teacher_s_line_says_is_its():
     assert faults == []
     assert found == sections.Teacher(
         name="t",
-        method=params.methods.load("denoising")(weight="snr"),
-        fit=params.Training(**SHORT),
+        method=methods.load("denoising")(weight="snr"),
+        fit=Training(**SHORT),
         network=unet.Shape(**{**told, "channels": (8,)}),
-        schedule=params.SCHEDULES["linear"](beta_max=9.0),
+        schedule=SCHEDULES["linear"](beta_max=9.0),
         conditional=True,
-        reading=params.Reading("x0_eps"),
+        reading=Reading("x0_eps"),
     )
     assert found.parameterization == "x0_eps"
     assert root({"from": "x"}) == (sections.Adopted(name="t", folder="x", conditional=False), [])
@@ -710,14 +713,14 @@ def test_all_that_a_teacher_s_line_says_is_its():
 SEEN = {"vp": "cosine", "flow": "flow", "edm": "edm", "ve": "ve"}
 
 
-@pytest.mark.parametrize("word", params.KINDS)
+@pytest.mark.parametrize("word", KINDS)
 def test_every_reading_can_be_chosen_by_its_name(word):
     line = {**TRAINED, "schedule": SEEN[word]}
     sized = [({"name": word, "sigma_data": size}, float(size)) for size in (0.5, 2)]
     for value, size in ((word, 1.0), ({"name": word}, 1.0), *sized):
         found, faults = root({**line, "reading": value})
         assert faults == []
-        assert found.reading == params.Reading.of(word, found.network.parameterization, sigma_data=size)
+        assert found.reading == Reading.of(word, found.network.parameterization, sigma_data=size)
 
 
 @pytest.mark.parametrize(
@@ -740,14 +743,14 @@ def test_a_reading_that_is_none_is_refused_with_its_path(value, fault):
     assert any(line.startswith(fault) for line in faults), faults
 
 
-@pytest.mark.parametrize("name", params.SCHEDULES)
+@pytest.mark.parametrize("name", SCHEDULES)
 def test_every_schedule_can_be_chosen_by_its_name(name):
     """A network is trained on the variance-preserving one of the same log-SNR."""
     numbers = {"discrete": {"betas": [0.1, 0.2, 0.3]}}.get(name, {})
     found, faults = root({**TRAINED, "schedule": {"name": name, **numbers}})
     assert faults == []
     t = torch.linspace(0.05, 0.95, 7, dtype=torch.float64)
-    kind = params.SCHEDULES[name](**{key: tuple(value) for key, value in numbers.items()})
+    kind = SCHEDULES[name](**{key: tuple(value) for key, value in numbers.items()})
     torch.testing.assert_close(found.schedule.half_logsnr(t), kind.half_logsnr(t), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(found.schedule.alpha(t) ** 2 + found.schedule.sigma(t) ** 2, torch.ones_like(t))
     if not numbers:
@@ -850,7 +853,7 @@ def test_a_student_s_network_is_its_init_s_with_what_its_line_changes(tmp_path):
 def test_what_was_estimated_of_the_teacher_is_asked_of_nobody_else(tmp_path):
     line = json.dumps({**TRAINED, "schedule": "linear"})
     another = SHIPPED.replace("\nx-round", f"\n  another: {line}\n\nx-round")
-    assert read(tmp_path, another).lines.root("another").schedule == params.SCHEDULES["linear"]()
+    assert read(tmp_path, another).lines.root("another").schedule == SCHEDULES["linear"]()
     led = another.replace("init: pd4, teacher: pd4", "init: another, teacher: another")
     assert read(tmp_path, led).lines.root_name("pd1") == "another"
     with pytest.raises(UserError) as caught:
@@ -889,7 +892,7 @@ def line_of(method: str, init: str, teacher: str | None = None, **more) -> dict:
 
 def lineage(parameterization: str = "v", **lines: dict) -> Lineage:
     faults: list[str] = []
-    found = params._lines("distill", lines, params._student, faults)
+    found = read_lines("distill", lines, faults)
     assert faults == []
     return Lineage({"teacher": Root(False, parameterization, Cosine())}, found)
 

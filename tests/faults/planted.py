@@ -410,7 +410,7 @@ OWN = (
     _own("diffcore/nets/published/song.py", 'h = (h + self.enc[f"{name}_residual"](beside)) * HALF', 'h = h + self.enc[f"{name}_residual"](beside)', "what NCSN++ adds of the image on its way down is not scaled: another network than its authors trained", "published"),
     _own("diffcore/nets/published/preconditioners.py", "        return -out\n", "        return out\n", "a network of the variance-exploding SDE says minus eps: its samples go away from the data", "published"),
     _own("diffcore/nets/published/__init__.py", "if missing := sorted(own.keys() - tensors.keys()):", "if missing := sorted(own.keys() - own.keys()):", "weights that a published file lacks are no mistake of one line", "published"),
-    _own("tasks/params.py", "replace(reading, num_timesteps=steps)", "reading", "a network that lies alone is told times of 1024 steps, however many the line says", "bare"),
+    _own("tasks/lines.py", "replace(reading, num_timesteps=steps)", "reading", "a network that lies alone is told times of 1024 steps, however many the line says", "bare"),
 )  # fmt: skip
 """Of other kinds, over all rooms."""
 
@@ -463,7 +463,7 @@ LATER = (
     _later("tasks/gamma.py", "prompts.known(images, texts, chosen)", "prompts.known(images, texts, chosen.sort().values)", "the teacher is told other images' classes", "gamma", "measure", "split"),
     _later("tasks/inventory.py", "(parent.is_symlink() or not parent.is_dir())", "not parent.is_dir()", "a workspace's files are written through a link into somebody else's folder", "workspace"),
     _later("diffcore/lineage.py", " and not (method.any_time_teacher and self.grid(name))", "", "a student that needs a teacher valid at any time learns from one with steps of its own", "lineage", "params", "bad_params", "distribution_matching"),
-    _later("tasks/params.py", "and 0 <= value < 1", "and 0 <= value <= 1", "a dropout of 1 is refused by no check: the stage crashes on it once all before it has run", "params", "bad_params", "dropout"),
+    _later("tasks/lines.py", "and 0 <= value < 1", "and 0 <= value <= 1", "a dropout of 1 is refused by no check: the stage crashes on it once all before it has run", "params", "bad_params", "dropout"),
     _later("tasks/redaction.py", "        yield from _forms(unquote(user), unquote(password))\n", "", "a password that stands encoded in an address is shown once it is decoded", "redaction", "tracking"),
     _later("tasks/report.py", ", preexec_fn=parent.die_with_parent)", ")", "DVC goes on after `run` was killed", "machine", "dvc_environment", "artifacts"),
     _later("tasks/sampler_model.py", "np.repeat(np.asarray(labels), each)", "np.resize(np.asarray(labels), count)", "a row's images are not all of the row's class", "tracking"),
