@@ -207,6 +207,16 @@ def _weight(card: Card, point: Point | Sampling | None, is_input: bool) -> float
     return said or usual
 
 
+def _weights_told(card: Card, content: Mapping[str, Any]) -> list[str]:
+    """Of guidance, where they are an input of a network of diffusers."""
+    if card.guidance is None or not diffusers_model.takes(dict(content), GUIDANCE):
+        return []
+    own = Guidance(**card.guidance)
+    return [
+        f"a guidance weight from {own.low:g} to {own.high:g}" if own.is_input else f"the guidance weight {own.low:g}"
+    ]
+
+
 def _code(card: Card, times: Sequence[float], content: Mapping[str, Any]) -> str:
     kind = content["_class_name"]
     takes_weight = card.guidance is not None and Guidance(**card.guidance).is_input
@@ -218,8 +228,9 @@ def _code(card: Card, times: Sequence[float], content: Mapping[str, Any]) -> str
             f"{reading_of(card).words}.\n"
         )
     if card.inputs:
+        told = [*card.inputs, *_weights_told(card, content)]
         return (
-            f"The network, in `unet/`, is told {', '.join(card.inputs)} besides a time, and no pipeline lies beside it: put "
+            f"The network, in `unet/`, is told {', '.join(told)} besides a time, and no pipeline lies beside it: put "
             "it in the place of the network of the pipeline whose embeddings it was trained with.\n"
         )
     if takes_weight:

@@ -129,7 +129,8 @@ def _tell(name: str, student: NetDenoiser, grid: Trajectory | None) -> None:
         log(
             f"{name}: an eps network hardly learns few steps; begin with a student of parameterization v, see docs/teacher.md"
         )
-    is_counted = grid is not None and student.reading.time != "time"
+    # a scheduler of a rectified flow is given a student's own times
+    is_counted = grid is not None and student.reading.time not in ("time", "flow")
     places = [time * student.reading.num_timesteps for time in grid.times] if is_counted else []
     if any(abs(place - round(place)) > 1e-6 for place in places):
         log(

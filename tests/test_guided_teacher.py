@@ -402,6 +402,8 @@ def test_teacher_and_student_are_told_the_one_weight_of_a_line(workspace, heard)
         heard.clear()
         drawn(own, 3.0)
         assert set(heard) == {(3.0 if weights.is_input else ONE,) * 3}
+    assert roles(checkpoint, None)[0].guidance is None
+    assert roles(adopted(workspace(ONE)), None)[0].guidance == ONE  # one that teaches a student of another
 
 
 @pytest.mark.slow
@@ -486,6 +488,8 @@ def test_its_model_card_calls_its_pipeline_at_its_weight(guidance, weight, note,
     text = pipeline_call(card, uniform(2).times, "FluxPipeline", weight, True)
     call = f'images = pipeline("a prompt", sigmas=[1, 0.5], guidance_scale={weight:g}).images'
     assert f"{call}  # its network is told guidance_scale, {note}\n" in text
+    alone = "the guidance weight 3.5" if guidance == ONE else "a guidance weight from 1 to 5"
+    assert f"is told text, pooled, {alone} besides a time, and no pipeline" in export._code(card, (1.0, 0.0), content)
 
 
 @pytest.mark.parametrize("guidance", [RANGE, ONE])

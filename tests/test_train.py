@@ -22,7 +22,7 @@ from diffcore.denoisers.network import NetDenoiser
 from diffcore.denoisers.reading import Reading
 from diffcore.metrics import bootstrap, features
 from diffcore.nets import unet
-from diffcore.noise.schedule import SCHEDULES, Cosine, Discrete, Linear, variance_preserving
+from diffcore.noise.schedule import SCHEDULES, Cosine, Discrete, Flow, Linear, variance_preserving
 from diffcore.noise.trajectory import uniform
 from diffcore.training.config import torch_version
 from diffcore.training.loop import Event, Fitted, Job, Stopped
@@ -470,7 +470,9 @@ def test_a_watched_line_is_looked_at_and_its_card_names_the_network(keep, wired,
 
 
 def test_what_is_allowed_and_seldom_wanted_is_told(capsys):
-    """Of 1000 noise levels 10 steps meet each, 3 fall between two."""
+    """Of 1000 noise levels 10 steps meet each, 3 fall between two; a flow knows all times."""
+    flow = NetDenoiser(ToyNet(), Flow(), Reading.of("flow", "flow", 1))
+    train._tell("pd", flow, uniform(3))
     for parameterization, num_timesteps, steps in (("v", 1000, 10), ("v", 1000, 3), ("eps", 1000, None)):
         train._tell(
             "pd",

@@ -23,11 +23,12 @@ def roles(
 ) -> tuple[NetDenoiser, Denoiser]:
     """(student, teacher): the student as it begins, a copy of the parent's network with an input for the weight if there is
     a range of them (one of diffusers keeps an input that it has, and is always told a single weight); the teacher guided by
-    classifier-free guidance unless it knows the weights itself. parameterization: what the student's network shall say from
-    now on, None for what the parent's says. dropout: of the student's network. new: the student's own network, without an
-    input for the weight, where it is no copy of the parent's. two_times: whether the student is told where its hops land, for
-    which it then gets an input; one that is not, of a parent that has such an input, is asked for velocities alone."""
-    own = parent.denoiser
+    classifier-free guidance unless it knows the weights itself. weights: None for those of the parent. parameterization: what
+    the student's network shall say from now on, None for what the parent's says. dropout: of the student's network. new: the
+    student's own network, without an input for the weight, where it is no copy of the parent's. two_times: whether the
+    student is told where its hops land, for which it then gets an input; one that is not, of a parent that has such an
+    input, is asked for velocities alone."""
+    own, weights = parent.denoiser, weights or parent.guidance
     teacher = Guided(own) if weights is not None and parent.guidance is None else own
     is_input = weights is not None and weights.is_input
     net = (new or own.net).with_dropout(dropout)
