@@ -193,7 +193,8 @@ def _sampling(card: Card, point: Point | Sampling | None, content: Mapping[str, 
     if pipeline is not None:
         is_input = card.guidance is not None and diffusers_model.takes(dict(content), GUIDANCE)
         guidance = _weight(card, point, is_input)
-        return f"```python\n{pipeline_call(card, times, pipeline.name, guidance, is_input)}```\n\n{note}"
+        call = pipeline_call(card, times, pipeline.name, guidance, is_input, pipeline.absent)
+        return f"```python\n{call}```\n\n{note}"
     return f"{_code(card, times, content)}\n{note}"
 
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -323,6 +325,34 @@ def test_its_model_card_says_whose_it_is_and_how_it_is_drawn(here, theirs):
     assert '- schedule: {"name": "discrete", "betas": "1000 from 0.00085 to 0.012"}\n' in text
     assert 'pipeline("a prompt", num_inference_steps=4, guidance_scale=1).images  # guidance is built in' in text
     assert "The licence of the data is not stated. Licence of the teacher: creativeml-openrail-m." in text
+
+
+def test_a_pipeline_of_images_is_opened_and_drawn_as_its_model_card_says(here, theirs, tmp_path):
+    """Without what would decode latents, which diffusers must be told."""
+    shutil.copytree(theirs, whole := tmp_path / "whole")
+    shutil.rmtree(whole / "vae")
+    index = json.loads((whole / "model_index.json").read_text())
+    (whole / "model_index.json").write_text(json.dumps({**index, "vae": [None, None]}))
+    raw = params.load_yaml(ROOT / "params.yaml")
+    params.dump_yaml({**raw, "teachers": {"teacher": {"from": str(whole)}}}, paths.PARAMS)
+    checkpoint = checkpoints.load(paths.CHECKPOINTS / "teacher")
+    about = {**ABOUT, "name": "teacher", "method": "adopted", "parameters": {"folder": str(whole)}}
+    saved(checkpoint.denoiser, checkpoint.card.encoder, about)
+    own = student(whole)
+    export.export(params.read(), "pd4", Path("out"))
+    text = Path("out/README.md").read_text()
+    (code,) = re.findall("```python\n(.*?)```", text, re.DOTALL)
+    assert 'from_pretrained("PATH", vae=None)' in code
+    names: dict = {}
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        exec(code.replace("PATH", "out"), names)
+        torch.manual_seed(5)
+        start = torch.randn(1, 4, 8, 8)
+    texts = names["pipeline"].encode_prompt("a prompt", "cpu", 1, False)[0]
+    told = Condition({"text": texts, "text_mask": torch.ones(texts.shape[:2], dtype=torch.bool)})
+    ours = Sampler(own.with_condition(told), SOLVERS["ddim"](), own.grid).sample(start)
+    torch.testing.assert_close(names["images"], (ours / 2 + 0.5).clamp(0, 1), rtol=0, atol=1e-5)
 
 
 LICENSES = [

@@ -33,6 +33,14 @@ class Pipeline:
         """Of its class."""
         return self.index["_class_name"]
 
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """Parts that it has not, which diffusers must be told to open it without."""
+        import diffusers
+
+        optional = getattr(getattr(diffusers, self.name, None), "_optional_components", ())
+        return tuple(name for name, value in self.index.items() if value == [None, None] and name not in optional)
+
     def check(self, card: Card, network: str, encoder: str | None) -> None:
         """A UserError where a student of this card, a network of that class, cannot take the place of its network. encoder:
         digest of the text encoders that lay there when its teacher was adopted, None where there were none."""

@@ -167,11 +167,16 @@ def loop(card: Card, times: Sequence[float], content: Mapping[str, Any]) -> str 
 
 
 def pipeline_call(
-    card: Card, times: Sequence[float], pipeline: str, guidance: float = 1.0, is_input: bool = False
+    card: Card,
+    times: Sequence[float],
+    pipeline: str,
+    guidance: float = 1.0,
+    is_input: bool = False,
+    absent: Sequence[str] = (),
 ) -> str:
     """Python that draws at these times by a whole pipeline of diffusers, of this class, in the folder PATH: by their sigmas
     for a rectified flow, else by their number. guidance: the weight of two calls in each step, 1 for one call; with is_input
-    the one that the network is told."""
+    the one that the network is told. absent: parts that it has not; without what decodes latents its network draws images."""
     steps = f"num_inference_steps={len(times) - 1}"
     if is_flow(reading_of(card)):
         steps = f"sigmas=[{', '.join(_numbers(_sigmas(card, times)))}]"
@@ -181,11 +186,12 @@ def pipeline_call(
     if pipeline.startswith("Flux") and guidance != 1 and not is_input:
         guided = f'true_cfg_scale={guidance:g}, negative_prompt=""'
     note = _note(card, is_input) if card.guidance else ""  # pipelines guide unless they are told 1
-    return f"""from diffusers import {pipeline}
-
-pipeline = {pipeline}.from_pretrained("PATH")
-images = pipeline({wanted}, {steps}, {guided}).images{note}
-"""
+    opening = ", ".join(['"PATH"', *(f"{name}=None" for name in absent)])
+    start = f"from diffusers import {pipeline}\n\npipeline = {pipeline}.from_pretrained({opening})\n"
+    if "vae" not in absent:
+        return f"{start}images = pipeline({wanted}, {steps}, {guided}).images{note}\n"
+    drawn = f'samples = pipeline({wanted}, {steps}, {guided}, output_type="latent").images{note}\n'
+    return f"{start}{drawn}images = (samples / 2 + 0.5).clamp(0, 1)\n"
 
 
 def _note(card: Card, is_input: bool) -> str:
