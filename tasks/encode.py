@@ -2,7 +2,7 @@
 
 from diffcore.core import disk, threads
 from diffcore.data.ledger import Unfinished
-from diffcore.texts import encoders, stored
+from diffcore.texts import stored
 from diffcore.texts.encoder import Encoder
 from tasks import graph, paths
 from tasks.params import Params
@@ -18,11 +18,10 @@ def encode(params: Params) -> None:
             stored.write_none(paths.DATA, folder)
         log("encode: no texts: text.encoder is null")
         return
-    encoder = text.encoder and encoders.encoder_of(text.encoder, text.dimension, compute.device, compute.numbers)
     written = stored.write(
         paths.DATA,
         paths.TEXT,
-        encoder,
+        params.encoder(),
         text.length,
         text.precision,
         Progress("encode", "captions"),

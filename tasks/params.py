@@ -18,7 +18,9 @@ from diffcore.lineage import Lineage
 from diffcore.metrics import features
 from diffcore.noise.schedule import SCHEDULES, Discrete, Schedule, variance_preserving
 from diffcore.search import gamma
+from diffcore.texts import encoders
 from diffcore.texts.config import Config as TextConfig
+from diffcore.texts.encoder import Encoder
 from diffcore.training.config import Compute, Training
 from diffcore.watching.config import Watch
 from tasks import bounds, paths, renamed, rules, strict_yaml
@@ -66,6 +68,11 @@ class Params:
         if name not in (lines := {**self.teachers, **self.distill}):
             raise UserError(f"params.yaml has no line {name!r} in teachers or distill; known: {', '.join(lines)}")
         return lines[name]
+
+    def encoder(self) -> Encoder | None:
+        """The encoder that the section `text` names, computing where `compute` says; None for no texts."""
+        text, compute = self.text, self.compute
+        return text.encoder and encoders.encoder_of(text.encoder, text.dimension, compute.device, compute.numbers)
 
     def trainings(self, name: str) -> int:
         """How often the line `name` is trained."""

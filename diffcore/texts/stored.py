@@ -19,10 +19,7 @@ from diffcore.data import embeddings, image_condition, read
 from diffcore.data.embeddings import Table, Unseen
 from diffcore.data.ledger import Ledger, Unfinished
 from diffcore.data.manifest import HELD_OUT, Manifest
-from diffcore.texts.encoder import Encoder
-
-BATCH = 64
-"""Captions that are encoded together."""
+from diffcore.texts.encoder import Encoder, encoded, in_batches, table_of
 
 
 @dataclass(frozen=True)
@@ -194,12 +191,7 @@ def _survey(data: Path, encoder: Encoder) -> Survey:
 
 
 def _counts(encoder: Encoder, captions: Sequence[str]) -> list[int]:
-    return [tokens for batch in _batches(captions) for tokens in encoder.counts(batch)]
-
-
-def _batches(captions: Sequence[str]) -> Iterator[list[str]]:
-    for start in range(0, len(captions), BATCH):
-        yield list(captions[start : start + BATCH])
+    return [tokens for batch in in_batches(captions) for tokens in encoder.counts(batch)]
 
 
 @dataclass
@@ -214,9 +206,7 @@ class _Encoding:
 
     def table(self, captions: Sequence[str]) -> Table:
         """Of a shard whose images have these captions; equal ones share a row."""
-        places = {caption: place for place, caption in enumerate(dict.fromkeys(captions))}
-        rows = torch.tensor([places[caption] for caption in captions])
-        return Table(rows, self.inputs(list(places)))
+        return table_of(captions, self._batch)
 
     def skip(self, tables: Iterable[Sequence[str]]) -> None:
         """Counts the captions of tables that are there already."""
@@ -224,12 +214,13 @@ class _Encoding:
 
     def inputs(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """By name [k, ...], of at least one caption."""
-        parts = []
-        for batch in _batches(captions):
-            parts.append(self._stored(self.encoder.encode(batch)))
-            self.done += len(batch)
-            self.progress(self.done, self.total)
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return encoded(captions, self._batch)
+
+    def _batch(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        inputs = self._stored(self.encoder.encode(captions))
+        self.done += len(captions)
+        self.progress(self.done, self.total)
+        return inputs
 
     def nothing(self) -> dict[str, Tensor]:
         return self._stored(self.encoder.nothing())
