@@ -132,6 +132,7 @@ def _together(sections: Mapping[str, Any]) -> list[str]:
         faults += dict.fromkeys(rules.sampled(sections, lines))
         faults += rules.foreign(evaluate, lines)
         faults += rules.captioned(sections)
+        faults += rules.prompted(sections, lines)
         faults += rules.drawn(sections)
     if not faults:
         faults += rules.guided(evaluate, lines)
