@@ -1,6 +1,7 @@
 """Prompts without images: told to methods whose loss looks at no image, and to nobody else."""
 
 import dataclasses
+import json
 import math
 import shutil
 from types import MappingProxyType
@@ -8,6 +9,7 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from diffcore import methods
 from diffcore.core import disk
@@ -18,13 +20,14 @@ from diffcore.data.embeddings import Joined, Prompts, Table
 from diffcore.data.feed import Feed, Order
 from diffcore.data.manifest import Manifest
 from diffcore.data.text_feed import TextFeed
+from diffcore.data.write import write
 from diffcore.methods import Roles, distribution_matching
 from diffcore.texts.encoders import words
 from diffcore.training.config import Training
 from diffcore.training.loop import Job, Stopped, fit
 from diffcore.training.resume import Resume
 from tasks import encode, params, paths
-from tests.test_captioned import NOTHING, denoiser, manifest_of
+from tests.test_captioned import NOTHING, TEXT, denoiser, manifest_of
 from tests.test_embeddings import IMAGES, OWN, SIZES, TABLES
 from tests.test_embeddings import NOTHING as NUMBERED
 from tests.test_embeddings import inputs as numbered
@@ -32,6 +35,7 @@ from tests.test_embeddings import manifest as of_shards
 from tests.test_fit import COMPUTE, stop_at
 from tests.test_methods import CASES, cast_of
 from tests.test_params import ROOT
+from tests.test_pipeline import call, make
 from tests.test_texts import Dying
 
 SHAPE = (1, 4, 4)
@@ -371,6 +375,15 @@ def test_what_is_no_file_of_prompts_or_has_no_image_to_copy_is_refused():
         Config("digits", prompts="a.txt", image_condition="grey")
 
 
+def test_a_row_without_an_image_is_refused_and_pointed_to_the_file_of_prompts(tmp_path):
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "a"}\n{"text": "b"}\n')
+    with pytest.raises(
+        UserError, match=r"row 2 of metadata\.jsonl has no file_name: mend it, or .* data\.prompts names"
+    ):
+        write(Config(f"folder:{tmp_path}", captions="text"), tmp_path / "data")
+
+
 @pytest.mark.parametrize(
     ("text", "network", "line", "words"),
     [
@@ -384,3 +397,35 @@ def test_prompts_that_nobody_can_train_on_are_refused_as_params_is_read(text, ne
     with pytest.raises(UserError) as caught:
         set_to("p.txt", line, network, **text)
     assert str(caught.value).splitlines()[0].startswith(f"params.yaml: data.prompts: {words}")
+
+
+# the whole way
+
+
+@pytest.mark.slow
+def test_only_the_line_that_needs_no_image_trains_on_prompts_and_says_so(tmp_path):
+    """By the command, with no embeddings of prompts, with some, and without again: nobody else is touched by a bit."""
+    folder = make(tmp_path / "here", *TEXT)
+    (folder / "p.txt").write_text("a bold dark seven\na thin pale three\n")
+    plain = (folder / "params.yaml").read_text()
+    assert plain.count("\n  prompts: null") == 1
+    seen = []
+    for prompts in (plain, plain.replace("\n  prompts: null", "\n  prompts: p.txt"), plain):
+        (folder / "params.yaml").write_text(prompts)
+        lines = []
+        for stage in (["shard"], ["encode"], ["train", "teacher"], ["train", "cd"], ["train", "dm1"]):
+            done = call(folder, "./stage", *stage)
+            assert done.returncode == 0, done.stdout + done.stderr
+            lines += done.stdout.splitlines()
+        cards = {
+            path.parent.name: json.loads(path.read_text()) for path in folder.glob("artifacts/checkpoints/*/card.json")
+        }
+        seen.append((lines, cards))
+    (_, first), (lines, second), (_, third) = seen
+    assert first == third
+    assert {name for name in first if first[name] != second[name]} == {"dm1"}
+    assert second["dm1"]["prompts"] == disk.digest(["a bold dark seven", "a thin pale three"])
+    assert "prompts" not in first["dm1"]
+    assert first["dm1"]["digest"] != second["dm1"]["digest"]
+    assert "dm1: trains on 1691 captions and 2 prompts without images" in lines
+    assert "encode: 2 captions of data.unseen are among the prompts: lines that train on these have seen them" in lines
