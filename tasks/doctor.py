@@ -110,7 +110,8 @@ def _weights(parameters: Params) -> Iterator[Finding]:
         if not isinstance(line, Adopted):
             continue
         folder = Path(line.folder)
-        networks = [each for each in (folder, folder / "unet") if (each / files.CONFIG).is_file()]
+        places = (folder, *(folder / part for part in files.PARTS))
+        networks = [each for each in places if (each / files.CONFIG).is_file()]
         weights = sorted(file for each in networks for file in each.glob("*.safetensors"))
         weights = [folder] if folder.is_file() else weights
         if not weights:

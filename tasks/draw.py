@@ -10,7 +10,6 @@ from diffcore.data import prompt_file
 from diffcore.data.ledger import Unfinished
 from diffcore.sampling import teacher_images
 from diffcore.sampling.teacher_images import TeacherImages
-from diffcore.texts import encoders
 from diffcore.texts.encoder import Encoder
 from tasks import graph, paths, rules
 from tasks.params import Params
@@ -91,6 +90,5 @@ def _classes(model: Adopted) -> tuple[str, ...] | None:
 
 def _encoder(params: Params, prompts: list[str]) -> Encoder:
     """Of the length that the stage `encode` will take for these prompts."""
-    text, compute = params.text, params.compute
-    encoder = encoders.encoder_of(text.encoder, text.dimension, compute.device, compute.numbers)
-    return encoder.of_length(text.length, max(encoder.counts(["", *dict.fromkeys(prompts)])))
+    encoder = params.encoder()
+    return encoder.of_length(params.text.length, max(encoder.counts(["", *dict.fromkeys(prompts)])))

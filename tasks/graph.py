@@ -20,6 +20,7 @@ from tasks.paths import (
     GAMMA,
     PARAMS,
     POINTS,
+    PROMPTS,
     PUBLISHED,
     QUALITY,
     REFERENCE,
@@ -41,7 +42,7 @@ _trained = {str(path) for path in (CHECKPOINTS / KEY, _curve, f"{_curve}.sha256"
 WRITES = {
     "draw": {str(DRAWN)},
     "shard": {str(DATA)},
-    "encode": {str(TEXT)},
+    "encode": {str(TEXT), str(PROMPTS)},
     "features": {str(FEATURES)},
     "teachers": _trained,
     "distill": _trained,

@@ -8,6 +8,7 @@ from diffcore.checkpoints import Card, pipeline, read_card
 from diffcore.checkpoints.pipeline import Pipeline
 from diffcore.core import disk
 from diffcore.core.errors import UserError
+from diffcore.nets import files
 from tasks import paths
 from tasks.params import Params
 
@@ -54,7 +55,7 @@ def _root(params: Params, card: Card) -> Card | None:
 
 
 def _name(folder: Path) -> str:
-    for path in (folder / "model_index.json", *(folder / part / "config.json" for part in ("unet", "transformer"))):
+    for path in (folder / "model_index.json", *(folder / part / "config.json" for part in files.PARTS)):
         if not path.is_file():
             continue
         content = disk.parse_json(path.read_text())

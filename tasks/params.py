@@ -13,7 +13,9 @@ from diffcore.data.config import Config as DataConfig
 from diffcore.lineage import Lineage
 from diffcore.metrics import features
 from diffcore.search import gamma
+from diffcore.texts import encoders
 from diffcore.texts.config import Config as TextConfig
+from diffcore.texts.encoder import Encoder
 from diffcore.training.config import Compute
 from tasks import bounds, paths, renamed, rules, strict_yaml
 from tasks.lines import network_of, read_lines
@@ -58,6 +60,11 @@ class Params:
         if name not in (lines := {**self.teachers, **self.distill}):
             raise UserError(f"params.yaml has no line {name!r} in teachers or distill; known: {', '.join(lines)}")
         return lines[name]
+
+    def encoder(self) -> Encoder | None:
+        """The encoder that the section `text` names, computing where `compute` says; None for no texts."""
+        text, compute = self.text, self.compute
+        return text.encoder and encoders.encoder_of(text.encoder, text.dimension, compute.device, compute.numbers)
 
     def trainings(self, name: str) -> int:
         """How often the line `name` is trained."""
@@ -118,6 +125,7 @@ def _together(sections: Mapping[str, Any]) -> list[str]:
         faults += rules.ends(lines, shapes)
         faults += rules.foreign(evaluate, lines)
         faults += rules.captioned(sections)
+        faults += rules.prompted(sections, lines)
         faults += rules.drawn(sections)
     if not faults:
         faults += rules.guided(evaluate, lines)

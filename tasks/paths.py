@@ -20,6 +20,9 @@ TEXT = ARTIFACTS / "text"
 """Embeddings of captions; those of HOLDOUT in a folder of that name."""
 
 TEXT_HOLDOUT = TEXT / "holdout"
+PROMPTS = ARTIFACTS / "prompts"
+"""Embeddings of prompts without images, or that there are none."""
+
 FEATURES = ARTIFACTS / "features"
 CHECKPOINTS = ARTIFACTS / "checkpoints"
 SEEDS = "seeds"

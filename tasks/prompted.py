@@ -9,7 +9,6 @@ from diffcore.checkpoints.encoded import check_encoder
 from diffcore.core.errors import UserError
 from diffcore.denoisers.condition import TEXT
 from diffcore.sampling.recipe import Recipe
-from diffcore.texts import encoders
 from diffcore.texts.stored import told_by
 from tasks.params import Params
 from tasks.progress import log
@@ -18,13 +17,12 @@ from tasks.progress import log
 def by_texts(checkpoint: Checkpoint, params: Params, words: Sequence[str]) -> dict[str, Any]:
     """By the name of the network's input [k, ...], of these texts. A UserError for a network that is told no text, and where
     params.yaml names another encoder than the one that it was trained with."""
-    text, compute = params.text, params.compute
     card, nothing = checkpoint.card, checkpoint.denoiser.nothing.parts()
     if TEXT not in nothing:
         raise UserError(f"{card.name} is told no text; leave --prompt out")
-    if text.encoder is None:
+    encoder = params.encoder()
+    if encoder is None:
         raise UserError(f"{card.name} is told a text, and text.encoder is null; name the encoder it was trained with")
-    encoder = encoders.encoder_of(text.encoder, text.dimension, compute.device, compute.numbers)
     encoder = dataclasses.replace(encoder, length=len(nothing[TEXT]))
     check_encoder(card, told_by(encoder, params.data.image_condition)["digest"], "text.encoder")
     for each, tokens in zip(words, encoder.counts(words)):

@@ -215,6 +215,28 @@ def captioned(sections: Mapping[str, Any]) -> Iterator[str]:
             yield f"teachers.{name}: it is told image, and data.image_condition is null; say which copy, or tell it no image"
 
 
+def prompted(sections: Mapping[str, Any], lines: Lineage) -> Iterator[str]:
+    """Prompts without images that nothing encodes, on which no line trains, or whose class a line would have to know."""
+    if sections["data"].prompts is None:
+        return
+    if sections["text"].encoder is None:
+        yield "data.prompts: text.encoder is null; name what encodes the prompts, or leave data.prompts null"
+        return
+    told = [name for name in lines.students if any(each != IMAGE for each in lines.root(name).inputs)]
+    readers = [name for name in told if not lines.students[name].method.needs_images]
+    if not readers:
+        yield (
+            "data.prompts: no line trains on them; add one by distribution_matching without adversarial, of a teacher that "
+            "is told a text, or leave it null"
+        )
+    for name in readers:
+        if lines.root(name).conditional:
+            yield (
+                f"data.prompts: distill.{name} is told a class too, and a prompt has none; set `conditional` of "
+                f"teachers.{lines.root_name(name)} to false, or leave data.prompts null"
+            )
+
+
 def drawing(teachers: Mapping[str, Any]) -> str | None:
     """The line of the teacher that draws the data: the first that is there already; None for none."""
     return next((name for name, root in teachers.items() if isinstance(root, Adopted)), None)

@@ -12,9 +12,10 @@ from diffcore.checkpoints.encoded import embeddings_for, embeddings_of
 from diffcore.checkpoints.roles import roles
 from diffcore.core import disk, processes, rng
 from diffcore.core.errors import UserError
-from diffcore.data import feed, read
-from diffcore.data.embeddings import Embeddings
+from diffcore.data import embeddings, feed, read
+from diffcore.data.embeddings import Embeddings, Joined
 from diffcore.data.manifest import Manifest
+from diffcore.data.text_feed import TextFeed
 from diffcore.denoisers.denoiser import Denoiser
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets.module import UserModule
@@ -82,9 +83,13 @@ def _student(params: Params, line: Distill) -> None:
     _tell(name, student, line.method.grid)
     manifest = Manifest.read(paths.DATA, verify=False)  # `_trained` compares every digest
     texts = embeddings_of(parent.card, paths.TEXT, manifest)
+    alone = texts and not line.method.needs_images
     job = Job(
-        line.method, line.fit, student, teacher, weights, parent.card, taught=taught, watch=line.watch, texts=texts
-    )
+        line.method, line.fit, student, teacher, weights, parent.card, taught=taught, watch=line.watch, texts=texts,
+        prompts=embeddings.read_prompts(paths.PROMPTS, texts) if alone else None,
+    )  # fmt: skip
+    if job.prompts:
+        log(f"{name}: trains on {sum(texts.counts)} captions and {sum(job.prompts.counts)} prompts without images")
     others = [dataclasses.replace(job, student=begun(k)[0], number=k) for k in range(1, line.seeds)]
     _train(name, job, _about(params.raw["distill"][name]), params, others)
 
@@ -143,7 +148,8 @@ def _tell(name: str, student: NetDenoiser, grid: Trajectory | None) -> None:
 class Job:
     """What is trained, by which method. weights: the range of guidance weights. parent: the card of the checkpoint it starts
     from; taught: of the one it learns from. watch: how it is looked at. number: which of the line's trainings this is. texts:
-    embeddings of the data's captions, None for a network that is told none."""
+    embeddings of the data's captions, None for a network that is told none. prompts: of texts without images, on which it
+    trains too, None for none."""
 
     method: methods.Method
     fit: config.Training
@@ -156,6 +162,7 @@ class Job:
     watch: Watch | None = None
     number: int = 0
     texts: Embeddings | None = None
+    prompts: Embeddings | None = None
 
     @property
     def range(self) -> tuple[float, float] | None:
@@ -167,7 +174,21 @@ class Job:
         classes = self.parent.classes if self.parent else self.classes
         guidance = self.weights and dataclasses.asdict(self.weights)
         encoder = {"encoder": self.texts.encoder["digest"]} if self.texts else {}
-        return {"classes": classes and list(classes), "guidance": guidance, **encoder}
+        prompts = {"prompts": self.prompts.data} if self.prompts else {}
+        return {"classes": classes and list(classes), "guidance": guidance, **encoder, **prompts}
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Of the embeddings that it is told."""
+        told = {"texts": self.texts, "embedded prompts": self.prompts}
+        return {name: each.digest for name, each in told.items() if each}
+
+    def feed(self, seed: int, shape: tuple[int, ...], params: Params) -> feed.Feed:
+        """Of the images, or of texts alone where there are prompts without images."""
+        memory, device = params.compute.memory_bytes, params.compute.device
+        if self.prompts:
+            return TextFeed(Joined(self.texts, self.prompts), shape, self.fit.batch, seed, memory, device)
+        return feed.feed(paths.DATA, self.fit.batch, seed, params.data.flip, memory, device, self.texts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,12 +266,10 @@ def _trained(name: str, job: Job, parameters: dict[str, Any], params: Params, st
     record = recording.Record(label, job.fit.iterations, job.fit.batch)
     watcher, network = _watched(name, job, params, manifest, record) if job.watch else (None, {})
     computed = {name: value for name, value in about["compute"].items() if name != "processes"}
-    texts = {"texts": job.texts.digest} if job.texts else {}
-    key = {**about, "compute": computed, **texts, **network, **_own_code(job.student.net)}
+    key = {**about, "compute": computed, **job.digests, **network, **_own_code(job.student.net)}
     resume = Resume(paths.RESUME, label, key, log)
     with resume.lock(), record.kept(resume.fingerprint, bool(job.watch)):
-        memory, device = params.compute.memory_bytes, params.compute.device
-        batches = feed.feed(paths.DATA, job.fit.batch, seed, params.data.flip, memory, device, job.texts)
+        batches = job.feed(seed, tuple(manifest.shape), params)
         work = loop.Job(method, job.fit, batches, seed, guidance=job.range, watcher=watcher)
         progress = Progress(label, "it")
 

@@ -22,6 +22,7 @@ from diffcore.data.feed import ResidentFeed, to_float
 from diffcore.data.manifest import Manifest, Shard
 from diffcore.data.read import Images
 from diffcore.data.sources import digits
+from diffcore.data.text_feed import TextFeed
 from diffcore.denoisers.condition import Condition
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.methods.denoising import Denoising
@@ -153,6 +154,24 @@ def captioned(batch: int = 8) -> ResidentFeed:
     pixels = torch.randint(0, 256, (40, 1, 4, 4), generator=seeded(9)).to(torch.uint8)
     table = embeddings.Table(torch.arange(40) % 5, told(5))
     return ResidentFeed(Images(pixels, None, None), batch, 0, False, embeddings=table)
+
+
+class Kept(embeddings.Tables):
+    """Tables in memory."""
+
+    def __init__(self, *tables: embeddings.Table):
+        self.tables, self.counts, self.bytes = tables, tuple(len(each.rows) for each in tables), 0
+        parts = tables[0].inputs.items()
+        self.inputs = {n: embeddings.Shape(tuple(p.shape[1:]), str(p.dtype).removeprefix("torch.")) for n, p in parts}
+
+    def table(self, number: int) -> embeddings.Table:
+        return self.tables[number]
+
+
+def texts_alone(batch: int = 8) -> TextFeed:
+    """Thirteen rows of two tables."""
+    tables = [embeddings.Table(torch.arange(8) % 5, told(5)), embeddings.Table(torch.arange(5) % 3, told(3, seed=4))]
+    return TextFeed(Kept(*tables), (1, 4, 4), batch, 0, 0)
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])

@@ -436,6 +436,7 @@ def test_the_seal_is_of_every_field_of_a_card(folder):
         "reading",
         "inputs",
         "encoder",
+        "prompts",
         "end",
     }
     for field in dataclasses.fields(checkpoints.Card):

@@ -115,6 +115,7 @@ CONFIGS = {
         "bits": None,
         "captions": None,
         "unseen": None,
+        "prompts": None,
         "image_condition": None,
         "draw": None,
     },

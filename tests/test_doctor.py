@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from diffcore.core import disk
+from diffcore.nets import files
 from tasks import command, doctor, params, paths
 from tests import test_encoders
 from tests.test_params import ROOT
@@ -80,16 +81,17 @@ def test_servers_that_do_not_answer_are_faults_without_their_passwords(here, cap
     assert "secret" not in "".join(faults)
 
 
-def test_weights_of_a_teacher_are_named_with_their_digest_and_missing_ones_are_a_fault(here, capsys):
+@pytest.mark.parametrize("part", files.PARTS)
+def test_weights_of_a_teacher_are_named_with_their_digest_and_missing_ones_are_a_fault(part, here, capsys):
     raw = params.load_yaml(paths.PARAMS)
     raw["teachers"]["other"] = {"from": str(here / "theirs"), "conditional": False}
     write(raw)
     code, faults = examined(capsys)
     assert code == 1
     assert [line for line in faults if "weights of other" in line and "holds no network with safetensors" in line]
-    (here / "theirs/unet").mkdir(parents=True)
-    (here / "theirs/unet/config.json").write_text("{}")
-    weights = here / "theirs/unet/diffusion_pytorch_model.safetensors"
+    (here / "theirs" / part).mkdir(parents=True)
+    (here / "theirs" / part / "config.json").write_text("{}")
+    weights = here / "theirs" / part / files.WEIGHTS
     weights.write_bytes(b"some weights")
     assert examined(capsys) == (0, [])
     command.main(["doctor"])

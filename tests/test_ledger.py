@@ -280,7 +280,7 @@ def test_each_word_of_the_configuration_that_changes_the_bytes_starts_anew_and_n
         "captions": "{class}",
         "unseen": None,
     }
-    free = {"flip": True, "license": "mine", "draw": TeacherSampling(), "image_condition": "grey"}
+    free = {"flip": True, "license": "mine", "draw": TeacherSampling(), "image_condition": "grey", "prompts": "a.txt"}
     assert {*others, *free} == set(Config.__dataclass_fields__)
 
     def signature(config: Config, shard_bytes: int = 1) -> str:

@@ -177,8 +177,8 @@ READS = {
         *(f"data.{name}" for name in ("source", "size", "channels", "captions", "draw")),
     },
     "shard": {f"data.{each.name}" for each in fields(Config)}
-    - {"data.flip", "data.draw", "data.image_condition"},  # which others do
-    "encode": {"text", "data.image_condition"},
+    - {"data.flip", "data.draw", "data.image_condition", "data.prompts"},  # which others do
+    "encode": {"text", "data.prompts", "data.image_condition"},
     "features": {"features"},
     "teachers": {"seed", "teachers.${key}", "data.flip"},
     "distill": {"seed", "distill.${key}", "data.flip"},
@@ -206,10 +206,10 @@ MEASURED = ("data", "text", "features", "checkpoints/${key}", "gamma.json", "tra
 FLOW = {
     "draw": ((), ("artifacts/drawn",)),
     "shard": (("drawn",), ("artifacts/data",)),
-    "encode": (("data",), ("artifacts/text",)),
+    "encode": (("data",), ("artifacts/text", "artifacts/prompts")),
     "features": (("data",), ("artifacts/features",)),
     "teachers": (("data", "text"), CHECKPOINT),
-    "distill": (("data", "text", "checkpoints/${item.init}", "checkpoints/${item.teacher}"), CHECKPOINT),
+    "distill": (("data", "text", "prompts", "checkpoints/${item.init}", "checkpoints/${item.teacher}"), CHECKPOINT),
     "gamma": (("data", "text", "checkpoints/teacher"), ("artifacts/gamma.json",)),
     "search": (("gamma.json",), ("artifacts/trajectory.json",)),
     "measure_teachers": (MEASURED, ("artifacts/points/${key}", "artifacts/reference/${key}")),

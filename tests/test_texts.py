@@ -17,6 +17,7 @@ from diffcore.data import embeddings, manifest, read
 from diffcore.data.config import Config as DataConfig
 from diffcore.data.split import Split
 from diffcore.data.write import write
+from diffcore.texts import encoder as encoding
 from diffcore.texts import encoders, layouts, stored
 from diffcore.texts.config import Config
 from diffcore.texts.encoders import wordllama
@@ -591,7 +592,7 @@ def test_a_stage_that_fails_leaves_the_last_embeddings(workspace, monkeypatch):
 def test_captions_are_encoded_in_batches_and_each_shards_once(workspace, monkeypatch):
     sizes, calls = [], []
     real = words_file.Words.encode
-    monkeypatch.setattr(stored, "BATCH", 4)
+    monkeypatch.setattr(encoding, "BATCH", 4)
     monkeypatch.setattr(
         words_file.Words, "encode", lambda self, captions: sizes.append(len(captions)) or real(self, captions)
     )

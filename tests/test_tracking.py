@@ -1347,6 +1347,7 @@ OTHERS |= {
     "inputs": ["text"],
     "encoder": "a",
     "end": "any",
+    "prompts": "a",
     **{key: {"another": "a"} for key in ("files", "parameters", "schedule")},
 }
 """Other values of a card's fields that are neither words nor whole numbers."""

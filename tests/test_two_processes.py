@@ -70,6 +70,7 @@ CASES = {
     "a transformer of diffusers": ("progressive", progressive.Progressive(2), True, 0.0, 2),
     "a transformer": ("progressive", progressive.Progressive(2), False, 0.0, 2),
     "a transformer told a text": ("progressive", progressive.Progressive(2), False, 0.0, 2),
+    "texts without images": ("distribution_matching", distribution_matching.DistributionMatching(2, 2), False, 0.0, 2),
     "two times": ("flow_map", flow_map.FlowMap(8, 0.5, 0.5, 0.5), False, 0.0, 2),
     "data alone": ("denoising", denoising.Denoising(), False, 0.0, 1),
     "a watch": ("progressive", progressive.Progressive(2), True, 0.0, 1),
@@ -99,7 +100,9 @@ NETS = {
     "a transformer": lambda: test_dit.small().net.requires_grad_(True),
     "a transformer of diffusers": transformer,
     "a transformer told a text": lambda: test_captioned.denoiser().net.requires_grad_(True),
+    "texts without images": lambda: test_captioned.denoiser().net.requires_grad_(True),
 }
+CAPTIONED = {"a transformer told a text": test_captioned.captioned, "texts without images": test_captioned.texts_alone}
 
 
 class Dropping(Told):
@@ -120,7 +123,7 @@ def train(case: str, strategy: str = "ddp", **more) -> Fitted:
     name, config, conditional, dropout, parts = CASES[case]
     classes = 3 if conditional else None
     net = NETS[case]() if case in NETS else Dropping(dropout, classes=classes)
-    is_captioned = case == "a transformer told a text"
+    is_captioned = case in CAPTIONED
     nothing, end = test_captioned.NOTHING if is_captioned else None, ANY if config.two_times else None
     student = NetDenoiser(net, Cosine(), classes=classes, nothing=nothing, end=end)
     teacher = NetDenoiser(Told(classes, seed=2, whose="teacher"), Cosine(), classes=classes)
@@ -130,7 +133,7 @@ def train(case: str, strategy: str = "ddp", **more) -> Fitted:
     fitting = dataclasses.replace(PLAIN, accumulate=parts, cores=2, lr=2e-5 if case in NETS else PLAIN.lr)
     work = job(name, config, conditional, fitting)
     if is_captioned:
-        work = dataclasses.replace(work, feed=test_captioned.captioned(fitting.batch))
+        work = dataclasses.replace(work, feed=CAPTIONED[case](fitting.batch))
     if case == "a watch":
         work = dataclasses.replace(work, watcher=watcher(config, student))
     compute = dataclasses.replace(COMPUTE, strategy=strategy)

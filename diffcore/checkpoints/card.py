@@ -21,7 +21,7 @@ RENAMED = {
 }
 """Words of older cards, and what they are now."""
 
-LATER = {"watch", "reading", "inputs", "encoder", "end"}
+LATER = {"watch", "reading", "inputs", "encoder", "end", "prompts"}
 """Fields that older cards of this schema lack, and new ones where there is nothing to say: so equal jobs keep equal bytes."""
 
 
@@ -42,7 +42,8 @@ class Card:
     is told (input, time, sigma_data of `Reading`), null for x_t as it is and T t - 1. inputs: what
     else the network is told beside class and weight, null for no more; what stands for nothing lies in nothing.safetensors.
     encoder: digest of what made the embeddings of texts that it is told, null for none. end: of a network of two times what
-    it was trained to be told of the second, `same` or `any` (see `NetDenoiser`), null for one of one time. seal: digest of
+    it was trained to be told of the second, `same` or `any` (see `NetDenoiser`), null for one of one time. prompts: digest
+    of the texts without images that it was trained on beside the captions, null for none. seal: digest of
     the rest of the card.
     """
 
@@ -75,6 +76,7 @@ class Card:
     inputs: list[str] | None = None
     encoder: str | None = None
     end: str | None = None
+    prompts: str | None = None
 
     def sealed(self) -> str:
         """What `seal` must be. Older cards have no `compute`, and keep their seals."""

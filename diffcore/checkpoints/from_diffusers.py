@@ -24,6 +24,7 @@ from diffcore.denoisers.condition import CLASS, GUIDANCE
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets import unet
 from diffcore.nets.diffusers_model import DiffusersModel
+from diffcore.nets.files import PARTS
 
 LATENT = ("vae", "vqvae", "movq", "vqmodel")
 """Folders of a pipeline whose network works on what an encoder makes of images."""
@@ -105,7 +106,7 @@ def _own(folder: Path) -> Adopted:
 
 def part_of(folder: Path) -> str:
     """The folder of a pipeline's network."""
-    return "transformer" if (folder / "transformer").is_dir() and not (folder / "unet").is_dir() else "unet"
+    return next((part for part in PARTS if (folder / part).is_dir()), PARTS[0])
 
 
 def _network(folder: Path) -> dict[str, Any]:

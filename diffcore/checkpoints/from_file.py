@@ -23,7 +23,7 @@ from diffcore.core import disk
 from diffcore.core.errors import UserError
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets import CONFIG, WEIGHTS, published
-from diffcore.nets.files import read_json, tensors_of
+from diffcore.nets.files import PARTS, read_json, tensors_of
 
 REMEDY = "fetch it again, or take another teacher"
 SAFE = ".safetensors"
@@ -79,7 +79,7 @@ def bare(place: Path, stated: Stated) -> Bare | None:
 
 def _in_folder(folder: Path, stated: Stated) -> Bare | None:
     config = Path(stated.config).expanduser() if stated.config else folder / CONFIG
-    pipeline = any((folder / part).exists() for part in ("unet", "transformer", "card.json", "model_index.json"))
+    pipeline = any((folder / part).exists() for part in (*PARTS, "card.json", "model_index.json"))
     if pipeline or not config.is_file():
         return None
     files = sorted(folder.glob(f"*{SAFE}"))

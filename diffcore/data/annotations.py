@@ -156,7 +156,8 @@ def _images(name: str, rows: list[dict[str, Any]]) -> Iterator[tuple[str, dict[s
     for number, row in enumerate(rows, 1):
         image = row.get(NAME)
         if not isinstance(image, str) or not image:
-            raise UserError(f"data.source: row {number} of {name} has no {NAME}: mend it")
+            where = "mend it, or write texts without images into a file that data.prompts names"
+            raise UserError(f"data.source: row {number} of {name} has no {NAME}: {where}")
         yield image, row
 
 

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from diffcore.data import captions, folders, remote, sources
+from diffcore.data import captions, folders, prompt_file, remote, sources
 from diffcore.data.folders import NONE
 from diffcore.data.split import Split
 
@@ -63,6 +63,8 @@ class Config:
     captions: of the images: a template with {class} in it, or what the source has them under (a column; txt or json.KEY in
         shards, docs/data.md); None for none.
     unseen: a shell's patterns of captions; images that have one are neither trained on nor held out.
+    prompts: a file of texts without images (see `diffcore.data.prompt_file`), on which methods that look at no image train
+        beside the captions; None for none. The shards do not depend on it.
     image_condition: what a network may be told of an image by a copy of it, see `diffcore.data.image_condition`; None for
         nothing. The shards do not depend on it.
     draw: how the teacher draws them; None for how it does by itself, and where none draws.
@@ -83,6 +85,7 @@ class Config:
     bits: int | None = None
     captions: str | None = None
     unseen: list[str] | None = None
+    prompts: str | None = None
     image_condition: str | None = None
     draw: TeacherSampling | None = None
 
@@ -117,6 +120,10 @@ class Config:
         if self.unseen is not None and (self.captions is None or not all(self.unseen or [""])):
             what = "names captions, and captions is null" if self.captions is None else "must name at least one caption"
             raise ValueError(f"unseen {what}: null leaves none out")
+        if self.prompts is not None and not prompt_file.is_file(self.prompts):
+            raise ValueError(
+                f"prompts must be null or a file of prompts (.txt, .csv, .jsonl or .parquet), not {self.prompts!r}"
+            )
         if not CONDITION.fullmatch(self.image_condition or "grey"):
             raise ValueError(
                 f"image_condition must be null, grey or downscale:F, as in downscale:4, not {self.image_condition!r}"
@@ -125,6 +132,8 @@ class Config:
             raise ValueError(
                 "unseen: such captions have no image to copy for image_condition; set one of the two to null"
             )
+        if self.prompts is not None and self.image_condition is not None:
+            raise ValueError("prompts: they have no image to copy for image_condition; set one of the two to null")
 
     @property
     def is_drawn(self) -> bool:

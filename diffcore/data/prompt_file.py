@@ -1,4 +1,4 @@
-"""Prompts alone: texts without images, a line of a .txt each, or a column of a .csv, .jsonl or .parquet."""
+"""Prompts alone, texts without images: a line of a .txt each, or a column of a .csv, .jsonl or .parquet."""
 
 import contextlib
 import re
@@ -11,19 +11,28 @@ from diffcore.data import annotations, captions, tables
 from diffcore.data.tars import few, printable
 
 FORM = r".*\.(txt|(csv|jsonl|parquet)(:.+)?)"
-"""What `data.captions` may name: a file, and for a table after a colon the column."""
+"""What may be named: a file, and for a table after a colon the column."""
 
 COLUMNS = ("prompt", "caption", "text")
 """Of several columns the one that is called so is taken."""
 
 
+CAPTIONS = "data.captions"
+"""The key that names a file, unless it is said."""
+
+
 def is_file(named: str | None) -> bool:
-    """Whether `data.captions` names a file of prompts."""
+    """Whether this names a file of prompts."""
     return named is not None and not captions.is_template(named) and re.fullmatch(FORM, named) is not None
 
 
-def read(named: str) -> list[str]:
-    """The prompts of the file that `data.captions` names, white space folded as in captions; a UserError for none."""
+def read(named: str, key: str = CAPTIONS) -> list[str]:
+    """The prompts of the file that `key` of params.yaml names, white space folded as in captions; a UserError for none."""
+    with _said_of(key):
+        return _read(named)
+
+
+def _read(named: str) -> list[str]:
     name, column = re.fullmatch(r"(.*\.(?:txt|csv|jsonl|parquet))(?::(.+))?", named).groups()
     path = Path(name).expanduser()
     if not path.is_file():
@@ -42,24 +51,22 @@ def _lines(path: Path) -> list[str]:
 
 
 def _text(path: Path) -> str:
-    with _of_captions():
-        return annotations.text(path.parent, path.name)
+    return annotations.text(path.parent, path.name)
 
 
 @contextlib.contextmanager
-def _of_captions() -> Iterator[None]:
-    """What is wrong with a file of annotations, which data.source names, is wrong with one that data.captions names."""
+def _said_of(key: str) -> Iterator[None]:
+    """What is wrong with a file of annotations or captions is wrong with one that this key names."""
     try:
         yield
     except UserError as error:
-        raise UserError(str(error).replace("data.source:", "data.captions:", 1)) from None
+        raise UserError(re.sub(r"^data\.(source|captions):", f"{key}:", str(error))) from None
 
 
 def _column(path: Path, column: str | None) -> Sequence[Any]:
     if path.suffix == ".parquet":
         return _parquet(path, column)
-    with _of_captions():
-        rows = list(annotations.rows(_text(path), path.name))
+    rows = list(annotations.rows(_text(path), path.name))
     chosen = _chosen(list(dict.fromkeys(key for row in rows for key in row)), column, path)
     return [row.get(chosen) for row in rows]
 

@@ -60,7 +60,7 @@ class Method(abc.ABC):
     valid, None for any time. target_decay: above 0, `roles.target` is an EMA of the student with this decay. one_graph:
     whether its loss is the same graph of tensors all through a training, with no look at the progress, no fork of the draw
     and no derivative in it, so that it can be compiled whole. two_times: whether its students are told where a hop lands, see
-    `Denoiser.toward`.
+    `Denoiser.toward`. needs_images: whether its loss looks at x0; one that does not can train on texts alone.
     """
 
     sampler: str = "ddim"
@@ -72,6 +72,7 @@ class Method(abc.ABC):
     target_decay: float = 0.0
     one_graph: bool = False
     two_times: bool = False
+    needs_images: bool = True
 
     @abc.abstractmethod
     def loss(self, roles: Roles, x0: Sample, draw: Draw, progress: float) -> PerSample:

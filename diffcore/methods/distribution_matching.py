@@ -122,6 +122,11 @@ class DistributionMatching(WithCritic):
         return uniform(self.steps)
 
     @property
+    def needs_images(self) -> bool:
+        """Only for the heads to tell from the student's."""
+        return self.adversarial > 0
+
+    @property
     def network_calls(self) -> float:
         """Of the student's update; those of the critic's the trainer counts as they are made."""
         return self.steps + 3.0 + (self.adversarial > 0)

@@ -12,6 +12,9 @@ from diffcore.core.errors import UserError
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
+PARTS = ("unet", "transformer")
+"""Where a pipeline has its network; the first that is there."""
+
 
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a network's folder, which must name its class."""

@@ -25,13 +25,10 @@ from diffcore.sampling import recipe
 from diffcore.sampling.headroom import Headroom
 from diffcore.sampling.recipe import Recipe
 from diffcore.sampling.sampler import Sampler
-from diffcore.texts.encoder import Encoder
+from diffcore.texts.encoder import Encoder, table_of
 
 FILE = 256
 """Images of a file, which are what a kill costs at most."""
-
-TEXTS = 64
-"""Prompts that are encoded together."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +96,8 @@ class TeacherImages:
         return [self.prompts[i % len(self.prompts)] for i in rows] if self.prompts else None
 
     def _told(self, rows: range) -> dict[str, Tensor]:
-        texts = self.captions(rows)
-        places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
-        distinct = list(places)
-        parts = [self.encoder.encode(distinct[start : start + TEXTS]) for start in range(0, len(distinct), TEXTS)]
-        own = torch.tensor([places[text] for text in texts])
-        return {name: torch.cat([part[name] for part in parts])[own] for name in self.inputs}
+        told = table_of(self.captions(rows), self.encoder.encode).take(slice(None))
+        return {name: told[name] for name in self.inputs}
 
     @precision.exact()
     def draw(self, rows: range, headroom: Headroom | None = None) -> Sample:

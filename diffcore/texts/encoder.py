@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,10 @@ from torch import Tensor
 
 from diffcore.core import disk
 from diffcore.core.errors import UserError
-from diffcore.data.embeddings import Shape
+from diffcore.data.embeddings import Shape, Table
+
+BATCH = 64
+"""Captions that are encoded together."""
 
 CPU = torch.device("cpu")
 
@@ -105,3 +108,25 @@ class Static(Encoder):
             mask[number, : len(row)] = True
         pooled = torch.stack([row[1:].sum(0) / max(1, len(row) - 1) for row in rows])
         return {"text": text, "text_mask": mask, "pooled": pooled}
+
+
+Encode = Callable[[Sequence[str]], Mapping[str, Tensor]]
+"""Of a few captions what a network is told, by name [k, ...]."""
+
+
+def in_batches(captions: Sequence[str]) -> Iterator[list[str]]:
+    """Of BATCH captions each, the last of those that are left."""
+    for start in range(0, len(captions), BATCH):
+        yield list(captions[start : start + BATCH])
+
+
+def encoded(captions: Sequence[str], encode: Encode) -> dict[str, Tensor]:
+    """By name [k, ...], of at least one caption; a batch of them at a time."""
+    parts = [encode(batch) for batch in in_batches(captions)]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def table_of(captions: Sequence[str], encode: Encode) -> Table:
+    """Of rows that have these captions; equal ones are encoded once and share a row."""
+    places = {caption: place for place, caption in enumerate(dict.fromkeys(captions))}
+    return Table(torch.tensor([places[caption] for caption in captions]), encoded(list(places), encode))

@@ -16,27 +16,29 @@ from diffcore.core import disk
 from diffcore.core.errors import UserError
 from diffcore.core.shapes import IMAGE
 from diffcore.data import embeddings, image_condition, read
-from diffcore.data.embeddings import Table, Unseen
+from diffcore.data.embeddings import Prompts, Table, Unseen
 from diffcore.data.ledger import Ledger, Unfinished
 from diffcore.data.manifest import HELD_OUT, Manifest
-from diffcore.texts.encoder import Encoder
+from diffcore.texts.encoder import Encoder, encoded, in_batches, table_of
 
-BATCH = 64
-"""Captions that are encoded together."""
+PROMPTS = "prompts"
+"""Where tables of prompts are kept until all are whole, beside those of images."""
 
 
 @dataclass(frozen=True)
 class Survey:
     """What is known of captions before any is encoded. distinct: how many are to be encoded, each shard's by themselves.
-    images: of each number of tokens, how many images have a caption so long; none for those that no image has."""
+    images: of each number of tokens, how many images have a caption so long; none for those that no image has. prompts: how
+    many prompts without images are so long."""
 
     distinct: int
     images: Mapping[int, int]
+    prompts: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def longest(self) -> int:
         """In tokens."""
-        return max(self.images)
+        return max([*self.images, *self.prompts])
 
     @property
     def total(self) -> int:
@@ -45,7 +47,23 @@ class Survey:
 
     def longer(self, length: int) -> int:
         """Images whose caption has more tokens than that."""
-        return sum(images for tokens, images in self.images.items() if tokens > length)
+        return _longer(self.images, length)
+
+    def longer_prompts(self, length: int) -> int:
+        """Prompts with more tokens than that."""
+        return _longer(self.prompts, length)
+
+
+def _longer(counted: Mapping[int, int], length: int) -> int:
+    return sum(count for tokens, count in counted.items() if tokens > length)
+
+
+@dataclass(frozen=True)
+class Alone:
+    """Prompts without images, and the folder of their embeddings, which appears with that of the images."""
+
+    prompts: Prompts
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -57,11 +75,14 @@ class Stored:
     digest: str
 
 
-def write_none(data: Path, folder: Path) -> None:
-    """Says in the empty `folder` that the images of `data`, and those held out of it, have no embeddings."""
-    for shards, target in _folders(data, folder):
-        target.mkdir(exist_ok=True)
-        embeddings.write_none(target, Manifest.read(shards, verify=False))
+def write_none(data: Path, folder: Path, alone: Path) -> None:
+    """Says in `folder` that the images of `data`, and those held out of it, have no embeddings, in `alone` that prompts have
+    none."""
+    with disk.folder(folder) as temporary, disk.folder(alone) as beside:
+        for shards, target in _folders(data, temporary):
+            target.mkdir(exist_ok=True)
+            embeddings.write_none(target, Manifest.read(shards, verify=False))
+        embeddings.write_none(beside, Prompts(()))
 
 
 def write(
@@ -74,26 +95,32 @@ def write(
     unfinished: Unfinished | None = None,
     tell: Callable[[str], None] = lambda line: None,
     image: str | None = None,
+    alone: Alone | None = None,
 ) -> Stored:
     """Writes what is told of the images of `data`, and of those held out of it; `folder` appears whole or not at all.
 
     encoder: of their captions, None for none. length: the most tokens of a caption, None for what `Encoder.of_length` says.
     precision: the dtype of the numbers that are stored, by its name. unfinished: where finished tables are kept until all
     are, so that a killed writer goes on from there; `tell` hears of it. image: what is told of an image by a copy of it, see
-    `diffcore.data.image_condition`, None for nothing.
+    `diffcore.data.image_condition`, None for nothing. alone: prompts without images, in tables that are made as those of
+    shards are.
     """
-    survey = encoder and _survey(data, encoder)
+    prompts = alone.prompts if alone else Prompts(())
+    survey = encoder and _survey(data, encoder, prompts)
     encoder = encoder and encoder.of_length(length, survey.longest)
     dtype, about = getattr(torch, precision), told_by(encoder, image)
     encoding = encoder and _Encoding(encoder, dtype, progress, survey.distinct)
     with contextlib.ExitStack() as stack:
-        signature = _signature(data, encoder, about, precision)
+        signature = _signature(data, encoder, about, precision) | {"prompts": prompts.digest}
         kept = unfinished and stack.enter_context(unfinished.open(signature, [], tell))
         temporary = stack.enter_context(disk.folder(folder))
+        telling = _Telling(encoding, image, dtype, about)
         for shards, target in _folders(data, temporary):
             target.mkdir(exist_ok=True)
             here = kept if shards == data else kept and kept.below(HELD_OUT)
-            _write(_Telling(encoding, image, dtype, about), shards, target, here, tell)
+            _write(telling, shards, target, here, tell)
+        if alone is not None:
+            _write_prompts(telling, prompts, stack.enter_context(disk.folder(alone.folder)), kept, tell)
     return Stored(encoder, survey, about["digest"])
 
 
@@ -168,6 +195,21 @@ def _write(telling: _Telling, shards: Path, target: Path, kept: Ledger | None, t
     embeddings.write(target, telling.about, manifest, tables, nothing, unseen, kept, done)
 
 
+def _write_prompts(
+    telling: _Telling, prompts: Prompts, folder: Path, kept: Ledger | None, tell: Callable[[str], None]
+) -> None:
+    if not prompts.texts:
+        embeddings.write_none(folder, prompts)
+        return
+    kept = kept and kept.below(PROMPTS)
+    done, encoding, captions = embeddings.finished(kept), telling.encoding, prompts.captions()
+    if done:
+        tell(f"goes on after {len(done)} of {len(prompts.parts)} tables of prompts")
+    encoding.skip(itertools.islice(captions, len(done)))
+    tables = map(encoding.table, captions)
+    embeddings.write(folder, telling.about, prompts, tables, encoding.nothing(), None, kept, done)
+
+
 def _folders(data: Path, folder: Path) -> Iterator[tuple[Path, Path]]:
     """Each folder of shards, and the one of its embeddings."""
     yield data, folder
@@ -175,7 +217,7 @@ def _folders(data: Path, folder: Path) -> Iterator[tuple[Path, Path]]:
         yield data / HELD_OUT, folder / HELD_OUT
 
 
-def _survey(data: Path, encoder: Encoder) -> Survey:
+def _survey(data: Path, encoder: Encoder, prompts: Prompts) -> Survey:
     distinct, images = 0, Counter(dict.fromkeys(encoder.counts([""]), 0))
     for shards, _ in _folders(data, data):
         manifest = Manifest.read(shards, verify=False)
@@ -190,16 +232,12 @@ def _survey(data: Path, encoder: Encoder) -> Survey:
                 images[tokens] += count
         distinct += len(manifest.unseen)
         images.update(dict.fromkeys(_counts(encoder, manifest.unseen), 0))
-    return Survey(distinct, images)
+    distinct += sum(len(set(captions)) for captions in prompts.captions())
+    return Survey(distinct, images, Counter(_counts(encoder, prompts.texts)))
 
 
 def _counts(encoder: Encoder, captions: Sequence[str]) -> list[int]:
-    return [tokens for batch in _batches(captions) for tokens in encoder.counts(batch)]
-
-
-def _batches(captions: Sequence[str]) -> Iterator[list[str]]:
-    for start in range(0, len(captions), BATCH):
-        yield list(captions[start : start + BATCH])
+    return [tokens for batch in in_batches(captions) for tokens in encoder.counts(batch)]
 
 
 @dataclass
@@ -214,9 +252,7 @@ class _Encoding:
 
     def table(self, captions: Sequence[str]) -> Table:
         """Of a shard whose images have these captions; equal ones share a row."""
-        places = {caption: place for place, caption in enumerate(dict.fromkeys(captions))}
-        rows = torch.tensor([places[caption] for caption in captions])
-        return Table(rows, self.inputs(list(places)))
+        return table_of(captions, self._batch)
 
     def skip(self, tables: Iterable[Sequence[str]]) -> None:
         """Counts the captions of tables that are there already."""
@@ -224,12 +260,13 @@ class _Encoding:
 
     def inputs(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """By name [k, ...], of at least one caption."""
-        parts = []
-        for batch in _batches(captions):
-            parts.append(self._stored(self.encoder.encode(batch)))
-            self.done += len(batch)
-            self.progress(self.done, self.total)
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return encoded(captions, self._batch)
+
+    def _batch(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        inputs = self._stored(self.encoder.encode(captions))
+        self.done += len(captions)
+        self.progress(self.done, self.total)
+        return inputs
 
     def nothing(self) -> dict[str, Tensor]:
         return self._stored(self.encoder.nothing())
