@@ -882,7 +882,8 @@ def test_the_stage_s_card_says_by_whose_embeddings_its_network_is_told_texts(wor
     assert torch.equal(checkpoint.denoiser.nothing.parts()["text"], torch.full((3, 8), 0.5))
     written(of_pipeline(Path("theirs")), 6)
     with pytest.raises(
-        UserError, match=r"in theirs is told text of \[any, 8\], and the data have \[3, 6\]; set text\.encoder to what"
+        UserError,
+        match=r"in theirs is told text of \[any, 8\], and the data have \[3, 6\]; set data\.captions and text\.encoder",
     ):
         adopted(found)
     written("d" * 64)
@@ -890,7 +891,10 @@ def test_the_stage_s_card_says_by_whose_embeddings_its_network_is_told_texts(wor
         UserError, match=r"told the embeddings of another encoder than those in artifacts/text; set text"
     ):
         adopted(found)
-    words = r"teachers\.teacher\.inputs is \[.*\], but the teacher in theirs is told text, text_mask; set"
+    words = (
+        r"teachers\.teacher\.inputs is \[.*\], but the teacher in theirs is told text, and may be told text_mask; set it to "
+        r"\[text\]"
+    )
     for inputs in ([], ["text_mask"], ["text", "pooled"]):
         line["teacher"]["inputs"] = inputs
         with pytest.raises(UserError, match=words):

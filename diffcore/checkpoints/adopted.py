@@ -8,12 +8,12 @@ import torch
 
 from diffcore.checkpoints.card import TEACHER, Guidance
 from diffcore.core.errors import UserError
-from diffcore.core.shapes import IMAGE
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.denoisers.reading import Reading
 from diffcore.nets import published, unet
 from diffcore.nets.conditioned import Conditioned
 from diffcore.nets.diffusers_model import DiffusersModel
+from diffcore.nets.inputs import MAKERS
 from diffcore.noise.schedule import Schedule
 
 
@@ -101,10 +101,18 @@ class Adopted:
                 f"teachers.{name}.conditional is {str(conditional).lower()}, but the teacher in {folder} knows "
                 f"{'' if knows else 'no '}classes; set it to {str(knows).lower()}"
             )
-        if not set(self.required) <= set(inputs) <= set(names):
+        needed = self.required
+        if unsaid := [each for each in needed if each not in MAKERS and isinstance(self.denoiser.net, DiffusersModel)]:
+            raise UserError(
+                f"teachers.{name}.from: the network in {folder} is told {unsaid[0]}, which no data say yet; take a teacher "
+                "that is not"
+            )
+        if not set(needed) <= set(inputs) <= set(names):
+            free = [each for each in names if each not in needed]
+            also = f", and may be told {', '.join(free)}" if free else ""
             raise UserError(
                 f"teachers.{name}.inputs is [{', '.join(inputs)}], but the teacher in {folder} is told "
-                f"{', '.join(names) or 'no texts'}; set it to [{', '.join(names)}]"
+                f"{', '.join(needed) or 'no texts'}{also}; set it to [{', '.join(needed)}]"
             )
 
     def check_shapes(self, name: str, folder: str, shapes: Mapping[str, Sequence[int]]) -> None:
@@ -119,7 +127,7 @@ class Adopted:
                 )
                 raise UserError(
                     f"teachers.{name}: the network in {folder} is told {each} of [{sizes}], and the data have [{data}]; set "
-                    f"{'data.image_condition' if each == IMAGE else 'text.encoder'} to what it was trained with"
+                    f"{MAKERS[each]} to what it was trained with"
                 )
 
     def with_weights(self, name: str, folder: str, weights: tuple[float, float] | None) -> "Adopted":

@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from diffcore.core.errors import UserError
-from diffcore.core.shapes import IMAGE
 from diffcore.denoisers.reading import NUM_TIMESTEPS
+from diffcore.nets.inputs import MAKERS
 
 NO_EPS = "parameterization eps has no image at t = 1, where sampling begins and alpha is 0; take v, or x0_eps"
 NO_CLASSES = "network.conditional is true, but the data have no classes; set it to false or give labels"
@@ -27,8 +27,8 @@ def check_inputs(wanted: Sequence[str], inputs: Inputs) -> None:
     for name in wanted:
         if name not in inputs:
             has = f"only {', '.join(sorted(inputs))}" if inputs else "nothing of the kind"
-            keys = "data.image_condition" if name == IMAGE else "data.captions and text.encoder"
-            raise UserError(f"the network is told {name}, and the data have {has}; set {keys}, or leave it out")
+            remedy = f"set {MAKERS[name]}, or leave it out" if name in MAKERS else "leave it out"
+            raise UserError(f"the network is told {name}, and the data have {has}; {remedy}")
 
 
 class Shape(abc.ABC):

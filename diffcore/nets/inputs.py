@@ -22,6 +22,15 @@ EMBEDDINGS = ("text", "pooled", "image")
 """What a network multiplies with its weights, so that it is wanted in the dtype of the sample."""
 
 
+MAKERS = {
+    "text": "data.captions and text.encoder",
+    "text_mask": "data.captions and text.encoder",
+    "pooled": "data.captions and text.encoder",
+    "image": "data.image_condition",
+}
+"""What params.yaml sets so that the data say an input; nothing makes the others of an image yet."""
+
+
 @dataclass(frozen=True)
 class Input:
     """shape: of one sample, None for a length that is free. dtype: torch.float32 stands for any floating point. rows: of an
