@@ -79,4 +79,4 @@ def _captioned(
         log(
             f"{name}: no text encoder that is known here lies in {line.folder}; nobody says that {paths.TEXT} is of its own"
         )
-    return own.with_nothing({each: texts.nothing[each] for each in line.inputs}), texts.encoder["digest"]
+    return model.told({each: texts.nothing[each] for each in line.inputs}), texts.encoder["digest"]

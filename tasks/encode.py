@@ -36,6 +36,8 @@ def encode(params: Params) -> None:
     )
     if written.encoder is not None:
         _tell(written.encoder, written.survey)
+        if text.length is None:
+            _tell_odd(written.survey)
     if prompts.texts:
         _tell_prompts(prompts, written.encoder, written.survey)
     if image is not None:
@@ -50,6 +52,18 @@ def _tell(encoder: Encoder, survey: stored.Survey) -> None:
         )
     inputs = ", ".join(f"{name} {'x'.join(map(str, kind.shape))}" for name, kind in encoder.inputs.items())
     log(f"encode: {survey.distinct} embeddings: {inputs}; encoder {encoder.content['digest'][:12]}")
+
+
+ODD = 8
+"""A longest text of so many times the usual length is named, for it makes all of them so long."""
+
+
+def _tell_odd(survey: stored.Survey) -> None:
+    if survey.longest > ODD * survey.usual:
+        log(
+            f"encode: the longest text has {survey.longest} tokens, to which all are filled up, and half of them have "
+            f"{survey.usual} at most; text.length cuts those that are longer"
+        )
 
 
 def _prompts(params: Params) -> Prompts:

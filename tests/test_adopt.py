@@ -25,6 +25,7 @@ from diffcore.data.embeddings import of_pipeline
 from diffcore.data.feed import to_uint8
 from diffcore.data.manifest import Manifest
 from diffcore.denoisers.condition import Condition, of_classes
+from diffcore.denoisers.guidance import Guided
 from diffcore.denoisers.network import NetDenoiser
 from diffcore.denoisers.reading import Reading
 from diffcore.nets import diffusers_model, unet
@@ -860,6 +861,7 @@ def written(pipeline: str, features: int = 8) -> None:
     """Embeddings of the captions of the data at hand, all alike, by the text encoder of this pipeline."""
     manifest = Manifest.read(paths.DATA)
     nothing = {"text": torch.full((3, features), 0.5), "text_mask": torch.ones(3, dtype=torch.bool)}
+    nothing["pooled"] = torch.full((8,), 0.25)
     inputs = {name: part[None] for name, part in nothing.items()}
     tables = [embeddings.Table(torch.zeros(shard.images, dtype=torch.int64), inputs) for shard in manifest.shards]
     with disk.folder(paths.TEXT) as folder:
@@ -904,6 +906,39 @@ def test_the_stage_s_card_says_by_whose_embeddings_its_network_is_told_texts(wor
         UserError, match=r"teachers\.teacher\.from: the network in theirs takes the weight of guidance as an input, as"
     ):
         adopted(found)
+
+
+SIZED = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 32}
+
+
+@torch.no_grad()
+def test_a_network_of_sdxl_is_told_the_one_size_of_all_images_and_so_are_its_students(workspace):
+    """Which its pipeline tells it too where nobody says another."""
+    from tasks import train
+
+    net, _ = save(Path("theirs"), told_texts(**SIZED))
+    found = workspace(
+        data={"captions": "caption"},
+        text={"encoder": "words"},
+        evaluate={"teacher": EVALUATE["teacher"][:2]},
+        teachers={"teacher": {"from": "theirs", "inputs": ["text", "pooled"]}},
+    )
+    written("d" * 64)
+    checkpoint = adopted(found)
+    assert sorted(checkpoint.card.inputs) == ["pooled", "size", "text"]
+    x, t = images(2), torch.full((2,), 0.4).double()
+    known = {"text": torch.rand(2, 3, 8, generator=seeded(1)), "pooled": torch.rand(2, 8, generator=seeded(2))}
+    added = {"text_embeds": known["pooled"], "time_ids": torch.tensor([[8.0, 8, 0, 0, 8, 8]] * 2)}
+    theirs = net(x, 399, known["text"], added_cond_kwargs=added).sample
+    assert apart(checkpoint.denoiser.with_condition(Condition(known))(x, t).eps, theirs) < 1e-5
+    away = Condition(known, torch.full((2,), 2.0), {name: part.flip(0) for name, part in known.items()})
+    assert Guided(checkpoint.denoiser).with_condition(away)(x, t).x0.isfinite().all()
+    with torch.enable_grad():
+        train.train(found, "v")
+    student = checkpoints.load(paths.CHECKPOINTS / "v").denoiser
+    assert torch.equal(student.nothing.parts()["size"], torch.tensor([8.0, 8, 0, 0, 8, 8]))
+    with pytest.raises(UserError, match=r"is told text, pooled, and may be told text_mask; set it to \[text, pooled\]"):
+        adopted(workspace(teachers={"teacher": {"from": "theirs", "inputs": ["text", "pooled", "size"]}}))
 
 
 def measured(found) -> set[str]:

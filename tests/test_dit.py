@@ -443,7 +443,7 @@ def test_it_is_exported(form, takes_guidance, tmp_path):
 
 def test_diffusers_has_no_class_for_it_and_nothing_is_written(tmp_path):
     folder = saved(tmp_path / "one")
-    with pytest.raises(UserError, match="diffusers has no class for a DiT; choose another --format"):
+    with pytest.raises(UserError, match="diffusers has no class DiT; choose another --format"):
         exports.export(folder, tmp_path / "out", "diffusers", "read me")
     assert not (tmp_path / "out").exists()
 

@@ -320,7 +320,7 @@ def test_a_teacher_from_elsewhere_names_no_class_to_import_though_its_card_is_wh
 def test_it_is_exported_where_the_format_needs_no_class_of_diffusers(mine, form, tmp_path):
     folder = saved(tmp_path / "one")
     assert exports.export(folder, tmp_path / "out", form, "read me") <= exports.TOLERANCE
-    with pytest.raises(UserError, match="diffusers has no class for a UserModule; choose another --format"):
+    with pytest.raises(UserError, match="diffusers has no class UserModule; choose another --format"):
         exports.export(folder, tmp_path / "folder", "diffusers", "read me")
 
 

@@ -131,9 +131,9 @@ def measured(project: params.Params) -> dict[str, One]:
     embed, drawing, calls, found = UNet.embed, Sampler.draw, [False, 0], {}
     benches = [measure.Bench(project, name) for name in names(project)]
 
-    def counted(net, timestep, *words):
+    def counted(net, timestep, *words, **inputs):
         calls[1] += len(timestep) * calls[0]
-        return embed(net, timestep, *words)
+        return embed(net, timestep, *words, **inputs)
 
     def while_drawing(*words):
         calls[0] = True

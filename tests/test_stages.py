@@ -53,6 +53,7 @@ METHODS = [f"diffcore.methods.{name}" for name in methods.names()]
 
 QUIET = {
     "tasks.params",  # it imports every Config to parse it, and parsing cannot change a result
+    "tasks.lines",
     "tasks.sections",
     "tasks.rules",
     "tasks.renamed",

@@ -519,6 +519,26 @@ def test_it_says_how_many_captions_are_cut(workspace, capsys):
     )
 
 
+def test_it_names_a_longest_text_beside_which_the_others_are_short(workspace, capsys):
+    encode.encode(set_to(encoder="words", dimension=6))
+    assert "filled up" not in capsys.readouterr().out
+    survey = stored.Survey(4, {2: 3, 3: 4, 9: 2}, {3: 1, 900: 1})
+    assert (survey.longest, survey.usual) == (900, 3)
+    assert [stored.Survey(1, counts).usual for counts in ({5: 1}, {1: 1, 2: 1}, {1: 1, 2: 2}, {0: 0, 4: 2})] == [
+        5,
+        1,
+        2,
+        4,
+    ]
+    encode._tell_odd(survey)
+    assert (
+        "the longest text has 900 tokens, to which all are filled up, and half of them have 3 at"
+        in capsys.readouterr().out
+    )
+    encode._tell_odd(stored.Survey(4, {2: 3, 16: 1}))
+    assert not capsys.readouterr().out
+
+
 def test_numbers_of_half_the_size_are_stored_where_they_are_asked_for(workspace):
     encode.encode(set_to(encoder="words", precision="float16"))
     found = stored_of(paths.DATA)

@@ -401,7 +401,5 @@ def test_both_times_are_exported(form, name, tmp_path):
 
 def test_diffusers_is_handed_no_network_of_two_times(tmp_path):
     saved(tmp_path / "x")
-    with pytest.raises(
-        UserError, match="no class for a TwoTimesUNet2DModel; choose another --format or give --to-data"
-    ):
+    with pytest.raises(UserError, match="no class TwoTimesUNet2DModel; choose another --format or give --to-data"):
         exports.export(tmp_path / "x", tmp_path / "out", "diffusers", "")

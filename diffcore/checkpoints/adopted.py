@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from diffcore.checkpoints.card import TEACHER, Guidance
 from diffcore.core.errors import UserError
@@ -13,7 +14,7 @@ from diffcore.denoisers.reading import Reading
 from diffcore.nets import published, unet
 from diffcore.nets.conditioned import Conditioned
 from diffcore.nets.diffusers_model import DiffusersModel
-from diffcore.nets.inputs import MAKERS
+from diffcore.nets.inputs import MAKERS, SIZE
 from diffcore.noise.schedule import Schedule
 
 
@@ -61,10 +62,24 @@ class Adopted:
     guidance: Guidance | None = None
 
     @property
+    def inputs(self) -> tuple[str, ...]:
+        """What it may be told beside a class, by name; not the size of its images, which is the same of all."""
+        return tuple(name for name in self.denoiser.nothing.names if name not in self._settled)
+
+    @property
     def required(self) -> tuple[str, ...]:
-        """What it must be told beside a class, by name."""
-        net, names = self.denoiser.net, self.denoiser.nothing.names
-        return tuple(each for each in names if not isinstance(net, DiffusersModel) or net.inputs[each].required)
+        """What of this it must be told."""
+        net = self.denoiser.net
+        return tuple(name for name in self.inputs if not isinstance(net, DiffusersModel) or net.inputs[name].required)
+
+    @property
+    def _settled(self) -> dict[str, Tensor]:
+        """What it is told of every image, by name."""
+        return {name: part for name, part in self.denoiser.nothing.parts().items() if name == SIZE and part is not None}
+
+    def told(self, nothing: Mapping[str, Tensor]) -> NetDenoiser:
+        """Its denoiser where this stands for nothing, by name, and which is told no more than that and what is settled."""
+        return self.denoiser.with_nothing({**self._settled, **nothing})
 
     @property
     def skips(self) -> int | None:
@@ -95,7 +110,7 @@ class Adopted:
 
     def check_told(self, name: str, folder: str, conditional: bool, inputs: Sequence[str]) -> None:
         """A UserError where the line `name` of `teachers`, which takes it from `folder`, says otherwise what it is told."""
-        knows, names = self.denoiser.classes is not None, self.denoiser.nothing.names
+        knows, names = self.denoiser.classes is not None, self.inputs
         if knows != conditional:
             raise UserError(
                 f"teachers.{name}.conditional is {str(conditional).lower()}, but the teacher in {folder} knows "

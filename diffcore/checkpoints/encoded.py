@@ -9,11 +9,14 @@ from diffcore.data import embeddings
 from diffcore.data.embeddings import Embeddings
 from diffcore.data.manifest import Manifest
 from diffcore.nets.family import check_inputs
+from diffcore.nets.inputs import SIZE
 
 
 def embeddings_for(inputs: Sequence[str], folder: Path, data: Manifest) -> Embeddings | None:
     """Those in `folder` of the captions of `data`, for a network that is told `inputs`; None for one that is told none. A
-    UserError where the data have no embeddings, or lack one of these inputs."""
+    UserError where the data have no embeddings, or lack one of these inputs. Sizes are the network's own: all images have
+    one."""
+    inputs = [name for name in inputs if name != SIZE]
     if not inputs:
         return None
     own = embeddings.read(folder, data)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from diffcore import nets
 from diffcore.checkpoints import from_file
@@ -25,6 +25,7 @@ from diffcore.denoisers.network import NetDenoiser
 from diffcore.nets import unet
 from diffcore.nets.diffusers_model import DiffusersModel
 from diffcore.nets.files import PARTS
+from diffcore.nets.inputs import SIZE, whole
 
 LATENT = ("vae", "vqvae", "movq", "vqmodel")
 """Folders of a pipeline whose network works on what an encoder makes of images."""
@@ -66,11 +67,12 @@ def _pipeline(folder: Path, sides: Sequence[int] | None, stated: Stated = SILENT
         own = Process(stated.schedule, stated.reading, {})
     else:
         own = process(settings, folder, getattr(net, "time_scale", 1000), patches)
-    denoiser = _denoiser(net, own, content)
+    latent = next((part for part in LATENT if (folder / part).is_dir()), None)
+    size = image[1:] if any(image[1:]) else sides
+    denoiser = _denoiser(net, own, content, None if latent or not size else whole(size))
     scheduler = [] if settings is None else [folder / SCHEDULER]
     paths = [*scheduler, folder / part / nets.CONFIG, *sorted((folder / part).glob("*.safetensors*"))]
     files = {str(p.relative_to(folder)): disk.sha256(p) for p in paths}
-    latent = next((part for part in LATENT if (folder / part).is_dir()), None)
     return Adopted(denoiser, files, image, None, own.sampling, settings, of_pipeline(folder), latent)
 
 
@@ -120,13 +122,14 @@ def _network(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _denoiser(net: nn.Module, own: Process, content: Mapping[str, Any]) -> NetDenoiser:
-    """The last row of its table of classes is for none; all else that it is told must always be known."""
+def _denoiser(net: nn.Module, own: Process, content: Mapping[str, Any], size: Tensor | None) -> NetDenoiser:
+    """The last row of its table of classes is for none; all else that it is told must always be known, but the size of its
+    images, which is the same of all."""
     if not isinstance(net, DiffusersModel):
         table = content.get("num_class_embeds") or content.get("class_embeds")
         guided = getattr(net, "guidance_embedding", None) is not None
         return NetDenoiser(net, own.schedule, own.reading, classes=table and table - 1, takes_guidance=guided)
-    nothing = {name: None for name in net.inputs if name not in (CLASS, GUIDANCE)}
+    nothing = {name: size if name == SIZE else None for name in net.inputs if name not in (CLASS, GUIDANCE)}
     if CLASS in net.inputs and nothing:
         raise UserError(
             f"a {content['_class_name']} that is told {', '.join(nothing)} is told by {CLASS} how noisy its image is, "

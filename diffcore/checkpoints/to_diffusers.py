@@ -190,6 +190,8 @@ def pipeline_call(
     start = f"from diffusers import {pipeline}\n\npipeline = {pipeline}.from_pretrained({opening})\n"
     if "vae" not in absent:
         return f"{start}images = pipeline({wanted}, {steps}, {guided}).images{note}\n"
+    if pipeline.startswith("StableDiffusionXL"):  # which would tell the size of what is decoded
+        guided += "".join(f", {which}_size=({card.image[1]}, {card.image[2]})" for which in ("original", "target"))
     drawn = f'samples = pipeline({wanted}, {steps}, {guided}, output_type="latent").images{note}\n'
     return f"{start}{drawn}images = (samples / 2 + 0.5).clamp(0, 1)\n"
 

@@ -25,7 +25,8 @@ class Diffusers(Format):
         kind = checkpoint.denoiser.net.config_json()["_class_name"]
         if is_own(kind):
             jumps = " or give --to-data" if checkpoint.denoiser.end == ANY else ""
-            raise UserError(f"diffusers has no class for a {kind}; choose another --format{jumps}")
+            others = "--format safetensors" if checkpoint.denoiser.nothing.names else "another --format"
+            raise UserError(f"diffusers has no class {kind}; choose {others}{jumps}")
         for name in (*checkpoint.card.files, "card.json"):
             (new / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / name, new / name)

@@ -10,6 +10,7 @@ from torch import Tensor
 from diffcore.checkpoints import Checkpoint
 from diffcore.core.errors import UserError
 from diffcore.core.rng import generator
+from diffcore.nets import is_own
 
 Call = Callable[..., Tensor]
 """(x [b, c, h, w], timestep [b], classes [b], guidance weights [b], end timestep [b]), as many as the network takes, and by
@@ -55,8 +56,13 @@ def told(checkpoint: Checkpoint, count: int) -> dict[str, Tensor]:
 def check_untold(checkpoint: Checkpoint, form: str) -> None:
     """A UserError for a network that is told more than class and weight, in a format that names no such input."""
     if names := ", ".join(checkpoint.denoiser.nothing.names):
+        others = (
+            "safetensors"
+            if is_own(checkpoint.denoiser.net.config_json()["_class_name"])
+            else "diffusers or safetensors"
+        )
         raise UserError(
-            f"--format {form} has no place for {names}, which {checkpoint.card.name} is told; choose diffusers or safetensors"
+            f"--format {form} has no place for {names}, which {checkpoint.card.name} is told; choose {others}"
         )
 
 

@@ -1,9 +1,10 @@
 """Any other network of diffusers, behind the forward of our own. diffusers is imported when one is opened."""
 
+import contextlib
 import copy
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -99,9 +100,10 @@ def load(folder: Path) -> DiffusersModel:
     kind = _kind(content["_class_name"])
     architecture = _architecture(kind, content)
     try:
-        net, loading_info = kind.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
+        with _silent():  # what it says of weights that are missing follows in one line
+            net, loading_info = kind.from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, output_loading_info=True
+            )
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{folder}: diffusers cannot open it ({reason[:300]}); fetch or write it again") from None
@@ -121,6 +123,19 @@ def takes(content: dict[str, Any], name: str) -> bool:
     if content["_class_name"] not in architectures.registry():
         return False
     return name in _architecture(_kind(content["_class_name"]), content).inputs
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Diffusers says no more than errors for the length of the block."""
+    from diffusers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _still(net: "DiffusersModel") -> "DiffusersModel":

@@ -22,6 +22,15 @@ EMBEDDINGS = ("text", "pooled", "image")
 """What a network multiplies with its weights, so that it is wanted in the dtype of the sample."""
 
 
+SIZE = "size"
+
+
+def whole(sides: Sequence[int]) -> Tensor:
+    """The `size` [6] of images of this height and width that were neither resized nor cut."""
+    height, width = sides
+    return torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32)
+
+
 MAKERS = {
     "text": "data.captions and text.encoder",
     "text_mask": "data.captions and text.encoder",

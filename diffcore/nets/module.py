@@ -242,7 +242,9 @@ def _kind(path: str) -> type[nn.Module]:
     try:
         kind: Any = getattr(importlib.import_module(module), name, None)
     except Exception as error:  # a user's module may fail in any way
-        raise UserError(f"{module}, of network.module {path}, cannot be imported: {_line(error)}") from None
+        raise UserError(
+            f"{module}, of network.module {path}, cannot be imported: {_line(error)}; mend it, or put it beside params.yaml"
+        ) from None
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         raise UserError(f"{path} is no class of a torch module; name one as package.sub:Class")
     return kind

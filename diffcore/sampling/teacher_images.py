@@ -59,11 +59,10 @@ class TeacherImages:
     @functools.cached_property
     def denoiser(self) -> NetDenoiser:
         """The teacher's own, for which what the encoder makes of the empty caption stands for nothing."""
-        own = self.teacher.denoiser
-        if self.encoder is not None:
-            nothing = self.encoder.nothing()
-            own = own.with_nothing({name: nothing[name] for name in self.inputs})
-        return own.to(self.device)
+        if self.encoder is None:
+            return self.teacher.denoiser.to(self.device)
+        nothing = self.encoder.nothing()
+        return self.teacher.told({name: nothing[name] for name in self.inputs}).to(self.device)
 
     @functools.cached_property
     def sampler(self) -> Sampler:

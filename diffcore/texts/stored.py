@@ -1,6 +1,7 @@
 """From shards to the folder of what networks are told by their captions and by copies of their images, never with more than
 one shard's in memory."""
 
+import bisect
 import contextlib
 import itertools
 from collections import Counter
@@ -39,6 +40,14 @@ class Survey:
     def longest(self) -> int:
         """In tokens."""
         return max([*self.images, *self.prompts])
+
+    @property
+    def usual(self) -> int:
+        """How many tokens at least half of the texts do not exceed."""
+        counted = Counter(self.images) + Counter(self.prompts)
+        lengths = sorted(counted)
+        sums = list(itertools.accumulate(counted[tokens] for tokens in lengths))
+        return lengths[bisect.bisect_left(sums, sums[-1] / 2)]
 
     @property
     def total(self) -> int:
