@@ -1,6 +1,7 @@
 """Networks of diffusers that ours is not, and folders that must not be opened."""
 
 import json
+import logging
 import types
 
 import pytest
@@ -174,15 +175,19 @@ def test_weights_of_another_network_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("which", ["ours", "diffusers"])
-def test_weights_that_are_missing_are_named_and_not_made_up(tmp_path, which):
+def test_weights_that_are_missing_are_named_and_not_made_up(tmp_path, which, monkeypatch):
     net = tiny() if which == "diffusers" else diffusers.UNet2DModel.from_config(OURS)
     net.save_pretrained(tmp_path)
     weights = tmp_path / "diffusion_pytorch_model.safetensors"
     held = load_file(weights)
     name = sorted(held)[0]
     save_file({key: value for key, value in held.items() if key != name}, weights, {"format": "pt"})
+    handler, lines = logging.Handler(), []
+    monkeypatch.setattr(handler, "emit", lines.append)
+    monkeypatch.setattr(logging.getLogger("diffusers"), "handlers", [handler])
     with pytest.raises(UserError, match=f"{name} (is|are) missing" if which == "diffusers" else "weights"):
         open_folder(tmp_path)
+    assert not lines  # where diffusers would say to train them
 
 
 @pytest.mark.parametrize("which", ["ours", "diffusers"])

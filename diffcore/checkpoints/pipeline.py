@@ -14,6 +14,7 @@ from diffcore.core import disk
 from diffcore.core.errors import UserError
 from diffcore.data.embeddings import of_pipeline
 from diffcore.nets import read_config
+from diffcore.nets.diffusers_model import silent
 
 INDEX, SETTINGS = "model_index.json", "scheduler/scheduler_config.json"
 
@@ -38,7 +39,8 @@ class Pipeline:
         """Parts that it has not, which diffusers must be told to open it without."""
         import diffusers
 
-        optional = getattr(getattr(diffusers, self.name, None), "_optional_components", ())
+        with silent():  # what it imports for the class speaks of packages that no network here needs
+            optional = getattr(getattr(diffusers, self.name, None), "_optional_components", ())
         return tuple(name for name, value in self.index.items() if value == [None, None] and name not in optional)
 
     def check(self, card: Card, network: str, encoder: str | None) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import inspect
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -100,7 +101,7 @@ def load(folder: Path) -> DiffusersModel:
     kind = _kind(content["_class_name"])
     architecture = _architecture(kind, content)
     try:
-        with _silent():  # what it says of weights that are missing follows in one line
+        with silent():  # what it says of weights that are missing follows in one line
             net, loading_info = kind.from_pretrained(
                 folder, use_safetensors=True, local_files_only=True, output_loading_info=True
             )
@@ -126,16 +127,14 @@ def takes(content: dict[str, Any], name: str) -> bool:
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Diffusers says no more than errors for the length of the block."""
-    from diffusers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
+def silent() -> Iterator[None]:
+    """Diffusers and what it imports say no more than errors for the length of the block."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        logging.disable(before)
 
 
 def _still(net: "DiffusersModel") -> "DiffusersModel":
