@@ -95,8 +95,8 @@ class Lineage:
             return above
         if not self.root(name).is_told:
             raise UserError(
-                f"distill.{name}.guidance: the teacher knows no classes to guide to; set `conditional` of "
-                f"teachers.{self.root_name(name)} to true"
+                f"distill.{name}.guidance: the teacher knows no class or text to guide to; set `conditional` of "
+                f"teachers.{self.root_name(name)} to true, or tell it a text"
             )
         for role in dict.fromkeys([line.init, line.teacher]):
             guidance = self.guidance(role)

@@ -171,8 +171,8 @@ def guided(evaluate: Evaluate, lines: Lineage) -> Iterator[str]:
                 )
             if guidance is None and sampling.guidance is not None and not root.is_told:
                 yield (
-                    f"{path}.guidance: there are no classes to guide to; set `conditional` of "
-                    f"teachers.{lines.root_name(name)} to true"
+                    f"{path}.guidance: there is no class or text to guide to; set `conditional` of "
+                    f"teachers.{lines.root_name(name)} to true, or tell it a text"
                 )
             if guidance is not None:
                 yield from _weighed(name, path, sampling, guidance, lines)

@@ -223,8 +223,8 @@ def test_texts_want_captions_and_who_is_told_them_an_encoder():
         ),
         ([GUIDED, (FITTED, "{sampler: ddim, trajectory: [uniform, fitted], steps: [8], guidance: 0.0}")], "evaluate.teacher.2.trajectory: fitted times"),
         ([GUIDED, BUILT_IN], "evaluate.any_time_students.1.trajectory: fitted times follow the teacher's path without guidance, and cd"),
-        ([(WEIGHT, "{sampler: ddim, trajectory: uniform, steps: [64], guidance: 2.0}")], "evaluate.teacher.0.guidance: there are no classes"),
-        ([(WEIGHT, "{sampler: ddim, trajectory: uniform, steps: [64], guidance: 0.0}")], "evaluate.teacher.0.guidance: there are no classes"),
+        ([(WEIGHT, "{sampler: ddim, trajectory: uniform, steps: [64], guidance: 2.0}")], "evaluate.teacher.0.guidance: there is no class or text"),
+        ([(WEIGHT, "{sampler: ddim, trajectory: uniform, steps: [64], guidance: 0.0}")], "evaluate.teacher.0.guidance: there is no class or text"),
         (
             [GUIDED, INPUT, (STUDENTS, "students: {cd: [{sampler: multistep_consistency, trajectory: uniform, steps: [2], guidance: [2.0, 9.0]}]}")],
             "evaluate.students.cd.0.guidance: cd: ",
@@ -363,7 +363,8 @@ def test_a_fault_that_students_inherit_is_told_once(tmp_path):
         with_students(tmp_path, False, cfg=guided, pd8={"method": "progressive", "teacher": "cfg", "steps": 8})
     (line,) = str(caught.value).splitlines()
     assert line.endswith(
-        "distill.cfg.guidance: the teacher knows no classes to guide to; set `conditional` of teachers.teacher to true"
+        "distill.cfg.guidance: the teacher knows no class or text to guide to; set `conditional` of teachers.teacher to true, "
+        "or tell it a text"
     )
 
 
