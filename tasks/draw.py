@@ -44,7 +44,7 @@ def draw(params: Params) -> None:
 def _images(params: Params, name: str) -> TeacherImages:
     line, data = params.teachers[name], params.data
     prompts = prompt_file.read(data.captions) if line.inputs else []
-    model = from_diffusers.read(Path(line.folder), data.size and (data.size, data.size))
+    model = from_diffusers.read(Path(line.folder), data.size and (data.size, data.size), line.stated)
     model = model.with_weights(name, line.folder, line.guidance)
     model.check_told(name, line.folder, line.conditional, line.inputs)
     shape, classes = _shape(model, params, line.folder), _classes(model)

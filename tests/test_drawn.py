@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 
 from diffcore import checkpoints
 from diffcore.checkpoints import from_diffusers
+from diffcore.checkpoints.adopted import Stated
 from diffcore.core import disk
 from diffcore.core.errors import UserError
 from diffcore.core.rng import noises
@@ -24,7 +26,9 @@ from diffcore.data.config import Config, TeacherSampling
 from diffcore.data.feed import to_uint8
 from diffcore.data.manifest import Manifest
 from diffcore.data.write import write
+from diffcore.denoisers.reading import Reading
 from diffcore.metrics.frontier import Frontier
+from diffcore.noise.schedule import Linear
 from diffcore.noise.trajectory import uniform
 from diffcore.sampling import teacher_images
 from diffcore.sampling.recipe import Recipe
@@ -454,6 +458,18 @@ def test_latents_are_not_drawn(workspace):
     Path("theirs/vae").mkdir()
     with pytest.raises(UserError, match=r"draws latents, of which vae/ makes images and nothing here does yet"):
         draw(workspace())
+
+
+def test_a_network_that_lies_alone_draws_by_what_its_line_says_of_it(workspace):
+    save(Path("theirs"))
+    shutil.copytree("theirs/unet", "alone")
+    trained = {"schedule": "linear", "reading": "vp", "parameterization": "eps", "num_timesteps": 1000}
+    drawn_here = draw(workspace(teachers={"teacher": {"from": "alone", "trained": trained}}))
+    stated = Stated(schedule=Linear(), reading=Reading("eps", 1000))
+    own = images(teacher=from_diffusers.read(Path("alone"), None, stated)).draw(range(7))
+    assert np.array_equal(drawn_here, to_uint8(own).permute(0, 2, 3, 1).numpy())
+    with pytest.raises(UserError, match="was trained on: give trained"):
+        draw(workspace(teachers={"teacher": {"from": "alone"}}))
 
 
 def test_a_teacher_of_any_size_draws_what_data_size_says(workspace):
