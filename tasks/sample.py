@@ -204,33 +204,45 @@ def sample(
     inputs = Request(classes, prompts or (), condition or ()).inputs(checkpoint, params, images, seed)
     drawn = feed.to_uint8(drawable.draw(params, images, seed, inputs)).permute(0, 2, 3, 1).numpy()
     labels = inputs[CLASS].numpy() if CLASS in inputs and checkpoint.card.classes else None
-    WRITERS[form](drawn, labels, target)
+    texts = [prompts[i % len(prompts)] for i in range(images)] if prompts else None
+    WRITERS[form](Drawn(drawn, labels, texts), target)
     log(f"{each.title}: {images} images from noise seed {seed} are in {target} ({form})")
 
 
-def _grid(images: np.ndarray, labels: np.ndarray | None, target: Path) -> None:
+@dataclass(frozen=True)
+class Drawn:
+    """images: uint8 [n, h, w, c]. labels: the classes that they were to be, int64 [n], None where the network is told none.
+    texts: their prompts, None where none were given."""
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    texts: Sequence[str] | None
+
+
+def _grid(drawn: Drawn, target: Path) -> None:
     with disk.beside(target) as room:
-        grids.grid(images, room / target.name)
+        grids.grid(drawn.images, room / target.name)
         disk.put(room / target.name, target, new=True)
 
 
-def _npz(images: np.ndarray, labels: np.ndarray | None, target: Path) -> None:
-    """arr_0: uint8 [n, h, w, c], arr_1: the classes, int64 [n], where the network is told them."""
+def _npz(drawn: Drawn, target: Path) -> None:
+    """arr_0: the images, arr_1: the classes, `captions`: the prompts, each where there are some."""
     content = io.BytesIO()
-    np.savez(content, images, *([] if labels is None else [labels]))
+    texts = {} if drawn.texts is None else {"captions": np.array(drawn.texts)}
+    np.savez(content, drawn.images, *([] if drawn.labels is None else [drawn.labels]), **texts)
     disk.write(target, content.getvalue(), new=True)
 
 
-def _pngs(images: np.ndarray, labels: np.ndarray | None, target: Path) -> None:
+def _pngs(drawn: Drawn, target: Path) -> None:
     """000000.png and so on, in a folder."""
     from PIL import Image
 
     with disk.folder(target, new=True) as new:
-        for number, image in enumerate(images):
+        for number, image in enumerate(drawn.images):
             Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(new / f"{number:06d}.png")
 
 
-WRITERS: dict[str, Callable[[np.ndarray, np.ndarray | None, Path], None]] = {
+WRITERS: dict[str, Callable[[Drawn, Path], None]] = {
     "grid": _grid,
     "png": _pngs,
     "npz": _npz,

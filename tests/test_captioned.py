@@ -402,7 +402,9 @@ def test_prompts_are_drawn_by_the_encoder_that_the_checkpoint_knows(finished):
     )
     assert point.returncode == 0, point.stdout + point.stderr
     assert done.returncode == 0, done.stdout + done.stderr
-    drawn = np.load(finished / "drawn.npz")["arr_0"]
+    arrays = np.load(finished / "drawn.npz")
+    drawn = arrays["arr_0"]
+    assert list(arrays["captions"]) == ["a thin dark one", "a bold pale two"] * 2
     usual = call(finished, "./stage", "sample", "pd4", "--images", "4", "--out", "usual.npz")
     assert usual.returncode == 0, usual.stdout + usual.stderr
     assert not np.array_equal(drawn, np.load(finished / "usual.npz")["arr_0"])
